@@ -1,0 +1,1 @@
+//! The HTTPS API, from the caller's side.

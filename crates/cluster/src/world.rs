@@ -1,0 +1,112 @@
+//! What the control plane knows, as one value: the planner's input.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use contract::api::{Hardware, InstanceReport, RolloutPhase};
+use contract::instance::{InstanceSpec, PinnedImage};
+use contract::{
+    Digest, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp,
+};
+use manifest::Manifest;
+use serde::{Deserialize, Serialize};
+
+/// Everything the planner looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct World {
+    /// Settings of the whole cluster.
+    pub settings: ClusterSettings,
+    /// Every node that was not removed.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Every env, those on their way out too.
+    pub envs: BTreeMap<EnvKey, Env>,
+    /// Every instance that is not forgotten.
+    pub instances: BTreeMap<InstanceId, Instance>,
+}
+
+/// Settings of the whole cluster, made at its birth.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterSettings {
+    /// Random id; state of another cluster is refused.
+    pub id: String,
+    /// The random ULA /48, as its first address (ADR 0004).
+    pub prefix: Ipv6Addr,
+    /// MTU of the overlay, the taps and the guests, in bytes.
+    pub mtu: u32,
+}
+
+/// One node, as the planner sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// What it has.
+    pub hardware: Hardware,
+    /// Whether it reported lately. Nothing new is placed on a node that did not.
+    pub online: bool,
+}
+
+/// One env.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Env {
+    /// Its 32 bits of its instances' addresses.
+    pub network: EnvNetwork,
+    /// Its releases.
+    pub releases: BTreeMap<ReleaseNumber, Release>,
+    /// The rollout of the newest release, or of the one reverted to.
+    pub rollout: Rollout,
+    /// Instances wanted, where `scale` set another number than the manifest's `scaling.min`.
+    pub scale: BTreeMap<ProcessName, u32>,
+    /// True from `destroy` until nothing of it is left.
+    pub destroying: bool,
+}
+
+/// An immutable (image digest, manifest, secret versions).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The digest the user gave (ADR 0002).
+    pub image_ref_digest: Digest,
+    /// The image to run, for each architecture.
+    pub resolved: BTreeMap<String, PinnedImage>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// How an env gets from one release to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rollout {
+    /// The release that was deployed last: what `phase` and `reason` are about.
+    pub release: ReleaseNumber,
+    /// The release whose instances are wanted: `release`, or `previous` after a revert.
+    pub wanted: ReleaseNumber,
+    /// How far it is.
+    pub phase: RolloutPhase,
+    /// Why it waits, failed or reverted.
+    pub reason: String,
+    /// The last release that was rolled out wholly: what a revert goes back to.
+    pub previous: Option<ReleaseNumber>,
+    /// When it began.
+    pub started_at: Timestamp,
+}
+
+/// One instance: what was decided, and what its node says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Everything its node needs.
+    pub spec: InstanceSpec,
+    /// Where it runs.
+    pub node: NodeId,
+    /// True once it was decided that it goes; it is forgotten when its node says it is gone.
+    pub leaving: bool,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// What its node last said; absent until it said anything.
+    pub report: Option<InstanceReport>,
+}

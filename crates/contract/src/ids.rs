@@ -1,0 +1,298 @@
+//! Names and numbers. Each is a newtype that cannot hold a wrong value: parse at the border.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The longest name of an app, env or process type, in bytes: one DNS label (RFC 1035, 2.3.4).
+pub const MAX_NAME_BYTES: usize = 63;
+
+/// Why a text is not a valid name, digest or id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Names are DNS labels because `<process>.<env>.<app>.internal` must resolve.
+    #[error(
+        "`{text}` is not a valid {what}: use 1 to {MAX_NAME_BYTES} lowercase letters, digits and \
+         hyphens, starting with a letter and not ending with a hyphen"
+    )]
+    NotALabel {
+        /// What the text was meant to name.
+        what: &'static str,
+        /// The text as given.
+        text: String,
+    },
+    /// Only sha256 is accepted, in lowercase hexadecimal (OCI image spec, descriptor).
+    #[error(
+        "`{0}` is not a digest: it must be `sha256:` followed by 64 lowercase hexadecimal digits"
+    )]
+    NotADigest(String),
+    /// Instance ids are eight lowercase hexadecimal digits.
+    #[error("`{0}` is not an instance id: it must be 8 lowercase hexadecimal digits")]
+    NotAnInstanceId(String),
+    /// Node and edge ids are `n<number>` and `e<number>`.
+    #[error("`{0}` is not an id of the form `{1}<number>`")]
+    NotANumberedId(String, char),
+}
+
+fn is_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    !bytes.is_empty()
+        && bytes.len() <= MAX_NAME_BYTES
+        && bytes[0].is_ascii_lowercase()
+        && bytes[bytes.len() - 1] != b'-'
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+macro_rules! text_newtype {
+    ($(#[$doc:meta])* $name:ident, $parse:expr) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The text of it.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let check: fn(&str) -> Result<(), NameError> = $parse;
+                check(text)?;
+                Ok(Self(text.to_owned()))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> String {
+                name.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&self.0)
+            }
+        }
+    };
+}
+
+fn label(what: &'static str, text: &str) -> Result<(), NameError> {
+    if is_label(text) {
+        Ok(())
+    } else {
+        Err(NameError::NotALabel {
+            what,
+            text: text.to_owned(),
+        })
+    }
+}
+
+text_newtype!(
+    /// The name of an app: one DNS label.
+    AppName,
+    |text| label("app name", text)
+);
+text_newtype!(
+    /// The name of an env of an app (`prod`): one DNS label.
+    EnvName,
+    |text| label("env name", text)
+);
+text_newtype!(
+    /// The name of a process type (`web`): one DNS label.
+    ProcessName,
+    |text| label("process name", text)
+);
+text_newtype!(
+    /// A content digest, `sha256:<64 lowercase hexadecimal digits>` (OCI image spec).
+    Digest,
+    |text| {
+        let ok = text.strip_prefix("sha256:").is_some_and(|hex| {
+            hex.len() == 64 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        });
+        if ok { Ok(()) } else { Err(NameError::NotADigest(text.to_owned())) }
+    }
+);
+
+impl Digest {
+    /// The digest of these 32 bytes of SHA-256.
+    pub fn from_sha256(bytes: &[u8; 32]) -> Self {
+        use fmt::Write as _;
+        let mut text = String::with_capacity(71);
+        text.push_str("sha256:");
+        for byte in bytes {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Self(text)
+    }
+
+    /// The 64 hexadecimal digits, without `sha256:`. Safe as a file name.
+    pub fn hex(&self) -> &str {
+        &self.0["sha256:".len()..]
+    }
+
+    /// The first 12 hexadecimal digits, for people to read.
+    pub fn short(&self) -> &str {
+        &self.hex()[..12]
+    }
+}
+
+/// One env of one app: the unit of config, secrets and routing.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct EnvKey {
+    /// The app.
+    pub app: AppName,
+    /// The env within the app.
+    pub env: EnvName,
+}
+
+impl fmt::Display for EnvKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.app, self.env)
+    }
+}
+
+/// One instance, that is one microVM of one process type. It is also the last 32 bits of the
+/// instance's address (ADR 0004), so it is unique in the cluster; shown as 8 hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceId(pub u32);
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{:08x}", self.0))
+    }
+}
+
+impl FromStr for InstanceId {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let shape = text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        match u32::from_str_radix(text, 16) {
+            Ok(number) if shape => Ok(Self(number)),
+            _ => Err(NameError::NotAnInstanceId(text.to_owned())),
+        }
+    }
+}
+
+impl TryFrom<String> for InstanceId {
+    type Error = NameError;
+    fn try_from(text: String) -> Result<Self, NameError> {
+        text.parse()
+    }
+}
+
+impl From<InstanceId> for String {
+    fn from(id: InstanceId) -> String {
+        id.to_string()
+    }
+}
+
+macro_rules! numbered_id {
+    ($(#[$doc:meta])* $name:ident, $letter:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(pub u16);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&format!("{}{}", $letter, self.0))
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                text.strip_prefix($letter)
+                    .filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))
+                    .and_then(|digits| digits.parse().ok())
+                    .map(Self)
+                    .ok_or_else(|| NameError::NotANumberedId(text.to_owned(), $letter))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+    };
+}
+
+numbered_id!(
+    /// One node (`n1`). The number is the node's 16 bits of every address on it (ADR 0004).
+    /// Node 0 does not exist.
+    NodeId,
+    'n'
+);
+numbered_id!(
+    /// One edge proxy (`e1`).
+    EdgeId,
+    'e'
+);
+
+/// A release of an env: 1, 2, 3 in the order of deploys; shown as `v3`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ReleaseNumber(pub u32);
+
+impl fmt::Display for ReleaseNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("v{}", self.0))
+    }
+}
+
+/// An env's 32 bits in the addresses of its instances (ADR 0004). 0 is the platform's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct EnvNetwork(pub u32);
+
+/// Counts versions of a desired state. It only grows; an older one is never acted upon.
+#[derive(
+    Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Generation(pub u64);
+
+impl fmt::Display for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A moment: milliseconds since 1970-01-01T00:00:00Z, by the clock of whoever states it.
+/// For people and for order within one machine; leases use monotonic time instead.
+#[derive(
+    Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// Milliseconds from `earlier` to `self`; 0 when the clock went backwards.
+    pub fn millis_since(self, earlier: Self) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}

@@ -1,0 +1,1 @@
+//! The API server, its reconcilers and the planner's execution.

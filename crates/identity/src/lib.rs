@@ -1,0 +1,1 @@
+//! Keys, the cluster's CA, certificates and tokens.

@@ -1,0 +1,108 @@
+//! What a manifest means, once it was read: names parsed, sizes in bytes, times in milliseconds,
+//! every default filled in. The rest of the platform works with these types only.
+
+use std::collections::BTreeMap;
+
+use contract::instance::{HealthCheck, Port, RestartPolicy, StopPolicy, Volume};
+use contract::{AppName, ProcessName};
+use serde::{Deserialize, Serialize};
+
+/// A whole manifest (ADR 0002).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The app.
+    pub app: AppName,
+    /// The image, pinned by digest, where the manifest names it instead of `deploy --image`.
+    pub image: Option<String>,
+    /// Plain variables for every process.
+    pub env: BTreeMap<String, String>,
+    /// Process types; at least one.
+    pub processes: BTreeMap<ProcessName, Process>,
+    /// Host name (lowercase) to where it leads.
+    pub routes: BTreeMap<String, RouteTarget>,
+}
+
+/// One process type: what command runs, and how it scales (ADR 0001).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Replaces the image's Cmd; absent: the image's own.
+    pub command: Option<Vec<String>>,
+    /// User to run as; absent: the image's, else root.
+    pub user: Option<String>,
+    /// Variables of this process; they win over [`Manifest::env`].
+    pub env: BTreeMap<String, String>,
+    /// Secret bundles.
+    pub secrets: Vec<String>,
+    /// How to stop it.
+    pub stop: StopPolicy,
+    /// When to start it again.
+    pub restart: RestartPolicy,
+    /// Ports, in order; the first becomes `PORT`.
+    pub ports: Vec<Port>,
+    /// When it is ready and whether it is well.
+    pub healthcheck: Option<HealthCheck>,
+    /// What it needs.
+    pub resources: Resources,
+    /// How many run.
+    pub scaling: Scaling,
+    /// Volumes, at `/mnt/volumes/<name>`.
+    pub volumes: Vec<Volume>,
+    /// How a new release replaces the old.
+    pub deploy: Deploy,
+}
+
+/// What an instance needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// A request, in thousandths of a core.
+    pub cpu_millis: u32,
+    /// A hard cap, in bytes.
+    pub memory_bytes: u64,
+    /// Size of the writable scratch disk, in bytes.
+    pub scratch_bytes: u64,
+}
+
+/// How many instances run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scaling {
+    /// At first, and never fewer but by `scale`.
+    pub min: u32,
+    /// Never more.
+    pub max: u32,
+}
+
+/// How a new release replaces the old.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// In which way.
+    pub strategy: Strategy,
+    /// How many fewer than wanted may be ready meanwhile.
+    pub max_unavailable: u32,
+    /// How many more than wanted may exist meanwhile.
+    pub max_surge: u32,
+    /// Whether a release that cannot become healthy gives way to the one before.
+    pub auto_revert: bool,
+}
+
+/// In which way a new release replaces the old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Strategy {
+    /// Some at a time, by `max_surge` and `max_unavailable`.
+    Rolling,
+}
+
+/// Where a host name leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTarget {
+    /// The process type.
+    pub process: ProcessName,
+    /// One of its ports.
+    pub port: u16,
+}

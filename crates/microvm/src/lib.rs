@@ -1,0 +1,1 @@
+//! VMM drivers, taps, scratch disks, vsock and the console.

@@ -1,0 +1,1 @@
+//! Reconciles one node: desired state to running microVMs.

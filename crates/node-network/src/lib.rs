@@ -1,0 +1,1 @@
+//! The workload network of one node: namespace, veth, taps, rules.

@@ -1,0 +1,1 @@
+//! The platform binary: the CLI and the roles.

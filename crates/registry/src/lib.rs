@@ -1,0 +1,1 @@
+//! OCI registries: resolve per architecture, digest-verified fetch, the blob cache.
