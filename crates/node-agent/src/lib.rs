@@ -1,5 +1,9 @@
 //! The node agent: reconciles one machine with what the control plane wants of it.
 
+mod guest_link;
+mod logs;
+mod probes;
+
 use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;

@@ -1,0 +1,297 @@
+//! An instance's log on the node: a bounded, rotated pair of files of [`LogRecord`] frames.
+//!
+//! The guest sends records with sequence numbers that start again at 1 with each boot, and sends
+//! again what was not acknowledged. A record with sequence number 0, written here when a boot
+//! begins, separates the boots; so after an agent's restart the last number of this boot can be read
+//! off the file, and a record that is already there is not written twice. A torn frame at the end
+//! (the machine lost power) is cut off when the file is opened.
+//!
+//! Deliberately absent: fsync. An acknowledged line survives the agent, not the machine.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use contract::Timestamp;
+use contract::guest::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
+use tokio::sync::broadcast;
+
+/// The current file is moved aside when it is this large, in bytes; two are kept.
+const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
+/// Records a follower may lag behind before it loses some.
+const FOLLOW_BACKLOG_RECORDS: usize = 4096;
+
+const CURRENT: &str = "current.log";
+const PREVIOUS: &str = "previous.log";
+
+/// One instance's log. Shared between the link that writes it and the streams that read it.
+#[derive(Debug)]
+pub struct InstanceLog {
+    dir: PathBuf,
+    inner: Mutex<Inner>,
+    live: broadcast::Sender<Arc<LogRecord>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    bytes: u64,
+    last_seq: u64,
+}
+
+impl InstanceLog {
+    /// Opens the log in `dir`, making it when there is none.
+    ///
+    /// # Errors
+    /// The folder or the file cannot be made or read.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let path = dir.join(CURRENT);
+        let mut whole_bytes = 0;
+        let mut last_seq = 0;
+        if path.exists() {
+            whole_bytes = for_each_record(&path, |record| last_seq = record.seq)?;
+        }
+        let file = OpenOptions::new().create(true).append(true).open(&path)?;
+        file.set_len(whole_bytes)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            inner: Mutex::new(Inner { file, bytes: whole_bytes, last_seq }),
+            live: broadcast::Sender::new(FOLLOW_BACKLOG_RECORDS),
+        })
+    }
+
+    /// Marks the beginning of a boot, with a line for the reader.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn begin_boot(&self, at: Timestamp, line: &str) -> io::Result<()> {
+        self.write_platform_line(at, line, true)
+    }
+
+    /// Adds a line of the platform's own, between the guest's.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn note(&self, at: Timestamp, line: &str) -> io::Result<()> {
+        self.write_platform_line(at, line, false)
+    }
+
+    fn write_platform_line(&self, at: Timestamp, line: &str, new_boot: bool) -> io::Result<()> {
+        let mut inner = self.lock();
+        let seq = if new_boot { 0 } else { inner.last_seq };
+        let record = LogRecord {
+            seq,
+            at_nanos: at.0.saturating_mul(1_000_000),
+            stream: Stream::Platform,
+            partial: false,
+            dropped: 0,
+            line: line.as_bytes().to_vec(),
+        };
+        self.write(&mut inner, &[record])?;
+        inner.last_seq = seq;
+        Ok(())
+    }
+
+    /// Writes records that are not there yet; returns the sequence number to acknowledge.
+    ///
+    /// # Errors
+    /// The file cannot be written; nothing is to be acknowledged then.
+    pub fn append(&self, records: Vec<LogRecord>) -> io::Result<u64> {
+        let mut inner = self.lock();
+        let mut last = inner.last_seq;
+        let fresh: Vec<_> = records
+            .into_iter()
+            .filter(|record| {
+                let new = record.seq > last;
+                last = last.max(record.seq);
+                new
+            })
+            .collect();
+        self.write(&mut inner, &fresh)?;
+        inner.last_seq = last;
+        Ok(last)
+    }
+
+    fn write(&self, inner: &mut Inner, records: &[LogRecord]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for record in records {
+            bytes.extend_from_slice(&GuestFrame::Log(record.clone()).encode());
+        }
+        if inner.bytes > 0 && inner.bytes + bytes.len() as u64 > ROTATE_BYTES {
+            std::fs::rename(self.dir.join(CURRENT), self.dir.join(PREVIOUS))?;
+            inner.file =
+                OpenOptions::new().create(true).append(true).open(self.dir.join(CURRENT))?;
+            inner.bytes = 0;
+        }
+        if let Err(error) = inner.file.write_all(&bytes) {
+            // No half frame stays behind (the disk may be full).
+            let _ = inner.file.set_len(inner.bytes);
+            return Err(error);
+        }
+        inner.bytes += bytes.len() as u64;
+        for record in records {
+            // No follower is no error.
+            let _ = self.live.send(Arc::new(record.clone()));
+        }
+        Ok(())
+    }
+
+    /// The last `lines` records at or after `since`, and a channel with what comes afterwards:
+    /// nothing between the two is lost or doubled.
+    ///
+    /// # Errors
+    /// The files cannot be read.
+    pub fn follow(
+        &self,
+        lines: usize,
+        since: Option<Timestamp>,
+    ) -> io::Result<(Vec<LogRecord>, broadcast::Receiver<Arc<LogRecord>>)> {
+        let inner = self.lock();
+        let receiver = self.live.subscribe();
+        let past = tail(&self.dir, lines, since)?;
+        drop(inner);
+        Ok((past, receiver))
+    }
+
+    /// The texts of the app's last `lines` records of its last boot.
+    pub fn last_words(&self, lines: usize) -> Vec<String> {
+        let _inner = self.lock();
+        let records = tail(&self.dir, lines, None).unwrap_or_default();
+        let boot = records.iter().rposition(|record| record.seq == 0).map_or(0, |at| at + 1);
+        records[boot..]
+            .iter()
+            .map(|record| String::from_utf8_lossy(&record.line).into_owned())
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Every write leaves the state whole, so a panic elsewhere does not spoil it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn tail(dir: &Path, lines: usize, since: Option<Timestamp>) -> io::Result<Vec<LogRecord>> {
+    let mut last = VecDeque::new();
+    for name in [PREVIOUS, CURRENT] {
+        let path = dir.join(name);
+        if !path.exists() {
+            continue;
+        }
+        for_each_record(&path, |record| {
+            if since.is_some_and(|since| record.at_nanos / 1_000_000 < since.0) {
+                return;
+            }
+            if last.len() == lines {
+                last.pop_front();
+            }
+            if lines > 0 {
+                last.push_back(record);
+            }
+        })?;
+    }
+    Ok(last.into())
+}
+
+/// Calls `each` with every whole record; returns how many bytes they take.
+fn for_each_record(path: &Path, mut each: impl FnMut(LogRecord)) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    let mut frames = FrameBuffer::default();
+    let mut chunk = vec![0; 64 * 1024];
+    let mut whole = 0;
+    loop {
+        let count = file.read(&mut chunk)?;
+        if count == 0 {
+            return Ok(whole);
+        }
+        frames.push(&chunk[..count]);
+        loop {
+            match frames.next::<GuestFrame>() {
+                Ok(Some(frame)) => {
+                    whole += frame.encode().len() as u64;
+                    if let GuestFrame::Log(record) = frame {
+                        each(record);
+                    }
+                }
+                Ok(None) => break,
+                // What follows a damaged frame cannot be read: keep what came before it.
+                Err(_) => return Ok(whole),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    fn record(seq: u64, text: &str) -> LogRecord {
+        LogRecord {
+            seq,
+            at_nanos: seq * 1_000_000,
+            stream: Stream::Stdout,
+            partial: false,
+            dropped: 0,
+            line: text.as_bytes().to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_record_sent_again_is_written_once_even_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        log.begin_boot(Timestamp(0), "starting").unwrap();
+        assert_eq!(log.append(vec![record(1, "a"), record(2, "b")]).unwrap(), 2);
+        drop(log);
+        let log = InstanceLog::open(dir.path()).unwrap();
+        assert_eq!(log.append(vec![record(2, "b"), record(3, "c")]).unwrap(), 3);
+        assert_eq!(log.last_words(10), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_new_boot_counts_from_one_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        log.append(vec![record(1, "old"), record(2, "old")]).unwrap();
+        log.begin_boot(Timestamp(0), "starting").unwrap();
+        assert_eq!(log.append(vec![record(1, "new")]).unwrap(), 1);
+        assert_eq!(log.last_words(10), ["new"]);
+    }
+
+    #[test]
+    fn a_torn_frame_at_the_end_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        log.append(vec![record(1, "whole")]).unwrap();
+        drop(log);
+        let torn = &GuestFrame::Log(record(2, "torn")).encode()[..9];
+        let mut file = OpenOptions::new().append(true).open(dir.path().join(CURRENT)).unwrap();
+        file.write_all(torn).unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        assert_eq!(log.append(vec![record(2, "again")]).unwrap(), 2);
+        assert_eq!(log.last_words(10), ["whole", "again"]);
+    }
+
+    #[test]
+    fn two_files_bound_the_space_and_the_tail_spans_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        let big = "x".repeat(16 * 1024);
+        for seq in 1..=1500 {
+            log.append(vec![record(seq, &big)]).unwrap();
+        }
+        let size: u64 = [CURRENT, PREVIOUS]
+            .iter()
+            .map(|name| std::fs::metadata(dir.path().join(name)).unwrap().len())
+            .sum();
+        assert!(size <= 2 * ROTATE_BYTES, "{size}");
+        let (past, _) = log.follow(600, None).unwrap();
+        assert_eq!(past.len(), 600);
+        assert_eq!(past.last().unwrap().seq, 1500);
+        assert_eq!(past[0].seq, 901);
+    }
+}

@@ -1,0 +1,120 @@
+//! Health probes, made by the node over the network: no probe needs a tool inside the image.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use contract::instance::Probe;
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Makes one probe.
+///
+/// # Errors
+/// For people: what the instance did not do.
+pub(crate) async fn probe(
+    probe: &Probe,
+    address: Ipv6Addr,
+    within: Duration,
+) -> Result<(), String> {
+    let attempt = async {
+        match probe {
+            Probe::Tcp { port } => connect(address, *port).await.map(drop),
+            Probe::Http { port, path } => get(address, *port, path).await,
+            Probe::Command { .. } => {
+                Err("command probes need exec, which this node does not have yet".to_owned())
+            }
+        }
+    };
+    tokio::time::timeout(within, attempt)
+        .await
+        .unwrap_or_else(|_| Err(format!("no answer within {} ms", within.as_millis())))
+}
+
+async fn connect(address: Ipv6Addr, port: u16) -> Result<TcpStream, String> {
+    TcpStream::connect(SocketAddr::from((address, port)))
+        .await
+        .map_err(|error| format!("cannot connect to port {port}: {error}"))
+}
+
+async fn get(address: Ipv6Addr, port: u16, path: &str) -> Result<(), String> {
+    let stream = connect(address, port).await?;
+    let failed = |error: &dyn std::error::Error| format!("GET {path} on port {port}: {error}");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| failed(&error))?;
+    let request = http::Request::get(path)
+        .header(http::header::HOST, format!("[{address}]:{port}"))
+        .header(http::header::USER_AGENT, "platform-healthcheck")
+        .body(Empty::<bytes::Bytes>::new())
+        .map_err(|error| failed(&error))?;
+    // The connection is driven only as long as the answer's head takes; then it is dropped.
+    let _driven = AbortOnDropHandle::new(tokio::spawn(connection));
+    let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+    let status = response.status();
+    if (200..400).contains(&status.as_u16()) {
+        Ok(())
+    } else {
+        Err(format!("GET {path} on port {port} answered {status}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Answers every connection with these bytes; empty: never answers.
+    async fn server(answer: &'static str) -> u16 {
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(answer.as_bytes()).await;
+                if answer.is_empty() {
+                    held.push(stream);
+                }
+            }
+        });
+        port
+    }
+
+    async fn check(answer: &'static str) -> Result<(), String> {
+        let port = server(answer).await;
+        let http = Probe::Http { port, path: "/healthz".to_owned() };
+        let result = probe(&http, Ipv6Addr::LOCALHOST, Duration::from_millis(300)).await;
+        result.map_err(|reason| reason.replace(&port.to_string(), "PORT"))
+    }
+
+    #[tokio::test]
+    async fn http_is_judged_by_its_status() {
+        assert_eq!(check("HTTP/1.1 204 No Content\r\n\r\n").await, Ok(()));
+        assert_eq!(check("HTTP/1.1 302 Found\r\n\r\n").await, Ok(()));
+        assert_eq!(
+            check("HTTP/1.1 503 Service Unavailable\r\n\r\n").await.unwrap_err(),
+            "GET /healthz on port PORT answered 503 Service Unavailable"
+        );
+        assert_eq!(check("").await.unwrap_err(), "no answer within 300 ms");
+        assert!(check("SSH-2.0-x\r\n").await.unwrap_err().starts_with("GET /healthz on port PORT"));
+    }
+
+    #[tokio::test]
+    async fn tcp_needs_a_listener() {
+        let port = server("").await;
+        let within = Duration::from_secs(1);
+        assert_eq!(probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within).await, Ok(()));
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        drop(listener);
+        let refused = probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within).await.unwrap_err();
+        assert!(refused.starts_with("cannot connect to port"), "{refused}");
+    }
+}
