@@ -1,1 +1,57 @@
-//! Keys, the cluster's CA, certificates and tokens.
+//! Keys, the cluster's CA, certificates and tokens (ADR 0004).
+//!
+//! - [`ClusterCa`]: the cluster's own root. It signs members' client certificates and the
+//!   servers' certificates, and nothing else in the world.
+//! - [`MemberKey`]: the key a node or edge makes for itself; only its request leaves the machine.
+//! - [`WireguardKey`]: a node's overlay key.
+//! - [`EnrollmentToken`], [`UserToken`]: bearer secrets; servers keep their hash only.
+//! - [`pinned_root`]: how a machine that holds nothing but a token knows the right server.
+//!
+//! Pure: no files, no sockets, and time is an argument. The one exception is randomness, which
+//! comes from the system's generator: a key that a caller could choose would not be a key.
+//!
+//! Deliberately absent: rotation and revocation. Members' certificates live [`MEMBER_DAYS`] and
+//! are not renewed yet; renewal, revocation and a second CA beside the first are ADR 0004's next
+//! issue. There is one key type, ECDSA P-256, and others are refused.
+
+mod ca;
+mod member;
+mod pinned;
+mod token;
+mod wireguard;
+
+pub use ca::{
+    CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
+    certificate_fingerprint,
+};
+pub use member::{MAX_CSR_BYTES, MemberCertificateError, MemberKey, member_of_certificate};
+pub use pinned::{PinnedRoot, pinned_root};
+pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
+pub use wireguard::WireguardKey;
+
+/// The system's random generator failed, or a key could not be made of its bytes. There is
+/// nothing to do but to stop.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("could not make {what}: {cause}")]
+pub struct KeyError {
+    /// What was to be made.
+    pub(crate) what: &'static str,
+    /// What the library said.
+    pub(crate) cause: String,
+}
+
+impl KeyError {
+    fn new(what: &'static str, cause: impl std::fmt::Display) -> Self {
+        Self {
+            what,
+            cause: cause.to_string(),
+        }
+    }
+}
+
+/// `N` bytes of the system's randomness.
+fn random<const N: usize>(what: &'static str) -> Result<[u8; N], KeyError> {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|cause| KeyError::new(what, cause))?;
+    Ok(bytes)
+}
