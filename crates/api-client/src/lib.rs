@@ -1,1 +1,23 @@
-//! The HTTPS API, from the caller's side.
+//! The HTTPS API, from the caller's side: a typed method for every path of
+//! [`contract::api::paths`], and errors that tell the three kinds of failure apart (the server
+//! cannot be reached, it is not the right one, it says no).
+//!
+//! Callers come in three kinds, as the API knows them: users with a token ([`ApiClient::user`]),
+//! nodes and edges with their certificate ([`ApiClient::member`]), and a machine that joins
+//! ([`ApiClient::enroll`]). The only root that is trusted is the cluster's own CA, and proxies of
+//! the environment are not asked: a control plane is dialled directly.
+//!
+//! Deliberately absent: retries. Whoever calls knows whether and how long to go on;
+//! [`ClientError::is_transient`] says whether it makes sense.
+
+mod client;
+mod config;
+mod error;
+mod logs;
+
+pub use client::{
+    ANSWER_GRACE, ApiClient, CONNECT_TIMEOUT, DEPLOY_TIMEOUT, MAX_ANSWER_BYTES, REQUEST_TIMEOUT,
+};
+pub use config::{ClientConfig, ConfigError};
+pub use error::ClientError;
+pub use logs::LogStream;

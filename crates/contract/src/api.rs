@@ -245,6 +245,33 @@ pub struct LogsWanted {
     pub follow: bool,
 }
 
+/// The query of [`paths::LOGS`]: which of the env's lines are wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsQuery {
+    /// Only of this process type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessName>,
+    /// Only of this instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// At most this many lines of the past, for each instance. Absent: [`DEFAULT_TAIL`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u32>,
+    /// Only lines at or after this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Whether to go on with new lines until the reader leaves.
+    #[serde(default)]
+    pub follow: bool,
+}
+
+/// Lines of the past for each instance, where [`LogsQuery::tail`] does not say.
+pub const DEFAULT_TAIL: u32 = 100;
+/// Longest line of a stream of [`LogLine`]s, in bytes with its line feed: a log piece in which
+/// every byte is escaped, and the rest of the line.
+pub const MAX_STREAM_LINE_BYTES: usize = 6 * crate::guest::MAX_LOG_PIECE_BYTES + 1024;
+
 /// One line of an instance's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

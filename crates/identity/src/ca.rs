@@ -237,8 +237,7 @@ fn params(common_name: &str, days: u64, now: Timestamp) -> Result<CertificatePar
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now_seconds = now.0 / 1000;
     let mut params = CertificateParams::default();
-    params.not_before =
-        epoch + Duration::from_secs(now_seconds.saturating_sub(CLOCK_SKEW_SECONDS));
+    params.not_before = epoch + Duration::from_secs(now_seconds.saturating_sub(CLOCK_SKEW_SECONDS));
     params.not_after = epoch + Duration::from_secs(now_seconds + days * DAY_SECONDS);
     let mut serial = random::<SERIAL_BYTES>("a serial number")?;
     serial[0] &= 0x7f; // A serial number is positive (RFC 5280, 4.1.2.2).

@@ -1,0 +1,186 @@
+//! Why a call of the API failed.
+
+use std::error::Error;
+use std::time::Duration;
+
+use contract::api::ApiError;
+
+/// Why a call of the API failed. Each variant names the server or the operation; [`Self::hint`]
+/// says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The URL, a certificate or a key that the client was made of is wrong.
+    #[error("could not make a client for {server}: {cause}")]
+    Setup {
+        /// The server's URL as given.
+        server: String,
+        /// What is wrong.
+        cause: String,
+    },
+    /// Nothing answers there.
+    #[error("could not connect to {server}: {cause}")]
+    Connect {
+        /// The server's URL.
+        server: String,
+        /// The innermost cause: `Connection refused (os error 111)`.
+        cause: String,
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// Something answers, and it is not the server of this cluster, or does not accept our
+    /// certificate.
+    #[error("could not trust {server}: {cause}")]
+    Tls {
+        /// The server's URL.
+        server: String,
+        /// What is wrong with the handshake.
+        cause: String,
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// It took too long.
+    #[error("{operation} was not answered by {server} within {} s", limit.as_secs())]
+    TimedOut {
+        /// What was asked for.
+        operation: &'static str,
+        /// The server's URL.
+        server: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The connection broke before the answer was whole.
+    #[error("{operation} was interrupted: the connection to {server} broke: {cause}")]
+    Interrupted {
+        /// What was asked for.
+        operation: &'static str,
+        /// The server's URL.
+        server: String,
+        /// The innermost cause.
+        cause: String,
+        /// What the library said.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// The server understood and says no.
+    #[error("{}", error.message)]
+    Api {
+        /// What was asked for.
+        operation: &'static str,
+        /// The HTTP status.
+        status: u16,
+        /// Its code, message and hint.
+        error: ApiError,
+    },
+    /// The answer is none of this API's.
+    #[error("{operation}: the answer of {server} cannot be understood: {cause}")]
+    Answer {
+        /// What was asked for.
+        operation: &'static str,
+        /// The server's URL.
+        server: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+}
+
+impl ClientError {
+    /// What to do about it, where we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Connect { server, .. } => {
+                Some(format!("is `platform server` running at {server}?"))
+            }
+            Self::Tls { .. } => Some(
+                "is this the server that the token or the client configuration came from? the \
+                 clocks of both machines must be right, too"
+                    .to_owned(),
+            ),
+            Self::TimedOut { .. } | Self::Interrupted { .. } => {
+                Some("try again; the server's log says what it is doing".to_owned())
+            }
+            Self::Api { error, .. } => error.hint.clone(),
+            Self::Answer { .. } => {
+                Some("are the command and the server of the same version?".to_owned())
+            }
+            Self::Setup { .. } => None,
+        }
+    }
+
+    /// The stable code of the server's refusal, if it is one.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Api { error, .. } => Some(&error.code),
+            _ => None,
+        }
+    }
+
+    /// Whether the same call may succeed later without anyone doing anything: the server is away
+    /// or in trouble, but did not say no.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => true,
+            Self::Api { status, .. } => *status >= 500 || *status == 429,
+            Self::Setup { .. } | Self::Tls { .. } | Self::Answer { .. } => false,
+        }
+    }
+
+    pub(crate) fn of_request(
+        operation: &'static str,
+        server: &str,
+        limit: Duration,
+        source: reqwest::Error,
+    ) -> Self {
+        let server = server.to_owned();
+        let source = source.without_url();
+        let cause = innermost(&source);
+        if is_tls(&source) {
+            Self::Tls {
+                server,
+                cause,
+                source,
+            }
+        } else if source.is_connect() {
+            Self::Connect {
+                server,
+                cause,
+                source,
+            }
+        } else if source.is_timeout() {
+            Self::TimedOut {
+                operation,
+                server,
+                limit,
+            }
+        } else {
+            Self::Interrupted {
+                operation,
+                server,
+                cause,
+                source,
+            }
+        }
+    }
+}
+
+fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
+        let error: &'a (dyn Error + 'static) = *error;
+        // An io::Error around another error is its own source only through `get_ref`.
+        match error.downcast_ref::<std::io::Error>() {
+            Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+            None => error.source(),
+        }
+    })
+}
+
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    chain(error)
+        .last()
+        .map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    chain(error).any(|e| e.downcast_ref::<rustls::Error>().is_some())
+}
