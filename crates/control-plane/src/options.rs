@@ -1,0 +1,53 @@
+//! How a server is started, and why it could not be.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use tokio::sync::oneshot;
+
+/// How a server is started.
+#[derive(Debug)]
+pub struct ServerOptions {
+    /// Where to listen. Port 0: any free one.
+    pub listen: SocketAddr,
+    /// The store: `sqlite:PATH`. Absent: `<data_dir>/platform.db`.
+    pub store: Option<String>,
+    /// Where the store and the first admin's `client.json` are kept.
+    pub data_dir: PathBuf,
+    /// More names and addresses that the server is reached by; its certificate names them beside
+    /// the listen address, the loopback and the host name.
+    pub names: Vec<String>,
+    /// The URL that is written to `client.json`. Absent: made of the listen address.
+    pub advertise: Option<String>,
+    /// Registries, `host[:port]`, that may be spoken to without TLS. The loopback always may.
+    pub insecure_registries: Vec<String>,
+    /// Told when the server answers.
+    pub ready: Option<oneshot::Sender<Ready>>,
+}
+
+/// A server that answers.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its URL, as in `client.json`.
+    pub url: String,
+    /// The first admin's configuration.
+    pub client_config: PathBuf,
+    /// Whether the cluster was made just now.
+    pub first_start: bool,
+}
+
+/// The address under which a listener of `address` is reached from its own machine.
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Why a server could not start, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {}
