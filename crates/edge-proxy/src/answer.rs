@@ -38,15 +38,27 @@ pub(crate) fn unknown_host(host: &str) -> Response<AnswerBody> {
     )
 }
 
+pub(crate) fn no_routes_yet() -> Response<AnswerBody> {
+    ask_again(plain(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "this edge knows no route yet",
+        "Nothing with a route was deployed, or `platform server` has not answered this edge yet; \
+         its log says which.",
+    ))
+}
+
 pub(crate) fn none_ready(host: &str, route: &Route) -> Response<AnswerBody> {
-    let mut response = plain(
+    ask_again(plain(
         StatusCode::SERVICE_UNAVAILABLE,
         &format!(
             "no instance of `{}` in {} is ready to answer for `{host}`",
             route.process, route.env
         ),
         "`platform ps` shows its instances and what they wait for.",
-    );
+    ))
+}
+
+fn ask_again(mut response: Response<AnswerBody>) -> Response<AnswerBody> {
     response
         .headers_mut()
         .insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use contract::Generation;
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response, StatusCode, Uri, Version};
@@ -87,6 +88,7 @@ pub(crate) async fn answer(
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let response = match edge.routes.find(&host.name) {
+        None if edge.routes.generation() == Generation(0) => answer::no_routes_yet(),
         None => answer::unknown_host(&host.name),
         Some(to) if to.route.backends.is_empty() => answer::none_ready(&host.name, &to.route),
         Some(to) => forward(&edge, ends, &host, &to, request).await,
@@ -112,12 +114,7 @@ async fn forward(
     head.uri = origin_form(&head.uri);
     head.version = Version::HTTP_11;
     head.extensions.clear();
-    headers::for_backend(
-        &mut head.headers,
-        host,
-        ends.client.ip(),
-        upgrade.as_ref(),
-    );
+    headers::for_backend(&mut head.headers, host, ends.client.ip(), upgrade.as_ref());
     let proxy_header = to
         .route
         .proxy_protocol
@@ -152,9 +149,8 @@ async fn forward(
                     return switch(edge, client_upgrade, response, address);
                 }
                 *response.version_mut() = Version::HTTP_11;
-                return response.map(|body| {
-                    Either::Left(BackendBody::new(body, may_keep.then_some(lease)))
-                });
+                return response
+                    .map(|body| Either::Left(BackendBody::new(body, may_keep.then_some(lease))));
             }
             Err(error) => {
                 let harmless = match &error {

@@ -183,16 +183,36 @@ mod tests {
 
     #[test]
     fn hosts() {
-        check_host("/", &["Shop.Example.COM"], expect!["shop.example.com as Shop.Example.COM"]);
+        check_host(
+            "/",
+            &["Shop.Example.COM"],
+            expect!["shop.example.com as Shop.Example.COM"],
+        );
         check_host("/", &["a.test:8080"], expect!["a.test as a.test:8080"]);
         check_host("/", &["a.test."], expect!["a.test as a.test."]);
         check_host("/", &["[::1]:8080"], expect!["[::1] as [::1]:8080"]);
         check_host("http://b.test/x", &["a.test"], expect!["b.test as b.test"]);
-        check_host("/", &[], expect!["the request names no host: a Host header is needed"]);
-        check_host("/", &["a", "b"], expect!["the request has more than one Host header"]);
+        check_host(
+            "/",
+            &[],
+            expect!["the request names no host: a Host header is needed"],
+        );
+        check_host(
+            "/",
+            &["a", "b"],
+            expect!["the request has more than one Host header"],
+        );
         check_host("/", &["a b"], expect!["the Host header is not a host name"]);
-        check_host("/", &["x@a.test"], expect!["the Host header is not a host name"]);
-        check_host("/", &["a<b>"], expect!["the Host header is not a host name"]);
+        check_host(
+            "/",
+            &["x@a.test"],
+            expect!["the Host header is not a host name"],
+        );
+        check_host(
+            "/",
+            &["a<b>"],
+            expect!["the Host header is not a host name"],
+        );
     }
 
     fn check_forwarded(headers: &[(&str, &str)], expected: Expect) {
@@ -200,7 +220,12 @@ mod tests {
         let host = asked_host(&request).unwrap();
         let upgrade = wanted_upgrade(&request);
         let mut headers = request.headers().clone();
-        for_backend(&mut headers, &host, "::ffff:10.0.0.9".parse().unwrap(), upgrade.as_ref());
+        for_backend(
+            &mut headers,
+            &host,
+            "::ffff:10.0.0.9".parse().unwrap(),
+            upgrade.as_ref(),
+        );
         let mut lines: Vec<_> = headers
             .iter()
             .map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()))

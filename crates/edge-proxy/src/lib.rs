@@ -10,10 +10,12 @@
 mod answer;
 mod backend;
 mod body;
+mod follow;
 mod forward;
 mod headers;
 mod limits;
 mod listener;
+mod membership;
 mod proxy_header;
 mod routes;
 mod socket;
@@ -24,6 +26,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use api_client::ClientError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -60,12 +63,48 @@ pub enum EdgeError {
     /// Its files cannot be used.
     #[error(transparent)]
     State(#[from] StateFileError),
+    /// It never enrolled, and was not told how.
+    #[error("this edge is not a member of a cluster yet: `{}` holds no membership", data_dir.display())]
+    NotEnrolled {
+        /// Where it looked.
+        data_dir: PathBuf,
+    },
+    /// The token is not one.
+    #[error("the enrollment token cannot be used")]
+    Token(#[from] identity::TokenError),
+    /// No key could be made.
+    #[error("cannot make this edge's key")]
+    Key(#[from] identity::KeyError),
+    /// The server did not let it in.
+    #[error("cannot enroll")]
+    Enroll(#[source] ClientError),
+    /// What it knows of the server makes no client.
+    #[error("cannot use the stored membership")]
+    Client(#[source] ClientError),
+}
+
+impl EdgeError {
+    /// What to do about it, where we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                Some("choose another address with --listen".to_owned())
+            }
+            Self::NotEnrolled { .. } => Some(
+                "give --server and a --token made by `platform tokens create --role edge`"
+                    .to_owned(),
+            ),
+            Self::Token(_) => Some("make one with `platform tokens create --role edge`".to_owned()),
+            Self::Enroll(error) | Self::Client(error) => error.hint(),
+            Self::Listen { .. } | Self::State(_) | Self::Key(_) => None,
+        }
+    }
 }
 
 /// Runs the edge until `shutdown`, then finishes the requests in flight, within bounds.
 ///
 /// # Errors
-/// What kept it from starting. Once it serves, it goes on whatever happens to the server.
+/// What kept it from starting. Once it is a member, it serves whatever happens to the server.
 pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<(), EdgeError> {
     let listener = TcpListener::bind(options.listen)
         .await
@@ -74,6 +113,25 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
             source,
         })?;
     let edge = Arc::new(forward::Edge::default());
-    listener::serve(edge, listener, shutdown).await;
-    Ok(())
+    follow::load(&edge, &options.data_dir)?;
+    tracing::info!(listen = %options.listen, "serving");
+
+    let following = {
+        let edge = Arc::clone(&edge);
+        async move {
+            let client = membership::client(&options).await?;
+            follow::follow(edge, client, options.data_dir).await;
+            Ok(())
+        }
+    };
+    // Ends when asked to, or when it cannot become a member.
+    let serving = shutdown.child_token();
+    let mut served = std::pin::pin!(listener::serve(edge, listener, serving.clone()));
+    let result = tokio::select! {
+        () = &mut served => return Ok(()),
+        result = following => result,
+    };
+    serving.cancel();
+    served.await;
+    result
 }

@@ -57,6 +57,19 @@ pub(crate) fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateF
         })
 }
 
+/// Finds out, without writing the file itself, whether it could be written.
+pub(crate) fn prepare(path: &Path) -> Result<(), StateFileError> {
+    let try_beside = || {
+        fs::create_dir_all(folder_of(path))?;
+        create(&path.with_extension("new"))
+    };
+    try_beside().map(drop).map_err(|source| StateFileError::Io {
+        operation: "write",
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Writes a JSON file, readable by its owner only. After `Ok` it survives a power cut.
 pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateFileError> {
     let text = serde_json::to_vec_pretty(value).map_err(|source| StateFileError::Damaged {
@@ -71,17 +84,25 @@ pub(crate) fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateFil
 }
 
 fn write_whole(path: &Path, text: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     fs::create_dir_all(folder)?;
     let beside = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&beside)?;
+    let mut file = create(&beside)?;
     file.write_all(text)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
     File::open(folder)?.sync_all()
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }

@@ -1,0 +1,104 @@
+//! Keeps the route table in step with the server, and on disk for when the server is away.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api_client::ApiClient;
+use contract::api::{MAX_WAIT_MS, RouteTable};
+
+use crate::forward::Edge;
+use crate::limits::FIRST_POLL_RETRY;
+use crate::{StateFileError, membership, state_file};
+
+const FILE: &str = "routes.json";
+
+/// The last table that was kept, into use. A damaged file is as good as none: the server has it.
+pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
+    match state_file::read::<RouteTable>(&data_dir.join(FILE)) {
+        Ok(Some(table)) => {
+            tracing::info!(
+                generation = table.generation.0,
+                hosts = table.routes.len(),
+                "serving the routes kept on disk"
+            );
+            edge.routes.take(&table);
+            Ok(())
+        }
+        Ok(None) => Ok(()),
+        Err(error @ StateFileError::Damaged { .. }) => {
+            tracing::warn!(%error, "fetching the routes anew");
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Follows the server's table for ever. While the server is away, the last one serves.
+pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf) {
+    let path = data_dir.join(FILE);
+    let mut pause = FIRST_POLL_RETRY;
+    let mut away = false;
+    loop {
+        let after = edge.routes.generation();
+        match client
+            .routes(after, Duration::from_millis(MAX_WAIT_MS))
+            .await
+        {
+            Ok(news) => {
+                if away {
+                    tracing::info!(server = client.server(), "the server is back");
+                }
+                away = false;
+                pause = FIRST_POLL_RETRY;
+                let Some(table) = news else { continue };
+                if take(&edge, &path, table).await {
+                    continue;
+                }
+            }
+            Err(error) => {
+                if !away {
+                    tracing::warn!(
+                        server = client.server(), %error, hint = error.hint(),
+                        "the routes cannot be fetched; serving the last ones"
+                    );
+                }
+                away = true;
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = membership::longer(pause);
+    }
+}
+
+/// Takes a table up and keeps it. False if it was refused, so that whoever sent it is not asked
+/// again at once.
+async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
+    if !edge.routes.take(&table) {
+        tracing::warn!(
+            sent = table.generation.0,
+            known = edge.routes.generation().0,
+            "the server sent a table that is not newer; it is refused"
+        );
+        return false;
+    }
+    edge.backends
+        .keep_only(|address| edge.routes.leads_to(address));
+    tracing::info!(
+        generation = table.generation.0,
+        hosts = table.routes.len(),
+        backends = table
+            .routes
+            .values()
+            .map(|r| r.backends.len())
+            .sum::<usize>(),
+        "new routes"
+    );
+    let path = path.to_owned();
+    let kept = tokio::task::spawn_blocking(move || state_file::write(&path, &table)).await;
+    if let Ok(Err(error)) = kept {
+        // It serves all the same; a restart begins with an older table.
+        tracing::error!(%error, "the routes could not be kept on disk");
+    }
+    true
+}
