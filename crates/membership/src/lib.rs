@@ -1,0 +1,210 @@
+//! Joins the cluster once, and keeps what proves it: the same for nodes and edges (ADR 0004).
+//!
+//! The keys are made here and never leave the machine. The first time, a one-time token is needed;
+//! its fingerprint of the CA is the only trust the machine starts with. Afterwards the certificate
+//! on disk is enough, and a token is not looked at.
+//!
+//! Deliberately absent, until certificates are rotated: renewal.
+
+use std::path::{Path, PathBuf};
+
+use api_client::{ApiClient, ClientError};
+use contract::api::{EnrollRequest, EnrollRole, Hardware, Member};
+use identity::{EnrollmentToken, KeyError, MemberKey, TokenError, WireguardKey};
+use serde::{Deserialize, Serialize};
+use state_file::StateFileError;
+
+/// Who this machine is in the cluster, and what proves it.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Membership {
+    /// The server's URL.
+    pub server: String,
+    /// The node or the edge.
+    pub member: Member,
+    /// Its name in the cluster.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// The cluster's /48, as its first address.
+    pub cluster_prefix: std::net::Ipv6Addr,
+    /// MTU of the overlay, in bytes.
+    pub mtu: u32,
+    /// The cluster's CA, PEM.
+    pub ca_pem: String,
+    /// Our certificate, PEM.
+    pub certificate_pem: String,
+    /// Our private key, PEM.
+    pub key_pem: String,
+    /// Our WireGuard private key, base64; nodes only.
+    pub wireguard_private_key: Option<String>,
+}
+
+/// Who wants to join.
+#[derive(Debug, Clone)]
+pub struct Applicant {
+    /// As what.
+    pub role: EnrollRole,
+    /// The server's URL, `https://host:port`.
+    pub server: Option<String>,
+    /// The one-time token.
+    pub token: Option<String>,
+    /// Wanted name.
+    pub name: String,
+    /// Region the machine is in.
+    pub region: String,
+    /// What the machine has.
+    pub hardware: Hardware,
+}
+
+/// Why the machine is not a member.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// It never joined, and nothing to join with was given.
+    #[error("this machine has not joined a cluster yet, and no {missing} was given")]
+    NothingGiven {
+        /// `server` or `token`.
+        missing: &'static str,
+    },
+    /// The token is none.
+    #[error("cannot read the enrollment token")]
+    Token(#[from] TokenError),
+    /// Keys cannot be made.
+    #[error("cannot make keys")]
+    Key(#[from] KeyError),
+    /// The server said no, or cannot be reached.
+    #[error("cannot enroll")]
+    Enroll(#[source] ClientError),
+    /// The server answered as if this were another kind of member.
+    #[error("the server enrolled this {wanted} as {got}: the token is for another role")]
+    WrongRole {
+        /// What we are.
+        wanted: EnrollRole,
+        /// What the server made of us.
+        got: Member,
+    },
+    /// The credentials cannot be read or kept.
+    #[error("cannot keep the credentials")]
+    State(#[from] StateFileError),
+}
+
+impl Membership {
+    /// Where the credentials are, in a role's data folder.
+    pub fn file(data_dir: &Path) -> PathBuf {
+        data_dir.join("member.json")
+    }
+
+    /// The membership on disk, if there is one.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged.
+    pub fn load(data_dir: &Path) -> Result<Option<Self>, StateFileError> {
+        state_file::read(&Self::file(data_dir))
+    }
+
+    /// The membership on disk; without one, joins and keeps it.
+    ///
+    /// # Errors
+    /// See [`JoinError`]. The token is spent only when the server accepted it.
+    pub async fn load_or_join(data_dir: &Path, applicant: &Applicant) -> Result<Self, JoinError> {
+        if let Some(mut known) = Self::load(data_dir)? {
+            // The server may have moved; who it is, its certificate says.
+            if let Some(server) = applicant.server.as_ref().filter(|url| **url != known.server) {
+                known.server.clone_from(server);
+                state_file::write(&Self::file(data_dir), &known)?;
+            }
+            return Ok(known);
+        }
+        let server = applicant.server.as_ref().ok_or(JoinError::NothingGiven { missing: "server" })?;
+        let token = applicant.token.as_ref().ok_or(JoinError::NothingGiven { missing: "token" })?;
+        let token: EnrollmentToken = token.parse()?;
+        let key = MemberKey::generate()?;
+        let wireguard = match applicant.role {
+            EnrollRole::Node => Some(WireguardKey::generate()?),
+            EnrollRole::Edge => None,
+        };
+        let request = EnrollRequest {
+            token: token.secret.text(),
+            name: applicant.name.clone(),
+            region: applicant.region.clone(),
+            csr_pem: key.csr_pem(&applicant.name)?,
+            wireguard_public_key: wireguard.as_ref().map(|key| key.public_base64().to_owned()),
+            hardware: applicant.hardware.clone(),
+        };
+        let verifier = identity::pinned_root(token.ca_fingerprint);
+        let answer =
+            ApiClient::enroll(server, verifier, &request).await.map_err(JoinError::Enroll)?;
+        let right = match applicant.role {
+            EnrollRole::Node => matches!(answer.member, Member::Node(_)),
+            EnrollRole::Edge => matches!(answer.member, Member::Edge(_)),
+        };
+        if !right {
+            return Err(JoinError::WrongRole { wanted: applicant.role, got: answer.member });
+        }
+        let membership = Self {
+            server: server.clone(),
+            member: answer.member,
+            name: answer.name,
+            region: applicant.region.clone(),
+            cluster_prefix: answer.cluster_prefix,
+            mtu: answer.mtu,
+            ca_pem: answer.ca_pem,
+            certificate_pem: answer.certificate_pem,
+            key_pem: key.key_pem(),
+            wireguard_private_key: wireguard.map(|key| key.private_base64().to_owned()),
+        };
+        state_file::write(&Self::file(data_dir), &membership)?;
+        tracing::info!(member = %membership.member, name = %membership.name, "joined the cluster");
+        Ok(membership)
+    }
+
+    /// A client of the API as this member.
+    ///
+    /// # Errors
+    /// The credentials are damaged.
+    pub fn client(&self) -> Result<ApiClient, ClientError> {
+        ApiClient::member(&self.server, &self.ca_pem, &self.certificate_pem, &self.key_pem)
+    }
+}
+
+impl std::fmt::Debug for Membership {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Membership")
+            .field("server", &self.server)
+            .field("member", &self.member)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    async fn refusal(server: Option<&str>, token: Option<&str>) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let applicant = Applicant {
+            role: EnrollRole::Node,
+            server: server.map(str::to_owned),
+            token: token.map(str::to_owned),
+            name: "box".to_owned(),
+            region: "home".to_owned(),
+            hardware: Hardware::default(),
+        };
+        let error = Membership::load_or_join(dir.path(), &applicant).await.unwrap_err();
+        assert!(Membership::load(dir.path()).unwrap().is_none(), "nothing is kept");
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn what_is_missing_is_named() {
+        let url = "https://127.0.0.1:1";
+        assert!(refusal(None, None).await.ends_with("no server was given"));
+        assert!(refusal(Some(url), None).await.ends_with("no token was given"));
+        assert_eq!(refusal(Some(url), Some("nonsense")).await, "cannot read the enrollment token");
+        let token = EnrollmentToken::generate([7; 32]).unwrap().to_string();
+        assert_eq!(refusal(Some(url), Some(&token)).await, "cannot enroll");
+    }
+}
