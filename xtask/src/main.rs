@@ -2,6 +2,7 @@
 //! names them.
 
 mod guest;
+mod tidy;
 
 use clap::Parser;
 
@@ -11,10 +12,18 @@ use clap::Parser;
 enum Chore {
     /// Build what every guest boots: platform-init, its initramfs, and the kernel, in target/guest.
     Guest(guest::Options),
+    /// Check what a reviewer should not have to look for: floors, file sizes, documents in step.
+    Tidy,
+}
+
+/// The repository's root: xtask is built in place.
+fn root() -> std::path::PathBuf {
+    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Guest(options) => guest::run(&options),
+        Chore::Tidy => tidy::tidy(&root()),
     }
 }
