@@ -1,0 +1,106 @@
+//! Names of interfaces and namespaces, and the addresses that follow from others. Pure.
+
+use std::net::Ipv6Addr;
+
+use contract::{InstanceId, NodeId};
+
+use crate::NetworkError;
+
+/// The longest suffix, in bytes: `plat-<suffix>` must fit an interface's 15 (IFNAMSIZ - 1).
+pub const MAX_SUFFIX_BYTES: usize = 10;
+
+/// What tells several workload networks on one machine apart (`a1b2c3`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Suffix(String);
+
+impl Suffix {
+    /// From 1 to [`MAX_SUFFIX_BYTES`] lowercase letters, digits and hyphens.
+    pub fn new(text: &str) -> Result<Self, NetworkError> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if text.is_empty() || text.len() > MAX_SUFFIX_BYTES || !text.bytes().all(allowed) {
+            return Err(NetworkError::Suffix(text.to_owned()));
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The named network namespace.
+    pub fn namespace(&self) -> String {
+        format!("platform-{}", self.0)
+    }
+
+    /// The machine's end of the link into the namespace.
+    pub fn host_link(&self) -> String {
+        format!("plat-{}", self.0)
+    }
+}
+
+/// The namespace's end of the link to the machine.
+pub(crate) const INSIDE_LINK: &str = "host";
+
+/// The tap of an instance, inside the namespace: `t<8 hexadecimal digits>`.
+pub fn tap_name(instance: InstanceId) -> String {
+    format!("t{instance}")
+}
+
+/// The MAC address of an instance's NIC: locally administered, unicast, and derived from the id, so
+/// that both ends know it without asking. The tap's own address differs in the second byte.
+pub fn mac_of(instance: InstanceId) -> [u8; 6] {
+    let [a, b, c, d] = instance.0.to_be_bytes();
+    [0x02, 0x01, a, b, c, d]
+}
+
+pub(crate) fn tap_mac_of(instance: InstanceId) -> [u8; 6] {
+    let mut mac = mac_of(instance);
+    mac[1] = 0x02;
+    mac
+}
+
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// The node's /64, as its first address.
+pub(crate) fn node_prefix(cluster_prefix: Ipv6Addr, node: NodeId) -> Ipv6Addr {
+    Ipv6Addr::from_bits(cluster_prefix.to_bits() | (u128::from(node.0) << 64))
+}
+
+/// An address of network 0 on this node: 1 is the machine's, 2 the namespace's own.
+pub(crate) fn platform_address(cluster_prefix: Ipv6Addr, node: NodeId, number: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(node_prefix(cluster_prefix, node).to_bits() | u128::from(number))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn names_fit_an_interface() {
+        let suffix = Suffix::new("abcdefghij").unwrap();
+        assert!(suffix.host_link().len() <= 15);
+        assert!(tap_name(InstanceId(u32::MAX)).len() <= 15);
+    }
+
+    #[test]
+    fn suffixes_are_checked() {
+        for wrong in ["", "abcdefghijk", "Abc", "a/b", "a b", "a.b"] {
+            assert!(Suffix::new(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn macs_are_local_unicast_and_differ_at_both_ends() {
+        let instance = InstanceId(0x0102_0304);
+        assert_eq!(mac_text(mac_of(instance)), "02:01:01:02:03:04");
+        assert_eq!(mac_text(tap_mac_of(instance)), "02:02:01:02:03:04");
+    }
+
+    #[test]
+    fn platform_addresses_are_in_network_0() {
+        let prefix = "fd12:3456:789a::".parse().unwrap();
+        assert_eq!(
+            platform_address(prefix, NodeId(3), 1),
+            "fd12:3456:789a:3::1".parse::<Ipv6Addr>().unwrap()
+        );
+    }
+}

@@ -1,0 +1,103 @@
+//! Work inside a named network namespace, on a thread that ends with it: a thread that has moved
+//! never serves anything else, and the runtime's workers never move.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::os::fd::AsFd as _;
+
+use crate::NetworkError;
+
+/// Where `ip netns` keeps names.
+const NAMES_DIR: &str = "/run/netns";
+/// File system magic of a namespace (linux/magic.h, `NSFS_MAGIC`).
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+fn path_of(name: &str) -> PathBuf {
+    PathBuf::from(NAMES_DIR).join(name)
+}
+
+/// Whether the name leads to a namespace. A crash can leave a name that leads nowhere.
+pub(crate) enum Named {
+    /// No such name.
+    Absent,
+    /// A file of that name, without a namespace behind it.
+    Stale,
+    /// A namespace.
+    Present,
+}
+
+pub(crate) fn look_up(name: &str) -> Result<Named, NetworkError> {
+    let wrong = |source: io::Error| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    };
+    match rustix::fs::statfs(path_of(name)) {
+        Ok(stat) if u64::try_from(stat.f_type).ok() == Some(NSFS_MAGIC) => Ok(Named::Present),
+        Ok(_) => Ok(Named::Stale),
+        Err(rustix::io::Errno::NOENT) => Ok(Named::Absent),
+        Err(errno) => Err(wrong(errno.into())),
+    }
+}
+
+pub(crate) fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
+    fs::remove_file(path_of(name)).map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Runs `work` inside the namespace, on a thread of its own.
+pub(crate) async fn within<T, W>(name: &str, work: W) -> Result<T, NetworkError>
+where
+    T: Send + 'static,
+    W: FnOnce() -> Result<T, NetworkError> + Send + 'static,
+{
+    let wrong = {
+        let name = name.to_owned();
+        move |source: io::Error| NetworkError::Namespace {
+            name: name.clone(),
+            source,
+        }
+    };
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    let path = path_of(name);
+    let enter_wrong = wrong.clone();
+    std::thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(move || {
+            let result = File::open(path)
+                .and_then(|file| {
+                    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+                    Ok(())
+                })
+                .map_err(enter_wrong)
+                .and_then(|()| work());
+            // The caller may have been cancelled; the work is done either way.
+            let _ = answer.send(result);
+        })
+        .map_err(&wrong)?;
+    answered
+        .await
+        .map_err(|_| wrong(io::Error::other("the thread ended early")))?
+}
+
+/// Writes kernel settings below `/proc/sys`; they are of the calling thread's network namespace.
+pub(crate) fn write_settings(settings: &[(String, &str)]) -> Result<(), NetworkError> {
+    for (setting, value) in settings {
+        fs::write(format!("/proc/sys/{setting}"), value).map_err(|source| {
+            NetworkError::Setting {
+                hint: if source.kind() == io::ErrorKind::NotFound {
+                    "the kernel has no IPv6, or it is off by `ipv6.disable=1`"
+                } else {
+                    "run the node as root, with /proc/sys writable"
+                },
+                setting: setting.clone(),
+                source,
+            }
+        })?;
+    }
+    Ok(())
+}

@@ -1,0 +1,305 @@
+//! Makes the network, and keeps it as wanted.
+
+use std::net::Ipv6Addr;
+
+use contract::{InstanceId, NodeId};
+
+use crate::command::{ip_batch, nft, run};
+use crate::names::{
+    INSIDE_LINK, Suffix, mac_of, mac_text, node_prefix, platform_address, tap_mac_of, tap_name,
+};
+use crate::namespace::{self, Named};
+use crate::{NetworkError, Tap, rules, tap};
+
+/// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
+const MIN_MTU: u32 = 1280;
+/// Largest MTU of a tap, in bytes (65535 less an Ethernet header).
+const MAX_MTU: u32 = 65521;
+/// Routes to the whole cluster get this plus the node's number as their metric, so that several
+/// nodes on one machine each have theirs.
+const CLUSTER_ROUTE_METRIC: u32 = 2048;
+
+/// What the workload network of a node follows from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkSettings {
+    /// Tells several networks on one machine apart; see [`Suffix`].
+    pub suffix: String,
+    /// The cluster's /48, as its first address.
+    pub cluster_prefix: Ipv6Addr,
+    /// This node.
+    pub node: NodeId,
+    /// MTU of the links and the taps, in bytes; the guests are told the same.
+    pub mtu: u32,
+}
+
+/// The workload network of this node. Dropping it changes nothing; [`Network::remove`] does.
+#[derive(Debug)]
+pub struct Network {
+    cluster_prefix: Ipv6Addr,
+    mtu: u32,
+    namespace: String,
+    /// One rule set at a time, so that the last call's rules are those that stay.
+    loading: tokio::sync::Mutex<()>,
+}
+
+impl Network {
+    /// Makes whatever of the network is missing, and leaves what is there: taps, rules and
+    /// connections of running instances are not disturbed. May be called at any time.
+    ///
+    /// # Errors
+    /// Settings that cannot be, or a refusal of the kernel, `ip` or `nft`.
+    pub async fn ensure(settings: &NetworkSettings) -> Result<Self, NetworkError> {
+        let suffix = Suffix::new(&settings.suffix)?;
+        if settings.cluster_prefix.to_bits() << 48 != 0 {
+            return Err(NetworkError::Prefix(settings.cluster_prefix));
+        }
+        if !(MIN_MTU..=MAX_MTU).contains(&settings.mtu) {
+            return Err(NetworkError::Mtu(settings.mtu));
+        }
+        let network = Self {
+            cluster_prefix: settings.cluster_prefix,
+            mtu: settings.mtu,
+            namespace: suffix.namespace(),
+            loading: tokio::sync::Mutex::new(()),
+        };
+        network.ensure_namespace().await?;
+        network.ensure_link(&suffix.host_link()).await?;
+        network.configure_link(settings, &suffix.host_link()).await?;
+        network.ensure_rules().await?;
+        Ok(network)
+    }
+
+    /// The named network namespace, for `ip -n`.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// Makes the tap of an instance. Until [`Network::apply_rules`] names the instance, nothing
+    /// passes to or from it.
+    ///
+    /// # Errors
+    /// [`NetworkError::TapBusy`] when a VMM of this instance still runs, or a refusal of the
+    /// kernel or `ip`.
+    pub async fn create_tap(
+        &self,
+        instance: InstanceId,
+        address: Ipv6Addr,
+    ) -> Result<Tap, NetworkError> {
+        let name = tap_name(instance);
+        let mac = mac_of(instance);
+        let fd = {
+            let name = name.clone();
+            namespace::within(&self.namespace, move || tap::open(&name)).await?
+        };
+        ip_batch(
+            Some(&self.namespace),
+            &[
+                format!(
+                    "link set dev {name} address {} mtu {} up",
+                    mac_text(tap_mac_of(instance)),
+                    self.mtu
+                ),
+                format!("addr replace {}/64 dev {name} nodad", contract::guest::GATEWAY),
+                // Both ends know the guest's MAC: no discovery to wait for, or to forge.
+                format!(
+                    "neigh replace {address} lladdr {} dev {name} nud permanent",
+                    mac_text(mac)
+                ),
+                format!("route replace {address}/128 dev {name}"),
+            ],
+        )
+        .await?;
+        Ok(Tap { name, fd, mac })
+    }
+
+    /// Replaces all rules by those for exactly these instances, in one transaction. Connections
+    /// that are established live on.
+    ///
+    /// # Errors
+    /// A refusal of `nft`; the rules are then as before.
+    pub async fn apply_rules(
+        &self,
+        instances: &[(InstanceId, Ipv6Addr)],
+    ) -> Result<(), NetworkError> {
+        let _one_at_a_time = self.loading.lock().await;
+        nft(
+            &self.namespace,
+            &rules::ruleset(self.cluster_prefix, instances),
+        )
+        .await
+    }
+
+    /// Makes sure the instance's tap is gone, with its routes. It usually is: it ended with its VMM.
+    ///
+    /// # Errors
+    /// A refusal of `ip`.
+    pub async fn release(&self, instance: InstanceId) -> Result<(), NetworkError> {
+        delete_link(Some(&self.namespace), &tap_name(instance)).await
+    }
+
+    /// Removes the whole network of this suffix, the taps of running VMMs included. Nothing is left
+    /// of it, and it is no error when nothing was there.
+    ///
+    /// # Errors
+    /// A suffix that cannot be, or a refusal of `ip`.
+    pub async fn remove(suffix: &str) -> Result<(), NetworkError> {
+        let suffix = Suffix::new(suffix)?;
+        let name = suffix.namespace();
+        match namespace::look_up(&name)? {
+            Named::Absent => {}
+            Named::Stale => namespace::remove_stale_name(&name)?,
+            Named::Present => {
+                // A VMM that still runs keeps the namespace alive without a name: take its taps.
+                for link in links(Some(&name)).await? {
+                    if link.starts_with('t') {
+                        delete_link(Some(&name), &link).await?;
+                    }
+                }
+                run(&["ip", "netns", "delete", &name], "").await?;
+            }
+        }
+        // Its other end went with the namespace, but the kernel may take a moment for it.
+        delete_link(None, &suffix.host_link()).await
+    }
+
+    async fn ensure_namespace(&self) -> Result<(), NetworkError> {
+        match namespace::look_up(&self.namespace)? {
+            Named::Present => {}
+            Named::Stale => {
+                namespace::remove_stale_name(&self.namespace)?;
+                run(&["ip", "netns", "add", &self.namespace], "").await?;
+            }
+            Named::Absent => {
+                run(&["ip", "netns", "add", &self.namespace], "").await?;
+            }
+        }
+        // Before any link is made: links take their settings from `default`.
+        let settings: Vec<(String, &str)> = [
+            ("default/accept_ra", "0"),
+            ("default/accept_dad", "0"),
+            ("default/accept_redirects", "0"),
+            ("default/addr_gen_mode", "1"),
+            ("default/disable_ipv6", "0"),
+            ("all/disable_ipv6", "0"),
+            ("default/forwarding", "1"),
+            ("all/forwarding", "1"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (format!("net/ipv6/conf/{name}"), value))
+        .collect();
+        namespace::within(&self.namespace, move || {
+            namespace::write_settings(&settings)
+        })
+        .await
+    }
+
+    async fn ensure_link(&self, host_link: &str) -> Result<(), NetworkError> {
+        let outside = links(None).await?.iter().any(|link| link == host_link);
+        let inside = links(Some(&self.namespace))
+            .await?
+            .iter()
+            .any(|link| link == INSIDE_LINK);
+        if outside && inside {
+            return Ok(());
+        }
+        if outside {
+            // Left over from a namespace that is gone.
+            delete_link(None, host_link).await?;
+        }
+        ip_batch(
+            None,
+            &[format!(
+                "link add {host_link} type veth peer name {INSIDE_LINK} netns {}",
+                self.namespace
+            )],
+        )
+        .await
+    }
+
+    async fn configure_link(
+        &self,
+        settings: &NetworkSettings,
+        host_link: &str,
+    ) -> Result<(), NetworkError> {
+        let machine = platform_address(settings.cluster_prefix, settings.node, 1);
+        let own = platform_address(settings.cluster_prefix, settings.node, 2);
+        let node = node_prefix(settings.cluster_prefix, settings.node);
+        let cluster = settings.cluster_prefix;
+        let mtu = settings.mtu;
+        let metric = CLUSTER_ROUTE_METRIC + u32::from(settings.node.0);
+        // Of this one link only: the machine's other settings stay as they are.
+        namespace::write_settings(
+            &[("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0")]
+                .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value)),
+        )?;
+        ip_batch(
+            Some(&self.namespace),
+            &[
+                "link set dev lo up".to_owned(),
+                format!("link set dev {INSIDE_LINK} mtu {mtu} up"),
+                format!("addr replace {own}/128 dev lo nodad"),
+                format!("addr replace fe80::1/64 dev {INSIDE_LINK} nodad"),
+                format!("route replace {machine}/128 dev {INSIDE_LINK}"),
+            ],
+        )
+        .await?;
+        ip_batch(
+            None,
+            &[
+                format!("link set dev {host_link} mtu {mtu} up"),
+                format!("addr replace {machine}/128 dev {host_link} nodad"),
+                format!("addr replace fe80::2/64 dev {host_link} nodad"),
+                format!("route replace {node}/64 via fe80::1 dev {host_link} src {machine}"),
+                format!(
+                    "route replace {cluster}/48 via fe80::1 dev {host_link} src {machine} metric {metric}"
+                ),
+            ],
+        )
+        .await
+    }
+
+    async fn ensure_rules(&self) -> Result<(), NetworkError> {
+        let tables = run(
+            &["ip", "netns", "exec", &self.namespace, "nft", "list", "tables"],
+            "",
+        )
+        .await?;
+        let ours = format!("table {}", rules::TABLE);
+        if tables.lines().any(|line| line.trim() == ours) {
+            return Ok(());
+        }
+        self.apply_rules(&[]).await
+    }
+}
+
+/// Names of all links of a namespace.
+async fn links(namespace: Option<&str>) -> Result<Vec<String>, NetworkError> {
+    #[derive(serde::Deserialize)]
+    struct Link {
+        // Links that were just removed come as `{}`.
+        ifname: Option<String>,
+    }
+    let mut command = vec!["ip"];
+    if let Some(name) = namespace {
+        command.extend(["-n", name]);
+    }
+    command.extend(["-json", "link", "show"]);
+    let text = run(&command, "").await?;
+    let links: Vec<Link> =
+        serde_json::from_str(text.trim()).map_err(|error| NetworkError::Command {
+            command: command.join(" "),
+            stderr: format!("its answer is not what was expected: {error}"),
+            hint: "is this Debian's iproute2?",
+        })?;
+    Ok(links.into_iter().filter_map(|link| link.ifname).collect())
+}
+
+/// Deletes a link; it is no error when there is none.
+async fn delete_link(namespace: Option<&str>, link: &str) -> Result<(), NetworkError> {
+    match ip_batch(namespace, &[format!("link delete dev {link}")]).await {
+        Err(NetworkError::Command { stderr, .. }) if stderr.contains("Cannot find device") => {
+            Ok(())
+        }
+        other => other,
+    }
+}
