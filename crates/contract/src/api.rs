@@ -123,6 +123,8 @@ pub struct EnrollResponse {
     pub member: Member,
     /// Its name in the cluster.
     pub name: String,
+    /// The cluster's random id; desired state of another cluster is refused.
+    pub cluster: String,
     /// The cluster's /48, as its first address.
     pub cluster_prefix: Ipv6Addr,
     /// MTU of the overlay, in bytes.

@@ -26,6 +26,8 @@ pub struct Membership {
     pub name: String,
     /// Its region.
     pub region: String,
+    /// The cluster's random id.
+    pub cluster: String,
     /// The cluster's /48, as its first address.
     pub cluster_prefix: std::net::Ipv6Addr,
     /// MTU of the overlay, in bytes.
@@ -146,6 +148,7 @@ impl Membership {
             member: answer.member,
             name: answer.name,
             region: applicant.region.clone(),
+            cluster: answer.cluster,
             cluster_prefix: answer.cluster_prefix,
             mtu: answer.mtu,
             ca_pem: answer.ca_pem,
