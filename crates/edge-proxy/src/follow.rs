@@ -1,15 +1,17 @@
-//! Keeps the route table in step with the server, and on disk for when the server is away.
+//! Joins the cluster once (ADR 0004), then keeps the route table in step with the server, and on disk for when the server is away.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api_client::ApiClient;
-use contract::api::{MAX_WAIT_MS, RouteTable};
+use api_client::{ApiClient, ClientError};
+use contract::api::{EnrollRole, Hardware, MAX_WAIT_MS, RouteTable};
+use membership::{Applicant, JoinError, Membership};
+use state_file::StateFileError;
 
 use crate::forward::Edge;
-use crate::limits::FIRST_POLL_RETRY;
-use crate::{StateFileError, membership, state_file};
+use crate::limits::{FIRST_POLL_RETRY, MAX_POLL_RETRY};
+use crate::{EdgeError, EdgeOptions};
 
 const FILE: &str = "routes.json";
 
@@ -32,6 +34,36 @@ pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
         }
         Err(error) => Err(error),
     }
+}
+
+/// A client with which this edge is known to the server. Enrolls if it never did; while the server
+/// cannot be reached, it tries again.
+pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> {
+    let applicant = Applicant {
+        role: EnrollRole::Edge,
+        server: options.server.clone(),
+        token: options.token.clone(),
+        name: options.name.clone(),
+        region: options.region.clone(),
+        // Nothing is placed on an edge.
+        hardware: Hardware::default(),
+    };
+    let mut pause = FIRST_POLL_RETRY;
+    let membership = loop {
+        match Membership::load_or_join(&options.data_dir, &applicant).await {
+            Err(JoinError::Enroll(error @ ClientError::Connect { .. })) => {
+                tracing::warn!(%error, "trying again in {} ms", pause.as_millis());
+                tokio::time::sleep(pause).await;
+                pause = longer(pause);
+            }
+            joined => break joined?,
+        }
+    };
+    tracing::info!(
+        edge = %membership.member, name = membership.name, server = membership.server,
+        "member of the cluster"
+    );
+    membership.client().map_err(EdgeError::Client)
 }
 
 /// Follows the server's table for ever. While the server is away, the last one serves.
@@ -67,8 +99,12 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf
             }
         }
         tokio::time::sleep(pause).await;
-        pause = membership::longer(pause);
+        pause = longer(pause);
     }
+}
+
+fn longer(pause: Duration) -> Duration {
+    (pause * 2).min(MAX_POLL_RETRY)
 }
 
 /// Takes a table up and keeps it. False if it was refused, so that whoever sent it is not asked

@@ -15,11 +15,9 @@ mod forward;
 mod headers;
 mod limits;
 mod listener;
-mod membership;
 mod proxy_header;
 mod routes;
 mod socket;
-mod state_file;
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,10 +25,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use api_client::ClientError;
+use membership::JoinError;
+use state_file::StateFileError;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-
-pub use state_file::StateFileError;
 
 /// How an edge runs.
 #[derive(Debug, Clone)]
@@ -63,21 +61,9 @@ pub enum EdgeError {
     /// Its files cannot be used.
     #[error(transparent)]
     State(#[from] StateFileError),
-    /// It never enrolled, and was not told how.
-    #[error("this edge is not a member of a cluster yet: `{}` holds no membership", data_dir.display())]
-    NotEnrolled {
-        /// Where it looked.
-        data_dir: PathBuf,
-    },
-    /// The token is not one.
-    #[error("the enrollment token cannot be used")]
-    Token(#[from] identity::TokenError),
-    /// No key could be made.
-    #[error("cannot make this edge's key")]
-    Key(#[from] identity::KeyError),
-    /// The server did not let it in.
-    #[error("cannot enroll")]
-    Enroll(#[source] ClientError),
+    /// It is no member of a cluster, and could not become one.
+    #[error("this edge cannot join the cluster")]
+    Join(#[from] JoinError),
     /// What it knows of the server makes no client.
     #[error("cannot use the stored membership")]
     Client(#[source] ClientError),
@@ -90,13 +76,12 @@ impl EdgeError {
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 Some("choose another address with --listen".to_owned())
             }
-            Self::NotEnrolled { .. } => Some(
-                "give --server and a --token made by `platform tokens create --role edge`"
+            Self::Join(JoinError::Enroll(error)) | Self::Client(error) => error.hint(),
+            Self::Join(JoinError::State(_)) | Self::Listen { .. } | Self::State(_) => None,
+            Self::Join(_) => Some(
+                "give --server, and a --token made by `platform tokens create --role edge`"
                     .to_owned(),
             ),
-            Self::Token(_) => Some("make one with `platform tokens create --role edge`".to_owned()),
-            Self::Enroll(error) | Self::Client(error) => error.hint(),
-            Self::Listen { .. } | Self::State(_) | Self::Key(_) => None,
         }
     }
 }
@@ -119,7 +104,7 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
     let following = {
         let edge = Arc::clone(&edge);
         async move {
-            let client = membership::client(&options).await?;
+            let client = follow::join(&options).await?;
             follow::follow(edge, client, options.data_dir).await;
             Ok(())
         }

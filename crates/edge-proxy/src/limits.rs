@@ -48,5 +48,3 @@ pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(crate) const FIRST_POLL_RETRY: Duration = Duration::from_millis(250);
 /// Longest pause before the server is asked again.
 pub(crate) const MAX_POLL_RETRY: Duration = Duration::from_secs(10);
-/// Largest file of routes or membership that is read back, in bytes.
-pub(crate) const MAX_STATE_FILE_BYTES: u64 = 64 * 1024 * 1024;
