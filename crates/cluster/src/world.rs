@@ -6,7 +6,8 @@ use std::net::Ipv6Addr;
 use contract::api::{Hardware, InstanceReport, RolloutPhase};
 use contract::instance::{InstanceSpec, PinnedImage};
 use contract::{
-    Digest, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp,
+    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
+    Timestamp,
 };
 use manifest::Manifest;
 use serde::{Deserialize, Serialize};
@@ -47,6 +48,10 @@ pub struct Node {
     pub hardware: Hardware,
     /// Whether it reported lately. Nothing new is placed on a node that did not.
     pub online: bool,
+    /// The generation of its desired state. It grows whenever an instance of this node is created,
+    /// begins to leave or is forgotten, and past any larger one that the node reports (the store
+    /// was restored from a backup).
+    pub generation: Generation,
 }
 
 /// One env.
@@ -107,6 +112,11 @@ pub struct Instance {
     pub leaving: bool,
     /// When it was planned.
     pub created_at: Timestamp,
-    /// What its node last said; absent until it said anything.
+    /// What its node last said; absent until it said anything, or when it no longer lists it.
     pub report: Option<InstanceReport>,
+    /// True once it was ready at any time: it is then no longer a candidate that never came up.
+    pub was_ready: bool,
+    /// True once its node, with the stop taken up, said that it is gone; the planner then forgets
+    /// it. The rule is [`crate::reports::mirror`].
+    pub stop_acknowledged: bool,
 }

@@ -1,0 +1,147 @@
+//! Who may join, under which name and number (ADR 0004).
+//!
+//! A token is good for one member, of one role, until it expires. That exactly one of many
+//! concurrent users gets it is the store's work (one atomic update); this is the decision it
+//! guards, and the error for the others.
+
+use std::collections::BTreeSet;
+
+use contract::api::{EnrollRequest, EnrollRole};
+use contract::ids::MAX_NAME_BYTES;
+use contract::{EdgeId, NodeId, Timestamp};
+
+/// Longest life of a token, in seconds.
+pub const MAX_TOKEN_SECONDS: u64 = 86_400;
+/// Name of a member whose machine has no usable host name.
+const NAMELESS: &str = "machine";
+
+/// What is kept of a one-time token; its secret only as a hash, elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// What its user becomes.
+    pub role: EnrollRole,
+    /// When it expires.
+    pub expires_at: Timestamp,
+    /// When it was used, if it was.
+    pub used_at: Option<Timestamp>,
+}
+
+/// Why a machine may not join.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnrollmentRefused {
+    /// No such token. The answer is the same for any wrong secret.
+    #[error("the enrollment token is not known; make one with `platform tokens create`")]
+    UnknownToken,
+    /// It was used already.
+    #[error("the enrollment token was used already: each lets one machine join; make another one")]
+    TokenUsed,
+    /// It is too old.
+    #[error("the enrollment token has expired; make another one with `platform tokens create`")]
+    TokenExpired,
+    /// A node needs a key for the overlay.
+    #[error("a node enrolls with its WireGuard public key, and the request has none")]
+    NoWireguardKey,
+    /// A node that cannot be placed on is a mistake.
+    #[error("a node enrolls with its hardware, and the request names no {0}")]
+    NoHardware(&'static str),
+    /// All numbers were given out.
+    #[error("all {0} node or edge numbers of this cluster were given out")]
+    NoNumberLeft(u16),
+    /// A token's life is 1 second to [`MAX_TOKEN_SECONDS`].
+    #[error("a token lives 1 to {MAX_TOKEN_SECONDS} seconds, not {0}")]
+    TokenLife(u64),
+}
+
+/// When a token made at `now` expires.
+pub fn token_expiry(now: Timestamp, ttl_seconds: u64) -> Result<Timestamp, EnrollmentRefused> {
+    if (1..=MAX_TOKEN_SECONDS).contains(&ttl_seconds) {
+        Ok(Timestamp(now.0.saturating_add(ttl_seconds * 1000)))
+    } else {
+        Err(EnrollmentRefused::TokenLife(ttl_seconds))
+    }
+}
+
+/// Whether the holder of this token may enroll with this request, and as what.
+/// `record` is absent when no token has the secret's hash.
+pub fn admit(
+    record: Option<&TokenRecord>,
+    request: &EnrollRequest,
+    now: Timestamp,
+) -> Result<EnrollRole, EnrollmentRefused> {
+    let record = record.ok_or(EnrollmentRefused::UnknownToken)?;
+    if record.used_at.is_some() {
+        return Err(EnrollmentRefused::TokenUsed);
+    }
+    if now >= record.expires_at {
+        return Err(EnrollmentRefused::TokenExpired);
+    }
+    match record.role {
+        EnrollRole::Edge => {}
+        EnrollRole::Node => {
+            if request
+                .wireguard_public_key
+                .as_deref()
+                .is_none_or(str::is_empty)
+            {
+                return Err(EnrollmentRefused::NoWireguardKey);
+            }
+            let hardware = &request.hardware;
+            let missing = [
+                (hardware.arch.is_empty(), "architecture"),
+                (hardware.cpus == 0, "CPUs"),
+                (hardware.memory_bytes == 0, "memory"),
+            ];
+            if let Some((_, what)) = missing.into_iter().find(|(absent, _)| *absent) {
+                return Err(EnrollmentRefused::NoHardware(what));
+            }
+        }
+    }
+    Ok(record.role)
+}
+
+/// A name of its own for a new member, as near to the wanted one as can be: a DNS label, with
+/// `-2`, `-3` .. appended where it is taken.
+pub fn unique_name(wanted: &str, taken: &BTreeSet<String>) -> String {
+    let first_label = wanted.split('.').next().unwrap_or_default();
+    let mut name: String = first_label
+        .chars()
+        .map(|c| match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9') => c,
+            _ => '-',
+        })
+        .collect();
+    name.truncate(MAX_NAME_BYTES);
+    let name = name.trim_matches('-');
+    let name = if name.is_empty() { NAMELESS } else { name };
+    if !taken.contains(name) {
+        return name.to_owned();
+    }
+    let mut number = 2_u32;
+    loop {
+        let suffix = format!("-{number}");
+        let stem = &name[..name.len().min(MAX_NAME_BYTES - suffix.len())];
+        let candidate = format!("{}{suffix}", stem.trim_end_matches('-'));
+        if !taken.contains(&candidate) {
+            return candidate;
+        }
+        number += 1;
+    }
+}
+
+/// The number of a new node: one more than the highest that was ever given out. Numbers are never
+/// used twice, because addresses and keys of a revoked node may still be about.
+pub fn next_node(highest_ever: Option<NodeId>) -> Result<NodeId, EnrollmentRefused> {
+    next_number(highest_ever.map(|id| id.0)).map(NodeId)
+}
+
+/// The number of a new edge, by the rule of [`next_node`].
+pub fn next_edge(highest_ever: Option<EdgeId>) -> Result<EdgeId, EnrollmentRefused> {
+    next_number(highest_ever.map(|id| id.0)).map(EdgeId)
+}
+
+fn next_number(highest_ever: Option<u16>) -> Result<u16, EnrollmentRefused> {
+    highest_ever
+        .unwrap_or(0)
+        .checked_add(1)
+        .ok_or(EnrollmentRefused::NoNumberLeft(u16::MAX))
+}

@@ -1,0 +1,186 @@
+//! Which node takes an instance.
+//!
+//! A node can take it when it is online, the release has an image for its architecture, and the
+//! memory of everything placed on it plus this instance's fits: memory is a hard cap, and an
+//! instance on its way out holds its memory until it is gone. Among those, the one with the fewest
+//! instances of the same process of the same env, so that one machine's end takes as few as
+//! possible; then the one with the least CPU asked for, then the least memory, each as a share of
+//! what it has; then the lowest id.
+//!
+//! Deliberately absent: moving what is placed already.
+
+use std::collections::BTreeMap;
+
+use contract::instance::InstanceSpec;
+use contract::{EnvKey, NodeId, ProcessName};
+
+use crate::world::{Node, World};
+
+/// What is to be placed.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// The env.
+    pub env: &'a EnvKey,
+    /// The process type.
+    pub process: &'a ProcessName,
+    /// CPU request, in thousandths of a core.
+    pub cpu_millis: u32,
+    /// Memory, a hard cap, in bytes.
+    pub memory_bytes: u64,
+    /// The architectures that the release has an image for.
+    pub archs: &'a [&'a str],
+}
+
+/// Why one node cannot take an instance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// It has not reported lately.
+    #[error("it is offline")]
+    Offline,
+    /// The image has nothing for it.
+    #[error("it is {arch}, the image is for {has}")]
+    Architecture {
+        /// The node's.
+        arch: String,
+        /// The image's.
+        has: String,
+    },
+    /// Not enough memory is free.
+    #[error("{free_mib} of its {total_mib} MiB are free, {wanted_mib} MiB are needed")]
+    Memory {
+        /// Not promised to any instance, in MiB.
+        free_mib: u64,
+        /// What instances may use, in MiB.
+        total_mib: u64,
+        /// What the instance needs, in MiB.
+        wanted_mib: u64,
+    },
+}
+
+/// No node can take an instance: why, node by node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoPlace {
+    /// Name and obstacle of every node.
+    pub obstacles: BTreeMap<NodeId, (String, Obstacle)>,
+}
+
+impl NoPlace {
+    /// True when some node is online, so that waiting alone need not mend it.
+    pub fn any_online(&self) -> bool {
+        let offline = |(_, obstacle): &(String, Obstacle)| *obstacle == Obstacle::Offline;
+        !self.obstacles.values().all(offline)
+    }
+}
+
+impl std::fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.obstacles.is_empty() {
+            return f.write_str("there is no node yet; add one with `platform node --token ..`");
+        }
+        f.write_str("no node can take it")?;
+        for (index, (id, (name, obstacle))) in self.obstacles.iter().enumerate() {
+            let mark = if index == 0 { ':' } else { ';' };
+            write!(f, "{mark} {name} ({id}): {obstacle}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for NoPlace {}
+
+/// What is promised on one node.
+#[derive(Debug, Clone, Default)]
+struct Promised {
+    cpu_millis: u64,
+    memory_bytes: u64,
+    staying: BTreeMap<(EnvKey, ProcessName), u32>,
+}
+
+/// What is promised on every node; kept up to date as instances are placed.
+#[derive(Debug, Clone)]
+pub struct Placement<'w> {
+    nodes: &'w BTreeMap<NodeId, Node>,
+    promised: BTreeMap<NodeId, Promised>,
+}
+
+impl<'w> Placement<'w> {
+    /// What is promised in this world.
+    pub fn new(world: &'w World) -> Self {
+        let mut placement = Self {
+            nodes: &world.nodes,
+            promised: BTreeMap::new(),
+        };
+        for instance in world.instances.values() {
+            placement.promise(instance.node, &instance.spec, instance.leaving);
+        }
+        placement
+    }
+
+    /// Counts an instance as placed; one that is leaving holds its share, and is not spread from.
+    pub fn promise(&mut self, node: NodeId, spec: &InstanceSpec, leaving: bool) {
+        let promised = self.promised.entry(node).or_default();
+        promised.cpu_millis += u64::from(spec.cpu_millis);
+        promised.memory_bytes = promised.memory_bytes.saturating_add(spec.memory_bytes);
+        if !leaving {
+            let env = EnvKey {
+                app: spec.app.clone(),
+                env: spec.env.clone(),
+            };
+            *promised
+                .staying
+                .entry((env, spec.process.clone()))
+                .or_default() += 1;
+        }
+    }
+
+    /// The best node for one more instance, or why there is none.
+    pub fn choose(&self, demand: &Demand<'_>) -> Result<NodeId, NoPlace> {
+        let mut obstacles = BTreeMap::new();
+        let mut best = None;
+        let nothing = Promised::default();
+        for (id, node) in self.nodes {
+            let promised = self.promised.get(id).unwrap_or(&nothing);
+            if let Some(obstacle) = obstacle(node, promised, demand) {
+                obstacles.insert(*id, (node.name.clone(), obstacle));
+                continue;
+            }
+            let key = (demand.env.clone(), demand.process.clone());
+            let rank = (
+                promised.staying.get(&key).copied().unwrap_or(0),
+                permille(promised.cpu_millis, u64::from(node.hardware.cpus) * 1000),
+                permille(promised.memory_bytes, node.hardware.memory_bytes),
+                *id,
+            );
+            if best.is_none_or(|known| rank < known) {
+                best = Some(rank);
+            }
+        }
+        best.map(|(_, _, _, id)| id).ok_or(NoPlace { obstacles })
+    }
+}
+
+fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<Obstacle> {
+    const MIB: u64 = 1 << 20;
+    let hardware = &node.hardware;
+    let free = hardware.memory_bytes.saturating_sub(promised.memory_bytes);
+    if !node.online {
+        Some(Obstacle::Offline)
+    } else if !demand.archs.contains(&hardware.arch.as_str()) {
+        Some(Obstacle::Architecture {
+            arch: hardware.arch.clone(),
+            has: demand.archs.join(", "),
+        })
+    } else if demand.memory_bytes > free {
+        Some(Obstacle::Memory {
+            free_mib: free / MIB,
+            total_mib: hardware.memory_bytes / MIB,
+            wanted_mib: demand.memory_bytes.div_ceil(MIB),
+        })
+    } else {
+        None
+    }
+}
+
+fn permille(part: u64, whole: u64) -> u128 {
+    u128::from(part) * 1000 / u128::from(whole.max(1))
+}

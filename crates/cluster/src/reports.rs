@@ -1,0 +1,88 @@
+//! What a node's report means for the world.
+//!
+//! The node owns the truth of its instances; the world holds its last word about each. A leaving
+//! instance is forgotten only when its node says that it is gone, and only a report that has taken
+//! up the node's current generation counts: that generation carries every stop, so what such a
+//! report lists as stopped, or does not list, was stopped and will not start again.
+//!
+//! ```text
+//! Leave -> generation 7 carries the stop -> report{generation 6, running}   not yet
+//!                                           report{generation 7, stopping}  not yet
+//!                                           report{generation 7, stopped}   acknowledged: forget
+//!                                           report{generation 7, absent}    acknowledged: forget
+//! ```
+//!
+//! A report of a generation larger than ours means that this store was restored from an older
+//! backup. The generation then jumps past it, so that the node takes our state up again, and
+//! nothing is acknowledged until it did. Whether the node is online is not decided here: that
+//! needs a clock.
+
+use contract::api::NodeReport;
+use contract::instance::InstanceState;
+use contract::{Generation, InstanceId, NodeId};
+
+use crate::world::{Instance, World};
+
+/// What a report changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Recorded {
+    /// Instances whose record changed: to be stored.
+    pub changed: Vec<InstanceId>,
+    /// Instances that the node runs and the world does not know there. They are left running.
+    pub unknown: Vec<InstanceId>,
+    /// The node's new generation, where its report was ahead of us: to be stored.
+    pub raised_to: Option<Generation>,
+}
+
+/// Takes one node's report into the world. Nothing happens for a node that the world lacks.
+pub fn record(world: &mut World, node: NodeId, report: &NodeReport) -> Recorded {
+    let mut recorded = Recorded::default();
+    let Some(known) = world.nodes.get_mut(&node) else {
+        return recorded;
+    };
+    if report.generation > known.generation {
+        known.generation = Generation(report.generation.0.saturating_add(1));
+        recorded.raised_to = Some(known.generation);
+    }
+    let generation = known.generation;
+    for (id, instance) in &mut world.instances {
+        if instance.node == node && mirror(instance, generation, report) {
+            recorded.changed.push(*id);
+        }
+    }
+    recorded.unknown = report
+        .instances
+        .iter()
+        .map(|reported| reported.id)
+        .filter(|id| world.instances.get(id).is_none_or(|i| i.node != node))
+        .collect();
+    recorded
+}
+
+/// Takes what a report of its node says into one instance; true when that changed anything.
+/// `generation` is the node's current one, as the control plane last counted it.
+pub fn mirror(instance: &mut Instance, generation: Generation, report: &NodeReport) -> bool {
+    let reported = report
+        .instances
+        .iter()
+        .find(|reported| reported.id == instance.spec.id);
+    let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
+    let gone =
+        reported.is_none_or(|r| matches!(r.state, InstanceState::Stopped | InstanceState::Failed));
+    let acknowledged = instance.leaving && report.generation == generation && gone;
+
+    let mut changed = false;
+    if instance.report.as_ref() != reported {
+        instance.report = reported.cloned();
+        changed = true;
+    }
+    if ready && !instance.was_ready {
+        instance.was_ready = true;
+        changed = true;
+    }
+    if acknowledged && !instance.stop_acknowledged {
+        instance.stop_acknowledged = true;
+        changed = true;
+    }
+    changed
+}
