@@ -1,1 +1,44 @@
-//! OCI registries: resolve per architecture, digest-verified fetch, the blob cache.
+//! OCI registries: resolve a reference to digests per architecture, and fetch an image with every
+//! byte checked (ADR 0002).
+//!
+//! The way through: [`Registry::resolve`] turns what the user wrote (a [`Reference`], perhaps with a
+//! tag) into digests, once, at deploy. [`Registry::fetch_image`] later fetches one image by digest into
+//! the [`BlobCache`] of a node: the manifest, its config, and the layers, several at a time. The
+//! layers stay compressed; `root-disk` unpacks them.
+//!
+//! A registry is not trusted. Nothing is taken from it but bytes that have the digest and the size
+//! that were asked for; every body is read up to a limit ([`Limits`]); redirects never lead from
+//! HTTPS to HTTP; HTTP is spoken to loopback and to listed hosts only; every retry is counted.
+//!
+//! Why not the `oci-client` crate: 0.18 reads manifests, configs and token answers of any size into memory
+//! before it checks anything, does not resume a blob after it was cut off, and cannot be told to
+//! stop at the second 401. These are inside its requests, where no fence of ours can stand. What a
+//! node needs is three kinds of GET request, so it is written here, over `reqwest`.
+//!
+//! Deliberately absent: pushing, listing tags, image signatures, mirrors, pull secrets kept by the
+//! control plane (credentials come from the caller, see [`Credentials`]), and HTTPS with a private
+//! CA other than through the system's trust store.
+
+mod auth;
+mod cache;
+mod credentials;
+mod document;
+mod download;
+mod error;
+mod image;
+mod limits;
+mod platform;
+mod reference;
+mod transport;
+
+pub use cache::{BlobCache, CacheError, CachedBlob};
+pub use credentials::{Credential, Credentials, CredentialsError, DockerConfig};
+pub use document::Compression;
+pub use error::{Platforms, Problem, RegistryError};
+pub use image::{
+    FetchProgress, FetchedImage, ImageDescription, LayerBlob, LayerDescription, Registry,
+    RegistryOptions, Resolved, SetupError,
+};
+pub use limits::Limits;
+pub use platform::{Platform, PlatformError};
+pub use reference::{Reference, ReferenceError};

@@ -1,0 +1,346 @@
+//! Blobs on disk by their digest, shared by all images of a node.
+//!
+//! `<dir>/blobs/sha256/<hex>` holds a blob (manifest, config or layer) that had this digest when it was put there:
+//! it was written to `<dir>/tmp`, hashed on its way, synced, and renamed. So a name never stands
+//! for half a blob, whatever is killed when. Disks rot later, so whoever reads a blob checks it again:
+//! [`BlobCache::read`] hashes manifests and configs, `root-disk` hashes the layers while it unpacks them; what it finds
+//! corrupt, the caller drops by [`BlobCache::remove`] and fetches again.
+//!
+//! Temporary files are locked by whoever writes them; the ones that no one holds are removed when the cache is opened.
+//! Several processes may share a directory.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use contract::Digest;
+use sha2::{Digest as _, Sha256};
+
+/// Read at once when a blob is hashed, in bytes.
+const HASH_CHUNK_BYTES: usize = 256 << 10;
+
+/// A content-addressed store of blobs. Clones share it.
+#[derive(Clone, Debug)]
+pub struct BlobCache {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    blobs: PathBuf,
+    temporary: PathBuf,
+    /// Who fetches which blob; an entry lives as long as someone fetches or waits.
+    in_flight: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
+}
+
+/// A blob that is in the cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CachedBlob {
+    /// Its file.
+    pub path: PathBuf,
+    /// Its length, in bytes.
+    pub size: u64,
+}
+
+/// The cache could not do something.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {}", path.display())]
+pub struct CacheError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// On which file or directory.
+    pub path: PathBuf,
+    /// Why not; a full disk is [`io::ErrorKind::StorageFull`].
+    #[source]
+    pub source: io::Error,
+}
+
+fn failed<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> CacheError + 'a {
+    move |source| CacheError {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+impl BlobCache {
+    /// Opens the cache in `dir`, makes it where it is not there, and removes what was left half done.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self, CacheError> {
+        let dir = dir.as_ref();
+        let inner = Inner {
+            blobs: dir.join("blobs/sha256"),
+            temporary: dir.join("tmp"),
+            in_flight: Mutex::default(),
+        };
+        for dir in [&inner.blobs, &inner.temporary] {
+            fs::create_dir_all(dir).map_err(failed("create", dir))?;
+        }
+        for entry in fs::read_dir(&inner.temporary).map_err(failed("list", &inner.temporary))? {
+            let path = entry.map_err(failed("list", &inner.temporary))?.path();
+            remove_unlocked(&path);
+        }
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.inner.blobs.join(digest.hex())
+    }
+
+    /// The blob, if it is there. It had this digest when it was put there; see the module's text for who
+    /// checks it again.
+    pub fn lookup(&self, digest: &Digest) -> Result<Option<CachedBlob>, CacheError> {
+        let path = self.path(digest);
+        match fs::metadata(&path) {
+            Ok(metadata) => Ok(Some(CachedBlob {
+                size: metadata.len(),
+                path,
+            })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("look up", &path)(error)),
+        }
+    }
+
+    /// The bytes of a small blob, hashed again. One that rotted, or is over `limit` bytes, is removed and
+    /// counts as not there.
+    pub fn read(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
+        let path = self.path(digest);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        let mut bytes = Vec::new();
+        file.take(limit.saturating_add(1))
+            .read_to_end(&mut bytes)
+            .map_err(failed("read", &path))?;
+        if bytes.len() as u64 <= limit && digest_of(&bytes) == *digest {
+            return Ok(Some(bytes));
+        }
+        tracing::warn!(%digest, "a cached blob is corrupt; it is dropped");
+        self.remove(digest)?;
+        Ok(None)
+    }
+
+    /// Hashes a blob of any size. One that rotted is removed. False: it is not there (any more).
+    /// Blocks for as long as reading takes.
+    pub fn verify(&self, digest: &Digest) -> Result<bool, CacheError> {
+        let path = self.path(digest);
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed("open", &path)(error)),
+        };
+        let mut hasher = Sha256::new();
+        let mut chunk = vec![0; HASH_CHUNK_BYTES];
+        loop {
+            match file.read(&mut chunk).map_err(failed("read", &path))? {
+                0 => break,
+                count => hasher.update(&chunk[..count]),
+            }
+        }
+        if Digest::from_sha256(&hasher.finalize().into()) == *digest {
+            return Ok(true);
+        }
+        tracing::warn!(%digest, "a cached blob is corrupt; it is dropped");
+        self.remove(digest)?;
+        Ok(false)
+    }
+
+    /// Every blob with its size in bytes, in the order of digests.
+    pub fn list(&self) -> Result<BTreeMap<Digest, u64>, CacheError> {
+        let dir = &self.inner.blobs;
+        let mut blobs = BTreeMap::new();
+        for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
+            let entry = entry.map_err(failed("list", dir))?;
+            let digest = entry
+                .file_name()
+                .to_str()
+                .map(|hex| format!("sha256:{hex}").parse());
+            // A blob that is removed meanwhile is not an error.
+            if let (Some(Ok(digest)), Ok(metadata)) = (digest, entry.metadata()) {
+                blobs.insert(digest, metadata.len());
+            }
+        }
+        Ok(blobs)
+    }
+
+    /// Forgets a blob; one that is not there is no error. Readers that have it open go on.
+    pub fn remove(&self, digest: &Digest) -> Result<(), CacheError> {
+        let path = self.path(digest);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(failed("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until no one else in this process fetches the blob. Whoever gets the guard looks it up
+    /// again first.
+    pub(crate) async fn claim(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
+        let lock = {
+            let mut in_flight = self
+                .inner
+                .in_flight
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            in_flight.retain(|_, lock| lock.strong_count() > 0);
+            match in_flight.get(digest).and_then(Weak::upgrade) {
+                Some(lock) => lock,
+                None => {
+                    let lock = Arc::default();
+                    in_flight.insert(digest.clone(), Arc::downgrade(&lock));
+                    lock
+                }
+            }
+        };
+        lock.lock_owned().await
+    }
+
+    /// Begins a blob; it is in the cache only after [`BlobWriter::commit`].
+    pub(crate) fn begin(&self) -> Result<BlobWriter, CacheError> {
+        let dir = &self.inner.temporary;
+        let file = tempfile::Builder::new()
+            .prefix("blob-")
+            .tempfile_in(dir)
+            .map_err(failed("create a file in", dir))?;
+        file.as_file().lock().map_err(failed("lock", file.path()))?;
+        Ok(BlobWriter {
+            file,
+            hasher: Sha256::new(),
+            size: 0,
+            cache: self.clone(),
+        })
+    }
+
+    /// Puts a small blob whose digest the caller knows to be right.
+    pub(crate) async fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
+        let (cache, digest, bytes) = (self.clone(), digest.clone(), bytes.to_vec());
+        let path = cache.path(&digest);
+        let work = move || {
+            let mut writer = cache.begin()?;
+            writer.write(&bytes)?;
+            writer.commit(&digest).map(drop)
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(ended) => Err(failed("write", &path)(io::Error::other(ended))),
+        }
+    }
+}
+
+/// A blob on its way into the cache. Dropped before [`BlobWriter::commit`], it leaves nothing.
+pub(crate) struct BlobWriter {
+    file: tempfile::NamedTempFile,
+    hasher: Sha256,
+    size: u64,
+    cache: BlobCache,
+}
+
+impl BlobWriter {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
+        self.hasher.update(bytes);
+        self.size += bytes.len() as u64;
+        self.file
+            .write_all(bytes)
+            .map_err(failed("write", self.file.path()))
+    }
+
+    /// The digest of what was written so far.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_sha256(&self.hasher.clone().finalize().into())
+    }
+
+    /// Makes it durable under this digest, which the caller has compared with [`BlobWriter::digest`].
+    pub(crate) fn commit(self, digest: &Digest) -> Result<CachedBlob, CacheError> {
+        let path = self.cache.path(digest);
+        self.file
+            .as_file()
+            .sync_data()
+            .map_err(failed("sync", self.file.path()))?;
+        self.file
+            .persist(&path)
+            .map_err(|error| failed("rename to", &path)(error.error))?;
+        let dir = &self.cache.inner.blobs;
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(failed("sync", dir))?;
+        Ok(CachedBlob {
+            path,
+            size: self.size,
+        })
+    }
+}
+
+/// The digest of these bytes.
+pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(&Sha256::digest(bytes).into())
+}
+
+/// Removes a temporary file that no living process writes. What cannot be judged is left.
+fn remove_unlocked(path: &Path) {
+    let Ok(file) = File::open(path) else { return };
+    match file.try_lock() {
+        Ok(()) => drop(fs::remove_file(path)),
+        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn half_a_blob_is_never_seen_and_is_cleaned_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = BlobCache::open(dir.path()).unwrap();
+        fs::write(dir.path().join("tmp/blob-left-by-a-crash"), b"half").unwrap();
+        let mut writer = cache.begin().unwrap();
+        writer.write(b"whole").unwrap();
+
+        // Another process opens the cache meanwhile: the orphan goes, the living file stays.
+        BlobCache::open(dir.path()).unwrap();
+        let left = fs::read_dir(dir.path().join("tmp")).unwrap().count();
+        assert_eq!(left, 1);
+
+        let digest = writer.digest();
+        assert_eq!(cache.lookup(&digest).unwrap(), None);
+        let blob = writer.commit(&digest).unwrap();
+        assert_eq!(cache.lookup(&digest).unwrap(), Some(blob));
+        assert_eq!(
+            cache.list().unwrap().into_iter().collect::<Vec<_>>(),
+            [(digest, 5)]
+        );
+
+        drop(cache.begin().unwrap());
+        assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn rot_is_noticed_and_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = BlobCache::open(dir.path()).unwrap();
+        let digest = digest_of(b"manifest");
+        cache.put(&digest, b"manifest").await.unwrap();
+        assert!(cache.verify(&digest).unwrap());
+        assert_eq!(cache.read(&digest, 8).unwrap().unwrap(), b"manifest");
+
+        fs::write(cache.path(&digest), b"manifesT").unwrap();
+        assert_eq!(cache.read(&digest, 8).unwrap(), None);
+        assert_eq!(cache.lookup(&digest).unwrap(), None);
+
+        cache.put(&digest, b"manifest").await.unwrap();
+        fs::write(cache.path(&digest), b"manif").unwrap();
+        assert!(!cache.verify(&digest).unwrap());
+        assert!(!cache.verify(&digest).unwrap());
+        cache.remove(&digest).unwrap();
+    }
+}

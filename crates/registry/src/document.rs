@@ -1,0 +1,481 @@
+//! Manifests, indexes and configs: from hostile JSON to values, or a [`Problem`]. Pure.
+//!
+//! Both the OCI's types and docker's schema 2 are read; they differ only in names. Fields that we
+//! do not use are ignored, as the image spec asks of readers.
+
+use std::collections::BTreeMap;
+
+use contract::Digest;
+use contract::image::ImageConfig;
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use crate::error::Problem;
+use crate::limits::{Limits, MAX_INDEX_ENTRIES};
+use crate::platform::Platform;
+
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+/// How a layer is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Compression {
+    /// Plain tar.
+    None,
+    /// gzip, perhaps of several members.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// A blob as a manifest names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Descriptor {
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+}
+
+/// An image manifest that passed every check that can be made without its config.
+#[derive(Debug)]
+pub(crate) struct ImageManifest {
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<(Descriptor, Compression)>,
+}
+
+/// One entry of an index.
+#[derive(Debug)]
+pub(crate) struct IndexEntry {
+    pub(crate) descriptor: Descriptor,
+    /// Absent: the index does not say.
+    pub(crate) platform: Option<EntryPlatform>,
+    pub(crate) is_index: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct EntryPlatform {
+    pub(crate) os: String,
+    pub(crate) architecture: String,
+    pub(crate) variant: Option<String>,
+}
+
+impl EntryPlatform {
+    /// The platform it is for, if that is a Linux.
+    pub(crate) fn linux(&self) -> Option<Platform> {
+        (self.os == "linux").then(|| Platform {
+            architecture: self.architecture.clone(),
+            variant: self.variant.clone().filter(|v| !v.is_empty()),
+        })
+    }
+}
+
+/// What lies behind a reference.
+#[derive(Debug)]
+pub(crate) enum Document {
+    Image(ImageManifest),
+    Index(Vec<IndexEntry>),
+}
+
+/// A config, and what of it belongs to the layers.
+#[derive(Debug)]
+pub(crate) struct Config {
+    pub(crate) image: ImageConfig,
+    pub(crate) variant: Option<String>,
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDocument {
+    schema_version: Option<u64>,
+    media_type: Option<String>,
+    artifact_type: Option<String>,
+    config: Option<RawDescriptor>,
+    layers: Option<Vec<RawDescriptor>>,
+    manifests: Option<Vec<RawDescriptor>>,
+    fs_layers: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawDescriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    platform: Option<RawPlatform>,
+    artifact_type: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawPlatform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    variant: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+    variant: Option<String>,
+    config: Option<RawRunConfig>,
+    rootfs: Option<RawRootfs>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct RawRunConfig {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    stop_signal: Option<String>,
+    volumes: Option<BTreeMap<String, IgnoredAny>>,
+    exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
+    labels: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+struct RawRootfs {
+    #[serde(rename = "type", default)]
+    kind: String,
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+fn malformed(document: &'static str, reason: impl Into<String>) -> Problem {
+    Problem::Malformed {
+        document,
+        reason: printable(&reason.into()),
+    }
+}
+
+/// Text of a stranger, fit for a terminal: without control characters, and not endless.
+pub(crate) fn printable(text: &str) -> String {
+    text.trim()
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(crate::limits::MAX_ERROR_CHARACTERS)
+        .collect()
+}
+
+/// Reads a manifest or an index. `digest` is what it is called in errors; `content_type` is what the
+/// registry said, absent where there is none (a file).
+pub(crate) fn read_document(
+    bytes: &[u8],
+    digest: &Digest,
+    host: &str,
+    content_type: Option<&str>,
+    limits: &Limits,
+) -> Result<Document, Problem> {
+    let wrong_type = |content_type: &str, reason: &str| Problem::WrongContentType {
+        host: host.to_owned(),
+        content_type: printable(content_type),
+        reason: reason.to_owned(),
+    };
+    let known = |media_type: &str| match media_type {
+        OCI_MANIFEST | DOCKER_MANIFEST => Some(false),
+        OCI_INDEX | DOCKER_LIST => Some(true),
+        _ => None,
+    };
+    // The parameters of a content type say nothing about JSON.
+    let content_type = content_type.map(|t| t.split(';').next().unwrap_or(t).trim());
+    if let Some(content_type) = content_type
+        && known(content_type).is_none()
+    {
+        let reason = if content_type.contains("manifest.v1") && content_type.contains("docker") {
+            "docker's schema 1 is not supported; push the image again with a current tool"
+        } else {
+            "it is not a manifest's"
+        };
+        return Err(wrong_type(content_type, reason));
+    }
+    let raw: RawDocument =
+        serde_json::from_slice(bytes).map_err(|e| malformed("manifest", e.to_string()))?;
+    if raw.fs_layers.is_some() || raw.schema_version != Some(2) {
+        return Err(malformed("manifest", "its schemaVersion is not 2"));
+    }
+    if let (Some(content_type), Some(media_type)) = (content_type, &raw.media_type)
+        && content_type != media_type
+    {
+        return Err(wrong_type(
+            content_type,
+            &format!("the document calls itself `{}`", printable(media_type)),
+        ));
+    }
+    let has_layers = raw.layers.is_some() || raw.config.is_some();
+    let is_index = match content_type.or(raw.media_type.as_deref()) {
+        Some(media_type) => known(media_type).ok_or_else(|| Problem::NotAnImage {
+            digest: digest.clone(),
+            kind: printable(media_type),
+        })?,
+        None => raw.manifests.is_some(),
+    };
+    // CVE-2021-41190: a document that is both would be read differently by different tools.
+    if has_layers && raw.manifests.is_some() {
+        return Err(malformed(
+            "manifest",
+            "it is an image and an index at the same time",
+        ));
+    }
+    if is_index {
+        let entries = raw
+            .manifests
+            .ok_or_else(|| malformed("index", "it has no `manifests`"))?;
+        read_index(entries).map(Document::Index)
+    } else {
+        read_manifest(raw, digest, limits).map(Document::Image)
+    }
+}
+
+fn read_index(entries: Vec<RawDescriptor>) -> Result<Vec<IndexEntry>, Problem> {
+    if entries.len() > MAX_INDEX_ENTRIES {
+        return Err(Problem::OverLimit {
+            what: "the index".to_owned(),
+            actual: entries.len() as u64,
+            limit: MAX_INDEX_ENTRIES as u64,
+            unit: "entries",
+        });
+    }
+    let mut images = Vec::new();
+    for entry in entries {
+        let is_index = match entry.media_type.as_str() {
+            OCI_MANIFEST | DOCKER_MANIFEST => false,
+            OCI_INDEX | DOCKER_LIST => true,
+            _ => continue,
+        };
+        // An artifact beside the images: a signature, an SBOM.
+        if entry
+            .artifact_type
+            .as_deref()
+            .is_some_and(|kind| !is_image_config(kind))
+        {
+            continue;
+        }
+        let platform = entry.platform.as_ref().map(|platform| EntryPlatform {
+            os: platform.os.clone(),
+            architecture: platform.architecture.clone(),
+            variant: platform.variant.clone(),
+        });
+        images.push(IndexEntry {
+            descriptor: read_descriptor("index", &entry)?,
+            platform,
+            is_index,
+        });
+    }
+    Ok(images)
+}
+
+fn read_manifest(
+    raw: RawDocument,
+    digest: &Digest,
+    limits: &Limits,
+) -> Result<ImageManifest, Problem> {
+    let config = raw
+        .config
+        .ok_or_else(|| malformed("manifest", "it has no `config`"))?;
+    if !is_image_config(&config.media_type) {
+        let kind = match raw.artifact_type {
+            Some(kind) if config.media_type == OCI_EMPTY => kind,
+            _ => config.media_type,
+        };
+        return Err(Problem::NotAnImage {
+            digest: digest.clone(),
+            kind: printable(&kind),
+        });
+    }
+    let over = |what: String, actual: u64, limit: u64, unit: &'static str| Problem::OverLimit {
+        what,
+        actual,
+        limit,
+        unit,
+    };
+    let config = read_descriptor("manifest", &config)?;
+    if config.size > limits.config_bytes {
+        let what = "the image config".to_owned();
+        return Err(over(what, config.size, limits.config_bytes, "bytes"));
+    }
+    let raw_layers = raw
+        .layers
+        .ok_or_else(|| malformed("manifest", "it has no `layers`"))?;
+    if raw_layers.is_empty() {
+        return Err(malformed("manifest", "it has zero layers"));
+    }
+    if raw_layers.len() > limits.layers {
+        let what = "the image".to_owned();
+        return Err(over(
+            what,
+            raw_layers.len() as u64,
+            limits.layers as u64,
+            "layers",
+        ));
+    }
+    let mut layers = Vec::with_capacity(raw_layers.len());
+    let mut total = 0_u64;
+    for raw in &raw_layers {
+        let layer = read_descriptor("manifest", raw)?;
+        let compression = layer_compression(&raw.media_type, &layer.digest, digest)?;
+        if layer.size > limits.layer_bytes {
+            let what = format!("layer {}", layer.digest);
+            return Err(over(what, layer.size, limits.layer_bytes, "bytes"));
+        }
+        total = total.saturating_add(layer.size);
+        layers.push((layer, compression));
+    }
+    if total > limits.image_bytes {
+        return Err(over(
+            "the image".to_owned(),
+            total,
+            limits.image_bytes,
+            "bytes",
+        ));
+    }
+    Ok(ImageManifest { config, layers })
+}
+
+fn is_image_config(media_type: &str) -> bool {
+    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
+}
+
+fn layer_compression(
+    media_type: &str,
+    layer: &Digest,
+    manifest: &Digest,
+) -> Result<Compression, Problem> {
+    Ok(match media_type {
+        "application/vnd.oci.image.layer.v1.tar"
+        | "application/vnd.docker.image.rootfs.diff.tar" => Compression::None,
+        "application/vnd.oci.image.layer.v1.tar+gzip"
+        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Compression::Gzip,
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
+        foreign if foreign.contains(".foreign.") || foreign.contains(".nondistributable.") => {
+            return Err(Problem::ForeignLayer {
+                digest: layer.clone(),
+                media_type: printable(foreign),
+            });
+        }
+        unknown if unknown.contains(".layer.") || unknown.contains(".rootfs.") => {
+            return Err(Problem::UnknownLayer {
+                digest: layer.clone(),
+                media_type: printable(unknown),
+            });
+        }
+        // buildkit's attestations have an image's config and layers of in-toto statements.
+        artifact => {
+            return Err(Problem::NotAnImage {
+                digest: manifest.clone(),
+                kind: printable(artifact),
+            });
+        }
+    })
+}
+
+fn read_descriptor(document: &'static str, raw: &RawDescriptor) -> Result<Descriptor, Problem> {
+    let digest = raw.digest.parse().map_err(|_| {
+        malformed(
+            document,
+            format!("`{}` is not a sha256 digest", printable(&raw.digest)),
+        )
+    })?;
+    Ok(Descriptor {
+        digest,
+        size: raw.size,
+    })
+}
+
+/// Reads a config, and checks that it fits an image of `layers` layers.
+pub(crate) fn read_config(bytes: &[u8], layers: usize) -> Result<Config, Problem> {
+    let wrong = |reason: String| malformed("image config", reason);
+    let raw: RawConfig = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
+    if raw.os.is_empty() || raw.architecture.is_empty() {
+        return Err(wrong("it names no os or no architecture".to_owned()));
+    }
+    let rootfs = raw
+        .rootfs
+        .filter(|rootfs| rootfs.kind == "layers")
+        .ok_or_else(|| wrong("its rootfs is not of type `layers`".to_owned()))?;
+    if rootfs.diff_ids.len() != layers {
+        return Err(wrong(format!(
+            "it has {} diff_ids, the manifest {layers} layers",
+            rootfs.diff_ids.len()
+        )));
+    }
+    let diff_ids = rootfs
+        .diff_ids
+        .iter()
+        .map(|text| {
+            text.parse()
+                .map_err(|_| wrong(format!("`{}` is not a sha256 digest", printable(text))))
+        })
+        .collect::<Result<Vec<Digest>, _>>()?;
+    let run = raw.config.unwrap_or_default();
+    let image = ImageConfig {
+        os: raw.os,
+        architecture: raw.architecture,
+        entrypoint: run.entrypoint.unwrap_or_default(),
+        cmd: run.cmd.unwrap_or_default(),
+        // A variable without `=` can be read by no program.
+        env: run
+            .env
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|v| v.contains('='))
+            .collect(),
+        working_dir: run.working_dir.unwrap_or_default(),
+        user: run.user.unwrap_or_default(),
+        stop_signal: run.stop_signal.unwrap_or_default(),
+        volumes: run.volumes.unwrap_or_default().into_keys().collect(),
+        exposed_ports: run.exposed_ports.unwrap_or_default().into_keys().collect(),
+        labels: run.labels.unwrap_or_default(),
+    };
+    check_user(&image.user).map_err(wrong)?;
+    let texts = [&image.working_dir, &image.stop_signal]
+        .into_iter()
+        .chain(&image.entrypoint)
+        .chain(&image.cmd)
+        .chain(&image.env);
+    if texts.into_iter().any(|text| text.contains('\0')) {
+        return Err(wrong(
+            "it has a NUL in a command, a variable or a path".to_owned(),
+        ));
+    }
+    Ok(Config {
+        image,
+        variant: raw.variant.filter(|v| !v.is_empty()),
+        diff_ids,
+    })
+}
+
+/// `user[:group]`, each a name or a number that Linux can hold.
+fn check_user(text: &str) -> Result<(), String> {
+    let mut parts = 0;
+    for part in text.split(':') {
+        parts += 1;
+        let number = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        // 2^32 - 1 means "no change" to the kernel.
+        if number && part.parse::<u32>().is_ok_and(|id| id != u32::MAX) {
+            continue;
+        }
+        if number || part.chars().any(|c| c.is_control() || c == '/') {
+            return Err(format!("its User `{}` is not a user", printable(text)));
+        }
+    }
+    if parts > 2 {
+        return Err(format!("its User `{}` is not a user", printable(text)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

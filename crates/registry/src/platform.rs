@@ -1,0 +1,168 @@
+//! Platforms, and which entry of an index suits one.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What an image is wanted for: Linux, an architecture, perhaps a variant of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Platform {
+    /// In the OCI's (that is Go's) words: `amd64`, `arm64`, `arm`.
+    pub architecture: String,
+    /// `v8`, `v7`; absent: the architecture's usual one.
+    pub variant: Option<String>,
+}
+
+/// Why a text is not a platform.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a platform: write `linux/amd64` or `linux/arm/v7`; only linux is supported")]
+pub struct PlatformError(pub String);
+
+impl Platform {
+    /// This architecture, in its usual variant.
+    pub fn of(architecture: &str) -> Self {
+        Self {
+            architecture: architecture.to_owned(),
+            variant: None,
+        }
+    }
+
+    /// The machine this program runs on.
+    pub fn host() -> Self {
+        Self::of(match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            "x86" => "386",
+            other => other,
+        })
+    }
+
+    /// How it is called in [`crate::Resolved::by_arch`]: the architecture, and the variant where one
+    /// was asked for (`arm/v7`).
+    pub fn key(&self) -> String {
+        match &self.variant {
+            Some(variant) => format!("{}/{variant}", self.architecture),
+            None => self.architecture.clone(),
+        }
+    }
+
+    /// How well an image for `architecture` and `variant` suits this platform; absent: it does not
+    /// run here. More is better. A platform runs its own variant and the ones before it; an unnamed variant is
+    /// the architecture's usual one (amd64/v1, arm64/v8, arm/v7). Variants that are not numbers must be equal.
+    pub(crate) fn rank(&self, architecture: &str, variant: Option<&str>) -> Option<u32> {
+        if architecture != self.architecture {
+            return None;
+        }
+        let wanted = self.variant.as_deref().filter(|v| !v.is_empty());
+        let offered = variant.filter(|v| !v.is_empty());
+        let usual = match architecture {
+            "amd64" => "v1",
+            "arm64" => "v8",
+            "arm" => "v7",
+            _ => {
+                return match (wanted, offered) {
+                    (None, None) => Some(2),
+                    (Some(a), Some(b)) if a == b => Some(2),
+                    (None, Some(_)) => None,
+                    (Some(_), None) => Some(1),
+                    (Some(_), Some(_)) => None,
+                };
+            }
+        };
+        let wanted = variant_number(wanted.unwrap_or(usual))?;
+        let offered = variant_number(offered.unwrap_or(usual))?;
+        (offered <= wanted).then_some(offered)
+    }
+}
+
+/// `v8` -> 8000, `v8.2` -> 8002.
+fn variant_number(variant: &str) -> Option<u32> {
+    let number = variant.strip_prefix('v').unwrap_or(variant);
+    let (major, minor) = number.split_once('.').unwrap_or((number, "0"));
+    let parse = |part: &str| part.parse::<u16>().ok().filter(|n| *n < 1000);
+    Some(u32::from(parse(major)?) * 1000 + u32::from(parse(minor)?))
+}
+
+impl FromStr for Platform {
+    type Err = PlatformError;
+    fn from_str(text: &str) -> Result<Self, PlatformError> {
+        let error = || PlatformError(text.to_owned());
+        let word = |part: &str| {
+            !part.is_empty()
+                && part.len() <= 32
+                && part
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'_')
+        };
+        let mut parts = text.split('/');
+        if parts.next() != Some("linux") {
+            return Err(error());
+        }
+        let architecture = parts.next().filter(|p| word(p)).ok_or_else(error)?;
+        let variant = parts.next();
+        if parts.next().is_some() || variant.is_some_and(|v| !word(v)) {
+            return Err(error());
+        }
+        Ok(Self {
+            architecture: architecture.to_owned(),
+            variant: variant.map(str::to_owned),
+        })
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "linux/{}", self.key())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn a_platform_runs_its_own_variant_and_older_ones() {
+        let check = |wanted: &str, offered: (&str, &str), rank: Option<u32>| {
+            let wanted: Platform = wanted.parse().unwrap();
+            assert_eq!(
+                wanted.rank(offered.0, Some(offered.1)),
+                rank,
+                "{wanted} {offered:?}"
+            );
+        };
+        check("linux/amd64", ("amd64", ""), Some(1000));
+        check("linux/amd64", ("amd64", "v1"), Some(1000));
+        check("linux/amd64", ("amd64", "v3"), None);
+        check("linux/amd64/v3", ("amd64", "v2"), Some(2000));
+        check("linux/amd64", ("arm64", ""), None);
+        check("linux/arm64", ("arm64", ""), Some(8000));
+        check("linux/arm64", ("arm64", "v8"), Some(8000));
+        check("linux/arm64", ("arm64", "v8.1"), None);
+        check("linux/arm64/v8.2", ("arm64", "v8.1"), Some(8001));
+        check("linux/arm64", ("arm64", "v9"), None);
+        check("linux/arm/v6", ("arm", "v7"), None);
+        check("linux/arm/v7", ("arm", "v6"), Some(6000));
+        check("linux/arm/v7", ("arm", ""), Some(7000));
+        check("linux/arm64", ("arm64", "x"), None);
+        check("linux/riscv64", ("riscv64", ""), Some(2));
+        check("linux/mips/a", ("mips", "b"), None);
+    }
+
+    #[test]
+    fn platforms_are_written_as_docker_writes_them() {
+        for good in ["linux/amd64", "linux/arm/v7", "linux/mips64le"] {
+            assert_eq!(good.parse::<Platform>().unwrap().to_string(), good);
+        }
+        for bad in [
+            "",
+            "amd64",
+            "windows/amd64",
+            "linux/",
+            "linux/arm/",
+            "linux/arm/v7/x",
+            "linux/A",
+        ] {
+            assert!(bad.parse::<Platform>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,631 @@
+//! GET requests to registries: authentication, redirects, retries, bounded bodies.
+//!
+//! One request is at most two: the second one after a 401, with a credential or token that was got for
+//! it. A second 401 is final. What is worth another attempt is told apart from what is not by
+//! [`Failure`]; [`Transport::document`] retries by itself, a blob's download goes on where it
+//! was cut off (`download.rs`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, RETRY_AFTER,
+    WWW_AUTHENTICATE,
+};
+use reqwest::{Client, Response, StatusCode, Url, redirect};
+use serde::Deserialize;
+
+use crate::auth::{self, Challenge};
+use crate::credentials::{Credential, Credentials};
+use crate::document::printable;
+use crate::error::Problem;
+use crate::limits::{Limits, MAX_ERROR_ANSWER_BYTES, MAX_REDIRECTS, MAX_TOKEN_ANSWER_BYTES};
+use crate::reference::is_loopback;
+
+/// A repository in a registry.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) registry: String,
+    pub(crate) repository: String,
+}
+
+/// A body that was read whole, within its limit.
+pub(crate) struct Answer {
+    pub(crate) content_type: Option<String>,
+    /// `Docker-Content-Digest`.
+    pub(crate) digest: Option<String>,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Why one attempt failed.
+pub(crate) enum Failure {
+    /// No other attempt is made.
+    Final(Problem),
+    /// Cut off, stalled, refused, or too busy.
+    Passing {
+        /// What to say if it was the last attempt; absent: [`Problem::Unreachable`].
+        problem: Option<Problem>,
+        /// For the chain under [`Problem::Unreachable`].
+        source: Box<dyn std::error::Error + Send + Sync>,
+        /// As the registry asked.
+        retry_after: Option<Duration>,
+    },
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Final(problem)
+    }
+}
+
+impl Failure {
+    pub(crate) fn passing(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Passing {
+            problem: None,
+            source: source.into(),
+            retry_after: None,
+        }
+    }
+}
+
+/// The redirect policy's refusal, on its way through reqwest.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+struct RefusedRedirect {
+    target: String,
+    reason: &'static str,
+}
+
+pub(crate) struct Transport {
+    /// As the environment's proxy variables say.
+    outward: Client,
+    /// Loopback is never reached through a proxy.
+    loopback: Client,
+    plain: Arc<BTreeSet<String>>,
+    credentials: Credentials,
+    pub(crate) limits: Limits,
+    /// The `Authorization` that worked last. Small: one per repository in use.
+    known: Mutex<BTreeMap<Place, HeaderValue>>,
+}
+
+impl Transport {
+    pub(crate) fn new(
+        insecure: BTreeSet<String>,
+        credentials: Credentials,
+        limits: Limits,
+    ) -> Result<Self, reqwest::Error> {
+        let plain = Arc::new(insecure);
+        let builder = || {
+            let plain = Arc::clone(&plain);
+            Client::builder()
+                .user_agent(concat!("platform/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(limits.connect)
+                .referer(false)
+                .redirect(redirect::Policy::custom(
+                    move |attempt| match judge_redirect(&plain, attempt.previous(), attempt.url()) {
+                        Ok(()) => attempt.follow(),
+                        Err(refused) => attempt.error(refused),
+                    },
+                ))
+        };
+        Ok(Self {
+            outward: builder().build()?,
+            loopback: builder().no_proxy().build()?,
+            plain,
+            credentials,
+            limits,
+            known: Mutex::default(),
+        })
+    }
+
+    /// A small document, of at most `limit` bytes. `what` is its name in errors, `path` what comes after the
+    /// repository: `manifests/latest`.
+    pub(crate) async fn document(
+        &self,
+        place: &Place,
+        path: &str,
+        accept: &str,
+        what: &str,
+        limit: u64,
+    ) -> Result<Answer, Problem> {
+        self.retry(&place.registry, || async {
+            let response = self.get(place, path, accept, 0).await?;
+            let header = |name: &str| {
+                let value = response.headers().get(name)?;
+                value.to_str().ok().map(str::to_owned)
+            };
+            Ok(Answer {
+                content_type: header(CONTENT_TYPE.as_str()),
+                digest: header("docker-content-digest"),
+                bytes: self.body(response, limit, what).await?,
+            })
+        })
+        .await
+    }
+
+    /// Tries until it works, fails for good, or the attempts are used up.
+    pub(crate) async fn retry<T, F: Future<Output = Result<T, Failure>>>(
+        &self,
+        host: &str,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<T, Problem> {
+        let mut made = 0;
+        loop {
+            let failure = match attempt().await {
+                Ok(value) => return Ok(value),
+                Err(failure) => failure,
+            };
+            made += 1;
+            self.pause(host, made, failure).await?;
+        }
+    }
+
+    /// After attempt number `made` failed: waits for the next one, or says why there is none.
+    pub(crate) async fn pause(
+        &self,
+        host: &str,
+        made: u32,
+        failure: Failure,
+    ) -> Result<(), Problem> {
+        let (problem, source, retry_after) = match failure {
+            Failure::Final(problem) => return Err(problem),
+            Failure::Passing {
+                problem,
+                source,
+                retry_after,
+            } => (problem, source, retry_after),
+        };
+        if made >= self.limits.attempts {
+            return Err(problem.unwrap_or_else(|| Problem::Unreachable {
+                host: host.to_owned(),
+                attempts: made,
+                source,
+            }));
+        }
+        let pause = backoff(&self.limits, made, retry_after);
+        tracing::debug!(host, made, ?pause, error = %source, "a request failed; trying again");
+        tokio::time::sleep(pause).await;
+        Ok(())
+    }
+
+    /// One request below `/v2/<repository>/`, from byte `offset` of the body on. The answer is 200,
+    /// or 206 if an offset was asked for.
+    pub(crate) async fn get(
+        &self,
+        place: &Place,
+        path: &str,
+        accept: &str,
+        offset: u64,
+    ) -> Result<Response, Failure> {
+        let url = self.url(place, path)?;
+        let mut authorization = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get(place).cloned()
+        };
+        let mut authenticated = false;
+        loop {
+            let mut headers = HeaderMap::new();
+            if let Ok(accept) = HeaderValue::from_str(accept) {
+                headers.insert(ACCEPT, accept);
+            }
+            if let Some(authorization) = &authorization {
+                headers.insert(AUTHORIZATION, authorization.clone());
+            }
+            if offset > 0 {
+                headers.insert(RANGE, bytes_from(offset));
+            }
+            let request = self
+                .client(&place.registry)
+                .get(url.clone())
+                .headers(headers);
+            let response = self.send(&place.registry, request).await?;
+            // A 401 of a storage server that we were sent to is not the registry's challenge.
+            let challenged = response.status() == StatusCode::UNAUTHORIZED
+                && response.url().host_str() == url.host_str()
+                && response.url().port_or_known_default() == url.port_or_known_default();
+            if challenged && !authenticated {
+                authenticated = true;
+                authorization = Some(self.authenticate(place, &response).await?);
+                continue;
+            }
+            if response.status().is_success() && response.status().as_u16() != 204 {
+                if let Some(worked) = authorization.filter(|_| authenticated) {
+                    let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                    known.insert(place.clone(), worked);
+                }
+                return Ok(response);
+            }
+            return Err(self.refusal(place, path, response).await);
+        }
+    }
+
+    fn client(&self, registry: &str) -> &Client {
+        if is_loopback(registry) {
+            &self.loopback
+        } else {
+            &self.outward
+        }
+    }
+
+    fn url(&self, place: &Place, path: &str) -> Result<Url, Problem> {
+        let registry = match place.registry.as_str() {
+            "docker.io" => "registry-1.docker.io",
+            other => other,
+        };
+        let scheme = if is_plain(&self.plain, registry) {
+            "http"
+        } else {
+            "https"
+        };
+        // The parts were checked when the reference was parsed; this cannot fail for those.
+        Url::parse(&format!(
+            "{scheme}://{registry}/v2/{}/{path}",
+            place.repository
+        ))
+        .map_err(|error| Problem::Malformed {
+            document: "reference",
+            reason: error.to_string(),
+        })
+    }
+
+    async fn send(
+        &self,
+        host: &str,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response, Failure> {
+        let limit = self.limits.connect + self.limits.stall;
+        match tokio::time::timeout(limit, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(request_failure(host, error)),
+            Err(_) => Err(Failure::passing(format!(
+                "no answer in {} s",
+                limit.as_secs_f32()
+            ))),
+        }
+    }
+
+    /// Reads a whole body of at most `limit` bytes.
+    pub(crate) async fn body(
+        &self,
+        mut response: Response,
+        limit: u64,
+        what: &str,
+    ) -> Result<Vec<u8>, Failure> {
+        let over = |actual: u64| Problem::OverLimit {
+            what: what.to_owned(),
+            actual,
+            limit,
+            unit: "bytes",
+        };
+        if let Some(length) = response.content_length().filter(|length| *length > limit) {
+            return Err(over(length).into());
+        }
+        let read = async {
+            let mut bytes = Vec::new();
+            while let Some(piece) = self.piece(&mut response).await? {
+                bytes.extend_from_slice(&piece);
+                if bytes.len() as u64 > limit {
+                    return Err(Failure::Final(over(bytes.len() as u64)));
+                }
+            }
+            Ok(bytes)
+        };
+        match tokio::time::timeout(self.limits.blob_grace, read).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::passing("the answer takes too long")),
+        }
+    }
+
+    /// The next piece of a body; absent at its end.
+    pub(crate) async fn piece(&self, response: &mut Response) -> Result<Option<Bytes>, Failure> {
+        match tokio::time::timeout(self.limits.stall, response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(error)) => Err(Failure::passing(error.without_url())),
+            Err(_) => Err(Failure::passing(format!(
+                "nothing came for {} s",
+                self.limits.stall.as_secs_f32()
+            ))),
+        }
+    }
+
+    /// Sorts an answer that is not a success.
+    async fn refusal(&self, place: &Place, path: &str, response: Response) -> Failure {
+        let host = place.registry.clone();
+        let status = response.status();
+        let retry_after = response
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Duration::from_secs);
+        let reason = match self
+            .body(response, MAX_ERROR_ANSWER_BYTES, "the error")
+            .await
+        {
+            Ok(bytes) => error_reason(&bytes),
+            Err(_) => String::new(),
+        };
+        let reason = match (reason.is_empty(), status.canonical_reason()) {
+            (true, Some(words)) => words.to_owned(),
+            _ => reason,
+        };
+        let passing = matches!(status.as_u16(), 408 | 425 | 429 | 500..=599);
+        let problem = match status {
+            StatusCode::NOT_FOUND => Problem::NotFound {
+                host,
+                what: what_of_path(place, path),
+            },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Problem::Denied { host, reason },
+            _ => Problem::Refused {
+                host,
+                status: status.as_u16(),
+                reason: reason.clone(),
+            },
+        };
+        if passing {
+            Failure::Passing {
+                problem: Some(problem),
+                source: format!("status {status}").into(),
+                retry_after,
+            }
+        } else {
+            Failure::Final(problem)
+        }
+    }
+
+    /// Answers a 401: looks for a credential, and gets a token where one is wanted.
+    async fn authenticate(
+        &self,
+        place: &Place,
+        response: &Response,
+    ) -> Result<HeaderValue, Failure> {
+        let host = &place.registry;
+        let denied = |reason: &str| Problem::Denied {
+            host: host.clone(),
+            reason: reason.to_owned(),
+        };
+        let headers = response.headers().get_all(WWW_AUTHENTICATE);
+        let challenge = auth::choose(headers.iter().filter_map(|value| value.to_str().ok()))
+            .ok_or_else(|| denied("it asks for a kind of authentication that is not known"))?;
+        let credential =
+            self.credentials
+                .find(host)
+                .await
+                .map_err(|source| Problem::Credentials {
+                    host: host.clone(),
+                    source,
+                })?;
+        match challenge {
+            Challenge::Basic => match credential {
+                Some(Credential::Basic { user, password }) => {
+                    use base64::Engine as _;
+                    let pair = format!("{user}:{password}");
+                    let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
+                    secret_header(&format!("Basic {encoded}"))
+                        .ok_or_else(|| denied("the credential is not text").into())
+                }
+                _ => Err(denied("it wants a user name and password").into()),
+            },
+            Challenge::Bearer {
+                realm,
+                service,
+                scope,
+            } => {
+                let token = self
+                    .token(place, &realm, service, scope, credential)
+                    .await?;
+                secret_header(&format!("Bearer {token}"))
+                    .ok_or_else(|| denied("its token service gives no proper token").into())
+            }
+        }
+    }
+
+    /// Asks the token service that the registry named.
+    async fn token(
+        &self,
+        place: &Place,
+        realm: &str,
+        service: Option<String>,
+        scope: Option<String>,
+        credential: Option<Credential>,
+    ) -> Result<String, Failure> {
+        let host = &place.registry;
+        let unsafe_realm = |reason: &'static str| Problem::UnsafeRedirect {
+            host: host.clone(),
+            target: printable(realm),
+            reason,
+        };
+        let mut url = Url::parse(realm)
+            .map_err(|_| unsafe_realm("its token service has no proper address"))?;
+        let plain = url.scheme() == "http"
+            && is_plain(&self.plain, host)
+            && is_plain(&self.plain, &host_of(&url));
+        if url.scheme() != "https" && !plain {
+            return Err(unsafe_realm("its token service does not speak HTTPS").into());
+        }
+        // Never more than to read this repository, whatever the registry suggests.
+        let own_scope = format!("repository:{}:pull", place.repository);
+        let scope = match scope {
+            Some(scope) if scope.starts_with(&format!("repository:{}:", place.repository)) => {
+                own_scope
+            }
+            Some(other) if !other.contains(":push") && !other.contains(":*") => other,
+            _ => own_scope,
+        };
+        let client = self.client(&host_of(&url));
+        let request = match credential {
+            Some(Credential::IdentityToken(refresh)) => {
+                let mut form = Url::parse("form:").map_err(|e| Failure::passing(e))?;
+                form.query_pairs_mut()
+                    .append_pair("grant_type", "refresh_token")
+                    .append_pair("service", service.as_deref().unwrap_or(host))
+                    .append_pair("scope", &scope)
+                    .append_pair("client_id", "platform")
+                    .append_pair("refresh_token", &refresh);
+                client
+                    .post(url)
+                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
+                    .body(form.query().unwrap_or_default().to_owned())
+            }
+            other => {
+                {
+                    let mut query = url.query_pairs_mut();
+                    if let Some(service) = &service {
+                        query.append_pair("service", service);
+                    }
+                    query.append_pair("scope", &scope);
+                }
+                match other {
+                    Some(Credential::Basic { user, password }) => {
+                        client.get(url).basic_auth(user, Some(password))
+                    }
+                    _ => client.get(url),
+                }
+            }
+        };
+        let response = self.send(host, request).await?;
+        if !response.status().is_success() {
+            return Err(match response.status() {
+                // What the token service does not know, the user is not allowed to see.
+                StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Problem::Denied {
+                    host: host.clone(),
+                    reason: format!("its token service answers {}", response.status()),
+                }
+                .into(),
+                _ => self.refusal(place, "token", response).await,
+            });
+        }
+        #[derive(Deserialize)]
+        struct TokenAnswer {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let bytes = self
+            .body(
+                response,
+                MAX_TOKEN_ANSWER_BYTES,
+                "the token service's answer",
+            )
+            .await?;
+        let answer: Option<TokenAnswer> = serde_json::from_slice(&bytes).ok();
+        let token = answer.and_then(|answer| answer.token.or(answer.access_token));
+        Ok(token
+            .filter(|token| !token.is_empty())
+            .ok_or_else(|| Problem::Denied {
+                host: host.clone(),
+                reason: "its token service gives no token".to_owned(),
+            })?)
+    }
+}
+
+/// HTTP is spoken to loopback, and to hosts that were listed.
+fn is_plain(listed: &BTreeSet<String>, registry: &str) -> bool {
+    is_loopback(registry) || listed.contains(registry)
+}
+
+/// Host and port as they stand in a reference.
+fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+fn judge_redirect(
+    listed: &BTreeSet<String>,
+    previous: &[Url],
+    target: &Url,
+) -> Result<(), RefusedRedirect> {
+    let refuse = |reason| {
+        Err(RefusedRedirect {
+            // Without the query, which may be a signature.
+            target: format!("{}://{}{}", target.scheme(), host_of(target), target.path()),
+            reason,
+        })
+    };
+    if previous.len() > MAX_REDIRECTS {
+        return refuse("that is one redirect too many");
+    }
+    let was_plain = previous.last().is_some_and(|url| url.scheme() == "http");
+    match target.scheme() {
+        "https" => Ok(()),
+        "http" if was_plain && is_plain(listed, &host_of(target)) => Ok(()),
+        _ => refuse("only HTTPS may be redirected to"),
+    }
+}
+
+fn request_failure(host: &str, error: reqwest::Error) -> Failure {
+    let mut source = std::error::Error::source(&error);
+    while let Some(inner) = source {
+        if let Some(refused) = inner.downcast_ref::<RefusedRedirect>() {
+            return Failure::Final(Problem::UnsafeRedirect {
+                host: host.to_owned(),
+                target: printable(&refused.target),
+                reason: refused.reason,
+            });
+        }
+        source = inner.source();
+    }
+    Failure::passing(error.without_url())
+}
+
+/// `manifests/latest` of `a/b` -> `a/b:latest`; `blobs/sha256:..` -> `a/b@sha256:..`.
+fn what_of_path(place: &Place, path: &str) -> String {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let joint = if name.contains(':') { '@' } else { ':' };
+    format!("{}{joint}{name}", place.repository)
+}
+
+/// The messages of a registry's error answer (distribution spec, error codes), or its beginning.
+fn error_reason(bytes: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<Error>,
+    }
+    #[derive(Deserialize)]
+    struct Error {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Errors>(bytes) {
+        Ok(answer) => {
+            let lines = answer.errors.into_iter().map(|e| match e.message.as_str() {
+                "" => e.code,
+                message => format!("{message} ({})", e.code),
+            });
+            lines.collect::<Vec<_>>().join("; ")
+        }
+        Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+    };
+    printable(&text)
+}
+
+fn bytes_from(offset: u64) -> HeaderValue {
+    HeaderValue::from_str(&format!("bytes={offset}-"))
+        .unwrap_or_else(|_| HeaderValue::from_static("bytes=0-"))
+}
+
+fn secret_header(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// The pause after attempt number `made`: doubled each time, with up to half of it added by chance.
+fn backoff(limits: &Limits, made: u32, retry_after: Option<Duration>) -> Duration {
+    let doubled = limits
+        .backoff
+        .saturating_mul(1 << made.saturating_sub(1).min(16));
+    // RandomState is seeded by the system; chance only keeps nodes from coming back in step.
+    let chance = RandomState::new().build_hasher().finish() % 1000;
+    let added = doubled.saturating_mul(u32::try_from(chance).unwrap_or(0)) / 2000;
+    (doubled + added)
+        .max(retry_after.unwrap_or_default())
+        .min(limits.backoff_max)
+}
