@@ -1,0 +1,188 @@
+//! Reading the world.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use cluster::world::{Env, Instance, Node, World};
+use contract::api::DriverChoice;
+use contract::{EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row as _, SqliteConnection};
+
+use crate::rows::{env_key, from_json, number};
+use crate::{Store, StoreError};
+
+/// The world at one moment, with what is not the planner's business.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What the planner looks at.
+    pub world: World,
+    /// More about each node.
+    pub nodes: BTreeMap<NodeId, NodeDetail>,
+}
+
+/// What the planner does not look at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeDetail {
+    /// The VMM driver it uses; absent until it reported.
+    pub driver: Option<DriverChoice>,
+    /// When it last reported, to within [`crate::SEEN_GRANULARITY_MS`].
+    pub seen_at: Option<Timestamp>,
+}
+
+impl Store {
+    /// The world as it is now. `online` are the nodes that reported lately, which only their
+    /// listener knows.
+    pub async fn snapshot(&self, online: &BTreeSet<NodeId>) -> Result<Snapshot, StoreError> {
+        let mut transaction = self
+            .reader
+            .begin()
+            .await
+            .map_err(StoreError::query("begin to read"))?;
+        let snapshot = load(&mut transaction, online).await?;
+        transaction
+            .rollback()
+            .await
+            .map_err(StoreError::query("end reading"))?;
+        Ok(snapshot)
+    }
+}
+
+/// Reads everything inside the caller's transaction.
+pub(crate) async fn load(
+    db: &mut SqliteConnection,
+    online: &BTreeSet<NodeId>,
+) -> Result<Snapshot, StoreError> {
+    let settings: String = sqlx::query_scalar("SELECT settings_json FROM cluster")
+        .fetch_optional(&mut *db)
+        .await
+        .map_err(StoreError::query("read the cluster's settings"))?
+        .ok_or(StoreError::NoCluster)?;
+    let (world_nodes, nodes) = load_nodes(&mut *db, online).await?;
+    let world = World {
+        settings: from_json("the cluster's settings", &settings)?,
+        nodes: world_nodes,
+        envs: load_envs(&mut *db).await?,
+        instances: load_instances(&mut *db).await?,
+    };
+    Ok(Snapshot { world, nodes })
+}
+
+type Nodes = (BTreeMap<NodeId, Node>, BTreeMap<NodeId, NodeDetail>);
+
+async fn load_nodes(
+    db: &mut SqliteConnection,
+    online: &BTreeSet<NodeId>,
+) -> Result<Nodes, StoreError> {
+    let rows = sqlx::query(
+        "SELECT id, name, region, hardware_json, driver_json, seen_at, generation FROM nodes",
+    )
+    .fetch_all(db)
+    .await
+    .map_err(StoreError::query("read the nodes"))?;
+    let mut nodes = BTreeMap::new();
+    let mut details = BTreeMap::new();
+    for row in rows {
+        let id = NodeId(number("a node's number", row.get(0))?);
+        nodes.insert(
+            id,
+            Node {
+                name: row.get(1),
+                region: row.get(2),
+                hardware: from_json("a node's hardware", row.get(3))?,
+                online: online.contains(&id),
+                generation: Generation(number("a generation", row.get(6))?),
+            },
+        );
+        let driver = row
+            .get::<Option<&str>, _>(4)
+            .map(|text| from_json("a node's driver", text))
+            .transpose()?;
+        let seen_at = row
+            .get::<Option<i64>, _>(5)
+            .map(|at| number("a time", at).map(Timestamp))
+            .transpose()?;
+        details.insert(id, NodeDetail { driver, seen_at });
+    }
+    Ok((nodes, details))
+}
+
+async fn load_envs(
+    db: &mut SqliteConnection,
+) -> Result<BTreeMap<contract::EnvKey, Env>, StoreError> {
+    let rows =
+        sqlx::query("SELECT app, env, network, rollout_json, scale_json, destroying FROM envs")
+            .fetch_all(&mut *db)
+            .await
+            .map_err(StoreError::query("read the envs"))?;
+    let mut envs = BTreeMap::new();
+    for row in rows {
+        let key = env_key(row.get(0), row.get(1))?;
+        let env = Env {
+            network: EnvNetwork(number("an env's network", row.get(2))?),
+            releases: BTreeMap::new(),
+            rollout: from_json("a rollout", row.get(3))?,
+            scale: from_json("a scale", row.get(4))?,
+            destroying: row.get(5),
+        };
+        envs.insert(key, env);
+    }
+    let rows = sqlx::query("SELECT app, env, number, release_json FROM releases")
+        .fetch_all(db)
+        .await
+        .map_err(StoreError::query("read the releases"))?;
+    for row in rows {
+        let key = env_key(row.get(0), row.get(1))?;
+        let release = ReleaseNumber(number("a release's number", row.get(2))?);
+        if let Some(env) = envs.get_mut(&key) {
+            env.releases
+                .insert(release, from_json("a release", row.get(3))?);
+        }
+    }
+    Ok(envs)
+}
+
+const INSTANCES: &str = "SELECT id, node, spec_json, leaving, created_at, report_json, \
+     was_ready, stop_acknowledged FROM instances";
+const INSTANCES_OF_NODE: &str = "SELECT id, node, spec_json, leaving, created_at, report_json, \
+     was_ready, stop_acknowledged FROM instances WHERE node = ?";
+
+async fn load_instances(
+    db: &mut SqliteConnection,
+) -> Result<BTreeMap<InstanceId, Instance>, StoreError> {
+    let rows = sqlx::query(INSTANCES).fetch_all(db).await;
+    instances(&rows.map_err(StoreError::query("read the instances"))?)
+}
+
+/// The instances of one node.
+pub(crate) async fn load_instances_of(
+    db: &mut SqliteConnection,
+    node: NodeId,
+) -> Result<BTreeMap<InstanceId, Instance>, StoreError> {
+    let rows = sqlx::query(INSTANCES_OF_NODE)
+        .bind(node.0)
+        .fetch_all(db)
+        .await;
+    instances(&rows.map_err(StoreError::query("read a node's instances"))?)
+}
+
+fn instances(rows: &[SqliteRow]) -> Result<BTreeMap<InstanceId, Instance>, StoreError> {
+    rows.iter()
+        .map(|row| {
+            let report = row
+                .get::<Option<&str>, _>(5)
+                .map(|text| from_json("an instance's report", text))
+                .transpose()?;
+            let instance = Instance {
+                node: NodeId(number("a node's number", row.get(1))?),
+                spec: from_json("an instance's spec", row.get(2))?,
+                leaving: row.get(3),
+                created_at: Timestamp(number("a time", row.get(4))?),
+                report,
+                was_ready: row.get(6),
+                stop_acknowledged: row.get(7),
+            };
+            let id = InstanceId(number("an instance's id", row.get(0))?);
+            Ok((id, instance))
+        })
+        .collect()
+}

@@ -1,0 +1,169 @@
+//! Opening the store, and the cluster's birth.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use cluster::world::ClusterSettings;
+use contract::Timestamp;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Row as _, Sqlite, Transaction};
+
+use crate::rows::{from_json, to_i64, to_json};
+use crate::{StoreError, error};
+
+/// Connections that only read.
+pub const READERS: u32 = 4;
+/// How long a statement waits for another process that holds the database (a backup).
+pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a caller waits for a connection while others have them all.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
+
+const MIGRATIONS: &[(i64, &str, &str)] =
+    &[(1, "first", include_str!("../migrations/0001_first.sql"))];
+
+/// The control plane's state. Cheap to clone; clones share their connections.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub(crate) writer: SqlitePool,
+    pub(crate) reader: SqlitePool,
+}
+
+/// What was made at the cluster's birth.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClusterRecord {
+    /// Its settings.
+    pub settings: ClusterSettings,
+    /// The CA's certificate, PEM.
+    pub ca_cert_pem: String,
+    /// The CA's key, PEM. Secret.
+    pub ca_key_pem: String,
+}
+
+impl std::fmt::Debug for ClusterRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterRecord")
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Opens `sqlite:PATH`, makes the file where there is none, and brings it to this version's
+    /// schema. A file with a newer schema is refused.
+    pub async fn open(url: &str) -> Result<Self, StoreError> {
+        let path = url
+            .strip_prefix("sqlite:")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from)
+            .ok_or_else(|| StoreError::UnknownStore(url.to_owned()))?;
+        let opened = |source| StoreError::Open {
+            path: path.clone(),
+            source,
+        };
+        let options = SqliteConnectOptions::new()
+            .filename(&path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(BUSY_TIMEOUT);
+        let writer = SqlitePoolOptions::new()
+            .min_connections(1)
+            .max_connections(1)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .idle_timeout(None)
+            .max_lifetime(None)
+            .connect_with(options.clone())
+            .await
+            .map_err(opened)?;
+        migrator()
+            .run(&writer)
+            .await
+            .map_err(|source| StoreError::Migrate {
+                path: path.clone(),
+                source,
+            })?;
+        let reader = SqlitePoolOptions::new()
+            .max_connections(READERS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.read_only(true).create_if_missing(false))
+            .await
+            .map_err(opened)?;
+        Ok(Self { writer, reader })
+    }
+
+    /// Closes every connection; what was acknowledged is in the database already.
+    pub async fn close(&self) {
+        self.reader.close().await;
+        self.writer.close().await;
+    }
+
+    /// What was made at the cluster's birth, if it was born.
+    pub async fn cluster(&self) -> Result<Option<ClusterRecord>, StoreError> {
+        let row = sqlx::query("SELECT settings_json, ca_cert_pem, ca_key_pem FROM cluster")
+            .fetch_optional(&self.reader)
+            .await
+            .map_err(StoreError::query("read the cluster's settings"))?;
+        let Some(row) = row else { return Ok(None) };
+        Ok(Some(ClusterRecord {
+            settings: from_json("the cluster's settings", row.get(0))?,
+            ca_cert_pem: row.get(1),
+            ca_key_pem: row.get(2),
+        }))
+    }
+
+    /// Writes the cluster's birth. Does nothing when there is a cluster already; ask
+    /// [`Self::cluster`] afterwards.
+    pub async fn found(&self, record: &ClusterRecord, now: Timestamp) -> Result<(), StoreError> {
+        sqlx::query(
+            "INSERT INTO cluster (one, settings_json, ca_cert_pem, ca_key_pem, created_at) \
+             VALUES (1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(to_json("the cluster's settings", &record.settings)?)
+        .bind(&record.ca_cert_pem)
+        .bind(&record.ca_key_pem)
+        .bind(to_i64("a time", now.0)?)
+        .execute(&self.writer)
+        .await
+        .map_err(StoreError::query("write the cluster's settings"))?;
+        Ok(())
+    }
+
+    /// Begins a transaction that writes.
+    pub(crate) async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.writer
+            .begin_with("BEGIN IMMEDIATE")
+            .await
+            .map_err(StoreError::query("begin a transaction"))
+    }
+}
+
+pub(crate) async fn commit(
+    transaction: Transaction<'static, Sqlite>,
+    operation: &'static str,
+) -> Result<(), StoreError> {
+    transaction
+        .commit()
+        .await
+        .map_err(error::StoreError::query(operation))
+}
+
+fn migrator() -> Migrator {
+    Migrator::with_migrations(
+        MIGRATIONS
+            .iter()
+            .map(|(version, name, sql)| {
+                Migration::new(
+                    *version,
+                    (*name).into(),
+                    MigrationType::Simple,
+                    sqlx::SqlSafeStr::into_sql_str(*sql),
+                    false,
+                )
+            })
+            .collect(),
+    )
+}
