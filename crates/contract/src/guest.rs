@@ -112,10 +112,8 @@ pub enum GuestFrame {
 pub enum HostFrame {
     /// What to run; once, to a guest that is waiting.
     Boot(Box<BootConfig>),
-    /// Send the signal, then SIGKILL after the timeout.
+    /// Send the app [`BootConfig::stop_signal`], then SIGKILL after the timeout.
     Stop {
-        /// Signal name, `SIGTERM`.
-        signal: String,
         /// Milliseconds until SIGKILL.
         timeout_ms: u64,
     },
@@ -192,7 +190,7 @@ pub struct BootConfig {
     pub working_dir: String,
     /// `user[:group]` by name or number, resolved by the image's own /etc/passwd and /etc/group.
     pub user: String,
-    /// Signal name that stops the app when the guest itself is asked to end.
+    /// Signal name that stops the app: the manifest's, else the image's, else SIGTERM.
     pub stop_signal: String,
     /// The network.
     pub network: GuestNetwork,
@@ -520,26 +518,13 @@ fn log_record(body: &[u8]) -> Result<LogRecord, FrameError> {
     })
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StopBody {
-    signal: String,
-    timeout_ms: u64,
-}
-
 impl Frame for HostFrame {
     const LIMIT: usize = MAX_BOOT_FRAME_BYTES;
 
     fn parts(&self) -> (u8, Vec<u8>) {
         match self {
             Self::Boot(config) => (65, json(config)),
-            Self::Stop { signal, timeout_ms } => (
-                66,
-                json(&StopBody {
-                    signal: signal.clone(),
-                    timeout_ms: *timeout_ms,
-                }),
-            ),
+            Self::Stop { timeout_ms } => (66, json(timeout_ms)),
             Self::Signal { signal } => (67, json(signal)),
             Self::Stats => (68, Vec::new()),
             Self::Exec(request) => (69, json(request)),
@@ -554,10 +539,9 @@ impl Frame for HostFrame {
     fn from_parts(frame_type: u8, body: &[u8]) -> Result<Self, FrameError> {
         Ok(match frame_type {
             65 => Self::Boot(from_json(frame_type, body)?),
-            66 => {
-                let StopBody { signal, timeout_ms } = from_json(frame_type, body)?;
-                Self::Stop { signal, timeout_ms }
-            }
+            66 => Self::Stop {
+                timeout_ms: from_json(frame_type, body)?,
+            },
             67 => Self::Signal {
                 signal: from_json(frame_type, body)?,
             },
