@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use contract::instance::InstanceSpec;
 use contract::{EnvKey, NodeId, ProcessName};
 
-use crate::world::{Node, World};
+use crate::world::{Instance, Node};
 
 /// What is to be placed.
 #[derive(Debug, Clone, Copy)]
@@ -104,13 +104,16 @@ pub struct Placement<'w> {
 }
 
 impl<'w> Placement<'w> {
-    /// What is promised in this world.
-    pub fn new(world: &'w World) -> Self {
+    /// What these instances are promised on these nodes.
+    pub fn new<'i>(
+        nodes: &'w BTreeMap<NodeId, Node>,
+        instances: impl IntoIterator<Item = &'i Instance>,
+    ) -> Self {
         let mut placement = Self {
-            nodes: &world.nodes,
+            nodes,
             promised: BTreeMap::new(),
         };
-        for instance in world.instances.values() {
+        for instance in instances {
             placement.promise(instance.node, &instance.spec, instance.leaving);
         }
         placement
@@ -122,14 +125,8 @@ impl<'w> Placement<'w> {
         promised.cpu_millis += u64::from(spec.cpu_millis);
         promised.memory_bytes = promised.memory_bytes.saturating_add(spec.memory_bytes);
         if !leaving {
-            let env = EnvKey {
-                app: spec.app.clone(),
-                env: spec.env.clone(),
-            };
-            *promised
-                .staying
-                .entry((env, spec.process.clone()))
-                .or_default() += 1;
+            let key = (spec.env_key(), spec.process.clone());
+            *promised.staying.entry(key).or_default() += 1;
         }
     }
 

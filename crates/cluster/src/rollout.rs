@@ -1,26 +1,111 @@
 //! How an env gets from one release to another, and when that failed.
+//!
+//! ```text
+//!              deploy                   all ready, none of the old left
+//!   (any) ---------------> rolling ---------------------------------------> done
+//!                          |     |
+//!          a new instance  |     |  the same, and nothing to go back to,
+//!          fails, loops or |     |  or `auto_revert = false`
+//!          is late         v     v
+//!                    reverted   failed
+//! ```
+//!
+//! A release fails while it is rolling out when one of its instances
+//! - is given up by its node, or ended and its policy does not start it again;
+//! - was started again [`MAX_NEW_RESTARTS`] times and is not ready;
+//! - was never ready and is older than [`READY_DEADLINE_MS`];
+//!
+//! or when an instance has found no place for that long. What cannot be its fault does not fail it:
+//! an instance on a node that is offline is waited for.
+//!
+//! After a failure with a release to go back to, that one is wanted again, at its full numbers.
+//! Where the manifest says `auto_revert = false`, the new release does not give way: its ready
+//! instances stay, the others leave, and what is missing is filled by the previous release. With
+//! nothing to go back to, all its instances leave, so that the cluster is as it was.
+//!
+//! The reason keeps the instance, what its node said, and the app's last words.
+//!
+//! Deliberately absent: which instances come and go ([`crate::planner`]).
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
+use contract::api::{MAX_LAST_WORDS, RolloutPhase};
+use contract::instance::InstanceState;
 use contract::{ProcessName, ReleaseNumber, Timestamp};
 
-use crate::world::{Env, Rollout};
+use crate::world::{Env, Instance, Rollout};
 
 /// Restarts after which a new instance that is not ready fails its release.
 pub const MAX_NEW_RESTARTS: u32 = 3;
 /// How long a new instance may take until it is ready, or until it finds a place, in milliseconds.
 pub const READY_DEADLINE_MS: u64 = 5 * 60 * 1000;
+/// Longest line of an app's last words in a reason, in characters.
+const MAX_REASON_LINE: usize = 300;
 
-/// The rollout of a new release, given the one under way or done.
+/// The rollout of a new release, given the one under way or done. What was rolled out wholly last,
+/// or is being reverted to, is what the new one goes back to.
 pub fn begin(before: Option<&Rollout>, release: ReleaseNumber, now: Timestamp) -> Rollout {
-    let _ = (before, release, now);
-    todo!()
+    let previous = before.and_then(|before| match before.phase {
+        RolloutPhase::Done => Some(before.release),
+        RolloutPhase::Reverted => Some(before.wanted),
+        RolloutPhase::Rolling | RolloutPhase::Failed | RolloutPhase::Superseded => before.previous,
+    });
+    Rollout {
+        release,
+        wanted: release,
+        phase: RolloutPhase::Rolling,
+        reason: String::new(),
+        previous,
+        started_at: now,
+    }
 }
 
-/// How many instances of each process the release `number` is to have.
+/// The rollout after its release failed in one of its processes, whose `auto_revert` decides.
+pub fn after_failure(
+    env: &Env,
+    rollout: &Rollout,
+    process: &ProcessName,
+    reason: String,
+) -> Rollout {
+    let auto_revert = env
+        .releases
+        .get(&rollout.release)
+        .and_then(|release| release.manifest.processes.get(process))
+        .is_none_or(|process| process.deploy.auto_revert);
+    match serving_before(env, rollout) {
+        Some(previous) if auto_revert => Rollout {
+            wanted: previous,
+            phase: RolloutPhase::Reverted,
+            reason,
+            ..rollout.clone()
+        },
+        _ => Rollout {
+            phase: RolloutPhase::Failed,
+            reason,
+            ..rollout.clone()
+        },
+    }
+}
+
+/// The release that a failing one gives way to, if there is one.
+pub fn serving_before(env: &Env, rollout: &Rollout) -> Option<ReleaseNumber> {
+    let known = |previous: &ReleaseNumber| env.releases.contains_key(previous);
+    rollout.previous.filter(known)
+}
+
+/// How many instances of each process the release `number` is to have: what `scale` set, else
+/// `scaling.min`, and never more than `scaling.max`. Empty for a release that is not known.
 pub fn wanted_counts(env: &Env, number: ReleaseNumber) -> BTreeMap<ProcessName, u32> {
-    let _ = (env, number);
-    todo!()
+    let Some(release) = env.releases.get(&number) else {
+        return BTreeMap::new();
+    };
+    let count = |(name, process): (&ProcessName, &manifest::Process)| {
+        let scaled = env.scale.get(name).copied();
+        let wanted = scaled.unwrap_or(process.scaling.min);
+        (name.clone(), wanted.min(process.scaling.max))
+    };
+    release.manifest.processes.iter().map(count).collect()
 }
 
 /// Why a number of instances cannot be wanted.
@@ -48,8 +133,142 @@ pub enum ScaleRefused {
     },
 }
 
-/// Whether these numbers of instances can be wanted. To be asked before they are recorded.
+/// Whether these numbers of instances can be wanted of the release that is wanted now. To be asked
+/// before they are recorded.
 pub fn check_scale(env: &Env, wanted: &BTreeMap<ProcessName, u32>) -> Result<(), ScaleRefused> {
-    let _ = (env, wanted);
-    todo!()
+    let processes = env
+        .releases
+        .get(&env.rollout.wanted)
+        .map(|release| &release.manifest.processes);
+    for (name, wanted) in wanted {
+        let Some(process) = processes.and_then(|processes| processes.get(name)) else {
+            let known: Vec<_> = processes
+                .into_iter()
+                .flat_map(BTreeMap::keys)
+                .map(ProcessName::as_str)
+                .collect();
+            return Err(ScaleRefused::NoProcess {
+                process: name.clone(),
+                known: known.join(", "),
+            });
+        };
+        if *wanted > process.scaling.max {
+            return Err(ScaleRefused::TooMany {
+                process: name.clone(),
+                wanted: *wanted,
+                max: process.scaling.max,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// How an instance stands, by what its node said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is ready.
+    Ready,
+    /// It serves nobody (no port, no health check), did its work and ended with exit code 0, and
+    /// its policy does not start it again. As good as ready.
+    Complete,
+    /// It is on its way, or unwell for a while.
+    Coming,
+    /// Its node is offline: nothing is known of it, it may well serve.
+    Away,
+    /// It was started again [`MAX_NEW_RESTARTS`] times or more and is not ready.
+    Looping,
+    /// It ended and does not start again by itself.
+    Ended,
+}
+
+impl Standing {
+    /// How `instance` stands, given whether its node is online.
+    pub fn of(instance: &Instance, online: bool) -> Self {
+        let Some(report) = instance.report.as_ref().filter(|_| online) else {
+            return if online { Self::Coming } else { Self::Away };
+        };
+        let serves = !instance.spec.ports.is_empty() || instance.spec.healthcheck.is_some();
+        let clean = report.last_exit.as_ref().is_some_and(|e| e.exit_code == 0);
+        match report.state {
+            InstanceState::Running if report.ready => Self::Ready,
+            InstanceState::Stopped if clean && !serves => Self::Complete,
+            InstanceState::Stopped | InstanceState::Failed => Self::Ended,
+            InstanceState::Created
+            | InstanceState::Preparing
+            | InstanceState::Booting
+            | InstanceState::Running
+            | InstanceState::Stopping
+            | InstanceState::Backoff => {
+                if report.restarts >= MAX_NEW_RESTARTS {
+                    Self::Looping
+                } else {
+                    Self::Coming
+                }
+            }
+        }
+    }
+
+    /// Whether it does all that is wanted of it.
+    pub fn is_well(self) -> bool {
+        matches!(self, Self::Ready | Self::Complete)
+    }
+}
+
+/// Why this instance of a release that is rolling out fails it, if it does. `node_name` is its
+/// node's, for people.
+pub fn failure(
+    instance: &Instance,
+    standing: Standing,
+    node_name: &str,
+    now: Timestamp,
+) -> Option<String> {
+    let age = now.millis_since(instance.created_at);
+    let what = match standing {
+        Standing::Ready | Standing::Complete | Standing::Away => return None,
+        Standing::Coming if instance.was_ready || age < READY_DEADLINE_MS => return None,
+        Standing::Coming => {
+            let minutes = READY_DEADLINE_MS / 60_000;
+            let at = match &instance.report {
+                None => "its node has not taken it up".to_owned(),
+                Some(report) if report.detail.is_empty() => report.state.to_string(),
+                Some(report) => format!("{} ({})", report.state, report.detail),
+            };
+            format!("not ready after {minutes} min: {at}")
+        }
+        Standing::Looping => {
+            let restarts = instance.report.as_ref().map_or(0, |r| r.restarts);
+            format!("started again {restarts} times and not ready")
+        }
+        Standing::Ended => match instance.report.as_ref().map(|r| r.state) {
+            Some(InstanceState::Stopped) => {
+                "ended by itself, and its restart policy does not start it again".to_owned()
+            }
+            _ => "failed".to_owned(),
+        },
+    };
+    let spec = &instance.spec;
+    let (id, process, node) = (spec.id, &spec.process, instance.node);
+    let mut reason = format!("instance {id} of {process} on {node_name} ({node}) {what}");
+    let Some(report) = &instance.report else {
+        return Some(reason);
+    };
+    // Writing to a String cannot fail.
+    if let Some(failure) = &report.failure {
+        let _ = write!(reason, ": {failure}");
+    }
+    if let Some(exit) = &report.last_exit {
+        let exit = exit.to_string();
+        if !reason.contains(&exit) {
+            let _ = write!(reason, ": {exit}");
+        }
+    }
+    if !report.last_words.is_empty() {
+        reason.push_str("\nlast words:");
+        let skip = report.last_words.len().saturating_sub(MAX_LAST_WORDS);
+        for line in report.last_words.iter().skip(skip) {
+            let line: String = line.chars().take(MAX_REASON_LINE).collect();
+            let _ = write!(reason, "\n  {line}");
+        }
+    }
+    Some(reason)
 }

@@ -5,7 +5,9 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{AppName, Digest, EnvName, InstanceId, ProcessName, ReleaseNumber, Timestamp};
+use crate::ids::{
+    AppName, Digest, EnvKey, EnvName, InstanceId, ProcessName, ReleaseNumber, Timestamp,
+};
 
 /// Everything a node needs to run one instance. Immutable: a change is another instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,16 @@ pub struct InstanceSpec {
     pub secrets: Vec<SecretBundle>,
     /// Volumes, at `/mnt/volumes/<name>`.
     pub volumes: Vec<Volume>,
+}
+
+impl InstanceSpec {
+    /// The env it belongs to.
+    pub fn env_key(&self) -> EnvKey {
+        EnvKey {
+            app: self.app.clone(),
+            env: self.env.clone(),
+        }
+    }
 }
 
 /// An image by immutable digest (ADR 0002: nothing ever runs by tag).
