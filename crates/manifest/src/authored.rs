@@ -1,0 +1,584 @@
+//! The manifest as it is written: the one definition.
+//!
+//! From these types come the JSON Schema ([`crate::schema`]), the keys and kinds that the decoder
+//! accepts ([`crate::structure`]), the order in which `fmt` writes keys, the reference page, and
+//! the canonical JSON. What a text must look like is a pattern from [`crate::formats`]; bounds of
+//! durations and sizes, which no pattern can state, are the extensions `x-minimum` and
+//! `x-maximum`; a table that `fmt` writes in one line has the extension `x-layout`. Extensions
+//! are taken out of the published schema and become part of the descriptions.
+//!
+//! What a manifest *means* is [`crate::Manifest`]; [`crate::resolve`] leads from here to there.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::formats;
+
+/// Most process types of an app.
+pub(crate) const MAX_PROCESSES: usize = 64;
+/// Most instances of a process type.
+pub(crate) const MAX_INSTANCES: u32 = 1000;
+/// Most variables in one `env` table.
+pub(crate) const MAX_VARIABLES: usize = 1024;
+/// Most arguments of a command.
+pub(crate) const MAX_ARGUMENTS: usize = 1024;
+/// Most characters of an argument or the value of a variable.
+pub(crate) const MAX_TEXT_CHARS: usize = 32_768;
+/// Most ports of a process type.
+pub(crate) const MAX_PORTS: usize = 64;
+/// Most secret bundles of a process type.
+pub(crate) const MAX_SECRETS: usize = 64;
+/// Most volumes of a process type: each is one more disk of the microVM.
+pub(crate) const MAX_VOLUMES: usize = 16;
+/// Most host names of an env.
+pub(crate) const MAX_ROUTES: usize = 1024;
+/// Longest host name, in characters, which are ASCII (RFC 1035, 2.3.4).
+pub(crate) const MAX_HOST_CHARS: usize = 253;
+/// Most restarts in a row.
+pub(crate) const MAX_RETRIES: u32 = 1_000_000;
+/// Most consecutive probes that are counted.
+pub(crate) const MAX_PROBES: u32 = 100;
+
+/// A text of one kind, for the schema; the structure is checked before one of these is made.
+macro_rules! text {
+    ($(#[$meta:meta])* $name:ident) => {
+        #[derive(
+            Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+        )]
+        $(#[$meta])*
+        pub(crate) struct $name(pub(crate) String);
+    };
+}
+
+text!(
+    /// A name that is one DNS label: 1 to 63 lowercase letters, digits and hyphens, starting with
+    /// a letter and not ending with a hyphen.
+    #[schemars(extend("pattern" = formats::LABEL), extend("examples" = ["web"]))]
+    Label
+);
+text!(
+    /// The name of an environment variable: letters, digits and underscores, not starting with a
+    /// digit. Names that start with `PLATFORM_` are the platform's own.
+    #[schemars(extend("pattern" = formats::VARIABLE_NAME), extend("examples" = ["RUST_LOG"]))]
+    VariableName
+);
+text!(
+    /// A text without NUL characters, as programs can receive it.
+    #[schemars(
+        extend("pattern" = formats::TEXT, "maxLength" = MAX_TEXT_CHARS),
+        extend("examples" = ["info"])
+    )]
+    Text
+);
+text!(
+    /// A whole number and a unit: `ms`, `s`, `m` or `h`.
+    #[schemars(extend("pattern" = formats::DURATION), extend("examples" = ["10s"]))]
+    Duration
+);
+text!(
+    /// A whole number and a unit: `KiB`, `MiB`, `GiB` or `TiB`.
+    #[schemars(extend("pattern" = formats::SIZE), extend("examples" = ["256MiB"]))]
+    Size
+);
+text!(
+    /// A host name in lowercase, without port and trailing dot.
+    #[schemars(
+        extend("pattern" = formats::HOST_NAME, "maxLength" = MAX_HOST_CHARS),
+        extend("examples" = ["shop.example.com"])
+    )]
+    HostName
+);
+text!(
+    /// An image reference that is pinned by digest. Nothing ever runs by tag.
+    #[schemars(
+        extend("pattern" = formats::IMAGE, "maxLength" = 512),
+        extend("examples" = ["registry.example.com/shop@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"])
+    )]
+    Image
+);
+text!(
+    /// A user, and a group if wanted, by name or number: `user` or `user:group`.
+    #[schemars(extend("pattern" = formats::USER, "maxLength" = 128), extend("examples" = ["shop"]))]
+    User
+);
+text!(
+    /// A path that starts with `/`, of printable ASCII characters without spaces.
+    #[schemars(
+        extend("pattern" = formats::HTTP_PATH, "maxLength" = 1024),
+        extend("examples" = ["/healthz"])
+    )]
+    HttpPath
+);
+
+/// A platform manifest: what an app runs, and how (ADR 0002).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(description = "A platform manifest: which processes an app has and how they run. \
+    Unknown keys are errors at every level.")]
+pub(crate) struct Manifest {
+    /// The name of the app.
+    #[schemars(extend("examples" = ["shop"]))]
+    pub(crate) app: Label,
+    /// The image, pinned by digest. Absent: it is given to `platform deploy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) image: Option<Image>,
+    /// Variables for every process. A process's own `env` wins over these.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = MAX_VARIABLES))]
+    pub(crate) env: BTreeMap<VariableName, Text>,
+    /// Process types by name. Each scales into microVMs of its own. Absent: one process `web`
+    /// that runs the image's own command.
+    #[serde(default = "default_processes")]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = MAX_PROCESSES))]
+    pub(crate) processes: BTreeMap<Label, Process>,
+    /// Host names and where each leads.
+    #[serde(default)]
+    #[schemars(extend(
+        "maxProperties" = MAX_ROUTES,
+        "propertyNames" = { "maxLength": MAX_HOST_CHARS }
+    ))]
+    pub(crate) routes: BTreeMap<HostName, Route>,
+}
+
+fn default_processes() -> BTreeMap<Label, Process> {
+    BTreeMap::from([(Label("web".to_owned()), Process::default())])
+}
+
+/// One process type: the command it runs and how it scales. Each instance is one microVM.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Process {
+    /// The command with its arguments. It replaces the image's Cmd; the image's Entrypoint stays
+    /// and comes first. Absent: the image's own Cmd.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_ARGUMENTS), extend("examples" = [["/srv/shop", "serve"]]))]
+    pub(crate) command: Option<Vec<Text>>,
+    /// The user to run as. Absent: the image's User, else root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user: Option<User>,
+    /// Variables of this process.
+    #[serde(default)]
+    #[schemars(extend("maxProperties" = MAX_VARIABLES, "x-layout" = "inline"))]
+    pub(crate) env: BTreeMap<VariableName, Text>,
+    /// Secret bundles. The files of each are under `/run/secrets/<bundle>/`.
+    #[serde(default)]
+    #[schemars(length(max = MAX_SECRETS), extend("examples" = [["database"]]))]
+    pub(crate) secrets: Vec<Label>,
+    /// How an instance is asked to stop.
+    #[serde(default)]
+    pub(crate) stop: Stop,
+    /// When an instance that ended by itself is started again.
+    #[serde(default)]
+    pub(crate) restart: Restart,
+    /// Ports that the app listens on. The first one is in the variable `PORT`.
+    #[serde(default)]
+    #[schemars(length(max = MAX_PORTS))]
+    pub(crate) ports: Vec<Port>,
+    /// How to find out whether an instance is ready and well. Absent: an instance is ready as
+    /// soon as its app was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) healthcheck: Option<HealthCheck>,
+    /// What each instance gets.
+    #[serde(default)]
+    pub(crate) resources: Resources,
+    /// How many instances run.
+    #[serde(default)]
+    pub(crate) scaling: Scaling,
+    /// Volumes that outlive the instance.
+    #[serde(default)]
+    #[schemars(length(max = MAX_VOLUMES))]
+    pub(crate) volumes: Vec<Volume>,
+    /// How a new release replaces the one before.
+    #[serde(default)]
+    pub(crate) deploy: Deploy,
+}
+
+/// How an instance is asked to stop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-layout" = "inline"))]
+pub(crate) struct Stop {
+    /// The signal sent first. Absent: the image's StopSignal, else SIGTERM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) signal: Option<Signal>,
+    /// How long it may take to end. SIGKILL follows.
+    #[serde(default = "Stop::default_timeout")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
+    pub(crate) timeout: Duration,
+}
+
+impl Stop {
+    fn default_timeout() -> Duration {
+        Duration("10s".to_owned())
+    }
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self { signal: None, timeout: Self::default_timeout() }
+    }
+}
+
+/// A signal of Linux by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+#[allow(missing_docs, reason = "signal(7) describes them")]
+pub(crate) enum Signal {
+    SigHup,
+    SigInt,
+    SigQuit,
+    SigIll,
+    SigTrap,
+    SigAbrt,
+    SigBus,
+    SigFpe,
+    SigKill,
+    SigUsr1,
+    SigSegv,
+    SigUsr2,
+    SigPipe,
+    SigAlrm,
+    SigTerm,
+    SigStkflt,
+    SigChld,
+    SigCont,
+    SigStop,
+    SigTstp,
+    SigTtin,
+    SigTtou,
+    SigUrg,
+    SigXcpu,
+    SigXfsz,
+    SigVtalrm,
+    SigProf,
+    SigWinch,
+    SigIo,
+    SigPwr,
+    SigSys,
+}
+
+/// When an instance that ended by itself is started again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-layout" = "inline"))]
+pub(crate) struct Restart {
+    /// Which endings lead to a restart.
+    #[serde(default = "Restart::default_policy")]
+    pub(crate) policy: RestartPolicy,
+    /// Restarts in a row, without a stable run between them, before the instance is given up as
+    /// failed.
+    #[serde(default = "Restart::default_max_retries")]
+    #[schemars(range(min = 0, max = MAX_RETRIES))]
+    pub(crate) max_retries: u32,
+}
+
+impl Restart {
+    fn default_policy() -> RestartPolicy {
+        RestartPolicy::Always
+    }
+    fn default_max_retries() -> u32 {
+        10
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self {
+            policy: Self::default_policy(),
+            max_retries: Self::default_max_retries(),
+        }
+    }
+}
+
+/// Which endings lead to a restart: `always` any, `on-failure` an exit code other than 0, a signal
+/// or a lost VMM, `never` none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum RestartPolicy {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// A port that the app listens on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Port {
+    /// The port number.
+    #[schemars(range(min = 1, max = 65535), extend("examples" = [8080]))]
+    pub(crate) port: u16,
+    /// What is spoken there.
+    #[serde(default = "Port::default_protocol")]
+    pub(crate) protocol: Protocol,
+    /// Whether edges tell the client's address by a PROXY v2 header. Absent: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) proxy_protocol: Option<ProxyProtocol>,
+}
+
+impl Port {
+    fn default_protocol() -> Protocol {
+        Protocol::Http
+    }
+}
+
+/// What is spoken on a port: `http` is HTTP/1.1, routed by host name; `tcp` is any bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum Protocol {
+    Http,
+    Tcp,
+}
+
+/// Who reads the PROXY v2 header: `strip` the platform's adapter in the guest, so that the app
+/// gets a plain connection; `v2` the app itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum ProxyProtocol {
+    Strip,
+    V2,
+}
+
+/// How to find out whether an instance is ready and well. Probes are made from outside the image,
+/// so it needs no tool for them; only `command` runs something in it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("allOf" = [
+    {
+        "if": { "properties": { "type": { "const": "http" } }, "required": ["type"] },
+        "then": { "required": ["port"], "properties": { "command": false } }
+    },
+    {
+        "if": { "properties": { "type": { "const": "tcp" } }, "required": ["type"] },
+        "then": { "required": ["port"], "properties": { "path": false, "command": false } }
+    },
+    {
+        "if": { "properties": { "type": { "const": "command" } }, "required": ["type"] },
+        "then": { "required": ["command"], "properties": { "port": false, "path": false } }
+    }
+]))]
+pub(crate) struct HealthCheck {
+    /// The kind of probe.
+    #[serde(rename = "type")]
+    pub(crate) kind: ProbeKind,
+    /// The port to connect to, one of the process's `ports`. For `http` and `tcp`, where it is
+    /// required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535), extend("examples" = [8080]))]
+    pub(crate) port: Option<u16>,
+    /// The path to ask for, with a query if wanted. For `http`; absent: `/`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<HttpPath>,
+    /// The program with its arguments. For `command`, where it is required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_ARGUMENTS), extend("examples" = [["/srv/shop", "check"]]))]
+    pub(crate) command: Option<Vec<Text>>,
+    /// Time from the end of one probe to the start of the next.
+    #[serde(default = "HealthCheck::default_interval")]
+    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "1h"))]
+    pub(crate) interval: Duration,
+    /// A probe that has not answered by then has failed.
+    #[serde(default = "HealthCheck::default_timeout")]
+    #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "10m"))]
+    pub(crate) timeout: Duration,
+    /// Failures do not count until an instance is this old.
+    #[serde(default = "HealthCheck::default_grace")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
+    pub(crate) grace: Duration,
+    /// Consecutive successes that make an instance ready.
+    #[serde(default = "HealthCheck::default_healthy")]
+    #[schemars(range(min = 1, max = MAX_PROBES))]
+    pub(crate) healthy: u32,
+    /// Consecutive failures that make an instance unready and, after the grace, restart it.
+    #[serde(default = "HealthCheck::default_unhealthy")]
+    #[schemars(range(min = 1, max = MAX_PROBES))]
+    pub(crate) unhealthy: u32,
+}
+
+impl HealthCheck {
+    fn default_interval() -> Duration {
+        Duration("5s".to_owned())
+    }
+    fn default_timeout() -> Duration {
+        Duration("2s".to_owned())
+    }
+    fn default_grace() -> Duration {
+        Duration("15s".to_owned())
+    }
+    fn default_healthy() -> u32 {
+        1
+    }
+    fn default_unhealthy() -> u32 {
+        3
+    }
+}
+
+/// The kind of probe: `http` asks for `path` and takes 200 to 399 for a success; `tcp` connects;
+/// `command` runs a program in the instance and takes exit code 0 for a success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum ProbeKind {
+    Http,
+    Tcp,
+    Command,
+}
+
+/// What each instance gets.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Resources {
+    /// CPU in cores: a request, to thousandths. An instance may use more while others do not.
+    #[serde(default = "Resources::default_cpu")]
+    #[schemars(range(min = 0.01, max = 256), extend("examples" = [0.5]))]
+    pub(crate) cpu: f64,
+    /// Memory: a hard cap. Whole MiB.
+    #[serde(default = "Resources::default_memory")]
+    #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB", "x-multiple" = "1MiB"))]
+    pub(crate) memory: Size,
+    /// The writable disk under the image's files. It starts empty with each instance and takes
+    /// room on the node only as it is written. Whole MiB.
+    #[serde(default = "Resources::default_scratch")]
+    #[schemars(extend("x-minimum" = "16MiB", "x-maximum" = "4TiB", "x-multiple" = "1MiB"))]
+    pub(crate) scratch: Size,
+}
+
+impl Resources {
+    fn default_cpu() -> f64 {
+        0.25
+    }
+    fn default_memory() -> Size {
+        Size("256MiB".to_owned())
+    }
+    fn default_scratch() -> Size {
+        Size("1GiB".to_owned())
+    }
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            cpu: Self::default_cpu(),
+            memory: Self::default_memory(),
+            scratch: Self::default_scratch(),
+        }
+    }
+}
+
+/// How many instances run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Scaling {
+    /// How many run, unless `platform scale` says otherwise.
+    #[serde(default = "Scaling::default_min")]
+    #[schemars(range(min = 0, max = MAX_INSTANCES))]
+    pub(crate) min: u32,
+    /// The most that `platform scale` may ask for. Absent: `min`, but at least 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = MAX_INSTANCES), extend("examples" = [6]))]
+    pub(crate) max: Option<u32>,
+}
+
+impl Scaling {
+    fn default_min() -> u32 {
+        1
+    }
+}
+
+impl Default for Scaling {
+    fn default() -> Self {
+        Self { min: Self::default_min(), max: None }
+    }
+}
+
+/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Volume {
+    /// The name of the volume.
+    #[schemars(extend("examples" = ["data"]))]
+    pub(crate) name: Label,
+    /// Its size. Whole MiB.
+    #[schemars(
+        extend("x-minimum" = "16MiB", "x-maximum" = "4TiB", "x-multiple" = "1MiB"),
+        extend("examples" = ["1GiB"])
+    )]
+    pub(crate) size: Size,
+}
+
+/// How a new release replaces the one before.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Deploy {
+    /// In which way.
+    #[serde(default = "Deploy::default_strategy")]
+    pub(crate) strategy: Strategy,
+    /// How many instances fewer than wanted may be ready meanwhile.
+    #[serde(default = "Deploy::default_max_unavailable")]
+    #[schemars(range(min = 0, max = MAX_INSTANCES))]
+    pub(crate) max_unavailable: u32,
+    /// How many instances more than wanted may exist meanwhile.
+    #[serde(default = "Deploy::default_max_surge")]
+    #[schemars(range(min = 0, max = MAX_INSTANCES))]
+    pub(crate) max_surge: u32,
+    /// Whether a release that cannot become healthy gives way to the one before.
+    #[serde(default = "Deploy::default_auto_revert")]
+    pub(crate) auto_revert: bool,
+}
+
+impl Deploy {
+    fn default_strategy() -> Strategy {
+        Strategy::Rolling
+    }
+    fn default_max_unavailable() -> u32 {
+        0
+    }
+    fn default_max_surge() -> u32 {
+        1
+    }
+    fn default_auto_revert() -> bool {
+        true
+    }
+}
+
+impl Default for Deploy {
+    fn default() -> Self {
+        Self {
+            strategy: Self::default_strategy(),
+            max_unavailable: Self::default_max_unavailable(),
+            max_surge: Self::default_max_surge(),
+            auto_revert: Self::default_auto_revert(),
+        }
+    }
+}
+
+/// In which way a new release replaces the one before: `rolling` some instances at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum Strategy {
+    Rolling,
+}
+
+/// Where a host name leads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-layout" = "inline"))]
+pub(crate) struct Route {
+    /// The process type.
+    #[serde(default = "Route::default_process")]
+    pub(crate) process: Label,
+    /// One of its `ports`, with protocol `http`.
+    #[schemars(range(min = 1, max = 65535), extend("examples" = [8080]))]
+    pub(crate) port: u16,
+}
+
+impl Route {
+    fn default_process() -> Label {
+        Label("web".to_owned())
+    }
+}

@@ -1,0 +1,275 @@
+//! From what is written to what it means, and back: the back way gives the canonical form.
+
+use contract::instance::{
+    self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy,
+};
+use contract::{AppName, NameError, ProcessName};
+
+use crate::authored::{self, Duration, Label, Size, Text};
+use crate::model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
+use crate::units;
+
+/// The meaning of a manifest whose structure and semantics are right. Absent: they are not.
+pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
+    let name = |label: &Label| -> Result<ProcessName, NameError> { label.0.parse() };
+    let mut manifest = Manifest {
+        app: written.app.0.parse::<AppName>().ok()?,
+        image: written.image.as_ref().map(|image| image.0.clone()),
+        env: variables(&written.env),
+        processes: std::collections::BTreeMap::new(),
+        routes: std::collections::BTreeMap::new(),
+    };
+    for (label, written) in &written.processes {
+        manifest.processes.insert(name(label).ok()?, process(written)?);
+    }
+    for (host, route) in &written.routes {
+        let target = RouteTarget { process: name(&route.process).ok()?, port: route.port };
+        manifest.routes.insert(host.0.clone(), target);
+    }
+    Some(manifest)
+}
+
+fn variables(
+    env: &std::collections::BTreeMap<authored::VariableName, Text>,
+) -> std::collections::BTreeMap<String, String> {
+    env.iter().map(|(name, value)| (name.0.clone(), value.0.clone())).collect()
+}
+
+fn texts(list: &[Text]) -> Vec<String> {
+    list.iter().map(|text| text.0.clone()).collect()
+}
+
+fn millis(duration: &Duration) -> Option<u64> {
+    units::parse_duration(&duration.0)
+}
+
+fn bytes(size: &Size) -> Option<u64> {
+    units::parse_size(&size.0)
+}
+
+fn process(written: &authored::Process) -> Option<Process> {
+    let ports = written.ports.iter().map(|port| instance::Port {
+        port: port.port,
+        protocol: match port.protocol {
+            authored::Protocol::Http => instance::Protocol::Http,
+            authored::Protocol::Tcp => instance::Protocol::Tcp,
+        },
+        proxy_protocol: port.proxy_protocol.map(|proxy| match proxy {
+            authored::ProxyProtocol::Strip => instance::ProxyProtocol::Strip,
+            authored::ProxyProtocol::V2 => instance::ProxyProtocol::V2,
+        }),
+    });
+    let volumes = written.volumes.iter().map(|volume| {
+        Some(instance::Volume { name: volume.name.0.clone(), size_bytes: bytes(&volume.size)? })
+    });
+    let healthcheck = match &written.healthcheck {
+        Some(check) => Some(healthcheck(check)?),
+        None => None,
+    };
+    let min = written.scaling.min;
+    Some(Process {
+        command: written.command.as_deref().map(texts),
+        user: written.user.as_ref().map(|user| user.0.clone()),
+        env: variables(&written.env),
+        secrets: written.secrets.iter().map(|name| name.0.clone()).collect(),
+        stop: StopPolicy {
+            signal: written.stop.signal.map(signal_name),
+            timeout_ms: millis(&written.stop.timeout)?,
+        },
+        restart: RestartPolicy {
+            when: match written.restart.policy {
+                authored::RestartPolicy::Always => RestartWhen::Always,
+                authored::RestartPolicy::OnFailure => RestartWhen::OnFailure,
+                authored::RestartPolicy::Never => RestartWhen::Never,
+            },
+            max_retries: written.restart.max_retries,
+        },
+        ports: ports.collect(),
+        healthcheck,
+        resources: Resources {
+            cpu_millis: cpu_millis(written.resources.cpu)?,
+            memory_bytes: bytes(&written.resources.memory)?,
+            scratch_bytes: bytes(&written.resources.scratch)?,
+        },
+        scaling: Scaling { min, max: written.scaling.max.unwrap_or(min.max(1)) },
+        volumes: volumes.collect::<Option<_>>()?,
+        deploy: Deploy {
+            strategy: match written.deploy.strategy {
+                authored::Strategy::Rolling => Strategy::Rolling,
+            },
+            max_unavailable: written.deploy.max_unavailable,
+            max_surge: written.deploy.max_surge,
+            auto_revert: written.deploy.auto_revert,
+        },
+    })
+}
+
+fn healthcheck(written: &authored::HealthCheck) -> Option<HealthCheck> {
+    let probe = match written.kind {
+        authored::ProbeKind::Http => Probe::Http {
+            port: written.port?,
+            path: written.path.as_ref().map_or_else(|| "/".to_owned(), |path| path.0.clone()),
+        },
+        authored::ProbeKind::Tcp => Probe::Tcp { port: written.port? },
+        authored::ProbeKind::Command => Probe::Command { command: texts(written.command.as_ref()?) },
+    };
+    Some(HealthCheck {
+        probe,
+        interval_ms: millis(&written.interval)?,
+        timeout_ms: millis(&written.timeout)?,
+        grace_ms: millis(&written.grace)?,
+        healthy: written.healthy,
+        unhealthy: written.unhealthy,
+    })
+}
+
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the value is rounded and its range was checked"
+)]
+fn cpu_millis(cpu: f64) -> Option<u32> {
+    let millis = (cpu * 1000.0).round();
+    (1.0..=f64::from(u32::MAX)).contains(&millis).then_some(millis as u32)
+}
+
+/// The name as the schema has it.
+fn signal_name(signal: authored::Signal) -> String {
+    format!("{signal:?}").to_ascii_uppercase()
+}
+
+/// The manifest as one would write it with every default filled in.
+pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
+    let label = |name: &str| Label(name.to_owned());
+    authored::Manifest {
+        app: label(manifest.app.as_str()),
+        image: manifest.image.clone().map(authored::Image),
+        env: write_variables(&manifest.env),
+        processes: manifest
+            .processes
+            .iter()
+            .map(|(name, process)| (label(name.as_str()), write_process(process)))
+            .collect(),
+        routes: manifest
+            .routes
+            .iter()
+            .map(|(host, target)| {
+                let route = authored::Route {
+                    process: label(target.process.as_str()),
+                    port: target.port,
+                };
+                (authored::HostName(host.clone()), route)
+            })
+            .collect(),
+    }
+}
+
+fn write_variables(
+    env: &std::collections::BTreeMap<String, String>,
+) -> std::collections::BTreeMap<authored::VariableName, Text> {
+    env.iter()
+        .map(|(name, value)| (authored::VariableName(name.clone()), Text(value.clone())))
+        .collect()
+}
+
+fn write_texts(list: &[String]) -> Vec<Text> {
+    list.iter().cloned().map(Text).collect()
+}
+
+fn write_duration(millis: u64) -> Duration {
+    Duration(units::format_duration(millis))
+}
+
+fn write_size(bytes: u64) -> Size {
+    Size(units::format_size(bytes))
+}
+
+fn write_process(process: &Process) -> authored::Process {
+    authored::Process {
+        command: process.command.as_deref().map(write_texts),
+        user: process.user.clone().map(authored::User),
+        env: write_variables(&process.env),
+        secrets: process.secrets.iter().cloned().map(Label).collect(),
+        stop: authored::Stop {
+            signal: process.stop.signal.as_deref().and_then(read_signal),
+            timeout: write_duration(process.stop.timeout_ms),
+        },
+        restart: authored::Restart {
+            policy: match process.restart.when {
+                RestartWhen::Always => authored::RestartPolicy::Always,
+                RestartWhen::OnFailure => authored::RestartPolicy::OnFailure,
+                RestartWhen::Never => authored::RestartPolicy::Never,
+            },
+            max_retries: process.restart.max_retries,
+        },
+        ports: process.ports.iter().map(write_port).collect(),
+        healthcheck: process.healthcheck.as_ref().map(write_healthcheck),
+        resources: authored::Resources {
+            cpu: f64::from(process.resources.cpu_millis) / 1000.0,
+            memory: write_size(process.resources.memory_bytes),
+            scratch: write_size(process.resources.scratch_bytes),
+        },
+        scaling: authored::Scaling {
+            min: process.scaling.min,
+            max: Some(process.scaling.max),
+        },
+        volumes: process
+            .volumes
+            .iter()
+            .map(|volume| authored::Volume {
+                name: Label(volume.name.clone()),
+                size: write_size(volume.size_bytes),
+            })
+            .collect(),
+        deploy: authored::Deploy {
+            strategy: match process.deploy.strategy {
+                Strategy::Rolling => authored::Strategy::Rolling,
+            },
+            max_unavailable: process.deploy.max_unavailable,
+            max_surge: process.deploy.max_surge,
+            auto_revert: process.deploy.auto_revert,
+        },
+    }
+}
+
+fn read_signal(name: &str) -> Option<authored::Signal> {
+    serde_json::from_value(serde_json::Value::String(name.to_owned())).ok()
+}
+
+fn write_port(port: &instance::Port) -> authored::Port {
+    authored::Port {
+        port: port.port,
+        protocol: match port.protocol {
+            instance::Protocol::Http => authored::Protocol::Http,
+            instance::Protocol::Tcp => authored::Protocol::Tcp,
+        },
+        proxy_protocol: port.proxy_protocol.map(|proxy| match proxy {
+            instance::ProxyProtocol::Strip => authored::ProxyProtocol::Strip,
+            instance::ProxyProtocol::V2 => authored::ProxyProtocol::V2,
+        }),
+    }
+}
+
+fn write_healthcheck(check: &HealthCheck) -> authored::HealthCheck {
+    let (kind, port, path, command) = match &check.probe {
+        Probe::Http { port, path } => {
+            let path = authored::HttpPath(path.clone());
+            (authored::ProbeKind::Http, Some(*port), Some(path), None)
+        }
+        Probe::Tcp { port } => (authored::ProbeKind::Tcp, Some(*port), None, None),
+        Probe::Command { command } => {
+            (authored::ProbeKind::Command, None, None, Some(write_texts(command)))
+        }
+    };
+    authored::HealthCheck {
+        kind,
+        port,
+        path,
+        command,
+        interval: write_duration(check.interval_ms),
+        timeout: write_duration(check.timeout_ms),
+        grace: write_duration(check.grace_ms),
+        healthy: check.healthy,
+        unhealthy: check.unhealthy,
+    }
+}

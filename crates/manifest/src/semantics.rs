@@ -1,0 +1,351 @@
+//! What no schema can state: values that must go together.
+//!
+//! Every rule names the paths it looks at, and is silent when there is a mistake at one of them:
+//! a mistake is reported once, not again by everything that depends on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use crate::authored;
+use crate::diagnostic::{Code, Finding, Path, Severity, Sink, Step, shown_key};
+use crate::formats::shown;
+use crate::structure::Checked;
+use crate::suggest;
+
+/// Names of variables that are the platform's own start so.
+const RESERVED_PREFIX: &str = "PLATFORM_";
+/// The variable that holds the first port.
+const PORT_VARIABLE: &str = "PORT";
+/// The largest number of a user or group: 2^32 - 1 means "none" to the kernel.
+const MAX_ID: u64 = u32::MAX as u64 - 1;
+
+/// Reports every mistake in the manifest's meaning.
+pub(crate) fn check(
+    manifest: &authored::Manifest,
+    checked: &Checked,
+    root: &DeTable<'_>,
+    sink: &mut Sink<'_>,
+) {
+    let mut rules = Rules { manifest, checked, root, sink };
+    rules.variables(&manifest.env, &[key("env")]);
+    for (name, process) in &manifest.processes {
+        rules.process(name.0.as_str(), process);
+    }
+    for (host, route) in &manifest.routes {
+        rules.route(&host.0, route);
+    }
+}
+
+struct Rules<'a, 't> {
+    manifest: &'a authored::Manifest,
+    checked: &'a Checked,
+    root: &'a DeTable<'a>,
+    sink: &'a mut Sink<'t>,
+}
+
+fn key(name: &str) -> Step {
+    Step::Key(name.to_owned())
+}
+
+fn join(path: &[Step], more: impl IntoIterator<Item = Step>) -> Path {
+    path.iter().cloned().chain(more).collect()
+}
+
+impl Rules<'_, '_> {
+    fn refuse(&mut self, code: Code, path: Path, message: String, hint: String) {
+        self.report(Severity::Error, code, path, message, hint);
+    }
+
+    fn warn(&mut self, code: Code, path: Path, message: String, hint: String) {
+        self.report(Severity::Warning, code, path, message, hint);
+    }
+
+    fn report(
+        &mut self,
+        severity: Severity,
+        code: Code,
+        path: Path,
+        message: String,
+        hint: String,
+    ) {
+        let span = locate(self.root, &path);
+        self.sink.report(severity, Finding { code, span, path, message, hint: Some(hint) });
+    }
+
+    /// True when there is a mistake at the path, below it, or at a table around it.
+    fn tainted(&self, path: &[Step]) -> bool {
+        self.checked.tainted.iter().any(|bad| {
+            let common = bad.len().min(path.len());
+            bad[..common] == path[..common]
+        })
+    }
+
+    /// The index that an item had in the text.
+    fn index(&self, array: &[Step], index: usize) -> Step {
+        let kept = self.checked.kept.get(array).and_then(|kept| kept.get(index));
+        Step::Index(kept.copied().unwrap_or(index))
+    }
+
+    fn process(&mut self, name: &str, process: &authored::Process) {
+        let path = vec![key("processes"), key(name)];
+        self.variables(&process.env, &join(&path, [key("env")]));
+        self.port_variable(process, &path);
+        if let Some(user) = &process.user {
+            self.user(&user.0, join(&path, [key("user")]));
+        }
+        let secrets = process.secrets.iter().map(|name| name.0.as_str());
+        self.duplicates(secrets, &join(&path, [key("secrets")]), None, "secret bundle");
+        let ports: Vec<String> = process.ports.iter().map(|port| port.port.to_string()).collect();
+        let ports = ports.iter().map(String::as_str);
+        self.duplicates(ports, &join(&path, [key("ports")]), Some("port"), "port");
+        let volumes = process.volumes.iter().map(|volume| volume.name.0.as_str());
+        self.duplicates(volumes, &join(&path, [key("volumes")]), Some("name"), "volume");
+        if let Some(port) = process.healthcheck.as_ref().and_then(|check| check.port) {
+            let at = join(&path, [key("healthcheck"), key("port")]);
+            self.port_exists(name, process, port, at);
+        }
+        self.cpu(process.resources.cpu, join(&path, [key("resources"), key("cpu")]));
+        self.scaling(&process.scaling, &join(&path, [key("scaling")]));
+        self.deploy(&process.deploy, &join(&path, [key("deploy")]));
+    }
+
+    fn variables(
+        &mut self,
+        env: &BTreeMap<authored::VariableName, authored::Text>,
+        path: &[Step],
+    ) {
+        for name in env.keys().filter(|name| name.0.starts_with(RESERVED_PREFIX)) {
+            self.refuse(
+                Code::ReservedName,
+                join(path, [key(&name.0)]),
+                format!("`{}` is a name that the platform keeps for itself", shown(&name.0)),
+                format!("choose a name that does not start with `{RESERVED_PREFIX}`"),
+            );
+        }
+    }
+
+    /// The platform sets `PORT`; a variable of that name in the manifest is a second opinion.
+    fn port_variable(&mut self, process: &authored::Process, path: &[Step]) {
+        let Some(first) = process.ports.first().map(|port| port.port) else { return };
+        let name = authored::VariableName(PORT_VARIABLE.to_owned());
+        let (value, at) = match (process.env.get(&name), self.manifest.env.get(&name)) {
+            (Some(value), _) => (value, join(path, [key("env"), key(PORT_VARIABLE)])),
+            (None, Some(value)) => (value, vec![key("env"), key(PORT_VARIABLE)]),
+            (None, None) => return,
+        };
+        if value.0 != first.to_string() && !self.tainted(&join(path, [key("ports")])) {
+            self.warn(
+                Code::Overridden,
+                at,
+                format!("`PORT` is \"{}\", but the first port is {first}", shown(&value.0)),
+                "leave it out: the platform sets `PORT` to the first of the `ports`".to_owned(),
+            );
+        }
+    }
+
+    fn user(&mut self, user: &str, path: Path) {
+        let too_large = user.split(':').any(|part| {
+            part.bytes().all(|b| b.is_ascii_digit())
+                && part.parse::<u64>().is_ok_and(|id| id > MAX_ID)
+                || part.len() > 20 && part.bytes().all(|b| b.is_ascii_digit())
+        });
+        if too_large {
+            self.refuse(
+                Code::OutOfRange,
+                path,
+                format!("`{}` is not the number of a user", shown(user)),
+                format!("numbers of users and groups are from 0 to {MAX_ID}"),
+            );
+        }
+    }
+
+    fn duplicates<'v>(
+        &mut self,
+        values: impl Iterator<Item = &'v str>,
+        array: &[Step],
+        field: Option<&str>,
+        what: &str,
+    ) {
+        let mut first: BTreeMap<&str, Path> = BTreeMap::new();
+        for (position, value) in values.enumerate() {
+            let index = self.index(array, position);
+            let path = join(array, [index].into_iter().chain(field.map(key)));
+            let Some(earlier) = first.get(value) else {
+                first.insert(value, path);
+                continue;
+            };
+            let hint = format!("it is also at `{}`; remove one", crate::diagnostic::dotted(earlier));
+            let message = format!("the {what} `{}` is there twice", shown(value));
+            self.refuse(Code::Duplicate, path, message, hint);
+        }
+    }
+
+    /// Reports a port that the process has not. True when it has it.
+    fn port_exists(
+        &mut self,
+        name: &str,
+        process: &authored::Process,
+        port: u16,
+        at: Path,
+    ) -> bool {
+        let ports = [key("processes"), key(name), key("ports")];
+        if self.tainted(&ports) || self.tainted(&at) {
+            return false;
+        }
+        if process.ports.iter().any(|known| known.port == port) {
+            return true;
+        }
+        let known: Vec<String> = process.ports.iter().map(|p| p.port.to_string()).collect();
+        let name = shown_key(name);
+        let hint = if known.is_empty() {
+            format!("add it: `[[processes.{name}.ports]]` with `port = {port}`")
+        } else {
+            format!("`processes.{name}` has {}", known.join(", "))
+        };
+        let message = format!("process `{name}` has no port {port}");
+        self.refuse(Code::UnknownPort, at, message, hint);
+        false
+    }
+
+    fn cpu(&mut self, cpu: f64, path: Path) {
+        let thousandths = cpu * 1000.0;
+        if (thousandths - thousandths.round()).abs() > 1e-6 {
+            self.refuse(
+                Code::OutOfRange,
+                path,
+                format!("`{cpu}` is finer than a thousandth of a core"),
+                format!("write {}", thousandths.round() / 1000.0),
+            );
+        }
+    }
+
+    fn scaling(&mut self, scaling: &authored::Scaling, path: &[Step]) {
+        let Some(max) = scaling.max.filter(|max| scaling.min > *max) else { return };
+        if self.tainted(path) {
+            return;
+        }
+        let min = scaling.min;
+        // Where only `max` is written, that is the place to look at.
+        let both = [join(path, [key("min")]), join(path, [key("max")])];
+        let [at_min, at_max] = both;
+        let at = if exists(self.root, &at_min) { at_min } else { at_max };
+        self.refuse(
+            Code::MinAboveMax,
+            at,
+            format!("`min` is {min} and `max` is {max}"),
+            format!("`max` must be at least `min`: write `max = {min}` or `min = {max}`"),
+        );
+    }
+
+    fn deploy(&mut self, deploy: &authored::Deploy, path: &[Step]) {
+        if deploy.max_surge == 0 && deploy.max_unavailable == 0 && !self.tainted(path) {
+            self.refuse(
+                Code::NoProgress,
+                join(path, [key("max_surge")]),
+                "`max_surge` and `max_unavailable` are both 0: no instance could be replaced"
+                    .to_owned(),
+                "let one of them be at least 1".to_owned(),
+            );
+        }
+    }
+
+    fn route(&mut self, host: &str, route: &authored::Route) {
+        let path = vec![key("routes"), key(host)];
+        let name = route.process.0.as_str();
+        let target = [key("processes"), key(name)];
+        let at_process = join(&path, [key("process")]);
+        if self.tainted(&at_process) {
+            return;
+        }
+        let Some(process) = self.manifest.processes.get(&route.process) else {
+            if self.tainted(&target) {
+                return;
+            }
+            let names: BTreeSet<&str> =
+                self.manifest.processes.keys().map(|name| name.0.as_str()).collect();
+            let hint = match suggest::nearest(name, names.iter().copied()) {
+                Some(nearest) => format!("did you mean \"{nearest}\"?"),
+                None => format!("there is {}", quoted_list(names.iter().copied())),
+            };
+            let message = format!("there is no process `{}`", shown(name));
+            let at = if exists(self.root, &at_process) { at_process } else { path };
+            self.refuse(Code::UnknownProcess, at, message, hint);
+            return;
+        };
+        let at_port = join(&path, [key("port")]);
+        if !self.port_exists(name, process, route.port, at_port.clone()) {
+            return;
+        }
+        let port = process.ports.iter().find(|port| port.port == route.port);
+        if port.is_some_and(|port| port.protocol == authored::Protocol::Tcp) {
+            self.refuse(
+                Code::NotHttp,
+                at_port,
+                format!("port {} of process `{name}` is `tcp`, which has no host names", route.port),
+                "give the port `protocol = \"http\"`, or remove the route".to_owned(),
+            );
+        }
+        if process.healthcheck.is_none() && !self.tainted(&join(&target, [key("healthcheck")])) {
+            self.warn(
+                Code::NoHealthcheck,
+                path,
+                format!("process `{name}` has no health check: it gets requests before it listens"),
+                format!(
+                    "add `[processes.{}.healthcheck]` with `type = \"http\"` and `port = {}`",
+                    shown_key(name),
+                    route.port
+                ),
+            );
+        }
+    }
+}
+
+/// How many names a hint lists.
+const LISTED: usize = 10;
+
+fn quoted_list<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let all: Vec<String> = names.map(|name| format!("\"{}\"", shown(name))).collect();
+    let more = if all.len() > LISTED { ", ..." } else { "" };
+    format!("{}{more}", all[..all.len().min(LISTED)].join(", "))
+}
+
+/// The place of the path in the text: the value where there is one, the key of a table, else the
+/// nearest table around it.
+pub(crate) fn locate(root: &DeTable<'_>, path: &[Step]) -> Range<usize> {
+    walk(root, path).0
+}
+
+fn exists(root: &DeTable<'_>, path: &[Step]) -> bool {
+    walk(root, path).1
+}
+
+fn walk(root: &DeTable<'_>, path: &[Step]) -> (Range<usize>, bool) {
+    let mut place = 0..0;
+    let mut table = Some(root);
+    let mut here: Option<&Spanned<DeValue<'_>>> = None;
+    for step in path {
+        let next = match step {
+            Step::Key(name) => {
+                let entry = table.and_then(|table| table.get_key_value(name.as_str()));
+                entry.map(|(key, value)| (key.span(), value))
+            }
+            Step::Index(index) => here
+                .and_then(|value| value.get_ref().as_array())
+                .and_then(|items| items.get(*index))
+                .map(|value| (value.span(), value)),
+        };
+        let Some((key, value)) = next else {
+            return (place, false);
+        };
+        place = match value.get_ref() {
+            DeValue::Table(_) | DeValue::Array(_) => key,
+            _ => value.span(),
+        };
+        table = value.get_ref().as_table();
+        here = Some(value);
+    }
+    (place, true)
+}
