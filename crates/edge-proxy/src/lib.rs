@@ -18,6 +18,8 @@ mod listener;
 mod proxy_header;
 mod routes;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::net::SocketAddr;
