@@ -71,7 +71,10 @@ pub(crate) async fn run(arguments: &[&str], input: &str) -> Result<String, Netwo
 }
 
 /// Runs lines of `ip`, in the machine's namespace or a named one; stops at the first that fails.
-pub(crate) async fn ip_batch(namespace: Option<&str>, lines: &[String]) -> Result<(), NetworkError> {
+pub(crate) async fn ip_batch(
+    namespace: Option<&str>,
+    lines: &[String],
+) -> Result<(), NetworkError> {
     let mut input = lines.join("\n");
     input.push('\n');
     match namespace {

@@ -64,7 +64,9 @@ impl Network {
         };
         network.ensure_namespace().await?;
         network.ensure_link(&suffix.host_link()).await?;
-        network.configure_link(settings, &suffix.host_link()).await?;
+        network
+            .configure_link(settings, &suffix.host_link())
+            .await?;
         network.ensure_rules().await?;
         Ok(network)
     }
@@ -99,7 +101,10 @@ impl Network {
                     mac_text(tap_mac_of(instance)),
                     self.mtu
                 ),
-                format!("addr replace {}/64 dev {name} nodad", contract::guest::GATEWAY),
+                format!(
+                    "addr replace {}/64 dev {name} nodad",
+                    contract::guest::GATEWAY
+                ),
                 // Both ends know the guest's MAC: no discovery to wait for, or to forge.
                 format!(
                     "neigh replace {address} lladdr {} dev {name} nud permanent",
@@ -229,8 +234,12 @@ impl Network {
         let metric = CLUSTER_ROUTE_METRIC + u32::from(settings.node.0);
         // Of this one link only: the machine's other settings stay as they are.
         namespace::write_settings(
-            &[("disable_ipv6", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0")]
-                .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value)),
+            &[
+                ("disable_ipv6", "0"),
+                ("addr_gen_mode", "1"),
+                ("accept_ra", "0"),
+            ]
+            .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value)),
         )?;
         ip_batch(
             Some(&self.namespace),
@@ -260,7 +269,15 @@ impl Network {
 
     async fn ensure_rules(&self) -> Result<(), NetworkError> {
         let tables = run(
-            &["ip", "netns", "exec", &self.namespace, "nft", "list", "tables"],
+            &[
+                "ip",
+                "netns",
+                "exec",
+                &self.namespace,
+                "nft",
+                "list",
+                "tables",
+            ],
             "",
         )
         .await?;

@@ -83,7 +83,11 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
             .iter()
             .filter(|(_, address)| env_of(**address) != platform)
             .map(|(id, address)| {
-                format!("\"{}\" : goto {}", tap_name(*id), chain_of(env_of(*address)))
+                format!(
+                    "\"{}\" : goto {}",
+                    tap_name(*id),
+                    chain_of(env_of(*address))
+                )
             })
             .collect();
         let _ = writeln!(text, "\t\tiifname vmap {{ {} }}", jumps.join(", "));

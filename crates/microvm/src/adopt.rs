@@ -1,0 +1,93 @@
+//! Finds the VM of a run directory again, after a restart of the agent.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use crate::cgroup::Cgroup;
+use crate::console::Pump;
+use crate::process::{self, Identity, Process};
+use crate::record::Record;
+use crate::vm::{Processes, finish};
+use crate::{AdoptError, HowEnded, Vm, run_dir};
+
+impl Vm {
+    /// The VM that was booted in this run directory, running or just ended; nothing when there was
+    /// none, or when its boot had not come to its VMM: then what had been started is ended.
+    ///
+    /// When only one of the two processes is left, it is killed, and the VM is given as ended.
+    ///
+    /// # Errors
+    /// The record or a process cannot be examined. Nothing was killed then.
+    pub async fn adopt(run_dir: &Path) -> Result<Option<Self>, AdoptError> {
+        let file = |operation, path: std::path::PathBuf| {
+            move |source| AdoptError::File {
+                operation,
+                path,
+                source,
+            }
+        };
+        let Some(record) = Record::read(run_dir)? else {
+            if run_dir.exists() {
+                run_dir::clear(run_dir).map_err(file("clear", run_dir.to_owned()))?;
+            }
+            return Ok(None);
+        };
+        let boot_id =
+            process::boot_id().map_err(file("read", "/proc/sys/kernel/random/boot_id".into()))?;
+        let same_boot = record.boot_id == boot_id;
+        let vsock_device = find(record.vsock_device.as_ref().filter(|_| same_boot)).await?;
+        let vmm = find(record.vmm.as_ref().filter(|_| same_boot)).await?;
+        let cgroup = record.cgroup.clone().map(Cgroup::at);
+        // Before anything is killed: what the FIFO holds goes with its last holder.
+        let pump = match Pump::start(run_dir) {
+            Ok(pump) => Some(pump),
+            Err(error) => {
+                tracing::debug!(%error, run_dir = %run_dir.display(), "console is gone");
+                None
+            }
+        };
+        let (vmm, vsock_device) = match (vmm, vsock_device) {
+            (Some(vmm), Some(vsock_device)) => {
+                let processes = Processes {
+                    vmm,
+                    vsock_device,
+                    cgroup,
+                    killed: AtomicBool::new(false),
+                };
+                return Ok(Some(Self::watch(
+                    record.instance,
+                    run_dir.to_owned(),
+                    processes,
+                    pump,
+                )));
+            }
+            others => others,
+        };
+        let how = if vmm.is_some() {
+            HowEnded::VsockLost
+        } else {
+            HowEnded::Unknown
+        };
+        for process in [&vmm, &vsock_device].into_iter().flatten() {
+            process.kill();
+            process.ended().await;
+        }
+        let end = finish(how, run_dir, cgroup.as_ref(), pump).await;
+        Ok(record
+            .vmm
+            .is_some()
+            .then(|| Self::ended_already(record.instance, run_dir.to_owned(), end)))
+    }
+}
+
+async fn find(identity: Option<&Identity>) -> Result<Option<Process>, AdoptError> {
+    let Some(identity) = identity else {
+        return Ok(None);
+    };
+    Process::find(identity)
+        .await
+        .map_err(|source| AdoptError::Process {
+            pid: identity.pid,
+            source,
+        })
+}

@@ -1,0 +1,162 @@
+//! The cgroup of one VM: a cap on its memory, host side included, and its share of the processors.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+
+use contract::InstanceId;
+
+/// What QEMU and the vsock device may use beyond the guest's own memory, in bytes: translated
+/// code, device state, buffers. Page cache of disks counts too, and is given back under pressure.
+const VMM_OVERHEAD_BYTES: u64 = 256 * 1024 * 1024;
+/// cgroup v2's weight of one core (its default).
+const WEIGHT_PER_CORE: u32 = 100;
+/// All our cgroups are below this one, at the root: outside the agent's own, whose end ends all
+/// within it when the agent is a systemd service.
+const PARENT: &str = "platform";
+/// Tries of removing a cgroup whose processes have just ended.
+const REMOVE_TRIES: u32 = 50;
+
+/// A cgroup of one VM.
+#[derive(Debug, Clone)]
+pub(crate) struct Cgroup {
+    path: PathBuf,
+}
+
+impl Cgroup {
+    /// Makes the cgroup where this machine lets us, else says why not, once.
+    pub(crate) fn make(instance: InstanceId, memory_bytes: u64, cpu_millis: u32) -> Option<Self> {
+        static SAID: Once = Once::new();
+        match Self::try_make(instance, memory_bytes, cpu_millis) {
+            Ok(cgroup) => Some(cgroup),
+            Err(error) => {
+                SAID.call_once(|| {
+                    tracing::warn!(
+                        %error,
+                        "VMs run without cgroups: their memory is bounded by the guest's own size, \
+                         their processor shares are equal"
+                    );
+                });
+                None
+            }
+        }
+    }
+
+    fn try_make(instance: InstanceId, memory_bytes: u64, cpu_millis: u32) -> io::Result<Self> {
+        let root = mount_point(&fs::read_to_string("/proc/self/mountinfo")?)
+            .ok_or_else(|| io::Error::other("cgroup v2 is not mounted"))?;
+        let controllers = fs::read_to_string(root.join("cgroup.controllers"))?;
+        let has = |name: &str| controllers.split_whitespace().any(|word| word == name);
+        if !has("memory") || !has("cpu") {
+            return Err(io::Error::other(format!(
+                "cgroup v2 at {} lacks the controllers cpu and memory",
+                root.display()
+            )));
+        }
+        let parent = root.join(PARENT);
+        enable(&root)?;
+        make_dir(&parent)?;
+        enable(&parent)?;
+        let cgroup = Self {
+            path: parent.join(format!("vm-{instance}")),
+        };
+        make_dir(&cgroup.path)?;
+        let limits = [
+            (
+                "memory.max",
+                (memory_bytes + VMM_OVERHEAD_BYTES).to_string(),
+            ),
+            ("memory.swap.max", "0".to_owned()),
+            ("cpu.weight", weight(cpu_millis).to_string()),
+        ];
+        for (name, value) in limits {
+            match fs::write(cgroup.path.join(name), value) {
+                // A kernel without swap has no such file.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    cgroup.remove();
+                    return Err(error);
+                }
+                Ok(()) => {}
+            }
+        }
+        Ok(cgroup)
+    }
+
+    /// The cgroup of a record.
+    pub(crate) fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
+        fs::write(self.path.join("cgroup.procs"), pid.to_string())
+    }
+
+    /// Removes it; its processes have ended.
+    pub(crate) fn remove(&self) {
+        for _ in 0..REMOVE_TRIES {
+            match fs::remove_dir(&self.path) {
+                Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                _ => break,
+            }
+        }
+        if let Some(parent) = self.path.parent() {
+            // Succeeds for the last one only.
+            let _ = fs::remove_dir(parent);
+        }
+    }
+}
+
+fn weight(cpu_millis: u32) -> u32 {
+    (cpu_millis.saturating_mul(WEIGHT_PER_CORE) / 1000).clamp(1, 10_000)
+}
+
+fn enable(path: &Path) -> io::Result<()> {
+    fs::write(path.join("cgroup.subtree_control"), "+cpu +memory")
+}
+
+fn make_dir(path: &Path) -> io::Result<()> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+fn mount_point(mountinfo: &str) -> Option<PathBuf> {
+    mountinfo.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        (filesystem.split(' ').next()? == "cgroup2")
+            .then(|| mount.split(' ').nth(4).map(PathBuf::from))
+            .flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_in_cgroup_v2s_range() {
+        assert_eq!(
+            [0, 5, 250, 1000, 64_000, u32::MAX].map(weight),
+            [1, 1, 25, 100, 6400, 10_000]
+        );
+    }
+
+    #[test]
+    fn the_mount_is_found_beside_version_1() {
+        let mountinfo = "30 24 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
+                         35 24 0:30 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(
+            mount_point(mountinfo),
+            Some(PathBuf::from("/sys/fs/cgroup/unified"))
+        );
+    }
+}

@@ -1,0 +1,200 @@
+//! The serial console and the standard error of both processes, bounded whatever the guest does.
+//!
+//! Both processes hold the FIFO open for reading and writing, so a write never fails for want of a
+//! reader; nobody blocks, since it is non-blocking and QEMU and the vsock device drop what does not
+//! fit. The pump moves what comes into `console.log`, and sets that aside at its bound.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+
+/// Bound of `console.log` and of the one before it, in bytes each.
+const MAX_LOG_BYTES: u64 = 64 * 1024;
+/// Bytes of the end that [`console_tail`] gives.
+const MAX_TAIL_BYTES: u64 = 4 * 1024;
+/// How long the pump is waited for once both processes have ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+pub(crate) fn fifo(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.fifo")
+}
+
+fn log(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.log")
+}
+
+fn log_before(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.log.1")
+}
+
+/// What the processes of a VM are given of the console.
+pub(crate) struct Ends {
+    /// Keeps the FIFO's content while the agent is away; nobody reads by it.
+    pub(crate) keeper: File,
+    /// Where they write.
+    pub(crate) writer: File,
+}
+
+/// Makes a new console, and forgets the one before.
+pub(crate) fn make(run_dir: &Path) -> io::Result<Ends> {
+    for path in [fifo(run_dir), log(run_dir), log_before(run_dir)] {
+        crate::run_dir::remove_if_there(&path)?;
+    }
+    let fifo = fifo(run_dir);
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+    let mut open = OpenOptions::new();
+    open.write(true).custom_flags(libc::O_NONBLOCK);
+    // Opened for both, a FIFO opens without waiting for another end.
+    let keeper = open.clone().read(true).open(&fifo)?;
+    let writer = open.open(&fifo)?;
+    Ok(Ends { keeper, writer })
+}
+
+/// Moves what comes by the FIFO to the file, until both processes have ended.
+pub(crate) struct Pump {
+    task: JoinHandle<()>,
+}
+
+impl Pump {
+    pub(crate) fn start(run_dir: &Path) -> io::Result<Self> {
+        let receiver = pipe::OpenOptions::new().open_receiver(fifo(run_dir))?;
+        let run_dir = run_dir.to_owned();
+        Ok(Self {
+            task: tokio::spawn(async move { pump(receiver, &run_dir).await }),
+        })
+    }
+
+    /// Waits until everything that was written is in the file; both processes have ended.
+    pub(crate) async fn finish(mut self) {
+        if tokio::time::timeout(DRAIN_TIMEOUT, &mut self.task)
+            .await
+            .is_err()
+        {
+            self.task.abort();
+        }
+    }
+}
+
+async fn pump(mut receiver: pipe::Receiver, run_dir: &Path) {
+    let mut buffer = vec![0; 4096];
+    loop {
+        match receiver.read(&mut buffer).await {
+            Ok(0) | Err(_) => return,
+            // A full disk loses console output, never the VM.
+            Ok(count) => {
+                if let Err(error) = append(run_dir, &buffer[..count]) {
+                    tracing::debug!(%error, run_dir = %run_dir.display(), "console output lost");
+                }
+            }
+        }
+    }
+}
+
+fn append(run_dir: &Path, bytes: &[u8]) -> io::Result<()> {
+    let path = log(run_dir);
+    let mut file = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)?;
+    file.write_all(bytes)?;
+    if file.metadata()?.len() >= MAX_LOG_BYTES {
+        fs::rename(path, log_before(run_dir))?;
+    }
+    Ok(())
+}
+
+/// The end of a VM's console: what the kernel, init, or a program of the VM said last. Control
+/// characters are removed, since the guest chose them. Empty when there is none.
+pub fn console_tail(run_dir: &Path) -> String {
+    let mut bytes = end_of(&log(run_dir)).unwrap_or_default();
+    let missing = usize::try_from(MAX_TAIL_BYTES).unwrap_or(usize::MAX) - bytes.len();
+    if missing > 0 {
+        let before = end_of(&log_before(run_dir)).unwrap_or_default();
+        let start = before.len().saturating_sub(missing);
+        bytes.splice(..0, before[start..].iter().copied());
+    }
+    printable(&String::from_utf8_lossy(&bytes))
+}
+
+fn end_of(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(MAX_TAIL_BYTES)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_TAIL_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Without terminal escapes and other control characters; lines end with a newline only.
+fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '\n' | '\t' => clean.push(character),
+            // A whole escape sequence goes: ESC [ parameters, final letter.
+            '\u{1b}' => {
+                if characters.next_if_eq(&'[').is_some() {
+                    while characters.next_if(|c| matches!(c, ' '..='?')).is_some() {}
+                    characters.next_if(|c| matches!(c, '@'..='~'));
+                }
+            }
+            other if other.is_control() => {}
+            other => clean.push(other),
+        }
+    }
+    clean.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn escapes_are_removed() {
+        assert_eq!(
+            printable("\u{1b}c\u{1b}[?7l\u{1b}[2J\r\nKernel panic\u{7}: no init\r\n"),
+            "c\nKernel panic: no init"
+        );
+    }
+
+    #[test]
+    fn the_file_is_bounded_and_the_tail_is_the_end() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..20_000 {
+            append(dir.path(), format!("line {number}\n").as_bytes()).unwrap();
+        }
+        let size = |path: PathBuf| fs::metadata(path).map_or(0, |m| m.len());
+        assert!(size(log(dir.path())) + size(log_before(dir.path())) <= 2 * MAX_LOG_BYTES + 4096);
+        assert!(console_tail(dir.path()).ends_with("line 19998\nline 19999"));
+    }
+
+    #[tokio::test]
+    async fn writers_are_never_blocked_without_a_reader() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut ends = make(dir.path()).unwrap();
+        let mut written = 0;
+        let error = loop {
+            match ends.writer.write(&[b'x'; 1024]) {
+                Ok(count) => written += count,
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let pump = Pump::start(dir.path()).unwrap();
+        drop(ends);
+        pump.finish().await;
+        let size = |path: PathBuf| fs::metadata(path).map_or(0, |m| m.len());
+        let kept = size(log(dir.path())) + size(log_before(dir.path()));
+        assert_eq!(kept, u64::try_from(written).unwrap());
+    }
+}

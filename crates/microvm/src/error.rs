@@ -1,0 +1,121 @@
+//! What can fail, with the subject and a hint.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::ProgramsError;
+
+/// Why a VM could not be booted. Whatever had been started is ended again.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// The spec asks for something that no VM can have.
+    #[error("cannot boot {instance}: {reason}")]
+    Spec {
+        /// The instance.
+        instance: contract::InstanceId,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A program is missing.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// A VM already runs in this run directory.
+    #[error("a VM already runs in {}: adopt it, or kill it first", run_dir.display())]
+    AlreadyRunning {
+        /// The run directory.
+        run_dir: PathBuf,
+    },
+    /// What was left in the run directory could not be cleared.
+    #[error(transparent)]
+    Leftovers(#[from] AdoptError),
+    /// A file of the VM could not be opened or made.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel or the initramfs is not readable by the user that the VMM runs as.
+    #[error(
+        "{} must be readable by everyone (it is no secret): chmod a+r {}", .0.display(), .0.display()
+    )]
+    NotWorldReadable(PathBuf),
+    /// A process could not be started.
+    #[error("cannot start {program}")]
+    Start {
+        /// The program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The vsock device ended, or did not begin to listen in time.
+    #[error("vhost-device-vsock {what}; it said: {said}")]
+    VsockDevice {
+        /// What happened.
+        what: String,
+        /// Its last words.
+        said: String,
+    },
+}
+
+/// Why the VM of a run directory could not be found again. Nothing was killed.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// The record is there, but cannot be read or removed.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The record is not of this version of the platform.
+    #[error("{} is not a record of this version: {reason}", path.display())]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A process of the record could not be examined.
+    #[error("cannot examine process {pid}")]
+    Process {
+        /// The process.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Why the VMM did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QmpError {
+    /// The connection failed.
+    #[error("cannot talk to the VMM by {}", path.display())]
+    Connection {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It did not answer: it is stopped, or hangs.
+    #[error("the VMM did not answer within {} ms", limit.as_millis())]
+    Timeout {
+        /// How long it was given.
+        limit: Duration,
+    },
+    /// Its answer is not QMP.
+    #[error("the VMM answered what is not understood: {0}")]
+    Answer(String),
+}

@@ -1,0 +1,154 @@
+//! QEMU's command line. Pure: files and sockets are open already, and go by their numbers.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+
+use contract::InstanceId;
+
+use crate::Driver;
+use crate::kernel::{BOOT_ARGUMENTS, Machine};
+
+/// Memory for translated code under TCG, in MiB; QEMU's own default is 1 GiB. Small is enough: the
+/// kernel and an app need some tens.
+const TRANSLATION_BUFFER_MIB: u32 = 64;
+
+/// What a command line follows from.
+pub(crate) struct CommandLine {
+    pub(crate) instance: InstanceId,
+    pub(crate) driver: Driver,
+    pub(crate) machine: Machine,
+    pub(crate) vcpus: u32,
+    pub(crate) memory_mib: u64,
+    pub(crate) kernel: i32,
+    pub(crate) initramfs: i32,
+    /// Number and whether it is read-only.
+    pub(crate) disks: Vec<(i32, bool)>,
+    /// Number of the tap, and the MAC address.
+    pub(crate) nic: Option<(i32, [u8; 6])>,
+    /// Connected to the vsock device.
+    pub(crate) vsock: i32,
+    /// Listens for the monitor's clients.
+    pub(crate) monitor: i32,
+    /// The console's FIFO.
+    pub(crate) console: i32,
+}
+
+/// Sets of file descriptors that QEMU opens as `/dev/fdset/<n>`: the console, then the disks.
+const CONSOLE_SET: usize = 1;
+const FIRST_DISK_SET: usize = 2;
+
+impl CommandLine {
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let mut words: Vec<String> = Vec::new();
+        let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
+        let accelerator = match self.driver {
+            Driver::QemuKvm => "kvm".to_owned(),
+            Driver::QemuTcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
+        };
+        let processor = match self.driver {
+            Driver::QemuKvm => "host",
+            Driver::QemuTcg => "max",
+        };
+        let machine = match self.machine {
+            Machine::Pc => "pc,usb=off,vmport=off,smbus=off,hpet=off,memory-backend=memory",
+        };
+        add("-name", format!("instance-{}", self.instance));
+        add("-machine", machine.to_owned());
+        add("-accel", accelerator);
+        add("-cpu", processor.to_owned());
+        add("-smp", self.vcpus.to_string());
+        add("-m", format!("{}M", self.memory_mib));
+        // Shared: the vsock device reads the guest's queues in it.
+        add(
+            "-object",
+            format!(
+                "memory-backend-memfd,id=memory,size={}M,share=on",
+                self.memory_mib
+            ),
+        );
+        add(
+            "-sandbox",
+            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
+        );
+        add("-display", "none".to_owned());
+        add("-kernel", format!("/proc/self/fd/{}", self.kernel));
+        add("-initrd", format!("/proc/self/fd/{}", self.initramfs));
+        add("-append", BOOT_ARGUMENTS.to_owned());
+        add("-add-fd", format!("fd={},set={CONSOLE_SET}", self.console));
+        add(
+            "-chardev",
+            format!("file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on"),
+        );
+        add("-serial", "chardev:console".to_owned());
+        add(
+            "-chardev",
+            format!("socket,id=monitor,fd={},server=on,wait=off", self.monitor),
+        );
+        add("-mon", "chardev=monitor,mode=control".to_owned());
+        for (index, (number, read_only)) in self.disks.iter().enumerate() {
+            let set = FIRST_DISK_SET + index;
+            add("-add-fd", format!("fd={number},set={set}"));
+            let mut disk = format!("driver=raw,node-name=disk{index}");
+            // Writing to a String cannot fail.
+            let _ = if *read_only {
+                // Shared by many VMs: nothing to lock against.
+                write!(disk, ",read-only=on,file.read-only=on,file.locking=off")
+            } else {
+                write!(disk, ",read-only=off,discard=unmap,file.discard=unmap")
+            };
+            let _ = write!(disk, ",file.driver=file,file.filename=/dev/fdset/{set}");
+            add("-blockdev", disk);
+            add(
+                "-device",
+                format!("virtio-blk-pci,drive=disk{index},num-queues=1"),
+            );
+        }
+        if let Some((tap, mac)) = self.nic {
+            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+            add("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
+            add(
+                "-device",
+                format!("virtio-net-pci,netdev=net,mac={mac},romfile="),
+            );
+        }
+        add("-device", "virtio-rng-pci".to_owned());
+        add("-chardev", format!("socket,id=vsock,fd={}", self.vsock));
+        add("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned());
+        let flags = ["-nodefaults", "-no-user-config", "-no-reboot"];
+        flags
+            .into_iter()
+            .map(OsString::from)
+            .chain(words.into_iter().map(OsString::from))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    #[test]
+    fn a_vm_with_everything() {
+        let line = CommandLine {
+            instance: InstanceId(0xab),
+            driver: Driver::QemuTcg,
+            machine: Machine::Pc,
+            vcpus: 2,
+            memory_mib: 256,
+            kernel: 10,
+            initramfs: 11,
+            disks: vec![(12, true), (13, false)],
+            nic: Some((14, [2, 1, 0, 0, 0, 0xab])),
+            vsock: 15,
+            monitor: 16,
+            console: 17,
+        };
+        let text: Vec<String> = line
+            .arguments()
+            .iter()
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        expect![].assert_eq(&text.join("\n").replace("\n-", "\n -"));
+    }
+}

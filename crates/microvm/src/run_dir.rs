@@ -1,0 +1,130 @@
+//! Names in the run directory of a VM, and the sockets between guest and node.
+//!
+//! ```text
+//! <run dir>/        the agent's, closed to others
+//!   vm.json         the record (see `record`)
+//!   console.fifo    console.log, console.log.1 (see `console`)
+//!   qmp.sock        the VMM's monitor
+//!   vsock/          the VM's user's: the only directory it can write
+//!     device        the VMM connects here to the vsock device
+//!     guest         what the host dials; `guest_<port>` is what the guest dials
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
+
+const VSOCK_DIR: &str = "vsock";
+/// The vsock device's own socket, relative to [`vsock_dir`].
+pub(crate) const DEVICE_SOCKET: &str = "device";
+/// The stem of the guest's sockets, relative to [`vsock_dir`].
+pub(crate) const GUEST_SOCKET: &str = "guest";
+
+pub(crate) fn vsock_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join(VSOCK_DIR)
+}
+
+pub(crate) fn qmp_socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("qmp.sock")
+}
+
+/// The Unix socket of the guest's vsock, by the hybrid convention: the host dials this path and
+/// says `CONNECT <port>\n`; what the guest dials arrives at `<this>_<port>`.
+pub fn guest_socket(run_dir: &Path) -> PathBuf {
+    vsock_dir(run_dir).join(GUEST_SOCKET)
+}
+
+/// Listens for what the guest of this run directory dials at a vsock port. Do this before
+/// [`crate::boot`], and again after a restart of the agent; a stale socket is replaced. The VM's
+/// user is given the right to connect, which a socket bound by hand would not have.
+///
+/// # Errors
+/// The directory or the socket cannot be made.
+pub fn listen_for_guest(run_dir: &Path, port: u32) -> io::Result<tokio::net::UnixListener> {
+    make_dirs(run_dir)?;
+    let dir = vsock_dir(run_dir);
+    let name = format!("{GUEST_SOCKET}_{port}");
+    let listener = bind(&dir, &name)?;
+    let owner = fs::metadata(&dir)?;
+    give(&dir.join(name), owner.uid(), owner.gid())?;
+    listener.set_nonblocking(true)?;
+    tokio::net::UnixListener::from_std(listener)
+}
+
+/// Makes the run directory and the one for sockets, closed to other users.
+pub(crate) fn make_dirs(run_dir: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700);
+    builder.create(vsock_dir(run_dir))
+}
+
+/// Gives the socket directory, and what was already bound there, to the VM's user.
+pub(crate) fn give_sockets(run_dir: &Path, uid: u32) -> io::Result<()> {
+    let dir = vsock_dir(run_dir);
+    for entry in fs::read_dir(&dir)? {
+        give(&entry?.path(), uid, uid)?;
+    }
+    give(&dir, uid, uid)
+}
+
+/// Does not follow symbolic links: the directory's owner is not trusted.
+fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
+    chownat(
+        CWD,
+        path,
+        Some(Uid::from_raw(uid)),
+        Some(Gid::from_raw(gid)),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
+    Ok(())
+}
+
+/// Binds by way of the directory's descriptor: a socket's path may have 107 bytes only.
+pub(crate) fn bind(dir: &Path, name: &str) -> io::Result<std::os::unix::net::UnixListener> {
+    remove_if_there(&dir.join(name))?;
+    let dir = open_dir(dir)?;
+    std::os::unix::net::UnixListener::bind(short_path(&dir, name))
+}
+
+pub(crate) fn connect(dir: &Path, name: &str) -> io::Result<std::os::unix::net::UnixStream> {
+    let dir = open_dir(dir)?;
+    std::os::unix::net::UnixStream::connect(short_path(&dir, name))
+}
+
+fn open_dir(dir: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(dir)
+}
+
+fn short_path(dir: &fs::File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+}
+
+pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes what a VM that ended leaves behind: its sockets, its FIFO and its record, the record
+/// last. The console's file stays for its last words, the node's listeners are the node's.
+pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
+    let sockets = vsock_dir(run_dir);
+    for path in [
+        sockets.join(DEVICE_SOCKET),
+        sockets.join(GUEST_SOCKET),
+        qmp_socket(run_dir),
+        crate::console::fifo(run_dir),
+        crate::record::path(run_dir),
+    ] {
+        remove_if_there(&path)?;
+    }
+    Ok(())
+}

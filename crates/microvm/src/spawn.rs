@@ -1,0 +1,209 @@
+//! Starts a process that outlives us, is recorded before it runs, and has nothing it does not need.
+//!
+//! The child forks, says its pid and waits; we record it and let it go; only then does it exec. If
+//! the agent dies meanwhile, the kernel kills the child (PDEATHSIG). So at no moment is there a
+//! process that no record names.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread::JoinHandle;
+
+use contract::InstanceId;
+use rustix::io::FdFlags;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
+
+/// Users that VMs run as when the agent is root, one for each: the first, and how many follow.
+/// The range is free by systemd's plan of user ids (1879048192 to 2147483647, "unused"), so nothing
+/// on the machine belongs to them.
+pub const VMM_UIDS: (u32, u32) = (0x7000_0000, 0x0fff_ffff);
+
+/// Lets the child go.
+const GO: u8 = 1;
+/// Ends the child before its exec.
+const NO: u8 = 0;
+
+/// The user that an instance's processes run as; nobody when we are not root, so as ourselves.
+pub(crate) fn user_of(instance: InstanceId) -> Option<u32> {
+    rustix::process::geteuid()
+        .is_root()
+        .then(|| VMM_UIDS.0 + instance.0 % VMM_UIDS.1)
+}
+
+/// What to start.
+pub(crate) struct Launch {
+    pub(crate) program: PathBuf,
+    pub(crate) arguments: Vec<OsString>,
+    pub(crate) current_dir: PathBuf,
+    /// Standard output and standard error.
+    pub(crate) output: File,
+    /// Open in the child under the same numbers; everything else is closed.
+    pub(crate) pass: Vec<OwnedFd>,
+    /// User and group to become.
+    pub(crate) user: Option<u32>,
+    /// Its one supplementary group.
+    pub(crate) group: Option<u32>,
+}
+
+/// A child that waits before its exec.
+pub(crate) struct Waiting {
+    pub(crate) pid: i32,
+    gate: Option<File>,
+    starter: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Waiting {
+    /// Lets the child exec, and says whether it could.
+    pub(crate) fn release(mut self) -> io::Result<()> {
+        self.answer(GO)
+    }
+
+    fn answer(&mut self, byte: u8) -> io::Result<()> {
+        use io::Write as _;
+        let Some(mut gate) = self.gate.take() else {
+            return Ok(());
+        };
+        let written = gate.write_all(&[byte]);
+        let started = match self.starter.take().map(JoinHandle::join) {
+            Some(Ok(started)) => started,
+            _ => Err(io::Error::other("the starting thread panicked")),
+        };
+        started.and(written)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        // Never let go: the child ends before its exec.
+        let _ = self.answer(NO);
+    }
+}
+
+/// Forks the child and waits until it says its pid. Blocks for some milliseconds.
+pub(crate) fn start(launch: Launch) -> io::Result<Waiting> {
+    use io::Read as _;
+    let (pid_read, pid_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let (gate_read, gate_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    // PDEATHSIG follows the thread that forks: this one stays until the exec.
+    let starter = std::thread::Builder::new()
+        .name("start-vmm".to_owned())
+        .spawn(move || spawn(launch, pid_write, gate_read))?;
+    let mut pid = [0; 4];
+    match File::from(pid_read).read_exact(&mut pid) {
+        Ok(()) => Ok(Waiting {
+            pid: i32::from_ne_bytes(pid),
+            gate: Some(gate_write.into()),
+            starter: Some(starter),
+        }),
+        Err(_) => Err(match starter.join() {
+            Ok(Err(error)) => error,
+            _ => io::Error::other("the child ended before it started"),
+        }),
+    }
+}
+
+#[allow(
+    unsafe_code,
+    reason = "there is no safe way to prepare a child between fork and exec"
+)]
+fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<()> {
+    let parent = rustix::process::getpid();
+    let Launch {
+        program,
+        arguments,
+        current_dir,
+        output,
+        pass,
+        user,
+        group,
+    } = launch;
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .current_dir(current_dir)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output);
+    let prepare = move || {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        }
+        rustix::process::setsid()?;
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        rustix::io::write(&pid_write, &pid.to_ne_bytes())?;
+        let mut answer = [NO];
+        while let Err(error) = rustix::io::read(&gate_read, &mut answer) {
+            if error != rustix::io::Errno::INTR {
+                return Err(error.into());
+            }
+        }
+        if answer != [GO] {
+            return Err(io::Error::from_raw_os_error(libc::ECANCELED));
+        }
+        rustix::process::set_parent_process_death_signal(None)?;
+        close_all_but(&pass)?;
+        // The guest's memory must not end in a core file.
+        rustix::process::setrlimit(
+            Resource::Core,
+            Rlimit {
+                current: Some(0),
+                maximum: Some(0),
+            },
+        )?;
+        if let Some(user) = user {
+            become_user(user, group)?;
+        }
+        rustix::thread::set_no_new_privs(true)?;
+        Ok(())
+    };
+    // SAFETY: between fork and exec `prepare` makes system calls only: it allocates nothing, takes
+    // no lock and touches no memory but its own, all made before the fork.
+    unsafe { command.pre_exec(prepare) };
+    command.spawn()?;
+    Ok(())
+}
+
+/// Closes at exec whatever was inherited, but for these.
+#[allow(unsafe_code, reason = "close_range has no safe wrapper")]
+fn close_all_but(pass: &[OwnedFd]) -> io::Result<()> {
+    // SAFETY: marking descriptors close-on-exec closes nothing now. An old kernel refuses it; what
+    // we opened ourselves is close-on-exec anyhow.
+    unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+    }
+    for fd in pass {
+        rustix::io::fcntl_setfd(fd.as_fd(), FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// The child has one thread, so these calls, which are by thread, are of the whole process.
+fn become_user(user: u32, group: Option<u32>) -> io::Result<()> {
+    let uid = Uid::from_raw(user);
+    let gid = Gid::from_raw(user);
+    match group {
+        Some(group) => rustix::thread::set_thread_groups(&[Gid::from_raw(group)])?,
+        None => rustix::thread::set_thread_groups(&[])?,
+    }
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    Ok(())
+}
+
+/// The number under which a passed descriptor is open in the child.
+pub(crate) fn number(fd: &OwnedFd) -> i32 {
+    fd.as_raw_fd()
+}

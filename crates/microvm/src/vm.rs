@@ -1,0 +1,223 @@
+//! A VM that runs, or has ended.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use contract::InstanceId;
+use tokio::sync::watch;
+
+use crate::cgroup::Cgroup;
+use crate::console::{Pump, console_tail};
+use crate::process::{Exit, Process};
+use crate::{QmpError, qmp, run_dir};
+
+/// How long the VMM may take to end after its vsock device did so orderly: then the VMM's own end
+/// was the cause. After it, the device was lost.
+const VMM_GRACE: Duration = Duration::from_millis(500);
+
+/// How a VM ended, and what was said last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmEnd {
+    /// How.
+    pub how: HowEnded,
+    /// The end of its console, printable.
+    pub console_tail: String,
+}
+
+/// How a VM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HowEnded {
+    /// The VMM exited: with 0 when the guest powered off or panicked, else it could not go on.
+    Exited(i32),
+    /// A signal ended the VMM, and it was not [`Vm::kill`]'s.
+    Signal(i32),
+    /// By [`Vm::kill`].
+    Killed,
+    /// The vsock device ended first, and the VMM was ended after it.
+    VsockLost,
+    /// The VMM ended, and how is not known: it was not this agent that had started it.
+    Unknown,
+}
+
+impl std::fmt::Display for HowEnded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(0) => f.write_str("the guest ended"),
+            Self::Exited(code) => write!(f, "the VMM exited with {code}"),
+            Self::Signal(signal) => write!(f, "the VMM was killed by signal {signal}"),
+            Self::Killed => f.write_str("the VM was killed"),
+            Self::VsockLost => f.write_str("the vsock device was lost"),
+            Self::Unknown => f.write_str("the VMM ended"),
+        }
+    }
+}
+
+/// What the VMM says about its guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmStatus {
+    /// The guest runs.
+    Running,
+    /// It does not, for this reason in QEMU's words (`paused`, `io-error`, `internal-error`).
+    Stopped(String),
+}
+
+/// One VM. Dropping this changes nothing: the VM goes on, and is found again by [`Vm::adopt`].
+#[derive(Debug, Clone)]
+pub struct Vm {
+    instance: InstanceId,
+    run_dir: PathBuf,
+    processes: Option<Arc<Processes>>,
+    end: watch::Receiver<Option<VmEnd>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Processes {
+    pub(crate) vmm: Process,
+    pub(crate) vsock_device: Process,
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) killed: AtomicBool,
+}
+
+impl Vm {
+    /// Watches both processes from now on.
+    pub(crate) fn watch(
+        instance: InstanceId,
+        run_dir: PathBuf,
+        processes: Processes,
+        pump: Option<Pump>,
+    ) -> Self {
+        let processes = Arc::new(processes);
+        let (told, end) = watch::channel(None);
+        let watched = Arc::clone(&processes);
+        let dir = run_dir.clone();
+        tokio::spawn(async move {
+            let how = watched.end_together().await;
+            let end = finish(how, &dir, watched.cgroup.as_ref(), pump).await;
+            told.send_replace(Some(end));
+        });
+        Self {
+            instance,
+            run_dir,
+            processes: Some(processes),
+            end,
+        }
+    }
+
+    pub(crate) fn ended_already(instance: InstanceId, run_dir: PathBuf, end: VmEnd) -> Self {
+        // The channel keeps its value when the sender goes.
+        let (_, end) = watch::channel(Some(end));
+        Self {
+            instance,
+            run_dir,
+            processes: None,
+            end,
+        }
+    }
+
+    /// The instance.
+    pub fn instance(&self) -> InstanceId {
+        self.instance
+    }
+
+    /// Its run directory.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// How it ended, if it did.
+    pub fn has_ended(&self) -> Option<VmEnd> {
+        self.end.borrow().clone()
+    }
+
+    /// Waits until it has ended: both processes are gone, and with them its sockets, its cgroup and
+    /// its record. May be asked by several, at any time, and be cancelled.
+    pub async fn ended(&self) -> VmEnd {
+        let mut end = self.end.clone();
+        let told = end.wait_for(Option::is_some).await.ok();
+        match told.and_then(|end| end.clone()) {
+            Some(end) => end,
+            // The runtime shuts down: nobody will look at the answer.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends it at once, and waits until nothing is left. The guest is not asked: what it has not
+    /// written is lost.
+    pub async fn kill(&self) -> VmEnd {
+        if let Some(processes) = &self.processes {
+            processes.killed.store(true, Ordering::Relaxed);
+            processes.vmm.kill();
+        }
+        self.ended().await
+    }
+
+    /// Asks the VMM how its guest is. A VMM that is stopped or hangs does not answer in time.
+    ///
+    /// # Errors
+    /// It did not answer, or not as it should.
+    pub async fn status(&self) -> Result<VmStatus, QmpError> {
+        let answer = qmp::ask(&self.run_dir, "query-status").await?;
+        match answer.get("status").and_then(|status| status.as_str()) {
+            Some("running") => Ok(VmStatus::Running),
+            Some(other) => Ok(VmStatus::Stopped(other.to_owned())),
+            None => Err(QmpError::Answer(answer.to_string())),
+        }
+    }
+}
+
+impl Processes {
+    /// Waits for the end of one, ends the other.
+    async fn end_together(&self) -> HowEnded {
+        let how = tokio::select! {
+            biased;
+            exit = self.vmm.ended() => self.reason(exit),
+            device = self.vsock_device.ended() => self.after_vsock(device).await,
+        };
+        self.vsock_device.kill();
+        self.vsock_device.ended().await;
+        how
+    }
+
+    async fn after_vsock(&self, device: Exit) -> HowEnded {
+        if let Exit::Code(_) | Exit::Unknown = device
+            && let Ok(exit) = tokio::time::timeout(VMM_GRACE, self.vmm.ended()).await
+        {
+            return self.reason(exit);
+        }
+        self.vmm.kill();
+        self.vmm.ended().await;
+        HowEnded::VsockLost
+    }
+
+    fn reason(&self, exit: Exit) -> HowEnded {
+        match exit {
+            _ if self.killed.load(Ordering::Relaxed) => HowEnded::Killed,
+            Exit::Code(code) => HowEnded::Exited(code),
+            Exit::Signal(signal) => HowEnded::Signal(signal),
+            Exit::Unknown => HowEnded::Unknown,
+        }
+    }
+}
+
+/// After both processes: the console's rest, and everything that is to vanish.
+pub(crate) async fn finish(
+    how: HowEnded,
+    dir: &Path,
+    cgroup: Option<&Cgroup>,
+    pump: Option<Pump>,
+) -> VmEnd {
+    if let Some(pump) = pump {
+        pump.finish().await;
+    }
+    if let Some(cgroup) = cgroup {
+        cgroup.remove();
+    }
+    let console_tail = console_tail(dir);
+    if let Err(error) = run_dir::clear(dir) {
+        // Whoever removed the directory meanwhile did our work; else the next boot does it.
+        tracing::debug!(%error, run_dir = %dir.display(), "run directory not cleared");
+    }
+    VmEnd { how, console_tail }
+}
