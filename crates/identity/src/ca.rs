@@ -50,13 +50,8 @@ pub enum CaError {
     #[error("could not read the cluster's CA: {0}")]
     Load(String),
     /// The request is no valid request, or is not signed by its own key.
-    #[error("the certificate request of {member} is refused: {cause}")]
-    Request {
-        /// Who asked.
-        member: Member,
-        /// What is wrong with it.
-        cause: String,
-    },
+    #[error("the certificate request is refused: {0}")]
+    Request(String),
 }
 
 /// A server's certificate with its key.
@@ -154,23 +149,12 @@ impl ClusterCa {
         member: Member,
         now: Timestamp,
     ) -> Result<String, CaError> {
-        let refused = |cause: String| CaError::Request { member, cause };
-        if csr_pem.len() > MAX_CSR_BYTES {
-            return Err(refused(format!(
-                "it is {} bytes, more than {MAX_CSR_BYTES}",
-                csr_pem.len()
-            )));
-        }
-        let request = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|e| refused(e.to_string()))?;
-        if *request.public_key.algorithm() != PKCS_ECDSA_P256_SHA256 {
-            return Err(refused("its key is not ECDSA P-256".to_owned()));
-        }
+        let key = requested_key(csr_pem)?;
         let subject = common_name(member);
         let mut params = params(&subject, MEMBER_DAYS, now)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
-        Ok(self.sign(subject, &params, &request.public_key)?.pem())
+        Ok(self.sign(subject, &params, &key)?.pem())
     }
 
     /// Issues the certificate of a server that is reached by these names and addresses, with a
@@ -213,6 +197,28 @@ impl ClusterCa {
             .signed_by(key, &self.issuer)
             .map_err(|source| CaError::Sign { subject, source })
     }
+}
+
+/// Whether [`ClusterCa::sign_member`] would take this request: to be asked before a one-time token
+/// is spent on it.
+pub fn check_request(csr_pem: &str) -> Result<(), CaError> {
+    requested_key(csr_pem).map(|_| ())
+}
+
+/// The public key of a request, after its signature was checked.
+fn requested_key(csr_pem: &str) -> Result<rcgen::PublicKey, CaError> {
+    if csr_pem.len() > MAX_CSR_BYTES {
+        return Err(CaError::Request(format!(
+            "it is {} bytes, more than {MAX_CSR_BYTES}",
+            csr_pem.len()
+        )));
+    }
+    let request = CertificateSigningRequestParams::from_pem(csr_pem)
+        .map_err(|e| CaError::Request(e.to_string()))?;
+    if *request.public_key.algorithm() != PKCS_ECDSA_P256_SHA256 {
+        return Err(CaError::Request("its key is not ECDSA P-256".to_owned()));
+    }
+    Ok(request.public_key)
 }
 
 /// SHA-256 of the DER of the first certificate in `pem`; what [`ClusterCa::fingerprint`] is for

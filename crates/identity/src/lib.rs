@@ -22,12 +22,12 @@ mod wireguard;
 
 pub use ca::{
     CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
-    certificate_fingerprint,
+    certificate_fingerprint, check_request,
 };
 pub use member::{MAX_CSR_BYTES, MemberCertificateError, MemberKey, member_of_certificate};
 pub use pinned::{PinnedRoot, pinned_root};
 pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
-pub use wireguard::WireguardKey;
+pub use wireguard::{WireguardKey, is_wireguard_public_key};
 
 /// The system's random generator failed, or a key could not be made of its bytes. There is
 /// nothing to do but to stop.
@@ -49,8 +49,8 @@ impl KeyError {
     }
 }
 
-/// `N` bytes of the system's randomness.
-fn random<const N: usize>(what: &'static str) -> Result<[u8; N], KeyError> {
+/// `N` bytes of the system's randomness; `what` they are for is for the error only.
+pub fn random<const N: usize>(what: &'static str) -> Result<[u8; N], KeyError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|cause| KeyError::new(what, cause))?;
     Ok(bytes)

@@ -61,3 +61,8 @@ impl WireguardKey {
         &self.public
     }
 }
+
+/// Whether a text is a WireGuard public key: 32 bytes in base64.
+pub fn is_wireguard_public_key(base64: &str) -> bool {
+    STANDARD.decode(base64).is_ok_and(|bytes| bytes.len() == 32)
+}

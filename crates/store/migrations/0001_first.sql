@@ -8,7 +8,8 @@ CREATE TABLE cluster (
     ca_key_pem      TEXT NOT NULL,
     created_at      INTEGER NOT NULL,
     last_node       INTEGER NOT NULL DEFAULT 0, -- numbers are never given twice
-    last_edge       INTEGER NOT NULL DEFAULT 0
+    last_edge       INTEGER NOT NULL DEFAULT 0,
+    last_network    INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
 CREATE TABLE user_tokens (

@@ -103,6 +103,11 @@ async fn write(
             .execute(&mut *db)
             .await
             .map_err(StoreError::query("write an env"))?;
+            sqlx::query("UPDATE cluster SET last_network = MAX(last_network, ?)")
+                .bind(i64::from(env.network.0))
+                .execute(&mut *db)
+                .await
+                .map_err(StoreError::query("write an env"))?;
             for (number, release) in &env.releases {
                 add_release(db, key, *number, release).await?;
             }

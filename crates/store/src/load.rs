@@ -18,6 +18,8 @@ pub struct Snapshot {
     pub world: World,
     /// More about each node.
     pub nodes: BTreeMap<NodeId, NodeDetail>,
+    /// The highest env network that was ever given out; 0 before the first.
+    pub last_network: EnvNetwork,
 }
 
 /// What the planner does not look at.
@@ -52,19 +54,23 @@ pub(crate) async fn load(
     db: &mut SqliteConnection,
     online: &BTreeSet<NodeId>,
 ) -> Result<Snapshot, StoreError> {
-    let settings: String = sqlx::query_scalar("SELECT settings_json FROM cluster")
+    let row = sqlx::query("SELECT settings_json, last_network FROM cluster")
         .fetch_optional(&mut *db)
         .await
         .map_err(StoreError::query("read the cluster's settings"))?
         .ok_or(StoreError::NoCluster)?;
     let (world_nodes, nodes) = load_nodes(&mut *db, online).await?;
     let world = World {
-        settings: from_json("the cluster's settings", &settings)?,
+        settings: from_json("the cluster's settings", row.get(0))?,
         nodes: world_nodes,
         envs: load_envs(&mut *db).await?,
         instances: load_instances(&mut *db).await?,
     };
-    Ok(Snapshot { world, nodes })
+    Ok(Snapshot {
+        world,
+        nodes,
+        last_network: EnvNetwork(number("an env's network", row.get(1))?),
+    })
 }
 
 type Nodes = (BTreeMap<NodeId, Node>, BTreeMap<NodeId, NodeDetail>);

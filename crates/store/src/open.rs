@@ -1,5 +1,6 @@
 //! Opening the store, and the cluster's birth.
 
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -63,6 +64,13 @@ impl Store {
             path: path.clone(),
             source,
         };
+        // The CA's key is in it; SQLite gives its other files the mode of this one.
+        std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| opened(sqlx::Error::Io(e)))?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
