@@ -1,0 +1,178 @@
+#!/bin/bash
+# Makes the images of the example apps out of Debian packages, and pushes them to a registry.
+#
+#   examples/images.sh hello REGISTRY_HOST:PORT     our own small web server and worker
+#   examples/images.sh nginx REGISTRY_HOST:PORT     Debian's nginx from an ordinary Debian tree
+#
+# Standard output is one line, `repository@sha256:...`, ready for `platform deploy`; all else goes to standard
+# error. What was made is kept in target/examples and made again only if its inputs changed, so
+# that a second run takes about a second. Needs root (mmdebstrap, owners in the tree).
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(dirname "$here")
+work=${CARGO_TARGET_DIR:-$top/target}/examples
+
+say() { printf '%s\n' "images: $*" >&2; }
+die() { say "$@"; exit 1; }
+usage() { die "usage: examples/images.sh hello|nginx REGISTRY_HOST:PORT"; }
+
+main() {
+    [ $# -eq 2 ] || usage
+    local name=$1 registry=$2
+    case $name in hello|nginx) ;; *) usage ;; esac
+    install_tools
+    mkdir -p "$work"
+    # Two runs at once: the second one waits and then finds everything made.
+    exec 9>"$work/lock"
+    flock 9
+
+    local key
+    key=$("key_of_$name" | sha256sum | cut -c1-16)
+    local layout=$work/$name-$key
+    if [ ! -d "$layout" ]; then
+        rm -rf "$work/$name"-*
+        make_image "$name" "$layout"
+    fi
+    push "$name" "$layout" "$registry"
+}
+
+# The tools are Debian packages; a missing one is installed.
+install_tools() {
+    local missing=() tool
+    for tool in mmdebstrap skopeo umoci; do
+        command -v "$tool" >/dev/null || missing+=("$tool")
+    done
+    [ "$(id -u)" -eq 0 ] || die "must be run as root, because an image's files have owners; try: sudo $0 ..."
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    {
+        apt-get update -q
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+    } >&2 || die "could not install: apt-get install ${missing[*]}"
+}
+
+# Linked statically, so that it runs whatever C library the image has. Not even cargo is asked where nothing
+# changed: it would wait for other builds.
+build_hello() {
+    command -v cargo >/dev/null || die "cargo is missing; install Rust: https://rustup.rs"
+    (cd "$top" && cargo rustc --release --locked -q -p hello --bin hello -- -C target-feature=+crt-static) >&2
+    hello_binary=${CARGO_TARGET_DIR:-$top/target}/release/hello
+}
+
+# What an image is made from, as text: another text, another image.
+key_of_hello() {
+    sha256sum "${BASH_SOURCE[0]}" "$top/Cargo.lock" "$here"/hello/hello.toml "$here"/hello/src/*.rs | cut -d' ' -f1
+    suite
+}
+key_of_nginx() {
+    sha256sum "${BASH_SOURCE[0]}" | cut -d' ' -f1
+    suite
+}
+
+# shellcheck source=/dev/null
+suite() { (. /etc/os-release && echo "$VERSION_CODENAME"); }
+
+# The machine's own sources of Debian packages, without those of others.
+debian_sources() {
+    # These are apt's own, not the shell's.
+    # shellcheck disable=SC2016
+    local format='$(ORIGIN) deb $(SITE) $(RELEASE) $(COMPONENT)'
+    apt-get indextargets --format "$format" 'Created-By: Packages' |
+        sed -n 's/^Debian deb/deb/p' | awk -v suite="$(suite)" 'index($3, suite) == 1 && $3 !~ /backports/' | sort -u
+}
+
+# mmdebstrap with the machine's sources and its apt's settings for the network (a proxy, say).
+bootstrap() {
+    local tree=$1
+    shift
+    local sources settings
+    sources=$(debian_sources)
+    [ -n "$sources" ] || die "apt knows no Debian packages; try: apt-get update"
+    settings=$work/apt.conf
+    apt-config dump | grep -E '^Acquire::(http|https|Retries|Check-Valid-Until)' >"$settings" || true
+    # `root` needs no user namespaces; man pages and the like are left out.
+    mmdebstrap --quiet --mode=root --aptopt="$settings" \
+        --dpkgopt='path-exclude=/usr/share/man/*' \
+        --dpkgopt='path-exclude=/usr/share/locale/*' \
+        --dpkgopt='path-exclude=/usr/share/doc/*' \
+        --dpkgopt='path-include=/usr/share/doc/*/copyright' \
+        "$@" "$(suite)" "$tree" - <<<"$sources" >&2
+}
+
+# A few packages, unpacked and not configured: nothing in them needs to run to make them work.
+tree_of_hello() {
+    local tree=$1
+    build_hello
+    bootstrap "$tree" --variant=extract --include=base-files,base-passwd,busybox-static
+    chroot "$tree" /bin/busybox --install -s /bin
+    cp "$tree/usr/share/base-passwd/passwd.master" "$tree/etc/passwd"
+    cp "$tree/usr/share/base-passwd/group.master" "$tree/etc/group"
+    echo 'hello:x:1000:1000:hello:/var/lib/hello:/bin/sh' >>"$tree/etc/passwd"
+    echo 'hello:x:1000:' >>"$tree/etc/group"
+    install -D -m 0755 "$hello_binary" "$tree/usr/bin/hello"
+    install -D -m 0644 "$here/hello/hello.toml" "$tree/etc/hello/hello.toml"
+    install -d -o 1000 -g 1000 -m 0755 "$tree/var/lib/hello"
+    rm -rf "$tree"/var/lib/dpkg "$tree"/var/lib/apt "$tree"/var/cache/* "$tree"/usr/lib/*/gconv
+}
+
+configure_hello() {
+    umoci config --image "$1" --config.user hello --config.workingdir /var/lib/hello \
+        --config.cmd /usr/bin/hello --config.cmd web \
+        --config.exposedports 8080/tcp --config.stopsignal SIGTERM \
+        --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+# As anyone would install it.
+tree_of_nginx() {
+    local tree=$1
+    bootstrap "$tree" --variant=minbase --include=nginx-light
+    ln -sf /dev/stdout "$tree/var/log/nginx/access.log"
+    ln -sf /dev/stderr "$tree/var/log/nginx/error.log"
+    rm -rf "$tree"/var/lib/apt/lists/* "$tree"/var/cache/apt/*
+}
+
+configure_nginx() {
+    umoci config --image "$1" --config.cmd nginx --config.cmd -g --config.cmd 'daemon off;' \
+        --config.exposedports 80/tcp --config.stopsignal SIGQUIT \
+        --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+# A root tree, and an OCI layout of one layer around it. The layout gets its name when it is complete.
+make_image() {
+    local name=$1 layout=$2 began=$SECONDS
+    scratch=$(mktemp -d "$work/making.XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    say "making $name from Debian packages"
+    "tree_of_$name" "$scratch/tree"
+    local oci=$scratch/oci
+    {
+        umoci init --layout "$oci"
+        umoci new --image "$oci:$name"
+        "configure_$name" "$oci:$name"
+        # Not `umoci insert`: what it makes (0.4.7) does not end as a tar must.
+        tar --create --file "$scratch/layer.tar" --directory "$scratch/tree" --sort=name --numeric-owner \
+            --format=posix --pax-option=delete=atime,delete=ctime --xattrs .
+        umoci raw add-layer --image "$oci:$name" "$scratch/layer.tar"
+        umoci gc --layout "$oci"
+    } >&2
+    mv "$oci" "$layout"
+    say "made $name in $((SECONDS - began)) s: tree $(size_of "$scratch/tree"), image $(size_of "$layout")"
+}
+
+size_of() { du -sh --apparent-size "$1" | cut -f1; }
+
+# Pushes only what the registry does not have.
+push() {
+    local name=$1 layout=$2 registry=$3 digest
+    digest=$(skopeo inspect --raw "oci:$layout:$name" | sha256sum | cut -d' ' -f1)
+    local reference=$registry/$name
+    if ! skopeo inspect --tls-verify=false --raw "docker://$reference@sha256:$digest" >/dev/null 2>&1; then
+        say "pushing $name to $registry"
+        skopeo copy --quiet --dest-tls-verify=false "oci:$layout:$name" "docker://$reference:latest" >&2 ||
+            die "could not push to $registry; is the registry running?"
+    fi
+    echo "$reference@sha256:$digest"
+}
+
+main "$@"
