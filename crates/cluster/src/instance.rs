@@ -29,7 +29,7 @@
 //!   [`BACKOFF_FIRST_MS`] to [`BACKOFF_MAX_MS`]. A run of [`STABLE_RUN_MS`] ends the row of
 //!   failures. More restarts in a row than the policy's `max_retries`: failed.
 //! - A restart is a fresh instance: it is prepared again, with a new scratch disk.
-//! - A guest that does not say that the app runs within the boot timeout is killed and booted
+//! - A guest that does not say that the app runs within the boot timeout is killed and ran_last_time
 //!   again, [`MAX_BOOT_ATTEMPTS`] times in a row. This is the machine's fault and does not use up
 //!   the policy's retries.
 //! - An app that cannot be executed (126, 127) fails at once: the root disk will not change.
@@ -41,13 +41,13 @@
 //! Deliberately absent: a graceful stop before a restart for failing health, because what does not
 //! answer probes seldom answers signals.
 
-use contract::InstanceId;
-use contract::Timestamp;
+mod states;
+mod transitions;
+
 use contract::api::InstanceReport;
 use contract::guest::BootFailure;
-use contract::instance::{
-    ExitEvent, HealthCheck, InstanceSpec, InstanceState, RestartPolicy, RestartWhen,
-};
+use contract::instance::{ExitEvent, HealthCheck, InstanceSpec, InstanceState, RestartPolicy};
+use contract::{InstanceId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// First wait before a restart, in milliseconds; it doubles with each restart in a row.
@@ -210,6 +210,7 @@ pub struct Lifecycle {
     ready: bool,
     healthy_in_row: u32,
     unhealthy_in_row: u32,
+    ran_last_time: bool,
     ran_once: bool,
     restarts: u32,
     ends_in_row: u32,
@@ -237,6 +238,7 @@ impl Lifecycle {
             ready: false,
             healthy_in_row: 0,
             unhealthy_in_row: 0,
+            ran_last_time: false,
             ran_once: false,
             restarts: 0,
             ends_in_row: 0,
@@ -279,19 +281,88 @@ impl Lifecycle {
 
     /// The event of the timer, once its time is reached.
     pub fn due(&self, now: Timestamp) -> Option<Event> {
-        let _ = now;
-        todo!()
+        if self.wake_at.is_none_or(|at| now < at) {
+            return None;
+        }
+        match (self.state, self.stop) {
+            (InstanceState::Booting, _) => Some(Event::BootTimeout),
+            (InstanceState::Running, _) => Some(Event::Settled),
+            (InstanceState::Backoff, _) => Some(Event::BackoffElapsed),
+            (InstanceState::Stopping, Some(Stop::Draining)) => Some(Event::DrainElapsed),
+            (InstanceState::Stopping, Some(Stop::Asked)) => Some(Event::StopTimeout),
+            (InstanceState::Stopping, Some(Stop::Cleaning) | None)
+            | (
+                InstanceState::Created
+                | InstanceState::Preparing
+                | InstanceState::Stopped
+                | InstanceState::Failed,
+                _,
+            ) => None,
+        }
     }
 
     /// Takes one event in; what the node is to do comes out. An illegal event changes nothing.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Result<Vec<Effect>, IllegalEvent> {
-        let _ = (now, event);
-        todo!()
+        let effects = match self.state {
+            InstanceState::Created => self.in_created(now, &event),
+            InstanceState::Preparing => self.in_preparing(now, &event),
+            InstanceState::Booting => self.in_booting(now, &event),
+            InstanceState::Running => self.in_running(now, &event),
+            InstanceState::Stopping => self.in_stopping(now, &event),
+            InstanceState::Backoff => self.in_backoff(&event),
+            InstanceState::Stopped | InstanceState::Failed => self.in_end(&event),
+        };
+        effects.ok_or_else(|| IllegalEvent {
+            id: self.id,
+            state: self.state,
+            event: Box::new(event),
+        })
     }
 
     /// What the node says about it. `last_words` are the lines the app logged before its last end.
     pub fn report(&self, now: Timestamp, last_words: Vec<String>) -> InstanceReport {
-        let _ = (now, last_words);
-        todo!()
+        InstanceReport {
+            id: self.id,
+            state: self.state,
+            ready: self.ready,
+            restarts: self.restarts,
+            detail: self.detail(now),
+            last_exit: self.last_exit.clone(),
+            failure: self.failure.clone(),
+            last_words,
+            started_at: self.started_at,
+        }
+    }
+
+    fn detail(&self, now: Timestamp) -> String {
+        let seconds = self
+            .wake_at
+            .map_or(0, |at| at.millis_since(now).div_ceil(1000));
+        match (self.state, self.stop) {
+            (InstanceState::Backoff, _) => format!("next start in {seconds} s"),
+            (InstanceState::Booting, _) => format!("boot {}", self.boots_in_row + 1),
+            (InstanceState::Running, _) if self.ready => String::new(),
+            (InstanceState::Running, _) => match &self.health {
+                None => "about to be ready".to_owned(),
+                Some(health) if self.unhealthy_in_row > 0 => {
+                    let (seen, limit) = (self.unhealthy_in_row, health.unhealthy);
+                    format!("health check failed {seen} times in a row, {limit} are too many")
+                }
+                Some(health) => {
+                    let (seen, wanted) = (self.healthy_in_row, health.healthy);
+                    format!("health check passed {seen} of {wanted} times")
+                }
+            },
+            (InstanceState::Stopping, Some(Stop::Draining)) => "draining".to_owned(),
+            (InstanceState::Stopping, Some(Stop::Asked)) => "asked to stop".to_owned(),
+            (InstanceState::Stopping, Some(Stop::Cleaning) | None) => "cleaning up".to_owned(),
+            (
+                InstanceState::Created
+                | InstanceState::Preparing
+                | InstanceState::Stopped
+                | InstanceState::Failed,
+                _,
+            ) => String::new(),
+        }
     }
 }

@@ -255,12 +255,8 @@ pub fn failure(
     // Writing to a String cannot fail.
     if let Some(failure) = &report.failure {
         let _ = write!(reason, ": {failure}");
-    }
-    if let Some(exit) = &report.last_exit {
-        let exit = exit.to_string();
-        if !reason.contains(&exit) {
-            let _ = write!(reason, ": {exit}");
-        }
+    } else if let Some(exit) = &report.last_exit {
+        let _ = write!(reason, ": {exit}");
     }
     if !report.last_words.is_empty() {
         reason.push_str("\nlast words:");

@@ -162,8 +162,7 @@ pub struct DesiredState {
     pub cluster: String,
     /// The node this is for.
     pub node: NodeId,
-    /// Grows with every change for this node; an older one is refused. An instance that is absent
-    /// here is stopped only when this is newer than the one that named it.
+    /// Grows with every change for this node; an older one is refused.
     pub generation: Generation,
     /// The instances to run.
     pub instances: Vec<InstanceSpec>,

@@ -92,7 +92,7 @@ pub enum Protocol {
 }
 
 /// How the edge tells the app who the client is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProxyProtocol {
     /// The guest's adapter reads the PROXY v2 header and hands on a plain connection.
