@@ -1,16 +1,40 @@
-//! The API server, its reconcilers and the planner's execution.
+//! The API server: it gathers, asks `cluster`, and performs.
+//!
+//! - [`run`] starts a server: the cluster's birth at the first start ([`birth`]), TLS with optional
+//!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planning`]).
+//! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
+//!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
+//! - The planner task is the only one that plans. Whoever changes the world wakes it; it settles the
+//!   world and publishes it ([`state::Published`]), which wakes every long poll.
+//! - Log streams are opened by nodes when asked ([`streams`]), and piped to the user who asked.
+//!
+//! ```text
+//! user --deploy--> store --wake--> planner --plan, apply--> store
+//!                                     | publish
+//!            node <--desired----------+----------routes--> edge
+//!            node --report--> store --wake--> planner
+//! ```
+//!
+//! Deliberately absent: decisions (they are in `cluster`, as pure functions), and several servers
+//! on one store (a lock on the data folder refuses the second; a later issue adds PostgreSQL and a
+//! fenced lease).
 
+mod api;
+mod birth;
+mod callers;
+mod clock;
+mod failure;
+mod limits;
 mod options;
+mod planning;
+mod presence;
+mod rows;
+mod serve;
+mod state;
+mod streams;
 
+pub use limits::{
+    MAX_CONNECTIONS, MAX_LOG_READERS, MAX_PLAN_ROUNDS, ONLINE_WITHIN, PLAN_INTERVAL, SHUTDOWN_GRACE,
+};
 pub use options::{Ready, ServerError, ServerOptions};
-use tokio_util::sync::CancellationToken;
-
-/// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
-///
-/// # Errors
-/// What kept it from starting.
-pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
-    let _ = options;
-    shutdown.cancelled().await;
-    Ok(())
-}
+pub use serve::run;

@@ -50,4 +50,66 @@ pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
 
 /// Why a server could not start, or had to end.
 #[derive(Debug, thiserror::Error)]
-pub enum ServerError {}
+pub enum ServerError {
+    /// The data folder cannot be made or used.
+    #[error("could not use the data folder {}", path.display())]
+    DataFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another server has it.
+    #[error("another server uses the data folder {} already", path.display())]
+    AlreadyRunning {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// The CA or a certificate could not be made.
+    #[error(transparent)]
+    Ca(#[from] identity::CaError),
+    /// A key could not be made.
+    #[error(transparent)]
+    Key(#[from] identity::KeyError),
+    /// The first admin's configuration cannot be written.
+    #[error(transparent)]
+    ClientConfig(#[from] api_client::ConfigError),
+    /// TLS cannot be set up.
+    #[error("could not set up TLS: {0}")]
+    Tls(String),
+    /// The registry client cannot be made.
+    #[error(transparent)]
+    Registry(#[from] registry::SetupError),
+    /// The address cannot be listened on.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The world in the store could not be planned.
+    #[error("could not settle the world in the store: {0}")]
+    Settle(String),
+}
+
+impl ServerError {
+    /// What to do about it, where we know.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::AlreadyRunning { .. } => Some(
+                "stop the other `platform server`, or give this one another `--data-dir`"
+                    .to_owned(),
+            ),
+            Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
+                Some("choose another address with `--listen`".to_owned())
+            }
+            _ => None,
+        }
+    }
+}

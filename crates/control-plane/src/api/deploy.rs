@@ -1,0 +1,236 @@
+//! Deploying: a manifest and an image become a release, or are refused with the cause. Until the
+//! release is recorded, nothing in the cluster changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use axum::Json;
+use axum::extract::State;
+use cluster::address_plan::next_network;
+use cluster::rollout::begin;
+use cluster::routes::taken_hosts;
+use cluster::world::{Env, Release};
+use contract::api::{DeployRequest, DeployResponse};
+use contract::instance::ProxyProtocol;
+use contract::{EnvKey, ReleaseNumber};
+use http::StatusCode;
+use manifest::{Colour, Manifest, render};
+use registry::{Platform, Problem, Reference, RegistryError, Resolved};
+use store::{Change, Snapshot};
+
+use super::{Body, InEnv, is_destroyed};
+use crate::callers::User;
+use crate::clock::now;
+use crate::failure::{ApiFailure, chain};
+use crate::limits::RESOLVE_TIMEOUT;
+use crate::state::App;
+
+/// What diagnostics call the manifest that came with the request.
+const MANIFEST_NAME: &str = "platform.toml";
+/// The architecture an image is resolved for while no node has joined.
+const ARCH_WITHOUT_NODES: &str = "amd64";
+
+/// Records a release and begins its rollout.
+pub(crate) async fn deploy(
+    State(app): State<App>,
+    user: User,
+    InEnv(key): InEnv,
+    Body(request): Body<DeployRequest>,
+) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
+    let manifest = parse_manifest(&key, &request.manifest)?;
+    check_supported(&manifest)?;
+    // What the release would be refused for anyway is said before the registry is asked.
+    check_against(&app.snapshot().await?, &key, &manifest)?;
+    let (reference, resolved) = resolve(&app, &request.image).await?;
+
+    let release = Release {
+        manifest,
+        image_ref_digest: resolved.ref_digest.clone(),
+        resolved: resolved
+            .by_arch
+            .iter()
+            .map(|(arch, digest)| (arch.clone(), reference.pinned_image(digest)))
+            .collect(),
+        created_at: now(),
+    };
+    let number = app
+        .store
+        .update(&app.online(), |snapshot| {
+            check_against(snapshot, &key, &release.manifest)?;
+            add_release(snapshot, &key, release)
+        })
+        .await?;
+    tracing::info!(
+        user = %user.name,
+        env = %key,
+        release = %number,
+        image = %reference,
+        digest = %resolved.ref_digest,
+        "deployed"
+    );
+    app.wake.notify_one();
+    let response = DeployResponse {
+        release: number,
+        image_ref_digest: resolved.ref_digest,
+        resolved_image_digest: resolved.by_arch,
+        pinned_tag: resolved.pinned_tag,
+    };
+    Ok((StatusCode::CREATED, Json(response)))
+}
+
+fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
+    let decoded = Manifest::from_toml(MANIFEST_NAME, text).map_err(|diagnostics| {
+        ApiFailure::refused(
+            "manifest_invalid",
+            render(text, &diagnostics, Colour::Never),
+        )
+        .hint("`platform validate` shows the same, with colours")
+    })?;
+    let manifest = decoded.manifest;
+    if manifest.app != key.app {
+        return Err(ApiFailure::refused(
+            "app_mismatch",
+            format!(
+                "the manifest is of app {}, and was to be deployed as {}",
+                manifest.app, key.app
+            ),
+        ));
+    }
+    Ok(manifest)
+}
+
+/// Refuses what a manifest may say and this version cannot do.
+fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
+    cluster::release::check(manifest)
+        .map_err(|refusal| ApiFailure::refused("release_refused", refusal.to_string()))?;
+    for (name, process) in &manifest.processes {
+        if let Some(port) = process
+            .ports
+            .iter()
+            .find(|port| port.proxy_protocol == Some(ProxyProtocol::Strip))
+        {
+            return Err(ApiFailure::refused(
+                "not_supported_yet",
+                format!(
+                    "`proxy_protocol = \"strip\"` on port {} of process {name} is not supported yet",
+                    port.port
+                ),
+            )
+            .hint("leave it out, or use \"v2\" if the app reads the PROXY header itself"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether the env and the hosts are free for this release.
+fn check_against(snapshot: &Snapshot, key: &EnvKey, manifest: &Manifest) -> Result<(), ApiFailure> {
+    let world = &snapshot.world;
+    if world.envs.get(key).is_some_and(|env| env.destroying) {
+        return Err(is_destroyed(key));
+    }
+    let taken = taken_hosts(world, key, manifest);
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let taken: Vec<_> = taken
+        .iter()
+        .map(|(host, owner)| format!("{host} leads to {owner}"))
+        .collect();
+    Err(ApiFailure::conflict(
+        "host_taken",
+        format!(
+            "another env has a host of this manifest: {}",
+            taken.join(", ")
+        ),
+    )
+    .hint("choose another host, or take it from the other env first"))
+}
+
+fn add_release(
+    snapshot: &Snapshot,
+    key: &EnvKey,
+    release: Release,
+) -> Result<(Vec<Change>, ReleaseNumber), ApiFailure> {
+    let now = release.created_at;
+    let (change, number) = if let Some(env) = snapshot.world.envs.get(key) {
+        let last = env.releases.keys().next_back().map_or(0, |last| last.0);
+        let number = ReleaseNumber(last + 1);
+        let change = Change::AddRelease {
+            key: key.clone(),
+            number,
+            release: Box::new(release),
+            rollout: begin(Some(&env.rollout), number, now),
+        };
+        (change, number)
+    } else {
+        let network = next_network(snapshot.last_network).ok_or_else(|| {
+            ApiFailure::conflict("cluster_full", "no env network is left in this cluster")
+        })?;
+        let number = ReleaseNumber(1);
+        let env = Env {
+            network,
+            releases: BTreeMap::from([(number, release)]),
+            rollout: begin(None, number, now),
+            scale: BTreeMap::new(),
+            destroying: false,
+        };
+        let change = Change::AddEnv {
+            key: key.clone(),
+            env,
+        };
+        (change, number)
+    };
+    Ok((vec![change], number))
+}
+
+/// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
+async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
+    let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
+        ApiFailure::refused("image_reference_invalid", chain(&e))
+    })?;
+    let world = app.snapshot().await?.world;
+    let mut archs: BTreeSet<_> = world
+        .nodes
+        .values()
+        .map(|node| node.hardware.arch.as_str())
+        .collect();
+    if archs.is_empty() {
+        archs.insert(ARCH_WITHOUT_NODES);
+    }
+    let platforms: Vec<_> = archs.into_iter().map(Platform::of).collect();
+    let resolving = app.registry.resolve(&reference, &platforms);
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, resolving)
+        .await
+        .map_err(|_| {
+            ApiFailure::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "registry_too_slow",
+                format!(
+                    "{} did not answer for {reference} within {} s",
+                    reference.registry(),
+                    RESOLVE_TIMEOUT.as_secs()
+                ),
+            )
+        })?
+        .map_err(|error| not_resolved(&error))?;
+    Ok((reference, resolved))
+}
+
+fn not_resolved(error: &RegistryError) -> ApiFailure {
+    let (status, code) = match &error.problem {
+        Problem::NotFound { .. } => (StatusCode::NOT_FOUND, "image_not_found"),
+        Problem::Denied { .. } | Problem::Credentials { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "image_denied")
+        }
+        Problem::NoSuchPlatform { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
+        }
+        problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
+        Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
+        _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
+    };
+    let failure = ApiFailure::new(status, code, chain(error));
+    match error.problem.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}

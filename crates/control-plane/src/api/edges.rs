@@ -1,0 +1,28 @@
+//! What edges call.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
+
+use super::{Params, Poll, granted};
+use crate::callers::EdgeCaller;
+use crate::failure::ApiFailure;
+use crate::state::App;
+
+/// The whole route table, once it is newer than the one the edge has.
+pub(crate) async fn routes(
+    State(app): State<App>,
+    _edge: EdgeCaller,
+    Params(poll): Params<Poll>,
+) -> Result<Response, ApiFailure> {
+    let newer = app
+        .wait_for(granted(poll.wait_ms), |published| {
+            (published.routes.generation.0 > poll.after).then(|| published.routes.clone())
+        })
+        .await?;
+    Ok(match newer {
+        Some(table) => Json(table).into_response(),
+        None => StatusCode::NO_CONTENT.into_response(),
+    })
+}

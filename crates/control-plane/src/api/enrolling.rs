@@ -1,0 +1,109 @@
+//! How members join: a one-time token, and the call that spends it (ADR 0004).
+
+use axum::Json;
+use axum::extract::State;
+use cluster::enrollment::{EnrollmentRefused, token_expiry};
+use contract::api::{CreateTokenRequest, CreateTokenResponse, EnrollRequest, EnrollResponse};
+use http::StatusCode;
+use identity::{CaError, EnrollmentToken, check_request, is_wireguard_public_key, secret_hash};
+use store::EnrollError;
+
+use super::Body;
+use crate::callers::User;
+use crate::clock::now;
+use crate::failure::ApiFailure;
+use crate::limits::MAX_REGION_BYTES;
+use crate::state::App;
+
+/// Makes a one-time token.
+pub(crate) async fn create_token(
+    State(app): State<App>,
+    user: User,
+    Body(request): Body<CreateTokenRequest>,
+) -> Result<(StatusCode, Json<CreateTokenResponse>), ApiFailure> {
+    let now = now();
+    let expires_at = token_expiry(now, request.ttl_seconds).map_err(refused)?;
+    let token = EnrollmentToken::generate(app.ca.fingerprint())?;
+    app.store
+        .add_enrollment_token(&token.secret_hash(), request.role, expires_at, now)
+        .await?;
+    tracing::info!(user = %user.name, role = %request.role, "made an enrollment token");
+    let response = CreateTokenResponse {
+        token: token.to_string(),
+        role: request.role,
+        expires_at,
+    };
+    Ok((StatusCode::CREATED, Json(response)))
+}
+
+/// Lets the holder of a token in, once. Whatever is wrong with the request is found before the
+/// token is spent.
+pub(crate) async fn enroll(
+    State(app): State<App>,
+    Body(request): Body<EnrollRequest>,
+) -> Result<(StatusCode, Json<EnrollResponse>), ApiFailure> {
+    check(&request)?;
+    let now = now();
+    let hash = secret_hash(&request.token);
+    let enrolled = app
+        .store
+        .enroll(&hash, &request, now)
+        .await
+        .map_err(|error| match error {
+            EnrollError::Refused(refusal) => refused(refusal),
+            EnrollError::Store(error) => error.into(),
+        })?;
+    let certificate_pem = app
+        .ca
+        .sign_member(&request.csr_pem, enrolled.member, now)
+        .map_err(|error| ApiFailure::internal(&error))?;
+    tracing::info!(member = %enrolled.member, name = %enrolled.name, "a member joined");
+    app.wake.notify_one();
+    let response = EnrollResponse {
+        member: enrolled.member,
+        name: enrolled.name,
+        cluster: app.settings.id.clone(),
+        cluster_prefix: app.settings.prefix,
+        mtu: app.settings.mtu,
+        certificate_pem,
+        ca_pem: app.ca.certificate_pem().to_owned(),
+    };
+    Ok((StatusCode::CREATED, Json(response)))
+}
+
+fn check(request: &EnrollRequest) -> Result<(), ApiFailure> {
+    check_request(&request.csr_pem).map_err(|error| match error {
+        CaError::Request(_) => ApiFailure::refused("csr_refused", error.to_string()),
+        error => ApiFailure::internal(&error),
+    })?;
+    let region = &request.region;
+    let plain = region.bytes().all(|b| b.is_ascii_graphic());
+    if region.is_empty() || region.len() > MAX_REGION_BYTES || !plain {
+        return Err(ApiFailure::refused(
+            "region_invalid",
+            format!("a region is 1 to {MAX_REGION_BYTES} visible ASCII characters"),
+        ));
+    }
+    match &request.wireguard_public_key {
+        Some(key) if !is_wireguard_public_key(key) => Err(ApiFailure::refused(
+            "wireguard_key_invalid",
+            "the WireGuard public key is not 32 bytes in base64",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn refused(refusal: EnrollmentRefused) -> ApiFailure {
+    let (status, code) = match &refusal {
+        EnrollmentRefused::UnknownToken => (StatusCode::UNAUTHORIZED, "token_unknown"),
+        EnrollmentRefused::TokenUsed => (StatusCode::FORBIDDEN, "token_used"),
+        EnrollmentRefused::TokenExpired => (StatusCode::FORBIDDEN, "token_expired"),
+        EnrollmentRefused::NoWireguardKey => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "wireguard_key_missing")
+        }
+        EnrollmentRefused::NoHardware(_) => (StatusCode::UNPROCESSABLE_ENTITY, "hardware_missing"),
+        EnrollmentRefused::NoNumberLeft(_) => (StatusCode::CONFLICT, "cluster_full"),
+        EnrollmentRefused::TokenLife(_) => (StatusCode::UNPROCESSABLE_ENTITY, "ttl_out_of_range"),
+    };
+    ApiFailure::new(status, code, refusal.to_string())
+}

@@ -1,0 +1,170 @@
+//! What users see and change of envs, instances and nodes.
+
+use axum::Json;
+use axum::extract::State;
+use cluster::rollout::check_scale;
+use contract::api::{EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
+use contract::{AppName, EnvKey, EnvName, ReleaseNumber};
+use http::StatusCode;
+use serde::Deserialize;
+use store::Change;
+
+use super::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
+use crate::callers::User;
+use crate::failure::ApiFailure;
+use crate::rows;
+use crate::state::App;
+
+/// Every node.
+pub(crate) async fn nodes(
+    State(app): State<App>,
+    _user: User,
+) -> Result<Json<Vec<NodeRow>>, ApiFailure> {
+    Ok(Json(rows::node_rows(&app.snapshot().await?)))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Filter {
+    app: Option<AppName>,
+    env: Option<EnvName>,
+}
+
+/// Every instance, or those of an app or an env.
+pub(crate) async fn instances(
+    State(app): State<App>,
+    _user: User,
+    Params(filter): Params<Filter>,
+) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
+    let snapshot = app.snapshot().await?;
+    Ok(Json(rows::instance_rows(&snapshot.world, |instance| {
+        let spec = &instance.spec;
+        filter.app.as_ref().is_none_or(|app| *app == spec.app)
+            && filter.env.as_ref().is_none_or(|env| *env == spec.env)
+    })))
+}
+
+/// Every env, those being destroyed too.
+pub(crate) async fn envs(
+    State(app): State<App>,
+    _user: User,
+) -> Result<Json<Vec<EnvRow>>, ApiFailure> {
+    let world = app.snapshot().await?.world;
+    let rows = world.envs.iter();
+    Ok(Json(
+        rows.map(|(key, env)| rows::env_row(&world, key, env))
+            .collect(),
+    ))
+}
+
+/// Sets how many instances are wanted.
+pub(crate) async fn scale(
+    State(app): State<App>,
+    user: User,
+    InEnv(key): InEnv,
+    Body(request): Body<ScaleRequest>,
+) -> Result<Json<EnvRow>, ApiFailure> {
+    let row = app
+        .store
+        .update(&app.online(), |snapshot| {
+            let mut env = snapshot
+                .world
+                .envs
+                .get(&key)
+                .ok_or_else(|| no_such_env(&key))?
+                .clone();
+            if env.destroying {
+                return Err(is_destroyed(&key));
+            }
+            check_scale(&env, &request.processes)
+                .map_err(|refusal| ApiFailure::refused("scale_refused", refusal.to_string()))?;
+            env.scale.extend(request.processes.clone());
+            let change = Change::SetScale {
+                key: key.clone(),
+                scale: env.scale.clone(),
+            };
+            let row = rows::env_row(&snapshot.world, &key, &env);
+            Ok((vec![change], row))
+        })
+        .await?;
+    tracing::info!(user = %user.name, env = %key, processes = ?request.processes, "scaled");
+    app.wake.notify_one();
+    Ok(Json(row))
+}
+
+/// Begins to destroy an env. Asked again meanwhile, it says the same.
+pub(crate) async fn destroy(
+    State(app): State<App>,
+    user: User,
+    InEnv(key): InEnv,
+) -> Result<StatusCode, ApiFailure> {
+    app.store
+        .update(&app.online(), |snapshot| {
+            let world = &snapshot.world;
+            let env = world.envs.get(&key).ok_or_else(|| no_such_env(&key))?;
+            let change = (!env.destroying).then(|| Change::Destroy { key: key.clone() });
+            Ok::<_, ApiFailure>((change.into_iter().collect(), ()))
+        })
+        .await?;
+    tracing::info!(user = %user.name, env = %key, "destroying");
+    app.wake.notify_one();
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RolloutPoll {
+    release: Option<u32>,
+    after: Option<u64>,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+/// How a rollout goes, once it is otherwise than the caller knows.
+pub(crate) async fn rollout(
+    State(app): State<App>,
+    _user: User,
+    InEnv(key): InEnv,
+    Params(poll): Params<RolloutPoll>,
+) -> Result<Json<RolloutStatus>, ApiFailure> {
+    let release = poll.release.map(ReleaseNumber);
+    // The store first: it has a release that was acknowledged just now, which may not be
+    // published yet.
+    let now = status_in_store(&app, &key, release).await?;
+    if poll.after != Some(now.revision) || poll.wait_ms == 0 {
+        return Ok(Json(now));
+    }
+    let changed = app
+        .wait_for(granted(poll.wait_ms), |published| {
+            let world = &published.snapshot.world;
+            match rows::rollout_status(world, &published.findings, &key, release) {
+                Some(status) => (status.revision != now.revision).then_some(Some(status)),
+                None => Some(None),
+            }
+        })
+        .await?;
+    match changed {
+        Some(Some(status)) => Ok(Json(status)),
+        // Gone meanwhile, or never published: the store knows which.
+        Some(None) => Ok(Json(status_in_store(&app, &key, release).await?)),
+        None => Ok(Json(now)),
+    }
+}
+
+async fn status_in_store(
+    app: &App,
+    key: &EnvKey,
+    release: Option<ReleaseNumber>,
+) -> Result<RolloutStatus, ApiFailure> {
+    let snapshot = app.snapshot().await?;
+    let findings = app.published.borrow().findings.clone();
+    rows::rollout_status(&snapshot.world, &findings, key, release).ok_or_else(|| {
+        match (snapshot.world.envs.contains_key(key), release) {
+            (true, Some(release)) => ApiFailure::not_found(
+                "release_not_found",
+                format!("{key} has no release {release}"),
+            ),
+            _ => no_such_env(key),
+        }
+    })
+}

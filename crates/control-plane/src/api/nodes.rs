@@ -1,0 +1,86 @@
+//! What nodes call.
+
+use std::sync::PoisonError;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use cluster::desired::desired_state;
+use contract::api::{NodeReport, StreamRequest};
+use contract::{InstanceId, NodeId};
+use http::StatusCode;
+
+use super::{Body, Params, Poll, granted};
+use crate::callers::NodeCaller;
+use crate::clock::now;
+use crate::failure::ApiFailure;
+use crate::state::{App, Shared};
+
+/// The node's whole desired state, once it is newer than the one it has.
+pub(crate) async fn desired(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Params(poll): Params<Poll>,
+) -> Result<Response, ApiFailure> {
+    let newer = app
+        .wait_for(granted(poll.wait_ms), |published| {
+            let world = &published.snapshot.world;
+            let generation = world.nodes.get(&node)?.generation;
+            (generation.0 > poll.after).then(|| desired_state(world, node))?
+        })
+        .await?;
+    Ok(match newer {
+        Some(desired) => Json(desired).into_response(),
+        None => StatusCode::NO_CONTENT.into_response(),
+    })
+}
+
+/// What the node sees and does.
+pub(crate) async fn report(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Body(report): Body<NodeReport>,
+) -> Result<StatusCode, ApiFailure> {
+    let Some(effect) = app.store.report(node, &report, now()).await? else {
+        return Err(ApiFailure::not_found(
+            "node_not_found",
+            format!("there is no node {node}"),
+        ));
+    };
+    let came_back = app.presence.mark(node, Instant::now());
+    log_unknown(&app, node, effect.unknown);
+    if effect.changed || came_back {
+        app.wake.notify_one();
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Says once which instances a node runs that this store does not know there.
+fn log_unknown(app: &Shared, node: NodeId, unknown: Vec<InstanceId>) {
+    let mut known = app.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = known.entry(node).or_default();
+    if *before != unknown {
+        if !unknown.is_empty() {
+            let ids: Vec<_> = unknown.iter().map(ToString::to_string).collect();
+            tracing::warn!(
+                %node,
+                instances = %ids.join(" "),
+                "the node runs instances that this store does not know; they are left running"
+            );
+        }
+        *before = unknown;
+    }
+}
+
+/// Streams the node is asked to open.
+pub(crate) async fn streams(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Params(poll): Params<Poll>,
+) -> Result<Json<Vec<StreamRequest>>, ApiFailure> {
+    tokio::select! {
+        requests = app.streams.requests(node, granted(poll.wait_ms)) => Ok(Json(requests)),
+        () = app.shutdown.cancelled() => Err(ApiFailure::stopping()),
+    }
+}

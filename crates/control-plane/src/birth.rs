@@ -1,0 +1,89 @@
+//! The first start: the cluster's CA, its address range, the first admin.
+
+use std::net::Ipv6Addr;
+use std::path::Path;
+
+use api_client::ClientConfig;
+use cluster::world::ClusterSettings;
+use identity::{ClusterCa, UserToken};
+use store::{ClusterRecord, Store};
+
+use crate::clock::now;
+use crate::limits::DEFAULT_MTU;
+use crate::options::ServerError;
+
+/// The name of the first admin's token.
+const FIRST_ADMIN: &str = "admin";
+
+/// The cluster of this store, made now where there is none. True when it was.
+pub(crate) async fn load_or_found(store: &Store) -> Result<(ClusterRecord, bool), ServerError> {
+    if let Some(record) = store.cluster().await? {
+        return Ok((record, false));
+    }
+    let settings = new_settings()?;
+    let ca = ClusterCa::generate(&settings.id, now())?;
+    let record = ClusterRecord {
+        settings,
+        ca_cert_pem: ca.certificate_pem().to_owned(),
+        ca_key_pem: ca.key_pem().to_owned(),
+    };
+    store.found(&record, now()).await?;
+    tracing::info!(cluster = %record.settings.id, prefix = %record.settings.prefix, "made a new cluster");
+    Ok((record, true))
+}
+
+/// A random id, and a random ULA /48 (RFC 4193: fd, then 40 random bits).
+fn new_settings() -> Result<ClusterSettings, ServerError> {
+    let id = u64::from_le_bytes(identity::random("the cluster's id")?);
+    let [a, b, c, d, e] = identity::random("the cluster's address range")?;
+    let mut prefix = [0; 16];
+    prefix[..6].copy_from_slice(&[0xfd, a, b, c, d, e]);
+    Ok(ClusterSettings {
+        id: format!("{id:016x}"),
+        prefix: Ipv6Addr::from(prefix),
+        mtu: DEFAULT_MTU,
+    })
+}
+
+/// Sees to it that `client.json` lets its reader in here: the token, the CA and the URL are right.
+/// Where they are not (the first start, another store, a lost file), a new admin token is made;
+/// whoever can start a server owns its store anyway.
+pub(crate) async fn write_client_config(
+    path: &Path,
+    store: &Store,
+    ca_pem: &str,
+    server: &str,
+) -> Result<(), ServerError> {
+    let known = match ClientConfig::load(path) {
+        Ok(config) if config.ca_pem == ca_pem => config
+            .token
+            .parse::<UserToken>()
+            .ok()
+            .map(|token| (config, token)),
+        Ok(_) | Err(_) => None,
+    };
+    if let Some((config, token)) = known
+        && store.user_of_token(&token.secret_hash()).await?.is_some()
+    {
+        if config.server != server {
+            let config = ClientConfig {
+                server: server.to_owned(),
+                ..config
+            };
+            config.save(path)?;
+        }
+        return Ok(());
+    }
+    let token = UserToken::generate()?;
+    store
+        .add_user_token(&token.secret_hash(), FIRST_ADMIN, now())
+        .await?;
+    let config = ClientConfig {
+        server: server.to_owned(),
+        token: token.to_string(),
+        ca_pem: ca_pem.to_owned(),
+    };
+    config.save(path)?;
+    tracing::info!(path = %path.display(), "wrote an admin's client configuration");
+    Ok(())
+}

@@ -1,0 +1,115 @@
+//! Who calls: a user by token, a node or an edge by certificate. A handler names the kind it
+//! serves by taking it as an argument, and others never reach it.
+
+use axum::extract::FromRequestParts;
+use contract::api::Member;
+use contract::{EdgeId, NodeId};
+use http::StatusCode;
+use http::header::AUTHORIZATION;
+use http::request::Parts;
+use identity::UserToken;
+
+use crate::failure::ApiFailure;
+use crate::state::App;
+
+/// The member whose certificate the connection was made with, if it was made with one. Put into
+/// each request by [`crate::serve`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) Option<Member>);
+
+/// A user with a token.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) name: String,
+}
+
+/// A node with its certificate.
+#[derive(Debug)]
+pub(crate) struct NodeCaller(pub(crate) NodeId);
+
+/// An edge with its certificate.
+#[derive(Debug)]
+pub(crate) struct EdgeCaller(
+    #[allow(dead_code, reason = "it is for the log of the call")] pub(crate) EdgeId,
+);
+
+impl FromRequestParts<App> for User {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        let Some(header) = parts.headers.get(AUTHORIZATION) else {
+            return Err(match peer(parts) {
+                Some(member) => forbidden(format!("this call is for users, not for {member}")),
+                None => unauthorized("this call needs a user's token")
+                    .hint("send `Authorization: Bearer pu1_..`; the first is in client.json"),
+            });
+        };
+        let unknown = || unauthorized("the user's token is not known to this cluster");
+        let hash = header
+            .to_str()
+            .ok()
+            .and_then(|header| header.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .and_then(|(_, token)| token.trim().parse::<UserToken>().ok())
+            .ok_or_else(unknown)?
+            .secret_hash();
+        match app.store.user_of_token(&hash).await? {
+            Some(name) => Ok(Self { name }),
+            None => Err(unknown().hint("is the client configuration of this cluster?")),
+        }
+    }
+}
+
+impl FromRequestParts<App> for NodeCaller {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        match member(parts, app, "a node").await? {
+            Member::Node(id) => Ok(Self(id)),
+            Member::Edge(id) => Err(forbidden(format!("this call is for nodes, not for {id}"))),
+        }
+    }
+}
+
+impl FromRequestParts<App> for EdgeCaller {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        match member(parts, app, "an edge").await? {
+            Member::Edge(id) => Ok(Self(id)),
+            Member::Node(id) => Err(forbidden(format!("this call is for edges, not for {id}"))),
+        }
+    }
+}
+
+fn peer(parts: &Parts) -> Option<Member> {
+    parts.extensions.get::<Peer>().and_then(|peer| peer.0)
+}
+
+/// The member that calls, if it is of the cluster still.
+async fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFailure> {
+    let Some(member) = peer(parts) else {
+        return Err(unauthorized(&format!(
+            "this call needs the client certificate of {wanted}"
+        ))
+        .hint("enroll first; users' tokens do not open it"));
+    };
+    if app.store.is_member(member).await? {
+        Ok(member)
+    } else {
+        Err(ApiFailure::new(
+            StatusCode::FORBIDDEN,
+            "not_a_member",
+            format!("{member} is not a member of this cluster"),
+        )
+        .hint("was the store restored from before it enrolled? enroll again with a new token"))
+    }
+}
+
+fn unauthorized(message: &str) -> ApiFailure {
+    ApiFailure::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
+}
+
+fn forbidden(message: String) -> ApiFailure {
+    ApiFailure::new(StatusCode::FORBIDDEN, "forbidden", message)
+}

@@ -1,0 +1,106 @@
+//! Refusals and failures, as the API tells them.
+
+use std::error::Error;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use contract::api::ApiError;
+use http::StatusCode;
+use store::StoreError;
+
+/// What a caller is told instead of an answer.
+#[derive(Debug)]
+pub(crate) struct ApiFailure {
+    status: StatusCode,
+    error: ApiError,
+}
+
+impl ApiFailure {
+    pub(crate) fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            error: ApiError {
+                code: code.to_owned(),
+                message: message.into(),
+                hint: None,
+            },
+        }
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.error.hint = Some(hint.into());
+        self
+    }
+
+    /// 400: the request is not one of this API.
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", message)
+    }
+
+    /// 422: understood, and it cannot be done as asked.
+    pub(crate) fn refused(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, code, message)
+    }
+
+    /// 404.
+    pub(crate) fn not_found(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// 409: it goes against what is there.
+    pub(crate) fn conflict(code: &str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, code, message)
+    }
+
+    /// 500: the cause goes to the log; the caller learns what failed.
+    pub(crate) fn internal(error: &(dyn Error + 'static)) -> Self {
+        let cause = chain(error);
+        tracing::error!(%cause, "a request failed");
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_failed", cause)
+            .hint("this is not the request's fault; the server's log has more")
+    }
+
+    /// 503: the server is about to end.
+    pub(crate) fn stopping() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_stopping",
+            "the server is stopping",
+        )
+        .hint("try again when it is back")
+    }
+}
+
+impl IntoResponse for ApiFailure {
+    fn into_response(self) -> Response {
+        (self.status, Json(self.error)).into_response()
+    }
+}
+
+impl From<StoreError> for ApiFailure {
+    fn from(error: StoreError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<identity::KeyError> for ApiFailure {
+    fn from(error: identity::KeyError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+/// An error with its causes: `could not write a change: disk full`.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some libraries repeat the cause in the text.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

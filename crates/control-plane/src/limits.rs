@@ -1,0 +1,44 @@
+//! Every bound of the server, with its unit.
+
+use std::time::Duration;
+
+/// A node is online when it reported within this time.
+pub const ONLINE_WITHIN: Duration = Duration::from_secs(10);
+/// The planner looks at the world this often, also when nobody woke it.
+pub const PLAN_INTERVAL: Duration = Duration::from_secs(2);
+/// Rounds of plan and apply in a row, before the planner rests until its next turn.
+pub const MAX_PLAN_ROUNDS: u32 = 16;
+
+/// Connections at a time; further ones wait in the kernel's queue.
+pub const MAX_CONNECTIONS: usize = 4096;
+/// Longest TLS handshake.
+pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a request's head, idle time between two requests included. It is longer than
+/// clients keep idle connections, so that they close first.
+pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest handling of a request, streams excepted: a deploy waits for a registry.
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(115);
+/// Longest wait for a registry at a deploy.
+pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(100);
+/// How long a server that is told to stop waits for the requests under way.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// Pause after a failure to accept a connection (no file descriptors left, say).
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Users who read logs at a time.
+pub const MAX_LOG_READERS: usize = 128;
+/// Streams that wait for one node to open them.
+pub(crate) const MAX_WAITING_STREAMS: usize = 256;
+/// How long a node may take to open a stream it is asked for.
+pub(crate) const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pieces of a log stream between the nodes and one reader; a slower reader slows the nodes down.
+pub(crate) const STREAM_BUFFER_PIECES: usize = 64;
+/// An empty line is sent to a silent log reader this often, so that one who left is noticed.
+pub(crate) const STREAM_SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+/// Longest tail that a reader may ask for, in lines for each instance.
+pub(crate) const MAX_TAIL: u32 = 10_000;
+
+/// MTU of a new cluster's overlay, in bytes (ADR 0004).
+pub(crate) const DEFAULT_MTU: u32 = 1420;
+/// Longest name of a region, in bytes.
+pub(crate) const MAX_REGION_BYTES: usize = 63;

@@ -1,0 +1,139 @@
+//! The one task that plans: it carries out what `cluster::planner` decides until nothing is left
+//! to do, and publishes the world it leaves.
+//!
+//! It runs when woken and on a timer, and reconciles by level: a wake that was missed, or a plan
+//! that failed on a full disk, costs one interval and nothing else.
+
+use std::sync::Arc;
+
+use cluster::planner::{Action, Finding, plan};
+use cluster::routes::routes;
+use contract::api::RouteTable;
+use identity::KeyError;
+use store::{Change, Store, StoreError};
+
+use crate::clock::{Draw, now};
+use crate::failure::chain;
+use crate::limits::{MAX_PLAN_ROUNDS, PLAN_INTERVAL};
+use crate::state::{Published, Shared};
+
+/// Why the world could not be settled now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// The store failed.
+    #[error("could not plan")]
+    Store(#[from] StoreError),
+    /// There is no randomness.
+    #[error("could not plan")]
+    Key(#[from] KeyError),
+}
+
+/// Plans until the server ends.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut findings_logged = Vec::new();
+    loop {
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = shared.wake.notified() => {}
+            () = tokio::time::sleep(PLAN_INTERVAL) => {}
+        }
+        // Not interrupted in the middle by a shutdown: a round is one transaction anyway.
+        match settle(&shared).await {
+            Ok(()) => {
+                let current = Arc::clone(&shared.published.borrow());
+                if current.findings != findings_logged {
+                    for finding in &current.findings {
+                        tracing::info!(env = %finding.env, "{}", finding.message);
+                    }
+                    findings_logged.clone_from(&current.findings);
+                }
+            }
+            Err(error) => tracing::error!(error = %chain(&error), "trying again soon"),
+        }
+    }
+}
+
+/// Plans and applies until nothing is left to do, then publishes the world.
+pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
+    let mut findings = Vec::new();
+    for round in 0.. {
+        if round == MAX_PLAN_ROUNDS {
+            tracing::warn!("the planner did not come to rest in {MAX_PLAN_ROUNDS} rounds");
+            break;
+        }
+        let done;
+        (done, findings) = one_round(shared).await?;
+        if done {
+            break;
+        }
+    }
+    let snapshot = shared.snapshot().await?;
+    let before = Arc::clone(&shared.published.borrow());
+    let table = route_table(&shared.store, &before.routes, &snapshot.world).await?;
+    let after = Published {
+        snapshot,
+        routes: table,
+        findings,
+    };
+    if *before != after {
+        shared.published.send_replace(Arc::new(after));
+    }
+    Ok(())
+}
+
+/// The route table of this world; the store is asked only when it differs from the last one.
+pub(crate) async fn route_table(
+    store: &Store,
+    before: &RouteTable,
+    world: &cluster::world::World,
+) -> Result<RouteTable, StoreError> {
+    let routes = routes(world);
+    if before.generation.0 > 0 && before.routes == routes {
+        Ok(before.clone())
+    } else {
+        store.set_routes(&routes).await
+    }
+}
+
+/// One plan, applied. True when there was nothing to do.
+async fn one_round(shared: &Shared) -> Result<(bool, Vec<Finding>), PlanError> {
+    let mut draw = Draw::new()?;
+    let (actions, findings) = shared
+        .store
+        .update(&shared.online(), |snapshot| {
+            let plan = plan(&snapshot.world, now(), &mut || draw.next());
+            let changes = plan.actions.iter().cloned().map(Change::Planned).collect();
+            Ok::<_, StoreError>((changes, (plan.actions, plan.findings)))
+        })
+        .await?;
+    for action in &actions {
+        log(action);
+    }
+    Ok((actions.is_empty(), findings))
+}
+
+fn log(action: &Action) {
+    match action {
+        Action::Create(placed) => tracing::info!(
+            instance = %placed.spec.id,
+            app = %placed.spec.app,
+            env = %placed.spec.env,
+            process = %placed.spec.process,
+            release = %placed.spec.release,
+            node = %placed.node,
+            "placed an instance"
+        ),
+        Action::Leave { id, reason } => {
+            tracing::info!(instance = %id, %reason, "an instance is to leave");
+        }
+        Action::Forget { id } => tracing::info!(instance = %id, "an instance is gone"),
+        Action::SetRollout { env, rollout } => tracing::info!(
+            %env,
+            release = %rollout.release,
+            phase = ?rollout.phase,
+            reason = %rollout.reason,
+            "a rollout moved on"
+        ),
+        Action::RemoveEnv { env } => tracing::info!(%env, "an env is gone"),
+    }
+}

@@ -1,0 +1,174 @@
+//! The world as people are shown it.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use cluster::address_plan::node_prefix;
+use cluster::planner::Finding;
+use cluster::rollout::wanted_counts;
+use cluster::world::{Env, Instance, World};
+use contract::api::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus};
+use contract::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
+use store::Snapshot;
+
+/// A revision must survive readers that hold numbers as floats: 53 bits.
+const REVISION_MASK: u64 = (1 << 53) - 1;
+
+pub(crate) fn key_of(instance: &Instance) -> EnvKey {
+    EnvKey {
+        app: instance.spec.app.clone(),
+        env: instance.spec.env.clone(),
+    }
+}
+
+pub(crate) fn instance_row(world: &World, id: InstanceId, instance: &Instance) -> InstanceRow {
+    InstanceRow {
+        id,
+        env: key_of(instance),
+        process: instance.spec.process.clone(),
+        release: instance.spec.release,
+        node: instance.node,
+        node_name: world
+            .nodes
+            .get(&instance.node)
+            .map_or_else(|| instance.node.to_string(), |node| node.name.clone()),
+        address: instance.spec.address,
+        leaving: instance.leaving,
+        created_at: instance.created_at,
+        report: instance.report.clone(),
+    }
+}
+
+/// The instances that `keep` keeps, by env, process type, release and age.
+pub(crate) fn instance_rows(world: &World, keep: impl Fn(&Instance) -> bool) -> Vec<InstanceRow> {
+    let mut rows: Vec<_> = world
+        .instances
+        .iter()
+        .filter(|(_, instance)| keep(instance))
+        .map(|(id, instance)| instance_row(world, *id, instance))
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.env, &a.process, a.release, a.created_at, a.id).cmp(&(
+            &b.env,
+            &b.process,
+            b.release,
+            b.created_at,
+            b.id,
+        ))
+    });
+    rows
+}
+
+pub(crate) fn node_rows(snapshot: &Snapshot) -> Vec<NodeRow> {
+    let world = &snapshot.world;
+    world
+        .nodes
+        .iter()
+        .map(|(id, node)| {
+            let detail = snapshot.nodes.get(id);
+            let instances = world.instances.values().filter(|i| i.node == *id).count();
+            NodeRow {
+                id: *id,
+                name: node.name.clone(),
+                region: node.region.clone(),
+                hardware: node.hardware.clone(),
+                driver: detail.and_then(|detail| detail.driver.clone()),
+                seen_at: detail.and_then(|detail| detail.seen_at),
+                online: node.online,
+                instances: u32::try_from(instances).unwrap_or(u32::MAX),
+                prefix: node_prefix(world.settings.prefix, *id),
+            }
+        })
+        .collect()
+}
+
+pub(crate) fn env_row(world: &World, key: &EnvKey, env: &Env) -> EnvRow {
+    let wanted = if env.destroying {
+        BTreeMap::new()
+    } else {
+        wanted_counts(env, env.rollout.wanted)
+    };
+    let mut processes: BTreeMap<ProcessName, (u32, u32)> = wanted
+        .into_iter()
+        .map(|(process, wanted)| (process, (wanted, 0)))
+        .collect();
+    for instance in world.instances.values() {
+        let serves = !instance.leaving && instance.report.as_ref().is_some_and(|r| r.ready);
+        if serves && key_of(instance) == *key {
+            let entry = processes.entry(instance.spec.process.clone());
+            entry.or_insert((0, 0)).1 += 1;
+        }
+    }
+    let hosts = env
+        .releases
+        .get(&env.rollout.wanted)
+        .map(|release| release.manifest.routes.keys().cloned().collect())
+        .unwrap_or_default();
+    EnvRow {
+        env: key.clone(),
+        release: env.rollout.release,
+        phase: env.rollout.phase,
+        processes,
+        hosts,
+    }
+}
+
+/// How the rollout of `release` goes; absent when the env has no such release.
+pub(crate) fn rollout_status(
+    world: &World,
+    findings: &[Finding],
+    key: &EnvKey,
+    release: Option<ReleaseNumber>,
+) -> Option<RolloutStatus> {
+    let env = world.envs.get(key)?;
+    let rollout = &env.rollout;
+    let release = release.unwrap_or(rollout.release);
+    if !env.releases.contains_key(&release) {
+        return None;
+    }
+    let (phase, reason) = if release < rollout.release {
+        let by = format!("release {} took over", rollout.release);
+        (RolloutPhase::Superseded, by)
+    } else if env.destroying {
+        (
+            RolloutPhase::Superseded,
+            "the env is being destroyed".to_owned(),
+        )
+    } else if rollout.reason.is_empty() && rollout.phase == RolloutPhase::Rolling {
+        (rollout.phase, waits(findings, key))
+    } else {
+        (rollout.phase, rollout.reason.clone())
+    };
+    let mut status = RolloutStatus {
+        revision: 0,
+        release,
+        phase,
+        reason,
+        previous: rollout.previous,
+        instances: instance_rows(world, |instance| {
+            instance.spec.release == release && key_of(instance) == *key
+        }),
+    };
+    status.revision = revision(&status);
+    Some(status)
+}
+
+/// What the planner says of an env that waits.
+fn waits(findings: &[Finding], key: &EnvKey) -> String {
+    let of_env: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.env == *key)
+        .map(|finding| finding.message.as_str())
+        .collect();
+    of_env.join("; ")
+}
+
+/// A number that is another one when anything of the status is.
+fn revision(status: &RolloutStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    // Our own types with string keys: serialization cannot fail.
+    serde_json::to_vec(status)
+        .unwrap_or_default()
+        .hash(&mut hasher);
+    hasher.finish() & REVISION_MASK
+}

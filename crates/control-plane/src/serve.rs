@@ -1,0 +1,303 @@
+//! The listener: TLS with optional client certificates, connections, an orderly end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::fs::{File, TryLockError};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::Request;
+use contract::Generation;
+use contract::api::{Member, RouteTable};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use identity::ClusterCa;
+use registry::{Registry, RegistryOptions};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use store::Store;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::callers::Peer;
+use crate::clock::now;
+use crate::failure::chain;
+use crate::limits::{
+    ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_LOG_READERS, SHUTDOWN_GRACE,
+};
+use crate::options::{Ready, ServerError, ServerOptions, reachable};
+use crate::presence::Presence;
+use crate::state::{Published, Shared};
+use crate::streams::Streams;
+use crate::{api, birth, planning};
+
+/// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
+///
+/// # Errors
+/// What kept it from starting.
+pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
+    let _lock = lock_data_folder(&options.data_dir)?;
+    let url = match &options.store {
+        Some(url) => url.clone(),
+        None => format!("sqlite:{}", options.data_dir.join("platform.db").display()),
+    };
+    let store = Store::open(&url).await?;
+    let (record, first_start) = birth::load_or_found(&store).await?;
+    let ca = ClusterCa::load(&record.ca_cert_pem, &record.ca_key_pem)?;
+
+    let listening = |source| ServerError::Listen {
+        address: options.listen,
+        source,
+    };
+    let listener = TcpListener::bind(options.listen).await.map_err(listening)?;
+    let address = listener.local_addr().map_err(listening)?;
+    let acceptor = acceptor(&ca, address.ip(), &options.names)?;
+    let server_url = match &options.advertise {
+        Some(url) => url.clone(),
+        None => format!("https://{}", reachable(address)),
+    };
+    let client_config = options.data_dir.join("client.json");
+    birth::write_client_config(&client_config, &store, ca.certificate_pem(), &server_url).await?;
+
+    let registry = Registry::new(RegistryOptions {
+        insecure: options.insecure_registries.iter().cloned().collect(),
+        ..RegistryOptions::default()
+    })?;
+    let snapshot = store.snapshot(&BTreeSet::new()).await?;
+    let presence = Presence::starting(snapshot.world.nodes.keys().copied(), Instant::now());
+    let nothing_published = Published {
+        snapshot,
+        routes: RouteTable {
+            generation: Generation(0),
+            routes: BTreeMap::new(),
+        },
+        findings: Vec::new(),
+    };
+    let shared = Arc::new(Shared {
+        store,
+        ca,
+        settings: record.settings,
+        registry,
+        presence,
+        streams: Streams::default(),
+        wake: Notify::new(),
+        published: watch::Sender::new(Arc::new(nothing_published)),
+        log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
+        unknown: Mutex::default(),
+        shutdown: shutdown.clone(),
+    });
+    // What edges are told first is the whole world, not an empty table.
+    planning::settle(&shared)
+        .await
+        .map_err(|e| ServerError::Settle(chain(&e)))?;
+    let planner = tokio::spawn(planning::run(Arc::clone(&shared)));
+
+    tracing::info!(%address, cluster = %shared.settings.id, "the server answers");
+    if let Some(ready) = options.ready {
+        // Nobody waiting is fine.
+        let _ = ready.send(Ready {
+            address,
+            url: server_url,
+            client_config,
+            first_start,
+        });
+    }
+    accept(
+        &listener,
+        &acceptor,
+        &api::router(Arc::clone(&shared)),
+        &shutdown,
+    )
+    .await;
+    if let Err(error) = planner.await {
+        tracing::error!(%error, "the planner ended badly");
+    }
+    shared.store.close().await;
+    tracing::info!("the server has stopped");
+    Ok(())
+}
+
+/// Makes the folder and holds a lock on it: a store has one server.
+fn lock_data_folder(path: &Path) -> Result<File, ServerError> {
+    let failed = |source| ServerError::DataFolder {
+        path: path.to_owned(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
+    let lock = File::create(path.join("server.lock")).map_err(failed)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(ServerError::AlreadyRunning {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// TLS with a certificate issued just now. Clients may show a certificate of the cluster's CA.
+fn acceptor(ca: &ClusterCa, listen: IpAddr, more: &[String]) -> Result<TlsAcceptor, ServerError> {
+    fn failed(error: impl std::fmt::Display) -> ServerError {
+        ServerError::Tls(error.to_string())
+    }
+    let (names, ips) = reached_by(listen, more);
+    let issued = ca.issue_server(&names, &ips, now())?;
+    let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).map_err(failed)?;
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(ca.certificate_pem().as_bytes()).map_err(failed)?;
+    roots.add(root).map_err(failed)?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+            .allow_unauthenticated()
+            .build()
+            .map_err(failed)?;
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(failed)?;
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// The names and addresses in the server's certificate.
+fn reached_by(listen: IpAddr, more: &[String]) -> (Vec<String>, Vec<IpAddr>) {
+    let mut names = vec!["localhost".to_owned()];
+    let mut ips = vec![
+        IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(Ipv6Addr::LOCALHOST),
+    ];
+    if !listen.is_unspecified() {
+        ips.push(listen);
+    }
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    for name in std::iter::once(host.trim()).chain(more.iter().map(String::as_str)) {
+        match name.parse() {
+            Ok(ip) => ips.push(ip),
+            Err(_) if name.is_empty() || !name.is_ascii() => {}
+            Err(_) => names.push(name.to_owned()),
+        }
+    }
+    names.sort();
+    names.dedup();
+    ips.sort();
+    ips.dedup();
+    (names, ips)
+}
+
+/// Serves connections until `shutdown`, then lets the requests under way end.
+async fn accept(
+    listener: &TcpListener,
+    acceptor: &TlsAcceptor,
+    router: &Router,
+    shutdown: &CancellationToken,
+) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    loop {
+        let next = async {
+            let slot = Arc::clone(&slots).acquire_owned().await;
+            (slot, listener.accept().await)
+        };
+        let (slot, accepted) = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => break,
+            next = next => next,
+        };
+        match (slot, accepted) {
+            (Ok(slot), Ok((stream, from))) => {
+                tokio::spawn(connection(
+                    stream,
+                    from,
+                    acceptor.clone(),
+                    router.clone(),
+                    graceful.watcher(),
+                    slot,
+                ));
+            }
+            (_, Err(error)) => {
+                tracing::warn!(%error, "could not accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+            (Err(_), _) => break,
+        }
+    }
+    if tokio::time::timeout(SHUTDOWN_GRACE, graceful.shutdown())
+        .await
+        .is_err()
+    {
+        tracing::warn!("some requests did not end within {SHUTDOWN_GRACE:?} and were cut");
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    from: SocketAddr,
+    acceptor: TlsAcceptor,
+    router: Router,
+    watcher: Watcher,
+    _slot: OwnedSemaphorePermit,
+) {
+    // Small answers must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let stream = match handshake.await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%from, %error, "no TLS");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%from, "the TLS handshake took too long");
+            return;
+        }
+    };
+    let peer = match peer(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            tracing::warn!(%from, %error, "refused a client certificate");
+            return;
+        }
+    };
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(Peer(peer));
+        let router = router.clone();
+        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|e| match e {})) }
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = watcher.watch(serving).await {
+        tracing::debug!(%from, error = %chain(&error), "a connection ended badly");
+    }
+}
+
+/// Whose certificate the client showed, if it showed one.
+fn peer(
+    stream: &tokio_rustls::server::TlsStream<TcpStream>,
+) -> Result<Option<Member>, identity::MemberCertificateError> {
+    let (_, tls) = stream.get_ref();
+    tls.peer_certificates()
+        .and_then(<[_]>::first)
+        .map(|certificate| identity::member_of_certificate(certificate))
+        .transpose()
+}

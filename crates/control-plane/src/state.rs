@@ -1,0 +1,85 @@
+//! What the parts of a running server share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use cluster::planner::Finding;
+use cluster::world::ClusterSettings;
+use contract::api::RouteTable;
+use contract::{InstanceId, NodeId};
+use identity::ClusterCa;
+use registry::Registry;
+use store::{Snapshot, Store, StoreError};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::failure::ApiFailure;
+use crate::presence::Presence;
+use crate::streams::Streams;
+
+/// The world as the planner last left it, for whoever waits for a change.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Published {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) routes: RouteTable,
+    /// What waits, and why.
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// What the parts of a running server share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) ca: ClusterCa,
+    pub(crate) settings: ClusterSettings,
+    pub(crate) registry: Registry,
+    pub(crate) presence: Presence,
+    pub(crate) streams: Streams,
+    /// Wakes the planner.
+    pub(crate) wake: Notify,
+    pub(crate) published: watch::Sender<Arc<Published>>,
+    pub(crate) log_readers: Arc<Semaphore>,
+    /// Unknown instances that each node last reported, so that each is logged once.
+    pub(crate) unknown: Mutex<BTreeMap<NodeId, Vec<InstanceId>>>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// The state of the router.
+pub(crate) type App = Arc<Shared>;
+
+impl Shared {
+    pub(crate) fn online(&self) -> BTreeSet<NodeId> {
+        self.presence.online(Instant::now())
+    }
+
+    /// The world as it is now: it has every write that was acknowledged before.
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        self.store.snapshot(&self.online()).await
+    }
+
+    /// Waits until `look` finds something in what is published, for as long as `wait`.
+    pub(crate) async fn wait_for<T>(
+        &self,
+        wait: std::time::Duration,
+        mut look: impl FnMut(&Published) -> Option<T>,
+    ) -> Result<Option<T>, ApiFailure> {
+        let mut published = self.published.subscribe();
+        let searching = async {
+            loop {
+                let current = Arc::clone(&published.borrow_and_update());
+                if let Some(found) = look(&current) {
+                    return Some(found);
+                }
+                if published.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            found = searching => Ok(found),
+            () = self.shutdown.cancelled() => Err(ApiFailure::stopping()),
+            () = tokio::time::sleep(wait) => Ok(None),
+        }
+    }
+}
