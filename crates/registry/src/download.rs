@@ -39,8 +39,7 @@ pub(crate) async fn blob(
         tracing::warn!(digest = %wanted.digest, "a cached blob has the wrong size; it is dropped");
         cache.remove(&wanted.digest)?;
     }
-    let limits = &transport.limits;
-    let attempts = limits.attempts;
+    let attempts = transport.limits.attempts;
     let (result, resumed) = pass(transport, place, wanted, cache, on_bytes, attempts).await;
     match result {
         // Perhaps the pieces do not belong together: the second half came from another server.
@@ -71,13 +70,9 @@ async fn pass(
             let attempt = attempt(transport, place, wanted, &mut sink, on_bytes).await;
             let Err(failure) = attempt else { break };
             made += 1;
-            if made >= attempts && attempts < limits.attempts {
-                transport
-                    .pause(&place.registry, limits.attempts, failure)
-                    .await?;
-            } else {
-                transport.pause(&place.registry, made, failure).await?;
-            }
+            transport
+                .pause(&place.registry, made, attempts, failure)
+                .await?;
         }
         sink.finish().await
     };

@@ -160,15 +160,18 @@ impl Transport {
                 Err(failure) => failure,
             };
             made += 1;
-            self.pause(host, made, failure).await?;
+            self.pause(host, made, self.limits.attempts, failure)
+                .await?;
         }
     }
 
-    /// After attempt number `made` failed: waits for the next one, or says why there is none.
+    /// After attempt number `made` of `attempts` failed: waits for the next one, or says why there is
+    /// none.
     pub(crate) async fn pause(
         &self,
         host: &str,
         made: u32,
+        attempts: u32,
         failure: Failure,
     ) -> Result<(), Problem> {
         let (problem, source, retry_after) = match failure {
@@ -179,7 +182,7 @@ impl Transport {
                 retry_after,
             } => (problem, source, retry_after),
         };
-        if made >= self.limits.attempts {
+        if made >= attempts {
             return Err(problem.unwrap_or_else(|| Problem::Unreachable {
                 host: host.to_owned(),
                 attempts: made,
