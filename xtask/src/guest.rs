@@ -98,7 +98,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The directory of the workspace's Cargo.toml.
 fn workspace_root() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(here.parent().context("xtask has no parent directory")?.to_path_buf())
+    Ok(here
+        .parent()
+        .context("xtask has no parent directory")?
+        .to_path_buf())
 }
 
 /// Builds platform-init and returns its bytes. Only the last crate is compiled with these flags, so
@@ -128,10 +131,18 @@ fn build_init(root: &Path) -> Result<Vec<u8>> {
 fn has_interpreter(elf: &[u8]) -> Result<bool> {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, bytes: usize| -> Result<u64> {
-        let slice = elf.get(at..at + bytes).context("platform-init is no whole ELF file")?;
-        Ok(slice.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
+        let slice = elf
+            .get(at..at + bytes)
+            .context("platform-init is no whole ELF file")?;
+        Ok(slice
+            .iter()
+            .rev()
+            .fold(0, |value, byte| value << 8 | u64::from(*byte)))
     };
-    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "platform-init is no 64-bit ELF file");
+    ensure!(
+        elf.starts_with(b"\x7fELF\x02\x01"),
+        "platform-init is no 64-bit ELF file"
+    );
     let (table, size, count) = (number(32, 8)?, number(54, 2)?, number(56, 2)?);
     for index in 0..count {
         let at = usize::try_from(table + index * size)?;
@@ -145,10 +156,8 @@ fn has_interpreter(elf: &[u8]) -> Result<bool> {
 /// The current kernel's package in the cache, downloaded when it is not there.
 fn current_kernel(cache: &Path) -> Result<PathBuf> {
     let no_apt = "without apt, give a Debian kernel package with --kernel-package FILE";
-    let depends = output(
-        Command::new("apt-cache").args(["depends", KERNEL_META_PACKAGE]),
-    )
-    .context(no_apt)?;
+    let depends =
+        output(Command::new("apt-cache").args(["depends", KERNEL_META_PACKAGE])).context(no_apt)?;
     let name = depends
         .lines()
         .find_map(|line| line.trim().strip_prefix("Depends: "))
@@ -172,11 +181,11 @@ fn current_kernel(cache: &Path) -> Result<PathBuf> {
     eprintln!("downloading {name} {version}");
     // apt's own user cannot write to our directory, which apt mentions at length: quiet, and the
     // checksum below is what counts.
-    output(
-        Command::new("apt-get")
-            .current_dir(cache)
-            .args(["download", "--quiet", &format!("{name}={version}")]),
-    )?;
+    output(Command::new("apt-get").current_dir(cache).args([
+        "download",
+        "--quiet",
+        &format!("{name}={version}"),
+    ]))?;
     let bytes = fs::read(&path).with_context(|| format!("apt-get left no {}", path.display()))?;
     if sha256(&bytes) != expected {
         let _ = fs::remove_file(&path);
@@ -201,7 +210,11 @@ fn unpack_kernel(package: &Path) -> Result<Kernel> {
 }
 
 fn unpack_kernel_into(package: &Path, directory: &Path) -> Result<Kernel> {
-    output(Command::new("dpkg-deb").arg("-x").args([package, directory]))?;
+    output(
+        Command::new("dpkg-deb")
+            .arg("-x")
+            .args([package, directory]),
+    )?;
     let boot = directory.join("boot");
     let version = fs::read_dir(&boot)?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -216,13 +229,23 @@ fn unpack_kernel_into(package: &Path, directory: &Path) -> Result<Kernel> {
     let builtin = fs::read_to_string(tree.join("modules.builtin"))?;
     let mut modules = Vec::new();
     for module in MODULES {
-        if builtin.lines().any(|line| line == format!("kernel/{module}.ko")) {
+        if builtin
+            .lines()
+            .any(|line| line == format!("kernel/{module}.ko"))
+        {
             continue;
         }
         let name = module.rsplit('/').next().unwrap_or(module);
-        modules.push((format!("{name}.ko"), read_module(&tree.join("kernel"), module)?));
+        modules.push((
+            format!("{name}.ko"),
+            read_module(&tree.join("kernel"), module)?,
+        ));
     }
-    Ok(Kernel { version, image, modules })
+    Ok(Kernel {
+        version,
+        image,
+        modules,
+    })
 }
 
 /// A module, unpacked: Debian 12 ships them plain, Debian 13 as `.ko.xz`.

@@ -17,7 +17,12 @@ const MAX_FILE_LINES: usize = 800;
 /// Largest ARCHITECTURE.md, in lines: it is meant to be read whole.
 const MAX_ARCHITECTURE_LINES: usize = 300;
 /// Words that say a thing is not done.
-const UNFINISHED: [&str; 4] = ["todo!(", "unimplemented!(", concat!("FIX", "ME"), concat!("XX", "X:")];
+const UNFINISHED: [&str; 4] = [
+    "todo!(",
+    "unimplemented!(",
+    concat!("FIX", "ME"),
+    concat!("XX", "X:"),
+];
 
 /// Checks everything; prints each finding.
 ///
@@ -28,12 +33,16 @@ pub fn tidy(root: &Path) -> Result<()> {
         .context("cannot read ARCHITECTURE.md")?;
     let mut findings = Vec::new();
     if architecture.lines().count() > MAX_ARCHITECTURE_LINES {
-        findings.push(format!("ARCHITECTURE.md: over {MAX_ARCHITECTURE_LINES} lines"));
+        findings.push(format!(
+            "ARCHITECTURE.md: over {MAX_ARCHITECTURE_LINES} lines"
+        ));
     }
     check_floors(root, &floors(&architecture), &mut findings)?;
     for file in committed_files(root)? {
         // A file may be deleted in the work tree and not yet in the index.
-        let Ok(text) = std::fs::read_to_string(root.join(&file)) else { continue };
+        let Ok(text) = std::fs::read_to_string(root.join(&file)) else {
+            continue;
+        };
         if file.ends_with(".rs") {
             check_source(&file, &text, &mut findings);
         }
@@ -63,28 +72,47 @@ fn floors(architecture: &str) -> BTreeMap<String, u32> {
         .collect()
 }
 
-fn check_floors(root: &Path, floors: &BTreeMap<String, u32>, findings: &mut Vec<String>) -> Result<()> {
+fn check_floors(
+    root: &Path,
+    floors: &BTreeMap<String, u32>,
+    findings: &mut Vec<String>,
+) -> Result<()> {
     let metadata = MetadataCommand::new()
         .manifest_path(root.join("Cargo.toml"))
         .no_deps()
         .exec()
         .context("cannot run cargo metadata")?;
-    let crates: BTreeMap<_, _> =
-        metadata.packages.iter().map(|package| (package.name.to_string(), package)).collect();
+    let crates: BTreeMap<_, _> = metadata
+        .packages
+        .iter()
+        .map(|package| (package.name.to_string(), package))
+        .collect();
     for name in floors.keys().filter(|name| !crates.contains_key(*name)) {
         findings.push(format!("ARCHITECTURE.md: the room `{name}` does not exist"));
     }
     for (name, package) in &crates {
         let Some(floor) = floors.get(name) else {
-            findings.push(format!("ARCHITECTURE.md: the room `{name}` is missing from the table"));
+            findings.push(format!(
+                "ARCHITECTURE.md: the room `{name}` is missing from the table"
+            ));
             continue;
         };
-        if package.description.as_deref().unwrap_or_default().is_empty() {
+        if package
+            .description
+            .as_deref()
+            .unwrap_or_default()
+            .is_empty()
+        {
             findings.push(format!("{name}: Cargo.toml has no description"));
         }
-        let imports = package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development);
+        let imports = package
+            .dependencies
+            .iter()
+            .filter(|d| d.kind != DependencyKind::Development);
         for import in imports {
-            let Some(below) = floors.get(&import.name) else { continue };
+            let Some(below) = floors.get(&import.name) else {
+                continue;
+            };
             // `cluster` decides about manifests, so the two pure rooms of floor 1 may look at each
             // other; a cycle is impossible anyway.
             let allowed = below < floor || (*floor == 1 && *below == 1);
@@ -106,15 +134,23 @@ fn committed_files(root: &Path) -> Result<Vec<String>> {
         .output()
         .context("cannot run git ls-files")?;
     if !output.status.success() {
-        bail!("git ls-files: {}", String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "git ls-files: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
-    Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(str::to_owned)
+        .collect())
 }
 
 fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
     let lines = text.lines().count();
     if lines > MAX_FILE_LINES {
-        findings.push(format!("{file}: {lines} lines; over {MAX_FILE_LINES}, two things live there"));
+        findings.push(format!(
+            "{file}: {lines} lines; over {MAX_FILE_LINES}, two things live there"
+        ));
     }
     if file.ends_with("xtask/src/tidy.rs") {
         return;
@@ -160,7 +196,17 @@ mod tests {
     #[test]
     fn unfinished_work_and_switched_off_tests_are_found() {
         let mut findings = Vec::new();
-        check_source("a.rs", "fn f() {\n    todo!()\n}\n#[ignore]\nfn g() {}\n", &mut findings);
-        assert_eq!(findings, ["a.rs:2: `todo!(` is committed", "a.rs:4: a test is switched off"]);
+        check_source(
+            "a.rs",
+            "fn f() {\n    todo!()\n}\n#[ignore]\nfn g() {}\n",
+            &mut findings,
+        );
+        assert_eq!(
+            findings,
+            [
+                "a.rs:2: `todo!(` is committed",
+                "a.rs:4: a test is switched off"
+            ]
+        );
     }
 }

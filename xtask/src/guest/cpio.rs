@@ -43,18 +43,34 @@ impl Archive {
     }
 
     fn entry(&mut self, path: &str, mode: u32, rdev: (u32, u32), content: &[u8]) -> Result<()> {
-        ensure!(!path.starts_with('/') && !path.contains('\0'), "bad path {path:?}");
+        ensure!(
+            !path.starts_with('/') && !path.contains('\0'),
+            "bad path {path:?}"
+        );
         self.entries += 1;
         let links = if mode & DIRECTORY == DIRECTORY { 2 } else { 1 };
         let size = u32::try_from(content.len()).context("files in an initramfs are below 4 GiB")?;
         let name_size = u32::try_from(path.len() + 1)?;
         // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
         let fields = [
-            self.entries, mode, 0, 0, links, 0, size, 0, 0, rdev.0, rdev.1, name_size, 0,
+            self.entries,
+            mode,
+            0,
+            0,
+            links,
+            0,
+            size,
+            0,
+            0,
+            rdev.0,
+            rdev.1,
+            name_size,
+            0,
         ];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08X}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -96,7 +112,9 @@ mod tests {
         let make = || {
             let mut archive = Archive::default();
             archive.directory("dev").unwrap();
-            archive.character_device("dev/console", 0o600, (5, 1)).unwrap();
+            archive
+                .character_device("dev/console", 0o600, (5, 1))
+                .unwrap();
             archive.finish().unwrap()
         };
         assert_eq!(make(), make());

@@ -1,0 +1,73 @@
+//! What happens in the initramfs before anything is known: devices and the kernel's modules.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+
+/// Names of module files, one a line, in load order. Absent where the kernel has all built in.
+const MODULE_ORDER: &str = "/modules/order";
+
+/// Why the machine cannot even ask for its config.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EarlyError {
+    /// No device files.
+    #[error("mount devtmpfs: {0}")]
+    Devices(io::Error),
+    /// The list of modules cannot be read.
+    #[error("{MODULE_ORDER}: {0}")]
+    Order(io::Error),
+    /// The kernel does not take a module.
+    #[error("{module}: {source}")]
+    Module {
+        /// Its file.
+        module: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl EarlyError {
+    /// The name of the step, for the node.
+    pub(crate) fn step(&self) -> &'static str {
+        match self {
+            Self::Devices(_) => "mount /dev",
+            Self::Order(_) | Self::Module { .. } => "load kernel modules",
+        }
+    }
+}
+
+/// Mounts `/dev` and loads the modules.
+///
+/// # Errors
+/// The kernel refuses either.
+pub(crate) fn prepare() -> Result<(), EarlyError> {
+    match mount("devtmpfs", "/dev", "devtmpfs", MountFlags::empty(), None) {
+        // The kernel did it already.
+        Ok(()) | Err(Errno::BUSY) => {}
+        Err(error) => return Err(EarlyError::Devices(error.into())),
+    }
+    let order = match fs::read_to_string(MODULE_ORDER) {
+        Ok(order) => order,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(EarlyError::Order(error)),
+    };
+    for module in order.lines().filter(|line| !line.is_empty()) {
+        load(&Path::new("/modules").join(module)).map_err(|source| EarlyError::Module {
+            module: module.to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn load(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    match rustix::system::finit_module(&file, c"", 0) {
+        // Loaded already.
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,400 @@
+//! Commands run beside the app, for `platform exec` and command health checks: on a terminal, or
+//! on three pipes. Each has a channel of its own, and ends when that breaks.
+
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::time::{Duration, Instant};
+
+use contract::guest::{BootConfig, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream};
+use contract::instance::ExitEvent;
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::termios::Winsize;
+
+use crate::link::{Event, Link};
+use crate::plan::APP_CGROUP_PROCS;
+use crate::spawn::{self, EXIT_NOT_EXECUTABLE, Program, StartError, Streams};
+use crate::sys;
+use crate::user::User;
+
+/// Most sessions at once; more are refused.
+pub(crate) const MAX_SESSIONS: usize = 32;
+/// Output that waits for a slow node before the command is kept waiting, and input that waits for
+/// a slow command before the channel is not read, in bytes.
+const BUFFER_BYTES: usize = 128 * 1024;
+/// How long a finished session waits for the node to close the channel.
+const LINGER: Duration = Duration::from_secs(5);
+/// Bytes taken from a pipe at a time.
+const READ_BYTES: usize = 16 * 1024;
+/// End of input, as typed on a terminal.
+const END_OF_TRANSMISSION: u8 = 4;
+
+/// One command and its channel.
+pub(crate) struct Session {
+    request: ExecRequest,
+    link: Link,
+    connected: bool,
+    pid: Option<i32>,
+    status: Option<ExitEvent>,
+    input: Option<OwnedFd>,
+    input_pending: Vec<u8>,
+    input_ended: bool,
+    outputs: Vec<(Stream, OwnedFd)>,
+    terminal: Option<OwnedFd>,
+    linger_until: Option<Instant>,
+    over: bool,
+}
+
+/// Which of a session's descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExecToken {
+    /// The channel.
+    Link,
+    /// The command's input.
+    Input,
+    /// One of the command's outputs, by its place.
+    Output(usize),
+}
+
+impl Session {
+    /// A session that dials at once and starts the command when it is connected.
+    pub(crate) fn new(request: ExecRequest, now: Instant) -> Self {
+        let channel = Channel::Exec {
+            session: request.session,
+        };
+        Self {
+            request,
+            link: Link::new(channel, now),
+            connected: false,
+            pid: None,
+            status: None,
+            input: None,
+            input_pending: Vec::new(),
+            input_ended: false,
+            outputs: Vec::new(),
+            terminal: None,
+            linger_until: None,
+            over: false,
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn number(&self) -> u32 {
+        self.request.session
+    }
+
+    /// Whether it is this session's command that has this pid.
+    pub(crate) fn has_pid(&self, pid: i32) -> bool {
+        self.pid == Some(pid)
+    }
+
+    /// Whether there is nothing more to do for it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// The command ended.
+    pub(crate) fn ended(&mut self, event: ExitEvent) {
+        self.status = Some(event);
+        self.pid = None;
+        self.input = None;
+    }
+
+    /// Moves what can be moved.
+    pub(crate) fn tick(&mut self, now: Instant) {
+        self.link.tick(now);
+        self.write_input();
+        if let Some(event) = self.status.clone()
+            && self.linger_until.is_none()
+            && self.drain()
+        {
+            self.link.send(&GuestFrame::ExecExited(event));
+            self.linger_until = Some(now + LINGER);
+        }
+        if self.linger_until.is_some_and(|until| until <= now) {
+            self.over = true;
+        }
+        if self.link.flush().is_err() {
+            self.abandon();
+        }
+    }
+
+    /// When [`Self::tick`] has something to do of its own accord.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        [self.linger_until, self.link.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// What to wait for.
+    pub(crate) fn interests(&self) -> impl Iterator<Item = (ExecToken, BorrowedFd<'_>, PollFlags)> {
+        let listen = self.input_pending.len() < BUFFER_BYTES;
+        let link = self
+            .link
+            .interest(false, listen)
+            .map(|(fd, flags)| (ExecToken::Link, fd, flags));
+        let input = self
+            .input
+            .as_ref()
+            .filter(|_| !self.input_pending.is_empty())
+            .map(|fd| (ExecToken::Input, fd.as_fd(), PollFlags::OUT));
+        let room = self.link.outgoing_bytes() < BUFFER_BYTES && self.status.is_none();
+        let outputs = self
+            .outputs
+            .iter()
+            .enumerate()
+            .filter(move |_| room)
+            .map(|(at, (_, fd))| (ExecToken::Output(at), fd.as_fd(), PollFlags::IN));
+        link.into_iter().chain(input).chain(outputs)
+    }
+
+    /// Handles what [`Self::interests`] waited for.
+    pub(crate) fn ready(
+        &mut self,
+        token: ExecToken,
+        config: &BootConfig,
+        user: &User,
+        phase: &Phase,
+        now: Instant,
+    ) {
+        match token {
+            ExecToken::Input => self.write_input(),
+            ExecToken::Output(at) => {
+                self.read_output(at);
+            }
+            ExecToken::Link => {
+                for event in self.link.ready(phase, now) {
+                    match event {
+                        Event::Connected => {
+                            self.connected = true;
+                            self.start(config, user);
+                        }
+                        Event::Frame(frame) => self.handle(frame),
+                        // Before it is connected it is dialled again.
+                        Event::Lost if self.connected => self.abandon(),
+                        Event::Lost => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, frame: HostFrame) {
+        match frame {
+            HostFrame::ExecInput { bytes } if bytes.is_empty() => {
+                self.input_ended = true;
+                if self.terminal.is_some() {
+                    self.input_pending.push(END_OF_TRANSMISSION);
+                }
+                self.write_input();
+            }
+            HostFrame::ExecInput { bytes } => {
+                if self.input.is_some() && !self.input_ended {
+                    self.input_pending.extend_from_slice(&bytes);
+                    self.write_input();
+                }
+            }
+            HostFrame::ExecResize { rows, columns } => {
+                if let Some(terminal) = &self.terminal {
+                    // The terminal is ours: it can be resized.
+                    let _ = rustix::termios::tcsetwinsize(terminal, window(rows, columns));
+                }
+            }
+            HostFrame::Signal { signal } => {
+                if let (Some(pid), Some(signal)) = (self.pid, crate::signals::number(&signal)) {
+                    // It may have ended just now.
+                    let _ = sys::kill(-pid, signal);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn start(&mut self, config: &BootConfig, user: &User) {
+        let started = match self.request.terminal {
+            Some((rows, columns)) => self.start_on_terminal(rows, columns, config, user),
+            None => self.start_on_pipes(config, user),
+        };
+        if let Err(error) = started {
+            self.link.send(&GuestFrame::ExecOutput {
+                stream: Stream::Stderr,
+                bytes: format!("platform: {error}\n").into_bytes(),
+            });
+            self.outputs.clear();
+            self.ended(ExitEvent {
+                exit_code: error.exit_code().unwrap_or(EXIT_NOT_EXECUTABLE),
+                signal: None,
+                oom_killed: false,
+                requested_stop: false,
+                at: crate::supervise::now(),
+            });
+        }
+    }
+
+    fn start_on_pipes(&mut self, config: &BootConfig, user: &User) -> Result<(), StartError> {
+        let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(prepare("make a pipe"));
+        let (input, ours_in) = pipe()?;
+        let (ours_out, output) = pipe()?;
+        let (ours_err, error) = pipe()?;
+        for fd in [&ours_in, &ours_out, &ours_err] {
+            rustix::io::ioctl_fionbio(fd, true).map_err(prepare("set up a pipe"))?;
+        }
+        let streams = Streams::Pipes {
+            input: Some(input),
+            output,
+            error,
+        };
+        self.pid = Some(self.spawn(config, user, config.environment.clone(), streams)?);
+        self.input = Some(ours_in);
+        self.outputs = vec![(Stream::Stdout, ours_out), (Stream::Stderr, ours_err)];
+        Ok(())
+    }
+
+    fn start_on_terminal(
+        &mut self,
+        rows: u16,
+        columns: u16,
+        config: &BootConfig,
+        user: &User,
+    ) -> Result<(), StartError> {
+        let open = || -> std::io::Result<(OwnedFd, OwnedFd)> {
+            let master: OwnedFd = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+                .open("/dev/ptmx")?
+                .into();
+            let terminal = sys::terminal_of(master.as_fd())?;
+            rustix::termios::tcsetwinsize(&terminal, window(rows, columns))?;
+            Ok((master, terminal))
+        };
+        let duplicate = |fd: &OwnedFd| {
+            fd.try_clone().map_err(|source| StartError::Prepare {
+                what: "open a terminal",
+                source,
+            })
+        };
+        let (master, terminal) = open().map_err(|source| StartError::Prepare {
+            what: "open a terminal",
+            source,
+        })?;
+        let mut environment = config.environment.clone();
+        if !environment.iter().any(|(name, _)| name == "TERM") {
+            environment.push(("TERM".to_owned(), "xterm".to_owned()));
+        }
+        self.input = Some(duplicate(&master)?);
+        self.terminal = Some(duplicate(&master)?);
+        self.outputs = vec![(Stream::Stdout, master)];
+        self.pid = Some(self.spawn(config, user, environment, Streams::Terminal(terminal))?);
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        config: &BootConfig,
+        user: &User,
+        environment: Vec<(String, String)>,
+        streams: Streams,
+    ) -> Result<i32, StartError> {
+        let program = Program {
+            argv: &self.request.argv,
+            environment: &environment,
+            working_dir: &config.working_dir,
+            user,
+            cgroup: APP_CGROUP_PROCS,
+        };
+        spawn::spawn(&program, streams)
+    }
+
+    fn write_input(&mut self) {
+        let Some(fd) = &self.input else {
+            self.input_pending.clear();
+            return;
+        };
+        while !self.input_pending.is_empty() {
+            match rustix::io::write(fd, &self.input_pending) {
+                Ok(bytes) => drop(self.input_pending.drain(..bytes)),
+                Err(Errno::AGAIN | Errno::INTR) => return,
+                // The command closed its input: it wants no more.
+                Err(_) => {
+                    self.input = None;
+                    self.input_pending.clear();
+                    return;
+                }
+            }
+        }
+        if self.input_ended {
+            self.input = None;
+        }
+    }
+
+    /// Reads once from an output. True: there is nothing more now, or ever.
+    fn read_output(&mut self, at: usize) -> bool {
+        let Some((stream, fd)) = self.outputs.get(at) else {
+            return true;
+        };
+        let mut bytes = [0; READ_BYTES];
+        match rustix::io::read(fd, &mut bytes) {
+            Err(Errno::INTR) => false,
+            Err(Errno::AGAIN) => true,
+            // A terminal whose other end is closed answers EIO.
+            Ok(0) | Err(_) => {
+                self.outputs.remove(at);
+                true
+            }
+            Ok(length) => {
+                self.link.send(&GuestFrame::ExecOutput {
+                    stream: *stream,
+                    bytes: bytes[..length].to_vec(),
+                });
+                false
+            }
+        }
+    }
+
+    /// Reads what a command that ended left in its pipes. True: that was all. What goes on in the
+    /// background with the pipes open is not waited for.
+    fn drain(&mut self) -> bool {
+        while let Some(last) = self.outputs.len().checked_sub(1) {
+            // The last first: an output is given up when it has nothing more.
+            while self.link.outgoing_bytes() < BUFFER_BYTES {
+                if self.read_output(last) {
+                    self.outputs.truncate(last);
+                    break;
+                }
+            }
+            if self.outputs.len() > last {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The node is gone: so is the command, and all it started.
+    fn abandon(&mut self) {
+        if let Some(pid) = self.pid.take() {
+            // It may have ended just now.
+            let _ = sys::kill(-pid, libc::SIGKILL);
+        }
+        self.over = true;
+    }
+}
+
+fn prepare(what: &'static str) -> impl FnOnce(Errno) -> StartError {
+    move |error| StartError::Prepare {
+        what,
+        source: error.into(),
+    }
+}
+
+fn window(rows: u16, columns: u16) -> Winsize {
+    Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    }
+}

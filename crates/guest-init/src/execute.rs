@@ -1,0 +1,456 @@
+//! Performs the steps of the boot plan. Each is a few system calls; what and why is in
+//! [`crate::plan`].
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use contract::guest::{BootConfig, SECRETS_DIR};
+use contract::instance::SecretBundle;
+use rustix::fs::{Gid, Uid};
+use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::etc;
+use crate::netlink::{self, NetworkError};
+use crate::plan::{APP_CGROUP, Access, LOWER, Mount, NEW_ROOT, SCRATCH, Step};
+use crate::run_dir;
+use crate::spawn::{self, Program, StartError, Streams};
+use crate::user::{self, User, UserError};
+
+/// How long a disk may take to appear after its driver was loaded.
+const DEVICE_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two looks for a disk.
+const DEVICE_PAUSE: Duration = Duration::from_millis(2);
+/// Largest `/etc/passwd`, `/etc/group` or `/etc/hosts` that is read, in bytes; the rest is ignored.
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
+/// Links followed from `/etc/resolv.conf` before it is replaced by a file.
+const MAX_LINKS: usize = 8;
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StepError {
+    /// The disk did not appear.
+    #[error("no device {device} after {} s: is the disk attached?", DEVICE_WAIT.as_secs())]
+    NoDevice {
+        /// Its path.
+        device: String,
+    },
+    /// The kernel does not mount it.
+    #[error("mount {from} on {target}: {source}{hint}")]
+    Mount {
+        /// Device or file system.
+        from: String,
+        /// Where.
+        target: String,
+        /// Why.
+        source: io::Error,
+        /// What it may be.
+        hint: &'static str,
+    },
+    /// A file or directory operation.
+    #[error("{what} {path}: {source}")]
+    File {
+        /// Which operation.
+        what: &'static str,
+        /// On what.
+        path: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// A name that would leave its directory.
+    #[error("{0:?} is no file name")]
+    Name(String),
+    /// The step before, which finds the user, did not run.
+    #[error("the user is not known yet")]
+    NoUser,
+    /// The user.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    /// The app.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+impl StepError {
+    /// The exit code of a command that could not be started.
+    pub(crate) fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::Start(error) => error.exit_code(),
+            _ => None,
+        }
+    }
+}
+
+fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StepError {
+    let path = path.display().to_string();
+    move |source| StepError::File { what, path, source }
+}
+
+/// The app, just started.
+pub(crate) struct App {
+    /// Its pid.
+    pub(crate) pid: i32,
+    /// Its standard output.
+    pub(crate) stdout: OwnedFd,
+    /// Its standard error.
+    pub(crate) stderr: OwnedFd,
+}
+
+/// What the steps found out so far.
+#[derive(Default)]
+pub(crate) struct Booted {
+    /// Who the app runs as.
+    pub(crate) user: Option<User>,
+    /// Volumes that are mounted, and are to be unmounted at the end.
+    pub(crate) volumes: Vec<String>,
+    /// The app.
+    pub(crate) app: Option<App>,
+}
+
+/// Performs one step.
+///
+/// # Errors
+/// As the step has it; the boot ends.
+pub(crate) fn perform(
+    step: &Step,
+    config: &BootConfig,
+    booted: &mut Booted,
+) -> Result<(), StepError> {
+    match step {
+        Step::MountDisk(disk) => mount_disk(disk),
+        Step::MountOverlay => mount_overlay(),
+        Step::SwitchRoot => switch_root(),
+        Step::Mount(filesystem) => mount(filesystem),
+        Step::MountRun => run_dir::mount().map_err(|source| StepError::File {
+            what: "mount",
+            path: "/run".to_owned(),
+            source,
+        }),
+        Step::DeviceLinks => device_links(),
+        Step::Setting { name, value } => {
+            let path = Path::new("/proc/sys").join(name);
+            fs::write(&path, value).map_err(file("write", &path))
+        }
+        Step::Hostname(name) => set_hostname(name),
+        Step::Hosts(network, name) => {
+            let existing = read_bounded("/etc/hosts")?;
+            write_etc("/etc/hosts", &etc::hosts(&existing, name, network.address))
+        }
+        Step::Resolvers(network) => write_etc(
+            "/etc/resolv.conf",
+            etc::resolv_conf(&network.resolvers).as_bytes(),
+        ),
+        Step::Network(network) => Ok(netlink::configure(network)?),
+        Step::ResolveUser(text) => {
+            let (passwd, group) = (read_bounded("/etc/passwd")?, read_bounded("/etc/group")?);
+            booted.user = Some(user::resolve(text, &passwd, &group)?);
+            Ok(())
+        }
+        Step::Secrets(bundles) => {
+            write_secrets(bundles, booted.user.as_ref().ok_or(StepError::NoUser)?)
+        }
+        Step::MountVolume(_, volume) => {
+            mount_disk(volume)?;
+            booted.volumes.push(volume.target.clone());
+            give_volume(
+                &volume.target,
+                booted.user.as_ref().ok_or(StepError::NoUser)?,
+            )
+        }
+        Step::Directory { path, .. } => make_directory(Path::new(path)),
+        Step::Cgroup => make_cgroup(),
+        Step::StartApp => {
+            let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
+            booted.app = Some(start_app(config, user)?);
+            Ok(())
+        }
+    }
+}
+
+fn make_directory(path: &Path) -> Result<(), StepError> {
+    fs::create_dir_all(path).map_err(file("make directory", path))
+}
+
+fn mount(mount: &Mount) -> Result<(), StepError> {
+    make_directory(Path::new(&mount.target))?;
+    let flags = match mount.access {
+        Access::Plain => MountFlags::empty(),
+        Access::ReadOnly => MountFlags::RDONLY,
+        Access::NoDevices => MountFlags::NODEV,
+        Access::NoSetuid => MountFlags::NOSUID,
+        Access::Data => MountFlags::NOSUID | MountFlags::NODEV,
+        Access::NoPrograms => MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+    };
+    let options = std::ffi::CString::new(mount.options).unwrap_or_default();
+    rustix::mount::mount(
+        mount.source.as_str(),
+        mount.target.as_str(),
+        mount.filesystem,
+        flags,
+        Some(options.as_c_str()),
+    )
+    .map_err(|error| StepError::Mount {
+        from: mount.source.clone(),
+        target: mount.target.clone(),
+        hint: mount_hint(error),
+        source: error.into(),
+    })
+}
+
+fn mount_hint(error: rustix::io::Errno) -> &'static str {
+    match error {
+        rustix::io::Errno::INVAL => " (is it an intact ext4 file system?)",
+        rustix::io::Errno::NODEV => " (the kernel does not have this file system)",
+        rustix::io::Errno::UCLEAN => " (damaged: run e2fsck on it)",
+        _ => "",
+    }
+}
+
+fn mount_disk(disk: &Mount) -> Result<(), StepError> {
+    let since = Instant::now();
+    while !Path::new(&disk.source).exists() {
+        if since.elapsed() > DEVICE_WAIT {
+            return Err(StepError::NoDevice {
+                device: disk.source.clone(),
+            });
+        }
+        std::thread::sleep(DEVICE_PAUSE);
+    }
+    mount(disk)
+}
+
+fn mount_overlay() -> Result<(), StepError> {
+    let upper = Path::new(SCRATCH).join("upper");
+    make_directory(&upper)?;
+    make_directory(&Path::new(SCRATCH).join("work"))?;
+    make_directory(Path::new(NEW_ROOT))?;
+    // The overlay's root looks as its upper directory does: let that be as in the image.
+    let lower = fs::metadata(LOWER).map_err(file("look at", Path::new(LOWER)))?;
+    change_owner(&upper, lower.uid(), lower.gid())?;
+    fs::set_permissions(&upper, lower.permissions()).map_err(file("set the mode of", &upper))?;
+    let options =
+        format!("lowerdir={LOWER},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work,redirect_dir=on");
+    let options = std::ffi::CString::new(options).unwrap_or_default();
+    rustix::mount::mount(
+        "overlay",
+        NEW_ROOT,
+        "overlay",
+        MountFlags::empty(),
+        Some(options.as_c_str()),
+    )
+    .map_err(|error| StepError::Mount {
+        from: "overlay".to_owned(),
+        target: NEW_ROOT.to_owned(),
+        hint: mount_hint(error),
+        source: error.into(),
+    })
+}
+
+fn switch_root() -> Result<(), StepError> {
+    let step = |what, path: &str| {
+        let path = path.to_owned();
+        move |error: rustix::io::Errno| StepError::File {
+            what,
+            path,
+            source: error.into(),
+        }
+    };
+    // The overlay holds its layers by itself.
+    for path in ["/dev", LOWER, SCRATCH] {
+        rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(step("unmount", path))?;
+    }
+    // The old root lies in memory: leave nothing of it.
+    for path in ["/init", "/modules", "/dev", LOWER, SCRATCH] {
+        let path = Path::new(path);
+        if path.is_dir() {
+            fs::remove_dir_all(path).map_err(file("remove", path))?;
+        } else if path.exists() {
+            fs::remove_file(path).map_err(file("remove", path))?;
+        }
+    }
+    rustix::process::chdir(NEW_ROOT).map_err(step("enter", NEW_ROOT))?;
+    rustix::mount::mount_move(".", "/").map_err(step("move to /", NEW_ROOT))?;
+    rustix::process::chroot(".").map_err(step("chroot to", NEW_ROOT))?;
+    rustix::process::chdir("/").map_err(step("enter", "/"))
+}
+
+fn device_links() -> Result<(), StepError> {
+    for (name, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
+        let path = Path::new("/dev").join(name);
+        match std::os::unix::fs::symlink(target, &path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(file("link", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn set_hostname(name: &str) -> Result<(), StepError> {
+    rustix::system::sethostname(name.as_bytes()).map_err(|error| StepError::File {
+        what: "set",
+        path: format!("hostname {name}"),
+        source: error.into(),
+    })?;
+    write_etc("/etc/hostname", format!("{name}\n").as_bytes())
+}
+
+/// A file's first bytes; none when there is no such file.
+fn read_bounded(path: &str) -> Result<Vec<u8>, StepError> {
+    let path = Path::new(path);
+    let mut bytes = Vec::new();
+    match fs::File::open(path) {
+        Ok(open) => open
+            .take(MAX_FILE_BYTES)
+            .read_to_end(&mut bytes)
+            .map_err(file("read", path))?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(file("read", path)(error)),
+    };
+    Ok(bytes)
+}
+
+/// Writes a file in `/etc`. A link stays a link: the file it leads to is written, and made with its
+/// directory when it is not there. Only a link that leads nowhere usable is replaced.
+fn write_etc(path: &str, content: &[u8]) -> Result<(), StepError> {
+    let path = Path::new(path);
+    make_directory(Path::new("/etc"))?;
+    if fs::write(path, content).is_ok() {
+        return Ok(());
+    }
+    if let Some(parent) = link_target(path).as_deref().and_then(Path::parent)
+        && fs::create_dir_all(parent).is_ok()
+        && fs::write(path, content).is_ok()
+    {
+        return Ok(());
+    }
+    fs::remove_file(path).map_err(file("replace", path))?;
+    fs::write(path, content).map_err(file("write", path))
+}
+
+/// Where a link leads to, through other links. `None`: in circles.
+fn link_target(path: &Path) -> Option<PathBuf> {
+    let mut path = path.to_path_buf();
+    for _ in 0..MAX_LINKS {
+        match fs::read_link(&path) {
+            Ok(target) => path = path.parent().unwrap_or(Path::new("/")).join(target),
+            Err(_) => return Some(path),
+        }
+    }
+    None
+}
+
+fn change_owner(path: &Path, uid: u32, gid: u32) -> Result<(), StepError> {
+    rustix::fs::chown(path, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
+        .map_err(|error| file("change the owner of", path)(error.into()))
+}
+
+fn write_secrets(bundles: &[SecretBundle], user: &User) -> Result<(), StepError> {
+    mount(&Mount {
+        what: "secrets".to_owned(),
+        source: "tmpfs".to_owned(),
+        target: SECRETS_DIR.to_owned(),
+        filesystem: "tmpfs",
+        access: Access::NoPrograms,
+        options: "mode=755,size=16m",
+    })?;
+    for bundle in bundles {
+        let directory = Path::new(SECRETS_DIR).join(file_name(&bundle.name)?);
+        fs::create_dir(&directory).map_err(file("make directory", &directory))?;
+        for (name, content) in &bundle.files {
+            let path = directory.join(file_name(name)?);
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(&path)
+                .and_then(|mut open| open.write_all(content))
+                .map_err(file("write", &path))?;
+            change_owner(&path, user.uid, user.gid)?;
+        }
+        change_owner(&directory, user.uid, user.gid)?;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o500))
+            .map_err(file("set the mode of", &directory))?;
+    }
+    Ok(())
+}
+
+fn file_name(name: &str) -> Result<&str, StepError> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        return Err(StepError::Name(name.to_owned()));
+    }
+    Ok(name)
+}
+
+/// A volume belongs to the user it is mounted for. Root can use any, so then it stays as it is:
+/// an app that starts as root and drops its rights has given it to someone.
+fn give_volume(target: &str, user: &User) -> Result<(), StepError> {
+    let path = Path::new(target);
+    let owner = fs::metadata(path).map_err(file("look at", path))?.uid();
+    if user.uid == 0 || owner == user.uid {
+        return Ok(());
+    }
+    change_owner(path, user.uid, user.gid)
+}
+
+fn make_cgroup() -> Result<(), StepError> {
+    let control = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
+    // Without the memory controller nobody could tell an out-of-memory kill.
+    fs::write(control, "+memory").map_err(file("write +memory to", control))?;
+    for optional in ["+pids", "+cpu"] {
+        // For the figures only.
+        let _ = fs::write(control, optional);
+    }
+    make_directory(Path::new(APP_CGROUP))
+}
+
+fn start_app(config: &BootConfig, user: &User) -> Result<App, StepError> {
+    let pipe = || {
+        pipe_with(PipeFlags::CLOEXEC).map_err(|error| StepError::File {
+            what: "make",
+            path: "a pipe".to_owned(),
+            source: error.into(),
+        })
+    };
+    let ((stdout, output), (stderr, error)) = (pipe()?, pipe()?);
+    for end in [&stdout, &stderr] {
+        rustix::io::ioctl_fionbio(end, true).map_err(|error| StepError::File {
+            what: "set up",
+            path: "a pipe".to_owned(),
+            source: error.into(),
+        })?;
+    }
+    let program = Program {
+        argv: &config.argv,
+        environment: &config.environment,
+        working_dir: &config.working_dir,
+        user,
+        cgroup: crate::plan::APP_CGROUP_PROCS,
+    };
+    let pid = spawn::spawn(
+        &program,
+        Streams::Pipes {
+            input: None,
+            output,
+            error,
+        },
+    )?;
+    Ok(App {
+        pid,
+        stdout,
+        stderr,
+    })
+}

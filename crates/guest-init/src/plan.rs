@@ -1,0 +1,367 @@
+//! The boot plan: from a [`BootConfig`] to the list of steps, in order. Pure; what each step does
+//! to the machine is in [`crate::execute`].
+//!
+//! The order is the contract's (ADR 0003): disks, the overlay and the switch to it; the kernel's
+//! file systems; names and network; the user, whose image decides what the name means; what
+//! belongs to that user; the app. From the switch on, every path is the app's own view of it.
+//!
+//! `pivot_root` cannot leave the kernel's first root (`rootfs`), so the switch is its equivalent for
+//! an initramfs: empty the old root, move the overlay over `/`, chroot. Nothing of the old root can
+//! be reached or is left in memory.
+//!
+//! Absent on purpose: fsck (the kernel replays a volume's journal; a volume that does not mount
+//! fails the boot with the kernel's reason), swap, IPv4, and anything that depends on the image's
+//! content: it may have no shell, no `/etc/passwd` and no directory at all.
+
+use std::fmt;
+
+use contract::guest::{BootConfig, GuestNetwork, SECRETS_DIR, VOLUMES_DIR, VolumeMount};
+use contract::instance::SecretBundle;
+
+/// Where the read-only root disk is mounted until the overlay holds it.
+pub(crate) const LOWER: &str = "/lower";
+/// Where the scratch disk is mounted until the overlay holds it.
+pub(crate) const SCRATCH: &str = "/scratch";
+/// Where the overlay is mounted before it becomes `/`.
+pub(crate) const NEW_ROOT: &str = "/root";
+/// The app's cgroup.
+pub(crate) const APP_CGROUP: &str = "/sys/fs/cgroup/app";
+/// What a process writes to, to join [`APP_CGROUP`].
+pub(crate) const APP_CGROUP_PROCS: &str = "/sys/fs/cgroup/app/cgroup.procs";
+/// The one network interface, as the kernel names the first.
+pub(crate) const INTERFACE: &str = "eth0";
+
+/// How to mount, beside the file system's own options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Everything allowed, as on any root.
+    Plain,
+    /// Read-only.
+    ReadOnly,
+    /// No device nodes.
+    NoDevices,
+    /// No set-user-id programs; devices allowed.
+    NoSetuid,
+    /// No set-user-id programs and no device nodes.
+    Data,
+    /// As [`Self::Data`], and no programs.
+    NoPrograms,
+}
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// What it is, for the step's name.
+    pub(crate) what: String,
+    /// Device, or the file system's name.
+    pub(crate) source: String,
+    /// Made when missing.
+    pub(crate) target: String,
+    /// File system type.
+    pub(crate) filesystem: &'static str,
+    /// Flags.
+    pub(crate) access: Access,
+    /// The file system's options.
+    pub(crate) options: &'static str,
+}
+
+/// One step of the boot. Its [`Display`](fmt::Display) form is `name: detail`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Mount a disk once its device is there.
+    MountDisk(Mount),
+    /// Put the overlay together from [`LOWER`] and [`SCRATCH`].
+    MountOverlay,
+    /// Make the overlay `/` and leave nothing of the initramfs.
+    SwitchRoot,
+    /// Mount one of the kernel's file systems.
+    Mount(Mount),
+    /// Mount `/run` in memory, with what the image has there.
+    MountRun,
+    /// Links such as `/dev/stdout`.
+    DeviceLinks,
+    /// One kernel setting.
+    Setting {
+        /// File below `/proc/sys`.
+        name: &'static str,
+        /// What to write.
+        value: &'static str,
+    },
+    /// Name the guest, in the kernel and in `/etc`.
+    Hostname(String),
+    /// Add to `/etc/hosts` what it lacks.
+    Hosts(GuestNetwork, String),
+    /// Name the resolvers.
+    Resolvers(GuestNetwork),
+    /// Loopback and the one interface.
+    Network(GuestNetwork),
+    /// Find out who `user` is, in the image's files.
+    ResolveUser(String),
+    /// Secrets, in memory, the user's only.
+    Secrets(Vec<SecretBundle>),
+    /// Mount a volume and give it to the user.
+    MountVolume(VolumeMount, Mount),
+    /// A directory that the image's config names.
+    Directory {
+        /// What it is, for the step's name.
+        what: &'static str,
+        /// Made with its parents when missing.
+        path: String,
+    },
+    /// The app's cgroup, with the memory controller.
+    Cgroup,
+    /// Start the app.
+    StartApp,
+}
+
+impl Step {
+    /// The name of the step: what a boot failure is called by.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::MountDisk(mount) | Self::Mount(mount) | Self::MountVolume(_, mount) => {
+                format!("mount {}", mount.what)
+            }
+            Self::MountOverlay => "mount the overlay".to_owned(),
+            Self::SwitchRoot => "switch to the overlay".to_owned(),
+            Self::MountRun => "mount /run".to_owned(),
+            Self::DeviceLinks => "make device links".to_owned(),
+            Self::Setting { name, .. } => format!("set {name}"),
+            Self::Hostname(_) => "set the hostname".to_owned(),
+            Self::Hosts(..) => "write /etc/hosts".to_owned(),
+            Self::Resolvers(_) => "write /etc/resolv.conf".to_owned(),
+            Self::Network(_) => "set up the network".to_owned(),
+            Self::ResolveUser(_) => "find the user".to_owned(),
+            Self::Secrets(_) => "write the secrets".to_owned(),
+            Self::Directory { what, .. } => format!("make the {what}"),
+            Self::Cgroup => "make the app's cgroup".to_owned(),
+            Self::StartApp => "start the app".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.name())?;
+        match self {
+            Self::MountDisk(mount) | Self::Mount(mount) | Self::MountVolume(_, mount) => write!(
+                f,
+                "{} on {}, {} {:?} {}",
+                mount.source, mount.target, mount.filesystem, mount.access, mount.options
+            ),
+            Self::MountOverlay => write!(f, "{SCRATCH} over {LOWER} on {NEW_ROOT}"),
+            Self::SwitchRoot => write!(f, "{NEW_ROOT} becomes /"),
+            Self::MountRun | Self::DeviceLinks | Self::StartApp => Ok(()),
+            Self::Setting { value, .. } => f.write_str(value),
+            Self::Hostname(name) => f.write_str(name),
+            Self::Hosts(network, name) => write!(f, "{name} is {}", network.address),
+            Self::Resolvers(network) => write!(f, "{:?}", network.resolvers),
+            Self::Network(network) => write!(
+                f,
+                "{INTERFACE} {}/128 via {} mtu {}",
+                network.address, network.gateway, network.mtu
+            ),
+            Self::ResolveUser(user) => write!(f, "{user:?}"),
+            Self::Secrets(bundles) => {
+                let names: Vec<_> = bundles
+                    .iter()
+                    .map(|bundle| format!("{SECRETS_DIR}/{}", bundle.name))
+                    .collect();
+                f.write_str(&names.join(" "))
+            }
+            Self::Directory { path, .. } => f.write_str(path),
+            Self::Cgroup => f.write_str(APP_CGROUP),
+        }
+    }
+}
+
+/// The steps that turn a guest with this config into a running app, in order.
+pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
+    let disk = |what: &str, source: &str, target: &str, access, options| {
+        Step::MountDisk(Mount {
+            what: what.to_owned(),
+            source: source.to_owned(),
+            target: target.to_owned(),
+            filesystem: "ext4",
+            access,
+            options,
+        })
+    };
+    let kernel = |target: &str, filesystem: &'static str, access, options| {
+        Step::Mount(Mount {
+            what: target.to_owned(),
+            source: filesystem.to_owned(),
+            target: target.to_owned(),
+            filesystem,
+            access,
+            options,
+        })
+    };
+    let mut steps = vec![
+        disk(
+            "root disk",
+            &config.root_device,
+            LOWER,
+            Access::ReadOnly,
+            "",
+        ),
+        // Scratch lives as long as its VM: what a power cut would lose is gone with it anyway, so
+        // fsync need not wait for the host's disk.
+        disk(
+            "scratch disk",
+            &config.scratch_device,
+            SCRATCH,
+            Access::Plain,
+            "barrier=0",
+        ),
+        Step::MountOverlay,
+        Step::SwitchRoot,
+        kernel("/proc", "proc", Access::NoPrograms, ""),
+        kernel("/sys", "sysfs", Access::NoPrograms, ""),
+        kernel("/dev", "devtmpfs", Access::NoSetuid, ""),
+        kernel(
+            "/dev/pts",
+            "devpts",
+            Access::NoSetuid,
+            "gid=5,mode=620,ptmxmode=666",
+        ),
+        kernel("/dev/shm", "tmpfs", Access::Data, "mode=1777"),
+        kernel("/dev/mqueue", "mqueue", Access::NoPrograms, ""),
+        Step::DeviceLinks,
+        Step::MountRun,
+        kernel("/sys/fs/cgroup", "cgroup2", Access::NoPrograms, ""),
+        // Users other than root may listen on port 80 and send pings: the VM is the boundary.
+        Step::Setting {
+            name: "net/ipv4/ip_unprivileged_port_start",
+            value: "0",
+        },
+        Step::Setting {
+            name: "net/ipv4/ping_group_range",
+            value: "0 2147483647",
+        },
+        Step::Hostname(config.hostname.clone()),
+        Step::Hosts(config.network.clone(), config.hostname.clone()),
+    ];
+    if !config.network.resolvers.is_empty() {
+        steps.push(Step::Resolvers(config.network.clone()));
+    }
+    steps.push(Step::Network(config.network.clone()));
+    steps.push(Step::ResolveUser(config.user.clone()));
+    if !config.secrets.is_empty() {
+        steps.push(Step::Secrets(config.secrets.clone()));
+    }
+    for volume in &config.volumes {
+        steps.push(Step::MountVolume(
+            volume.clone(),
+            Mount {
+                what: format!("volume {}", volume.name),
+                source: volume.device.clone(),
+                target: format!("{VOLUMES_DIR}/{}", volume.name),
+                filesystem: "ext4",
+                access: Access::NoDevices,
+                options: "",
+            },
+        ));
+    }
+    for path in &config.image_volumes {
+        steps.push(Step::Directory {
+            what: "image's volume",
+            path: path.clone(),
+        });
+    }
+    steps.push(Step::Directory {
+        what: "working directory",
+        path: config.working_dir.clone(),
+    });
+    steps.push(Step::Cgroup);
+    steps.push(Step::StartApp);
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeMap;
+    use std::net::Ipv6Addr;
+
+    use contract::guest::{BootConfig, GATEWAY, GuestNetwork, VolumeMount};
+    use contract::instance::SecretBundle;
+    use expect_test::{Expect, expect};
+
+    use super::{Step, boot_plan};
+
+    fn least() -> BootConfig {
+        BootConfig {
+            hostname: "web-1".to_owned(),
+            argv: vec!["/app".to_owned()],
+            environment: Vec::new(),
+            working_dir: "/".to_owned(),
+            user: String::new(),
+            stop_signal: "SIGTERM".to_owned(),
+            network: GuestNetwork {
+                address: "fd00::1:0:2".parse().unwrap(),
+                gateway: GATEWAY,
+                mtu: 1420,
+                resolvers: Vec::new(),
+            },
+            root_device: "/dev/vda".to_owned(),
+            scratch_device: "/dev/vdb".to_owned(),
+            volumes: Vec::new(),
+            image_volumes: Vec::new(),
+            secrets: Vec::new(),
+        }
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "expect! makes a value")]
+    fn check(config: &BootConfig, expected: Expect) {
+        let lines: Vec<_> = boot_plan(config)
+            .iter()
+            .map(|step| step.to_string().trim_end().to_owned())
+            .collect();
+        expected.assert_eq(&(lines.join("\n") + "\n"));
+    }
+
+    #[test]
+    fn the_least_config() {
+        check(&least(), expect![[""]]);
+    }
+
+    #[test]
+    fn everything_at_once() {
+        let mut config = least();
+        config.user = "shop:staff".to_owned();
+        config.working_dir = "/srv/shop".to_owned();
+        config.network.resolvers = vec!["fd00::53".parse::<Ipv6Addr>().unwrap()];
+        config.volumes = vec![
+            VolumeMount {
+                device: "/dev/vdc".to_owned(),
+                name: "data".to_owned(),
+            },
+            VolumeMount {
+                device: "/dev/vdd".to_owned(),
+                name: "media".to_owned(),
+            },
+        ];
+        config.image_volumes = vec!["/var/lib/shop".to_owned()];
+        config.secrets = vec![SecretBundle {
+            name: "database".to_owned(),
+            files: BTreeMap::from([("password".to_owned(), b"hunter2".to_vec())]),
+        }];
+        check(&config, expect![[""]]);
+    }
+
+    #[test]
+    fn no_step_shows_a_secret() {
+        let mut config = least();
+        config.secrets = vec![SecretBundle {
+            name: "database".to_owned(),
+            files: BTreeMap::from([("password".to_owned(), b"hunter2".to_vec())]),
+        }];
+        let plan = boot_plan(&config);
+        assert!(plan.iter().any(|step| matches!(step, Step::Secrets(_))));
+        for step in plan {
+            assert!(!format!("{step} {step:?}").contains("hunter2"));
+            assert!(!format!("{step:?}").contains("104, 117"));
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Starting a program: the app, or a command run beside it.
+//!
+//! The program is looked up as execvp does, in the `PATH` it is given, with the permissions it
+//! will have. One difference, on purpose: a file that the kernel cannot run is not handed to
+//! `/bin/sh`, for a program of another architecture would then end in a shell's syntax error.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Resource, Rlimit};
+
+use crate::sys::{self, Forked};
+use crate::user::User;
+
+/// Searched when the environment has no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Open files a program may have before it asks for more, and after. The kernel's own 1024 and
+/// 4096 are of another age, and images expect what container engines give.
+const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
+/// Exit code for a command that was not found.
+pub(crate) const EXIT_NOT_FOUND: u8 = 127;
+/// Exit code for a command that cannot be executed.
+pub(crate) const EXIT_NOT_EXECUTABLE: u8 = 126;
+
+/// What to start.
+pub(crate) struct Program<'a> {
+    /// Program and arguments.
+    pub(crate) argv: &'a [String],
+    /// The whole environment but for `HOME`, which is the user's when it is not given.
+    pub(crate) environment: &'a [(String, String)],
+    /// Working directory.
+    pub(crate) working_dir: &'a str,
+    /// Who runs it.
+    pub(crate) user: &'a User,
+    /// `cgroup.procs` of the cgroup it starts in, as a path.
+    pub(crate) cgroup: &'a str,
+}
+
+/// A program's standard streams.
+pub(crate) enum Streams {
+    /// Three descriptors; no input means `/dev/null`.
+    Pipes {
+        /// Standard input.
+        input: Option<OwnedFd>,
+        /// Standard output.
+        output: OwnedFd,
+        /// Standard error.
+        error: OwnedFd,
+    },
+    /// A terminal, which becomes the program's controlling one.
+    Terminal(OwnedFd),
+}
+
+/// Why a program did not start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// No such file, in any directory of `PATH`.
+    #[error("command not found: {0}")]
+    NotFound(String),
+    /// The file is there; what it needs to run is not.
+    #[error("{0} is there, but not the interpreter or dynamic loader that it names")]
+    NoInterpreter(String),
+    /// The file is there and may not be executed, or cannot.
+    #[error("cannot execute {command}: {source}{hint}")]
+    NotExecutable {
+        /// As given.
+        command: String,
+        /// Why.
+        source: io::Error,
+        /// What it may be.
+        hint: &'static str,
+    },
+    /// Text that cannot be handed to a program.
+    #[error("an argument or variable has a null byte in it: {0:?}")]
+    Text(String),
+    /// Something before the start itself.
+    #[error("{what}: {source}")]
+    Prepare {
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl StartError {
+    /// The exit code a shell would give it, where it would give one.
+    pub(crate) fn exit_code(&self) -> Option<u8> {
+        match self {
+            Self::NotFound(_) | Self::NoInterpreter(_) => Some(EXIT_NOT_FOUND),
+            Self::NotExecutable { .. } => Some(EXIT_NOT_EXECUTABLE),
+            Self::Text(_) | Self::Prepare { .. } => None,
+        }
+    }
+}
+
+/// What the child was doing, by the number that it reports.
+const STAGES: &[&str] = &[
+    "execute",
+    "new session",
+    "join the cgroup",
+    "standard streams",
+    "controlling terminal",
+    "enter the working directory",
+    "limits",
+    "set groups",
+    "set group",
+    "set user",
+];
+
+/// Starts a program and returns its pid, once it runs: a failure up to execve is an error here.
+///
+/// # Errors
+/// It was not found, cannot be executed, or could not be prepared.
+pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, StartError> {
+    let prepare = |what| move |source| StartError::Prepare { what, source };
+    let exec = Exec::new(program)?;
+    let (read, write) =
+        pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare("make a pipe")(error.into()))?;
+    let pid = match sys::fork().map_err(prepare("fork"))? {
+        Forked::Parent(pid) => pid,
+        Forked::Child => {
+            let (stage, error) = child(program, &exec, &streams);
+            let mut report = [0; 5];
+            report[0] = stage;
+            report[1..].copy_from_slice(&error.raw_os_error().unwrap_or(0).to_ne_bytes());
+            let _ = File::from(write).write_all(&report);
+            sys::exit_now(i32::from(EXIT_NOT_FOUND))
+        }
+    };
+    drop((write, streams));
+    let mut report = Vec::new();
+    File::from(read)
+        .read_to_end(&mut report)
+        .map_err(prepare("hear of the start"))?;
+    // Nothing was reported: execve closed the pipe.
+    let Some((stage, Some(code))) = report.split_first().map(|(s, r)| (*s, r.first_chunk())) else {
+        return Ok(pid);
+    };
+    let source = io::Error::from_raw_os_error(i32::from_ne_bytes(*code));
+    if stage != 0 {
+        let what = STAGES.get(usize::from(stage)).copied().unwrap_or("start");
+        return Err(StartError::Prepare { what, source });
+    }
+    let command = program.argv.first().cloned().unwrap_or_default();
+    Err(match source.raw_os_error() {
+        Some(libc::ENOENT | libc::ENOTDIR) if exec.programs.iter().any(|path| exists(path)) => {
+            StartError::NoInterpreter(command)
+        }
+        Some(libc::ENOENT | libc::ENOTDIR) => StartError::NotFound(command),
+        Some(libc::ENOEXEC) => StartError::NotExecutable {
+            command,
+            source,
+            hint: " (built for another architecture, or a script without #!)",
+        },
+        _ => StartError::NotExecutable {
+            command,
+            source,
+            hint: "",
+        },
+    })
+}
+
+fn exists(path: &CString) -> bool {
+    path.to_str().is_ok_and(|path| Path::new(path).is_file())
+}
+
+/// The C strings that execve wants, made before the fork.
+struct Exec {
+    programs: Vec<CString>,
+    argv: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Exec {
+    fn new(program: &Program<'_>) -> Result<Self, StartError> {
+        let text = |text: String| CString::new(text.clone()).map_err(|_| StartError::Text(text));
+        let path = program
+            .environment
+            .iter()
+            .rev()
+            .find_map(|(name, value)| (name == "PATH").then_some(value.as_str()));
+        let command = program.argv.first().map_or("", String::as_str);
+        let mut environment = program
+            .environment
+            .iter()
+            .map(|(name, value)| text(format!("{name}={value}")))
+            .collect::<Result<Vec<_>, _>>()?;
+        if !program.environment.iter().any(|(name, _)| name == "HOME") {
+            environment.push(text(format!("HOME={}", program.user.home))?);
+        }
+        Ok(Self {
+            programs: candidates(command, path)
+                .into_iter()
+                .map(text)
+                .collect::<Result<_, _>>()?,
+            argv: program
+                .argv
+                .iter()
+                .cloned()
+                .map(text)
+                .collect::<Result<_, _>>()?,
+            environment,
+        })
+    }
+}
+
+/// The files that `command` may mean, in order. A name with a slash means itself; an empty
+/// directory in `PATH` means the working directory.
+fn candidates(command: &str, path: Option<&str>) -> Vec<String> {
+    if command.is_empty() {
+        return Vec::new();
+    }
+    if command.contains('/') {
+        return vec![command.to_owned()];
+    }
+    path.unwrap_or(DEFAULT_PATH)
+        .split(':')
+        .map(|directory| match directory {
+            "" => format!("./{command}"),
+            directory => format!("{}/{command}", directory.trim_end_matches('/')),
+        })
+        .collect()
+}
+
+/// The child's part. Returns only what failed: the stage, by its place in [`STAGES`], and why.
+fn child(program: &Program<'_>, exec: &Exec, streams: &Streams) -> (u8, io::Error) {
+    match prepare_child(program, streams) {
+        Err((stage, error)) => (stage, error),
+        Ok(()) => (0, execute(exec)),
+    }
+}
+
+fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io::Error)> {
+    let at = |stage: u8| move |error: rustix::io::Errno| (stage, io::Error::from(error));
+    rustix::process::setsid().map_err(at(1))?;
+    std::fs::write(program.cgroup, "0").map_err(|error| (2, error))?;
+    set_streams(streams, program.user).map_err(|error| (3, error))?;
+    if let Streams::Terminal(_) = streams {
+        rustix::process::ioctl_tiocsctty(io::stdin()).map_err(at(4))?;
+    }
+    rustix::process::chdir(program.working_dir).map_err(at(5))?;
+    let limit = Rlimit {
+        current: Some(OPEN_FILES.0),
+        maximum: Some(OPEN_FILES.1),
+    };
+    rustix::process::setrlimit(Resource::Nofile, limit).map_err(at(6))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    let user = program.user;
+    let groups: Vec<_> = user
+        .groups
+        .iter()
+        .map(|gid| rustix::fs::Gid::from_raw(*gid))
+        .collect();
+    rustix::thread::set_thread_groups(&groups).map_err(at(7))?;
+    rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(user.gid)).map_err(at(8))?;
+    rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(user.uid)).map_err(at(9))?;
+    sys::reset_signals();
+    Ok(())
+}
+
+/// Puts the streams at descriptors 0 to 2, owned by the user: a program that opens
+/// `/dev/stdout` anew needs the permission.
+fn set_streams(streams: &Streams, user: &User) -> io::Result<()> {
+    let null;
+    let fds = match streams {
+        Streams::Terminal(terminal) => [terminal.as_fd(); 3],
+        Streams::Pipes {
+            input,
+            output,
+            error,
+        } => {
+            let input = if let Some(input) = input {
+                input.as_fd()
+            } else {
+                null = File::open("/dev/null")?;
+                null.as_fd()
+            };
+            [input, output.as_fd(), error.as_fd()]
+        }
+    };
+    let uid = rustix::fs::Uid::from_raw(user.uid);
+    let owned = match streams {
+        Streams::Pipes { input: None, .. } => &fds[1..],
+        _ => &fds[..],
+    };
+    for fd in owned {
+        rustix::fs::fchown(fd, Some(uid), None)?;
+    }
+    sys::replace_standard_streams(fds)
+}
+
+/// Tries each candidate as execvp does: on past what is missing or forbidden, and "forbidden"
+/// rather than "missing" when none could be run.
+fn execute(exec: &Exec) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings
+            .iter()
+            .map(|string| string.as_ptr())
+            .chain([std::ptr::null()])
+            .collect()
+    };
+    let (argv, environment) = (pointers(&exec.argv), pointers(&exec.environment));
+    let mut result = io::Error::from_raw_os_error(libc::ENOENT);
+    for program in &exec.programs {
+        let error = sys::execve(program, &argv, &environment);
+        match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR) => {}
+            Some(libc::EACCES) => result = error,
+            _ => return error,
+        }
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::candidates;
+
+    #[test]
+    fn where_a_command_is_looked_for() {
+        assert_eq!(candidates("/bin/sh", Some("/usr/bin")), ["/bin/sh"]);
+        assert_eq!(candidates("./run", Some("/usr/bin")), ["./run"]);
+        assert_eq!(
+            candidates("sh", Some("/usr/bin/::/bin")),
+            ["/usr/bin/sh", "./sh", "/bin/sh"]
+        );
+        assert_eq!(candidates("sh", None).len(), 6);
+        assert!(candidates("", Some("/bin")).is_empty());
+    }
+}

@@ -1,0 +1,63 @@
+//! Figures of the guest, from the app's cgroup and the kernel's files. What cannot be read is 0.
+
+use std::fs;
+
+use contract::guest::GuestStats;
+
+use crate::plan::{APP_CGROUP, INTERFACE};
+
+/// The figures now.
+pub(crate) fn read() -> GuestStats {
+    let disk = rustix::fs::statvfs("/").ok();
+    let network = |direction: &str| {
+        number(&format!(
+            "/sys/class/net/{INTERFACE}/statistics/{direction}_bytes"
+        ))
+    };
+    GuestStats {
+        cpu_micros: field(&format!("{APP_CGROUP}/cpu.stat"), "usage_usec"),
+        memory_bytes: number(&format!("{APP_CGROUP}/memory.current")),
+        memory_total_bytes: field("/proc/meminfo", "MemTotal:") * 1024,
+        scratch_used_bytes: disk.map_or(0, |disk| {
+            disk.f_blocks.saturating_sub(disk.f_bfree) * disk.f_frsize
+        }),
+        network_bytes: (network("rx"), network("tx")),
+        processes: u32::try_from(number(&format!("{APP_CGROUP}/pids.current"))).unwrap_or(u32::MAX),
+    }
+}
+
+/// How often the kernel killed a process of the app for want of memory.
+pub(crate) fn oom_kills() -> u64 {
+    field(&format!("{APP_CGROUP}/memory.events"), "oom_kill")
+}
+
+fn number(path: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+/// The number after a word at the start of a line.
+fn field(path: &str, name: &str) -> u64 {
+    find_field(&fs::read_to_string(path).unwrap_or_default(), name)
+}
+
+fn find_field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .map(str::split_ascii_whitespace)
+        .find_map(|mut words| (words.next() == Some(name)).then(|| words.next()?.parse().ok())?)
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::find_field;
+
+    #[test]
+    fn fields_are_found_by_their_whole_name() {
+        let events = "low 0\nhigh 0\noom 3\noom_kill 2\noom_group_kill 1\n";
+        assert_eq!(find_field(events, "oom_kill"), 2);
+        assert_eq!(find_field(events, "oom"), 3);
+        assert_eq!(find_field(events, "nothing"), 0);
+        assert_eq!(find_field("MemTotal:  1024 kB\n", "MemTotal:"), 1024);
+    }
+}

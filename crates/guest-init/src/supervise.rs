@@ -1,0 +1,560 @@
+//! The course of a guest: boot, run, end; and the one loop that serves it.
+//!
+//! ```text
+//!  waiting --Boot--> starting --app runs--> running --app ended--> ending --all dead--> exited
+//!     |                  |                                                                |
+//!     +---- early step   +---- step failed -----> failed                                  |
+//!                                                    +---------- ExitAck -----------------+--> off
+//! ```
+//!
+//! The end is told to the node only when every process is dead and every volume unmounted: a node
+//! that has heard of it may take the machine away at once.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use contract::Timestamp;
+use contract::guest::{
+    BootConfig, BootFailure, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream,
+};
+use contract::instance::ExitEvent;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Timespec;
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::process::{WaitOptions, WaitStatus, wait};
+
+use crate::exec::{ExecToken, MAX_SESSIONS, Session};
+use crate::execute::{self, Booted};
+use crate::link::{Event, Link};
+use crate::output::{Output, OutputToken};
+use crate::plan::{APP_CGROUP, boot_plan};
+use crate::user::User;
+use crate::{console, early, signals, stats, sys};
+
+/// How long the app may take to stop when the guest itself is asked to end (`kill 1`).
+const OWN_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long killed processes may take to be gone: the kernel may be waiting for a disk.
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last lines may take to be acknowledged after the node has the exit.
+const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// After this long without an answer the console says what init is waiting for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Now, by the guest's clock.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// The whole course. Returns when the machine is to be powered off.
+///
+/// # Errors
+/// There is no way to tell the node anything.
+pub(crate) fn run() -> io::Result<()> {
+    let signals = sys::signal_fd()?;
+    let early = early::prepare();
+    let mut control = Link::new(Channel::Control, Instant::now());
+    if let Err(error) = early {
+        let failure = failed(error.step().to_owned(), error.to_string(), None);
+        return Guest::new(signals, control, Course::Told(failure)).serve();
+    }
+    let (mut config, early_frames) = wait_for_boot(&mut control)?;
+    if config.working_dir.is_empty() {
+        config.working_dir = "/".to_owned();
+    }
+    match boot(&config) {
+        Err(failure) => Guest::new(signals, control, Course::Told(failure)).serve(),
+        Ok((user, volumes, app)) => {
+            let running = Running {
+                config,
+                user,
+                volumes,
+                pid: app.pid,
+            };
+            let mut guest = Guest::new(signals, control, Course::Running(running));
+            guest.output.read_from(Stream::Stdout, app.stdout);
+            guest.output.read_from(Stream::Stderr, app.stderr);
+            guest.control.send(&GuestFrame::Started);
+            for frame in early_frames {
+                guest.handle(frame, Instant::now());
+            }
+            guest.serve()
+        }
+    }
+}
+
+fn failed(step: String, reason: String, exit_code: Option<u8>) -> GuestFrame {
+    console(&format!("{step}: {reason}"));
+    GuestFrame::BootFailed(BootFailure {
+        step,
+        reason,
+        exit_code,
+    })
+}
+
+fn boot(config: &BootConfig) -> Result<(User, Vec<String>, execute::App), GuestFrame> {
+    let mut booted = Booted::default();
+    for step in boot_plan(config) {
+        if let Err(error) = execute::perform(&step, config, &mut booted) {
+            unmount_volumes(&booted.volumes);
+            return Err(failed(step.name(), error.to_string(), error.exit_code()));
+        }
+    }
+    match (booted.user, booted.app) {
+        (Some(user), Some(app)) => Ok((user, booted.volumes, app)),
+        _ => Err(failed(
+            "start the app".to_owned(),
+            "the boot plan does not".to_owned(),
+            None,
+        )),
+    }
+}
+
+/// Asks the node what to run until it says. Returns also what it said in the same breath.
+fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)> {
+    let since = Instant::now();
+    let mut told = false;
+    loop {
+        let now = Instant::now();
+        control.tick(now);
+        if control.is_hopeless() {
+            return Err(io::Error::other(
+                "this machine has no vsock device: nobody to ask",
+            ));
+        }
+        if !told && now.duration_since(since) > PATIENCE {
+            told = true;
+            let reason = control
+                .last_error()
+                .map_or("no config yet".to_owned(), io::Error::to_string);
+            console(&format!("waiting for the node: {reason}"));
+        }
+        let deadline = control.deadline().or((!told).then_some(since + PATIENCE));
+        let Some((fd, flags)) = control.interest(false, true) else {
+            pause(&mut [], deadline);
+            continue;
+        };
+        let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
+        pause(&mut polled, deadline);
+        if polled[0].revents().is_empty() {
+            continue;
+        }
+        let mut events = control.ready(&Phase::Waiting, Instant::now()).into_iter();
+        while let Some(event) = events.next() {
+            match event {
+                Event::Frame(HostFrame::Boot(config)) => {
+                    let rest = events.filter_map(|event| match event {
+                        Event::Frame(frame) => Some(frame),
+                        _ => None,
+                    });
+                    return Ok((*config, rest.collect()));
+                }
+                Event::Frame(HostFrame::Refused { reason }) => {
+                    return Err(io::Error::other(format!("refused by the node: {reason}")));
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Waits for descriptors until a deadline.
+fn pause(fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
+    let timeout = deadline.map(|deadline| {
+        let left = deadline.saturating_duration_since(Instant::now());
+        Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        }
+    });
+    // Woken early, or with an error of a descriptor that its owner will find: look again.
+    let _ = poll(fds, timeout.as_ref());
+}
+
+/// What the loop waits for.
+#[derive(Debug, Clone, Copy)]
+enum Token {
+    Signals,
+    Control,
+    Output(OutputToken),
+    Exec(u32, ExecToken),
+}
+
+/// How far the guest is, once it has its config.
+enum Course {
+    /// The app runs.
+    Running(Running),
+    /// The app ended; what is left of it is dying.
+    Ending {
+        running: Running,
+        event: ExitEvent,
+        until: Instant,
+    },
+    /// The end is told, until it is acknowledged.
+    Told(GuestFrame),
+    /// The node knows; the last lines are on their way.
+    Acknowledged { until: Instant },
+    /// Nothing is left to do.
+    Over,
+}
+
+struct Running {
+    config: BootConfig,
+    user: User,
+    volumes: Vec<String>,
+    pid: i32,
+}
+
+struct Guest {
+    signals: OwnedFd,
+    control: Link,
+    output: Output,
+    course: Course,
+    sessions: Vec<Session>,
+    kill_at: Option<Instant>,
+    requested_stop: bool,
+}
+
+impl Guest {
+    fn new(signals: OwnedFd, control: Link, course: Course) -> Self {
+        let mut guest = Self {
+            signals,
+            control,
+            output: Output::new(Instant::now()),
+            course,
+            sessions: Vec::new(),
+            kill_at: None,
+            requested_stop: false,
+        };
+        guest.tell();
+        guest
+    }
+
+    fn phase(&self) -> Phase {
+        match &self.course {
+            Course::Running(_) | Course::Ending { .. } => Phase::Running,
+            Course::Told(GuestFrame::BootFailed(_)) => Phase::Failed,
+            _ => Phase::Exited,
+        }
+    }
+
+    /// Says the end, where there is one, on the present connection.
+    fn tell(&mut self) {
+        if let Course::Told(frame) = &self.course {
+            self.control.send(frame);
+        }
+    }
+
+    /// The loop, until the machine is to be powered off.
+    fn serve(mut self) -> io::Result<()> {
+        loop {
+            let now = Instant::now();
+            self.tick(now);
+            match &self.course {
+                Course::Over => return Ok(()),
+                Course::Acknowledged { until } if *until <= now || self.output.is_done() => {
+                    return Ok(());
+                }
+                Course::Told(_) if self.control.is_hopeless() => {
+                    return Err(io::Error::other(
+                        "there is no vsock device to tell the node by",
+                    ));
+                }
+                _ => {}
+            }
+            for token in self.wait() {
+                self.dispatch(token, Instant::now());
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.control.tick(now);
+        if let Err(error) = self.control.flush() {
+            self.control.lost(Some(error), now);
+        }
+        self.output.tick(now);
+        for session in &mut self.sessions {
+            session.tick(now);
+        }
+        self.sessions.retain(|session| !session.is_over());
+        if self.kill_at.is_some_and(|at| at <= now) {
+            self.kill_at = None;
+            kill_app();
+        }
+        if let Course::Ending { until, .. } = &self.course
+            && *until <= now
+        {
+            self.output
+                .say("killed processes did not go away; the guest ends without them");
+            self.output.close();
+            self.end();
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let course = match &self.course {
+            Course::Ending { until, .. } | Course::Acknowledged { until } => Some(*until),
+            _ => None,
+        };
+        let sessions = self.sessions.iter().filter_map(Session::deadline).min();
+        [
+            course,
+            sessions,
+            self.kill_at,
+            self.control.deadline(),
+            self.output.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    fn wait(&self) -> Vec<Token> {
+        let mut tokens = vec![Token::Signals];
+        let mut fds = vec![PollFd::from_borrowed_fd(
+            self.signals.as_fd(),
+            PollFlags::IN,
+        )];
+        let mut add = |token, fd, flags| {
+            tokens.push(token);
+            fds.push(PollFd::from_borrowed_fd(fd, flags));
+        };
+        if let Some((fd, flags)) = self.control.interest(false, true) {
+            add(Token::Control, fd, flags);
+        }
+        for (token, fd, flags) in self.output.interests() {
+            add(Token::Output(token), fd, flags);
+        }
+        for session in &self.sessions {
+            for (token, fd, flags) in session.interests() {
+                add(Token::Exec(session.number(), token), fd, flags);
+            }
+        }
+        pause(&mut fds, self.deadline());
+        let ready = fds.iter().map(|fd| !fd.revents().is_empty());
+        tokens
+            .into_iter()
+            .zip(ready)
+            .filter_map(|(token, ready)| ready.then_some(token))
+            .collect()
+    }
+
+    fn dispatch(&mut self, token: Token, now: Instant) {
+        let phase = self.phase();
+        match token {
+            Token::Signals => self.take_signals(now),
+            Token::Output(token) => self.output.ready(token, &phase, now),
+            Token::Control => {
+                for event in self.control.ready(&phase, now) {
+                    match event {
+                        Event::Connected => self.tell(),
+                        Event::Frame(frame) => self.handle(frame, now),
+                        Event::Lost => {}
+                    }
+                }
+            }
+            Token::Exec(number, token) => {
+                if let Course::Running(running) | Course::Ending { running, .. } = &self.course
+                    && let Some(session) = self
+                        .sessions
+                        .iter_mut()
+                        .find(|session| session.number() == number)
+                {
+                    session.ready(token, &running.config, &running.user, &phase, now);
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, frame: HostFrame, now: Instant) {
+        match frame {
+            HostFrame::Stop { timeout_ms } => {
+                self.requested_stop |= matches!(self.course, Course::Running(_));
+                self.stop(Duration::from_millis(timeout_ms), now);
+            }
+            HostFrame::Signal { signal } => match (&self.course, signals::number(&signal)) {
+                (Course::Running(running), Some(signal)) => {
+                    // It may have ended just now.
+                    let _ = sys::kill(running.pid, signal);
+                }
+                (_, None) => self.output.say(&format!("there is no signal {signal:?}")),
+                _ => {}
+            },
+            HostFrame::Stats => self.control.send(&GuestFrame::Stats(stats::read())),
+            HostFrame::Exec(request) => self.exec(request, now),
+            HostFrame::ExitAck => {
+                if let Course::Told(_) = self.course {
+                    self.course = Course::Acknowledged {
+                        until: now + LOG_FLUSH_TIMEOUT,
+                    };
+                }
+            }
+            HostFrame::Refused { reason } => {
+                console(&format!("refused by the node: {reason}"));
+            }
+            // A boot config for a guest that has one, and frames of other channels.
+            _ => {}
+        }
+    }
+
+    fn exec(&mut self, request: ExecRequest, now: Instant) {
+        let taken = self
+            .sessions
+            .iter()
+            .any(|session| session.number() == request.session);
+        if !matches!(self.course, Course::Running(_)) || taken {
+            return;
+        }
+        if self.sessions.len() >= MAX_SESSIONS {
+            self.output
+                .say(&format!("exec refused: {MAX_SESSIONS} sessions are open"));
+            return;
+        }
+        self.sessions.push(Session::new(request, now));
+    }
+
+    /// Signals the app, and kills it with all it started when it is not gone in time.
+    fn stop(&mut self, timeout: Duration, now: Instant) {
+        let Course::Running(running) = &self.course else {
+            return;
+        };
+        let name = &running.config.stop_signal;
+        let signal = signals::number(name).unwrap_or_else(|| {
+            self.output
+                .say(&format!("there is no signal {name:?}: stopping by SIGTERM"));
+            libc::SIGTERM
+        });
+        // It may have ended just now.
+        let _ = sys::kill(running.pid, signal);
+        let kill_at = now.checked_add(timeout).unwrap_or(now);
+        self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
+    }
+
+    fn take_signals(&mut self, now: Instant) {
+        const INFO_BYTES: usize = size_of::<libc::signalfd_siginfo>();
+        let mut bytes = [0; INFO_BYTES * 8];
+        while let Ok(length) = rustix::io::read(&self.signals, &mut bytes) {
+            if length == 0 {
+                break;
+            }
+            for info in bytes[..length].chunks_exact(INFO_BYTES) {
+                let number = info.first_chunk().map_or(0, |n| i32::from_ne_bytes(*n));
+                let ends = [
+                    libc::SIGTERM,
+                    libc::SIGINT,
+                    libc::SIGPWR,
+                    libc::SIGUSR1,
+                    libc::SIGUSR2,
+                ];
+                if ends.contains(&number) {
+                    self.stop(OWN_STOP_TIMEOUT, now);
+                }
+            }
+        }
+        self.reap(now);
+    }
+
+    /// Takes the ends of all children, ours and the orphans of others.
+    fn reap(&mut self, now: Instant) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    self.child_ended(pid.as_raw_nonzero().get(), status, now)
+                }
+                Err(Errno::INTR) => {}
+                Ok(None) => return,
+                // There are no children left.
+                Err(_) => {
+                    if let Course::Ending { .. } = self.course {
+                        self.end();
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn child_ended(&mut self, pid: i32, status: WaitStatus, now: Instant) {
+        if let Some(session) = self
+            .sessions
+            .iter_mut()
+            .find(|session| session.has_pid(pid))
+        {
+            session.ended(exit_event(status, false));
+            return;
+        }
+        match std::mem::replace(&mut self.course, Course::Over) {
+            Course::Running(running) if running.pid == pid => {
+                self.kill_at = None;
+                let event = exit_event(status, self.requested_stop);
+                // What outlives the app ends with it. Everyone but init, wherever it hid.
+                let _ = sys::kill(-1, libc::SIGKILL);
+                self.course = Course::Ending {
+                    running,
+                    event,
+                    until: now + KILL_TIMEOUT,
+                };
+            }
+            other => self.course = other,
+        }
+    }
+
+    /// Everything is dead: put the volumes down and tell the node.
+    fn end(&mut self) {
+        if let Course::Ending { running, event, .. } =
+            std::mem::replace(&mut self.course, Course::Over)
+        {
+            unmount_volumes(&running.volumes);
+            self.course = Course::Told(GuestFrame::Exited(event));
+            self.tell();
+        }
+    }
+}
+
+/// How a process ended, by the platform's rules.
+fn exit_event(status: WaitStatus, requested_stop: bool) -> ExitEvent {
+    let signal = status
+        .terminating_signal()
+        .and_then(|signal| u8::try_from(signal).ok());
+    let code = status
+        .exit_status()
+        .and_then(|code| u8::try_from(code).ok());
+    ExitEvent {
+        exit_code: signal.map_or(code.unwrap_or(0), |signal| signal.saturating_add(128)),
+        signal,
+        oom_killed: stats::oom_kills() > 0,
+        requested_stop,
+        at: now(),
+    }
+}
+
+/// Kills the app and all it started.
+fn kill_app() {
+    if fs::write(format!("{APP_CGROUP}/cgroup.kill"), "1").is_err() {
+        // A kernel before 5.14, or an app that took its cgroup apart.
+        let _ = sys::kill(-1, libc::SIGKILL);
+    }
+}
+
+/// Writes the volumes down and unmounts them. One that is still held is made read-only, which
+/// leaves it as clean.
+fn unmount_volumes(volumes: &[String]) {
+    for volume in volumes.iter().rev() {
+        if let Ok(directory) = fs::File::open(volume) {
+            let _ = rustix::fs::syncfs(&directory);
+        }
+        if unmount(volume.as_str(), UnmountFlags::empty()).is_err() {
+            let remounted = mount_remount(volume.as_str(), MountFlags::RDONLY, "");
+            let _ = unmount(volume.as_str(), UnmountFlags::DETACH);
+            if let Err(error) = remounted {
+                console(&format!("{volume} is left mounted: {error}"));
+            }
+        }
+    }
+}

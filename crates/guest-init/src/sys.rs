@@ -1,0 +1,158 @@
+//! The system calls that neither std nor rustix has. All `unsafe` of this crate is in this file.
+
+#![allow(
+    unsafe_code,
+    reason = "fork, execve, signals, vsock and terminals have no safe wrapper"
+)]
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+/// Which side of a fork this is.
+pub(crate) enum Forked {
+    /// The parent, with the child's pid.
+    Parent(i32),
+    /// The child.
+    Child,
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(result)
+}
+
+fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
+    let fd = check(fd)?;
+    // SAFETY: the call before returned this descriptor to us, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Blocks every signal and returns a descriptor that they are read from instead.
+pub(crate) fn signal_fd() -> io::Result<OwnedFd> {
+    // SAFETY: an all-zero sigset_t is a valid value; sigfillset then sets it wholly. The pointers
+    // are to it and live through the calls.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const all,
+            ptr::null_mut(),
+        ))?;
+        owned(libc::signalfd(
+            -1,
+            &raw const all,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        ))
+    }
+}
+
+/// In a child before exec: every signal as a fresh process has it.
+pub(crate) fn reset_signals() {
+    // SAFETY: as in `signal_fd`; SIG_DFL is a valid disposition, and a signal that cannot be set
+    // answers EINVAL, which is of no matter.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
+    }
+}
+
+/// Starts a child.
+pub(crate) fn fork() -> io::Result<Forked> {
+    // SAFETY: this program has one thread, so the child may do whatever the parent may.
+    match check(unsafe { libc::fork() })? {
+        0 => Ok(Forked::Child),
+        pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Makes these descriptors standard input, output and error.
+pub(crate) fn replace_standard_streams(fds: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+    for (target, fd) in (0..).zip(fds) {
+        // SAFETY: takes no pointers. Nothing here owns descriptors 0 to 2: init never closes them,
+        // so a descriptor of ours is never one of them.
+        check(unsafe { libc::dup2(fd.as_raw_fd(), target) })?;
+    }
+    Ok(())
+}
+
+/// Replaces this process. Returns only the reason why it did not.
+pub(crate) fn execve(
+    program: &CStr,
+    argv: &[*const libc::c_char],
+    environment: &[*const libc::c_char],
+) -> io::Error {
+    debug_assert!(argv.last().is_some_and(|last| last.is_null()));
+    debug_assert!(environment.last().is_some_and(|last| last.is_null()));
+    // SAFETY: both arrays end with a null pointer and point to C strings that the caller holds.
+    unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Ends this process at once.
+pub(crate) fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit does not return and touches no memory of ours.
+    unsafe { libc::_exit(code) }
+}
+
+/// Sends a signal: to a process, to a group (negative), or to everyone but init (-1).
+pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::kill(pid, signal) }).map(|_| ())
+}
+
+/// Starts connecting a non-blocking vsock socket. It is connected, or has failed, when it is
+/// ready for writing.
+pub(crate) fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let fd = owned(unsafe {
+        libc::socket(
+            libc::AF_VSOCK,
+            libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+            0,
+        )
+    })?;
+    // SAFETY: an all-zero sockaddr_vm is a valid value.
+    let mut address: libc::sockaddr_vm = unsafe { std::mem::zeroed() };
+    address.svm_family = libc::AF_VSOCK as libc::sa_family_t;
+    address.svm_cid = cid;
+    address.svm_port = port;
+    // SAFETY: the pointer is to a sockaddr_vm of the length given, alive through the call.
+    let result = unsafe {
+        libc::connect(
+            fd.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of::<libc::sockaddr_vm>() as libc::socklen_t,
+        )
+    };
+    match check(result) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => Ok(fd),
+    }
+}
+
+/// The other end of a new terminal whose master is `/dev/ptmx` opened.
+pub(crate) fn terminal_of(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let unlock: libc::c_int = 0;
+    // SAFETY: TIOCSPTLCK reads an int through the pointer; TIOCGPTPEER takes open flags by value.
+    unsafe {
+        check(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCSPTLCK,
+            &raw const unlock,
+        ))?;
+        owned(libc::ioctl(
+            master.as_raw_fd(),
+            libc::TIOCGPTPEER,
+            libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
+        ))
+    }
+}

@@ -1,0 +1,580 @@
+//! A real guest under QEMU (TCG), with this test as its node.
+//!
+//! Simpler than the node's own driver, and independent of it: what is tested here is init.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use contract::guest::{
+    BootConfig, BootFailure, Channel, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
+    GuestStats, Hello, HostFrame, LogRecord, Phase, Stream,
+};
+use contract::instance::ExitEvent;
+
+/// Longest that anything awaited may take; two busy cores without KVM are slow.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a guest test needs of this machine.
+pub struct Tools {
+    guest: PathBuf,
+    vsock_device: PathBuf,
+}
+
+impl Tools {
+    /// Finds them, or says what is missing: the test is then skipped, unless
+    /// `PLATFORM_REQUIRE_VM` is set.
+    pub fn find() -> Option<Self> {
+        match Self::look() {
+            Ok(tools) => Some(tools),
+            Err(missing) => {
+                assert!(
+                    std::env::var_os("PLATFORM_REQUIRE_VM").is_none(),
+                    "{missing}"
+                );
+                eprintln!("skipped: {missing}");
+                None
+            }
+        }
+    }
+
+    fn look() -> Result<Self, String> {
+        let guest = std::env::var_os("PLATFORM_GUEST_DIR").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
+            PathBuf::from,
+        );
+        if !guest.join("initramfs.cpio").exists() {
+            return Err(format!(
+                "no guest in {}: run `cargo xtask guest`",
+                guest.display()
+            ));
+        }
+        let vsock_device = std::env::var_os("PLATFORM_VHOST_DEVICE_VSOCK")
+            .map(PathBuf::from)
+            .or_else(|| in_path("vhost-device-vsock"))
+            .ok_or("no vhost-device-vsock in PATH or PLATFORM_VHOST_DEVICE_VSOCK")?;
+        for program in ["qemu-system-x86_64", "mke2fs"] {
+            in_path(program).ok_or(format!("no {program} in PATH"))?;
+        }
+        if !Path::new("/bin/busybox").exists() {
+            return Err("no /bin/busybox: install busybox-static".to_owned());
+        }
+        Ok(Self {
+            guest,
+            vsock_device,
+        })
+    }
+}
+
+fn in_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .map(|directory| directory.join(program))
+        .find(|file| file.exists())
+}
+
+/// The tree of a tiny image: busybox, users, nothing else.
+pub fn busybox_tree(root: &Path) {
+    for directory in ["bin", "etc"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    let applets = Command::new("/bin/busybox").arg("--list").output().unwrap();
+    for applet in String::from_utf8(applets.stdout).unwrap().lines() {
+        if applet != "busybox" {
+            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+        }
+    }
+    fs::write(
+        root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nshop:x:1000:100:Shop:/home/shop:/bin/sh\n",
+    )
+    .unwrap();
+    fs::write(
+        root.join("etc/group"),
+        "root:x:0:\nusers:x:100:\nvideo:x:44:shop\n",
+    )
+    .unwrap();
+}
+
+/// What a guest boots with unless a test says otherwise: `sh -c <script>` as root.
+pub fn config(script: &str) -> BootConfig {
+    BootConfig {
+        hostname: "web-1".to_owned(),
+        argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        environment: vec![
+            ("PATH".to_owned(), "/bin".to_owned()),
+            ("PLATFORM_APP".to_owned(), "shop".to_owned()),
+        ],
+        working_dir: "/".to_owned(),
+        user: String::new(),
+        stop_signal: "SIGTERM".to_owned(),
+        network: GuestNetwork {
+            address: "fd00:1::15".parse().unwrap(),
+            // QEMU's own router.
+            gateway: "fe80::2".parse().unwrap(),
+            mtu: 1420,
+            resolvers: Vec::new(),
+        },
+        root_device: "/dev/vda".to_owned(),
+        scratch_device: "/dev/vdb".to_owned(),
+        volumes: Vec::new(),
+        image_volumes: Vec::new(),
+        secrets: Vec::new(),
+    }
+}
+
+/// Makes an ext4 file system, from a tree or empty.
+pub fn make_disk(path: &Path, megabytes: u32, tree: Option<&Path>) {
+    let mut command = Command::new("mke2fs");
+    command.args(["-q", "-t", "ext4", "-F"]);
+    if let Some(tree) = tree {
+        command.arg("-d").arg(tree);
+    }
+    command.arg(path).arg(format!("{megabytes}M"));
+    let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+    assert!(command.env("PATH", path).status().unwrap().success());
+}
+
+/// What the node's side has seen and how it behaves.
+#[derive(Default)]
+pub struct Seen {
+    pub hellos: Vec<Hello>,
+    pub started: u32,
+    pub exits: Vec<ExitEvent>,
+    pub failures: Vec<BootFailure>,
+    pub stats: Vec<GuestStats>,
+    pub logs: BTreeMap<u64, LogRecord>,
+    pub logs_sent_again: u32,
+    pub exec: BTreeMap<u32, ExecSeen>,
+    /// Do not read the log channel.
+    pub hold_logs: bool,
+    /// Read logs and do not acknowledge them.
+    pub no_log_acks: bool,
+    config: Option<BootConfig>,
+    control: Option<UnixStream>,
+    log: Option<UnixStream>,
+}
+
+/// What an exec session said.
+#[derive(Default)]
+pub struct ExecSeen {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub exit: Option<ExitEvent>,
+    stream: Option<UnixStream>,
+}
+
+impl Seen {
+    /// The lines of a stream, put together from their pieces.
+    pub fn lines(&self, stream: Stream) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut line = Vec::new();
+        for record in self.logs.values().filter(|record| record.stream == stream) {
+            line.extend_from_slice(&record.line);
+            if !record.partial {
+                lines.push(String::from_utf8_lossy(&line).into_owned());
+                line.clear();
+            }
+        }
+        lines
+    }
+
+    fn phases(&self, wanted: Channel) -> Vec<Phase> {
+        self.hellos
+            .iter()
+            .filter(|hello| hello.channel == wanted)
+            .map(|hello| hello.phase.clone())
+            .collect()
+    }
+
+    /// Phases of the control channel's hellos.
+    pub fn control_phases(&self) -> Vec<Phase> {
+        self.phases(Channel::Control)
+    }
+
+    /// Phases of the log channel's hellos.
+    pub fn log_phases(&self) -> Vec<Phase> {
+        self.phases(Channel::Log)
+    }
+}
+
+type Shared = Arc<(Mutex<Seen>, Condvar)>;
+
+/// A running guest. Dropping it ends its processes.
+pub struct Guest {
+    directory: tempfile::TempDir,
+    processes: Vec<Child>,
+    shared: Shared,
+    since: Instant,
+}
+
+/// A guest to be.
+pub struct Plan<'a> {
+    pub tools: &'a Tools,
+    pub config: BootConfig,
+    pub memory_megabytes: u32,
+    /// Disks after root and scratch.
+    pub volumes: Vec<PathBuf>,
+    /// The tree of the root disk.
+    pub tree: &'a dyn Fn(&Path),
+}
+
+impl<'a> Plan<'a> {
+    pub fn new(tools: &'a Tools, config: BootConfig) -> Self {
+        Self {
+            tools,
+            config,
+            memory_megabytes: 256,
+            volumes: Vec::new(),
+            tree: &busybox_tree,
+        }
+    }
+
+    /// Starts it.
+    pub fn boot(self) -> Guest {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let tree = at("tree");
+        fs::create_dir(&tree).unwrap();
+        (self.tree)(&tree);
+        make_disk(&at("root.ext4"), 32, Some(&tree));
+        make_disk(&at("scratch.ext4"), 64, None);
+
+        let shared: Shared = Arc::default();
+        shared.0.lock().unwrap().config = Some(self.config);
+        let listener = UnixListener::bind(at("vsock_1024")).unwrap();
+        std::thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                for stream in listener.incoming().map_while(Result::ok) {
+                    let shared = Arc::clone(&shared);
+                    std::thread::spawn(move || serve(stream, &shared));
+                }
+            }
+        });
+
+        let device = Command::new(&self.tools.vsock_device)
+            .arg("--socket")
+            .arg(at("vhost.sock"))
+            .arg("--uds-path")
+            .arg(at("vsock"))
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(at("vsock.log")).unwrap())
+            .spawn()
+            .unwrap();
+        let mut guest = Guest {
+            processes: vec![device],
+            shared,
+            since: Instant::now(),
+            directory,
+        };
+        let until = Instant::now() + PATIENCE;
+        while !guest.path("vhost.sock").exists() {
+            assert!(Instant::now() < until, "vhost-device-vsock made no socket");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        guest.since = Instant::now();
+        let qemu = qemu(&guest, self.tools, self.memory_megabytes, &self.volumes);
+        guest.processes.insert(0, qemu);
+        guest
+    }
+}
+
+fn qemu(guest: &Guest, tools: &Tools, memory_megabytes: u32, volumes: &[PathBuf]) -> Child {
+    let mut command = Command::new("qemu-system-x86_64");
+    command
+        .arg("-M")
+        .arg("pc,accel=tcg,usb=off,vmport=off,smbus=off,hpet=off,memory-backend=mem")
+        .arg("-object")
+        .arg(format!(
+            "memory-backend-memfd,id=mem,size={memory_megabytes}M,share=on"
+        ))
+        .arg("-m")
+        .arg(format!("{memory_megabytes}M"))
+        .args([
+            "-cpu",
+            "max",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ])
+        .arg("-kernel")
+        .arg(tools.guest.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(tools.guest.join("initramfs.cpio"))
+        .args(["-append", "console=ttyS0 reboot=t panic=-1 quiet"])
+        .arg("-serial")
+        .arg(format!("file:{}", guest.path("console.log").display()))
+        .args(["-device", "virtio-rng-pci"])
+        .arg("-chardev")
+        .arg(format!(
+            "socket,id=c0,path={}",
+            guest.path("vhost.sock").display()
+        ))
+        .args(["-device", "vhost-user-vsock-pci,chardev=c0"])
+        .args([
+            "-netdev",
+            "user,id=n0,ipv6-prefix=fd00:1::,ipv6-prefixlen=64,restrict=on",
+        ])
+        .args(["-device", "virtio-net-pci,netdev=n0,romfile="]);
+    let root = (guest.path("root.ext4"), "on");
+    let others = volumes.iter().map(|path| (path.clone(), "off"));
+    let disks = [root, (guest.path("scratch.ext4"), "off")]
+        .into_iter()
+        .chain(others);
+    for (number, (path, read_only)) in disks.enumerate() {
+        command
+            .arg("-drive")
+            .arg(format!(
+                "if=none,id=d{number},format=raw,file={},read-only={read_only}",
+                path.display()
+            ))
+            .arg("-device")
+            .arg(format!("virtio-blk-pci,drive=d{number}"));
+    }
+    let log = fs::File::create(guest.path("qemu.log")).unwrap();
+    command.stdin(Stdio::null()).stderr(log).spawn().unwrap()
+}
+
+impl Guest {
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The guest's console.
+    pub fn console(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("console.log")).unwrap_or_default())
+            .into_owned()
+    }
+
+    /// Time since QEMU was started.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
+    }
+
+    /// QEMU's resident memory is not of interest here, but its end is: waits for it.
+    pub fn wait_for_power_off(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.processes[0].try_wait().unwrap() {
+                return status;
+            }
+            assert!(
+                Instant::now() < until,
+                "QEMU did not end\n{}",
+                self.console()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// What was seen so far.
+    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.shared.0.lock().unwrap()
+    }
+
+    /// Changes how the node behaves.
+    pub fn change(&self, change: impl FnOnce(&mut Seen)) {
+        change(&mut self.seen());
+        self.shared.1.notify_all();
+    }
+
+    /// Waits until something was seen.
+    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&Seen) -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        let mut seen = self.seen();
+        loop {
+            if let Some(found) = find(&seen) {
+                return found;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "waited for {what}; failures {:?}, exits {:?}, console:\n{}\nstdout {:?}\nstderr {:?}",
+                seen.failures,
+                seen.exits,
+                self.console(),
+                seen.lines(Stream::Stdout),
+                seen.lines(Stream::Stderr),
+            );
+            seen = self.shared.1.wait_timeout(seen, left).unwrap().0;
+        }
+    }
+
+    /// Waits until the app runs.
+    pub fn wait_started(&self) {
+        self.wait("the start", |seen| (seen.started > 0).then_some(()));
+    }
+
+    /// Waits for a line of standard output that begins like this, and returns it.
+    pub fn wait_line(&self, start: &str) -> String {
+        self.wait(start, |seen| {
+            seen.lines(Stream::Stdout)
+                .into_iter()
+                .find(|line| line.starts_with(start))
+        })
+    }
+
+    /// Waits for the app's end, acknowledges it, and waits for the power-off.
+    pub fn finish(&mut self) -> ExitEvent {
+        let event = self.wait("the exit", |seen| seen.exits.first().cloned());
+        self.send(&HostFrame::ExitAck);
+        assert!(self.wait_for_power_off().success(), "QEMU failed");
+        event
+    }
+
+    /// Says something on the control channel.
+    pub fn send(&self, frame: &HostFrame) {
+        let control = self.wait("control", |seen| {
+            seen.control
+                .as_ref()
+                .map(|stream| stream.try_clone().unwrap())
+        });
+        (&control).write_all(&frame.encode()).unwrap();
+    }
+
+    /// Says something on an exec channel, once it is there.
+    pub fn send_exec(&self, session: u32, frame: &HostFrame) {
+        let stream = self.wait("the exec channel", |seen| {
+            Some(
+                seen.exec
+                    .get(&session)?
+                    .stream
+                    .as_ref()?
+                    .try_clone()
+                    .unwrap(),
+            )
+        });
+        (&stream).write_all(&frame.encode()).unwrap();
+    }
+
+    /// Breaks the control and log channels, as a node that is restarted does.
+    pub fn break_connections(&self) {
+        let mut seen = self.seen();
+        for stream in [seen.control.take(), seen.log.take()].into_iter().flatten() {
+            stream.shutdown(Shutdown::Both).unwrap();
+        }
+    }
+
+    /// Breaks an exec channel.
+    pub fn break_exec(&self, session: u32) {
+        let stream = self
+            .seen()
+            .exec
+            .get_mut(&session)
+            .and_then(|exec| exec.stream.take());
+        stream.unwrap().shutdown(Shutdown::Both).unwrap();
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        for process in &mut self.processes {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+        if std::thread::panicking() {
+            eprintln!("console:\n{}", self.console());
+        }
+    }
+}
+
+/// One connection from the guest.
+fn serve(mut stream: UnixStream, shared: &Shared) {
+    let (seen, changed) = (&shared.0, &shared.1);
+    let mut buffer = FrameBuffer::default();
+    let mut bytes = [0; 64 * 1024];
+    let mut channel = None;
+    loop {
+        if channel == Some(Channel::Log) {
+            let mut seen = seen.lock().unwrap();
+            while seen.hold_logs {
+                seen = changed.wait(seen).unwrap();
+            }
+        }
+        let length = match stream.read(&mut bytes) {
+            Ok(0) | Err(_) => return,
+            Ok(length) => length,
+        };
+        buffer.push(&bytes[..length]);
+        let mut answers = Vec::new();
+        {
+            let mut seen = seen.lock().unwrap();
+            while let Some(frame) = buffer.next::<GuestFrame>().unwrap() {
+                if let GuestFrame::Hello(hello) = &frame {
+                    channel = Some(hello.channel);
+                }
+                take(&mut seen, channel, frame, &stream, &mut answers);
+            }
+        }
+        changed.notify_all();
+        if stream.write_all(&answers).is_err() {
+            return;
+        }
+    }
+}
+
+fn take(
+    seen: &mut Seen,
+    channel: Option<Channel>,
+    frame: GuestFrame,
+    stream: &UnixStream,
+    answers: &mut Vec<u8>,
+) {
+    match frame {
+        GuestFrame::Hello(hello) => {
+            let copy = stream.try_clone().unwrap();
+            match hello.channel {
+                Channel::Control => {
+                    seen.control = Some(copy);
+                    if hello.phase == Phase::Waiting {
+                        let config = seen.config.clone().unwrap();
+                        answers.extend(HostFrame::Boot(Box::new(config)).encode());
+                    }
+                }
+                Channel::Log => seen.log = Some(copy),
+                Channel::Exec { session } => {
+                    seen.exec.entry(session).or_default().stream = Some(copy);
+                }
+            }
+            seen.hellos.push(hello);
+        }
+        GuestFrame::Started => seen.started += 1,
+        GuestFrame::BootFailed(failure) => seen.failures.push(failure),
+        GuestFrame::Exited(event) => seen.exits.push(event),
+        GuestFrame::Stats(stats) => seen.stats.push(stats),
+        GuestFrame::Log(record) => {
+            let seq = record.seq;
+            if seen.logs.insert(seq, record).is_some() {
+                seen.logs_sent_again += 1;
+            }
+            if !seen.no_log_acks {
+                answers.extend(HostFrame::LogAck { seq }.encode());
+            }
+        }
+        GuestFrame::ExecOutput { stream, bytes } => {
+            if let Some(Channel::Exec { session }) = channel {
+                let exec = seen.exec.entry(session).or_default();
+                match stream {
+                    Stream::Stderr => exec.stderr.extend(bytes),
+                    _ => exec.stdout.extend(bytes),
+                }
+            }
+        }
+        GuestFrame::ExecExited(event) => {
+            if let Some(Channel::Exec { session }) = channel {
+                seen.exec.entry(session).or_default().exit = Some(event);
+            }
+        }
+    }
+}
