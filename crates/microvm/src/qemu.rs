@@ -149,6 +149,37 @@ mod tests {
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        expect![].assert_eq(&text.join("\n").replace("\n-", "\n -"));
+        expect![[r#"
+            -nodefaults
+            -no-user-config
+            -no-reboot
+            -name instance-000000ab
+            -machine pc,usb=off,vmport=off,smbus=off,hpet=off,memory-backend=memory
+            -accel tcg,tb-size=64
+            -cpu max
+            -smp 2
+            -m 256M
+            -object memory-backend-memfd,id=memory,size=256M,share=on
+            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+            -display none
+            -kernel /proc/self/fd/10
+            -initrd /proc/self/fd/11
+            -append console=ttyS0 reboot=t panic=-1 quiet no_timer_check random.trust_cpu=on
+            -add-fd fd=17,set=1
+            -chardev file,id=console,path=/dev/fdset/1,append=on
+            -serial chardev:console
+            -chardev socket,id=monitor,fd=16,server=on,wait=off
+            -mon chardev=monitor,mode=control
+            -add-fd fd=12,set=2
+            -blockdev driver=raw,node-name=disk0,read-only=on,file.read-only=on,file.locking=off,file.driver=file,file.filename=/dev/fdset/2
+            -device virtio-blk-pci,drive=disk0,num-queues=1
+            -add-fd fd=13,set=3
+            -blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,file.discard=unmap,file.driver=file,file.filename=/dev/fdset/3
+            -device virtio-blk-pci,drive=disk1,num-queues=1
+            -netdev tap,id=net,fd=14,vhost=off
+            -device virtio-net-pci,netdev=net,mac=02:01:00:00:00:ab,romfile=
+            -device virtio-rng-pci
+            -chardev socket,id=vsock,fd=15
+            -device vhost-user-vsock-pci,chardev=vsock"#]].assert_eq(&text.join(" ").replace(" -", "\n-"));
     }
 }

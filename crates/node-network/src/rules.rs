@@ -120,4 +120,89 @@ mod tests {
             .collect();
         expected.assert_eq(&ruleset("fd12:3456:789a::".parse().unwrap(), &instances));
     }
+
+    #[test]
+    fn none_yet() {
+        check(
+            &[],
+            &expect![[r#"
+            table inet platform
+            delete table inet platform
+            table inet platform {
+            	chain pin {
+            		type filter hook prerouting priority raw; policy drop;
+            		iifname "lo" accept
+            		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+            		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
+            	}
+            	chain forward {
+            		type filter hook forward priority filter; policy drop;
+            		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+            		ct state established,related accept
+            		iifname "host" oifname "t*" accept
+            	}
+            	chain input {
+            		type filter hook input priority filter; policy drop;
+            		iifname "lo" accept
+            		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
+            		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+            		ct state established,related accept
+            	}
+            }
+        "#]],
+        );
+    }
+
+    #[test]
+    fn two_envs() {
+        check(
+            &[
+                (0xa1, "fd12:3456:789a:3:0:7:0:a1"),
+                (0xa2, "fd12:3456:789a:3:0:7:0:a2"),
+                (0xa3, "fd12:3456:789a:3:0:8:0:a3"),
+            ],
+            &expect![[r#"
+                table inet platform
+                delete table inet platform
+                table inet platform {
+                	chain pin {
+                		type filter hook prerouting priority raw; policy drop;
+                		iifname "lo" accept
+                		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+                		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
+                		iifname . ip6 saddr { "t000000a1" . fd12:3456:789a:3:0:7:0:a1, "t000000a2" . fd12:3456:789a:3:0:7:0:a2, "t000000a3" . fd12:3456:789a:3:0:8:0:a3 } accept
+                	}
+                	chain from_env_00000007 {
+                		ip6 daddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a::7:0:0 accept
+                	}
+                	chain from_env_00000008 {
+                		ip6 daddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a::8:0:0 accept
+                	}
+                	chain forward {
+                		type filter hook forward priority filter; policy drop;
+                		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+                		ct state established,related accept
+                		iifname "host" oifname "t*" accept
+                		iifname vmap { "t000000a1" : goto from_env_00000007, "t000000a2" : goto from_env_00000007, "t000000a3" : goto from_env_00000008 }
+                	}
+                	chain input {
+                		type filter hook input priority filter; policy drop;
+                		iifname "lo" accept
+                		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
+                		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+                		ct state established,related accept
+                	}
+                }
+            "#]],
+        );
+    }
+
+    #[test]
+    fn an_instance_in_network_0_gets_no_rights() {
+        let text = ruleset(
+            "fd12:3456:789a::".parse().unwrap(),
+            &[(InstanceId(1), "fd12:3456:789a:3::9".parse().unwrap())],
+        );
+        assert!(!text.contains("vmap"));
+    }
 }

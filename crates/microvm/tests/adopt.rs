@@ -1,0 +1,219 @@
+//! An agent that is killed, and the one that comes after it.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use contract::InstanceId;
+use microvm::{HowEnded, Vm, VmStatus, boot, console_tail};
+use rustix::process::{Signal, kill_process};
+use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec};
+
+/// Set in the process that plays the first agent: the run directory.
+const RUN_DIR: &str = "MICROVM_TEST_RUN_DIR";
+const INSTANCE: &str = "MICROVM_TEST_INSTANCE";
+const SCRIPT: &str = "echo GUEST UP\nwhile true; do date; sleep 1; done";
+
+/// Not a test by itself: the first agent, which boots a VM, says so, and waits for its end.
+#[tokio::test]
+async fn first_agent() {
+    let Some(run_dir) = std::env::var_os(RUN_DIR) else {
+        return;
+    };
+    let run_dir = Path::new(&run_dir);
+    let instance: InstanceId = std::env::var(INSTANCE).unwrap().parse().unwrap();
+    let guest = guest_dir().unwrap();
+    let kernel = kernel_with_script(&guest, run_dir.parent().unwrap(), SCRIPT);
+    eprintln!("BOOTING");
+    let _vm = boot(spec(instance, run_dir, kernel)).await.unwrap();
+    eprintln!("BOOTED");
+    std::future::pending().await
+}
+
+/// Starts the first agent, and waits until it says this.
+fn start_agent(instance: InstanceId, run_dir: &Path, until: &str) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "first_agent", "--nocapture"])
+        .env(RUN_DIR, run_dir)
+        .env(INSTANCE, instance.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut told = String::new();
+    loop {
+        let line = lines.next().unwrap_or_else(|| panic!("{told}")).unwrap();
+        if line == until {
+            return child;
+        }
+        told.push_str(&line);
+        told.push('\n');
+    }
+}
+
+fn kill_agent(mut agent: Child) {
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !done() {
+        assert!(Instant::now() < give_up, "{what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
+    assert_eq!(processes_of(instance, run_dir), []);
+    assert_eq!(left_in(run_dir), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_running_vm_is_found_again() {
+    if guest_dir().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xb000_0001);
+    let agent = start_agent(instance, &run_dir, "BOOTED");
+    let before = processes_of(instance, &run_dir);
+    kill_agent(agent);
+
+    let vm = Vm::adopt(&run_dir).await.unwrap().unwrap();
+    assert_eq!(vm.instance(), instance);
+    assert!(vm.has_ended().is_none());
+    assert_eq!(processes_of(instance, &run_dir), before);
+    assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
+    // The console goes on, too.
+    until("console", || console_tail(&run_dir).contains("GUEST UP")).await;
+
+    // Another one may look as well, and both see the end.
+    let other = Vm::adopt(&run_dir).await.unwrap().unwrap();
+    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::KILL).unwrap();
+    assert_eq!(vm.ended().await.how, HowEnded::Unknown);
+    assert_eq!(other.ended().await.how, HowEnded::Unknown);
+    assert_nothing_left(instance, &run_dir);
+    assert!(Vm::adopt(&run_dir).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_vm_that_ended_meanwhile_is_reported_with_its_words() {
+    if guest_dir().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xb000_0002);
+    let agent = start_agent(instance, &run_dir, "BOOTED");
+    kill_agent(agent);
+    let vmm = pid_of(instance, &run_dir, "qemu");
+    // Said while no agent reads.
+    let adopted = Vm::adopt(&run_dir).await.unwrap().unwrap();
+    until("console", || console_tail(&run_dir).contains("GUEST UP")).await;
+    drop(adopted);
+    kill_process(vmm, Signal::KILL).unwrap();
+    until("VMM", || {
+        processes_of(instance, &run_dir)
+            .iter()
+            .all(|(_, name)| !name.starts_with("qemu"))
+    })
+    .await;
+    let vm = Vm::adopt(&run_dir).await.unwrap();
+    if let Some(vm) = vm {
+        let end = vm.ended().await;
+        assert_eq!(end.how, HowEnded::Unknown);
+        assert!(end.console_tail.contains("GUEST UP"));
+    }
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_vm_without_its_vsock_device_is_ended() {
+    if guest_dir().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xb000_0003);
+    let agent = start_agent(instance, &run_dir, "BOOTED");
+    kill_agent(agent);
+    let device = pid_of(instance, &run_dir, "vhost-device");
+    kill_process(device, Signal::KILL).unwrap();
+    until("device", || {
+        processes_of(instance, &run_dir)
+            .iter()
+            .all(|(_, name)| !name.starts_with("vhost"))
+    })
+    .await;
+    let vm = Vm::adopt(&run_dir).await.unwrap().unwrap();
+    assert_eq!(vm.ended().await.how, HowEnded::VsockLost);
+    assert_nothing_left(instance, &run_dir);
+}
+
+/// However far a boot had come when its agent was killed, nothing is left that is not known.
+#[tokio::test]
+async fn a_boot_that_was_interrupted_anywhere_is_cleared() {
+    if guest_dir().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xb000_0004);
+    let mut outcomes = std::collections::BTreeMap::new();
+    for round in 0..24 {
+        let agent = start_agent(instance, &run_dir, "BOOTING");
+        tokio::time::sleep(Duration::from_millis(round * 3)).await;
+        kill_agent(agent);
+        // What waited before its exec dies by the kernel's hand.
+        let known = fs::read_to_string(run_dir.join("vm.json")).unwrap_or_default();
+        let outcome = match Vm::adopt(&run_dir).await.unwrap() {
+            None => "nothing",
+            Some(vm) if vm.has_ended().is_some() => "ended",
+            Some(vm) => {
+                vm.kill().await;
+                "running"
+            }
+        };
+        *outcomes.entry(outcome).or_insert(0) += 1;
+        until(&format!("round {round}: {outcome} {known}"), || {
+            processes_of(instance, &run_dir).is_empty()
+        })
+        .await;
+        if run_dir.exists() {
+            assert_nothing_left(instance, &run_dir);
+        }
+    }
+    eprintln!("{outcomes:?}");
+    assert!(outcomes.contains_key("nothing"), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_record_of_another_boot_or_version_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let me = std::process::id();
+    let exe = std::env::current_exe().unwrap();
+    let write = |version: u32, boot_id: &str| {
+        let identity = format!(r#"{{"pid":{me},"start_time":0,"exe":{exe:?}}}"#);
+        let text = format!(
+            r#"{{"version":{version},"boot_id":{boot_id:?},"instance":"000000ab","driver":"qemu-tcg",
+                "cgroup":null,"vsock_device":{identity},"vmm":{identity}}}"#
+        );
+        fs::write(dir.path().join("vm.json"), text).unwrap();
+    };
+    write(1, "another");
+    fs::create_dir(dir.path().join("vsock")).unwrap();
+    let vm = Vm::adopt(dir.path()).await.unwrap().unwrap();
+    assert_eq!(vm.ended().await.how, HowEnded::Unknown);
+    write(2, "another");
+    let error = Vm::adopt(dir.path()).await.unwrap_err().to_string();
+    assert!(error.contains("version is 2"), "{error}");
+}

@@ -1,0 +1,144 @@
+//! A guest of the tests' own: the kernel and modules of `cargo xtask guest`, with a busybox script
+//! as its init, so that a test says in a few lines what the guest does.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use contract::InstanceId;
+use microvm::{Driver, GuestKernel, Machine, VmSpec};
+
+/// The one switch that leaves these tests out, on a machine where they cannot run.
+const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+
+/// The artifacts of `cargo xtask guest`; nothing when these tests are switched off.
+pub(crate) fn guest_dir() -> Option<PathBuf> {
+    if std::env::var_os(SKIP).is_some() {
+        eprintln!("SKIPPED: {SKIP} is set");
+        return None;
+    }
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+    assert!(
+        dir.join("vmlinuz").exists(),
+        "no guest kernel: cargo xtask guest makes it; {SKIP}=1 leaves this test out"
+    );
+    assert!(
+        Path::new("/bin/busybox").exists(),
+        "no busybox: apt-get install busybox-static; {SKIP}=1 leaves this test out"
+    );
+    Some(dir)
+}
+
+/// A kernel whose init runs these shell lines, with all modules loaded, and powers off after them.
+pub(crate) fn kernel_with_script(guest: &Path, dir: &Path, script: &str) -> GuestKernel {
+    let init = format!(
+        "#!/bin/busybox sh\n\
+         export PATH=/bin\n\
+         /bin/busybox mkdir -p /proc /sys\n\
+         /bin/busybox --install -s /bin\n\
+         mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n\
+         while read -r module; do insmod /modules/$module; done < /modules/order\n\
+         {script}\n\
+         poweroff -f\n"
+    );
+    let mut archive = fs::read(guest.join("initramfs.cpio")).unwrap();
+    // Archives may follow one another; what comes later replaces what came before.
+    entry(&mut archive, "bin", 0o040_755, b"");
+    entry(
+        &mut archive,
+        "bin/busybox",
+        0o100_755,
+        &fs::read("/bin/busybox").unwrap(),
+    );
+    entry(&mut archive, "init", 0o100_755, init.as_bytes());
+    entry(&mut archive, "TRAILER!!!", 0, b"");
+    let initramfs = dir.join("initramfs.cpio");
+    fs::write(&initramfs, archive).unwrap();
+    GuestKernel {
+        kernel: guest.join("vmlinuz"),
+        initramfs,
+        machine: Machine::Pc,
+    }
+}
+
+/// One entry of a newc archive.
+fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, content: &[u8]) {
+    let fields = [
+        u32::try_from(archive.len()).unwrap(),
+        mode,
+        0,
+        0,
+        1,
+        0,
+        u32::try_from(content.len()).unwrap(),
+        0,
+        0,
+        0,
+        0,
+        u32::try_from(name.len() + 1).unwrap(),
+        0,
+    ];
+    archive.extend_from_slice(b"070701");
+    for field in fields {
+        archive.extend_from_slice(format!("{field:08x}").as_bytes());
+    }
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend_from_slice(content);
+    archive.resize(archive.len().next_multiple_of(4), 0);
+}
+
+pub(crate) fn spec(instance: InstanceId, run_dir: &Path, kernel: GuestKernel) -> VmSpec {
+    VmSpec {
+        instance,
+        run_dir: run_dir.to_owned(),
+        driver: Driver::QemuTcg,
+        kernel,
+        vcpus: 1,
+        cpu_millis: 500,
+        memory_bytes: 128 * 1024 * 1024,
+        disks: Vec::new(),
+        nic: None,
+    }
+}
+
+/// Processes of the VM of this instance and run directory: (pid, name).
+pub(crate) fn processes_of(instance: InstanceId, run_dir: &Path) -> Vec<(i32, String)> {
+    let wanted = format!("instance-{instance}");
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
+            continue;
+        };
+        let dir = entry.path();
+        let command = fs::read(dir.join("cmdline")).unwrap_or_default();
+        let is_vmm = command.split(|b| *b == 0).any(|w| w == wanted.as_bytes());
+        let is_device = fs::read_link(dir.join("cwd")).is_ok_and(|cwd| cwd.starts_with(run_dir));
+        if is_vmm || is_device {
+            let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();
+            found.push((pid, name.trim().to_owned()));
+        }
+    }
+    found
+}
+
+pub(crate) fn pid_of(instance: InstanceId, run_dir: &Path, name: &str) -> rustix::process::Pid {
+    let processes = processes_of(instance, run_dir);
+    let (pid, _) = processes
+        .iter()
+        .find(|(_, comm)| comm.starts_with(name))
+        .unwrap_or_else(|| panic!("no {name} among {processes:?}"));
+    rustix::process::Pid::from_raw(*pid).unwrap()
+}
+
+/// What is in the run directory, console excepted.
+pub(crate) fn left_in(run_dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = [run_dir.to_owned(), run_dir.join("vsock")]
+        .iter()
+        .flat_map(|dir| fs::read_dir(dir).unwrap().flatten())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !name.starts_with("console.log") && name != "vsock")
+        .collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,228 @@
+//! Real VMs under TCG: boot, console, disks, end, kill, loss of either process.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use contract::InstanceId;
+use microvm::{BootError, Disk, HowEnded, Vm, VmStatus, boot};
+use rustix::process::{Signal, kill_process};
+use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec};
+
+const FOR_EVER: &str = "echo GUEST UP\nwhile true; do sleep 1000; done";
+
+async fn wait_for_console(vm: &Vm, text: &str) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !microvm::console_tail(vm.run_dir()).contains(text) {
+        assert!(
+            vm.has_ended().is_none() && Instant::now() < give_up,
+            "{:?} {}",
+            vm.has_ended(),
+            microvm::console_tail(vm.run_dir())
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
+    assert_eq!(processes_of(instance, run_dir), []);
+    assert_eq!(left_in(run_dir), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_guest_has_its_disks_and_powers_off() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0001);
+    let (root, scratch) = (dir.path().join("root.img"), dir.path().join("scratch.img"));
+    let mut content = b"THE ROOT DISK\n".to_vec();
+    content.resize(1 << 20, 0);
+    fs::write(&root, &content).unwrap();
+    fs::write(&scratch, vec![0xaa; 1 << 20]).unwrap();
+    let script = "echo \"root says: $(head -n 1 /dev/vda)\"\n\
+         echo x > /dev/vda && echo ROOT WAS WRITTEN || echo root is read-only\n\
+         echo written by the guest | dd of=/dev/vdb conv=notrunc 2>/dev/null; sync\n\
+         blkdiscard -o 524288 -l 524288 /dev/vdb; sync\n\
+         test -c /dev/hwrng && echo rng is there\n\
+         echo cpus: $(grep -c ^processor /proc/cpuinfo)";
+    let mut spec = spec(
+        instance,
+        &run_dir,
+        kernel_with_script(&guest, dir.path(), script),
+    );
+    spec.vcpus = 2;
+    spec.disks = vec![
+        Disk {
+            path: root.clone(),
+            read_only: true,
+        },
+        Disk {
+            path: scratch.clone(),
+            read_only: false,
+        },
+    ];
+    let vm = boot(spec).await.unwrap();
+    let end = vm.ended().await;
+    let told = &end.console_tail;
+    assert_eq!(end.how, HowEnded::Exited(0), "{told}");
+    for text in [
+        "root says: THE ROOT DISK",
+        "root is read-only",
+        "rng is there",
+        "cpus: 2",
+    ] {
+        assert!(told.contains(text), "{text} in: {told}");
+    }
+    assert_eq!(fs::read(&root).unwrap(), content);
+    let mut start = [0; 20];
+    fs::File::open(&scratch)
+        .unwrap()
+        .read_exact(&mut start)
+        .unwrap();
+    assert_eq!(&start, b"written by the guest");
+    // Discarded blocks are given back, where the file system can.
+    let metadata = fs::metadata(&scratch).unwrap();
+    assert!(metadata.blocks() * 512 < metadata.len(), "{metadata:?}");
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_vm_answers_and_is_killed() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0002);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let vm = boot(spec(instance, &run_dir, kernel.clone()))
+        .await
+        .unwrap();
+    wait_for_console(&vm, "GUEST UP").await;
+    assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
+
+    let again = boot(spec(instance, &run_dir, kernel)).await;
+    assert!(
+        matches!(again, Err(BootError::AlreadyRunning { .. })),
+        "{again:?}"
+    );
+
+    for name in ["qemu", "vhost-device"] {
+        let pid = pid_of(instance, &run_dir, name);
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+            line.split_whitespace().nth(1).unwrap().to_owned()
+        };
+        if rustix::process::geteuid().is_root() {
+            let uid: u32 = field("Uid:").parse().unwrap();
+            assert_eq!(uid, microvm::VMM_UIDS.0 + instance.0 % microvm::VMM_UIDS.1);
+            assert_eq!(field("CapEff:"), "0000000000000000");
+        }
+        assert_eq!(field("NoNewPrivs:"), "1");
+        // Its own session: no terminal and no service manager's signal of ours reaches it.
+        assert_eq!(rustix::process::getsid(Some(pid)).unwrap(), pid);
+    }
+    let end = vm.kill().await;
+    assert_eq!(end.how, HowEnded::Killed);
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_killed_vmm_is_noticed() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0003);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
+    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::KILL).unwrap();
+    assert_eq!(vm.ended().await.how, HowEnded::Signal(9));
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_lost_vsock_device_ends_the_vm() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0004);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
+    wait_for_console(&vm, "GUEST UP").await;
+    kill_process(pid_of(instance, &run_dir, "vhost-device"), Signal::KILL).unwrap();
+    assert_eq!(vm.ended().await.how, HowEnded::VsockLost);
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_stopped_vmm_does_not_answer() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0005);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
+    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::STOP).unwrap();
+    assert!(vm.status().await.is_err());
+    assert!(vm.has_ended().is_none());
+    assert_eq!(vm.kill().await.how, HowEnded::Killed);
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_panic_ends_the_vm_with_its_words() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0006);
+    let kernel = kernel_with_script(&guest, dir.path(), "echo c > /proc/sysrq-trigger");
+    let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
+    let end = vm.ended().await;
+    assert_eq!(end.how, HowEnded::Exited(0));
+    assert!(
+        end.console_tail.contains("Kernel panic"),
+        "{}",
+        end.console_tail
+    );
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_vmm_that_refuses_says_why() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0007);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let mut spec = spec(instance, &run_dir, kernel);
+    // More than any machine has.
+    spec.memory_bytes = 1 << 50;
+    let end = boot(spec).await.unwrap().ended().await;
+    assert_eq!(end.how, HowEnded::Exited(1));
+    assert!(end.console_tail.contains("qemu"), "{}", end.console_tail);
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_missing_disk_is_named_and_nothing_is_left() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0008);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let mut spec = spec(instance, &run_dir, kernel);
+    let path = dir.path().join("absent.img");
+    spec.disks = vec![Disk {
+        path,
+        read_only: true,
+    }];
+    let error = boot(spec).await.unwrap_err().to_string();
+    assert!(error.contains("absent.img"), "{error}");
+    assert_nothing_left(instance, &run_dir);
+}

@@ -1,0 +1,297 @@
+//! The real thing: a namespace, a link, taps, rules and packets. Each test has a network of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::InstanceId;
+use node_network::{Network, NetworkError, NetworkSettings};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use support::{Guest, address, isolated, settings, shell};
+
+/// Everything that could be left behind.
+fn world() -> String {
+    shell("ip -o link; ip -6 route show table all; ip netns; nft list ruleset; ls /run/netns || :")
+}
+
+fn host_socket() -> UdpSocket {
+    let socket = UdpSocket::bind((address(0, 1), 0)).unwrap();
+    socket
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    socket
+}
+
+fn receive_text(socket: &UdpSocket) -> (String, SocketAddr) {
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    (
+        String::from_utf8_lossy(&buffer[..length]).into_owned(),
+        from,
+    )
+}
+
+#[test]
+fn the_host_reaches_an_instance() {
+    isolated("the_host_reaches_an_instance", || async {
+        let network = Network::ensure(&settings()).await.unwrap();
+        let guest = Guest::new(&network, 7, 0xa1).await;
+        network.apply_rules(&[guest.member()]).await.unwrap();
+        let host = host_socket();
+        host.send_to(b"hello", (guest.address, 9000)).unwrap();
+        let packet = guest.receive();
+        assert_eq!(
+            (packet.source, packet.text()),
+            (address(0, 1), "hello".into())
+        );
+        // From another port than was asked: not an answer.
+        guest.send_udp(address(0, 1), packet.source_port(), "stray");
+        host.send_to(b"again", (guest.address, 4000)).unwrap();
+        let packet = guest.receive();
+        guest.send_udp(address(0, 1), packet.source_port(), "answer");
+        assert_eq!(receive_text(&host).0, "answer");
+    });
+}
+
+#[test]
+fn envs_are_apart_and_sources_are_pinned() {
+    isolated("envs_are_apart_and_sources_are_pinned", || async {
+        let network = Network::ensure(&settings()).await.unwrap();
+        let a = Guest::new(&network, 7, 0xa1).await;
+        let b = Guest::new(&network, 7, 0xa2).await;
+        let c = Guest::new(&network, 8, 0xa3).await;
+        let all = [a.member(), b.member(), c.member()];
+        let host = host_socket();
+
+        // Nothing passes before the rules name the instances.
+        a.send_udp(b.address, 9000, "too early");
+        network.apply_rules(&all).await.unwrap();
+
+        a.send_udp(b.address, 9000, "same env");
+        assert_eq!(b.receive().text(), "same env");
+
+        // A tap's packets are handled in order: what is dropped would have come first.
+        c.send_udp(b.address, 9000, "cross env");
+        c.send_udp_from(a.address, b.address, 9000, "spoofed neighbour");
+        c.send_udp_from(address(0, 1), b.address, 9000, "spoofed platform");
+        c.send_udp_from("fe80::99".parse().unwrap(), b.address, 9000, "link-local");
+        c.send_icmp_from(c.address, b.address, 128);
+        c.send_icmp_from(a.address, b.address, 2);
+        a.send_udp(b.address, 9000, "marker");
+        let packet = b.receive();
+        assert_eq!((packet.source, packet.text()), (a.address, "marker".into()));
+
+        // Packet Too Big passes from whoever it is, as long as it says who it is.
+        c.send_icmp_from(c.address, b.address, 2);
+        let packet = b.receive();
+        assert_eq!((packet.source, packet.icmp()), (c.address, Some(2)));
+
+        // An instance does not begin a conversation with the machine.
+        let port = host.local_addr().unwrap().port();
+        a.send_udp(address(0, 1), port, "unasked");
+        let asked = host_socket();
+        asked.send_to(b"?", (a.address, 4000)).unwrap();
+        let question = a.receive();
+        a.send_udp(address(0, 1), question.source_port(), "asked");
+        assert_eq!(receive_text(&asked).0, "asked");
+        host.set_nonblocking(true).unwrap();
+        assert!(host.recv(&mut [0; 16]).is_err());
+
+        // An instance that the rules no longer name is cut off.
+        network
+            .apply_rules(&[b.member(), c.member()])
+            .await
+            .unwrap();
+        a.send_udp(b.address, 9000, "gone");
+        c.send_icmp_from(c.address, b.address, 2);
+        assert_eq!(b.receive().icmp(), Some(2));
+    });
+}
+
+#[test]
+fn what_is_too_big_is_told() {
+    isolated("what_is_too_big_is_told", || async {
+        let network = Network::ensure(&settings()).await.unwrap();
+        let a = Guest::new(&network, 7, 0xa1).await;
+        let b = Guest::new(&network, 7, 0xa2).await;
+        network
+            .apply_rules(&[a.member(), b.member()])
+            .await
+            .unwrap();
+        shell("ip -n platform-test link set dev t000000a2 mtu 1280");
+        a.send_udp(b.address, 9000, &"x".repeat(1330));
+        let packet = a.receive();
+        assert_eq!((packet.source, packet.icmp()), (address(0, 2), Some(2)));
+        assert_eq!(packet.body[4..8], 1280_u32.to_be_bytes());
+    });
+}
+
+#[test]
+fn a_second_agent_finds_everything_and_nothing_is_left_after_remove() {
+    isolated(
+        "a_second_agent_finds_everything_and_nothing_is_left_after_remove",
+        || async {
+            let before = world();
+            let forwarding = "/proc/sys/net/ipv6/conf/all/forwarding";
+            let network = Network::ensure(&settings()).await.unwrap();
+            let a = Guest::new(&network, 7, 0xa1).await;
+            let b = Guest::new(&network, 7, 0xa2).await;
+            network
+                .apply_rules(&[a.member(), b.member()])
+                .await
+                .unwrap();
+            drop(network);
+
+            let network = Network::ensure(&settings()).await.unwrap();
+            a.send_udp(b.address, 9000, "still");
+            assert_eq!(b.receive().text(), "still");
+            let busy = network.create_tap(a.id, a.address).await;
+            assert!(
+                matches!(busy, Err(NetworkError::TapBusy { .. })),
+                "{busy:?}"
+            );
+            a.send_udp(b.address, 9000, "undisturbed");
+            assert_eq!(b.receive().text(), "undisturbed");
+
+            // A tap ends with its VMM; release makes sure, and may be called again.
+            network.release(b.id).await.unwrap();
+            network.release(b.id).await.unwrap();
+            network.release(InstanceId(0xdead)).await.unwrap();
+            let links = shell("ip -n platform-test -o link");
+            assert!(
+                !links.contains("t000000a2") && links.contains("t000000a1"),
+                "{links}"
+            );
+            assert_eq!(std::fs::read_to_string(forwarding).unwrap().trim(), "0");
+
+            // The VMM of `a` still holds its tap.
+            Network::remove("test").await.unwrap();
+            assert_eq!(world(), before);
+            Network::remove("test").await.unwrap();
+
+            // A crash can leave the name without a namespace.
+            std::fs::write("/run/netns/platform-test", "").unwrap();
+            Network::ensure(&settings()).await.unwrap();
+            Network::remove("test").await.unwrap();
+            assert_eq!(world(), before);
+        },
+    );
+}
+
+#[test]
+fn two_nodes_on_one_machine_have_a_network_each() {
+    isolated("two_nodes_on_one_machine_have_a_network_each", || async {
+        let one = Network::ensure(&settings()).await.unwrap();
+        let other = NetworkSettings {
+            suffix: "other".to_owned(),
+            node: contract::NodeId(4),
+            ..settings()
+        };
+        let _two = Network::ensure(&other).await.unwrap();
+        let guest = Guest::new(&one, 7, 0xa1).await;
+        one.apply_rules(&[guest.member()]).await.unwrap();
+        host_socket()
+            .send_to(b"hello", (guest.address, 9000))
+            .unwrap();
+        assert_eq!(guest.receive().text(), "hello");
+        Network::remove("other").await.unwrap();
+        host_socket()
+            .send_to(b"again", (guest.address, 9000))
+            .unwrap();
+        assert_eq!(guest.receive().text(), "again");
+    });
+}
+
+#[test]
+fn settings_that_cannot_be_are_refused() {
+    isolated("settings_that_cannot_be_are_refused", || async {
+        let ensure = async |change: fn(&mut NetworkSettings)| {
+            let mut settings = settings();
+            change(&mut settings);
+            Network::ensure(&settings).await.unwrap_err()
+        };
+        let error = ensure(|s| s.suffix = "../etc".to_owned()).await;
+        assert!(matches!(error, NetworkError::Suffix(_)));
+        let error = ensure(|s| s.mtu = 1279).await;
+        assert!(matches!(error, NetworkError::Mtu(1279)));
+        let error = ensure(|s| s.cluster_prefix = Ipv6Addr::LOCALHOST).await;
+        assert!(matches!(error, NetworkError::Prefix(_)));
+    });
+}
+
+/// A whole kernel as the guest, in a namespace of its own, behind a wire between two taps.
+#[test]
+fn connections_live_on_while_rules_are_replaced() {
+    isolated("connections_live_on_while_rules_are_replaced", || async {
+        let network = Network::ensure(&settings()).await.unwrap();
+        let guest = Guest::new(&network, 7, 0xa1).await;
+        network.apply_rules(&[guest.member()]).await.unwrap();
+
+        let elsewhere = NetworkSettings {
+            suffix: "guest".to_owned(),
+            node: contract::NodeId(9),
+            ..settings()
+        };
+        let other = Network::ensure(&elsewhere).await.unwrap();
+        let nic = Guest::new(&other, 7, 0xb1).await;
+        let address = guest.address;
+        shell("ip netns exec platform-guest nft flush ruleset");
+        for line in [
+            "link set dev t000000b1 address 02:01:00:00:00:a1",
+            "addr del fe80::1/64 dev t000000b1",
+            "addr add fe80::a1/64 dev t000000b1 nodad",
+            &format!("addr add {address}/128 dev t000000b1 nodad"),
+            "route add default via fe80::1 dev t000000b1",
+        ] {
+            shell(&format!("ip -n platform-guest {line}"));
+        }
+        let (guest, nic) = (Arc::new(guest), Arc::new(nic));
+        for (from, to) in [(Arc::clone(&guest), Arc::clone(&nic)), (nic, guest)] {
+            std::thread::spawn(move || {
+                let mut frame = [0; 65_536];
+                while let Ok(length) = from.tap().read(&mut frame) {
+                    let _ = to.tap().write(&frame[..length]);
+                }
+            });
+        }
+        let (listening, listens) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let namespace = std::fs::File::open("/run/netns/platform-guest").unwrap();
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            let listener = TcpListener::bind((address, 8080)).unwrap();
+            listening.send(()).unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                stream.write_all(&buffer[..length]).unwrap();
+            }
+        });
+        listens.recv().unwrap();
+        let mut stream =
+            TcpStream::connect_timeout(&(address, 8080).into(), Duration::from_secs(10)).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let mut echo = |text: &[u8]| {
+            stream.write_all(text).unwrap();
+            let mut answer = vec![0; text.len()];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(answer, text);
+        };
+        echo(b"first");
+        for _ in 0..20 {
+            network
+                .apply_rules(&[(InstanceId(0xa1), address)])
+                .await
+                .unwrap();
+            Network::ensure(&settings()).await.unwrap();
+            echo(&[b'x'; 3000]);
+        }
+    });
+}
