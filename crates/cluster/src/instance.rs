@@ -29,7 +29,7 @@
 //!   [`BACKOFF_FIRST_MS`] to [`BACKOFF_MAX_MS`]. A run of [`STABLE_RUN_MS`] ends the row of
 //!   failures. More restarts in a row than the policy's `max_retries`: failed.
 //! - A restart is a fresh instance: it is prepared again, with a new scratch disk.
-//! - A guest that does not say that the app runs within the boot timeout is killed and ran_last_time
+//! - A guest that does not say that the app runs within the boot timeout is killed and booted
 //!   again, [`MAX_BOOT_ATTEMPTS`] times in a row. This is the machine's fault and does not use up
 //!   the policy's retries.
 //! - An app that cannot be executed (126, 127) fails at once: the root disk will not change.

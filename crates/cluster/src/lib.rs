@@ -31,3 +31,8 @@ pub mod reports;
 pub mod rollout;
 pub mod routes;
 pub mod world;
+
+#[cfg(test)]
+mod fixtures;
+#[cfg(test)]
+mod simulation;

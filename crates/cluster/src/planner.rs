@@ -5,9 +5,9 @@
 //! to which the plan was applied changes nothing. For each process type of each env:
 //!
 //! - `n` instances of the wanted release are to be ready ([`rollout::wanted_counts`]).
-//! - Where other releases serve, at most `n + max_surge` instances exist at a time, those on their
-//!   way out on online nodes counted, because they hold their memory. Where nothing serves, all
-//!   that is missing is made at once.
+//! - Where instances of other releases, or ones on their way out, serve, at most `n + max_surge`
+//!   exist at a time, those on their way out on online nodes counted, because they hold their
+//!   memory. Where nothing serves, all that is missing is made at once.
 //! - An old instance leaves when `n - max_unavailable` others are ready without it, and every new
 //!   one that is not ready yet counts as one that may be missing. What cannot serve leaves first.
 //! - Of too many of the wanted release, those that are not ready leave first, then the newest.

@@ -16,7 +16,8 @@
 //! - was never ready and is older than [`READY_DEADLINE_MS`];
 //!
 //! or when an instance has found no place for that long. What cannot be its fault does not fail it:
-//! an instance on a node that is offline is waited for.
+//! an instance on a node that is offline is waited for. (The time it was offline counts once it is
+//! back, so it had better be up by then: it goes on while it is away.)
 //!
 //! After a failure with a release to go back to, that one is wanted again, at its full numbers.
 //! Where the manifest says `auto_revert = false`, the new release does not give way: its ready

@@ -53,7 +53,7 @@ impl Lifecycle {
             Event::StopAsked => Some(self.stop_now(false)),
             // The agent ended while it prepared; what was done is done again.
             Event::NotFound => Some(vec![Effect::StartPreparing]),
-            // The VM was ran_last_time and that was not written down.
+            // The VM was booted and that was not written down.
             Event::Adopted => Some(self.boot(now, false)),
             Event::CleanedUp => Some(Vec::new()),
             Event::Start

@@ -10,7 +10,7 @@ use super::{
 
 impl Lifecycle {
     pub(super) fn prepare(&mut self) -> Vec<Effect> {
-        // What was ran_last_time before is now started again; preparing again is not starting again.
+        // What ran before is now started again; preparing again is not starting again.
         if self.ran_last_time {
             self.ran_last_time = false;
             self.restarts += 1;

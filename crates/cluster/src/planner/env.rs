@@ -398,8 +398,7 @@ impl Task<'_> {
         let missing = self.wanted.saturating_sub(mine.len());
         // Those on offline nodes may never say that they are gone; they hold nothing up.
         let going = || going.iter().filter(|seat| seat.online);
-        let others_serve =
-            !old.is_empty() || going().any(|seat| seat.was_ready && seat.release != self.goal.make);
+        let others_serve = !old.is_empty() || going().any(|seat| seat.was_ready);
         let may_come = if others_serve {
             let exist = mine.len() + old.len() + going().count();
             (self.wanted + self.max_surge()).saturating_sub(exist)

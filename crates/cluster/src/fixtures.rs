@@ -1,0 +1,317 @@
+//! Worlds for tests.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use contract::api::{Hardware, InstanceReport, RolloutPhase};
+use contract::instance::{
+    ExitEvent, HealthCheck, InstanceSpec, InstanceState, PinnedImage, Port, Probe, Protocol,
+    RestartPolicy, RestartWhen, StopPolicy,
+};
+use contract::{
+    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
+    Timestamp,
+};
+use manifest::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
+
+use crate::release::{Identity, instance_spec};
+use crate::rollout;
+use crate::world::{ClusterSettings, Env, Instance, Node, Release, World};
+
+pub(crate) const MIB: u64 = 1 << 20;
+
+pub(crate) fn prefix() -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x1111, 0x2222, 0, 0, 0, 0, 0)
+}
+
+pub(crate) fn key(text: &str) -> EnvKey {
+    let (app, env) = text.split_once('/').unwrap();
+    EnvKey {
+        app: app.parse().unwrap(),
+        env: env.parse().unwrap(),
+    }
+}
+
+pub(crate) fn name(text: &str) -> ProcessName {
+    text.parse().unwrap()
+}
+
+pub(crate) fn digest(byte: u8) -> Digest {
+    Digest::from_sha256(&[byte; 32])
+}
+
+pub(crate) fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
+    let node = Node {
+        name: format!("node-{number}"),
+        region: "local".to_owned(),
+        hardware: Hardware {
+            arch: "amd64".to_owned(),
+            cpus: 4,
+            memory_bytes: memory_mib * MIB,
+        },
+        online: true,
+        generation: Generation(0),
+    };
+    (NodeId(number), node)
+}
+
+/// A world of `nodes` nodes of 4 GiB, and nothing on them.
+pub(crate) fn world(nodes: u16) -> World {
+    World {
+        settings: ClusterSettings {
+            id: "cluster-1".to_owned(),
+            prefix: prefix(),
+            mtu: 1420,
+        },
+        nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
+        envs: BTreeMap::new(),
+        instances: BTreeMap::new(),
+    }
+}
+
+/// A process of `min` instances of 256 MiB, with an HTTP port and a health check.
+pub(crate) fn process(min: u32) -> Process {
+    Process {
+        command: None,
+        user: None,
+        env: BTreeMap::new(),
+        secrets: Vec::new(),
+        stop: StopPolicy {
+            signal: None,
+            timeout_ms: 10_000,
+        },
+        restart: RestartPolicy {
+            when: RestartWhen::Always,
+            max_retries: 10,
+        },
+        ports: vec![Port {
+            port: 8080,
+            protocol: Protocol::Http,
+            proxy_protocol: None,
+        }],
+        healthcheck: Some(HealthCheck {
+            probe: Probe::Http {
+                port: 8080,
+                path: "/".to_owned(),
+            },
+            interval_ms: 1000,
+            timeout_ms: 1000,
+            grace_ms: 5000,
+            healthy: 2,
+            unhealthy: 3,
+        }),
+        resources: Resources {
+            cpu_millis: 100,
+            memory_bytes: 256 * MIB,
+            scratch_bytes: 64 * MIB,
+        },
+        scaling: Scaling { min, max: 20 },
+        volumes: Vec::new(),
+        deploy: Deploy {
+            strategy: Strategy::Rolling,
+            max_unavailable: 0,
+            max_surge: 1,
+            auto_revert: true,
+        },
+    }
+}
+
+/// A process of `min` instances that listens nowhere and has no health check.
+pub(crate) fn worker(min: u32) -> Process {
+    Process {
+        ports: Vec::new(),
+        healthcheck: None,
+        ..process(min)
+    }
+}
+
+pub(crate) fn manifest(processes: &[(&str, Process)]) -> Manifest {
+    Manifest {
+        app: "shop".parse().unwrap(),
+        image: None,
+        env: BTreeMap::from([("LEVEL".to_owned(), "info".to_owned())]),
+        processes: processes
+            .iter()
+            .map(|(text, process)| (name(text), process.clone()))
+            .collect(),
+        routes: processes
+            .iter()
+            .filter(|(_, process)| !process.ports.is_empty())
+            .map(|(text, process)| {
+                let target = RouteTarget {
+                    process: name(text),
+                    port: process.ports[0].port,
+                };
+                (format!("{text}.example.com"), target)
+            })
+            .collect(),
+    }
+}
+
+pub(crate) fn release(manifest: Manifest) -> Release {
+    let image = PinnedImage {
+        registry: "127.0.0.1:5000".to_owned(),
+        repository: "shop".to_owned(),
+        digest: digest(7),
+    };
+    Release {
+        manifest,
+        image_ref_digest: digest(7),
+        resolved: BTreeMap::from([("amd64".to_owned(), image)]),
+        created_at: Timestamp(0),
+    }
+}
+
+/// Deploys the next release, as the control plane does.
+pub(crate) fn deploy(world: &mut World, env: &str, manifest: Manifest, now: Timestamp) {
+    let network = world.envs.len() as u32 + 1;
+    let known = world.envs.get(&key(env));
+    let number = known
+        .and_then(|env| env.releases.keys().next_back())
+        .map_or(1, |last| last.0 + 1);
+    let begun = rollout::begin(known.map(|e| &e.rollout), ReleaseNumber(number), now);
+    let entry = world.envs.entry(key(env)).or_insert_with(|| Env {
+        network: EnvNetwork(network),
+        releases: BTreeMap::new(),
+        rollout: begun.clone(),
+        scale: BTreeMap::new(),
+        destroying: false,
+    });
+    let release = release(manifest);
+    entry.releases.insert(ReleaseNumber(number), release);
+    entry.rollout = begun;
+}
+
+/// Where an instance is put into a world by hand.
+pub(crate) struct Put {
+    pub(crate) id: u32,
+    pub(crate) env: &'static str,
+    pub(crate) process: &'static str,
+    pub(crate) release: u32,
+    pub(crate) node: u16,
+}
+
+impl Put {
+    pub(crate) fn into_world(self, world: &mut World) -> &mut Instance {
+        let env_key = key(self.env);
+        let env = &world.envs[&env_key];
+        let (id, node) = (InstanceId(self.id), NodeId(self.node));
+        let who = Identity {
+            id,
+            env: &env_key,
+            process: &name(self.process),
+            release: ReleaseNumber(self.release),
+            address: crate::address_plan::instance_address(prefix(), node, env.network, id),
+            arch: "amd64",
+        };
+        let spec = instance_spec(&who, &env.releases[&ReleaseNumber(self.release)]).unwrap();
+        let instance = Instance {
+            spec,
+            node,
+            leaving: false,
+            created_at: Timestamp(0),
+            report: None,
+            was_ready: false,
+            stop_acknowledged: false,
+        };
+        world.instances.insert(id, instance);
+        world.instances.get_mut(&id).unwrap()
+    }
+}
+
+impl Instance {
+    /// Says that its node reported it ready.
+    pub(crate) fn make_ready(&mut self) -> &mut Self {
+        self.was_ready = true;
+        self.report = Some(InstanceReport {
+            ready: true,
+            ..report(self.spec.id, InstanceState::Running)
+        });
+        self
+    }
+}
+
+pub(crate) fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
+    InstanceReport {
+        id,
+        state,
+        ready: false,
+        restarts: 0,
+        detail: String::new(),
+        last_exit: None,
+        failure: None,
+        last_words: Vec::new(),
+        started_at: None,
+    }
+}
+
+pub(crate) fn exit(code: u8) -> ExitEvent {
+    ExitEvent {
+        exit_code: code,
+        signal: None,
+        oom_killed: false,
+        requested_stop: false,
+        at: Timestamp(0),
+    }
+}
+
+/// A spec for what needs no world.
+pub(crate) fn spec(process: Process) -> InstanceSpec {
+    let mut world = world(1);
+    deploy(
+        &mut world,
+        "shop/prod",
+        manifest(&[("web", process)]),
+        Timestamp(0),
+    );
+    let put = Put {
+        id: 0x1f2e_3d4c,
+        env: "shop/prod",
+        process: "web",
+        release: 1,
+        node: 1,
+    };
+    put.into_world(&mut world).spec.clone()
+}
+
+/// What a world looks like, for people: nodes, rollouts, instances.
+pub(crate) fn show(world: &World) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for (key, env) in &world.envs {
+        let r = &env.rollout;
+        let phase = match r.phase {
+            RolloutPhase::Rolling => "rolling",
+            RolloutPhase::Done => "done",
+            RolloutPhase::Failed => "failed",
+            RolloutPhase::Reverted => "reverted",
+            RolloutPhase::Superseded => "superseded",
+        };
+        let _ = writeln!(text, "{key} {} {phase}, wants {}", r.release, r.wanted);
+        for line in r.reason.lines() {
+            let _ = writeln!(text, "  | {line}");
+        }
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for instance in world.instances.values() {
+        let spec = &instance.spec;
+        let state = match &instance.report {
+            None => "new".to_owned(),
+            Some(r) if r.ready => "ready".to_owned(),
+            Some(r) => r.state.to_string(),
+        };
+        let leaving = if instance.leaving { " leaving" } else { "" };
+        let (env, process, release) = (spec.env_key(), &spec.process, spec.release);
+        lines.push(format!(
+            "{env} {process} {release} {} {state}{leaving}",
+            instance.node
+        ));
+    }
+    lines.sort();
+    for line in lines {
+        let _ = writeln!(text, "  {line}");
+    }
+    text
+}
