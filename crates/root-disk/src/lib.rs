@@ -5,6 +5,7 @@ mod cache;
 mod error;
 mod ext4;
 mod layer;
+mod tree;
 pub mod limits;
 
 pub use build::{BuiltDisk, build};

@@ -1,0 +1,50 @@
+//! What the tests share: the judges `e2fsck` and the kernel.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part, and fails by panicking")]
+
+use std::path::Path;
+use std::process::Command;
+
+/// `e2fsck -fn` must find nothing to do and nothing to say.
+pub fn fsck(disk: &Path) {
+    let output = Command::new("e2fsck").arg("-fn").arg(disk).output().expect("e2fsck of Debian's e2fsprogs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}: {text}", disk.display());
+    // Five passes, and a line at the end.
+    assert_eq!(text.lines().count(), 6, "{text}");
+}
+
+/// A disk mounted by the kernel until this is dropped.
+pub struct LoopMount {
+    dir: tempfile::TempDir,
+}
+
+impl LoopMount {
+    /// Mounts it (`ro`, `rw`); none, and a word about it, where one may not.
+    pub fn new(disk: &Path, options: &str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root may mount");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let output = Command::new("mount")
+            .args(["-t", "ext4", "-o", &format!("loop,{options}")])
+            .arg(disk)
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "mount {}: {text}", disk.display());
+        Some(Self { dir })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for LoopMount {
+    fn drop(&mut self) {
+        let status = Command::new("umount").arg(self.dir.path()).status();
+        assert!(status.is_ok_and(|status| status.success()), "umount {}", self.dir.path().display());
+    }
+}
