@@ -4,6 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use contract::api::ApiError;
+use rustls::CertificateError;
 
 /// Why a call of the API failed. Each variant names the server or the operation; [`Self::hint`]
 /// says what to do.
@@ -135,7 +136,10 @@ impl ClientError {
         let server = server.to_owned();
         let source = source.without_url();
         let cause = innermost(&source);
-        if is_tls(&source) {
+        let tls = chain(&source)
+            .find_map(|e| e.downcast_ref::<rustls::Error>())
+            .map(tls_cause);
+        if let Some(cause) = tls {
             Self::Tls {
                 server,
                 cause,
@@ -181,6 +185,13 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
         .map_or_else(|| error.to_string(), ToString::to_string)
 }
 
-fn is_tls(error: &(dyn Error + 'static)) -> bool {
-    chain(error).any(|e| e.downcast_ref::<rustls::Error>().is_some())
+/// What went wrong with the handshake, for people.
+fn tls_cause(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(other)) => other.0.to_string(),
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "its certificate is not of the cluster we know".to_owned()
+        }
+        other => other.to_string(),
+    }
 }

@@ -20,6 +20,9 @@ mod pinned;
 mod token;
 mod wireguard;
 
+#[cfg(test)]
+mod tests;
+
 pub use ca::{
     CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
     certificate_fingerprint, check_request,

@@ -1,0 +1,376 @@
+//! The store, on real files.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+
+use cluster::enrollment::EnrollmentRefused;
+use cluster::planner::Action;
+use cluster::rollout::begin;
+use contract::api::{EnrollRole, Member, Route};
+use contract::instance::InstanceState;
+use contract::{EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use sqlx::Connection as _;
+use store::{Change, EnrollError, ReportEffect, SEEN_GRANULARITY_MS, Store, StoreError};
+use support::*;
+
+const LATER: Timestamp = Timestamp(NOW.0 + 60_000);
+
+async fn generation(store: &Store, node: NodeId) -> u64 {
+    let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
+    snapshot.world.nodes[&node].generation.0
+}
+
+#[tokio::test]
+async fn what_was_written_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let node = add_node(&store, "box").await;
+    let id = InstanceId(7);
+    let added = Change::AddEnv {
+        key: env_key("shop"),
+        env: env("shop", 1),
+    };
+    write(&store, vec![added, placed("shop", 1, id, node)]).await;
+    write(
+        &store,
+        vec![
+            Change::AddRelease {
+                key: env_key("shop"),
+                number: ReleaseNumber(2),
+                release: Box::new(release("shop")),
+                rollout: begin(None, ReleaseNumber(2), NOW),
+            },
+            Change::SetScale {
+                key: env_key("shop"),
+                scale: BTreeMap::from([("web".parse().unwrap(), 3)]),
+            },
+            Change::Destroy {
+                key: env_key("shop"),
+            },
+        ],
+    )
+    .await;
+    let before = store.snapshot(&BTreeSet::from([node])).await.unwrap();
+    store.close().await;
+
+    let store = open(folder.path()).await;
+    let after = store.snapshot(&BTreeSet::from([node])).await.unwrap();
+    assert_eq!(before, after);
+    let env = &after.world.envs[&env_key("shop")];
+    assert_eq!(env.releases.len(), 2);
+    assert_eq!(env.rollout.release, ReleaseNumber(2));
+    assert_eq!(env.scale.len(), 1);
+    assert!(env.destroying);
+    assert!(after.world.nodes[&node].online);
+    assert_eq!(after.last_network, EnvNetwork(1));
+    assert_eq!(store.cluster().await.unwrap().unwrap().settings, settings());
+    let mode = std::fs::metadata(folder.path().join("platform.db"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600, "the CA's key is in it");
+}
+
+#[tokio::test]
+async fn only_the_nodes_concerned_get_a_new_generation() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let (one, two) = (add_node(&store, "a").await, add_node(&store, "b").await);
+    let id = InstanceId(7);
+    let added = Change::AddEnv {
+        key: env_key("shop"),
+        env: env("shop", 1),
+    };
+    write(&store, vec![added]).await;
+    let at = async || (generation(&store, one).await, generation(&store, two).await);
+    assert_eq!(at().await, (1, 1));
+    write(
+        &store,
+        vec![
+            placed("shop", 1, id, one),
+            placed("shop", 1, InstanceId(8), one),
+        ],
+    )
+    .await;
+    assert_eq!(at().await, (2, 1), "once for a transaction");
+    let leave = Change::Planned(Action::Leave {
+        id,
+        reason: "scaled down".to_owned(),
+    });
+    write(&store, vec![leave.clone()]).await;
+    assert_eq!(at().await, (3, 1));
+    write(&store, vec![leave]).await;
+    assert_eq!(at().await, (3, 1), "it was leaving already");
+    write(&store, vec![Change::Planned(Action::Forget { id })]).await;
+    assert_eq!(at().await, (4, 1));
+}
+
+#[tokio::test]
+async fn a_change_that_cannot_be_written_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let before = store.snapshot(&BTreeSet::new()).await.unwrap();
+    let added = Change::AddEnv {
+        key: env_key("shop"),
+        env: env("shop", 1),
+    };
+    let changes = vec![added, placed("shop", 1, InstanceId(1), NodeId(99))];
+    let failed = store
+        .update(&BTreeSet::new(), |_| Ok::<_, StoreError>((changes, ())))
+        .await;
+    assert!(
+        matches!(failed, Err(StoreError::Query { .. })),
+        "{failed:?}"
+    );
+    let missing = Change::Destroy {
+        key: env_key("nothing"),
+    };
+    let failed = store
+        .update(&BTreeSet::new(), |_| {
+            Ok::<_, StoreError>((vec![missing], ()))
+        })
+        .await;
+    assert!(matches!(failed, Err(StoreError::Unstorable { .. })));
+    assert_eq!(store.snapshot(&BTreeSet::new()).await.unwrap(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn of_64_uses_of_a_token_at_once_one_succeeds() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let hash = [7; 32];
+    store
+        .add_enrollment_token(&hash, EnrollRole::Node, LATER, NOW)
+        .await
+        .unwrap();
+    let uses: Vec<_> = (0..64)
+        .map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move { store.enroll(&hash, &request(&format!("m{n}")), NOW).await })
+        })
+        .collect();
+    let (mut enrolled, mut refused) = (0, 0);
+    for one in uses {
+        match one.await.unwrap() {
+            Ok(_) => enrolled += 1,
+            Err(EnrollError::Refused(EnrollmentRefused::TokenUsed)) => refused += 1,
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert_eq!((enrolled, refused), (1, 63));
+    let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
+    assert_eq!(snapshot.world.nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_refused_token_lets_nobody_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let unknown = store.enroll(&[1; 32], &request("a"), NOW).await;
+    assert!(matches!(
+        unknown,
+        Err(EnrollError::Refused(EnrollmentRefused::UnknownToken))
+    ));
+    store
+        .add_enrollment_token(&[2; 32], EnrollRole::Node, LATER, NOW)
+        .await
+        .unwrap();
+    let expired = store.enroll(&[2; 32], &request("a"), LATER).await;
+    assert!(matches!(
+        expired,
+        Err(EnrollError::Refused(EnrollmentRefused::TokenExpired))
+    ));
+    let mut keyless = request("a");
+    keyless.wireguard_public_key = None;
+    let refused = store.enroll(&[2; 32], &keyless, NOW).await;
+    assert!(matches!(refused, Err(EnrollError::Refused(_))));
+    // It was not spent by the refusals.
+    store.enroll(&[2; 32], &request("a"), NOW).await.unwrap();
+}
+
+#[tokio::test]
+async fn names_and_numbers_are_unique() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    for (secret, role) in [
+        (1, EnrollRole::Node),
+        (2, EnrollRole::Node),
+        (3, EnrollRole::Edge),
+    ] {
+        store
+            .add_enrollment_token(&[secret; 32], role, LATER, NOW)
+            .await
+            .unwrap();
+    }
+    let mut who = Vec::new();
+    for secret in [1, 2, 3] {
+        let enrolled = store
+            .enroll(&[secret; 32], &request("box"), NOW)
+            .await
+            .unwrap();
+        assert!(store.is_member(enrolled.member).await.unwrap());
+        who.push((enrolled.member, enrolled.name));
+    }
+    assert_eq!(
+        who,
+        [
+            (Member::Node(NodeId(1)), "box".to_owned()),
+            (Member::Node(NodeId(2)), "box-2".to_owned()),
+            (Member::Edge(EdgeId(1)), "box".to_owned()),
+        ]
+    );
+    assert!(!store.is_member(Member::Edge(EdgeId(2))).await.unwrap());
+}
+
+#[tokio::test]
+async fn users_are_known_by_their_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    store.add_user_token(&[1; 32], "admin", NOW).await.unwrap();
+    let known = store.user_of_token(&[1; 32]).await.unwrap();
+    assert_eq!(known.as_deref(), Some("admin"));
+    assert_eq!(store.user_of_token(&[2; 32]).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_report_is_written_when_it_says_something_new() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let node = add_node(&store, "box").await;
+    let (id, stray) = (InstanceId(7), InstanceId(99));
+    let added = Change::AddEnv {
+        key: env_key("shop"),
+        env: env("shop", 1),
+    };
+    write(&store, vec![added, placed("shop", 1, id, node)]).await;
+
+    let good = report(Generation(2), vec![running(id), running(stray)]);
+    let new = |changed| {
+        Some(ReportEffect {
+            changed,
+            unknown: vec![stray],
+        })
+    };
+    assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(true));
+    assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(false));
+    let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
+    let instance = &snapshot.world.instances[&id];
+    assert_eq!(instance.report, Some(running(id)));
+    assert!(instance.was_ready && !instance.stop_acknowledged);
+    let detail = &snapshot.nodes[&node];
+    assert_eq!(detail.driver, Some(good.driver.clone()));
+    assert_eq!(detail.seen_at, Some(NOW));
+
+    let soon = Timestamp(NOW.0 + SEEN_GRANULARITY_MS - 1);
+    store.report(node, &good, soon).await.unwrap();
+    let late = Timestamp(NOW.0 + SEEN_GRANULARITY_MS);
+    let at = async || store.snapshot(&BTreeSet::new()).await.unwrap().nodes[&node].seen_at;
+    assert_eq!(at().await, Some(NOW), "nothing new, not written");
+    store.report(node, &good, late).await.unwrap();
+    assert_eq!(at().await, Some(late));
+
+    assert_eq!(store.report(NodeId(9), &good, NOW).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_stop_is_acknowledged_by_a_report_that_took_it_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let node = add_node(&store, "box").await;
+    let id = InstanceId(7);
+    let added = Change::AddEnv {
+        key: env_key("shop"),
+        env: env("shop", 1),
+    };
+    write(&store, vec![added, placed("shop", 1, id, node)]).await;
+    let leave = Change::Planned(Action::Leave {
+        id,
+        reason: "destroyed".to_owned(),
+    });
+    write(&store, vec![leave]).await;
+    let acknowledged = async |generation| {
+        let mut stopped = running(id);
+        stopped.state = InstanceState::Stopped;
+        stopped.ready = false;
+        let report = report(Generation(generation), vec![stopped]);
+        store.report(node, &report, NOW).await.unwrap();
+        let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
+        snapshot.world.instances[&id].stop_acknowledged
+    };
+    assert!(!acknowledged(2).await, "an older generation");
+    assert!(acknowledged(3).await);
+}
+
+#[tokio::test]
+async fn a_node_that_is_ahead_of_a_restored_store_is_caught_up_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let node = add_node(&store, "box").await;
+    let ahead = report(Generation(40), Vec::new());
+    store.report(node, &ahead, NOW).await.unwrap();
+    assert_eq!(generation(&store, node).await, 41);
+}
+
+#[tokio::test]
+async fn the_route_table_grows_by_changes_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let empty = BTreeMap::new();
+    let route = Route {
+        env: env_key("shop"),
+        process: "web".parse().unwrap(),
+        proxy_protocol: None,
+        backends: Vec::new(),
+    };
+    let one = BTreeMap::from([("shop.example.com".to_owned(), route)]);
+    let mut generations = Vec::new();
+    for routes in [&empty, &empty, &one, &one, &empty] {
+        let table = store.set_routes(routes).await.unwrap();
+        assert_eq!(table.routes, *routes);
+        generations.push(table.generation.0);
+    }
+    assert_eq!(generations, [1, 1, 2, 2, 3]);
+    store.close().await;
+    let store = open(folder.path()).await;
+    assert_eq!(store.set_routes(&one).await.unwrap().generation.0, 4);
+}
+
+#[tokio::test]
+async fn a_cluster_is_born_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let mut other = store.cluster().await.unwrap().unwrap();
+    other.settings.id = "c2".to_owned();
+    store.found(&other, NOW).await.unwrap();
+    assert_eq!(store.cluster().await.unwrap().unwrap().settings.id, "c1");
+}
+
+#[tokio::test]
+async fn other_stores_and_newer_schemas_are_refused() {
+    for url in ["postgres://localhost/x", "sqlite:", "/tmp/x.db"] {
+        let error = Store::open(url).await.unwrap_err();
+        assert!(matches!(error, StoreError::UnknownStore(_)), "{error}");
+    }
+    let missing = Store::open("sqlite:/nonexistent/folder/x.db")
+        .await
+        .unwrap_err();
+    assert!(matches!(missing, StoreError::Open { .. }), "{missing}");
+
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).await.close().await;
+    let url = format!("sqlite:{}", folder.path().join("platform.db").display());
+    let mut db = sqlx::SqliteConnection::connect(&url).await.unwrap();
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (999, 'from the future', 1, x'00', 0)",
+    )
+    .execute(&mut db)
+    .await
+    .unwrap();
+    db.close().await.unwrap();
+    let error = Store::open(&url).await.unwrap_err();
+    assert!(matches!(error, StoreError::Migrate { .. }), "{error}");
+}
