@@ -9,7 +9,6 @@
 //! connection at a time. What breaks the contract closes its connection and is counted.
 
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -60,7 +59,7 @@ pub(crate) enum GuestEvent {
 #[derive(Debug, Clone, Default)]
 struct Told {
     boot: Option<Arc<BootConfig>>,
-    stop: Option<(String, u64)>,
+    stop_timeout_ms: Option<u64>,
     end_acknowledged: bool,
 }
 
@@ -74,22 +73,14 @@ pub(crate) struct GuestLink {
 }
 
 impl GuestLink {
-    /// Listens on `socket`, replacing one left by an agent before us.
-    ///
-    /// # Errors
-    /// The socket cannot be bound.
-    pub(crate) fn listen(socket: &Path, log: Arc<InstanceLog>) -> io::Result<Self> {
-        match std::fs::remove_file(socket) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let listener = UnixListener::bind(socket)?;
+    /// Serves the guest that dials this socket.
+    pub(crate) fn serve(listener: UnixListener, log: Arc<InstanceLog>) -> Self {
         let told = watch::Sender::new(Told::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         let breaches = Arc::new(AtomicU64::new(0));
         let line = Line { told: told.subscribe(), events: sender, log, breaches: breaches.clone() };
         let serving = AbortOnDropHandle::new(tokio::spawn(line.serve(listener)));
-        Ok(Self { told, events, breaches, _serving: serving })
+        Self { told, events, breaches, _serving: serving }
     }
 
     /// Gives the guest its config as soon as it asks.
@@ -98,8 +89,8 @@ impl GuestLink {
     }
 
     /// Asks the guest to stop its app.
-    pub(crate) fn stop(&self, signal: String, timeout_ms: u64) {
-        self.told.send_modify(|told| told.stop = Some((signal, timeout_ms)));
+    pub(crate) fn stop(&self, timeout_ms: u64) {
+        self.told.send_modify(|told| told.stop_timeout_ms = Some(timeout_ms));
     }
 
     /// Tells the guest that its end was written down, so it may power off.
@@ -237,8 +228,8 @@ impl Line {
                         boot_due = false;
                     }
                     // A guest without its config has no app to stop yet.
-                    if let (true, false, Some((signal, timeout_ms))) = (stop_due, boot_due, now.stop) {
-                        frames.write(&HostFrame::Stop { signal, timeout_ms }).await?;
+                    if let (true, false, Some(timeout_ms)) = (stop_due, boot_due, now.stop_timeout_ms) {
+                        frames.write(&HostFrame::Stop { timeout_ms }).await?;
                         stop_due = false;
                     }
                     if end_due && now.end_acknowledged {
@@ -336,6 +327,8 @@ impl FramedGuest {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use std::path::Path;
+
     use contract::Timestamp;
     use contract::guest::{GuestNetwork, LogRecord, Stream};
 
@@ -410,7 +403,7 @@ mod tests {
     fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
         let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
         let socket = dir.join("guest.sock");
-        (GuestLink::listen(&socket, log).unwrap(), socket)
+        (GuestLink::serve(UnixListener::bind(&socket).unwrap(), log), socket)
     }
 
     #[tokio::test]
@@ -423,8 +416,8 @@ mod tests {
         assert_eq!(guest.hear().await, Some(HostFrame::Boot(Box::new(config()))));
         guest.say(&GuestFrame::Started).await;
         assert_eq!(link.next().await, Some(GuestEvent::Started));
-        link.stop("SIGTERM".to_owned(), 500);
-        let stop = HostFrame::Stop { signal: "SIGTERM".to_owned(), timeout_ms: 500 };
+        link.stop(500);
+        let stop = HostFrame::Stop { timeout_ms: 500 };
         assert_eq!(guest.hear().await, Some(stop.clone()));
 
         // A new connection hears again what still holds; the old one is closed.

@@ -1,9 +1,35 @@
 //! The node agent: reconciles one machine with what the control plane wants of it.
+//!
+//! Decisions are `cluster`'s: what to start and stop (`cluster::node`), how an instance lives
+//! (`cluster::instance`), what its guest is told (`cluster::boot`). Here they are performed:
+//!
+//! ```text
+//! agent ── long poll, reports ── server         one per node: takes up desired states
+//!   └ instance_task   one per instance: its life cycle, its events and effects
+//!       ├ images      registry -> blobs -> root disk, shared by digest
+//!       ├ machine     tap, rules, VMM, folders
+//!       ├ guest_link  vsock: config in, logs and exit out
+//!       └ probes      health, over the network
+//! ```
+//!
+//! The agent may be killed at any moment: everything it needs is on disk or can be seen on the
+//! machine, and its VMs and their connections go on without it.
+//!
+//! Deliberately absent, until their issues: volumes, exec and stats, the overlay to other nodes.
 
+mod agent;
 mod guest_link;
+mod hardware;
+mod images;
+mod instance_task;
 mod logs;
+mod machine;
 mod probes;
+mod streams;
 
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
 use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
@@ -38,26 +64,79 @@ pub struct DownOptions {
     pub run_dir: PathBuf,
 }
 
-/// Why a node stopped.
+/// Why a node cannot run.
 #[derive(Debug, thiserror::Error)]
-pub enum NodeError {}
+pub enum NodeError {
+    /// A folder of its cannot be used.
+    #[error("cannot use the folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another agent runs on the same data folder.
+    #[error("another agent runs on {}; stop it first", .0.display())]
+    Busy(PathBuf),
+    /// No VMM can run here.
+    #[error(transparent)]
+    Driver(#[from] microvm::NoDriver),
+    /// A program is missing.
+    #[error(transparent)]
+    Programs(#[from] microvm::ProgramsError),
+    /// The guest's kernel or initramfs is missing.
+    #[error("cannot find what guests boot")]
+    Guest(#[source] io::Error),
+    /// The machine cannot be looked at.
+    #[error("cannot see what this machine has")]
+    Hardware(#[source] io::Error),
+    /// It is no member of a cluster and could not become one.
+    #[error(transparent)]
+    Join(#[from] membership::JoinError),
+    /// Its folder holds another kind of member.
+    #[error("the data folder belongs to {0}, which is no node")]
+    NotANode(contract::api::Member),
+    /// Its credentials are damaged.
+    #[error("cannot use the credentials")]
+    Client(#[source] api_client::ClientError),
+    /// A state file cannot be read.
+    #[error(transparent)]
+    State(#[from] state_file::StateFileError),
+    /// The registry client cannot be made.
+    #[error("cannot prepare to fetch images")]
+    Registry(#[source] registry::SetupError),
+    /// The workload network cannot be made or removed.
+    #[error("cannot set up the workload network")]
+    Network(#[from] node_network::NetworkError),
+    /// Some microVMs could not be ended.
+    #[error("cannot end every microVM: {0}")]
+    Left(String),
+}
 
 /// Runs the agent until `shutdown`. Its microVMs go on without it.
 ///
 /// # Errors
-/// What kept it from starting.
+/// What kept it from starting. Once it runs, it goes on whatever happens to the server.
 pub async fn run(options: NodeOptions, shutdown: CancellationToken) -> Result<(), NodeError> {
-    let _ = options;
-    shutdown.cancelled().await;
-    Ok(())
+    agent::run(options, shutdown).await
 }
 
 /// Stops every microVM of this node and removes its network from the machine.
 ///
 /// # Errors
 /// What could not be removed.
-#[allow(clippy::unused_async, reason = "it will stop machines")]
 pub async fn down(options: &DownOptions) -> Result<(), NodeError> {
-    let _ = options;
-    Ok(())
+    agent::down(options).await
+}
+
+/// An error with its causes, on one line, for logs and reports.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        // Writing to a String cannot fail.
+        let _ = write!(text, ": {next}");
+        cause = next.source();
+    }
+    text
 }

@@ -1,0 +1,195 @@
+//! From a pinned image to a root disk on this node and the image's config, once for all instances.
+//!
+//! The config is kept beside the disk, so an image that was prepared once starts again without its
+//! registry.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use contract::Digest;
+use contract::image::ImageConfig;
+use contract::instance::PinnedImage;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use registry::{BlobCache, FetchProgress, Registry, RegistryError};
+use root_disk::{DiskCache, DiskError, Layer};
+use state_file::StateFileError;
+use tokio::sync::Mutex as AsyncMutex;
+
+/// Every image of this node.
+#[derive(Debug)]
+pub(crate) struct Images {
+    registry: Registry,
+    blobs: BlobCache,
+    disks: Arc<DiskCache>,
+    configs: PathBuf,
+    /// One image is prepared by one task at a time; the others wait for it.
+    preparing: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
+}
+
+/// An image that can be booted.
+#[derive(Debug, Clone)]
+pub(crate) struct PreparedImage {
+    /// The read-only root disk, checked.
+    pub(crate) disk: PathBuf,
+    /// The image's config.
+    pub(crate) config: ImageConfig,
+}
+
+/// Why an image cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PrepareError {
+    #[error("cannot fetch the image {image}")]
+    Fetch {
+        image: PinnedImage,
+        #[source]
+        source: Box<RegistryError>,
+    },
+    #[error("cannot build the root disk of {image}")]
+    Disk {
+        image: PinnedImage,
+        #[source]
+        source: Box<DiskError>,
+    },
+    #[error("cannot keep the config of {image}")]
+    Config {
+        image: PinnedImage,
+        #[source]
+        source: StateFileError,
+    },
+}
+
+impl PrepareError {
+    /// Whether trying again may help: the registry may come back, the disk may get room.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } => source.problem.is_transient(),
+            Self::Disk { source, .. } => source.is_transient(),
+            Self::Config { .. } => true,
+        }
+    }
+}
+
+impl Images {
+    /// Keeps images in `dir`.
+    ///
+    /// # Errors
+    /// The folders cannot be made.
+    pub(crate) fn open(dir: &Path, registry: Registry) -> io::Result<Self> {
+        let configs = dir.join("configs");
+        std::fs::create_dir_all(&configs)?;
+        Ok(Self {
+            registry,
+            blobs: BlobCache::open(&dir.join("blobs")).map_err(io::Error::other)?,
+            disks: Arc::new(DiskCache::open(&dir.join("disks")).map_err(io::Error::other)?),
+            configs,
+            preparing: Mutex::default(),
+        })
+    }
+
+    /// Finds or makes the root disk; `progress` hears what is being done, for people.
+    ///
+    /// # Errors
+    /// The image cannot be fetched or turned into a disk. Nothing half-made stays behind.
+    pub(crate) fn prepare<'a>(
+        &'a self,
+        image: &'a PinnedImage,
+        progress: &'a (dyn Fn(String) + Send + Sync),
+    ) -> BoxFuture<'a, Result<PreparedImage, PrepareError>> {
+        // Boxed here, where its lifetimes are known: the compiler cannot prove the deeper future
+        // `Send` once it is part of a spawned one.
+        self.prepare_in_turn(image, progress).boxed()
+    }
+
+    async fn prepare_in_turn(
+        &self,
+        image: &PinnedImage,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<PreparedImage, PrepareError> {
+        let gate = {
+            let mut preparing = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+            // Gates nobody waits at are of no more use.
+            preparing.retain(|_, gate| Arc::strong_count(gate) > 1);
+            preparing.entry(image.digest.clone()).or_default().clone()
+        };
+        if gate.try_lock().is_err() {
+            progress("waiting for another instance that prepares the same image".to_owned());
+        }
+        let _turn = gate.lock().await;
+        if let Some(prepared) = self.lookup(image).await? {
+            return Ok(prepared);
+        }
+        let say = |step: FetchProgress| progress(describe(&step));
+        let fetched = self
+            .registry
+            .fetch_image(image, &self.blobs, &say)
+            .boxed()
+            .await
+            .map_err(|source| PrepareError::Fetch { image: image.clone(), source: Box::new(source) })?;
+        progress("building the root disk".to_owned());
+        let layers: Vec<Layer> = fetched
+            .layers
+            .iter()
+            .map(|blob| Layer {
+                path: blob.path.clone(),
+                digest: blob.digest.clone(),
+                diff_id: blob.diff_id.clone(),
+                compression: match blob.compression {
+                    registry::Compression::None => root_disk::Compression::None,
+                    registry::Compression::Gzip => root_disk::Compression::Gzip,
+                    registry::Compression::Zstd => root_disk::Compression::Zstd,
+                },
+            })
+            .collect();
+        self.keep_config(image, &fetched.config)?;
+        let disks = self.disks.clone();
+        let digest = image.digest.clone();
+        let disk = blocking(move || disks.build(&digest, &layers))
+            .await
+            .map_err(|source| PrepareError::Disk { image: image.clone(), source: Box::new(source) })?;
+        Ok(PreparedImage { disk: disk.path, config: fetched.config })
+    }
+
+    async fn lookup(&self, image: &PinnedImage) -> Result<Option<PreparedImage>, PrepareError> {
+        // A config that cannot be read (an older agent wrote it) is fetched again.
+        let Ok(Some(config)) = state_file::read(&self.config_path(&image.digest)) else {
+            return Ok(None);
+        };
+        let disks = self.disks.clone();
+        let digest = image.digest.clone();
+        let disk = blocking(move || disks.lookup(&digest))
+            .await
+            .map_err(|source| PrepareError::Disk { image: image.clone(), source: Box::new(source) })?;
+        Ok(disk.map(|disk| PreparedImage { disk: disk.path, config }))
+    }
+
+    fn keep_config(&self, image: &PinnedImage, config: &ImageConfig) -> Result<(), PrepareError> {
+        state_file::write(&self.config_path(&image.digest), config)
+            .map_err(|source| PrepareError::Config { image: image.clone(), source })
+    }
+
+    fn config_path(&self, digest: &Digest) -> PathBuf {
+        self.configs.join(format!("{}.json", digest.hex()))
+    }
+}
+
+/// `fetched 2 of 5 layers, 12 of 40 MB`.
+fn describe(step: &FetchProgress) -> String {
+    let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
+    format!(
+        "fetched {} of {} layers, {} of {} MB",
+        step.done_layers,
+        step.total_layers,
+        megabytes(step.done_bytes),
+        megabytes(step.total_bytes)
+    )
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,161 @@
+//! What all instances of this node share: images, network, driver, clock, folders.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use cluster::boot::NodeFacts;
+use cluster::instance::Timing;
+use contract::guest::HOST_PORT;
+use contract::instance::InstanceSpec;
+use contract::{InstanceId, Timestamp};
+use microvm::{AdoptError, Disk, Driver, GuestKernel, MAX_VCPUS, Nic, Vm, VmSpec};
+use node_network::{Network, NetworkError};
+use tokio::net::UnixListener;
+use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
+
+use crate::chain;
+use crate::images::Images;
+use crate::streams::LogDirectory;
+
+/// What all instances share.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) images: Images,
+    pub(crate) logs: LogDirectory,
+    pub(crate) facts: NodeFacts,
+    pub(crate) timing: Timing,
+    pub(crate) clock: Clock,
+    /// Notified when something that is reported has changed.
+    pub(crate) changed: Notify,
+    pub(crate) network: Network,
+    /// Who may use the network; the rules are made from this, whole.
+    pub(crate) admitted: Mutex<BTreeMap<InstanceId, Ipv6Addr>>,
+    pub(crate) driver: Driver,
+    pub(crate) kernel: GuestKernel,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
+}
+
+impl Machine {
+    /// Where an instance's record, log and scratch disk are.
+    pub(crate) fn instance_dir(&self, id: InstanceId) -> PathBuf {
+        instances_dir(&self.data_dir).join(id.to_string())
+    }
+
+    fn vm_dir(&self, id: InstanceId) -> PathBuf {
+        self.run_dir.join(id.to_string())
+    }
+
+    /// Listens where the instance's guest will dial.
+    pub(crate) fn listen_for_guest(&self, id: InstanceId) -> Result<UnixListener, String> {
+        microvm::listen_for_guest(&self.vm_dir(id), HOST_PORT)
+            .map_err(|error| format!("cannot listen for the guest of {id}: {}", chain(&error)))
+    }
+
+    /// The running VM of an instance, if there is one.
+    pub(crate) async fn adopt(&self, id: InstanceId) -> Result<Option<Vm>, AdoptError> {
+        Vm::adopt(&self.vm_dir(id)).await
+    }
+
+    /// Boots the VM of an instance: `/dev/vda` is the root disk, `/dev/vdb` scratch.
+    pub(crate) async fn boot(&self, spec: &InstanceSpec, disks: [PathBuf; 2]) -> Result<Vm, String> {
+        let tap = self
+            .network
+            .create_tap(spec.id, spec.address)
+            .await
+            .map_err(|error| format!("cannot make the tap of {}: {}", spec.id, chain(&error)))?;
+        self.enter_network(spec.id, spec.address)
+            .await
+            .map_err(|error| format!("cannot admit {} to the network: {}", spec.id, chain(&error)))?;
+        let [root, scratch] = disks;
+        let vm = VmSpec {
+            instance: spec.id,
+            run_dir: self.vm_dir(spec.id),
+            driver: self.driver,
+            kernel: self.kernel.clone(),
+            vcpus: spec.cpu_millis.div_ceil(1000).clamp(1, MAX_VCPUS),
+            cpu_millis: spec.cpu_millis,
+            memory_bytes: spec.memory_bytes,
+            disks: vec![
+                Disk { path: root, read_only: true },
+                Disk { path: scratch, read_only: false },
+            ],
+            nic: Some(Nic { tap: tap.fd, mac: tap.mac }),
+        };
+        microvm::boot(vm).await.map_err(|error| chain(&error))
+    }
+
+    async fn enter_network(&self, id: InstanceId, address: Ipv6Addr) -> Result<(), NetworkError> {
+        let mut admitted = self.admitted.lock().await;
+        if admitted.insert(id, address) == Some(address) {
+            return Ok(());
+        }
+        self.apply_rules(&admitted).await
+    }
+
+    /// Takes an instance that has no VM any more out of the rules.
+    pub(crate) async fn leave_network(&self, id: InstanceId) {
+        let mut admitted = self.admitted.lock().await;
+        if admitted.remove(&id).is_none() {
+            return;
+        }
+        // The next change of the rules takes it out as well; until then its address leads nowhere.
+        if let Err(error) = self.apply_rules(&admitted).await {
+            tracing::warn!(instance = %id, error = chain(&error), "cannot update the rules");
+        }
+    }
+
+    pub(crate) async fn apply_rules(
+        &self,
+        admitted: &BTreeMap<InstanceId, Ipv6Addr>,
+    ) -> Result<(), NetworkError> {
+        let whole: Vec<_> = admitted.iter().map(|(id, address)| (*id, *address)).collect();
+        self.network.apply_rules(&whole).await
+    }
+
+    /// Removes the sockets and the console of a VM that ended.
+    pub(crate) fn remove_run_dir(&self, id: InstanceId) {
+        match std::fs::remove_dir_all(self.vm_dir(id)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, instance = %id, "cannot remove the run folder");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Where instances are kept, in a node's data folder.
+pub(crate) fn instances_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("instances")
+}
+
+/// The node's time: the wall clock as it was when the agent started, and monotonic since, so that a
+/// clock that jumps moves no timer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    wall: Timestamp,
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    pub(crate) fn start() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let wall = Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+        Self { wall, start: Instant::now() }
+    }
+
+    /// Now.
+    pub(crate) fn now(&self) -> Timestamp {
+        let elapsed = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Timestamp(self.wall.0.saturating_add(elapsed))
+    }
+
+    /// When this time will be, for the runtime's timers; a time of before the start is now.
+    pub(crate) fn instant(&self, at: Timestamp) -> Instant {
+        self.start + Duration::from_millis(at.millis_since(self.wall))
+    }
+}

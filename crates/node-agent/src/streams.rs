@@ -1,0 +1,208 @@
+//! Log streams that the control plane asks for: the node dials, since nodes only dial out.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use api_client::ApiClient;
+use bytes::Bytes;
+use contract::api::{LogLine, LogsWanted, StreamRequest};
+use contract::guest::LogRecord;
+use contract::{InstanceId, ProcessName, Timestamp};
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::task::JoinSet;
+
+use crate::logs::InstanceLog;
+
+/// How long one poll for stream requests waits.
+const POLL_WAIT: Duration = Duration::from_secs(25);
+/// Pause after a failed poll.
+const POLL_PAUSE: Duration = Duration::from_secs(1);
+/// Streams open at a time; further ones wait to be asked for again.
+const MAX_STREAMS: usize = 64;
+/// Lines of the past that one stream sends at most, for each instance.
+const MAX_TAIL_LINES: usize = 10_000;
+
+/// The logs of every instance of this node, for whoever reads them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LogDirectory(Arc<Mutex<BTreeMap<InstanceId, LogEntry>>>);
+
+#[derive(Debug, Clone)]
+struct LogEntry {
+    process: ProcessName,
+    log: Arc<InstanceLog>,
+}
+
+impl LogDirectory {
+    /// Makes an instance's log readable.
+    pub(crate) fn add(&self, id: InstanceId, process: ProcessName, log: Arc<InstanceLog>) {
+        self.with(|logs| logs.insert(id, LogEntry { process, log }));
+    }
+
+    /// The instance is gone.
+    pub(crate) fn remove(&self, id: InstanceId) {
+        self.with(|logs| logs.remove(&id));
+    }
+
+    fn get(&self, id: InstanceId) -> Option<LogEntry> {
+        self.with(|logs| logs.get(&id).cloned())
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<InstanceId, LogEntry>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Asks for stream requests and serves them, until dropped.
+pub(crate) async fn serve(client: ApiClient, logs: LogDirectory) {
+    let mut open = JoinSet::new();
+    loop {
+        while open.try_join_next().is_some() {}
+        if open.len() >= MAX_STREAMS {
+            open.join_next().await;
+            continue;
+        }
+        let requests = match client.streams(POLL_WAIT).await {
+            Ok(requests) => requests,
+            Err(error) => {
+                tracing::debug!(%error, "cannot ask for streams to open");
+                tokio::time::sleep(POLL_PAUSE).await;
+                continue;
+            }
+        };
+        for StreamRequest { stream, wanted } in requests {
+            let body = lines(&logs, &wanted).map(|line| Ok::<_, Infallible>(to_json(&line)));
+            let client = client.clone();
+            open.spawn(async move {
+                if let Err(error) = client.open_stream(&stream, body).await {
+                    tracing::debug!(%error, "a log stream ended early");
+                }
+            });
+        }
+    }
+}
+
+fn to_json(line: &LogLine) -> Bytes {
+    // Our own type with string keys: serialization cannot fail.
+    let mut json = serde_json::to_vec(line).unwrap_or_default();
+    json.push(b'\n');
+    json.into()
+}
+
+/// The wanted lines: the past of all instances in the order of time, then, when followed, what comes.
+fn lines(logs: &LogDirectory, wanted: &LogsWanted) -> impl Stream<Item = LogLine> + Send + use<> {
+    let tail = (wanted.tail as usize).min(MAX_TAIL_LINES);
+    let mut past = Vec::new();
+    let mut coming = stream::SelectAll::new();
+    for &id in &wanted.instances {
+        let Some(LogEntry { process, log }) = logs.get(id) else { continue };
+        let (records, receiver) = match log.follow(tail, wanted.since) {
+            Ok(both) => both,
+            Err(error) => {
+                tracing::warn!(%error, instance = %id, "cannot read an instance's log");
+                continue;
+            }
+        };
+        past.extend(records.iter().flat_map(|record| log_lines(id, &process, record)));
+        if wanted.follow {
+            let state = (receiver, process, log);
+            let live = stream::unfold(state, move |(mut receiver, process, log)| async move {
+                let lines = match receiver.recv().await {
+                    Ok(record) => log_lines(id, &process, &record),
+                    Err(RecvError::Lagged(count)) => {
+                        vec![lost_line(id, &process, count, "this reader was too slow")]
+                    }
+                    Err(RecvError::Closed) => return None,
+                };
+                Some((stream::iter(lines), (receiver, process, log)))
+            });
+            coming.push(live.flatten().boxed());
+        }
+    }
+    past.sort_by_key(|line: &LogLine| line.at);
+    stream::iter(past).chain(coming)
+}
+
+/// A record as lines: itself, and before it what was lost, if anything.
+fn log_lines(id: InstanceId, process: &ProcessName, record: &LogRecord) -> Vec<LogLine> {
+    let mut lines = Vec::new();
+    if record.dropped > 0 {
+        let mut lost = lost_line(id, process, record.dropped.into(), "the node was too slow");
+        lost.at = Timestamp(record.at_nanos / 1_000_000);
+        lines.push(lost);
+    }
+    lines.push(LogLine {
+        instance: id,
+        process: process.clone(),
+        at: Timestamp(record.at_nanos / 1_000_000),
+        stream: record.stream,
+        text: String::from_utf8_lossy(&record.line).into_owned(),
+        partial: record.partial,
+    });
+    lines
+}
+
+fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> LogLine {
+    LogLine {
+        instance: id,
+        process: process.clone(),
+        at: Timestamp(0),
+        stream: contract::guest::Stream::Platform,
+        text: format!("{count} line(s) were dropped: {why}"),
+        partial: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use contract::guest::Stream as OutputStream;
+
+    use super::*;
+
+    fn record(seq: u64, text: &str, dropped: u32) -> LogRecord {
+        LogRecord {
+            seq,
+            at_nanos: seq * 1_000_000,
+            stream: OutputStream::Stdout,
+            partial: false,
+            dropped,
+            line: text.as_bytes().to_vec(),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_past_of_two_instances_is_in_order_and_followed_by_what_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let logs = LogDirectory::default();
+        let mut both = Vec::new();
+        for id in [1, 2] {
+            let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());
+            logs.add(InstanceId(id), "web".parse().unwrap(), log.clone());
+            both.push(log);
+        }
+        both[0].append(vec![record(1, "a", 0), record(4, "d", 0)]).unwrap();
+        both[1].append(vec![record(2, "b", 0), record(3, "c", 5)]).unwrap();
+        let wanted = LogsWanted {
+            instances: vec![InstanceId(1), InstanceId(2), InstanceId(9)],
+            tail: 10,
+            since: None,
+            follow: true,
+        };
+        let mut stream = Box::pin(lines(&logs, &wanted));
+        both[1].append(vec![record(4, "e", 0)]).unwrap();
+        let mut texts = Vec::new();
+        while texts.len() < 6 {
+            texts.push(stream.next().await.unwrap().text);
+        }
+        let lost = "5 line(s) were dropped: the node was too slow";
+        assert_eq!(texts, ["a", "b", lost, "c", "d", "e"]);
+
+        let ends = LogsWanted { follow: false, tail: 1, ..wanted };
+        let texts: Vec<_> = lines(&logs, &ends).map(|line| line.text).collect().await;
+        assert_eq!(texts, ["d", "e"]);
+    }
+}
