@@ -4,7 +4,8 @@
 //! accepts ([`crate::structure`]), the order in which `fmt` writes keys, the reference page, and
 //! the canonical JSON. What a text must look like is a pattern from [`crate::formats`]; bounds of
 //! durations and sizes, which no pattern can state, are the extensions `x-minimum` and
-//! `x-maximum`; a table that `fmt` writes in one line has the extension `x-layout`. Extensions
+//! `x-maximum`; a table that `fmt` writes in one line has the extension `x-layout`, and a free key
+//! that it writes first is named by `x-first`. Extensions
 //! are taken out of the published schema and become part of the descriptions.
 //!
 //! What a manifest *means* is [`crate::Manifest`]; [`crate::resolve`] leads from here to there.
@@ -131,7 +132,7 @@ pub(crate) struct Manifest {
     /// Process types by name. Each scales into microVMs of its own. Absent: one process `web`
     /// that runs the image's own command.
     #[serde(default = "default_processes")]
-    #[schemars(extend("minProperties" = 1, "maxProperties" = MAX_PROCESSES))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = MAX_PROCESSES, "x-first" = "web"))]
     pub(crate) processes: BTreeMap<Label, Process>,
     /// Host names and where each leads.
     #[serde(default)]

@@ -15,9 +15,12 @@
 
 mod authored;
 mod diagnostic;
+mod document;
 mod formats;
+mod layout;
 mod model;
 mod normalize;
+mod reference;
 mod render;
 mod resolve;
 mod schema;
@@ -28,8 +31,10 @@ mod syntax;
 mod units;
 
 pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, to_json};
+pub use layout::{diff, fmt};
 pub use model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
 pub use normalize::normalize;
+pub use reference::reference_page;
 pub use render::{Colour, render};
 pub use syntax::{MAX_DEPTH, MAX_TEXT_BYTES};
 

@@ -130,6 +130,11 @@ impl<'s> At<'s> {
         Some((pattern, self.shape.at(schema)))
     }
 
+    /// For a table with free keys: the key that comes first, if one does.
+    pub(crate) fn prefers(self) -> Option<&'s str> {
+        self.text("x-first")
+    }
+
     /// For a table with free keys: the most characters of a key.
     pub(crate) fn key_length(self) -> Option<usize> {
         let most = self.get("propertyNames")?.get("maxLength")?.as_u64()?;
@@ -159,6 +164,16 @@ impl<'s> At<'s> {
     /// The name of the type that this place refers to, for the reference page.
     pub(crate) fn type_name(self) -> Option<&'s str> {
         self.outer.get("$ref").and_then(Value::as_str).and_then(|r| r.rsplit('/').next())
+    }
+
+    /// What the type says about itself, as opposed to the place.
+    pub(crate) fn type_description(self) -> &'s str {
+        self.inner.get("description").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Bounds of a duration or size as a sentence.
+    pub(crate) fn bounds(self) -> Option<String> {
+        bounds_in_words(self.outer.as_object()?)
     }
 }
 
@@ -194,7 +209,8 @@ fn strings(list: Option<&Value>) -> impl Iterator<Item = &str> {
     list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// TOML has no null: an absent key is absent. Takes out what `Option` put in.
+/// TOML has no null: an absent key is absent. Takes out what `Option` put in, and what only the
+/// source's layout did.
 fn without_null(schema: &mut Value) {
     match schema {
         Value::Object(map) => {
@@ -220,6 +236,12 @@ fn without_null(schema: &mut Value) {
             }
             // The ranges say all that these would.
             map.remove("format");
+            if let Some(Value::String(description)) = map.get_mut("description") {
+                // Where a comment's lines end says nothing; an empty line is a paragraph's end.
+                let paragraphs: Vec<String> =
+                    description.split("\n\n").map(|p| p.replace('\n', " ")).collect();
+                *description = paragraphs.join("\n\n");
+            }
             map.values_mut().for_each(without_null);
         }
         Value::Array(items) => items.iter_mut().for_each(without_null),
