@@ -192,14 +192,12 @@ impl BlobCache {
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
             in_flight.retain(|_, lock| lock.strong_count() > 0);
-            match in_flight.get(digest).and_then(Weak::upgrade) {
-                Some(lock) => lock,
-                None => {
-                    let lock = Arc::default();
-                    in_flight.insert(digest.clone(), Arc::downgrade(&lock));
-                    lock
-                }
-            }
+            let known = in_flight.get(digest).and_then(Weak::upgrade);
+            known.unwrap_or_else(|| {
+                let lock = Arc::default();
+                in_flight.insert(digest.clone(), Arc::downgrade(&lock));
+                lock
+            })
         };
         lock.lock_owned().await
     }

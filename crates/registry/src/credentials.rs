@@ -33,7 +33,7 @@ pub enum Credential {
         /// Password.
         password: String,
     },
-    /// An OAuth2 refresh token, which only a token service takes.
+    /// An `OAuth2` refresh token, which only a token service takes.
     IdentityToken(String),
 }
 

@@ -140,10 +140,13 @@ struct RawRunConfig {
     working_dir: Option<String>,
     user: Option<String>,
     stop_signal: Option<String>,
-    volumes: Option<BTreeMap<String, IgnoredAny>>,
-    exposed_ports: Option<BTreeMap<String, IgnoredAny>>,
+    volumes: Option<Keys>,
+    exposed_ports: Option<Keys>,
     labels: Option<BTreeMap<String, String>>,
 }
+
+/// Go writes a set as an object with empty objects in it.
+type Keys = BTreeMap<String, serde_json::Value>;
 
 #[derive(Deserialize)]
 struct RawRootfs {

@@ -65,7 +65,7 @@ async fn pass(
     let longest = limits.blob_grace
         + Duration::from_secs(wanted.size / limits.slowest_bytes_per_second.max(1));
     let work = async {
-        let mut sink = Sink::start(cache.clone(), wanted.clone(), place.registry.clone())?;
+        let mut sink = Sink::start(cache, wanted.clone(), place.registry.clone())?;
         loop {
             let attempt = attempt(transport, place, wanted, &mut sink, on_bytes).await;
             let Err(failure) = attempt else { break };
@@ -181,7 +181,7 @@ struct Sink {
 }
 
 impl Sink {
-    fn start(cache: BlobCache, wanted: Descriptor, host: String) -> Result<Self, Problem> {
+    fn start(cache: &BlobCache, wanted: Descriptor, host: String) -> Result<Self, Problem> {
         let mut writer = cache.begin()?;
         let (queue, mut pieces) = mpsc::channel(PIECES_IN_FLIGHT);
         let thread = tokio::task::spawn_blocking(move || {

@@ -1,6 +1,8 @@
 //! What can go wrong between us and a registry.
 
 use std::fmt;
+use std::io;
+use std::path::PathBuf;
 
 use contract::Digest;
 
@@ -170,6 +172,15 @@ pub enum Problem {
         digest: Digest,
         /// Its type.
         media_type: String,
+    },
+    /// A file of an OCI layout or a docker archive cannot be read.
+    #[error("cannot read {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The blob cache cannot keep it.
     #[error(transparent)]

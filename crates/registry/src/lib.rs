@@ -4,7 +4,8 @@
 //! The way through: [`Registry::resolve`] turns what the user wrote (a [`Reference`], perhaps with a
 //! tag) into digests, once, at deploy. [`Registry::fetch_image`] later fetches one image by digest into
 //! the [`BlobCache`] of a node: the manifest, its config, and the layers, several at a time. The
-//! layers stay compressed; `root-disk` unpacks them.
+//! layers stay compressed; `root-disk` unpacks them. [`Source`] reads images from files too, for
+//! `platform image disk`.
 //!
 //! A registry is not trusted. Nothing is taken from it but bytes that have the digest and the size
 //! that were asked for; every body is read up to a limit ([`Limits`]); redirects never lead from
@@ -19,16 +20,21 @@
 //! control plane (credentials come from the caller, see [`Credentials`]), and HTTPS with a private
 //! CA other than through the system's trust store.
 
+mod archive;
 mod auth;
 mod cache;
 mod credentials;
 mod document;
 mod download;
 mod error;
+mod fetch;
 mod image;
 mod limits;
+mod origin;
 mod platform;
 mod reference;
+mod resolve;
+mod source;
 mod transport;
 
 pub use cache::{BlobCache, CacheError, CachedBlob};
@@ -42,3 +48,4 @@ pub use image::{
 pub use limits::Limits;
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError};
+pub use source::{Source, SourceError, SourceImage};

@@ -51,7 +51,7 @@ impl Default for Limits {
             backoff_max: Duration::from_secs(10),
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
-            blob_grace: Duration::from_secs(120),
+            blob_grace: Duration::from_mins(2),
             slowest_bytes_per_second: 16 << 10,
         }
     }
@@ -73,3 +73,5 @@ pub(crate) const MAX_INDEX_ENTRIES: usize = 1024;
 pub(crate) const PIECES_IN_FLIGHT: usize = 16;
 /// Progress is told about every so many bytes.
 pub(crate) const PROGRESS_STEP_BYTES: u64 = 1 << 20;
+/// Most entries of a docker archive.
+pub(crate) const MAX_ARCHIVE_ENTRIES: usize = 16 << 10;

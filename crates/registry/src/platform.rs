@@ -60,11 +60,9 @@ impl Platform {
             "arm" => "v7",
             _ => {
                 return match (wanted, offered) {
-                    (None, None) => Some(2),
-                    (Some(a), Some(b)) if a == b => Some(2),
-                    (None, Some(_)) => None,
+                    (wanted, offered) if wanted == offered => Some(2),
                     (Some(_), None) => Some(1),
-                    (Some(_), Some(_)) => None,
+                    _ => None,
                 };
             }
         };

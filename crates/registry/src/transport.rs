@@ -461,7 +461,7 @@ impl Transport {
         let client = self.client(&host_of(&url));
         let request = match credential {
             Some(Credential::IdentityToken(refresh)) => {
-                let mut form = Url::parse("form:").map_err(|e| Failure::passing(e))?;
+                let mut form = Url::parse("form:").map_err(Failure::passing)?;
                 form.query_pairs_mut()
                     .append_pair("grant_type", "refresh_token")
                     .append_pair("service", service.as_deref().unwrap_or(host))
@@ -501,11 +501,6 @@ impl Transport {
                 _ => self.refusal(place, "token", response).await,
             });
         }
-        #[derive(Deserialize)]
-        struct TokenAnswer {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
         let bytes = self
             .body(
                 response,
@@ -522,6 +517,13 @@ impl Transport {
                 reason: "its token service gives no token".to_owned(),
             })?)
     }
+}
+
+/// What a token service says; either name is in use.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
 }
 
 /// HTTP is spoken to loopback, and to hosts that were listed.

@@ -19,12 +19,12 @@ use crate::request::{self, Refused, Request};
 use crate::worker::signals;
 
 /// A connection that is silent for so long is closed.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_mins(1);
 /// A client that takes nothing for so long is given up.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for requests in flight after SIGTERM; the platform's own patience is the manifest's
 /// `stop.timeout`.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
+const DRAIN_TIMEOUT: Duration = Duration::from_mins(5);
 /// Largest download, in bytes.
 const MAX_DOWNLOAD_BYTES: u64 = 16 << 30;
 /// A slow download sends a piece so often.
@@ -335,7 +335,7 @@ fn download(
     if !body {
         return Ok((200, 0));
     }
-    let piece = [b'.'; 64 << 10];
+    let piece = vec![b'.'; 64 << 10];
     let begun = Instant::now();
     let mut sent = 0_u64;
     while sent < bytes {

@@ -21,13 +21,13 @@ pub(crate) fn run(config: &Config) -> Result<(), String> {
     ));
     let mut ticks = 0_u64;
     loop {
-        match signals.read(&mut [0]) {
-            Ok(_) => break,
-            Err(_) => {
-                ticks += 1;
-                log(&format!("worker: tick {ticks}"));
-            }
+        let asked_to_stop = signals.read_exact(&mut [0]);
+        if asked_to_stop.is_ok() {
+            break;
         }
+        // Nothing came within a tick.
+        ticks += 1;
+        log(&format!("worker: tick {ticks}"));
     }
     log(&format!("worker: asked to stop after {ticks} ticks"));
     Ok(())

@@ -9,7 +9,7 @@ const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 
 /// Writes out the short forms: `A` and `B` are digests, types are named by their end.
 fn expand(text: &str) -> String {
-    text.replace("'", "\"")
+    text.replace('\'', "\"")
         .replace("\"A\"", &format!("\"{A}\""))
         .replace("\"B\"", &format!("\"{B}\""))
         .replace("OCI/", "application/vnd.oci.image.")
@@ -77,18 +77,18 @@ fn images_of_both_families() {
     check(
         "OCI/manifest.v1+json",
         &manifest(&oci),
-        expect![[r#"image: config 5, layers [(1, None), (2, Gzip), (3, Zstd)]"#]],
+        expect!["image: config 5, layers [(1, None), (2, Gzip), (3, Zstd)]"],
     );
     // A file has no content type, and need not say in itself what it is.
     check(
         "",
         &manifest(&oci),
-        expect![[r#"image: config 5, layers [(1, None), (2, Gzip), (3, Zstd)]"#]],
+        expect!["image: config 5, layers [(1, None), (2, Gzip), (3, Zstd)]"],
     );
     check(
         "OCI/manifest.v1+json; charset=utf-8",
         &manifest(&oci),
-        expect![[r#"image: config 5, layers [(1, None), (2, Gzip), (3, Zstd)]"#]],
+        expect!["image: config 5, layers [(1, None), (2, Gzip), (3, Zstd)]"],
     );
     check(
         "DOCKER/distribution.manifest.v2+json",

@@ -446,9 +446,24 @@ async fn a_token_service_cannot_mislead() {
         Answer::status(401).header("WWW-Authenticate", &header)
     };
     for (realm, expected) in [
-        ("http://192.0.2.1/token", expect!["cannot resolve HOST/test/app:latest: HOST sends us to http://192.0.2.1/token: its token service does not speak HTTPS"]),
-        ("file:///etc/passwd", expect!["cannot resolve HOST/test/app:latest: HOST sends us to file:///etc/passwd: its token service does not speak HTTPS"]),
-        ("nonsense", expect!["cannot resolve HOST/test/app:latest: HOST sends us to nonsense: its token service has no proper address"]),
+        (
+            "http://192.0.2.1/token",
+            expect![
+                "cannot resolve HOST/test/app:latest: HOST sends us to http://192.0.2.1/token: its token service does not speak HTTPS"
+            ],
+        ),
+        (
+            "file:///etc/passwd",
+            expect![
+                "cannot resolve HOST/test/app:latest: HOST sends us to file:///etc/passwd: its token service does not speak HTTPS"
+            ],
+        ),
+        (
+            "nonsense",
+            expect![
+                "cannot resolve HOST/test/app:latest: HOST sends us to nonsense: its token service has no proper address"
+            ],
+        ),
     ] {
         let server = Server::start(move |_| challenge(realm)).await;
         let reference: Reference = format!("{}/test/app", server.host).parse().unwrap();
@@ -533,7 +548,7 @@ async fn manifests_of_any_size_are_not_read() {
     );
     let endless = Answer {
         endless: true,
-        ..manifest_answer(&[b' '; 65_536])
+        ..manifest_answer(&vec![b' '; 65_536])
     };
     let (result, _server) = resolve_manifest(endless).await;
     assert!(matches!(
@@ -672,8 +687,8 @@ async fn two_fetches_of_one_image_share_the_work() {
     let cache = Cache::new();
     let registry = client(quick(), Credentials::Anonymous);
     let pinned = pinned(&server.host, &image.digest());
-    let fetches = (0..4).map(|_| registry.fetch_image(&pinned, &cache.cache, &|_| ()));
-    for result in futures_util::future::join_all(fetches).await {
+    let together = (0..4).map(|_| registry.fetch_image(&pinned, &cache.cache, &|_| ()));
+    for result in futures_util::future::join_all(together).await {
         assert_eq!(result.unwrap().layers.len(), 7);
     }
     for layer in &layers {

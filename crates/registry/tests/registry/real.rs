@@ -46,12 +46,14 @@ impl RealRegistry {
         let htpasswd = dir.path().join("htpasswd");
         let hash = "ann:$2y$05$Ff4JtMgE.c9jhcQOAERigeEvqsdkzVnjJJ6LLq01I3U.nQKfy5Xm6\n";
         std::fs::write(&htpasswd, hash).unwrap();
-        let auth = match user {
-            true => format!(
-                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+        let auth = if user {
+            format!(
+                "auth: {{htpasswd: {{realm: test, path: {}}}}}
+",
                 htpasswd.display()
-            ),
-            false => String::new(),
+            )
+        } else {
+            String::new()
         };
         let config = dir.path().join("config.yml");
         let mut file = std::fs::File::create(&config).unwrap();

@@ -169,12 +169,12 @@ async fn answer(mut stream: TcpStream, answer: Answer) -> std::io::Result<()> {
     let chunked = answer.chunked || answer.endless;
     let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", answer.status);
     for (name, value) in &answer.headers {
-        head.push_str(&format!("{name}: {value}\r\n"));
+        head = format!("{head}{name}: {value}\r\n");
     }
     if chunked {
         head.push_str("Transfer-Encoding: chunked\r\n\r\n");
     } else {
-        head.push_str(&format!("Content-Length: {}\r\n\r\n", answer.body.len()));
+        head = format!("{head}Content-Length: {}\r\n\r\n", answer.body.len());
     }
     stream.write_all(head.as_bytes()).await?;
     let stop = answer
