@@ -209,3 +209,211 @@ fn environment(
     }
     environment
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{process, spec};
+    use contract::instance::Volume;
+    use expect_test::{Expect, expect};
+    use std::fmt::Write as _;
+
+    fn facts() -> NodeFacts {
+        NodeFacts {
+            region: "local".to_owned(),
+            node_name: "node-1".to_owned(),
+            mtu: 1420,
+            resolvers: Vec::new(),
+        }
+    }
+
+    fn words(text: &[&str]) -> Vec<String> {
+        text.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: words(&["/entry"]),
+            cmd: words(&["serve"]),
+            env: words(&[
+                "PATH=/opt/bin:/bin",
+                "LEVEL=debug",
+                "HOME=/srv",
+                "broken",
+                "=x",
+            ]),
+            user: "shop:staff".to_owned(),
+            working_dir: "srv".to_owned(),
+            stop_signal: "3".to_owned(),
+            volumes: words(&["/data"]),
+            ..ImageConfig::default()
+        }
+    }
+
+    fn check(image: &ImageConfig, spec: &InstanceSpec, expected: Expect) {
+        let text = match boot_config(image, spec, &facts()) {
+            Err(error) => format!("error: {error}\n"),
+            Ok(config) => {
+                let mut text = format!(
+                    "{} runs {:?} as {} in {}, stopped by {}\n",
+                    config.hostname,
+                    config.argv,
+                    config.user,
+                    config.working_dir,
+                    config.stop_signal
+                );
+                for (name, value) in &config.environment {
+                    let _ = writeln!(text, "{name}={value}");
+                }
+                for volume in &config.volumes {
+                    let _ = writeln!(text, "{} is {}", volume.device, volume.name);
+                }
+                text
+            }
+        };
+        expected.assert_eq(&text);
+    }
+
+    #[test]
+    fn image_and_manifest_become_one() {
+        let mut spec = spec(process(1));
+        spec.variables.insert("HOME".to_owned(), "/home".to_owned());
+        check(
+            &image(),
+            &spec,
+            expect![[r#"
+            web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
+            PATH=/opt/bin:/bin
+            LEVEL=info
+            HOME=/home
+            PLATFORM_APP=shop
+            PLATFORM_ENV=prod
+            PLATFORM_PROCESS=web
+            PLATFORM_RELEASE=v1
+            PLATFORM_INSTANCE=1f2e3d4c
+            PLATFORM_REGION=local
+            PLATFORM_NODE=node-1
+            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+            PORT=8080
+        "#]],
+        );
+    }
+
+    #[test]
+    fn the_manifest_replaces_cmd_user_and_signal() {
+        let mut spec = spec(process(1));
+        spec.command = Some(words(&["work", "--fast"]));
+        spec.user = Some("nobody".to_owned());
+        spec.stop.signal = Some("SIGINT".to_owned());
+        spec.ports.clear();
+        spec.volumes = words(&["data", "more"])
+            .into_iter()
+            .map(|name| Volume {
+                name,
+                size_bytes: 1,
+            })
+            .collect();
+        check(
+            &image(),
+            &spec,
+            expect![[r#"
+            web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
+            PATH=/opt/bin:/bin
+            LEVEL=info
+            HOME=/srv
+            PLATFORM_APP=shop
+            PLATFORM_ENV=prod
+            PLATFORM_PROCESS=web
+            PLATFORM_RELEASE=v1
+            PLATFORM_INSTANCE=1f2e3d4c
+            PLATFORM_REGION=local
+            PLATFORM_NODE=node-1
+            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+            /dev/vdc is data
+            /dev/vdd is more
+        "#]],
+        );
+    }
+
+    #[test]
+    fn an_empty_image_runs_what_the_manifest_says() {
+        let mut spec = spec(process(1));
+        spec.command = Some(words(&["/app"]));
+        let config = boot_config(&ImageConfig::default(), &spec, &facts()).unwrap();
+        assert_eq!(config.argv, ["/app"]);
+        assert_eq!(
+            (config.user.as_str(), config.working_dir.as_str()),
+            ("0", "/")
+        );
+        assert_eq!(
+            config.environment[0],
+            ("PATH".to_owned(), DEFAULT_PATH.to_owned())
+        );
+        assert_eq!(config.stop_signal, "SIGTERM");
+    }
+
+    #[test]
+    fn what_cannot_run_is_said() {
+        let mut spec = spec(process(1));
+        check(
+            &ImageConfig::default(),
+            &spec,
+            expect![[r#"
+            error: image 127.0.0.1:5000/shop@sha256:0707070707070707070707070707070707070707070707070707070707070707 has neither Entrypoint nor Cmd, and process web has no `command`; name one in the manifest
+        "#]],
+        );
+        let mut image = image();
+        image.stop_signal = "SIGNOPE".to_owned();
+        check(
+            &image,
+            &spec,
+            expect![[r#"
+            error: `SIGNOPE` is not a signal; name one as in SIGTERM, TERM, 15 or SIGRTMIN+3
+        "#]],
+        );
+        let volume = Volume {
+            name: "data".to_owned(),
+            size_bytes: 1,
+        };
+        spec.volumes = vec![volume; 25];
+        check(
+            &image,
+            &spec,
+            expect![[r#"
+            error: 25 volumes are wanted, an instance can have 24
+        "#]],
+        );
+    }
+
+    #[test]
+    fn signals_by_any_name() {
+        for (text, name) in [
+            ("15", Some("SIGTERM")),
+            ("TERM", Some("SIGTERM")),
+            ("sigterm", Some("SIGTERM")),
+            ("31", Some("SIGSYS")),
+            ("37", Some("SIGRTMIN+3")),
+            ("SIGRTMIN+3", Some("SIGRTMIN+3")),
+            ("RTMIN", Some("SIGRTMIN+0")),
+            ("SIGRTMAX", Some("SIGRTMIN+30")),
+            ("SIGRTMAX-27", Some("SIGRTMIN+3")),
+            ("0", None),
+            ("32", None),
+            ("65", None),
+            ("SIGRTMIN+31", None),
+            ("SIGRTMAX-255", None),
+            ("SIG", None),
+        ] {
+            assert_eq!(signal_name(text).as_deref(), name, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_process_name_still_is_a_host_name() {
+        let mut spec = spec(process(1));
+        spec.process = "a".repeat(63).parse().unwrap();
+        assert_eq!(hostname(&spec).len(), 63);
+    }
+}

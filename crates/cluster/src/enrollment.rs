@@ -145,3 +145,121 @@ fn next_number(highest_ever: Option<u16>) -> Result<u16, EnrollmentRefused> {
         .checked_add(1)
         .ok_or(EnrollmentRefused::NoNumberLeft(u16::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use contract::api::Hardware;
+    use proptest::prelude::*;
+
+    fn request() -> EnrollRequest {
+        EnrollRequest {
+            token: "secret".to_owned(),
+            name: "box".to_owned(),
+            region: "local".to_owned(),
+            csr_pem: String::new(),
+            wireguard_public_key: Some("key".to_owned()),
+            hardware: Hardware {
+                arch: "amd64".to_owned(),
+                cpus: 2,
+                memory_bytes: 1 << 30,
+            },
+        }
+    }
+
+    fn token(role: EnrollRole) -> TokenRecord {
+        TokenRecord {
+            role,
+            expires_at: Timestamp(1000),
+            used_at: None,
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_once_until_it_expires() {
+        let node = token(EnrollRole::Node);
+        let at = |now| admit(Some(&node), &request(), Timestamp(now));
+        assert_eq!(at(999), Ok(EnrollRole::Node));
+        assert_eq!(at(1000), Err(EnrollmentRefused::TokenExpired));
+        let unknown = admit(None, &request(), Timestamp(0));
+        assert_eq!(unknown, Err(EnrollmentRefused::UnknownToken));
+        let used = TokenRecord {
+            used_at: Some(Timestamp(5)),
+            ..node.clone()
+        };
+        let used = admit(Some(&used), &request(), Timestamp(2000));
+        assert_eq!(used, Err(EnrollmentRefused::TokenUsed));
+    }
+
+    #[test]
+    fn a_node_brings_key_and_hardware_and_an_edge_need_not() {
+        let bare = EnrollRequest {
+            wireguard_public_key: None,
+            hardware: Hardware::default(),
+            ..request()
+        };
+        let admit =
+            |role, request: &EnrollRequest| admit(Some(&token(role)), request, Timestamp(0));
+        assert_eq!(admit(EnrollRole::Edge, &bare), Ok(EnrollRole::Edge));
+        let refused = admit(EnrollRole::Node, &bare);
+        assert_eq!(refused, Err(EnrollmentRefused::NoWireguardKey));
+        let mut request = request();
+        request.hardware.memory_bytes = 0;
+        let refused = admit(EnrollRole::Node, &request);
+        assert_eq!(refused, Err(EnrollmentRefused::NoHardware("memory")));
+    }
+
+    #[test]
+    fn a_token_lives_a_day_at_most() {
+        assert_eq!(token_expiry(Timestamp(5), 2), Ok(Timestamp(2005)));
+        assert_eq!(
+            token_expiry(Timestamp(0), 0),
+            Err(EnrollmentRefused::TokenLife(0))
+        );
+        let long = MAX_TOKEN_SECONDS + 1;
+        assert_eq!(
+            token_expiry(Timestamp(0), long),
+            Err(EnrollmentRefused::TokenLife(long))
+        );
+    }
+
+    #[test]
+    fn names_become_labels_of_their_own() {
+        let taken = BTreeSet::from(["box".to_owned(), "box-2".to_owned()]);
+        for (wanted, name) in [
+            ("box", "box-3"),
+            ("Box.example.com", "box-3"),
+            ("my_box", "my-box"),
+            ("--", "machine"),
+            ("", "machine"),
+            ("ü", "machine"),
+        ] {
+            assert_eq!(unique_name(wanted, &taken), name, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_never_given_twice() {
+        assert_eq!(next_node(None), Ok(NodeId(1)));
+        assert_eq!(next_node(Some(NodeId(7))), Ok(NodeId(8)));
+        let none_left = Err(EnrollmentRefused::NoNumberLeft(u16::MAX));
+        assert_eq!(next_node(Some(NodeId(u16::MAX))), none_left);
+        assert_eq!(next_edge(None), Ok(EdgeId(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_becomes_a_free_label(wanted in ".{0,80}", again in 0_usize..12) {
+            let mut taken = BTreeSet::new();
+            for _ in 0..=again {
+                let name = unique_name(&wanted, &taken);
+                prop_assert!(!name.is_empty() && name.len() <= MAX_NAME_BYTES);
+                prop_assert!(!name.starts_with('-') && !name.ends_with('-'));
+                prop_assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));
+                prop_assert!(taken.insert(name));
+            }
+        }
+    }
+}

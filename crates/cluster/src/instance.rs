@@ -42,6 +42,8 @@
 //! answer probes seldom answers signals.
 
 mod states;
+#[cfg(test)]
+mod tests;
 mod transitions;
 
 use contract::api::InstanceReport;

@@ -135,3 +135,106 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
     }
     Ok(actions)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{process, spec};
+
+    fn wanted(id: u32) -> InstanceSpec {
+        InstanceSpec {
+            id: InstanceId(id),
+            ..spec(process(1))
+        }
+    }
+
+    fn desired(run: &[u32], stop: &[u32]) -> DesiredState {
+        DesiredState {
+            cluster: "c".to_owned(),
+            node: NodeId(1),
+            generation: Generation(5),
+            instances: run.iter().map(|id| wanted(*id)).collect(),
+            stop: stop.iter().map(|id| InstanceId(*id)).collect(),
+        }
+    }
+
+    fn seen(instances: &[(u32, InstanceState, bool)]) -> Seen {
+        let known = |(id, state, stop_asked): &(u32, InstanceState, bool)| {
+            let (state, stop_asked) = (*state, *stop_asked);
+            (InstanceId(*id), SeenInstance { state, stop_asked })
+        };
+        Seen {
+            cluster: "c".to_owned(),
+            node: NodeId(1),
+            generation: Generation(5),
+            instances: instances.iter().map(known).collect(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_named_starts_and_stops() {
+        let seen = seen(&[
+            (1, InstanceState::Running, false),
+            (2, InstanceState::Running, false),
+            (3, InstanceState::Stopping, true),
+            (4, InstanceState::Running, false),
+            (5, InstanceState::Stopped, true),
+            (6, InstanceState::Stopped, false),
+            (7, InstanceState::Stopped, true),
+            (8, InstanceState::Stopped, false),
+        ]);
+        let actions = reconcile(&desired(&[1, 7, 8, 9], &[2, 3, 10]), &seen).unwrap();
+        assert_eq!(
+            actions,
+            [
+                NodeAction::Stop(InstanceId(2)),
+                NodeAction::KeepUnknown(InstanceId(4)),
+                NodeAction::Forget(InstanceId(5)),
+                NodeAction::KeepUnknown(InstanceId(6)),
+                NodeAction::Start(Box::new(wanted(7))),
+                NodeAction::Start(Box::new(wanted(9))),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_state_stops_nothing() {
+        let seen = seen(&[(1, InstanceState::Running, false)]);
+        let actions = reconcile(&desired(&[], &[]), &seen).unwrap();
+        assert_eq!(actions, [NodeAction::KeepUnknown(InstanceId(1))]);
+    }
+
+    #[test]
+    fn what_is_not_for_this_node_is_refused_whole() {
+        let seen = seen(&[]);
+        let mut other = desired(&[1], &[]);
+        other.cluster = "d".to_owned();
+        let refused = reconcile(&other, &seen).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the desired state is of cluster d, this node belongs to c"
+        );
+        let mut other = desired(&[1], &[]);
+        other.node = NodeId(2);
+        let refused = reconcile(&other, &seen).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the desired state is for node n2, this is n1"
+        );
+        let mut older = desired(&[1], &[]);
+        older.generation = Generation(4);
+        let refused = reconcile(&older, &seen).unwrap_err();
+        let (ours, theirs) = (Generation(5), Generation(4));
+        assert_eq!(refused, DesiredRefused::Older { ours, theirs });
+        for twice in [
+            desired(&[1, 1], &[]),
+            desired(&[1], &[1]),
+            desired(&[], &[1, 1]),
+        ] {
+            let refused = reconcile(&twice, &seen).unwrap_err();
+            assert_eq!(refused, DesiredRefused::NamedTwice(InstanceId(1)));
+        }
+    }
+}

@@ -181,3 +181,95 @@ fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<Obs
 fn permille(part: u64, whole: u64) -> u128 {
     u128::from(part) * 1000 / u128::from(whole.max(1))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{MIB, Put, deploy, key, manifest, name, process, world};
+    use crate::world::World;
+    use contract::Timestamp;
+    use expect_test::{Expect, expect};
+
+    fn check(world: &World, memory_mib: u64, expected: Expect) {
+        let chosen = Placement::new(&world.nodes, world.instances.values()).choose(&Demand {
+            env: &key("shop/prod"),
+            process: &name("web"),
+            cpu_millis: 100,
+            memory_bytes: memory_mib * MIB,
+            archs: &["amd64"],
+        });
+        expected.assert_eq(&chosen.map_or_else(|why| why.to_string(), |node| node.to_string()));
+    }
+
+    fn with(instances: &[(&'static str, u16)]) -> World {
+        let mut world = world(3);
+        let both = [("web", process(1)), ("other", process(1))];
+        deploy(&mut world, "shop/prod", manifest(&both), Timestamp(0));
+        for (id, (process, node)) in (1..).zip(instances) {
+            let (process, node) = (*process, *node);
+            let env = "shop/prod";
+            Put {
+                id,
+                env,
+                process,
+                release: 1,
+                node,
+            }
+            .into_world(&mut world);
+        }
+        world
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_id() {
+        check(&with(&[]), 256, expect!["n1"]);
+    }
+
+    #[test]
+    fn the_same_process_is_spread_before_load_counts() {
+        check(
+            &with(&[("other", 2), ("other", 2), ("web", 1), ("web", 3)]),
+            256,
+            expect!["n2"],
+        );
+        check(&with(&[("other", 1), ("other", 2)]), 256, expect!["n3"]);
+    }
+
+    #[test]
+    fn what_leaves_holds_its_memory_and_is_not_spread_from() {
+        let mut world = with(&[("web", 1), ("web", 2), ("web", 3)]);
+        for instance in world.instances.values_mut() {
+            instance.leaving = instance.node == NodeId(3);
+        }
+        check(&world, 256, expect!["n3"]);
+        check(
+            &world,
+            3841,
+            expect![[
+                r#"no node can take it: node-1 (n1): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-2 (n2): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-3 (n3): 3840 of its 4096 MiB are free, 3841 MiB are needed"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn every_node_says_why_not() {
+        let mut world = with(&[]);
+        world.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        world.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
+        check(
+            &world,
+            5000,
+            expect![[
+                r#"no node can take it: node-1 (n1): it is offline; node-2 (n2): it is arm64, the image is for amd64; node-3 (n3): 4096 of its 4096 MiB are free, 5000 MiB are needed"#
+            ]],
+        );
+        world.nodes.clear();
+        check(
+            &world,
+            1,
+            expect!["there is no node yet; add one with `platform node --token ..`"],
+        );
+    }
+}

@@ -19,6 +19,8 @@
 //! Its place is where [`Standing::Away`] is looked at. Also absent: moving instances to balance.
 
 mod env;
+#[cfg(test)]
+mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};

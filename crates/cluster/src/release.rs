@@ -125,3 +125,59 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         volumes: process.volumes.clone(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{key, manifest, name, process, release, spec};
+
+    #[test]
+    fn the_processes_variables_win() {
+        let mut web = process(1);
+        web.env.insert("LEVEL".to_owned(), "debug".to_owned());
+        web.env.insert("ROLE".to_owned(), "web".to_owned());
+        let spec = spec(web);
+        let variables: Vec<_> = spec
+            .variables
+            .iter()
+            .map(|(n, v)| format!("{n}={v}"))
+            .collect();
+        assert_eq!(variables, ["LEVEL=debug", "ROLE=web"]);
+        assert_eq!(spec.env_key(), key("shop/prod"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let (env, web, ghost) = (key("shop/prod"), name("web"), name("ghost"));
+        let error = |process, arch, manifest| {
+            let who = Identity {
+                id: InstanceId(1),
+                env: &env,
+                process,
+                release: ReleaseNumber(4),
+                address: Ipv6Addr::LOCALHOST,
+                arch,
+            };
+            instance_spec(&who, &release(manifest))
+                .unwrap_err()
+                .to_string()
+        };
+        let plain = manifest(&[("web", process(1))]);
+        assert_eq!(
+            error(&ghost, "amd64", plain.clone()),
+            "release v4 has no process type ghost"
+        );
+        assert_eq!(
+            error(&web, "riscv64", plain.clone()),
+            "the image of release v4 has nothing for riscv64, it has amd64"
+        );
+        assert_eq!(check(&plain), Ok(()));
+        let mut secret = process(1);
+        secret.secrets = vec!["database".to_owned()];
+        let secret = manifest(&[("web", secret)]);
+        let refused = check(&secret).unwrap_err().to_string();
+        assert_eq!(error(&web, "amd64", secret), refused);
+    }
+}

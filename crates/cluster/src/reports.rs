@@ -86,3 +86,108 @@ pub fn mirror(instance: &mut Instance, generation: Generation, report: &NodeRepo
     }
     changed
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{Put, deploy, manifest, process, report, world};
+    use contract::Timestamp;
+    use contract::api::{DriverChoice, InstanceReport};
+
+    fn two() -> World {
+        let mut world = world(2);
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", process(2))]),
+            Timestamp(0),
+        );
+        for id in [1, 2] {
+            let (env, process, release, node) = ("shop/prod", "web", 1, 1);
+            Put {
+                id,
+                env,
+                process,
+                release,
+                node,
+            }
+            .into_world(&mut world);
+        }
+        world.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(7);
+        world
+    }
+
+    fn says(generation: u64, instances: &[(u32, InstanceState)]) -> NodeReport {
+        let said = |(id, state): &(u32, InstanceState)| InstanceReport {
+            ready: *state == InstanceState::Running,
+            ..report(InstanceId(*id), *state)
+        };
+        NodeReport {
+            generation: Generation(generation),
+            driver: DriverChoice {
+                name: "qemu-tcg".to_owned(),
+                reason: "no KVM".to_owned(),
+            },
+            hardware: contract::api::Hardware::default(),
+            instances: instances.iter().map(said).collect(),
+        }
+    }
+
+    #[test]
+    fn what_a_node_says_is_kept_and_said_once() {
+        let mut world = two();
+        let said = says(
+            7,
+            &[(1, InstanceState::Running), (9, InstanceState::Running)],
+        );
+        let recorded = record(&mut world, NodeId(1), &said);
+        assert_eq!(recorded.changed, [InstanceId(1)]);
+        assert_eq!(recorded.unknown, [InstanceId(9)]);
+        assert!(world.instances[&InstanceId(1)].was_ready);
+        assert_eq!(record(&mut world, NodeId(1), &said).changed, []);
+        // It was there and no longer is: nothing is known of it.
+        let recorded = record(&mut world, NodeId(1), &says(7, &[]));
+        assert_eq!(recorded.changed, [InstanceId(1)]);
+        assert_eq!(world.instances[&InstanceId(1)].report, None);
+        assert!(world.instances[&InstanceId(1)].was_ready);
+        // Another node's word does not count.
+        let said = says(0, &[(1, InstanceState::Running)]);
+        let recorded = record(&mut world, NodeId(2), &said);
+        assert_eq!(
+            (recorded.changed, recorded.unknown),
+            (vec![], vec![InstanceId(1)])
+        );
+        assert_eq!(record(&mut world, NodeId(3), &said), Recorded::default());
+    }
+
+    #[test]
+    fn a_stop_is_acknowledged_by_who_has_heard_of_it() {
+        let acknowledged = |said: &NodeReport| {
+            let mut world = two();
+            world.instances.get_mut(&InstanceId(1)).unwrap().leaving = true;
+            record(&mut world, NodeId(1), said);
+            assert!(!world.instances[&InstanceId(2)].stop_acknowledged);
+            world.instances[&InstanceId(1)].stop_acknowledged
+        };
+        assert!(!acknowledged(&says(6, &[(1, InstanceState::Stopped)])));
+        assert!(!acknowledged(&says(6, &[])));
+        assert!(!acknowledged(&says(7, &[(1, InstanceState::Stopping)])));
+        assert!(acknowledged(&says(7, &[(1, InstanceState::Stopped)])));
+        assert!(acknowledged(&says(7, &[(1, InstanceState::Failed)])));
+        assert!(acknowledged(&says(7, &[])));
+    }
+
+    #[test]
+    fn a_node_ahead_of_the_store_acknowledges_nothing() {
+        let mut world = two();
+        world.instances.get_mut(&InstanceId(1)).unwrap().leaving = true;
+        let recorded = record(&mut world, NodeId(1), &says(30, &[]));
+        assert_eq!(recorded.raised_to, Some(Generation(31)));
+        assert!(!world.instances[&InstanceId(1)].stop_acknowledged);
+        let recorded = record(&mut world, NodeId(1), &says(31, &[]));
+        assert_eq!(recorded.raised_to, None);
+        assert!(world.instances[&InstanceId(1)].stop_acknowledged);
+    }
+}

@@ -269,3 +269,78 @@ pub fn failure(
     }
     Some(reason)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{deploy, key, manifest, name, process, world};
+
+    fn rollout(release: u32, phase: RolloutPhase, wanted: u32, previous: Option<u32>) -> Rollout {
+        Rollout {
+            release: ReleaseNumber(release),
+            wanted: ReleaseNumber(wanted),
+            phase,
+            reason: "said before".to_owned(),
+            previous: previous.map(ReleaseNumber),
+            started_at: Timestamp(1),
+        }
+    }
+
+    #[test]
+    fn a_rollout_goes_back_to_what_was_whole_last() {
+        let previous = |before: Option<Rollout>| {
+            let begun = begin(before.as_ref(), ReleaseNumber(9), Timestamp(5));
+            assert_eq!(begun.wanted, ReleaseNumber(9));
+            assert_eq!(
+                (begun.phase, begun.reason.as_str()),
+                (RolloutPhase::Rolling, "")
+            );
+            assert_eq!(begun.started_at, Timestamp(5));
+            begun.previous.map(|release| release.0)
+        };
+        assert_eq!(previous(None), None);
+        let whole = rollout(8, RolloutPhase::Done, 8, Some(7));
+        assert_eq!(previous(Some(whole)), Some(8));
+        let under_way = rollout(8, RolloutPhase::Rolling, 8, Some(7));
+        assert_eq!(previous(Some(under_way)), Some(7));
+        let taken_back = rollout(8, RolloutPhase::Reverted, 7, Some(7));
+        assert_eq!(previous(Some(taken_back)), Some(7));
+        let first_failed = rollout(8, RolloutPhase::Failed, 8, None);
+        assert_eq!(previous(Some(first_failed)), None);
+    }
+
+    #[test]
+    fn scale_is_held_to_the_manifest() {
+        let mut world = world(1);
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", process(2))]),
+            Timestamp(0),
+        );
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let count = |env: &Env| wanted_counts(env, ReleaseNumber(1))[&name("web")];
+        assert_eq!(count(env), 2);
+        env.scale.insert(name("web"), 1);
+        assert_eq!(count(env), 1);
+        env.scale.insert(name("web"), 99);
+        assert_eq!(count(env), 20);
+        assert!(wanted_counts(env, ReleaseNumber(2)).is_empty());
+
+        let refused = |process: &str, count| {
+            let wanted = BTreeMap::from([(name(process), count)]);
+            check_scale(env, &wanted).map_err(|refused| refused.to_string())
+        };
+        assert_eq!(refused("web", 20), Ok(()));
+        assert_eq!(
+            refused("web", 21).unwrap_err(),
+            "web can have at most 20 instances (`scaling.max` of its manifest), not 21"
+        );
+        assert_eq!(
+            refused("wbe", 1).unwrap_err(),
+            "there is no process type wbe; there are: web"
+        );
+    }
+}

@@ -162,3 +162,159 @@ fn manner(release: &Release, target: &RouteTarget) -> Manner {
         port.and_then(|port| port.proxy_protocol),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{Put, deploy, key, manifest, process, world};
+    use contract::{InstanceId, NodeId, Timestamp};
+    use expect_test::{Expect, expect};
+
+    fn check(world: &World, expected: Expect) {
+        let lines = routes(world).into_iter().map(|(host, route)| {
+            let backends = route.backends.iter();
+            let backends: Vec<_> = backends.map(|b| format!(" {}", b.address)).collect();
+            let proxy = route
+                .proxy_protocol
+                .map_or(String::new(), |p| format!(" {p:?}"));
+            let (env, process) = (route.env, route.process);
+            format!("{host} -> {env} {process}{proxy}:{}\n", backends.concat())
+        });
+        expected.assert_eq(&lines.collect::<String>());
+    }
+
+    /// v1 on port 8080 with two ready, v2 on port 9090 with one ready and one not.
+    fn rolling() -> World {
+        let mut world = world(2);
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", process(2))]),
+            Timestamp(0),
+        );
+        let mut second = process(2);
+        second.ports[0].port = 9090;
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", second)]),
+            Timestamp(0),
+        );
+        for (id, release, node) in [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)] {
+            let (env, process) = ("shop/prod", "web");
+            let put = Put {
+                id,
+                env,
+                process,
+                release,
+                node,
+            };
+            let instance = put.into_world(&mut world);
+            if id != 4 {
+                instance.make_ready();
+            }
+        }
+        world
+    }
+
+    #[test]
+    fn each_release_serves_on_its_own_port() {
+        check(
+            &rolling(),
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_leaves_takes_no_traffic() {
+        let mut world = rolling();
+        for id in [1, 3] {
+            world.instances.get_mut(&InstanceId(id)).unwrap().leaving = true;
+        }
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:2:0:1:0:2]:8080
+        "#]],
+        );
+    }
+
+    #[test]
+    fn those_last_known_serve_while_nobody_reports() {
+        let mut world = rolling();
+        world.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+        world.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+    }
+
+    #[test]
+    fn backends_of_one_host_are_spoken_to_in_one_manner() {
+        let mut world = rolling();
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let second = env.releases.values_mut().next_back().unwrap();
+        let web = second.manifest.processes.values_mut().next().unwrap();
+        web.ports[0].proxy_protocol = Some(ProxyProtocol::V2);
+        second.manifest.routes.values_mut().next().unwrap().port = 9090;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web V2: [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+        world.instances.get_mut(&InstanceId(3)).unwrap().report = None;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_host_without_backends_stays_and_a_failed_one_goes() {
+        let mut world = rolling();
+        world.instances.clear();
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web:
+        "#]],
+        );
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        env.rollout.phase = RolloutPhase::Failed;
+        env.rollout.previous = None;
+        check(&world, expect![""]);
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        (env.rollout.phase, env.destroying) = (RolloutPhase::Done, true);
+        check(&world, expect![""]);
+    }
+
+    #[test]
+    fn a_host_belongs_to_one_env() {
+        let mut world = rolling();
+        let manifest = manifest(&[("web", process(1))]);
+        let taken = taken_hosts(&world, &key("shop/test"), &manifest);
+        let expected = BTreeMap::from([("web.example.com".to_owned(), key("shop/prod"))]);
+        assert_eq!(taken, expected);
+        assert!(taken_hosts(&world, &key("shop/prod"), &manifest).is_empty());
+        // Where it came to be claimed twice nevertheless, the older env keeps it.
+        deploy(&mut world, "shop/a", manifest, Timestamp(0));
+        let owner = &routes(&world)["web.example.com"].env;
+        assert_eq!(*owner, key("shop/prod"));
+    }
+}
