@@ -144,12 +144,18 @@ fn a_good_life() {
 
 #[test]
 fn without_a_health_check_it_must_last_a_little() {
-    tale(worker(1)).running().wait().check(expect![[r#""#]]);
+    tale(worker(1)).running().wait().check(expect![[r#"
+          2000 Settled -> running ready: Report
+        restarts 0
+    "#]]);
     tale(worker(1))
         .running()
         .after(1999)
         .on(Event::Exited(exit(0)))
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+              1999 Exited 0 -> backoff: KillVm, CleanUp, wake at 2999, Report
+            restarts 0, next start in 1 s
+        "#]]);
 }
 
 #[test]
@@ -159,7 +165,12 @@ fn without_ports_nothing_drains_and_a_deaf_app_is_killed() {
         .on(Event::StopAsked)
         .wait()
         .on(Event::CleanedUp)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 StopAsked -> stopping: AskStop, wake at 15000, Report
+             15000 StopTimeout -> stopping: KillVm, CleanUp, Report
+             15000 CleanedUp -> stopped: Report
+            restarts 0
+        "#]]);
 }
 
 #[test]
@@ -174,7 +185,20 @@ fn ends_in_a_row_wait_longer_and_are_given_up() {
             .on(Event::Exited(exit(3)))
     };
     let tale = tale(web).running().on(Event::Exited(exit(3)));
-    again(again(tale)).check(expect![[r#""#]]);
+    again(again(tale)).check(expect![[r#"
+             0 Exited 3 -> backoff: KillVm, CleanUp, wake at 1000, Report
+             0 CleanedUp -> backoff: 
+          1000 BackoffElapsed -> preparing: StartPreparing, Report
+          1000 Prepared -> booting: wake at 61000, BootVm, Report
+          1000 GuestStarted -> running: wake at 3000, Report
+          1000 Exited 3 -> backoff: KillVm, CleanUp, wake at 3000, Report
+          1000 CleanedUp -> backoff: 
+          3000 BackoffElapsed -> preparing: StartPreparing, Report
+          3000 Prepared -> booting: wake at 63000, BootVm, Report
+          3000 GuestStarted -> running: wake at 5000, Report
+          3000 Exited 3 -> failed: KillVm, CleanUp, Report
+        restarts 2; given up after 2 restarts in a row: the app ended: exit code 3
+    "#]]);
 }
 
 #[test]
@@ -189,7 +213,14 @@ fn a_stable_run_ends_the_row() {
         .on(Event::GuestStarted)
         .after(STABLE_RUN_MS)
         .on(Event::Exited(exit(3)))
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 Exited 3 -> backoff: KillVm, CleanUp, wake at 1000, Report
+              1000 BackoffElapsed -> preparing: StartPreparing, Report
+              1000 Prepared -> booting: wake at 61000, BootVm, Report
+              1000 GuestStarted -> running: wake at 3000, Report
+             61000 Exited 3 -> backoff: KillVm, CleanUp, wake at 62000, Report
+            restarts 1, next start in 1 s; the app ended: exit code 3
+        "#]]);
 }
 
 #[test]
@@ -246,7 +277,20 @@ fn failing_health_after_the_grace_starts_it_again() {
         .on(unhealthy())
         .on(unhealthy())
         .on(unhealthy())
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+              4999 HealthFailed { reason: "status 500" } -> running ready: 
+              4999 HealthFailed { reason: "status 500" } -> running ready: 
+              4999 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthPassed -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> backoff: KillVm, CleanUp, wake at 6000, Report
+            restarts 0, next start in 1 s; the health check failed 3 times in a row: status 500
+        "#]]);
 }
 
 #[test]
@@ -263,7 +307,16 @@ fn never_to_be_restarted_it_stays_unready() {
         .on(unhealthy())
         .on(Event::HealthPassed)
         .on(Event::HealthPassed)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running: Report
+              5000 HealthPassed -> running: 
+              5000 HealthPassed -> running ready: Report
+            restarts 0
+        "#]]);
 }
 
 #[test]
@@ -272,6 +325,36 @@ fn what_cannot_be_prepared_is_tried_or_not() {
         .on(Event::Start)
         .on(failed(false))
         .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 PrepareFailed { retryable: false, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
+            restarts 0; fetch shop: no
+        "#]]);
+    let mut retried = tale(process(1)).on(Event::Start);
+    for _ in 0..4 {
+        retried = retried.on(failed(true)).wait();
+    }
+    retried.on(failed(true)).check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 1000, Report
+          1000 BackoffElapsed -> preparing: StartPreparing, Report
+          1000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 3000, Report
+          3000 BackoffElapsed -> preparing: StartPreparing, Report
+          3000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 7000, Report
+          7000 BackoffElapsed -> preparing: StartPreparing, Report
+          7000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 15000, Report
+         15000 BackoffElapsed -> preparing: StartPreparing, Report
+         15000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
+        restarts 0; fetch shop: no
+    "#]]);
+}
+
+#[test]
+fn a_guest_that_hangs_is_booted_again_until_it_is_given_up() {
+    let mut hanging = tale(process(1)).on(Event::Start).on(Event::Prepared);
+    for _ in 1..MAX_BOOT_ATTEMPTS {
+        hanging = hanging.wait().wait().on(Event::Prepared);
+    }
+    hanging.wait().check(expect![[r#"
              0 Start -> preparing: StartPreparing, Report
              0 Prepared -> booting: wake at 60000, BootVm, Report
          60000 BootTimeout -> backoff: KillVm, CleanUp, wake at 61000, Report
@@ -286,20 +369,6 @@ fn what_cannot_be_prepared_is_tried_or_not() {
         247000 BootTimeout -> failed: KillVm, CleanUp, Report
         restarts 0; given up after 4 boots: the guest did not start within 60 s
     "#]]);
-    let mut retried = tale(process(1)).on(Event::Start);
-    for _ in 0..4 {
-        retried = retried.on(failed(true)).wait();
-    }
-    retried.on(failed(true)).check(expect![[r#""#]]);
-}
-
-#[test]
-fn a_guest_that_hangs_is_booted_again_until_it_is_given_up() {
-    let mut hanging = tale(process(1)).on(Event::Start).on(Event::Prepared);
-    for _ in 1..MAX_BOOT_ATTEMPTS {
-        hanging = hanging.wait().wait().on(Event::Prepared);
-    }
-    hanging.wait().check(expect![[r#""#]]);
 }
 
 #[test]
@@ -338,32 +407,70 @@ fn an_agent_that_comes_back_goes_on() {
     web()
         .on(Event::Adopted)
         .on(Event::GuestStarted)
-        .check(expect![[r#""#]]);
-    web().on(Event::NotFound).check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 Adopted -> running ready: 
+                 0 GuestStarted -> running ready: 
+            restarts 0
+        "#]]);
+    web().on(Event::NotFound).check(expect![[r#"
+             0 HealthPassed -> running: 
+             0 HealthPassed -> running ready: Report
+             0 NotFound -> backoff: KillVm, CleanUp, wake at 1000, Report
+        restarts 0, next start in 1 s; the VM ended while the agent was away
+    "#]]);
     web()
         .on(Event::StopAsked)
         .on(Event::Adopted)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 StopAsked -> stopping: wake at 2000, Report
+                 0 Adopted -> stopping: wake at 2000, Report
+            restarts 0, draining
+        "#]]);
     web()
         .on(Event::StopAsked)
         .on(Event::NotFound)
         .on(Event::CleanedUp)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 StopAsked -> stopping: wake at 2000, Report
+                 0 NotFound -> stopping: CleanUp, Report
+                 0 CleanedUp -> stopped: Report
+            restarts 0
+        "#]]);
     // It booted when the agent went, and has ended when it came.
     let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
     booting()
         .after(500)
         .on(Event::Adopted)
         .on(Event::Exited(exit(1)))
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 Prepared -> booting: wake at 60000, BootVm, Report
+               500 Adopted -> booting: wake at 60500
+               500 Exited 1 -> backoff: KillVm, CleanUp, wake at 1500, Report
+            restarts 0, next start in 1 s; the app ended: exit code 1
+        "#]]);
     tale(process(1))
         .on(Event::Start)
         .on(Event::NotFound)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 NotFound -> preparing: StartPreparing
+            restarts 0
+        "#]]);
     tale(process(1))
         .on(Event::Adopted)
         .on(Event::GuestStarted)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 Adopted -> booting: wake at 60000, Report
+                 0 GuestStarted -> running: Report
+            restarts 0, health check passed 0 of 2 times
+        "#]]);
 }
 
 #[test]
@@ -373,7 +480,13 @@ fn what_cannot_happen_is_refused() {
         .on(Event::Start)
         .on(Event::Start)
         .on(Event::BackoffElapsed)
-        .check(expect![[r#""#]]);
+        .check(expect![[r#"
+                 0 refused: instance 1f2e3d4c is created, where this cannot happen: GuestStarted
+                 0 Start -> preparing: StartPreparing, Report
+                 0 refused: instance 1f2e3d4c is preparing, where this cannot happen: Start
+                 0 refused: instance 1f2e3d4c is preparing, where this cannot happen: BackoffElapsed
+            restarts 0
+        "#]]);
 }
 
 fn any_event() -> impl Strategy<Value = Event> {

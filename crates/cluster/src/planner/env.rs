@@ -128,7 +128,7 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
         let mine: Vec<&Seat> = seats.iter().filter(|s| s.process == *process).collect();
         if let Err(stuck) = task.advance(planner, &mine) {
             let message = stuck.to_string();
-            if rollout.phase == RolloutPhase::Rolling && task.is_too_late(&stuck, &mine, planner) {
+            if rollout.phase == RolloutPhase::Rolling && task.is_too_late(&stuck, planner) {
                 let reason = format!("there is no instance of {process}: {message}");
                 let next = rollout::after_failure(env, &rollout, process, reason);
                 set_rollout(planner, key, next);
@@ -445,18 +445,18 @@ impl Task<'_> {
     }
 
     /// Whether a rollout that cannot make an instance has waited long enough.
-    fn is_too_late(&self, stuck: &Stuck, seats: &[&Seat], planner: &Planner<'_, '_>) -> bool {
+    fn is_too_late(&self, stuck: &Stuck, planner: &Planner<'_, '_>) -> bool {
         match stuck {
             // Nothing but another release mends it.
             Stuck::Release(_) => true,
             // No node can be asked: that is not the release's fault.
             Stuck::NoPlace(no_place) if !no_place.any_online() => false,
             Stuck::NoPlace(_) => {
-                let new = seats.iter().filter(|s| s.release == self.rollout.release);
-                let progress = new.map(|seat| seat.created_at).max();
-                let since = progress.map_or(self.rollout.started_at, |made| {
-                    made.max(self.rollout.started_at)
-                });
+                let since = planner
+                    .newest_of(self.key, self.rollout.release)
+                    .map_or(self.rollout.started_at, |made| {
+                        made.max(self.rollout.started_at)
+                    });
                 planner.now.millis_since(since) >= READY_DEADLINE_MS
             }
         }
@@ -488,6 +488,14 @@ impl<'w> Planner<'w, '_> {
     fn arch_of(&self, node: NodeId) -> &'w str {
         let node = self.given.nodes.get(&node);
         node.map_or("", |node| node.hardware.arch.as_str())
+    }
+
+    /// When the last instance of a release was made: as long as some are, it is on its way.
+    fn newest_of(&self, key: &EnvKey, release: ReleaseNumber) -> Option<Timestamp> {
+        let ids = self.by_env.get(key).into_iter().flatten();
+        let instances = ids.filter_map(|id| self.working.instances.get(id));
+        let mine = instances.filter(|instance| instance.spec.release == release);
+        mine.map(|instance| instance.created_at).max()
     }
 
     /// A failed instance that was made long enough ago.
