@@ -35,6 +35,7 @@ mod platform;
 mod reference;
 mod resolve;
 mod source;
+mod token;
 mod transport;
 
 pub use cache::{BlobCache, CacheError, CachedBlob};
