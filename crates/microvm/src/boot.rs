@@ -12,12 +12,13 @@ use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
 use crate::console::{self, Pump, console_tail};
+use crate::kernel::boot_arguments;
 use crate::process::{self, Identity, Process};
 use crate::qemu::CommandLine;
 use crate::record::Record;
 use crate::spawn::{self, Launch, number};
 use crate::vm::{Processes, finish};
-use crate::{BootError, Driver, HowEnded, Programs, Vm, VmSpec, programs, run_dir};
+use crate::{BootError, Driver, HowEnded, Programs, Vm, VmSpec, programs, run_dir, tsc};
 
 /// How long the vsock device may take until it listens.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -192,6 +193,7 @@ impl Boot {
             .into();
         let console: OwnedFd = self.copy_of(&self.ends.writer)?.into();
         let vsock = self.connect_vsock(vsock_device).await?;
+        let tsc_khz = blocking(|| Ok(tsc::khz())).await.unwrap_or_default();
         let line = CommandLine {
             instance: spec.instance,
             driver: spec.driver,
@@ -200,6 +202,7 @@ impl Boot {
             memory_mib: spec.memory_bytes / MIB,
             kernel: number(&kernel),
             initramfs: number(&initramfs),
+            boot_arguments: boot_arguments(spec.driver, tsc_khz),
             disks: disks.iter().map(|(fd, ro)| (number(fd), *ro)).collect(),
             nic: spec.nic.as_ref().map(|nic| (number(&nic.tap), nic.mac)),
             vsock: number(&vsock),

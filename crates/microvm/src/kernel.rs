@@ -1,7 +1,10 @@
 //! What a guest boots: kernel, initramfs and the boot arguments, the same for every instance.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::Driver;
 
 /// The machine that a kernel is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,14 +25,27 @@ pub struct GuestKernel {
     pub machine: Machine,
 }
 
-/// Boot arguments, in this one place.
+/// Boot arguments of every guest, in this one place.
 ///
 /// - `console=ttyS0 quiet`: the console carries errors and last words only.
 /// - `reboot=t panic=-1`: a panic ends the VM (with QEMU's `-no-reboot`) at once.
 /// - `no_timer_check`: the check of the timer's wiring waits for ticks, which a busy host delays.
 /// - `random.trust_cpu=on`: no wait for entropy; a virtio-rng feeds it from the host as well.
-pub(crate) const BOOT_ARGUMENTS: &str =
-    "console=ttyS0 reboot=t panic=-1 quiet no_timer_check random.trust_cpu=on";
+/// - `cryptomgr.notests`: the kernel does not test its own ciphers at every boot.
+/// - `8250.nr_uarts=1 i8042.noaux i8042.nokbd`: no search for devices that are not there.
+const BOOT_ARGUMENTS: &str = "console=ttyS0 reboot=t panic=-1 quiet no_timer_check \
+     random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd";
+
+/// Boot arguments for a guest of this driver. Under TCG `tsc_early_khz` and `tsc=reliable` come
+/// with them (see `tsc`), where the host's counter is constant; KVM has a clock of its own.
+pub(crate) fn boot_arguments(driver: Driver, tsc_khz: Option<u64>) -> String {
+    let mut arguments = BOOT_ARGUMENTS.to_owned();
+    if let (Driver::QemuTcg, Some(khz)) = (driver, tsc_khz) {
+        // Writing to a String cannot fail.
+        let _ = write!(arguments, " tsc_early_khz={khz} tsc=reliable");
+    }
+    arguments
+}
 
 impl GuestKernel {
     /// The artifacts of `cargo xtask guest` in a directory: `vmlinuz` and `initramfs.cpio`.

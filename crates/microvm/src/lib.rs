@@ -16,7 +16,8 @@
 //! - It is known by boot id, pid, start time and executable, so a reused pid is never taken for it,
 //!   and signals go by pidfd.
 //! - When the agent is root, each VM runs as a user of its own ([`VMM_UIDS`]), without privileges,
-//!   under QEMU's seccomp filter; disks and sockets are opened before and handed over.
+//!   in network and IPC namespaces with nothing in them, under QEMU's seccomp filter; disks and
+//!   sockets are opened before and handed over.
 //! - The serial console goes to a FIFO that both processes hold open. While the agent lives it
 //!   moves what comes into a file of bounded size; while it does not, the kernel keeps the first
 //!   64 KiB and the rest is dropped. So a guest can neither fill the host's disk nor be blocked by a
@@ -41,6 +42,7 @@ mod record;
 mod run_dir;
 mod spawn;
 mod spec;
+mod tsc;
 mod vm;
 
 pub use boot::boot;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use contract::InstanceId;
 
 use crate::Driver;
-use crate::kernel::{BOOT_ARGUMENTS, Machine};
+use crate::kernel::Machine;
 
 /// Memory for translated code under TCG, in MiB; QEMU's own default is 1 GiB. Small is enough: the
 /// kernel and an app need some tens.
@@ -21,6 +21,7 @@ pub(crate) struct CommandLine {
     pub(crate) memory_mib: u64,
     pub(crate) kernel: i32,
     pub(crate) initramfs: i32,
+    pub(crate) boot_arguments: String,
     /// Number and whether it is read-only.
     pub(crate) disks: Vec<(i32, bool)>,
     /// Number of the tap, and the MAC address.
@@ -73,7 +74,7 @@ impl CommandLine {
         add("-display", "none".to_owned());
         add("-kernel", format!("/proc/self/fd/{}", self.kernel));
         add("-initrd", format!("/proc/self/fd/{}", self.initramfs));
-        add("-append", BOOT_ARGUMENTS.to_owned());
+        add("-append", self.boot_arguments.clone());
         add("-add-fd", format!("fd={},set={CONSOLE_SET}", self.console));
         add(
             "-chardev",
@@ -126,6 +127,7 @@ impl CommandLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::boot_arguments;
     use expect_test::expect;
 
     #[test]
@@ -138,6 +140,7 @@ mod tests {
             memory_mib: 256,
             kernel: 10,
             initramfs: 11,
+            boot_arguments: boot_arguments(Driver::QemuTcg, Some(2_300_000)),
             disks: vec![(12, true), (13, false)],
             nic: Some((14, [2, 1, 0, 0, 0, 0xab])),
             vsock: 15,
@@ -164,7 +167,7 @@ mod tests {
             -display none
             -kernel /proc/self/fd/10
             -initrd /proc/self/fd/11
-            -append console=ttyS0 reboot=t panic=-1 quiet no_timer_check random.trust_cpu=on
+            -append console=ttyS0 reboot=t panic=-1 quiet no_timer_check random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd tsc_early_khz=2300000 tsc=reliable
             -add-fd fd=17,set=1
             -chardev file,id=console,path=/dev/fdset/1,append=on
             -serial chardev:console

@@ -159,6 +159,7 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
             },
         )?;
         if let Some(user) = user {
+            leave_the_network()?;
             become_user(user, group)?;
         }
         rustix::thread::set_no_new_privs(true)?;
@@ -186,6 +187,20 @@ fn close_all_but(pass: &[OwnedFd]) -> io::Result<()> {
     }
     for fd in pass {
         rustix::io::fcntl_setfd(fd.as_fd(), FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Moves the child to network and IPC namespaces of its own, with nothing in them: what it talks
+/// by is open already, or a socket in the file system.
+#[allow(
+    unsafe_code,
+    reason = "unshare can break a process with threads; the child has one"
+)]
+fn leave_the_network() -> io::Result<()> {
+    // SAFETY: a system call without pointers; neither namespace is shared with another thread.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC) } != 0 {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
 }
