@@ -5,8 +5,13 @@ mod cache;
 mod error;
 mod ext4;
 mod layer;
-mod tree;
 pub mod limits;
+mod merge;
+mod path;
+mod resolve;
+mod stream;
+mod tar;
+mod tree;
 
 pub use build::{BuiltDisk, build};
 pub use cache::{CachedDisk, DiskCache, ListedDisk};

@@ -10,6 +10,8 @@ pub const MAX_PATH_BYTES: usize = 4095;
 pub const MAX_NAME_BYTES: usize = 255;
 /// Symlinks that one path may lead through; Linux's `MAXSYMLINKS`.
 pub const MAX_SYMLINKS: u32 = 40;
+/// Components of the targets of these symlinks, together.
+pub const MAX_SYMLINK_STEPS: u32 = 4096;
 /// Names of one file, by ext4.
 pub const MAX_LINKS: u32 = 65_000;
 /// Largest extended header (PAX) or long name of one entry, in bytes.

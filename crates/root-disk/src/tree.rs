@@ -95,6 +95,8 @@ pub(crate) struct Directory {
     pub(crate) parent: Option<NodeId>,
     /// Components from the root.
     pub(crate) depth: u32,
+    /// The last layer that hid what those below it have here, if any: it need not do so again.
+    pub(crate) cleared_by: Option<u16>,
     /// Known when it has been written.
     pub(crate) blocks: Blocks,
     /// Known when it has been written.

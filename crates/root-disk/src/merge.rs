@@ -1,0 +1,419 @@
+//! Layers on top of each other, as the OCI image spec says (image-spec, layer.md), in one pass from the
+//! base up.
+//!
+//! Everything happens in the tree in memory: a path leads through the image's own symlinks and never
+//! through the host. Where the spec is silent: directories that no entry tells of belong to root, mode 0755,
+//! time zero; a hard link's own metadata count for nothing; overlayfs's own attributes are left out.
+
+use crate::error::{DiskError, EntryProblem, LayerError, OverLimit};
+use crate::ext4::{BlockWriter, Content, xattr};
+use crate::limits::{Limits, MAX_DEPTH, MAX_LINKS, MAX_PATH_BYTES, within};
+use crate::path::{self, Whiteout};
+use crate::resolve::{Missing, Resolved};
+use crate::tar::{Archive, Chunks, Entry, EntryKind};
+use crate::tree::{Blocks, Child, Directory, Extent, Kind, Metadata, Node, NodeId, Tree};
+
+/// Bytes that a name in a directory takes besides its own.
+const NAME_MEMORY: u64 = 64;
+
+/// An image on its way.
+#[derive(Debug)]
+pub(crate) struct Merger<'a> {
+    pub(crate) tree: Tree,
+    pub(crate) writer: BlockWriter,
+    /// Blocks that were written and that nothing names any more.
+    pub(crate) freed: Vec<Extent>,
+    limits: &'a Limits,
+    /// The layer that is being applied.
+    layer: u16,
+    entries: u64,
+    file_bytes: u64,
+    tree_bytes: u64,
+}
+
+/// What stops a layer.
+#[derive(Debug)]
+pub(crate) enum MergeError {
+    /// The layer itself.
+    Layer(LayerError),
+    /// The disk that is being written.
+    Disk(DiskError),
+}
+
+impl From<LayerError> for MergeError {
+    fn from(error: LayerError) -> Self {
+        Self::Layer(error)
+    }
+}
+
+impl From<OverLimit> for MergeError {
+    fn from(error: OverLimit) -> Self {
+        Self::Layer(error.into())
+    }
+}
+
+impl From<DiskError> for MergeError {
+    fn from(error: DiskError) -> Self {
+        match error {
+            DiskError::OverLimit(limit) => Self::Layer(limit.into()),
+            error => Self::Disk(error),
+        }
+    }
+}
+
+impl<'a> Merger<'a> {
+    pub(crate) fn new(writer: BlockWriter, limits: &'a Limits) -> Self {
+        Self {
+            tree: Tree::new(),
+            writer,
+            freed: Vec::new(),
+            limits,
+            layer: 0,
+            entries: 0,
+            file_bytes: 0,
+            tree_bytes: 0,
+        }
+    }
+
+    /// Applies the layer of this number on top of those before.
+    pub(crate) fn apply<C: Chunks>(&mut self, layer: u16, archive: &mut Archive<C>) -> Result<(), MergeError> {
+        self.layer = layer;
+        while let Some(entry) = archive.next_entry()? {
+            self.entries += 1;
+            within(self.entries, self.limits.entries, "entries", "entries")?;
+            let refused = |name: &[u8], source| LayerError::Entry { name: name.escape_ascii().to_string(), source };
+            match self.place(&entry).map_err(|source| refused(&entry.name, source))? {
+                Placed::Done => {}
+                Placed::At { directory, name } => {
+                    let name = name.to_vec();
+                    self.add(archive, entry, directory, &name)?;
+                }
+            }
+            within(self.tree_bytes, self.limits.tree_bytes, "tree_bytes", "bytes of memory")?;
+        }
+        Ok(())
+    }
+
+    /// Everything about an entry that does not need its content: whiteouts, the root, hard links,
+    /// directories that are there; for others, the directory they belong to.
+    fn place<'e>(&mut self, entry: &'e Entry) -> Result<Placed<'e>, EntryProblem> {
+        let components = path::of_entry(&entry.name)?;
+        match path::whiteout(&components)? {
+            Whiteout::No => {}
+            whiteout => {
+                self.hide(entry, &components[..components.len() - 1], whiteout)?;
+                return Ok(Placed::Done);
+            }
+        }
+        if matches!(entry.kind, EntryKind::File { .. }) && entry.name.ends_with(b"/") {
+            return Err(EntryProblem::SlashAfterFile);
+        }
+        let Some((name, above)) = components.split_last() else {
+            if entry.kind != EntryKind::Directory {
+                return Err(EntryProblem::RootNotDirectory);
+            }
+            self.tree.node_mut(Tree::ROOT).metadata = metadata(entry)?;
+            return Ok(Placed::Done);
+        };
+        check_kind(&entry.kind)?;
+        // A hard link's target is looked at first: nothing of the tree is touched for a bad one.
+        let target = match &entry.kind {
+            EntryKind::HardLink { target } => Some(self.hard_link_target(target)?),
+            _ => None,
+        };
+        let directory = self.directory_for(above)?;
+        let existing = self.tree.directory(directory).and_then(|d| d.children.get(*name)).copied();
+        if let Some(target) = target {
+            self.link(directory, name, target, existing, entry)?;
+            return Ok(Placed::Done);
+        }
+        if let Some(child) = existing
+            && entry.kind == EntryKind::Directory
+            && self.tree.directory(child.node).is_some()
+        {
+            self.tree.node_mut(child.node).metadata = metadata(entry)?;
+            self.touch(directory, name, child.node);
+            return Ok(Placed::Done);
+        }
+        if let Some(child) = existing {
+            self.forget(child.node);
+        }
+        Ok(Placed::At { directory, name })
+    }
+
+    /// Adds what is new: the name is free, but for a node that is gone.
+    fn add<C: Chunks>(
+        &mut self,
+        archive: &mut Archive<C>,
+        entry: Entry,
+        directory: NodeId,
+        name: &[u8],
+    ) -> Result<(), MergeError> {
+        let metadata = metadata(&entry)
+            .map_err(|source| LayerError::Entry { name: entry.name.escape_ascii().to_string(), source })?;
+        let kind = match entry.kind {
+            EntryKind::File { size } => self.write_content(archive, size)?,
+            EntryKind::Directory => self.new_directory(directory),
+            EntryKind::Symlink { target } => {
+                self.tree_bytes += target.len() as u64;
+                Kind::Symlink { target: target.into(), block: None }
+            }
+            EntryKind::CharacterDevice { major, minor } => Kind::CharacterDevice { major, minor },
+            EntryKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
+            EntryKind::Fifo => Kind::Fifo,
+            // Linked, and done, before.
+            EntryKind::HardLink { .. } => return Ok(()),
+        };
+        let node = self.new_node(metadata, kind);
+        self.insert(directory, name, node);
+        Ok(())
+    }
+
+    fn write_content<C: Chunks>(&mut self, archive: &mut Archive<C>, size: u64) -> Result<Kind, MergeError> {
+        self.file_bytes = self.file_bytes.saturating_add(size);
+        let allowed = self.limits.expanded_bytes.min(MAX_FILE_BYTES);
+        within(self.file_bytes, allowed, "expanded_bytes", "bytes")?;
+        let mut content = Content::default();
+        while let Some((at, bytes)) = archive.next_content()? {
+            content.skip_to(&mut self.writer, at)?;
+            content.push(&mut self.writer, bytes)?;
+            let memory = self.tree_bytes + content.memory();
+            within(memory, self.limits.tree_bytes, "tree_bytes", "bytes of memory")?;
+        }
+        let extents = content.finish(&mut self.writer)?;
+        self.tree_bytes += size_of_val(extents.as_slice()) as u64;
+        Ok(Kind::File { size, blocks: Blocks::of(extents) })
+    }
+
+    fn new_directory(&self, parent: NodeId) -> Kind {
+        let depth = self.tree.directory(parent).map_or(0, |directory| directory.depth + 1);
+        Kind::Directory(Box::new(Directory { parent: Some(parent), depth, ..Directory::default() }))
+    }
+
+    fn new_node(&mut self, metadata: Metadata, kind: Kind) -> NodeId {
+        let xattrs = metadata.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 48);
+        self.tree_bytes += (size_of::<Node>() + xattrs.sum::<usize>()) as u64;
+        if matches!(kind, Kind::Directory(_)) {
+            self.tree_bytes += size_of::<Directory>() as u64;
+        }
+        self.tree.add(metadata, kind)
+    }
+
+    /// Gives a node a name that is free, but for a node that is gone.
+    fn insert(&mut self, directory: NodeId, name: &[u8], node: NodeId) {
+        self.tree_bytes += name.len() as u64 + NAME_MEMORY;
+        self.tree.node_mut(node).links += 1;
+        self.touch(directory, name, node);
+    }
+
+    /// Names a node as this layer does.
+    fn touch(&mut self, directory: NodeId, name: &[u8], node: NodeId) {
+        let child = Child { node, layer: self.layer };
+        if let Some(directory) = self.tree.directory_mut(directory) {
+            if let Some(known) = directory.children.get_mut(name) {
+                *known = child;
+            } else {
+                directory.children.insert(name.into(), child);
+            }
+        }
+    }
+
+    /// The directory that these components lead to, made where it is not there.
+    fn directory_for(&mut self, components: &[&[u8]]) -> Result<NodeId, EntryProblem> {
+        let mut from = Tree::ROOT;
+        let mut components = components;
+        loop {
+            match self.tree.resolve(from, components, Some(self.layer))? {
+                Resolved::Directory(directory) => {
+                    let depth = self.tree.directory(directory).map_or(0, |directory| directory.depth);
+                    return if depth < MAX_DEPTH { Ok(directory) } else { Err(EntryProblem::TooDeep) };
+                }
+                Resolved::Missing(Missing { directory, left }) => {
+                    let metadata = Metadata { permissions: 0o755, ..Metadata::default() };
+                    let kind = self.new_directory(directory);
+                    let made = self.new_node(metadata, kind);
+                    components = &components[components.len() - left..];
+                    self.insert(directory, components[0], made);
+                    components = &components[1..];
+                    from = made;
+                }
+            }
+        }
+    }
+
+    fn hard_link_target(&self, target: &[u8]) -> Result<NodeId, EntryProblem> {
+        let refused = |what| EntryProblem::HardLinkTarget { target: target.escape_ascii().to_string(), what };
+        let components = path::of_link_target(target)?;
+        if !matches!(path::whiteout(&components)?, Whiteout::No) {
+            return Err(refused("a whiteout"));
+        }
+        let mut at = Tree::ROOT;
+        for component in components {
+            at = match &self.tree.node(at).kind {
+                Kind::Directory(directory) => {
+                    directory.children.get(component).ok_or_else(|| refused("not there"))?.node
+                }
+                Kind::Symlink { .. } => return Err(refused("behind a symlink")),
+                _ => return Err(refused("below something that is no directory")),
+            };
+        }
+        match &self.tree.node(at).kind {
+            Kind::Directory(_) => Err(refused("a directory")),
+            _ => Ok(at),
+        }
+    }
+
+    fn link(
+        &mut self,
+        directory: NodeId,
+        name: &[u8],
+        target: NodeId,
+        existing: Option<Child>,
+        entry: &Entry,
+    ) -> Result<(), EntryProblem> {
+        if let Some(child) = existing {
+            if child.node == target {
+                if self.tree.node(target).links > 1 {
+                    self.touch(directory, name, target);
+                    return Ok(());
+                }
+                let target = match &entry.kind {
+                    EntryKind::HardLink { target } => target.escape_ascii().to_string(),
+                    _ => String::new(),
+                };
+                return Err(EntryProblem::HardLinkTarget { target, what: "itself" });
+            }
+            // The target may be below a directory that is replaced by the link.
+            self.forget(child.node);
+            if matches!(self.tree.node(target).kind, Kind::Gone) {
+                return Err(EntryProblem::HardLinkTarget {
+                    target: entry.name.escape_ascii().to_string(),
+                    what: "replaced by the link",
+                });
+            }
+        }
+        if self.tree.node(target).links >= MAX_LINKS {
+            return Err(EntryProblem::TooManyLinks);
+        }
+        self.insert(directory, name, target);
+        Ok(())
+    }
+
+    /// Hides what lower layers have; what this layer has stays, wherever in the archive it is.
+    fn hide(&mut self, entry: &Entry, above: &[&[u8]], whiteout: Whiteout<'_>) -> Result<(), EntryProblem> {
+        if entry.kind != (EntryKind::File { size: 0 }) {
+            return Err(EntryProblem::Whiteout { what: "it is no empty file" });
+        }
+        if entry.name.ends_with(b"/") {
+            return Err(EntryProblem::SlashAfterFile);
+        }
+        let Resolved::Directory(directory) = self.tree.resolve(Tree::ROOT, above, None)? else {
+            // Nothing is there that could be hidden.
+            return Ok(());
+        };
+        match whiteout {
+            Whiteout::No => {}
+            Whiteout::Opaque => self.hide_lower(directory),
+            Whiteout::Name(name) => {
+                let child = self.tree.directory(directory).and_then(|d| d.children.get(name)).copied();
+                match child {
+                    Some(child) if child.layer < self.layer => {
+                        if let Some(directory) = self.tree.directory_mut(directory) {
+                            directory.children.remove(name);
+                        }
+                        self.forget(child.node);
+                    }
+                    Some(child) => self.hide_lower(child.node),
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes from a directory, at any depth, what only lower layers named.
+    fn hide_lower(&mut self, directory: NodeId) {
+        let mut left = vec![directory];
+        while let Some(id) = left.pop() {
+            let layer = self.layer;
+            let Some(directory) = self.tree.directory_mut(id) else {
+                continue;
+            };
+            // Whatever was added since is this layer's own.
+            if directory.cleared_by.replace(layer) == Some(layer) {
+                continue;
+            }
+            let mut hidden = Vec::new();
+            directory.children.retain(|_, child| {
+                let keep = child.layer >= layer;
+                if keep { left.push(child.node) } else { hidden.push(child.node) }
+                keep
+            });
+            for node in hidden {
+                self.forget(node);
+            }
+        }
+    }
+
+    /// A name of this node is no more; with its last one, and all of a directory's, its blocks are free.
+    fn forget(&mut self, node: NodeId) {
+        let mut left = vec![node];
+        while let Some(id) = left.pop() {
+            let node = self.tree.node_mut(id);
+            node.links = node.links.saturating_sub(1);
+            if node.links > 0 {
+                continue;
+            }
+            node.metadata.xattrs = Vec::new();
+            match std::mem::replace(&mut node.kind, Kind::Gone) {
+                Kind::Directory(directory) => left.extend(directory.children.values().map(|child| child.node)),
+                Kind::File { blocks, .. } => self.freed.extend(blocks.extents),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// The largest file that ext4 can have with these blocks, in bytes: 16 TiB.
+const MAX_FILE_BYTES: u64 = (u32::MAX as u64) * 4096;
+
+/// What is left to do for an entry.
+enum Placed<'e> {
+    Done,
+    At { directory: NodeId, name: &'e [u8] },
+}
+
+fn check_kind(kind: &EntryKind) -> Result<(), EntryProblem> {
+    match kind {
+        EntryKind::Symlink { target }
+            if target.is_empty() || target.len() > MAX_PATH_BYTES || target.contains(&0) =>
+        {
+            Err(EntryProblem::SymlinkTarget)
+        }
+        // Linux's numbers of devices have 12 and 20 bits.
+        EntryKind::CharacterDevice { major, minor } | EntryKind::BlockDevice { major, minor }
+            if *major >= 1 << 12 || *minor >= 1 << 20 =>
+        {
+            Err(EntryProblem::Number { field: "device number" })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn metadata(entry: &Entry) -> Result<Metadata, EntryProblem> {
+    let mut xattrs = Vec::new();
+    for (name, value) in &entry.xattrs {
+        xattrs.extend(xattr::encode(name, value)?);
+    }
+    xattr::settle(&mut xattrs)?;
+    let symlink = matches!(entry.kind, EntryKind::Symlink { .. });
+    Ok(Metadata {
+        // Linux gives symlinks this mode and no way to change it.
+        permissions: if symlink { 0o777 } else { entry.permissions },
+        uid: entry.uid,
+        gid: entry.gid,
+        modified: entry.modified,
+        accessed: entry.accessed.unwrap_or(entry.modified),
+        xattrs,
+    })
+}

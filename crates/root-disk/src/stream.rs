@@ -1,0 +1,300 @@
+//! The layers as streams: one thread reads, checks the digest and decompresses; one hashes what comes out;
+//! the caller's reads the archive. Chunks go round, so memory is constant.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::Scope;
+
+use contract::Digest;
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{LayerError, OverLimit};
+use crate::limits::{Limits, ZSTD_WINDOW_LOG, within};
+use crate::tar::{Chunk, Chunks};
+use crate::{Compression, Layer};
+
+/// Bytes of a chunk.
+const CHUNK_BYTES: usize = 256 * 1024;
+/// Chunks that may wait for the archive's reader, and for the hasher.
+const WAITING_CHUNKS: usize = 16;
+/// Bytes that are read from a layer's file at once.
+const READ_BYTES: usize = 256 * 1024;
+
+/// From the thread that decompresses.
+enum Message {
+    Chunk(Chunk),
+    /// The layer is at its end, and its digest is right.
+    End,
+    Failed(LayerError),
+}
+
+/// To the thread that hashes.
+enum ToHash {
+    Chunk(Chunk),
+    End,
+}
+
+/// The layers, one after the other.
+pub(crate) struct Layers {
+    messages: Receiver<Message>,
+    hashes: Receiver<[u8; 32]>,
+    spare: Sender<Vec<u8>>,
+    /// Decompressed bytes, of all layers.
+    expanded: u64,
+    allowed: u64,
+    /// The current layer's end, good or bad, was seen.
+    ended: bool,
+}
+
+impl Layers {
+    /// Starts the threads. They end when this is dropped.
+    pub(crate) fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        layers: &'scope [Layer],
+        limits: &Limits,
+    ) -> Self {
+        let (to_reader, messages) = sync_channel(WAITING_CHUNKS);
+        let (to_hasher, to_hash) = sync_channel(WAITING_CHUNKS);
+        let (spare, spares) = channel();
+        let (hashed, hashes) = channel();
+        let spare_of_hasher = spare.clone();
+        scope.spawn(move || hash(&to_hash, &hashed, &spare_of_hasher));
+        scope.spawn(move || {
+            let producer = Producer { to_reader, to_hasher, spares };
+            for layer in layers {
+                let message = match producer.layer(layer) {
+                    Ok(()) => Message::End,
+                    Err(Stop::Failed(error)) => Message::Failed(error),
+                    Err(Stop::Unwanted) => return,
+                };
+                let failed = matches!(message, Message::Failed(_));
+                if producer.to_reader.send(message).is_err() || failed {
+                    return;
+                }
+            }
+        });
+        Self { messages, hashes, spare, expanded: 0, allowed: limits.expanded_bytes, ended: false }
+    }
+
+    /// After the current layer was read to its end: what it is, decompressed, must be what the config says.
+    pub(crate) fn finish_layer(&mut self, layer: &Layer) -> Result<(), LayerError> {
+        self.ended = false;
+        let sum = self.hashes.recv().map_err(|_| vanished(layer))?;
+        let actual = Digest::from_sha256(&sum);
+        if actual == layer.diff_id {
+            return Ok(());
+        }
+        Err(LayerError::DiffId { expected: layer.diff_id.clone(), actual })
+    }
+
+    /// An error in an archive is of no interest if the archive is not the right one at all: reads on to find
+    /// out, within the limits.
+    pub(crate) fn blame(&mut self, layer: &Layer, error: LayerError) -> LayerError {
+        if !matches!(error, LayerError::Archive { .. } | LayerError::Entry { .. }) {
+            return error;
+        }
+        loop {
+            match self.next() {
+                Ok(Some(chunk)) => self.done(chunk),
+                Ok(None) => return self.finish_layer(layer).err().unwrap_or(error),
+                Err(LayerError::OverLimit(_)) => return error,
+                Err(other) => return other,
+            }
+        }
+    }
+}
+
+fn vanished(layer: &Layer) -> LayerError {
+    LayerError::Read { path: layer.path.clone(), source: io::Error::other("a thread of the reader ended early") }
+}
+
+impl Chunks for &mut Layers {
+    fn next(&mut self) -> Result<Option<Chunk>, LayerError> {
+        (**self).next()
+    }
+
+    fn done(&mut self, chunk: Chunk) {
+        (**self).done(chunk);
+    }
+}
+
+impl Layers {
+    fn next(&mut self) -> Result<Option<Chunk>, LayerError> {
+        if self.ended {
+            return Ok(None);
+        }
+        match self.messages.recv() {
+            Ok(Message::Chunk(chunk)) => {
+                self.expanded += chunk.len() as u64;
+                within(self.expanded, self.allowed, "expanded_bytes", "bytes").map(|()| Some(chunk)).map_err(
+                    |error: OverLimit| {
+                        self.ended = true;
+                        error.into()
+                    },
+                )
+            }
+            Ok(Message::Failed(error)) => {
+                self.ended = true;
+                Err(error)
+            }
+            Ok(Message::End) | Err(_) => {
+                self.ended = true;
+                Ok(None)
+            }
+        }
+    }
+
+    fn done(&mut self, chunk: Chunk) {
+        recycle(&self.spare, chunk);
+    }
+}
+
+/// The last one to use a chunk gives its memory back.
+fn recycle(spare: &Sender<Vec<u8>>, chunk: Chunk) {
+    if let Some(buffer) = Arc::into_inner(chunk) {
+        // When nobody wants it, it is dropped.
+        let _ = spare.send(buffer);
+    }
+}
+
+fn hash(chunks: &Receiver<ToHash>, sums: &Sender<[u8; 32]>, spare: &Sender<Vec<u8>>) {
+    let mut hasher = Sha256::new();
+    for message in chunks {
+        match message {
+            ToHash::Chunk(chunk) => {
+                hasher.update(chunk.as_slice());
+                recycle(spare, chunk);
+            }
+            ToHash::End => {
+                if sums.send(hasher.finalize_reset().into()).is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Why a layer's thread stops.
+enum Stop {
+    Failed(LayerError),
+    /// Nobody listens any more.
+    Unwanted,
+}
+
+struct Producer {
+    to_reader: SyncSender<Message>,
+    to_hasher: SyncSender<ToHash>,
+    spares: Receiver<Vec<u8>>,
+}
+
+impl Producer {
+    fn layer(&self, layer: &Layer) -> Result<(), Stop> {
+        let unreadable =
+            |source| Stop::Failed(LayerError::Read { path: layer.path.clone(), source });
+        let file = File::open(&layer.path).map_err(unreadable)?;
+        let mut input = HashingFile { file: BufReader::with_capacity(READ_BYTES, file), hasher: Sha256::new() };
+        let produced = match layer.compression {
+            Compression::None => self.produce(&mut input),
+            Compression::Gzip => self.produce(&mut flate2::bufread::MultiGzDecoder::new(&mut input)),
+            Compression::Zstd => {
+                zstd::stream::read::Decoder::with_buffer(&mut input).map_err(Failure::Read).and_then(|mut decoder| {
+                    decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Failure::Read)?;
+                    self.produce(&mut decoder)
+                })
+            }
+        };
+        if let Err(Failure::Unwanted) = produced {
+            return Err(Stop::Unwanted);
+        }
+        // What a decompressor left, and what comes after its failure, is the layer's, too.
+        input.drain().map_err(unreadable)?;
+        let actual = Digest::from_sha256(&input.hasher.finalize().into());
+        if actual != layer.digest {
+            return Err(Stop::Failed(LayerError::Digest { expected: layer.digest.clone(), actual }));
+        }
+        if let Err(Failure::Read(source)) = produced {
+            return Err(Stop::Failed(match layer.compression {
+                Compression::None => LayerError::Read { path: layer.path.clone(), source },
+                compression => LayerError::Decompress { compression, source },
+            }));
+        }
+        self.to_hasher.send(ToHash::End).map_err(|_| Stop::Unwanted)
+    }
+
+    /// Sends everything that can be read.
+    fn produce(&self, reader: &mut impl Read) -> Result<(), Failure> {
+        loop {
+            let mut buffer = self.spares.try_recv().unwrap_or_default();
+            buffer.resize(CHUNK_BYTES, 0);
+            let mut filled = 0;
+            let mut result = Ok(());
+            while filled < buffer.len() {
+                match reader.read(&mut buffer[filled..]) {
+                    Ok(0) => break,
+                    Ok(length) => filled += length,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => {
+                        result = Err(Failure::Read(error));
+                        break;
+                    }
+                }
+            }
+            let last = filled < buffer.len();
+            if filled > 0 {
+                buffer.truncate(filled);
+                let chunk = Arc::new(buffer);
+                self.to_hasher.send(ToHash::Chunk(chunk.clone())).map_err(|_| Failure::Unwanted)?;
+                self.to_reader.send(Message::Chunk(chunk)).map_err(|_| Failure::Unwanted)?;
+            }
+            if last {
+                return result;
+            }
+        }
+    }
+}
+
+enum Failure {
+    Read(io::Error),
+    Unwanted,
+}
+
+/// A file, hashed as far as it has been read.
+struct HashingFile {
+    file: BufReader<File>,
+    hasher: Sha256,
+}
+
+impl HashingFile {
+    fn drain(&mut self) -> io::Result<()> {
+        loop {
+            let length = self.fill_buf()?.len();
+            if length == 0 {
+                return Ok(());
+            }
+            self.consume(length);
+        }
+    }
+}
+
+impl Read for HashingFile {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+impl BufRead for HashingFile {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.file.fill_buf()
+    }
+
+    fn consume(&mut self, length: usize) {
+        self.hasher.update(&self.file.buffer()[..length]);
+        self.file.consume(length);
+    }
+}
