@@ -43,6 +43,19 @@ const MODULES: &[&str] = &[
     "drivers/char/hw_random/virtio-rng",
 ];
 
+/// How platform-init is compiled and linked: static, at a fixed address (nothing to relocate at
+/// start), and small, because its pages are memory that every guest pays for.
+const INIT_FLAGS: &[&str] = &[
+    "-Ctarget-feature=+crt-static",
+    "-Crelocation-model=static",
+    "-Cstrip=symbols",
+    "-Cpanic=abort",
+    "-Ccodegen-units=1",
+    "-Clink-arg=-Wl,--icf=all",
+    "-Clink-arg=-Wl,-O2",
+    "-Clink-arg=-Wl,--build-id=none",
+];
+
 /// Options of `cargo xtask guest`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -112,9 +125,7 @@ fn build_init(root: &Path) -> Result<Vec<u8>> {
         .current_dir(root)
         .args(["rustc", "--release", "--quiet", "-p", "guest-init"])
         .args(["--bin", "platform-init", "--"])
-        .args(["-C", "target-feature=+crt-static"])
-        .args(["-C", "relocation-model=static"])
-        .args(["-C", "strip=symbols"])
+        .args(INIT_FLAGS)
         .status()
         .context("run cargo rustc for platform-init")?;
     ensure!(status.success(), "platform-init does not build (see above)");

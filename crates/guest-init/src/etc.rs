@@ -69,11 +69,14 @@ mod tests {
 
     #[test]
     fn an_image_without_hosts() {
-        check("", expect![[r#"
+        check(
+            "",
+            expect![[r#"
             127.0.0.1	localhost
             ::1	localhost ip6-localhost ip6-loopback
             fd00::7	web-1
-        "#]]);
+        "#]],
+        );
     }
 
     #[test]
@@ -93,11 +96,21 @@ mod tests {
 
     #[test]
     fn a_name_that_is_there_is_left_alone() {
-        check("127.0.0.1 localhost web-1\n::1 localhost\n", expect![[""]]);
+        check(
+            "127.0.0.1 localhost web-1\n::1 localhost\n",
+            expect![[r#"
+            127.0.0.1 localhost web-1
+            ::1 localhost
+        "#]],
+        );
     }
 
     #[test]
     fn resolvers() {
-        expect![[""]].assert_eq(&resolv_conf(&[ADDRESS, Ipv6Addr::LOCALHOST]));
+        expect![[r#"
+            nameserver fd00::7
+            nameserver ::1
+        "#]]
+        .assert_eq(&resolv_conf(&[ADDRESS, Ipv6Addr::LOCALHOST]));
     }
 }

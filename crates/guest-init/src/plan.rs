@@ -323,7 +323,33 @@ mod tests {
 
     #[test]
     fn the_least_config() {
-        check(&least(), expect![[""]]);
+        check(
+            &least(),
+            expect![[r#"
+            mount root disk: /dev/vda on /lower, ext4 ReadOnly
+            mount scratch disk: /dev/vdb on /scratch, ext4 Plain barrier=0
+            mount the overlay: /scratch over /lower on /root
+            switch to the overlay: /root becomes /
+            mount /proc: proc on /proc, proc NoPrograms
+            mount /sys: sysfs on /sys, sysfs NoPrograms
+            mount /dev: devtmpfs on /dev, devtmpfs NoSetuid
+            mount /dev/pts: devpts on /dev/pts, devpts NoSetuid gid=5,mode=620,ptmxmode=666
+            mount /dev/shm: tmpfs on /dev/shm, tmpfs Data mode=1777
+            mount /dev/mqueue: mqueue on /dev/mqueue, mqueue NoPrograms
+            make device links:
+            mount /run:
+            mount /sys/fs/cgroup: cgroup2 on /sys/fs/cgroup, cgroup2 NoPrograms
+            set net/ipv4/ip_unprivileged_port_start: 0
+            set net/ipv4/ping_group_range: 0 2147483647
+            set the hostname: web-1
+            write /etc/hosts: web-1 is fd00::1:0:2
+            set up the network: eth0 fd00::1:0:2/128 via fe80::1 mtu 1420
+            find the user: ""
+            make the working directory: /
+            make the app's cgroup: /sys/fs/cgroup/app
+            start the app:
+        "#]],
+        );
     }
 
     #[test]
@@ -347,7 +373,38 @@ mod tests {
             name: "database".to_owned(),
             files: BTreeMap::from([("password".to_owned(), b"hunter2".to_vec())]),
         }];
-        check(&config, expect![[""]]);
+        check(
+            &config,
+            expect![[r#"
+            mount root disk: /dev/vda on /lower, ext4 ReadOnly
+            mount scratch disk: /dev/vdb on /scratch, ext4 Plain barrier=0
+            mount the overlay: /scratch over /lower on /root
+            switch to the overlay: /root becomes /
+            mount /proc: proc on /proc, proc NoPrograms
+            mount /sys: sysfs on /sys, sysfs NoPrograms
+            mount /dev: devtmpfs on /dev, devtmpfs NoSetuid
+            mount /dev/pts: devpts on /dev/pts, devpts NoSetuid gid=5,mode=620,ptmxmode=666
+            mount /dev/shm: tmpfs on /dev/shm, tmpfs Data mode=1777
+            mount /dev/mqueue: mqueue on /dev/mqueue, mqueue NoPrograms
+            make device links:
+            mount /run:
+            mount /sys/fs/cgroup: cgroup2 on /sys/fs/cgroup, cgroup2 NoPrograms
+            set net/ipv4/ip_unprivileged_port_start: 0
+            set net/ipv4/ping_group_range: 0 2147483647
+            set the hostname: web-1
+            write /etc/hosts: web-1 is fd00::1:0:2
+            write /etc/resolv.conf: [fd00::53]
+            set up the network: eth0 fd00::1:0:2/128 via fe80::1 mtu 1420
+            find the user: "shop:staff"
+            write the secrets: /run/secrets/database
+            mount volume data: /dev/vdc on /mnt/volumes/data, ext4 NoDevices
+            mount volume media: /dev/vdd on /mnt/volumes/media, ext4 NoDevices
+            make the image's volume: /var/lib/shop
+            make the working directory: /srv/shop
+            make the app's cgroup: /sys/fs/cgroup/app
+            start the app:
+        "#]],
+        );
     }
 
     #[test]

@@ -149,25 +149,34 @@ mod tests {
 
     #[test]
     fn names_and_numbers() {
-        check("", expect![[""]]);
-        check("shop", expect![[""]]);
-        check("1000", expect![[""]]);
-        check("4242", expect![[""]]);
-        check("bare", expect![[""]]);
-        check("1234", expect![[""]]);
-        check("nobody-here", expect![[""]]);
-        check("4294967296", expect![[""]]);
+        check("", expect!["0:0 [0, 44] /root"]);
+        check("shop", expect!["1000:100 [29, 44, 100] /home/shop"]);
+        check("1000", expect!["1000:100 [29, 44, 100] /home/shop"]);
+        check("4242", expect!["4242:0 [0] /"]);
+        check("bare", expect!["7:7 [7] /"]);
+        check("1234", expect!["55:56 [56] /named-by-digits"]);
+        check(
+            "nobody-here",
+            expect!["the image's /etc/passwd has no user `nobody-here`"],
+        );
+        check(
+            "4294967296",
+            expect!["the image's /etc/passwd has no user `4294967296`"],
+        );
     }
 
     #[test]
     fn a_group_replaces_all_groups() {
-        check("shop:staff", expect![[""]]);
-        check("shop:50", expect![[""]]);
-        check("shop:999", expect![[""]]);
-        check("4242:4343", expect![[""]]);
-        check(":staff", expect![[""]]);
-        check("shop:", expect![[""]]);
-        check("shop:nope", expect![[""]]);
+        check("shop:staff", expect!["1000:50 [50] /home/shop"]);
+        check("shop:50", expect!["1000:50 [50] /home/shop"]);
+        check("shop:999", expect!["1000:999 [999] /home/shop"]);
+        check("4242:4343", expect!["4242:4343 [4343] /"]);
+        check(":staff", expect!["0:50 [50] /root"]);
+        check("shop:", expect!["1000:100 [29, 44, 100] /home/shop"]);
+        check(
+            "shop:nope",
+            expect!["the image's /etc/group has no group `nope`"],
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use contract::instance::ExitEvent;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a guest test needs of this machine.
-pub struct Tools {
+pub(crate) struct Tools {
     guest: PathBuf,
     vsock_device: PathBuf,
 }
@@ -30,7 +30,7 @@ pub struct Tools {
 impl Tools {
     /// Finds them, or says what is missing: the test is then skipped, unless
     /// `PLATFORM_REQUIRE_VM` is set.
-    pub fn find() -> Option<Self> {
+    pub(crate) fn find() -> Option<Self> {
         match Self::look() {
             Ok(tools) => Some(tools),
             Err(missing) => {
@@ -81,7 +81,7 @@ fn in_path(program: &str) -> Option<PathBuf> {
 }
 
 /// The tree of a tiny image: busybox, users, nothing else.
-pub fn busybox_tree(root: &Path) {
+pub(crate) fn busybox_tree(root: &Path) {
     for directory in ["bin", "etc"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
@@ -105,7 +105,7 @@ pub fn busybox_tree(root: &Path) {
 }
 
 /// What a guest boots with unless a test says otherwise: `sh -c <script>` as root.
-pub fn config(script: &str) -> BootConfig {
+pub(crate) fn config(script: &str) -> BootConfig {
     BootConfig {
         hostname: "web-1".to_owned(),
         argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
@@ -132,7 +132,7 @@ pub fn config(script: &str) -> BootConfig {
 }
 
 /// Makes an ext4 file system, from a tree or empty.
-pub fn make_disk(path: &Path, megabytes: u32, tree: Option<&Path>) {
+pub(crate) fn make_disk(path: &Path, megabytes: u32, tree: Option<&Path>) {
     let mut command = Command::new("mke2fs");
     command.args(["-q", "-t", "ext4", "-F"]);
     if let Some(tree) = tree {
@@ -145,19 +145,19 @@ pub fn make_disk(path: &Path, megabytes: u32, tree: Option<&Path>) {
 
 /// What the node's side has seen and how it behaves.
 #[derive(Default)]
-pub struct Seen {
-    pub hellos: Vec<Hello>,
-    pub started: u32,
-    pub exits: Vec<ExitEvent>,
-    pub failures: Vec<BootFailure>,
-    pub stats: Vec<GuestStats>,
-    pub logs: BTreeMap<u64, LogRecord>,
-    pub logs_sent_again: u32,
-    pub exec: BTreeMap<u32, ExecSeen>,
+pub(crate) struct Seen {
+    pub(crate) hellos: Vec<Hello>,
+    pub(crate) started: u32,
+    pub(crate) exits: Vec<ExitEvent>,
+    pub(crate) failures: Vec<BootFailure>,
+    pub(crate) stats: Vec<GuestStats>,
+    pub(crate) logs: BTreeMap<u64, LogRecord>,
+    pub(crate) logs_sent_again: u32,
+    pub(crate) exec: BTreeMap<u32, ExecSeen>,
     /// Do not read the log channel.
-    pub hold_logs: bool,
+    pub(crate) hold_logs: bool,
     /// Read logs and do not acknowledge them.
-    pub no_log_acks: bool,
+    pub(crate) no_log_acks: bool,
     config: Option<BootConfig>,
     control: Option<UnixStream>,
     log: Option<UnixStream>,
@@ -165,16 +165,16 @@ pub struct Seen {
 
 /// What an exec session said.
 #[derive(Default)]
-pub struct ExecSeen {
-    pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
-    pub exit: Option<ExitEvent>,
+pub(crate) struct ExecSeen {
+    pub(crate) stdout: Vec<u8>,
+    pub(crate) stderr: Vec<u8>,
+    pub(crate) exit: Option<ExitEvent>,
     stream: Option<UnixStream>,
 }
 
 impl Seen {
     /// The lines of a stream, put together from their pieces.
-    pub fn lines(&self, stream: Stream) -> Vec<String> {
+    pub(crate) fn lines(&self, stream: Stream) -> Vec<String> {
         let mut lines = Vec::new();
         let mut line = Vec::new();
         for record in self.logs.values().filter(|record| record.stream == stream) {
@@ -196,12 +196,12 @@ impl Seen {
     }
 
     /// Phases of the control channel's hellos.
-    pub fn control_phases(&self) -> Vec<Phase> {
+    pub(crate) fn control_phases(&self) -> Vec<Phase> {
         self.phases(Channel::Control)
     }
 
     /// Phases of the log channel's hellos.
-    pub fn log_phases(&self) -> Vec<Phase> {
+    pub(crate) fn log_phases(&self) -> Vec<Phase> {
         self.phases(Channel::Log)
     }
 }
@@ -209,7 +209,7 @@ impl Seen {
 type Shared = Arc<(Mutex<Seen>, Condvar)>;
 
 /// A running guest. Dropping it ends its processes.
-pub struct Guest {
+pub(crate) struct Guest {
     directory: tempfile::TempDir,
     processes: Vec<Child>,
     shared: Shared,
@@ -217,18 +217,18 @@ pub struct Guest {
 }
 
 /// A guest to be.
-pub struct Plan<'a> {
-    pub tools: &'a Tools,
-    pub config: BootConfig,
-    pub memory_megabytes: u32,
+pub(crate) struct Plan<'a> {
+    pub(crate) tools: &'a Tools,
+    pub(crate) config: BootConfig,
+    pub(crate) memory_megabytes: u32,
     /// Disks after root and scratch.
-    pub volumes: Vec<PathBuf>,
+    pub(crate) volumes: Vec<PathBuf>,
     /// The tree of the root disk.
-    pub tree: &'a dyn Fn(&Path),
+    pub(crate) tree: &'a dyn Fn(&Path),
 }
 
 impl<'a> Plan<'a> {
-    pub fn new(tools: &'a Tools, config: BootConfig) -> Self {
+    pub(crate) fn new(tools: &'a Tools, config: BootConfig) -> Self {
         Self {
             tools,
             config,
@@ -239,7 +239,7 @@ impl<'a> Plan<'a> {
     }
 
     /// Starts it.
-    pub fn boot(self) -> Guest {
+    pub(crate) fn boot(self) -> Guest {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         let tree = at("tree");
@@ -352,18 +352,18 @@ impl Guest {
     }
 
     /// The guest's console.
-    pub fn console(&self) -> String {
+    pub(crate) fn console(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.path("console.log")).unwrap_or_default())
             .into_owned()
     }
 
     /// Time since QEMU was started.
-    pub fn age(&self) -> Duration {
+    pub(crate) fn age(&self) -> Duration {
         self.since.elapsed()
     }
 
     /// QEMU's resident memory is not of interest here, but its end is: waits for it.
-    pub fn wait_for_power_off(&mut self) -> ExitStatus {
+    pub(crate) fn wait_for_power_off(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.processes[0].try_wait().unwrap() {
@@ -379,18 +379,18 @@ impl Guest {
     }
 
     /// What was seen so far.
-    pub fn seen(&self) -> MutexGuard<'_, Seen> {
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.shared.0.lock().unwrap()
     }
 
     /// Changes how the node behaves.
-    pub fn change(&self, change: impl FnOnce(&mut Seen)) {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Seen)) {
         change(&mut self.seen());
         self.shared.1.notify_all();
     }
 
     /// Waits until something was seen.
-    pub fn wait<T>(&self, what: &str, mut find: impl FnMut(&Seen) -> Option<T>) -> T {
+    pub(crate) fn wait<T>(&self, what: &str, mut find: impl FnMut(&Seen) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         let mut seen = self.seen();
         loop {
@@ -412,12 +412,12 @@ impl Guest {
     }
 
     /// Waits until the app runs.
-    pub fn wait_started(&self) {
+    pub(crate) fn wait_started(&self) {
         self.wait("the start", |seen| (seen.started > 0).then_some(()));
     }
 
     /// Waits for a line of standard output that begins like this, and returns it.
-    pub fn wait_line(&self, start: &str) -> String {
+    pub(crate) fn wait_line(&self, start: &str) -> String {
         self.wait(start, |seen| {
             seen.lines(Stream::Stdout)
                 .into_iter()
@@ -426,7 +426,7 @@ impl Guest {
     }
 
     /// Waits for the app's end, acknowledges it, and waits for the power-off.
-    pub fn finish(&mut self) -> ExitEvent {
+    pub(crate) fn finish(&mut self) -> ExitEvent {
         let event = self.wait("the exit", |seen| seen.exits.first().cloned());
         self.send(&HostFrame::ExitAck);
         assert!(self.wait_for_power_off().success(), "QEMU failed");
@@ -434,7 +434,7 @@ impl Guest {
     }
 
     /// Says something on the control channel.
-    pub fn send(&self, frame: &HostFrame) {
+    pub(crate) fn send(&self, frame: &HostFrame) {
         let control = self.wait("control", |seen| {
             seen.control
                 .as_ref()
@@ -444,7 +444,7 @@ impl Guest {
     }
 
     /// Says something on an exec channel, once it is there.
-    pub fn send_exec(&self, session: u32, frame: &HostFrame) {
+    pub(crate) fn send_exec(&self, session: u32, frame: &HostFrame) {
         let stream = self.wait("the exec channel", |seen| {
             Some(
                 seen.exec
@@ -459,7 +459,7 @@ impl Guest {
     }
 
     /// Breaks the control and log channels, as a node that is restarted does.
-    pub fn break_connections(&self) {
+    pub(crate) fn break_connections(&self) {
         let mut seen = self.seen();
         for stream in [seen.control.take(), seen.log.take()].into_iter().flatten() {
             stream.shutdown(Shutdown::Both).unwrap();
@@ -467,7 +467,7 @@ impl Guest {
     }
 
     /// Breaks an exec channel.
-    pub fn break_exec(&self, session: u32) {
+    pub(crate) fn break_exec(&self, session: u32) {
         let stream = self
             .seen()
             .exec

@@ -1,0 +1,133 @@
+//! Commands beside the app, and figures.
+
+use contract::guest::{ExecRequest, HostFrame};
+
+use crate::machine::{ExecSeen, Guest, Plan, Tools, config};
+
+fn request(session: u32, argv: &[&str], terminal: Option<(u16, u16)>) -> HostFrame {
+    let argv = argv.iter().map(|&word| word.to_owned()).collect();
+    HostFrame::Exec(ExecRequest {
+        session,
+        argv,
+        terminal,
+    })
+}
+
+fn wait_output(guest: &Guest, session: u32, text: &str) {
+    guest.wait(text, |seen| {
+        let output = &seen.exec.get(&session)?.stdout;
+        String::from_utf8_lossy(output).contains(text).then_some(())
+    });
+}
+
+/// Standard output, standard error, exit code of a session that ended.
+fn ended(guest: &Guest, session: u32) -> (String, String, u8) {
+    guest.wait("the command's end", |seen| {
+        let ExecSeen {
+            stdout,
+            stderr,
+            exit,
+            ..
+        } = seen.exec.get(&session)?;
+        let text = |bytes: &Vec<u8>| String::from_utf8_lossy(bytes).into_owned();
+        Some((text(stdout), text(stderr), exit.as_ref()?.exit_code))
+    })
+}
+
+#[test]
+fn commands_on_pipes_and_on_a_terminal_and_figures() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("echo ready; exec sleep 1000");
+    config.user = "shop".to_owned();
+    let mut guest = Plan::new(&tools, config).boot();
+    guest.wait_line("ready");
+
+    // Pipes: both outputs apart, the app's user, the code.
+    guest.send(&request(
+        1,
+        &["sh", "-c", "id -u; echo no >&2; exit 42"],
+        None,
+    ));
+    assert_eq!(
+        ended(&guest, 1),
+        ("1000\n".to_owned(), "no\n".to_owned(), 42)
+    );
+
+    // Input, more than any buffer on the way, and its end.
+    guest.send(&request(2, &["wc", "-c"], None));
+    for _ in 0..40 {
+        guest.send_exec(
+            2,
+            &HostFrame::ExecInput {
+                bytes: vec![b'x'; 10_000],
+            },
+        );
+    }
+    guest.send_exec(2, &HostFrame::ExecInput { bytes: Vec::new() });
+    assert_eq!(ended(&guest, 2), ("400000\n".to_owned(), String::new(), 0));
+
+    // Much output, wholly there before the end is told.
+    guest.send(&request(3, &["head", "-c", "1000000", "/dev/zero"], None));
+    assert_eq!(ended(&guest, 3).0.len(), 1_000_000);
+
+    // A command that is not there.
+    guest.send(&request(4, &["nope"], None));
+    let expected = (
+        String::new(),
+        "platform: command not found: nope\n".to_owned(),
+        127,
+    );
+    assert_eq!(ended(&guest, 4), expected);
+
+    // A terminal, its size, its new size, and its end of input.
+    guest.send(&request(5, &["sh", "-i"], Some((24, 80))));
+    let type_in = |text: &str| {
+        guest.send_exec(
+            5,
+            &HostFrame::ExecInput {
+                bytes: text.as_bytes().to_vec(),
+            },
+        );
+    };
+    type_in("stty size; tty\n");
+    wait_output(&guest, 5, "24 80");
+    wait_output(&guest, 5, "/dev/pts/0");
+    guest.send_exec(
+        5,
+        &HostFrame::ExecResize {
+            rows: 30,
+            columns: 100,
+        },
+    );
+    type_in("stty size\n");
+    wait_output(&guest, 5, "30 100");
+    type_in("exit 9\n");
+    assert_eq!(ended(&guest, 5).2, 9);
+
+    // A channel that breaks ends its command.
+    guest.send(&request(6, &["sh", "-c", "echo up; exec sleep 999"], None));
+    wait_output(&guest, 6, "up");
+    guest.break_exec(6);
+    guest.send(&request(
+        7,
+        &[
+            "sh",
+            "-c",
+            "while pgrep -f 'sleep 999' | grep -qv $$; do :; done",
+        ],
+        None,
+    ));
+    assert_eq!(ended(&guest, 7).2, 0);
+
+    guest.send(&HostFrame::Stats);
+    let stats = guest.wait("figures", |seen| seen.stats.first().cloned());
+    assert!(stats.cpu_micros > 0 && stats.processes >= 1, "{stats:?}");
+    assert!(
+        stats.memory_bytes > 0 && stats.memory_bytes < stats.memory_total_bytes,
+        "{stats:?}"
+    );
+    assert!(stats.scratch_used_bytes > 0, "{stats:?}");
+
+    guest.send(&HostFrame::Stop { timeout_ms: 1 });
+    guest.finish();
+}

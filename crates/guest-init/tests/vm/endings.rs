@@ -1,0 +1,189 @@
+//! How an app ends, and what the node is told.
+
+use contract::guest::{HostFrame, Phase, Stream};
+
+use crate::machine::{Plan, Tools, config};
+
+#[test]
+fn an_app_runs_says_its_lines_and_ends_with_its_code() {
+    let Some(tools) = Tools::find() else { return };
+    let mut guest = Plan::new(
+        &tools,
+        config("echo out; echo err >&2; printf rest; exit 7"),
+    )
+    .boot();
+    guest.wait_started();
+    let started = guest.age();
+    let event = guest.finish();
+    eprintln!(
+        "QEMU start to Started {:.2} s, to power-off {:.2} s",
+        started.as_secs_f64(),
+        guest.age().as_secs_f64()
+    );
+    assert_eq!((event.exit_code, event.signal), (7, None));
+    assert!(!event.oom_killed && !event.requested_stop);
+    let seen = guest.seen();
+    assert_eq!(seen.lines(Stream::Stdout), ["out", "rest"]);
+    assert_eq!(seen.lines(Stream::Stderr), ["err"]);
+    assert_eq!(seen.control_phases(), [Phase::Waiting]);
+    drop(seen);
+    let console = guest.console();
+    assert!(
+        !console.contains("platform-init"),
+        "nothing went wrong: {console}"
+    );
+}
+
+#[test]
+fn a_death_by_signal_is_told_exactly() {
+    let Some(tools) = Tools::find() else { return };
+    let mut guest = Plan::new(&tools, config("kill -SEGV $$")).boot();
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (139, Some(11)));
+}
+
+#[test]
+fn an_app_that_obeys_stops_by_its_own_signal_and_takes_its_children_with_it() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config(
+        "trap 'echo stopping; exit 3' RTMIN+1; trap '' TERM; sleep 1000 & echo ready; \
+         while :; do sleep 0.05; done",
+    );
+    config.stop_signal = "SIGRTMIN+1".to_owned();
+    let mut guest = Plan::new(&tools, config).boot();
+    guest.wait_line("ready");
+    let asked = guest.age();
+    guest.send(&HostFrame::Stop { timeout_ms: 30_000 });
+    let event = guest.finish();
+    eprintln!("stop to gone {:.2} s", (guest.age() - asked).as_secs_f64());
+    assert_eq!((event.exit_code, event.signal), (3, None));
+    assert!(event.requested_stop);
+    assert_eq!(guest.seen().lines(Stream::Stdout), ["ready", "stopping"]);
+}
+
+#[test]
+fn an_app_that_does_not_obey_is_killed_at_the_timeout() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "trap '' TERM; (trap '' TERM; sleep 1000; sleep 1000) & echo ready; \
+                  while :; do sleep 1; done";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_line("ready");
+    guest.send(&HostFrame::Stop { timeout_ms: 300 });
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (137, Some(9)));
+    assert!(event.requested_stop && !event.oom_killed);
+}
+
+#[test]
+fn a_signal_reaches_the_app_alone_and_a_guest_that_is_asked_from_inside_stops() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "trap 'echo hup' HUP; trap 'echo term; exit 0' TERM; echo ready; \
+                  while :; do sleep 0.05; done";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_line("ready");
+    guest.send(&HostFrame::Signal {
+        signal: "SIGHUP".to_owned(),
+    });
+    guest.wait_line("hup");
+    guest.send(&HostFrame::Signal {
+        signal: "SIGNOPE".to_owned(),
+    });
+    guest.send(&HostFrame::Exec(contract::guest::ExecRequest {
+        session: 1,
+        argv: ["kill", "1"].map(str::to_owned).to_vec(),
+        terminal: None,
+    }));
+    let event = guest.finish();
+    assert_eq!(event.exit_code, 0);
+    assert!(!event.requested_stop, "the platform did not ask");
+    let seen = guest.seen();
+    assert_eq!(seen.lines(Stream::Stdout), ["ready", "hup", "term"]);
+    assert_eq!(
+        seen.lines(Stream::Platform),
+        ["there is no signal \"SIGNOPE\""]
+    );
+}
+
+#[test]
+fn orphans_are_reaped_and_end_with_the_app() {
+    let Some(tools) = Tools::find() else { return };
+    // Ten orphans that end at once, one that would live on; then no zombie may be left.
+    let script = "for i in 0 1 2 3 4 5 6 7 8 9; do (true &) ; done; (setsid sleep 1000 &); \
+                  while grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; do sleep 0.02; done; \
+                  echo clean; exit 255";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    let event = guest.finish();
+    assert_eq!(event.exit_code, 255);
+    assert_eq!(guest.seen().lines(Stream::Stdout), ["clean"]);
+}
+
+#[test]
+fn out_of_memory_is_told_by_the_kernels_counter() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "echo eating; exec tail /dev/zero";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (137, Some(9)));
+    assert!(event.oom_killed && !event.requested_stop);
+}
+
+#[test]
+fn a_command_that_is_not_there_is_127_with_its_name() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("");
+    config.argv = vec!["nginx".to_owned()];
+    let mut guest = Plan::new(&tools, config).boot();
+    let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+    assert_eq!(failure.step, "start the app");
+    assert_eq!(failure.reason, "command not found: nginx");
+    assert_eq!(failure.exit_code, Some(127));
+    // A node that was away hears it again.
+    guest.break_connections();
+    guest.wait("the failure again", |seen| {
+        (seen.failures.len() == 2).then_some(())
+    });
+    assert_eq!(
+        guest.seen().control_phases(),
+        [Phase::Waiting, Phase::Failed]
+    );
+    guest.send(&HostFrame::ExitAck);
+    assert!(guest.wait_for_power_off().success());
+    assert!(
+        guest
+            .console()
+            .contains("platform-init: start the app: command not found: nginx")
+    );
+}
+
+#[test]
+fn a_command_that_cannot_run_is_126() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("");
+    config.argv = vec!["/etc/passwd".to_owned()];
+    let mut guest = Plan::new(&tools, config).boot();
+    let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+    assert_eq!(failure.exit_code, Some(126));
+    assert!(
+        failure.reason.starts_with("cannot execute /etc/passwd: "),
+        "{failure:?}"
+    );
+    guest.send(&HostFrame::ExitAck);
+    assert!(guest.wait_for_power_off().success());
+}
+
+#[test]
+fn a_step_that_fails_is_named() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("true");
+    config.user = "nobody-here".to_owned();
+    let mut guest = Plan::new(&tools, config).boot();
+    let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+    assert_eq!(failure.step, "find the user");
+    assert_eq!(
+        failure.reason,
+        "the image's /etc/passwd has no user `nobody-here`"
+    );
+    assert_eq!(failure.exit_code, None);
+    guest.send(&HostFrame::ExitAck);
+    assert!(guest.wait_for_power_off().success());
+}

@@ -1,0 +1,141 @@
+//! The app's output on its way to the node, when the node is well, slow or away.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use contract::guest::{HostFrame, MAX_LOG_PIECE_BYTES, Phase, Stream};
+
+use crate::machine::{Plan, Tools, config};
+
+#[test]
+fn every_byte_arrives_in_order_and_long_lines_in_pieces() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "seq 1 20000; head -c 40000 /dev/zero | tr '\\0' x; echo; printf '\\377\\n'";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_started();
+    let since = Instant::now();
+    guest.finish();
+    let elapsed = since.elapsed().as_secs_f64();
+    let seen = guest.seen();
+    let lines = seen.lines(Stream::Stdout);
+    assert_eq!(lines.len(), 20002);
+    assert!(
+        lines[..20000]
+            .iter()
+            .zip(1..)
+            .all(|(line, number)| *line == number.to_string())
+    );
+    assert_eq!(lines[20000].len(), 40000);
+    assert_eq!(seen.logs.values().last().unwrap().line, [0xff]);
+    assert!(
+        seen.logs
+            .values()
+            .all(|record| record.line.len() <= MAX_LOG_PIECE_BYTES)
+    );
+    assert!(seen.logs.values().all(|record| record.dropped == 0));
+    assert_eq!(
+        seen.logs.values().filter(|record| record.partial).count(),
+        2
+    );
+    assert!(
+        seen.logs.keys().copied().eq(1..=20004),
+        "numbers count up from 1"
+    );
+    let times: Vec<_> = seen.logs.values().map(|record| record.at_nanos).collect();
+    assert!(times.is_sorted() && times[0] > 1_700_000_000_000_000_000);
+    eprintln!("20004 records in {elapsed:.2} s, power-off included");
+}
+
+#[test]
+fn a_node_that_restarts_finds_its_guest_and_loses_no_line() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "echo first; while [ ! -e /go ]; do sleep 0.05; done; seq 1 3000; exit 5";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_line("first");
+    guest.change(|seen| seen.no_log_acks = true);
+    guest.send(&HostFrame::Exec(contract::guest::ExecRequest {
+        session: 9,
+        argv: ["touch", "/go"].map(str::to_owned).to_vec(),
+        terminal: None,
+    }));
+    guest.wait_line("100");
+    guest.break_connections();
+    guest.wait("hello again", |seen| {
+        let both = seen.control_phases().len() == 2 && seen.log_phases().len() == 2;
+        both.then_some(())
+    });
+    guest.change(|seen| seen.no_log_acks = false);
+    let event = guest.wait("the exit", |seen| seen.exits.first().cloned());
+    assert_eq!(event.exit_code, 5);
+    // The node goes away before it has written the end down.
+    guest.break_connections();
+    guest.wait("the exit again", |seen| {
+        (seen.exits.len() == 2).then_some(())
+    });
+    guest.finish();
+    let seen = guest.seen();
+    assert_eq!(seen.started, 1);
+    assert_eq!(seen.exits[0], seen.exits[1]);
+    assert_eq!(seen.control_phases().last(), Some(&Phase::Exited));
+    assert!(seen.logs_sent_again > 0);
+    let lines = seen.lines(Stream::Stdout);
+    assert_eq!(lines.len(), 3001);
+    assert!(
+        lines[1..]
+            .iter()
+            .zip(1..)
+            .all(|(line, number)| *line == number.to_string())
+    );
+}
+
+#[test]
+fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
+    let Some(tools) = Tools::find() else { return };
+    // About 6 MB: more than every buffer on the way together.
+    let script = "echo first; while [ ! -e /go ]; do sleep 0.05; done; \
+                  seq 100000 160000 | awk '{ for (i = 0; i < 16; i++) printf \"%s\", $1; print \"\" }'; \
+                  echo done > /written; while [ -e /written ]; do sleep 0.05; done; echo last";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_line("first");
+    guest.change(|seen| seen.hold_logs = true);
+    let exec = |session, script: &str| {
+        HostFrame::Exec(contract::guest::ExecRequest {
+            session,
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            terminal: None,
+        })
+    };
+    guest.send(&exec(
+        1,
+        "touch /go; while [ ! -e /written ]; do sleep 0.05; done",
+    ));
+    guest.wait("the app to have written all", |seen| {
+        seen.exec.get(&1)?.exit.clone()
+    });
+    guest.change(|seen| seen.hold_logs = false);
+    guest.send(&exec(2, "rm /written"));
+    guest.wait_line("last");
+    guest.finish();
+    let seen = guest.seen();
+    let dropped: u64 = seen
+        .logs
+        .values()
+        .map(|record| u64::from(record.dropped))
+        .sum();
+    let lines = seen.lines(Stream::Stdout);
+    assert!(dropped > 0, "the buffers are bounded");
+    assert_eq!(
+        lines.len() as u64 + dropped,
+        60001 + 2,
+        "each dropped line is counted"
+    );
+    let distinct: BTreeSet<_> = lines.iter().collect();
+    assert_eq!(distinct.len(), lines.len(), "none is doubled");
+    let platform = seen.lines(Stream::Platform);
+    assert!(
+        platform
+            .iter()
+            .any(|line| line.contains("lines dropped here")),
+        "{platform:?}"
+    );
+}
