@@ -1,1 +1,27 @@
-fn main() {}
+//! The `platform` binary: the command line for users, and the roles that make up a cluster.
+//!
+//! This file only starts the command; each command is a module of [`commands`], what they share is
+//! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON),
+//! [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
+//! Exit status: 0 done, 1 the user's input or the cluster says no, 2 usage.
+
+mod cli;
+mod commands;
+mod connection;
+mod failure;
+mod logging;
+mod output;
+mod rollout;
+mod units;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match commands::run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,43 @@
+# The commands of this repository. `make` alone lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+# rustup's own place, where a login shell would have it.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
+
+help: ## This list; `make demo DEMO_EDGE_PORT=8081` chooses another port
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: ## A whole cluster on this machine, with an app on it: installs, builds, starts, deploys
+	@demo/up.sh
+
+down: ## End the demo, without a trace
+	@demo/down.sh
+
+install: ## The Debian packages and tools that building and running need; root
+	@demo/install.sh
+
+build: ## target/release/platform, linked statically, and what guests boot
+	@# Everything but the binary first: it is linked once, by the line after.
+	cargo build --release --workspace --exclude platform
+	cargo rustc --release -p platform --bin platform -- -C target-feature=+crt-static
+	cargo xtask guest
+
+test: install build ## The whole check: formatting, lints, structure, every test; root
+	@echo "== format, lints, structure"
+	cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
+	cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
+	cargo fmt --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo xtask tidy
+	shellcheck -x demo/*.sh examples/*.sh
+	echo "== tests"
+	cargo test --release --workspace 2>&1 | tee target/test.log
+	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
+		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
+
+bench: build ## Measure what we promise, beside what others reach
+	cargo xtask bench
+
+.PHONY: help demo down install build test bench

@@ -1,0 +1,72 @@
+//! The command line: names, flags and their help. What a command does is in its own module.
+
+use clap::builder::Styles;
+use clap::builder::styling::{AnsiColor, Style};
+use clap::{Parser, Subcommand};
+
+use crate::commands::{
+    deploy, destroy, dev, edge, envs, fmt, logs, node, nodes, normalize, ps, scale, schema, server,
+    tokens, validate,
+};
+
+const STYLES: Styles = Styles::styled()
+    .header(Style::new().bold())
+    .usage(Style::new().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(Style::new());
+
+const ABOUT_LONG: &str = "\
+Runs container images as microVMs on your own machines.
+
+A cluster is a `server` (control plane), `node`s (machines that run instances) and
+`edge`s (HTTP ingress). `deploy` takes an image and a manifest (`platform.toml`) and
+runs each process type of the app in microVMs of its own.";
+
+const EXAMPLES: &str = "\
+Examples:
+  platform deploy --image registry.example.com/shop@sha256:…   a new release of ./platform.toml
+  platform ps                                                   what runs
+  platform logs -f --process web                                what it says
+  platform scale web=3                                          more of it
+
+Exit status: 0 done, 1 the input or the cluster says no, 2 wrong usage.";
+
+/// The whole command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "platform",
+    version,
+    about = "Runs container images as microVMs on your own machines",
+    long_about = ABOUT_LONG,
+    after_help = EXAMPLES,
+    styles = STYLES,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Every command, in the order of `--help`: an app's day, its manifest, then the cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Deploy(deploy::Arguments),
+    Ps(ps::Arguments),
+    Logs(logs::Arguments),
+    Scale(scale::Arguments),
+    Envs(envs::Arguments),
+    Destroy(destroy::Arguments),
+    Validate(validate::Arguments),
+    Fmt(fmt::Arguments),
+    Normalize(normalize::Arguments),
+    Schema(schema::Arguments),
+    Nodes(nodes::Arguments),
+    #[command(subcommand)]
+    Tokens(tokens::Command),
+    Server(server::Arguments),
+    Node(node::Arguments),
+    Edge(edge::Arguments),
+    Dev(dev::Arguments),
+}

@@ -1,0 +1,92 @@
+//! `platform destroy`: ends an env.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use contract::EnvKey;
+
+use crate::connection::{ClusterArguments, EnvArguments};
+use crate::failure::Failure;
+use crate::output::{self, Format, FormatArguments, note};
+
+/// How long to wait for the last instance to be gone.
+const GONE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time between two looks.
+const POLL: Duration = Duration::from_millis(300);
+
+const EXAMPLES: &str = "\
+Examples:
+  platform destroy                              the env prod of ./platform.toml's app; asks first
+  platform destroy --app shop --env test --yes";
+
+/// Stop all instances of an env and forget its releases and routes
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Do not wait until the last instance is gone
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    which: EnvArguments,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    // Never an app that was only guessed.
+    let Some(app) = arguments.which.app_at_hand()? else {
+        return Err(Failure::new("which app? There is no ./platform.toml")
+            .hint("name it: `platform destroy --app APP --env ENV`"));
+    };
+    let env = EnvKey {
+        app,
+        env: arguments.which.env_or_default()?,
+    };
+    if !arguments.yes && !confirmed(&env)? {
+        return Err(Failure::new(format!("{env} was not destroyed")));
+    }
+    client.destroy(&env).await?;
+    let waits_until = Instant::now() + GONE_TIMEOUT;
+    while !arguments.no_wait && client.envs().await?.iter().any(|row| row.env == env) {
+        if Instant::now() > waits_until {
+            return Err(Failure::new(format!(
+                "instances of {env} are still there after {} s",
+                GONE_TIMEOUT.as_secs()
+            ))
+            .hint("it goes on without us; `platform ps` shows which"));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    if arguments.format.format == Format::Json {
+        return output::json(&serde_json::json!({ "env": env, "gone": !arguments.no_wait }));
+    }
+    note(if arguments.no_wait {
+        format!("{env} is being destroyed")
+    } else {
+        format!("{env} is gone")
+    });
+    Ok(())
+}
+
+fn confirmed(env: &EnvKey) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(format!("destroying {env} needs a yes"))
+            .hint("say it with --yes where nobody can be asked"));
+    }
+    let mut prompt = anstream::stderr();
+    write!(
+        prompt,
+        "destroy {env} with all its instances and releases? Type its name: "
+    )?;
+    prompt.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(answer.trim() == env.to_string())
+}

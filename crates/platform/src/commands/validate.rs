@@ -1,0 +1,74 @@
+//! `platform validate`: is the manifest right?
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::commands::manifest_file::{self, Source};
+use crate::failure::Failure;
+use crate::output::{self, Format, FormatArguments};
+
+const EXAMPLES: &str = "\
+Examples:
+  platform validate                                 ./platform.toml
+  platform validate apps/*/platform.toml
+  platform validate --format json - < shop.toml     mistakes as a JSON array
+
+Exit status: 0 when every file is right, 1 when one is not.";
+
+/// Check manifests: every mistake with its place and what to do about it
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// The manifests; `-` is standard input
+    #[arg(value_name = "FILE", default_value = manifest_file::DEFAULT)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let mut mistakes = Vec::new();
+    for file in &arguments.files {
+        let source = Source::read(file)?;
+        match source.decode() {
+            Ok(manifest) => {
+                if arguments.format.format == Format::Text {
+                    output::line(format!(
+                        "{}: a valid manifest of {}",
+                        source.name, manifest.app
+                    ))?;
+                }
+            }
+            Err(found) => {
+                if arguments.format.format == Format::Text {
+                    source.show(&found);
+                }
+                mistakes.push((source.name, found));
+            }
+        }
+    }
+    if arguments.format.format == Format::Json {
+        let several = arguments.files.len() > 1;
+        let mut all = Vec::new();
+        for (name, found) in &mistakes {
+            let Value::Array(found) = manifest::to_json(found) else {
+                continue;
+            };
+            for mut one in found {
+                // Which file is only a question where there are several.
+                if several {
+                    one["file"] = json!(name);
+                }
+                all.push(one);
+            }
+        }
+        output::json(&all)?;
+    }
+    if mistakes.is_empty() {
+        Ok(())
+    } else {
+        Err(Failure::Said)
+    }
+}

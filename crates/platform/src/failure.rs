@@ -1,0 +1,135 @@
+//! How a command that could not do its work says so: the chain of causes, and what to do.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use anstyle::{AnsiColor, Style};
+use api_client::ClientError;
+use control_plane::ServerError;
+use edge_proxy::EdgeError;
+use membership::JoinError;
+use node_agent::NodeError;
+
+/// The user's input or the cluster says no.
+const NO: u8 = 1;
+
+const ERROR: Style = AnsiColor::Red.on_default().bold();
+const FAINT: Style = Style::new().dimmed();
+const HINT: Style = AnsiColor::Cyan.on_default();
+
+/// Why a command ends with a status other than 0.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Everything was said already (diagnostics, a diff).
+    Said,
+    /// The reader of our output left (`platform logs | head`): nobody is there to be told.
+    ReaderLeft,
+    /// To be told.
+    Because {
+        /// The failed operation, and its causes.
+        error: anyhow::Error,
+        /// What to do, where the command knows better than the error itself.
+        hint: Option<String>,
+    },
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let reader_left = error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
+        if reader_left {
+            Self::ReaderLeft
+        } else {
+            Self::Because { error, hint: None }
+        }
+    }
+}
+
+impl Failure {
+    /// A failure of our own, without a cause.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self::Because {
+            error: anyhow::Error::msg(message.into()),
+            hint: None,
+        }
+    }
+
+    /// Adds what to do.
+    pub(crate) fn hint(mut self, text: impl Into<String>) -> Self {
+        if let Self::Because { hint, .. } = &mut self {
+            *hint = Some(text.into());
+        }
+        self
+    }
+
+    /// Tells the user, and gives the exit status.
+    pub(crate) fn report(&self) -> ExitCode {
+        if let Self::Because { error, hint } = self {
+            let mut text = format!("{ERROR}error{ERROR:#}: ");
+            for (depth, message) in chain(error.as_ref()).into_iter().enumerate() {
+                if depth > 0 {
+                    text.push_str(&format!("  {FAINT}caused by{FAINT:#}: "));
+                }
+                text.push_str(&message.replace('\n', "\n    "));
+                text.push('\n');
+            }
+            let hint = hint.clone().or_else(|| hint_of(error.as_ref()));
+            if let Some(hint) = hint {
+                text.push_str(&format!("  {HINT}hint{HINT:#}: {hint}\n"));
+            }
+            // Where standard error is closed, only the status can tell.
+            let _ = anstream::stderr().write_all(text.as_bytes());
+        }
+        ExitCode::from(NO)
+    }
+}
+
+fn links<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error| (*error).source())
+}
+
+/// The messages from the outermost to the innermost, without those that only repeat.
+fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut messages: Vec<String> = Vec::new();
+    for link in links(error) {
+        let message = link.to_string();
+        if !messages.last().is_some_and(|last| last.contains(&message)) {
+            messages.push(message);
+        }
+        // It names the innermost cause itself; between are only the library's own words.
+        if link.downcast_ref::<ClientError>().is_some() {
+            break;
+        }
+    }
+    messages
+}
+
+fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
+    links(error).find_map(|link| {
+        link.downcast_ref::<ClientError>()
+            .and_then(ClientError::hint)
+            .or_else(|| link.downcast_ref::<EdgeError>().and_then(EdgeError::hint))
+            .or_else(|| {
+                link.downcast_ref::<ServerError>()
+                    .and_then(ServerError::hint)
+            })
+            .or_else(|| link.downcast_ref::<NodeError>().and_then(hint_of_node))
+    })
+}
+
+fn hint_of_node(error: &NodeError) -> Option<String> {
+    match error {
+        NodeError::Join(JoinError::Enroll(error)) => error.hint(),
+        NodeError::Join(JoinError::State(_)) => None,
+        NodeError::Join(_) => Some(
+            "give --server, and a --token made by `platform tokens create --role node`".to_owned(),
+        ),
+        NodeError::Guest(_) => {
+            Some("`cargo xtask guest` makes them; --guest says where they are".to_owned())
+        }
+        _ => None,
+    }
+}

@@ -1,1 +1,0 @@
-//! The platform binary: the CLI and the roles.

@@ -1,0 +1,36 @@
+//! What the roles say while they run: human lines on standard error.
+
+use std::io::IsTerminal as _;
+
+use clap::Args;
+use tracing_subscriber::EnvFilter;
+
+/// Levels where neither `--log` nor `RUST_LOG` says otherwise.
+const DEFAULT_FILTER: &str = "info";
+
+/// How much a role says.
+#[derive(Debug, Args)]
+pub(crate) struct LogArguments {
+    /// How much to say on standard error: error, warn, info, debug or trace, also by part
+    /// (`info,edge_proxy=debug`)
+    #[arg(long, value_name = "LEVEL", env = "RUST_LOG", default_value = DEFAULT_FILTER)]
+    log: String,
+}
+
+impl LogArguments {
+    /// Sends log lines to standard error from now on.
+    pub(crate) fn start(&self) -> Result<(), crate::failure::Failure> {
+        let filter: EnvFilter = self.log.parse().map_err(|error| {
+            crate::failure::Failure::new(format!("`{}` is not a log level: {error}", self.log))
+                .hint("try `--log debug`")
+        })?;
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(colours)
+            .with_target(false)
+            .init();
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! A whole cluster of its own for one test: a real registry, a server, a node, an edge, on free
+//! ports of the loopback and in a folder of its own. Ended by pid, however the test ends.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The one switch that leaves these tests out, on a machine where they cannot run.
+const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+/// How long a condition is waited for: three microVMs boot under TCG on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Pause between two looks at a condition.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+pub(crate) const HOST: &str = "hello.localhost";
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The manifest of the example app, with lines replaced.
+pub(crate) fn manifest(changes: &[(&str, &str)]) -> String {
+    let mut text = std::fs::read_to_string(top().join("examples/hello/platform.toml")).unwrap();
+    for (from, to) in changes {
+        assert!(text.contains(from), "the example's manifest has no {from}");
+        text = text.replace(from, to);
+    }
+    text
+}
+
+/// What a command said.
+pub(crate) struct Said {
+    pub(crate) status: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+pub(crate) struct Cluster {
+    dir: tempfile::TempDir,
+    server: SocketAddr,
+    edge: SocketAddr,
+    registry: SocketAddr,
+    children: Vec<(&'static str, Child)>,
+    /// The example's image, `registry/repository@digest`.
+    pub(crate) image: String,
+}
+
+impl Cluster {
+    /// Starts everything but an app; nothing when these tests are switched off.
+    pub(crate) fn start() -> Option<Self> {
+        if std::env::var_os(SKIP).is_some() {
+            eprintln!("SKIPPED: {SKIP} is set");
+            return None;
+        }
+        assert!(rustix::process::geteuid().is_root(), "needs root; {SKIP}=1 leaves this test out");
+        let [server, edge, registry] = free_ports();
+        let mut cluster = Self {
+            // Short, because sockets lie in it.
+            dir: tempfile::Builder::new().prefix("platform-").tempdir_in("/tmp").unwrap(),
+            server,
+            edge,
+            registry,
+            children: Vec::new(),
+            image: String::new(),
+        };
+        cluster.start_registry();
+        cluster.image = cluster.push("hello");
+        cluster.start_role("server");
+        wait_for("the server", || cluster.cli(&["nodes"]).status == 0);
+        for role in ["node", "edge"] {
+            cluster.join(role);
+        }
+        wait_for("the node", || {
+            let nodes = cluster.json(&["nodes"]);
+            nodes.as_array().unwrap().iter().any(|node| node["online"] == true)
+        });
+        wait_for("the edge", || TcpStream::connect(cluster.edge).is_ok());
+        Some(cluster)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn start_registry(&mut self) {
+        let config = format!(
+            "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n\
+             storage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: {} }}\n",
+            self.path("registry").display(),
+            self.registry,
+        );
+        let file = self.path("registry.yml");
+        std::fs::write(&file, config).unwrap();
+        let mut command = Command::new("docker-registry");
+        command.arg("serve").arg(file);
+        self.spawn("registry", command);
+        wait_for("the registry", || TcpStream::connect(self.registry).is_ok());
+    }
+
+    /// Makes one of the example images, if it is not made yet, and pushes it.
+    pub(crate) fn push(&self, name: &str) -> String {
+        let script = top().join("examples/images.sh");
+        let output =
+            Command::new(script).arg(name).arg(self.registry.to_string()).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "examples/images.sh {name}: {stderr}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn join(&mut self, role: &'static str) {
+        let said = self.cli(&["tokens", "create", "--role", role]);
+        assert_eq!(said.status, 0, "{}", said.stderr);
+        let mut command = self.role(role);
+        command.env("PLATFORM_TOKEN", said.stdout.trim());
+        self.spawn(role, command);
+    }
+
+    fn role(&self, role: &str) -> Command {
+        let server = format!("https://{}", self.server);
+        let mut command = platform();
+        command.arg(role).arg("--data-dir").arg(self.path(role));
+        match role {
+            "server" => command.args(["--listen", &self.server.to_string()]),
+            "node" => command
+                .args(["--server", &server, "--name", "test", "--run-dir"])
+                .arg(self.path("run"))
+                .arg("--guest")
+                .arg(top().join("target/guest")),
+            _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
+        };
+        command
+    }
+
+    /// Starts a role that joined before (or the server).
+    pub(crate) fn start_role(&mut self, role: &'static str) {
+        let command = self.role(role);
+        self.spawn(role, command);
+    }
+
+    fn spawn(&mut self, name: &'static str, mut command: Command) {
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("{name}.log")))
+            .unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start the {name}: {error}"));
+        self.children.push((name, child));
+    }
+
+    /// kill -9 of a role.
+    pub(crate) fn kill_role(&mut self, role: &str) {
+        let at = self.children.iter().position(|(name, _)| *name == role).unwrap();
+        let (_, mut child) = self.children.remove(at);
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Runs the command line.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Said {
+        let output = platform()
+            .args(arguments)
+            .env("PLATFORM_CONFIG", self.path("server/client.json"))
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap();
+        Said {
+            status: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
+    /// Runs the command line, which must succeed.
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let said = self.cli(arguments);
+        assert_eq!(said.status, 0, "platform {arguments:?}: {}\n{}", said.stdout, said.stderr);
+        said.stdout
+    }
+
+    /// What a lister says, for programs.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--format", "json"]);
+        serde_json::from_str(&self.ok(&arguments)).unwrap()
+    }
+
+    /// Deploys a manifest with an image.
+    pub(crate) fn deploy(&self, manifest: &str, image: &str) -> Said {
+        let file = self.path("manifest.toml");
+        std::fs::write(&file, manifest).unwrap();
+        self.cli(&["deploy", file.to_str().unwrap(), "--image", image])
+    }
+
+    /// The instances that are not leaving, by `ps`.
+    pub(crate) fn instances(&self) -> Vec<Value> {
+        let all = self.json(&["ps"]);
+        let here = |row: &&Value| row["leaving"] == false;
+        all.as_array().unwrap().iter().filter(here).cloned().collect()
+    }
+
+    /// Ids of the ready instances of a process.
+    pub(crate) fn ready(&self, process: &str) -> Vec<String> {
+        let ready = |row: &Value| row["process"] == process && row["report"]["ready"] == true;
+        let id = |row: &Value| row["id"].as_str().unwrap().to_owned();
+        self.instances().iter().filter(|row| ready(row)).map(id).collect()
+    }
+
+    /// GET from the edge: status and body.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let (status, body) = get(self.edge, HOST, path);
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    pub(crate) fn edge(&self) -> SocketAddr {
+        self.edge
+    }
+
+    /// The pid of an instance's VMM.
+    pub(crate) fn vmm(&self, id: &str) -> i32 {
+        let wanted = self.path("run").join(id);
+        processes(&wanted.to_string_lossy())
+            .into_iter()
+            .find(|(_, line)| line.contains("qemu-system"))
+            .unwrap_or_else(|| panic!("no VMM of {id}"))
+            .0
+    }
+
+    /// What of this cluster there is on the machine: processes, links, namespaces, mounts.
+    pub(crate) fn traces(&self) -> Vec<String> {
+        let dir = self.dir.path().to_string_lossy().into_owned();
+        let mut traces: Vec<_> =
+            processes(&dir).into_iter().map(|(pid, line)| format!("process {pid}: {line}")).collect();
+        let member = std::fs::read_to_string(self.path("node/member.json")).unwrap_or_default();
+        let member: Value = serde_json::from_str(&member).unwrap_or_default();
+        let prefix = member["cluster_prefix"].as_str().unwrap_or("none").trim_end_matches("::");
+        for arguments in [&["-6", "-o", "addr"][..], &["-6", "route"]] {
+            let said = Command::new("ip").args(arguments).output().unwrap().stdout;
+            let lines = String::from_utf8_lossy(&said).into_owned();
+            traces.extend(lines.lines().filter(|line| line.contains(prefix)).map(str::to_owned));
+        }
+        let said = Command::new("ip").args(["netns", "list"]).output().unwrap().stdout;
+        // The namespace is named after the cluster's last 24 bits: `fd12:3456:789a` -> `56789a`.
+        let bits: String = prefix.split(':').map(|group| format!("{group:0>4}")).collect();
+        let name = format!("platform-{}", &bits[bits.len().saturating_sub(6)..]);
+        let namespaces = String::from_utf8_lossy(&said).into_owned();
+        traces.extend(namespaces.lines().filter(|line| line.starts_with(&name)).map(str::to_owned));
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        traces.extend(mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned));
+        traces
+    }
+
+    /// Ends the cluster as an operator does; nothing of it may be left.
+    pub(crate) fn down(mut self) {
+        assert!(!self.traces().is_empty(), "traces are recognised while it is up");
+        self.end();
+        let left = self.traces();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+
+    fn end(&mut self) {
+        for (_, mut child) in self.children.drain(..) {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let down = platform()
+            .args(["node", "down", "--data-dir"])
+            .arg(self.path("node"))
+            .arg("--run-dir")
+            .arg(self.path("run"))
+            .output()
+            .unwrap();
+        if !down.status.success() {
+            eprintln!("node down: {}", String::from_utf8_lossy(&down.stderr));
+        }
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for role in ["server", "node", "edge"] {
+                let log = std::fs::read_to_string(self.path(&format!("{role}.log")));
+                eprintln!("--- {role}\n{}", log.unwrap_or_default());
+            }
+        }
+        self.end();
+    }
+}
+
+fn platform() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_platform"));
+    // `make install` puts the vsock device there.
+    let tools = top().join("target/tools/bin");
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", tools.display()));
+    command.env_remove("PLATFORM_TOKEN");
+    command
+}
+
+fn free_ports<const N: usize>() -> [SocketAddr; N] {
+    // All at once, so that they differ.
+    let listeners: [TcpListener; N] =
+        std::array::from_fn(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    std::array::from_fn(|at| listeners[at].local_addr().unwrap())
+}
+
+/// Processes whose command line names this.
+fn processes(named: &str) -> Vec<(i32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        if line.contains(named) {
+            found.push((pid, line));
+        }
+    }
+    found
+}
+
+/// Looks until the condition holds.
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// One GET; the whole body.
+pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> (u16, Vec<u8>) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    let head_end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head");
+    let head = String::from_utf8_lossy(&answer[..head_end]).into_owned();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, answer.split_off(head_end + 4))
+}

@@ -1,0 +1,181 @@
+//! The main job, end to end, with everything real: a registry, the three roles, microVMs on
+//! whatever this machine has (TCG where there is no KVM).
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod harness;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+use harness::{Cluster, get, manifest, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// The value of a line `name   value` of the example's page.
+fn field<'p>(page: &'p str, name: &str) -> &'p str {
+    page.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+        .unwrap_or_else(|| panic!("no {name} in {page}"))
+        .trim()
+}
+
+fn sigkill(pid: i32) {
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind() {
+    let Some(cluster) = Cluster::start() else { return };
+    let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    assert_eq!((cluster.ready("web").len(), cluster.ready("worker").len()), (2, 1));
+
+    // The page, from both instances in turn, with the platform's variables in it.
+    let mut answered = BTreeSet::new();
+    for _ in 0..4 {
+        let (status, page) = cluster.get("/");
+        assert_eq!(status, 200, "{page}");
+        assert_eq!((field(&page, "app"), field(&page, "env")), ("hello", "prod"));
+        assert_eq!((field(&page, "process"), field(&page, "release")), ("web", "v1"));
+        answered.insert(field(&page, "instance").to_owned());
+    }
+    assert_eq!(answered, cluster.ready("web").into_iter().collect());
+    assert_eq!(harness::get(cluster.edge(), "other.localhost", "/").0, 404);
+
+    // What it logs: a line per request of `web`, ticks of `worker`.
+    wait_for("the requests' lines", || {
+        let lines = cluster.ok(&["logs", "--app", "hello", "--process", "web"]);
+        lines.matches("GET / 200").count() == 4
+    });
+    let ticks = cluster.ok(&["logs", "--app", "hello", "--process", "worker"]);
+    assert!(ticks.contains("worker: started") && !ticks.contains("GET /"), "{ticks}");
+
+    cluster.ok(&["scale", "--app", "hello", "web=3"]);
+    wait_for("a third instance", || cluster.ready("web").len() == 3);
+    cluster.ok(&["scale", "--app", "hello", "web=1"]);
+    wait_for("one instance", || cluster.instances().len() == 2);
+    assert_eq!(cluster.get("/").0, 200);
+
+    // A release that exits at once: the reason, its exit and its last words; the old one stays.
+    let before = cluster.instances();
+    let exits = manifest(&[(
+        r#"command = ["/usr/bin/hello", "web"]"#,
+        "command = [\"/bin/sh\", \"-c\", \"echo these are my last words; exit 7\"]\n\
+         restart = { policy = \"never\" }",
+    )]);
+    let refused = cluster.deploy(&exits, &cluster.image);
+    let said = refused.stdout + &refused.stderr;
+    assert_eq!(refused.status, 1, "{said}");
+    assert!(said.contains("exit code 7") && said.contains("these are my last words"), "{said}");
+    let ids = |rows: &[serde_json::Value]| -> BTreeSet<String> {
+        rows.iter().map(|row| row["id"].to_string()).collect()
+    };
+    wait_for("the failed release's instances to go", || ids(&cluster.instances()) == ids(&before));
+    assert_eq!(field(&cluster.get("/").1, "release"), "v1");
+
+    cluster.ok(&["destroy", "--app", "hello", "--yes"]);
+    wait_for("the env to be gone", || {
+        cluster.json(&["envs"]).as_array().unwrap().is_empty()
+            && cluster.json(&["ps"]).as_array().unwrap().is_empty()
+    });
+    assert_eq!(cluster.get("/").0, 404);
+    cluster.down();
+}
+
+#[test]
+fn every_role_may_be_killed_and_what_runs_goes_on() {
+    let Some(mut cluster) = Cluster::start() else { return };
+    let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let rows = cluster.instances();
+    let web = rows.iter().find(|row| row["process"] == "web").unwrap();
+    let direct: SocketAddr =
+        format!("[{}]:8080", web["address"].as_str().unwrap()).parse().unwrap();
+    let vmm_before = cluster.vmm(web["id"].as_str().unwrap());
+
+    // Clients that download slowly: one from the instance itself, one through the edge.
+    let path = "/download?bytes=4000000&rate=400000";
+    let edge = cluster.edge();
+    let from_instance = std::thread::spawn(move || get(direct, "hello.localhost", path));
+    let through_edge = std::thread::spawn(move || get(edge, "hello.localhost", path));
+    for role in ["server", "node"] {
+        cluster.kill_role(role);
+        cluster.start_role(role);
+    }
+    assert_eq!(through_edge.join().unwrap().1.len(), 4_000_000);
+    // The edge serves from its own disk, with the server gone.
+    cluster.kill_role("server");
+    cluster.kill_role("edge");
+    cluster.start_role("edge");
+    wait_for("the edge", || std::net::TcpStream::connect(edge).is_ok());
+    assert_eq!(cluster.get("/").0, 200);
+    assert_eq!(from_instance.join().unwrap().1.len(), 4_000_000);
+    cluster.start_role("server");
+    wait_for("the server", || cluster.cli(&["ps"]).status == 0);
+
+    // State is as before: same instances, same VMMs, no restarts.
+    wait_for("three ready instances", || {
+        cluster.ready("web").len() == 2 && cluster.ready("worker").len() == 1
+    });
+    assert_eq!(cluster.vmm(web["id"].as_str().unwrap()), vmm_before);
+    for (before, after) in rows.iter().zip(cluster.instances()) {
+        assert_eq!(before["id"], after["id"]);
+        assert_eq!(after["report"]["restarts"], 0);
+    }
+    // Logs go on where they were: adopted guests dialled again.
+    let ticks = || cluster.ok(&["logs", "--app", "hello", "--process", "worker"]).lines().count();
+    let now = ticks();
+    wait_for("another tick", || ticks() > now);
+
+    // A killed VMM: the instance is back, under the same id, and its restart is counted.
+    let id = web["id"].as_str().unwrap();
+    sigkill(vmm_before);
+    wait_for("the instance to be back", || {
+        cluster.instances().iter().any(|row| {
+            row["id"] == id && row["report"]["ready"] == true && row["report"]["restarts"] == 1
+        })
+    });
+    assert_ne!(cluster.vmm(id), vmm_before);
+    cluster.down();
+}
+
+#[test]
+fn what_cannot_be_deployed_says_why_and_changes_nothing() {
+    let Some(cluster) = Cluster::start() else { return };
+    let wrong_digest = format!("{}@sha256:{}", cluster.image.split('@').next().unwrap(), "0".repeat(64));
+    let unknown = cluster.image.replace("/hello@", "/unknown@");
+    for (image, names) in [(&wrong_digest, "has no hello@sha256:0000"), (&unknown, "has no unknown@")] {
+        let refused = cluster.deploy(&manifest(&[]), image);
+        assert_eq!(refused.status, 1);
+        assert!(refused.stderr.contains(names), "{}", refused.stderr);
+        assert!(refused.stderr.contains("hint:"), "{}", refused.stderr);
+    }
+    let unknown_key = manifest(&[("[processes.web.scaling]", "[processes.web.scalling]")]);
+    let refused = cluster.deploy(&unknown_key, &cluster.image);
+    assert_eq!(refused.status, 1);
+    assert!(refused.stderr.contains("scaling"), "{}", refused.stderr);
+    assert!(cluster.instances().is_empty());
+
+    let not_found = manifest(&[(r#"command = ["/usr/bin/hello", "web"]"#, r#"command = ["no-such-command"]"#)]);
+    let refused = cluster.deploy(&not_found, &cluster.image);
+    let said = refused.stdout + &refused.stderr;
+    assert_eq!(refused.status, 1);
+    assert!(said.contains("command not found: no-such-command"), "{said}");
+    wait_for("the cluster to be as it was", || cluster.json(&["ps"]).as_array().unwrap().is_empty());
+
+    // An image that no one here wrote, by the tag it was pushed under.
+    let nginx = cluster.push("nginx");
+    let text = std::fs::read_to_string(
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/nginx/platform.toml"),
+    )
+    .unwrap();
+    let tagged = format!("{}:latest", nginx.split('@').next().unwrap());
+    let deployed = cluster.deploy(&text, &tagged);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let pinned = nginx.split('@').nth(1).unwrap();
+    assert!((deployed.stdout + &deployed.stderr).contains(pinned), "it says what it pinned");
+    let (status, page) = get(cluster.edge(), "nginx.localhost", "/");
+    assert_eq!(status, 200);
+    assert!(String::from_utf8_lossy(&page).contains("Welcome to nginx"));
+    cluster.down();
+}

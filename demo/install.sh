@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Installs what a Debian 12 machine needs to build, test and run the platform: only what is missing.
+# Rust comes from rustup, and is yours to install.
+set -euo pipefail
+# shellcheck source=demo/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+# To build: a C compiler and what our dependencies' C code is configured with.
+packages=(gcc g++ libc6-dev make cmake pkg-config)
+# To run: the VMM, the network, a registry.
+packages+=(qemu-system-x86 nftables iproute2 docker-registry curl ca-certificates)
+# To make images of Debian packages, and to judge what we make of them.
+packages+=(mmdebstrap umoci skopeo e2fsprogs shellcheck)
+
+# The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
+vsock_device_version=0.3.0
+tools=$top/target/tools
+
+main() {
+    [ "$(id -u)" -eq 0 ] || die "only root can install packages" "try it with sudo"
+    find_rust
+    install_packages
+    install_vsock_device
+}
+
+find_rust() {
+    # rustup's own place, where a login shell would have it.
+    command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null ||
+        die "Rust is missing" "install it from https://rustup.rs, then run this again"
+    local wanted have
+    wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$top/Cargo.toml")
+    have=$(rustc --version | cut -d' ' -f2)
+    printf '%s\n%s\n' "$wanted" "$have" | sort -V -C ||
+        die "Rust $have is too old: $wanted is needed" "try: rustup update"
+}
+
+install_packages() {
+    local missing=() package
+    for package in "${packages[@]}"; do
+        dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    say "installing ${missing[*]}"
+    # A package that is a service would be started at once; here, the demo starts what it needs.
+    local policy=/usr/sbin/policy-rc.d
+    if [ ! -e $policy ]; then
+        printf '#!/bin/sh\nexit 101\n' >$policy
+        chmod 755 $policy
+        # shellcheck disable=SC2064
+        trap "rm -f $policy" EXIT
+    fi
+    export DEBIAN_FRONTEND=noninteractive
+    { apt-get update -q && apt-get install -y -q --no-install-recommends "${missing[@]}"; } \
+        >"$top/target/apt.log" 2>&1 || {
+        tail -n 15 "$top/target/apt.log" >&2
+        die "could not install: ${missing[*]}" "the log: target/apt.log" "is the network there? are Debian's sources in /etc/apt?"
+    }
+    case " ${missing[*]} " in
+        *" docker-registry "*) # Not at the next boot either.
+            if [ -d /run/systemd/system ]; then systemctl --quiet disable docker-registry.service || true; fi ;;
+    esac
+}
+
+install_vsock_device() {
+    local program=$tools/bin/vhost-device-vsock
+    if [ ! -x "$program" ]; then
+        say "building vhost-device-vsock $vsock_device_version"
+        cargo install --quiet --locked --root "$tools" vhost-device-vsock --version "$vsock_device_version" ||
+            die "could not install vhost-device-vsock" "is the network there? try again"
+    fi
+    # A node looks for it beside its own program.
+    mkdir -p "$top/target/release"
+    ln -sfn ../tools/bin/vhost-device-vsock "$top/target/release/vhost-device-vsock"
+}
+
+mkdir -p "$top/target"
+main "$@"

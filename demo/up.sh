@@ -1,0 +1,206 @@
+#!/usr/bin/env bash
+# Starts a whole cluster on this machine and deploys an app on it: the tutorial, as a script. `make demo` runs it.
+#
+# What it starts: a registry, `platform server`, `platform node`, `platform edge`, and the app of examples/hello
+# in three microVMs. Everything is on the loopback and in /var/lib/platform-demo; `make down` ends it.
+set -euo pipefail
+# shellcheck source=demo/common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin:/sbin
+
+# Free space that a first build and its images take, in MiB, and memory that three microVMs take.
+build_space=8000
+data_space=1500
+memory_needed=1200
+
+main() {
+    begun=$(now)
+    if is_up; then
+        say "The demo is up already: $page"
+        how_to_go_on
+        exit 0
+    fi
+    check_machine
+    step "What this machine lacks" "$top/demo/install.sh"
+    step "Build the platform" make --no-print-directory -C "$top" build
+    mkdir -p "$demo" && chmod 700 "$demo"
+    keep_ports
+
+    step "A registry on the loopback" start_registry
+    step "An image of the example app, out of Debian packages" push_image
+    step "The control plane: platform server" start_server
+    step "A node: a one-time token, then platform node" join node
+    step "An edge: a one-time token, then platform edge" join edge
+    step "Deploy" deploy
+    step "The page, from both instances of \`web\`" get_page
+    step "What runs, and what it says" look
+
+    say
+    say "${bold}Up in $(since "$begun") s.${plain}"
+    for line in "${times[@]}"; do say "  $line"; done
+    say
+    how_to_go_on
+}
+
+times=()
+# step TITLE COMMAND...: a heading, the work, and how long it took.
+step() {
+    local title=$1 start
+    shift
+    start=$(now)
+    say
+    say "${bold}== $title${plain}"
+    "$@"
+    times+=("$(printf '%6s s  %s' "$(since "$start")" "$title")")
+}
+
+is_up() {
+    local role
+    for role in registry server node edge; do alive $role || return 1; done
+    curl -fs -o /dev/null --max-time 5 -H "Host: $host" "http://127.0.0.1:$edge_port/"
+}
+
+# --- Before anything is started ------------------------------------------------------------------
+
+check_machine() {
+    [ "$(id -u)" -eq 0 ] || die "the demo needs root: it makes network namespaces and taps" "try: sudo make demo"
+    [ "$(uname -m)" = x86_64 ] || die "this machine is $(uname -m); the demo's images are for x86_64"
+    command -v apt-get >/dev/null ||
+        die "this is not a Debian machine" "demo/install.sh names what is needed; Debian 12 is what we test on"
+    [ -c /dev/net/tun ] || die "there is no /dev/net/tun" "try: modprobe tun"
+    local role
+    for role in registry server node edge; do
+        alive $role || port_free $role
+    done
+    local need=$build_space
+    [ ! -x "$platform" ] || need=$data_space
+    space "$top" $need
+    mkdir -p "$(dirname "$demo")"
+    space "$(dirname "$demo")" $data_space
+    local memory
+    memory=$(($(sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024))
+    [ "$memory" -ge $memory_needed ] ||
+        die "only $memory MiB of memory are available; the demo's microVMs take $memory_needed MiB"
+}
+
+# port_free ROLE
+port_free() {
+    local port variable
+    case $1 in
+        registry) port=$registry_port variable=DEMO_REGISTRY_PORT ;;
+        server) port=$server_port variable=DEMO_SERVER_PORT ;;
+        edge) port=$edge_port variable=DEMO_EDGE_PORT ;;
+        *) return 0 ;;
+    esac
+    if (: </dev/tcp/127.0.0.1/"$port") 2>/dev/null; then
+        die "port $port, for the $1, is taken" "end what listens there (ss -ltnp 'sport = :$port' says what)," \
+            "or choose another: make demo $variable=$((port + 1))"
+    fi
+}
+
+# space FOLDER MIB
+space() {
+    local free
+    free=$(df --output=avail -m "$1" | tail -n 1)
+    [ "$free" -ge "$2" ] || die "only $((free)) MiB are free in $1; $2 MiB are needed"
+}
+
+# --- The steps -----------------------------------------------------------------------------------
+
+# For restart.sh and the next `make demo`; one that is named there wins.
+keep_ports() {
+    cat >"$demo/ports" <<PORTS
+: "\${DEMO_SERVER_PORT:=$server_port}" "\${DEMO_EDGE_PORT:=$edge_port}" "\${DEMO_REGISTRY_PORT:=$registry_port}"
+PORTS
+}
+
+start_registry() {
+    cat >"$demo/registry.yml" <<YML
+version: 0.1
+log: { level: warn, accesslog: { disabled: true } }
+storage: { filesystem: { rootdirectory: $demo/registry } }
+http: { addr: 127.0.0.1:$registry_port }
+YML
+    mkdir -p "$demo/registry"
+    start registry
+    wait_for registry 20
+    say "docker-registry listens on 127.0.0.1:$registry_port"
+}
+
+push_image() {
+    image=$("$top/examples/images.sh" hello "127.0.0.1:$registry_port")
+    say "$image"
+}
+
+start_server() {
+    start server
+    wait_for server 30
+    configure_user
+    say "the server listens on https://127.0.0.1:$server_port; its first admin's configuration is $admin_config"
+}
+
+# So that `platform ps` finds this cluster, where you have no other.
+configure_user() {
+    if [ ! -e "$user_config" ]; then
+        mkdir -p "$(dirname "$user_config")"
+        ln -sfn "$admin_config" "$user_config"
+    fi
+}
+
+# join ROLE: a machine joins with a one-time token and keys of its own; from then on it is known by its
+# certificate, and needs no token again.
+join() {
+    if ! alive "$1" && [ ! -e "$demo/$1/member.json" ]; then
+        PLATFORM_TOKEN=$(show cli tokens create --role "$1" --ttl 5m)
+        export PLATFORM_TOKEN
+    fi
+    start "$1"
+    unset PLATFORM_TOKEN
+    wait_for "$1" 60
+    case $1 in
+        node) cli nodes ;;
+        edge) say "the edge listens on http://127.0.0.1:$edge_port" ;;
+    esac
+}
+
+deploy() {
+    show cli deploy "$top/examples/hello/platform.toml" --image "$image"
+}
+
+get_page() {
+    until_true 20 page_is_there || {
+        curl -s -H "Host: $host" "http://127.0.0.1:$edge_port/" >&2 || true
+        die "the page does not come" "the edge's log: $demo/edge.log"
+    }
+    for _ in 1 2; do
+        # The name ends in .localhost: it is this machine, without DNS.
+        show curl -s --max-time 10 --resolve "$host:$edge_port:127.0.0.1" "$page"
+        say
+    done
+}
+page_is_there() { curl -fs -o /dev/null --max-time 5 -H "Host: $host" "http://127.0.0.1:$edge_port/"; }
+
+look() {
+    show cli ps --all
+    say
+    show cli logs --app hello --tail 3
+}
+
+how_to_go_on() {
+    say "Go on:"
+    if [ ! "$user_config" -ef "$admin_config" ]; then
+        say "  export PLATFORM_CONFIG=$admin_config      # you have a configuration of your own"
+    fi
+    cat <<TEXT
+  alias platform=$platform
+  curl $page                      # again, and the other instance answers
+  platform logs -f --process web                         # a line per request
+  platform scale web=3                                   # one more
+  demo/restart.sh node                                   # kill -9 and start a role again: nothing stops
+  platform destroy --app hello                           # the app alone
+  make down                                              # everything, without a trace
+The roles' logs are $demo/{server,node,edge}.log.
+TEXT
+}
+
+main "$@"
