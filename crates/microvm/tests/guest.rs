@@ -63,6 +63,41 @@ async fn the_guest_dials_the_node_and_dials_again() {
     assert_eq!(vm.kill().await.how, HowEnded::Killed);
 }
 
+/// Seconds from [`boot`] to the guest's hello, and the VMM's memory then, for twenty boots.
+#[tokio::test]
+#[ignore = "a measurement: cargo nextest run --release -p microvm --run-ignored only --no-capture"]
+async fn twenty_boots() {
+    let Some(guest) = guest_dir() else { return };
+    let mut seconds = Vec::new();
+    let mut resident = Vec::new();
+    for round in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().join("run");
+        let instance = InstanceId(0xc100_0000 + round);
+        let listener = listen_for_guest(&run_dir, HOST_PORT).unwrap();
+        let kernel = GuestKernel::in_directory(&guest).unwrap();
+        let start = std::time::Instant::now();
+        let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
+        first_frame(&listener).await;
+        seconds.push(start.elapsed().as_secs_f64());
+        let pid = support::pid_of(instance, &run_dir, "qemu");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS"))
+            .unwrap();
+        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        resident.push(kib / 1024);
+        vm.kill().await;
+    }
+    seconds.sort_by(f64::total_cmp);
+    resident.sort_unstable();
+    eprintln!(
+        "boot to hello: {:.2} / {:.2} / {:.2} s (least, median, most); VMM: {} MiB resident",
+        seconds[0], seconds[10], seconds[19], resident[10]
+    );
+}
+
 #[test]
 fn a_guest_is_reached_by_its_tap() {
     const INSIDE: &str = "MICROVM_TEST_INSIDE";

@@ -81,6 +81,9 @@ fn envs_are_apart_and_sources_are_pinned() {
         c.send_udp_from(a.address, b.address, 9000, "spoofed neighbour");
         c.send_udp_from(address(0, 1), b.address, 9000, "spoofed platform");
         c.send_udp_from("fe80::99".parse().unwrap(), b.address, 9000, "link-local");
+        // These two would pass if the source were not pinned: the sender is of the same env.
+        a.send_udp_from(address(7, 0xa9), b.address, 9000, "spoofed sibling");
+        a.send_udp_from(address(0, 1), b.address, 9000, "spoofed machine");
         c.send_icmp_from(c.address, b.address, 128);
         c.send_icmp_from(a.address, b.address, 2);
         a.send_udp(b.address, 9000, "marker");

@@ -1,6 +1,8 @@
 //! A guest of the tests' own: the kernel and modules of `cargo xtask guest`, with a busybox script
 //! as its init, so that a test says in a few lines what the guest does.
 
+#![allow(dead_code, reason = "each file of tests uses its part")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
