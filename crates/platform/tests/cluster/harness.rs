@@ -1,6 +1,7 @@
 //! A whole cluster of its own for one test: a real registry, a server, a node, an edge, on free
 //! ports of the loopback and in a folder of its own. Ended by pid, however the test ends.
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ pub(crate) struct Cluster {
     edge: SocketAddr,
     registry: SocketAddr,
     children: Vec<(&'static str, Child)>,
+    vms: BTreeSet<String>,
     /// The example's image, `registry/repository@digest`.
     pub(crate) image: String,
 }
@@ -56,15 +58,22 @@ impl Cluster {
             eprintln!("SKIPPED: {SKIP} is set");
             return None;
         }
-        assert!(rustix::process::geteuid().is_root(), "needs root; {SKIP}=1 leaves this test out");
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "needs root; {SKIP}=1 leaves this test out"
+        );
         let [server, edge, registry] = free_ports();
         let mut cluster = Self {
             // Short, because sockets lie in it.
-            dir: tempfile::Builder::new().prefix("platform-").tempdir_in("/tmp").unwrap(),
+            dir: tempfile::Builder::new()
+                .prefix("platform-")
+                .tempdir_in("/tmp")
+                .unwrap(),
             server,
             edge,
             registry,
             children: Vec::new(),
+            vms: BTreeSet::new(),
             image: String::new(),
         };
         cluster.start_registry();
@@ -76,7 +85,11 @@ impl Cluster {
         }
         wait_for("the node", || {
             let nodes = cluster.json(&["nodes"]);
-            nodes.as_array().unwrap().iter().any(|node| node["online"] == true)
+            nodes
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|node| node["online"] == true)
         });
         wait_for("the edge", || TcpStream::connect(cluster.edge).is_ok());
         Some(cluster)
@@ -104,10 +117,16 @@ impl Cluster {
     /// Makes one of the example images, if it is not made yet, and pushes it.
     pub(crate) fn push(&self, name: &str) -> String {
         let script = top().join("examples/images.sh");
-        let output =
-            Command::new(script).arg(name).arg(self.registry.to_string()).output().unwrap();
+        let output = Command::new(script)
+            .arg(name)
+            .arg(self.registry.to_string())
+            .output()
+            .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "examples/images.sh {name}: {stderr}");
+        assert!(
+            output.status.success(),
+            "examples/images.sh {name}: {stderr}"
+        );
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
@@ -158,7 +177,11 @@ impl Cluster {
 
     /// kill -9 of a role.
     pub(crate) fn kill_role(&mut self, role: &str) {
-        let at = self.children.iter().position(|(name, _)| *name == role).unwrap();
+        let at = self
+            .children
+            .iter()
+            .position(|(name, _)| *name == role)
+            .unwrap();
         let (_, mut child) = self.children.remove(at);
         child.kill().unwrap();
         child.wait().unwrap();
@@ -182,7 +205,11 @@ impl Cluster {
     /// Runs the command line, which must succeed.
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let said = self.cli(arguments);
-        assert_eq!(said.status, 0, "platform {arguments:?}: {}\n{}", said.stdout, said.stderr);
+        assert_eq!(
+            said.status, 0,
+            "platform {arguments:?}: {}\n{}",
+            said.stdout, said.stderr
+        );
         said.stdout
     }
 
@@ -204,14 +231,23 @@ impl Cluster {
     pub(crate) fn instances(&self) -> Vec<Value> {
         let all = self.json(&["ps"]);
         let here = |row: &&Value| row["leaving"] == false;
-        all.as_array().unwrap().iter().filter(here).cloned().collect()
+        all.as_array()
+            .unwrap()
+            .iter()
+            .filter(here)
+            .cloned()
+            .collect()
     }
 
     /// Ids of the ready instances of a process.
     pub(crate) fn ready(&self, process: &str) -> Vec<String> {
         let ready = |row: &Value| row["process"] == process && row["report"]["ready"] == true;
         let id = |row: &Value| row["id"].as_str().unwrap().to_owned();
-        self.instances().iter().filter(|row| ready(row)).map(id).collect()
+        self.instances()
+            .iter()
+            .filter(|row| ready(row))
+            .map(id)
+            .collect()
     }
 
     /// GET from the edge: status and body.
@@ -226,41 +262,78 @@ impl Cluster {
 
     /// The pid of an instance's VMM.
     pub(crate) fn vmm(&self, id: &str) -> i32 {
-        let wanted = self.path("run").join(id);
-        processes(&wanted.to_string_lossy())
-            .into_iter()
-            .find(|(_, line)| line.contains("qemu-system"))
-            .unwrap_or_else(|| panic!("no VMM of {id}"))
-            .0
+        let vmms = processes(&format!("instance-{id}"));
+        vmms.first().unwrap_or_else(|| panic!("no VMM of {id}")).0
+    }
+
+    /// Every instance whose microVM was ever seen in the run folder.
+    fn note_vms(&mut self) {
+        let Ok(entries) = std::fs::read_dir(self.path("run")) else {
+            return;
+        };
+        let names = entries
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned());
+        self.vms.extend(names);
     }
 
     /// What of this cluster there is on the machine: processes, links, namespaces, mounts.
     pub(crate) fn traces(&self) -> Vec<String> {
         let dir = self.dir.path().to_string_lossy().into_owned();
-        let mut traces: Vec<_> =
-            processes(&dir).into_iter().map(|(pid, line)| format!("process {pid}: {line}")).collect();
+        let mut traces: Vec<_> = processes(&dir)
+            .into_iter()
+            .map(|(pid, line)| format!("process {pid}: {line}"))
+            .collect();
         let member = std::fs::read_to_string(self.path("node/member.json")).unwrap_or_default();
         let member: Value = serde_json::from_str(&member).unwrap_or_default();
-        let prefix = member["cluster_prefix"].as_str().unwrap_or("none").trim_end_matches("::");
+        let prefix = member["cluster_prefix"]
+            .as_str()
+            .unwrap_or("none")
+            .trim_end_matches("::");
         for arguments in [&["-6", "-o", "addr"][..], &["-6", "route"]] {
             let said = Command::new("ip").args(arguments).output().unwrap().stdout;
             let lines = String::from_utf8_lossy(&said).into_owned();
-            traces.extend(lines.lines().filter(|line| line.contains(prefix)).map(str::to_owned));
+            traces.extend(
+                lines
+                    .lines()
+                    .filter(|line| line.contains(prefix))
+                    .map(str::to_owned),
+            );
         }
-        let said = Command::new("ip").args(["netns", "list"]).output().unwrap().stdout;
+        let said = Command::new("ip")
+            .args(["netns", "list"])
+            .output()
+            .unwrap()
+            .stdout;
         // The namespace is named after the cluster's last 24 bits: `fd12:3456:789a` -> `56789a`.
-        let bits: String = prefix.split(':').map(|group| format!("{group:0>4}")).collect();
+        let bits: String = prefix
+            .split(':')
+            .map(|group| format!("{group:0>4}"))
+            .collect();
         let name = format!("platform-{}", &bits[bits.len().saturating_sub(6)..]);
         let namespaces = String::from_utf8_lossy(&said).into_owned();
-        traces.extend(namespaces.lines().filter(|line| line.starts_with(&name)).map(str::to_owned));
+        traces.extend(
+            namespaces
+                .lines()
+                .filter(|line| line.starts_with(&name))
+                .map(str::to_owned),
+        );
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        traces.extend(mounts.lines().filter(|line| line.contains(&dir)).map(str::to_owned));
+        traces.extend(
+            mounts
+                .lines()
+                .filter(|line| line.contains(&dir))
+                .map(str::to_owned),
+        );
         traces
     }
 
     /// Ends the cluster as an operator does; nothing of it may be left.
     pub(crate) fn down(mut self) {
-        assert!(!self.traces().is_empty(), "traces are recognised while it is up");
+        assert!(
+            !self.traces().is_empty(),
+            "traces are recognised while it is up"
+        );
         self.end();
         let left = self.traces();
         assert!(left.is_empty(), "left behind: {left:#?}");
@@ -301,7 +374,10 @@ fn platform() -> Command {
     // `make install` puts the vsock device there.
     let tools = top().join("target/tools/bin");
     let path = std::env::var("PATH").unwrap_or_default();
-    command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", tools.display()));
+    command.env(
+        "PATH",
+        format!("{}:{path}:/usr/sbin:/sbin", tools.display()),
+    );
     command.env_remove("PLATFORM_TOKEN");
     command
 }
@@ -317,7 +393,9 @@ fn free_ports<const N: usize>() -> [SocketAddr; N] {
 fn processes(named: &str) -> Vec<(i32, String)> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
         let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.contains(named) {
@@ -331,7 +409,10 @@ fn processes(named: &str) -> Vec<(i32, String)> {
 pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{what}: not within {PATIENCE:?}"
+        );
         std::thread::sleep(LOOK_EVERY);
     }
 }
@@ -344,7 +425,10 @@ pub(crate) fn get(address: SocketAddr, host: &str, path: &str) -> (u16, Vec<u8>)
     stream.write_all(request.as_bytes()).unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).unwrap();
-    let head_end = answer.windows(4).position(|four| four == b"\r\n\r\n").expect("a whole head");
+    let head_end = answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .expect("a whole head");
     let head = String::from_utf8_lossy(&answer[..head_end]).into_owned();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, answer.split_off(head_end + 4))

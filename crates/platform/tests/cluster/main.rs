@@ -25,18 +25,29 @@ fn sigkill(pid: i32) {
 
 #[test]
 fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind() {
-    let Some(cluster) = Cluster::start() else { return };
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
     let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
-    assert_eq!((cluster.ready("web").len(), cluster.ready("worker").len()), (2, 1));
+    assert_eq!(
+        (cluster.ready("web").len(), cluster.ready("worker").len()),
+        (2, 1)
+    );
 
     // The page, from both instances in turn, with the platform's variables in it.
     let mut answered = BTreeSet::new();
     for _ in 0..4 {
         let (status, page) = cluster.get("/");
         assert_eq!(status, 200, "{page}");
-        assert_eq!((field(&page, "app"), field(&page, "env")), ("hello", "prod"));
-        assert_eq!((field(&page, "process"), field(&page, "release")), ("web", "v1"));
+        assert_eq!(
+            (field(&page, "app"), field(&page, "env")),
+            ("hello", "prod")
+        );
+        assert_eq!(
+            (field(&page, "process"), field(&page, "release")),
+            ("web", "v1")
+        );
         answered.insert(field(&page, "instance").to_owned());
     }
     assert_eq!(answered, cluster.ready("web").into_iter().collect());
@@ -48,7 +59,10 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
         lines.matches("GET / 200").count() == 4
     });
     let ticks = cluster.ok(&["logs", "--app", "hello", "--process", "worker"]);
-    assert!(ticks.contains("worker: started") && !ticks.contains("GET /"), "{ticks}");
+    assert!(
+        ticks.contains("worker: started") && !ticks.contains("GET /"),
+        "{ticks}"
+    );
 
     cluster.ok(&["scale", "--app", "hello", "web=3"]);
     wait_for("a third instance", || cluster.ready("web").len() == 3);
@@ -66,11 +80,16 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
     let refused = cluster.deploy(&exits, &cluster.image);
     let said = refused.stdout + &refused.stderr;
     assert_eq!(refused.status, 1, "{said}");
-    assert!(said.contains("exit code 7") && said.contains("these are my last words"), "{said}");
+    assert!(
+        said.contains("exit code 7") && said.contains("these are my last words"),
+        "{said}"
+    );
     let ids = |rows: &[serde_json::Value]| -> BTreeSet<String> {
         rows.iter().map(|row| row["id"].to_string()).collect()
     };
-    wait_for("the failed release's instances to go", || ids(&cluster.instances()) == ids(&before));
+    wait_for("the failed release's instances to go", || {
+        ids(&cluster.instances()) == ids(&before)
+    });
     assert_eq!(field(&cluster.get("/").1, "release"), "v1");
 
     cluster.ok(&["destroy", "--app", "hello", "--yes"]);
@@ -84,13 +103,16 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
 
 #[test]
 fn every_role_may_be_killed_and_what_runs_goes_on() {
-    let Some(mut cluster) = Cluster::start() else { return };
+    let Some(mut cluster) = Cluster::start() else {
+        return;
+    };
     let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
     let rows = cluster.instances();
     let web = rows.iter().find(|row| row["process"] == "web").unwrap();
-    let direct: SocketAddr =
-        format!("[{}]:8080", web["address"].as_str().unwrap()).parse().unwrap();
+    let direct: SocketAddr = format!("[{}]:8080", web["address"].as_str().unwrap())
+        .parse()
+        .unwrap();
     let vmm_before = cluster.vmm(web["id"].as_str().unwrap());
 
     // Clients that download slowly: one from the instance itself, one through the edge.
@@ -123,7 +145,12 @@ fn every_role_may_be_killed_and_what_runs_goes_on() {
         assert_eq!(after["report"]["restarts"], 0);
     }
     // Logs go on where they were: adopted guests dialled again.
-    let ticks = || cluster.ok(&["logs", "--app", "hello", "--process", "worker"]).lines().count();
+    let ticks = || {
+        cluster
+            .ok(&["logs", "--app", "hello", "--process", "worker"])
+            .lines()
+            .count()
+    };
     let now = ticks();
     wait_for("another tick", || ticks() > now);
 
@@ -141,10 +168,19 @@ fn every_role_may_be_killed_and_what_runs_goes_on() {
 
 #[test]
 fn what_cannot_be_deployed_says_why_and_changes_nothing() {
-    let Some(cluster) = Cluster::start() else { return };
-    let wrong_digest = format!("{}@sha256:{}", cluster.image.split('@').next().unwrap(), "0".repeat(64));
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let wrong_digest = format!(
+        "{}@sha256:{}",
+        cluster.image.split('@').next().unwrap(),
+        "0".repeat(64)
+    );
     let unknown = cluster.image.replace("/hello@", "/unknown@");
-    for (image, names) in [(&wrong_digest, "has no hello@sha256:0000"), (&unknown, "has no unknown@")] {
+    for (image, names) in [
+        (&wrong_digest, "has no hello@sha256:0000"),
+        (&unknown, "has no unknown@"),
+    ] {
         let refused = cluster.deploy(&manifest(&[]), image);
         assert_eq!(refused.status, 1);
         assert!(refused.stderr.contains(names), "{}", refused.stderr);
@@ -156,12 +192,20 @@ fn what_cannot_be_deployed_says_why_and_changes_nothing() {
     assert!(refused.stderr.contains("scaling"), "{}", refused.stderr);
     assert!(cluster.instances().is_empty());
 
-    let not_found = manifest(&[(r#"command = ["/usr/bin/hello", "web"]"#, r#"command = ["no-such-command"]"#)]);
+    let not_found = manifest(&[(
+        r#"command = ["/usr/bin/hello", "web"]"#,
+        r#"command = ["no-such-command"]"#,
+    )]);
     let refused = cluster.deploy(&not_found, &cluster.image);
     let said = refused.stdout + &refused.stderr;
     assert_eq!(refused.status, 1);
-    assert!(said.contains("command not found: no-such-command"), "{said}");
-    wait_for("the cluster to be as it was", || cluster.json(&["ps"]).as_array().unwrap().is_empty());
+    assert!(
+        said.contains("command not found: no-such-command"),
+        "{said}"
+    );
+    wait_for("the cluster to be as it was", || {
+        cluster.json(&["ps"]).as_array().unwrap().is_empty()
+    });
 
     // An image that no one here wrote, by the tag it was pushed under.
     let nginx = cluster.push("nginx");
@@ -173,7 +217,10 @@ fn what_cannot_be_deployed_says_why_and_changes_nothing() {
     let deployed = cluster.deploy(&text, &tagged);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
     let pinned = nginx.split('@').nth(1).unwrap();
-    assert!((deployed.stdout + &deployed.stderr).contains(pinned), "it says what it pinned");
+    assert!(
+        (deployed.stdout + &deployed.stderr).contains(pinned),
+        "it says what it pinned"
+    );
     let (status, page) = get(cluster.edge(), "nginx.localhost", "/");
     assert_eq!(status, 200);
     assert!(String::from_utf8_lossy(&page).contains("Welcome to nginx"));
