@@ -33,7 +33,7 @@ use crate::instance::{ExitEvent, SecretBundle};
 
 /// Version of this contract. A guest with another one is refused.
 pub const CONTRACT_VERSION: u32 = 1;
-/// The context id of the host, as guests see it (virtio spec, 5.10.4: VMADDR_CID_HOST).
+/// The context id of the host, as guests see it (virtio spec, 5.10.4: `VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;
 /// The vsock port the node listens on for each guest; on the host it is the socket `<uds>_1024`.
 pub const HOST_PORT: u32 = 1024;
@@ -375,6 +375,10 @@ impl FrameBuffer {
     ///
     /// # Errors
     /// The bytes are no frame; the buffer is then of no more use.
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an iterator has one type of item, and an end"
+    )]
     pub fn next<F: Frame>(&mut self) -> Result<Option<F>, FrameError> {
         let rest = &self.bytes[self.start..];
         let Some((head, rest)) = rest.split_first_chunk::<4>() else {

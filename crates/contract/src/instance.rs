@@ -159,7 +159,7 @@ pub enum Probe {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StopPolicy {
-    /// Signal name (`SIGTERM`). Absent: the image's StopSignal, else SIGTERM.
+    /// Signal name (`SIGTERM`). Absent: the image's `StopSignal`, else SIGTERM.
     pub signal: Option<String>,
     /// SIGKILL follows after this long, in milliseconds.
     pub timeout_ms: u64,

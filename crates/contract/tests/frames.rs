@@ -11,19 +11,30 @@ use contract::instance::ExitEvent;
 use proptest::prelude::*;
 
 fn stream() -> impl Strategy<Value = Stream> {
-    prop_oneof![Just(Stream::Stdout), Just(Stream::Stderr), Just(Stream::Platform)]
+    prop_oneof![
+        Just(Stream::Stdout),
+        Just(Stream::Stderr),
+        Just(Stream::Platform)
+    ]
 }
 
 fn exit() -> impl Strategy<Value = ExitEvent> {
-    (any::<u8>(), any::<Option<u8>>(), any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
-        |(exit_code, signal, oom_killed, requested_stop, at)| ExitEvent {
-            exit_code,
-            signal,
-            oom_killed,
-            requested_stop,
-            at: Timestamp(at),
-        },
+    (
+        any::<u8>(),
+        any::<Option<u8>>(),
+        any::<bool>(),
+        any::<bool>(),
+        any::<u64>(),
     )
+        .prop_map(
+            |(exit_code, signal, oom_killed, requested_stop, at)| ExitEvent {
+                exit_code,
+                signal,
+                oom_killed,
+                requested_stop,
+                at: Timestamp(at),
+            },
+        )
 }
 
 fn guest_frame() -> impl Strategy<Value = GuestFrame> {
@@ -40,17 +51,37 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
         })),
         Just(GuestFrame::Started),
         (".*", ".*", any::<Option<u8>>()).prop_map(|(step, reason, exit_code)| {
-            GuestFrame::BootFailed(BootFailure { step, reason, exit_code })
+            GuestFrame::BootFailed(BootFailure {
+                step,
+                reason,
+                exit_code,
+            })
         }),
         exit().prop_map(GuestFrame::Exited),
         any::<u64>().prop_map(|cpu_micros| {
-            GuestFrame::Stats(GuestStats { cpu_micros, ..GuestStats::default() })
+            GuestFrame::Stats(GuestStats {
+                cpu_micros,
+                ..GuestStats::default()
+            })
         }),
-        (any::<u64>(), any::<u64>(), stream(), any::<bool>(), any::<u32>(), bytes()).prop_map(
-            |(seq, at_nanos, stream, partial, dropped, line)| {
-                GuestFrame::Log(LogRecord { seq, at_nanos, stream, partial, dropped, line })
-            }
-        ),
+        (
+            any::<u64>(),
+            any::<u64>(),
+            stream(),
+            any::<bool>(),
+            any::<u32>(),
+            bytes()
+        )
+            .prop_map(|(seq, at_nanos, stream, partial, dropped, line)| {
+                GuestFrame::Log(LogRecord {
+                    seq,
+                    at_nanos,
+                    stream,
+                    partial,
+                    dropped,
+                    line,
+                })
+            }),
         (stream(), bytes()).prop_map(|(stream, bytes)| GuestFrame::ExecOutput { stream, bytes }),
         exit().prop_map(GuestFrame::ExecExited),
     ]
@@ -61,9 +92,17 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
         any::<u64>().prop_map(|timeout_ms| HostFrame::Stop { timeout_ms }),
         ".*".prop_map(|signal| HostFrame::Signal { signal }),
         Just(HostFrame::Stats),
-        (any::<u32>(), proptest::collection::vec(".*", 0..4), any::<Option<(u16, u16)>>())
+        (
+            any::<u32>(),
+            proptest::collection::vec(".*", 0..4),
+            any::<Option<(u16, u16)>>()
+        )
             .prop_map(|(session, argv, terminal)| {
-                HostFrame::Exec(ExecRequest { session, argv, terminal })
+                HostFrame::Exec(ExecRequest {
+                    session,
+                    argv,
+                    terminal,
+                })
             }),
         Just(HostFrame::ExitAck),
         any::<u64>().prop_map(|seq| HostFrame::LogAck { seq }),
@@ -127,9 +166,18 @@ fn decode(bytes: &[u8]) -> Result<Option<GuestFrame>, FrameError> {
 
 #[test]
 fn what_no_frame_can_be_is_named() {
-    assert!(matches!(decode(&[0, 0, 0, 0]), Err(FrameError::Length { length: 0, .. })));
+    assert!(matches!(
+        decode(&[0, 0, 0, 0]),
+        Err(FrameError::Length { length: 0, .. })
+    ));
     let huge = u32::MAX.to_le_bytes();
-    assert!(matches!(decode(&huge), Err(FrameError::Length { length: 0xffff_ffff, .. })));
+    assert!(matches!(
+        decode(&huge),
+        Err(FrameError::Length {
+            length: 0xffff_ffff,
+            ..
+        })
+    ));
     assert_eq!(decode(&[1, 0, 0, 0, 200]), Err(FrameError::Type(200)));
     assert!(matches!(
         decode(&[3, 0, 0, 0, 1, b'{', 255]),
@@ -144,5 +192,8 @@ fn what_no_frame_can_be_is_named() {
         dropped: 0,
         line: vec![b'x'; MAX_LOG_PIECE_BYTES + 1],
     });
-    assert!(matches!(decode(&long.encode()), Err(FrameError::Body { frame_type: 6, .. })));
+    assert!(matches!(
+        decode(&long.encode()),
+        Err(FrameError::Body { frame_type: 6, .. })
+    ));
 }

@@ -10,9 +10,22 @@ fn names_are_dns_labels() {
     for good in ["a", "shop", "shop-2", &"x".repeat(63)] {
         assert_eq!(good.parse::<AppName>().unwrap().as_str(), good);
     }
-    for bad in ["", "-a", "a-", "2shop", "Shop", "a.b", "a_b", "ä", &"x".repeat(64)] {
+    for bad in [
+        "",
+        "-a",
+        "a-",
+        "2shop",
+        "Shop",
+        "a.b",
+        "a_b",
+        "ä",
+        &"x".repeat(64),
+    ] {
         let error = bad.parse::<AppName>().unwrap_err().to_string();
-        assert!(error.starts_with(&format!("`{bad}` is not a valid app name: use 1 to 63")), "{error}");
+        assert!(
+            error.starts_with(&format!("`{bad}` is not a valid app name: use 1 to 63")),
+            "{error}"
+        );
     }
 }
 
@@ -23,9 +36,19 @@ fn only_lowercase_sha256_is_a_digest() {
     assert_eq!((digest.hex(), digest.short()), (hex.as_str(), &hex[..12]));
     let upper = format!("sha256:{}", hex.to_uppercase());
     let traversal = format!("sha256:../../{}", &hex[6..]);
-    for bad in ["", "sha256:", &hex, &format!("sha512:{hex}"), &upper, &traversal] {
+    for bad in [
+        "",
+        "sha256:",
+        &hex,
+        &format!("sha512:{hex}"),
+        &upper,
+        &traversal,
+    ] {
         assert!(bad.parse::<Digest>().is_err(), "{bad}");
-        assert!(serde_json::from_value::<Digest>(serde_json::json!(bad)).is_err(), "{bad}");
+        assert!(
+            serde_json::from_value::<Digest>(serde_json::json!(bad)).is_err(),
+            "{bad}"
+        );
     }
 }
 

@@ -111,14 +111,24 @@ impl Membership {
     pub async fn load_or_join(data_dir: &Path, applicant: &Applicant) -> Result<Self, JoinError> {
         if let Some(mut known) = Self::load(data_dir)? {
             // The server may have moved; who it is, its certificate says.
-            if let Some(server) = applicant.server.as_ref().filter(|url| **url != known.server) {
+            if let Some(server) = applicant
+                .server
+                .as_ref()
+                .filter(|url| **url != known.server)
+            {
                 known.server.clone_from(server);
                 state_file::write(&Self::file(data_dir), &known)?;
             }
             return Ok(known);
         }
-        let server = applicant.server.as_ref().ok_or(JoinError::NothingGiven { missing: "server" })?;
-        let token = applicant.token.as_ref().ok_or(JoinError::NothingGiven { missing: "token" })?;
+        let server = applicant
+            .server
+            .as_ref()
+            .ok_or(JoinError::NothingGiven { missing: "server" })?;
+        let token = applicant
+            .token
+            .as_ref()
+            .ok_or(JoinError::NothingGiven { missing: "token" })?;
         let token: EnrollmentToken = token.parse()?;
         let key = MemberKey::generate()?;
         let wireguard = match applicant.role {
@@ -134,14 +144,18 @@ impl Membership {
             hardware: applicant.hardware.clone(),
         };
         let verifier = identity::pinned_root(token.ca_fingerprint);
-        let answer =
-            ApiClient::enroll(server, verifier, &request).await.map_err(JoinError::Enroll)?;
+        let answer = ApiClient::enroll(server, verifier, &request)
+            .await
+            .map_err(JoinError::Enroll)?;
         let right = match applicant.role {
             EnrollRole::Node => matches!(answer.member, Member::Node(_)),
             EnrollRole::Edge => matches!(answer.member, Member::Edge(_)),
         };
         if !right {
-            return Err(JoinError::WrongRole { wanted: applicant.role, got: answer.member });
+            return Err(JoinError::WrongRole {
+                wanted: applicant.role,
+                got: answer.member,
+            });
         }
         let membership = Self {
             server: server.clone(),
@@ -166,7 +180,12 @@ impl Membership {
     /// # Errors
     /// The credentials are damaged.
     pub fn client(&self) -> Result<ApiClient, ClientError> {
-        ApiClient::member(&self.server, &self.ca_pem, &self.certificate_pem, &self.key_pem)
+        ApiClient::member(
+            &self.server,
+            &self.ca_pem,
+            &self.certificate_pem,
+            &self.key_pem,
+        )
     }
 }
 
@@ -196,8 +215,13 @@ mod tests {
             region: "home".to_owned(),
             hardware: Hardware::default(),
         };
-        let error = Membership::load_or_join(dir.path(), &applicant).await.unwrap_err();
-        assert!(Membership::load(dir.path()).unwrap().is_none(), "nothing is kept");
+        let error = Membership::load_or_join(dir.path(), &applicant)
+            .await
+            .unwrap_err();
+        assert!(
+            Membership::load(dir.path()).unwrap().is_none(),
+            "nothing is kept"
+        );
         error.to_string()
     }
 
@@ -205,8 +229,15 @@ mod tests {
     async fn what_is_missing_is_named() {
         let url = "https://127.0.0.1:1";
         assert!(refusal(None, None).await.ends_with("no server was given"));
-        assert!(refusal(Some(url), None).await.ends_with("no token was given"));
-        assert_eq!(refusal(Some(url), Some("nonsense")).await, "cannot read the enrollment token");
+        assert!(
+            refusal(Some(url), None)
+                .await
+                .ends_with("no token was given")
+        );
+        assert_eq!(
+            refusal(Some(url), Some("nonsense")).await,
+            "cannot read the enrollment token"
+        );
         let token = EnrollmentToken::generate([7; 32]).unwrap().to_string();
         assert_eq!(refusal(Some(url), Some(&token)).await, "cannot enroll");
     }

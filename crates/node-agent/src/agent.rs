@@ -40,13 +40,20 @@ fn desired_file(data_dir: &Path) -> PathBuf {
 }
 
 /// Runs the agent until `shutdown`.
-pub(crate) async fn run(options: NodeOptions, shutdown: CancellationToken) -> Result<(), NodeError> {
+pub(crate) async fn run(
+    options: NodeOptions,
+    shutdown: CancellationToken,
+) -> Result<(), NodeError> {
     let _lock = lock(&options.data_dir)?;
     let choice = microvm::choose_driver(&microvm::probe().await)?;
     microvm::Programs::find()?;
     let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
     let hardware = hardware::find(options.memory_bytes).map_err(NodeError::Hardware)?;
-    tracing::info!(driver = choice.driver.name(), reason = choice.reason, "chose the VMM driver");
+    tracing::info!(
+        driver = choice.driver.name(),
+        reason = choice.reason,
+        "chose the VMM driver"
+    );
 
     let applicant = Applicant {
         role: EnrollRole::Node,
@@ -67,8 +74,10 @@ pub(crate) async fn run(options: NodeOptions, shutdown: CancellationToken) -> Re
     })
     .await?;
     let registry = Registry::new(RegistryOptions::default()).map_err(NodeError::Registry)?;
-    let images = Images::open(&options.data_dir, registry)
-        .map_err(|source| NodeError::Folder { path: options.data_dir.clone(), source })?;
+    let images = Images::open(&options.data_dir, registry).map_err(|source| NodeError::Folder {
+        path: options.data_dir.clone(),
+        source,
+    })?;
     let logs = LogDirectory::default();
     let machine = Arc::new(Machine {
         images,
@@ -93,7 +102,10 @@ pub(crate) async fn run(options: NodeOptions, shutdown: CancellationToken) -> Re
         cluster: membership.cluster.clone(),
         node,
         desired: None,
-        driver: DriverChoice { name: choice.driver.name().to_owned(), reason: choice.reason },
+        driver: DriverChoice {
+            name: choice.driver.name().to_owned(),
+            reason: choice.reason,
+        },
         hardware,
         instances: BTreeMap::new(),
         machine,
@@ -130,7 +142,10 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
 
 /// One agent per data folder.
 fn lock(data_dir: &Path) -> Result<File, NodeError> {
-    let folder = |source| NodeError::Folder { path: data_dir.to_owned(), source };
+    let folder = |source| NodeError::Folder {
+        path: data_dir.to_owned(),
+        source,
+    };
     std::fs::create_dir_all(data_dir).map_err(folder)?;
     let file = File::create(data_dir.join("agent.lock")).map_err(folder)?;
     match file.try_lock() {
@@ -168,12 +183,21 @@ impl Agent {
     /// Goes on where the agent before us ended, without asking anyone.
     async fn resume(&mut self) -> Result<(), NodeError> {
         let dir = instances_dir(&self.machine.data_dir);
-        let folder = |source| NodeError::Folder { path: dir.clone(), source };
+        let folder = |source| NodeError::Folder {
+            path: dir.clone(),
+            source,
+        };
         std::fs::create_dir_all(&dir).map_err(folder)?;
         for entry in std::fs::read_dir(&dir).map_err(folder)? {
             let path = entry.map_err(folder)?.path();
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let Ok(id) = name.parse::<InstanceId>() else { continue };
+            let name = path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
+            let Ok(id) = name.parse::<InstanceId>() else {
+                continue;
+            };
             match InstanceHandle::resume(&path, &self.machine) {
                 Ok(Some(handle)) => {
                     self.instances.insert(id, handle);
@@ -194,7 +218,9 @@ impl Agent {
             Ok(Some(desired)) => self.take_up(desired),
             Ok(None) => {}
             // The control plane will say it again.
-            Err(error) => tracing::warn!(error = chain(&error), "cannot read the last desired state"),
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "cannot read the last desired state")
+            }
         }
         Ok(())
     }
@@ -235,7 +261,9 @@ impl Agent {
 
     /// The generation taken up; 0 before the first.
     fn generation(&self) -> Generation {
-        self.desired.as_ref().map_or(Generation(0), |desired| desired.generation)
+        self.desired
+            .as_ref()
+            .map_or(Generation(0), |desired| desired.generation)
     }
 
     fn act(&mut self, action: NodeAction) {
@@ -248,7 +276,9 @@ impl Agent {
                         self.instances.insert(id, handle);
                     }
                     // The next reconciliation tries again.
-                    Err(error) => tracing::error!(%error, instance = %id, "cannot begin an instance"),
+                    Err(error) => {
+                        tracing::error!(%error, instance = %id, "cannot begin an instance")
+                    }
                 }
             }
             NodeAction::Stop(id) => {
@@ -272,13 +302,20 @@ impl Agent {
     fn seen(&self) -> Seen {
         let see = |handle: &InstanceHandle| {
             let sight = handle.sight();
-            SeenInstance { state: sight.report.state, stop_asked: sight.stop_asked }
+            SeenInstance {
+                state: sight.report.state,
+                stop_asked: sight.stop_asked,
+            }
         };
         Seen {
             cluster: self.cluster.clone(),
             node: self.node,
             generation: self.generation(),
-            instances: self.instances.iter().map(|(id, handle)| (*id, see(handle))).collect(),
+            instances: self
+                .instances
+                .iter()
+                .map(|(id, handle)| (*id, see(handle)))
+                .collect(),
         }
     }
 
@@ -287,7 +324,11 @@ impl Agent {
             generation: self.generation(),
             driver: self.driver.clone(),
             hardware: self.hardware.clone(),
-            instances: self.instances.values().map(|handle| handle.sight().report).collect(),
+            instances: self
+                .instances
+                .values()
+                .map(|handle| handle.sight().report)
+                .collect(),
         }
     }
 }
@@ -318,7 +359,10 @@ async fn fetch_desired(
             }
             Err(error) => {
                 if !quiet {
-                    tracing::warn!(error = chain(&error), "cannot reach the server; going on without");
+                    tracing::warn!(
+                        error = chain(&error),
+                        "cannot reach the server; going on without"
+                    );
                 }
                 quiet = true;
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -351,7 +395,10 @@ pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
     let _lock = lock(&options.data_dir)?;
     let mut failed = Vec::new();
     if options.run_dir.exists() {
-        let folder = |source| NodeError::Folder { path: options.run_dir.clone(), source };
+        let folder = |source| NodeError::Folder {
+            path: options.run_dir.clone(),
+            source,
+        };
         for entry in std::fs::read_dir(&options.run_dir).map_err(folder)? {
             let path = entry.map_err(folder)?.path();
             match Vm::adopt(&path).await {
@@ -373,9 +420,10 @@ pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
     }
     let instances = instances_dir(&options.data_dir);
     match std::fs::remove_dir_all(&instances) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(NodeError::Folder { path: instances, source: error })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
+            path: instances,
+            source: error,
+        }),
         _ => Ok(()),
     }
 }

@@ -78,19 +78,31 @@ impl GuestLink {
         let told = watch::Sender::new(Told::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         let breaches = Arc::new(AtomicU64::new(0));
-        let line = Line { told: told.subscribe(), events: sender, log, breaches: breaches.clone() };
+        let line = Line {
+            told: told.subscribe(),
+            events: sender,
+            log,
+            breaches: breaches.clone(),
+        };
         let serving = AbortOnDropHandle::new(tokio::spawn(line.serve(listener)));
-        Self { told, events, breaches, _serving: serving }
+        Self {
+            told,
+            events,
+            breaches,
+            _serving: serving,
+        }
     }
 
     /// Gives the guest its config as soon as it asks.
     pub(crate) fn boot(&self, config: BootConfig) {
-        self.told.send_modify(|told| told.boot = Some(Arc::new(config)));
+        self.told
+            .send_modify(|told| told.boot = Some(Arc::new(config)));
     }
 
     /// Asks the guest to stop its app.
     pub(crate) fn stop(&self, timeout_ms: u64) {
-        self.told.send_modify(|told| told.stop_timeout_ms = Some(timeout_ms));
+        self.told
+            .send_modify(|told| told.stop_timeout_ms = Some(timeout_ms));
     }
 
     /// Tells the guest that its end was written down, so it may power off.
@@ -146,7 +158,9 @@ impl Line {
         let mut connections = tokio::task::JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let Ok(slot) = slots.clone().acquire_owned().await else { return };
+            let Ok(slot) = slots.clone().acquire_owned().await else {
+                return;
+            };
             let stream = match listener.accept().await {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -188,8 +202,15 @@ impl Line {
         };
         if hello.contract != CONTRACT_VERSION {
             let end = ConnectionEnd::Version(hello.contract);
-            frames.write(&HostFrame::Refused { reason: end.to_string() }).await?;
-            self.tell(GuestEvent::Refused { contract: hello.contract }).await?;
+            frames
+                .write(&HostFrame::Refused {
+                    reason: end.to_string(),
+                })
+                .await?;
+            self.tell(GuestEvent::Refused {
+                contract: hello.contract,
+            })
+            .await?;
             return Err(end);
         }
         match hello.channel {
@@ -252,7 +273,9 @@ impl Line {
 
     async fn log(&self, mut frames: FramedGuest) -> Result<(), ConnectionEnd> {
         loop {
-            let Some(first) = frames.read().await? else { return Ok(()) };
+            let Some(first) = frames.read().await? else {
+                return Ok(());
+            };
             let mut records = Vec::new();
             let mut next = Some(first);
             while let Some(frame) = next {
@@ -274,7 +297,10 @@ impl Line {
     }
 
     async fn tell(&self, event: GuestEvent) -> Result<(), ConnectionEnd> {
-        self.events.send(event).await.map_err(|_| ConnectionEnd::Gone)
+        self.events
+            .send(event)
+            .await
+            .map_err(|_| ConnectionEnd::Gone)
     }
 }
 
@@ -293,7 +319,11 @@ struct FramedGuest {
 
 impl FramedGuest {
     fn new(stream: UnixStream) -> Self {
-        Self { stream, buffer: FrameBuffer::default(), chunk: vec![0; READ_BYTES] }
+        Self {
+            stream,
+            buffer: FrameBuffer::default(),
+            chunk: vec![0; READ_BYTES],
+        }
     }
 
     /// The next frame that was already read.
@@ -342,9 +372,16 @@ mod tests {
     impl Guest {
         async fn dial(socket: &Path, channel: Channel, phase: Phase) -> Self {
             let stream = UnixStream::connect(socket).await.unwrap();
-            let mut guest = Self { stream, buffer: FrameBuffer::default() };
+            let mut guest = Self {
+                stream,
+                buffer: FrameBuffer::default(),
+            };
             guest
-                .say(&GuestFrame::Hello(Hello { contract: CONTRACT_VERSION, channel, phase }))
+                .say(&GuestFrame::Hello(Hello {
+                    contract: CONTRACT_VERSION,
+                    channel,
+                    phase,
+                }))
                 .await;
             guest
         }
@@ -403,7 +440,10 @@ mod tests {
     fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
         let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
         let socket = dir.join("guest.sock");
-        (GuestLink::serve(UnixListener::bind(&socket).unwrap(), log), socket)
+        (
+            GuestLink::serve(UnixListener::bind(&socket).unwrap(), log),
+            socket,
+        )
     }
 
     #[tokio::test]
@@ -413,7 +453,10 @@ mod tests {
         let mut guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
         assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
         link.boot(config());
-        assert_eq!(guest.hear().await, Some(HostFrame::Boot(Box::new(config()))));
+        assert_eq!(
+            guest.hear().await,
+            Some(HostFrame::Boot(Box::new(config())))
+        );
         guest.say(&GuestFrame::Started).await;
         assert_eq!(link.next().await, Some(GuestEvent::Started));
         link.stop(500);
@@ -449,7 +492,9 @@ mod tests {
                 .await;
         }
         loop {
-            let Some(HostFrame::LogAck { seq }) = guest.hear().await else { panic!("no ack") };
+            let Some(HostFrame::LogAck { seq }) = guest.hear().await else {
+                panic!("no ack")
+            };
             if seq == 3 {
                 break;
             }
@@ -463,15 +508,26 @@ mod tests {
     async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let (mut link, socket) = link(dir.path());
-        for bytes in [&[0, 0, 0, 0, 1][..], &[255; 8], &[2, 0, 0, 0, 1, b'{'], &[1, 0, 0, 0, 99]] {
+        for bytes in [
+            &[0, 0, 0, 0, 1][..],
+            &[255; 8],
+            &[2, 0, 0, 0, 1, b'{'],
+            &[1, 0, 0, 0, 99],
+        ] {
             let mut stream = UnixStream::connect(&socket).await.unwrap();
             stream.write_all(bytes).await.unwrap();
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await.unwrap();
         }
         let mut old = UnixStream::connect(&socket).await.unwrap();
-        let hello = Hello { contract: 0, channel: Channel::Control, phase: Phase::Waiting };
-        old.write_all(&GuestFrame::Hello(hello).encode()).await.unwrap();
+        let hello = Hello {
+            contract: 0,
+            channel: Channel::Control,
+            phase: Phase::Waiting,
+        };
+        old.write_all(&GuestFrame::Hello(hello).encode())
+            .await
+            .unwrap();
         assert_eq!(link.next().await, Some(GuestEvent::Refused { contract: 0 }));
 
         let _guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;

@@ -14,7 +14,9 @@ const MEMORY_SHARE_PERCENT: u64 = 80;
 pub(crate) fn find(memory_bytes: Option<u64>) -> io::Result<Hardware> {
     let memory_bytes = match memory_bytes {
         Some(bytes) => bytes,
-        None => total_memory(&std::fs::read_to_string("/proc/meminfo")?)? / 100 * MEMORY_SHARE_PERCENT,
+        None => {
+            total_memory(&std::fs::read_to_string("/proc/meminfo")?)? / 100 * MEMORY_SHARE_PERCENT
+        }
     };
     let cpus = std::thread::available_parallelism()?;
     Ok(Hardware {

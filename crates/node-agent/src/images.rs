@@ -109,7 +109,10 @@ impl Images {
         progress: &(dyn Fn(String) + Send + Sync),
     ) -> Result<PreparedImage, PrepareError> {
         let gate = {
-            let mut preparing = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut preparing = self
+                .preparing
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             // Gates nobody waits at are of no more use.
             preparing.retain(|_, gate| Arc::strong_count(gate) > 1);
             preparing.entry(image.digest.clone()).or_default().clone()
@@ -127,7 +130,10 @@ impl Images {
             .fetch_image(image, &self.blobs, &say)
             .boxed()
             .await
-            .map_err(|source| PrepareError::Fetch { image: image.clone(), source: Box::new(source) })?;
+            .map_err(|source| PrepareError::Fetch {
+                image: image.clone(),
+                source: Box::new(source),
+            })?;
         progress("building the root disk".to_owned());
         let layers: Vec<Layer> = fetched
             .layers
@@ -148,8 +154,14 @@ impl Images {
         let digest = image.digest.clone();
         let disk = blocking(move || disks.build(&digest, &layers))
             .await
-            .map_err(|source| PrepareError::Disk { image: image.clone(), source: Box::new(source) })?;
-        Ok(PreparedImage { disk: disk.path, config: fetched.config })
+            .map_err(|source| PrepareError::Disk {
+                image: image.clone(),
+                source: Box::new(source),
+            })?;
+        Ok(PreparedImage {
+            disk: disk.path,
+            config: fetched.config,
+        })
     }
 
     async fn lookup(&self, image: &PinnedImage) -> Result<Option<PreparedImage>, PrepareError> {
@@ -161,13 +173,23 @@ impl Images {
         let digest = image.digest.clone();
         let disk = blocking(move || disks.lookup(&digest))
             .await
-            .map_err(|source| PrepareError::Disk { image: image.clone(), source: Box::new(source) })?;
-        Ok(disk.map(|disk| PreparedImage { disk: disk.path, config }))
+            .map_err(|source| PrepareError::Disk {
+                image: image.clone(),
+                source: Box::new(source),
+            })?;
+        Ok(disk.map(|disk| PreparedImage {
+            disk: disk.path,
+            config,
+        }))
     }
 
     fn keep_config(&self, image: &PinnedImage, config: &ImageConfig) -> Result<(), PrepareError> {
-        state_file::write(&self.config_path(&image.digest), config)
-            .map_err(|source| PrepareError::Config { image: image.clone(), source })
+        state_file::write(&self.config_path(&image.digest), config).map_err(|source| {
+            PrepareError::Config {
+                image: image.clone(),
+                source,
+            }
+        })
     }
 
     fn config_path(&self, digest: &Digest) -> PathBuf {

@@ -76,9 +76,12 @@ impl InstanceHandle {
 
     /// Goes on with an instance that an agent before us had: finds its VM, or finds that it is gone.
     pub(crate) fn resume(dir: &Path, machine: &Arc<Machine>) -> std::io::Result<Option<Self>> {
-        let record = state_file::read::<Record>(&dir.join(RECORD)).map_err(std::io::Error::other)?;
+        let record =
+            state_file::read::<Record>(&dir.join(RECORD)).map_err(std::io::Error::other)?;
         // A folder without a record: its start was never written down, so nothing was done.
-        let Some(record) = record else { return Ok(None) };
+        let Some(record) = record else {
+            return Ok(None);
+        };
         Self::spawn(record, machine, Event::NotFound).map(Some)
     }
 
@@ -88,13 +91,18 @@ impl InstanceHandle {
         let dir = machine.instance_dir(id);
         std::fs::create_dir_all(&dir)?;
         let log = Arc::new(InstanceLog::open(&dir.join(LOG))?);
-        machine.logs.add(id, record.spec.process.clone(), log.clone());
+        machine
+            .logs
+            .add(id, record.spec.process.clone(), log.clone());
         let last_words = match record.life.state() {
             InstanceState::Running => Vec::new(),
             _ => log.last_words(MAX_LAST_WORDS),
         };
         let report = record.life.report(machine.clock.now(), last_words.clone());
-        let sight = Sight { stop_asked: record.life.stop_asked(), report };
+        let sight = Sight {
+            stop_asked: record.life.stop_asked(),
+            report,
+        };
         let (sight_sender, sight) = watch::channel(sight);
         let stop = watch::Sender::new(false);
         let task = InstanceTask {
@@ -115,7 +123,13 @@ impl InstanceHandle {
             sight: sight_sender,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run(first)));
-        Ok(Self { stop, sight, dir, address, _task: task })
+        Ok(Self {
+            stop,
+            sight,
+            dir,
+            address,
+            _task: task,
+        })
     }
 
     /// Asks the instance to stop, for good.
@@ -223,7 +237,11 @@ impl InstanceTask {
 
     /// The agent may have died before the guest asked for its config.
     async fn tell_config_again(&mut self) {
-        let prepared = self.machine.images.prepare(&self.record.spec.image, &|_| ()).await;
+        let prepared = self
+            .machine
+            .images
+            .prepare(&self.record.spec.image, &|_| ())
+            .await;
         match prepared {
             Ok(prepared) => {
                 if let Err(reason) = self.tell_config(&prepared.config) {
@@ -269,7 +287,11 @@ impl InstanceTask {
 
     /// The next thing that happens. Cancel-safe in every branch.
     async fn next(&mut self) -> Vec<Event> {
-        let wake_at = self.record.life.wake_at().map(|at| self.machine.clock.instant(at));
+        let wake_at = self
+            .record
+            .life
+            .wake_at()
+            .map(|at| self.machine.clock.instant(at));
         let probe_at = match (&self.record.spec.healthcheck, self.record.life.state()) {
             (Some(_), InstanceState::Running) => self.next_probe,
             _ => None,
@@ -308,9 +330,12 @@ impl InstanceTask {
                 self.show();
                 vec![]
             }
-            Happened::Due => {
-                self.record.life.due(self.machine.clock.now()).into_iter().collect()
-            }
+            Happened::Due => self
+                .record
+                .life
+                .due(self.machine.clock.now())
+                .into_iter()
+                .collect(),
             Happened::ProbeDue => self.probe().await.into_iter().collect(),
         }
     }
@@ -355,12 +380,18 @@ impl InstanceTask {
                 return Some(Event::StopAsked);
             }
         };
-        let age = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
+        let age = self
+            .running_since
+            .map_or(Duration::ZERO, |since| since.elapsed());
         let interval = Duration::from_millis(health.interval_ms);
-        let starting =
-            !self.record.life.ready() && age < Duration::from_millis(health.grace_ms);
+        let starting = !self.record.life.ready() && age < Duration::from_millis(health.grace_ms);
         self.next_probe = Some(
-            Instant::now() + if starting { interval.min(STARTUP_PROBE_INTERVAL) } else { interval },
+            Instant::now()
+                + if starting {
+                    interval.min(STARTUP_PROBE_INTERVAL)
+                } else {
+                    interval
+                },
         );
         Some(match result {
             Ok(()) => Event::HealthPassed,
@@ -413,7 +444,12 @@ impl InstanceTask {
             })
             .await
             .map_err(|error| (true, error.to_string()))?
-            .map_err(|error| (true, format!("cannot make the scratch disk: {}", crate::chain(&error))))?;
+            .map_err(|error| {
+                (
+                    true,
+                    format!("cannot make the scratch disk: {}", crate::chain(&error)),
+                )
+            })?;
             Ok(prepared)
         })));
     }
@@ -496,14 +532,20 @@ impl InstanceTask {
 
     /// Shows the agent what changed.
     fn show(&mut self) {
-        let mut report = self.record.life.report(self.machine.clock.now(), self.last_words.clone());
+        let mut report = self
+            .record
+            .life
+            .report(self.machine.clock.now(), self.last_words.clone());
         if let Some(detail) = &mut self.detail {
             let said = detail.borrow_and_update();
             if !said.is_empty() {
                 report.detail.clone_from(&said);
             }
         }
-        let sight = Sight { stop_asked: self.record.life.stop_asked(), report };
+        let sight = Sight {
+            stop_asked: self.record.life.stop_asked(),
+            report,
+        };
         let changed = self.sight.send_if_modified(|old| {
             let changed = *old != sight;
             *old = sight;
@@ -551,9 +593,9 @@ async fn ended(vm: Option<&Vm>) -> String {
 
 async fn prepared(preparing: &mut Option<AbortOnDrop>) -> Result<PreparedImage, (bool, String)> {
     match preparing {
-        Some(AbortOnDrop(task)) => {
-            task.await.unwrap_or_else(|error| Err((true, format!("the preparation broke: {error}"))))
-        }
+        Some(AbortOnDrop(task)) => task
+            .await
+            .unwrap_or_else(|error| Err((true, format!("the preparation broke: {error}")))),
         None => pending().await,
     }
 }

@@ -58,7 +58,11 @@ impl InstanceLog {
         file.set_len(whole_bytes)?;
         Ok(Self {
             dir: dir.to_owned(),
-            inner: Mutex::new(Inner { file, bytes: whole_bytes, last_seq }),
+            inner: Mutex::new(Inner {
+                file,
+                bytes: whole_bytes,
+                last_seq,
+            }),
             live: broadcast::Sender::new(FOLLOW_BACKLOG_RECORDS),
         })
     }
@@ -122,8 +126,10 @@ impl InstanceLog {
         }
         if inner.bytes > 0 && inner.bytes + bytes.len() as u64 > ROTATE_BYTES {
             std::fs::rename(self.dir.join(CURRENT), self.dir.join(PREVIOUS))?;
-            inner.file =
-                OpenOptions::new().create(true).append(true).open(self.dir.join(CURRENT))?;
+            inner.file = OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(self.dir.join(CURRENT))?;
             inner.bytes = 0;
         }
         if let Err(error) = inner.file.write_all(&bytes) {
@@ -160,7 +166,10 @@ impl InstanceLog {
     pub fn last_words(&self, lines: usize) -> Vec<String> {
         let _inner = self.lock();
         let records = tail(&self.dir, lines, None).unwrap_or_default();
-        let boot = records.iter().rposition(|record| record.seq == 0).map_or(0, |at| at + 1);
+        let boot = records
+            .iter()
+            .rposition(|record| record.seq == 0)
+            .map_or(0, |at| at + 1);
         records[boot..]
             .iter()
             .map(|record| String::from_utf8_lossy(&record.line).into_owned())
@@ -256,7 +265,8 @@ mod tests {
     fn a_new_boot_counts_from_one_again() {
         let dir = tempfile::tempdir().unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(vec![record(1, "old"), record(2, "old")]).unwrap();
+        log.append(vec![record(1, "old"), record(2, "old")])
+            .unwrap();
         log.begin_boot(Timestamp(0), "starting").unwrap();
         assert_eq!(log.append(vec![record(1, "new")]).unwrap(), 1);
         assert_eq!(log.last_words(10), ["new"]);
@@ -269,7 +279,10 @@ mod tests {
         log.append(vec![record(1, "whole")]).unwrap();
         drop(log);
         let torn = &GuestFrame::Log(record(2, "torn")).encode()[..9];
-        let mut file = OpenOptions::new().append(true).open(dir.path().join(CURRENT)).unwrap();
+        let mut file = OpenOptions::new()
+            .append(true)
+            .open(dir.path().join(CURRENT))
+            .unwrap();
         file.write_all(torn).unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
         assert_eq!(log.append(vec![record(2, "again")]).unwrap(), 2);

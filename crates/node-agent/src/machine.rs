@@ -61,7 +61,11 @@ impl Machine {
     }
 
     /// Boots the VM of an instance: `/dev/vda` is the root disk, `/dev/vdb` scratch.
-    pub(crate) async fn boot(&self, spec: &InstanceSpec, disks: [PathBuf; 2]) -> Result<Vm, String> {
+    pub(crate) async fn boot(
+        &self,
+        spec: &InstanceSpec,
+        disks: [PathBuf; 2],
+    ) -> Result<Vm, String> {
         let tap = self
             .network
             .create_tap(spec.id, spec.address)
@@ -69,7 +73,9 @@ impl Machine {
             .map_err(|error| format!("cannot make the tap of {}: {}", spec.id, chain(&error)))?;
         self.enter_network(spec.id, spec.address)
             .await
-            .map_err(|error| format!("cannot admit {} to the network: {}", spec.id, chain(&error)))?;
+            .map_err(|error| {
+                format!("cannot admit {} to the network: {}", spec.id, chain(&error))
+            })?;
         let [root, scratch] = disks;
         let vm = VmSpec {
             instance: spec.id,
@@ -80,10 +86,19 @@ impl Machine {
             cpu_millis: spec.cpu_millis,
             memory_bytes: spec.memory_bytes,
             disks: vec![
-                Disk { path: root, read_only: true },
-                Disk { path: scratch, read_only: false },
+                Disk {
+                    path: root,
+                    read_only: true,
+                },
+                Disk {
+                    path: scratch,
+                    read_only: false,
+                },
             ],
-            nic: Some(Nic { tap: tap.fd, mac: tap.mac }),
+            nic: Some(Nic {
+                tap: tap.fd,
+                mac: tap.mac,
+            }),
         };
         microvm::boot(vm).await.map_err(|error| chain(&error))
     }
@@ -112,7 +127,10 @@ impl Machine {
         &self,
         admitted: &BTreeMap<InstanceId, Ipv6Addr>,
     ) -> Result<(), NetworkError> {
-        let whole: Vec<_> = admitted.iter().map(|(id, address)| (*id, *address)).collect();
+        let whole: Vec<_> = admitted
+            .iter()
+            .map(|(id, address)| (*id, *address))
+            .collect();
         self.network.apply_rules(&whole).await
     }
 
@@ -143,9 +161,14 @@ pub(crate) struct Clock {
 impl Clock {
     /// Starts now.
     pub(crate) fn start() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let wall = Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
-        Self { wall, start: Instant::now() }
+        Self {
+            wall,
+            start: Instant::now(),
+        }
     }
 
     /// Now.

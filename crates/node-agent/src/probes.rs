@@ -51,7 +51,10 @@ async fn get(address: Ipv6Addr, port: u16, path: &str) -> Result<(), String> {
         .map_err(|error| failed(&error))?;
     // The connection is driven only as long as the answer's head takes; then it is dropped.
     let _driven = AbortOnDropHandle::new(tokio::spawn(connection));
-    let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
+    let response = sender
+        .send_request(request)
+        .await
+        .map_err(|error| failed(&error))?;
     let status = response.status();
     if (200..400).contains(&status.as_u16()) {
         Ok(())
@@ -89,7 +92,10 @@ mod tests {
 
     async fn check(answer: &'static str) -> Result<(), String> {
         let port = server(answer).await;
-        let http = Probe::Http { port, path: "/healthz".to_owned() };
+        let http = Probe::Http {
+            port,
+            path: "/healthz".to_owned(),
+        };
         let result = probe(&http, Ipv6Addr::LOCALHOST, Duration::from_millis(300)).await;
         result.map_err(|reason| reason.replace(&port.to_string(), "PORT"))
     }
@@ -99,22 +105,34 @@ mod tests {
         assert_eq!(check("HTTP/1.1 204 No Content\r\n\r\n").await, Ok(()));
         assert_eq!(check("HTTP/1.1 302 Found\r\n\r\n").await, Ok(()));
         assert_eq!(
-            check("HTTP/1.1 503 Service Unavailable\r\n\r\n").await.unwrap_err(),
+            check("HTTP/1.1 503 Service Unavailable\r\n\r\n")
+                .await
+                .unwrap_err(),
             "GET /healthz on port PORT answered 503 Service Unavailable"
         );
         assert_eq!(check("").await.unwrap_err(), "no answer within 300 ms");
-        assert!(check("SSH-2.0-x\r\n").await.unwrap_err().starts_with("GET /healthz on port PORT"));
+        assert!(
+            check("SSH-2.0-x\r\n")
+                .await
+                .unwrap_err()
+                .starts_with("GET /healthz on port PORT")
+        );
     }
 
     #[tokio::test]
     async fn tcp_needs_a_listener() {
         let port = server("").await;
         let within = Duration::from_secs(1);
-        assert_eq!(probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within).await, Ok(()));
+        assert_eq!(
+            probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within).await,
+            Ok(())
+        );
         let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let refused = probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within).await.unwrap_err();
+        let refused = probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within)
+            .await
+            .unwrap_err();
         assert!(refused.starts_with("cannot connect to port"), "{refused}");
     }
 }

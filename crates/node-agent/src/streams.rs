@@ -97,7 +97,9 @@ fn lines(logs: &LogDirectory, wanted: &LogsWanted) -> impl Stream<Item = LogLine
     let mut past = Vec::new();
     let mut coming = stream::SelectAll::new();
     for &id in &wanted.instances {
-        let Some(LogEntry { process, log }) = logs.get(id) else { continue };
+        let Some(LogEntry { process, log }) = logs.get(id) else {
+            continue;
+        };
         let (records, receiver) = match log.follow(tail, wanted.since) {
             Ok(both) => both,
             Err(error) => {
@@ -105,7 +107,11 @@ fn lines(logs: &LogDirectory, wanted: &LogsWanted) -> impl Stream<Item = LogLine
                 continue;
             }
         };
-        past.extend(records.iter().flat_map(|record| log_lines(id, &process, record)));
+        past.extend(
+            records
+                .iter()
+                .flat_map(|record| log_lines(id, &process, record)),
+        );
         if wanted.follow {
             let state = (receiver, process, log);
             let live = stream::unfold(state, move |(mut receiver, process, log)| async move {
@@ -184,8 +190,12 @@ mod tests {
             logs.add(InstanceId(id), "web".parse().unwrap(), log.clone());
             both.push(log);
         }
-        both[0].append(vec![record(1, "a", 0), record(4, "d", 0)]).unwrap();
-        both[1].append(vec![record(2, "b", 0), record(3, "c", 5)]).unwrap();
+        both[0]
+            .append(vec![record(1, "a", 0), record(4, "d", 0)])
+            .unwrap();
+        both[1]
+            .append(vec![record(2, "b", 0), record(3, "c", 5)])
+            .unwrap();
         let wanted = LogsWanted {
             instances: vec![InstanceId(1), InstanceId(2), InstanceId(9)],
             tail: 10,
@@ -201,7 +211,11 @@ mod tests {
         let lost = "5 line(s) were dropped: the node was too slow";
         assert_eq!(texts, ["a", "b", lost, "c", "d", "e"]);
 
-        let ends = LogsWanted { follow: false, tail: 1, ..wanted };
+        let ends = LogsWanted {
+            follow: false,
+            tail: 1,
+            ..wanted
+        };
         let texts: Vec<_> = lines(&logs, &ends).map(|line| line.text).collect().await;
         assert_eq!(texts, ["d", "e"]);
     }
