@@ -30,7 +30,9 @@ pub const MAX_LOG_READERS: usize = 128;
 /// Streams that wait for one node to open them.
 pub(crate) const MAX_WAITING_STREAMS: usize = 256;
 /// How long a node may take to open a stream it is asked for.
-pub(crate) const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A stream that broke is asked for again after this long, while its reader follows.
+pub(crate) const STREAM_RESUME_PAUSE: Duration = Duration::from_secs(2);
 /// Pieces of a log stream between the nodes and one reader; a slower reader slows the nodes down.
 pub(crate) const STREAM_BUFFER_PIECES: usize = 64;
 /// An empty line is sent to a silent log reader this often, so that one who left is noticed.

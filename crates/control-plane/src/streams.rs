@@ -15,11 +15,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use contract::api::{LogsWanted, StreamRequest};
-use contract::{InstanceId, NodeId};
+use contract::{InstanceId, NodeId, Timestamp};
 use identity::KeyError;
 use tokio::sync::{Notify, mpsc};
 
-use crate::limits::{MAX_WAITING_STREAMS, STREAM_OPEN_TIMEOUT};
+use crate::limits::MAX_WAITING_STREAMS;
 
 /// Whole lines on their way to a reader.
 pub(crate) type Lines = mpsc::Sender<Bytes>;
@@ -35,20 +35,35 @@ pub(crate) enum AskError {
     Key(#[from] KeyError),
 }
 
-/// A stream that was asked for and not opened yet.
-#[derive(Debug)]
-struct Waiting {
-    node: NodeId,
-    stream: Open,
-}
-
-/// A stream that a node has opened.
+/// One stream, asked for or open. However it ends, its reader is told once, by its drop.
 #[derive(Debug)]
 pub(crate) struct Open {
     /// Where its lines go.
     pub(crate) lines: Lines,
-    /// The instances whose lines may be in it.
+    /// How far it is, for whoever asked.
+    pub(crate) end: Ended,
+    /// Who asked. The queue is bounded by the streams that were asked for: each sends once.
+    ended: mpsc::UnboundedSender<Ended>,
+}
+
+/// How a stream ended.
+#[derive(Debug, Clone)]
+pub(crate) struct Ended {
+    /// The node it was asked of.
+    pub(crate) node: NodeId,
+    /// The instances whose lines were wanted.
     pub(crate) instances: BTreeSet<InstanceId>,
+    /// The time of the last line that came.
+    pub(crate) last: Option<Timestamp>,
+    /// Whether the node opened it at all.
+    pub(crate) opened: bool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        // A reader that left needs to be told nothing.
+        let _ = self.ended.send(self.end.clone());
+    }
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +76,8 @@ struct Queue {
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     queues: Mutex<BTreeMap<NodeId, Queue>>,
-    waiting: Mutex<BTreeMap<String, Waiting>>,
+    /// Those that are not open yet.
+    waiting: Mutex<BTreeMap<String, Open>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -69,26 +85,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Streams {
-    /// Asks a node to open a stream; gives its id.
+    /// Asks a node to open a stream; gives its id. `ended` is told when it has ended, once, if this
+    /// succeeds.
     pub(crate) fn ask(
         &self,
         node: NodeId,
         wanted: LogsWanted,
         lines: Lines,
+        ended: mpsc::UnboundedSender<Ended>,
     ) -> Result<String, AskError> {
         let id = u64::from_le_bytes(identity::random("a stream's id")?);
         let stream = format!("{id:016x}");
-        let instances = wanted.instances.iter().copied().collect();
         let mut queues = lock(&self.queues);
         let queue = queues.entry(node).or_default();
         if queue.requests.len() >= MAX_WAITING_STREAMS {
             return Err(AskError::Busy(node));
         }
-        let waiting = Waiting {
-            node,
-            stream: Open { lines, instances },
+        let open = Open {
+            lines,
+            end: Ended {
+                node,
+                instances: wanted.instances.iter().copied().collect(),
+                last: None,
+                opened: false,
+            },
+            ended,
         };
-        lock(&self.waiting).insert(stream.clone(), waiting);
+        lock(&self.waiting).insert(stream.clone(), open);
         queue.requests.push_back(StreamRequest {
             stream: stream.clone(),
             wanted,
@@ -97,14 +120,12 @@ impl Streams {
         Ok(stream)
     }
 
-    /// Takes back what was asked for, if the node has not opened it within
-    /// [`STREAM_OPEN_TIMEOUT`]. True when it had not.
-    pub(crate) async fn give_up(&self, node: NodeId, stream: &str) -> bool {
-        tokio::time::sleep(STREAM_OPEN_TIMEOUT).await;
+    /// Takes back what was asked for, if the node has not opened it by now.
+    pub(crate) fn give_up(&self, node: NodeId, stream: &str) {
         if let Some(queue) = lock(&self.queues).get_mut(&node) {
             queue.requests.retain(|request| request.stream != stream);
         }
-        lock(&self.waiting).remove(stream).is_some()
+        lock(&self.waiting).remove(stream);
     }
 
     /// What a node is to open; empty when nothing was asked for within `wait`.
@@ -130,9 +151,11 @@ impl Streams {
     /// The stream that a node opens; absent when it was not asked of this node, or given up.
     pub(crate) fn claim(&self, node: NodeId, stream: &str) -> Option<Open> {
         let mut waiting = lock(&self.waiting);
-        if waiting.get(stream)?.node != node {
+        if waiting.get(stream)?.end.node != node {
             return None;
         }
-        waiting.remove(stream).map(|waiting| waiting.stream)
+        let mut open = waiting.remove(stream)?;
+        open.end.opened = true;
+        Some(open)
     }
 }

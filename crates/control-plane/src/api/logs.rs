@@ -10,7 +10,7 @@ use bytes::{Bytes, BytesMut};
 use cluster::world::World;
 use contract::api::{DEFAULT_TAIL, LogLine, LogsQuery, LogsWanted, MAX_STREAM_LINE_BYTES};
 use contract::guest::Stream;
-use contract::{EnvKey, InstanceId, NodeId, ProcessName};
+use contract::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
 use futures_util::StreamExt as _;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -21,10 +21,13 @@ use super::{InEnv, Params, no_such_env};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
-use crate::limits::{MAX_LOG_READERS, MAX_TAIL, STREAM_BUFFER_PIECES, STREAM_SIGN_OF_LIFE};
+use crate::limits::{
+    MAX_LOG_READERS, MAX_TAIL, STREAM_BUFFER_PIECES, STREAM_OPEN_TIMEOUT, STREAM_RESUME_PAUSE,
+    STREAM_SIGN_OF_LIFE,
+};
 use crate::rows::key_of;
 use crate::state::App;
-use crate::streams::{Lines, Open};
+use crate::streams::{AskError, Ended, Lines, Open};
 
 /// The env's log lines, as they come from its nodes.
 pub(crate) async fn to_user(
@@ -46,9 +49,8 @@ pub(crate) async fn to_user(
     if !world.envs.contains_key(&key) {
         return Err(no_such_env(&key));
     }
-    let first = wanted(&world, &key, &query);
-    if first.is_empty()
-        && let Some(id) = query.instance
+    if let Some(id) = query.instance
+        && wanted(&world, &key, &query).is_empty()
     {
         return Err(ApiFailure::not_found(
             "instance_not_found",
@@ -57,7 +59,8 @@ pub(crate) async fn to_user(
         .hint("`platform ps` lists those there are"));
     }
     let (lines, receiver) = mpsc::channel(STREAM_BUFFER_PIECES);
-    tokio::spawn(drive(app, key, query, first, lines, slot));
+    let reader = Reader::new(app, key, query, lines);
+    tokio::spawn(reader.run(world, slot));
     let body = HttpBody::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>));
     let headers = [
         (CONTENT_TYPE, "application/x-ndjson"),
@@ -85,84 +88,156 @@ fn wanted(world: &World, key: &EnvKey, query: &LogsQuery) -> Instances {
         .collect()
 }
 
-/// Asks the nodes for what one reader wants. With `follow` it goes on until the reader leaves, and
-/// asks for instances that come later, too.
-async fn drive(
+/// One user who reads, and the streams that feed them.
+struct Reader {
     app: App,
     key: EnvKey,
     query: LogsQuery,
-    first: Instances,
     lines: Lines,
-    _slot: OwnedSemaphorePermit,
-) {
-    let mut asked: BTreeSet<InstanceId> = first.keys().copied().collect();
-    ask(&app, &query, first, &lines).await;
-    if !query.follow {
-        return; // The streams hold the channel open for as long as they send.
-    }
-    let mut published = app.published.subscribe();
-    loop {
-        tokio::select! {
-            () = lines.closed() => return,
-            () = app.shutdown.cancelled() => return,
-            () = tokio::time::sleep(STREAM_SIGN_OF_LIFE) => {
-                // A full channel is a sign of life by itself.
-                let _ = lines.try_send(Bytes::from_static(b"\n"));
-            }
-            changed = published.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let current = Arc::clone(&published.borrow_and_update());
-                let world = &current.snapshot.world;
-                if !world.envs.contains_key(&key) {
-                    return;
-                }
-                let mut new = wanted(world, &key, &query);
-                new.retain(|id, _| asked.insert(*id));
-                ask(&app, &query, new, &lines).await;
-            }
-        }
-    }
+    /// What is known of each instance's lines.
+    progress: BTreeMap<InstanceId, Progress>,
+    ended: mpsc::UnboundedSender<Ended>,
+    endings: mpsc::UnboundedReceiver<Ended>,
 }
 
-/// Asks each node for its instances. Where a node does not answer, the reader is told.
-async fn ask(app: &App, query: &LogsQuery, instances: Instances, lines: &Lines) {
-    let mut by_node: BTreeMap<NodeId, BTreeMap<InstanceId, ProcessName>> = BTreeMap::new();
-    for (id, (node, process)) in instances {
-        by_node.entry(node).or_default().insert(id, process);
-    }
-    let online = app.online();
-    for (node, instances) in by_node {
-        if !online.contains(&node) {
-            tell(
-                lines,
-                &instances,
-                &format!("{node} is offline; its log lines are missing"),
-            )
-            .await;
-            continue;
+#[derive(Debug, Default)]
+struct Progress {
+    /// Whether a stream for it is open or asked for.
+    streaming: bool,
+    /// Whether the reader was told that its lines are missing.
+    told: bool,
+    /// The time of the last line that came.
+    last: Option<Timestamp>,
+}
+
+impl Reader {
+    fn new(app: App, key: EnvKey, query: LogsQuery, lines: Lines) -> Self {
+        let (ended, endings) = mpsc::unbounded_channel();
+        Self {
+            app,
+            key,
+            query,
+            lines,
+            progress: BTreeMap::new(),
+            ended,
+            endings,
         }
+    }
+
+    /// Asks the nodes until all was said. With `follow` that is when the reader leaves or the env is
+    /// gone: instances that come later are asked for, too, and streams that broke again.
+    async fn run(mut self, world: World, _slot: OwnedSemaphorePermit) {
+        let app = App::clone(&self.app);
+        let mut published = app.published.subscribe();
+        self.ask_for_missing(&world).await;
+        let mut resume = tokio::time::interval(STREAM_RESUME_PAUSE);
+        let mut sign_of_life = tokio::time::interval(STREAM_SIGN_OF_LIFE);
+        while self.query.follow || self.progress.values().any(|p| p.streaming) {
+            tokio::select! {
+                () = self.lines.closed() => return,
+                () = app.shutdown.cancelled() => return,
+                Some(end) = self.endings.recv() => self.take_note(end).await,
+                _ = sign_of_life.tick(), if self.query.follow => {
+                    // A full channel is a sign of life by itself.
+                    let _ = self.lines.try_send(Bytes::from_static(b"\n"));
+                }
+                _ = resume.tick(), if self.query.follow => {
+                    let current = Arc::clone(&published.borrow_and_update());
+                    self.ask_for_missing(&current.snapshot.world).await;
+                }
+                Ok(()) = published.changed(), if self.query.follow => {
+                    let current = Arc::clone(&published.borrow_and_update());
+                    let world = &current.snapshot.world;
+                    if !world.envs.contains_key(&self.key) {
+                        return;
+                    }
+                    // Those that are new; what broke waits for its pause.
+                    let known = |id: &InstanceId| self.progress.contains_key(id);
+                    if wanted(world, &self.key, &self.query).keys().any(|id| !known(id)) {
+                        self.ask_for_missing(world).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn take_note(&mut self, end: Ended) {
+        let mut unheard = BTreeMap::new();
+        let world = Arc::clone(&self.app.published.borrow());
+        for id in &end.instances {
+            let progress = self.progress.entry(*id).or_default();
+            progress.streaming = false;
+            progress.last = end.last.or(progress.last);
+            let told = std::mem::replace(&mut progress.told, !end.opened);
+            if !end.opened
+                && !told
+                && let Some(instance) = world.snapshot.world.instances.get(id)
+            {
+                unheard.insert(*id, instance.spec.process.clone());
+            }
+        }
+        let text = format!("{} does not answer; its log lines are missing", end.node);
+        tell(&self.lines, &unheard, &text).await;
+    }
+
+    /// Asks for every wanted instance that no stream is there for.
+    async fn ask_for_missing(&mut self, world: &World) {
+        let mut by_node: BTreeMap<NodeId, BTreeMap<InstanceId, ProcessName>> = BTreeMap::new();
+        for (id, (node, process)) in wanted(world, &self.key, &self.query) {
+            if !self.progress.entry(id).or_default().streaming {
+                by_node.entry(node).or_default().insert(id, process);
+            }
+        }
+        let online = self.app.online();
+        for (node, instances) in by_node {
+            let asked = if online.contains(&node) {
+                self.ask(node, &instances).map_err(|e| e.to_string())
+            } else {
+                Err(format!("{node} is offline; its log lines are missing"))
+            };
+            let mut unheard = instances;
+            for (id, progress) in &mut self.progress {
+                if unheard.contains_key(id) {
+                    progress.streaming = asked.is_ok();
+                    if asked.is_err() && std::mem::replace(&mut progress.told, true) {
+                        unheard.remove(id);
+                    }
+                }
+            }
+            if let Err(text) = asked {
+                tell(&self.lines, &unheard, &text).await;
+            }
+        }
+    }
+
+    /// Asks one node for these instances: from the beginning, or from where they broke off.
+    fn ask(
+        &self,
+        node: NodeId,
+        instances: &BTreeMap<InstanceId, ProcessName>,
+    ) -> Result<(), AskError> {
+        let lasts = self
+            .progress
+            .iter()
+            .filter(|(id, _)| instances.contains_key(id));
+        let resumed = lasts.filter_map(|(_, progress)| progress.last).min();
         let wanted = LogsWanted {
             instances: instances.keys().copied().collect(),
-            tail: query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL),
-            since: query.since,
-            follow: query.follow,
+            tail: match resumed {
+                Some(_) => MAX_TAIL,
+                None => self.query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL),
+            },
+            since: resumed.map_or(self.query.since, |last| Some(Timestamp(last.0 + 1))),
+            follow: self.query.follow,
         };
-        match app.streams.ask(node, wanted, lines.clone()) {
-            Ok(stream) => {
-                let (app, lines) = (App::clone(app), lines.downgrade());
-                tokio::spawn(async move {
-                    if app.streams.give_up(node, &stream).await
-                        && let Some(lines) = lines.upgrade()
-                    {
-                        let text = format!("{node} does not answer; its log lines are missing");
-                        tell(&lines, &instances, &text).await;
-                    }
-                });
-            }
-            Err(error) => tell(lines, &instances, &error.to_string()).await,
-        }
+        let streams = &self.app.streams;
+        let stream = streams.ask(node, wanted, self.lines.clone(), self.ended.clone())?;
+        let app = App::clone(&self.app);
+        tokio::spawn(async move {
+            tokio::time::sleep(STREAM_OPEN_TIMEOUT).await;
+            app.streams.give_up(node, &stream);
+        });
+        Ok(())
     }
 }
 
@@ -193,22 +268,23 @@ pub(crate) async fn from_node(
     Path(stream): Path<String>,
     body: HttpBody,
 ) -> Result<StatusCode, ApiFailure> {
-    let Some(open) = app.streams.claim(node, &stream) else {
+    let Some(mut open) = app.streams.claim(node, &stream) else {
         return Err(ApiFailure::not_found(
             "stream_not_found",
             format!("stream {stream} was not asked of {node}, or its reader has left"),
         ));
     };
+    let lines = open.lines.clone();
     tokio::select! {
-        piped = pipe(body, &open) => piped?,
-        () = open.lines.closed() => {}
+        piped = pipe(body, &mut open) => piped?,
+        () = lines.closed() => {}
         () = app.shutdown.cancelled() => {}
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
 /// Hands on whole lines, as many at a time as there are.
-async fn pipe(body: HttpBody, open: &Open) -> Result<(), ApiFailure> {
+async fn pipe(body: HttpBody, open: &mut Open) -> Result<(), ApiFailure> {
     let mut pieces = body.into_data_stream();
     let mut buffer = BytesMut::new();
     while let Some(piece) = pieces.next().await {
@@ -223,7 +299,8 @@ async fn pipe(body: HttpBody, open: &Open) -> Result<(), ApiFailure> {
             continue;
         };
         let whole = buffer.split_to(end + 1).freeze();
-        check_lines(&whole, &open.instances)?;
+        let last = check_lines(&whole, &open.end.instances)?;
+        open.end.last = last.max(open.end.last);
         if open.lines.send(whole).await.is_err() {
             break; // The reader has left.
         }
@@ -232,7 +309,12 @@ async fn pipe(body: HttpBody, open: &Open) -> Result<(), ApiFailure> {
 }
 
 /// A node says only what it was asked for: lines of other instances could be of another env.
-fn check_lines(lines: &[u8], instances: &BTreeSet<InstanceId>) -> Result<(), ApiFailure> {
+/// Gives the time of the latest line.
+fn check_lines(
+    lines: &[u8],
+    instances: &BTreeSet<InstanceId>,
+) -> Result<Option<Timestamp>, ApiFailure> {
+    let mut latest = None;
     for line in lines.split(|b| *b == b'\n').filter(|line| !line.is_empty()) {
         let line: LogLine = serde_json::from_slice(line)
             .map_err(|e| ApiFailure::bad_request(format!("not a log line: {e}")))?;
@@ -242,6 +324,7 @@ fn check_lines(lines: &[u8], instances: &BTreeSet<InstanceId>) -> Result<(), Api
                 line.instance
             )));
         }
+        latest = latest.max(Some(line.at));
     }
-    Ok(())
+    Ok(latest)
 }

@@ -1,0 +1,431 @@
+//! Whom and what the API refuses, with which words.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api_client::{ApiClient, ClientConfig, ClientError};
+use contract::api::{
+    ApiError, CreateTokenRequest, DeployRequest, EnrollRole, LogsQuery, MAX_BODY_BYTES,
+    ScaleRequest, paths,
+};
+use contract::{EnvKey, Generation, InstanceId};
+use identity::MemberKey;
+use reqwest::{Client, Method, StatusCode};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use support::registry::Registry;
+use support::*;
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) {
+    match result.unwrap_err() {
+        ClientError::Api { status, error, .. } => (status, error.code),
+        error => panic!("{error:?}"),
+    }
+}
+
+/// A client that is not ours: any path, any method, with or without a certificate.
+fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let tls = match member {
+        None => builder.with_no_client_auth(),
+        Some(member) => builder
+            .with_client_auth_cert(
+                vec![
+                    CertificateDer::from_pem_slice(member.response.certificate_pem.as_bytes())
+                        .unwrap(),
+                ],
+                PrivateKeyDer::from_pem_slice(member.key_pem.as_bytes()).unwrap(),
+            )
+            .unwrap(),
+    };
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .build()
+        .unwrap()
+}
+
+const USER_PATHS: &[(&str, &str)] = &[
+    ("POST", paths::TOKENS),
+    ("GET", paths::NODES),
+    ("GET", paths::INSTANCES),
+    ("GET", paths::ENVS),
+    ("POST", "/v1/apps/a/envs/b"),
+    ("DELETE", "/v1/apps/a/envs/b"),
+    ("POST", "/v1/apps/a/envs/b/scale"),
+    ("GET", "/v1/apps/a/envs/b/rollout"),
+    ("GET", "/v1/apps/a/envs/b/logs"),
+];
+const NODE_PATHS: &[(&str, &str)] = &[
+    ("GET", paths::NODE_DESIRED),
+    ("POST", paths::NODE_REPORT),
+    ("GET", paths::NODE_STREAMS),
+    ("POST", "/v1/node/streams/0123456789abcdef"),
+];
+const EDGE_PATHS: &[(&str, &str)] = &[("GET", paths::EDGE_ROUTES)];
+
+async fn refused(
+    client: &Client,
+    server: &Server,
+    (method, path): (&str, &str),
+    token: Option<&str>,
+) -> u16 {
+    let method: Method = method.parse().unwrap();
+    let url = format!("{}{path}", server.ready.url);
+    let mut request = client.request(method, url);
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    let response = request.send().await.unwrap();
+    let status = response.status().as_u16();
+    let error: ApiError = serde_json::from_slice(&response.bytes().await.unwrap()).unwrap();
+    assert!(!error.code.is_empty() && !error.message.is_empty());
+    status
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_path_serves_its_kind_of_caller_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let node = server.join(EnrollRole::Node).await;
+    let edge = server.join(EnrollRole::Edge).await;
+    let ca = &server.config.ca_pem;
+    let (nobody, node, edge) = (
+        plain(ca, None),
+        plain(ca, Some(&node)),
+        plain(ca, Some(&edge)),
+    );
+    let token = Some(server.config.token.as_str());
+    let wrong = identity::UserToken::generate().unwrap().to_string();
+
+    for path in USER_PATHS {
+        assert_eq!(
+            refused(&nobody, &server, *path, None).await,
+            401,
+            "{path:?}"
+        );
+        assert_eq!(
+            refused(&nobody, &server, *path, Some(&wrong)).await,
+            401,
+            "{path:?}"
+        );
+        assert_eq!(
+            refused(&nobody, &server, *path, Some("x")).await,
+            401,
+            "{path:?}"
+        );
+        assert_eq!(refused(&node, &server, *path, None).await, 403, "{path:?}");
+        assert_eq!(refused(&edge, &server, *path, None).await, 403, "{path:?}");
+    }
+    for path in NODE_PATHS {
+        assert_eq!(
+            refused(&nobody, &server, *path, None).await,
+            401,
+            "{path:?}"
+        );
+        assert_eq!(
+            refused(&nobody, &server, *path, token).await,
+            401,
+            "{path:?}"
+        );
+        assert_eq!(refused(&edge, &server, *path, None).await, 403, "{path:?}");
+    }
+    for path in EDGE_PATHS {
+        assert_eq!(
+            refused(&nobody, &server, *path, token).await,
+            401,
+            "{path:?}"
+        );
+        assert_eq!(refused(&node, &server, *path, None).await, 403, "{path:?}");
+    }
+    assert_eq!(
+        refused(&nobody, &server, ("GET", "/v1/nothing"), token).await,
+        404
+    );
+    assert_eq!(
+        refused(&nobody, &server, ("PUT", paths::NODES), token).await,
+        405
+    );
+    let anyone = format!("{}{}", server.ready.url, paths::HEALTH);
+    assert_eq!(
+        nobody.get(anyone).send().await.unwrap().status(),
+        StatusCode::OK
+    );
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_parsed_at_the_border() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let client = plain(&server.config.ca_pem, None);
+    let post = async |path: &str, body: Vec<u8>| {
+        let request = client
+            .post(format!("{}{path}", server.ready.url))
+            .bearer_auth(&server.config.token)
+            .body(body);
+        request.send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(post(paths::TOKENS, b"{".to_vec()).await, 400);
+    let unknown = br#"{"role":"node","ttl_seconds":5,"extra":1}"#;
+    assert_eq!(post(paths::TOKENS, unknown.to_vec()).await, 400);
+    assert_eq!(
+        post(paths::TOKENS, vec![b' '; MAX_BODY_BYTES + 1]).await,
+        413
+    );
+    assert_eq!(post("/v1/apps/Shop/envs/prod", b"{}".to_vec()).await, 400);
+    let url = format!("{}{}?app=-", server.ready.url, paths::INSTANCES);
+    let query = client.get(url).bearer_auth(&server.config.token);
+    assert_eq!(
+        query.send().await.unwrap().status(),
+        StatusCode::BAD_REQUEST
+    );
+
+    for ttl_seconds in [0, 86_401] {
+        let request = CreateTokenRequest {
+            role: EnrollRole::Node,
+            ttl_seconds,
+        };
+        let refused = refusal(server.user.create_token(&request).await);
+        assert_eq!(refused, (422, "ttl_out_of_range".to_owned()));
+    }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_lets_one_member_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let token = server.token(EnrollRole::Node).await;
+    let enroll = async |change: fn(&mut contract::api::EnrollRequest)| {
+        let key = MemberKey::generate().unwrap();
+        let mut request = enroll_request(&token, &key);
+        change(&mut request);
+        let verifier = identity::pinned_root(token.ca_fingerprint);
+        ApiClient::enroll(&server.ready.url, verifier, &request).await
+    };
+    // What is wrong with a request does not spend the token.
+    let refused = async |change| refusal(enroll(change).await);
+    assert_eq!(
+        refused(|r| r.token = "x".to_owned()).await,
+        (401, "token_unknown".to_owned())
+    );
+    assert_eq!(
+        refused(|r| r.csr_pem.clear()).await,
+        (422, "csr_refused".to_owned())
+    );
+    assert_eq!(
+        refused(|r| r.region.clear()).await,
+        (422, "region_invalid".to_owned())
+    );
+    assert_eq!(
+        refused(|r| r.wireguard_public_key = None).await,
+        (422, "wireguard_key_missing".to_owned())
+    );
+    assert_eq!(
+        refused(|r| r.wireguard_public_key = Some("x".to_owned())).await,
+        (422, "wireguard_key_invalid".to_owned())
+    );
+    assert_eq!(
+        refused(|r| r.hardware.cpus = 0).await,
+        (422, "hardware_missing".to_owned())
+    );
+    enroll(|_| ()).await.unwrap();
+    assert_eq!(refused(|_| ()).await, (403, "token_used".to_owned()));
+    assert_eq!(server.user.nodes().await.unwrap().len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_wrong_server_is_told_apart_from_none() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (ours, theirs) = (
+        Server::start(ours.path()).await,
+        Server::start(theirs.path()).await,
+    );
+    let mixed = ClientConfig {
+        server: theirs.ready.url.clone(),
+        ..ours.config.clone()
+    };
+    let error = ApiClient::user(&mixed).unwrap().envs().await.unwrap_err();
+    assert!(matches!(error, ClientError::Tls { .. }), "{error:?}");
+    assert!(!error.is_transient());
+
+    let token = ours.token(EnrollRole::Node).await;
+    let key = MemberKey::generate().unwrap();
+    let verifier = identity::pinned_root(token.ca_fingerprint);
+    let request = enroll_request(&token, &key);
+    let error = ApiClient::enroll(&theirs.ready.url, verifier, &request)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("not of the cluster"), "{error}");
+
+    // A member of another cluster does not get past the handshake.
+    let stranger = theirs.join(EnrollRole::Node).await;
+    let client = ApiClient::member(
+        &ours.ready.url,
+        &ours.config.ca_pem,
+        &stranger.response.certificate_pem,
+        &stranger.key_pem,
+    )
+    .unwrap();
+    client
+        .desired(Generation(0), Duration::ZERO)
+        .await
+        .unwrap_err();
+
+    let config = ours.config.clone();
+    ours.stop().await;
+    theirs.stop().await;
+    let error = ApiClient::user(&config).unwrap().envs().await.unwrap_err();
+    assert!(matches!(error, ClientError::Connect { .. }), "{error:?}");
+    assert!(error.is_transient());
+    let hint = error.hint().unwrap();
+    assert_eq!(
+        hint,
+        format!("is `platform server` running at {}?", config.server)
+    );
+}
+
+async fn refused_deploy(server: &Server, key: &EnvKey, manifest: &str, image: &str) -> ApiError {
+    let request = DeployRequest {
+        manifest: manifest.to_owned(),
+        image: image.to_owned(),
+    };
+    match server.user.deploy(key, &request).await.unwrap_err() {
+        ClientError::Api { error, status, .. } => {
+            assert!((400..=502).contains(&status), "{status}");
+            error
+        }
+        error => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let key = env_key("hello", "prod");
+    let good = registry.push("hello", "amd64", "one").await;
+    registry.push("arm", "arm64", "one").await;
+    let image = format!("{}/hello@{good}", registry.host);
+    server.deploy(&key, &manifest("hello"), &image).await;
+    let before = server.user.envs().await.unwrap();
+
+    let missing = good.to_string().replace(good.short(), "000000000000");
+    let host = &registry.host;
+    let with = |lines: &str| {
+        manifest("hello").replace("[processes.web]\n", &format!("[processes.web]\n{lines}\n"))
+    };
+    let cases = [
+        (
+            "manifest_invalid",
+            "app = \"hello\"\nwhat".to_owned(),
+            image.clone(),
+        ),
+        ("manifest_invalid", with("colour = \"red\""), image.clone()),
+        ("app_mismatch", manifest("other"), image.clone()),
+        (
+            "release_refused",
+            with("secrets = [\"database\"]"),
+            image.clone(),
+        ),
+        (
+            "not_supported_yet",
+            manifest("hello").replace("\"http\"\n", "\"http\"\nproxy_protocol = \"strip\"\n"),
+            image.clone(),
+        ),
+        (
+            "image_reference_invalid",
+            manifest("hello"),
+            "not an image!".to_owned(),
+        ),
+        (
+            "image_not_found",
+            manifest("hello"),
+            format!("{host}/hello@{missing}"),
+        ),
+        (
+            "image_not_found",
+            manifest("hello"),
+            format!("{host}/nothing:latest"),
+        ),
+        (
+            "image_wrong_platform",
+            manifest("hello"),
+            format!("{host}/arm:latest"),
+        ),
+        // Port 1 of the loopback: nothing listens there.
+        (
+            "registry_unreachable",
+            manifest("hello"),
+            format!("127.0.0.1:1/hello@{good}"),
+        ),
+    ];
+    for (code, text, image) in cases {
+        let error = refused_deploy(&server, &key, &text, &image).await;
+        assert_eq!(error.code, code, "{}", error.message);
+    }
+    let unknown_key = refused_deploy(&server, &key, &with("colour = \"red\""), &image).await;
+    assert!(
+        unknown_key.message.contains("colour"),
+        "{}",
+        unknown_key.message
+    );
+    assert!(
+        unknown_key.message.contains("platform.toml:3"),
+        "{}",
+        unknown_key.message
+    );
+
+    // Another env of the app has the same host in its manifest.
+    let staging = env_key("hello", "staging");
+    let taken = refused_deploy(&server, &staging, &manifest("hello"), &image).await;
+    assert_eq!(taken.code, "host_taken");
+    assert!(
+        taken
+            .message
+            .contains("hello.localhost leads to hello/prod"),
+        "{}",
+        taken.message
+    );
+
+    let too_many = ScaleRequest {
+        processes: BTreeMap::from([("web".parse().unwrap(), 5)]),
+    };
+    let refused = refusal(server.user.scale(&key, &too_many).await);
+    assert_eq!(refused, (422, "scale_refused".to_owned()));
+    assert_eq!(server.user.envs().await.unwrap(), before);
+
+    // While it is being destroyed (no node says that it is gone, so it stays), nothing is deployed.
+    let nothing = env_key("hello", "nothing");
+    assert_eq!(refusal(server.user.destroy(&nothing).await).0, 404);
+    assert_eq!(refusal(server.user.scale(&nothing, &too_many).await).0, 404);
+    let rollout = server
+        .user
+        .rollout(&nothing, None, None, Duration::ZERO)
+        .await;
+    assert_eq!(refusal(rollout).0, 404);
+    assert_eq!(
+        refusal(server.user.logs(&nothing, &LogsQuery::default()).await).0,
+        404
+    );
+    let nobody = LogsQuery {
+        instance: Some(InstanceId(1)),
+        ..LogsQuery::default()
+    };
+    assert_eq!(refusal(server.user.logs(&key, &nobody).await).0, 404);
+    server.stop().await;
+}

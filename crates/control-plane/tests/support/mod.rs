@@ -1,0 +1,249 @@
+//! A server, a registry, and nodes and edges that speak the API and run nothing.
+#![allow(dead_code, reason = "each test file uses a part")]
+
+pub(crate) mod registry;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api_client::{ApiClient, ClientConfig};
+use contract::api::{
+    CreateTokenRequest, DeployRequest, DesiredState, DriverChoice, EnrollRequest, EnrollResponse,
+    EnrollRole, Hardware, InstanceReport, Member, NodeReport,
+};
+use contract::instance::InstanceState;
+use contract::{EnvKey, Generation, InstanceId, NodeId, Timestamp};
+use control_plane::{Ready, ServerError, ServerOptions};
+use identity::{EnrollmentToken, MemberKey, WireguardKey};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// Longest wait for anything in a test.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Asks again until the answer is there.
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking)
+        .await
+        .unwrap_or_else(|_| panic!("it never came: {what}"))
+}
+
+/// A server on a free loopback port.
+pub(crate) struct Server {
+    pub(crate) ready: Ready,
+    pub(crate) config: ClientConfig,
+    pub(crate) user: ApiClient,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), ServerError>>,
+}
+
+pub(crate) fn options(folder: &Path) -> ServerOptions {
+    ServerOptions {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        store: None,
+        data_dir: folder.to_owned(),
+        names: vec!["cp.example.com".to_owned()],
+        advertise: None,
+        insecure_registries: Vec::new(),
+        ready: None,
+    }
+}
+
+impl Server {
+    pub(crate) async fn start(folder: &Path) -> Self {
+        let (sender, ready) = oneshot::channel();
+        let shutdown = CancellationToken::new();
+        let mut options = options(folder);
+        options.ready = Some(sender);
+        let task = tokio::spawn(control_plane::run(options, shutdown.clone()));
+        let Ok(ready) = ready.await else {
+            panic!("the server did not start: {:?}", task.await);
+        };
+        let config = ClientConfig::load(&ready.client_config).unwrap();
+        let user = ApiClient::user(&config).unwrap();
+        Self {
+            ready,
+            config,
+            user,
+            shutdown,
+            task,
+        }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    pub(crate) async fn token(&self, role: EnrollRole) -> EnrollmentToken {
+        let request = CreateTokenRequest {
+            role,
+            ttl_seconds: 600,
+        };
+        let made = self.user.create_token(&request).await.unwrap();
+        made.token.parse().unwrap()
+    }
+
+    pub(crate) async fn join(&self, role: EnrollRole) -> Joined {
+        let token = self.token(role).await;
+        let key = MemberKey::generate().unwrap();
+        let request = enroll_request(&token, &key);
+        let verifier = identity::pinned_root(token.ca_fingerprint);
+        let response = ApiClient::enroll(&self.ready.url, verifier, &request)
+            .await
+            .unwrap();
+        let client = ApiClient::member(
+            &self.ready.url,
+            &response.ca_pem,
+            &response.certificate_pem,
+            &key.key_pem(),
+        )
+        .unwrap();
+        Joined {
+            client,
+            response,
+            key_pem: key.key_pem(),
+        }
+    }
+
+    pub(crate) async fn join_node(&self) -> (NodeId, Joined) {
+        let joined = self.join(EnrollRole::Node).await;
+        match joined.response.member {
+            Member::Node(id) => (id, joined),
+            Member::Edge(id) => panic!("a node became {id}"),
+        }
+    }
+
+    pub(crate) async fn deploy(&self, key: &EnvKey, manifest: &str, image: &str) -> u32 {
+        let request = DeployRequest {
+            manifest: manifest.to_owned(),
+            image: image.to_owned(),
+        };
+        self.user.deploy(key, &request).await.unwrap().release.0
+    }
+}
+
+pub(crate) struct Joined {
+    pub(crate) client: ApiClient,
+    pub(crate) response: EnrollResponse,
+    pub(crate) key_pem: String,
+}
+
+pub(crate) fn hardware() -> Hardware {
+    Hardware {
+        arch: "amd64".to_owned(),
+        cpus: 4,
+        memory_bytes: 8 << 30,
+    }
+}
+
+pub(crate) fn enroll_request(token: &EnrollmentToken, key: &MemberKey) -> EnrollRequest {
+    EnrollRequest {
+        token: token.secret.text(),
+        name: "box".to_owned(),
+        region: "home".to_owned(),
+        csr_pem: key.csr_pem("box").unwrap(),
+        wireguard_public_key: Some(WireguardKey::generate().unwrap().public_base64().to_owned()),
+        hardware: hardware(),
+    }
+}
+
+pub(crate) fn env_key(app: &str, env: &str) -> EnvKey {
+    EnvKey {
+        app: app.parse().unwrap(),
+        env: env.parse().unwrap(),
+    }
+}
+
+pub(crate) fn manifest(app: &str) -> String {
+    format!(
+        "app = \"{app}\"\n\
+         [processes.web]\n\
+         [[processes.web.ports]]\n\
+         port = 8080\n\
+         protocol = \"http\"\n\
+         [processes.web.scaling]\n\
+         min = 2\n\
+         max = 4\n\
+         [routes]\n\
+         \"{app}.localhost\" = {{ process = \"web\", port = 8080 }}\n"
+    )
+}
+
+pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> NodeReport {
+    NodeReport {
+        generation,
+        driver: DriverChoice {
+            name: "qemu-tcg".to_owned(),
+            reason: "a test".to_owned(),
+        },
+        hardware: hardware(),
+        instances,
+    }
+}
+
+pub(crate) fn running(id: InstanceId) -> InstanceReport {
+    InstanceReport {
+        id,
+        state: InstanceState::Running,
+        ready: true,
+        restarts: 0,
+        detail: String::new(),
+        last_exit: None,
+        failure: None,
+        last_words: Vec::new(),
+        started_at: Some(Timestamp(1)),
+    }
+}
+
+/// A node that takes up whatever it is told at once, and says that all of it runs.
+pub(crate) struct ObedientNode {
+    pub(crate) id: NodeId,
+    pub(crate) joined: Arc<Joined>,
+    task: JoinHandle<()>,
+}
+
+impl ObedientNode {
+    pub(crate) async fn start(server: &Server) -> Self {
+        let (id, joined) = server.join_node().await;
+        let joined = Arc::new(joined);
+        let task = tokio::spawn(obey(Arc::clone(&joined)));
+        Self { id, joined, task }
+    }
+}
+
+impl Drop for ObedientNode {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn obey(joined: Arc<Joined>) {
+    let wait = Duration::from_secs(1);
+    let mut last: Option<DesiredState> = None;
+    loop {
+        let after = last.as_ref().map_or(Generation(0), |d| d.generation);
+        match joined.client.desired(after, wait).await {
+            Ok(Some(newer)) => last = Some(newer),
+            Ok(None) => {}
+            Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+        if let Some(desired) = &last {
+            let instances = desired.instances.iter().map(|i| running(i.id)).collect();
+            let _ = joined
+                .client
+                .report(&report(desired.generation, instances))
+                .await;
+        }
+    }
+}
