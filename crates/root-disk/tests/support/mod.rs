@@ -1,11 +1,15 @@
 //! What the tests share: the judges `e2fsck` and the kernel.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part, and fails by panicking")]
 
+pub(crate) mod archive;
+pub(crate) mod compare;
+pub(crate) mod oracle;
+
 use std::path::Path;
 use std::process::Command;
 
 /// `e2fsck -fn` must find nothing to do and nothing to say.
-pub fn fsck(disk: &Path) {
+pub(crate) fn fsck(disk: &Path) {
     let output = Command::new("e2fsck").arg("-fn").arg(disk).output().expect("e2fsck of Debian's e2fsprogs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}: {text}", disk.display());
@@ -14,13 +18,13 @@ pub fn fsck(disk: &Path) {
 }
 
 /// A disk mounted by the kernel until this is dropped.
-pub struct LoopMount {
+pub(crate) struct LoopMount {
     dir: tempfile::TempDir,
 }
 
 impl LoopMount {
     /// Mounts it (`ro`, `rw`); none, and a word about it, where one may not.
-    pub fn new(disk: &Path, options: &str) -> Option<Self> {
+    pub(crate) fn new(disk: &Path, options: &str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: only root may mount");
             return None;
@@ -37,7 +41,7 @@ impl LoopMount {
         Some(Self { dir })
     }
 
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 }
