@@ -43,7 +43,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 let current = Arc::clone(&shared.published.borrow());
                 if current.findings != findings_logged {
                     for finding in &current.findings {
-                        tracing::info!(env = %finding.env, "{}", finding.message);
+                        tracing::debug!(env = %finding.env, "{}", finding.message);
                     }
                     findings_logged.clone_from(&current.findings);
                 }

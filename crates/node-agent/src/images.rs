@@ -11,10 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use contract::Digest;
 use contract::image::ImageConfig;
 use contract::instance::PinnedImage;
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use registry::{BlobCache, FetchProgress, Registry, RegistryError};
-use root_disk::{DiskCache, DiskError, Layer};
+use registry::{BlobCache, FetchProgress, FetchedImage, Registry, RegistryError};
+use root_disk::{CachedDisk, DiskCache, DiskError, Layer};
 use state_file::StateFileError;
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -93,17 +91,7 @@ impl Images {
     ///
     /// # Errors
     /// The image cannot be fetched or turned into a disk. Nothing half-made stays behind.
-    pub(crate) fn prepare<'a>(
-        &'a self,
-        image: &'a PinnedImage,
-        progress: &'a (dyn Fn(String) + Send + Sync),
-    ) -> BoxFuture<'a, Result<PreparedImage, PrepareError>> {
-        // Boxed here, where its lifetimes are known: the compiler cannot prove the deeper future
-        // `Send` once it is part of a spawned one.
-        self.prepare_in_turn(image, progress).boxed()
-    }
-
-    async fn prepare_in_turn(
+    pub(crate) async fn prepare(
         &self,
         image: &PinnedImage,
         progress: &(dyn Fn(String) + Send + Sync),
@@ -124,17 +112,45 @@ impl Images {
         if let Some(prepared) = self.lookup(image).await? {
             return Ok(prepared);
         }
-        let say = |step: FetchProgress| progress(describe(&step));
-        let fetched = self
-            .registry
-            .fetch_image(image, &self.blobs, &say)
-            .boxed()
-            .await
-            .map_err(|source| PrepareError::Fetch {
-                image: image.clone(),
-                source: Box::new(source),
-            })?;
+        let mut fetched = self.fetch(image, progress).await?;
         progress("building the root disk".to_owned());
+        let built = match self.build(image, &fetched).await {
+            // A layer was checked when it arrived, and may have rotted since: fetched anew, once.
+            Err(_) if self.drop_rotted(&fetched).await => {
+                fetched = self.fetch(image, progress).await?;
+                self.build(image, &fetched).await
+            }
+            built => built,
+        };
+        let disk = built.map_err(|source| PrepareError::Disk {
+            image: image.clone(),
+            source: Box::new(source),
+        })?;
+        self.keep_config(image, &fetched.config)?;
+        Ok(PreparedImage {
+            disk: disk.path,
+            config: fetched.config,
+        })
+    }
+
+    async fn fetch(
+        &self,
+        image: &PinnedImage,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<FetchedImage, PrepareError> {
+        let say = |step: FetchProgress| progress(describe(&step));
+        let fetched = self.registry.fetch_image(image, &self.blobs, &say).await;
+        fetched.map_err(|source| PrepareError::Fetch {
+            image: image.clone(),
+            source: Box::new(source),
+        })
+    }
+
+    async fn build(
+        &self,
+        image: &PinnedImage,
+        fetched: &FetchedImage,
+    ) -> Result<CachedDisk, DiskError> {
         let layers: Vec<Layer> = fetched
             .layers
             .iter()
@@ -149,19 +165,17 @@ impl Images {
                 },
             })
             .collect();
-        self.keep_config(image, &fetched.config)?;
         let disks = self.disks.clone();
         let digest = image.digest.clone();
-        let disk = blocking(move || disks.build(&digest, &layers))
-            .await
-            .map_err(|source| PrepareError::Disk {
-                image: image.clone(),
-                source: Box::new(source),
-            })?;
-        Ok(PreparedImage {
-            disk: disk.path,
-            config: fetched.config,
-        })
+        blocking(move || disks.build(&digest, &layers)).await
+    }
+
+    /// Removes layers that are not what they were when they arrived. True: there was one.
+    async fn drop_rotted(&self, fetched: &FetchedImage) -> bool {
+        let blobs = self.blobs.clone();
+        let layers: Vec<_> = fetched.layers.iter().map(|blob| blob.digest.clone()).collect();
+        // What cannot be read will fail again where it is needed, with its reason.
+        blocking(move || layers.iter().filter(|layer| !blobs.verify(layer).unwrap_or(true)).count() > 0).await
     }
 
     async fn lookup(&self, image: &PinnedImage) -> Result<Option<PreparedImage>, PrepareError> {

@@ -28,7 +28,7 @@ const PREVIOUS: &str = "previous.log";
 
 /// One instance's log. Shared between the link that writes it and the streams that read it.
 #[derive(Debug)]
-pub struct InstanceLog {
+pub(crate) struct InstanceLog {
     dir: PathBuf,
     inner: Mutex<Inner>,
     live: broadcast::Sender<Arc<LogRecord>>,
@@ -46,7 +46,7 @@ impl InstanceLog {
     ///
     /// # Errors
     /// The folder or the file cannot be made or read.
-    pub fn open(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(dir)?;
         let path = dir.join(CURRENT);
         let mut whole_bytes = 0;
@@ -71,7 +71,7 @@ impl InstanceLog {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn begin_boot(&self, at: Timestamp, line: &str) -> io::Result<()> {
+    pub(crate) fn begin_boot(&self, at: Timestamp, line: &str) -> io::Result<()> {
         self.write_platform_line(at, line, true)
     }
 
@@ -79,7 +79,7 @@ impl InstanceLog {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn note(&self, at: Timestamp, line: &str) -> io::Result<()> {
+    pub(crate) fn note(&self, at: Timestamp, line: &str) -> io::Result<()> {
         self.write_platform_line(at, line, false)
     }
 
@@ -103,7 +103,7 @@ impl InstanceLog {
     ///
     /// # Errors
     /// The file cannot be written; nothing is to be acknowledged then.
-    pub fn append(&self, records: Vec<LogRecord>) -> io::Result<u64> {
+    pub(crate) fn append(&self, records: Vec<LogRecord>) -> io::Result<u64> {
         let mut inner = self.lock();
         let mut last = inner.last_seq;
         let fresh: Vec<_> = records
@@ -150,7 +150,7 @@ impl InstanceLog {
     ///
     /// # Errors
     /// The files cannot be read.
-    pub fn follow(
+    pub(crate) fn follow(
         &self,
         lines: usize,
         since: Option<Timestamp>,
@@ -163,7 +163,7 @@ impl InstanceLog {
     }
 
     /// The texts of the app's last `lines` records of its last boot.
-    pub fn last_words(&self, lines: usize) -> Vec<String> {
+    pub(crate) fn last_words(&self, lines: usize) -> Vec<String> {
         let _inner = self.lock();
         let records = tail(&self.dir, lines, None).unwrap_or_default();
         let boot = records

@@ -218,7 +218,9 @@ impl Progress {
     fn show(&mut self, status: &RolloutStatus) {
         if status.reason != self.reason {
             self.reason.clone_from(&status.reason);
-            if !self.reason.is_empty() && status.phase == RolloutPhase::Rolling {
+            // Where there are instances, their own lines say more.
+            let unplaced = !status.instances.iter().any(|row| row.release == self.release);
+            if unplaced && !self.reason.is_empty() && status.phase == RolloutPhase::Rolling {
                 self.say(&one_line(&self.reason));
             }
         }

@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Measures what we promise of a deploy, on a cluster of its own beside whatever else runs; `make bench` runs it.
+#
+# From `platform deploy` to the first 200 through the edge, for the example app (three microVMs): with an empty
+# image cache, and with the image's root disk there.
+set -euo pipefail
+
+# Ports and folders of its own, before common.sh takes the demo's.
+DEMO_DIR=$(mktemp -d /tmp/platform-bench.XXXXXX)
+DEMO_RUN_DIR=$DEMO_DIR/run
+DEMO_SERVER_PORT=7410 DEMO_EDGE_PORT=8090 DEMO_REGISTRY_PORT=5010
+export DEMO_DIR DEMO_RUN_DIR DEMO_SERVER_PORT DEMO_EDGE_PORT DEMO_REGISTRY_PORT
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=demo/common.sh
+. "$here/common.sh"
+
+rounds=${BENCH_ROUNDS:-3}
+cold_goal=15
+cached_goal=8
+
+main() {
+    trap '"$here/down.sh" >/dev/null' EXIT
+    local begun
+    begun=$(now)
+    "$here/up.sh" >"$demo/up.log" 2>&1 || { tail -n 20 "$demo/up.log" >&2; die "the cluster did not come up"; }
+    printf '%-44s %6s s\n' "a cluster up with an app, all built before" "$(since "$begun")"
+    image=$(grep -m1 -o "127.0.0.1:$registry_port/hello@sha256:[0-9a-f]*" "$demo/up.log")
+
+    local round cold=() cached=()
+    for ((round = 0; round < rounds; round++)); do
+        forget_app
+        forget_images
+        cold+=("$(to_first_200)")
+        forget_app
+        cached+=("$(to_first_200)")
+    done
+    figure "deploy to first 200, cold image" $cold_goal "${cold[@]}"
+    figure "deploy to first 200, cached root disk" $cached_goal "${cached[@]}"
+}
+
+# figure TITLE GOAL SECONDS...
+figure() {
+    local title=$1 goal=$2
+    shift 2
+    printf '%-44s %6s s  (goal %s; all: %s)\n' "$title" "$(median "$@")" "$goal" "$*"
+}
+median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
+
+forget_app() {
+    cli destroy --app hello --yes >/dev/null 2>&1
+    until_true 60 gone || die "the app does not go"
+}
+gone() { [ "$(cli ps --format json | tr -d '[:space:]')" = '[]' ]; }
+
+forget_images() {
+    alive node && kill -9 "$pid"
+    until_true 5 eval '! alive node'
+    rm -rf "$demo"/node/{blobs,disks,configs}
+    start node
+    wait_for node 60
+}
+
+to_first_200() {
+    local begun
+    begun=$(now)
+    cli deploy "$top/examples/hello/platform.toml" --image "$image" >"$demo/deploy.log" 2>&1 &
+    until_true 120 answers || { cat "$demo/deploy.log" >&2; die "no 200"; }
+    since "$begun"
+    wait $! || { cat "$demo/deploy.log" >&2; die "the deploy failed"; }
+}
+answers() { curl -fs -o /dev/null --max-time 1 -H "Host: $host" "http://127.0.0.1:$edge_port/"; }
+
+main
