@@ -28,7 +28,7 @@ const UNFINISHED: [&str; 4] = [
 ///
 /// # Errors
 /// Something is out of order, or cannot be looked at.
-pub fn tidy(root: &Path) -> Result<()> {
+pub(crate) fn tidy(root: &Path) -> Result<()> {
     let architecture = std::fs::read_to_string(root.join("ARCHITECTURE.md"))
         .context("cannot read ARCHITECTURE.md")?;
     let mut findings = Vec::new();
@@ -43,11 +43,13 @@ pub fn tidy(root: &Path) -> Result<()> {
         let Ok(text) = std::fs::read_to_string(root.join(&file)) else {
             continue;
         };
-        if file.ends_with(".rs") {
-            check_source(&file, &text, &mut findings);
-        }
-        if file.ends_with(".md") {
-            check_links(root, &file, &text, &mut findings);
+        match Path::new(&file)
+            .extension()
+            .and_then(|extension| extension.to_str())
+        {
+            Some("rs") => check_source(&file, &text, &mut findings),
+            Some("md") => check_links(root, &file, &text, &mut findings),
+            _ => {}
         }
     }
     if findings.is_empty() {

@@ -41,17 +41,26 @@ pub enum StateFileError {
 /// # Errors
 /// It cannot be read, or is damaged.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateFileError> {
-    let failed = |source| StateFileError::Io { operation: "read", path: path.to_owned(), source };
+    let failed = |source| StateFileError::Io {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    };
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     let mut text = Vec::new();
-    file.take(MAX_STATE_FILE_BYTES).read_to_end(&mut text).map_err(failed)?;
+    file.take(MAX_STATE_FILE_BYTES)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
     serde_json::from_slice(&text)
         .map(Some)
-        .map_err(|source| StateFileError::Damaged { path: path.to_owned(), source })
+        .map_err(|source| StateFileError::Damaged {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Replaces a JSON file as a whole, readable by its owner only. After `Ok` it survives a power cut.
@@ -59,8 +68,10 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateFileErro
 /// # Errors
 /// It cannot be written; the old content is then still there.
 pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), StateFileError> {
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(|source| StateFileError::Damaged { path: path.to_owned(), source })?;
+    let text = serde_json::to_vec_pretty(value).map_err(|source| StateFileError::Damaged {
+        path: path.to_owned(),
+        source,
+    })?;
     write_whole(path, &text).map_err(|source| StateFileError::Io {
         operation: "write",
         path: path.to_owned(),
@@ -93,7 +104,10 @@ mod tests {
         write(&path, &vec![1, 2]).unwrap();
         write(&path, &vec![3]).unwrap();
         assert_eq!(read::<Vec<u32>>(&path).unwrap(), Some(vec![3]));
-        assert_eq!(std::fs::read_dir(dir.path().join("deep")).unwrap().count(), 1);
+        assert_eq!(
+            std::fs::read_dir(dir.path().join("deep")).unwrap().count(),
+            1
+        );
     }
 
     #[test]
@@ -102,6 +116,9 @@ mod tests {
         let path = dir.path().join("state.json");
         std::fs::write(&path, "[1, ").unwrap();
         let error = read::<Vec<u32>>(&path).unwrap_err();
-        assert!(error.to_string().ends_with("state.json` is damaged"), "{error}");
+        assert!(
+            error.to_string().ends_with("state.json` is damaged"),
+            "{error}"
+        );
     }
 }

@@ -278,10 +278,12 @@ impl Cluster {
     }
 
     /// What of this cluster there is on the machine: processes, links, namespaces, mounts.
-    pub(crate) fn traces(&self) -> Vec<String> {
+    fn traces(&self) -> Vec<String> {
         let dir = self.dir.path().to_string_lossy().into_owned();
-        let mut traces: Vec<_> = processes(&dir)
-            .into_iter()
+        let vms = self.vms.iter().map(|id| format!("instance-{id}"));
+        let mut traces: Vec<_> = vms
+            .chain([dir.clone()])
+            .flat_map(|name| processes(&name))
             .map(|(pid, line)| format!("process {pid}: {line}"))
             .collect();
         let member = std::fs::read_to_string(self.path("node/member.json")).unwrap_or_default();
@@ -330,6 +332,7 @@ impl Cluster {
 
     /// Ends the cluster as an operator does; nothing of it may be left.
     pub(crate) fn down(mut self) {
+        self.note_vms();
         assert!(
             !self.traces().is_empty(),
             "traces are recognised while it is up"
