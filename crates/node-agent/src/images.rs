@@ -173,9 +173,20 @@ impl Images {
     /// Removes layers that are not what they were when they arrived. True: there was one.
     async fn drop_rotted(&self, fetched: &FetchedImage) -> bool {
         let blobs = self.blobs.clone();
-        let layers: Vec<_> = fetched.layers.iter().map(|blob| blob.digest.clone()).collect();
+        let layers: Vec<_> = fetched
+            .layers
+            .iter()
+            .map(|blob| blob.digest.clone())
+            .collect();
         // What cannot be read will fail again where it is needed, with its reason.
-        blocking(move || layers.iter().filter(|layer| !blobs.verify(layer).unwrap_or(true)).count() > 0).await
+        blocking(move || {
+            layers
+                .iter()
+                .filter(|layer| !blobs.verify(layer).unwrap_or(true))
+                .count()
+                > 0
+        })
+        .await
     }
 
     async fn lookup(&self, image: &PinnedImage) -> Result<Option<PreparedImage>, PrepareError> {

@@ -558,6 +558,7 @@ impl InstanceTask {
 }
 
 /// What may happen to an instance between two steps.
+#[allow(clippy::large_enum_variant, reason = "it lives for one step")]
 enum Happened {
     StopAsked,
     Said(GuestEvent),

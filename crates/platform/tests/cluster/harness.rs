@@ -260,12 +260,6 @@ impl Cluster {
         self.edge
     }
 
-    /// The pid of an instance's VMM.
-    pub(crate) fn vmm(&self, id: &str) -> i32 {
-        let vmms = processes(&format!("instance-{id}"));
-        vmms.first().unwrap_or_else(|| panic!("no VMM of {id}")).0
-    }
-
     /// Every instance whose microVM was ever seen in the run folder.
     fn note_vms(&mut self) {
         let Ok(entries) = std::fs::read_dir(self.path("run")) else {
@@ -370,6 +364,12 @@ impl Drop for Cluster {
         }
         self.end();
     }
+}
+
+/// The pid of an instance's VMM.
+pub(crate) fn vmm(id: &str) -> i32 {
+    let vmms = processes(&format!("instance-{id}"));
+    vmms.first().unwrap_or_else(|| panic!("no VMM of {id}")).0
 }
 
 fn platform() -> Command {

@@ -8,7 +8,7 @@ mod harness;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use harness::{Cluster, get, manifest, wait_for};
+use harness::{Cluster, get, manifest, vmm, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The value of a line `name   value` of the example's page.
@@ -113,7 +113,7 @@ fn every_role_may_be_killed_and_what_runs_goes_on() {
     let direct: SocketAddr = format!("[{}]:8080", web["address"].as_str().unwrap())
         .parse()
         .unwrap();
-    let vmm_before = cluster.vmm(web["id"].as_str().unwrap());
+    let vmm_before = vmm(web["id"].as_str().unwrap());
 
     // Clients that download slowly: one from the instance itself, one through the edge.
     let path = "/download?bytes=4000000&rate=400000";
@@ -139,7 +139,7 @@ fn every_role_may_be_killed_and_what_runs_goes_on() {
     wait_for("three ready instances", || {
         cluster.ready("web").len() == 2 && cluster.ready("worker").len() == 1
     });
-    assert_eq!(cluster.vmm(web["id"].as_str().unwrap()), vmm_before);
+    assert_eq!(vmm(web["id"].as_str().unwrap()), vmm_before);
     for (before, after) in rows.iter().zip(cluster.instances()) {
         assert_eq!(before["id"], after["id"]);
         assert_eq!(after["report"]["restarts"], 0);
@@ -162,7 +162,7 @@ fn every_role_may_be_killed_and_what_runs_goes_on() {
             row["id"] == id && row["report"]["ready"] == true && row["report"]["restarts"] == 1
         })
     });
-    assert_ne!(cluster.vmm(id), vmm_before);
+    assert_ne!(vmm(id), vmm_before);
     cluster.down();
 }
 
