@@ -44,16 +44,19 @@ const MODULES: &[&str] = &[
 ];
 
 /// How platform-init is compiled and linked: static, at a fixed address (nothing to relocate at
-/// start), and small, because its pages are memory that every guest pays for.
+/// start), and small, because its pages are memory that every guest pays for. A panic aborts, which
+/// the kernel answers with a reboot, so nothing is ever unwound and the tables for it stay out.
 const INIT_FLAGS: &[&str] = &[
     "-Ctarget-feature=+crt-static",
     "-Crelocation-model=static",
     "-Cstrip=symbols",
     "-Cpanic=abort",
+    "-Cforce-unwind-tables=no",
     "-Ccodegen-units=1",
     "-Clink-arg=-Wl,--icf=all",
     "-Clink-arg=-Wl,-O2",
     "-Clink-arg=-Wl,--build-id=none",
+    "-Clink-arg=-Wl,--no-eh-frame-hdr",
 ];
 
 /// Options of `cargo xtask guest`.

@@ -26,6 +26,8 @@ pub(crate) const MAX_SESSIONS: usize = 32;
 const BUFFER_BYTES: usize = 128 * 1024;
 /// How long a finished session waits for the node to close the channel.
 const LINGER: Duration = Duration::from_secs(5);
+/// How long the node may take to accept the channel it asked for.
+const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes taken from a pipe at a time.
 const READ_BYTES: usize = 16 * 1024;
 /// End of input, as typed on a terminal.
@@ -35,7 +37,8 @@ const END_OF_TRANSMISSION: u8 = 4;
 pub(crate) struct Session {
     request: ExecRequest,
     link: Link,
-    connected: bool,
+    /// When to give up dialling; absent once it is connected.
+    dial_until: Option<Instant>,
     pid: Option<i32>,
     status: Option<ExitEvent>,
     input: Option<OwnedFd>,
@@ -67,7 +70,7 @@ impl Session {
         Self {
             request,
             link: Link::new(channel, now),
-            connected: false,
+            dial_until: Some(now + DIAL_LIMIT),
             pid: None,
             status: None,
             input: None,
@@ -113,7 +116,8 @@ impl Session {
             self.link.send(&GuestFrame::ExecExited(event));
             self.linger_until = Some(now + LINGER);
         }
-        if self.linger_until.is_some_and(|until| until <= now) {
+        let limits = [self.linger_until, self.dial_until];
+        if limits.into_iter().flatten().any(|until| until <= now) {
             self.over = true;
         }
         if self.link.flush().is_err() {
@@ -123,7 +127,7 @@ impl Session {
 
     /// When [`Self::tick`] has something to do of its own accord.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        [self.linger_until, self.link.deadline()]
+        [self.linger_until, self.dial_until, self.link.deadline()]
             .into_iter()
             .flatten()
             .min()
@@ -169,12 +173,12 @@ impl Session {
                 for event in self.link.ready(phase, now) {
                     match event {
                         Event::Connected => {
-                            self.connected = true;
+                            self.dial_until = None;
                             self.start(config, user);
                         }
                         Event::Frame(frame) => self.handle(frame),
                         // Before it is connected it is dialled again.
-                        Event::Lost if self.connected => self.abandon(),
+                        Event::Lost if self.dial_until.is_none() => self.abandon(),
                         Event::Lost => {}
                     }
                 }

@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::etc;
 use crate::netlink::{self, NetworkError};
+use crate::output::PIPE_BYTES;
 use crate::plan::{APP_CGROUP, Access, LOWER, Mount, NEW_ROOT, SCRATCH, Step};
 use crate::run_dir;
 use crate::spawn::{self, Program, StartError, Streams};
@@ -432,6 +433,8 @@ fn start_app(config: &BootConfig, user: &User) -> Result<App, StepError> {
             path: "a pipe".to_owned(),
             source: error.into(),
         })?;
+        // A smaller one does as well.
+        let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES);
     }
     let program = Program {
         argv: &config.argv,

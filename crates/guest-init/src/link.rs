@@ -28,6 +28,8 @@ pub(crate) struct Link {
     pause: Duration,
     /// Why the last attempt failed, for the console.
     last_error: Option<io::Error>,
+    /// The node refused this contract, which the console was told.
+    refused: bool,
 }
 
 enum State {
@@ -61,6 +63,7 @@ impl Link {
             state: State::Down { until: now },
             pause: REDIAL.0,
             last_error: None,
+            refused: false,
         }
     }
 
@@ -221,6 +224,14 @@ impl Link {
             Err(error) => return Err(error.into()),
         }
         while let Some(frame) = connection.incoming.next().map_err(io::Error::other)? {
+            if let HostFrame::Refused { reason } = &frame {
+                // It will not change its mind soon, and the console is to hear of it once.
+                self.pause = REDIAL.1;
+                if !self.refused {
+                    crate::console(&format!("refused by the node: {reason}"));
+                }
+                self.refused = true;
+            }
             events.push(Event::Frame(frame));
         }
         Ok(())

@@ -3,6 +3,9 @@
 //! When the queue is full because the node is slow or away, the pipes are not read for
 //! [`STALL_LIMIT`], so the app waits and nothing is lost. If there is still no room then, lines are
 //! dropped and counted until half of the queue is free: the app is never blocked for ever.
+//!
+//! A chatty app is read every [`REST`], not at each of its writes: on one processor every wake-up
+//! would take it from the app, and every small packet costs the host an exit of the VM.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -16,6 +19,10 @@ use crate::logs::{LineSplitter, LogQueue};
 
 /// How long the app may be kept waiting for a slow node before lines are dropped.
 const STALL_LIMIT: Duration = Duration::from_secs(1);
+/// How long the pipes are left alone after they were read.
+const REST: Duration = Duration::from_millis(2);
+/// Size asked for the pipes, in bytes: what an app can write within [`REST`] without waiting.
+pub(crate) const PIPE_BYTES: usize = 256 * 1024;
 /// Bytes taken from a pipe at a time.
 const READ_BYTES: usize = 32 * 1024;
 
@@ -32,6 +39,8 @@ pub(crate) struct Output {
     link: Link,
     stalled_since: Option<Instant>,
     dropping: bool,
+    /// Until when the pipes are left alone.
+    resting_until: Option<Instant>,
 }
 
 impl Output {
@@ -43,6 +52,7 @@ impl Output {
             link: Link::new(Channel::Log, now),
             stalled_since: None,
             dropping: false,
+            resting_until: None,
         }
     }
 
@@ -78,6 +88,7 @@ impl Output {
     /// Moves what can be moved, from the pipes' bytes to the queue to the link.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.link.tick(now);
+        self.resting_until = self.resting_until.filter(|until| *until > now);
         self.fill_queue();
         if self.queue.has_room() {
             self.stalled_since = None;
@@ -103,14 +114,17 @@ impl Output {
             .stalled_since
             .filter(|_| !self.dropping)
             .map(|since| since + STALL_LIMIT);
-        [stall, self.link.deadline()].into_iter().flatten().min()
+        [stall, self.resting_until, self.link.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// What to wait for: the pipes by their place, then the link.
     pub(crate) fn interests(
         &self,
     ) -> impl Iterator<Item = (OutputToken, BorrowedFd<'_>, PollFlags)> {
-        let reading = self.queue.has_room() || self.dropping;
+        let reading = self.takes_more() && self.resting_until.is_none();
         let pipes = self
             .sources
             .iter()
@@ -129,15 +143,21 @@ impl Output {
     /// Handles what [`Self::interests`] waited for.
     pub(crate) fn ready(&mut self, token: OutputToken, phase: &Phase, now: Instant) {
         match token {
-            OutputToken::Pipe(at) => self.read(at),
+            OutputToken::Pipe(at) => {
+                // As many reads as empty a full pipe: others wait for their turn.
+                for _ in 0..PIPE_BYTES / READ_BYTES {
+                    if !self.takes_more() || !self.read(at) {
+                        break;
+                    }
+                    self.fill_queue();
+                }
+                self.resting_until = Some(now + REST);
+            }
             OutputToken::Link => {
                 for event in self.link.ready(phase, now) {
                     match event {
                         Event::Connected => self.queue.send_again(),
                         Event::Frame(HostFrame::LogAck { seq }) => self.queue.acknowledge(seq),
-                        Event::Frame(HostFrame::Refused { reason }) => {
-                            crate::console(&format!("the node refuses the log channel: {reason}"));
-                        }
                         Event::Frame(_) | Event::Lost => {}
                     }
                 }
@@ -145,19 +165,29 @@ impl Output {
         }
     }
 
-    fn read(&mut self, at: usize) {
+    fn takes_more(&self) -> bool {
+        self.queue.has_room() || self.dropping
+    }
+
+    /// Reads once. False: there is nothing more now, or ever.
+    fn read(&mut self, at: usize) -> bool {
         let Some(source) = self.sources.get_mut(at) else {
-            return;
+            return false;
         };
         let Some(fd) = &source.fd else {
-            return;
+            return false;
         };
         let mut bytes = [0; READ_BYTES];
         match rustix::io::read(fd, &mut bytes) {
-            Ok(0) => source.fd = None,
-            Ok(length) => source.splitter.push(&bytes[..length]),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            Err(_) => source.fd = None,
+            Ok(length) if length > 0 => {
+                source.splitter.push(&bytes[..length]);
+                true
+            }
+            Err(Errno::AGAIN | Errno::INTR) => false,
+            Ok(_) | Err(_) => {
+                source.fd = None;
+                false
+            }
         }
     }
 

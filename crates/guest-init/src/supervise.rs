@@ -154,8 +154,10 @@ fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)>
                     });
                     return Ok((*config, rest.collect()));
                 }
-                Event::Frame(HostFrame::Refused { reason }) => {
-                    return Err(io::Error::other(format!("refused by the node: {reason}")));
+                Event::Frame(HostFrame::Refused { .. }) => {
+                    return Err(io::Error::other(
+                        "without the node's config there is nothing to run",
+                    ));
                 }
                 _ => {}
             }
@@ -394,9 +396,6 @@ impl Guest {
                         until: now + LOG_FLUSH_TIMEOUT,
                     };
                 }
-            }
-            HostFrame::Refused { reason } => {
-                console(&format!("refused by the node: {reason}"));
             }
             // A boot config for a guest that has one, and frames of other channels.
             _ => {}

@@ -40,16 +40,30 @@ fn a_death_by_signal_is_told_exactly() {
     let mut guest = Plan::new(&tools, config("kill -SEGV $$")).boot();
     let event = guest.finish();
     assert_eq!((event.exit_code, event.signal), (139, Some(11)));
+    assert!(!event.requested_stop);
+}
+
+#[test]
+fn a_real_time_signal_stops_an_app_that_does_not_catch_it() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("echo ready; exec sleep 1000");
+    config.stop_signal = "SIGRTMIN+3".to_owned();
+    let mut guest = Plan::new(&tools, config).boot();
+    guest.wait_line("ready");
+    guest.send(&HostFrame::Stop { timeout_ms: 30_000 });
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (165, Some(37)));
+    assert!(event.requested_stop);
 }
 
 #[test]
 fn an_app_that_obeys_stops_by_its_own_signal_and_takes_its_children_with_it() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config(
-        "trap 'echo stopping; exit 3' RTMIN+1; trap '' TERM; sleep 1000 & echo ready; \
+        "trap 'echo stopping; exit 3' QUIT; trap '' TERM; sleep 1000 & echo ready; \
          while :; do sleep 0.05; done",
     );
-    config.stop_signal = "SIGRTMIN+1".to_owned();
+    config.stop_signal = "SIGQUIT".to_owned();
     let mut guest = Plan::new(&tools, config).boot();
     guest.wait_line("ready");
     let asked = guest.age();

