@@ -10,7 +10,7 @@ use cluster::rollout::begin;
 use cluster::routes::taken_hosts;
 use cluster::world::{Env, Release};
 use contract::api::{DeployRequest, DeployResponse};
-use contract::instance::ProxyProtocol;
+use contract::instance::{Port, Probe, ProxyProtocol};
 use contract::{EnvKey, ReleaseNumber};
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
@@ -102,20 +102,30 @@ fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
 fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
     cluster::release::check(manifest)
         .map_err(|refusal| ApiFailure::refused("release_refused", refusal.to_string()))?;
+    let refuse = |what: String, hint: &'static str| {
+        let message = format!("{what} is not supported yet");
+        Err(ApiFailure::refused("not_supported_yet", message).hint(hint))
+    };
     for (name, process) in &manifest.processes {
-        if let Some(port) = process
-            .ports
-            .iter()
-            .find(|port| port.proxy_protocol == Some(ProxyProtocol::Strip))
-        {
-            return Err(ApiFailure::refused(
-                "not_supported_yet",
-                format!(
-                    "`proxy_protocol = \"strip\"` on port {} of process {name} is not supported yet",
-                    port.port
-                ),
-            )
-            .hint("leave it out, or use \"v2\" if the app reads the PROXY header itself"));
+        let strip = |port: &&Port| port.proxy_protocol == Some(ProxyProtocol::Strip);
+        if let Some(port) = process.ports.iter().find(strip) {
+            return refuse(
+                format!("`proxy_protocol = \"strip\"` on port {} of process {name}", port.port),
+                "leave it out, or use \"v2\" if the app reads the PROXY header itself",
+            );
+        }
+        if let Some(volume) = process.volumes.first() {
+            return refuse(
+                format!("volume {} of process {name}", volume.name),
+                "leave it out: what an instance writes lies on its scratch disk, and goes with it",
+            );
+        }
+        let probe = process.healthcheck.as_ref().map(|check| &check.probe);
+        if matches!(probe, Some(Probe::Command { .. })) {
+            return refuse(
+                format!("a health check by command, of process {name},"),
+                "use type = \"http\" or \"tcp\": they need no tool in the image",
+            );
         }
     }
     Ok(())
