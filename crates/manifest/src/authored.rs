@@ -116,8 +116,10 @@ text!(
 /// A platform manifest: what an app runs, and how (ADR 0002).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-#[schemars(description = "A platform manifest: which processes an app has and how they run. \
-    Unknown keys are errors at every level.")]
+#[schemars(
+    description = "A platform manifest: which processes an app has and how they run. \
+    Unknown keys are errors at every level."
+)]
 pub(crate) struct Manifest {
     /// The name of the app.
     #[schemars(extend("examples" = ["shop"]))]
@@ -125,16 +127,18 @@ pub(crate) struct Manifest {
     /// The image, pinned by digest. Absent: it is given to `platform deploy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) image: Option<Image>,
-    /// Variables for every process. A process's own `env` wins over these.
+    /// Variables for every process; a process's own `env` wins over these. A name has letters,
+    /// digits and underscores, and no digit first; names that start with `PLATFORM_` are the
+    /// platform's own.
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_VARIABLES))]
     pub(crate) env: BTreeMap<VariableName, Text>,
-    /// Process types by name. Each scales into microVMs of its own. Absent: one process `web`
+    /// Process types by name, which is a DNS label. Each scales into microVMs of its own. Absent: one process `web`
     /// that runs the image's own command.
     #[serde(default = "default_processes")]
     #[schemars(extend("minProperties" = 1, "maxProperties" = MAX_PROCESSES, "x-first" = "web"))]
     pub(crate) processes: BTreeMap<Label, Process>,
-    /// Host names and where each leads.
+    /// Host names, in lowercase and without a port, and where each leads.
     #[serde(default)]
     #[schemars(extend(
         "maxProperties" = MAX_ROUTES,
@@ -218,13 +222,17 @@ impl Stop {
 
 impl Default for Stop {
     fn default() -> Self {
-        Self { signal: None, timeout: Self::default_timeout() }
+        Self {
+            signal: None,
+            timeout: Self::default_timeout(),
+        }
     }
 }
 
 /// A signal of Linux by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
+#[schemars(extend("examples" = ["SIGTERM"]))]
 #[allow(missing_docs, reason = "signal(7) describes them")]
 pub(crate) enum Signal {
     SigHup,
@@ -492,7 +500,10 @@ impl Scaling {
 
 impl Default for Scaling {
     fn default() -> Self {
-        Self { min: Self::default_min(), max: None }
+        Self {
+            min: Self::default_min(),
+            max: None,
+        }
     }
 }
 

@@ -146,7 +146,11 @@ impl Serialize for Diagnostic {
 /// `file:line:column: message`, for logs; [`crate::render`] makes the form for people.
 impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)?;
+        write!(
+            f,
+            "{}:{}:{}: {}",
+            self.file, self.line, self.column, self.message
+        )?;
         if !self.path.is_empty() {
             write!(f, " (at {})", self.path)?;
         }
@@ -190,9 +194,15 @@ pub(crate) fn dotted(path: &[Step]) -> String {
 /// The key as TOML writes it, shortened where it is very long.
 pub(crate) fn shown_key(key: &str) -> String {
     let bare = !key.is_empty()
-        && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     let short = crate::formats::shown(key);
-    if bare { short } else { format!("\"{}\"", short.replace('\\', "\\\\").replace('"', "\\\"")) }
+    if bare {
+        short
+    } else {
+        format!("\"{}\"", short.replace('\\', "\\\\").replace('"', "\\\""))
+    }
 }
 
 /// Finds lines and columns of byte offsets in time that does not grow with the text.
@@ -205,14 +215,19 @@ pub(crate) struct Lines<'t> {
 impl<'t> Lines<'t> {
     pub(crate) fn new(text: &'t str) -> Self {
         let newlines = text.bytes().enumerate().filter(|(_, b)| *b == b'\n');
-        let starts = std::iter::once(0).chain(newlines.map(|(i, _)| i + 1)).collect();
+        let starts = std::iter::once(0)
+            .chain(newlines.map(|(i, _)| i + 1))
+            .collect();
         Self { text, starts }
     }
 
     /// Line and column from 1; the column counts characters.
     pub(crate) fn position(&self, offset: usize) -> (usize, usize) {
         let offset = offset.min(self.text.len());
-        let line = self.starts.partition_point(|start| *start <= offset).saturating_sub(1);
+        let line = self
+            .starts
+            .partition_point(|start| *start <= offset)
+            .saturating_sub(1);
         let start = self.starts.get(line).copied().unwrap_or(0);
         let before = &self.text.as_bytes()[start..offset];
         // Every byte that does not continue a character begins one.
@@ -250,7 +265,12 @@ pub(crate) struct Finding {
 
 impl<'t> Sink<'t> {
     pub(crate) fn new(file: &str, text: &'t str) -> Self {
-        Self { file: file.into(), lines: Lines::new(text), kept: Vec::new(), dropped: 0 }
+        Self {
+            file: file.into(),
+            lines: Lines::new(text),
+            kept: Vec::new(),
+            dropped: 0,
+        }
     }
 
     /// True when nothing was reported.
@@ -358,6 +378,9 @@ mod tests {
             Step::Index(2),
             Step::Key("a\"b\u{202e}".to_owned()),
         ];
-        assert_eq!(dotted(&path), r#"routes."shop.example.com"[2]."a\"b\\u{202e}""#);
+        assert_eq!(
+            dotted(&path),
+            r#"routes."shop.example.com"[2]."a\"b\\u{202e}""#
+        );
     }
 }

@@ -11,6 +11,7 @@
 //! The text must have passed [`crate::syntax`]: what is wrong there is not looked for here.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use toml_parser::decoder::Encoding;
 use toml_parser::parser::{Event, EventKind};
@@ -57,7 +58,7 @@ pub(crate) struct Array {
 pub(crate) struct Table {
     pub(crate) entries: Vec<Entry>,
     /// Key to place in `entries`.
-    index: BTreeMap<String, usize>,
+    index: BTreeMap<Rc<str>, usize>,
     /// True for `{ ... }`.
     pub(crate) inline: bool,
 }
@@ -65,7 +66,7 @@ pub(crate) struct Table {
 /// A key and its value.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
-    pub(crate) key: String,
+    pub(crate) key: Rc<str>,
     pub(crate) item: Item,
 }
 
@@ -78,22 +79,27 @@ pub(crate) struct Item {
 
 impl Item {
     fn new(node: Node) -> Self {
-        Self { comments: Comments::default(), node }
+        Self {
+            comments: Comments::default(),
+            node,
+        }
     }
 }
 
 impl Table {
-    fn push(&mut self, key: String, item: Item) {
-        self.index.entry(key.clone()).or_insert(self.entries.len());
+    fn push(&mut self, key: Rc<str>, item: Item) {
+        self.index
+            .entry(Rc::clone(&key))
+            .or_insert(self.entries.len());
         self.entries.push(Entry { key, item });
     }
 
     /// The value of this key; a table that nothing was said about where there is none.
-    fn entry(&mut self, key: &str) -> &mut Item {
+    fn entry(&mut self, key: &Rc<str>) -> &mut Item {
         let index = match self.index.get(key) {
             Some(index) => *index,
             None => {
-                self.push(key.to_owned(), Item::new(Node::Table(Self::default())));
+                self.push(Rc::clone(key), Item::new(Node::Table(Self::default())));
                 self.entries.len() - 1
             }
         };
@@ -118,7 +124,11 @@ pub(crate) fn read(text: &str) -> Option<Document> {
     let mut events: Vec<Event> = Vec::with_capacity(tokens.len());
     let mut no_errors = |_| {};
     toml_parser::parser::parse_document(&tokens, &mut |event| events.push(event), &mut no_errors);
-    let mut reader = Reader { text, events: events.into_iter().peekable(), pending: Vec::new() };
+    let mut reader = Reader {
+        text,
+        events: events.into_iter().peekable(),
+        pending: Vec::new(),
+    };
     reader.document()
 }
 
@@ -130,7 +140,7 @@ struct Reader<'t> {
 }
 
 /// Where in the document something is: keys, and the newest element of arrays of tables.
-type Place = Vec<String>;
+type Place = Vec<Rc<str>>;
 
 impl Reader<'_> {
     fn document(&mut self) -> Option<Document> {
@@ -162,7 +172,9 @@ impl Reader<'_> {
                     let above = self.settle(&mut document, last.as_ref())?;
                     let path = self.header();
                     let blocks = event.kind() == EventKind::ArrayTableOpen;
-                    open_table(&mut document.root, &path, blocks)?.comments.above = above;
+                    open_table(&mut document.root, &path, blocks)?
+                        .comments
+                        .above = above;
                     table.clone_from(&path);
                     last = Some(path);
                     fresh = false;
@@ -173,7 +185,10 @@ impl Reader<'_> {
                     let mut place = table.clone();
                     place.extend(path);
                     let item = Item {
-                        comments: Comments { above, ..Comments::default() },
+                        comments: Comments {
+                            above,
+                            ..Comments::default()
+                        },
                         node,
                     };
                     insert(&mut document.root, &place, item)?;
@@ -188,7 +203,10 @@ impl Reader<'_> {
     }
 
     fn comment(&self, event: Event) -> String {
-        let text = self.text.get(event.span().start()..event.span().end()).unwrap_or_default();
+        let text = self
+            .text
+            .get(event.span().start()..event.span().end())
+            .unwrap_or_default();
         text.trim_end().to_owned()
     }
 
@@ -214,7 +232,10 @@ impl Reader<'_> {
         let mut lines = std::mem::take(&mut self.pending);
         let touches_last = lines.first().is_some_and(|line| !line.is_empty());
         if touches_last && let Some(place) = last {
-            let gap = lines.iter().position(String::is_empty).unwrap_or(lines.len());
+            let gap = lines
+                .iter()
+                .position(String::is_empty)
+                .unwrap_or(lines.len());
             let rest = lines.split_off(gap);
             item_at(&mut document.root, place)?.comments.below = lines;
             lines = rest;
@@ -273,7 +294,10 @@ impl Reader<'_> {
 
     /// The value as it is written; a literal string as a basic one where they are spelled alike.
     fn spelling(&self, event: Event) -> String {
-        let raw = self.text.get(event.span().start()..event.span().end()).unwrap_or_default();
+        let raw = self
+            .text
+            .get(event.span().start()..event.span().end())
+            .unwrap_or_default();
         if event.encoding() == Some(Encoding::LiteralString) {
             let inner = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
             if !inner.contains(['"', '\\']) {
@@ -315,7 +339,10 @@ impl Reader<'_> {
     }
 
     fn inline_table(&mut self) -> Option<Table> {
-        let mut table = Table { inline: true, ..Table::default() };
+        let mut table = Table {
+            inline: true,
+            ..Table::default()
+        };
         while let Some(event) = self.events.next() {
             match event.kind() {
                 EventKind::InlineTableClose => break,
@@ -341,13 +368,13 @@ fn make_inline(table: &mut Table) {
     }
 }
 
-fn key_name(text: &str, event: Event) -> String {
+fn key_name(text: &str, event: Event) -> Rc<str> {
     let span = event.span();
     let raw = text.get(span.start()..span.end()).unwrap_or_default();
     let mut name = std::borrow::Cow::Borrowed("");
     let mut no_errors = |_| {};
     Raw::new_unchecked(raw, event.encoding(), span).decode_key(&mut name, &mut no_errors);
-    name.into_owned()
+    name.into()
 }
 
 /// No empty line at the start, and never two together.
@@ -371,12 +398,13 @@ fn as_table(item: &mut Item) -> Option<&mut Table> {
     }
 }
 
-fn descend<'d>(root: &'d mut Table, path: &[String]) -> Option<&'d mut Table> {
-    path.iter().try_fold(root, |table, key| as_table(table.entry(key)))
+fn descend<'d>(root: &'d mut Table, path: &[Rc<str>]) -> Option<&'d mut Table> {
+    path.iter()
+        .try_fold(root, |table, key| as_table(table.entry(key)))
 }
 
 /// The item at this place: for an array of tables, its newest element.
-fn item_at<'d>(root: &'d mut Table, place: &[String]) -> Option<&'d mut Item> {
+fn item_at<'d>(root: &'d mut Table, place: &[Rc<str>]) -> Option<&'d mut Item> {
     let (last, parents) = place.split_last()?;
     let item = descend(root, parents)?.entry(last);
     if !matches!(&item.node, Node::Array(array) if array.blocks) {
@@ -388,13 +416,16 @@ fn item_at<'d>(root: &'d mut Table, place: &[String]) -> Option<&'d mut Item> {
     }
 }
 
-fn open_table<'d>(root: &'d mut Table, path: &[String], blocks: bool) -> Option<&'d mut Item> {
+fn open_table<'d>(root: &'d mut Table, path: &[Rc<str>], blocks: bool) -> Option<&'d mut Item> {
     if blocks {
         let (last, parents) = path.split_last()?;
         let table = descend(root, parents)?;
         if !table.index.contains_key(last) {
-            let array = Array { blocks: true, ..Array::default() };
-            table.push(last.clone(), Item::new(Node::Array(array)));
+            let array = Array {
+                blocks: true,
+                ..Array::default()
+            };
+            table.push(Rc::clone(last), Item::new(Node::Array(array)));
         }
         if let Node::Array(array) = &mut table.entry(last).node {
             array.items.push(Item::new(Node::Table(Table::default())));
@@ -403,8 +434,8 @@ fn open_table<'d>(root: &'d mut Table, path: &[String], blocks: bool) -> Option<
     item_at(root, path)
 }
 
-fn insert(root: &mut Table, place: &[String], item: Item) -> Option<()> {
+fn insert(root: &mut Table, place: &[Rc<str>], item: Item) -> Option<()> {
     let (last, parents) = place.split_last()?;
-    descend(root, parents)?.push(last.clone(), item);
+    descend(root, parents)?.push(Rc::clone(last), item);
     Some(())
 }

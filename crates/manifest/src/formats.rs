@@ -24,8 +24,7 @@ pub(crate) const HOST_NAME: &str =
 /// A repository, perhaps with a registry and a tag (which then means nothing), and the digest.
 pub(crate) const IMAGE: &str = r"^[A-Za-z0-9._:\[\]-]+(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?@sha256:[0-9a-f]{64}$";
 /// `user` or `user:group`, names or numbers.
-pub(crate) const USER: &str =
-    r"^[A-Za-z0-9_][A-Za-z0-9._-]*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?$";
+pub(crate) const USER: &str = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?$";
 /// What stands in an HTTP request line, without a fragment.
 pub(crate) const HTTP_PATH: &str = r"^/[!-\x22$-~]*$";
 
@@ -41,7 +40,11 @@ pub(crate) struct Refusal {
 }
 
 fn refuse<T>(message: impl Into<String>, hint: impl Into<String>) -> Result<T, Refusal> {
-    Err(Refusal { message: message.into(), hint: hint.into(), by_tag: false })
+    Err(Refusal {
+        message: message.into(),
+        hint: hint.into(),
+        by_tag: false,
+    })
 }
 
 /// Checks a text against the rule that `pattern` stands for.
@@ -58,7 +61,10 @@ pub(crate) fn check(pattern: &str, text: &str) -> Result<(), Refusal> {
         HTTP_PATH => http_path(text),
         // A pattern without a rule would let everything pass; the test `every_pattern_has_a_rule`
         // sees to it that there is none.
-        _ => refuse("no rule for this text", "this is a fault of the platform; please report it"),
+        _ => refuse(
+            "no rule for this text",
+            "this is a fault of the platform; please report it",
+        ),
     }
 }
 
@@ -111,7 +117,9 @@ fn is_label(text: &str) -> bool {
     matches!(bytes.first(), Some(b'a'..=b'z'))
         && bytes.len() <= MAX_NAME_BYTES
         && bytes.last() != Some(&b'-')
-        && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+        && bytes
+            .iter()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
 fn label(text: &str) -> Result<(), Refusal> {
@@ -122,10 +130,20 @@ fn label(text: &str) -> Result<(), Refusal> {
                 with a letter and not ending with a hyphen";
     let mut guess: String = text
         .chars()
-        .map(|c| if c == '_' || c == '.' || c == ' ' { '-' } else { c.to_ascii_lowercase() })
+        .map(|c| {
+            if c == '_' || c == '.' || c == ' ' {
+                '-'
+            } else {
+                c.to_ascii_lowercase()
+            }
+        })
         .collect();
     guess.truncate(guess.trim_end_matches('-').len());
-    let hint = if is_label(&guess) { format!("write `{guess}`; {rule}") } else { rule.to_owned() };
+    let hint = if is_label(&guess) {
+        format!("write `{guess}`; {rule}")
+    } else {
+        rule.to_owned()
+    };
     refuse(format!("`{}` is not a valid name", shown(text)), hint)
 }
 
@@ -133,7 +151,9 @@ fn variable_name(text: &str) -> Result<(), Refusal> {
     let bytes = text.as_bytes();
     let ok = matches!(bytes.first(), Some(b'A'..=b'Z' | b'a'..=b'z' | b'_'))
         && bytes.len() <= 255
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || *b == b'_');
     if ok {
         return Ok(());
     }
@@ -148,7 +168,10 @@ fn no_nul(text: &str) -> Result<(), Refusal> {
     if !text.contains('\0') {
         return Ok(());
     }
-    refuse("the text has a NUL character in it", "remove the `\\u0000`: no program can receive it")
+    refuse(
+        "the text has a NUL character in it",
+        "remove the `\\u0000`: no program can receive it",
+    )
 }
 
 fn duration(text: &str) -> Result<(), Refusal> {
@@ -184,7 +207,9 @@ fn is_host_name(text: &str) -> bool {
             && bytes.len() <= MAX_NAME_BYTES
             && bytes[0] != b'-'
             && bytes[bytes.len() - 1] != b'-'
-            && bytes.iter().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+            && bytes
+                .iter()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
     })
 }
 
@@ -193,7 +218,9 @@ fn host_name(text: &str) -> Result<(), Refusal> {
         return Ok(());
     }
     let message = format!("`{}` is not a host name", shown(text));
-    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let rest = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"));
     let bare = rest.unwrap_or(text);
     let bare = bare.split(['/', ':']).next().unwrap_or_default();
     let guess = bare.trim_end_matches('.').to_ascii_lowercase();
@@ -207,17 +234,27 @@ fn host_name(text: &str) -> Result<(), Refusal> {
         return refuse(message, "wildcards are not supported; name each host");
     }
     if !text.is_ascii() {
-        return refuse(message, "write an international name in its ASCII form (`xn--...`)");
+        return refuse(
+            message,
+            "write an international name in its ASCII form (`xn--...`)",
+        );
     }
-    refuse(message, "write labels of lowercase letters, digits and hyphens joined by dots, such as \"shop.example.com\"")
+    refuse(
+        message,
+        "write labels of lowercase letters, digits and hyphens joined by dots, such as \"shop.example.com\"",
+    )
 }
 
 /// A tag as the OCI distribution spec has it.
 fn is_tag(tag: &str) -> bool {
     let bytes = tag.as_bytes();
     bytes.len() <= 128
-        && bytes.first().is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
-        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && bytes
+            .first()
+            .is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
+        && bytes
+            .iter()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn image(text: &str) -> Result<(), Refusal> {
@@ -231,17 +268,22 @@ fn image(text: &str) -> Result<(), Refusal> {
         let host_byte = |b: u8| {
             b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':' | b'[' | b']')
         };
-        let part_byte = |b: u8| {
-            b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-')
-        };
+        let part_byte =
+            |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-');
         let parts = path.split('/').filter(|_| !path.is_empty()).chain([last]);
         let parts_ok = parts.enumerate().all(|(i, part)| {
-            !part.is_empty() && part.bytes().all(|b| if i == 0 { host_byte(b) } else { part_byte(b) })
+            !part.is_empty()
+                && part
+                    .bytes()
+                    .all(|b| if i == 0 { host_byte(b) } else { part_byte(b) })
         });
         parts_ok && tag.is_none_or(is_tag)
     };
     let is_digest = |digest: &str| {
-        digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        digest.len() == 64
+            && digest
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
     let Some((repository, digest)) = text.split_once('@') else {
         return Err(Refusal {
@@ -271,7 +313,9 @@ fn image(text: &str) -> Result<(), Refusal> {
 fn user(text: &str) -> Result<(), Refusal> {
     let name_ok = |name: &str| {
         let bytes = name.as_bytes();
-        bytes.first().is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
+        bytes
+            .first()
+            .is_some_and(|b| b.is_ascii_alphanumeric() || *b == b'_')
             && bytes
                 .iter()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
@@ -300,7 +344,10 @@ fn http_path(text: &str) -> Result<(), Refusal> {
     if printable && !text.contains("://") {
         return refuse(message, format!("write \"/{text}\""));
     }
-    refuse(message, "start with `/` and use printable ASCII without spaces and `#`; percent-encode the rest, such as \"/a%20b\"")
+    refuse(
+        message,
+        "start with `/` and use printable ASCII without spaces and `#`; percent-encode the rest, such as \"/a%20b\"",
+    )
 }
 
 /// A hint for a value that is none of the allowed ones.
@@ -321,5 +368,93 @@ pub(crate) fn choice_hint(text: &str, allowed: &[&str]) -> String {
         Some(meant) if allowed.len() > 8 => format!("did you mean \"{meant}\"?"),
         Some(meant) => format!("did you mean \"{meant}\"? Allowed: {list}"),
         None => format!("allowed: {list}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree as _;
+    use proptest::test_runner::TestRunner;
+
+    use super::*;
+
+    const ALL: [&str; 9] = [
+        LABEL,
+        VARIABLE_NAME,
+        TEXT,
+        DURATION,
+        SIZE,
+        HOST_NAME,
+        IMAGE,
+        USER,
+        HTTP_PATH,
+    ];
+
+    /// The rules by hand accept what their patterns accept, and nothing else.
+    #[test]
+    fn every_pattern_has_its_rule() {
+        let mut runner = TestRunner::deterministic();
+        for pattern in ALL {
+            let regex = regex::Regex::new(pattern).unwrap();
+            let inside = pattern.trim_start_matches('^').trim_end_matches('$');
+            let good = proptest::string::string_regex(inside).unwrap().boxed();
+            let near = (
+                good.clone(),
+                any::<proptest::sample::Index>(),
+                "[a-zA-Z0-9.:/@_ #-]|\\PC",
+            );
+            let near = near.prop_map(|(text, at, piece)| {
+                let mut chars: Vec<char> = text.chars().collect();
+                let at = at.index(chars.len() + 1);
+                chars.splice(at..(at + 1).min(chars.len()), piece.chars());
+                chars.into_iter().collect::<String>()
+            });
+            let texts = prop_oneof![good, near, "[a-z0-9.:/-]{0,8}", "\\PC{0,4}"];
+            for _ in 0..4000 {
+                let text = texts.new_tree(&mut runner).unwrap().current();
+                let by_hand = check(pattern, &text);
+                assert_eq!(by_hand.is_ok(), regex.is_match(&text), "{pattern} {text:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_schema_has_no_other_patterns() {
+        fn patterns<'v>(value: &'v serde_json::Value, out: &mut Vec<&'v str>) {
+            match value {
+                serde_json::Value::Object(map) => {
+                    out.extend(map.get("pattern").and_then(serde_json::Value::as_str));
+                    let named = map.get("patternProperties").and_then(|p| p.as_object());
+                    out.extend(
+                        named
+                            .into_iter()
+                            .flatten()
+                            .map(|(pattern, _)| pattern.as_str()),
+                    );
+                    map.values().for_each(|value| patterns(value, out));
+                }
+                serde_json::Value::Array(items) => {
+                    items.iter().for_each(|value| patterns(value, out));
+                }
+                _ => {}
+            }
+        }
+        let schema = crate::schema();
+        let mut found = Vec::new();
+        patterns(&schema, &mut found);
+        assert!(found.len() >= ALL.len());
+        assert!(
+            found.iter().all(|pattern| ALL.contains(pattern)),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn texts_in_messages_are_short_and_visible() {
+        assert_eq!(shown("a\u{202e}b\0"), "a\\u{202e}b\\u{0}");
+        assert_eq!(shown(&"x".repeat(100)).chars().count(), SHOWN_CHARS + 1);
     }
 }

@@ -8,12 +8,15 @@
 //! - A list is in one line where it fits and has no comments, else an item a line.
 //! - Comments stay with what they belong to ([`crate::document`] says what that is).
 
+use std::rc::Rc;
+
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::diagnostic::{Code, Diagnostic, Finding, Sink};
 use crate::document::{Array, Comments, Document, Entry, Node, Table};
 use crate::schema::{At, Shape};
+use crate::syntax::MAX_TEXT_BYTES;
 use crate::{document, syntax};
 
 /// Columns that a line may have before a table or list is taken apart.
@@ -27,38 +30,51 @@ const INDENT: &str = "    ";
 /// kept. `file_name` is only what diagnostics call it.
 ///
 /// # Errors
-/// Why it is not TOML 1.0.
+/// Why it is not TOML 1.0, or that it would be too large.
 pub fn fmt(file_name: &str, text: &str) -> Result<String, Vec<Diagnostic>> {
     let mut sink = Sink::new(file_name, text);
     let parsed = syntax::parse(text, &mut sink);
     let Some(parsed) = parsed.filter(|_| sink.is_empty()) else {
         return Err(sink.finish());
     };
-    let shape = Shape::new();
-    let formatted = document::read(text).map(|document| write(&shape, document));
-    // Formatting must not change meaning, whatever faults it has: look before anyone's file is
-    // replaced.
-    let same = formatted.filter(|formatted| {
-        DeTable::parse(formatted)
-            .is_ok_and(|after| same_table(parsed.root.get_ref(), after.get_ref()))
-    });
-    same.ok_or_else(|| {
+    let shape = Shape::get();
+    let mut refuse = |code, message: &str, hint: &str| {
         sink.error(Finding {
-            code: Code::Syntax,
+            code,
             span: 0..0,
             path: Vec::new(),
-            message: "this text cannot be formatted without changing what it means".to_owned(),
-            hint: Some("this is a fault of the platform; please report it".to_owned()),
+            message: message.to_owned(),
+            hint: Some(hint.to_owned()),
         });
-        sink.finish()
-    })
+    };
+    match document::read(text).map(|document| write(shape, document)) {
+        Some(formatted) if formatted.len() > MAX_TEXT_BYTES => refuse(
+            Code::TooLarge,
+            "formatted, this text would be larger than a manifest may be",
+            "shorten it: tables within tables repeat the names of those around them",
+        ),
+        // Formatting must not change meaning, whatever faults it has: look before anyone's file is
+        // replaced.
+        Some(formatted)
+            if DeTable::parse(&formatted)
+                .is_ok_and(|after| same_table(parsed.root.get_ref(), after.get_ref())) =>
+        {
+            return Ok(formatted);
+        }
+        _ => refuse(
+            Code::Syntax,
+            "this text cannot be formatted without changing what it means",
+            "this is a fault of the platform; please report it",
+        ),
+    }
+    Err(sink.finish())
 }
 
 fn same_table(a: &DeTable<'_>, b: &DeTable<'_>) -> bool {
     a.len() == b.len()
-        && a.iter().zip(b.iter()).all(|((a_key, a), (b_key, b))| {
-            a_key.get_ref() == b_key.get_ref() && same(a, b)
-        })
+        && a.iter()
+            .zip(b.iter())
+            .all(|((a_key, a), (b_key, b))| a_key.get_ref() == b_key.get_ref() && same(a, b))
 }
 
 fn same(a: &Spanned<DeValue<'_>>, b: &Spanned<DeValue<'_>>) -> bool {
@@ -99,7 +115,7 @@ fn write(shape: &Shape, document: Document) -> String {
 
 /// A table that gets a header of its own.
 struct Block<'s> {
-    key: String,
+    key: Rc<str>,
     at: Option<At<'s>>,
     comments: Comments,
     table: Table,
@@ -112,7 +128,15 @@ struct Writer {
 }
 
 impl Writer {
+    /// True when there is more than a manifest may have: the rest is not worth writing.
+    fn is_full(&self) -> bool {
+        self.out.len() > MAX_TEXT_BYTES
+    }
+
     fn line(&mut self, line: &str) {
+        if self.is_full() {
+            return;
+        }
         self.out.push_str(line);
         self.out.push('\n');
     }
@@ -131,7 +155,7 @@ impl Writer {
     }
 
     /// The keys of a table, then the tables in it.
-    fn body(&mut self, at: Option<At<'_>>, table: Table, path: &mut Vec<String>) {
+    fn body(&mut self, at: Option<At<'_>>, table: Table, path: &mut Vec<Rc<str>>) {
         let mut blocks: Vec<Block<'_>> = Vec::new();
         let mut first = true;
         let mut below = false;
@@ -154,6 +178,9 @@ impl Writer {
             }
         }
         for block in blocks {
+            if self.is_full() {
+                return;
+            }
             path.push(block.key);
             self.block(block.at, block.comments, block.table, block.element, path);
             path.pop();
@@ -166,7 +193,7 @@ impl Writer {
         comments: Comments,
         table: Table,
         element: bool,
-        path: &mut Vec<String>,
+        path: &mut Vec<Rc<str>>,
     ) {
         let own_lines = table.entries.iter().any(|entry| {
             let at = at.and_then(|at| child(at, &entry.key));
@@ -176,9 +203,17 @@ impl Writer {
         if needed {
             self.gap();
             self.lines(&comments.above);
-            let name = path.iter().map(|key| key_text(key)).collect::<Vec<_>>().join(".");
+            let name = path
+                .iter()
+                .map(|key| key_text(key))
+                .collect::<Vec<_>>()
+                .join(".");
             let beside = beside(&comments);
-            let header = if element { format!("[[{name}]]") } else { format!("[{name}]") };
+            let header = if element {
+                format!("[[{name}]]")
+            } else {
+                format!("[{name}]")
+            };
             self.line(&format!("{header}{beside}"));
             if !comments.below.is_empty() {
                 self.lines(&comments.below);
@@ -190,12 +225,17 @@ impl Writer {
 }
 
 fn beside(comments: &Comments) -> String {
-    comments.beside.as_ref().map(|comment| format!(" {comment}")).unwrap_or_default()
+    comments
+        .beside
+        .as_ref()
+        .map(|comment| format!(" {comment}"))
+        .unwrap_or_default()
 }
 
 /// The schema of a key of a table, if there is such a key.
 fn child<'s>(at: At<'s>, key: &str) -> Option<At<'s>> {
-    at.property(key).or_else(|| at.entries().map(|(_, entry)| entry))
+    at.property(key)
+        .or_else(|| at.entries().map(|(_, entry)| entry))
 }
 
 /// The entries in the order in which they are written.
@@ -204,14 +244,16 @@ fn sorted(at: Option<At<'_>>, mut entries: Vec<Entry>) -> Vec<Entry> {
     if at.entries().is_some() {
         // The process type that every app has comes first.
         entries.sort_by(|a, b| {
-            let first = |entry: &Entry| at.prefers() != Some(entry.key.as_str());
+            let first = |entry: &Entry| at.prefers() != Some(entry.key.as_ref());
             (first(a), &a.key).cmp(&(first(b), &b.key))
         });
         return entries;
     }
     let keys = at.keys();
     entries.sort_by_key(|entry| {
-        keys.iter().position(|key| *key == entry.key).unwrap_or(keys.len())
+        keys.iter()
+            .position(|key| *key == entry.key.as_ref())
+            .unwrap_or(keys.len())
     });
     entries
 }
@@ -229,7 +271,7 @@ fn is_line(at: Option<At<'_>>, entry: &Entry) -> bool {
 
 /// Whether a key gets a line or headers.
 fn place(at: Option<At<'_>>, mut entry: Entry) -> Placed<'_> {
-    let key = entry.key.clone();
+    let key = Rc::clone(&entry.key);
     match entry.item.node {
         Node::Table(mut table) => {
             table.entries = sorted(at, table.entries);
@@ -278,13 +320,18 @@ fn place(at: Option<At<'_>>, mut entry: Entry) -> Placed<'_> {
 
 fn wants_blocks(at: Option<At<'_>>, array: &Array) -> bool {
     let tables = !array.items.is_empty()
-        && array.items.iter().all(|item| matches!(item.node, Node::Table(_)));
-    let known = at.and_then(At::items).is_some_and(|items| items.kind() == "object");
+        && array
+            .items
+            .iter()
+            .all(|item| matches!(item.node, Node::Table(_)));
+    let known = at
+        .and_then(At::items)
+        .is_some_and(|items| items.kind() == "object");
     tables && (known || array.blocks)
 }
 
 fn elements<'s>(
-    key: &str,
+    key: &Rc<str>,
     at: Option<At<'s>>,
     outer: Comments,
     array: Array,
@@ -294,7 +341,9 @@ fn elements<'s>(
     let mut outer = outer;
     let mut blocks = Vec::with_capacity(array.items.len());
     for (index, item) in array.items.into_iter().enumerate() {
-        let Node::Table(table) = item.node else { continue };
+        let Node::Table(table) = item.node else {
+            continue;
+        };
         let mut comments = item.comments;
         if index == 0 {
             // What was said about the whole list is said about its first element.
@@ -307,7 +356,13 @@ fn elements<'s>(
             comments.below.append(&mut end);
             comments.below.append(&mut outer.below);
         }
-        blocks.push(Block { key: key.to_owned(), at, comments, table, element: true });
+        blocks.push(Block {
+            key: Rc::clone(key),
+            at,
+            comments,
+            table,
+            element: true,
+        });
     }
     blocks
 }
@@ -318,8 +373,12 @@ fn one_line(node: &Node) -> Option<String> {
         Node::Scalar(text) => (!text.contains('\n')).then(|| text.clone()),
         Node::Array(array) => {
             let plain = array.end.is_empty() && array.items.iter().all(|i| i.comments.is_empty());
-            let items: Option<Vec<String>> =
-                array.items.iter().filter(|_| plain).map(|item| one_line(&item.node)).collect();
+            let items: Option<Vec<String>> = array
+                .items
+                .iter()
+                .filter(|_| plain)
+                .map(|item| one_line(&item.node))
+                .collect();
             plain.then_some(())?;
             Some(format!("[{}]", items?.join(", ")))
         }
@@ -349,7 +408,11 @@ fn tall_table(table: &Table, indent: &str) -> String {
 }
 
 fn braced(entries: &[String]) -> String {
-    if entries.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", entries.join(", ")) }
+    if entries.is_empty() {
+        "{}".to_owned()
+    } else {
+        format!("{{ {} }}", entries.join(", "))
+    }
 }
 
 fn any_text(node: &Node, indent: &str) -> String {
@@ -367,8 +430,11 @@ fn any_text(node: &Node, indent: &str) -> String {
 fn array_text(array: &Array, indent: &str, used: usize) -> String {
     let plain = array.end.is_empty() && array.items.iter().all(|item| item.comments.is_empty());
     if plain {
-        let items: Option<Vec<String>> =
-            array.items.iter().map(|item| one_line(&item.node)).collect();
+        let items: Option<Vec<String>> = array
+            .items
+            .iter()
+            .map(|item| one_line(&item.node))
+            .collect();
         let line = items.map(|items| format!("[{}]", items.join(", ")));
         let fits = |line: &String| indent.len() + used + line.chars().count() <= LINE_CHARS;
         if let Some(line) = line.filter(|line| array.items.is_empty() || fits(line)) {
@@ -403,7 +469,9 @@ fn array_text(array: &Array, indent: &str, used: usize) -> String {
 /// The key as TOML writes it.
 fn key_text(key: &str) -> String {
     let bare = !key.is_empty()
-        && key.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        && key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     if bare {
         return key.to_owned();
     }

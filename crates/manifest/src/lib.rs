@@ -36,7 +36,7 @@ pub use model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Stra
 pub use normalize::normalize;
 pub use reference::reference_page;
 pub use render::{Colour, render};
-pub use syntax::{MAX_DEPTH, MAX_TEXT_BYTES};
+pub use syntax::{MAX_DEPTH, MAX_KEY_BYTES, MAX_TEXT_BYTES};
 
 use diagnostic::Sink;
 
@@ -45,7 +45,7 @@ use diagnostic::Sink;
 /// It states the structure: keys, types, forms, ranges of numbers. What must go together, and the
 /// bounds of durations and sizes, only [`Manifest::from_toml`] knows; the descriptions name them.
 pub fn schema() -> serde_json::Value {
-    schema::Shape::new().published()
+    schema::Shape::get().published()
 }
 
 /// A manifest that was read.
@@ -65,8 +65,10 @@ impl Manifest {
     pub fn from_toml(file_name: &str, text: &str) -> Result<Decoded, Vec<Diagnostic>> {
         let mut sink = Sink::new(file_name, text);
         let manifest = decode(text, &mut sink);
-        let (errors, warnings): (Vec<_>, Vec<_>) =
-            sink.finish().into_iter().partition(|d| d.severity == Severity::Error);
+        let (errors, warnings): (Vec<_>, Vec<_>) = sink
+            .finish()
+            .into_iter()
+            .partition(|d| d.severity == Severity::Error);
         match manifest {
             Some(manifest) if errors.is_empty() => Ok(Decoded { manifest, warnings }),
             _ => Err(errors),
@@ -93,8 +95,8 @@ impl Manifest {
 /// Everything but the sorting: absent when there were errors.
 fn decode(text: &str, sink: &mut Sink<'_>) -> Option<Manifest> {
     let parsed = syntax::parse(text, sink)?;
-    let shape = schema::Shape::new();
-    let mut checked = structure::check(&shape, &parsed, sink);
+    let shape = schema::Shape::get();
+    let mut checked = structure::check(shape, &parsed, sink);
     if sink.is_full() {
         return None;
     }

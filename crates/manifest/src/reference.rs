@@ -14,8 +14,12 @@ pub(crate) const EXAMPLE: &str = include_str!("example.toml");
 
 /// The page as Markdown. A test holds `docs/manifest.md` against it.
 pub fn reference_page() -> String {
-    let shape = Shape::new();
-    let mut page = Page { out: String::new(), sections: Vec::new(), formats: Vec::new() };
+    let shape = Shape::get();
+    let mut page = Page {
+        out: String::new(),
+        sections: Vec::new(),
+        formats: Vec::new(),
+    };
     page.line("<!-- Made from the types in crates/manifest/src/authored.rs; to make it again:");
     page.line("     UPDATE_EXPECT=1 cargo nextest run --release -p manifest the_page -->");
     page.line("");
@@ -26,13 +30,10 @@ pub fn reference_page() -> String {
     page.line(EXAMPLE.trim_end());
     page.line("```");
     page.line("");
-    page.section("Top level", shape.root());
-    // A section names the ones below it.
-    let mut at = 0;
-    while at < page.sections.len() {
-        let (title, schema) = page.sections[at].clone();
+    page.section(TOP, shape.root());
+    // A section names the ones below it; they follow it at once.
+    while let Some((title, schema)) = page.sections.pop() {
         page.section(&title, schema);
-        at += 1;
     }
     page.forms();
     page.limits();
@@ -55,6 +56,11 @@ An app is an OCI image and a manifest (ADR 0002). The manifest is a TOML 1.0 fil
 Every key there is:
 ";
 
+/// More choices than this are listed apart.
+const FEW: usize = 8;
+/// The title of the first section.
+const TOP: &str = "Top level";
+
 struct Page<'s> {
     out: String,
     /// Tables still to be described, with their headers.
@@ -72,17 +78,23 @@ impl<'s> Page<'s> {
     fn section(&mut self, title: &str, at: At<'s>) {
         self.line(&format!("## {title}"));
         self.line("");
-        if !self.sections.is_empty() {
+        if title != TOP {
             self.line(at.type_description());
             self.line("");
         }
+        let mark = self.sections.len();
         self.line("| Key | Value | Default | Meaning |");
         self.line("|---|---|---|---|");
         let required: Vec<&str> = at.required().collect();
-        let base = title.trim_start_matches("`[").trim_start_matches('[').trim_end_matches(['`', ']']);
-        let base = if title == "Top level" { "" } else { base };
+        let base = title
+            .trim_start_matches("`[")
+            .trim_start_matches('[')
+            .trim_end_matches(['`', ']']);
+        let base = if title == TOP { "" } else { base };
         for key in at.keys() {
-            let Some(property) = at.property(key) else { continue };
+            let Some(property) = at.property(key) else {
+                continue;
+            };
             let value = self.value(base, key, property);
             let default = if required.contains(&key) {
                 "required".to_owned()
@@ -90,13 +102,14 @@ impl<'s> Page<'s> {
                 default(property)
             };
             let mut meaning = property.text("description").unwrap_or_default().to_owned();
-            let choices_explained = !property.choices().is_empty();
-            if choices_explained && property.type_description() != meaning {
-                let about = property.type_description();
-                // "The kind: `a` does this" continues the sentence of the key.
-                if let Some((_, explained)) = about.split_once(": ") {
-                    meaning.push_str(" Of these, ");
-                    meaning.push_str(explained);
+            // What the choices mean is told where the choice is.
+            let about = property.type_description();
+            if !property.choices().is_empty() && property.choices().len() <= FEW && about != meaning
+            {
+                if about.starts_with(meaning.trim_end_matches('.')) {
+                    about.clone_into(&mut meaning);
+                } else {
+                    meaning = format!("{meaning} {about}");
                 }
             }
             if let Some(bounds) = property.bounds() {
@@ -106,11 +119,17 @@ impl<'s> Page<'s> {
             self.line(&format!("| `{key}` | {value} | {default} | {meaning} |"));
         }
         self.line("");
+        // The last one is taken first.
+        self.sections[mark..].reverse();
     }
 
     /// What may be the value of a key, in words; notes tables and forms for later.
     fn value(&mut self, base: &str, key: &str, at: At<'s>) -> String {
-        let name = if base.is_empty() { key.to_owned() } else { format!("{base}.{key}") };
+        let name = if base.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{base}.{key}")
+        };
         match at.kind() {
             "object" => match at.entries() {
                 Some((_, entry)) if entry.kind() == "object" => {
@@ -147,7 +166,7 @@ impl<'s> Page<'s> {
 
     fn scalar(&mut self, at: At<'s>) -> String {
         let choices = at.choices();
-        if choices.len() > 8 {
+        if choices.len() > FEW {
             return self.form(at);
         }
         if !choices.is_empty() {
@@ -165,7 +184,9 @@ impl<'s> Page<'s> {
     }
 
     fn form(&mut self, at: At<'s>) -> String {
-        let Some(name) = at.type_name() else { return "string".to_owned() };
+        let Some(name) = at.type_name() else {
+            return "string".to_owned();
+        };
         if !self.formats.iter().any(|(known, _)| *known == name) {
             self.formats.push((name, at));
         }
@@ -180,7 +201,7 @@ impl<'s> Page<'s> {
         for (name, at) in self.formats.clone() {
             let example = crate::structure::example(at).unwrap_or_default();
             let mut about = at.type_description().to_owned();
-            if at.choices().len() > 8 {
+            if at.choices().len() > FEW {
                 let all: Vec<String> = at.choices().iter().map(|c| format!("`{c}`")).collect();
                 about = format!("{about} {}.", all.join(", "));
             }
@@ -202,12 +223,27 @@ impl<'s> Page<'s> {
             ("Size of the file", format!("{mib} MiB")),
             ("Depth of tables and lists", MAX_DEPTH.to_string()),
             ("Process types", authored::MAX_PROCESSES.to_string()),
-            ("Instances of a process type", authored::MAX_INSTANCES.to_string()),
-            ("Variables in one `env`", authored::MAX_VARIABLES.to_string()),
-            ("Arguments of a command", authored::MAX_ARGUMENTS.to_string()),
+            (
+                "Instances of a process type",
+                authored::MAX_INSTANCES.to_string(),
+            ),
+            (
+                "Variables in one `env`",
+                authored::MAX_VARIABLES.to_string(),
+            ),
+            (
+                "Arguments of a command",
+                authored::MAX_ARGUMENTS.to_string(),
+            ),
             ("Ports of a process type", authored::MAX_PORTS.to_string()),
-            ("Secret bundles of a process type", authored::MAX_SECRETS.to_string()),
-            ("Volumes of a process type", authored::MAX_VOLUMES.to_string()),
+            (
+                "Secret bundles of a process type",
+                authored::MAX_SECRETS.to_string(),
+            ),
+            (
+                "Volumes of a process type",
+                authored::MAX_VOLUMES.to_string(),
+            ),
             ("Routes", authored::MAX_ROUTES.to_string()),
             ("Mistakes shown at once", MAX_DIAGNOSTICS.to_string()),
         ] {
@@ -220,7 +256,9 @@ impl<'s> Page<'s> {
         self.line("## Codes");
         self.line("");
         self.line("`platform validate --format json` prints an array of");
-        self.line("`{code, path, line, column, message, hint}`. Lines and columns count from 1, columns");
+        self.line(
+            "`{code, path, line, column, message, hint}`. Lines and columns count from 1, columns",
+        );
         self.line("in characters; `hint` may be null. Codes do not change; there may be new ones.");
         self.line("");
         self.line("| Code | When |");

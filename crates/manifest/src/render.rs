@@ -49,10 +49,13 @@ fn one(renderer: &Renderer, lines: &Lines<'_>, diagnostic: &Diagnostic) -> Strin
     if !diagnostic.path.is_empty() {
         annotation = annotation.label(diagnostic.path.as_str());
     }
-    let title = level.primary_title(diagnostic.message.as_str()).id(diagnostic.code.as_str());
+    let title = level
+        .primary_title(diagnostic.message.as_str())
+        .id(diagnostic.code.as_str());
     let mut group = Group::with_title(title);
-    let mut snippet =
-        Snippet::source(shown).line_start(diagnostic.line).annotation(annotation);
+    let mut snippet = Snippet::source(shown)
+        .line_start(diagnostic.line)
+        .annotation(annotation);
     if whole && !line.trim().is_empty() {
         snippet = snippet.path(diagnostic.file.as_ref());
     } else {
@@ -80,7 +83,11 @@ fn window(line: &str, at: usize, length: usize) -> (String, std::ops::Range<usiz
     if whole {
         return (line.to_owned(), at..end);
     }
-    let before = line[..at].char_indices().rev().nth(LINE_CHARS / 3).map_or(0, |(i, _)| i);
+    let before = line[..at]
+        .char_indices()
+        .rev()
+        .nth(LINE_CHARS / 3)
+        .map_or(0, |(i, _)| i);
     let after = line[at..]
         .char_indices()
         .nth(LINE_CHARS * 2 / 3)

@@ -1,8 +1,6 @@
 //! From what is written to what it means, and back: the back way gives the canonical form.
 
-use contract::instance::{
-    self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy,
-};
+use contract::instance::{self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy};
 use contract::{AppName, NameError, ProcessName};
 
 use crate::authored::{self, Duration, Label, Size, Text};
@@ -20,10 +18,15 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
         routes: std::collections::BTreeMap::new(),
     };
     for (label, written) in &written.processes {
-        manifest.processes.insert(name(label).ok()?, process(written)?);
+        manifest
+            .processes
+            .insert(name(label).ok()?, process(written)?);
     }
     for (host, route) in &written.routes {
-        let target = RouteTarget { process: name(&route.process).ok()?, port: route.port };
+        let target = RouteTarget {
+            process: name(&route.process).ok()?,
+            port: route.port,
+        };
         manifest.routes.insert(host.0.clone(), target);
     }
     Some(manifest)
@@ -32,7 +35,9 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
 fn variables(
     env: &std::collections::BTreeMap<authored::VariableName, Text>,
 ) -> std::collections::BTreeMap<String, String> {
-    env.iter().map(|(name, value)| (name.0.clone(), value.0.clone())).collect()
+    env.iter()
+        .map(|(name, value)| (name.0.clone(), value.0.clone()))
+        .collect()
 }
 
 fn texts(list: &[Text]) -> Vec<String> {
@@ -60,7 +65,10 @@ fn process(written: &authored::Process) -> Option<Process> {
         }),
     });
     let volumes = written.volumes.iter().map(|volume| {
-        Some(instance::Volume { name: volume.name.0.clone(), size_bytes: bytes(&volume.size)? })
+        Some(instance::Volume {
+            name: volume.name.0.clone(),
+            size_bytes: bytes(&volume.size)?,
+        })
     });
     let healthcheck = match &written.healthcheck {
         Some(check) => Some(healthcheck(check)?),
@@ -91,7 +99,10 @@ fn process(written: &authored::Process) -> Option<Process> {
             memory_bytes: bytes(&written.resources.memory)?,
             scratch_bytes: bytes(&written.resources.scratch)?,
         },
-        scaling: Scaling { min, max: written.scaling.max.unwrap_or(min.max(1)) },
+        scaling: Scaling {
+            min,
+            max: written.scaling.max.unwrap_or(min.max(1)),
+        },
         volumes: volumes.collect::<Option<_>>()?,
         deploy: Deploy {
             strategy: match written.deploy.strategy {
@@ -108,10 +119,17 @@ fn healthcheck(written: &authored::HealthCheck) -> Option<HealthCheck> {
     let probe = match written.kind {
         authored::ProbeKind::Http => Probe::Http {
             port: written.port?,
-            path: written.path.as_ref().map_or_else(|| "/".to_owned(), |path| path.0.clone()),
+            path: written
+                .path
+                .as_ref()
+                .map_or_else(|| "/".to_owned(), |path| path.0.clone()),
         },
-        authored::ProbeKind::Tcp => Probe::Tcp { port: written.port? },
-        authored::ProbeKind::Command => Probe::Command { command: texts(written.command.as_ref()?) },
+        authored::ProbeKind::Tcp => Probe::Tcp {
+            port: written.port?,
+        },
+        authored::ProbeKind::Command => Probe::Command {
+            command: texts(written.command.as_ref()?),
+        },
     };
     Some(HealthCheck {
         probe,
@@ -130,7 +148,9 @@ fn healthcheck(written: &authored::HealthCheck) -> Option<HealthCheck> {
 )]
 fn cpu_millis(cpu: f64) -> Option<u32> {
     let millis = (cpu * 1000.0).round();
-    (1.0..=f64::from(u32::MAX)).contains(&millis).then_some(millis as u32)
+    (1.0..=f64::from(u32::MAX))
+        .contains(&millis)
+        .then_some(millis as u32)
 }
 
 /// The name as the schema has it.
@@ -257,9 +277,12 @@ fn write_healthcheck(check: &HealthCheck) -> authored::HealthCheck {
             (authored::ProbeKind::Http, Some(*port), Some(path), None)
         }
         Probe::Tcp { port } => (authored::ProbeKind::Tcp, Some(*port), None, None),
-        Probe::Command { command } => {
-            (authored::ProbeKind::Command, None, None, Some(write_texts(command)))
-        }
+        Probe::Command { command } => (
+            authored::ProbeKind::Command,
+            None,
+            None,
+            Some(write_texts(command)),
+        ),
     };
     authored::HealthCheck {
         kind,

@@ -2,6 +2,7 @@
 //! decoder, by `fmt` and by the reference page.
 
 use std::fmt;
+use std::sync::OnceLock;
 
 use schemars::generate::SchemaSettings;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
@@ -20,9 +21,17 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
-    pub(crate) fn new() -> Self {
+    /// The one there is; made when it is first asked for.
+    pub(crate) fn get() -> &'static Self {
+        static SHAPE: OnceLock<Shape> = OnceLock::new();
+        SHAPE.get_or_init(Self::new)
+    }
+
+    fn new() -> Self {
         let settings = SchemaSettings::draft2020_12();
-        let schema = settings.into_generator().into_root_schema_for::<authored::Manifest>();
+        let schema = settings
+            .into_generator()
+            .into_root_schema_for::<authored::Manifest>();
         let mut root = schema.to_value();
         without_null(&mut root);
         Self {
@@ -45,7 +54,11 @@ impl Shape {
 
     /// The schema of the whole manifest.
     pub(crate) fn root(&self) -> At<'_> {
-        At { shape: self, outer: &self.root, inner: &self.root }
+        At {
+            shape: self,
+            outer: &self.root,
+            inner: &self.root,
+        }
     }
 
     /// The published schema.
@@ -66,7 +79,11 @@ impl Shape {
             .and_then(|reference| reference.strip_prefix('#'))
             .and_then(|pointer| self.root.pointer(pointer))
             .unwrap_or(outer);
-        At { shape: self, outer, inner }
+        At {
+            shape: self,
+            outer,
+            inner,
+        }
     }
 }
 
@@ -95,7 +112,9 @@ impl<'s> At<'s> {
     }
 
     pub(crate) fn count(self, keyword: &str) -> Option<usize> {
-        self.get(keyword).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok())
+        self.get(keyword)
+            .and_then(Value::as_u64)
+            .and_then(|n| usize::try_from(n).ok())
     }
 
     /// `object`, `array`, `string`, `integer`, `number` or `boolean`.
@@ -115,9 +134,15 @@ impl<'s> At<'s> {
             return Vec::new();
         };
         // A table is found by its keys: no two tables have the same.
-        let order = self.shape.orders.iter().map(|(_, keys)| *keys).find(|keys| {
-            keys.len() == properties.len() && keys.iter().all(|key| properties.contains_key(*key))
-        });
+        let order = self
+            .shape
+            .orders
+            .iter()
+            .map(|(_, keys)| *keys)
+            .find(|keys| {
+                keys.len() == properties.len()
+                    && keys.iter().all(|key| properties.contains_key(*key))
+            });
         match order {
             Some(order) => order.to_vec(),
             None => properties.keys().map(String::as_str).collect(),
@@ -152,23 +177,37 @@ impl<'s> At<'s> {
 
     /// The texts allowed, where there is a choice.
     pub(crate) fn choices(self) -> Vec<&'s str> {
-        strings(self.get("enum")).chain(self.text("const")).collect()
+        strings(self.get("enum"))
+            .chain(self.text("const"))
+            .collect()
     }
 
     /// Conditions: when `key` has `value`, then `required` keys must and `forbidden` may not be.
     pub(crate) fn conditions(self) -> Vec<Condition<'s>> {
-        let all = self.get("allOf").and_then(Value::as_array).map(Vec::as_slice);
-        all.unwrap_or_default().iter().filter_map(condition).collect()
+        let all = self
+            .get("allOf")
+            .and_then(Value::as_array)
+            .map(Vec::as_slice);
+        all.unwrap_or_default()
+            .iter()
+            .filter_map(condition)
+            .collect()
     }
 
     /// The name of the type that this place refers to, for the reference page.
     pub(crate) fn type_name(self) -> Option<&'s str> {
-        self.outer.get("$ref").and_then(Value::as_str).and_then(|r| r.rsplit('/').next())
+        self.outer
+            .get("$ref")
+            .and_then(Value::as_str)
+            .and_then(|r| r.rsplit('/').next())
     }
 
     /// What the type says about itself, as opposed to the place.
     pub(crate) fn type_description(self) -> &'s str {
-        self.inner.get("description").and_then(Value::as_str).unwrap_or_default()
+        self.inner
+            .get("description")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 
     /// Bounds of a duration or size as a sentence.
@@ -187,7 +226,12 @@ pub(crate) struct Condition<'s> {
 }
 
 fn condition(schema: &Value) -> Option<Condition<'_>> {
-    let (key, constant) = schema.get("if")?.get("properties")?.as_object()?.iter().next()?;
+    let (key, constant) = schema
+        .get("if")?
+        .get("properties")?
+        .as_object()?
+        .iter()
+        .next()?;
     let then = schema.get("then")?;
     let forbidden = then
         .get("properties")
@@ -206,7 +250,10 @@ fn condition(schema: &Value) -> Option<Condition<'_>> {
 }
 
 fn strings(list: Option<&Value>) -> impl Iterator<Item = &str> {
-    list.and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+    list.and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
 }
 
 /// TOML has no null: an absent key is absent. Takes out what `Option` put in, and what only the
@@ -238,8 +285,10 @@ fn without_null(schema: &mut Value) {
             map.remove("format");
             if let Some(Value::String(description)) = map.get_mut("description") {
                 // Where a comment's lines end says nothing; an empty line is a paragraph's end.
-                let paragraphs: Vec<String> =
-                    description.split("\n\n").map(|p| p.replace('\n', " ")).collect();
+                let paragraphs: Vec<String> = description
+                    .split("\n\n")
+                    .map(|p| p.replace('\n', " "))
+                    .collect();
                 *description = paragraphs.join("\n\n");
             }
             map.values_mut().for_each(without_null);

@@ -29,7 +29,12 @@ pub(crate) fn check(
     root: &DeTable<'_>,
     sink: &mut Sink<'_>,
 ) {
-    let mut rules = Rules { manifest, checked, root, sink };
+    let mut rules = Rules {
+        manifest,
+        checked,
+        root,
+        sink,
+    };
     rules.variables(&manifest.env, &[key("env")]);
     for (name, process) in &manifest.processes {
         rules.process(name.0.as_str(), process);
@@ -72,7 +77,16 @@ impl Rules<'_, '_> {
         hint: String,
     ) {
         let span = locate(self.root, &path);
-        self.sink.report(severity, Finding { code, span, path, message, hint: Some(hint) });
+        self.sink.report(
+            severity,
+            Finding {
+                code,
+                span,
+                path,
+                message,
+                hint: Some(hint),
+            },
+        );
     }
 
     /// True when there is a mistake at the path, below it, or at a table around it.
@@ -85,7 +99,11 @@ impl Rules<'_, '_> {
 
     /// The index that an item had in the text.
     fn index(&self, array: &[Step], index: usize) -> Step {
-        let kept = self.checked.kept.get(array).and_then(|kept| kept.get(index));
+        let kept = self
+            .checked
+            .kept
+            .get(array)
+            .and_then(|kept| kept.get(index));
         Step::Index(kept.copied().unwrap_or(index))
     }
 
@@ -97,31 +115,50 @@ impl Rules<'_, '_> {
             self.user(&user.0, join(&path, [key("user")]));
         }
         let secrets = process.secrets.iter().map(|name| name.0.as_str());
-        self.duplicates(secrets, &join(&path, [key("secrets")]), None, "secret bundle");
-        let ports: Vec<String> = process.ports.iter().map(|port| port.port.to_string()).collect();
+        self.duplicates(
+            secrets,
+            &join(&path, [key("secrets")]),
+            None,
+            "secret bundle",
+        );
+        let ports: Vec<String> = process
+            .ports
+            .iter()
+            .map(|port| port.port.to_string())
+            .collect();
         let ports = ports.iter().map(String::as_str);
         self.duplicates(ports, &join(&path, [key("ports")]), Some("port"), "port");
         let volumes = process.volumes.iter().map(|volume| volume.name.0.as_str());
-        self.duplicates(volumes, &join(&path, [key("volumes")]), Some("name"), "volume");
+        self.duplicates(
+            volumes,
+            &join(&path, [key("volumes")]),
+            Some("name"),
+            "volume",
+        );
         if let Some(port) = process.healthcheck.as_ref().and_then(|check| check.port) {
             let at = join(&path, [key("healthcheck"), key("port")]);
             self.port_exists(name, process, port, at);
         }
-        self.cpu(process.resources.cpu, join(&path, [key("resources"), key("cpu")]));
+        self.cpu(
+            process.resources.cpu,
+            join(&path, [key("resources"), key("cpu")]),
+        );
         self.scaling(&process.scaling, &join(&path, [key("scaling")]));
         self.deploy(&process.deploy, &join(&path, [key("deploy")]));
     }
 
-    fn variables(
-        &mut self,
-        env: &BTreeMap<authored::VariableName, authored::Text>,
-        path: &[Step],
-    ) {
-        for name in env.keys().filter(|name| name.0.starts_with(RESERVED_PREFIX)) {
+    fn variables(&mut self, env: &BTreeMap<authored::VariableName, authored::Text>, path: &[Step]) {
+        for name in env
+            .keys()
+            .filter(|name| name.0.starts_with(RESERVED_PREFIX))
+        {
             self.refuse(
                 Code::ReservedName,
                 join(path, [key(&name.0)]),
-                format!("`{}` is a name that the platform keeps for itself", shown(&name.0)),
+                format!(
+                    "`{}` is a name that the platform keeps for itself",
+                    shown(&name.0)
+                ),
                 format!("choose a name that does not start with `{RESERVED_PREFIX}`"),
             );
         }
@@ -129,7 +166,9 @@ impl Rules<'_, '_> {
 
     /// The platform sets `PORT`; a variable of that name in the manifest is a second opinion.
     fn port_variable(&mut self, process: &authored::Process, path: &[Step]) {
-        let Some(first) = process.ports.first().map(|port| port.port) else { return };
+        let Some(first) = process.ports.first().map(|port| port.port) else {
+            return;
+        };
         let name = authored::VariableName(PORT_VARIABLE.to_owned());
         let (value, at) = match (process.env.get(&name), self.manifest.env.get(&name)) {
             (Some(value), _) => (value, join(path, [key("env"), key(PORT_VARIABLE)])),
@@ -140,7 +179,10 @@ impl Rules<'_, '_> {
             self.warn(
                 Code::Overridden,
                 at,
-                format!("`PORT` is \"{}\", but the first port is {first}", shown(&value.0)),
+                format!(
+                    "`PORT` is \"{}\", but the first port is {first}",
+                    shown(&value.0)
+                ),
                 "leave it out: the platform sets `PORT` to the first of the `ports`".to_owned(),
             );
         }
@@ -177,7 +219,10 @@ impl Rules<'_, '_> {
                 first.insert(value, path);
                 continue;
             };
-            let hint = format!("it is also at `{}`; remove one", crate::diagnostic::dotted(earlier));
+            let hint = format!(
+                "it is also at `{}`; remove one",
+                crate::diagnostic::dotted(earlier)
+            );
             let message = format!("the {what} `{}` is there twice", shown(value));
             self.refuse(Code::Duplicate, path, message, hint);
         }
@@ -223,7 +268,9 @@ impl Rules<'_, '_> {
     }
 
     fn scaling(&mut self, scaling: &authored::Scaling, path: &[Step]) {
-        let Some(max) = scaling.max.filter(|max| scaling.min > *max) else { return };
+        let Some(max) = scaling.max.filter(|max| scaling.min > *max) else {
+            return;
+        };
         if self.tainted(path) {
             return;
         }
@@ -231,7 +278,11 @@ impl Rules<'_, '_> {
         // Where only `max` is written, that is the place to look at.
         let both = [join(path, [key("min")]), join(path, [key("max")])];
         let [at_min, at_max] = both;
-        let at = if exists(self.root, &at_min) { at_min } else { at_max };
+        let at = if exists(self.root, &at_min) {
+            at_min
+        } else {
+            at_max
+        };
         self.refuse(
             Code::MinAboveMax,
             at,
@@ -264,14 +315,22 @@ impl Rules<'_, '_> {
             if self.tainted(&target) {
                 return;
             }
-            let names: BTreeSet<&str> =
-                self.manifest.processes.keys().map(|name| name.0.as_str()).collect();
+            let names: BTreeSet<&str> = self
+                .manifest
+                .processes
+                .keys()
+                .map(|name| name.0.as_str())
+                .collect();
             let hint = match suggest::nearest(name, names.iter().copied()) {
                 Some(nearest) => format!("did you mean \"{nearest}\"?"),
                 None => format!("there is {}", quoted_list(names.iter().copied())),
             };
             let message = format!("there is no process `{}`", shown(name));
-            let at = if exists(self.root, &at_process) { at_process } else { path };
+            let at = if exists(self.root, &at_process) {
+                at_process
+            } else {
+                path
+            };
             self.refuse(Code::UnknownProcess, at, message, hint);
             return;
         };
@@ -284,7 +343,10 @@ impl Rules<'_, '_> {
             self.refuse(
                 Code::NotHttp,
                 at_port,
-                format!("port {} of process `{name}` is `tcp`, which has no host names", route.port),
+                format!(
+                    "port {} of process `{name}` is `tcp`, which has no host names",
+                    route.port
+                ),
                 "give the port `protocol = \"http\"`, or remove the route".to_owned(),
             );
         }

@@ -35,8 +35,14 @@ pub(crate) fn check(shape: &Shape, parsed: &Parsed<'_>, sink: &mut Sink<'_>) -> 
         path: Path::new(),
     };
     let root = parsed.root.get_ref();
-    let value = checker.table(shape.root(), root, 0..0).unwrap_or(Value::Object(Map::new()));
-    Checked { value, tainted: checker.tainted, kept: checker.kept }
+    let value = checker
+        .table(shape.root(), root, 0..0)
+        .unwrap_or(Value::Object(Map::new()));
+    Checked {
+        value,
+        tainted: checker.tainted,
+        kept: checker.kept,
+    }
 }
 
 struct Checker<'a, 't> {
@@ -76,7 +82,9 @@ impl Checker<'_, '_> {
     /// True when the value was reported by the syntax already.
     fn is_bad(&self, span: &Range<usize>) -> bool {
         // The places are few, and none when the syntax is right.
-        self.bad.iter().any(|bad| bad.start < span.end.max(span.start + 1) && span.start < bad.end.max(bad.start + 1))
+        self.bad.iter().any(|bad| {
+            bad.start < span.end.max(span.start + 1) && span.start < bad.end.max(bad.start + 1)
+        })
     }
 
     fn value(&mut self, at: At<'_>, value: &Spanned<DeValue<'_>>) -> Option<Value> {
@@ -157,7 +165,11 @@ impl Checker<'_, '_> {
                 continue;
             }
             let because = format!("`{} = \"{}\"`", condition.key, condition.value);
-            for missing in condition.required.iter().filter(|key| !table.contains_key(**key)) {
+            for missing in condition
+                .required
+                .iter()
+                .filter(|key| !table.contains_key(**key))
+            {
                 self.missing_key(at, missing, Some(&because), &span, table);
                 whole = false;
             }
@@ -225,7 +237,12 @@ impl Checker<'_, '_> {
             }
             Ok(()) => true,
             Err(refusal) => {
-                self.refuse(Code::InvalidValue, span, refusal.message, Some(refusal.hint));
+                self.refuse(
+                    Code::InvalidValue,
+                    span,
+                    refusal.message,
+                    Some(refusal.hint),
+                );
                 false
             }
         }
@@ -234,20 +251,10 @@ impl Checker<'_, '_> {
     fn unknown_key(&mut self, at: At<'_>, name: &str, span: Range<usize>, table: &DeTable<'_>) {
         let keys = at.keys();
         let free = keys.iter().copied().filter(|key| !table.contains_key(*key));
-        let nearest = suggest::nearest(name, free)
-            .or_else(|| suggest::nearest(name, keys.iter().copied()));
-        // Perhaps the key exists one table further down.
-        let below = keys.iter().find(|key| {
-            at.property(key).is_some_and(|property| property.property(name).is_some())
-        });
-        let within = keys.iter().find(|key| {
-            let entry = at.property(key).and_then(At::entries);
-            entry.is_some_and(|(_, entry)| entry.property(name).is_some())
-        });
-        let hint = if let Some(table) = below {
-            format!("it belongs to `{table}`: write `{table}.{name}`")
-        } else if let Some(table) = within {
-            format!("it belongs to one of the `{table}`: write it under `[{table}.web]`")
+        let nearest =
+            suggest::nearest(name, free).or_else(|| suggest::nearest(name, keys.iter().copied()));
+        let hint = if let Some(place) = elsewhere(at, name) {
+            place
         } else if let Some(nearest) = nearest {
             format!("did you mean `{nearest}`?")
         } else {
@@ -286,21 +293,22 @@ impl Checker<'_, '_> {
         });
     }
 
-    fn array(
-        &mut self,
-        at: At<'_>,
-        items: &DeArray<'_>,
-        span: Range<usize>,
-    ) -> Option<Value> {
+    fn array(&mut self, at: At<'_>, items: &DeArray<'_>, span: Range<usize>) -> Option<Value> {
         let count = items.len();
         let least = at.count("minItems").unwrap_or(0);
         let most = at.count("maxItems").unwrap_or(usize::MAX);
         if count < least || count > most {
             let name = self.last_name();
             let (message, hint) = if count < least {
-                (format!("`{name}` is empty"), "leave the key out, or give it a value".to_owned())
+                (
+                    format!("`{name}` is empty"),
+                    "leave the key out, or give it a value".to_owned(),
+                )
             } else {
-                (format!("`{name}` has {count} items"), format!("at most {most} are allowed"))
+                (
+                    format!("`{name}` has {count} items"),
+                    format!("at most {most} are allowed"),
+                )
             };
             self.refuse(Code::WrongLength, span, message, Some(hint));
             return None;
@@ -343,7 +351,11 @@ impl Checker<'_, '_> {
         }
         if let Some(pattern) = at.text("pattern") {
             if let Err(refusal) = formats::check(pattern, text) {
-                let code = if refusal.by_tag { Code::ImageByTag } else { Code::InvalidValue };
+                let code = if refusal.by_tag {
+                    Code::ImageByTag
+                } else {
+                    Code::InvalidValue
+                };
                 self.refuse(code, span, refusal.message, Some(refusal.hint));
                 return None;
             }
@@ -410,10 +422,24 @@ impl Checker<'_, '_> {
                 "write `[[{}]]`, once for each",
                 crate::diagnostic::dotted(&self.path)
             )),
-            ("object", DeValue::Array(items)) if is_tables(items) => Some(format!(
-                "there is only one: write `[{}]`",
-                crate::diagnostic::dotted(&self.path)
-            )),
+            ("object", DeValue::Array(items)) if is_tables(items) => {
+                let name = crate::diagnostic::dotted(&self.path);
+                Some(match at.prefers() {
+                    Some(first) => format!("name each: write `[{name}.{first}]`"),
+                    None => format!("there is only one: write `[{name}]`"),
+                })
+            }
+            ("object", _) => {
+                let required: Option<Vec<String>> = at
+                    .required()
+                    .map(|key| Some(format!("{key} = {}", example(at.property(key)?)?)))
+                    .collect();
+                let required = required.filter(|required| !required.is_empty())?;
+                Some(format!("such as {{ {} }}", required.join(", ")))
+            }
+            ("string", _) if !at.choices().is_empty() => {
+                example(at).map(|example| format!("such as {example}"))
+            }
             ("string", DeValue::Integer(number)) => match at.text("pattern") {
                 Some(formats::DURATION) => Some(format!("write it with its unit: \"{number}s\"")),
                 Some(formats::SIZE) => Some(format!("write it with its unit: \"{number}MiB\"")),
@@ -436,11 +462,41 @@ impl Checker<'_, '_> {
     }
 }
 
+/// Where a key that does not exist here does exist: in a table below.
+fn elsewhere(at: At<'_>, name: &str) -> Option<String> {
+    let below = |at: At<'_>| {
+        let has = |key: &&str| {
+            at.property(key)
+                .is_some_and(|table| table.property(name).is_some())
+        };
+        at.keys().into_iter().find(has).map(str::to_owned)
+    };
+    if let Some(table) = below(at) {
+        return Some(format!("it belongs to `{table}`: write `{table}.{name}`"));
+    }
+    at.keys().into_iter().find_map(|key| {
+        let (_, entry) = at.property(key)?.entries()?;
+        let first = at.property(key)?.prefers()?;
+        if entry.property(name).is_some() {
+            return Some(format!(
+                "it belongs to one of the `{key}`: write it under `[{key}.{first}]`"
+            ));
+        }
+        let table = below(entry)?;
+        Some(format!(
+            "it belongs to one of the `{key}`: write it under `[{key}.{first}.{table}]`"
+        ))
+    })
+}
+
 fn is_tables(items: &DeArray<'_>) -> bool {
     !items.is_empty() && items.iter().all(|item| item.get_ref().is_table())
 }
 
-#[allow(clippy::cast_precision_loss, reason = "compared with bounds far below 2^53 only")]
+#[allow(
+    clippy::cast_precision_loss,
+    reason = "compared with bounds far below 2^53 only"
+)]
 fn number_as_f64(number: i64) -> f64 {
     number as f64
 }
@@ -455,9 +511,7 @@ fn wanted(at: At<'_>) -> &'static str {
     match at.kind() {
         "object" => "a table",
         "array" => "a list",
-        "string" if at.choices().is_empty() => {
-            at.text("pattern").map_or("a string", formats::noun)
-        }
+        "string" if at.choices().is_empty() => at.text("pattern").map_or("a string", formats::noun),
         "string" => "a string",
         "integer" => "an integer",
         "number" => "a number",
@@ -480,7 +534,11 @@ fn found_kind(value: &DeValue<'_>) -> &'static str {
 
 /// An example of a value, as TOML writes it.
 pub(crate) fn example(at: At<'_>) -> Option<String> {
-    if let Some(example) = at.get("examples").and_then(Value::as_array).and_then(|e| e.first()) {
+    if let Some(example) = at
+        .get("examples")
+        .and_then(Value::as_array)
+        .and_then(|e| e.first())
+    {
         return inline(example);
     }
     at.choices().first().map(|choice| format!("\"{choice}\""))
@@ -504,7 +562,11 @@ pub(crate) fn inline(value: &Value) -> Option<String> {
                 .map(|(key, value)| Some(format!("{} = {}", shown_key(key), inline(value)?)))
                 .collect();
             let entries = entries?;
-            if entries.is_empty() { "{}".to_owned() } else { format!("{{ {} }}", entries.join(", ")) }
+            if entries.is_empty() {
+                "{}".to_owned()
+            } else {
+                format!("{{ {} }}", entries.join(", "))
+            }
         }
     })
 }

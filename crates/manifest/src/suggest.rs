@@ -95,7 +95,14 @@ mod tests {
 
     #[test]
     fn finds_the_word_that_was_meant() {
-        let keys = ["command", "healthcheck", "env", "scaling", "resources", "ports"];
+        let keys = [
+            "command",
+            "healthcheck",
+            "env",
+            "scaling",
+            "resources",
+            "ports",
+        ];
         for (word, meant) in [
             ("comand", Some("command")),
             ("cmd", Some("command")),

@@ -5,8 +5,7 @@
 //! units (`MB`) are absent on purpose: they are taken for binary ones too often.
 
 /// Units of durations with their length in milliseconds, largest first.
-const DURATION_UNITS: [(&str, u64); 4] =
-    [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const DURATION_UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
 
 /// Units of sizes with their length in bytes, largest first.
 const SIZE_UNITS: [(&str, u64); 4] = [
@@ -113,11 +112,17 @@ mod tests {
             ("999999h", 999_999 * 3_600_000),
         ] {
             assert_eq!(parse_duration(text), Some(value), "{text}");
-            assert_eq!(parse_duration(&format_duration(value)), Some(value), "{text}");
+            assert_eq!(
+                parse_duration(&format_duration(value)),
+                Some(value),
+                "{text}"
+            );
         }
         assert_eq!(format_duration(60_000), "1m");
         assert_eq!(format_duration(1_500), "1500ms");
-        for text in ["", "s", "10", "10 s", "-1s", "1.5s", "10S", "1000000s", "1m30s", "１s"] {
+        for text in [
+            "", "s", "10", "10 s", "-1s", "1.5s", "10S", "1000000s", "1m30s", "１s",
+        ] {
             assert_eq!(parse_duration(text), None, "{text}");
         }
     }
@@ -129,7 +134,9 @@ mod tests {
             assert_eq!(format_size(value), text);
         }
         assert_eq!(format_size(1024 << 20), "1GiB");
-        for text in ["", "MiB", "256", "256MB", "256M", "1.5GiB", "256mib", "256 MiB", "5B"] {
+        for text in [
+            "", "MiB", "256", "256MB", "256M", "1.5GiB", "256mib", "256 MiB", "5B",
+        ] {
             assert_eq!(parse_size(text), None, "{text}");
         }
     }

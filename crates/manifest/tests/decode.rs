@@ -18,9 +18,12 @@ fn check(text: &str, expected: Expect) {
 
 #[test]
 fn the_whole_manifest() {
-    check(SHOP, expect![[r#"
+    check(
+        SHOP,
+        expect![[r#"
         fine
-    "#]]);
+    "#]],
+    );
     let decoded = Manifest::from_toml("platform.toml", SHOP).unwrap();
     expect![[r#"
         Manifest {
@@ -114,26 +117,33 @@ fn the_whole_manifest() {
                 },
             },
         }
-    "#]].assert_debug_eq(&decoded.manifest);
+    "#]]
+    .assert_debug_eq(&decoded.manifest);
 }
 
 #[test]
 fn the_smallest_manifest() {
     let text = "app = 'shop'";
-    check(text, expect![[r#"
+    check(
+        text,
+        expect![[r#"
         fine
-    "#]]);
+    "#]],
+    );
     let decoded = Manifest::from_toml("platform.toml", text).unwrap();
     expect![[r#"{"app":"shop","env":{},"processes":{"web":{"deploy":{"auto_revert":true,"max_surge":1,"max_unavailable":0,"strategy":"rolling"},"env":{},"ports":[],"resources":{"cpu":0.25,"memory":"256MiB","scratch":"1GiB"},"restart":{"max_retries":10,"policy":"always"},"scaling":{"max":1,"min":1},"secrets":[],"stop":{"timeout":"10s"},"volumes":[]}},"routes":{}}"#]].assert_eq(&normalize(&decoded.manifest));
 }
 
 #[test]
 fn nothing_at_all() {
-    check("", expect![[r#"
+    check(
+        "",
+        expect![[r#"
         error[missing_key]: missing key `app`
         --> platform.toml:1:1
          = help: add it, such as `app = "shop"`
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -436,4 +446,355 @@ port = 9000
                = help: add it, such as `port = 8080`
         "#]],
     );
+}
+
+/// One line for each diagnostic: code, place, path, message, hint.
+fn check_lines(text: &str, expected: Expect) {
+    let found = match Manifest::from_toml("platform.toml", text) {
+        Ok(decoded) => decoded.warnings,
+        Err(errors) => errors,
+    };
+    let lines: Vec<String> = found
+        .iter()
+        .map(|d| {
+            let hint = d.hint.as_deref().unwrap_or("-");
+            format!(
+                "{} {}:{} {}: {} [{hint}]\n",
+                d.code, d.line, d.column, d.path, d.message
+            )
+        })
+        .collect();
+    expected.assert_eq(&lines.concat());
+}
+
+#[test]
+fn what_is_not_toml() {
+    for (text, expected) in [
+        (
+            "app = shop",
+            expect![[r#"
+            syntax 1:7 app: string values must be quoted, expected literal string [put the text in quotes: "shop"]
+        "#]],
+        ),
+        (
+            "app: shop\n",
+            expect![[r#"
+            syntax 1:4 "app:": invalid unquoted key, expected letters, numbers, `-`, `_` [-]
+            syntax 1:6 "app:": key with no value, expected `=` [-]
+        "#]],
+        ),
+        (
+            "---\napp: shop\n",
+            expect![[r#"
+            syntax 1:4 ---: key with no value, expected `=` [remove the control character; in a value, write it as `\u00XX`]
+            syntax 2:4 "app:": invalid unquoted key, expected letters, numbers, `-`, `_` [-]
+            syntax 2:6 "app:": key with no value, expected `=` [-]
+        "#]],
+        ),
+        (
+            "{ \"app\": \"shop\" }",
+            expect![[r#"
+            syntax 1:1 : invalid key-value pair, expected key [-]
+        "#]],
+        ),
+        (
+            "app = \"shop",
+            expect![[r#"
+            syntax 1:12 app: invalid basic string, expected `\"` [-]
+        "#]],
+        ),
+        (
+            "app = 'shop' image = 'x'",
+            expect![[r#"
+            syntax 1:14 app: unexpected key or value, expected a new line, `#` [-]
+        "#]],
+        ),
+        (
+            "app = “shop”",
+            expect![[r#"
+            syntax 1:7 app: string values must be quoted, expected literal string [use straight quotes: " or ']
+        "#]],
+        ),
+        (
+            "app =",
+            expect![[r#"
+            syntax 1:6 app: string values must be quoted, expected literal string [put the text in quotes: ""]
+        "#]],
+        ),
+        (
+            "[processes.web\ncommand = []",
+            expect![[r#"
+            syntax 1:15 processes.web: unclosed table, expected `]` [remove the control character; in a value, write it as `\u00XX`]
+        "#]],
+        ),
+        (
+            "[[processes.web.ports]\nport = 1",
+            expect![[r#"
+            syntax 1:23 processes.web.ports: unclosed array table, expected `]` [remove the control character; in a value, write it as `\u00XX`]
+        "#]],
+        ),
+        (
+            "app = 'a'\napp = 'b'",
+            expect![[r#"
+            duplicate_key 2:1 app: `app` is defined twice [it is already defined in line 1; keep one of them]
+        "#]],
+        ),
+        (
+            "[env]\nA = '1'\n[processes.web]\n[env]\nB = '2'",
+            expect![[r#"
+                missing_key 1:1 app: missing key `app` [add it, such as `app = "shop"`]
+                duplicate_key 4:2 env: `env` is defined twice [it is already defined in line 1; keep one of them]
+            "#]],
+        ),
+        (
+            "[processes.web]\nports = []\n[[processes.web.ports]]\nport = 1",
+            expect![[r#"
+                missing_key 1:1 app: missing key `app` [add it, such as `app = "shop"`]
+                duplicate_key 3:17 processes.web.ports: `ports` is defined twice [it is already defined in line 2; keep one of them]
+            "#]],
+        ),
+        (
+            "env = { A = '1' }\n[env.B]",
+            expect![[r#"
+            missing_key 1:1 app: missing key `app` [add it, such as `app = "shop"`]
+            duplicate_key 2:2 env: `env` cannot be extended: it is already defined as inline table [it is already defined in line 1; keep one of them]
+        "#]],
+        ),
+        (
+            "app = 'shop'\nprocesses.web.deploy.auto_revert = yes",
+            expect![[r#"
+                syntax 2:36 processes.web.deploy.auto_revert: string values must be quoted, expected literal string [put the text in quotes: "yes"]
+            "#]],
+        ),
+        (
+            "app = 'shop'\nprocesses.web.user = null",
+            expect![[r#"
+            syntax 2:22 processes.web.user: invalid float, expected `nan` [TOML has no null: leave the key out]
+        "#]],
+        ),
+        (
+            "app = \"sh\\op\"",
+            expect![[r#"
+            syntax 1:11 app: missing escaped value, expected `b`, `e`, `f`, `n`, `r`, `\\`, `\"`, `x`, `u`, `U` [-]
+        "#]],
+        ),
+        (
+            "app = 'shop'\nprocesses.web.scaling = { min = 01, max = 2_ }",
+            expect![[r#"
+                syntax 2:33 processes.web.scaling.min: unexpected leading zero [-]
+                syntax 2:33 processes.web.scaling.min: this integer does not fit in 64 bits: it must be from -2^63 to 2^63 - 1 [-]
+                syntax 2:44 processes.web.scaling.max: `_` may only go between digits [-]
+            "#]],
+        ),
+    ] {
+        check_lines(text, expected);
+    }
+}
+
+const ESCAPES: &str = r#"
+app = "shop"
+env.A = "\e[0m\x41"
+"#;
+
+#[test]
+fn what_is_only_toml_11() {
+    for (text, expected) in [
+        ("app = 'shop'\nenv = { A = '1', }", expect![[""]]),
+        (
+            "app = 'shop'\nenv = {\n  A = '1', # one\n  B = '2'\n}",
+            expect![[""]],
+        ),
+        (ESCAPES, expect![[""]]),
+        ("app = 'shop'\nat = 07:32", expect![[""]]),
+    ] {
+        check_lines(text, expected);
+    }
+}
+
+#[test]
+fn mistakes_beside_a_broken_value_are_told_too() {
+    check_lines(
+        "app = shop\nimage = 'nginx'\n[processes.web]\nuser = \"\\q\"\nreplicas = 3\n",
+        expect![[r#"
+            syntax 1:7 app: string values must be quoted, expected literal string [put the text in quotes: "shop"]
+            image_by_tag 2:9 image: the image `nginx` is not pinned by digest [a tag can move, and then a release would not be what was tested: write `name@sha256:...`, or leave `image` out and give the tag to `platform deploy`, which resolves it once and says what it pinned]
+            syntax 4:10 processes.web.user: missing escaped value, expected `b`, `e`, `f`, `n`, `r`, `\\`, `\"`, `x`, `u`, `U` [-]
+            unknown_key 5:1 processes.web.replicas: unknown key `replicas` [did you mean `scaling`?]
+        "#]],
+    );
+}
+
+#[test]
+fn meaning() {
+    let head = "app = 'shop'\n";
+    for (text, expected) in [
+        (
+            "processes = {}",
+            expect![[r#"
+            wrong_length 2:13 processes: `processes` is empty [name at least one, or leave it out]
+        "#]],
+        ),
+        (
+            "command = ['x']",
+            expect![[r#"
+            unknown_key 2:1 command: unknown key `command` [it belongs to one of the `processes`: write it under `[processes.web]`]
+        "#]],
+        ),
+        (
+            "memory = '1GiB'",
+            expect![[r#"
+            unknown_key 2:1 memory: unknown key `memory` [keys here: `app`, `image`, `env`, `processes`, `routes`]
+        "#]],
+        ),
+        (
+            "[[processes]]",
+            expect![[r#"
+            wrong_type 2:1 processes: expected a table, found a list [there is only one: write `[processes]`]
+        "#]],
+        ),
+        (
+            "[routes]\na = { port = 80 }",
+            expect![[r#"
+            unknown_port 3:14 routes.a.port: process `web` has no port 80 [add it: `[[processes.web.ports]]` with `port = 80`]
+        "#]],
+        ),
+        (
+            "[routes]\na = { port = 80, process = 'api' }",
+            expect![[r#"
+                unknown_process 3:28 routes.a.process: there is no process `api` [there is "web"]
+            "#]],
+        ),
+        (
+            "[routes]\na = 'web'",
+            expect![[r#"
+            wrong_type 3:5 routes.a: expected a table, found a string [-]
+        "#]],
+        ),
+        (
+            "[routes]\n'https://Shop.example.com/' = { port = 80 }",
+            expect![[r#"
+                invalid_value 3:1 routes."https://Shop.example.com/": `https://Shop.example.com/` is not a host name [write "shop.example.com": in lowercase, without scheme, port, path and trailing dot]
+            "#]],
+        ),
+        (
+            "[routes]\n'*.example.com' = { port = 80 }",
+            expect![[r#"
+            invalid_value 3:1 routes."*.example.com": `*.example.com` is not a host name [wildcards are not supported; name each host]
+        "#]],
+        ),
+        (
+            "[routes]\na = { port = 80 }\n[processes.web]\nports = [{ port = 80 }]",
+            expect![[r#"
+                no_healthcheck 3:1 routes.a: process `web` has no health check: it gets requests before it listens [add `[processes.web.healthcheck]` with `type = "http"` and `port = 80`]
+            "#]],
+        ),
+        (
+            "[routes]\na = { port = 80 }\n[processes.web]\nports = [{ port = 80, protocol = 'tcp' }]",
+            expect![[r#"
+                not_http 3:14 routes.a.port: port 80 of process `web` is `tcp`, which has no host names [give the port `protocol = "http"`, or remove the route]
+            "#]],
+        ),
+        (
+            "[processes.web]\nsecrets = ['a', 'b', 'a']",
+            expect![[r#"
+            duplicate 3:22 processes.web.secrets[2]: the secret bundle `a` is there twice [it is also at `processes.web.secrets[0]`; remove one]
+        "#]],
+        ),
+        (
+            "[processes.web]\nenv = { PORT = '80' }\nports = [{ port = 81 }]",
+            expect![[r#"
+                overridden 3:16 processes.web.env.PORT: `PORT` is "80", but the first port is 81 [leave it out: the platform sets `PORT` to the first of the `ports`]
+            "#]],
+        ),
+        (
+            "[processes.web]\nuser = '4294967295'",
+            expect![[r#"
+            out_of_range 3:8 processes.web.user: `4294967295` is not the number of a user [numbers of users and groups are from 0 to 4294967294]
+        "#]],
+        ),
+        (
+            "[processes.web]\nhealthcheck = { type = 'http' }",
+            expect![[r#"
+                missing_key 3:15 processes.web.healthcheck.port: missing key `port`, which `type = "http"` needs [add it, such as `port = 8080`]
+            "#]],
+        ),
+        (
+            "[processes.web]\nhealthcheck = { port = 80 }",
+            expect![[r#"
+                missing_key 3:15 processes.web.healthcheck.type: missing key `type` [add it, such as `type = "http"`]
+            "#]],
+        ),
+        (
+            "[processes.web]\nhealthcheck = { type = 'http', port = 80, path = 'healthz' }",
+            expect![[r#"
+                unknown_port 3:39 processes.web.healthcheck.port: process `web` has no port 80 [add it: `[[processes.web.ports]]` with `port = 80`]
+                invalid_value 3:50 processes.web.healthcheck.path: `healthz` is not an absolute path [write "/healthz"]
+            "#]],
+        ),
+        (
+            "[processes.web]\nhealthcheck = { type = 'command', command = [] }",
+            expect![[r#"
+                wrong_length 3:45 processes.web.healthcheck.command: `command` is empty [leave the key out, or give it a value]
+            "#]],
+        ),
+        (
+            "[processes.web]\nscaling = { max = 0 }",
+            expect![[r#"
+            out_of_range 3:19 processes.web.scaling.max: `0` is out of range [write a value from 1 to 1000]
+        "#]],
+        ),
+        (
+            "[processes.web]\nscaling = { min = 5, max = 2 }",
+            expect![[r#"
+                min_above_max 3:19 processes.web.scaling.min: `min` is 5 and `max` is 2 [`max` must be at least `min`: write `max = 5` or `min = 2`]
+            "#]],
+        ),
+        (
+            "[processes.web]\nresources = { cpu = 0.0005 }",
+            expect![[r#"
+                out_of_range 3:21 processes.web.resources.cpu: `0.0005` is out of range [write a value from 0.01 to 256]
+            "#]],
+        ),
+        (
+            "[processes.web]\nresources = { cpu = 0.1234, memory = '100000KiB' }",
+            expect![[r#"
+                out_of_range 3:21 processes.web.resources.cpu: `0.1234` is finer than a thousandth of a core [write 0.123]
+                out_of_range 3:38 processes.web.resources.memory: `100000KiB` is not a whole number of 1MiB [write "98MiB"]
+            "#]],
+        ),
+        (
+            "[processes.web]\nstop = { timeout = 10, signal = 15 }",
+            expect![[r#"
+                wrong_type 3:20 processes.web.stop.timeout: expected a duration such as "10s", found an integer [write it with its unit: "10s"]
+                wrong_type 3:33 processes.web.stop.signal: expected a string, found an integer [write it in quotes: "15"]
+            "#]],
+        ),
+        (
+            "[processes.web]\nvolumes = [{ name = 'a', size = '1GB' }, { name = 'a', size = '1GiB' }]",
+            expect![[r#"
+                invalid_value 3:33 processes.web.volumes[0].size: `1GB` is not a size [write "1GiB"; units are KiB, MiB, GiB and TiB]
+            "#]],
+        ),
+        (
+            "[processes.web]\nvolumes = [{ name = 'a' }, { name = 'b', size = '1GiB' }, { name = 'b', size = '1GiB' }]",
+            expect![[r#"
+                missing_key 3:12 processes.web.volumes[0].size: missing key `size` [add it, such as `size = "1GiB"`]
+                duplicate 3:68 processes.web.volumes[2].name: the volume `b` is there twice [it is also at `processes.web.volumes[1].name`; remove one]
+            "#]],
+        ),
+        (
+            "[processes.Web_1]",
+            expect![[r#"
+            invalid_value 2:12 processes.Web_1: `Web_1` is not a valid name [write `web-1`; a name is one DNS label: 1 to 63 lowercase letters, digits and hyphens, starting with a letter and not ending with a hyphen]
+        "#]],
+        ),
+        (
+            "image = 'docker.io/library/nginx@sha256:abc'",
+            expect![[r#"
+                invalid_value 2:9 image: `sha256:abc` is not a digest [a digest is `sha256:` and 64 lowercase hexadecimal digits]
+            "#]],
+        ),
+    ] {
+        check_lines(&format!("{head}{text}"), expected);
+    }
 }

@@ -9,7 +9,11 @@ const SHOP: &str = include_str!("manifests/shop.toml");
 fn check(text: &str, expected: Expect) {
     let formatted = fmt("platform.toml", text).unwrap();
     expected.assert_eq(&formatted);
-    assert_eq!(fmt("platform.toml", &formatted).unwrap(), formatted, "it changed again");
+    assert_eq!(
+        fmt("platform.toml", &formatted).unwrap(),
+        formatted,
+        "it changed again"
+    );
 }
 
 #[test]
@@ -186,7 +190,9 @@ fn what_does_not_fit_is_taken_apart() {
         command = ["{long}", "{long}"]
         "#
     );
-    check(&text, expect![[r#"
+    check(
+        &text,
+        expect![[r#"
         app = "shop"
 
         [processes.web]
@@ -198,7 +204,8 @@ fn what_does_not_fit_is_taken_apart() {
         [processes.web.env]
         A = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
         B = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -244,7 +251,9 @@ e = +1.50
 "f g" = 1979-05-27T07:32:00Z
 'ü' = inf
 "#;
-    check(&text.replace("inf\n", "inf\r\n"), expect![[r#"
+    check(
+        &text.replace("inf\n", "inf\r\n"),
+        expect![[r#"
         a = 0x1F
         b = 1_000
         c = '''
@@ -254,7 +263,8 @@ e = +1.50
         e = +1.50
         "f g" = 1979-05-27T07:32:00Z
         "ü" = inf
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -268,7 +278,8 @@ fn a_difference_is_shown() {
         -image = 'x'
          app = "shop"
         +image = "x"
-    "#]].assert_eq(&diff("platform.toml", before, &after));
+    "#]]
+    .assert_eq(&diff("platform.toml", before, &after));
     assert_eq!(diff("platform.toml", &after, &after), "");
 }
 
@@ -277,5 +288,22 @@ fn what_is_not_toml_is_refused() {
     let text = "app = shop\n[x\n";
     let errors = fmt("platform.toml", text).unwrap_err();
     let shown = render(text, &errors, Colour::Never);
-    expect![[""]].assert_eq(&shown);
+    expect![[r#"
+        error[syntax]: string values must be quoted, expected literal string
+         --> platform.toml:1:7
+          |
+        1 | app = shop
+          |       ^^^^ app
+          |
+          = help: put the text in quotes: "shop"
+
+        error[syntax]: unclosed table, expected `]`
+         --> platform.toml:2:3
+          |
+        2 | [x
+          |   ^ x
+          |
+          = help: remove the control character; in a value, write it as `\u00XX`
+    "#]]
+    .assert_eq(&shown);
 }

@@ -54,15 +54,35 @@ fn headers() -> impl Strategy<Value = String> {
 /// A text that is a manifest more often than not, with comments everywhere.
 fn manifests() -> impl Strategy<Value = String> {
     let body = prop::collection::vec(statements(), 0..4);
-    let gap = select(vec!["", "\n", "# note\n", "# note\n\n", "\n# note\n", "\n# note\n\n", "#\n\n\n"]);
+    let gap = select(vec![
+        "",
+        "\n",
+        "# note\n",
+        "# note\n\n",
+        "\n# note\n",
+        "\n# note\n\n",
+        "#\n\n\n",
+    ]);
     let section = (gap, headers(), body).prop_map(|(gap, header, body)| {
-        format!("{gap}{header}\n{}", body.iter().map(|l| format!("{l}\n")).collect::<String>())
+        format!(
+            "{gap}{header}\n{}",
+            body.iter().map(|l| format!("{l}\n")).collect::<String>()
+        )
     });
-    let first = select(vec!["", "# file\n\n", "\n# app\n", "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n"]);
+    let first = select(vec![
+        "",
+        "# file\n\n",
+        "\n# app\n",
+        "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
+    ]);
     (first, prop::collection::vec(section, 0..7), any::<bool>()).prop_map(
         |(first, sections, crlf)| {
             let text = format!("{first}app = 'shop' # name\n{}", sections.concat());
-            if crlf { text.replace('\n', "\r\n") } else { text }
+            if crlf {
+                text.replace('\n', "\r\n")
+            } else {
+                text
+            }
         },
     )
 }
@@ -70,11 +90,52 @@ fn manifests() -> impl Strategy<Value = String> {
 /// Pieces of TOML in any order.
 fn soup() -> impl Strategy<Value = String> {
     let pieces = select(vec![
-        "a", "b", "\"c d\"", "'e'", ".", "=", "= ", " ", "\n", "\n", "\n\n", "\r\n", "[", "]", "[[",
-        "]]", "{", "}", ",", "1", "-0.5", "true", "\"x\"", "'y'", "\"\"\"z\n\"\"\"", "'''w'''",
-        "# c", "# d\n", "1979-05-27", "07:32:00", "0x1F", "nan", "[a]\n", "[[a]]\n", "a = 1\n",
-        "b.c = 2\n", "a = [1, 2]\n", "a = { b = 1 }\n", "x = [ # c\n 1 ]\n", "\t", "\\", "\u{e9}",
-        "app = \"shop\"\n", "[processes.web]\n", "[env]\n", "\"\\u00e9\" = 1\n",
+        "a",
+        "b",
+        "\"c d\"",
+        "'e'",
+        ".",
+        "=",
+        "= ",
+        " ",
+        "\n",
+        "\n",
+        "\n\n",
+        "\r\n",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        ",",
+        "1",
+        "-0.5",
+        "true",
+        "\"x\"",
+        "'y'",
+        "\"\"\"z\n\"\"\"",
+        "'''w'''",
+        "# c",
+        "# d\n",
+        "1979-05-27",
+        "07:32:00",
+        "0x1F",
+        "nan",
+        "[a]\n",
+        "[[a]]\n",
+        "a = 1\n",
+        "b.c = 2\n",
+        "a = [1, 2]\n",
+        "a = { b = 1 }\n",
+        "x = [ # c\n 1 ]\n",
+        "\t",
+        "\\",
+        "\u{e9}",
+        "app = \"shop\"\n",
+        "[processes.web]\n",
+        "[env]\n",
+        "\"\\u00e9\" = 1\n",
     ]);
     prop::collection::vec(pieces, 0..30).prop_map(|pieces| pieces.concat())
 }
@@ -90,7 +151,9 @@ fn comments(text: &str) -> Vec<String> {
 }
 
 fn fmt_holds(text: &str) -> Result<bool, TestCaseError> {
-    let Ok(once) = fmt("test.toml", text) else { return Ok(false) };
+    let Ok(once) = fmt("test.toml", text) else {
+        return Ok(false);
+    };
     let twice = fmt("test.toml", &once);
     prop_assert_eq!(twice.as_ref(), Ok(&once), "of {:?}", text);
     prop_assert_eq!(comments(&once), comments(text), "of {:?}", text);

@@ -21,7 +21,10 @@ const SYNTAX: [Code; 7] = [
 fn syntax_errors(bytes: &[u8]) -> Vec<Diagnostic> {
     match Manifest::from_bytes("test.toml", bytes) {
         Ok(_) => Vec::new(),
-        Err(errors) => errors.into_iter().filter(|e| SYNTAX.contains(&e.code)).collect(),
+        Err(errors) => errors
+            .into_iter()
+            .filter(|e| SYNTAX.contains(&e.code))
+            .collect(),
     }
 }
 
@@ -52,7 +55,12 @@ fn valid_texts_are_read_and_formatted() {
             },
         }
     }
-    assert!(faults.is_empty(), "{} of {count}:\n{}", faults.len(), faults.join("\n"));
+    assert!(
+        faults.is_empty(),
+        "{} of {count}:\n{}",
+        faults.len(),
+        faults.join("\n")
+    );
     assert!(count > 180, "only {count} cases");
 }
 
@@ -71,7 +79,11 @@ fn invalid_texts_are_refused() {
             assert!(error.line >= 1 && error.column >= 1, "{error:?}");
         }
     }
-    assert!(accepted.is_empty(), "{} of {count}: {accepted:#?}", accepted.len());
+    assert!(
+        accepted.is_empty(),
+        "{} of {count}: {accepted:#?}",
+        accepted.len()
+    );
     assert!(count > 450, "only {count} cases");
 }
 
