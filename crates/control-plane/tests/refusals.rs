@@ -349,8 +349,7 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
         ),
         (
             "not_supported_yet",
-            manifest("hello")
-                + "[[processes.web.volumes]]\nname = \"data\"\nsize = \"1GiB\"\n",
+            manifest("hello") + "[[processes.web.volumes]]\nname = \"data\"\nsize = \"1GiB\"\n",
             image.clone(),
         ),
         (

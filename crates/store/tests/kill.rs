@@ -96,8 +96,8 @@ fn acknowledged_writes_survive_a_kill() {
                 "{acknowledged} acknowledged, {written} there"
             );
             let world = snapshot.world;
-            assert_eq!(world.envs.len() as u32, written);
-            assert_eq!(world.instances.len() as u32, written);
+            assert_eq!(world.envs.len(), written as usize);
+            assert_eq!(world.instances.len(), written as usize);
             assert_eq!(world.nodes[&NodeId(1)].generation.0, u64::from(written) + 1);
             assert!(world.envs.values().all(|env| env.releases.len() == 1));
             acknowledged = written;

@@ -110,7 +110,10 @@ fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
         let strip = |port: &&Port| port.proxy_protocol == Some(ProxyProtocol::Strip);
         if let Some(port) = process.ports.iter().find(strip) {
             return refuse(
-                format!("`proxy_protocol = \"strip\"` on port {} of process {name}", port.port),
+                format!(
+                    "`proxy_protocol = \"strip\"` on port {} of process {name}",
+                    port.port
+                ),
                 "leave it out, or use \"v2\" if the app reads the PROXY header itself",
             );
         }

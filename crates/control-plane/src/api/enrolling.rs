@@ -22,7 +22,7 @@ pub(crate) async fn create_token(
     Body(request): Body<CreateTokenRequest>,
 ) -> Result<(StatusCode, Json<CreateTokenResponse>), ApiFailure> {
     let now = now();
-    let expires_at = token_expiry(now, request.ttl_seconds).map_err(refused)?;
+    let expires_at = token_expiry(now, request.ttl_seconds).map_err(|refusal| refused(&refusal))?;
     let token = EnrollmentToken::generate(app.ca.fingerprint())?;
     app.store
         .add_enrollment_token(&token.secret_hash(), request.role, expires_at, now)
@@ -50,7 +50,7 @@ pub(crate) async fn enroll(
         .enroll(&hash, &request, now)
         .await
         .map_err(|error| match error {
-            EnrollError::Refused(refusal) => refused(refusal),
+            EnrollError::Refused(refusal) => refused(&refusal),
             EnrollError::Store(error) => error.into(),
         })?;
     let certificate_pem = app
@@ -93,8 +93,8 @@ fn check(request: &EnrollRequest) -> Result<(), ApiFailure> {
     }
 }
 
-fn refused(refusal: EnrollmentRefused) -> ApiFailure {
-    let (status, code) = match &refusal {
+fn refused(refusal: &EnrollmentRefused) -> ApiFailure {
+    let (status, code) = match refusal {
         EnrollmentRefused::UnknownToken => (StatusCode::UNAUTHORIZED, "token_unknown"),
         EnrollmentRefused::TokenUsed => (StatusCode::FORBIDDEN, "token_used"),
         EnrollmentRefused::TokenExpired => (StatusCode::FORBIDDEN, "token_expired"),
