@@ -48,6 +48,8 @@ pub(crate) fn resolv_conf(resolvers: &[Ipv6Addr]) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
+
     use std::net::Ipv6Addr;
 
     use expect_test::{Expect, expect};

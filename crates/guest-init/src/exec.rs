@@ -195,11 +195,9 @@ impl Session {
                 }
                 self.write_input();
             }
-            HostFrame::ExecInput { bytes } => {
-                if self.input.is_some() && !self.input_ended {
-                    self.input_pending.extend_from_slice(&bytes);
-                    self.write_input();
-                }
+            HostFrame::ExecInput { bytes } if self.input.is_some() && !self.input_ended => {
+                self.input_pending.extend_from_slice(&bytes);
+                self.write_input();
             }
             HostFrame::ExecResize { rows, columns } => {
                 if let Some(terminal) = &self.terminal {
@@ -251,7 +249,7 @@ impl Session {
             output,
             error,
         };
-        self.pid = Some(self.spawn(config, user, config.environment.clone(), streams)?);
+        self.pid = Some(self.spawn(config, user, &config.environment, streams)?);
         self.input = Some(ours_in);
         self.outputs = vec![(Stream::Stdout, ours_out), (Stream::Stderr, ours_err)];
         Ok(())
@@ -292,7 +290,7 @@ impl Session {
         self.input = Some(duplicate(&master)?);
         self.terminal = Some(duplicate(&master)?);
         self.outputs = vec![(Stream::Stdout, master)];
-        self.pid = Some(self.spawn(config, user, environment, Streams::Terminal(terminal))?);
+        self.pid = Some(self.spawn(config, user, &environment, Streams::Terminal(terminal))?);
         Ok(())
     }
 
@@ -300,12 +298,12 @@ impl Session {
         &self,
         config: &BootConfig,
         user: &User,
-        environment: Vec<(String, String)>,
+        environment: &[(String, String)],
         streams: Streams,
     ) -> Result<i32, StartError> {
         let program = Program {
             argv: &self.request.argv,
-            environment: &environment,
+            environment,
             working_dir: &config.working_dir,
             user,
             cgroup: APP_CGROUP_PROCS,

@@ -24,7 +24,7 @@ const REST: Duration = Duration::from_millis(2);
 /// Size asked for the pipes, in bytes: what an app can write within [`REST`] without waiting.
 pub(crate) const PIPE_BYTES: usize = 256 * 1024;
 /// Bytes taken from a pipe at a time.
-const READ_BYTES: usize = 32 * 1024;
+const READ_BYTES: usize = 16 * 1024;
 
 struct Source {
     stream: Stream,

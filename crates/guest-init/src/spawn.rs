@@ -148,7 +148,7 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
     }
     let command = program.argv.first().cloned().unwrap_or_default();
     Err(match source.raw_os_error() {
-        Some(libc::ENOENT | libc::ENOTDIR) if exec.programs.iter().any(|path| exists(path)) => {
+        Some(libc::ENOENT | libc::ENOTDIR) if exec.programs.iter().any(exists) => {
             StartError::NoInterpreter(command)
         }
         Some(libc::ENOENT | libc::ENOTDIR) => StartError::NotFound(command),

@@ -65,7 +65,7 @@ pub(crate) fn run() -> io::Result<()> {
     }
     let (mut config, early_frames) = wait_for_boot(&mut control)?;
     if config.working_dir.is_empty() {
-        config.working_dir = "/".to_owned();
+        "/".clone_into(&mut config.working_dir);
     }
     match boot(&config) {
         Err(failure) => Guest::new(signals, control, Course::Told(failure)).serve(),
@@ -464,7 +464,7 @@ impl Guest {
         loop {
             match wait(WaitOptions::NOHANG) {
                 Ok(Some((pid, status))) => {
-                    self.child_ended(pid.as_raw_nonzero().get(), status, now)
+                    self.child_ended(pid.as_raw_nonzero().get(), status, now);
                 }
                 Err(Errno::INTR) => {}
                 Ok(None) => return,

@@ -1,6 +1,10 @@
 //! The system calls that neither std nor rustix has. All `unsafe` of this crate is in this file.
 
 #![allow(
+    clippy::cast_possible_truncation,
+    reason = "constants of libc, whose types differ from the fields they are for"
+)]
+#![allow(
     unsafe_code,
     reason = "fork, execve, signals, vsock and terminals have no safe wrapper"
 )]

@@ -69,7 +69,10 @@ fn an_app_that_obeys_stops_by_its_own_signal_and_takes_its_children_with_it() {
     let asked = guest.age();
     guest.send(&HostFrame::Stop { timeout_ms: 30_000 });
     let event = guest.finish();
-    eprintln!("stop to gone {:.2} s", (guest.age() - asked).as_secs_f64());
+    eprintln!(
+        "stop to gone {:.2} s",
+        guest.age().saturating_sub(asked).as_secs_f64()
+    );
     assert_eq!((event.exit_code, event.signal), (3, None));
     assert!(event.requested_stop);
     assert_eq!(guest.seen().lines(Stream::Stdout), ["ready", "stopping"]);

@@ -494,7 +494,7 @@ impl Drop for Guest {
 fn serve(mut stream: UnixStream, shared: &Shared) {
     let (seen, changed) = (&shared.0, &shared.1);
     let mut buffer = FrameBuffer::default();
-    let mut bytes = [0; 64 * 1024];
+    let mut bytes = vec![0; 64 * 1024];
     let mut channel = None;
     loop {
         if channel == Some(Channel::Log) {
