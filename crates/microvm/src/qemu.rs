@@ -152,7 +152,7 @@ mod tests {
             .iter()
             .map(|word| word.to_string_lossy().into_owned())
             .collect();
-        expect![[r#"
+        expect![[r"
             -nodefaults
             -no-user-config
             -no-reboot
@@ -183,6 +183,6 @@ mod tests {
             -device virtio-net-pci,netdev=net,mac=02:01:00:00:00:ab,romfile=
             -device virtio-rng-pci
             -chardev socket,id=vsock,fd=15
-            -device vhost-user-vsock-pci,chardev=vsock"#]].assert_eq(&text.join(" ").replace(" -", "\n-"));
+            -device vhost-user-vsock-pci,chardev=vsock"]].assert_eq(&text.join(" ").replace(" -", "\n-"));
     }
 }

@@ -36,10 +36,11 @@ async fn first_agent() {
     eprintln!("BOOTING");
     let _vm = boot(spec(instance, run_dir, kernel)).await.unwrap();
     eprintln!("BOOTED");
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 /// Starts the first agent, and waits until it says this.
+#[allow(clippy::zombie_processes, reason = "the caller kills and reaps it")]
 fn start_agent(instance: InstanceId, run_dir: &Path, until: &str) -> Child {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "first_agent", "--nocapture"])
@@ -67,7 +68,7 @@ fn kill_agent(mut agent: Child) {
 }
 
 async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let give_up = Instant::now() + Duration::from_secs(60);
+    let give_up = Instant::now() + Duration::from_mins(1);
     while !done() {
         assert!(Instant::now() < give_up, "{what}");
         tokio::time::sleep(Duration::from_millis(10)).await;

@@ -18,7 +18,7 @@ use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec
 const FOR_EVER: &str = "echo GUEST UP\nwhile true; do sleep 1000; done";
 
 async fn wait_for_console(vm: &Vm, text: &str) {
-    let give_up = Instant::now() + Duration::from_secs(60);
+    let give_up = Instant::now() + Duration::from_mins(1);
     while !microvm::console_tail(vm.run_dir()).contains(text) {
         assert!(
             vm.has_ended().is_none() && Instant::now() < give_up,

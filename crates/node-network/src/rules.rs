@@ -22,8 +22,11 @@ const ICMPV6_ERRORS: &str =
 
 /// An address's cluster and env network, with node and instance zero: what [`ENV_MASK`] leaves.
 fn env_of(address: Ipv6Addr) -> Ipv6Addr {
-    let [a, b, c, _, e, f, _, _] = address.segments();
-    Ipv6Addr::new(a, b, c, 0, e, f, 0, 0)
+    let mut segments = address.segments();
+    for outside in [3, 6, 7] {
+        segments[outside] = 0;
+    }
+    Ipv6Addr::from(segments)
 }
 
 fn chain_of(env: Ipv6Addr) -> String {

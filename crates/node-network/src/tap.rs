@@ -12,7 +12,7 @@ use crate::NetworkError;
 pub struct Tap {
     /// The interface inside the namespace.
     pub name: String,
-    /// Frames with a virtio-net header (IFF_VNET_HDR), no packet information (IFF_NO_PI).
+    /// Frames with a virtio-net header (`IFF_VNET_HDR`), no packet information (`IFF_NO_PI`).
     pub fd: OwnedFd,
     /// The MAC address the instance's NIC must have.
     pub mac: [u8; 6],
