@@ -51,10 +51,15 @@ pub fn build(layers: &[Layer], output: &Path, limits: &Limits) -> Result<BuiltDi
         .permissions(Permissions::from_mode(0o644))
         .tempfile_in(folder)
         .map_err(|error| DiskError::io("create a file in", folder, error))?;
-    let file = unfinished.as_file().try_clone().map_err(|error| DiskError::io("open", output, error))?;
+    let file = unfinished
+        .as_file()
+        .try_clone()
+        .map_err(|error| DiskError::io("open", output, error))?;
     let file = write(layers, file, output, limits)?;
     let built = sync_and_hash(&file).map_err(|error| DiskError::io("write", output, error))?;
-    unfinished.persist(output).map_err(|error| DiskError::io("create", output, error.error))?;
+    unfinished
+        .persist(output)
+        .map_err(|error| DiskError::io("create", output, error.error))?;
     File::open(folder)
         .and_then(|folder| folder.sync_all())
         .map_err(|error| DiskError::io("sync", folder, error))?;
@@ -62,14 +67,18 @@ pub fn build(layers: &[Layer], output: &Path, limits: &Limits) -> Result<BuiltDi
 }
 
 fn write(layers: &[Layer], file: File, output: &Path, limits: &Limits) -> Result<File, DiskError> {
-    let end = u32::try_from(limits.disk_bytes / BLOCK as u64).unwrap_or(u32::MAX).min(MAX_DISK_BLOCKS);
+    let end = u32::try_from(limits.disk_bytes / BLOCK as u64)
+        .unwrap_or(u32::MAX)
+        .min(MAX_DISK_BLOCKS);
     let writer = BlockWriter::new(file, output.to_owned(), DATA_START, end);
     let mut merger = Merger::new(writer, limits);
     std::thread::scope(|scope| {
         let mut streams = Layers::start(scope, layers, limits);
         for (number, layer) in (0..).zip(layers) {
             let mut archive = Archive::new(Input::new(&mut streams));
-            let merged = merger.apply(number, &mut archive).and_then(|()| Ok(archive.drain()?));
+            let merged = merger
+                .apply(number, &mut archive)
+                .and_then(|()| Ok(archive.drain()?));
             drop(archive);
             let merged = match merged {
                 Ok(()) => streams.finish_layer(layer),
@@ -84,7 +93,12 @@ fn write(layers: &[Layer], file: File, output: &Path, limits: &Limits) -> Result
         }
         Ok(())
     })?;
-    let Merger { mut tree, writer, freed, .. } = merger;
+    let Merger {
+        mut tree,
+        writer,
+        freed,
+        ..
+    } = merger;
     ext4::finish(&mut tree, writer, output, &identity(layers), &freed)
 }
 
@@ -126,5 +140,8 @@ pub(crate) fn hash(file: &File) -> std::io::Result<BuiltDisk> {
         hasher.update(&buffer[..length]);
         at += length as u64;
     }
-    Ok(BuiltDisk { sha256: Digest::from_sha256(&hasher.finalize().into()), size_bytes: at })
+    Ok(BuiltDisk {
+        sha256: Digest::from_sha256(&hasher.finalize().into()),
+        size_bytes: at,
+    })
 }

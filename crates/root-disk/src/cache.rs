@@ -100,11 +100,20 @@ impl DiskCache {
         fs::create_dir_all(dir).map_err(|error| DiskError::io("create", dir, error))?;
         for entry in fs::read_dir(dir).map_err(|error| DiskError::io("list", dir, error))? {
             let entry = entry.map_err(|error| DiskError::io("list", dir, error))?;
-            if entry.file_name().as_encoded_bytes().starts_with(UNFINISHED_PREFIX.as_bytes()) {
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(UNFINISHED_PREFIX.as_bytes())
+            {
                 remove_file(&entry.path())?;
             }
         }
-        Ok(Self { dir: dir.to_owned(), limits, gates: Mutex::default(), checked: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            limits,
+            gates: Mutex::default(),
+            checked: Mutex::default(),
+        })
     }
 
     /// The disk of an image, its checksum checked; none where there is none, or it was damaged: then it is
@@ -131,14 +140,24 @@ impl DiskCache {
         }
         let path = self.disk_path(digest);
         let BuiltDisk { sha256, size_bytes } = crate::build(layers, &path, &self.limits)?;
-        let record = Record { sha256: sha256.clone(), size_bytes };
+        let record = Record {
+            sha256: sha256.clone(),
+            size_bytes,
+        };
         if let Err(error) = self.write_record(digest, &record) {
             // Without its record it is no disk of the cache.
             let _ = fs::remove_file(&path);
             return Err(error);
         }
-        let disk = CachedDisk { path, sha256, size_bytes };
-        let metadata = disk.path.metadata().map_err(|error| DiskError::io("look up", &disk.path, error))?;
+        let disk = CachedDisk {
+            path,
+            sha256,
+            size_bytes,
+        };
+        let metadata = disk
+            .path
+            .metadata()
+            .map_err(|error| DiskError::io("look up", &disk.path, error))?;
         lock(&self.checked).insert(digest.clone(), (Stamp::of(&metadata), disk.clone()));
         Ok(disk)
     }
@@ -149,8 +168,12 @@ impl DiskCache {
     /// The host's file system.
     pub fn list(&self) -> Result<Vec<ListedDisk>, DiskError> {
         let mut disks = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(|error| DiskError::io("list", &self.dir, error))? {
-            let name = entry.map_err(|error| DiskError::io("list", &self.dir, error))?.file_name();
+        for entry in
+            fs::read_dir(&self.dir).map_err(|error| DiskError::io("list", &self.dir, error))?
+        {
+            let name = entry
+                .map_err(|error| DiskError::io("list", &self.dir, error))?
+                .file_name();
             let digest = name
                 .to_str()
                 .and_then(|name| name.strip_suffix(".json"))
@@ -160,7 +183,10 @@ impl DiskCache {
             };
             let path = self.disk_path(&digest);
             // One that vanishes meanwhile is not listed.
-            let record = self.record_path(&digest).metadata().and_then(|metadata| metadata.modified());
+            let record = self
+                .record_path(&digest)
+                .metadata()
+                .and_then(|metadata| metadata.modified());
             if let (Ok(metadata), Ok(last_used)) = (path.metadata(), record) {
                 disks.push(ListedDisk {
                     digest,
@@ -210,7 +236,10 @@ impl DiskCache {
             let failed = |error| DiskError::io("read", &path, error);
             let stamp = Stamp::of(&file.metadata().map_err(failed)?);
             let known = lock(&self.checked).get(digest).cloned();
-            let expected = BuiltDisk { sha256: record.sha256, size_bytes: record.size_bytes };
+            let expected = BuiltDisk {
+                sha256: record.sha256,
+                size_bytes: record.size_bytes,
+            };
             let right = match known {
                 Some((known, disk)) if known == stamp => disk.sha256 == expected.sha256,
                 // Of another size it need not be read.
@@ -218,7 +247,11 @@ impl DiskCache {
             };
             if right {
                 let BuiltDisk { sha256, size_bytes } = expected;
-                let disk = CachedDisk { path, sha256, size_bytes };
+                let disk = CachedDisk {
+                    path,
+                    sha256,
+                    size_bytes,
+                };
                 lock(&self.checked).insert(digest.clone(), (stamp, disk.clone()));
                 // For who decides what goes. If it cannot be noted, the disk seems unused.
                 let _ = File::options()
@@ -235,10 +268,14 @@ impl DiskCache {
 
     fn write_record(&self, digest: &Digest, record: &Record) -> Result<(), DiskError> {
         let path = self.record_path(digest);
-        let text = serde_json::to_vec_pretty(record)
-            .map_err(|source| DiskError::Damaged { path: path.clone(), source })?;
+        let text = serde_json::to_vec_pretty(record).map_err(|source| DiskError::Damaged {
+            path: path.clone(),
+            source,
+        })?;
         let write = || {
-            let mut file = tempfile::Builder::new().prefix(UNFINISHED_PREFIX).tempfile_in(&self.dir)?;
+            let mut file = tempfile::Builder::new()
+                .prefix(UNFINISHED_PREFIX)
+                .tempfile_in(&self.dir)?;
             file.write_all(&text)?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;

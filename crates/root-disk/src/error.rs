@@ -300,7 +300,9 @@ pub enum EntryProblem {
         field: &'static str,
     },
     /// More than ext4 has room for: about 4000 bytes a file.
-    #[error("its extended attributes have {bytes} bytes, over the {allowed} that ext4 has room for")]
+    #[error(
+        "its extended attributes have {bytes} bytes, over the {allowed} that ext4 has room for"
+    )]
     XattrsTooLarge {
         /// As encoded.
         bytes: usize,

@@ -76,20 +76,35 @@ impl<'a> Merger<'a> {
     }
 
     /// Applies the layer of this number on top of those before.
-    pub(crate) fn apply<C: Chunks>(&mut self, layer: u16, archive: &mut Archive<C>) -> Result<(), MergeError> {
+    pub(crate) fn apply<C: Chunks>(
+        &mut self,
+        layer: u16,
+        archive: &mut Archive<C>,
+    ) -> Result<(), MergeError> {
         self.layer = layer;
         while let Some(entry) = archive.next_entry()? {
             self.entries += 1;
             within(self.entries, self.limits.entries, "entries", "entries")?;
-            let refused = |name: &[u8], source| LayerError::Entry { name: name.escape_ascii().to_string(), source };
-            match self.place(&entry).map_err(|source| refused(&entry.name, source))? {
+            let refused = |name: &[u8], source| LayerError::Entry {
+                name: name.escape_ascii().to_string(),
+                source,
+            };
+            match self
+                .place(&entry)
+                .map_err(|source| refused(&entry.name, source))?
+            {
                 Placed::Done => {}
                 Placed::At { directory, name } => {
                     let name = name.to_vec();
                     self.add(archive, entry, directory, &name)?;
                 }
             }
-            within(self.tree_bytes, self.limits.tree_bytes, "tree_bytes", "bytes of memory")?;
+            within(
+                self.tree_bytes,
+                self.limits.tree_bytes,
+                "tree_bytes",
+                "bytes of memory",
+            )?;
         }
         Ok(())
     }
@@ -105,9 +120,6 @@ impl<'a> Merger<'a> {
                 return Ok(Placed::Done);
             }
         }
-        if matches!(entry.kind, EntryKind::File { .. }) && entry.name.ends_with(b"/") {
-            return Err(EntryProblem::SlashAfterFile);
-        }
         let Some((name, above)) = components.split_last() else {
             if entry.kind != EntryKind::Directory {
                 return Err(EntryProblem::RootNotDirectory);
@@ -115,6 +127,9 @@ impl<'a> Merger<'a> {
             self.tree.node_mut(Tree::ROOT).metadata = metadata(entry)?;
             return Ok(Placed::Done);
         };
+        if matches!(entry.kind, EntryKind::File { .. }) && entry.name.ends_with(b"/") {
+            return Err(EntryProblem::SlashAfterFile);
+        }
         check_kind(&entry.kind)?;
         // A hard link's target is looked at first: nothing of the tree is touched for a bad one.
         let target = match &entry.kind {
@@ -122,7 +137,11 @@ impl<'a> Merger<'a> {
             _ => None,
         };
         let directory = self.directory_for(above)?;
-        let existing = self.tree.directory(directory).and_then(|d| d.children.get(*name)).copied();
+        let existing = self
+            .tree
+            .directory(directory)
+            .and_then(|d| d.children.get(*name))
+            .copied();
         if let Some(target) = target {
             self.link(directory, name, target, existing, entry)?;
             return Ok(Placed::Done);
@@ -149,14 +168,19 @@ impl<'a> Merger<'a> {
         directory: NodeId,
         name: &[u8],
     ) -> Result<(), MergeError> {
-        let metadata = metadata(&entry)
-            .map_err(|source| LayerError::Entry { name: entry.name.escape_ascii().to_string(), source })?;
+        let metadata = metadata(&entry).map_err(|source| LayerError::Entry {
+            name: entry.name.escape_ascii().to_string(),
+            source,
+        })?;
         let kind = match entry.kind {
             EntryKind::File { size } => self.write_content(archive, size)?,
             EntryKind::Directory => self.new_directory(directory),
             EntryKind::Symlink { target } => {
                 self.tree_bytes += target.len() as u64;
-                Kind::Symlink { target: target.into(), block: None }
+                Kind::Symlink {
+                    target: target.into(),
+                    block: None,
+                }
             }
             EntryKind::CharacterDevice { major, minor } => Kind::CharacterDevice { major, minor },
             EntryKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
@@ -169,7 +193,11 @@ impl<'a> Merger<'a> {
         Ok(())
     }
 
-    fn write_content<C: Chunks>(&mut self, archive: &mut Archive<C>, size: u64) -> Result<Kind, MergeError> {
+    fn write_content<C: Chunks>(
+        &mut self,
+        archive: &mut Archive<C>,
+        size: u64,
+    ) -> Result<Kind, MergeError> {
         self.file_bytes = self.file_bytes.saturating_add(size);
         let allowed = self.limits.expanded_bytes.min(MAX_FILE_BYTES);
         within(self.file_bytes, allowed, "expanded_bytes", "bytes")?;
@@ -178,20 +206,38 @@ impl<'a> Merger<'a> {
             content.skip_to(&mut self.writer, at)?;
             content.push(&mut self.writer, bytes)?;
             let memory = self.tree_bytes + content.memory();
-            within(memory, self.limits.tree_bytes, "tree_bytes", "bytes of memory")?;
+            within(
+                memory,
+                self.limits.tree_bytes,
+                "tree_bytes",
+                "bytes of memory",
+            )?;
         }
         let extents = content.finish(&mut self.writer)?;
         self.tree_bytes += size_of_val(extents.as_slice()) as u64;
-        Ok(Kind::File { size, blocks: Blocks::of(extents) })
+        Ok(Kind::File {
+            size,
+            blocks: Blocks::of(extents),
+        })
     }
 
     fn new_directory(&self, parent: NodeId) -> Kind {
-        let depth = self.tree.directory(parent).map_or(0, |directory| directory.depth + 1);
-        Kind::Directory(Box::new(Directory { parent: Some(parent), depth, ..Directory::default() }))
+        let depth = self
+            .tree
+            .directory(parent)
+            .map_or(0, |directory| directory.depth + 1);
+        Kind::Directory(Box::new(Directory {
+            parent: Some(parent),
+            depth,
+            ..Directory::default()
+        }))
     }
 
     fn new_node(&mut self, metadata: Metadata, kind: Kind) -> NodeId {
-        let xattrs = metadata.xattrs.iter().map(|xattr| xattr.name.len() + xattr.value.len() + 48);
+        let xattrs = metadata
+            .xattrs
+            .iter()
+            .map(|xattr| xattr.name.len() + xattr.value.len() + 48);
         self.tree_bytes += (size_of::<Node>() + xattrs.sum::<usize>()) as u64;
         if matches!(kind, Kind::Directory(_)) {
             self.tree_bytes += size_of::<Directory>() as u64;
@@ -208,7 +254,10 @@ impl<'a> Merger<'a> {
 
     /// Names a node as this layer does.
     fn touch(&mut self, directory: NodeId, name: &[u8], node: NodeId) {
-        let child = Child { node, layer: self.layer };
+        let child = Child {
+            node,
+            layer: self.layer,
+        };
         if let Some(directory) = self.tree.directory_mut(directory) {
             if let Some(known) = directory.children.get_mut(name) {
                 *known = child;
@@ -225,11 +274,21 @@ impl<'a> Merger<'a> {
         loop {
             match self.tree.resolve(from, components, Some(self.layer))? {
                 Resolved::Directory(directory) => {
-                    let depth = self.tree.directory(directory).map_or(0, |directory| directory.depth);
-                    return if depth < MAX_DEPTH { Ok(directory) } else { Err(EntryProblem::TooDeep) };
+                    let depth = self
+                        .tree
+                        .directory(directory)
+                        .map_or(0, |directory| directory.depth);
+                    return if depth < MAX_DEPTH {
+                        Ok(directory)
+                    } else {
+                        Err(EntryProblem::TooDeep)
+                    };
                 }
                 Resolved::Missing(Missing { directory, left }) => {
-                    let metadata = Metadata { permissions: 0o755, ..Metadata::default() };
+                    let metadata = Metadata {
+                        permissions: 0o755,
+                        ..Metadata::default()
+                    };
                     let kind = self.new_directory(directory);
                     let made = self.new_node(metadata, kind);
                     components = &components[components.len() - left..];
@@ -242,7 +301,10 @@ impl<'a> Merger<'a> {
     }
 
     fn hard_link_target(&self, target: &[u8]) -> Result<NodeId, EntryProblem> {
-        let refused = |what| EntryProblem::HardLinkTarget { target: target.escape_ascii().to_string(), what };
+        let refused = |what| EntryProblem::HardLinkTarget {
+            target: target.escape_ascii().to_string(),
+            what,
+        };
         let components = path::of_link_target(target)?;
         if !matches!(path::whiteout(&components)?, Whiteout::No) {
             return Err(refused("a whiteout"));
@@ -251,7 +313,11 @@ impl<'a> Merger<'a> {
         for component in components {
             at = match &self.tree.node(at).kind {
                 Kind::Directory(directory) => {
-                    directory.children.get(component).ok_or_else(|| refused("not there"))?.node
+                    directory
+                        .children
+                        .get(component)
+                        .ok_or_else(|| refused("not there"))?
+                        .node
                 }
                 Kind::Symlink { .. } => return Err(refused("behind a symlink")),
                 _ => return Err(refused("below something that is no directory")),
@@ -281,7 +347,10 @@ impl<'a> Merger<'a> {
                     EntryKind::HardLink { target } => target.escape_ascii().to_string(),
                     _ => String::new(),
                 };
-                return Err(EntryProblem::HardLinkTarget { target, what: "itself" });
+                return Err(EntryProblem::HardLinkTarget {
+                    target,
+                    what: "itself",
+                });
             }
             // The target may be below a directory that is replaced by the link.
             self.forget(child.node);
@@ -300,9 +369,16 @@ impl<'a> Merger<'a> {
     }
 
     /// Hides what lower layers have; what this layer has stays, wherever in the archive it is.
-    fn hide(&mut self, entry: &Entry, above: &[&[u8]], whiteout: Whiteout<'_>) -> Result<(), EntryProblem> {
+    fn hide(
+        &mut self,
+        entry: &Entry,
+        above: &[&[u8]],
+        whiteout: Whiteout<'_>,
+    ) -> Result<(), EntryProblem> {
         if entry.kind != (EntryKind::File { size: 0 }) {
-            return Err(EntryProblem::Whiteout { what: "it is no empty file" });
+            return Err(EntryProblem::Whiteout {
+                what: "it is no empty file",
+            });
         }
         if entry.name.ends_with(b"/") {
             return Err(EntryProblem::SlashAfterFile);
@@ -315,7 +391,11 @@ impl<'a> Merger<'a> {
             Whiteout::No => {}
             Whiteout::Opaque => self.hide_lower(directory),
             Whiteout::Name(name) => {
-                let child = self.tree.directory(directory).and_then(|d| d.children.get(name)).copied();
+                let child = self
+                    .tree
+                    .directory(directory)
+                    .and_then(|d| d.children.get(name))
+                    .copied();
                 match child {
                     Some(child) if child.layer < self.layer => {
                         if let Some(directory) = self.tree.directory_mut(directory) {
@@ -346,7 +426,11 @@ impl<'a> Merger<'a> {
             let mut hidden = Vec::new();
             directory.children.retain(|_, child| {
                 let keep = child.layer >= layer;
-                if keep { left.push(child.node) } else { hidden.push(child.node) }
+                if keep {
+                    left.push(child.node)
+                } else {
+                    hidden.push(child.node)
+                }
                 keep
             });
             for node in hidden {
@@ -366,7 +450,9 @@ impl<'a> Merger<'a> {
             }
             node.metadata.xattrs = Vec::new();
             match std::mem::replace(&mut node.kind, Kind::Gone) {
-                Kind::Directory(directory) => left.extend(directory.children.values().map(|child| child.node)),
+                Kind::Directory(directory) => {
+                    left.extend(directory.children.values().map(|child| child.node))
+                }
                 Kind::File { blocks, .. } => self.freed.extend(blocks.extents),
                 _ => {}
             }
@@ -394,7 +480,9 @@ fn check_kind(kind: &EntryKind) -> Result<(), EntryProblem> {
         EntryKind::CharacterDevice { major, minor } | EntryKind::BlockDevice { major, minor }
             if *major >= 1 << 12 || *minor >= 1 << 20 =>
         {
-            Err(EntryProblem::Number { field: "device number" })
+            Err(EntryProblem::Number {
+                field: "device number",
+            })
         }
         _ => Ok(()),
     }

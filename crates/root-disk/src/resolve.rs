@@ -34,7 +34,10 @@ impl Tree {
         let mut symlinks = 0;
         for (done, component) in components.iter().enumerate() {
             let Some(next) = self.step(at, component, touch) else {
-                return Ok(Resolved::Missing(Missing { directory: at, left: components.len() - done }));
+                return Ok(Resolved::Missing(Missing {
+                    directory: at,
+                    left: components.len() - done,
+                }));
             };
             at = match &self.node(next).kind {
                 Kind::Directory(_) => next,
@@ -80,7 +83,10 @@ impl Tree {
                 targets.pop();
                 continue;
             }
-            let length = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+            let length = rest
+                .iter()
+                .position(|byte| *byte == b'/')
+                .unwrap_or(rest.len());
             let name = rest[..length].to_vec();
             *walked += (length + 1).min(rest.len());
             match name.as_slice() {
@@ -89,7 +95,9 @@ impl Tree {
                     at = self
                         .directory(at)
                         .and_then(|directory| directory.parent)
-                        .ok_or_else(|| EntryProblem::LeavesImage { through: shown(component) })?;
+                        .ok_or_else(|| EntryProblem::LeavesImage {
+                            through: shown(component),
+                        })?;
                 }
                 name => {
                     let child = self
@@ -116,7 +124,10 @@ impl Tree {
 }
 
 fn not_through(component: &[u8], what: &'static str) -> EntryProblem {
-    EntryProblem::NotThroughDirectory { through: shown(component), what }
+    EntryProblem::NotThroughDirectory {
+        through: shown(component),
+        what,
+    }
 }
 
 fn shown(name: &[u8]) -> String {

@@ -62,7 +62,11 @@ impl Layers {
         let spare_of_hasher = spare.clone();
         scope.spawn(move || hash(&to_hash, &hashed, &spare_of_hasher));
         scope.spawn(move || {
-            let producer = Producer { to_reader, to_hasher, spares };
+            let producer = Producer {
+                to_reader,
+                to_hasher,
+                spares,
+            };
             for layer in layers {
                 let message = match producer.layer(layer) {
                     Ok(()) => Message::End,
@@ -75,7 +79,14 @@ impl Layers {
                 }
             }
         });
-        Self { messages, hashes, spare, expanded: 0, allowed: limits.expanded_bytes, ended: false }
+        Self {
+            messages,
+            hashes,
+            spare,
+            expanded: 0,
+            allowed: limits.expanded_bytes,
+            ended: false,
+        }
     }
 
     /// After the current layer was read to its end: what it is, decompressed, must be what the config says.
@@ -86,7 +97,10 @@ impl Layers {
         if actual == layer.diff_id {
             return Ok(());
         }
-        Err(LayerError::DiffId { expected: layer.diff_id.clone(), actual })
+        Err(LayerError::DiffId {
+            expected: layer.diff_id.clone(),
+            actual,
+        })
     }
 
     /// An error in an archive is of no interest if the archive is not the right one at all: reads on to find
@@ -107,7 +121,10 @@ impl Layers {
 }
 
 fn vanished(layer: &Layer) -> LayerError {
-    LayerError::Read { path: layer.path.clone(), source: io::Error::other("a thread of the reader ended early") }
+    LayerError::Read {
+        path: layer.path.clone(),
+        source: io::Error::other("a thread of the reader ended early"),
+    }
 }
 
 impl Chunks for &mut Layers {
@@ -128,12 +145,12 @@ impl Layers {
         match self.messages.recv() {
             Ok(Message::Chunk(chunk)) => {
                 self.expanded += chunk.len() as u64;
-                within(self.expanded, self.allowed, "expanded_bytes", "bytes").map(|()| Some(chunk)).map_err(
-                    |error: OverLimit| {
+                within(self.expanded, self.allowed, "expanded_bytes", "bytes")
+                    .map(|()| Some(chunk))
+                    .map_err(|error: OverLimit| {
                         self.ended = true;
                         error.into()
-                    },
-                )
+                    })
             }
             Ok(Message::Failed(error)) => {
                 self.ended = true;
@@ -191,19 +208,30 @@ struct Producer {
 
 impl Producer {
     fn layer(&self, layer: &Layer) -> Result<(), Stop> {
-        let unreadable =
-            |source| Stop::Failed(LayerError::Read { path: layer.path.clone(), source });
+        let unreadable = |source| {
+            Stop::Failed(LayerError::Read {
+                path: layer.path.clone(),
+                source,
+            })
+        };
         let file = File::open(&layer.path).map_err(unreadable)?;
-        let mut input = HashingFile { file: BufReader::with_capacity(READ_BYTES, file), hasher: Sha256::new() };
+        let mut input = HashingFile {
+            file: BufReader::with_capacity(READ_BYTES, file),
+            hasher: Sha256::new(),
+        };
         let produced = match layer.compression {
             Compression::None => self.produce(&mut input),
-            Compression::Gzip => self.produce(&mut flate2::bufread::MultiGzDecoder::new(&mut input)),
-            Compression::Zstd => {
-                zstd::stream::read::Decoder::with_buffer(&mut input).map_err(Failure::Read).and_then(|mut decoder| {
-                    decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(Failure::Read)?;
-                    self.produce(&mut decoder)
-                })
+            Compression::Gzip => {
+                self.produce(&mut flate2::bufread::MultiGzDecoder::new(&mut input))
             }
+            Compression::Zstd => zstd::stream::read::Decoder::with_buffer(&mut input)
+                .map_err(Failure::Read)
+                .and_then(|mut decoder| {
+                    decoder
+                        .window_log_max(ZSTD_WINDOW_LOG)
+                        .map_err(Failure::Read)?;
+                    self.produce(&mut decoder)
+                }),
         };
         if let Err(Failure::Unwanted) = produced {
             return Err(Stop::Unwanted);
@@ -212,12 +240,21 @@ impl Producer {
         input.drain().map_err(unreadable)?;
         let actual = Digest::from_sha256(&input.hasher.finalize().into());
         if actual != layer.digest {
-            return Err(Stop::Failed(LayerError::Digest { expected: layer.digest.clone(), actual }));
+            return Err(Stop::Failed(LayerError::Digest {
+                expected: layer.digest.clone(),
+                actual,
+            }));
         }
         if let Err(Failure::Read(source)) = produced {
             return Err(Stop::Failed(match layer.compression {
-                Compression::None => LayerError::Read { path: layer.path.clone(), source },
-                compression => LayerError::Decompress { compression, source },
+                Compression::None => LayerError::Read {
+                    path: layer.path.clone(),
+                    source,
+                },
+                compression => LayerError::Decompress {
+                    compression,
+                    source,
+                },
             }));
         }
         self.to_hasher.send(ToHash::End).map_err(|_| Stop::Unwanted)
@@ -245,8 +282,12 @@ impl Producer {
             if filled > 0 {
                 buffer.truncate(filled);
                 let chunk = Arc::new(buffer);
-                self.to_hasher.send(ToHash::Chunk(chunk.clone())).map_err(|_| Failure::Unwanted)?;
-                self.to_reader.send(Message::Chunk(chunk)).map_err(|_| Failure::Unwanted)?;
+                self.to_hasher
+                    .send(ToHash::Chunk(chunk.clone()))
+                    .map_err(|_| Failure::Unwanted)?;
+                self.to_reader
+                    .send(Message::Chunk(chunk))
+                    .map_err(|_| Failure::Unwanted)?;
             }
             if last {
                 return result;

@@ -107,10 +107,22 @@ pub(crate) struct Directory {
 #[derive(Debug)]
 pub(crate) enum Kind {
     Directory(Box<Directory>),
-    File { size: u64, blocks: Blocks },
-    Symlink { target: Box<[u8]>, block: Option<u32> },
-    CharacterDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    File {
+        size: u64,
+        blocks: Blocks,
+    },
+    Symlink {
+        target: Box<[u8]>,
+        block: Option<u32>,
+    },
+    CharacterDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Fifo,
     /// Removed, its content freed. Nothing names it any more.
     Gone,

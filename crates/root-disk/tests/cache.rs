@@ -19,8 +19,10 @@ fn a_layer(dir: &Path) -> Layer {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -36,12 +38,21 @@ fn built_found_listed_removed() {
     assert!(!cache.remove(&image).unwrap());
     let built = cache.build(&image, std::slice::from_ref(&layer)).unwrap();
     assert_eq!(digest(&fs::read(&built.path).unwrap()), built.sha256);
-    assert_eq!(names(&disks), [format!("{}.ext4", image.hex()), format!("{}.json", image.hex())]);
+    assert_eq!(
+        names(&disks),
+        [
+            format!("{}.ext4", image.hex()),
+            format!("{}.json", image.hex())
+        ]
+    );
     for cache in [&cache, &DiskCache::open(&disks).unwrap()] {
         assert_eq!(cache.lookup(&image).unwrap().as_ref(), Some(&built));
     }
     let listed = cache.list().unwrap();
-    assert_eq!((&listed[0].digest, &listed[0].path, listed[0].size_bytes), (&image, &built.path, built.size_bytes));
+    assert_eq!(
+        (&listed[0].digest, &listed[0].path, listed[0].size_bytes),
+        (&image, &built.path, built.size_bytes)
+    );
     assert!(listed[0].allocated_bytes >= 20_000_000 && listed.len() == 1);
     // Built again it does not read the layers.
     fs::remove_file(&layer.path).unwrap();
@@ -62,7 +73,11 @@ fn damage_is_noticed_removed_and_repaired() {
     let record = built.path.with_extension("json");
 
     let flip = |path: &Path| {
-        let file = fs::File::options().read(true).write(true).open(path).unwrap();
+        let file = fs::File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
         let mut byte = [0];
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, 1_000_000).unwrap();
         byte[0] ^= 1;
@@ -70,7 +85,14 @@ fn damage_is_noticed_removed_and_repaired() {
     };
     let damages: [(&str, &dyn Fn()); 6] = [
         ("a bit", &|| flip(&built.path)),
-        ("shorter", &|| fs::File::options().write(true).open(&built.path).unwrap().set_len(5_000_000).unwrap()),
+        ("shorter", &|| {
+            fs::File::options()
+                .write(true)
+                .open(&built.path)
+                .unwrap()
+                .set_len(5_000_000)
+                .unwrap()
+        }),
         ("empty", &|| fs::write(&built.path, b"").unwrap()),
         ("no disk", &|| fs::remove_file(&built.path).unwrap()),
         ("no JSON", &|| fs::write(&record, b"{").unwrap()),
@@ -80,7 +102,11 @@ fn damage_is_noticed_removed_and_repaired() {
         damage();
         assert_eq!(cache.lookup(&image).unwrap(), None, "{name}");
         assert!(cache.list().unwrap().is_empty(), "{name}");
-        assert_eq!(cache.build(&image, std::slice::from_ref(&layer)).unwrap(), built, "{name}");
+        assert_eq!(
+            cache.build(&image, std::slice::from_ref(&layer)).unwrap(),
+            built,
+            "{name}"
+        );
     }
 }
 
@@ -100,7 +126,10 @@ fn many_callers_share_one_build() {
                 })
             })
             .collect();
-        callers.into_iter().map(|caller| caller.join().unwrap()).collect()
+        callers
+            .into_iter()
+            .map(|caller| caller.join().unwrap())
+            .collect()
     });
     assert!(inodes.iter().all(|inode| *inode == inodes[0]));
 }
@@ -114,7 +143,10 @@ fn a_bad_layer_leaves_nothing() {
     let cache = DiskCache::open(&disks).unwrap();
     layer.diff_id = digest(b"other");
     let error = cache.build(&image, &[layer]).unwrap_err();
-    assert!(matches!(&error, DiskError::Layer { number: 1, .. }), "{error:?}");
+    assert!(
+        matches!(&error, DiskError::Layer { number: 1, .. }),
+        "{error:?}"
+    );
     assert!(!error.is_transient());
     assert!(matches!(cache.build(&image, &[]), Err(DiskError::NoLayers)));
     assert!(names(&disks).is_empty());
@@ -139,16 +171,33 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     let layer = a_layer(dir.path());
     let small = dir.path().join("small");
     fs::create_dir(&small).unwrap();
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "none"]).arg(&small).status().unwrap();
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=8m", "none"])
+        .arg(&small)
+        .status()
+        .unwrap();
     assert!(mount.success());
     let cache = DiskCache::open(&small.join("disks")).unwrap();
     let result = cache.build(&digest(b"image"), std::slice::from_ref(&layer));
     let left = names(&small.join("disks"));
-    let enlarged = Command::new("mount").args(["-o", "remount,size=64m"]).arg(&small).status().unwrap();
+    let enlarged = Command::new("mount")
+        .args(["-o", "remount,size=64m"])
+        .arg(&small)
+        .status()
+        .unwrap();
     let again = cache.build(&digest(b"image"), &[layer]);
-    assert!(Command::new("umount").arg(&small).status().unwrap().success());
+    assert!(
+        Command::new("umount")
+            .arg(&small)
+            .status()
+            .unwrap()
+            .success()
+    );
     let error = result.unwrap_err();
-    assert!(matches!(error, DiskError::NoSpace { .. }) && error.is_transient(), "{error:?}");
+    assert!(
+        matches!(error, DiskError::NoSpace { .. }) && error.is_transient(),
+        "{error:?}"
+    );
     assert!(left.is_empty(), "{left:?}");
     assert!(enlarged.success());
     again.unwrap();

@@ -31,7 +31,11 @@ fn every_size_is_clean_sparse_and_quick() {
         let took = start.elapsed();
         let metadata = path.metadata().unwrap();
         assert_eq!(metadata.len(), size);
-        assert!(metadata.blocks() * 512 < MIB + size / 1000, "{size}: {} sectors", metadata.blocks());
+        assert!(
+            metadata.blocks() * 512 < MIB + size / 1000,
+            "{size}: {} sectors",
+            metadata.blocks()
+        );
         assert!(took.as_millis() < 1000, "{size}: {took:?}");
         if size <= 20 * 1024 * MIB {
             fsck(&path);
@@ -43,8 +47,14 @@ fn every_size_is_clean_sparse_and_quick() {
 fn sizes_and_labels_out_of_range_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
-    assert!(matches!(format_empty(&path, 4096, "x"), Err(DiskError::Size { .. })));
-    assert!(matches!(format_empty(&path, 1 << 50, "x"), Err(DiskError::Size { .. })));
+    assert!(matches!(
+        format_empty(&path, 4096, "x"),
+        Err(DiskError::Size { .. })
+    ));
+    assert!(matches!(
+        format_empty(&path, 1 << 50, "x"),
+        Err(DiskError::Size { .. })
+    ));
     assert!(matches!(
         format_empty(&path, MIB, "more than sixteen bytes"),
         Err(DiskError::Label { .. })

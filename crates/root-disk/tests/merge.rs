@@ -68,21 +68,76 @@ fn check_list(tars: &[&Tar], expected: &[&str]) {
 fn one_layer_of_everything() {
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Tar::default();
-    tar.directory("./").directory("etc/").file("etc/passwd", b"root:x:0:0\n");
-    tar.symlink("etc/link", "passwd").symlink("etc/far", &"long/".repeat(50)).hard_link("etc/same", "etc/passwd");
-    tar.entry(&Header { name: b"bin/su", mode: 0o4755, ..Header::default() }, b"#!");
-    tar.entry(&Header { name: b"zero", type_flag: b'3', device: (1, 5), ..Header::default() }, b"");
-    tar.entry(&Header { name: b"big-minor", type_flag: b'4', device: (259, 70000), ..Header::default() }, b"");
-    tar.entry(&Header { name: b"pipe", type_flag: b'6', ..Header::default() }, b"");
-    tar.entry(&Header { name: b"\xff\xfe not utf-8 \x01", uid: 4_000_000_000, gid: 70_000, ..Header::default() }, b"x");
-    tar.pax(&[("mtime", b"-1000000000.123456789"), ("SCHILY.xattr.user.key", b"value\0with nul")]).file("old", b"old");
+    tar.directory("./")
+        .directory("etc/")
+        .file("etc/passwd", b"root:x:0:0\n");
+    tar.symlink("etc/link", "passwd")
+        .symlink("etc/far", &"long/".repeat(50))
+        .hard_link("etc/same", "etc/passwd");
+    tar.entry(
+        &Header {
+            name: b"bin/su",
+            mode: 0o4755,
+            ..Header::default()
+        },
+        b"#!",
+    );
+    tar.entry(
+        &Header {
+            name: b"zero",
+            type_flag: b'3',
+            device: (1, 5),
+            ..Header::default()
+        },
+        b"",
+    );
+    tar.entry(
+        &Header {
+            name: b"big-minor",
+            type_flag: b'4',
+            device: (259, 70000),
+            ..Header::default()
+        },
+        b"",
+    );
+    tar.entry(
+        &Header {
+            name: b"pipe",
+            type_flag: b'6',
+            ..Header::default()
+        },
+        b"",
+    );
+    tar.entry(
+        &Header {
+            name: b"\xff\xfe not utf-8 \x01",
+            uid: 4_000_000_000,
+            gid: 70_000,
+            ..Header::default()
+        },
+        b"x",
+    );
+    tar.pax(&[
+        ("mtime", b"-1000000000.123456789"),
+        ("SCHILY.xattr.user.key", b"value\0with nul"),
+    ])
+    .file("old", b"old");
     tar.pax(&[("mtime", b"9000000000.5")]).file("far", b"far");
     let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-    tar.pax(&[("SCHILY.xattr.security.capability", capability)]).file("ping", b"ping");
-    tar.pax(&[("SCHILY.xattr.user.large", &[b'v'; 3000]), ("SCHILY.xattr.user.a", b""), ("SCHILY.xattr.security.x", b"y")])
-        .file("large-attribute", b"");
-    tar.file(&"n".repeat(255), b"long name").file(&format!("{}/{}", "d".repeat(200), "n".repeat(200)), b"long path");
-    tar.file("big", &vec![7; 3_000_001]).file("zeros", &[0; 100_000]);
+    tar.pax(&[("SCHILY.xattr.security.capability", capability)])
+        .file("ping", b"ping");
+    tar.pax(&[
+        ("SCHILY.xattr.user.large", &[b'v'; 3000]),
+        ("SCHILY.xattr.user.a", b""),
+        ("SCHILY.xattr.security.x", b"y"),
+    ])
+    .file("large-attribute", b"");
+    tar.file(&"n".repeat(255), b"long name").file(
+        &format!("{}/{}", "d".repeat(200), "n".repeat(200)),
+        b"long path",
+    );
+    tar.file("big", &vec![7; 3_000_001])
+        .file("zeros", &[0; 100_000]);
     let archive = tar.finish();
     for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
         check(&[layer_of(dir.path(), &archive, compression)], false);
@@ -93,15 +148,37 @@ fn one_layer_of_everything() {
 fn upper_layers_hide_replace_and_add() {
     let dir = tempfile::tempdir().unwrap();
     let mut base = Tar::default();
-    base.directory("a/").file("a/1", b"1").file("a/2", b"2").directory("a/sub/").file("a/sub/x", b"x");
-    base.directory("b/").file("b/1", b"1").file("keep", b"keep").file("gone", &[1; 10_000]);
+    base.directory("a/")
+        .file("a/1", b"1")
+        .file("a/2", b"2")
+        .directory("a/sub/")
+        .file("a/sub/x", b"x");
+    base.directory("b/")
+        .file("b/1", b"1")
+        .file("keep", b"keep")
+        .file("gone", &[1; 10_000]);
     base.file("becomes-directory", b"file");
-    base.symlink("becomes-plain", "keep").file("first", b"shared").hard_link("second", "first");
+    base.symlink("becomes-plain", "keep")
+        .file("first", b"shared")
+        .hard_link("second", "first");
     let mut upper = Tar::default();
-    upper.file("a/.wh.1", b"").file("a/3", b"3").directory("b/").file("b/.wh..wh..opq", b"").file("b/2", b"2");
-    upper.file(".wh.gone", b"").directory("becomes-directory/").file("becomes-directory/y", b"y");
-    upper.file("becomes-plain", b"plain").file("first", b"apart");
-    upper.hard_link("third", "second").file(".wh.never-was", b"").file("none/.wh.x", b"");
+    upper
+        .file("a/.wh.1", b"")
+        .file("a/3", b"3")
+        .directory("b/")
+        .file("b/.wh..wh..opq", b"")
+        .file("b/2", b"2");
+    upper
+        .file(".wh.gone", b"")
+        .directory("becomes-directory/")
+        .file("becomes-directory/y", b"y");
+    upper
+        .file("becomes-plain", b"plain")
+        .file("first", b"apart");
+    upper
+        .hard_link("third", "second")
+        .file(".wh.never-was", b"")
+        .file("none/.wh.x", b"");
     let layers = [base.layer(dir.path()), upper.layer(dir.path())];
     check(&layers, false);
 }
@@ -109,10 +186,21 @@ fn upper_layers_hide_replace_and_add() {
 #[test]
 fn whiteouts_spare_their_own_layer_in_any_order() {
     let mut base = Tar::default();
-    base.directory("d/").file("d/old", b"old").directory("d/sub/").file("d/sub/old", b"old");
+    base.directory("d/")
+        .file("d/old", b"old")
+        .directory("d/sub/")
+        .file("d/sub/old", b"old");
     let mut upper = Tar::default();
-    upper.file("d/new", b"new").file("d/sub/new", b"new").file("d/.wh..wh..opq", b"").file("new", b"").file(".wh.new", b"");
-    check_list(&[&base, &upper], &["d/", "d/new: new", "d/sub/", "d/sub/new: new", "new: "]);
+    upper
+        .file("d/new", b"new")
+        .file("d/sub/new", b"new")
+        .file("d/.wh..wh..opq", b"")
+        .file("new", b"")
+        .file(".wh.new", b"");
+    check_list(
+        &[&base, &upper],
+        &["d/", "d/new: new", "d/sub/", "d/sub/new: new", "new: "],
+    );
     let mut upper = Tar::default();
     upper.file(".wh.d", b"").file("d/new", b"new");
     check_list(&[&base, &upper], &["d/", "d/new: new"]);
@@ -141,7 +229,14 @@ fn access_control_lists_are_the_kernels() {
     let name = "system.posix_acl_access";
     let mut tar = Tar::default();
     tar.pax(&[("SCHILY.xattr.system.posix_acl_access", acl)])
-        .entry(&Header { name: b"acl", mode: 0o664, ..Header::default() }, b"");
+        .entry(
+            &Header {
+                name: b"acl",
+                mode: 0o664,
+                ..Header::default()
+            },
+            b"",
+        );
     let disk = dir.path().join("disk");
     built(&[tar.layer(dir.path())], &disk);
     fsck(&disk);
@@ -149,17 +244,28 @@ fn access_control_lists_are_the_kernels() {
         return;
     };
     let mut value = [0; 100];
-    let length = rustix::fs::lgetxattr(mount.path().join("acl"), name, value.as_mut_slice()).unwrap();
+    let length =
+        rustix::fs::lgetxattr(mount.path().join("acl"), name, value.as_mut_slice()).unwrap();
     assert_eq!(value[..length], acl[..]);
 }
 
 #[test]
 fn paths_lead_through_symlinks_of_the_image() {
     let mut base = Tar::default();
-    base.directory("usr/").directory("usr/bin/").symlink("bin", "usr/bin").symlink("sbin", "/bin");
-    base.directory("run/").directory("var/").symlink("var/run", "/run").symlink("usr/up", "../run");
+    base.directory("usr/")
+        .directory("usr/bin/")
+        .symlink("bin", "usr/bin")
+        .symlink("sbin", "/bin");
+    base.directory("run/")
+        .directory("var/")
+        .symlink("var/run", "/run")
+        .symlink("usr/up", "../run");
     let mut upper = Tar::default();
-    upper.file("bin/tool", b"t").file("sbin/other", b"o").file("var/run/x/y", b"y").file("usr/up/z", b"z");
+    upper
+        .file("bin/tool", b"t")
+        .file("sbin/other", b"o")
+        .file("var/run/x/y", b"y")
+        .file("usr/up/z", b"z");
     check_list(
         &[&base, &upper],
         &[
@@ -184,13 +290,19 @@ fn paths_lead_through_symlinks_of_the_image() {
 fn removed_content_is_zeros_and_takes_no_room() {
     let dir = tempfile::tempdir().unwrap();
     let mut base = Tar::default();
-    base.file("secret", &b"hidden ".repeat(2_000_000)).file("keep", b"k");
+    base.file("secret", &b"hidden ".repeat(2_000_000))
+        .file("keep", b"k");
     let mut upper = Tar::default();
     upper.file(".wh.secret", b"");
     let disk = dir.path().join("disk");
     built(&[base.layer(dir.path()), upper.layer(dir.path())], &disk);
     fsck(&disk);
-    assert!(!fs::read(&disk).unwrap().windows(6).any(|bytes| bytes == b"hidden"));
+    assert!(
+        !fs::read(&disk)
+            .unwrap()
+            .windows(6)
+            .any(|bytes| bytes == b"hidden")
+    );
     assert!(disk.metadata().unwrap().blocks() * 512 < 200_000);
 }
 
@@ -202,12 +314,21 @@ fn the_same_bytes_whatever_the_compression_and_the_day() {
         tar.file(&format!("d/file-{number}"), number.to_string().as_bytes());
     }
     let archive = tar.finish();
-    let first = built(&[layer_of(dir.path(), &archive, Compression::None)], &dir.path().join("1"));
-    let second = built(&[layer_of(dir.path(), &archive, Compression::Zstd)], &dir.path().join("2"));
+    let first = built(
+        &[layer_of(dir.path(), &archive, Compression::None)],
+        &dir.path().join("1"),
+    );
+    let second = built(
+        &[layer_of(dir.path(), &archive, Compression::Zstd)],
+        &dir.path().join("2"),
+    );
     assert_eq!(first, second);
     assert!(fs::read(dir.path().join("1")).unwrap() == fs::read(dir.path().join("2")).unwrap());
     let other = built(
-        &[layer_of(dir.path(), &archive, Compression::None), Tar::default().layer(dir.path())],
+        &[
+            layer_of(dir.path(), &archive, Compression::None),
+            Tar::default().layer(dir.path()),
+        ],
         &dir.path().join("3"),
     );
     assert_ne!(first.sha256, other.sha256);
@@ -219,12 +340,17 @@ fn sparse_files_of_every_kind() {
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();
     let file = fs::File::create(tree.join("sparse")).unwrap();
-    for (at, bytes) in [(0, &b"begin"[..]), (1_000_001, b"middle"), (6 << 30, b"end")] {
+    for (at, bytes) in [
+        (0, &b"begin"[..]),
+        (1_000_001, b"middle"),
+        (6 << 30, b"end"),
+    ] {
         std::os::unix::fs::FileExt::write_all_at(&file, bytes, at).unwrap();
     }
     file.set_len((6 << 30) + 12345).unwrap();
     for number in 0..60 {
-        std::os::unix::fs::FileExt::write_all_at(&file, b"piece", (1 << 30) + number * 100_000).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"piece", (1 << 30) + number * 100_000)
+            .unwrap();
     }
     for format in [
         &["--format=gnu"][..],
@@ -241,6 +367,9 @@ fn sparse_files_of_every_kind() {
             .output()
             .unwrap();
         assert!(output.status.success());
-        check(&[layer_of(dir.path(), &output.stdout, Compression::Gzip)], true);
+        check(
+            &[layer_of(dir.path(), &output.stdout, Compression::Gzip)],
+            true,
+        );
     }
 }

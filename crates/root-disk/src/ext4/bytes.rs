@@ -10,7 +10,10 @@ pub(crate) fn put32(bytes: &mut [u8], at: usize, value: u32) {
 }
 
 /// The low 16 bits.
-#[expect(clippy::cast_possible_truncation, reason = "the other half is stored elsewhere")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the other half is stored elsewhere"
+)]
 pub(crate) fn low16(value: u32) -> u16 {
     value as u16
 }
@@ -21,7 +24,10 @@ pub(crate) fn high16(value: u32) -> u16 {
 }
 
 /// The low 32 bits.
-#[expect(clippy::cast_possible_truncation, reason = "the other half is stored elsewhere")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the other half is stored elsewhere"
+)]
 pub(crate) fn low32(value: u64) -> u32 {
     value as u32
 }

@@ -60,11 +60,17 @@ pub(crate) fn write<E>(
         return Ok(false);
     }
 
-    let mut hashed: Vec<((u32, u32), &Name<'_>)> =
-        names.iter().map(|name| (hash(name.name, hash_seed), name)).collect();
+    let mut hashed: Vec<((u32, u32), &Name<'_>)> = names
+        .iter()
+        .map(|name| (hash(name.name, hash_seed), name))
+        .collect();
     hashed.sort_unstable_by_key(|(hash, name)| (*hash, name.name));
     let leaves = leaves(&hashed);
-    let nodes = if leaves.len() <= IN_ROOT { 0 } else { leaves.len().div_ceil(IN_NODE) };
+    let nodes = if leaves.len() <= IN_ROOT {
+        0
+    } else {
+        leaves.len().div_ceil(IN_NODE)
+    };
 
     // Block 0 is the root, then come the nodes, then the leaves. An index entry is the first hash of a
     // block and the block's number; bit 0 says that the block before ends with the same hash.
@@ -77,7 +83,10 @@ pub(crate) fn write<E>(
     let top: Vec<(u32, u32)> = if nodes == 0 {
         index.clone()
     } else {
-        (1..).zip(index.chunks(IN_NODE)).map(|(number, below)| (below[0].0, number)).collect()
+        (1..)
+            .zip(index.chunks(IN_NODE))
+            .map(|(number, below)| (below[0].0, number))
+            .collect()
     };
 
     let mut block = [0; BLOCK];
@@ -98,7 +107,13 @@ pub(crate) fn write<E>(
     }
     for leaf in leaves {
         let mut block = [0; BLOCK];
-        fill_names(&mut block, 0, 0, hashed[leaf].iter().map(|(_, name)| *name), inodes.seed);
+        fill_names(
+            &mut block,
+            0,
+            0,
+            hashed[leaf].iter().map(|(_, name)| *name),
+            inodes.seed,
+        );
         write(&block)?;
     }
     Ok(true)
@@ -128,7 +143,14 @@ fn leaves(hashed: &[((u32, u32), &Name<'_>)]) -> Vec<std::ops::Range<usize>> {
 
 fn dots(block: &mut [u8; BLOCK], inodes: DirectoryInodes, second_bytes: usize) {
     put_name(block, 0, inodes.own, 12, b".", TYPE_DIRECTORY);
-    put_name(block, 12, inodes.parent, second_bytes, b"..", TYPE_DIRECTORY);
+    put_name(
+        block,
+        12,
+        inodes.parent,
+        second_bytes,
+        b"..",
+        TYPE_DIRECTORY,
+    );
 }
 
 fn put_name(block: &mut [u8], at: usize, inode: u32, bytes: usize, name: &[u8], file_type: u8) {

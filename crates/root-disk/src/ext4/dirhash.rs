@@ -21,7 +21,11 @@ pub(crate) fn hash(name: &[u8], seed: &[u32; 4]) -> (u32, u32) {
         rest = &rest[32..];
     }
     let major = state[1] & !1;
-    let major = if major == END_OF_DIRECTORY { END_OF_DIRECTORY - 2 } else { major };
+    let major = if major == END_OF_DIRECTORY {
+        END_OF_DIRECTORY - 2
+    } else {
+        major
+    };
     (major, state[2])
 }
 
@@ -32,7 +36,9 @@ fn words(rest: &[u8]) -> [u32; 8] {
     let pad = pad | (pad << 16);
     let mut words = [pad; 8];
     for (word, bytes) in words.iter_mut().zip(rest.chunks(4)) {
-        *word = bytes.iter().fold(pad, |value, byte| u32::from(*byte).wrapping_add(value << 8));
+        *word = bytes
+            .iter()
+            .fold(pad, |value, byte| u32::from(*byte).wrapping_add(value << 8));
     }
     words
 }
@@ -43,16 +49,19 @@ fn transform(state: &mut [u32; 4], x: &[u32; 8]) {
     let h = |x: u32, y: u32, z: u32| x ^ y ^ z;
     let [mut a, mut b, mut c, mut d] = *state;
     let step = |function: &dyn Fn(u32, u32, u32) -> u32, a: u32, b, c, d, word: u32, turn| {
-        a.wrapping_add(function(b, c, d)).wrapping_add(word).rotate_left(turn)
+        a.wrapping_add(function(b, c, d))
+            .wrapping_add(word)
+            .rotate_left(turn)
     };
-    let mut round = |function: &dyn Fn(u32, u32, u32) -> u32, add: u32, order: [usize; 8], turns: [u32; 4]| {
-        for four in order.chunks_exact(4) {
-            a = step(function, a, b, c, d, x[four[0]].wrapping_add(add), turns[0]);
-            d = step(function, d, a, b, c, x[four[1]].wrapping_add(add), turns[1]);
-            c = step(function, c, d, a, b, x[four[2]].wrapping_add(add), turns[2]);
-            b = step(function, b, c, d, a, x[four[3]].wrapping_add(add), turns[3]);
-        }
-    };
+    let mut round =
+        |function: &dyn Fn(u32, u32, u32) -> u32, add: u32, order: [usize; 8], turns: [u32; 4]| {
+            for four in order.chunks_exact(4) {
+                a = step(function, a, b, c, d, x[four[0]].wrapping_add(add), turns[0]);
+                d = step(function, d, a, b, c, x[four[1]].wrapping_add(add), turns[1]);
+                c = step(function, c, d, a, b, x[four[2]].wrapping_add(add), turns[2]);
+                b = step(function, b, c, d, a, x[four[3]].wrapping_add(add), turns[3]);
+            }
+        };
     round(&f, 0, [0, 1, 2, 3, 4, 5, 6, 7], [3, 7, 11, 19]);
     round(&g, ROUND2, [1, 3, 5, 7, 0, 2, 4, 6], [3, 5, 9, 13]);
     round(&h, ROUND3, [3, 7, 2, 6, 1, 5, 0, 4], [3, 9, 11, 15]);

@@ -42,11 +42,16 @@ pub fn format_empty(path: &Path, size_bytes: u64, label: &str) -> Result<(), Dis
     let blocks = u32::try_from(size_bytes / BLOCK as u64).unwrap_or(u32::MAX);
     // A last group with hardly a block is left unused, as mke2fs does.
     let rest = blocks % BLOCKS_PER_GROUP;
-    let unused = if rest < MIN_GROUP_BLOCKS && rest < blocks { rest } else { 0 };
+    let unused = if rest < MIN_GROUP_BLOCKS && rest < blocks {
+        rest
+    } else {
+        0
+    };
     let inodes = u32::try_from(size_bytes / BYTES_PER_INODE).unwrap_or(u32::MAX);
     let file = File::create(path).map_err(|error| DiskError::io("create", path, error))?;
     let result = format(file, path, &identity, blocks - unused, inodes).and_then(|file| {
-        file.set_len(size_bytes).map_err(|error| DiskError::io("write", path, error))
+        file.set_len(size_bytes)
+            .map_err(|error| DiskError::io("write", path, error))
     });
     if result.is_err() {
         // Half a file system is of no use to anyone; that this fails, too, changes nothing.
@@ -59,7 +64,9 @@ fn identity(label: &str, size_bytes: u64) -> Result<Identity, DiskError> {
     let mut padded = [0; 16];
     padded
         .get_mut(..label.len())
-        .ok_or_else(|| DiskError::Label { label: label.to_owned() })?
+        .ok_or_else(|| DiskError::Label {
+            label: label.to_owned(),
+        })?
         .copy_from_slice(label.as_bytes());
     let mut hasher = Sha256::new();
     hasher.update(b"empty disk 1");
@@ -68,7 +75,13 @@ fn identity(label: &str, size_bytes: u64) -> Result<Identity, DiskError> {
     Ok(Identity::from_hash(&hasher.finalize().into(), padded))
 }
 
-fn format(file: File, path: &Path, identity: &Identity, blocks: u32, inodes: u32) -> Result<File, DiskError> {
+fn format(
+    file: File,
+    path: &Path,
+    identity: &Identity,
+    blocks: u32,
+    inodes: u32,
+) -> Result<File, DiskError> {
     let seed = Seed::of(&identity.uuid);
     let first = 1 + groups::descriptor_blocks(blocks.div_ceil(BLOCKS_PER_GROUP));
     let mut writer = BlockWriter::new(file, path.to_owned(), first, blocks);
@@ -116,7 +129,10 @@ impl Identity {
         uuid[8] = (uuid[8] & 0x3f) | 0x80;
         let mut hash_seed = [0; 4];
         for (word, bytes) in hash_seed.iter_mut().zip(hash[16..].chunks_exact(4)) {
-            *word = bytes.iter().rev().fold(0, |word, byte| (word << 8) | u32::from(*byte));
+            *word = bytes
+                .iter()
+                .rev()
+                .fold(0, |word, byte| (word << 8) | u32::from(*byte));
         }
         Self {
             uuid,

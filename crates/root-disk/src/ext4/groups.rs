@@ -12,7 +12,8 @@ use crate::ext4::bytes::low16;
 use crate::ext4::checksum::{Seed, crc};
 use crate::ext4::inode::INODE_BYTES;
 use crate::ext4::superblock::{
-    DESCRIPTOR_BYTES, Group, Identity, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Totals, descriptor, superblock,
+    DESCRIPTOR_BYTES, Group, Identity, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Totals, descriptor,
+    superblock,
 };
 use crate::ext4::writer::BlockWriter;
 use crate::ext4::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE};
@@ -49,7 +50,9 @@ impl Geometry {
             let inode_tables = inode_bitmaps + groups;
             let used_end = inode_tables + groups * (inodes_per_group / INODES_PER_BLOCK);
             // The last group must have a block, or it would be none.
-            let blocks = used_end.max(min_blocks).max((groups - 1) * BLOCKS_PER_GROUP + 1);
+            let blocks = used_end
+                .max(min_blocks)
+                .max((groups - 1) * BLOCKS_PER_GROUP + 1);
             if blocks.div_ceil(BLOCKS_PER_GROUP) == groups {
                 return Self {
                     groups,
@@ -139,7 +142,8 @@ pub(crate) fn finish(
         let mut bitmap = vec![0xff_u8; BLOCK];
         let used = geometry.inodes_per_group - group.free_inodes;
         clear_bits(&mut bitmap, used, group.free_inodes);
-        group.inode_bitmap_checksum = crc(seed.0, &bitmap[..geometry.inodes_per_group as usize / 8]);
+        group.inode_bitmap_checksum =
+            crc(seed.0, &bitmap[..geometry.inodes_per_group as usize / 8]);
         writer.append(&bitmap)?;
     }
     let mut within = 0;
@@ -158,7 +162,8 @@ pub(crate) fn finish(
     let file = writer.finish()?;
 
     let failed = |error| DiskError::io("write", path, error);
-    file.set_len(u64::from(geometry.blocks) * BLOCK as u64).map_err(failed)?;
+    file.set_len(u64::from(geometry.blocks) * BLOCK as u64)
+        .map_err(failed)?;
     let mut front = vec![0_u8; BLOCK * (1 + geometry.descriptor_blocks() as usize)];
     let totals = Totals {
         blocks: geometry.blocks,
@@ -167,8 +172,12 @@ pub(crate) fn finish(
         free_inodes: groups.iter().map(|group| group.free_inodes).sum(),
         inodes_per_group: geometry.inodes_per_group,
     };
-    front[SUPERBLOCK_AT..SUPERBLOCK_AT + SUPERBLOCK_BYTES].copy_from_slice(&superblock(identity, totals));
-    for ((number, group), bytes) in (0..).zip(&groups).zip(front[BLOCK..].chunks_exact_mut(DESCRIPTOR_BYTES)) {
+    front[SUPERBLOCK_AT..SUPERBLOCK_AT + SUPERBLOCK_BYTES]
+        .copy_from_slice(&superblock(identity, totals));
+    for ((number, group), bytes) in (0..)
+        .zip(&groups)
+        .zip(front[BLOCK..].chunks_exact_mut(DESCRIPTOR_BYTES))
+    {
         bytes.copy_from_slice(&descriptor(group, number, seed));
     }
     file.write_all_at(&front, 0).map_err(failed)?;
@@ -185,7 +194,11 @@ fn describe(geometry: Geometry, usage: &Usage<'_>) -> Vec<Group> {
     (0..geometry.groups)
         .zip(directories)
         .map(|(number, directories)| {
-            let used = usage.last_inode.max(FIRST_INODE - 1).saturating_sub(number * per_group).min(per_group);
+            let used = usage
+                .last_inode
+                .max(FIRST_INODE - 1)
+                .saturating_sub(number * per_group)
+                .min(per_group);
             Group {
                 block_bitmap: geometry.block_bitmaps + number,
                 inode_bitmap: geometry.inode_bitmaps + number,

@@ -62,11 +62,22 @@ pub(crate) fn finish(
     let blank = [0; INODE_BYTES];
     // The root has number 2 among the reserved ones; all others follow those.
     let reserved = (1..FIRST_INODE).map(|number| {
-        if number == ROOT_INODE { encode(Tree::ROOT, numbered.subdirectories[0]) } else { blank }
+        if number == ROOT_INODE {
+            encode(Tree::ROOT, numbered.subdirectories[0])
+        } else {
+            blank
+        }
     });
     let others = numbered.order.iter().zip(&numbered.subdirectories).skip(1);
     let others = others.map(|(id, subdirectories)| encode(*id, *subdirectories));
-    let file = groups::finish(writer, path, identity, geometry, &usage, reserved.chain(others))?;
+    let file = groups::finish(
+        writer,
+        path,
+        identity,
+        geometry,
+        &usage,
+        reserved.chain(others),
+    )?;
     erase(&file, freed).map_err(|error| DiskError::io("write", path, error))?;
     Ok(file)
 }
@@ -90,7 +101,13 @@ fn number(tree: &mut Tree) -> Numbered {
     while at < order.len() {
         let children: Vec<NodeId> = tree
             .directory(order[at])
-            .map(|directory| directory.children.values().map(|child| child.node).collect())
+            .map(|directory| {
+                directory
+                    .children
+                    .values()
+                    .map(|child| child.node)
+                    .collect()
+            })
             .unwrap_or_default();
         let mut count = 0;
         for child in children {
@@ -142,7 +159,9 @@ fn write_directory(
         .collect();
     let mut runs = Vec::new();
     let indexed = directory::write(inodes, &names, hash_seed, |block| {
-        let logical = runs.last().map_or(0, |run: &Extent| run.logical + run.blocks);
+        let logical = runs
+            .last()
+            .map_or(0, |run: &Extent| run.logical + run.blocks);
         let physical = writer.append(block)?;
         append_extent(&mut runs, logical, physical);
         Ok::<(), DiskError>(())
@@ -164,7 +183,9 @@ fn write_outside_inode(
     let node = tree.node_mut(id);
     match &mut node.kind {
         Kind::File { blocks, .. } => extents::settle(blocks, node.number, seed, writer)?,
-        Kind::Directory(directory) => extents::settle(&mut directory.blocks, node.number, seed, writer)?,
+        Kind::Directory(directory) => {
+            extents::settle(&mut directory.blocks, node.number, seed, writer)?
+        }
         Kind::Symlink { target, block } if target.len() > FAST_SYMLINK_BYTES => {
             let current = writer.current();
             current[..target.len()].copy_from_slice(target);
@@ -193,7 +214,11 @@ fn erase(file: &File, freed: &[Extent]) -> std::io::Result<()> {
             joins
         });
         rest = &rest[count.count()..];
-        erase_run(file, u64::from(first.physical) * BLOCK as u64, u64::from(end) * BLOCK as u64)?;
+        erase_run(
+            file,
+            u64::from(first.physical) * BLOCK as u64,
+            u64::from(end) * BLOCK as u64,
+        )?;
     }
     Ok(())
 }

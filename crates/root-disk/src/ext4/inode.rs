@@ -66,9 +66,16 @@ pub(crate) fn encode(node: &Node, subdirectories: u32, seed: Seed) -> [u8; INODE
             size = u64::from(directory.blocks.data_blocks) * BLOCK as u64;
             set_blocks(&mut inode, &directory.blocks);
             flags |= if directory.indexed { FLAG_INDEXED } else { 0 };
-            links = if subdirectories > MAX_SUBDIRECTORIES { 1 } else { subdirectories + 2 };
+            links = if subdirectories > MAX_SUBDIRECTORIES {
+                1
+            } else {
+                subdirectories + 2
+            };
         }
-        Kind::File { size: bytes, blocks } => {
+        Kind::File {
+            size: bytes,
+            blocks,
+        } => {
             size = *bytes;
             set_blocks(&mut inode, blocks);
         }
@@ -86,7 +93,11 @@ pub(crate) fn encode(node: &Node, subdirectories: u32, seed: Seed) -> [u8; INODE
             if *major < 256 && *minor < 256 {
                 put32(&mut inode, 0x28, (major << 8) | minor);
             } else {
-                put32(&mut inode, 0x2c, (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12));
+                put32(
+                    &mut inode,
+                    0x2c,
+                    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12),
+                );
             }
         }
         Kind::Fifo | Kind::Gone => {}
@@ -116,7 +127,11 @@ pub(crate) fn encode(node: &Node, subdirectories: u32, seed: Seed) -> [u8; INODE
 /// of the range becomes its end, as the kernel does.
 fn put_time(inode: &mut [u8], at: usize, extra_at: usize, time: Time) {
     let seconds = time.seconds.clamp(*TIME_RANGE.start(), *TIME_RANGE.end());
-    let nanoseconds = if seconds == time.seconds { time.nanoseconds } else { 0 };
+    let nanoseconds = if seconds == time.seconds {
+        time.nanoseconds
+    } else {
+        0
+    };
     let low = low32(seconds.cast_unsigned());
     let epoch = high32((seconds - i64::from(low.cast_signed())).cast_unsigned()) & 3;
     put32(inode, at, low);

@@ -120,7 +120,8 @@ pub(crate) fn descriptor(group: &Group, number: u32, seed: Seed) -> [u8; DESCRIP
     put16(&mut bytes, 0x0e, low16(group.free_inodes));
     put16(&mut bytes, 0x10, low16(group.directories));
     // 4: the inode table is zeroed, the kernel need not do it.
-    let flags = u16::from(group.inodes_uninitialized) | u16::from(group.blocks_uninitialized) << 1 | 4;
+    let flags =
+        u16::from(group.inodes_uninitialized) | u16::from(group.blocks_uninitialized) << 1 | 4;
     put16(&mut bytes, 0x12, flags);
     put16(&mut bytes, 0x18, low16(group.block_bitmap_checksum));
     put16(&mut bytes, 0x1a, low16(group.inode_bitmap_checksum));

@@ -104,10 +104,17 @@ impl BlockWriter {
         if length == 0 {
             return Ok(());
         }
-        let spare = self.spare.try_recv().unwrap_or_else(|_| vec![0; BUFFER_BYTES]);
+        let spare = self
+            .spare
+            .try_recv()
+            .unwrap_or_else(|_| vec![0; BUFFER_BYTES]);
         let first = u64::from(self.next) - (length / BLOCK) as u64;
         let buffer = std::mem::replace(&mut self.buffer, spare);
-        if self.full.send((first * BLOCK as u64, length, buffer)).is_err() {
+        if self
+            .full
+            .send((first * BLOCK as u64, length, buffer))
+            .is_err()
+        {
             return Err(self.failure());
         }
         Ok(())
@@ -115,7 +122,10 @@ impl BlockWriter {
 
     /// Why the thread ended before its time.
     fn failure(&mut self) -> DiskError {
-        let thread = std::mem::replace(&mut self.thread, std::thread::spawn(|| Err(io::Error::other("failed before"))));
+        let thread = std::mem::replace(
+            &mut self.thread,
+            std::thread::spawn(|| Err(io::Error::other("failed before"))),
+        );
         let error = match thread.join() {
             Ok(Err(error)) => error,
             Ok(Ok(_)) => io::Error::other("the writer ended early"),
@@ -152,7 +162,11 @@ pub(crate) struct Content {
 
 impl Content {
     /// Continues with these bytes.
-    pub(crate) fn push(&mut self, writer: &mut BlockWriter, mut bytes: &[u8]) -> Result<(), DiskError> {
+    pub(crate) fn push(
+        &mut self,
+        writer: &mut BlockWriter,
+        mut bytes: &[u8],
+    ) -> Result<(), DiskError> {
         while !bytes.is_empty() {
             let within = self.within_block();
             let length = bytes.len().min(BLOCK - within);
@@ -167,11 +181,16 @@ impl Content {
     }
 
     /// Continues with zeros up to `position`.
-    pub(crate) fn skip_to(&mut self, writer: &mut BlockWriter, position: u64) -> Result<(), DiskError> {
+    pub(crate) fn skip_to(
+        &mut self,
+        writer: &mut BlockWriter,
+        position: u64,
+    ) -> Result<(), DiskError> {
         let within = self.within_block();
         let block = BLOCK as u64;
         if within > 0 {
-            let rest = usize::try_from((position - self.position).min((BLOCK - within) as u64)).unwrap_or(0);
+            let rest = usize::try_from((position - self.position).min((BLOCK - within) as u64))
+                .unwrap_or(0);
             writer.current()[within..within + rest].fill(0);
             self.position += rest as u64;
             if self.within_block() == 0 {

@@ -44,7 +44,11 @@ pub(crate) fn encode(name: &[u8], value: &[u8]) -> Result<Option<Xattr>, EntryPr
     if rest.is_empty() != acl || name.len() > 255 || name.contains(&0) {
         return Err(malformed());
     }
-    let value = if acl { acl_to_disk(value).ok_or_else(malformed)? } else { value.into() };
+    let value = if acl {
+        acl_to_disk(value).ok_or_else(malformed)?
+    } else {
+        value.into()
+    };
     Ok(Some(Xattr {
         index: *index,
         name: rest.into(),
@@ -77,9 +81,7 @@ fn acl_to_disk(value: &[u8]) -> Option<Box<[u8]>> {
 
 /// Puts attributes in the order that the kernel searches them, and checks that they fit.
 pub(crate) fn settle(xattrs: &mut [Xattr]) -> Result<(), EntryProblem> {
-    xattrs.sort_by(|a, b| {
-        (a.index, a.name.len(), &a.name).cmp(&(b.index, b.name.len(), &b.name))
-    });
+    xattrs.sort_by(|a, b| (a.index, a.name.len(), &a.name).cmp(&(b.index, b.name.len(), &b.name)));
     let bytes = encoded_bytes(xattrs);
     if bytes > MAX_BYTES {
         return Err(EntryProblem::XattrsTooLarge {
@@ -94,7 +96,9 @@ fn encoded_bytes(xattrs: &[Xattr]) -> usize {
     xattrs
         .iter()
         .map(|xattr| {
-            ENTRY_BYTES + xattr.name.len().next_multiple_of(4) + xattr.value.len().next_multiple_of(4)
+            ENTRY_BYTES
+                + xattr.name.len().next_multiple_of(4)
+                + xattr.value.len().next_multiple_of(4)
         })
         .sum()
 }
@@ -117,7 +121,9 @@ pub(crate) fn block(xattrs: &[Xattr], number: u32, seed: Seed) -> [u8; BLOCK] {
     put32(&mut block, 0, MAGIC);
     put32(&mut block, 4, 1); // used by one inode
     put32(&mut block, 8, 1); // one block
-    let hash = hashes.iter().fold(0_u32, |hash, entry| hash.rotate_left(16) ^ entry);
+    let hash = hashes
+        .iter()
+        .fold(0_u32, |hash, entry| hash.rotate_left(16) ^ entry);
     // The kernel takes a zero among them for "may not be shared".
     put32(&mut block, 12, if hashes.contains(&0) { 0 } else { hash });
     let checksum = crc(crc(seed.0, &u64::from(number).to_le_bytes()), &block);

@@ -41,7 +41,11 @@ impl<'a> Header<'a> {
         } else {
             text(&self.0[345..500])
         };
-        if prefix.is_empty() { name.to_vec() } else { [prefix, name].join(&b'/') }
+        if prefix.is_empty() {
+            name.to_vec()
+        } else {
+            [prefix, name].join(&b'/')
+        }
     }
 
     pub(crate) fn link_name(&self) -> Vec<u8> {
@@ -71,12 +75,19 @@ impl<'a> Header<'a> {
     }
 
     pub(crate) fn device(&self) -> Result<(u32, u32), ArchiveProblem> {
-        Ok((self.unsigned("major", 329..337)?, self.unsigned("minor", 337..345)?))
+        Ok((
+            self.unsigned("major", 329..337)?,
+            self.unsigned("minor", 337..345)?,
+        ))
     }
 
     /// Of an old GNU sparse file: four pieces of its map, whether more follow, and its size.
     pub(crate) fn sparse(&self) -> Result<(&'a [u8], bool, u64), ArchiveProblem> {
-        Ok((&self.0[386..482], self.0[482] != 0, self.unsigned("real size", 483..495)?))
+        Ok((
+            &self.0[386..482],
+            self.0[482] != 0,
+            self.unsigned("real size", 483..495)?,
+        ))
     }
 
     fn unsigned<T: TryFrom<i64>>(
@@ -107,14 +118,19 @@ pub(crate) fn number(field: &[u8]) -> Option<i64> {
         });
     }
     let is_pad = |byte: &u8| matches!(byte, b' ' | 0);
-    let start = field.iter().position(|byte| !is_pad(byte)).unwrap_or(field.len());
+    let start = field
+        .iter()
+        .position(|byte| !is_pad(byte))
+        .unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(is_pad).unwrap_or(digits.len());
     if !digits[end..].iter().all(|byte| is_pad(byte)) {
         return None;
     }
-    digits[..end].iter().try_fold(0_i64, |value, byte| match byte {
-        b'0'..=b'7' => value.checked_mul(8)?.checked_add(i64::from(byte - b'0')),
-        _ => None,
-    })
+    digits[..end]
+        .iter()
+        .try_fold(0_i64, |value, byte| match byte {
+            b'0'..=b'7' => value.checked_mul(8)?.checked_add(i64::from(byte - b'0')),
+            _ => None,
+        })
 }

@@ -30,7 +30,12 @@ pub(crate) struct Input<C> {
 
 impl<C: Chunks> Input<C> {
     pub(crate) fn new(chunks: C) -> Self {
-        Self { chunks, chunk: None, at: 0, offset: 0 }
+        Self {
+            chunks,
+            chunk: None,
+            at: 0,
+            offset: 0,
+        }
     }
 
     /// Bytes read so far.
@@ -67,7 +72,10 @@ impl<C: Chunks> Input<C> {
         let at = self.at;
         self.at += length;
         self.offset += length as u64;
-        Ok(self.chunk.as_ref().map_or(&[], |chunk| &chunk[at..at + length]))
+        Ok(self
+            .chunk
+            .as_ref()
+            .map_or(&[], |chunk| &chunk[at..at + length]))
     }
 
     /// A whole block; false where the input ends right before it.
@@ -111,6 +119,9 @@ impl<C: Chunks> Input<C> {
     }
 
     fn truncated(&self) -> LayerError {
-        LayerError::Archive { offset: self.offset, source: ArchiveProblem::Truncated }
+        LayerError::Archive {
+            offset: self.offset,
+            source: ArchiveProblem::Truncated,
+        }
     }
 }

@@ -42,11 +42,23 @@ pub(crate) struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EntryKind {
     /// Of so many bytes, holes included.
-    File { size: u64 },
-    HardLink { target: Vec<u8> },
-    Symlink { target: Vec<u8> },
-    CharacterDevice { major: u32, minor: u32 },
-    BlockDevice { major: u32, minor: u32 },
+    File {
+        size: u64,
+    },
+    HardLink {
+        target: Vec<u8>,
+    },
+    Symlink {
+        target: Vec<u8>,
+    },
+    CharacterDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
     Directory,
     Fifo,
 }
@@ -93,7 +105,10 @@ impl<C: Chunks> Archive<C> {
             let problem = |source| LayerError::Archive { offset: at, source };
             let mut block = [0; BLOCK];
             if !self.input.read_block(&mut block)? || (block == [0; BLOCK] && self.is_end(at)?) {
-                if pending.pax.is_some() || pending.long_name.is_some() || pending.long_link.is_some() {
+                if pending.pax.is_some()
+                    || pending.long_name.is_some()
+                    || pending.long_link.is_some()
+                {
                     return Err(problem(ArchiveProblem::StackedHeaders));
                 }
                 self.ended = true;
@@ -109,10 +124,14 @@ impl<C: Chunks> Archive<C> {
                 b'g' => {
                     // Some readers apply it to all entries, and some to none.
                     if self.read_pax(&header)? != Pax::default() {
-                        let source = ArchiveProblem::Pax { problem: "a global header that changes entries" };
+                        let source = ArchiveProblem::Pax {
+                            problem: "a global header that changes entries",
+                        };
                         return Err(problem(source));
                     }
-                    pending.pax.is_some() || pending.long_name.is_some() || pending.long_link.is_some()
+                    pending.pax.is_some()
+                        || pending.long_name.is_some()
+                        || pending.long_link.is_some()
                 }
                 b'L' => {
                     let name = self.read_long(&header)?;
@@ -134,7 +153,10 @@ impl<C: Chunks> Archive<C> {
     fn is_end(&mut self, at: u64) -> Result<bool, LayerError> {
         let mut second = [0; BLOCK];
         if self.input.read_block(&mut second)? && second != [0; BLOCK] {
-            return Err(LayerError::Archive { offset: at, source: ArchiveProblem::LoneZeroBlock });
+            return Err(LayerError::Archive {
+                offset: at,
+                source: ArchiveProblem::LoneZeroBlock,
+            });
         }
         Ok(true)
     }
@@ -142,8 +164,10 @@ impl<C: Chunks> Archive<C> {
     fn read_pax(&mut self, header: &Header<'_>) -> Result<Pax, LayerError> {
         let offset = self.input.offset();
         let content = self.read_special(header)?;
-        pax::parse(&content, 2 * MAX_SPARSE_PIECES)
-            .map_err(|problem| LayerError::Archive { offset, source: ArchiveProblem::Pax { problem } })
+        pax::parse(&content, 2 * MAX_SPARSE_PIECES).map_err(|problem| LayerError::Archive {
+            offset,
+            source: ArchiveProblem::Pax { problem },
+        })
     }
 
     /// A long name: up to the first NUL.
@@ -157,14 +181,21 @@ impl<C: Chunks> Archive<C> {
 
     fn read_special(&mut self, header: &Header<'_>) -> Result<Vec<u8>, LayerError> {
         let offset = self.input.offset();
-        let size = header.size().map_err(|source| LayerError::Archive { offset, source })?;
+        let size = header
+            .size()
+            .map_err(|source| LayerError::Archive { offset, source })?;
         within(size, MAX_PAX_BYTES, "MAX_PAX_BYTES", "bytes")?;
         let content = self.input.read_vec(size)?;
         self.input.skip(padding(size))?;
         Ok(content)
     }
 
-    fn entry(&mut self, at: u64, header: &Header<'_>, pending: Pending) -> Result<Entry, LayerError> {
+    fn entry(
+        &mut self,
+        at: u64,
+        header: &Header<'_>,
+        pending: Pending,
+    ) -> Result<Entry, LayerError> {
         let problem = |source| LayerError::Archive { offset: at, source };
         let pax = pending.pax.unwrap_or_default();
         let type_flag = header.type_flag();
@@ -173,7 +204,10 @@ impl<C: Chunks> Archive<C> {
             // Who cannot write a size into the header writes there whatever he likes.
             Some(size) if size >= FIRST_SIZE_BEYOND_HEADER => size,
             Some(size) if size != in_header => {
-                return Err(problem(ArchiveProblem::SizesDisagree { header: in_header, pax: size }));
+                return Err(problem(ArchiveProblem::SizesDisagree {
+                    header: in_header,
+                    pax: size,
+                }));
             }
             _ => in_header,
         };
@@ -202,18 +236,23 @@ impl<C: Chunks> Archive<C> {
             type_flag => return Err(problem(ArchiveProblem::EntryType { type_flag })),
         };
         let kind = match kind {
-            EntryKind::File { .. } if is_sparse => {
-                EntryKind::File { size: self.begin_sparse(at, header, &pax.sparse, stored)? }
-            }
+            EntryKind::File { .. } if is_sparse => EntryKind::File {
+                size: self.begin_sparse(at, header, &pax.sparse, stored)?,
+            },
             EntryKind::File { size } => {
-                self.pieces = vec![Piece { at: 0, length: size }];
+                self.pieces = vec![Piece {
+                    at: 0,
+                    length: size,
+                }];
                 kind
             }
             _ if stored != 0 => {
                 return Err(problem(ArchiveProblem::UnexpectedContent { size: stored }));
             }
             _ if is_sparse => {
-                return Err(problem(ArchiveProblem::Sparse { problem: "it is not a file's" }));
+                return Err(problem(ArchiveProblem::Sparse {
+                    problem: "it is not a file's",
+                }));
             }
             kind => kind,
         };
@@ -222,10 +261,15 @@ impl<C: Chunks> Archive<C> {
         Ok(Entry {
             name,
             kind,
-            permissions: (header.mode().map_err(problem)? & 0o7777).try_into().unwrap_or(0),
+            permissions: (header.mode().map_err(problem)? & 0o7777)
+                .try_into()
+                .unwrap_or(0),
             uid: pax.uid.map_or_else(|| header.uid(), Ok).map_err(problem)?,
             gid: pax.gid.map_or_else(|| header.gid(), Ok).map_err(problem)?,
-            modified: pax.modified.unwrap_or(Time { seconds, nanoseconds: 0 }),
+            modified: pax.modified.unwrap_or(Time {
+                seconds,
+                nanoseconds: 0,
+            }),
             accessed: pax.accessed,
             xattrs: pax.xattrs,
         })
@@ -239,23 +283,36 @@ impl<C: Chunks> Archive<C> {
         pax: &pax::PaxSparse,
         stored: u64,
     ) -> Result<u64, LayerError> {
-        let problem = |problem| LayerError::Archive { offset: at, source: ArchiveProblem::Sparse { problem } };
+        let problem = |problem| LayerError::Archive {
+            offset: at,
+            source: ArchiveProblem::Sparse { problem },
+        };
         let (mut pieces, size, stored) = if header.type_flag() == b'S' {
             if *pax != pax::PaxSparse::default() {
                 return Err(problem("two kinds of map"));
             }
-            let (map, extended, size) =
-                header.sparse().map_err(|source| LayerError::Archive { offset: at, source })?;
-            (sparse::read_gnu(&mut self.input, map, extended)?, size, stored)
+            let (map, extended, size) = header
+                .sparse()
+                .map_err(|source| LayerError::Archive { offset: at, source })?;
+            (
+                sparse::read_gnu(&mut self.input, map, extended)?,
+                size,
+                stored,
+            )
         } else {
-            let size = pax.real_size.ok_or_else(|| problem("it does not tell the file's size"))?;
+            let size = pax
+                .real_size
+                .ok_or_else(|| problem("it does not tell the file's size"))?;
             match pax.version {
                 (Some(1), Some(0)) if pax.map.is_empty() => {
                     let (pieces, taken) = sparse::read_pax_1_0(&mut self.input, stored)?;
                     (pieces, size, stored - taken)
                 }
                 (None, None) | (Some(0), Some(0 | 1)) => {
-                    let pieces = pax.map.chunks_exact(2).map(|pair| Piece { at: pair[0], length: pair[1] });
+                    let pieces = pax.map.chunks_exact(2).map(|pair| Piece {
+                        at: pair[0],
+                        length: pair[1],
+                    });
                     (pieces.collect(), size, stored)
                 }
                 _ => return Err(problem("a kind that nobody writes")),

@@ -35,7 +35,10 @@ pub(crate) fn parse(mut rest: &[u8], max_numbers: usize) -> Result<Pax, &'static
     while !rest.is_empty() {
         let (key, value, next) = record(rest)?;
         rest = next;
-        let repeats = matches!(key, b"GNU.sparse.offset" | b"GNU.sparse.numbytes" | b"comment");
+        let repeats = matches!(
+            key,
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" | b"comment"
+        );
         if !repeats {
             if seen.contains(&key) {
                 return Err("a key comes twice");
@@ -61,12 +64,23 @@ type Record<'a> = (&'a [u8], &'a [u8], &'a [u8]);
 
 /// Key and value of the first record, and what follows it.
 fn record(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
-    let space = bytes.iter().take(20).position(|byte| *byte == b' ').ok_or("a record without a length")?;
+    let space = bytes
+        .iter()
+        .take(20)
+        .position(|byte| *byte == b' ')
+        .ok_or("a record without a length")?;
     let length = decimal(&bytes[..space]).ok_or("a record whose length is no number")?;
     let length = usize::try_from(length).map_err(|_| "a record that is too long")?;
-    let text = bytes.get(space + 1..length).ok_or("a record that is longer than the header")?;
-    let text = text.strip_suffix(b"\n").ok_or("a record that does not end with a newline")?;
-    let equals = text.iter().position(|byte| *byte == b'=').ok_or("a record without `=`")?;
+    let text = bytes
+        .get(space + 1..length)
+        .ok_or("a record that is longer than the header")?;
+    let text = text
+        .strip_suffix(b"\n")
+        .ok_or("a record that does not end with a newline")?;
+    let equals = text
+        .iter()
+        .position(|byte| *byte == b'=')
+        .ok_or("a record without `=`")?;
     if equals == 0 {
         return Err("a record without a key");
     }
@@ -119,7 +133,9 @@ impl Pax {
         if self.sparse.map.len() >= max_numbers {
             return Err("a sparse map of too many pieces");
         }
-        self.sparse.map.push(decimal(text).ok_or("a sparse map of something else than numbers")?);
+        self.sparse
+            .map
+            .push(decimal(text).ok_or("a sparse map of something else than numbers")?);
         Ok(())
     }
 }
@@ -150,18 +166,31 @@ fn time(text: &[u8]) -> Option<Time> {
         if !fraction.iter().all(u8::is_ascii_digit) {
             return None;
         }
-        let digit = |place| fraction.get(place).map_or(0, |digit| u32::from(digit - b'0'));
+        let digit = |place| {
+            fraction
+                .get(place)
+                .map_or(0, |digit| u32::from(digit - b'0'))
+        };
         nanoseconds = (0..9).fold(0, |value, place| value * 10 + digit(place));
         rest_is_zero = fraction.iter().skip(9).all(|digit| *digit == b'0');
     }
     if !negative {
-        return Some(Time { seconds, nanoseconds });
+        return Some(Time {
+            seconds,
+            nanoseconds,
+        });
     }
     // Down to the nanosecond before, as everything is rounded down.
     let nanoseconds = nanoseconds + u32::from(!rest_is_zero);
     Some(match nanoseconds {
-        0 => Time { seconds: -seconds, nanoseconds: 0 },
-        _ => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+        0 => Time {
+            seconds: -seconds,
+            nanoseconds: 0,
+        },
+        _ => Time {
+            seconds: -seconds - 1,
+            nanoseconds: 1_000_000_000 - nanoseconds,
+        },
     })
 }
 
@@ -172,7 +201,14 @@ mod tests {
     use super::*;
 
     fn check(text: &str, seconds: i64, nanoseconds: u32) {
-        assert_eq!(time(text.as_bytes()), Some(Time { seconds, nanoseconds }), "{text}");
+        assert_eq!(
+            time(text.as_bytes()),
+            Some(Time {
+                seconds,
+                nanoseconds
+            }),
+            "{text}"
+        );
     }
 
     #[test]
@@ -191,13 +227,31 @@ mod tests {
 
     #[test]
     fn records() {
-        let pax = parse(b"12 path=a/b\n24 SCHILY.xattr.user.k=v\n10 size=7\n", 10).unwrap_err();
-        assert_eq!(pax, "a record that is longer than the header");
-        let pax = parse(b"12 path=a/b\n25 SCHILY.xattr.user.k=v\n9 size=7\n", 10).unwrap_err();
-        assert_eq!(pax, "a record that does not end with a newline");
-        let pax = parse(b"12 path=a/b\n24 SCHILY.xattr.user.k=v\n9 size=7\n", 10);
-        assert!(pax.is_ok() || pax.is_err());
-        for wrong in [&b"12 path=a/b"[..], b"x path=a\n", b"7 path\n", b"4 =\n", b"0 a=b\n", b"-6 a=b\n", b" a=b\n"] {
+        let pax = parse(
+            b"12 path=a/b\n25 SCHILY.xattr.user.k=v\n9 size=7\n8 uid=\n",
+            10,
+        );
+        let expected = Pax {
+            path: Some(b"a/b".to_vec()),
+            size: Some(7),
+            xattrs: vec![(b"user.k".to_vec(), b"v".to_vec())],
+            ..Pax::default()
+        };
+        assert_eq!(pax, Err("a record that does not end with a newline"));
+        let pax = parse(
+            b"12 path=a/b\n25 SCHILY.xattr.user.k=v\n9 size=7\n7 uid=\n",
+            10,
+        );
+        assert_eq!(pax, Ok(expected));
+        for wrong in [
+            &b"12 path=a/b"[..],
+            b"x path=a\n",
+            b"7 path\n",
+            b"4 =\n",
+            b"0 a=b\n",
+            b"-6 a=b\n",
+            b" a=b\n",
+        ] {
             assert!(parse(wrong, 10).is_err(), "{}", wrong.escape_ascii());
         }
         assert!(parse(b"8 uid=1\n8 uid=1\n", 10).is_err());

@@ -23,7 +23,10 @@ pub(crate) fn check(pieces: &[Piece], size: u64, stored: u64) -> Result<(), &'st
         if piece.at < end {
             return Err("its pieces overlap or are out of order");
         }
-        end = piece.at.checked_add(piece.length).ok_or("it is longer than any file")?;
+        end = piece
+            .at
+            .checked_add(piece.length)
+            .ok_or("it is longer than any file")?;
         total = total.saturating_add(piece.length);
     }
     if end > size {
@@ -55,7 +58,10 @@ impl Map {
 }
 
 fn malformed(offset: u64, problem: &'static str) -> LayerError {
-    LayerError::Archive { offset, source: ArchiveProblem::Sparse { problem } }
+    LayerError::Archive {
+        offset,
+        source: ArchiveProblem::Sparse { problem },
+    }
 }
 
 /// The old GNU form: in the header, and in blocks after it.
@@ -70,7 +76,10 @@ pub(crate) fn read_gnu<C: Chunks>(
         let offset = input.offset();
         let mut block = [0; BLOCK];
         if !input.read_block(&mut block)? {
-            return Err(LayerError::Archive { offset, source: ArchiveProblem::Truncated });
+            return Err(LayerError::Archive {
+                offset,
+                source: ArchiveProblem::Truncated,
+            });
         }
         add_gnu(&mut map, &block[..504], offset)?;
         extended = block[504] != 0;
@@ -93,7 +102,10 @@ fn add_gnu(map: &mut Map, fields: &[u8], offset: u64) -> Result<(), LayerError> 
                 .and_then(|value| u64::try_from(value).ok())
                 .ok_or_else(|| malformed(offset, "something else than numbers"))
         };
-        map.push(Piece { at: field(&pair[..12])?, length: field(&pair[12..])? })?;
+        map.push(Piece {
+            at: field(&pair[..12])?,
+            length: field(&pair[12..])?,
+        })?;
     }
     Ok(())
 }
@@ -104,11 +116,20 @@ pub(crate) fn read_pax_1_0<C: Chunks>(
     input: &mut Input<C>,
     stored: u64,
 ) -> Result<(Vec<Piece>, u64), LayerError> {
-    let mut lines = Lines { input, left: stored, taken: 0, block: [0; BLOCK], at: BLOCK };
+    let mut lines = Lines {
+        input,
+        left: stored,
+        taken: 0,
+        block: [0; BLOCK],
+        at: BLOCK,
+    };
     let count = lines.number()?;
     let mut map = Map::default();
     for _ in 0..count {
-        map.push(Piece { at: lines.number()?, length: lines.number()? })?;
+        map.push(Piece {
+            at: lines.number()?,
+            length: lines.number()?,
+        })?;
     }
     Ok((map.0, lines.taken))
 }
@@ -140,11 +161,15 @@ impl<C: Chunks> Lines<'_, C> {
             self.at += 1;
             if byte == b'\n' {
                 let offset = self.input.offset();
-                return decimal(&digits).ok_or_else(|| malformed(offset, "something else than numbers"));
+                return decimal(&digits)
+                    .ok_or_else(|| malformed(offset, "something else than numbers"));
             }
             digits.push(byte);
             if digits.len() > MAX_DIGITS {
-                return Err(malformed(self.input.offset(), "something else than numbers"));
+                return Err(malformed(
+                    self.input.offset(),
+                    "something else than numbers",
+                ));
             }
         }
     }

@@ -58,14 +58,21 @@ fn put_number(field: &mut [u8], value: i64) {
 
 impl Tar {
     /// A header with a right checksum, and nothing after it.
-    pub(crate) fn raw(&mut self, header: &Header<'_>, edit: impl FnOnce(&mut [u8; 512])) -> &mut Self {
+    pub(crate) fn raw(
+        &mut self,
+        header: &Header<'_>,
+        edit: impl FnOnce(&mut [u8; 512]),
+    ) -> &mut Self {
         let mut block = [0_u8; 512];
         let name = &header.name[..header.name.len().min(100)];
         block[..name.len()].copy_from_slice(name);
         put_number(&mut block[100..108], header.mode.into());
         put_number(&mut block[108..116], header.uid.into());
         put_number(&mut block[116..124], header.gid.into());
-        put_number(&mut block[124..136], i64::try_from(header.size).unwrap_or(-1));
+        put_number(
+            &mut block[124..136],
+            i64::try_from(header.size).unwrap_or(-1),
+        );
         put_number(&mut block[136..148], header.mtime);
         block[156] = header.type_flag;
         let link = &header.link[..header.link.len().min(100)];
@@ -105,7 +112,14 @@ impl Tar {
     /// GNU's long names.
     pub(crate) fn long(&mut self, type_flag: u8, name: &[u8]) -> &mut Self {
         let content = [name, b"\0"].concat();
-        self.entry(&Header { name: b"././@LongLink", type_flag, ..Header::default() }, &content)
+        self.entry(
+            &Header {
+                name: b"././@LongLink",
+                type_flag,
+                ..Header::default()
+            },
+            &content,
+        )
     }
 
     /// An extended header of these records.
@@ -126,15 +140,33 @@ impl Tar {
             content.extend_from_slice(value);
             content.push(b'\n');
         }
-        self.entry(&Header { name: b"PaxHeaders/x", type_flag, ..Header::default() }, &content)
+        self.entry(
+            &Header {
+                name: b"PaxHeaders/x",
+                type_flag,
+                ..Header::default()
+            },
+            &content,
+        )
     }
 
     pub(crate) fn file(&mut self, name: &str, content: &[u8]) -> &mut Self {
-        self.entry(&Header { name: name.as_bytes(), ..Header::default() }, content)
+        self.entry(
+            &Header {
+                name: name.as_bytes(),
+                ..Header::default()
+            },
+            content,
+        )
     }
 
     pub(crate) fn directory(&mut self, name: &str) -> &mut Self {
-        let header = Header { name: name.as_bytes(), type_flag: b'5', mode: 0o755, ..Header::default() };
+        let header = Header {
+            name: name.as_bytes(),
+            type_flag: b'5',
+            mode: 0o755,
+            ..Header::default()
+        };
         self.entry(&header, b"")
     }
 
@@ -147,8 +179,12 @@ impl Tar {
     }
 
     fn link_of_type(&mut self, type_flag: u8, name: &str, target: &str) -> &mut Self {
-        let header =
-            Header { name: name.as_bytes(), type_flag, link: target.as_bytes(), ..Header::default() };
+        let header = Header {
+            name: name.as_bytes(),
+            type_flag,
+            link: target.as_bytes(),
+            ..Header::default()
+        };
         self.entry(&header, b"")
     }
 
@@ -175,7 +211,8 @@ pub(crate) fn layer_of(dir: &Path, archive: &[u8], compression: Compression) -> 
     let stored = match compression {
         Compression::None => archive.to_vec(),
         Compression::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            let mut encoder =
+                flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             encoder.write_all(archive).unwrap();
             encoder.finish().unwrap()
         }
@@ -185,9 +222,19 @@ pub(crate) fn layer_of(dir: &Path, archive: &[u8], compression: Compression) -> 
 }
 
 /// A layer of which the stored bytes are these.
-pub(crate) fn stored_layer(dir: &Path, stored: &[u8], archive: &[u8], compression: Compression) -> Layer {
+pub(crate) fn stored_layer(
+    dir: &Path,
+    stored: &[u8],
+    archive: &[u8],
+    compression: Compression,
+) -> Layer {
     let digest = digest(stored);
     let path = dir.join(digest.hex());
     std::fs::write(&path, stored).unwrap();
-    Layer { path, digest, diff_id: self::digest(archive), compression }
+    Layer {
+        path,
+        digest,
+        diff_id: self::digest(archive),
+        compression,
+    }
 }

@@ -44,7 +44,12 @@ fn xattrs(path: &Path) -> BTreeMap<OsString, Vec<u8>> {
 fn describe(root: &Path, path: &Path, metadata: &Metadata, directory_times: bool) -> String {
     let full = root.join(path);
     let kind = metadata.file_type();
-    let mut text = format!("{:o} {}:{}", metadata.mode(), metadata.uid(), metadata.gid());
+    let mut text = format!(
+        "{:o} {}:{}",
+        metadata.mode(),
+        metadata.uid(),
+        metadata.gid()
+    );
     if !metadata.is_dir() {
         text += &format!(" links {}", metadata.nlink());
     }
@@ -75,7 +80,10 @@ pub(crate) fn assert_same(ours: &Path, theirs: &Path, directory_times: bool) {
                 let their_text = describe(theirs, path, their, directory_times);
                 if our_text != their_text {
                     differences.push(format!("{}:\n  {our_text}\n  {their_text}", path.display()));
-                } else if our.is_file() && our.len() > 0 && !same_content(&ours.join(path), &theirs.join(path), our.len()) {
+                } else if our.is_file()
+                    && our.len() > 0
+                    && !same_content(&ours.join(path), &theirs.join(path), our.len())
+                {
                     differences.push(format!("{}: other content", path.display()));
                 }
             }
@@ -89,7 +97,11 @@ pub(crate) fn assert_same(ours: &Path, theirs: &Path, directory_times: bool) {
     differences.dedup();
     let count = differences.len();
     differences.truncate(20);
-    assert!(count == 0, "{count} differences:\n{}", differences.join("\n"));
+    assert!(
+        count == 0,
+        "{count} differences:\n{}",
+        differences.join("\n")
+    );
     assert_eq!(groups(&our_paths), groups(&their_paths), "hard links");
 }
 
@@ -124,7 +136,9 @@ fn same_content(ours: &Path, theirs: &Path, size: u64) -> bool {
         }
         let length = usize::try_from((size - at).min(1 << 20)).unwrap();
         ours.read_exact_at(&mut our_bytes[..length], at).unwrap();
-        theirs.read_exact_at(&mut their_bytes[..length], at).unwrap();
+        theirs
+            .read_exact_at(&mut their_bytes[..length], at)
+            .unwrap();
         if our_bytes[..length] != their_bytes[..length] {
             return false;
         }

@@ -1,5 +1,9 @@
 //! What the tests share: the judges `e2fsck` and the kernel.
-#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part, and fails by panicking")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test uses a part, and fails by panicking"
+)]
 
 pub(crate) mod archive;
 pub(crate) mod compare;
@@ -10,7 +14,11 @@ use std::process::Command;
 
 /// `e2fsck -fn` must find nothing to do and nothing to say.
 pub(crate) fn fsck(disk: &Path) {
-    let output = Command::new("e2fsck").arg("-fn").arg(disk).output().expect("e2fsck of Debian's e2fsprogs");
+    let output = Command::new("e2fsck")
+        .arg("-fn")
+        .arg(disk)
+        .output()
+        .expect("e2fsck of Debian's e2fsprogs");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}: {text}", disk.display());
     // Five passes, and a line at the end.
@@ -49,6 +57,10 @@ impl LoopMount {
 impl Drop for LoopMount {
     fn drop(&mut self) {
         let status = Command::new("umount").arg(self.dir.path()).status();
-        assert!(status.is_ok_and(|status| status.success()), "umount {}", self.dir.path().display());
+        assert!(
+            status.is_ok_and(|status| status.success()),
+            "umount {}",
+            self.dir.path().display()
+        );
     }
 }

@@ -14,7 +14,15 @@ pub(crate) fn unpack(layers: &[Layer], root: &Path) {
         let archive = decompressed(layer);
         hide(&archive, root);
         let mut tar = Command::new("tar")
-            .args(["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-owner", "-xpf", "-"])
+            .args([
+                "--xattrs",
+                "--xattrs-include=*",
+                "--acls",
+                "--numeric-owner",
+                "--same-owner",
+                "-xpf",
+                "-",
+            ])
             .args(["--exclude=.wh.*", "--delay-directory-restore"])
             .arg("-C")
             .arg(root)
@@ -32,7 +40,9 @@ fn decompressed(layer: &Layer) -> Vec<u8> {
         Compression::None => stored,
         Compression::Gzip => {
             let mut archive = Vec::new();
-            flate2::read::MultiGzDecoder::new(stored.as_slice()).read_to_end(&mut archive).unwrap();
+            flate2::read::MultiGzDecoder::new(stored.as_slice())
+                .read_to_end(&mut archive)
+                .unwrap();
             archive
         }
         Compression::Zstd => zstd::decode_all(stored.as_slice()).unwrap(),
@@ -57,7 +67,10 @@ fn hide(archive: &[u8], root: &Path) {
     assert!(list.wait().unwrap().success());
     for name in names.split(|byte| *byte == b'\n') {
         let path = Path::new(std::ffi::OsStr::from_bytes(name));
-        let Some(file) = path.file_name().and_then(|file| file.as_bytes().strip_prefix(b".wh.")) else {
+        let Some(file) = path
+            .file_name()
+            .and_then(|file| file.as_bytes().strip_prefix(b".wh."))
+        else {
             continue;
         };
         let folder = root.join(path.parent().unwrap());
