@@ -219,7 +219,7 @@ impl Agent {
             Ok(None) => {}
             // The control plane will say it again.
             Err(error) => {
-                tracing::warn!(error = chain(&error), "cannot read the last desired state")
+                tracing::warn!(error = chain(&error), "cannot read the last desired state");
             }
         }
         Ok(())
@@ -277,7 +277,7 @@ impl Agent {
                     }
                     // The next reconciliation tries again.
                     Err(error) => {
-                        tracing::error!(%error, instance = %id, "cannot begin an instance")
+                        tracing::error!(%error, instance = %id, "cannot begin an instance");
                     }
                 }
             }
@@ -352,9 +352,8 @@ async fn fetch_desired(
                 }
                 // Ask again only once it was taken up; one that was refused comes again later.
                 let taken = generation.wait_for(|ours| *ours >= offered);
-                match tokio::time::timeout(RETRY_PAUSE, taken).await {
-                    Ok(Err(_)) => return,
-                    Ok(Ok(_)) | Err(_) => {}
+                if let Ok(Err(_)) = tokio::time::timeout(RETRY_PAUSE, taken).await {
+                    return;
                 }
             }
             Err(error) => {

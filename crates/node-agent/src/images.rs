@@ -80,7 +80,7 @@ impl Images {
         std::fs::create_dir_all(&configs)?;
         Ok(Self {
             registry,
-            blobs: BlobCache::open(&dir.join("blobs")).map_err(io::Error::other)?,
+            blobs: BlobCache::open(dir.join("blobs")).map_err(io::Error::other)?,
             disks: Arc::new(DiskCache::open(&dir.join("disks")).map_err(io::Error::other)?),
             configs,
             preparing: Mutex::default(),

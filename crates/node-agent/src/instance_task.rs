@@ -571,7 +571,7 @@ enum Happened {
 
 async fn asked(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|asked| *asked).await.is_err() {
-        pending().await
+        pending::<()>().await;
     }
 }
 
@@ -605,7 +605,7 @@ async fn changed(detail: &mut Option<watch::Receiver<String>>) {
     match detail {
         Some(receiver) => {
             if receiver.changed().await.is_err() {
-                pending().await
+                pending::<()>().await;
             }
         }
         None => pending().await,
