@@ -51,7 +51,7 @@ pub enum BootConfigError {
         /// The process type.
         process: String,
     },
-    /// Its StopSignal is no signal.
+    /// Its `StopSignal` is no signal.
     #[error("`{0}` is not a signal; name one as in SIGTERM, TERM, 15 or SIGRTMIN+3")]
     NotASignal(String),
     /// There are more volumes than device letters.

@@ -35,3 +35,36 @@ pub fn desired_state(world: &World, node: NodeId) -> Option<DesiredState> {
         stop,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{Put, deploy, manifest, process, world};
+    use contract::{Generation, Timestamp};
+
+    #[test]
+    fn a_node_gets_its_own_and_every_stop_by_name() {
+        let mut world = world(2);
+        let release = manifest(&[("web", process(3))]);
+        deploy(&mut world, "shop/prod", release, Timestamp(0));
+        for (id, node) in [(1, 1), (2, 1), (3, 2)] {
+            let put = Put {
+                id,
+                env: "shop/prod",
+                process: "web",
+                release: 1,
+                node,
+            };
+            put.into_world(&mut world).leaving = id == 2;
+        }
+        world.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(4);
+        let state = desired_state(&world, NodeId(1)).unwrap();
+        let run: Vec<_> = state.instances.iter().map(|spec| spec.id.0).collect();
+        assert_eq!((run, state.stop), (vec![1], vec![InstanceId(2)]));
+        assert_eq!((state.node, state.generation), (NodeId(1), Generation(4)));
+        assert_eq!(state.cluster, "cluster-1");
+        assert_eq!(desired_state(&world, NodeId(9)), None);
+    }
+}

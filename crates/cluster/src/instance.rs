@@ -1,19 +1,21 @@
 //! The life of one instance, as the node that owns it runs it.
 //!
 //! ```text
-//!             Start            Prepared           GuestStarted
-//!   created --------> preparing -------> booting -------------> running
-//!      |               ^  |  | gives up    |  |  gives up          |  |
-//!      |    BackoffElap|  |  +-----------> | failed <--------------+  | no restart by policy
-//!      |           sed |  | fails          |    ^                     |
-//!      |               |  v                |    | retries exhausted   |
-//!      |             backoff <-------------+----+---------------------+ ends, restart by policy
-//!      |                |       boot fails, watchdog                  |
-//!      |                | StopAsked                                   |
-//!      +----------------+-----------> stopping <----------------------+ StopAsked
-//!        StopAsked, in any state       |  drain, ask, wait, kill
-//!                                      v CleanedUp
-//!                                   stopped
+//!            Start            Prepared          GuestStarted
+//!   created -------> preparing -------> booting -------------> running
+//!                     |  ^   |           |   |                 |  |  |
+//!        fails, again |  |   |   fails,  |   |  ends, again by |  |  |
+//!                     v  |   |   again   |   |  the policy     |  |  |
+//!                  backoff <-|-----------+---|-----------------+  |  |
+//!            BackoffElapsed  |               |                    |  |
+//!                            v  cannot run   v  tried too often   |  |
+//!                         failed <-----------+--------------------+  | ends, not again
+//!                            |                                       | by the policy
+//!                            v  StopAsked, from every state          v
+//!                        stopping <----------------------------------+
+//!                            |  drain, ask, wait, kill; CleanedUp
+//!                            v
+//!                        stopped
 //! ```
 //!
 //! Events come in with the time, a new state and effects come out; the node carries the effects of
@@ -68,7 +70,7 @@ pub const MAX_BOOT_ATTEMPTS: u32 = 4;
 /// How long the boot watchdog waits for the app to start, in milliseconds, where the node's
 /// driver does not say otherwise. Under TCG a boot takes seconds.
 pub const BOOT_TIMEOUT_MS: u64 = 60_000;
-/// How long an instance with ports goes on after its stop was asked, in milliseconds, so that
+/// How long a ready instance with ports goes on after its stop was asked, in milliseconds, so that
 /// edges learn the new routes and end their requests.
 pub const DRAIN_MS: u64 = 2_000;
 /// How much longer than the stop timeout the guest may take to report the end, in milliseconds.
@@ -80,7 +82,7 @@ pub const STOP_MARGIN_MS: u64 = 5_000;
 pub struct Timing {
     /// The boot watchdog, in milliseconds.
     pub boot_timeout_ms: u64,
-    /// How long an instance with ports drains, in milliseconds.
+    /// How long a ready instance with ports drains, in milliseconds.
     pub drain_ms: u64,
 }
 
@@ -197,6 +199,10 @@ enum Stop {
 /// Where one instance is in its life, with what is needed to go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own beside the state"
+)]
 pub struct Lifecycle {
     id: InstanceId,
     restart: RestartPolicy,

@@ -18,6 +18,17 @@
 //! - [`instance`]: the life of one instance.
 //! - [`boot`]: what its guest is told to run.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::format_push_string,
+        clippy::needless_pass_by_value,
+        clippy::needless_raw_string_hashes,
+        reason = "tests count few things, and expect-test writes its texts so"
+    )
+)]
+
 pub mod address_plan;
 pub mod boot;
 pub mod desired;

@@ -210,7 +210,8 @@ impl<'w> Planner<'w, '_> {
                 }
             }
             Action::Forget { id } => {
-                for ids in self.by_env.values_mut() {
+                let known = self.working.instances.get(id);
+                if let Some(ids) = known.and_then(|i| self.by_env.get_mut(&i.spec.env_key())) {
                     ids.remove(id);
                 }
                 // What it held is free again.

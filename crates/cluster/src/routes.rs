@@ -55,7 +55,10 @@ pub fn routes(world: &World) -> BTreeMap<String, Route> {
 /// The hosts of a manifest that lead to another env already. To be asked before a release is made.
 pub fn taken_hosts(world: &World, env: &EnvKey, manifest: &Manifest) -> BTreeMap<String, EnvKey> {
     let mut taken = BTreeMap::new();
-    let others = world.envs.iter().filter(|(key, _)| *key != env);
+    let others = world
+        .envs
+        .iter()
+        .filter(|(key, other)| *key != env && !other.destroying);
     for (key, other) in others {
         let rollout = &other.rollout;
         let releases = [
@@ -312,6 +315,9 @@ mod tests {
         let expected = BTreeMap::from([("web.example.com".to_owned(), key("shop/prod"))]);
         assert_eq!(taken, expected);
         assert!(taken_hosts(&world, &key("shop/prod"), &manifest).is_empty());
+        let mut going = world.clone();
+        going.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
+        assert!(taken_hosts(&going, &key("shop/test"), &manifest).is_empty());
         // Where it came to be claimed twice nevertheless, the older env keeps it.
         deploy(&mut world, "shop/a", manifest, Timestamp(0));
         let owner = &routes(&world)["web.example.com"].env;

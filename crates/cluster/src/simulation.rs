@@ -407,7 +407,7 @@ fn releases_of(world: &World, env: &EnvKey) -> BTreeSet<ReleaseNumber> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     /// First a good release, then any other: done on the new one, or all as it was.
     #[test]
@@ -501,8 +501,10 @@ proptest! {
         for (process, wanted) in wanted.iter().filter(|_| good) {
             prop_assert_eq!(sim.ready(process), *wanted, "{}", show(&sim.world));
         }
-        let all: u32 = wanted.values().sum();
-        prop_assert_eq!(sim.world.instances.len(), all as usize, "{}", show(&sim.world));
+        if good || release.is_none() {
+            let all: u32 = wanted.values().sum();
+            prop_assert_eq!(sim.world.instances.len(), all as usize, "{}", show(&sim.world));
+        }
 
         sim.world.envs.get_mut(&key(ENV)).unwrap().destroying = true;
         sim.until("removed", |sim| sim.world.envs.is_empty());

@@ -33,7 +33,8 @@ pub struct InstanceSpec {
     pub variables: BTreeMap<String, String>,
     /// Ports the app listens on, in the manifest's order; the first becomes `PORT`.
     pub ports: Vec<Port>,
-    /// When to call it ready. Absent: ready as soon as the app was started.
+    /// When to call it ready. Absent: ready once the app has run for a moment
+    /// (`cluster::instance::SETTLE_MS`), so that one that exits at once is never called ready.
     pub healthcheck: Option<HealthCheck>,
     /// How to stop it.
     pub stop: StopPolicy,

@@ -146,7 +146,7 @@ impl Lifecycle {
             }
             Event::StopAsked => {
                 self.stop_asked = true;
-                Some(if self.has_ports {
+                Some(if self.has_ports && self.ready {
                     self.drain(now)
                 } else {
                     self.ask_stop(now)

@@ -1,6 +1,7 @@
 //! One pass over one env: what can change there at once, given what is there now.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use contract::api::RolloutPhase;
 use contract::instance::InstanceState;
@@ -81,11 +82,11 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
     }
     let mut findings = unwell(planner, key, &seats, rollout.phase);
 
-    if rollout.phase == RolloutPhase::Rolling {
-        if let Some(next) = judged(planner, env, &rollout, &seats) {
-            set_rollout(planner, key, next);
-            return findings;
-        }
+    if rollout.phase == RolloutPhase::Rolling
+        && let Some(next) = judged(planner, env, &rollout, &seats)
+    {
+        set_rollout(planner, key, next);
+        return findings;
     }
     let goal = match (rollout.phase, rollout::serving_before(env, &rollout)) {
         (RolloutPhase::Failed, None) => {
@@ -284,7 +285,7 @@ fn judged(
 /// so that a revert finds them; those of a release that failed leave at once.
 fn drop_processes(
     planner: &mut Planner<'_, '_>,
-    counts: &std::collections::BTreeMap<ProcessName, u32>,
+    counts: &BTreeMap<ProcessName, u32>,
     goal: Goal,
     rollout: &Rollout,
     seats: &[Seat],
@@ -352,7 +353,11 @@ impl Task<'_> {
         if mine.len() > self.wanted {
             mine.sort_by_key(|seat| seat.leaving_order());
             for seat in mine.drain(..mine.len() - self.wanted) {
-                leave(planner, seat, format!("{} are wanted", self.wanted));
+                leave(
+                    planner,
+                    seat,
+                    format!("more than the {} wanted", self.wanted),
+                );
                 going.push(seat);
             }
         }
@@ -522,7 +527,7 @@ impl<'w> Planner<'w, '_> {
         }
         if report.state == InstanceState::Failed && phase != RolloutPhase::Rolling {
             let minutes = REPLACE_AFTER_MS / 60_000;
-            text.push_str(&format!("; replaced {minutes} min after it was made"));
+            text = format!("{text}; replaced {minutes} min after it was made");
         }
         text
     }

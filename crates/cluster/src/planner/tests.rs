@@ -253,7 +253,7 @@ fn scaling_down_takes_the_unready_then_the_newest() {
     check(
         &world,
         expect![[r#"
-        leave 00000002: 1 are wanted
+        leave 00000002: more than the 1 wanted
     "#]],
     );
     world.instances.get_mut(&InstanceId(2)).unwrap().created_at = Timestamp(0);
@@ -261,14 +261,14 @@ fn scaling_down_takes_the_unready_then_the_newest() {
     check(
         &world,
         expect![[r#"
-        leave 00000001: 1 are wanted
+        leave 00000001: more than the 1 wanted
     "#]],
     );
     world.instances.get_mut(&InstanceId(2)).unwrap().report = None;
     check(
         &world,
         expect![[r#"
-        leave 00000002: 1 are wanted
+        leave 00000002: more than the 1 wanted
     "#]],
     );
 }
