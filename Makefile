@@ -19,8 +19,6 @@ install: ## The Debian packages and tools that building and running need; root
 	@demo/install.sh
 
 build: ## target/release/platform, linked statically, and what guests boot
-	@# Everything but the binary first: it is linked once, by the line after.
-	cargo build --release --workspace --exclude platform
 	cargo rustc --release -p platform --bin platform -- -C target-feature=+crt-static
 	cargo xtask guest
 
@@ -37,7 +35,9 @@ test: install build ## The whole check: formatting, lints, structure, every test
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
 		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
 
-bench: build ## Measure what we promise, beside what others reach
-	cargo xtask bench
+bench: install build ## Measure what we promise of boots, logs, root disks and deploys; root
+	cargo test --release -p microvm -p guest-init -- --ignored --nocapture --test-threads 1
+	cargo run --release -p root-disk --example bench
+	demo/bench.sh
 
 .PHONY: help demo down install build test bench

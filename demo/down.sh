@@ -20,7 +20,10 @@ main() {
     finish registry 10
 
     # The link that up.sh made; never a file of your own.
-    if [ "$(readlink "$user_config" || true)" = "$admin_config" ]; then rm -f "$user_config"; fi
+    if [ "$(readlink "$user_config" || true)" = "$admin_config" ]; then
+        rm -f "$user_config"
+        rmdir --ignore-fail-on-non-empty "$(dirname "$user_config")"
+    fi
     nothing_mounted
     rm -rf "$demo" "$run"
     say "${green}The demo is down${plain}: nothing of it is left but what was built."

@@ -12,8 +12,10 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
-/// Largest Rust file, in lines, tests included. Two things live in a larger one.
+/// Largest Rust file, in lines. Two things live in a larger one.
 const MAX_FILE_LINES: usize = 800;
+/// Largest file of tests, in lines: a table of cases may be long.
+const MAX_TEST_FILE_LINES: usize = 1000;
 /// Largest ARCHITECTURE.md, in lines: it is meant to be read whole.
 const MAX_ARCHITECTURE_LINES: usize = 300;
 /// Words that say a thing is not done.
@@ -149,9 +151,14 @@ fn committed_files(root: &Path) -> Result<Vec<String>> {
 
 fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
     let lines = text.lines().count();
-    if lines > MAX_FILE_LINES {
+    let limit = if file.contains("/tests/") {
+        MAX_TEST_FILE_LINES
+    } else {
+        MAX_FILE_LINES
+    };
+    if lines > limit {
         findings.push(format!(
-            "{file}: {lines} lines; over {MAX_FILE_LINES}, two things live there"
+            "{file}: {lines} lines; over {limit}, two things live there"
         ));
     }
     if file.ends_with("xtask/src/tidy.rs") {

@@ -369,7 +369,9 @@ async fn a_large_body_passes_whole() {
     .await;
     let edge = TestEdge::start(&[address]).await;
     let (mut read, mut write) = edge.connect().await.into_split();
-    let body: Vec<u8> = (0..BYTES).map(|i| (i * 31 >> 3).to_le_bytes()[0]).collect();
+    let body: Vec<u8> = (0..BYTES)
+        .map(|i| ((i * 31) >> 3).to_le_bytes()[0])
+        .collect();
     let sent = body.clone();
     let sending = tokio::spawn(async move {
         let start = format!(

@@ -30,6 +30,8 @@ struct Source {
     stream: Stream,
     fd: Option<OwnedFd>,
     splitter: LineSplitter,
+    /// A piece of the present line was dropped: the rest of it goes too.
+    cutting: bool,
 }
 
 /// Output on its way: two pipes, the queue, the log channel.
@@ -62,6 +64,7 @@ impl Output {
             stream,
             fd: Some(fd),
             splitter: LineSplitter::default(),
+            cutting: false,
         });
     }
 
@@ -204,10 +207,13 @@ impl Output {
                     None => break,
                     Some(piece) => piece,
                 };
-                if self.queue.has_room() {
+                if self.queue.has_room() && !source.cutting {
                     self.queue
                         .push(at, source.stream, piece.partial, piece.bytes);
-                } else if !piece.partial {
+                    continue;
+                }
+                source.cutting = piece.partial;
+                if !piece.partial {
                     self.queue.drop_line();
                 }
             }

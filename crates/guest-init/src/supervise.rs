@@ -70,6 +70,8 @@ pub(crate) fn run() -> io::Result<()> {
     match boot(&config) {
         Err(failure) => Guest::new(signals, control, Course::Told(failure)).serve(),
         Ok((user, volumes, app)) => {
+            // They are in the guest's files now, and in nobody's memory.
+            config.secrets = Vec::new();
             let running = Running {
                 config,
                 user,

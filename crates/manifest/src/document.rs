@@ -96,12 +96,11 @@ impl Table {
 
     /// The value of this key; a table that nothing was said about where there is none.
     fn entry(&mut self, key: &Rc<str>) -> &mut Item {
-        let index = match self.index.get(key) {
-            Some(index) => *index,
-            None => {
-                self.push(Rc::clone(key), Item::new(Node::Table(Self::default())));
-                self.entries.len() - 1
-            }
+        let index = if let Some(index) = self.index.get(key) {
+            *index
+        } else {
+            self.push(Rc::clone(key), Item::new(Node::Table(Self::default())));
+            self.entries.len() - 1
         };
         &mut self.entries[index].item
     }
@@ -261,7 +260,7 @@ impl Reader<'_> {
 
     fn key_value(&mut self, first: Event) -> Option<(Place, Node)> {
         let mut path = vec![key_name(self.text, first)];
-        while let Some(event) = self.events.next() {
+        for event in self.events.by_ref() {
             match event.kind() {
                 EventKind::SimpleKey => path.push(key_name(self.text, event)),
                 EventKind::KeyValSep => break,
@@ -272,7 +271,7 @@ impl Reader<'_> {
     }
 
     fn value(&mut self) -> Option<Node> {
-        while let Some(event) = self.events.next() {
+        for event in self.events.by_ref() {
             let begins = matches!(
                 event.kind(),
                 EventKind::Scalar | EventKind::ArrayOpen | EventKind::InlineTableOpen

@@ -434,10 +434,14 @@ mod tests {
                             .flatten()
                             .map(|(pattern, _)| pattern.as_str()),
                     );
-                    map.values().for_each(|value| patterns(value, out));
+                    for value in map.values() {
+                        patterns(value, out);
+                    }
                 }
                 serde_json::Value::Array(items) => {
-                    items.iter().for_each(|value| patterns(value, out));
+                    for value in items {
+                        patterns(value, out);
+                    }
                 }
                 _ => {}
             }

@@ -181,20 +181,21 @@ impl Writer {
             if self.is_full() {
                 return;
             }
-            path.push(block.key);
-            self.block(block.at, block.comments, block.table, block.element, path);
+            path.push(Rc::clone(&block.key));
+            self.block(block, path);
             path.pop();
         }
     }
 
-    fn block(
-        &mut self,
-        at: Option<At<'_>>,
-        comments: Comments,
-        table: Table,
-        element: bool,
-        path: &mut Vec<Rc<str>>,
-    ) {
+    /// A table with its header, unless the header would say nothing.
+    fn block(&mut self, block: Block<'_>, path: &mut Vec<Rc<str>>) {
+        let Block {
+            at,
+            comments,
+            table,
+            element,
+            ..
+        } = block;
         let own_lines = table.entries.iter().any(|entry| {
             let at = at.and_then(|at| child(at, &entry.key));
             is_line(at, entry)

@@ -98,12 +98,7 @@ impl Checker<'_, '_> {
             ("object", DeValue::Table(table)) => self.table(at, table, span),
             ("array", DeValue::Array(items)) => self.array(at, items, span),
             ("string", DeValue::String(text)) => self.string(at, text, span),
-            ("integer", DeValue::Integer(number)) => {
-                let number = syntax::integer(number)?;
-                self.range(at, number_as_f64(number), &number.to_string(), span)?;
-                Some(Value::from(number))
-            }
-            ("number", DeValue::Integer(number)) => {
+            ("integer" | "number", DeValue::Integer(number)) => {
                 let number = syntax::integer(number)?;
                 self.range(at, number_as_f64(number), &number.to_string(), span)?;
                 Some(Value::from(number))

@@ -473,35 +473,35 @@ fn what_is_not_toml() {
         (
             "app = shop",
             expect![[r#"
-            syntax 1:7 app: string values must be quoted, expected literal string [put the text in quotes: "shop"]
-        "#]],
+                syntax 1:7 app: `shop` is not a value [put the text in quotes: "shop"]
+            "#]],
         ),
         (
             "app: shop\n",
             expect![[r#"
-            syntax 1:4 "app:": invalid unquoted key, expected letters, numbers, `-`, `_` [-]
-            syntax 1:6 "app:": key with no value, expected `=` [-]
-        "#]],
+                syntax 1:4 "app:": invalid unquoted key [a key and its value are joined by `=`: `key = "value"`]
+                syntax 1:6 "app:": key with no value [a key and its value are joined by `=`: `key = "value"`]
+            "#]],
         ),
         (
             "---\napp: shop\n",
             expect![[r#"
-            syntax 1:4 ---: key with no value, expected `=` [remove the control character; in a value, write it as `\u00XX`]
-            syntax 2:4 "app:": invalid unquoted key, expected letters, numbers, `-`, `_` [-]
-            syntax 2:6 "app:": key with no value, expected `=` [-]
-        "#]],
+                syntax 1:4 ---: key with no value [this looks like YAML; manifests are TOML: https://toml.io/en/v1.0.0]
+                syntax 2:4 "app:": invalid unquoted key [a key and its value are joined by `=`: `key = "value"`]
+                syntax 2:6 "app:": key with no value [a key and its value are joined by `=`: `key = "value"`]
+            "#]],
         ),
         (
             "{ \"app\": \"shop\" }",
             expect![[r#"
-            syntax 1:1 : invalid key-value pair, expected key [-]
-        "#]],
+                syntax 1:1 : invalid key-value pair [this looks like JSON; manifests are TOML: https://toml.io/en/v1.0.0]
+            "#]],
         ),
         (
             "app = \"shop",
             expect![[r#"
-            syntax 1:12 app: invalid basic string, expected `\"` [-]
-        "#]],
+                syntax 1:12 app: invalid basic string, expected `"` [-]
+            "#]],
         ),
         (
             "app = 'shop' image = 'x'",
@@ -512,26 +512,26 @@ fn what_is_not_toml() {
         (
             "app = “shop”",
             expect![[r#"
-            syntax 1:7 app: string values must be quoted, expected literal string [use straight quotes: " or ']
-        "#]],
+                syntax 1:7 app: typographic quotes do not enclose a text [use straight quotes: " or ']
+            "#]],
         ),
         (
             "app =",
             expect![[r#"
-            syntax 1:6 app: string values must be quoted, expected literal string [put the text in quotes: ""]
-        "#]],
+                syntax 1:6 app: there is no value [write one after the `=`]
+            "#]],
         ),
         (
             "[processes.web\ncommand = []",
             expect![[r#"
-            syntax 1:15 processes.web: unclosed table, expected `]` [remove the control character; in a value, write it as `\u00XX`]
-        "#]],
+                syntax 1:15 processes.web: unclosed table, expected `]` [-]
+            "#]],
         ),
         (
             "[[processes.web.ports]\nport = 1",
             expect![[r#"
-            syntax 1:23 processes.web.ports: unclosed array table, expected `]` [remove the control character; in a value, write it as `\u00XX`]
-        "#]],
+                syntax 1:23 processes.web.ports: unclosed array table, expected `]` [-]
+            "#]],
         ),
         (
             "app = 'a'\napp = 'b'",
@@ -556,33 +556,32 @@ fn what_is_not_toml() {
         (
             "env = { A = '1' }\n[env.B]",
             expect![[r#"
-            missing_key 1:1 app: missing key `app` [add it, such as `app = "shop"`]
-            duplicate_key 2:2 env: `env` cannot be extended: it is already defined as inline table [it is already defined in line 1; keep one of them]
-        "#]],
+                missing_key 1:1 app: missing key `app` [add it, such as `app = "shop"`]
+                duplicate_key 2:2 env: `env` cannot be extended: it is already defined as an inline table [it is already defined in line 1; keep one of them]
+            "#]],
         ),
         (
             "app = 'shop'\nprocesses.web.deploy.auto_revert = yes",
             expect![[r#"
-                syntax 2:36 processes.web.deploy.auto_revert: string values must be quoted, expected literal string [put the text in quotes: "yes"]
+                syntax 2:36 processes.web.deploy.auto_revert: `yes` is not a value [write `true`]
             "#]],
         ),
         (
             "app = 'shop'\nprocesses.web.user = null",
             expect![[r#"
-            syntax 2:22 processes.web.user: invalid float, expected `nan` [TOML has no null: leave the key out]
-        "#]],
+                syntax 2:22 processes.web.user: `null` is not a value [TOML has no null: leave the key out]
+            "#]],
         ),
         (
             "app = \"sh\\op\"",
             expect![[r#"
-            syntax 1:11 app: missing escaped value, expected `b`, `e`, `f`, `n`, `r`, `\\`, `\"`, `x`, `u`, `U` [-]
-        "#]],
+                syntax 1:11 app: this escape does not exist [there are \b \t \n \f \r \" \\ \uXXXX and \UXXXXXXXX; a text in single quotes has no escapes]
+            "#]],
         ),
         (
             "app = 'shop'\nprocesses.web.scaling = { min = 01, max = 2_ }",
             expect![[r#"
                 syntax 2:33 processes.web.scaling.min: unexpected leading zero [-]
-                syntax 2:33 processes.web.scaling.min: this integer does not fit in 64 bits: it must be from -2^63 to 2^63 - 1 [-]
                 syntax 2:44 processes.web.scaling.max: `_` may only go between digits [-]
             "#]],
         ),
@@ -616,9 +615,9 @@ fn mistakes_beside_a_broken_value_are_told_too() {
     check_lines(
         "app = shop\nimage = 'nginx'\n[processes.web]\nuser = \"\\q\"\nreplicas = 3\n",
         expect![[r#"
-            syntax 1:7 app: string values must be quoted, expected literal string [put the text in quotes: "shop"]
+            syntax 1:7 app: `shop` is not a value [put the text in quotes: "shop"]
             image_by_tag 2:9 image: the image `nginx` is not pinned by digest [a tag can move, and then a release would not be what was tested: write `name@sha256:...`, or leave `image` out and give the tag to `platform deploy`, which resolves it once and says what it pinned]
-            syntax 4:10 processes.web.user: missing escaped value, expected `b`, `e`, `f`, `n`, `r`, `\\`, `\"`, `x`, `u`, `U` [-]
+            syntax 4:10 processes.web.user: this escape does not exist [there are \b \t \n \f \r \" \\ \uXXXX and \UXXXXXXXX; a text in single quotes has no escapes]
             unknown_key 5:1 processes.web.replicas: unknown key `replicas` [did you mean `scaling`?]
         "#]],
     );
@@ -643,14 +642,14 @@ fn meaning() {
         (
             "memory = '1GiB'",
             expect![[r#"
-            unknown_key 2:1 memory: unknown key `memory` [keys here: `app`, `image`, `env`, `processes`, `routes`]
-        "#]],
+                unknown_key 2:1 memory: unknown key `memory` [it belongs to one of the `processes`: write it under `[processes.web.resources]`]
+            "#]],
         ),
         (
             "[[processes]]",
             expect![[r#"
-            wrong_type 2:1 processes: expected a table, found a list [there is only one: write `[processes]`]
-        "#]],
+                wrong_type 2:1 processes: expected a table, found a list [name each: write `[processes.web]`]
+            "#]],
         ),
         (
             "[routes]\na = { port = 80 }",
@@ -667,8 +666,8 @@ fn meaning() {
         (
             "[routes]\na = 'web'",
             expect![[r#"
-            wrong_type 3:5 routes.a: expected a table, found a string [-]
-        "#]],
+                wrong_type 3:5 routes.a: expected a table, found a string [such as { port = 8080 }]
+            "#]],
         ),
         (
             "[routes]\n'https://Shop.example.com/' = { port = 80 }",
@@ -766,7 +765,7 @@ fn meaning() {
             "[processes.web]\nstop = { timeout = 10, signal = 15 }",
             expect![[r#"
                 wrong_type 3:20 processes.web.stop.timeout: expected a duration such as "10s", found an integer [write it with its unit: "10s"]
-                wrong_type 3:33 processes.web.stop.signal: expected a string, found an integer [write it in quotes: "15"]
+                wrong_type 3:33 processes.web.stop.signal: expected a string, found an integer [such as "SIGTERM"]
             "#]],
         ),
         (

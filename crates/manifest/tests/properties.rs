@@ -64,10 +64,8 @@ fn manifests() -> impl Strategy<Value = String> {
         "#\n\n\n",
     ]);
     let section = (gap, headers(), body).prop_map(|(gap, header, body)| {
-        format!(
-            "{gap}{header}\n{}",
-            body.iter().map(|l| format!("{l}\n")).collect::<String>()
-        )
+        let lines: Vec<_> = body.iter().map(|line| format!("{line}\n")).collect();
+        format!("{gap}{header}\n{}", lines.concat())
     });
     let first = select(vec![
         "",

@@ -257,7 +257,7 @@ fn connections_live_on_while_rules_are_replaced() {
         let (guest, nic) = (Arc::new(guest), Arc::new(nic));
         for (from, to) in [(Arc::clone(&guest), Arc::clone(&nic)), (nic, guest)] {
             std::thread::spawn(move || {
-                let mut frame = [0; 65_536];
+                let mut frame = vec![0; 65_536];
                 while let Ok(length) = from.tap().read(&mut frame) {
                     let _ = to.tap().write(&frame[..length]);
                 }

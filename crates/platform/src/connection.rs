@@ -17,8 +17,8 @@ const DEFAULT_ENV: &str = "prod";
 /// Which cluster.
 #[derive(Debug, Args)]
 pub(crate) struct ClusterArguments {
-    /// The file that says where the cluster is and who you are; else
-    /// ~/.config/platform/config.json, else the one of a server on this machine
+    /// Where the cluster is and who you are [default: ~/.config/platform/config.json, else that
+    /// of a server on this machine]
     #[arg(
         long,
         value_name = "FILE",

@@ -13,7 +13,7 @@ const HEADER: Style = Style::new().bold();
 /// How to print.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct FormatArguments {
-    /// How to print: `text` for people, `json` for programs
+    /// `text` for people, `json` for programs
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     pub(crate) format: Format,
 }
@@ -23,10 +23,8 @@ pub(crate) struct FormatArguments {
 pub(crate) enum Format {
     /// For people; may change.
     #[default]
-    #[value(help = "Lines and tables, for people")]
     Text,
     /// For programs; stable.
-    #[value(help = "JSON, for programs")]
     Json,
 }
 

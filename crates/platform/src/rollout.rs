@@ -81,14 +81,20 @@ pub(crate) async fn watch(
     }
 }
 
-/// Why a release is not what serves now: the reason, each instance's failure and its last lines.
+/// Why a release is not what serves now: the reason, and what it leaves out of each instance's
+/// failure and last lines.
 pub(crate) fn explain(status: &RolloutStatus) -> String {
     let mut text = if status.reason.is_empty() {
         "no reason was given".to_owned()
     } else {
-        one_line(&status.reason)
+        status
+            .reason
+            .trim()
+            .lines()
+            .map(one_line)
+            .collect::<Vec<_>>()
+            .join("\n")
     };
-    let mut told = BTreeSet::new();
     for row in status
         .instances
         .iter()
@@ -96,15 +102,13 @@ pub(crate) fn explain(status: &RolloutStatus) -> String {
     {
         let Some(report) = &row.report else { continue };
         let words = what_happened(report);
-        if words.is_empty() && report.last_words.is_empty() {
-            continue;
-        }
         // Ten instances that fail alike need one explanation.
-        if !told.insert((
-            row.process.clone(),
-            words.clone(),
-            report.last_words.clone(),
-        )) {
+        let told = text.contains(&words)
+            && report
+                .last_words
+                .last()
+                .is_none_or(|last| text.contains(&one_line(last)));
+        if told {
             continue;
         }
         text.push_str(&format!(
@@ -157,7 +161,10 @@ fn shown(row: &InstanceRow) -> Shown {
     };
     let detail = one_line(&report.detail);
     let (style, state, detail) = match report.state {
-        _ if row.leaving => (FAINT, "leaving".to_owned(), detail),
+        _ if row.leaving && report.failure.is_some() => {
+            (BAD, "failed".to_owned(), what_happened(report))
+        }
+        _ if row.leaving => (FAINT, "leaving".to_owned(), String::new()),
         InstanceState::Running if report.ready => (GOOD, "healthy".to_owned(), String::new()),
         InstanceState::Running if detail.is_empty() => (
             BUSY,
@@ -219,7 +226,10 @@ impl Progress {
         if status.reason != self.reason {
             self.reason.clone_from(&status.reason);
             // Where there are instances, their own lines say more.
-            let unplaced = !status.instances.iter().any(|row| row.release == self.release);
+            let unplaced = !status
+                .instances
+                .iter()
+                .any(|row| row.release == self.release);
             if unplaced && !self.reason.is_empty() && status.phase == RolloutPhase::Rolling {
                 self.say(&one_line(&self.reason));
             }

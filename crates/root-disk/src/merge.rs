@@ -427,9 +427,9 @@ impl<'a> Merger<'a> {
             directory.children.retain(|_, child| {
                 let keep = child.layer >= layer;
                 if keep {
-                    left.push(child.node)
+                    left.push(child.node);
                 } else {
-                    hidden.push(child.node)
+                    hidden.push(child.node);
                 }
                 keep
             });
@@ -451,7 +451,7 @@ impl<'a> Merger<'a> {
             node.metadata.xattrs = Vec::new();
             match std::mem::replace(&mut node.kind, Kind::Gone) {
                 Kind::Directory(directory) => {
-                    left.extend(directory.children.values().map(|child| child.node))
+                    left.extend(directory.children.values().map(|child| child.node));
                 }
                 Kind::File { blocks, .. } => self.freed.extend(blocks.extents),
                 _ => {}

@@ -91,7 +91,7 @@ fn damage_is_noticed_removed_and_repaired() {
                 .open(&built.path)
                 .unwrap()
                 .set_len(5_000_000)
-                .unwrap()
+                .unwrap();
         }),
         ("empty", &|| fs::write(&built.path, b"").unwrap()),
         ("no disk", &|| fs::remove_file(&built.path).unwrap()),

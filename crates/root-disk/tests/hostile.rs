@@ -522,7 +522,7 @@ fn headers() {
     );
     let text = tar_by(|t| {
         t.raw(&Header::default(), |block| {
-            block[124..136].copy_from_slice(b"0000000019z\0")
+            block[124..136].copy_from_slice(b"0000000019z\0");
         });
     });
     assert_eq!(

@@ -141,7 +141,7 @@ fn colour_sequence(text: &str) -> Option<&str> {
     let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
     parameters[end..]
         .starts_with('m')
-        .then(|| &text[..2 + end + 1])
+        .then(|| &text[..=(2 + end)])
 }
 
 #[cfg(test)]

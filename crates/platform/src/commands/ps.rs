@@ -1,7 +1,7 @@
 //! `platform ps`: the instances.
 
 use clap::Args;
-use contract::api::InstanceRow;
+use contract::api::{InstanceReport, InstanceRow};
 use contract::instance::InstanceState;
 
 use crate::connection::{ClusterArguments, EnvArguments};
@@ -81,9 +81,7 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
             report.map_or(0, |r| r.restarts).to_string(),
             row.node_name.clone(),
             row.address.to_string(),
-            report.map_or_else(String::new, |r| {
-                r.failure.clone().unwrap_or_else(|| r.detail.clone())
-            }),
+            report.map_or_else(String::new, detail),
         ]);
     }
     table
@@ -95,5 +93,16 @@ fn state(row: &InstanceRow) -> String {
         None => "created".to_owned(),
         Some(r) if r.state == InstanceState::Running && r.ready => "healthy".to_owned(),
         Some(r) => r.state.to_string(),
+    }
+}
+
+/// What it does or waits for, and what it failed of before.
+fn detail(report: &InstanceReport) -> String {
+    match (&report.failure, report.state) {
+        (None, _) => report.detail.clone(),
+        (Some(failure), InstanceState::Failed | InstanceState::Stopped) => failure.clone(),
+        (Some(failure), _) if report.detail.is_empty() => format!("before: {failure}"),
+        (Some(failure), _) if report.detail.contains(failure.as_str()) => report.detail.clone(),
+        (Some(failure), _) => format!("{}; before: {failure}", report.detail),
     }
 }

@@ -39,9 +39,7 @@ pub(crate) struct CreateArguments {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Role {
-    #[value(help = "A machine that runs instances")]
     Node,
-    #[value(help = "An ingress proxy")]
     Edge,
 }
 

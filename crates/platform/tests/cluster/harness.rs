@@ -302,7 +302,10 @@ impl Cluster {
             .unwrap()
             .stdout;
         // The namespace is named after the cluster's last 24 bits: `fd12:3456:789a` -> `56789a`.
-        let groups: Vec<_> = prefix.split(':').map(|group| format!("{group:0>4}")).collect();
+        let groups: Vec<_> = prefix
+            .split(':')
+            .map(|group| format!("{group:0>4}"))
+            .collect();
         let bits = groups.concat();
         let name = format!("platform-{}", &bits[bits.len().saturating_sub(6)..]);
         let namespaces = String::from_utf8_lossy(&said).into_owned();

@@ -184,7 +184,7 @@ fn write_outside_inode(
     match &mut node.kind {
         Kind::File { blocks, .. } => extents::settle(blocks, node.number, seed, writer)?,
         Kind::Directory(directory) => {
-            extents::settle(&mut directory.blocks, node.number, seed, writer)?
+            extents::settle(&mut directory.blocks, node.number, seed, writer)?;
         }
         Kind::Symlink { target, block } if target.len() > FAST_SYMLINK_BYTES => {
             let current = writer.current();

@@ -124,14 +124,12 @@ pub(crate) fn encode(node: &Node, subdirectories: u32, seed: Seed) -> [u8; INODE
 }
 
 /// The low 32 bits of the seconds at one place; two more bits and the nanoseconds at another. What is out
-/// of the range becomes its end, as the kernel does.
+/// of the range becomes its end, which has no nanoseconds, as with the kernel.
 fn put_time(inode: &mut [u8], at: usize, extra_at: usize, time: Time) {
-    let seconds = time.seconds.clamp(*TIME_RANGE.start(), *TIME_RANGE.end());
-    let nanoseconds = if seconds == time.seconds {
-        time.nanoseconds
-    } else {
-        0
-    };
+    let (first, last) = (*TIME_RANGE.start(), *TIME_RANGE.end());
+    let seconds = time.seconds.clamp(first, last);
+    let inside = first < seconds && seconds < last;
+    let nanoseconds = if inside { time.nanoseconds } else { 0 };
     let low = low32(seconds.cast_unsigned());
     let epoch = high32((seconds - i64::from(low.cast_signed())).cast_unsigned()) & 3;
     put32(inode, at, low);

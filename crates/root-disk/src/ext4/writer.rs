@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::error::{DiskError, OverLimit};
@@ -13,6 +13,8 @@ use crate::tree::Extent;
 
 /// Bytes that are written at once.
 const BUFFER_BYTES: usize = 1024 * 1024;
+/// Bytes after which a write-back is begun.
+const SYNC_BYTES: usize = 32 * 1024 * 1024;
 /// Buffers that may wait to be written.
 const WAITING_BUFFERS: usize = 3;
 
@@ -27,7 +29,7 @@ pub(crate) struct BlockWriter {
     next: u32,
     /// One more than the last that may be written.
     end: u32,
-    full: SyncSender<(u64, usize, Vec<u8>)>,
+    full: SyncSender<Full>,
     spare: Receiver<Vec<u8>>,
     thread: JoinHandle<io::Result<File>>,
 }
@@ -35,16 +37,9 @@ pub(crate) struct BlockWriter {
 impl BlockWriter {
     /// Appends from block `first` on, and up to `end`. `path` is for errors.
     pub(crate) fn new(file: File, path: PathBuf, first: u32, end: u32) -> Self {
-        let (full, waiting) = sync_channel::<(u64, usize, Vec<u8>)>(WAITING_BUFFERS);
+        let (full, waiting) = sync_channel::<Full>(WAITING_BUFFERS);
         let (done, spare) = channel();
-        let thread = std::thread::spawn(move || {
-            for (offset, length, buffer) in waiting {
-                file.write_all_at(&buffer[..length], offset)?;
-                // When nobody wants buffers any more, this one is dropped.
-                let _ = done.send(buffer);
-            }
-            Ok(file)
-        });
+        let thread = std::thread::spawn(move || write(file, &waiting, &done));
         Self {
             path,
             buffer: vec![0; BUFFER_BYTES],
@@ -144,6 +139,40 @@ impl BlockWriter {
             Err(panic) => std::panic::resume_unwind(panic),
         }
     }
+}
+
+/// Bytes to be written: where, how many, and a buffer that begins with them.
+type Full = (u64, usize, Vec<u8>);
+
+/// Writes everything that comes. Meanwhile what is written is brought to stable storage bit by bit, so that
+/// little is left to wait for at the end.
+fn write(file: File, full: &Receiver<Full>, done: &Sender<Vec<u8>>) -> io::Result<File> {
+    std::thread::scope(|scope| {
+        let (enough, wanted) = sync_channel::<()>(1);
+        let syncing = scope.spawn(|| wanted.into_iter().try_for_each(|()| file.sync_data()));
+        let mut unsynced = 0;
+        let mut written = Ok(());
+        for (offset, length, buffer) in full {
+            written = file.write_all_at(&buffer[..length], offset);
+            if written.is_err() {
+                break;
+            }
+            unsynced += length;
+            // When one is waiting to be done, that will do.
+            if unsynced >= SYNC_BYTES && enough.try_send(()).is_ok() {
+                unsynced = 0;
+            }
+            // When nobody wants buffers any more, this one is dropped.
+            let _ = done.send(buffer);
+        }
+        drop(enough);
+        // The kernel tells of a failed write-back only once.
+        let synced = syncing
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(synced)
+    })?;
+    Ok(file)
 }
 
 /// Whether a block is all zeros. Such blocks of files are holes.

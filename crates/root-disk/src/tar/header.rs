@@ -124,7 +124,7 @@ pub(crate) fn number(field: &[u8]) -> Option<i64> {
         .unwrap_or(field.len());
     let digits = &field[start..];
     let end = digits.iter().position(is_pad).unwrap_or(digits.len());
-    if !digits[end..].iter().all(|byte| is_pad(byte)) {
+    if !digits[end..].iter().all(is_pad) {
         return None;
     }
     digits[..end]
