@@ -100,12 +100,18 @@ impl DiskCache {
         fs::create_dir_all(dir).map_err(|error| DiskError::io("create", dir, error))?;
         for entry in fs::read_dir(dir).map_err(|error| DiskError::io("list", dir, error))? {
             let entry = entry.map_err(|error| DiskError::io("list", dir, error))?;
-            if entry
+            let path = entry.path();
+            let unfinished = entry
                 .file_name()
                 .as_encoded_bytes()
-                .starts_with(UNFINISHED_PREFIX.as_bytes())
-            {
-                remove_file(&entry.path())?;
+                .starts_with(UNFINISHED_PREFIX.as_bytes());
+            // A disk whose process was killed before it wrote the record.
+            let lone = path
+                .extension()
+                .is_some_and(|extension| extension == "ext4")
+                && !path.with_extension("json").exists();
+            if unfinished || lone {
+                remove_file(&path)?;
             }
         }
         Ok(Self {
@@ -139,16 +145,16 @@ impl DiskCache {
             return Ok(disk);
         }
         let path = self.disk_path(digest);
-        let BuiltDisk { sha256, size_bytes } = crate::build(layers, &path, &self.limits)?;
-        let record = Record {
-            sha256: sha256.clone(),
-            size_bytes,
+        let built = crate::build(layers, &path, &self.limits)
+            .and_then(|built| self.write_record(digest, built));
+        let Record { sha256, size_bytes } = match built {
+            Ok(record) => record,
+            Err(error) => {
+                // Without its record it is no disk of the cache. The error tells more than another one.
+                let _ = fs::remove_file(&path);
+                return Err(error);
+            }
         };
-        if let Err(error) = self.write_record(digest, &record) {
-            // Without its record it is no disk of the cache.
-            let _ = fs::remove_file(&path);
-            return Err(error);
-        }
         let disk = CachedDisk {
             path,
             sha256,
@@ -266,9 +272,13 @@ impl DiskCache {
         Ok(None)
     }
 
-    fn write_record(&self, digest: &Digest, record: &Record) -> Result<(), DiskError> {
+    fn write_record(&self, digest: &Digest, built: BuiltDisk) -> Result<Record, DiskError> {
         let path = self.record_path(digest);
-        let text = serde_json::to_vec_pretty(record).map_err(|source| DiskError::Damaged {
+        let record = Record {
+            sha256: built.sha256,
+            size_bytes: built.size_bytes,
+        };
+        let text = serde_json::to_vec_pretty(&record).map_err(|source| DiskError::Damaged {
             path: path.clone(),
             source,
         })?;
@@ -281,7 +291,8 @@ impl DiskCache {
             file.persist(&path).map_err(|error| error.error)?;
             File::open(&self.dir)?.sync_all()
         };
-        write().map_err(|error| DiskError::io("write", &path, error))
+        write().map_err(|error| DiskError::io("write", &path, error))?;
+        Ok(record)
     }
 
     fn gate(&self, digest: &Digest) -> Arc<Mutex<()>> {

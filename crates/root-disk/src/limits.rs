@@ -34,8 +34,9 @@ pub struct Limits {
     /// Bytes of the finished disk; blocks of zeros take no room on the host but count here only
     /// as far as they are part of the disk.
     pub disk_bytes: u64,
-    /// Bytes of memory for the tree: names, attributes, targets, block lists. What the pipeline
-    /// needs besides is constant (about 24 MiB, and up to 128 MiB more for a zstd window).
+    /// Bytes of memory for the tree: names, attributes, targets, block lists. A process may have up to
+    /// twice as much resident while the tree grows. What the pipeline needs besides is constant: about
+    /// 24 MiB, and a zstd window of up to 128 MiB.
     pub tree_bytes: u64,
 }
 

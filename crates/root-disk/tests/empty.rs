@@ -6,7 +6,8 @@ mod support;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
 
-use root_disk::{DiskError, format_empty};
+use root_disk::{DiskError, Limits, build, format_empty};
+use support::archive::Tar;
 use support::{LoopMount, fsck};
 
 const MIB: u64 = 1024 * 1024;
@@ -77,4 +78,48 @@ fn the_kernel_writes_on_it() {
         std::fs::write(mount.path().join("big"), vec![7; 200 * MIB as usize]).unwrap();
     }
     fsck(&path);
+}
+
+/// The two disks of a guest, as its init mounts them.
+#[test]
+fn scratch_and_root_make_an_overlay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (root, scratch) = (dir.path().join("root"), dir.path().join("scratch"));
+    let mut tar = Tar::default();
+    tar.directory("etc/")
+        .file("etc/keep", b"keep")
+        .file("etc/change", b"as in the image")
+        .file("gone", b"")
+        .hard_link("same", "etc/keep");
+    let capability = b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+    tar.pax(&[("SCHILY.xattr.security.capability", capability)])
+        .file("ping", b"ping");
+    build(&[tar.layer(dir.path())], &root, &Limits::default()).unwrap();
+    format_empty(&scratch, 64 * MIB, "scratch").unwrap();
+    {
+        let Some(lower) = LoopMount::new(&root, "ro") else {
+            return;
+        };
+        let Some(upper) = LoopMount::new(&scratch, "rw") else {
+            return;
+        };
+        for name in ["upper", "work"] {
+            std::fs::create_dir(upper.path().join(name)).unwrap();
+        }
+        let overlay = LoopMount::overlay(lower.path(), upper.path());
+        let at = |name: &str| overlay.path().join(name);
+        std::fs::write(at("etc/change"), b"changed").unwrap();
+        std::fs::remove_file(at("gone")).unwrap();
+        std::fs::write(at("ping"), b"pong").unwrap();
+        std::fs::create_dir(at("etc/new")).unwrap();
+        assert_eq!(std::fs::read(at("etc/change")).unwrap(), b"changed");
+        assert_eq!(std::fs::read(at("same")).unwrap(), b"keep");
+        assert!(!at("gone").exists());
+        assert_eq!(
+            std::fs::read(lower.path().join("etc/change")).unwrap(),
+            b"as in the image"
+        );
+    }
+    fsck(&root);
+    fsck(&scratch);
 }

@@ -848,3 +848,81 @@ fn ten_million_empty_entries() {
     let error = format!("{:?}", refused(&[layer], dir.path(), &Limits::default()));
     assert!(error.contains("OverLimit"), "{error}");
 }
+
+/// An archive with some of everything, and where its headers are.
+fn varied() -> (Vec<u8>, Vec<usize>) {
+    let made = tar_by(|t| {
+        t.directory("d/")
+            .file("d/f", &[1; 700])
+            .symlink("s", "d")
+            .file("s/g", b"g");
+        t.hard_link("h", "d/f")
+            .long(b'L', &[b'n'; 150])
+            .file("x", b"long");
+        t.pax(&[
+            ("path", b"p"),
+            ("mtime", b"-1.5"),
+            ("SCHILY.xattr.user.a", b"v"),
+        ])
+        .file("x", b"pax");
+        t.pax(&[
+            ("GNU.sparse.realsize", b"9000"),
+            ("GNU.sparse.map", b"5,4,5000,4"),
+        ])
+        .file("sparse", b"12345678");
+        t.file("d/.wh.f", b"").file(".wh..wh..opq", b"");
+        t.entry(
+            &Header {
+                name: b"c",
+                type_flag: b'3',
+                device: (1, 3),
+                ..Header::default()
+            },
+            b"",
+        );
+    });
+    let headers = (0..made.0.len())
+        .step_by(512)
+        .filter(|at| &made.0[at + 257..at + 262] == b"ustar")
+        .collect();
+    (made.finish(), headers)
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig {
+        failure_persistence: None,
+        ..proptest::prelude::ProptestConfig::with_cases(400)
+    })]
+
+    /// Whatever is changed in an archive, it is refused, or the disk is clean; and nothing panics.
+    #[test]
+    fn changed_archives(
+        in_headers in proptest::collection::vec((0_usize..1000, 0_usize..512, proptest::num::u8::ANY), 0..4),
+        anywhere in proptest::collection::vec((0_usize..100_000, proptest::num::u8::ANY), 0..3),
+        cut in proptest::option::weighted(0.2, 0_usize..20_000),
+    ) {
+        let (mut archive, headers) = varied();
+        for (at, value) in anywhere {
+            let at = at % archive.len();
+            archive[at] = value;
+        }
+        for (header, byte, value) in in_headers {
+            let header = &mut archive[headers[header % headers.len()]..][..512];
+            // Digits more often than other bytes.
+            header[byte] = if value < 128 { b'0' + value % 8 } else { value };
+            header[148..156].fill(b' ');
+            let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+            header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        }
+        archive.truncate(cut.unwrap_or(usize::MAX));
+        // In memory: nothing here waits for a disk.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let disk = dir.path().join("disk");
+        let limits = Limits { disk_bytes: 1 << 26, ..Limits::default() };
+        let layer = layer_of(dir.path(), &archive, Compression::None);
+        match build(&[layer], &disk, &limits) {
+            Ok(_) => fsck(&disk),
+            Err(error) => assert!(matches!(error, DiskError::Layer { .. }), "{error:?}"),
+        }
+    }
+}

@@ -1,6 +1,7 @@
 //! An empty disk to write on.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
@@ -48,7 +49,13 @@ pub fn format_empty(path: &Path, size_bytes: u64, label: &str) -> Result<(), Dis
         0
     };
     let inodes = u32::try_from(size_bytes / BYTES_PER_INODE).unwrap_or(u32::MAX);
-    let file = File::create(path).map_err(|error| DiskError::io("create", path, error))?;
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|error| DiskError::io("create", path, error))?;
     let result = format(file, path, &identity, blocks - unused, inodes).and_then(|file| {
         file.set_len(size_bytes)
             .map_err(|error| DiskError::io("write", path, error))

@@ -31,7 +31,7 @@ pub(crate) struct BlockWriter {
     end: u32,
     full: SyncSender<Full>,
     spare: Receiver<Vec<u8>>,
-    thread: JoinHandle<io::Result<File>>,
+    thread: Option<JoinHandle<io::Result<File>>>,
 }
 
 impl BlockWriter {
@@ -48,7 +48,7 @@ impl BlockWriter {
             end,
             full,
             spare,
-            thread,
+            thread: Some(thread),
         }
     }
 
@@ -117,28 +117,29 @@ impl BlockWriter {
 
     /// Why the thread ended before its time.
     fn failure(&mut self) -> DiskError {
-        let thread = std::mem::replace(
-            &mut self.thread,
-            std::thread::spawn(|| Err(io::Error::other("failed before"))),
-        );
-        let error = match thread.join() {
-            Ok(Err(error)) => error,
-            Ok(Ok(_)) => io::Error::other("the writer ended early"),
-            Err(panic) => std::panic::resume_unwind(panic),
+        let error = match self.thread.take().map(join) {
+            Some(Err(error)) => error,
+            // It ends early for nothing but an error, which was told the first time.
+            Some(Ok(_)) | None => io::Error::other("an earlier write failed"),
         };
         DiskError::io("write", &self.path, error)
     }
 
-    /// Waits until everything is written; gives the file back, not synced.
+    /// Waits until everything is written; gives the file back. What was written last is not synced.
     pub(crate) fn finish(mut self) -> Result<File, DiskError> {
         self.flush()?;
+        let Some(thread) = self.thread.take() else {
+            return Err(self.failure());
+        };
         drop(self.full);
-        match self.thread.join() {
-            Ok(Ok(file)) => Ok(file),
-            Ok(Err(error)) => Err(DiskError::io("write", &self.path, error)),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
+        join(thread).map_err(|error| DiskError::io("write", &self.path, error))
     }
+}
+
+fn join(thread: JoinHandle<io::Result<File>>) -> io::Result<File> {
+    thread
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Bytes to be written: where, how many, and a buffer that begins with them.

@@ -49,6 +49,20 @@ impl LoopMount {
         Some(Self { dir })
     }
 
+    /// An overlay over `lower` with `upper` and `work` of the folder `scratch`.
+    pub(crate) fn overlay(lower: &Path, scratch: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (lower, scratch) = (lower.display(), scratch.display());
+        let options = format!("lowerdir={lower},upperdir={scratch}/upper,workdir={scratch}/work");
+        let status = Command::new("mount")
+            .args(["-t", "overlay", "-o", &options, "overlay"])
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        Self { dir }
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
