@@ -80,16 +80,22 @@ impl Manifest {
     /// # Errors
     /// As [`Self::from_toml`], and one for bytes that are not text.
     pub fn from_bytes(file_name: &str, bytes: &[u8]) -> Result<Decoded, Vec<Diagnostic>> {
-        match syntax::text_of(bytes) {
-            Ok(text) => Self::from_toml(file_name, text),
-            Err(refused) => {
-                let (readable, finding) = *refused;
-                let mut sink = Sink::new(file_name, &readable);
-                sink.error(finding);
-                Err(sink.finish())
-            }
-        }
+        Self::from_toml(file_name, text(file_name, bytes)?)
     }
+}
+
+/// The bytes of a file as the text that [`fmt`] and [`Manifest::from_toml`] take. To show the
+/// error with [`render`], give it the bytes as text with what is none of it replaced.
+///
+/// # Errors
+/// One, for bytes that are not UTF-8.
+pub fn text<'b>(file_name: &str, bytes: &'b [u8]) -> Result<&'b str, Vec<Diagnostic>> {
+    syntax::text_of(bytes).map_err(|refused| {
+        let (readable, finding) = *refused;
+        let mut sink = Sink::new(file_name, &readable);
+        sink.error(finding);
+        sink.finish()
+    })
 }
 
 /// Everything but the sorting: absent when there were errors.

@@ -598,13 +598,32 @@ env.A = "\e[0m\x41"
 #[test]
 fn what_is_only_toml_11() {
     for (text, expected) in [
-        ("app = 'shop'\nenv = { A = '1', }", expect![[""]]),
+        (
+            "app = 'shop'\nenv = { A = '1', }",
+            expect![[r#"
+            toml_1_1 2:16 env.A: a comma after the last value of an inline table [that is TOML 1.1, manifests are TOML 1.0: remove the comma before the `}`]
+        "#]],
+        ),
         (
             "app = 'shop'\nenv = {\n  A = '1', # one\n  B = '2'\n}",
-            expect![[""]],
+            expect![[r#"
+                toml_1_1 2:8 env: a new line within an inline table [that is TOML 1.1, manifests are TOML 1.0: write the table on one line, or as a `[table]` of its own]
+            "#]],
         ),
-        (ESCAPES, expect![[""]]),
-        ("app = 'shop'\nat = 07:32", expect![[""]]),
+        (
+            ESCAPES,
+            expect![[r#"
+            toml_1_1 3:10 env.A: the escape `\e` or `\x` [that is TOML 1.1, manifests are TOML 1.0: write it as `\u00XX`]
+            toml_1_1 3:15 env.A: the escape `\e` or `\x` [that is TOML 1.1, manifests are TOML 1.0: write it as `\u00XX`]
+        "#]],
+        ),
+        (
+            "app = 'shop'\nat = 07:32",
+            expect![[r#"
+            unknown_key 2:1 at: unknown key `at` [keys here: `app`, `image`, `env`, `processes`, `routes`]
+            toml_1_1 2:6 at: a time without seconds [that is TOML 1.1, manifests are TOML 1.0: write the seconds as well, such as `07:32:00`]
+        "#]],
+        ),
     ] {
         check_lines(text, expected);
     }

@@ -148,6 +148,8 @@ enum Container {
     /// With the place of the comma that was read last, if nothing came after it.
     Inline {
         comma: Option<(usize, usize)>,
+        /// True once it was said that its lines are too many.
+        tall: bool,
     },
 }
 
@@ -237,7 +239,7 @@ impl<'t> Scanner<'t, '_> {
 
     /// Something follows the comma that was read last.
     fn touch(&mut self) {
-        if let Some(Container::Inline { comma }) = self.containers.last_mut() {
+        if let Some(Container::Inline { comma, .. }) = self.containers.last_mut() {
             *comma = None;
         }
     }
@@ -245,7 +247,10 @@ impl<'t> Scanner<'t, '_> {
     fn toml_11(&self, what: &'static str, span: Span) {
         // The structure is as sound as in a text without it, but it is not TOML 1.0.
         let error = ParseError::new(what).with_unexpected(span);
-        self.errors.borrow_mut().values.push((Code::Toml11, error));
+        let mut errors = self.errors.borrow_mut();
+        if errors.values.len() < MAX_KEPT {
+            errors.values.push((Code::Toml11, error));
+        }
     }
 
     /// Goes one step down from the key read so far.
@@ -306,6 +311,16 @@ impl<'t> Scanner<'t, '_> {
         }
     }
 
+    /// Says once of each inline table that it must be in one line.
+    fn tall(&mut self, what: &'static str, span: Span) {
+        let Some(Container::Inline { tall, .. }) = self.containers.last_mut() else {
+            return;
+        };
+        if !std::mem::replace(tall, true) {
+            self.toml_11(what, span);
+        }
+    }
+
     fn statement_end(&mut self, at: usize) {
         if let Some(statement) = self.statements.last_mut() {
             statement.end = statement.end.max(at);
@@ -330,11 +345,18 @@ impl EventReceiver for Scanner<'_, '_> {
         self.end_header();
     }
     fn inline_table_open(&mut self, span: Span, _error: &mut dyn ErrorSink) -> bool {
-        self.open(Container::Inline { comma: None }, span)
+        self.open(
+            Container::Inline {
+                comma: None,
+                tall: false,
+            },
+            span,
+        )
     }
     fn inline_table_close(&mut self, _span: Span, _error: &mut dyn ErrorSink) {
         if let Some(Container::Inline {
             comma: Some((start, end)),
+            ..
         }) = self.close()
         {
             self.toml_11(TRAILING_COMMA, Span::new_unchecked(start, end));
@@ -398,7 +420,7 @@ impl EventReceiver for Scanner<'_, '_> {
         }
     }
     fn value_sep(&mut self, span: Span, _error: &mut dyn ErrorSink) {
-        if let Some(Container::Inline { comma }) = self.containers.last_mut() {
+        if let Some(Container::Inline { comma, .. }) = self.containers.last_mut() {
             *comma = Some((span.start(), span.end()));
         }
         if let (Some(Container::Inline { .. }), Some(base)) =
@@ -409,15 +431,13 @@ impl EventReceiver for Scanner<'_, '_> {
         }
     }
     fn comment(&mut self, span: Span, _error: &mut dyn ErrorSink) {
-        if matches!(self.containers.last(), Some(Container::Inline { .. })) {
-            self.toml_11(COMMENT_IN_INLINE, span);
-        }
+        self.tall(COMMENT_IN_INLINE, span);
     }
     fn newline(&mut self, span: Span, _error: &mut dyn ErrorSink) {
-        match self.containers.last() {
-            Some(Container::Inline { .. }) => self.toml_11(NEWLINE_IN_INLINE, span),
-            Some(Container::Array) => {}
-            None => self.statement_end(span.start()),
+        if self.containers.is_empty() {
+            self.statement_end(span.start());
+        } else {
+            self.tall(NEWLINE_IN_INLINE, span);
         }
     }
 }
