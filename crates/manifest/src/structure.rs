@@ -459,28 +459,34 @@ impl Checker<'_, '_> {
 
 /// Where a key that does not exist here does exist: in a table below.
 fn elsewhere(at: At<'_>, name: &str) -> Option<String> {
-    let below = |at: At<'_>| {
-        let has = |key: &&str| {
-            at.property(key)
-                .is_some_and(|table| table.property(name).is_some())
-        };
-        at.keys().into_iter().find(has).map(str::to_owned)
-    };
-    if let Some(table) = below(at) {
-        return Some(format!("it belongs to `{table}`: write `{table}.{name}`"));
+    if let Some((table, list)) = below(at, name) {
+        return Some(if list {
+            format!("it belongs to the items of `{table}`")
+        } else {
+            format!("it belongs to `{table}`: write `{table}.{name}`")
+        });
     }
     at.keys().into_iter().find_map(|key| {
         let (_, entry) = at.property(key)?.entries()?;
         let first = at.property(key)?.prefers()?;
-        if entry.property(name).is_some() {
-            return Some(format!(
-                "it belongs to one of the `{key}`: write it under `[{key}.{first}]`"
-            ));
-        }
-        let table = below(entry)?;
-        Some(format!(
-            "it belongs to one of the `{key}`: write it under `[{key}.{first}.{table}]`"
-        ))
+        let header = if entry.property(name).is_some() {
+            format!("[{key}.{first}]")
+        } else {
+            match below(entry, name)? {
+                (table, true) => format!("[[{key}.{first}.{table}]]"),
+                (table, false) => format!("[{key}.{first}.{table}]"),
+            }
+        };
+        Some(format!("it belongs to one of the `{key}`: write it under `{header}`"))
+    })
+}
+
+/// The table with this key among those of a table, and whether it is a list of tables.
+fn below<'s>(at: At<'s>, name: &str) -> Option<(&'s str, bool)> {
+    at.keys().into_iter().find_map(|key| {
+        let property = at.property(key)?;
+        let list = property.items().is_some_and(|item| item.property(name).is_some());
+        (list || property.property(name).is_some()).then_some((key, list))
     })
 }
 
