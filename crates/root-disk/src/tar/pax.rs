@@ -237,7 +237,7 @@ mod tests {
             xattrs: vec![(b"user.k".to_vec(), b"v".to_vec())],
             ..Pax::default()
         };
-        assert_eq!(pax, Err("a record that does not end with a newline"));
+        assert_eq!(pax, Err("a record that is longer than the header"));
         let pax = parse(
             b"12 path=a/b\n25 SCHILY.xattr.user.k=v\n9 size=7\n7 uid=\n",
             10,
