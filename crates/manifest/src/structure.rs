@@ -477,7 +477,9 @@ fn elsewhere(at: At<'_>, name: &str) -> Option<String> {
                 (table, false) => format!("[{key}.{first}.{table}]"),
             }
         };
-        Some(format!("it belongs to one of the `{key}`: write it under `{header}`"))
+        Some(format!(
+            "it belongs to one of the `{key}`: write it under `{header}`"
+        ))
     })
 }
 
@@ -485,7 +487,9 @@ fn elsewhere(at: At<'_>, name: &str) -> Option<String> {
 fn below<'s>(at: At<'s>, name: &str) -> Option<(&'s str, bool)> {
     at.keys().into_iter().find_map(|key| {
         let property = at.property(key)?;
-        let list = property.items().is_some_and(|item| item.property(name).is_some());
+        let list = property
+            .items()
+            .is_some_and(|item| item.property(name).is_some());
         (list || property.property(name).is_some()).then_some((key, list))
     })
 }
