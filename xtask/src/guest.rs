@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -170,42 +170,61 @@ fn has_interpreter(elf: &[u8]) -> Result<bool> {
 /// The current kernel's package in the cache, downloaded when it is not there.
 fn current_kernel(cache: &Path) -> Result<PathBuf> {
     let no_apt = "without apt, give a Debian kernel package with --kernel-package FILE";
-    let depends =
-        output(Command::new("apt-cache").args(["depends", KERNEL_META_PACKAGE])).context(no_apt)?;
-    let name = depends
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Depends: "))
-        .filter(|name| name.starts_with("linux-image-"))
-        .with_context(|| {
-            format!("apt knows no {KERNEL_META_PACKAGE}: run `apt-get update` first; {no_apt}")
-        })?;
-    let shown = output(Command::new("apt-cache").args(["show", "--no-all-versions", name]))?;
-    let field = |key: &str| {
-        shown
-            .lines()
-            .find_map(|line| line.strip_prefix(key))
-            .map(|value| value.trim().to_owned())
-            .with_context(|| format!("apt-cache show {name}: no {key}"))
-    };
-    let (version, expected) = (field("Version:")?, field("SHA256:")?);
-    let path = cache.join(format!("{name}_{}_amd64.deb", version.replace(':', "%3a")));
+    // One question in the usual case: each costs apt a second.
+    let meta = apt_cache_show(KERNEL_META_PACKAGE).with_context(|| {
+        format!("apt knows no {KERNEL_META_PACKAGE}: run `apt-get update` first; {no_apt}")
+    })?;
+    // `linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)`
+    let (name, version) = field(&meta, "Depends:")?
+        .strip_suffix(')')
+        .and_then(|depends| depends.split_once(" (= "))
+        .filter(|(name, _)| name.starts_with("linux-image-"))
+        .with_context(|| format!("{KERNEL_META_PACKAGE} does not depend on one kernel"))?;
+    let file_name = format!("{name}_{}_amd64.deb", version.replace(':', "%3a"));
+    let path = cache.join(&file_name);
     if path.exists() {
         return Ok(path);
     }
     eprintln!("downloading {name} {version}");
-    // apt's own user cannot write to our directory, which apt mentions at length: quiet, and the
-    // checksum below is what counts.
-    output(Command::new("apt-get").current_dir(cache).args([
-        "download",
-        "--quiet",
-        &format!("{name}={version}"),
-    ]))?;
-    let bytes = fs::read(&path).with_context(|| format!("apt-get left no {}", path.display()))?;
-    if sha256(&bytes) != expected {
-        let _ = fs::remove_file(&path);
-        bail!("{name} {version} does not have the sha256 that apt lists, {expected}");
-    }
+    let package = format!("{name}={version}");
+    let shown = apt_cache_show(&package)?;
+    let expected = field(&shown, "SHA256:")?;
+    // Under its name it is whole: what was cut short or changed stays out of the cache.
+    let partial = cache.join(format!("partial.{}", std::process::id()));
+    fs::create_dir_all(&partial)?;
+    let downloaded = (|| {
+        // apt's own user cannot write to our directory, which apt mentions at length: quiet, and
+        // the checksum below is what counts.
+        output(
+            Command::new("apt-get")
+                .current_dir(&partial)
+                .args(["download", "--quiet", &package]),
+        )?;
+        let bytes = fs::read(partial.join(&file_name))
+            .with_context(|| format!("apt-get left no {file_name}"))?;
+        ensure!(
+            sha256(&bytes) == expected,
+            "{package} does not have the sha256 that apt lists, {expected}"
+        );
+        fs::rename(partial.join(&file_name), &path)
+            .with_context(|| format!("keep {}", path.display()))
+    })();
+    let _ = fs::remove_dir_all(&partial);
+    downloaded?;
     Ok(path)
+}
+
+fn apt_cache_show(package: &str) -> Result<String> {
+    output(Command::new("apt-cache").args(["show", "--no-all-versions", package]))
+}
+
+/// The value of a field of a package's description.
+fn field<'a>(description: &'a str, key: &str) -> Result<&'a str> {
+    description
+        .lines()
+        .find_map(|line| line.strip_prefix(key))
+        .map(str::trim)
+        .with_context(|| format!("apt-cache show: no {key} in\n{description}"))
 }
 
 /// What is taken from a kernel package.
