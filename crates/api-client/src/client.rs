@@ -7,9 +7,9 @@ use bytes::{Bytes, BytesMut};
 use contract::api::{
     ApiError, CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, DesiredState,
     EnrollRequest, EnrollResponse, EnvRow, InstanceRow, LogsQuery, NodeReport, NodeRow,
-    RolloutStatus, RouteTable, ScaleRequest, StreamRequest, paths,
+    RolloutStatus, RouteTable, ScaleRequest, StreamRequest, VolumeRow, paths,
 };
-use contract::{EnvKey, Generation, ReleaseNumber};
+use contract::{EnvKey, Generation, ReleaseNumber, VolumeId};
 use futures_util::{Stream, StreamExt as _};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::RootCertStore;
@@ -287,6 +287,22 @@ impl ApiClient {
     pub async fn destroy(&self, env: &EnvKey) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &env_path(paths::ENV, env));
         self.call_empty("destroying", request).await
+    }
+
+    /// Every volume, or those of one env.
+    pub async fn volumes(&self, env: Option<&EnvKey>) -> Result<Vec<VolumeRow>, ClientError> {
+        let mut request = self.get(paths::VOLUMES);
+        if let Some(key) = env {
+            request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
+        }
+        self.call("listing volumes", request).await
+    }
+
+    /// Begins to delete a volume; it is gone from [`Self::volumes`] when its disk is.
+    pub async fn delete_volume(&self, id: VolumeId) -> Result<(), ClientError> {
+        let path = paths::VOLUME.replace("{volume}", &id.to_string());
+        let request = self.request(Method::DELETE, &path);
+        self.call_empty("deleting a volume", request).await
     }
 
     /// Log lines of the env. With `follow`, until the returned stream is dropped.

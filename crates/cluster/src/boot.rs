@@ -216,7 +216,8 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{process, spec};
-    use contract::instance::Volume;
+    use contract::VolumeId;
+    use contract::instance::AttachedVolume;
     use expect_test::{Expect, expect};
     use std::fmt::Write as _;
 
@@ -249,6 +250,16 @@ mod tests {
             stop_signal: "3".to_owned(),
             volumes: words(&["/data"]),
             ..ImageConfig::default()
+        }
+    }
+
+    fn volume(name: String) -> AttachedVolume {
+        AttachedVolume {
+            id: VolumeId(1),
+            name,
+            ordinal: 0,
+            size_bytes: 1,
+            made: false,
         }
     }
 
@@ -308,13 +319,7 @@ mod tests {
         spec.user = Some("nobody".to_owned());
         spec.stop.signal = Some("SIGINT".to_owned());
         spec.ports.clear();
-        spec.volumes = words(&["data", "more"])
-            .into_iter()
-            .map(|name| Volume {
-                name,
-                size_bytes: 1,
-            })
-            .collect();
+        spec.volumes = words(&["data", "more"]).into_iter().map(volume).collect();
         check(
             &image(),
             &spec,
@@ -373,11 +378,7 @@ mod tests {
             error: `SIGNOPE` is not a signal; name one as in SIGTERM, TERM, 15 or SIGRTMIN+3
         "#]],
         );
-        let volume = Volume {
-            name: "data".to_owned(),
-            size_bytes: 1,
-        };
-        spec.volumes = vec![volume; 25];
+        spec.volumes = vec![volume("data".to_owned()); 25];
         check(
             &image,
             &spec,

@@ -33,6 +33,12 @@ pub fn desired_state(world: &World, node: NodeId) -> Option<DesiredState> {
         generation,
         instances,
         stop,
+        remove_volumes: world
+            .volumes
+            .iter()
+            .filter(|(_, volume)| volume.node == node && volume.deleting)
+            .map(|(id, _)| *id)
+            .collect(),
     })
 }
 

@@ -7,18 +7,18 @@ use std::net::Ipv6Addr;
 
 use contract::api::{Hardware, InstanceReport, RolloutPhase};
 use contract::instance::{
-    ExitEvent, HealthCheck, InstanceSpec, InstanceState, PinnedImage, Port, Probe, Protocol,
-    RestartPolicy, RestartWhen, StopPolicy,
+    AttachedVolume, ExitEvent, HealthCheck, InstanceSpec, InstanceState, PinnedImage, Port, Probe,
+    Protocol, RestartPolicy, RestartWhen, StopPolicy,
 };
 use contract::{
     Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
-    Timestamp,
+    Timestamp, VolumeId,
 };
 use manifest::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
 
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
-use crate::world::{ClusterSettings, Env, Instance, Node, Release, World};
+use crate::world::{ClusterSettings, Env, Instance, Node, Release, Volume, VolumeKey, World};
 
 pub(crate) const MIB: u64 = 1 << 20;
 
@@ -68,6 +68,7 @@ pub(crate) fn world(nodes: u16) -> World {
         nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
         envs: BTreeMap::new(),
         instances: BTreeMap::new(),
+        volumes: BTreeMap::new(),
     }
 }
 
@@ -115,6 +116,17 @@ pub(crate) fn process(min: u32) -> Process {
             max_surge: 1,
             auto_revert: true,
         },
+    }
+}
+
+/// A process of `min` instances, each with a volume `data` of 1 GiB.
+pub(crate) fn database(min: u32) -> Process {
+    Process {
+        volumes: vec![contract::instance::Volume {
+            name: "data".to_owned(),
+            size_bytes: 1024 * MIB,
+        }],
+        ..process(min)
     }
 }
 
@@ -205,6 +217,7 @@ impl Put {
             release: ReleaseNumber(self.release),
             address: crate::address_plan::instance_address(prefix(), node, env.network, id),
             arch: "amd64",
+            volumes: &[],
         };
         let spec = instance_spec(&who, &env.releases[&ReleaseNumber(self.release)]).unwrap();
         let instance = Instance {
@@ -219,6 +232,36 @@ impl Put {
         world.instances.insert(id, instance);
         world.instances.get_mut(&id).unwrap()
     }
+}
+
+/// Gives an instance of [`database`] the volume of this ordinal; made now when there is none.
+pub(crate) fn attach(world: &mut World, instance: u32, ordinal: u32) {
+    let instance = world.instances.get_mut(&InstanceId(instance)).unwrap();
+    let key = VolumeKey {
+        env: instance.spec.env_key(),
+        process: instance.spec.process.clone(),
+        name: "data".to_owned(),
+        ordinal,
+    };
+    let known = world.volumes.iter().find(|(_, volume)| volume.key == key);
+    let id = known.map_or(VolumeId(0xd0 + ordinal), |(id, _)| *id);
+    let volume = world.volumes.entry(id).or_insert_with(|| Volume {
+        key,
+        node: instance.node,
+        size_bytes: 1024 * MIB,
+        created_at: Timestamp(0),
+        made: true,
+        deleting: false,
+        deletion_acknowledged: false,
+    });
+    instance.node = volume.node;
+    instance.spec.volumes = vec![AttachedVolume {
+        id,
+        name: "data".to_owned(),
+        ordinal,
+        size_bytes: volume.size_bytes,
+        made: volume.made,
+    }];
 }
 
 impl Instance {

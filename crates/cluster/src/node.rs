@@ -1,7 +1,7 @@
 //! What a node is to do: its desired state against what it sees.
 //!
 //! By level and idempotent: asked again with nothing changed, it answers nothing new. A node stops
-//! only what is named as a stop. A desired state of another cluster, for another node, or older
+//! only what is named as a stop, and removes only the volumes that are named. A desired state of another cluster, for another node, or older
 //! than the one taken up is refused whole, and then everything goes on as it is.
 //!
 //! Deliberately absent: how an instance starts and stops ([`crate::instance`]).
@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use contract::api::DesiredState;
 use contract::instance::{InstanceSpec, InstanceState};
-use contract::{Generation, InstanceId, NodeId};
+use contract::{Generation, InstanceId, NodeId, VolumeId};
 
 /// What a node knows of itself when it compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Seen {
     pub generation: Generation,
     /// Every instance it knows of.
     pub instances: BTreeMap<InstanceId, SeenInstance>,
+    /// Every volume whose disk it has, and whether an instance that it knows of has it.
+    pub volumes: BTreeMap<VolumeId, bool>,
 }
 
 /// What a node knows of one instance.
@@ -45,6 +47,8 @@ pub enum NodeAction {
     Forget(InstanceId),
     /// An instance that nobody named: leave it as it is and report it.
     KeepUnknown(InstanceId),
+    /// A volume was deleted: remove its disk.
+    RemoveVolume(VolumeId),
 }
 
 /// Why a desired state is not taken up. Everything goes on as it is.
@@ -123,6 +127,12 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
             });
         }
     }
+    for id in &desired.remove_volumes {
+        // One that an instance still has is removed when that is gone.
+        if seen.volumes.get(id) == Some(&false) {
+            actions.push(NodeAction::RemoveVolume(*id));
+        }
+    }
     for spec in &desired.instances {
         let start = match seen.instances.get(&spec.id) {
             None => true,
@@ -157,6 +167,7 @@ mod tests {
             generation: Generation(5),
             instances: run.iter().map(|id| wanted(*id)).collect(),
             stop: stop.iter().map(|id| InstanceId(*id)).collect(),
+            remove_volumes: Vec::new(),
         }
     }
 
@@ -170,6 +181,7 @@ mod tests {
             node: NodeId(1),
             generation: Generation(5),
             instances: instances.iter().map(known).collect(),
+            volumes: BTreeMap::new(),
         }
     }
 
@@ -204,6 +216,17 @@ mod tests {
         let seen = seen(&[(1, InstanceState::Running, false)]);
         let actions = reconcile(&desired(&[], &[]), &seen).unwrap();
         assert_eq!(actions, [NodeAction::KeepUnknown(InstanceId(1))]);
+    }
+
+    #[test]
+    fn a_volume_is_removed_when_it_is_named_and_nobody_has_it() {
+        let mut seen = seen(&[]);
+        seen.volumes = [1, 2, 3].map(|id| (VolumeId(id), id == 2)).into();
+        let mut desired = desired(&[], &[]);
+        assert_eq!(reconcile(&desired, &seen).unwrap(), []);
+        desired.remove_volumes = [2, 3, 4].map(VolumeId).into();
+        let actions = reconcile(&desired, &seen).unwrap();
+        assert_eq!(actions, [NodeAction::RemoveVolume(VolumeId(3))]);
     }
 
     #[test]

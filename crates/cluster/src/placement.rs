@@ -7,6 +7,8 @@
 //! possible; then the one with the least CPU asked for, then the least memory, each as a share of
 //! what it has; then the lowest id.
 //!
+//! An instance that has volumes already goes to their node and to no other: a volume never moves.
+//!
 //! Deliberately absent: moving what is placed already.
 
 use std::collections::BTreeMap;
@@ -29,6 +31,8 @@ pub struct Demand<'a> {
     pub memory_bytes: u64,
     /// The architectures that the release has an image for.
     pub archs: &'a [&'a str],
+    /// The node that its volumes are on, and the name of one of them.
+    pub pinned: Option<(NodeId, &'a str)>,
 }
 
 /// Why one node cannot take an instance.
@@ -60,12 +64,14 @@ pub enum Obstacle {
 /// No node can take an instance: why, node by node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoPlace {
-    /// Name and obstacle of every node.
+    /// Name and obstacle of every node that was asked.
     pub obstacles: BTreeMap<NodeId, (String, Obstacle)>,
+    /// The only node that was asked, because one of its volumes, with this name, is there.
+    pub pinned: Option<(NodeId, String)>,
 }
 
 impl NoPlace {
-    /// True when some node is online, so that waiting alone need not mend it.
+    /// True when some node that was asked is online, so that waiting alone need not mend it.
     pub fn any_online(&self) -> bool {
         let offline = |(_, obstacle): &(String, Obstacle)| *obstacle == Obstacle::Offline;
         !self.obstacles.values().all(offline)
@@ -74,10 +80,21 @@ impl NoPlace {
 
 impl std::fmt::Display for NoPlace {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.obstacles.is_empty() {
-            return f.write_str("there is no node yet; add one with `platform node --token ..`");
+        match &self.pinned {
+            Some((node, volume)) if self.obstacles.is_empty() => {
+                return write!(
+                    f,
+                    "its volume {volume} is on {node}, which was removed; `platform volumes delete` \
+                     gives up what is in it"
+                );
+            }
+            Some((_, volume)) => write!(f, "the node of its volume {volume} cannot take it")?,
+            None if self.obstacles.is_empty() => {
+                return f
+                    .write_str("there is no node yet; add one with `platform node --token ..`");
+            }
+            None => f.write_str("no node can take it")?,
         }
-        f.write_str("no node can take it")?;
         for (index, (id, (name, obstacle))) in self.obstacles.iter().enumerate() {
             let mark = if index == 0 { ':' } else { ';' };
             write!(f, "{mark} {name} ({id}): {obstacle}")?;
@@ -135,7 +152,8 @@ impl<'w> Placement<'w> {
         let mut obstacles = BTreeMap::new();
         let mut best = None;
         let nothing = Promised::default();
-        for (id, node) in self.nodes {
+        let asked = |id: &NodeId| demand.pinned.is_none_or(|(node, _)| node == *id);
+        for (id, node) in self.nodes.iter().filter(|(id, _)| asked(id)) {
             let promised = self.promised.get(id).unwrap_or(&nothing);
             if let Some(obstacle) = obstacle(node, promised, demand) {
                 obstacles.insert(*id, (node.name.clone(), obstacle));
@@ -152,7 +170,11 @@ impl<'w> Placement<'w> {
                 best = Some(rank);
             }
         }
-        best.map(|(_, _, _, id)| id).ok_or(NoPlace { obstacles })
+        let pinned = demand
+            .pinned
+            .map(|(node, volume)| (node, volume.to_owned()));
+        best.map(|(_, _, _, id)| id)
+            .ok_or(NoPlace { obstacles, pinned })
     }
 }
 
@@ -193,12 +215,22 @@ mod tests {
     use expect_test::{Expect, expect};
 
     fn check(world: &World, memory_mib: u64, expected: Expect) {
+        check_pinned(world, memory_mib, None, expected);
+    }
+
+    fn check_pinned(
+        world: &World,
+        memory_mib: u64,
+        pinned: Option<(NodeId, &str)>,
+        expected: Expect,
+    ) {
         let chosen = Placement::new(&world.nodes, world.instances.values()).choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
             cpu_millis: 100,
             memory_bytes: memory_mib * MIB,
             archs: &["amd64"],
+            pinned,
         });
         expected.assert_eq(&chosen.map_or_else(|why| why.to_string(), |node| node.to_string()));
     }
@@ -270,6 +302,30 @@ mod tests {
             &world,
             1,
             expect!["there is no node yet; add one with `platform node --token ..`"],
+        );
+    }
+
+    #[test]
+    fn who_has_volumes_goes_where_they_are_or_nowhere() {
+        let mut world = with(&[("web", 2), ("web", 2)]);
+        let data = |number| Some((NodeId(number), "data"));
+        check_pinned(&world, 256, data(2), expect!["n2"]);
+        check_pinned(
+            &world,
+            4000,
+            data(2),
+            expect![
+                "the node of its volume data cannot take it: node-2 (n2): 3584 of its 4096 MiB are free, 4000 MiB are needed"
+            ],
+        );
+        world.nodes.remove(&NodeId(2));
+        check_pinned(
+            &world,
+            256,
+            data(2),
+            expect![
+                "its volume data is on n2, which was removed; `platform volumes delete` gives up what is in it"
+            ],
         );
     }
 }

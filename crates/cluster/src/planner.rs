@@ -14,6 +14,13 @@
 //! - The instances of a process type that a new release dropped leave last, when all else is ready.
 //! - A failed instance outside of a rollout is replaced [`REPLACE_AFTER_MS`] after it was made.
 //!
+//! Where a process type asks for volumes, its instances are numbered: each of the ordinals from 0 to
+//! `n - 1` is one instance and its own volumes, which are made with the first instance of that
+//! ordinal and stay on its node. An ordinal is held by its instance until that is forgotten, on an
+//! offline node, too, so that no volume ever has two writers. So a rollout stops an instance first
+//! and starts its successor then, at least one at a time, and never surges; of too many, the highest
+//! ordinals leave. Volumes are deleted by users only.
+//!
 //! Instances on nodes that are offline are kept and do not count as ready. Deliberately absent for
 //! now: their eviction, with the brake that keeps a mass of lapsed leases from evicting masses.
 //! Its place is where [`Standing::Away`] is looked at. Also absent: moving instances to balance.
@@ -21,15 +28,16 @@
 mod env;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use contract::instance::InstanceSpec;
-use contract::{EnvKey, Generation, InstanceId, NodeId, ProcessName, Timestamp};
+use contract::{EnvKey, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
 use crate::placement::Placement;
-use crate::world::{Instance, Rollout, World};
+use crate::world::{Instance, Rollout, Volume, VolumeKey, World};
 
 #[cfg(doc)]
 use crate::rollout::{self, Standing};
@@ -52,6 +60,13 @@ pub struct Plan {
 /// One change. Everything in it is chosen; whoever carries it out only obeys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
+    /// A new volume; the instance that needs it comes next.
+    MakeVolume(Box<PlannedVolume>),
+    /// A volume that was deleted is gone; nothing more is kept of it.
+    ForgetVolume {
+        /// The volume.
+        id: VolumeId,
+    },
     /// A new instance.
     Create(Box<PlacedInstance>),
     /// An instance begins to leave.
@@ -87,6 +102,21 @@ pub struct PlacedInstance {
     pub spec: InstanceSpec,
     /// Where it runs.
     pub node: NodeId,
+    /// When it was planned.
+    pub created_at: Timestamp,
+}
+
+/// A new volume and its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedVolume {
+    /// The volume.
+    pub id: VolumeId,
+    /// What it belongs to.
+    pub key: VolumeKey,
+    /// Where its disk will be, for good.
+    pub node: NodeId,
+    /// Its size, in bytes.
+    pub size_bytes: u64,
     /// When it was planned.
     pub created_at: Timestamp,
 }
@@ -128,6 +158,7 @@ pub fn plan(world: &World, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Pla
         env.insert(*id);
     }
     planner.forget_gone();
+    planner.forget_volumes();
     let mut findings = Vec::new();
     for key in world.envs.keys() {
         for _ in 0..MAX_PASSES {
@@ -146,9 +177,30 @@ pub fn plan(world: &World, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Pla
 }
 
 /// Carries one action out on the world; the store does the same on its tables. The generation of
-/// the node concerned grows with each Create, Leave and Forget.
+/// the node concerned grows with each Create, Leave, Forget and ForgetVolume.
 pub fn apply(world: &mut World, action: &Action) {
     let touched = match action {
+        Action::MakeVolume(planned) => {
+            let PlannedVolume {
+                id,
+                key,
+                node,
+                size_bytes,
+                created_at,
+            } = planned.as_ref().clone();
+            let volume = Volume {
+                key,
+                node,
+                size_bytes,
+                created_at,
+                made: false,
+                deleting: false,
+                deletion_acknowledged: false,
+            };
+            world.volumes.insert(id, volume);
+            None
+        }
+        Action::ForgetVolume { id } => world.volumes.remove(id).map(|volume| volume.node),
         Action::Create(placed) => {
             let instance = Instance {
                 spec: placed.spec.clone(),
@@ -218,7 +270,10 @@ impl<'w> Planner<'w, '_> {
                 self.placement = None;
             }
             Action::Leave { .. } => self.placement = None,
-            Action::SetRollout { .. } | Action::RemoveEnv { .. } => {}
+            Action::MakeVolume(_)
+            | Action::ForgetVolume { .. }
+            | Action::SetRollout { .. }
+            | Action::RemoveEnv { .. } => {}
         }
         apply(self.working.to_mut(), &action);
         self.actions.push(action);
@@ -239,6 +294,25 @@ impl<'w> Planner<'w, '_> {
                 self.take(Action::Forget { id: *id });
             }
         }
+    }
+
+    /// Deleted volumes that are gone: their node said so, or their node was removed.
+    fn forget_volumes(&mut self) {
+        for (id, volume) in &self.given.volumes {
+            let node_is_gone = !self.given.nodes.contains_key(&volume.node);
+            if volume.deleting && (volume.deletion_acknowledged || node_is_gone) {
+                self.take(Action::ForgetVolume { id: *id });
+            }
+        }
+    }
+
+    /// An id that no volume has.
+    fn fresh_volume_id(&mut self) -> VolumeId {
+        let mut id = VolumeId((self.draw)());
+        while id.0 == 0 || self.working.volumes.contains_key(&id) {
+            id = VolumeId(id.0.wrapping_add(1));
+        }
+        id
     }
 
     /// An id that no instance has.

@@ -1,12 +1,12 @@
 //! A process of a release as the complete description of one instance.
 
-use contract::instance::InstanceSpec;
+use contract::instance::{AttachedVolume, InstanceSpec};
 use contract::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
 use std::net::Ipv6Addr;
 
 use manifest::Manifest;
 
-use crate::world::Release;
+use crate::world::{Release, VolumeKey, World};
 
 /// Why a release cannot become an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +42,47 @@ pub enum ReleaseError {
     },
 }
 
+/// A volume that a manifest asks for with another size than it has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the volume {key} has {volume_bytes} bytes, and the manifest asks for {wanted_bytes}: a volume \
+     keeps its size"
+)]
+pub struct OtherSize {
+    /// The volume.
+    pub key: VolumeKey,
+    /// What it has, in bytes.
+    pub volume_bytes: u64,
+    /// What the manifest says, in bytes.
+    pub wanted_bytes: u64,
+}
+
+/// Whether the volumes there are have the sizes that the manifest asks for. To be asked before a
+/// release is made.
+pub fn check_volumes(world: &World, env: &EnvKey, manifest: &Manifest) -> Result<(), OtherSize> {
+    for volume in world
+        .volumes
+        .values()
+        .filter(|volume| volume.key.env == *env)
+    {
+        let process = manifest.processes.get(&volume.key.process);
+        let wanted = process.and_then(|process| {
+            let mut volumes = process.volumes.iter();
+            volumes.find(|wanted| wanted.name == volume.key.name)
+        });
+        if let Some(wanted) = wanted
+            && wanted.size_bytes != volume.size_bytes
+        {
+            return Err(OtherSize {
+                key: volume.key.clone(),
+                volume_bytes: volume.size_bytes,
+                wanted_bytes: wanted.size_bytes,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Whether everything that the manifest refers to exists. To be asked before a release is made.
 pub fn check(manifest: &Manifest) -> Result<(), ReleaseError> {
     for (name, process) in &manifest.processes {
@@ -70,6 +111,8 @@ pub struct Identity<'a> {
     pub address: Ipv6Addr,
     /// The architecture of its node, in the OCI's words.
     pub arch: &'a str,
+    /// Its volumes: one for each that the process type asks for.
+    pub volumes: &'a [AttachedVolume],
 }
 
 /// The complete description of one instance of a release.
@@ -122,7 +165,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         scratch_bytes: process.resources.scratch_bytes,
         address: who.address,
         secrets: Vec::new(),
-        volumes: process.volumes.clone(),
+        volumes: who.volumes.to_vec(),
     })
 }
 
@@ -131,7 +174,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::fixtures::{key, manifest, name, process, release, spec};
+    use crate::fixtures::{
+        Put, attach, database, deploy, key, manifest, name, process, release, spec, world,
+    };
+    use contract::Timestamp;
 
     #[test]
     fn the_processes_variables_win() {
@@ -159,6 +205,7 @@ mod tests {
                 release: ReleaseNumber(4),
                 address: Ipv6Addr::LOCALHOST,
                 arch,
+                volumes: &[],
             };
             instance_spec(&who, &release(manifest))
                 .unwrap_err()
@@ -179,5 +226,39 @@ mod tests {
         let secret = manifest(&[("web", secret)]);
         let refused = check(&secret).unwrap_err().to_string();
         assert_eq!(error(&web, "amd64", secret), refused);
+    }
+
+    #[test]
+    fn a_volume_keeps_its_size() {
+        let mut world = world(1);
+        let mut web = database(1);
+        let text = |world: &World, web: &manifest::Process| {
+            let manifest = manifest(&[("web", web.clone())]);
+            let checked = check_volumes(world, &key("shop/prod"), &manifest);
+            checked.map_err(|refused| refused.to_string())
+        };
+        assert_eq!(text(&world, &web), Ok(()));
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", web.clone())]),
+            Timestamp(0),
+        );
+        let put = Put {
+            id: 1,
+            env: "shop/prod",
+            process: "web",
+            release: 1,
+            node: 1,
+        };
+        put.into_world(&mut world);
+        attach(&mut world, 1, 0);
+        assert_eq!(text(&world, &web), Ok(()));
+        web.volumes[0].size_bytes += 1;
+        assert_eq!(
+            text(&world, &web).unwrap_err(),
+            "the volume data 0 of shop/prod web has 1073741824 bytes, and the manifest asks for \
+             1073741825: a volume keeps its size"
+        );
     }
 }

@@ -12,6 +12,8 @@
 //!                                           report{generation 7, absent}    acknowledged: forget
 //! ```
 //!
+//! A volume that is being deleted is forgotten by the same rule, once its disk is no longer listed.
+//!
 //! A report of a generation larger than ours means that this store was restored from an older
 //! backup. The generation then jumps past it, so that the node takes our state up again, and
 //! nothing is acknowledged until it did. Whether the node is online is not decided here: that
@@ -19,15 +21,17 @@
 
 use contract::api::NodeReport;
 use contract::instance::InstanceState;
-use contract::{Generation, InstanceId, NodeId};
+use contract::{Generation, InstanceId, NodeId, VolumeId};
 
-use crate::world::{Instance, World};
+use crate::world::{Instance, Volume, World};
 
 /// What a report changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// Instances whose record changed: to be stored.
     pub changed: Vec<InstanceId>,
+    /// Volumes whose record changed: to be stored.
+    pub changed_volumes: Vec<VolumeId>,
     /// Instances that the node runs and the world does not know there. They are left running.
     pub unknown: Vec<InstanceId>,
     /// The node's new generation, where its report was ahead of us: to be stored.
@@ -48,6 +52,11 @@ pub fn record(world: &mut World, node: NodeId, report: &NodeReport) -> Recorded 
     for (id, instance) in &mut world.instances {
         if instance.node == node && mirror(instance, generation, report) {
             recorded.changed.push(*id);
+        }
+    }
+    for (id, volume) in &mut world.volumes {
+        if volume.node == node && mirror_volume(*id, volume, generation, report) {
+            recorded.changed_volumes.push(*id);
         }
     }
     recorded.unknown = report
@@ -87,12 +96,27 @@ pub fn mirror(instance: &mut Instance, generation: Generation, report: &NodeRepo
     changed
 }
 
+/// Takes what a report of its node says into one volume; true when that changed anything.
+pub fn mirror_volume(
+    id: VolumeId,
+    volume: &mut Volume,
+    generation: Generation,
+    report: &NodeReport,
+) -> bool {
+    let there = report.volumes.contains(&id);
+    let acknowledged = volume.deleting && report.generation == generation && !there;
+    let changed = (there && !volume.made) || (acknowledged && !volume.deletion_acknowledged);
+    volume.made |= there;
+    volume.deletion_acknowledged |= acknowledged;
+    changed
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::fixtures::{Put, deploy, manifest, process, report, world};
+    use crate::fixtures::{Put, attach, deploy, manifest, process, report, world};
     use contract::Timestamp;
     use contract::api::{DriverChoice, InstanceReport};
 
@@ -132,6 +156,7 @@ mod tests {
             },
             hardware: contract::api::Hardware::default(),
             instances: instances.iter().map(said).collect(),
+            volumes: Vec::new(),
         }
     }
 
@@ -189,5 +214,30 @@ mod tests {
         let recorded = record(&mut world, NodeId(1), &says(31, &[]));
         assert_eq!(recorded.raised_to, None);
         assert!(world.instances[&InstanceId(1)].stop_acknowledged);
+    }
+
+    #[test]
+    fn a_volume_is_gone_when_the_node_that_knows_says_so() {
+        let mut world = two();
+        attach(&mut world, 1, 0);
+        let id = VolumeId(0xd0);
+        world.volumes.get_mut(&id).unwrap().made = false;
+        let mut said = says(7, &[]);
+        said.volumes = vec![id];
+        let changed =
+            |world: &mut World, said: &NodeReport| record(world, NodeId(1), said).changed_volumes;
+        assert_eq!(changed(&mut world, &said), [id]);
+        assert!(world.volumes[&id].made);
+        assert_eq!(changed(&mut world, &said), []);
+
+        let volume = world.volumes.get_mut(&id).unwrap();
+        volume.deleting = true;
+        world.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(8);
+        // A node that has not heard of it may still make the disk.
+        said.volumes.clear();
+        assert_eq!(changed(&mut world, &said), []);
+        said.generation = Generation(8);
+        assert_eq!(changed(&mut world, &said), [id]);
+        assert!(world.volumes[&id].deletion_acknowledged);
     }
 }

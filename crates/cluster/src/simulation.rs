@@ -9,11 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use contract::api::{DriverChoice, InstanceReport, NodeReport, RolloutPhase};
 use contract::guest::BootFailure;
 use contract::instance::{InstanceSpec, InstanceState};
-use contract::{EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
+use contract::{
+    EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+};
 use proptest::prelude::*;
 
 use crate::desired::desired_state;
-use crate::fixtures::{deploy, exit, key, manifest, name, process, show, worker, world};
+use crate::fixtures::{database, deploy, exit, key, manifest, name, process, show, worker, world};
 use crate::instance::{Effect, Event, Lifecycle, Timing};
 use crate::node::{NodeAction, Seen, SeenInstance, reconcile};
 use crate::planner::{Action, Plan, apply, plan};
@@ -67,6 +69,8 @@ struct SimNode {
     generation: Generation,
     connected: bool,
     lives: BTreeMap<InstanceId, Life>,
+    /// The volumes whose disks it has.
+    disks: BTreeSet<VolumeId>,
 }
 
 struct Sim {
@@ -89,6 +93,7 @@ impl Sim {
                 generation: Generation(0),
                 connected: true,
                 lives: BTreeMap::new(),
+                disks: BTreeSet::new(),
             };
             (*id, node)
         };
@@ -191,6 +196,24 @@ impl Sim {
         for instance in self.world.instances.values() {
             assert!(addresses.insert(instance.spec.address), "an address twice");
         }
+        // A volume is wanted by one instance, on its node, and has one writer.
+        let mut wanted = BTreeSet::new();
+        for instance in self.world.instances.values() {
+            for volume in &instance.spec.volumes {
+                assert!(wanted.insert(volume.id), "volume {} twice", volume.id);
+                assert_eq!(self.world.volumes[&volume.id].node, instance.node);
+            }
+        }
+        let mut written = BTreeSet::new();
+        for life in self.nodes.values().flat_map(|node| node.lives.values()) {
+            for volume in life.spec.volumes.iter().filter(|_| life.vm) {
+                assert!(
+                    written.insert(volume.id),
+                    "volume {} has two writers",
+                    volume.id
+                );
+            }
+        }
         for route in routes(&self.world).values() {
             for backend in &route.backends {
                 let instance = &self.world.instances[&backend.instance];
@@ -217,6 +240,7 @@ impl Sim {
                     .iter()
                     .map(|(id, life)| (*id, seen(life)))
                     .collect(),
+                volumes: node.disks.iter().map(|id| (*id, node.has(*id))).collect(),
             };
             for action in reconcile(&desired, &seen).unwrap() {
                 node.act(action, now);
@@ -226,6 +250,7 @@ impl Sim {
         for life in node.lives.values_mut() {
             life.step(now, apps[&life.spec.release]);
         }
+        node.make_disks();
         if node.connected {
             let report = NodeReport {
                 generation: node.generation,
@@ -235,6 +260,7 @@ impl Sim {
                 },
                 hardware: self.world.nodes[&id].hardware.clone(),
                 instances: node.lives.values().map(|life| life.report(now)).collect(),
+                volumes: node.disks.iter().copied().collect(),
             };
             let recorded = record(&mut self.world, id, &report);
             assert_eq!(
@@ -248,6 +274,20 @@ impl Sim {
 }
 
 impl SimNode {
+    fn has(&self, volume: VolumeId) -> bool {
+        let mut specs = self.lives.values().map(|life| &life.spec);
+        specs.any(|spec| spec.volumes.iter().any(|v| v.id == volume))
+    }
+
+    fn make_disks(&mut self) {
+        for life in self.lives.values().filter(|life| life.vm) {
+            for volume in &life.spec.volumes {
+                let is_new = self.disks.insert(volume.id);
+                assert!(!(is_new && volume.made), "a lost disk was made anew");
+            }
+        }
+    }
+
     fn act(&mut self, action: NodeAction, now: Timestamp) {
         match action {
             NodeAction::Start(spec) => {
@@ -273,6 +313,7 @@ impl SimNode {
                 let life = self.lives.remove(&id).unwrap();
                 assert!(!life.vm, "a VM was forgotten");
             }
+            NodeAction::RemoveVolume(id) => assert!(self.disks.remove(&id)),
             NodeAction::KeepUnknown(id) => panic!("{id} is unknown to the control plane"),
         }
     }
@@ -372,8 +413,8 @@ impl Life {
     }
 }
 
-fn web(min: u32, max_surge: u32, max_unavailable: u32) -> manifest::Process {
-    let mut web = process(min);
+fn web(min: u32, max_surge: u32, max_unavailable: u32, volumes: bool) -> manifest::Process {
+    let mut web = if volumes { database(min) } else { process(min) };
     web.deploy.max_surge = max_surge;
     web.deploy.max_unavailable = max_unavailable;
     web
@@ -417,11 +458,12 @@ proptest! {
         workers in 0_u32..3,
         surge in 0_u32..3,
         unavailable in 0_u32..3,
+        volumes: bool,
         first in good_app(),
         second in prop_oneof![good_app(), bad_app()],
     ) {
         let mut sim = Sim::new(nodes);
-        let processes = [("web", web(count, surge, unavailable)), ("worker", worker(workers))];
+        let processes = [("web", web(count, surge, unavailable, volumes)), ("worker", worker(workers))];
         sim.deploy(&processes, first);
         sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
         sim.settle();
@@ -441,7 +483,9 @@ proptest! {
         prop_assert_eq!(sim.ready(&name("web")), count);
         prop_assert_eq!(sim.ready(&name("worker")), workers);
         prop_assert_eq!(releases_of(&sim.world, &key(ENV)), BTreeSet::from([release]));
-        let surge = surge.max(u32::from(unavailable == 0));
+        // What has volumes stops first and starts then.
+        let unavailable = unavailable.max(u32::from(volumes));
+        let surge = if volumes { 0 } else { surge.max(u32::from(unavailable == 0)) };
         prop_assert!(sim.most_vms <= count + surge, "{} VMs", sim.most_vms);
         prop_assert!(sim.fewest_ready >= count.saturating_sub(unavailable), "{}", sim.fewest_ready);
     }
@@ -450,7 +494,7 @@ proptest! {
     #[test]
     fn a_bad_first_release_leaves_nothing(nodes in 1_u16..3, count in 1_u32..4, app in bad_app()) {
         let mut sim = Sim::new(nodes);
-        sim.deploy(&[("web", web(count, 1, 0))], app);
+        sim.deploy(&[("web", web(count, 1, 0, false))], app);
         sim.until("failed", |sim| sim.phase() == RolloutPhase::Failed);
         sim.settle();
         prop_assert_eq!(sim.world.instances.len(), 0);
@@ -466,10 +510,11 @@ proptest! {
     #[test]
     fn the_cluster_comes_to_rest_where_it_was_asked_to(
         nodes in 1_u16..4,
+        volumes: bool,
         deeds in prop::collection::vec(
             (0_u64..60_000, prop_oneof![
-                3 => (good_app(), 0_u32..4).prop_map(|(app, min)| Deed::Deploy(app, min)),
-                2 => (bad_app(), 0_u32..4).prop_map(|(app, min)| Deed::Deploy(app, min)),
+                3 => (good_app(), 0_u32..4, any::<bool>()).prop_map(Deed::deploy),
+                2 => (bad_app(), 0_u32..4, any::<bool>()).prop_map(Deed::deploy),
                 3 => (0_u32..6).prop_map(Deed::Scale),
                 2 => (1_u16..4).prop_map(Deed::Disconnect),
                 2 => Just(Deed::ConnectAll),
@@ -478,7 +523,8 @@ proptest! {
         ),
     ) {
         let mut sim = Sim::new(nodes);
-        sim.deploy(&[("web", web(2, 1, 0)), ("worker", worker(1))], App::Healthy);
+        let first = [("web", web(2, 1, 0, volumes)), ("worker", worker(1))];
+        sim.deploy(&first, App::Healthy);
         for (wait, deed) in deeds {
             let target = sim.now.0 + wait;
             while sim.now.0 < target {
@@ -517,17 +563,23 @@ proptest! {
 /// Something an operator does, or that befalls a cluster.
 #[derive(Debug, Clone)]
 enum Deed {
-    Deploy(App, u32),
+    /// An app, how many of it, and whether they have volumes.
+    Deploy(App, u32, bool),
     Scale(u32),
     Disconnect(u16),
     ConnectAll,
 }
 
 impl Deed {
+    fn deploy((app, min, volumes): (App, u32, bool)) -> Self {
+        Self::Deploy(app, min, volumes)
+    }
+
     fn perform(&self, sim: &mut Sim) {
         match self {
-            Self::Deploy(app, min) => {
-                sim.deploy(&[("web", web(*min, 1, 0)), ("worker", worker(1))], *app);
+            Self::Deploy(app, min, volumes) => {
+                let web = web(*min, 1, 0, *volumes);
+                sim.deploy(&[("web", web), ("worker", worker(1))], *app);
             }
             Self::Scale(count) => {
                 let env = sim.world.envs.get_mut(&key(ENV)).unwrap();
@@ -551,10 +603,10 @@ impl Deed {
 #[test]
 fn a_restored_store_stops_nothing() {
     let mut sim = Sim::new(1);
-    sim.deploy(&[("web", web(2, 1, 0))], App::Healthy);
+    sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
     let backup = sim.world.clone();
-    sim.deploy(&[("web", web(2, 1, 0))], App::Healthy);
+    sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     // The second release has come to no node yet: the backup knows all there is.
     for _ in 0..3 {
         sim.world.nodes.get_mut(&NodeId(1)).unwrap().generation.0 += 1;
@@ -572,6 +624,7 @@ fn a_restored_store_stops_nothing() {
         },
         hardware: sim.world.nodes[&NodeId(1)].hardware.clone(),
         instances: node.lives.values().map(|l| l.report(sim.now)).collect(),
+        volumes: Vec::new(),
     };
     let recorded = record(&mut sim.world, NodeId(1), &report);
     assert_eq!(
@@ -587,7 +640,7 @@ fn a_restored_store_stops_nothing() {
 #[test]
 fn without_auto_revert_nothing_gives_way() {
     let mut sim = Sim::new(2);
-    let mut process = web(3, 1, 0);
+    let mut process = web(3, 1, 0, false);
     process.deploy.auto_revert = false;
     sim.deploy(&[("web", process.clone())], App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
@@ -609,16 +662,16 @@ fn without_auto_revert_nothing_gives_way() {
 #[test]
 fn a_dropped_process_leaves_last() {
     let mut sim = Sim::new(2);
-    let both = [("web", web(2, 1, 0)), ("worker", worker(2))];
+    let both = [("web", web(2, 1, 0, false)), ("worker", worker(2))];
     sim.deploy(&both, App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
-    sim.deploy(&[("web", web(2, 1, 0))], App::Unhealthy);
+    sim.deploy(&[("web", web(2, 1, 0, false))], App::Unhealthy);
     while sim.phase() == RolloutPhase::Rolling {
         assert_eq!(sim.ready(&name("worker")), 2);
         sim.step();
     }
     assert_eq!(sim.phase(), RolloutPhase::Reverted);
-    sim.deploy(&[("web", web(2, 1, 0))], App::Healthy);
+    sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
     assert_eq!(sim.ready(&name("worker")), 0);
     sim.settle();
@@ -629,7 +682,7 @@ fn a_dropped_process_leaves_last() {
 #[test]
 fn an_offline_node_is_waited_for() {
     let mut sim = Sim::new(2);
-    sim.deploy(&[("web", web(2, 1, 0))], App::Healthy);
+    sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     sim.step();
     sim.step();
     sim.nodes.get_mut(&NodeId(2)).unwrap().connected = false;
@@ -649,9 +702,80 @@ fn an_offline_node_is_waited_for() {
 fn an_empty_world_needs_nothing() {
     let mut sim = Sim::new(2);
     assert_eq!(sim.step(), 0);
-    sim.deploy(&[("web", web(2, 1, 0))], App::Healthy);
+    sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     let planned = sim.plan();
     let creates = |action: &Action| matches!(action, Action::Create(_));
     assert_eq!(planned.actions.iter().filter(|a| creates(a)).count(), 2);
     assert_eq!(planned.actions.len(), 2);
+}
+
+/// Volumes stay with their ordinal over releases, scalings and a destroyed env; the last word is a
+/// user's.
+#[test]
+fn volumes_outlive_everything_but_their_deletion() {
+    let mut sim = Sim::new(3);
+    let databases = [("web", web(3, 1, 0, true))];
+    sim.deploy(&databases, App::Healthy);
+    sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
+    sim.settle();
+    let made = sim.world.volumes.clone();
+    assert_eq!(made.len(), 3);
+    assert!(made.values().all(|volume| volume.made));
+    let nodes: BTreeSet<_> = made.values().map(|volume| volume.node).collect();
+    assert_eq!(nodes.len(), 3);
+
+    sim.deploy(&databases, App::Healthy);
+    sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
+    let scale = |sim: &mut Sim, count| {
+        let env = sim.world.envs.get_mut(&key(ENV)).unwrap();
+        env.scale.insert(name("web"), count);
+        sim.until("scaled", |sim| sim.ready(&name("web")) == count);
+        sim.settle();
+    };
+    scale(&mut sim, 1);
+    scale(&mut sim, 3);
+    sim.world.envs.get_mut(&key(ENV)).unwrap().destroying = true;
+    sim.until("removed", |sim| sim.world.envs.is_empty());
+    sim.settle();
+    assert_eq!(sim.world.volumes, made);
+
+    sim.deploy(&databases, App::Healthy);
+    sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
+    assert_eq!(sim.world.volumes, made);
+    scale(&mut sim, 2);
+    let (id, node) = made
+        .iter()
+        .find(|(_, volume)| volume.key.ordinal == 2)
+        .map(|(id, volume)| (*id, volume.node))
+        .unwrap();
+    assert!(sim.world.user_of(id).is_none());
+    sim.world.volumes.get_mut(&id).unwrap().deleting = true;
+    sim.world.nodes.get_mut(&node).unwrap().generation.0 += 1;
+    sim.until("deleted", |sim| sim.world.volumes.len() == 2);
+    assert!(sim.nodes.values().all(|node| !node.disks.contains(&id)));
+}
+
+/// A volume on a node that is offline keeps its writer: nobody else gets it.
+#[test]
+fn a_volume_waits_for_its_node() {
+    let mut sim = Sim::new(2);
+    let databases = [("web", web(1, 1, 0, true))];
+    sim.deploy(&databases, App::Healthy);
+    sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
+    let node = sim.world.volumes.values().next().unwrap().node;
+    sim.nodes.get_mut(&node).unwrap().connected = false;
+    sim.deploy(&databases, App::Healthy);
+    for _ in 0..(2 * rollout::READY_DEADLINE_MS / STEP_MS) {
+        sim.step();
+    }
+    assert_eq!(sim.phase(), RolloutPhase::Rolling);
+    let found = sim.plan().findings;
+    assert!(
+        found
+            .iter()
+            .any(|f| f.message.contains("it may still write")),
+        "{found:?}"
+    );
+    sim.nodes.get_mut(&node).unwrap().connected = true;
+    sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
 }

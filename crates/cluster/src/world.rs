@@ -7,7 +7,7 @@ use contract::api::{Hardware, InstanceReport, RolloutPhase};
 use contract::instance::{InstanceSpec, PinnedImage};
 use contract::{
     Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
-    Timestamp,
+    Timestamp, VolumeId,
 };
 use manifest::Manifest;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,17 @@ pub struct World {
     pub envs: BTreeMap<EnvKey, Env>,
     /// Every instance that is not forgotten.
     pub instances: BTreeMap<InstanceId, Instance>,
+    /// Every volume; they outlive instances, releases and envs.
+    pub volumes: BTreeMap<VolumeId, Volume>,
+}
+
+impl World {
+    /// The instance that has this volume, one on its way out too: until its node said that it is
+    /// gone it may write.
+    pub fn user_of(&self, volume: VolumeId) -> Option<&Instance> {
+        let has = |instance: &&Instance| instance.spec.volumes.iter().any(|v| v.id == volume);
+        self.instances.values().find(has)
+    }
 }
 
 /// Settings of the whole cluster, made at its birth.
@@ -119,4 +130,49 @@ pub struct Instance {
     /// True once its node, with the stop taken up, said that it is gone; the planner then forgets
     /// it. The rule is [`crate::reports::mirror`].
     pub stop_acknowledged: bool,
+}
+
+/// What a volume belongs to. It is made when an instance first needs it, and found by this again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeKey {
+    /// The env. A later env of the same name finds the volume, too.
+    pub env: EnvKey,
+    /// The process type.
+    pub process: ProcessName,
+    /// Its name in the manifest.
+    pub name: String,
+    /// Which of the process type's instances it belongs to, from 0.
+    pub ordinal: u32,
+}
+
+impl std::fmt::Display for VolumeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            env,
+            process,
+            name,
+            ordinal,
+        } = self;
+        write!(f, "{name} {ordinal} of {env} {process}")
+    }
+}
+
+/// One volume: a disk on one node, which only a user deletes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// What it belongs to.
+    pub key: VolumeKey,
+    /// The node its disk is on, for good.
+    pub node: NodeId,
+    /// Its size in bytes, for good.
+    pub size_bytes: u64,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// True once its node said that it has the disk.
+    pub made: bool,
+    /// True from the user's word until nothing of it is left.
+    pub deleting: bool,
+    /// True once its node, with the deletion taken up, said that the disk is gone; the planner then
+    /// forgets it. The rule is [`crate::reports::mirror_volume`].
+    pub deletion_acknowledged: bool,
 }

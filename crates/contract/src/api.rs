@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{
     Digest, EdgeId, EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp,
+    VolumeId,
 };
 use crate::instance::{ExitEvent, InstanceSpec, InstanceState, ProxyProtocol};
 
@@ -37,6 +38,10 @@ pub mod paths {
     pub const NODES: &str = "/v1/nodes";
     /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
     pub const INSTANCES: &str = "/v1/instances";
+    /// GET, a user: `?app=&env=` -> `Vec<VolumeRow>`.
+    pub const VOLUMES: &str = "/v1/volumes";
+    /// DELETE, a user: delete a volume that no instance has, and all that is in it.
+    pub const VOLUME: &str = "/v1/volumes/{volume}";
     /// GET, a user -> `Vec<EnvRow>`.
     pub const ENVS: &str = "/v1/envs";
     /// POST, a user: [`super::DeployRequest`] -> [`super::DeployResponse`]. DELETE: destroy the env.
@@ -169,6 +174,10 @@ pub struct DesiredState {
     /// Instances this node once had that are to be stopped and forgotten. An unknown instance that
     /// is in neither list (an empty or restored store) is left running and reported.
     pub stop: Vec<InstanceId>,
+    /// Volumes of this node that were deleted: their disks are to be removed. One that is not named
+    /// is kept, whoever knows of it.
+    #[serde(default)]
+    pub remove_volumes: Vec<VolumeId>,
 }
 
 /// What a node sees and does.
@@ -183,6 +192,9 @@ pub struct NodeReport {
     pub hardware: Hardware,
     /// Every instance it knows of, those to be stopped too.
     pub instances: Vec<InstanceReport>,
+    /// Every volume whose disk it has.
+    #[serde(default)]
+    pub volumes: Vec<VolumeId>,
 }
 
 /// The VMM driver a node uses.
@@ -463,6 +475,36 @@ pub struct NodeRow {
     pub instances: u32,
     /// Its /64, as its first address.
     pub prefix: Ipv6Addr,
+}
+
+/// One volume, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRow {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its env, which need not exist any more.
+    pub env: EnvKey,
+    /// Its process type.
+    pub process: ProcessName,
+    /// Its name.
+    pub name: String,
+    /// Which of the process type's instances it belongs to, from 0.
+    pub ordinal: u32,
+    /// Its size in bytes; on the node it takes what was written to it.
+    pub size_bytes: u64,
+    /// The node its disk is on.
+    pub node: NodeId,
+    /// The node's name.
+    pub node_name: String,
+    /// The instance that has it now.
+    pub instance: Option<InstanceId>,
+    /// Whether its node said that the disk is there.
+    pub made: bool,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// When it was planned.
+    pub created_at: Timestamp,
 }
 
 /// One env, for people.

@@ -30,6 +30,9 @@ pub enum NameError {
     /// Instance ids are eight lowercase hexadecimal digits.
     #[error("`{0}` is not an instance id: it must be 8 lowercase hexadecimal digits")]
     NotAnInstanceId(String),
+    /// Volume ids have the same form.
+    #[error("`{0}` is not a volume id: it must be 8 lowercase hexadecimal digits")]
+    NotAVolumeId(String),
     /// Node and edge ids are `n<number>` and `e<number>`.
     #[error("`{0}` is not an id of the form `{1}<number>`")]
     NotANumberedId(String, char),
@@ -166,40 +169,56 @@ impl fmt::Display for EnvKey {
     }
 }
 
-/// One instance, that is one microVM of one process type. It is also the last 32 bits of the
-/// instance's address (ADR 0004), so it is unique in the cluster; shown as 8 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct InstanceId(pub u32);
+macro_rules! hexadecimal_id {
+    ($(#[$doc:meta])* $name:ident, $wrong:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(pub u32);
 
-impl fmt::Display for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{:08x}", self.0))
-    }
-}
-
-impl FromStr for InstanceId {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let shape = text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        match u32::from_str_radix(text, 16) {
-            Ok(number) if shape => Ok(Self(number)),
-            _ => Err(NameError::NotAnInstanceId(text.to_owned())),
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(&format!("{:08x}", self.0))
+            }
         }
-    }
+
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                let shape =
+                    text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+                match u32::from_str_radix(text, 16) {
+                    Ok(number) if shape => Ok(Self(number)),
+                    _ => Err(NameError::$wrong(text.to_owned())),
+                }
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = NameError;
+            fn try_from(text: String) -> Result<Self, NameError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+    };
 }
 
-impl TryFrom<String> for InstanceId {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
+hexadecimal_id! {
+    /// One instance, that is one microVM of one process type. It is also the last 32 bits of the
+    /// instance's address (ADR 0004), so it is unique in the cluster; shown as 8 hexadecimal digits.
+    InstanceId, NotAnInstanceId
 }
 
-impl From<InstanceId> for String {
-    fn from(id: InstanceId) -> String {
-        id.to_string()
-    }
+hexadecimal_id! {
+    /// One volume, that is one disk that outlives instances. Unique in the cluster and never given
+    /// twice while the volume exists; shown as 8 hexadecimal digits.
+    VolumeId, NotAVolumeId
 }
 
 macro_rules! numbered_id {

@@ -6,7 +6,7 @@ use std::net::Ipv6Addr;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{
-    AppName, Digest, EnvKey, EnvName, InstanceId, ProcessName, ReleaseNumber, Timestamp,
+    AppName, Digest, EnvKey, EnvName, InstanceId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };
 
 /// Everything a node needs to run one instance. Immutable: a change is another instance.
@@ -50,8 +50,8 @@ pub struct InstanceSpec {
     pub address: Ipv6Addr,
     /// Secret bundles, files under `/run/secrets/<bundle>/`.
     pub secrets: Vec<SecretBundle>,
-    /// Volumes, at `/mnt/volumes/<name>`.
-    pub volumes: Vec<Volume>,
+    /// Volumes, at `/mnt/volumes/<name>`; all of one ordinal.
+    pub volumes: Vec<AttachedVolume>,
 }
 
 impl InstanceSpec {
@@ -61,6 +61,11 @@ impl InstanceSpec {
             app: self.app.clone(),
             env: self.env.clone(),
         }
+    }
+
+    /// Which of its process type's volumes it has; absent when it has none.
+    pub fn ordinal(&self) -> Option<u32> {
+        self.volumes.first().map(|volume| volume.ordinal)
     }
 }
 
@@ -207,7 +212,7 @@ impl std::fmt::Debug for SecretBundle {
     }
 }
 
-/// A volume attached to an instance.
+/// A volume that a process type asks for; each of its instances has one of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Volume {
@@ -215,6 +220,23 @@ pub struct Volume {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
+}
+
+/// A volume attached to an instance: at no time is it attached to another one as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachedVolume {
+    /// The volume; its disk lies on one node and never moves.
+    pub id: VolumeId,
+    /// Its name: `/mnt/volumes/<name>`.
+    pub name: String,
+    /// Which of the process type's instances it belongs to, from 0.
+    pub ordinal: u32,
+    /// Its size in bytes, for good.
+    pub size_bytes: u64,
+    /// True when its node once said that it has the disk: one that is missing now was lost, and is
+    /// not silently made anew.
+    pub made: bool,
 }
 
 /// Where an instance is in its life. The node owns this; everyone else mirrors it.

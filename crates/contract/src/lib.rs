@@ -19,5 +19,5 @@ pub mod instance;
 
 pub use ids::{
     AppName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, InstanceId, NameError,
-    NodeId, ProcessName, ReleaseNumber, Timestamp,
+    NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };

@@ -114,6 +114,10 @@ async fn one_round(shared: &Shared) -> Result<(bool, Vec<Finding>), PlanError> {
 
 fn log(action: &Action) {
     match action {
+        Action::MakeVolume(planned) => {
+            tracing::info!(volume = %planned.id, of = %planned.key, node = %planned.node, "placed a volume");
+        }
+        Action::ForgetVolume { id } => tracing::info!(volume = %id, "a deleted volume is gone"),
         Action::Create(placed) => tracing::info!(
             instance = %placed.spec.id,
             app = %placed.spec.app,

@@ -7,8 +7,8 @@ use cluster::address_plan::node_prefix;
 use cluster::planner::Finding;
 use cluster::rollout::wanted_counts;
 use cluster::world::{Env, Instance, World};
-use contract::api::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus};
-use contract::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
+use contract::api::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
+use contract::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use store::Snapshot;
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
@@ -28,10 +28,7 @@ pub(crate) fn instance_row(world: &World, id: InstanceId, instance: &Instance) -
         process: instance.spec.process.clone(),
         release: instance.spec.release,
         node: instance.node,
-        node_name: world
-            .nodes
-            .get(&instance.node)
-            .map_or_else(|| instance.node.to_string(), |node| node.name.clone()),
+        node_name: node_name(world, instance.node),
         address: instance.spec.address,
         leaving: instance.leaving,
         created_at: instance.created_at,
@@ -57,6 +54,36 @@ pub(crate) fn instance_rows(world: &World, keep: impl Fn(&Instance) -> bool) -> 
         ))
     });
     rows
+}
+
+/// The volumes that `keep` keeps, by what they belong to.
+pub(crate) fn volume_rows(world: &World, keep: impl Fn(&EnvKey) -> bool) -> Vec<VolumeRow> {
+    let kept = world.volumes.iter().filter(|(_, v)| keep(&v.key.env));
+    let mut rows: Vec<_> = kept
+        .map(|(id, volume)| VolumeRow {
+            id: *id,
+            env: volume.key.env.clone(),
+            process: volume.key.process.clone(),
+            name: volume.key.name.clone(),
+            ordinal: volume.key.ordinal,
+            size_bytes: volume.size_bytes,
+            node: volume.node,
+            node_name: node_name(world, volume.node),
+            instance: world.user_of(*id).map(|instance| instance.spec.id),
+            made: volume.made,
+            deleting: volume.deleting,
+            created_at: volume.created_at,
+        })
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.env, &a.process, a.ordinal, &a.name).cmp(&(&b.env, &b.process, b.ordinal, &b.name))
+    });
+    rows
+}
+
+fn node_name(world: &World, id: NodeId) -> String {
+    let node = world.nodes.get(&id);
+    node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
 pub(crate) fn node_rows(snapshot: &Snapshot) -> Vec<NodeRow> {

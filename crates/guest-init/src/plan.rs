@@ -258,7 +258,8 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
                 target: format!("{VOLUMES_DIR}/{}", volume.name),
                 filesystem: "ext4",
                 access: Access::NoDevices,
-                options: "",
+                // Damage that the kernel finds does not spread.
+                options: "errors=remount-ro",
             },
         ));
     }
@@ -397,8 +398,8 @@ mod tests {
             set up the network: eth0 fd00::1:0:2/128 via fe80::1 mtu 1420
             find the user: "shop:staff"
             write the secrets: /run/secrets/database
-            mount volume data: /dev/vdc on /mnt/volumes/data, ext4 NoDevices
-            mount volume media: /dev/vdd on /mnt/volumes/media, ext4 NoDevices
+            mount volume data: /dev/vdc on /mnt/volumes/data, ext4 NoDevices errors=remount-ro
+            mount volume media: /dev/vdd on /mnt/volumes/media, ext4 NoDevices errors=remount-ro
             make the image's volume: /var/lib/shop
             make the working directory: /srv/shop
             make the app's cgroup: /sys/fs/cgroup/app

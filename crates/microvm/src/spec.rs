@@ -7,8 +7,8 @@ use contract::InstanceId;
 
 use crate::{Driver, GuestKernel};
 
-/// Most disks of one VM: root, scratch and volumes (PCI slots of the machine).
-pub const MAX_DISKS: usize = 16;
+/// Most disks of one VM: root, scratch and 16 volumes (PCI slots of the machine).
+pub const MAX_DISKS: usize = 18;
 /// Most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;
 /// Least memory of one VM, in bytes: the kernel and the initramfs need it.

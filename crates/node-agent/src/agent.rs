@@ -24,6 +24,7 @@ use crate::images::Images;
 use crate::instance_task::InstanceHandle;
 use crate::machine::{Clock, Machine, instances_dir};
 use crate::streams::{self, LogDirectory};
+use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, chain, hardware};
 
 /// How long one poll for the desired state waits.
@@ -78,9 +79,14 @@ pub(crate) async fn run(
         path: options.data_dir.clone(),
         source,
     })?;
+    let volumes = Volumes::open(&options.data_dir).map_err(|source| NodeError::Folder {
+        path: options.data_dir.clone(),
+        source,
+    })?;
     let logs = LogDirectory::default();
     let machine = Arc::new(Machine {
         images,
+        volumes,
         logs: logs.clone(),
         facts: NodeFacts {
             region: membership.region.clone(),
@@ -287,6 +293,11 @@ impl Agent {
                 }
             }
             NodeAction::Forget(id) => self.forget(id),
+            NodeAction::RemoveVolume(id) => match self.machine.volumes.remove(id) {
+                Ok(()) => tracing::info!(volume = %id, "removed the disk of a deleted volume"),
+                // The next reconciliation tries again.
+                Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
+            },
             NodeAction::KeepUnknown(id) => {
                 tracing::debug!(instance = %id, "nobody asked for this instance; it is left as it is");
             }
@@ -316,6 +327,18 @@ impl Agent {
                 .iter()
                 .map(|(id, handle)| (*id, see(handle)))
                 .collect(),
+            volumes: self
+                .machine
+                .volumes
+                .list()
+                .into_iter()
+                .map(|id| {
+                    (
+                        id,
+                        self.instances.values().any(|i| i.volumes().contains(&id)),
+                    )
+                })
+                .collect(),
         }
     }
 
@@ -329,6 +352,7 @@ impl Agent {
                 .values()
                 .map(|handle| handle.sight().report)
                 .collect(),
+            volumes: self.machine.volumes.list(),
         }
     }
 }

@@ -13,11 +13,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::instance::{Effect, Event, Lifecycle};
-use contract::InstanceId;
 use contract::api::{InstanceReport, MAX_LAST_WORDS};
 use contract::guest::{BootFailure, CONTRACT_VERSION, Phase};
 use contract::image::ImageConfig;
 use contract::instance::{InstanceSpec, InstanceState};
+use contract::{InstanceId, VolumeId};
 use microvm::Vm;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -64,6 +64,7 @@ pub(crate) struct InstanceHandle {
     sight: watch::Receiver<Sight>,
     dir: PathBuf,
     address: Ipv6Addr,
+    volumes: Vec<VolumeId>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -82,12 +83,16 @@ impl InstanceHandle {
         let Some(record) = record else {
             return Ok(None);
         };
+        // Its VM may run: before anyone else begins, its volumes are its own.
+        let taken = machine.volumes.take(record.spec.id, &record.spec.volumes);
+        taken.map_err(std::io::Error::other)?;
         Self::spawn(record, machine, Event::NotFound).map(Some)
     }
 
     fn spawn(record: Record, machine: &Arc<Machine>, first: Event) -> std::io::Result<Self> {
         let id = record.spec.id;
         let address = record.spec.address;
+        let volumes = record.spec.volumes.iter().map(|v| v.id).collect();
         let dir = machine.instance_dir(id);
         std::fs::create_dir_all(&dir)?;
         let log = Arc::new(InstanceLog::open(&dir.join(LOG))?);
@@ -128,6 +133,7 @@ impl InstanceHandle {
             sight,
             dir,
             address,
+            volumes,
             _task: task,
         })
     }
@@ -140,6 +146,11 @@ impl InstanceHandle {
     /// The instance's address.
     pub(crate) fn address(&self) -> Ipv6Addr {
         self.address
+    }
+
+    /// The instance's volumes.
+    pub(crate) fn volumes(&self) -> &[VolumeId] {
+        &self.volumes
     }
 
     /// What there is to see now.
@@ -415,6 +426,7 @@ impl InstanceTask {
                 self.remove_scratch();
                 self.machine.leave_network(self.id()).await;
                 self.machine.remove_run_dir(self.id());
+                self.machine.volumes.give_back(self.id());
                 events.push_back(Event::CleanedUp);
             }
             // The timer is read off the life cycle, and every step is shown.
@@ -428,6 +440,7 @@ impl InstanceTask {
         let image = self.record.spec.image.clone();
         let scratch = self.dir.join(SCRATCH);
         let scratch_bytes = self.record.spec.scratch_bytes;
+        let volumes = self.record.spec.volumes.clone();
         self.remove_scratch();
         self.detail = Some(detail);
         self.preparing = Some(AbortOnDrop(tokio::spawn(async move {
@@ -440,16 +453,17 @@ impl InstanceTask {
                 .await
                 .map_err(|error| (error.is_transient(), crate::chain(&error)))?;
             tokio::task::spawn_blocking(move || {
-                root_disk::format_empty(&scratch, scratch_bytes, "scratch")
+                root_disk::format_empty(&scratch, scratch_bytes, "scratch").map_err(|error| {
+                    let cause = crate::chain(&error);
+                    (true, format!("cannot make the scratch disk: {cause}"))
+                })?;
+                volumes
+                    .iter()
+                    .try_for_each(|volume| machine.volumes.prepare(volume))
+                    .map_err(|error| (error.is_transient(), crate::chain(&error)))
             })
             .await
-            .map_err(|error| (true, error.to_string()))?
-            .map_err(|error| {
-                (
-                    true,
-                    format!("cannot make the scratch disk: {}", crate::chain(&error)),
-                )
-            })?;
+            .map_err(|error| (true, error.to_string()))??;
             Ok(prepared)
         })));
     }
@@ -466,8 +480,11 @@ impl InstanceTask {
         self.end_acknowledged = false;
         self.listen()?;
         self.tell_config(&prepared.config)?;
-        let disks = [prepared.disk, self.dir.join(SCRATCH)];
-        self.vm = Some(self.machine.boot(&self.record.spec, disks).await?);
+        let spec = &self.record.spec;
+        let volumes = self.machine.volumes.take(spec.id, &spec.volumes);
+        let mut own = vec![self.dir.join(SCRATCH)];
+        own.extend(volumes.map_err(|error| crate::chain(&error))?);
+        self.vm = Some(self.machine.boot(spec, prepared.disk, own).await?);
         Ok(())
     }
 

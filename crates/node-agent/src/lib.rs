@@ -8,6 +8,7 @@
 //!   └ instance_task   one per instance: its life cycle, its events and effects
 //!       ├ images      registry -> blobs -> root disk, shared by digest
 //!       ├ machine     tap, rules, VMM, folders
+//!       ├ volumes     disks that outlive instances
 //!       ├ guest_link  vsock: config in, logs and exit out
 //!       └ probes      health, over the network
 //! ```
@@ -15,7 +16,7 @@
 //! The agent may be killed at any moment: everything it needs is on disk or can be seen on the
 //! machine, and its VMs and their connections go on without it.
 //!
-//! Deliberately absent, until their issues: volumes, exec and stats, the overlay to other nodes.
+//! Deliberately absent, until their issues: exec and stats, the overlay to other nodes.
 
 mod agent;
 mod guest_link;
@@ -26,6 +27,7 @@ mod logs;
 mod machine;
 mod probes;
 mod streams;
+mod volumes;
 
 use std::error::Error;
 use std::fmt::Write as _;

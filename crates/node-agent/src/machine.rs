@@ -19,11 +19,13 @@ use tokio::time::Instant;
 use crate::chain;
 use crate::images::Images;
 use crate::streams::LogDirectory;
+use crate::volumes::Volumes;
 
 /// What all instances share.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) images: Images,
+    pub(crate) volumes: Volumes,
     pub(crate) logs: LogDirectory,
     pub(crate) facts: NodeFacts,
     pub(crate) timing: Timing,
@@ -60,11 +62,13 @@ impl Machine {
         Vm::adopt(&self.vm_dir(id)).await
     }
 
-    /// Boots the VM of an instance: `/dev/vda` is the root disk, `/dev/vdb` scratch.
+    /// Boots the VM of an instance: `/dev/vda` is the root disk, then come `own`, its own disks:
+    /// `/dev/vdb` is scratch, then the volumes.
     pub(crate) async fn boot(
         &self,
         spec: &InstanceSpec,
-        disks: [PathBuf; 2],
+        root: PathBuf,
+        own: Vec<PathBuf>,
     ) -> Result<Vm, String> {
         let tap = self
             .network
@@ -76,7 +80,14 @@ impl Machine {
             .map_err(|error| {
                 format!("cannot admit {} to the network: {}", spec.id, chain(&error))
             })?;
-        let [root, scratch] = disks;
+        let root = Disk {
+            path: root,
+            read_only: true,
+        };
+        let own = own.into_iter().map(|path| Disk {
+            path,
+            read_only: false,
+        });
         let vm = VmSpec {
             instance: spec.id,
             run_dir: self.vm_dir(spec.id),
@@ -85,16 +96,7 @@ impl Machine {
             vcpus: spec.cpu_millis.div_ceil(1000).clamp(1, MAX_VCPUS),
             cpu_millis: spec.cpu_millis,
             memory_bytes: spec.memory_bytes,
-            disks: vec![
-                Disk {
-                    path: root,
-                    read_only: true,
-                },
-                Disk {
-                    path: scratch,
-                    read_only: false,
-                },
-            ],
+            disks: std::iter::once(root).chain(own).collect(),
             nic: Some(Nic {
                 tap: tap.fd,
                 mac: tap.mac,

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands::{
     deploy, destroy, dev, edge, envs, fmt, logs, node, nodes, normalize, ps, scale, schema, server,
-    tokens, validate,
+    tokens, validate, volumes,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -57,6 +57,7 @@ pub(crate) enum Command {
     Logs(logs::Arguments),
     Scale(scale::Arguments),
     Envs(envs::Arguments),
+    Volumes(volumes::Arguments),
     Destroy(destroy::Arguments),
     Validate(validate::Arguments),
     Fmt(fmt::Arguments),

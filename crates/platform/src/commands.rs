@@ -17,6 +17,7 @@ pub(crate) mod schema;
 pub(crate) mod server;
 pub(crate) mod tokens;
 pub(crate) mod validate;
+pub(crate) mod volumes;
 
 use std::future::Future;
 
@@ -33,6 +34,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Logs(arguments) => asynchronous(logs::run(arguments)),
         Command::Scale(arguments) => asynchronous(scale::run(arguments)),
         Command::Envs(arguments) => asynchronous(envs::run(arguments)),
+        Command::Volumes(arguments) => asynchronous(volumes::run(arguments)),
         Command::Destroy(arguments) => asynchronous(destroy::run(arguments)),
         Command::Validate(arguments) => validate::run(&arguments),
         Command::Fmt(arguments) => fmt::run(&arguments),

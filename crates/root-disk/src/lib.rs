@@ -39,6 +39,6 @@ mod tree;
 pub use build::{BuiltDisk, build};
 pub use cache::{CachedDisk, DiskCache, ListedDisk};
 pub use error::{ArchiveProblem, DiskError, EntryProblem, LayerError, OverLimit};
-pub use ext4::format_empty;
+pub use ext4::{format_empty, format_volume};
 pub use layer::{Compression, Layer};
 pub use limits::Limits;

@@ -6,7 +6,7 @@ mod support;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::Instant;
 
-use root_disk::{DiskError, Limits, build, format_empty};
+use root_disk::{DiskError, Limits, build, format_empty, format_volume};
 use support::archive::Tar;
 use support::{LoopMount, fsck};
 
@@ -42,6 +42,58 @@ fn every_size_is_clean_sparse_and_quick() {
             fsck(&path);
         }
     }
+}
+
+#[test]
+fn a_volume_of_every_size_is_clean_and_sparse() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("volume");
+    for mib in [16, 127, 128, 1024, 1025, 3000, 20 * 1024] {
+        format_volume(&path, mib * MIB, "data", 7).unwrap();
+        let metadata = path.metadata().unwrap();
+        assert_eq!(metadata.len(), mib * MIB);
+        let used = metadata.blocks() * 512;
+        assert!(used < MIB + mib * MIB / 1000, "{mib} MiB: {used} bytes");
+        fsck(&path);
+    }
+    let uuid = |path: &std::path::Path| std::fs::read(path).unwrap()[1024 + 0x68..][..16].to_vec();
+    let other = dir.path().join("other");
+    format_volume(&path, 16 * MIB, "data", 1).unwrap();
+    format_volume(&other, 16 * MIB, "data", 2).unwrap();
+    assert_ne!(uuid(&path), uuid(&other));
+    let refused = format_volume(&path, 15 * MIB, "data", 1);
+    assert!(matches!(refused, Err(DiskError::Size { .. })));
+}
+
+/// What a guest leaves behind that is killed: the next mount mends it.
+#[test]
+fn a_volume_whose_writer_was_killed_is_mended_by_the_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, killed) = (dir.path().join("volume"), dir.path().join("killed"));
+    format_volume(&path, 64 * MIB, "data", 7).unwrap();
+    {
+        let Some(mount) = LoopMount::new(&path, "rw") else {
+            return;
+        };
+        for number in 0..200 {
+            let file = std::fs::File::create(mount.path().join(format!("file-{number}"))).unwrap();
+            std::io::Write::write_all(&mut &file, b"content").unwrap();
+            file.sync_all().unwrap();
+        }
+        // As the disk is at this moment, mounted and with its journal in use.
+        std::fs::copy(&path, &killed).unwrap();
+    }
+    let features = std::fs::read(&killed).unwrap()[1024 + 0x60];
+    assert_eq!(features & 4, 4, "its journal is to be replayed");
+    {
+        let mount = LoopMount::new(&killed, "rw").unwrap();
+        for number in 0..200 {
+            let file = mount.path().join(format!("file-{number}"));
+            assert_eq!(std::fs::read(file).unwrap(), b"content");
+        }
+    }
+    fsck(&killed);
+    fsck(&path);
 }
 
 #[test]

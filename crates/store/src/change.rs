@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::planner::Action;
 use cluster::world::{Env, Release, Rollout};
-use contract::{EnvKey, NodeId, ProcessName, ReleaseNumber};
+use contract::{EnvKey, NodeId, ProcessName, ReleaseNumber, VolumeId};
 use sqlx::{SqliteConnection, sqlite::SqliteQueryResult};
 
 use crate::load::load;
 use crate::open::commit;
 use crate::rows::{number, to_i64, to_json};
-use crate::{Snapshot, Store, StoreError};
+use crate::{Snapshot, Store, StoreError, volumes};
 
 /// One thing to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,11 @@ pub enum Change {
         key: EnvKey,
         /// Process type to instances.
         scale: BTreeMap<ProcessName, u32>,
+    },
+    /// Begin to delete a volume.
+    DeleteVolume {
+        /// The volume.
+        id: VolumeId,
     },
     /// Begin to destroy an env.
     Destroy {
@@ -132,6 +137,7 @@ async fn write(
                 .map_err(StoreError::query("write a scale"))?;
             one_row(&done, "an env", key)
         }
+        Change::DeleteVolume { id } => volumes::delete(db, *id, touched).await,
         Change::Destroy { key } => {
             let done = sqlx::query("UPDATE envs SET destroying = 1 WHERE app = ? AND env = ?")
                 .bind(key.app.as_str())
@@ -150,6 +156,8 @@ async fn perform(
     touched: &mut BTreeSet<NodeId>,
 ) -> Result<(), StoreError> {
     match action {
+        Action::MakeVolume(planned) => volumes::make(db, planned).await?,
+        Action::ForgetVolume { id } => volumes::forget(db, *id, touched).await?,
         Action::Create(placed) => {
             let spec = &placed.spec;
             sqlx::query(

@@ -20,6 +20,7 @@ mod open;
 mod report;
 mod routes;
 mod rows;
+mod volumes;
 
 pub use change::Change;
 pub use enroll::Enrolled;

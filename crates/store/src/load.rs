@@ -9,6 +9,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::rows::{env_key, from_json, number};
+use crate::volumes::load_volumes;
 use crate::{Store, StoreError};
 
 /// The world at one moment, with what is not the planner's business.
@@ -65,6 +66,7 @@ pub(crate) async fn load(
         nodes: world_nodes,
         envs: load_envs(&mut *db).await?,
         instances: load_instances(&mut *db).await?,
+        volumes: load_volumes(&mut *db).await?,
     };
     Ok(Snapshot {
         world,

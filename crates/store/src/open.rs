@@ -22,8 +22,10 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller waits for a connection while others have them all.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-const MIGRATIONS: &[(i64, &str, &str)] =
-    &[(1, "first", include_str!("../migrations/0001_first.sql"))];
+const MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "first", include_str!("../migrations/0001_first.sql")),
+    (2, "volumes", include_str!("../migrations/0002_volumes.sql")),
+];
 
 /// The control plane's state. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]

@@ -11,6 +11,7 @@ use sqlx::{Row as _, SqliteConnection};
 use crate::load::load_instances_of;
 use crate::open::commit;
 use crate::rows::{from_json, number, to_i64, to_json};
+use crate::volumes::{self, load_volumes_of};
 use crate::{Store, StoreError};
 
 /// How old the stored time of a node's last report may be, in milliseconds, before it is written
@@ -73,6 +74,7 @@ impl Taken {
     fn effect(&self) -> ReportEffect {
         ReportEffect {
             changed: !self.recorded.changed.is_empty()
+                || !self.recorded.changed_volumes.is_empty()
                 || self.recorded.raised_to.is_some()
                 || self.machine_changed,
             unknown: self.recorded.unknown.clone(),
@@ -117,7 +119,8 @@ async fn take(
             },
         )]),
         envs: BTreeMap::new(),
-        instances: load_instances_of(db, node).await?,
+        instances: load_instances_of(&mut *db, node).await?,
+        volumes: load_volumes_of(db, node).await?,
     };
     let recorded = record(&mut world, node, report);
     Ok(Some(Taken {
@@ -171,6 +174,11 @@ async fn write(
         .execute(&mut *db)
         .await
         .map_err(StoreError::query(operation))?;
+    }
+    for id in &taken.recorded.changed_volumes {
+        if let Some(volume) = taken.world.volumes.get(id) {
+            volumes::reported(&mut *db, *id, volume).await?;
+        }
     }
     Ok(())
 }

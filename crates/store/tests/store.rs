@@ -7,11 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 
 use cluster::enrollment::EnrollmentRefused;
-use cluster::planner::Action;
+use cluster::planner::{Action, PlannedVolume};
 use cluster::rollout::begin;
+use cluster::world::VolumeKey;
 use contract::api::{EnrollRole, Member, Route};
 use contract::instance::InstanceState;
-use contract::{EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use contract::{
+    EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
+};
 use sqlx::Connection as _;
 use store::{Change, EnrollError, ReportEffect, SEEN_GRANULARITY_MS, Store, StoreError};
 use support::*;
@@ -373,4 +376,75 @@ async fn other_stores_and_newer_schemas_are_refused() {
     db.close().await.unwrap();
     let error = Store::open(&url).await.unwrap_err();
     assert!(matches!(error, StoreError::Migrate { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_volume_outlives_its_env_and_goes_when_its_node_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let node = add_node(&store, "a").await;
+    let id = VolumeId(0xffff_0001);
+    let planned = PlannedVolume {
+        id,
+        key: VolumeKey {
+            env: env_key("shop"),
+            process: "web".parse().unwrap(),
+            name: "data".to_owned(),
+            ordinal: 3,
+        },
+        node,
+        size_bytes: 5 << 30,
+        created_at: NOW,
+    };
+    let added = Change::AddEnv {
+        key: env_key("shop"),
+        env: env("shop", 1),
+    };
+    let made = Change::Planned(Action::MakeVolume(Box::new(planned.clone())));
+    write(&store, vec![added, made.clone()]).await;
+    assert_eq!(generation(&store, node).await, 1);
+    let removed = Action::RemoveEnv {
+        env: env_key("shop"),
+    };
+    write(&store, vec![Change::Planned(removed)]).await;
+    drop(store);
+
+    let store = open(folder.path()).await;
+    let volume = async || {
+        let world = store.snapshot(&BTreeSet::new()).await.unwrap().world;
+        world.volumes.get(&id).cloned()
+    };
+    let known = volume().await.unwrap();
+    assert_eq!((&known.key, known.node), (&planned.key, node));
+    assert_eq!((known.size_bytes, known.made), (5 << 30, false));
+    // What belongs to one thing is one volume.
+    let twice = Change::Planned(Action::MakeVolume(Box::new(PlannedVolume {
+        id: VolumeId(9),
+        ..planned
+    })));
+    let failed = store
+        .update(&BTreeSet::new(), |_| Ok::<_, StoreError>((vec![twice], ())))
+        .await;
+    assert!(matches!(failed, Err(StoreError::Query { .. })));
+
+    let mut said = report(Generation(1), Vec::new());
+    said.volumes = vec![id];
+    let effect = store.report(node, &said, NOW).await.unwrap().unwrap();
+    assert!(effect.changed && volume().await.unwrap().made);
+    let effect = store.report(node, &said, NOW).await.unwrap().unwrap();
+    assert!(!effect.changed);
+
+    write(&store, vec![Change::DeleteVolume { id }]).await;
+    write(&store, vec![Change::DeleteVolume { id }]).await;
+    assert_eq!(generation(&store, node).await, 2);
+    said.volumes.clear();
+    store.report(node, &said, NOW).await.unwrap();
+    assert!(!volume().await.unwrap().deletion_acknowledged);
+    said.generation = Generation(2);
+    store.report(node, &said, NOW).await.unwrap();
+    assert!(volume().await.unwrap().deletion_acknowledged);
+    let forget = Change::Planned(Action::ForgetVolume { id });
+    write(&store, vec![forget]).await;
+    assert_eq!(volume().await, None);
+    assert_eq!(generation(&store, node).await, 3);
 }

@@ -12,7 +12,7 @@ use crate::address_plan::instance_address;
 use crate::placement::{Demand, NoPlace};
 use crate::release::{Identity, ReleaseError, instance_spec};
 use crate::rollout::{self, READY_DEADLINE_MS, Standing};
-use crate::world::{Env, Release, Rollout};
+use crate::world::{Env, Release, Rollout, VolumeKey};
 
 /// One instance, as far as a decision needs it.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ struct Seat {
     node: NodeId,
     process: ProcessName,
     release: ReleaseNumber,
+    /// Which of its process type's volumes it holds.
+    ordinal: Option<u32>,
     standing: Standing,
     online: bool,
     leaving: bool,
@@ -169,6 +171,7 @@ fn seats(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<Seat> {
                 node: instance.node,
                 process: instance.spec.process.clone(),
                 release: instance.spec.release,
+                ordinal: instance.spec.ordinal(),
                 standing: Standing::of(instance, online),
                 online,
                 leaving: instance.leaving,
@@ -309,22 +312,32 @@ fn drop_processes(
 
 /// Why an instance that is wanted could not be made.
 #[derive(Debug, thiserror::Error)]
-enum Stuck {
+pub(super) enum Stuck {
     #[error(transparent)]
     NoPlace(#[from] NoPlace),
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    /// The volumes that are left to it have another instance until that is gone.
+    #[error("volume {volume} is held by instance {instance} until that is gone: {why}")]
+    Held {
+        volume: String,
+        instance: InstanceId,
+        why: &'static str,
+    },
+    /// A volume that it would get is being deleted.
+    #[error("volume {0} is being deleted")]
+    Deleting(VolumeKey),
 }
 
 /// Bringing one process type of one env nearer to its goal.
-struct Task<'a> {
-    key: &'a EnvKey,
+pub(super) struct Task<'a> {
+    pub(super) key: &'a EnvKey,
     env: &'a Env,
-    release: &'a Release,
+    pub(super) release: &'a Release,
     rollout: &'a Rollout,
     goal: Goal,
-    process: &'a ProcessName,
-    wanted: usize,
+    pub(super) process: &'a ProcessName,
+    pub(super) wanted: usize,
 }
 
 impl Task<'_> {
@@ -350,16 +363,18 @@ impl Task<'_> {
                 old.push(seat);
             }
         }
-        if mine.len() > self.wanted {
-            mine.sort_by_key(|seat| seat.leaving_order());
-            for seat in mine.drain(..mine.len() - self.wanted) {
-                leave(
-                    planner,
-                    seat,
-                    format!("more than the {} wanted", self.wanted),
-                );
-                going.push(seat);
-            }
+        // The last of this order stay; who is numbered past the last wanted one goes in any case.
+        mine.sort_by_key(|seat| (Reverse(seat.ordinal), seat.leaving_order()));
+        let past_the_last = |seat: &&Seat| seat.ordinal.is_some_and(|n| n as usize >= self.wanted);
+        let past = mine.iter().take_while(|seat| past_the_last(seat)).count();
+        let too_many = past.max(mine.len().saturating_sub(self.wanted));
+        for seat in mine.drain(..too_many) {
+            leave(
+                planner,
+                seat,
+                format!("more than the {} wanted", self.wanted),
+            );
+            going.push(seat);
         }
         self.let_old_go(planner, &mine, &mut old, &mut going);
         self.make_missing(planner, &mine, &old, &going)
@@ -410,26 +425,46 @@ impl Task<'_> {
         } else {
             missing
         };
+        let mut ordinals = (0..).take(self.wanted);
         for _ in 0..missing.min(may_come) {
-            self.make_one(planner)?;
+            if !self.is_numbered() {
+                self.make_one(planner, None)?;
+                continue;
+            }
+            // On offline nodes, too, an ordinal is held.
+            let free = ordinals.find(|ordinal| self.holder_of(planner, *ordinal).is_none());
+            match free {
+                Some(ordinal) => self.make_one(planner, Some(ordinal))?,
+                None => return self.waits_for_a_holder(planner),
+            }
         }
         Ok(())
     }
 
-    fn make_one(&self, planner: &mut Planner<'_, '_>) -> Result<(), Stuck> {
+    fn make_one(&self, planner: &mut Planner<'_, '_>, ordinal: Option<u32>) -> Result<(), Stuck> {
         let archs: Vec<&str> = self.release.resolved.keys().map(String::as_str).collect();
         let Some(process) = self.release.manifest.processes.get(self.process) else {
             return Ok(());
         };
+        let known = ordinal.map_or_else(BTreeMap::new, |n| self.volumes_of(planner, n));
+        if let Some((_, volume)) = known.values().find(|(_, volume)| volume.deleting) {
+            return Err(Stuck::Deleting(volume.key.clone()));
+        }
+        let first = known.iter().next();
+        let pinned = first.map(|(name, (_, volume))| (volume.node, name.as_str()));
         let node = planner.placement().choose(&Demand {
             env: self.key,
             process: self.process,
             cpu_millis: process.resources.cpu_millis,
             memory_bytes: process.resources.memory_bytes,
             archs: &archs,
+            pinned,
         })?;
-        let id = planner.fresh_id();
         let arch = planner.arch_of(node);
+        let volumes = ordinal.map_or_else(Vec::new, |ordinal| {
+            self.attach_volumes(planner, ordinal, node, &known)
+        });
+        let id = planner.fresh_id();
         let settings = &planner.given.settings;
         let who = Identity {
             id,
@@ -438,6 +473,7 @@ impl Task<'_> {
             release: self.goal.make,
             address: instance_address(settings.prefix, node, self.env.network, id),
             arch,
+            volumes: &volumes,
         };
         let spec = instance_spec(&who, self.release)?;
         let created_at = planner.now;
@@ -454,7 +490,9 @@ impl Task<'_> {
         match stuck {
             // Nothing but another release mends it.
             Stuck::Release(_) => true,
-            // No node can be asked: that is not the release's fault.
+            // A volume comes free when its node says so: that is not the release's fault.
+            Stuck::Held { .. } | Stuck::Deleting(_) => false,
+            // No node can be asked: nor is that.
             Stuck::NoPlace(no_place) if !no_place.any_online() => false,
             Stuck::NoPlace(_) => {
                 let since = planner
@@ -467,13 +505,18 @@ impl Task<'_> {
         }
     }
 
+    /// What has volumes stops before its successor starts: at least one is then unavailable.
     fn max_unavailable(&self) -> usize {
         let process = self.release.manifest.processes.get(self.process);
-        process.map_or(0, |p| p.deploy.max_unavailable as usize)
+        let unavailable = process.map_or(0, |p| p.deploy.max_unavailable as usize);
+        unavailable.max(usize::from(self.is_numbered()))
     }
 
     /// With neither surge nor unavailability nothing could ever move: one more is then allowed.
     fn max_surge(&self) -> usize {
+        if self.is_numbered() {
+            return 0;
+        }
         let process = self.release.manifest.processes.get(self.process);
         let surge = process.map_or(0, |p| p.deploy.max_surge as usize);
         surge.max(usize::from(self.max_unavailable() == 0))
@@ -481,7 +524,7 @@ impl Task<'_> {
 }
 
 impl<'w> Planner<'w, '_> {
-    fn is_online(&self, node: NodeId) -> bool {
+    pub(super) fn is_online(&self, node: NodeId) -> bool {
         self.given.nodes.get(&node).is_some_and(|node| node.online)
     }
 

@@ -2,17 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use contract::api::{InstanceReport, RolloutPhase};
 use contract::instance::InstanceState;
-use contract::{InstanceId, NodeId, ReleaseNumber, Timestamp};
+use contract::{InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
 use expect_test::{Expect, expect};
 use proptest::prelude::*;
 
 use super::{Action, apply, plan};
 use crate::fixtures::{
-    MIB, Put, deploy, exit, key, manifest, name, node, process, report, show, worker, world,
+    MIB, Put, attach, database, deploy, exit, key, manifest, name, node, process, report, show,
+    worker, world,
 };
 use crate::world::World;
 
@@ -27,12 +28,20 @@ fn check(world: &World, expected: Expect) {
     let mut text = String::new();
     for action in &planned.actions {
         text += &match action {
+            Action::MakeVolume(planned) => {
+                let (id, key, node) = (planned.id, &planned.key, planned.node);
+                format!("make volume {id}, {key}, on {node}\n")
+            }
+            Action::ForgetVolume { id } => format!("forget volume {id}\n"),
             Action::Create(placed) => {
                 let spec = &placed.spec;
                 let (id, process, release) = (spec.id, &spec.process, spec.release);
+                let volumes = spec.volumes.iter().map(|v| format!(", volume {}", v.id));
                 format!(
-                    "create {id} {process} {release} on {}, {}\n",
-                    placed.node, spec.address
+                    "create {id} {process} {release} on {}, {}{}\n",
+                    placed.node,
+                    spec.address,
+                    volumes.collect::<String>()
                 )
             }
             Action::Leave { id, reason } => format!("leave {id}: {reason}\n"),
@@ -399,6 +408,135 @@ fn secrets_that_are_not_there_fail_the_release() {
     );
 }
 
+/// `shop/prod` v1 with two databases, ready, on two nodes.
+fn databases() -> World {
+    let mut world = world(2);
+    let both = manifest(&[("web", database(2))]);
+    deploy(&mut world, "shop/prod", both, Timestamp(0));
+    for (id, node) in [(1, 1), (2, 2)] {
+        put(&mut world, id, "web", 1, node).make_ready();
+        attach(&mut world, id, id - 1);
+    }
+    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    env.rollout.phase = RolloutPhase::Done;
+    world
+}
+
+#[test]
+fn volumes_are_made_with_their_first_instance() {
+    let mut world = world(2);
+    let both = manifest(&[("web", database(2))]);
+    deploy(&mut world, "shop/prod", both, NOW);
+    check(
+        &world,
+        expect![[r#"
+        make volume 00000011, data 0 of shop/prod web, on n1
+        create 00000012 web v1 on n1, fd00:1111:2222:1:0:1:0:12, volume 00000011
+        make volume 00000013, data 1 of shop/prod web, on n2
+        create 00000014 web v1 on n2, fd00:1111:2222:2:0:1:0:14, volume 00000013
+        - shop/prod web: instance 00000012 of v1 on node-1: its node has not taken it up yet
+        - shop/prod web: instance 00000014 of v1 on node-2: its node has not taken it up yet
+    "#]],
+    );
+    check(&databases(), expect![[""]]);
+}
+
+#[test]
+fn what_has_a_volume_stops_before_its_successor_starts() {
+    let mut world = databases();
+    let mut two = database(2);
+    two.volumes.push(contract::instance::Volume {
+        name: "logs".to_owned(),
+        size_bytes: MIB,
+    });
+    deploy(&mut world, "shop/prod", manifest(&[("web", two)]), NOW);
+    check(
+        &world,
+        expect![[r#"
+        leave 00000002: v2 replaces it
+    "#]],
+    );
+    world.instances.get_mut(&InstanceId(2)).unwrap().leaving = true;
+    check(&world, expect![[""]]);
+    world
+        .instances
+        .get_mut(&InstanceId(2))
+        .unwrap()
+        .stop_acknowledged = true;
+    check(
+        &world,
+        expect![[r#"
+        forget 00000002
+        make volume 00000011, logs 1 of shop/prod web, on n2
+        create 00000012 web v2 on n2, fd00:1111:2222:2:0:1:0:12, volume 000000d1, volume 00000011
+        - shop/prod web: instance 00000012 of v2 on node-2: its node has not taken it up yet
+    "#]],
+    );
+}
+
+#[test]
+fn a_volume_on_an_offline_node_is_waited_for() {
+    let mut world = databases();
+    world.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+    world.instances.get_mut(&InstanceId(2)).unwrap().leaving = true;
+    check(
+        &world,
+        expect![[r#"
+        - shop/prod web: volume data 1 is held by instance 00000002 until that is gone: its node is offline, and it may still write
+    "#]],
+    );
+    world.instances.remove(&InstanceId(2));
+    check(
+        &world,
+        expect![[r#"
+        - shop/prod web: the node of its volume data cannot take it: node-2 (n2): it is offline
+    "#]],
+    );
+}
+
+#[test]
+fn the_highest_ordinals_leave_and_come_back_to_their_volumes() {
+    let mut world = databases();
+    // The older one: age does not matter here.
+    world.instances.get_mut(&InstanceId(1)).unwrap().created_at = Timestamp(1);
+    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    env.scale.insert(name("web"), 1);
+    check(
+        &world,
+        expect![[r#"
+        leave 00000002: more than the 1 wanted
+    "#]],
+    );
+    world.instances.remove(&InstanceId(2));
+    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    env.scale.insert(name("web"), 2);
+    check(
+        &world,
+        expect![[r#"
+        create 00000011 web v1 on n2, fd00:1111:2222:2:0:1:0:11, volume 000000d1
+        - shop/prod web: instance 00000011 of v1 on node-2: its node has not taken it up yet
+    "#]],
+    );
+    world.volumes.get_mut(&VolumeId(0xd1)).unwrap().deleting = true;
+    check(
+        &world,
+        expect![[r#"
+        - shop/prod web: volume data 1 of shop/prod web is being deleted
+    "#]],
+    );
+    let volume = world.volumes.get_mut(&VolumeId(0xd1)).unwrap();
+    volume.deletion_acknowledged = true;
+    check(
+        &world,
+        expect![[r#"
+        forget volume 000000d1
+        make volume 00000011, data 1 of shop/prod web, on n2
+        create 00000012 web v1 on n2, fd00:1111:2222:2:0:1:0:12, volume 00000011
+        - shop/prod web: instance 00000012 of v1 on node-2: its node has not taken it up yet
+    "#]],
+    );
+}
+
 // Worlds of every shape, most of which no cluster ever comes to.
 
 fn any_state() -> impl Strategy<Value = InstanceState> {
@@ -479,7 +617,7 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
         1 => Just(RolloutPhase::Failed),
         1 => Just(RolloutPhase::Reverted),
     ];
-    let deploys = (0_u32..5, 0_u32..3, 0_u32..3, any::<bool>());
+    let deploys = (0_u32..5, 0_u32..3, 0_u32..3, any::<(bool, bool)>());
     (
         prop::collection::vec((any::<bool>(), 256_u64..3000), 0..5),
         prop::collection::vec(deploys, 3),
@@ -499,8 +637,12 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
                 node.online = online;
                 world.nodes.insert(id, node);
             }
-            for (count, surge, unavailable, auto_revert) in deploys {
-                let mut web = process(count);
+            for (count, surge, unavailable, (auto_revert, volumes)) in deploys {
+                let mut web = if volumes {
+                    database(count)
+                } else {
+                    process(count)
+                };
                 web.deploy.max_surge = surge;
                 web.deploy.max_unavailable = unavailable;
                 web.deploy.auto_revert = auto_revert;
@@ -510,6 +652,7 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
                 }
                 deploy(&mut world, "shop/prod", manifest(&processes), Timestamp(0));
             }
+            let mut ordinals = 0..;
             for (id, ((is_web, release, node), flags, said)) in (1..).zip(instances) {
                 let (leaving, gone, was_ready, created_at) = flags;
                 let process = if is_web { "web" } else { "worker" };
@@ -518,7 +661,14 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
                 if !manifest.processes.contains_key(&name(process)) {
                     continue;
                 }
-                let instance = put(&mut world, id, process, release, node);
+                let has_volumes = !manifest.processes[&name(process)].volumes.is_empty();
+                put(&mut world, id, process, release, node);
+                if has_volumes {
+                    // Some are skipped, some on nodes that are not there.
+                    let ordinal = ordinals.nth(usize::from(release == 2)).unwrap_or(0);
+                    attach(&mut world, id, ordinal);
+                }
+                let instance = world.instances.get_mut(&InstanceId(id)).unwrap();
                 instance.leaving = leaving;
                 instance.stop_acknowledged = leaving && gone;
                 instance.was_ready = was_ready;
@@ -557,6 +707,11 @@ proptest! {
         let mut world = before.clone();
         for action in &planned.actions {
             match action {
+                Action::MakeVolume(planned) => {
+                    prop_assert!(!world.volumes.contains_key(&planned.id), "an id twice");
+                    prop_assert!(planned.id.0 != 0);
+                }
+                Action::ForgetVolume { id } => prop_assert!(world.volumes.contains_key(id)),
                 Action::Create(placed) => {
                     prop_assert!(!world.instances.contains_key(&placed.spec.id), "an id twice");
                     prop_assert!(placed.spec.id.0 != 0);
@@ -578,6 +733,14 @@ proptest! {
         prop_assert_eq!(&again.actions, &[], "{}\n{}", show(&before), show(&world));
         prop_assert_eq!(again.findings, planned.findings);
 
+        // No two have one volume, and who has one is on its node.
+        let mut taken = BTreeSet::new();
+        for instance in world.instances.values() {
+            for volume in &instance.spec.volumes {
+                prop_assert!(taken.insert(volume.id), "volume {} twice", volume.id);
+                prop_assert_eq!(world.volumes[&volume.id].node, instance.node);
+            }
+        }
         // Memory is a hard cap for everything that was placed now.
         let mut placed: BTreeMap<NodeId, u64> = BTreeMap::new();
         for instance in world.instances.values() {
@@ -595,7 +758,10 @@ proptest! {
                 Action::Create(placed) => placed.node == *id,
                 Action::Leave { id: instance, .. } | Action::Forget { id: instance } =>
                     before.instances[instance].node == *id,
-                Action::SetRollout { .. } | Action::RemoveEnv { .. } => false,
+                Action::ForgetVolume { id: volume } => before.volumes[volume].node == *id,
+                Action::MakeVolume(_)
+                | Action::SetRollout { .. }
+                | Action::RemoveEnv { .. } => false,
             });
             prop_assert_eq!(node.generation.0 - before.nodes[id].generation.0, changes.count() as u64);
         }

@@ -117,12 +117,6 @@ fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
                 "leave it out, or use \"v2\" if the app reads the PROXY header itself",
             );
         }
-        if let Some(volume) = process.volumes.first() {
-            return refuse(
-                format!("volume {} of process {name}", volume.name),
-                "leave it out: what an instance writes lies on its scratch disk, and goes with it",
-            );
-        }
         let probe = process.healthcheck.as_ref().map(|check| &check.probe);
         if matches!(probe, Some(Probe::Command { .. })) {
             return refuse(
@@ -134,12 +128,18 @@ fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
     Ok(())
 }
 
-/// Whether the env and the hosts are free for this release.
+/// Whether the env, the volumes and the hosts are fit for this release.
 fn check_against(snapshot: &Snapshot, key: &EnvKey, manifest: &Manifest) -> Result<(), ApiFailure> {
     let world = &snapshot.world;
     if world.envs.get(key).is_some_and(|env| env.destroying) {
         return Err(is_destroyed(key));
     }
+    cluster::release::check_volumes(world, key, manifest).map_err(|refusal| {
+        ApiFailure::conflict("volume_size", refusal.to_string()).hint(
+            "keep the size; on its node a volume takes only what was written to it, so a new one can \
+             be large from the start",
+        )
+    })?;
     let taken = taken_hosts(world, key, manifest);
     if taken.is_empty() {
         return Ok(());

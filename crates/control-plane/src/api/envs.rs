@@ -30,6 +30,13 @@ pub(crate) struct Filter {
     env: Option<EnvName>,
 }
 
+impl Filter {
+    pub(crate) fn keeps(&self, key: &EnvKey) -> bool {
+        self.app.as_ref().is_none_or(|app| *app == key.app)
+            && self.env.as_ref().is_none_or(|env| *env == key.env)
+    }
+}
+
 /// Every instance, or those of an app or an env.
 pub(crate) async fn instances(
     State(app): State<App>,
@@ -38,9 +45,7 @@ pub(crate) async fn instances(
 ) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
     let snapshot = app.snapshot().await?;
     Ok(Json(rows::instance_rows(&snapshot.world, |instance| {
-        let spec = &instance.spec;
-        filter.app.as_ref().is_none_or(|app| *app == spec.app)
-            && filter.env.as_ref().is_none_or(|env| *env == spec.env)
+        filter.keeps(&instance.spec.env_key())
     })))
 }
 

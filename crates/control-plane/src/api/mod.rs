@@ -6,6 +6,7 @@ mod enrolling;
 mod envs;
 mod logs;
 mod nodes;
+mod volumes;
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use contract::EnvKey;
 use contract::api::{MAX_BODY_BYTES, MAX_WAIT_MS, paths};
 use http::StatusCode;
@@ -39,6 +40,8 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::EDGE_ROUTES, get(edges::routes))
         .route(paths::NODES, get(envs::nodes))
         .route(paths::INSTANCES, get(envs::instances))
+        .route(paths::VOLUMES, get(volumes::volumes))
+        .route(paths::VOLUME, delete(volumes::delete))
         .route(paths::ENVS, get(envs::envs))
         .route(paths::ENV, post(deploy::deploy).delete(envs::destroy))
         .route(paths::SCALE, post(envs::scale))

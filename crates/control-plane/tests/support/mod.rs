@@ -189,6 +189,7 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
         },
         hardware: hardware(),
         instances,
+        volumes: Vec::new(),
     }
 }
 

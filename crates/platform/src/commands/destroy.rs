@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use contract::EnvKey;
 
+use crate::commands::volumes;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, note};
@@ -30,6 +31,10 @@ pub(crate) struct Arguments {
     /// Do not wait until the last instance is gone
     #[arg(long)]
     no_wait: bool,
+    /// Delete its volumes as well, with all that is in them; else a later env of the same name has
+    /// them again
+    #[arg(long, conflicts_with = "no_wait")]
+    volumes: bool,
     #[command(flatten)]
     which: EnvArguments,
     #[command(flatten)]
@@ -49,7 +54,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         app,
         env: arguments.which.env_or_default()?,
     };
-    if !arguments.yes && !confirmed(&env)? {
+    if !arguments.yes && !confirmed(&env, arguments.volumes)? {
         return Err(Failure::new(format!("{env} was not destroyed")));
     }
     client.destroy(&env).await?;
@@ -64,18 +69,35 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
         tokio::time::sleep(POLL).await;
     }
+    let deleted = if arguments.volumes {
+        volumes::delete_all_of(&client, &env).await?
+    } else {
+        0
+    };
     if arguments.format.format == Format::Json {
         return output::json(&serde_json::json!({ "env": env, "gone": !arguments.no_wait }));
     }
     note(if arguments.no_wait {
         format!("{env} is being destroyed")
     } else {
-        format!("{env} is gone")
+        match deleted {
+            0 => format!("{env} is gone"),
+            _ => format!("{env} is gone, and its {deleted} volume(s) with it"),
+        }
     });
+    if !arguments.volumes {
+        let kept = client.volumes(Some(&env)).await?.len();
+        if kept > 0 {
+            note(format!(
+                "its {kept} volume(s) are kept; `platform volumes` lists them, `platform volumes delete` \
+                 deletes them"
+            ));
+        }
+    }
     Ok(())
 }
 
-fn confirmed(env: &EnvKey) -> Result<bool, Failure> {
+fn confirmed(env: &EnvKey, volumes: bool) -> Result<bool, Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(format!("destroying {env} needs a yes"))
             .hint("say it with --yes where nobody can be asked"));
@@ -83,7 +105,12 @@ fn confirmed(env: &EnvKey) -> Result<bool, Failure> {
     let mut prompt = anstream::stderr();
     write!(
         prompt,
-        "destroy {env} with all its instances and releases? Type its name: "
+        "destroy {env} with all its instances and releases{}? Type its name: ",
+        if volumes {
+            ", and volumes with all that is in them"
+        } else {
+            ""
+        }
     )?;
     prompt.flush()?;
     let mut answer = String::new();

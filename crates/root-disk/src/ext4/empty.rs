@@ -11,7 +11,8 @@ use crate::ext4::checksum::Seed;
 use crate::ext4::directory::{self, DirectoryInodes};
 use crate::ext4::groups::{self, Geometry, Usage};
 use crate::ext4::inode::{self, INODE_BYTES};
-use crate::ext4::superblock::Identity;
+use crate::ext4::journal::{JOURNAL_INODE, Journal};
+use crate::ext4::superblock::{self, Identity};
 use crate::ext4::writer::{BlockWriter, append_extent};
 use crate::ext4::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, ROOT_INODE};
 use crate::tree::{Blocks, Directory, Kind, Metadata, Node};
@@ -22,24 +23,58 @@ const BYTES_PER_INODE: u64 = 8 * 1024;
 const MIN_GROUP_BLOCKS: u32 = 64;
 /// The smallest that can be formatted, in bytes.
 const MIN_BYTES: u64 = 1024 * 1024;
+/// The smallest with a journal, in bytes.
+const MIN_VOLUME_BYTES: u64 = 16 * 1024 * 1024;
 /// The largest, in bytes: 4 TiB.
 const MAX_BYTES: u64 = 4 << 40;
 
-/// Makes a sparse file with an empty ext4 in it, ready to be mounted and written: scratch disks, volumes.
+/// Makes a sparse file with an empty ext4 in it, ready to be mounted and written: a scratch disk.
 /// It takes milliseconds and some hundred KiB of the host's disk, and replaces what is at `path`. The UUID
 /// comes from label and size. There is no journal. Not synced: after a power cut, format again.
 ///
 /// # Errors
 /// A size outside 1 MiB to 4 TiB, a label over 16 bytes, or what the host's file system says.
 pub fn format_empty(path: &Path, size_bytes: u64, label: &str) -> Result<(), DiskError> {
-    if !(MIN_BYTES..=MAX_BYTES).contains(&size_bytes) {
-        return Err(DiskError::Size {
-            size_bytes,
-            min: MIN_BYTES,
-            max: MAX_BYTES,
-        });
+    check_size(size_bytes, MIN_BYTES)?;
+    make(path, size_bytes, &identity(label, size_bytes, None)?, None).map(drop)
+}
+
+/// As [`format_empty`], and made to last: there is a journal, by which the kernel that mounts it next mends
+/// it after its writer was killed, and it is synced. `number` makes the UUID this volume's own.
+///
+/// # Errors
+/// A size outside 16 MiB to 4 TiB, a label over 16 bytes, or what the host's file system says.
+pub fn format_volume(
+    path: &Path,
+    size_bytes: u64,
+    label: &str,
+    number: u32,
+) -> Result<(), DiskError> {
+    check_size(size_bytes, MIN_VOLUME_BYTES)?;
+    let identity = identity(label, size_bytes, Some(number))?;
+    let journal = Journal::for_disk(size_bytes);
+    let file = make(path, size_bytes, &identity, Some(journal))?;
+    file.sync_all()
+        .map_err(|error| DiskError::io("sync", path, error))
+}
+
+fn check_size(size_bytes: u64, min: u64) -> Result<(), DiskError> {
+    if (min..=MAX_BYTES).contains(&size_bytes) {
+        return Ok(());
     }
-    let identity = identity(label, size_bytes)?;
+    Err(DiskError::Size {
+        size_bytes,
+        min,
+        max: MAX_BYTES,
+    })
+}
+
+fn make(
+    path: &Path,
+    size_bytes: u64,
+    identity: &Identity,
+    journal: Option<Journal>,
+) -> Result<File, DiskError> {
     let blocks = u32::try_from(size_bytes / BLOCK as u64).unwrap_or(u32::MAX);
     // A last group with hardly a block is left unused, as mke2fs does.
     let rest = blocks % BLOCKS_PER_GROUP;
@@ -50,15 +85,18 @@ pub fn format_empty(path: &Path, size_bytes: u64, label: &str) -> Result<(), Dis
     };
     let inodes = u32::try_from(size_bytes / BYTES_PER_INODE).unwrap_or(u32::MAX);
     let file = File::options()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(path)
         .map_err(|error| DiskError::io("create", path, error))?;
-    let result = format(file, path, &identity, blocks - unused, inodes).and_then(|file| {
+    let blocks = blocks - unused;
+    let result = format(file, path, identity, blocks, inodes, journal).and_then(|file| {
         file.set_len(size_bytes)
-            .map_err(|error| DiskError::io("write", path, error))
+            .map_err(|error| DiskError::io("write", path, error))?;
+        Ok(file)
     });
     if result.is_err() {
         // Half a file system is of no use to anyone; that this fails, too, changes nothing.
@@ -67,7 +105,7 @@ pub fn format_empty(path: &Path, size_bytes: u64, label: &str) -> Result<(), Dis
     result
 }
 
-fn identity(label: &str, size_bytes: u64) -> Result<Identity, DiskError> {
+fn identity(label: &str, size_bytes: u64, number: Option<u32>) -> Result<Identity, DiskError> {
     let mut padded = [0; 16];
     padded
         .get_mut(..label.len())
@@ -79,6 +117,9 @@ fn identity(label: &str, size_bytes: u64) -> Result<Identity, DiskError> {
     hasher.update(b"empty disk 1");
     hasher.update(padded);
     hasher.update(size_bytes.to_le_bytes());
+    if let Some(number) = number {
+        hasher.update(number.to_le_bytes());
+    }
     Ok(Identity::from_hash(&hasher.finalize().into(), padded))
 }
 
@@ -88,6 +129,7 @@ fn format(
     identity: &Identity,
     blocks: u32,
     inodes: u32,
+    journal: Option<Journal>,
 ) -> Result<File, DiskError> {
     let seed = Seed::of(&identity.uuid);
     let first = 1 + groups::descriptor_blocks(blocks.div_ceil(BLOCKS_PER_GROUP));
@@ -117,14 +159,26 @@ fn format(
         number: ROOT_INODE,
         xattr_block: None,
     };
+    let journal = journal
+        .map(|journal| journal.write(&mut writer))
+        .transpose()?;
     let geometry = Geometry::choose(writer.next(), inodes.max(FIRST_INODE), blocks);
     let usage = Usage {
         free: &[],
         last_inode: FIRST_INODE - 1,
         directories: &[ROOT_INODE],
     };
-    let root = [[0; INODE_BYTES], inode::encode(&root, 0, seed)];
-    groups::finish(writer, path, identity, geometry, &usage, root.into_iter())
+    let mut table = [[0; INODE_BYTES]; JOURNAL_INODE as usize];
+    table[ROOT_INODE as usize - 1] = inode::encode(&root, 0, seed);
+    if let Some(journal) = &journal {
+        table[JOURNAL_INODE as usize - 1] = inode::encode(journal, 0, seed);
+    }
+    let file = groups::finish(writer, path, identity, geometry, &usage, table.into_iter())?;
+    if journal.is_some() {
+        superblock::name_journal(&file, &table[JOURNAL_INODE as usize - 1])
+            .map_err(|error| DiskError::io("write", path, error))?;
+    }
+    Ok(file)
 }
 
 impl Identity {

@@ -5,9 +5,11 @@
 //! (content of files, then directories and what inodes have no room for), then all bitmaps and all inode
 //! tables. Data is never moved and written once. Checksums (`metadata_csum`) are on.
 //!
-//! Deliberately absent: a journal. A root disk is never written; a scratch disk dies with its instance. A
-//! volume would want one: until then it is to be checked (`e2fsck`) after its guest was killed. Absent,
-//! too: backups of the superblock, resizing, 64-bit block numbers (disks end at 4 TiB).
+//! Volumes have a journal; a root disk, which is never written, and a scratch disk, which dies with its
+//! instance, have none.
+//!
+//! Deliberately absent: backups of the superblock, resizing (Linux does not resize what has no such backups),
+//! 64-bit block numbers (disks end at 4 TiB).
 
 mod bytes;
 mod checksum;
@@ -18,11 +20,12 @@ mod extents;
 mod groups;
 mod image;
 mod inode;
+mod journal;
 mod superblock;
 mod writer;
 pub(crate) mod xattr;
 
-pub use empty::format_empty;
+pub use empty::{format_empty, format_volume};
 pub(crate) use image::{DATA_START, MAX_DISK_BLOCKS, finish};
 pub(crate) use superblock::Identity;
 pub(crate) use writer::{BlockWriter, Content};

@@ -1,8 +1,13 @@
 //! The superblock and the group descriptors: written last.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
 use crate::ext4::bytes::{low16, put16, put32};
 use crate::ext4::checksum::{Seed, crc};
 use crate::ext4::inode::INODE_BYTES;
+use crate::ext4::journal::JOURNAL_INODE;
 use crate::ext4::{BLOCKS_PER_GROUP, FIRST_INODE};
 
 /// Bytes of a superblock.
@@ -90,6 +95,22 @@ pub(crate) fn superblock(identity: &Identity, totals: Totals) -> [u8; SUPERBLOCK
     let checksum = crc(u32::MAX, &block[..0x3fc]);
     put32(&mut block, 0x3fc, checksum);
     block
+}
+
+/// Names the journal in a superblock that was written: its inode, which is kept here once more.
+pub(crate) fn name_journal(file: &File, inode: &[u8; INODE_BYTES]) -> io::Result<()> {
+    const HAS_JOURNAL: u32 = 0x0004;
+    let mut block = [0; SUPERBLOCK_BYTES];
+    file.read_exact_at(&mut block, SUPERBLOCK_AT as u64)?;
+    put32(&mut block, 0x5c, COMPATIBLE | HAS_JOURNAL);
+    put32(&mut block, 0xe0, JOURNAL_INODE);
+    block[0xfd] = 1; // the inode is kept: its 60 bytes of extents, and its size, high and low
+    block[0x10c..0x148].copy_from_slice(&inode[0x28..0x64]);
+    block[0x148..0x14c].copy_from_slice(&inode[0x6c..0x70]);
+    block[0x14c..0x150].copy_from_slice(&inode[0x04..0x08]);
+    let checksum = crc(u32::MAX, &block[..0x3fc]);
+    put32(&mut block, 0x3fc, checksum);
+    file.write_all_at(&block, SUPERBLOCK_AT as u64)
 }
 
 /// A group of 32768 blocks.

@@ -125,6 +125,7 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
         release: ONE,
         address: instance_address(settings().prefix, node, EnvNetwork(network), id),
         arch: "amd64",
+        volumes: &[],
     };
     Change::Planned(Action::Create(Box::new(PlacedInstance {
         spec: instance_spec(&who, &release(app)).unwrap(),
@@ -150,6 +151,7 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
         },
         hardware: hardware(),
         instances,
+        volumes: Vec::new(),
     }
 }
 
