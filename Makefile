@@ -22,6 +22,10 @@ build: ## target/release/platform, linked statically, and what guests boot
 	cargo rustc --release -p platform --bin platform -- -C target-feature=+crt-static
 	cargo xtask guest
 
+kernel: install ## The platform's own guest kernel: ten minutes once, then guests boot it in place of Debian's; root
+	cargo xtask kernel
+	cargo xtask guest
+
 test: install build ## The whole check: formatting, lints, structure, every test; root
 	@echo "== format, lints, structure"
 	cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
@@ -40,4 +44,4 @@ bench: install build ## Measure what we promise of boots, logs, root disks and d
 	cargo run --release -p root-disk --example bench
 	demo/bench.sh
 
-.PHONY: help demo down install build test bench
+.PHONY: help demo down install build kernel test bench

@@ -5,12 +5,13 @@
 //! order, and a console node. The same inputs give the same bytes: the archive's files have owner
 //! 0 and time 0. A run whose inputs did not change does nothing but check them.
 //!
-//! Absent on purpose: the platform's own kernel (built from linux-source), which is another chore,
-//! and any compression of the initramfs: unpacking costs more boot time than the bytes do.
+//! A second initramfs, without modules, is for a kernel that has everything built in: the platform's own, which is
+//! another chore's (`kernel`).
+//!
+//! Absent on purpose: any compression of the initramfs. Unpacking costs more boot time than the bytes do.
 
 mod cpio;
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
-use sha2::{Digest, Sha256};
+
+use crate::apt;
+use crate::tools::{hash_of, is_current, output, read_record, replace, sha256};
 
 /// The meta package whose one dependency is the current kernel.
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -86,17 +89,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .into_owned();
     let inputs = inputs_hash(&init, &package)?;
     let record = out.join("guest.json");
-    if is_current(&record, &inputs, &out) {
+    if is_current(&record, &inputs) {
         report(&record)?;
         return Ok(());
     }
 
     let kernel = unpack_kernel(&package)?;
-    let initramfs = initramfs(&init, &kernel.modules)?;
+    let with_modules = initramfs(&init, &kernel.modules)?;
+    let builtin = initramfs(&init, &[])?;
     replace(&out.join("vmlinuz"), &kernel.image)?;
     replace(&out.join("platform-init"), &init)?;
     make_executable(&out.join("platform-init"))?;
-    replace(&out.join("initramfs.cpio"), &initramfs)?;
+    replace(&out.join("initramfs.cpio"), &with_modules)?;
+    replace(&out.join("initramfs-builtin.cpio"), &builtin)?;
     let value = json!({
         "inputs": inputs,
         "kernel": { "version": kernel.version, "package": package_name },
@@ -104,7 +109,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         "sha256": {
             "vmlinuz": sha256(&kernel.image),
             "platform-init": sha256(&init),
-            "initramfs.cpio": sha256(&initramfs),
+            "initramfs.cpio": sha256(&with_modules),
+            "initramfs-builtin.cpio": sha256(&builtin),
         },
     });
     replace(&record, format!("{value:#}\n").as_bytes())?;
@@ -169,62 +175,16 @@ fn has_interpreter(elf: &[u8]) -> Result<bool> {
 
 /// The current kernel's package in the cache, downloaded when it is not there.
 fn current_kernel(cache: &Path) -> Result<PathBuf> {
-    let no_apt = "without apt, give a Debian kernel package with --kernel-package FILE";
     // One question in the usual case: each costs apt a second.
-    let meta = apt_cache_show(KERNEL_META_PACKAGE).with_context(|| {
-        format!("apt knows no {KERNEL_META_PACKAGE}: run `apt-get update` first; {no_apt}")
-    })?;
+    let meta = apt::show(KERNEL_META_PACKAGE)
+        .context("without apt, give a Debian kernel package with --kernel-package FILE")?;
     // `linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-2)`
-    let (name, version) = field(&meta, "Depends:")?
+    let (name, version) = apt::field(&meta, "Depends:")?
         .strip_suffix(')')
         .and_then(|depends| depends.split_once(" (= "))
         .filter(|(name, _)| name.starts_with("linux-image-"))
         .with_context(|| format!("{KERNEL_META_PACKAGE} does not depend on one kernel"))?;
-    let file_name = format!("{name}_{}_amd64.deb", version.replace(':', "%3a"));
-    let path = cache.join(&file_name);
-    if path.exists() {
-        return Ok(path);
-    }
-    eprintln!("downloading {name} {version}");
-    let package = format!("{name}={version}");
-    let shown = apt_cache_show(&package)?;
-    let expected = field(&shown, "SHA256:")?;
-    // Under its name it is whole: what was cut short or changed stays out of the cache.
-    let partial = cache.join(format!("partial.{}", std::process::id()));
-    fs::create_dir_all(&partial)?;
-    let downloaded = (|| {
-        // apt's own user cannot write to our directory, which apt mentions at length: quiet, and
-        // the checksum below is what counts.
-        output(
-            Command::new("apt-get")
-                .current_dir(&partial)
-                .args(["download", "--quiet", &package]),
-        )?;
-        let bytes = fs::read(partial.join(&file_name))
-            .with_context(|| format!("apt-get left no {file_name}"))?;
-        ensure!(
-            sha256(&bytes) == expected,
-            "{package} does not have the sha256 that apt lists, {expected}"
-        );
-        fs::rename(partial.join(&file_name), &path)
-            .with_context(|| format!("keep {}", path.display()))
-    })();
-    let _ = fs::remove_dir_all(&partial);
-    downloaded?;
-    Ok(path)
-}
-
-fn apt_cache_show(package: &str) -> Result<String> {
-    output(Command::new("apt-cache").args(["show", "--no-all-versions", package]))
-}
-
-/// The value of a field of a package's description.
-fn field<'a>(description: &'a str, key: &str) -> Result<&'a str> {
-    description
-        .lines()
-        .find_map(|line| line.strip_prefix(key))
-        .map(str::trim)
-        .with_context(|| format!("apt-cache show: no {key} in\n{description}"))
+    apt::download(cache, name, version, "amd64")
 }
 
 /// What is taken from a kernel package.
@@ -302,6 +262,9 @@ fn initramfs(init: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     archive.directory("dev")?;
     archive.character_device("dev/console", 0o600, (5, 1))?;
     archive.file("init", 0o755, init)?;
+    if modules.is_empty() {
+        return archive.finish();
+    }
     archive.directory("modules")?;
     let mut order = String::new();
     for (name, bytes) in modules {
@@ -314,35 +277,13 @@ fn initramfs(init: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
 
 /// Hash of all that decides the output: init, the kernel package, and this chore itself.
 fn inputs_hash(init: &[u8], package: &Path) -> Result<String> {
-    let bytes = fs::read(package).with_context(|| format!("read {}", package.display()))?;
-    let mut hash = Sha256::new();
-    for part in [
-        include_bytes!("guest.rs").as_slice(),
-        include_bytes!("guest/cpio.rs").as_slice(),
-        sha256(init).as_bytes(),
-        sha256(&bytes).as_bytes(),
-    ] {
-        hash.update(part);
-    }
-    Ok(hex(&hash.finalize()))
-}
-
-/// Whether `record` says it was made from these inputs and its files are as it says.
-fn is_current(record: &Path, inputs: &str, out: &Path) -> bool {
-    let Some(value) = read_record(record) else {
-        return false;
-    };
-    let files: BTreeMap<String, String> =
-        serde_json::from_value(value["sha256"].clone()).unwrap_or_default();
-    value["inputs"] == inputs
-        && !files.is_empty()
-        && files
-            .iter()
-            .all(|(name, hash)| fs::read(out.join(name)).is_ok_and(|bytes| &sha256(&bytes) == hash))
-}
-
-fn read_record(record: &Path) -> Option<serde_json::Value> {
-    serde_json::from_slice(&fs::read(record).ok()?).ok()
+    let package = fs::read(package).with_context(|| format!("read {}", package.display()))?;
+    Ok(hash_of(&[
+        include_bytes!("guest.rs"),
+        include_bytes!("guest/cpio.rs"),
+        init,
+        &package,
+    ]))
 }
 
 fn report(record: &Path) -> Result<()> {
@@ -359,42 +300,8 @@ fn report(record: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes beside and renames, so that a reader sees the old file or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
-    fs::write(&temporary, bytes).with_context(|| format!("write {}", temporary.display()))?;
-    fs::rename(&temporary, path).with_context(|| format!("write {}", path.display()))
-}
-
 fn make_executable(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("make {} executable", path.display()))
-}
-
-/// Runs a command and returns its standard output; its standard error is shown when it fails.
-fn output(command: &mut Command) -> Result<String> {
-    let name = format!("{command:?}");
-    let output = command
-        .env("LC_ALL", "C")
-        .output()
-        .with_context(|| format!("run {name}"))?;
-    ensure!(
-        output.status.success(),
-        "{name}: {}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,8 +1,11 @@
 //! Chores of the repository, run as `cargo xtask <chore>`. A chore is a module; this file only
 //! names them.
 
+mod apt;
 mod guest;
+mod kernel;
 mod tidy;
+mod tools;
 
 use clap::Parser;
 
@@ -12,6 +15,8 @@ use clap::Parser;
 enum Chore {
     /// Build what every guest boots: platform-init, its initramfs, and the kernel, in target/guest.
     Guest(guest::Options),
+    /// Build the platform's own guest kernel, in target/guest, where guests find it. Takes minutes.
+    Kernel(kernel::Options),
     /// Check what a reviewer should not have to look for: floors, file sizes, documents in step.
     Tidy,
 }
@@ -24,6 +29,7 @@ fn root() -> std::path::PathBuf {
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Guest(options) => guest::run(&options),
+        Chore::Kernel(options) => kernel::run(&options),
         Chore::Tidy => tidy::tidy(&root()),
     }
 }
