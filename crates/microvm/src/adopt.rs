@@ -8,13 +8,13 @@ use crate::console::Pump;
 use crate::process::{self, Identity, Process};
 use crate::record::Record;
 use crate::vm::{Processes, finish};
-use crate::{AdoptError, HowEnded, Vm, run_dir};
+use crate::{AdoptError, Driver, HowEnded, Vm, run_dir};
 
 impl Vm {
     /// The VM that was booted in this run directory, running or just ended; nothing when there was
     /// none, or when its boot had not come to its VMM: then what had been started is ended.
     ///
-    /// When only one of the two processes is left, it is killed, and the VM is given as ended.
+    /// When only one of QEMU's two processes is left, it is killed, and the VM is given as ended.
     ///
     /// # Errors
     /// The record or a process cannot be examined. Nothing was killed then.
@@ -46,8 +46,9 @@ impl Vm {
                 None
             }
         };
+        let one_process = matches!(record.driver, Driver::Firecracker);
         let (vmm, vsock_device) = match (vmm, vsock_device) {
-            (Some(vmm), Some(vsock_device)) => {
+            (Some(vmm), vsock_device) if vsock_device.is_some() || one_process => {
                 let processes = Processes {
                     vmm,
                     vsock_device,
@@ -56,6 +57,7 @@ impl Vm {
                 };
                 return Ok(Some(Self::watch(
                     record.instance,
+                    record.driver,
                     run_dir.to_owned(),
                     processes,
                     pump,
@@ -76,7 +78,7 @@ impl Vm {
         Ok(record
             .vmm
             .is_some()
-            .then(|| Self::ended_already(record.instance, run_dir.to_owned(), end)))
+            .then(|| Self::ended_already(record.instance, record.driver, run_dir.to_owned(), end)))
     }
 }
 

@@ -1,36 +1,26 @@
-//! Boots a VM: opens everything it needs, starts the vsock device, then the VMM.
+//! Boots a VM: what all drivers have in common, and the choice between them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
-
-use tokio::time::Instant;
 
 use crate::cgroup::Cgroup;
-use crate::console::{self, Pump, console_tail};
-use crate::kernel::boot_arguments;
+use crate::console::{self, Pump};
 use crate::process::{self, Identity, Process};
-use crate::qemu::CommandLine;
 use crate::record::Record;
-use crate::spawn::{self, Launch, number};
+use crate::spawn::{self, Launch};
 use crate::vm::{Processes, finish};
-use crate::{BootError, Driver, HowEnded, Programs, Vm, VmSpec, programs, run_dir, tsc};
+use crate::{BootError, Driver, HowEnded, Vm, VmSpec, firecracker, programs, qemu, run_dir};
 
-/// How long the vsock device may take until it listens.
-const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
-const VSOCK_POLL: Duration = Duration::from_millis(2);
 /// The guest's context id. Each vsock device serves one guest, so all have the same.
-const GUEST_CID: u32 = 3;
-const MIB: u64 = 1024 * 1024;
+pub(crate) const GUEST_CID: u32 = 3;
 
 /// Boots a VM, and gives it as soon as its VMM runs; whether the guest comes up is heard from the
-/// guest. The node listens by [`crate::listen_for_guest`] before. A VMM that does not like what it
-/// was given ends at once: [`Vm::ended`] has its words.
+/// guest. The node listens by [`crate::listen_for_guest`] before. A VMM that ends at once has its
+/// words in [`Vm::ended`].
 ///
 /// When the caller goes away meanwhile, the VM is ended again.
 ///
@@ -59,7 +49,7 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
             reason,
         });
     }
-    let programs = Programs::find()?;
+    crate::check_programs(spec.driver)?;
     if let Some(vm) = Vm::adopt(&spec.run_dir).await?
         && vm.has_ended().is_none()
     {
@@ -89,7 +79,10 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
         ends,
         dir,
     };
-    let started = boot.processes(spec, programs).await;
+    let started = match spec.driver {
+        Driver::Firecracker => firecracker::start(&mut boot, spec).await,
+        Driver::QemuKvm | Driver::QemuTcg => qemu::start(&mut boot, spec).await,
+    };
     let Boot {
         cgroup,
         dir,
@@ -100,8 +93,9 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
     // Only the processes themselves hold the console from now on.
     drop(ends);
     match started {
-        Ok((vmm, vsock_device)) => Ok(Vm::watch(
+        Ok(Started { vmm, vsock_device }) => Ok(Vm::watch(
             record.instance,
+            record.driver,
             dir,
             Processes {
                 vmm,
@@ -118,114 +112,42 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
     }
 }
 
-struct Boot {
+/// What a driver has started.
+pub(crate) struct Started {
+    pub(crate) vmm: Process,
+    /// A process of its own under QEMU; Firecracker has it inside.
+    pub(crate) vsock_device: Option<Process>,
+}
+
+/// A boot under way: what a driver finds prepared.
+pub(crate) struct Boot {
     record: Record,
     cgroup: Option<Cgroup>,
-    user: Option<u32>,
-    ends: console::Ends,
-    dir: PathBuf,
+    /// The VM's user; absent when the agent is not root.
+    pub(crate) user: Option<u32>,
+    pub(crate) ends: console::Ends,
+    pub(crate) dir: PathBuf,
 }
 
 impl Boot {
-    /// Starts both; when the second fails, the first is ended.
-    async fn processes(
+    /// Starts the vsock device.
+    pub(crate) async fn start_vsock_device(
         &mut self,
-        spec: VmSpec,
-        programs: Programs,
-    ) -> Result<(Process, Process), BootError> {
-        let vsock_device = self.start_vsock_device(programs.vsock_device).await?;
-        match self.start_vmm(spec, programs.qemu, &vsock_device).await {
-            Ok(vmm) => Ok((vmm, vsock_device)),
-            Err(error) => {
-                vsock_device.kill();
-                vsock_device.ended().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn start_vsock_device(&mut self, program: PathBuf) -> Result<Process, BootError> {
-        let cid = GUEST_CID.to_string();
-        let arguments = [
-            "--guest-cid",
-            &cid,
-            "--socket",
-            run_dir::DEVICE_SOCKET,
-            "--uds-path",
-            run_dir::GUEST_SOCKET,
-        ];
-        let launch = Launch {
-            program,
-            arguments: arguments.map(Into::into).into(),
-            // Its paths are relative: it need not reach the directories above.
-            current_dir: run_dir::vsock_dir(&self.dir),
-            output: self.copy_of(&self.ends.writer)?,
-            pass: vec![self.copy_of(&self.ends.keeper)?.into()],
-            user: self.user,
-            group: None,
-        };
+        launch: Launch,
+    ) -> Result<Process, BootError> {
         self.start(programs::VSOCK_DEVICE, launch, |record, identity| {
             record.vsock_device = Some(identity);
         })
         .await
     }
 
-    async fn start_vmm(
+    /// Starts the VMM.
+    pub(crate) async fn start_vmm(
         &mut self,
-        spec: VmSpec,
-        program: PathBuf,
-        vsock_device: &Process,
+        program: &'static str,
+        launch: Launch,
     ) -> Result<Process, BootError> {
-        let kernel = open_for_everyone(&spec.kernel.kernel, self.user)?;
-        let initramfs = open_for_everyone(&spec.kernel.initramfs, self.user)?;
-        let mut disks = Vec::new();
-        for disk in &spec.disks {
-            let opened: OwnedFd = OpenOptions::new()
-                .read(true)
-                .write(!disk.read_only)
-                .open(&disk.path)
-                .map_err(file("open", &disk.path))?
-                .into();
-            disks.push((opened, disk.read_only));
-        }
-        let monitor: OwnedFd = run_dir::bind(&self.dir, "qmp.sock")
-            .map_err(file("bind", &run_dir::qmp_socket(&self.dir)))?
-            .into();
-        let console: OwnedFd = self.copy_of(&self.ends.writer)?.into();
-        let vsock = self.connect_vsock(vsock_device).await?;
-        let tsc_khz = blocking(|| Ok(tsc::khz())).await.unwrap_or_default();
-        let line = CommandLine {
-            instance: spec.instance,
-            driver: spec.driver,
-            machine: spec.kernel.machine,
-            vcpus: spec.vcpus,
-            memory_mib: spec.memory_bytes / MIB,
-            kernel: number(&kernel),
-            initramfs: number(&initramfs),
-            boot_arguments: boot_arguments(spec.driver, tsc_khz),
-            disks: disks.iter().map(|(fd, ro)| (number(fd), *ro)).collect(),
-            nic: spec.nic.as_ref().map(|nic| (number(&nic.tap), nic.mac)),
-            vsock: number(&vsock),
-            monitor: number(&monitor),
-            console: number(&console),
-        };
-        let mut pass = vec![kernel, initramfs, monitor, console, vsock];
-        pass.extend(disks.into_iter().map(|(fd, _)| fd));
-        pass.extend(spec.nic.map(|nic| nic.tap));
-        pass.push(self.copy_of(&self.ends.keeper)?.into());
-        let launch = Launch {
-            program,
-            arguments: line.arguments(),
-            current_dir: PathBuf::from("/"),
-            output: self.copy_of(&self.ends.writer)?,
-            pass,
-            user: self.user,
-            group: match spec.driver {
-                Driver::QemuKvm => kvm_group(),
-                Driver::QemuTcg => None,
-            },
-        };
-        self.start(programs::QEMU, launch, |record, identity| {
+        self.start(program, launch, |record, identity| {
             record.vmm = Some(identity);
         })
         .await
@@ -239,7 +161,7 @@ impl Boot {
         note: impl FnOnce(&mut Record, Identity),
     ) -> Result<Process, BootError> {
         let wrong = |source| BootError::Start { program, source };
-        let exe = launch.program.clone();
+        let exe = launch.exe.clone();
         let waiting = blocking(|| spawn::start(launch)).await.map_err(wrong)?;
         if let Some(cgroup) = &self.cgroup {
             cgroup.add(waiting.pid).map_err(wrong)?;
@@ -260,39 +182,13 @@ impl Boot {
         }
     }
 
-    /// Connects to the vsock device as soon as it listens.
-    async fn connect_vsock(&self, device: &Process) -> Result<OwnedFd, BootError> {
-        let dir = run_dir::vsock_dir(&self.dir);
-        let give_up = Instant::now() + VSOCK_TIMEOUT;
-        loop {
-            let error = match run_dir::connect(&dir, run_dir::DEVICE_SOCKET) {
-                Ok(stream) => return Ok(stream.into()),
-                Err(error) => error,
-            };
-            let what = if Instant::now() >= give_up {
-                format!(
-                    "did not listen within {} s ({error})",
-                    VSOCK_TIMEOUT.as_secs()
-                )
-            } else if let Ok(exit) = tokio::time::timeout(VSOCK_POLL, device.ended()).await {
-                format!("ended at once ({exit:?})")
-            } else {
-                continue;
-            };
-            return Err(BootError::VsockDevice {
-                what,
-                said: console_tail(&self.dir),
-            });
-        }
-    }
-
-    fn copy_of(&self, file: &File) -> Result<File, BootError> {
+    pub(crate) fn copy_of(&self, file: &File) -> Result<File, BootError> {
         file.try_clone()
             .map_err(self::file("open", &console::fifo(&self.dir)))
     }
 }
 
-fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootError {
+pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootError {
     let path = path.to_owned();
     move |source| BootError::File {
         operation,
@@ -301,9 +197,9 @@ fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootE
     }
 }
 
-/// The VMM opens it again, as its own user, by the number of ours: the way there need not be open
-/// to that user, the file must be.
-fn open_for_everyone(path: &Path, user: Option<u32>) -> Result<OwnedFd, BootError> {
+/// A file that the VMM opens again as its own user: the way there need not be open to that user, the
+/// file must be.
+pub(crate) fn open_for_everyone(path: &Path, user: Option<u32>) -> Result<OwnedFd, BootError> {
     let opened = File::open(path).map_err(file("open", path))?;
     let mode = opened.metadata().map_err(file("examine", path))?.mode();
     if user.is_some() && mode & 0o004 == 0 {
@@ -312,12 +208,7 @@ fn open_for_everyone(path: &Path, user: Option<u32>) -> Result<OwnedFd, BootErro
     Ok(opened.into())
 }
 
-fn kvm_group() -> Option<u32> {
-    let metadata = std::fs::metadata("/dev/kvm").ok()?;
-    (metadata.mode() & 0o060 == 0o060).then(|| metadata.gid())
-}
-
-async fn blocking<T, W>(work: W) -> io::Result<T>
+pub(crate) async fn blocking<T, W>(work: W) -> io::Result<T>
 where
     T: Send + 'static,
     W: FnOnce() -> io::Result<T> + Send + 'static,

@@ -1,16 +1,17 @@
 //! Which VMM runs the guests of this node: facts first, then a pure choice with its reason.
 
-use std::path::PathBuf;
-
 use contract::api::DriverChoice;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use crate::programs;
+use crate::programs::{self, FirecrackerPrograms};
+use crate::{GuestKernel, Machine};
 
 /// How guests are run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Driver {
+    /// Firecracker under its jailer, on the processor's own virtualization.
+    Firecracker,
     /// QEMU on the processor's own virtualization.
     QemuKvm,
     /// QEMU translating the guest's instructions: slower, needs nothing of the machine.
@@ -18,11 +19,21 @@ pub enum Driver {
 }
 
 impl Driver {
-    /// The name in reports: `qemu-kvm`, `qemu-tcg`.
+    /// The name in reports: `firecracker`, `qemu-kvm`, `qemu-tcg`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Firecracker => "firecracker",
             Self::QemuKvm => "qemu-kvm",
             Self::QemuTcg => "qemu-tcg",
+        }
+    }
+
+    /// Whether a VM's tap outlives its VMM: Firecracker opens it by name, so it has to persist, and
+    /// whoever made it removes it.
+    pub fn leaves_tap(self) -> bool {
+        match self {
+            Self::Firecracker => true,
+            Self::QemuKvm | Self::QemuTcg => false,
         }
     }
 }
@@ -32,6 +43,8 @@ impl Driver {
 pub enum KvmFact {
     /// It is there and the user a VMM runs as may open it.
     Usable,
+    /// It is there, and only root may open it. Firecracker's jailer makes its own.
+    RootOnly,
     /// There is none.
     Absent,
     /// It is there and cannot be used; why.
@@ -41,8 +54,8 @@ pub enum KvmFact {
 /// Facts about this machine, as [`probe`] found them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Probe {
-    /// Firecracker's binary, where there is one.
-    pub firecracker: Option<PathBuf>,
+    /// Firecracker's version line, where it is installed; or what of it is missing.
+    pub firecracker: Result<String, String>,
     /// QEMU's version line, where it is installed.
     pub qemu: Option<String>,
     /// Whether the processor says it can run guests (`vmx` or `svm`). A `/dev/kvm` without it is a
@@ -70,46 +83,77 @@ impl From<Choice> for DriverChoice {
     }
 }
 
-/// No VMM is installed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("no VMM is installed; hint: apt-get install qemu-system-x86")]
-pub struct NoDriver;
+/// No VMM is installed that can run here.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "no VMM can run here: {0}, and QEMU is not installed; hint: apt-get install qemu-system-x86"
+)]
+pub struct NoDriver(String);
 
-/// Chooses the driver: QEMU with KVM where the processor virtualizes and `/dev/kvm` can be used,
-/// else QEMU with TCG.
+/// Chooses the driver: Firecracker where it is installed, the processor virtualizes, and the kernel
+/// is the platform's own; else QEMU with KVM where the processor virtualizes and `/dev/kvm` can be
+/// used; else QEMU with TCG. The reason says what decided, and which kernel guests boot.
 ///
 /// # Errors
-/// QEMU is not installed.
-pub fn choose_driver(probe: &Probe) -> Result<Choice, NoDriver> {
-    let qemu = probe.qemu.as_deref().ok_or(NoDriver)?;
-    let because = match (&probe.kvm, probe.hardware_virtualization) {
-        (KvmFact::Usable, true) => None,
-        (KvmFact::Usable, false) => {
-            Some("/dev/kvm opens, but the processor has neither vmx nor svm".to_owned())
+/// Firecracker cannot be used, and QEMU is not installed.
+pub fn choose_driver(probe: &Probe, kernel: &GuestKernel) -> Result<Choice, NoDriver> {
+    let boots = match kernel.machine {
+        Machine::Microvm => "guests boot the platform's kernel",
+        Machine::Pc => "guests boot Debian's kernel",
+    };
+    let no_firecracker = match firecracker(probe, kernel.machine) {
+        Ok(version) => {
+            return Ok(Choice {
+                driver: Driver::Firecracker,
+                reason: format!("the processor virtualizes; {version} under its jailer; {boots}"),
+            });
         }
-        (KvmFact::Absent, _) => Some("there is no /dev/kvm".to_owned()),
-        (KvmFact::Unusable(why), true) => Some(format!("/dev/kvm cannot be used: {why}")),
-        (KvmFact::Unusable(_), false) => Some("the processor has neither vmx nor svm".to_owned()),
+        Err(why) => why,
     };
-    let firecracker = match &probe.firecracker {
-        Some(path) if because.is_none() => format!(
-            "; {} is installed, but this version does not drive it",
-            path.display()
-        ),
-        _ => String::new(),
+    let Some(qemu) = &probe.qemu else {
+        return Err(NoDriver(no_firecracker));
     };
-    Ok(match because {
+    Ok(match no_kvm(probe) {
         None => Choice {
             driver: Driver::QemuKvm,
             reason: format!(
-                "the processor virtualizes and /dev/kvm is usable; {qemu}{firecracker}"
+                "the processor virtualizes and /dev/kvm is usable; {no_firecracker}; {qemu}; {boots}"
             ),
         },
         Some(because) => Choice {
             driver: Driver::QemuTcg,
-            reason: format!("{because}; {qemu}"),
+            reason: format!("{because}; {qemu}; {boots}"),
         },
     })
+}
+
+/// Firecracker's version, or why it is not used.
+fn firecracker(probe: &Probe, machine: Machine) -> Result<&str, String> {
+    let version = probe.firecracker.as_ref().map_err(Clone::clone)?;
+    match (&probe.kvm, probe.hardware_virtualization, machine) {
+        (KvmFact::Usable | KvmFact::RootOnly, true, Machine::Microvm) => Ok(version),
+        (KvmFact::Usable | KvmFact::RootOnly, true, Machine::Pc) => Err(format!(
+            "{version} needs the platform's own kernel (make kernel)"
+        )),
+        _ => Err(format!("{version} needs hardware KVM")),
+    }
+}
+
+/// Why QEMU cannot use KVM, if it cannot.
+fn no_kvm(probe: &Probe) -> Option<String> {
+    match (&probe.kvm, probe.hardware_virtualization) {
+        (KvmFact::Usable, true) => None,
+        (KvmFact::Usable | KvmFact::RootOnly, false) => {
+            Some("/dev/kvm is there, but the processor has neither vmx nor svm".to_owned())
+        }
+        (KvmFact::RootOnly, true) => Some(
+            "only root may open /dev/kvm (hint: chgrp kvm /dev/kvm; chmod g+rw /dev/kvm)"
+                .to_owned(),
+        ),
+        (KvmFact::Absent, _) => Some("there is no /dev/kvm".to_owned()),
+        (KvmFact::Unusable(why), true) => Some(format!("/dev/kvm cannot be used: {why}")),
+        (KvmFact::Unusable(_), false) => Some("the processor has neither vmx nor svm".to_owned()),
+    }
 }
 
 /// Looks at this machine.
@@ -118,7 +162,7 @@ pub async fn probe() -> Probe {
         .await
         .unwrap_or_default();
     Probe {
-        firecracker: programs::find("firecracker"),
+        firecracker: firecracker_version().await,
         qemu: qemu_version().await,
         hardware_virtualization: virtualizes(&cpuinfo),
         kvm: kvm_fact(),
@@ -133,14 +177,32 @@ fn virtualizes(cpuinfo: &str) -> bool {
 }
 
 async fn qemu_version() -> Option<String> {
-    let output = tokio::process::Command::new(programs::find(programs::QEMU)?)
+    let version = version_word(&programs::find(programs::QEMU)?, 3).await?;
+    Some(format!("QEMU {version}"))
+}
+
+async fn firecracker_version() -> Result<String, String> {
+    let programs = FirecrackerPrograms::find()
+        .map_err(|missing| format!("{} is not installed", missing.program))?;
+    if !rustix::process::geteuid().is_root() {
+        return Err("Firecracker's jailer needs root".to_owned());
+    }
+    version_word(&programs.firecracker, 1)
+        .await
+        .map(|version| format!("Firecracker {version}"))
+        .ok_or_else(|| format!("{} does not run", programs.firecracker.display()))
+}
+
+/// The word of this index in the first line of a program's `--version`.
+async fn version_word(program: &std::path::Path, index: usize) -> Option<String> {
+    let output = tokio::process::Command::new(program)
         .arg("--version")
         .output()
         .await
         .ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let version = text.lines().next()?.split_whitespace().nth(3)?.to_owned();
-    Some(format!("QEMU {version}"))
+    let line = text.lines().next()?;
+    Some(line.split_whitespace().nth(index)?.to_owned())
 }
 
 fn kvm_fact() -> KvmFact {
@@ -161,9 +223,7 @@ fn kvm_fact() -> KvmFact {
     let by_group = metadata.mode() & 0o060 == 0o060 && metadata.gid() != 0;
     let by_everyone = metadata.mode() & 0o006 == 0o006;
     if rustix::process::geteuid().is_root() && !by_group && !by_everyone {
-        return KvmFact::Unusable(
-            "only root may open it; hint: chgrp kvm /dev/kvm; chmod g+rw /dev/kvm".to_owned(),
-        );
+        return KvmFact::RootOnly;
     }
     KvmFact::Usable
 }
@@ -172,15 +232,27 @@ fn kvm_fact() -> KvmFact {
 mod tests {
     use super::*;
     use expect_test::{Expect, expect};
+    use std::path::Path;
 
-    fn check(kvm: KvmFact, hardware: bool, firecracker: bool, expected: &Expect) {
-        let probe = Probe {
-            firecracker: firecracker.then(|| PathBuf::from("/usr/bin/firecracker")),
+    fn facts() -> Probe {
+        Probe {
+            firecracker: Err("firecracker is not installed".to_owned()),
             qemu: Some("QEMU 7.2.22".to_owned()),
-            hardware_virtualization: hardware,
-            kvm,
-        };
-        let told = match choose_driver(&probe) {
+            hardware_virtualization: true,
+            kvm: KvmFact::Usable,
+        }
+    }
+
+    fn with_firecracker() -> Probe {
+        Probe {
+            firecracker: Ok("Firecracker v1.16.1".to_owned()),
+            ..facts()
+        }
+    }
+
+    #[allow(clippy::needless_pass_by_value, reason = "expect! makes a value")]
+    fn check(probe: Probe, kernel: fn(&Path) -> GuestKernel, expected: Expect) {
+        let told = match choose_driver(&probe, &kernel(Path::new("/guest"))) {
             Ok(choice) => format!("{}: {}", choice.driver.name(), choice.reason),
             Err(error) => error.to_string(),
         };
@@ -188,31 +260,55 @@ mod tests {
     }
 
     #[test]
-    fn hardware_kvm_is_used() {
+    fn firecracker_with_hardware_kvm_comes_first() {
         check(
-            KvmFact::Usable,
-            true,
-            false,
-            &expect!["qemu-kvm: the processor virtualizes and /dev/kvm is usable; QEMU 7.2.22"],
+            with_firecracker(),
+            GuestKernel::platform,
+            expect![
+                "firecracker: the processor virtualizes; Firecracker v1.16.1 under its jailer; guests boot the platform's kernel"
+            ],
         );
         check(
-            KvmFact::Usable,
-            true,
-            true,
-            &expect![
-                "qemu-kvm: the processor virtualizes and /dev/kvm is usable; QEMU 7.2.22; /usr/bin/firecracker is installed, but this version does not drive it"
+            Probe {
+                kvm: KvmFact::RootOnly,
+                qemu: None,
+                ..with_firecracker()
+            },
+            GuestKernel::platform,
+            expect![
+                "firecracker: the processor virtualizes; Firecracker v1.16.1 under its jailer; guests boot the platform's kernel"
             ],
         );
     }
 
     #[test]
-    fn software_kvm_is_not() {
+    fn then_qemu_with_hardware_kvm() {
         check(
-            KvmFact::Usable,
-            false,
-            true,
-            &expect![
-                "qemu-tcg: /dev/kvm opens, but the processor has neither vmx nor svm; QEMU 7.2.22"
+            facts(),
+            GuestKernel::platform,
+            expect![
+                "qemu-kvm: the processor virtualizes and /dev/kvm is usable; firecracker is not installed; QEMU 7.2.22; guests boot the platform's kernel"
+            ],
+        );
+        check(
+            with_firecracker(),
+            GuestKernel::debian,
+            expect![
+                "qemu-kvm: the processor virtualizes and /dev/kvm is usable; Firecracker v1.16.1 needs the platform's own kernel (make kernel); QEMU 7.2.22; guests boot Debian's kernel"
+            ],
+        );
+    }
+
+    #[test]
+    fn software_kvm_is_not_used() {
+        check(
+            Probe {
+                hardware_virtualization: false,
+                ..with_firecracker()
+            },
+            GuestKernel::platform,
+            expect![
+                "qemu-tcg: /dev/kvm is there, but the processor has neither vmx nor svm; QEMU 7.2.22; guests boot the platform's kernel"
             ],
         );
     }
@@ -220,16 +316,46 @@ mod tests {
     #[test]
     fn no_kvm_or_no_rights() {
         check(
-            KvmFact::Absent,
-            false,
-            false,
-            &expect!["qemu-tcg: there is no /dev/kvm; QEMU 7.2.22"],
+            Probe {
+                kvm: KvmFact::Absent,
+                ..facts()
+            },
+            GuestKernel::debian,
+            expect!["qemu-tcg: there is no /dev/kvm; QEMU 7.2.22; guests boot Debian's kernel"],
         );
         check(
-            KvmFact::Unusable("Permission denied".to_owned()),
-            true,
-            false,
-            &expect!["qemu-tcg: /dev/kvm cannot be used: Permission denied; QEMU 7.2.22"],
+            Probe {
+                kvm: KvmFact::Unusable("Permission denied".to_owned()),
+                ..facts()
+            },
+            GuestKernel::debian,
+            expect![
+                "qemu-tcg: /dev/kvm cannot be used: Permission denied; QEMU 7.2.22; guests boot Debian's kernel"
+            ],
+        );
+        check(
+            Probe {
+                kvm: KvmFact::RootOnly,
+                ..facts()
+            },
+            GuestKernel::debian,
+            expect![
+                "qemu-tcg: only root may open /dev/kvm (hint: chgrp kvm /dev/kvm; chmod g+rw /dev/kvm); QEMU 7.2.22; guests boot Debian's kernel"
+            ],
+        );
+    }
+
+    #[test]
+    fn no_vmm_at_all() {
+        check(
+            Probe {
+                qemu: None,
+                ..facts()
+            },
+            GuestKernel::platform,
+            expect![
+                "no VMM can run here: firecracker is not installed, and QEMU is not installed; hint: apt-get install qemu-system-x86"
+            ],
         );
     }
 

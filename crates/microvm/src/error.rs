@@ -54,6 +54,16 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
+    /// Firecracker did not take a part of the VM, or did not answer.
+    #[error("firecracker does not {what}: {reason}; it said: {said}")]
+    Firecracker {
+        /// What it was asked: the method and path of its API.
+        what: String,
+        /// Its answer, or why there is none.
+        reason: String,
+        /// Its last words.
+        said: String,
+    },
     /// The vsock device ended, or did not begin to listen in time.
     #[error("vhost-device-vsock {what}; it said: {said}")]
     VsockDevice {
@@ -99,7 +109,7 @@ pub enum AdoptError {
 
 /// Why the VMM did not answer.
 #[derive(Debug, thiserror::Error)]
-pub enum QmpError {
+pub enum StatusError {
     /// The connection failed.
     #[error("cannot talk to the VMM by {}", path.display())]
     Connection {
@@ -115,7 +125,7 @@ pub enum QmpError {
         /// How long it was given.
         limit: Duration,
     },
-    /// Its answer is not QMP.
+    /// Its answer is not what was asked for.
     #[error("the VMM answered what is not understood: {0}")]
     Answer(String),
 }

@@ -3,22 +3,39 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use crate::Driver;
+
 /// QEMU's name in Debian.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// The vsock device, from crates.io.
 pub(crate) const VSOCK_DEVICE: &str = "vhost-device-vsock";
 /// Names the vsock device outright, where it is in none of the usual places.
 const VSOCK_DEVICE_VARIABLE: &str = "PLATFORM_VHOST_DEVICE_VSOCK";
+/// Firecracker and its jailer, from its releases: Debian has neither.
+pub(crate) const FIRECRACKER: &str = "firecracker";
+pub(crate) const JAILER: &str = "jailer";
+/// Name them outright, where they are in none of the usual places.
+const FIRECRACKER_VARIABLE: &str = "PLATFORM_FIRECRACKER";
+const JAILER_VARIABLE: &str = "PLATFORM_JAILER";
 /// Where Debian keeps programs, which the PATH of a service may lack.
 const SYSTEM_DIRS: [&str; 4] = ["/usr/local/bin", "/usr/bin", "/usr/sbin", "/bin"];
 
-/// The programs of a QEMU driver.
+/// What the QEMU driver starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Programs {
+pub(crate) struct QemuPrograms {
     /// `qemu-system-x86_64`, without symbolic links.
-    pub qemu: PathBuf,
+    pub(crate) qemu: PathBuf,
     /// `vhost-device-vsock`, without symbolic links.
-    pub vsock_device: PathBuf,
+    pub(crate) vsock_device: PathBuf,
+}
+
+/// What the Firecracker driver starts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FirecrackerPrograms {
+    /// `firecracker`, without symbolic links.
+    pub(crate) firecracker: PathBuf,
+    /// `jailer`, without symbolic links.
+    pub(crate) jailer: PathBuf,
 }
 
 /// A program is not where it could be.
@@ -31,13 +48,21 @@ pub struct ProgramsError {
     pub hint: &'static str,
 }
 
-impl Programs {
-    /// Looks in the PATH and in the system's directories; for the vsock device first in the
-    /// variable `PLATFORM_VHOST_DEVICE_VSOCK`, then also beside this program and in `~/.cargo/bin`.
-    ///
-    /// # Errors
-    /// One of them is in none of these places.
-    pub fn find() -> Result<Self, ProgramsError> {
+/// Whether everything that a driver starts is installed. Looks in the PATH and in the system's
+/// directories; before that in the variables `PLATFORM_VHOST_DEVICE_VSOCK`, `PLATFORM_FIRECRACKER`
+/// and `PLATFORM_JAILER`; for the vsock device also beside this program and in `~/.cargo/bin`.
+///
+/// # Errors
+/// One of them is in none of these places.
+pub fn check_programs(driver: Driver) -> Result<(), ProgramsError> {
+    match driver {
+        Driver::Firecracker => FirecrackerPrograms::find().map(|_| ()),
+        Driver::QemuKvm | Driver::QemuTcg => QemuPrograms::find().map(|_| ()),
+    }
+}
+
+impl QemuPrograms {
+    pub(crate) fn find() -> Result<Self, ProgramsError> {
         let qemu = find(QEMU).ok_or(ProgramsError {
             program: QEMU,
             hint: "apt-get install qemu-system-x86",
@@ -48,6 +73,31 @@ impl Programs {
                    PLATFORM_VHOST_DEVICE_VSOCK",
         })?;
         Ok(Self { qemu, vsock_device })
+    }
+}
+
+impl FirecrackerPrograms {
+    pub(crate) fn find() -> Result<Self, ProgramsError> {
+        let firecracker = named_or_found(FIRECRACKER_VARIABLE, FIRECRACKER).ok_or(ProgramsError {
+            program: FIRECRACKER,
+            hint: "put a release of Firecracker on the PATH, or name it in PLATFORM_FIRECRACKER",
+        })?;
+        let jailer = named_or_found(JAILER_VARIABLE, JAILER).ok_or(ProgramsError {
+            program: JAILER,
+            hint: "it is part of Firecracker's release; put it on the PATH, or name it in \
+                   PLATFORM_JAILER",
+        })?;
+        Ok(Self {
+            firecracker,
+            jailer,
+        })
+    }
+}
+
+fn named_or_found(variable: &str, program: &str) -> Option<PathBuf> {
+    match env::var_os(variable) {
+        Some(path) => program_at(Path::new(&path)),
+        None => find(program),
     }
 }
 

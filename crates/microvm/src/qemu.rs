@@ -1,188 +1,171 @@
-//! QEMU's command line. Pure: files and sockets are open already, and go by their numbers.
+//! The QEMU driver: two processes, everything open before they start and handed over by number.
 
-use std::ffi::OsString;
-use std::fmt::Write as _;
+mod command_line;
+mod qmp;
 
-use contract::InstanceId;
+use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use crate::Driver;
-use crate::kernel::Machine;
+use tokio::time::Instant;
 
-/// Memory for translated code under TCG, in MiB; QEMU's own default is 1 GiB. Small is enough: the
-/// kernel and an app need some tens.
-const TRANSLATION_BUFFER_MIB: u32 = 64;
+use self::command_line::CommandLine;
+use crate::boot::{Boot, GUEST_CID, Started, blocking, file, open_for_everyone};
+use crate::console::console_tail;
+use crate::kernel::boot_arguments;
+use crate::process::Process;
+use crate::programs::{self, QemuPrograms};
+use crate::spawn::{Launch, number};
+use crate::{BootError, Driver, StatusError, VmSpec, VmStatus, run_dir, tsc};
 
-/// What a command line follows from.
-pub(crate) struct CommandLine {
-    pub(crate) instance: InstanceId,
-    pub(crate) driver: Driver,
-    pub(crate) machine: Machine,
-    pub(crate) vcpus: u32,
-    pub(crate) memory_mib: u64,
-    pub(crate) kernel: i32,
-    pub(crate) initramfs: i32,
-    pub(crate) boot_arguments: String,
-    /// Number and whether it is read-only.
-    pub(crate) disks: Vec<(i32, bool)>,
-    /// Number of the tap, and the MAC address.
-    pub(crate) nic: Option<(i32, [u8; 6])>,
-    /// Connected to the vsock device.
-    pub(crate) vsock: i32,
-    /// Listens for the monitor's clients.
-    pub(crate) monitor: i32,
-    /// The console's FIFO.
-    pub(crate) console: i32,
+/// How long the vsock device may take until it listens.
+const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is tried meanwhile.
+const VSOCK_POLL: Duration = Duration::from_millis(2);
+const MIB: u64 = 1024 * 1024;
+
+/// Starts both processes; when the second fails, the first is ended.
+pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
+    let programs = QemuPrograms::find()?;
+    let vsock_device = start_vsock_device(boot, programs.vsock_device).await?;
+    match start_vmm(boot, spec, programs.qemu, &vsock_device).await {
+        Ok(vmm) => Ok(Started {
+            vmm,
+            vsock_device: Some(vsock_device),
+        }),
+        Err(error) => {
+            vsock_device.kill();
+            vsock_device.ended().await;
+            Err(error)
+        }
+    }
 }
 
-/// Sets of file descriptors that QEMU opens as `/dev/fdset/<n>`: the console, then the disks.
-const CONSOLE_SET: usize = 1;
-const FIRST_DISK_SET: usize = 2;
+/// Asks QEMU how its guest is.
+pub(crate) async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
+    let answer = qmp::ask(run_dir, "query-status").await?;
+    match answer.get("status").and_then(|status| status.as_str()) {
+        Some("running") => Ok(VmStatus::Running),
+        Some(other) => Ok(VmStatus::Stopped(other.to_owned())),
+        None => Err(StatusError::Answer(answer.to_string())),
+    }
+}
 
-impl CommandLine {
-    pub(crate) fn arguments(&self) -> Vec<OsString> {
-        let mut words: Vec<String> = Vec::new();
-        let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
-        let accelerator = match self.driver {
-            Driver::QemuKvm => "kvm".to_owned(),
-            Driver::QemuTcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
+async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process, BootError> {
+    let cid = GUEST_CID.to_string();
+    let arguments = [
+        "--guest-cid",
+        &cid,
+        "--socket",
+        run_dir::DEVICE_SOCKET,
+        "--uds-path",
+        run_dir::GUEST_SOCKET,
+    ];
+    let launch = Launch {
+        exe: program.clone(),
+        program,
+        arguments: arguments.map(Into::into).into(),
+        // Its paths are relative: it need not reach the directories above.
+        current_dir: run_dir::vsock_dir(&boot.dir),
+        output: boot.copy_of(&boot.ends.writer)?,
+        pass: vec![boot.copy_of(&boot.ends.keeper)?.into()],
+        user: boot.user,
+        group: None,
+        prepare: None,
+    };
+    boot.start_vsock_device(launch).await
+}
+
+async fn start_vmm(
+    boot: &mut Boot,
+    spec: VmSpec,
+    program: PathBuf,
+    vsock_device: &Process,
+) -> Result<Process, BootError> {
+    let kernel = open_for_everyone(&spec.kernel.kernel, boot.user)?;
+    let initramfs = open_for_everyone(&spec.kernel.initramfs, boot.user)?;
+    let mut disks = Vec::new();
+    for disk in &spec.disks {
+        let opened: OwnedFd = OpenOptions::new()
+            .read(true)
+            .write(!disk.read_only)
+            .open(&disk.path)
+            .map_err(file("open", &disk.path))?
+            .into();
+        disks.push((opened, disk.read_only));
+    }
+    let monitor: OwnedFd = run_dir::bind(&boot.dir, "qmp.sock")
+        .map_err(file("bind", &run_dir::qmp_socket(&boot.dir)))?
+        .into();
+    let console: OwnedFd = boot.copy_of(&boot.ends.writer)?.into();
+    let vsock = connect_vsock(&boot.dir, vsock_device).await?;
+    let tsc_khz = blocking(|| Ok(tsc::khz())).await.unwrap_or_default();
+    let machine = spec.kernel.machine;
+    let line = CommandLine {
+        instance: spec.instance,
+        driver: spec.driver,
+        machine,
+        vcpus: spec.vcpus,
+        memory_mib: spec.memory_bytes / MIB,
+        kernel: number(&kernel),
+        initramfs: number(&initramfs),
+        boot_arguments: boot_arguments(spec.driver, machine, tsc_khz),
+        disks: disks.iter().map(|(fd, ro)| (number(fd), *ro)).collect(),
+        nic: spec.nic.as_ref().map(|nic| (number(&nic.tap), nic.mac)),
+        vsock: number(&vsock),
+        monitor: number(&monitor),
+        console: number(&console),
+    };
+    let mut pass = vec![kernel, initramfs, monitor, console, vsock];
+    pass.extend(disks.into_iter().map(|(fd, _)| fd));
+    pass.extend(spec.nic.map(|nic| nic.tap));
+    pass.push(boot.copy_of(&boot.ends.keeper)?.into());
+    let launch = Launch {
+        exe: program.clone(),
+        program,
+        arguments: line.arguments(),
+        current_dir: PathBuf::from("/"),
+        output: boot.copy_of(&boot.ends.writer)?,
+        pass,
+        user: boot.user,
+        group: match spec.driver {
+            Driver::QemuKvm => kvm_group(),
+            _ => None,
+        },
+        prepare: None,
+    };
+    boot.start_vmm(programs::QEMU, launch).await
+}
+
+/// Connects to the vsock device as soon as it listens.
+async fn connect_vsock(run_dir: &Path, device: &Process) -> Result<OwnedFd, BootError> {
+    let dir = run_dir::vsock_dir(run_dir);
+    let give_up = Instant::now() + VSOCK_TIMEOUT;
+    loop {
+        let error = match run_dir::connect(&dir, run_dir::DEVICE_SOCKET) {
+            Ok(stream) => return Ok(stream.into()),
+            Err(error) => error,
         };
-        let processor = match self.driver {
-            Driver::QemuKvm => "host",
-            Driver::QemuTcg => "max",
-        };
-        let machine = match self.machine {
-            Machine::Pc => "pc,usb=off,vmport=off,smbus=off,hpet=off,memory-backend=memory",
-        };
-        add("-name", format!("instance-{}", self.instance));
-        add("-machine", machine.to_owned());
-        add("-accel", accelerator);
-        add("-cpu", processor.to_owned());
-        add("-smp", self.vcpus.to_string());
-        add("-m", format!("{}M", self.memory_mib));
-        // Shared: the vsock device reads the guest's queues in it.
-        add(
-            "-object",
+        let what = if Instant::now() >= give_up {
             format!(
-                "memory-backend-memfd,id=memory,size={}M,share=on",
-                self.memory_mib
-            ),
-        );
-        add(
-            "-sandbox",
-            "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny".to_owned(),
-        );
-        add("-display", "none".to_owned());
-        add("-kernel", format!("/proc/self/fd/{}", self.kernel));
-        add("-initrd", format!("/proc/self/fd/{}", self.initramfs));
-        add("-append", self.boot_arguments.clone());
-        add("-add-fd", format!("fd={},set={CONSOLE_SET}", self.console));
-        add(
-            "-chardev",
-            format!("file,id=console,path=/dev/fdset/{CONSOLE_SET},append=on"),
-        );
-        add("-serial", "chardev:console".to_owned());
-        add(
-            "-chardev",
-            format!("socket,id=monitor,fd={},server=on,wait=off", self.monitor),
-        );
-        add("-mon", "chardev=monitor,mode=control".to_owned());
-        for (index, (number, read_only)) in self.disks.iter().enumerate() {
-            let set = FIRST_DISK_SET + index;
-            add("-add-fd", format!("fd={number},set={set}"));
-            let mut disk = format!("driver=raw,node-name=disk{index}");
-            // Writing to a String cannot fail.
-            let _ = if *read_only {
-                // Shared by many VMs: nothing to lock against.
-                write!(disk, ",read-only=on,file.read-only=on,file.locking=off")
-            } else {
-                write!(disk, ",read-only=off,discard=unmap,file.discard=unmap")
-            };
-            let _ = write!(disk, ",file.driver=file,file.filename=/dev/fdset/{set}");
-            add("-blockdev", disk);
-            add(
-                "-device",
-                format!("virtio-blk-pci,drive=disk{index},num-queues=1"),
-            );
-        }
-        if let Some((tap, mac)) = self.nic {
-            let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-            add("-netdev", format!("tap,id=net,fd={tap},vhost=off"));
-            add(
-                "-device",
-                format!("virtio-net-pci,netdev=net,mac={mac},romfile="),
-            );
-        }
-        add("-device", "virtio-rng-pci".to_owned());
-        add("-chardev", format!("socket,id=vsock,fd={}", self.vsock));
-        add("-device", "vhost-user-vsock-pci,chardev=vsock".to_owned());
-        let flags = ["-nodefaults", "-no-user-config", "-no-reboot"];
-        flags
-            .into_iter()
-            .map(OsString::from)
-            .chain(words.into_iter().map(OsString::from))
-            .collect()
+                "did not listen within {} s ({error})",
+                VSOCK_TIMEOUT.as_secs()
+            )
+        } else if let Ok(exit) = tokio::time::timeout(VSOCK_POLL, device.ended()).await {
+            format!("ended at once ({exit:?})")
+        } else {
+            continue;
+        };
+        return Err(BootError::VsockDevice {
+            what,
+            said: console_tail(run_dir),
+        });
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::kernel::boot_arguments;
-    use expect_test::expect;
-
-    #[test]
-    fn a_vm_with_everything() {
-        let line = CommandLine {
-            instance: InstanceId(0xab),
-            driver: Driver::QemuTcg,
-            machine: Machine::Pc,
-            vcpus: 2,
-            memory_mib: 256,
-            kernel: 10,
-            initramfs: 11,
-            boot_arguments: boot_arguments(Driver::QemuTcg, Some(2_300_000)),
-            disks: vec![(12, true), (13, false)],
-            nic: Some((14, [2, 1, 0, 0, 0, 0xab])),
-            vsock: 15,
-            monitor: 16,
-            console: 17,
-        };
-        let text: Vec<String> = line
-            .arguments()
-            .iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect();
-        expect![[r"
-            -nodefaults
-            -no-user-config
-            -no-reboot
-            -name instance-000000ab
-            -machine pc,usb=off,vmport=off,smbus=off,hpet=off,memory-backend=memory
-            -accel tcg,tb-size=64
-            -cpu max
-            -smp 2
-            -m 256M
-            -object memory-backend-memfd,id=memory,size=256M,share=on
-            -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
-            -display none
-            -kernel /proc/self/fd/10
-            -initrd /proc/self/fd/11
-            -append console=ttyS0 reboot=t panic=-1 quiet no_timer_check random.trust_cpu=on cryptomgr.notests 8250.nr_uarts=1 i8042.noaux i8042.nokbd tsc_early_khz=2300000 tsc=reliable
-            -add-fd fd=17,set=1
-            -chardev file,id=console,path=/dev/fdset/1,append=on
-            -serial chardev:console
-            -chardev socket,id=monitor,fd=16,server=on,wait=off
-            -mon chardev=monitor,mode=control
-            -add-fd fd=12,set=2
-            -blockdev driver=raw,node-name=disk0,read-only=on,file.read-only=on,file.locking=off,file.driver=file,file.filename=/dev/fdset/2
-            -device virtio-blk-pci,drive=disk0,num-queues=1
-            -add-fd fd=13,set=3
-            -blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,file.discard=unmap,file.driver=file,file.filename=/dev/fdset/3
-            -device virtio-blk-pci,drive=disk1,num-queues=1
-            -netdev tap,id=net,fd=14,vhost=off
-            -device virtio-net-pci,netdev=net,mac=02:01:00:00:00:ab,romfile=
-            -device virtio-rng-pci
-            -chardev socket,id=vsock,fd=15
-            -device vhost-user-vsock-pci,chardev=vsock"]].assert_eq(&text.join(" ").replace(" -", "\n-"));
-    }
+fn kvm_group() -> Option<u32> {
+    let metadata = std::fs::metadata("/dev/kvm").ok()?;
+    (metadata.mode() & 0o060 == 0o060).then(|| metadata.gid())
 }

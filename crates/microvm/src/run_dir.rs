@@ -4,9 +4,11 @@
 //! <run dir>/        the agent's, closed to others
 //!   vm.json         the record (see `record`)
 //!   console.fifo    console.log, console.log.1 (see `console`)
-//!   qmp.sock        the VMM's monitor
+//!   qmp.sock        QEMU's monitor
+//!   jail/           Firecracker's, empty but for those inside (see `firecracker::jail`)
 //!   vsock/          the VM's user's: the only directory it can write
-//!     device        the VMM connects here to the vsock device
+//!     device        QEMU connects here to the vsock device
+//!     api           Firecracker's API
 //!     guest         what the host dials; `guest_<port>` is what the guest dials
 //! ```
 
@@ -21,11 +23,17 @@ use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 const VSOCK_DIR: &str = "vsock";
 /// The vsock device's own socket, relative to [`vsock_dir`].
 pub(crate) const DEVICE_SOCKET: &str = "device";
+/// Firecracker's API, relative to [`vsock_dir`].
+pub(crate) const API_SOCKET: &str = "api";
 /// The stem of the guest's sockets, relative to [`vsock_dir`].
 pub(crate) const GUEST_SOCKET: &str = "guest";
 
 pub(crate) fn vsock_dir(run_dir: &Path) -> PathBuf {
     run_dir.join(VSOCK_DIR)
+}
+
+pub(crate) fn jail_dir(run_dir: &Path) -> PathBuf {
+    run_dir.join("jail")
 }
 
 pub(crate) fn qmp_socket(run_dir: &Path) -> PathBuf {
@@ -119,12 +127,16 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
     let sockets = vsock_dir(run_dir);
     for path in [
         sockets.join(DEVICE_SOCKET),
+        sockets.join(API_SOCKET),
         sockets.join(GUEST_SOCKET),
         qmp_socket(run_dir),
         crate::console::fifo(run_dir),
-        crate::record::path(run_dir),
     ] {
         remove_if_there(&path)?;
     }
-    Ok(())
+    match fs::remove_dir(jail_dir(run_dir)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    remove_if_there(&crate::record::path(run_dir))
 }

@@ -38,6 +38,8 @@ pub(crate) fn user_of(instance: InstanceId) -> Option<u32> {
 /// What to start.
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
+    /// What `/proc/<pid>/exe` says in the end: the program itself, or what it becomes.
+    pub(crate) exe: PathBuf,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) current_dir: PathBuf,
     /// Standard output and standard error.
@@ -48,7 +50,12 @@ pub(crate) struct Launch {
     pub(crate) user: Option<u32>,
     /// Its one supplementary group.
     pub(crate) group: Option<u32>,
+    /// Runs before the fork, in a thread of its own whose namespaces the child inherits.
+    pub(crate) prepare: Option<Prepare>,
 }
+
+/// Work before a fork.
+pub(crate) type Prepare = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// A child that waits before its exec.
 pub(crate) struct Waiting {
@@ -121,7 +128,12 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         pass,
         user,
         group,
+        prepare,
+        ..
     } = launch;
+    if let Some(prepare) = prepare {
+        prepare()?;
+    }
     let mut command = Command::new(program);
     command
         .args(arguments)
@@ -131,7 +143,7 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output);
-    let prepare = move || {
+    let before_exec = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from_raw_os_error(libc::ECANCELED));
@@ -165,9 +177,9 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         rustix::thread::set_no_new_privs(true)?;
         Ok(())
     };
-    // SAFETY: between fork and exec `prepare` makes system calls only: it allocates nothing, takes
+    // SAFETY: between fork and exec `before_exec` makes system calls only: it allocates nothing, takes
     // no lock and touches no memory but its own, all made before the fork.
-    unsafe { command.pre_exec(prepare) };
+    unsafe { command.pre_exec(before_exec) };
     command.spawn()?;
     Ok(())
 }

@@ -7,10 +7,15 @@ use contract::InstanceId;
 
 use crate::{Driver, GuestKernel};
 
-/// Most disks of one VM: root, scratch and 16 volumes (PCI slots of the machine).
-pub const MAX_DISKS: usize = 18;
 /// Most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;
+/// What one VM may read and write on its disks, all together under QEMU and each under Firecracker: bytes a second. So
+/// that one guest does not have the node's disk for itself.
+pub(crate) const DISK_BYTES_PER_SECOND: u64 = 512 * 1024 * 1024;
+/// The same in requests a second.
+pub(crate) const DISK_OPERATIONS_PER_SECOND: u64 = 20_000;
+/// What one VM may receive, and what it may send, under Firecracker: bytes a second.
+pub(crate) const NIC_BYTES_PER_SECOND: u64 = 250 * 1000 * 1000;
 /// Least memory of one VM, in bytes: the kernel and the initramfs need it.
 pub const MIN_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -73,9 +78,10 @@ impl VmSpec {
                 self.memory_bytes
             ));
         }
-        if self.disks.len() > MAX_DISKS {
+        let most = self.kernel.machine.max_disks(self.driver);
+        if self.disks.len() > most {
             return Some(format!(
-                "{} disks; at most {MAX_DISKS} are possible",
+                "{} disks; at most {most} are possible",
                 self.disks.len()
             ));
         }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 use crate::console::{Pump, console_tail};
 use crate::process::{Exit, Process};
-use crate::{QmpError, qmp, run_dir};
+use crate::{Driver, StatusError, firecracker, qemu, run_dir};
 
 /// How long the VMM may take to end after its vsock device did so orderly: then the VMM's own end
 /// was the cause. After it, the device was lost.
@@ -59,7 +59,7 @@ impl std::fmt::Display for HowEnded {
 pub enum VmStatus {
     /// The guest runs.
     Running,
-    /// It does not, for this reason in QEMU's words (`paused`, `io-error`, `internal-error`).
+    /// It does not, for this reason in the VMM's words (`paused`, `io-error`, `internal-error`).
     Stopped(String),
 }
 
@@ -67,6 +67,7 @@ pub enum VmStatus {
 #[derive(Debug, Clone)]
 pub struct Vm {
     instance: InstanceId,
+    driver: Driver,
     run_dir: PathBuf,
     processes: Option<Arc<Processes>>,
     end: watch::Receiver<Option<VmEnd>>,
@@ -75,7 +76,7 @@ pub struct Vm {
 #[derive(Debug)]
 pub(crate) struct Processes {
     pub(crate) vmm: Process,
-    pub(crate) vsock_device: Process,
+    pub(crate) vsock_device: Option<Process>,
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) killed: AtomicBool,
 }
@@ -84,6 +85,7 @@ impl Vm {
     /// Watches both processes from now on.
     pub(crate) fn watch(
         instance: InstanceId,
+        driver: Driver,
         run_dir: PathBuf,
         processes: Processes,
         pump: Option<Pump>,
@@ -99,17 +101,24 @@ impl Vm {
         });
         Self {
             instance,
+            driver,
             run_dir,
             processes: Some(processes),
             end,
         }
     }
 
-    pub(crate) fn ended_already(instance: InstanceId, run_dir: PathBuf, end: VmEnd) -> Self {
+    pub(crate) fn ended_already(
+        instance: InstanceId,
+        driver: Driver,
+        run_dir: PathBuf,
+        end: VmEnd,
+    ) -> Self {
         // The channel keeps its value when the sender goes.
         let (_, end) = watch::channel(Some(end));
         Self {
             instance,
+            driver,
             run_dir,
             processes: None,
             end,
@@ -157,12 +166,10 @@ impl Vm {
     ///
     /// # Errors
     /// It did not answer, or not as it should.
-    pub async fn status(&self) -> Result<VmStatus, QmpError> {
-        let answer = qmp::ask(&self.run_dir, "query-status").await?;
-        match answer.get("status").and_then(|status| status.as_str()) {
-            Some("running") => Ok(VmStatus::Running),
-            Some(other) => Ok(VmStatus::Stopped(other.to_owned())),
-            None => Err(QmpError::Answer(answer.to_string())),
+    pub async fn status(&self) -> Result<VmStatus, StatusError> {
+        match self.driver {
+            Driver::Firecracker => firecracker::status(&self.run_dir).await,
+            Driver::QemuKvm | Driver::QemuTcg => qemu::status(&self.run_dir).await,
         }
     }
 }
@@ -173,10 +180,12 @@ impl Processes {
         let how = tokio::select! {
             biased;
             exit = self.vmm.ended() => self.reason(exit),
-            device = self.vsock_device.ended() => self.after_vsock(device).await,
+            device = ended(self.vsock_device.as_ref()) => self.after_vsock(device).await,
         };
-        self.vsock_device.kill();
-        self.vsock_device.ended().await;
+        if let Some(device) = &self.vsock_device {
+            device.kill();
+            device.ended().await;
+        }
         how
     }
 
@@ -198,6 +207,14 @@ impl Processes {
             Exit::Signal(signal) => HowEnded::Signal(signal),
             Exit::Unknown => HowEnded::Unknown,
         }
+    }
+}
+
+/// Waits for a process that may not be there.
+async fn ended(process: Option<&Process>) -> Exit {
+    match process {
+        Some(process) => process.ended().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -11,9 +11,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use contract::InstanceId;
-use microvm::{BootError, Disk, HowEnded, Vm, VmStatus, boot};
+use microvm::{BootError, Disk, GuestKernel, HowEnded, Vm, VmStatus, boot};
 use rustix::process::{Signal, kill_process};
-use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec};
+use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec, with_script};
 
 const FOR_EVER: &str = "echo GUEST UP\nwhile true; do sleep 1000; done";
 
@@ -38,9 +38,18 @@ fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
 #[tokio::test]
 async fn a_guest_has_its_disks_and_powers_off() {
     let Some(guest) = guest_dir() else { return };
+    has_its_disks_and_powers_off(InstanceId(0xa000_0001), GuestKernel::debian(&guest)).await;
+    let own = GuestKernel::platform(&guest);
+    if own.kernel.exists() {
+        has_its_disks_and_powers_off(InstanceId(0xa000_000a), own).await;
+    } else {
+        eprintln!("NOT EXERCISED: the platform's own kernel; hint: make kernel");
+    }
+}
+
+async fn has_its_disks_and_powers_off(instance: InstanceId, kernel: GuestKernel) {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
-    let instance = InstanceId(0xa000_0001);
     let (root, scratch) = (dir.path().join("root.img"), dir.path().join("scratch.img"));
     let mut content = b"THE ROOT DISK\n".to_vec();
     content.resize(1 << 20, 0);
@@ -52,11 +61,7 @@ async fn a_guest_has_its_disks_and_powers_off() {
          blkdiscard -o 524288 -l 524288 /dev/vdb; sync\n\
          test -c /dev/hwrng && echo rng is there\n\
          echo cpus: $(grep -c ^processor /proc/cpuinfo)";
-    let mut spec = spec(
-        instance,
-        &run_dir,
-        kernel_with_script(&guest, dir.path(), script),
-    );
+    let mut spec = spec(instance, &run_dir, with_script(kernel, dir.path(), script));
     spec.vcpus = 2;
     spec.disks = vec![
         Disk {
@@ -91,6 +96,35 @@ async fn a_guest_has_its_disks_and_powers_off() {
     let metadata = fs::metadata(&scratch).unwrap();
     assert!(metadata.blocks() * 512 < metadata.len(), "{metadata:?}");
     assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
+async fn a_guest_has_as_many_disks_as_it_may_in_their_order() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_0009);
+    let script = "for disk in /dev/vd?; do echo \"$disk is $(head -n 1 $disk)\"; done";
+    let kernel = kernel_with_script(&guest, dir.path(), script);
+    let mut spec = spec(instance, &run_dir, kernel);
+    let most = spec.kernel.machine.max_disks(spec.driver);
+    spec.disks = (0..most)
+        .map(|number| {
+            let path = dir.path().join(format!("{number}.img"));
+            let mut content = format!("number {number}\n").into_bytes();
+            content.resize(4096, 0);
+            fs::write(&path, content).unwrap();
+            Disk {
+                path,
+                read_only: number == 0,
+            }
+        })
+        .collect();
+    let end = boot(spec).await.unwrap().ended().await;
+    for (number, letter) in (0..most).zip('a'..) {
+        let line = format!("/dev/vd{letter} is number {number}");
+        assert!(end.console_tail.contains(&line), "{}", end.console_tail);
+    }
 }
 
 #[tokio::test]

@@ -46,9 +46,9 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
     let _lock = lock(&options.data_dir)?;
-    let choice = microvm::choose_driver(&microvm::probe().await)?;
-    microvm::Programs::find()?;
     let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
+    let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
+    microvm::check_programs(choice.driver)?;
     let hardware = hardware::find(options.memory_bytes).map_err(NodeError::Hardware)?;
     tracing::info!(
         driver = choice.driver.name(),

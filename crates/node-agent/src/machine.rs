@@ -80,23 +80,23 @@ impl Machine {
             .map_err(|error| {
                 format!("cannot admit {} to the network: {}", spec.id, chain(&error))
             })?;
-        let root = Disk {
+        let mut disks = vec![Disk {
             path: root,
             read_only: true,
-        };
-        let own = own.into_iter().map(|path| Disk {
+        }];
+        disks.extend(own.into_iter().map(|path| Disk {
             path,
             read_only: false,
-        });
+        }));
         let vm = VmSpec {
             instance: spec.id,
             run_dir: self.vm_dir(spec.id),
             driver: self.driver,
-            kernel: self.kernel.clone(),
+            kernel: self.kernel.for_disks(self.driver, disks.len()),
             vcpus: spec.cpu_millis.div_ceil(1000).clamp(1, MAX_VCPUS),
             cpu_millis: spec.cpu_millis,
             memory_bytes: spec.memory_bytes,
-            disks: std::iter::once(root).chain(own).collect(),
+            disks,
             nic: Some(Nic {
                 tap: tap.fd,
                 mac: tap.mac,
@@ -118,6 +118,11 @@ impl Machine {
         let mut admitted = self.admitted.lock().await;
         if admitted.remove(&id).is_none() {
             return;
+        }
+        if self.driver.leaves_tap()
+            && let Err(error) = self.network.release(id).await
+        {
+            tracing::warn!(instance = %id, error = chain(&error), "cannot remove the tap");
         }
         // The next change of the rules takes it out as well; until then its address leads nowhere.
         if let Err(error) = self.apply_rules(&admitted).await {

@@ -1,5 +1,5 @@
-//! A guest of the tests' own: the kernel and modules of `cargo xtask guest`, with a busybox script
-//! as its init, so that a test says in a few lines what the guest does.
+//! A guest of the tests' own: the kernel that a node would boot here, its modules, and a busybox script as
+//! its init, so that a test says in a few lines what the guest does.
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use contract::InstanceId;
-use microvm::{Driver, GuestKernel, Machine, VmSpec};
+use microvm::{Driver, GuestKernel, VmSpec};
 
 /// The one switch that leaves these tests out, on a machine where they cannot run.
 const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
@@ -30,19 +30,24 @@ pub(crate) fn guest_dir() -> Option<PathBuf> {
     Some(dir)
 }
 
-/// A kernel whose init runs these shell lines, with all modules loaded, and powers off after them.
+/// The kernel that a node would boot here, whose init runs these shell lines and powers off.
 pub(crate) fn kernel_with_script(guest: &Path, dir: &Path, script: &str) -> GuestKernel {
+    with_script(GuestKernel::in_directory(guest).unwrap(), dir, script)
+}
+
+/// A kernel whose init runs these shell lines, with all modules loaded, and powers off after them.
+pub(crate) fn with_script(kernel: GuestKernel, dir: &Path, script: &str) -> GuestKernel {
     let init = format!(
         "#!/bin/busybox sh\n\
          export PATH=/bin\n\
          /bin/busybox mkdir -p /proc /sys\n\
          /bin/busybox --install -s /bin\n\
          mount -t proc proc /proc\nmount -t sysfs sys /sys\nmount -t devtmpfs dev /dev\n\
-         while read -r module; do insmod /modules/$module; done < /modules/order\n\
+         [ -e /modules/order ] && while read -r module; do insmod /modules/$module; done < /modules/order\n\
          {script}\n\
-         poweroff -f\n"
+         reboot -f\n"
     );
-    let mut archive = fs::read(guest.join("initramfs.cpio")).unwrap();
+    let mut archive = fs::read(&kernel.initramfs).unwrap();
     // Archives may follow one another; what comes later replaces what came before.
     entry(&mut archive, "bin", 0o040_755, b"");
     entry(
@@ -56,9 +61,8 @@ pub(crate) fn kernel_with_script(guest: &Path, dir: &Path, script: &str) -> Gues
     let initramfs = dir.join("initramfs.cpio");
     fs::write(&initramfs, archive).unwrap();
     GuestKernel {
-        kernel: guest.join("vmlinuz"),
         initramfs,
-        machine: Machine::Pc,
+        ..kernel
     }
 }
 
@@ -106,7 +110,8 @@ pub(crate) fn spec(instance: InstanceId, run_dir: &Path, kernel: GuestKernel) ->
 
 /// Processes of the VM of this instance and run directory: (pid, name).
 pub(crate) fn processes_of(instance: InstanceId, run_dir: &Path) -> Vec<(i32, String)> {
-    let wanted = format!("instance-{instance}");
+    // QEMU's -name, Firecracker's --id.
+    let wanted = [format!("instance-{instance}"), instance.to_string()];
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse().ok()) else {
@@ -114,7 +119,9 @@ pub(crate) fn processes_of(instance: InstanceId, run_dir: &Path) -> Vec<(i32, St
         };
         let dir = entry.path();
         let command = fs::read(dir.join("cmdline")).unwrap_or_default();
-        let is_vmm = command.split(|b| *b == 0).any(|w| w == wanted.as_bytes());
+        let is_vmm = command
+            .split(|b| *b == 0)
+            .any(|word| wanted.iter().any(|wanted| wanted.as_bytes() == word));
         let is_device = fs::read_link(dir.join("cwd")).is_ok_and(|cwd| cwd.starts_with(run_dir));
         if is_vmm || is_device {
             let name = fs::read_to_string(dir.join("comm")).unwrap_or_default();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
 
-use crate::{QmpError, run_dir};
+use crate::{StatusError, run_dir};
 
 /// Longest wait for an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -15,17 +15,17 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 
 /// Gives the `return` of one command without arguments.
-pub(crate) async fn ask(run_dir: &Path, command: &str) -> Result<Value, QmpError> {
+pub(crate) async fn ask(run_dir: &Path, command: &str) -> Result<Value, StatusError> {
     tokio::time::timeout(ANSWER_TIMEOUT, ask_patiently(run_dir, command))
         .await
-        .map_err(|_| QmpError::Timeout {
+        .map_err(|_| StatusError::Timeout {
             limit: ANSWER_TIMEOUT,
         })?
 }
 
-async fn ask_patiently(run_dir: &Path, command: &str) -> Result<Value, QmpError> {
+async fn ask_patiently(run_dir: &Path, command: &str) -> Result<Value, StatusError> {
     let path = run_dir::qmp_socket(run_dir);
-    let wrong = |source| QmpError::Connection {
+    let wrong = |source| StatusError::Connection {
         path: path.clone(),
         source,
     };
@@ -34,13 +34,13 @@ async fn ask_patiently(run_dir: &Path, command: &str) -> Result<Value, QmpError>
     let stream = UnixStream::from_std(stream).map_err(wrong)?;
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader.take(MAX_ANSWER_BYTES)).lines();
-    let mut next = async || -> Result<Value, QmpError> {
+    let mut next = async || -> Result<Value, StatusError> {
         let line = lines
             .next_line()
             .await
             .map_err(wrong)?
-            .ok_or_else(|| QmpError::Answer("end of file".to_owned()))?;
-        serde_json::from_str(&line).map_err(|error| QmpError::Answer(error.to_string()))
+            .ok_or_else(|| StatusError::Answer("end of file".to_owned()))?;
+        serde_json::from_str(&line).map_err(|error| StatusError::Answer(error.to_string()))
     };
     next().await?;
     for command in ["qmp_capabilities", command] {
@@ -50,7 +50,7 @@ async fn ask_patiently(run_dir: &Path, command: &str) -> Result<Value, QmpError>
         let answer = loop {
             let mut value = next().await?;
             if let Some(error) = value.get("error") {
-                return Err(QmpError::Answer(error.to_string()));
+                return Err(StatusError::Answer(error.to_string()));
             }
             if let Some(answer) = value.get_mut("return") {
                 break answer.take();
@@ -60,5 +60,5 @@ async fn ask_patiently(run_dir: &Path, command: &str) -> Result<Value, QmpError>
             return Ok(answer);
         }
     }
-    Err(QmpError::Answer("no answer".to_owned()))
+    Err(StatusError::Answer("no answer".to_owned()))
 }
