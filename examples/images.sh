@@ -3,6 +3,8 @@
 #
 #   examples/images.sh hello REGISTRY_HOST:PORT     our own small web server and worker
 #   examples/images.sh nginx REGISTRY_HOST:PORT     Debian's nginx from an ordinary Debian tree
+#   examples/images.sh redis|postgres|flask ...     Debian's Redis and PostgreSQL, and a Python web app
+#   examples/images.sh busybox|static ...           images with hardly a file in them
 #
 # Standard output is one line, `repository@sha256:...`, ready for `platform deploy`; all else goes to standard
 # error. What was made is kept in target/examples and made again only if its inputs changed, so
@@ -15,12 +17,12 @@ work=${CARGO_TARGET_DIR:-$top/target}/examples
 
 say() { printf '%s\n' "images: $*" >&2; }
 die() { say "$@"; exit 1; }
-usage() { die "usage: examples/images.sh hello|nginx REGISTRY_HOST:PORT"; }
+usage() { die "usage: examples/images.sh hello|nginx|redis|postgres|flask|busybox|static REGISTRY_HOST:PORT"; }
 
 main() {
     [ $# -eq 2 ] || usage
     local name=$1 registry=$2
-    case $name in hello|nginx) ;; *) usage ;; esac
+    case $name in hello|nginx|redis|postgres|flask|busybox|static) ;; *) usage ;; esac
     install_tools
     mkdir -p "$work"
     # Two runs at once: the second one waits and then finds everything made.
@@ -68,6 +70,17 @@ key_of_hello() {
 key_of_nginx() {
     sha256sum "${BASH_SOURCE[0]}" | cut -d' ' -f1
     suite
+}
+key_of_redis() { key_of_nginx; }
+key_of_busybox() { key_of_nginx; }
+key_of_static() { key_of_hello; }
+key_of_postgres() {
+    key_of_nginx
+    sha256sum "$here/postgres/start" | cut -d' ' -f1
+}
+key_of_flask() {
+    key_of_nginx
+    sha256sum "$here/flask/app.py" | cut -d' ' -f1
 }
 
 # shellcheck source=/dev/null
@@ -121,6 +134,70 @@ configure_hello() {
         --config.cmd /usr/bin/hello --config.cmd web \
         --config.exposedports 8080/tcp --config.stopsignal SIGTERM \
         --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+default_path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+
+# Nothing in it knows the platform: the manifest says where its data are.
+tree_of_redis() {
+    bootstrap "$1" --variant=minbase --include=redis-server
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*
+}
+
+configure_redis() {
+    umoci config --image "$1" --config.user redis --config.entrypoint redis-server \
+        --config.exposedports 6379/tcp --config.env "PATH=$default_path"
+}
+
+# Its `start` makes a cluster on the volume the first time.
+tree_of_postgres() {
+    bootstrap "$1" --variant=minbase --include=postgresql
+    install -m 0755 "$here/postgres/start" "$1/usr/local/bin/start-postgres"
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/var/lib/postgresql/*/main
+}
+
+configure_postgres() {
+    # SIGINT is its "fast shutdown": clients are cut off, and everything is written down.
+    umoci config --image "$1" --config.user postgres --config.cmd start-postgres --config.stopsignal SIGINT \
+        --config.exposedports 5432/tcp --config.env "PATH=$default_path:/usr/lib/postgresql/15/bin" \
+        --config.env LANG=C.UTF-8
+}
+
+tree_of_flask() {
+    bootstrap "$1" --variant=minbase --include=python3-flask,gunicorn
+    install -D -m 0644 "$here/flask/app.py" "$1/srv/app/app.py"
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*
+}
+
+configure_flask() {
+    umoci config --image "$1" --config.user www-data --config.workingdir /srv/app \
+        --config.cmd gunicorn --config.cmd --bind --config.cmd '[::]:8000' --config.cmd app:app \
+        --config.exposedports 8000/tcp --config.env "PATH=$default_path"
+}
+
+# One program under many names: no /etc, no /tmp, no user.
+tree_of_busybox() {
+    bootstrap "$1.debian" --variant=extract --include=busybox-static
+    install -D -m 0755 "$1.debian/bin/busybox" "$1/bin/busybox"
+    chroot "$1" /bin/busybox --install -s /bin
+    mkdir -p "$1/www"
+    echo 'busybox, from a microVM' >"$1/www/index.html"
+}
+
+configure_busybox() {
+    umoci config --image "$1" --config.cmd httpd --config.cmd -f --config.cmd -v --config.cmd -p \
+        --config.cmd '[::]:8080' --config.cmd -h --config.cmd /www --config.env PATH=/bin
+}
+
+# A single static program, as from `FROM scratch`: no shell, no library, no directory but its own.
+tree_of_static() {
+    build_hello
+    install -D -m 0755 "$hello_binary" "$1/hello"
+}
+
+configure_static() {
+    umoci config --image "$1" --config.user 65532:65532 --config.entrypoint /hello \
+        --config.env HELLO_GREETING='Hello from scratch!' --config.env HELLO_STATE_DIR=/tmp
 }
 
 # As anyone would install it.

@@ -7,9 +7,11 @@ use bytes::{Bytes, BytesMut};
 use contract::api::{
     ApiError, CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, DesiredState,
     EnrollRequest, EnrollResponse, EnvRow, InstanceRow, LogsQuery, NodeReport, NodeRow,
-    RolloutStatus, RouteTable, ScaleRequest, StreamRequest, VolumeRow, paths,
+    RolloutStatus, RouteTable, ScaleRequest, SecretRow, SetSecretsRequest, StreamRequest,
+    VolumeRow, paths,
 };
-use contract::{EnvKey, Generation, ReleaseNumber, VolumeId};
+use contract::instance::SecretBundle;
+use contract::{EnvKey, Generation, InstanceId, ReleaseNumber, VolumeId};
 use futures_util::{Stream, StreamExt as _};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::RootCertStore;
@@ -168,6 +170,13 @@ impl ApiClient {
             .await
     }
 
+    /// The secret bundles that an instance of this node boots with.
+    pub async fn instance_secrets(&self, id: InstanceId) -> Result<Vec<SecretBundle>, ClientError> {
+        let request = self.get(paths::NODE_SECRETS);
+        let request = request.query(&[("instance", id.to_string())]);
+        self.call("fetching secret bundles", request).await
+    }
+
     /// Streams that the node is asked to open; empty when none was asked for within `wait`.
     pub async fn streams(&self, wait: Duration) -> Result<Vec<StreamRequest>, ClientError> {
         let request = self
@@ -287,6 +296,37 @@ impl ApiClient {
     pub async fn destroy(&self, env: &EnvKey) -> Result<(), ClientError> {
         let request = self.request(Method::DELETE, &env_path(paths::ENV, env));
         self.call_empty("destroying", request).await
+    }
+
+    /// A new release as the wanted one, with the newest versions of its secret bundles.
+    pub async fn redeploy(&self, env: &EnvKey) -> Result<DeployResponse, ClientError> {
+        let request = self.post(&env_path(paths::REDEPLOY, env));
+        self.call("deploying again", request).await
+    }
+
+    /// The secret bundles of an env.
+    pub async fn secrets(&self, env: &EnvKey) -> Result<Vec<SecretRow>, ClientError> {
+        let request = self.get(&env_path(paths::SECRETS, env));
+        self.call("listing secret bundles", request).await
+    }
+
+    /// Makes a new version of a secret bundle.
+    pub async fn set_secrets(
+        &self,
+        env: &EnvKey,
+        bundle: &str,
+        request: &SetSecretsRequest,
+    ) -> Result<SecretRow, ClientError> {
+        let path = env_path(paths::SECRET, env).replace("{bundle}", bundle);
+        self.call("setting secrets", self.post(&path).json(request))
+            .await
+    }
+
+    /// Deletes a secret bundle.
+    pub async fn delete_secrets(&self, env: &EnvKey, bundle: &str) -> Result<(), ClientError> {
+        let path = env_path(paths::SECRET, env).replace("{bundle}", bundle);
+        let request = self.request(Method::DELETE, &path);
+        self.call_empty("deleting a secret bundle", request).await
     }
 
     /// Every volume, or those of one env.

@@ -8,7 +8,7 @@
 
 use contract::guest::{BootConfig, GATEWAY, GuestNetwork, VolumeMount};
 use contract::image::ImageConfig;
-use contract::instance::InstanceSpec;
+use contract::instance::{InstanceSpec, SecretBundle};
 use std::net::Ipv6Addr;
 
 /// `PATH` where neither image nor manifest sets one, as other container runtimes have it.
@@ -59,10 +59,11 @@ pub enum BootConfigError {
     TooManyVolumes(usize),
 }
 
-/// What the guest of `spec` is told to run.
+/// What the guest of `spec` is told to run. `secrets` are the bundles that it names.
 pub fn boot_config(
     image: &ImageConfig,
     spec: &InstanceSpec,
+    secrets: &[SecretBundle],
     facts: &NodeFacts,
 ) -> Result<BootConfig, BootConfigError> {
     let command = spec.command.as_ref().unwrap_or(&image.cmd);
@@ -108,7 +109,7 @@ pub fn boot_config(
         scratch_device: SCRATCH_DEVICE.to_owned(),
         volumes,
         image_volumes: image.volumes.clone(),
-        secrets: spec.secrets.clone(),
+        secrets: secrets.to_vec(),
     })
 }
 
@@ -264,7 +265,7 @@ mod tests {
     }
 
     fn check(image: &ImageConfig, spec: &InstanceSpec, expected: Expect) {
-        let text = match boot_config(image, spec, &facts()) {
+        let text = match boot_config(image, spec, &[], &facts()) {
             Err(error) => format!("error: {error}\n"),
             Ok(config) => {
                 let mut text = format!(
@@ -346,7 +347,7 @@ mod tests {
     fn an_empty_image_runs_what_the_manifest_says() {
         let mut spec = spec(process(1));
         spec.command = Some(words(&["/app"]));
-        let config = boot_config(&ImageConfig::default(), &spec, &facts()).unwrap();
+        let config = boot_config(&ImageConfig::default(), &spec, &[], &facts()).unwrap();
         assert_eq!(config.argv, ["/app"]);
         assert_eq!(
             (config.user.as_str(), config.working_dir.as_str()),

@@ -172,6 +172,7 @@ pub(crate) fn release(manifest: Manifest) -> Release {
         manifest,
         image_ref_digest: digest(7),
         resolved: BTreeMap::from([("amd64".to_owned(), image)]),
+        secrets: BTreeMap::new(),
         created_at: Timestamp(0),
     }
 }

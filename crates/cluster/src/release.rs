@@ -1,7 +1,8 @@
 //! A process of a release as the complete description of one instance.
 
-use contract::instance::{AttachedVolume, InstanceSpec};
+use contract::instance::{AttachedVolume, InstanceSpec, SecretVersion};
 use contract::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use manifest::Manifest;
@@ -29,10 +30,10 @@ pub enum ReleaseError {
         /// The architectures it has.
         has: String,
     },
-    /// The manifest names a secret bundle, and there are none.
+    /// The manifest names a secret bundle that the env does not have.
     #[error(
-        "process {process} wants the secret bundle `{bundle}`, and this cluster has no bundle of \
-         that name"
+        "process {process} wants the secret bundle `{bundle}`, and its env has no bundle of that \
+         name"
     )]
     NoSecretBundle {
         /// The process type.
@@ -83,17 +84,25 @@ pub fn check_volumes(world: &World, env: &EnvKey, manifest: &Manifest) -> Result
     Ok(())
 }
 
-/// Whether everything that the manifest refers to exists. To be asked before a release is made.
-pub fn check(manifest: &Manifest) -> Result<(), ReleaseError> {
+/// The versions of the secret bundles that a release of this manifest has, given the newest of each
+/// of the env's bundles. To be asked before a release is made.
+pub fn secret_versions(
+    manifest: &Manifest,
+    newest: &BTreeMap<String, u32>,
+) -> Result<BTreeMap<String, u32>, ReleaseError> {
+    let mut versions = BTreeMap::new();
     for (name, process) in &manifest.processes {
-        if let Some(bundle) = process.secrets.first() {
-            return Err(ReleaseError::NoSecretBundle {
-                process: name.clone(),
-                bundle: bundle.clone(),
-            });
+        for bundle in &process.secrets {
+            let version = newest
+                .get(bundle)
+                .ok_or_else(|| ReleaseError::NoSecretBundle {
+                    process: name.clone(),
+                    bundle: bundle.clone(),
+                })?;
+            versions.insert(bundle.clone(), *version);
         }
     }
-    Ok(())
+    Ok(versions)
 }
 
 /// Who and where an instance is to be: what does not come from the release.
@@ -138,12 +147,21 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
                 .collect::<Vec<_>>()
                 .join(", "),
         })?;
-    if let Some(bundle) = process.secrets.first() {
-        return Err(ReleaseError::NoSecretBundle {
+    let version_of = |bundle: &String| match release.secrets.get(bundle) {
+        Some(version) => Ok(SecretVersion {
+            name: bundle.clone(),
+            version: *version,
+        }),
+        None => Err(ReleaseError::NoSecretBundle {
             process: who.process.clone(),
             bundle: bundle.clone(),
-        });
-    }
+        }),
+    };
+    let secrets = process
+        .secrets
+        .iter()
+        .map(version_of)
+        .collect::<Result<_, _>>()?;
     let mut variables = manifest.env.clone();
     variables.extend(process.env.clone());
     Ok(InstanceSpec {
@@ -164,7 +182,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         memory_bytes: process.resources.memory_bytes,
         scratch_bytes: process.resources.scratch_bytes,
         address: who.address,
-        secrets: Vec::new(),
+        secrets,
         volumes: who.volumes.to_vec(),
     })
 }
@@ -220,12 +238,41 @@ mod tests {
             error(&web, "riscv64", plain.clone()),
             "the image of release v4 has nothing for riscv64, it has amd64"
         );
-        assert_eq!(check(&plain), Ok(()));
         let mut secret = process(1);
         secret.secrets = vec!["database".to_owned()];
         let secret = manifest(&[("web", secret)]);
-        let refused = check(&secret).unwrap_err().to_string();
+        let newest = BTreeMap::from([("other".to_owned(), 2)]);
+        let refused = secret_versions(&secret, &newest).unwrap_err().to_string();
         assert_eq!(error(&web, "amd64", secret), refused);
+        assert_eq!(secret_versions(&plain, &newest), Ok(BTreeMap::new()));
+    }
+
+    #[test]
+    fn a_release_has_the_versions_of_its_day() {
+        let mut web = process(1);
+        web.secrets = vec!["database".to_owned()];
+        let manifest = manifest(&[("web", web)]);
+        let newest = BTreeMap::from([("database".to_owned(), 3), ("other".to_owned(), 2)]);
+        let mut release = release(manifest);
+        release.secrets = secret_versions(&release.manifest, &newest).unwrap();
+        assert_eq!(
+            release.secrets,
+            BTreeMap::from([("database".to_owned(), 3)])
+        );
+        let who = Identity {
+            id: InstanceId(1),
+            env: &key("shop/prod"),
+            process: &name("web"),
+            release: ReleaseNumber(1),
+            address: Ipv6Addr::LOCALHOST,
+            arch: "amd64",
+            volumes: &[],
+        };
+        let spec = instance_spec(&who, &release).unwrap();
+        assert_eq!(
+            (spec.secrets[0].name.as_str(), spec.secrets[0].version),
+            ("database", 3)
+        );
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub struct Release {
     pub image_ref_digest: Digest,
     /// The image to run, for each architecture.
     pub resolved: BTreeMap<String, PinnedImage>,
+    /// The version of each secret bundle that the manifest names, as it was when this was made.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, u32>,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -30,6 +30,8 @@ pub mod paths {
     pub const NODE_STREAMS: &str = "/v1/node/streams";
     /// POST, a node: the body is the stream, lines of JSON ([`super::LogLine`]).
     pub const NODE_STREAM: &str = "/v1/node/streams/{stream}";
+    /// GET, a node: `?instance=ID` -> `Vec<SecretBundle>`: what an instance placed on it boots with.
+    pub const NODE_SECRETS: &str = "/v1/node/secrets";
     /// GET, an edge: `?after=GENERATION&wait_ms=N` -> [`super::RouteTable`], or 204.
     pub const EDGE_ROUTES: &str = "/v1/edge/routes";
     /// POST, a user: [`super::CreateTokenRequest`] -> [`super::CreateTokenResponse`].
@@ -48,6 +50,13 @@ pub mod paths {
     pub const ENV: &str = "/v1/apps/{app}/envs/{env}";
     /// POST, a user: [`super::ScaleRequest`] -> [`super::EnvRow`].
     pub const SCALE: &str = "/v1/apps/{app}/envs/{env}/scale";
+    /// POST, a user: nothing -> [`super::DeployResponse`]: a new release as the wanted one, with the
+    /// newest versions of its secret bundles.
+    pub const REDEPLOY: &str = "/v1/apps/{app}/envs/{env}/redeploy";
+    /// GET, a user -> `Vec<SecretRow>`. The env need not exist yet.
+    pub const SECRETS: &str = "/v1/apps/{app}/envs/{env}/secrets";
+    /// POST, a user: [`super::SetSecretsRequest`] -> [`super::SecretRow`]. DELETE: delete the bundle.
+    pub const SECRET: &str = "/v1/apps/{app}/envs/{env}/secrets/{bundle}";
     /// GET, a user: `?release=N&after=REVISION&wait_ms=N` -> [`super::RolloutStatus`].
     pub const ROLLOUT: &str = "/v1/apps/{app}/envs/{env}/rollout";
     /// GET, a user: `?follow=&process=&instance=&tail=` -> lines of JSON ([`super::LogLine`]).
@@ -475,6 +484,52 @@ pub struct NodeRow {
     pub instances: u32,
     /// Its /64, as its first address.
     pub prefix: Ipv6Addr,
+}
+
+/// Most bytes of one file of a secret bundle.
+pub const MAX_SECRET_BYTES: usize = 64 * 1024;
+/// Most bytes of a secret bundle: names and contents of its files.
+pub const MAX_BUNDLE_BYTES: usize = 256 * 1024;
+/// Most bytes of all bundles of one process type. On their way into a guest they are three to four
+/// times as long, and share [`crate::guest::MAX_BOOT_FRAME_BYTES`] with the variables.
+pub const MAX_PROCESS_SECRETS_BYTES: usize = 512 * 1024;
+/// Longest name of a file of a secret bundle, in bytes.
+pub const MAX_SECRET_NAME_BYTES: usize = 255;
+
+/// Changes files of a secret bundle: a new version, with the other files as in the newest one.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSecretsRequest {
+    /// File name to content.
+    pub set: BTreeMap<String, Vec<u8>>,
+    /// Files that the new version does not have.
+    #[serde(default)]
+    pub unset: Vec<String>,
+}
+
+impl std::fmt::Debug for SetSecretsRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SetSecretsRequest")
+            .field("set", &self.set.keys())
+            .field("unset", &self.unset)
+            .finish()
+    }
+}
+
+/// One secret bundle, for people; what is in its files is shown to nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRow {
+    /// The bundle.
+    pub name: String,
+    /// Its newest version.
+    pub version: u32,
+    /// The names of that version's files.
+    pub files: Vec<String>,
+    /// The version that the wanted release runs with; absent when it does not use the bundle.
+    pub live: Option<u32>,
+    /// When the newest version was made.
+    pub created_at: Timestamp,
 }
 
 /// One volume, for people.

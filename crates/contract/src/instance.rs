@@ -48,8 +48,9 @@ pub struct InstanceSpec {
     pub scratch_bytes: u64,
     /// The instance's one overlay address (ADR 0004).
     pub address: Ipv6Addr,
-    /// Secret bundles, files under `/run/secrets/<bundle>/`.
-    pub secrets: Vec<SecretBundle>,
+    /// Secret bundles, files under `/run/secrets/<bundle>/`. Their content is fetched by the node
+    /// when the instance is to boot, and kept in memory only.
+    pub secrets: Vec<SecretVersion>,
     /// Volumes, at `/mnt/volumes/<name>`; all of one ordinal.
     pub volumes: Vec<AttachedVolume>,
 }
@@ -191,6 +192,16 @@ pub enum RestartWhen {
     OnFailure,
     /// None.
     Never,
+}
+
+/// One version of a secret bundle of the instance's env. A version never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretVersion {
+    /// The bundle's name.
+    pub name: String,
+    /// Counts from 1.
+    pub version: u32,
 }
 
 /// A secret bundle as delivered to the node that needs it; never written to a disk in clear.

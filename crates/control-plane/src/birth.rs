@@ -1,11 +1,12 @@
-//! The first start: the cluster's CA, its address range, the first admin.
+//! The first start: the cluster's CA, its address range, the key that seals secrets, the first admin.
 
 use std::net::Ipv6Addr;
 use std::path::Path;
 
 use api_client::ClientConfig;
 use cluster::world::ClusterSettings;
-use identity::{ClusterCa, UserToken};
+use identity::{ClusterCa, SealKey, UserToken};
+use serde::{Deserialize, Serialize};
 use store::{ClusterRecord, Store};
 
 use crate::clock::now;
@@ -43,6 +44,26 @@ fn new_settings() -> Result<ClusterSettings, ServerError> {
         prefix: Ipv6Addr::from(prefix),
         mtu: DEFAULT_MTU,
     })
+}
+
+/// `seal-key.json`: apart from the store, so that a copy of the store alone opens no secret.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SealKeyFile {
+    /// [`SealKey::text`].
+    key: String,
+}
+
+/// The key that seals secrets, made now where there is none. Whoever restores a store restores this file
+/// beside it; without it what was sealed has to be given again.
+pub(crate) fn seal_key(path: &Path) -> Result<SealKey, ServerError> {
+    if let Some(file) = state_file::read::<SealKeyFile>(path)? {
+        return Ok(SealKey::load(&file.key)?);
+    }
+    let key = SealKey::generate()?;
+    state_file::write(path, &SealKeyFile { key: key.text() })?;
+    tracing::info!(path = %path.display(), "made the key that seals secrets; back it up beside the store");
+    Ok(key)
 }
 
 /// Sees to it that `client.json` lets its reader in here: the token, the CA and the URL are right.

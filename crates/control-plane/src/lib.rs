@@ -6,6 +6,8 @@
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
 //! - The planner task is the only one that plans. Whoever changes the world wakes it; it settles the
 //!   world and publishes it ([`state::Published`]), which wakes every long poll.
+//! - Secret bundles are sealed before the store sees them ([`secrets`]); only a node that an instance
+//!   is placed on gets what that instance boots with.
 //! - Log streams are opened by nodes when asked ([`streams`]), and piped to the user who asked.
 //!
 //! ```text
@@ -29,6 +31,7 @@ mod options;
 mod planning;
 mod presence;
 mod rows;
+mod secrets;
 mod serve;
 mod state;
 mod streams;

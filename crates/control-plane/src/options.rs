@@ -75,6 +75,9 @@ pub enum ServerError {
     /// A key could not be made.
     #[error(transparent)]
     Key(#[from] identity::KeyError),
+    /// The file with the key that seals secrets cannot be read or written.
+    #[error("could not use the key that seals secrets")]
+    SealKey(#[from] state_file::StateFileError),
     /// The first admin's configuration cannot be written.
     #[error(transparent)]
     ClientConfig(#[from] api_client::ConfigError),

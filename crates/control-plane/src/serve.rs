@@ -38,6 +38,7 @@ use crate::limits::{
 };
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
 use crate::presence::Presence;
+use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::{api, birth, planning};
@@ -55,6 +56,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let store = Store::open(&url).await?;
     let (record, first_start) = birth::load_or_found(&store).await?;
     let ca = ClusterCa::load(&record.ca_cert_pem, &record.ca_key_pem)?;
+    let seal = Arc::new(birth::seal_key(&options.data_dir.join("seal-key.json"))?);
 
     let listening = |source| ServerError::Listen {
         address: options.listen,
@@ -85,6 +87,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         findings: Vec::new(),
     };
     let shared = Arc::new(Shared {
+        secrets: Secrets::new(store.clone(), seal),
         store,
         ca,
         settings: record.settings,

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::failure::ApiFailure;
 use crate::presence::Presence;
+use crate::secrets::Secrets;
 use crate::streams::Streams;
 
 /// The world as the planner last left it, for whoever waits for a change.
@@ -31,6 +32,7 @@ pub(crate) struct Published {
 pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) ca: ClusterCa,
+    pub(crate) secrets: Secrets,
     pub(crate) settings: ClusterSettings,
     pub(crate) registry: Registry,
     pub(crate) presence: Presence,

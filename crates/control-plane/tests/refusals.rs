@@ -338,7 +338,7 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
         ("manifest_invalid", with("colour = \"red\""), image.clone()),
         ("app_mismatch", manifest("other"), image.clone()),
         (
-            "release_refused",
+            "secret_not_found",
             with("secrets = [\"database\"]"),
             image.clone(),
         ),

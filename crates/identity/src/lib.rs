@@ -5,6 +5,7 @@
 //! - [`MemberKey`]: the key a node or edge makes for itself; only its request leaves the machine.
 //! - [`WireguardKey`]: a node's overlay key.
 //! - [`EnrollmentToken`], [`UserToken`]: bearer secrets; servers keep their hash only.
+//! - [`SealKey`]: encrypts what the server keeps of others' secrets.
 //! - [`pinned_root`]: how a machine that holds nothing but a token knows the right server.
 //!
 //! Pure: no files, no sockets, and time is an argument. The one exception is randomness, which
@@ -17,6 +18,7 @@
 mod ca;
 mod member;
 mod pinned;
+mod seal;
 mod token;
 mod wireguard;
 
@@ -29,6 +31,7 @@ pub use ca::{
 };
 pub use member::{MAX_CSR_BYTES, MemberCertificateError, MemberKey, member_of_certificate};
 pub use pinned::{PinnedRoot, pinned_root};
+pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
 pub use wireguard::{WireguardKey, is_wireguard_public_key};
 

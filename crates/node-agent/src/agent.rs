@@ -85,6 +85,7 @@ pub(crate) async fn run(
     })?;
     let logs = LogDirectory::default();
     let machine = Arc::new(Machine {
+        server: client.clone(),
         images,
         volumes,
         logs: logs.clone(),

@@ -30,11 +30,14 @@ use crate::images::PreparedImage;
 use crate::logs::InstanceLog;
 use crate::machine::Machine;
 use crate::probes::probe;
+use crate::secrets::Secrets;
 
 /// Until it was ready once, an instance within its grace is probed at least this often.
 const STARTUP_PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// A guest whose end was acknowledged gets this long to sync its disks and power off.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
+/// An adopted guest that waits for its config gets this long until its secrets are there.
+const SECRETS_TIMEOUT: Duration = Duration::from_secs(10);
 
 const RECORD: &str = "instance.json";
 const SCRATCH: &str = "scratch.ext4";
@@ -119,6 +122,7 @@ impl InstanceHandle {
             detail: None,
             preparing: None,
             prepared: None,
+            secrets: Arc::default(),
             link: None,
             vm: None,
             end_acknowledged: false,
@@ -180,6 +184,7 @@ struct InstanceTask {
     detail: Option<watch::Receiver<String>>,
     preparing: Option<AbortOnDrop>,
     prepared: Option<PreparedImage>,
+    secrets: Arc<Secrets>,
     link: Option<GuestLink>,
     vm: Option<Vm>,
     end_acknowledged: bool,
@@ -253,6 +258,13 @@ impl InstanceTask {
             .images
             .prepare(&self.record.spec.image, &|_| ())
             .await;
+        // The server may be away: then the boot watchdog deals with the guest, as below.
+        let spec = &self.record.spec;
+        let secrets = self.secrets.get(&self.machine.server, spec, &|_| ());
+        if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {
+            tracing::warn!(instance = %self.id(), "no secrets for an adopted guest");
+            return;
+        }
         match prepared {
             Ok(prepared) => {
                 if let Err(reason) = self.tell_config(&prepared.config) {
@@ -437,10 +449,10 @@ impl InstanceTask {
     fn start_preparing(&mut self) {
         let (said, detail) = watch::channel(String::new());
         let machine = self.machine.clone();
-        let image = self.record.spec.image.clone();
+        let spec = self.record.spec.clone();
+        let secrets = self.secrets.clone();
         let scratch = self.dir.join(SCRATCH);
         let scratch_bytes = self.record.spec.scratch_bytes;
-        let volumes = self.record.spec.volumes.clone();
         self.remove_scratch();
         self.detail = Some(detail);
         self.preparing = Some(AbortOnDrop(tokio::spawn(async move {
@@ -449,15 +461,19 @@ impl InstanceTask {
             };
             let prepared = machine
                 .images
-                .prepare(&image, &say)
+                .prepare(&spec.image, &say)
                 .await
                 .map_err(|error| (error.is_transient(), crate::chain(&error)))?;
+            secrets
+                .get(&machine.server, &spec, &say)
+                .await
+                .map_err(|error| (true, crate::chain(&error)))?;
             tokio::task::spawn_blocking(move || {
                 root_disk::format_empty(&scratch, scratch_bytes, "scratch").map_err(|error| {
                     let cause = crate::chain(&error);
                     (true, format!("cannot make the scratch disk: {cause}"))
                 })?;
-                volumes
+                spec.volumes
                     .iter()
                     .try_for_each(|volume| machine.volumes.prepare(volume))
                     .map_err(|error| (error.is_transient(), crate::chain(&error)))
@@ -499,7 +515,9 @@ impl InstanceTask {
     }
 
     fn tell_config(&self, image: &ImageConfig) -> Result<(), String> {
-        let config = cluster::boot::boot_config(image, &self.record.spec, &self.machine.facts)
+        let spec = &self.record.spec;
+        let secrets = self.secrets.known().unwrap_or_default();
+        let config = cluster::boot::boot_config(image, spec, &secrets, &self.machine.facts)
             .map_err(|error| error.to_string())?;
         if let Some(link) = &self.link {
             link.boot(config);

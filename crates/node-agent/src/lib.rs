@@ -8,6 +8,7 @@
 //!   └ instance_task   one per instance: its life cycle, its events and effects
 //!       ├ images      registry -> blobs -> root disk, shared by digest
 //!       ├ machine     tap, rules, VMM, folders
+//!       ├ secrets     fetched to boot with, in memory only
 //!       ├ volumes     disks that outlive instances
 //!       ├ guest_link  vsock: config in, logs and exit out
 //!       └ probes      health, over the network
@@ -26,6 +27,7 @@ mod instance_task;
 mod logs;
 mod machine;
 mod probes;
+mod secrets;
 mod streams;
 mod volumes;
 

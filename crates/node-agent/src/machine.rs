@@ -5,6 +5,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use api_client::ApiClient;
 use cluster::boot::NodeFacts;
 use cluster::instance::Timing;
 use contract::guest::HOST_PORT;
@@ -24,6 +25,8 @@ use crate::volumes::Volumes;
 /// What all instances share.
 #[derive(Debug)]
 pub(crate) struct Machine {
+    /// To the server, which may be away.
+    pub(crate) server: ApiClient,
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
     pub(crate) logs: LogDirectory,

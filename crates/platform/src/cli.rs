@@ -5,8 +5,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    deploy, destroy, dev, edge, envs, fmt, logs, node, nodes, normalize, ps, scale, schema, server,
-    tokens, validate, volumes,
+    deploy, destroy, dev, edge, envs, fmt, logs, node, nodes, normalize, ps, scale, schema,
+    secrets, server, tokens, validate, volumes,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -57,6 +57,8 @@ pub(crate) enum Command {
     Logs(logs::Arguments),
     Scale(scale::Arguments),
     Envs(envs::Arguments),
+    #[command(subcommand)]
+    Secrets(secrets::Command),
     Volumes(volumes::Arguments),
     Destroy(destroy::Arguments),
     Validate(validate::Arguments),

@@ -14,6 +14,7 @@ pub(crate) mod normalize;
 pub(crate) mod ps;
 pub(crate) mod scale;
 pub(crate) mod schema;
+pub(crate) mod secrets;
 pub(crate) mod server;
 pub(crate) mod tokens;
 pub(crate) mod validate;
@@ -34,6 +35,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Logs(arguments) => asynchronous(logs::run(arguments)),
         Command::Scale(arguments) => asynchronous(scale::run(arguments)),
         Command::Envs(arguments) => asynchronous(envs::run(arguments)),
+        Command::Secrets(command) => asynchronous(secrets::run(command)),
         Command::Volumes(arguments) => asynchronous(volumes::run(arguments)),
         Command::Destroy(arguments) => asynchronous(destroy::run(arguments)),
         Command::Validate(arguments) => validate::run(&arguments),

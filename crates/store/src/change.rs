@@ -10,7 +10,7 @@ use sqlx::{SqliteConnection, sqlite::SqliteQueryResult};
 use crate::load::load;
 use crate::open::commit;
 use crate::rows::{number, to_i64, to_json};
-use crate::{Snapshot, Store, StoreError, volumes};
+use crate::{Snapshot, Store, StoreError, secrets, volumes};
 
 /// One thing to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,13 @@ pub enum Change {
         key: EnvKey,
         /// Process type to instances.
         scale: BTreeMap<ProcessName, u32>,
+    },
+    /// Delete a secret bundle, every version of it.
+    DeleteSecrets {
+        /// The env.
+        key: EnvKey,
+        /// The bundle.
+        name: String,
     },
     /// Begin to delete a volume.
     DeleteVolume {
@@ -137,6 +144,7 @@ async fn write(
                 .map_err(StoreError::query("write a scale"))?;
             one_row(&done, "an env", key)
         }
+        Change::DeleteSecrets { key, name } => secrets::delete(db, key, Some(name)).await,
         Change::DeleteVolume { id } => volumes::delete(db, *id, touched).await,
         Change::Destroy { key } => {
             let done = sqlx::query("UPDATE envs SET destroying = 1 WHERE app = ? AND env = ?")
@@ -205,9 +213,10 @@ async fn perform(
             sqlx::query("DELETE FROM envs WHERE app = ? AND env = ?")
                 .bind(env.app.as_str())
                 .bind(env.env.as_str())
-                .execute(db)
+                .execute(&mut *db)
                 .await
                 .map_err(StoreError::query("remove an env"))?;
+            secrets::delete(db, env, None).await?;
         }
     }
     Ok(())

@@ -20,6 +20,7 @@ mod open;
 mod report;
 mod routes;
 mod rows;
+mod secrets;
 mod volumes;
 
 pub use change::Change;
@@ -28,3 +29,4 @@ pub use error::{EnrollError, StoreError};
 pub use load::{NodeDetail, Snapshot};
 pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store};
 pub use report::{ReportEffect, SEEN_GRANULARITY_MS};
+pub use secrets::SealedBundle;

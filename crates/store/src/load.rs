@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::world::{Env, Instance, Node, World};
 use contract::api::DriverChoice;
-use contract::{EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use contract::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::rows::{env_key, from_json, number};
+use crate::secrets::newest_versions;
 use crate::volumes::load_volumes;
 use crate::{Store, StoreError};
 
@@ -19,6 +20,8 @@ pub struct Snapshot {
     pub world: World,
     /// More about each node.
     pub nodes: BTreeMap<NodeId, NodeDetail>,
+    /// The newest version of each secret bundle of each env, those of envs that are not there yet too.
+    pub secrets: BTreeMap<EnvKey, BTreeMap<String, u32>>,
     /// The highest env network that was ever given out; 0 before the first.
     pub last_network: EnvNetwork,
 }
@@ -71,6 +74,7 @@ pub(crate) async fn load(
     Ok(Snapshot {
         world,
         nodes,
+        secrets: newest_versions(&mut *db).await?,
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
     })
 }
@@ -114,9 +118,7 @@ async fn load_nodes(
     Ok((nodes, details))
 }
 
-async fn load_envs(
-    db: &mut SqliteConnection,
-) -> Result<BTreeMap<contract::EnvKey, Env>, StoreError> {
+async fn load_envs(db: &mut SqliteConnection) -> Result<BTreeMap<EnvKey, Env>, StoreError> {
     let rows =
         sqlx::query("SELECT app, env, network, rollout_json, scale_json, destroying FROM envs")
             .fetch_all(&mut *db)

@@ -25,6 +25,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../migrations/0001_first.sql")),
     (2, "volumes", include_str!("../migrations/0002_volumes.sql")),
+    (3, "secrets", include_str!("../migrations/0003_secrets.sql")),
 ];
 
 /// The control plane's state. Cheap to clone; clones share their connections.

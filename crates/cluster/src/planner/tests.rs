@@ -403,7 +403,7 @@ fn secrets_that_are_not_there_fail_the_release() {
     check(
         &world,
         expect![[r#"
-        rollout of shop/prod: Reverted, wants v1: there is no instance of web: process web wants the secret bundle `database`, and this cluster has no bundle of that name
+        rollout of shop/prod: Reverted, wants v1: there is no instance of web: process web wants the secret bundle `database`, and its env has no bundle of that name
     "#]],
     );
 }

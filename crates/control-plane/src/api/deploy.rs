@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Json;
 use axum::extract::State;
 use cluster::address_plan::next_network;
+use cluster::release::secret_versions;
 use cluster::rollout::begin;
 use cluster::routes::taken_hosts;
 use cluster::world::{Env, Release};
@@ -17,7 +18,7 @@ use manifest::{Colour, Manifest, render};
 use registry::{Platform, Problem, Reference, RegistryError, Resolved};
 use store::{Change, Snapshot};
 
-use super::{Body, InEnv, is_destroyed};
+use super::{Body, InEnv, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::clock::now;
 use crate::failure::{ApiFailure, chain};
@@ -40,6 +41,7 @@ pub(crate) async fn deploy(
     check_supported(&manifest)?;
     // What the release would be refused for anyway is said before the registry is asked.
     check_against(&app.snapshot().await?, &key, &manifest)?;
+    app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;
 
     let release = Release {
@@ -50,13 +52,14 @@ pub(crate) async fn deploy(
             .iter()
             .map(|(arch, digest)| (arch.clone(), reference.pinned_image(digest)))
             .collect(),
+        secrets: BTreeMap::new(),
         created_at: now(),
     };
     let number = app
         .store
         .update(&app.online(), |snapshot| {
-            check_against(snapshot, &key, &release.manifest)?;
-            add_release(snapshot, &key, release)
+            let secrets = check_against(snapshot, &key, &release.manifest)?;
+            add_release(snapshot, &key, Release { secrets, ..release })
         })
         .await?;
     tracing::info!(
@@ -73,6 +76,43 @@ pub(crate) async fn deploy(
         image_ref_digest: resolved.ref_digest,
         resolved_image_digest: resolved.by_arch,
         pinned_tag: resolved.pinned_tag,
+    };
+    Ok((StatusCode::CREATED, Json(response)))
+}
+
+/// Records a release as the wanted one, with the newest versions of its secret bundles, and begins
+/// its rollout.
+pub(crate) async fn redeploy(
+    State(app): State<App>,
+    user: User,
+    InEnv(key): InEnv,
+) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
+    let wanted = |snapshot: &Snapshot| {
+        let env = snapshot.world.envs.get(&key);
+        let env = env.ok_or_else(|| no_such_env(&key))?;
+        let release = env.releases.get(&env.rollout.wanted).cloned();
+        release.ok_or_else(|| no_such_env(&key))
+    };
+    let release = wanted(&app.snapshot().await?)?;
+    app.secrets.check_fit(&key, &release.manifest).await?;
+    let (number, release) = app
+        .store
+        .update(&app.online(), |snapshot| {
+            let mut release = wanted(snapshot)?;
+            release.secrets = check_against(snapshot, &key, &release.manifest)?;
+            release.created_at = now();
+            let (changes, number) = add_release(snapshot, &key, release.clone())?;
+            Ok::<_, ApiFailure>((changes, (number, release)))
+        })
+        .await?;
+    tracing::info!(user = %user.name, env = %key, release = %number, "deployed again");
+    app.wake.notify_one();
+    let by_arch = release.resolved.into_iter();
+    let response = DeployResponse {
+        release: number,
+        image_ref_digest: release.image_ref_digest,
+        resolved_image_digest: by_arch.map(|(arch, image)| (arch, image.digest)).collect(),
+        pinned_tag: None,
     };
     Ok((StatusCode::CREATED, Json(response)))
 }
@@ -100,8 +140,6 @@ fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
 
 /// Refuses what a manifest may say and this version cannot do.
 fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
-    cluster::release::check(manifest)
-        .map_err(|refusal| ApiFailure::refused("release_refused", refusal.to_string()))?;
     let refuse = |what: String, hint: &'static str| {
         let message = format!("{what} is not supported yet");
         Err(ApiFailure::refused("not_supported_yet", message).hint(hint))
@@ -128,12 +166,25 @@ fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
     Ok(())
 }
 
-/// Whether the env, the volumes and the hosts are fit for this release.
-fn check_against(snapshot: &Snapshot, key: &EnvKey, manifest: &Manifest) -> Result<(), ApiFailure> {
+/// Whether the env, its secret bundles, the volumes and the hosts are fit for this release; the
+/// versions of the bundles that it gets.
+fn check_against(
+    snapshot: &Snapshot,
+    key: &EnvKey,
+    manifest: &Manifest,
+) -> Result<BTreeMap<String, u32>, ApiFailure> {
     let world = &snapshot.world;
     if world.envs.get(key).is_some_and(|env| env.destroying) {
         return Err(is_destroyed(key));
     }
+    let nothing = BTreeMap::new();
+    let newest = snapshot.secrets.get(key).unwrap_or(&nothing);
+    let secrets = secret_versions(manifest, newest).map_err(|refusal| {
+        ApiFailure::refused("secret_not_found", refusal.to_string()).hint(format!(
+            "make it: `platform secrets set BUNDLE KEY=VALUE --app {} --env {}`",
+            key.app, key.env
+        ))
+    })?;
     cluster::release::check_volumes(world, key, manifest).map_err(|refusal| {
         ApiFailure::conflict("volume_size", refusal.to_string()).hint(
             "keep the size; on its node a volume takes only what was written to it, so a new one can \
@@ -142,7 +193,7 @@ fn check_against(snapshot: &Snapshot, key: &EnvKey, manifest: &Manifest) -> Resu
     })?;
     let taken = taken_hosts(world, key, manifest);
     if taken.is_empty() {
-        return Ok(());
+        return Ok(secrets);
     }
     let taken: Vec<_> = taken
         .iter()

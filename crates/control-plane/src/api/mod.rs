@@ -6,6 +6,7 @@ mod enrolling;
 mod envs;
 mod logs;
 mod nodes;
+mod secrets;
 mod volumes;
 
 use std::time::Duration;
@@ -37,6 +38,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::NODE_DESIRED, get(nodes::desired))
         .route(paths::NODE_REPORT, post(nodes::report))
         .route(paths::NODE_STREAMS, get(nodes::streams))
+        .route(paths::NODE_SECRETS, get(secrets::for_node))
         .route(paths::EDGE_ROUTES, get(edges::routes))
         .route(paths::NODES, get(envs::nodes))
         .route(paths::INSTANCES, get(envs::instances))
@@ -44,6 +46,9 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::VOLUME, delete(volumes::delete))
         .route(paths::ENVS, get(envs::envs))
         .route(paths::ENV, post(deploy::deploy).delete(envs::destroy))
+        .route(paths::REDEPLOY, post(deploy::redeploy))
+        .route(paths::SECRETS, get(secrets::list))
+        .route(paths::SECRET, post(secrets::set).delete(secrets::delete))
         .route(paths::SCALE, post(envs::scale))
         .route(paths::ROLLOUT, get(envs::rollout))
         .layer(from_fn(within_bounds));

@@ -325,6 +325,16 @@ impl Cluster {
         traces
     }
 
+    /// Whether a text lies in a file of the server or the node, disks and logs of guests left out.
+    pub(crate) fn is_on_disk(&self, text: &str) -> bool {
+        let files = Command::new("grep")
+            .args(["-rlaF", "--exclude=*.ext4", "--exclude-dir=log", text])
+            .args([self.path("server"), self.path("node"), self.path("run")])
+            .output()
+            .unwrap();
+        files.status.success()
+    }
+
     /// Ends the cluster as an operator does; nothing of it may be left.
     pub(crate) fn down(mut self) {
         self.note_vms();
@@ -369,8 +379,13 @@ impl Drop for Cluster {
 
 /// The pid of an instance's VMM.
 pub(crate) fn vmm(id: &str) -> i32 {
+    vmm_of(id).unwrap_or_else(|| panic!("no VMM of {id}"))
+}
+
+/// The pid of an instance's VMM, if it has one now.
+pub(crate) fn vmm_of(id: &str) -> Option<i32> {
     let vmms = processes(&format!("instance-{id}"));
-    vmms.first().unwrap_or_else(|| panic!("no VMM of {id}")).0
+    vmms.first().map(|(pid, _)| *pid)
 }
 
 fn platform() -> Command {

@@ -1,16 +1,18 @@
-//! What outlives an instance: its volume, over a killed VMM, a new release and a destroyed env.
+//! What outlives an instance: its volume, over a killed VMM, a new release and a destroyed env; and
+//! what only it is told: its secrets.
 
 use serde_json::Value;
 
-use crate::harness::{Cluster, vmm, wait_for};
+use crate::harness::{Cluster, vmm, vmm_of, wait_for};
 use crate::sigkill;
 
-/// Counts its starts on its volume, which belongs to its user.
+/// Counts its starts on its volume, which belongs to its user, and tells its secret.
 const COUNTER: &str = r#"
 app = "counter"
 [processes.count]
 user = "hello"
-command = ["/bin/sh", "-c", "cd /mnt/volumes/data && echo >>starts && sync && echo start $(wc -l <starts) of $(id -un) && exec sleep 1000"]
+secrets = ["door"]
+command = ["/bin/sh", "-c", "cd /mnt/volumes/data && echo >>starts && sync && echo start $(wc -l <starts) of $(id -un), $(stat -c '%a %U' /run/secrets/door/KEY): $(cat /run/secrets/door/KEY) && exec sleep 1000"]
 [processes.count.resources]
 memory = "128MiB"
 [processes.count.scaling]
@@ -26,19 +28,32 @@ fn volumes(cluster: &Cluster) -> Vec<Value> {
 }
 
 #[test]
-fn a_volume_outlives_its_instance_and_goes_on_request() {
-    let Some(cluster) = Cluster::start() else {
+fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
+    let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    let starts = |number: u32| {
-        wait_for("its line", || {
-            let lines = cluster.ok(&["logs", "--app", "counter"]);
-            lines.contains(&format!("start {number} of hello"))
+    let starts = |cluster: &Cluster, number: u32, secret: &str| {
+        let line = format!("start {number} of hello, 400 hello: {secret}");
+        wait_for(&line, || {
+            cluster.ok(&["logs", "--app", "counter"]).contains(&line)
         });
     };
+    let refused = cluster.deploy(COUNTER, &cluster.image);
+    assert_eq!(refused.status, 1);
+    assert!(
+        refused.stderr.contains("platform secrets set"),
+        "{}",
+        refused.stderr
+    );
+    let set = ["secrets", "set", "door", "--app", "counter"];
+    cluster.ok(&[&set[..], &["KEY=open-1"]].concat());
     let deployed = cluster.deploy(COUNTER, &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
-    starts(1);
+    starts(&cluster, 1, "open-1");
+    // Neither as it is nor as our JSON has bytes; but for the app's own log of it.
+    for written in ["open-1", "111,112,101,110,45,49"] {
+        assert!(!cluster.is_on_disk(written));
+    }
     let made = volumes(&cluster);
     assert_eq!((made.len(), &made[0]["name"]), (1, &"data".into()));
 
@@ -46,15 +61,25 @@ fn a_volume_outlives_its_instance_and_goes_on_request() {
         panic!("one instance is wanted");
     };
     assert_eq!(made[0]["instance"], first.as_str());
-    sigkill(vmm(first));
-    starts(2);
+    // The agent has the secrets in memory: it needs no server to start it again.
+    cluster.kill_role("server");
+    let killed = vmm(first);
+    sigkill(killed);
+    wait_for("another VMM", || {
+        vmm_of(first).is_some_and(|pid| pid != killed)
+    });
+    cluster.start_role("server");
+    wait_for("the server", || cluster.cli(&["ps"]).status == 0);
+    starts(&cluster, 2, "open-1");
 
-    // The new release's instance gets it when the old one is gone.
-    let deployed = cluster.deploy(COUNTER, &cluster.image);
-    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    // The new release's instance gets the volume when the old one is gone, and the new secret.
+    cluster.ok(&[&set[..], &["KEY=open-2", "--deploy"]].concat());
+    wait_for("the new release", || {
+        let ready = cluster.ready("count");
+        ready.len() == 1 && ready[0] != *first
+    });
+    starts(&cluster, 3, "open-2");
     let second = cluster.ready("count");
-    assert!(second.len() == 1 && second[0] != *first);
-    starts(3);
     let id = made[0]["id"].as_str().unwrap();
     let refused = cluster.cli(&["volumes", "delete", id, "--yes"]);
     assert_eq!(refused.status, 1);
@@ -62,9 +87,10 @@ fn a_volume_outlives_its_instance_and_goes_on_request() {
 
     cluster.ok(&["destroy", "--app", "counter", "--yes"]);
     assert_eq!(volumes(&cluster)[0]["id"], id);
+    cluster.ok(&[&set[..], &["KEY=open-3"]].concat());
     let deployed = cluster.deploy(COUNTER, &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
-    starts(4);
+    starts(&cluster, 4, "open-3");
     cluster.ok(&["destroy", "--app", "counter", "--yes", "--volumes"]);
     assert!(volumes(&cluster).is_empty());
     cluster.down();

@@ -101,6 +101,7 @@ pub(crate) fn release(app: &str) -> Release {
             .manifest,
         image_ref_digest: image.digest.clone(),
         resolved: BTreeMap::from([("amd64".to_owned(), image)]),
+        secrets: BTreeMap::new(),
         created_at: NOW,
     }
 }

@@ -1,0 +1,181 @@
+//! Secret bundles: users set, list and delete them; nodes get what their instances boot with.
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use contract::api::{SecretRow, SetSecretsRequest};
+use contract::instance::SecretBundle;
+use contract::{AppName, EnvKey, EnvName, InstanceId, ProcessName};
+use http::StatusCode;
+use serde::Deserialize;
+use store::{Change, Snapshot};
+
+use super::{Body, InEnv, Params, is_destroyed};
+use crate::callers::{NodeCaller, User};
+use crate::failure::ApiFailure;
+use crate::state::App;
+
+/// A bundle of an env, as the path names it.
+#[derive(Debug, Deserialize)]
+pub(crate) struct InBundle {
+    app: AppName,
+    env: EnvName,
+    /// A DNS label, as manifests name bundles.
+    bundle: ProcessName,
+}
+
+impl InBundle {
+    fn parts(self) -> (EnvKey, String) {
+        let (app, env) = (self.app, self.env);
+        (EnvKey { app, env }, self.bundle.to_string())
+    }
+}
+
+/// The bundles of an env.
+pub(crate) async fn list(
+    State(app): State<App>,
+    _user: User,
+    InEnv(key): InEnv,
+) -> Result<Json<Vec<SecretRow>>, ApiFailure> {
+    let live = live_versions(&app.snapshot().await?, &key);
+    let bundles = app.secrets.newest(&key).await?;
+    let rows = bundles.into_iter().map(|(name, bundle)| SecretRow {
+        live: live.get(&name).copied(),
+        name,
+        version: bundle.version,
+        files: bundle.files.into_keys().collect(),
+        created_at: bundle.created_at,
+    });
+    Ok(Json(rows.collect()))
+}
+
+/// Makes a new version of a bundle. What runs keeps the version of its release.
+pub(crate) async fn set(
+    State(app): State<App>,
+    user: User,
+    Path(path): Path<InBundle>,
+    Body(request): Body<SetSecretsRequest>,
+) -> Result<Json<SecretRow>, ApiFailure> {
+    let (key, name) = path.parts();
+    let snapshot = app.snapshot().await?;
+    if snapshot
+        .world
+        .envs
+        .get(&key)
+        .is_some_and(|env| env.destroying)
+    {
+        return Err(is_destroyed(&key));
+    }
+    let version = app.secrets.set(&key, &name, request).await?;
+    tracing::info!(user = %user.name, env = %key, bundle = %name, version, "set secrets");
+    app.wake.notify_one();
+    let mut bundles = app.secrets.newest(&key).await?;
+    let bundle = bundles
+        .remove(&name)
+        .ok_or_else(|| no_such_bundle(&key, &name))?;
+    Ok(Json(SecretRow {
+        live: live_versions(&snapshot, &key).get(&name).copied(),
+        name,
+        version: bundle.version,
+        files: bundle.files.into_keys().collect(),
+        created_at: bundle.created_at,
+    }))
+}
+
+/// Deletes a bundle that no release needs which runs or may be gone back to.
+pub(crate) async fn delete(
+    State(app): State<App>,
+    user: User,
+    Path(path): Path<InBundle>,
+) -> Result<StatusCode, ApiFailure> {
+    let (key, name) = path.parts();
+    app.store
+        .update(&app.online(), |snapshot| {
+            let versions = snapshot.secrets.get(&key);
+            if !versions.is_some_and(|versions| versions.contains_key(&name)) {
+                return Err(no_such_bundle(&key, &name));
+            }
+            if let Some(release) = needed_by(snapshot, &key, &name) {
+                return Err(ApiFailure::conflict(
+                    "secret_in_use",
+                    format!("the secret bundle {name} of {key} is needed by {release}"),
+                )
+                .hint("deploy a manifest without it first"));
+            }
+            let (key, name) = (key.clone(), name.clone());
+            Ok((vec![Change::DeleteSecrets { key, name }], ()))
+        })
+        .await?;
+    tracing::info!(user = %user.name, env = %key, bundle = %name, "deleted secrets");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OfInstance {
+    instance: InstanceId,
+}
+
+/// What an instance boots with, for the node it is placed on and for no other.
+pub(crate) async fn for_node(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Params(of): Params<OfInstance>,
+) -> Result<Json<Vec<SecretBundle>>, ApiFailure> {
+    let world = app.snapshot().await?.world;
+    let instance = world.instances.get(&of.instance);
+    let Some(instance) = instance.filter(|instance| instance.node == node) else {
+        return Err(ApiFailure::not_found(
+            "instance_not_found",
+            format!("{node} has no instance {}", of.instance),
+        ));
+    };
+    let spec = &instance.spec;
+    let bundles = app
+        .secrets
+        .of_instance(&spec.env_key(), &spec.secrets)
+        .await?;
+    Ok(Json(bundles))
+}
+
+/// The versions that the wanted release has.
+fn live_versions(snapshot: &Snapshot, key: &EnvKey) -> BTreeMap<String, u32> {
+    let env = snapshot.world.envs.get(key);
+    let release = env.and_then(|env| env.releases.get(&env.rollout.wanted));
+    release
+        .map(|release| release.secrets.clone())
+        .unwrap_or_default()
+}
+
+/// A release that runs or may be gone back to, and has the bundle.
+fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<contract::ReleaseNumber> {
+    let env = snapshot.world.envs.get(key)?;
+    let rollout = &env.rollout;
+    let mut in_use: Vec<_> = [
+        Some(rollout.wanted),
+        Some(rollout.release),
+        rollout.previous,
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let instances = snapshot.world.instances.values();
+    in_use.extend(
+        instances
+            .filter(|instance| instance.spec.env_key() == *key)
+            .map(|instance| instance.spec.release),
+    );
+    in_use.into_iter().find(|number| {
+        let release = env.releases.get(number);
+        release.is_some_and(|release| release.secrets.contains_key(name))
+    })
+}
+
+fn no_such_bundle(key: &EnvKey, name: &str) -> ApiFailure {
+    ApiFailure::not_found(
+        "secret_not_found",
+        format!("{key} has no secret bundle {name}"),
+    )
+    .hint("`platform secrets list` shows those there are")
+}
