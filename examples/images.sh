@@ -189,14 +189,15 @@ configure_busybox() {
         --config.cmd '[::]:8080' --config.cmd -h --config.cmd /www --config.env PATH=/bin
 }
 
-# A single static program, as from `FROM scratch`: no shell, no library, no directory but its own.
+# A single static program, as from `FROM scratch`: no shell, no library, no directory. The one that it writes to
+# is a volume of the image, which any runtime makes.
 tree_of_static() {
     build_hello
     install -D -m 0755 "$hello_binary" "$1/hello"
 }
 
 configure_static() {
-    umoci config --image "$1" --config.user 65532:65532 --config.entrypoint /hello \
+    umoci config --image "$1" --config.entrypoint /hello --config.volume /tmp \
         --config.env HELLO_GREETING='Hello from scratch!' --config.env HELLO_STATE_DIR=/tmp
 }
 

@@ -507,7 +507,9 @@ impl Default for Scaling {
     }
 }
 
-/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`.
+/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`, and belongs to the user. Each
+/// instance of the process type has one of its own, which stays on its node and keeps its size; a
+/// later instance gets it when the one before is gone. Only `platform volumes delete` deletes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Volume {

@@ -86,9 +86,13 @@ impl InstanceHandle {
         let Some(record) = record else {
             return Ok(None);
         };
-        // Its VM may run: before anyone else begins, its volumes are its own.
-        let taken = machine.volumes.take(record.spec.id, &record.spec.volumes);
-        taken.map_err(std::io::Error::other)?;
+        // Unless it stopped its VM may run: before anyone else begins, its volumes are its own.
+        if record.life.state() != InstanceState::Stopped
+            && let Err(error) = machine.volumes.take(record.spec.id, &record.spec.volumes)
+        {
+            // Another that ends has it still. What runs is to be watched nevertheless.
+            tracing::warn!(error = crate::chain(&error), instance = %record.spec.id, "resuming");
+        }
         Self::spawn(record, machine, Event::NotFound).map(Some)
     }
 
@@ -227,6 +231,10 @@ impl InstanceTask {
             Ok(Some(vm)) => {
                 tracing::info!(instance = %self.id(), "adopted the running microVM");
                 self.vm = Some(vm);
+                let spec = &self.record.spec;
+                if let Err(error) = self.machine.volumes.take(spec.id, &spec.volumes) {
+                    tracing::warn!(error = crate::chain(&error), instance = %spec.id, "adopting");
+                }
                 self.running_since = Some(Instant::now());
                 self.next_probe = Some(Instant::now());
                 match self.listen() {

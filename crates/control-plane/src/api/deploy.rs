@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::Json;
 use axum::extract::State;
 use cluster::address_plan::next_network;
-use cluster::release::secret_versions;
+use cluster::release::{ReleaseError, secret_versions};
 use cluster::rollout::begin;
 use cluster::routes::taken_hosts;
 use cluster::world::{Env, Release};
@@ -180,8 +180,12 @@ fn check_against(
     let nothing = BTreeMap::new();
     let newest = snapshot.secrets.get(key).unwrap_or(&nothing);
     let secrets = secret_versions(manifest, newest).map_err(|refusal| {
+        let bundle = match &refusal {
+            ReleaseError::NoSecretBundle { bundle, .. } => bundle.as_str(),
+            ReleaseError::NoProcess { .. } | ReleaseError::NoImageFor { .. } => "BUNDLE",
+        };
         ApiFailure::refused("secret_not_found", refusal.to_string()).hint(format!(
-            "make it: `platform secrets set BUNDLE KEY=VALUE --app {} --env {}`",
+            "make it: `platform secrets set {bundle} KEY=VALUE --app {} --env {}`",
             key.app, key.env
         ))
     })?;

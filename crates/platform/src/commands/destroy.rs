@@ -21,7 +21,7 @@ Examples:
   platform destroy                              the env prod of ./platform.toml's app; asks first
   platform destroy --app shop --env test --yes";
 
-/// Stop all instances of an env and forget its releases and routes
+/// Stop all instances of an env and forget its releases, routes and secrets
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -105,7 +105,7 @@ fn confirmed(env: &EnvKey, volumes: bool) -> Result<bool, Failure> {
     let mut prompt = anstream::stderr();
     write!(
         prompt,
-        "destroy {env} with all its instances and releases{}? Type its name: ",
+        "destroy {env} with all its instances, releases and secrets{}? Type its name: ",
         if volumes {
             ", and volumes with all that is in them"
         } else {

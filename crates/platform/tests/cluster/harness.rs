@@ -335,6 +335,11 @@ impl Cluster {
         files.status.success()
     }
 
+    /// What a role has logged.
+    pub(crate) fn log(&self, role: &str) -> String {
+        std::fs::read_to_string(self.path(&format!("{role}.log"))).unwrap()
+    }
+
     /// Ends the cluster as an operator does; nothing of it may be left.
     pub(crate) fn down(mut self) {
         self.note_vms();

@@ -85,12 +85,25 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
     assert_eq!(refused.status, 1);
     assert!(refused.stderr.contains(&second[0]), "{}", refused.stderr);
 
+    // An agent that begins while the server is away has none: what must boot waits for it.
+    cluster.kill_role("server");
+    cluster.kill_role("node");
+    sigkill(vmm(&second[0]));
+    cluster.start_role("node");
+    wait_for("the new agent", || {
+        cluster.log("node").matches("the node is up").count() == 2
+    });
+    assert_eq!(vmm_of(&second[0]), None);
+    cluster.start_role("server");
+    wait_for("the server", || cluster.cli(&["ps"]).status == 0);
+    starts(&cluster, 4, "open-2");
+
     cluster.ok(&["destroy", "--app", "counter", "--yes"]);
     assert_eq!(volumes(&cluster)[0]["id"], id);
     cluster.ok(&[&set[..], &["KEY=open-3"]].concat());
     let deployed = cluster.deploy(COUNTER, &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
-    starts(&cluster, 4, "open-3");
+    starts(&cluster, 5, "open-3");
     cluster.ok(&["destroy", "--app", "counter", "--yes", "--volumes"]);
     assert!(volumes(&cluster).is_empty());
     cluster.down();
