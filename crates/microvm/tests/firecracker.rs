@@ -16,7 +16,9 @@ use microvm::{
     BootError, Disk, Driver, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot, check_programs,
 };
 use node_network::{Network, NetworkSettings};
-use support::{guest_dir, left_in, pid_of, processes_of, spec, with_script};
+use support::{
+    guest_dir, in_a_network_of_its_own, left_in, pid_of, processes_of, spec, with_script,
+};
 
 /// The kernel to boot; nothing, and said why, where Firecracker cannot even be started.
 fn kernel(dir: &Path, script: &str) -> Option<GuestKernel> {
@@ -179,41 +181,14 @@ async fn what_firecracker_does_not_take_is_named_and_nothing_is_left() {
 
 #[test]
 fn its_tap_is_opened_by_name_and_outlives_it() {
-    const INSIDE: &str = "MICROVM_TEST_INSIDE";
     let dir = tempfile::tempdir().unwrap();
     let Some(kernel) = kernel(dir.path(), "ip link set eth0 up; echo UP; sleep 1000") else {
         return;
     };
-    if std::env::var_os(INSIDE).is_some() {
-        tokio::runtime::Runtime::new()
-            .unwrap()
-            .block_on(with_tap(dir.path(), kernel));
-        return;
-    }
-    // In a network of its own: the machine is not touched.
-    let output = Command::new("unshare")
-        .args([
-            "--net",
-            "--mount",
-            "--propagation",
-            "private",
-            "--",
-            "sh",
-            "-ec",
-        ])
-        .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args([
-            "--exact",
-            "its_tap_is_opened_by_name_and_outlives_it",
-            "--nocapture",
-        ])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{told}");
+    in_a_network_of_its_own(
+        "its_tap_is_opened_by_name_and_outlives_it",
+        with_tap(dir.path(), kernel),
+    );
 }
 
 async fn with_tap(dir: &Path, kernel: GuestKernel) {

@@ -13,7 +13,7 @@ use contract::guest::{Channel, FrameBuffer, GuestFrame, HOST_PORT, Phase};
 use contract::{InstanceId, NodeId};
 use microvm::{GuestKernel, HowEnded, Nic, boot, listen_for_guest};
 use node_network::{Network, NetworkSettings};
-use support::{guest_dir, kernel_with_script, spec};
+use support::{guest_dir, in_a_network_of_its_own, kernel_with_script, spec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::time::timeout;
@@ -63,71 +63,10 @@ async fn the_guest_dials_the_node_and_dials_again() {
     assert_eq!(vm.kill().await.how, HowEnded::Killed);
 }
 
-/// Seconds from [`boot`] to the guest's hello, and the VMM's memory then, for twenty boots.
-#[tokio::test]
-#[ignore = "a measurement: cargo nextest run --release -p microvm --run-ignored only --no-capture"]
-async fn twenty_boots() {
-    let Some(guest) = guest_dir() else { return };
-    let mut seconds = Vec::new();
-    let mut resident = Vec::new();
-    for round in 0..20 {
-        let dir = tempfile::tempdir().unwrap();
-        let run_dir = dir.path().join("run");
-        let instance = InstanceId(0xc100_0000 + round);
-        let listener = listen_for_guest(&run_dir, HOST_PORT).unwrap();
-        let kernel = GuestKernel::in_directory(&guest).unwrap();
-        let start = std::time::Instant::now();
-        let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
-        first_frame(&listener).await;
-        seconds.push(start.elapsed().as_secs_f64());
-        let pid = support::pid_of(instance, &run_dir, "qemu");
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS"))
-            .unwrap();
-        let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-        resident.push(kib / 1024);
-        vm.kill().await;
-    }
-    seconds.sort_by(f64::total_cmp);
-    resident.sort_unstable();
-    eprintln!(
-        "boot to hello: {:.2} / {:.2} / {:.2} s (least, median, most); VMM: {} MiB resident",
-        seconds[0], seconds[10], seconds[19], resident[10]
-    );
-}
-
 #[test]
 fn a_guest_is_reached_by_its_tap() {
-    const INSIDE: &str = "MICROVM_TEST_INSIDE";
     let Some(guest) = guest_dir() else { return };
-    if std::env::var_os(INSIDE).is_some() {
-        tokio::runtime::Runtime::new()
-            .unwrap()
-            .block_on(reach_by_tap(&guest));
-        return;
-    }
-    // In a network of its own: the machine is not touched.
-    let output = Command::new("unshare")
-        .args([
-            "--net",
-            "--mount",
-            "--propagation",
-            "private",
-            "--",
-            "sh",
-            "-ec",
-        ])
-        .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "a_guest_is_reached_by_its_tap", "--nocapture"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{told}");
+    in_a_network_of_its_own("a_guest_is_reached_by_its_tap", reach_by_tap(&guest));
 }
 
 async fn reach_by_tap(guest: &Path) {

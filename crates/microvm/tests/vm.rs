@@ -10,10 +10,14 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use contract::InstanceId;
-use microvm::{BootError, Disk, GuestKernel, HowEnded, Vm, VmStatus, boot};
+use contract::{InstanceId, NodeId};
+use microvm::{BootError, Disk, GuestKernel, HowEnded, Nic, Vm, VmStatus, boot};
+use node_network::{Network, NetworkSettings};
 use rustix::process::{Signal, kill_process};
-use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec, with_script};
+use support::{
+    guest_dir, in_a_network_of_its_own, kernel_with_script, left_in, pid_of, processes_of, spec,
+    with_script,
+};
 
 const FOR_EVER: &str = "echo GUEST UP\nwhile true; do sleep 1000; done";
 
@@ -98,14 +102,23 @@ async fn has_its_disks_and_powers_off(instance: InstanceId, kernel: GuestKernel)
     assert_nothing_left(instance, &run_dir);
 }
 
-#[tokio::test]
-async fn a_guest_has_as_many_disks_as_it_may_in_their_order() {
+#[test]
+fn every_place_of_the_machine_is_used() {
     let Some(guest) = guest_dir() else { return };
+    in_a_network_of_its_own("every_place_of_the_machine_is_used", async move {
+        use_every_place(&guest).await;
+    });
+}
+
+/// As many disks as may be, in their order, and the other devices beside them, each with its driver.
+async fn use_every_place(guest: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let instance = InstanceId(0xa000_0009);
-    let script = "for disk in /dev/vd?; do echo \"$disk is $(head -n 1 $disk)\"; done";
-    let kernel = kernel_with_script(&guest, dir.path(), script);
+    let script = "for disk in /dev/vd?; do echo \"$disk is $(head -n 1 $disk)\"; done\n\
+         echo driven: $(ls -d /sys/bus/virtio/devices/*/driver | wc -l)\n\
+         echo year: $(date +%Y)";
+    let kernel = kernel_with_script(guest, dir.path(), script);
     let mut spec = spec(instance, &run_dir, kernel);
     let most = spec.kernel.machine.max_disks(spec.driver);
     spec.disks = (0..most)
@@ -120,11 +133,35 @@ async fn a_guest_has_as_many_disks_as_it_may_in_their_order() {
             }
         })
         .collect();
-    let end = boot(spec).await.unwrap().ended().await;
+    let network = Network::ensure(&NetworkSettings {
+        suffix: "vm".to_owned(),
+        cluster_prefix: "fd12:3456:789a::".parse().unwrap(),
+        node: NodeId(3),
+        mtu: 1420,
+    })
+    .await
+    .unwrap();
+    let address = "fd12:3456:789a:3:0:7:a000:9".parse().unwrap();
+    let tap = network.create_tap(instance, address).await.unwrap();
+    spec.nic = Some(Nic {
+        tap: tap.fd,
+        mac: tap.mac,
+    });
+    let told = boot(spec).await.unwrap().ended().await.console_tail;
     for (number, letter) in (0..most).zip('a'..) {
         let line = format!("/dev/vd{letter} is number {number}");
-        assert!(end.console_tail.contains(&line), "{}", end.console_tail);
+        assert!(told.contains(&line), "{told}");
     }
+    // NIC, randomness, vsock.
+    assert!(told.contains(&format!("driven: {}", most + 3)), "{told}");
+    // The date is the host's, near enough.
+    let after = told.split("year: ").nth(1).unwrap_or_default();
+    let year: Option<u32> = after
+        .split_whitespace()
+        .next()
+        .and_then(|word| word.parse().ok());
+    assert!(year.is_some_and(|year| year >= 2025), "{told}");
+    Network::remove("vm").await.unwrap();
 }
 
 #[tokio::test]

@@ -3,8 +3,12 @@
 
 #![allow(dead_code, reason = "each file of tests uses its part")]
 
+pub(crate) mod node;
+
 use std::fs;
 use std::path::{Path, PathBuf};
+
+use std::process::Command;
 
 use contract::InstanceId;
 use microvm::{Driver, GuestKernel, VmSpec};
@@ -30,6 +34,28 @@ pub(crate) fn guest_dir() -> Option<PathBuf> {
     Some(dir)
 }
 
+/// Runs a test's body in a process of its own, with a network and a `/run` that nobody else sees.
+pub(crate) fn in_a_network_of_its_own(test: &str, body: impl Future<Output = ()>) {
+    const INSIDE: &str = "MICROVM_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        tokio::runtime::Runtime::new().unwrap().block_on(body);
+        return;
+    }
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private", "--"])
+        .args(["sh", "-ec"])
+        .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
+        .arg("sh")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--include-ignored"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    eprint!("{told}");
+}
+
 /// The kernel that a node would boot here, whose init runs these shell lines and powers off.
 pub(crate) fn kernel_with_script(guest: &Path, dir: &Path, script: &str) -> GuestKernel {
     with_script(GuestKernel::in_directory(guest).unwrap(), dir, script)
@@ -47,18 +73,25 @@ pub(crate) fn with_script(kernel: GuestKernel, dir: &Path, script: &str) -> Gues
          {script}\n\
          reboot -f\n"
     );
+    let busybox = fs::read("/bin/busybox").unwrap();
+    let programs = [("bin/busybox", &busybox[..]), ("init", init.as_bytes())];
+    with_programs(kernel, &dir.join("initramfs.cpio"), &programs)
+}
+
+/// A kernel with more programs in its initramfs, or others in their place.
+pub(crate) fn with_programs(
+    kernel: GuestKernel,
+    initramfs: &Path,
+    programs: &[(&str, &[u8])],
+) -> GuestKernel {
     let mut archive = fs::read(&kernel.initramfs).unwrap();
     // Archives may follow one another; what comes later replaces what came before.
     entry(&mut archive, "bin", 0o040_755, b"");
-    entry(
-        &mut archive,
-        "bin/busybox",
-        0o100_755,
-        &fs::read("/bin/busybox").unwrap(),
-    );
-    entry(&mut archive, "init", 0o100_755, init.as_bytes());
+    for (name, content) in programs {
+        entry(&mut archive, name, 0o100_755, content);
+    }
     entry(&mut archive, "TRAILER!!!", 0, b"");
-    let initramfs = dir.join("initramfs.cpio");
+    let initramfs = initramfs.to_owned();
     fs::write(&initramfs, archive).unwrap();
     GuestKernel {
         initramfs,

@@ -1,0 +1,362 @@
+//! What we promise of boots, init and output, measured under TCG (`make bench`); the goals are ADR 0003's.
+//!
+//! Each figure is a median, of rounds in which the variants take turns. None of this runs in `make test`.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::cast_precision_loss, reason = "figures for people")]
+
+mod support;
+
+use std::fs;
+use std::net::Ipv6Addr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use contract::guest::{BootConfig, HostFrame};
+use contract::{InstanceId, NodeId};
+use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
+use node_network::{Network, NetworkSettings};
+use support::node::{Node, Seen, config, make_disk};
+use support::{guest_dir, in_a_network_of_its_own, pid_of, spec, with_programs};
+
+/// Rounds of what takes a second each.
+const ROUNDS: usize = 12;
+/// Guests at once.
+const MANY: u32 = 20;
+const SCRATCH_MIB: u32 = 64;
+
+/// Both kernels, where both are there.
+fn kernels() -> Vec<(&'static str, GuestKernel)> {
+    let Some(guest) = guest_dir() else {
+        return Vec::new();
+    };
+    let mut kernels = vec![("Debian's kernel", GuestKernel::debian(&guest))];
+    let own = GuestKernel::platform(&guest);
+    if own.kernel.exists() {
+        kernels.push(("the platform's kernel", own));
+    } else {
+        eprintln!("NOT MEASURED: the platform's own kernel; hint: make kernel");
+    }
+    kernels
+}
+
+fn figure(what: &str, value: f64, unit: &str, goal: &str) {
+    eprintln!("{what:<58} {value:>8.2} {unit:<4} ({goal})");
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// What all guests of a measurement share.
+struct Bench {
+    dir: tempfile::TempDir,
+    network: Network,
+    root: PathBuf,
+    booted: u32,
+}
+
+/// One guest and its node.
+struct Guest {
+    vm: Vm,
+    node: Node,
+    instance: InstanceId,
+    since: Instant,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let tree = dir.path().join("tree");
+        fs::create_dir_all(tree.join("bin")).unwrap();
+        fs::copy("/bin/busybox", tree.join("bin/busybox")).unwrap();
+        for applet in ["sh", "cat", "sleep", "grep", "yes", "head", "true"] {
+            std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
+        }
+        compile("app", &[], &tree.join("bin/app"));
+        let root = dir.path().join("root.ext4");
+        make_disk(&root, 64, Some(&tree));
+        let network = Network::ensure(&NetworkSettings {
+            suffix: "bench".to_owned(),
+            cluster_prefix: "fd12:3456:789a::".parse().unwrap(),
+            node: NodeId(3),
+            mtu: 1420,
+        })
+        .await
+        .unwrap();
+        Self {
+            dir,
+            network,
+            root,
+            booted: 0,
+        }
+    }
+
+    async fn boot(&mut self, kernel: &GuestKernel, mut config: BootConfig) -> Guest {
+        self.booted += 1;
+        let instance = InstanceId(0xe000_0000 + self.booted);
+        let suffix = u16::try_from(self.booted).unwrap();
+        let address = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 3, 0, 7, 0xe000, suffix);
+        config.network.address = address;
+        let run_dir = self.dir.path().join(instance.to_string());
+        let node = Node::listen(&run_dir, config);
+        let scratch = run_dir.join("scratch.ext4");
+        make_disk(&scratch, SCRATCH_MIB, None);
+        let tap = self.network.create_tap(instance, address).await.unwrap();
+        let mut spec = spec(instance, &run_dir, kernel.clone());
+        spec.disks = vec![
+            Disk {
+                path: self.root.clone(),
+                read_only: true,
+            },
+            Disk {
+                path: scratch,
+                read_only: false,
+            },
+        ];
+        spec.nic = Some(Nic {
+            tap: tap.fd,
+            mac: tap.mac,
+        });
+        let since = Instant::now();
+        let vm = boot(spec).await.unwrap();
+        Guest {
+            vm,
+            node,
+            instance,
+            since,
+        }
+    }
+}
+
+impl Guest {
+    /// Waits until the guest has said something.
+    async fn until(&mut self, what: &str, done: impl Fn(&Seen) -> bool) -> Seen {
+        let told = tokio::select! {
+            seen = self.node.until(done) => seen,
+            end = self.vm.ended() => Err(format!("{end:?}")),
+        };
+        told.unwrap_or_else(|error| {
+            panic!(
+                "{what}: {error}; {}",
+                microvm::console_tail(self.vm.run_dir())
+            )
+        })
+    }
+
+    fn resident_mib(&self) -> f64 {
+        let pid = pid_of(self.instance, self.vm.run_dir(), "qemu");
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
+        kib(&status) / 1024.0
+    }
+}
+
+/// The resident memory in a `/proc/<pid>/status` or a line of `smaps_rollup`, in KiB.
+fn kib(told: &str) -> f64 {
+    let line = told
+        .lines()
+        .find(|line| line.contains("Rss:") || line.contains("VmRSS:"));
+    let line = line.unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+/// A static program of `bench_programs`.
+fn compile(name: &str, define: &[&str], to: &Path) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/bench_programs")
+        .join(format!("{name}.c"));
+    let status = Command::new("gcc")
+        .args(["-O2", "-static", "-s"])
+        .args(define)
+        .arg("-o")
+        .arg(to)
+        .arg(source)
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn boots() {
+    in_a_network_of_its_own("boots", async {
+        let kernels = kernels();
+        let mut bench = Bench::new().await;
+        let mut seconds = vec![Vec::new(); kernels.len()];
+        let mut resident = vec![Vec::new(); kernels.len()];
+        for _ in 0..ROUNDS {
+            for (index, (_, kernel)) in kernels.iter().enumerate() {
+                let mut guest = bench.boot(kernel, config(&["sleep", "1000"])).await;
+                guest.until("hello", |seen| seen.hello).await;
+                seconds[index].push(guest.since.elapsed().as_secs_f64());
+                resident[index].push(guest.resident_mib());
+                guest.vm.kill().await;
+            }
+        }
+        for (index, (name, _)) in kernels.iter().enumerate() {
+            let of = |values: &[Vec<f64>]| median(&values[index]) / median(&values[0]);
+            let time = format!("boot to init's hello, {name}");
+            let goal = format!("{:.2} of Debian's; goal 0.50", of(&seconds));
+            figure(&time, median(&seconds[index]), "s", &goal);
+            let memory = format!("VMM's resident memory at 128 MiB, {name}");
+            let goal = format!("{:.2} of Debian's; goal 0.50", of(&resident));
+            figure(&memory, median(&resident[index]), "MiB", &goal);
+        }
+    });
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn twenty_at_once() {
+    in_a_network_of_its_own("twenty_at_once", async {
+        for (name, kernel) in kernels() {
+            let mut bench = Bench::new().await;
+            let since = Instant::now();
+            let mut guests = Vec::new();
+            for _ in 0..MANY {
+                guests.push(bench.boot(&kernel, config(&["sleep", "1000"])).await);
+            }
+            for guest in &mut guests {
+                guest.until("start", |seen| seen.started).await;
+            }
+            let seconds = since.elapsed().as_secs_f64();
+            let memory: f64 = guests.iter().map(Guest::resident_mib).sum();
+            figure(
+                &format!("20 guests of 128 MiB at once, all run, {name}"),
+                seconds,
+                "s",
+                &format!("VMMs: {memory:.0} MiB"),
+            );
+            for guest in &guests {
+                assert!(guest.vm.has_ended().is_none());
+                guest.vm.kill().await;
+            }
+        }
+    });
+}
+
+/// From the hand-over of the machine to the app: platform-init, and a bare C init that makes the same mounts, alone
+/// and with the other things that no init here can leave out, on the same kernel and disks.
+#[test]
+#[ignore = "a measurement: make bench"]
+fn inits_share() {
+    in_a_network_of_its_own("inits_share", async {
+        let Some((name, kernel)) = kernels().pop() else {
+            return;
+        };
+        if kernel.machine == Machine::Pc {
+            eprintln!("NOT MEASURED: init's share: the bare init loads no modules; make kernel");
+            return;
+        }
+        let mut bench = Bench::new().await;
+        let program = |source: &str, define: &[&str]| {
+            let path = bench.dir.path().join("program");
+            compile(source, define, &path);
+            fs::read(path).unwrap()
+        };
+        let start = program("start", &[]);
+        let init = fs::read(guest_dir().unwrap().join("platform-init")).unwrap();
+        let size = init.len() as f64 / 1024.0 / 1024.0;
+        figure("platform-init, the program", size, "MiB", "goal 1.50");
+        let inits = [
+            ("platform-init", init),
+            ("a bare C init", program("bare", &[])),
+            ("one that asks the node", program("bare", &["-DTALK"])),
+        ];
+        let kernels = inits.map(|(what, init)| {
+            let initramfs = bench.dir.path().join(format!("{what}.cpio"));
+            let programs = [("init", &start[..]), ("measured", &init)];
+            (what, with_programs(kernel.clone(), &initramfs, &programs))
+        });
+        let mut millis = vec![Vec::new(); kernels.len()];
+        for _ in 0..ROUNDS {
+            for (index, (_, kernel)) in kernels.iter().enumerate() {
+                let mut guest = bench.boot(kernel, config(&["app"])).await;
+                let told = match index {
+                    0 => {
+                        let seen = guest.until("exit", |seen| seen.exited).await;
+                        seen.lines.join("\n")
+                    }
+                    // Its app is PID 1, whose output is the console.
+                    _ => guest.vm.ended().await.console_tail,
+                };
+                guest.vm.ended().await;
+                millis[index].push(took(&told));
+            }
+        }
+        let own = median(&millis[0]);
+        for (index, (what, _)) in kernels.iter().enumerate() {
+            let least = median(&millis[index]);
+            let goal = format!(
+                "platform-init takes {:.2} times that; goal 1.25",
+                own / least
+            );
+            figure(&format!("to the app, {what}, {name}"), least, "ms", &goal);
+        }
+    });
+}
+
+/// Milliseconds in the app's line.
+fn took(told: &str) -> f64 {
+    let line = told
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("TOOK "));
+    let nanos: f64 = line.unwrap_or_else(|| panic!("{told}")).parse().unwrap();
+    nanos / 1e6
+}
+
+#[test]
+#[ignore = "a measurement: make bench"]
+fn output_and_stop() {
+    const LINES: usize = 300_000;
+    const LINE_BYTES: usize = 100;
+    in_a_network_of_its_own("output_and_stop", async {
+        let line = "x".repeat(LINE_BYTES - 1);
+        let script = format!(
+            "grep Rss: /proc/1/smaps_rollup; yes {line} | head -n {} > /lines; cat /lines >/dev/null; \
+             echo GO; for i in 0 1 2 3 4 5 6 7 8 9; do cat /lines; done; exec sleep 1000",
+            LINES / 10
+        );
+        for (name, kernel) in kernels() {
+            let mut bench = Bench::new().await;
+            let (mut rates, mut stops) = (Vec::new(), Vec::new());
+            let mut init = 0.0;
+            for _ in 0..3 {
+                let mut guest = bench.boot(&kernel, config(&["sh", "-c", &script])).await;
+                let seen = guest.until("go", |seen| seen.lines.iter().any(|l| l == "GO"));
+                init = kib(&seen.await.lines[0]);
+                let since = Instant::now();
+                let whole = LINES * (LINE_BYTES - 1);
+                let done = guest.until("lines", |seen| seen.bytes >= whole).await;
+                let seconds = since.elapsed().as_secs_f64();
+                assert_eq!(done.dropped, 0);
+                rates.push((LINES * LINE_BYTES) as f64 / 1e6 / seconds);
+                let since = Instant::now();
+                guest.node.say(HostFrame::Stop { timeout_ms: 10_000 });
+                guest.vm.ended().await;
+                stops.push(since.elapsed().as_secs_f64());
+            }
+            figure(
+                &format!("init's resident memory, {name}"),
+                init / 1024.0,
+                "MiB",
+                "goal 2.00",
+            );
+            figure(
+                &format!("output, app to node, {name}"),
+                median(&rates),
+                "MB/s",
+                "goal 30",
+            );
+            figure(
+                &format!("stop to gone, {name}"),
+                median(&stops),
+                "s",
+                "goal 1",
+            );
+        }
+    });
+}
