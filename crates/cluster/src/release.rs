@@ -46,21 +46,22 @@ pub enum ReleaseError {
 /// A volume that a manifest asks for with another size than it has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the volume {key} has {volume_bytes} bytes, and the manifest asks for {wanted_bytes}: a volume \
+    "the volume {key} has {volume_mib} MiB, and the manifest asks for {wanted_mib} MiB: a volume \
      keeps its size"
 )]
 pub struct OtherSize {
     /// The volume.
     pub key: VolumeKey,
-    /// What it has, in bytes.
-    pub volume_bytes: u64,
-    /// What the manifest says, in bytes.
-    pub wanted_bytes: u64,
+    /// What it has, in MiB; manifests name whole ones.
+    pub volume_mib: u64,
+    /// What the manifest says, in MiB.
+    pub wanted_mib: u64,
 }
 
 /// Whether the volumes there are have the sizes that the manifest asks for. To be asked before a
 /// release is made.
 pub fn check_volumes(world: &World, env: &EnvKey, manifest: &Manifest) -> Result<(), OtherSize> {
+    const MIB: u64 = 1 << 20;
     for volume in world
         .volumes
         .values()
@@ -76,8 +77,8 @@ pub fn check_volumes(world: &World, env: &EnvKey, manifest: &Manifest) -> Result
         {
             return Err(OtherSize {
                 key: volume.key.clone(),
-                volume_bytes: volume.size_bytes,
-                wanted_bytes: wanted.size_bytes,
+                volume_mib: volume.size_bytes / MIB,
+                wanted_mib: wanted.size_bytes / MIB,
             });
         }
     }
@@ -193,7 +194,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{
-        Put, attach, database, deploy, key, manifest, name, process, release, spec, world,
+        MIB, Put, attach, database, deploy, key, manifest, name, process, release, spec, world,
     };
     use contract::Timestamp;
 
@@ -301,11 +302,11 @@ mod tests {
         put.into_world(&mut world);
         attach(&mut world, 1, 0);
         assert_eq!(text(&world, &web), Ok(()));
-        web.volumes[0].size_bytes += 1;
+        web.volumes[0].size_bytes += MIB;
         assert_eq!(
             text(&world, &web).unwrap_err(),
-            "the volume data 0 of shop/prod web has 1073741824 bytes, and the manifest asks for \
-             1073741825: a volume keeps its size"
+            "the volume data 0 of shop/prod web has 1024 MiB, and the manifest asks for 1025 MiB: a \
+             volume keeps its size"
         );
     }
 }

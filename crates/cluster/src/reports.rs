@@ -34,6 +34,8 @@ pub struct Recorded {
     pub changed_volumes: Vec<VolumeId>,
     /// Instances that the node runs and the world does not know there. They are left running.
     pub unknown: Vec<InstanceId>,
+    /// Volumes whose disks the node has and the world does not know there. They are kept.
+    pub unknown_volumes: Vec<VolumeId>,
     /// The node's new generation, where its report was ahead of us: to be stored.
     pub raised_to: Option<Generation>,
 }
@@ -65,6 +67,8 @@ pub fn record(world: &mut World, node: NodeId, report: &NodeReport) -> Recorded 
         .map(|reported| reported.id)
         .filter(|id| world.instances.get(id).is_none_or(|i| i.node != node))
         .collect();
+    let is_unknown = |id: &&VolumeId| world.volumes.get(*id).is_none_or(|v| v.node != node);
+    recorded.unknown_volumes = report.volumes.iter().filter(is_unknown).copied().collect();
     recorded
 }
 
@@ -228,6 +232,12 @@ mod tests {
             |world: &mut World, said: &NodeReport| record(world, NodeId(1), said).changed_volumes;
         assert_eq!(changed(&mut world, &said), [id]);
         assert!(world.volumes[&id].made);
+        let ghost = VolumeId(0x9057);
+        said.volumes.push(ghost);
+        assert_eq!(
+            record(&mut world, NodeId(1), &said).unknown_volumes,
+            [ghost]
+        );
         assert_eq!(changed(&mut world, &said), []);
 
         let volume = world.volumes.get_mut(&id).unwrap();

@@ -7,7 +7,7 @@ use std::time::Instant;
 use cluster::planner::Finding;
 use cluster::world::ClusterSettings;
 use contract::api::RouteTable;
-use contract::{InstanceId, NodeId};
+use contract::{InstanceId, NodeId, VolumeId};
 use identity::ClusterCa;
 use registry::Registry;
 use store::{Snapshot, Store, StoreError};
@@ -28,6 +28,13 @@ pub(crate) struct Published {
     pub(crate) findings: Vec<Finding>,
 }
 
+/// What a node has and the store does not know there.
+#[derive(Debug, Default)]
+pub(crate) struct Unknown {
+    pub(crate) instances: Vec<InstanceId>,
+    pub(crate) volumes: Vec<VolumeId>,
+}
+
 /// What the parts of a running server share.
 pub(crate) struct Shared {
     pub(crate) store: Store,
@@ -41,8 +48,8 @@ pub(crate) struct Shared {
     pub(crate) wake: Notify,
     pub(crate) published: watch::Sender<Arc<Published>>,
     pub(crate) log_readers: Arc<Semaphore>,
-    /// Unknown instances that each node last reported, so that each is logged once.
-    pub(crate) unknown: Mutex<BTreeMap<NodeId, Vec<InstanceId>>>,
+    /// What each node last reported that the store does not know, so that each is logged once.
+    pub(crate) unknown: Mutex<BTreeMap<NodeId, Unknown>>,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use cluster::reports::{Recorded, record};
 use cluster::world::{Node, World};
 use contract::api::NodeReport;
-use contract::{Generation, InstanceId, NodeId, Timestamp};
+use contract::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::load::load_instances_of;
@@ -25,6 +25,8 @@ pub struct ReportEffect {
     pub changed: bool,
     /// Instances that the node runs and this store does not know there. They are left running.
     pub unknown: Vec<InstanceId>,
+    /// Volumes whose disks the node has and this store does not know there. They are kept.
+    pub unknown_volumes: Vec<VolumeId>,
 }
 
 impl Store {
@@ -78,6 +80,7 @@ impl Taken {
                 || self.recorded.raised_to.is_some()
                 || self.machine_changed,
             unknown: self.recorded.unknown.clone(),
+            unknown_volumes: self.recorded.unknown_volumes.clone(),
         }
     }
 }

@@ -255,6 +255,7 @@ async fn a_report_is_written_when_it_says_something_new() {
         Some(ReportEffect {
             changed,
             unknown: vec![stray],
+            unknown_volumes: Vec::new(),
         })
     };
     assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(true));

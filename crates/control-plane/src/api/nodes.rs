@@ -7,15 +7,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use cluster::desired::desired_state;
+use contract::NodeId;
 use contract::api::{NodeReport, StreamRequest};
-use contract::{InstanceId, NodeId};
 use http::StatusCode;
 
 use super::{Body, Params, Poll, granted};
 use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
-use crate::state::{App, Shared};
+use crate::state::{App, Shared, Unknown};
 
 /// The node's whole desired state, once it is newer than the one it has.
 pub(crate) async fn desired(
@@ -49,28 +49,42 @@ pub(crate) async fn report(
         ));
     };
     let came_back = app.presence.mark(node, Instant::now());
-    log_unknown(&app, node, effect.unknown);
+    let unknown = Unknown {
+        instances: effect.unknown,
+        volumes: effect.unknown_volumes,
+    };
+    log_unknown(&app, node, unknown);
     if effect.changed || came_back {
         app.wake.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Says once which instances a node runs that this store does not know there.
-fn log_unknown(app: &Shared, node: NodeId, unknown: Vec<InstanceId>) {
+/// Says once which instances and volumes a node has that this store does not know there: it was
+/// restored from an older backup.
+fn log_unknown(app: &Shared, node: NodeId, unknown: Unknown) {
     let mut known = app.unknown.lock().unwrap_or_else(PoisonError::into_inner);
     let before = known.entry(node).or_default();
-    if *before != unknown {
-        if !unknown.is_empty() {
-            let ids: Vec<_> = unknown.iter().map(ToString::to_string).collect();
-            tracing::warn!(
-                %node,
-                instances = %ids.join(" "),
-                "the node runs instances that this store does not know; they are left running"
-            );
-        }
-        *before = unknown;
+    if before.instances != unknown.instances && !unknown.instances.is_empty() {
+        tracing::warn!(
+            %node,
+            instances = %listed(&unknown.instances),
+            "the node runs instances that this store does not know; they are left running"
+        );
     }
+    if before.volumes != unknown.volumes && !unknown.volumes.is_empty() {
+        tracing::warn!(
+            %node,
+            volumes = %listed(&unknown.volumes),
+            "the node has volumes that this store does not know; their disks are kept"
+        );
+    }
+    *before = unknown;
+}
+
+fn listed(ids: &[impl ToString]) -> String {
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    ids.join(" ")
 }
 
 /// Streams the node is asked to open.
