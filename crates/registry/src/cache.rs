@@ -14,6 +14,7 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::SystemTime;
 
 use contract::Digest;
 use sha2::{Digest as _, Sha256};
@@ -42,6 +43,17 @@ pub struct CachedBlob {
     pub path: PathBuf,
     /// Its length, in bytes.
     pub size: u64,
+}
+
+/// A blob of the cache, for those who decide what goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedBlob {
+    /// Its digest. It was not checked.
+    pub digest: Digest,
+    /// Its length, in bytes.
+    pub size: u64,
+    /// When it was last looked up or put there.
+    pub last_used: SystemTime,
 }
 
 /// The cache could not do something.
@@ -98,10 +110,13 @@ impl BlobCache {
     pub fn lookup(&self, digest: &Digest) -> Result<Option<CachedBlob>, CacheError> {
         let path = self.path(digest);
         match fs::metadata(&path) {
-            Ok(metadata) => Ok(Some(CachedBlob {
-                size: metadata.len(),
-                path,
-            })),
+            Ok(metadata) => {
+                touch(&path);
+                Ok(Some(CachedBlob {
+                    size: metadata.len(),
+                    path,
+                }))
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("look up", &path)(error)),
         }
@@ -121,6 +136,7 @@ impl BlobCache {
             .read_to_end(&mut bytes)
             .map_err(failed("read", &path))?;
         if bytes.len() as u64 <= limit && digest_of(&bytes) == *digest {
+            touch(&path);
             return Ok(Some(bytes));
         }
         tracing::warn!(%digest, "a cached blob is corrupt; it is dropped");
@@ -153,10 +169,10 @@ impl BlobCache {
         Ok(false)
     }
 
-    /// Every blob with its size in bytes, in the order of digests.
-    pub fn list(&self) -> Result<BTreeMap<Digest, u64>, CacheError> {
+    /// Every blob, in the order of digests; not checked.
+    pub fn list(&self) -> Result<Vec<ListedBlob>, CacheError> {
         let dir = &self.inner.blobs;
-        let mut blobs = BTreeMap::new();
+        let mut blobs = Vec::new();
         for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
             let entry = entry.map_err(failed("list", dir))?;
             let digest = entry
@@ -165,9 +181,14 @@ impl BlobCache {
                 .map(|hex| format!("sha256:{hex}").parse());
             // A blob that is removed meanwhile is not an error.
             if let (Some(Ok(digest)), Ok(metadata)) = (digest, entry.metadata()) {
-                blobs.insert(digest, metadata.len());
+                blobs.push(ListedBlob {
+                    digest,
+                    size: metadata.len(),
+                    last_used: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                });
             }
         }
+        blobs.sort_by(|a, b| a.digest.cmp(&b.digest));
         Ok(blobs)
     }
 
@@ -277,6 +298,14 @@ impl BlobWriter {
     }
 }
 
+/// Notes a use, for who decides what goes. If it cannot be noted, the blob seems unused.
+fn touch(path: &Path) {
+    let _ = File::options()
+        .append(true)
+        .open(path)
+        .and_then(|file| file.set_modified(SystemTime::now()));
+}
+
 /// The digest of these bytes.
 pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
     Digest::from_sha256(&Sha256::digest(bytes).into())
@@ -312,10 +341,14 @@ mod tests {
         let digest = writer.digest();
         assert_eq!(cache.lookup(&digest).unwrap(), None);
         let blob = writer.commit(&digest).unwrap();
-        assert_eq!(cache.lookup(&digest).unwrap(), Some(blob));
+        assert_eq!(cache.lookup(&digest).unwrap(), Some(blob.clone()));
         assert_eq!(
-            cache.list().unwrap().into_iter().collect::<Vec<_>>(),
-            [(digest, 5)]
+            cache.list().unwrap()[..],
+            [ListedBlob {
+                digest,
+                size: 5,
+                last_used: blob.path.metadata().unwrap().modified().unwrap(),
+            }]
         );
 
         drop(cache.begin().unwrap());

@@ -1,16 +1,19 @@
 //! Where user names and passwords for registries come from.
 //!
 //! The CLI reads what `docker login` (or `podman login`) left: its `config.json`, and the credential
-//! helpers named there. A server or node gets them as values.
+//! helpers named there. A server asks its store and a node asks its server, each at the moment a registry
+//! wants a credential ([`CredentialSource`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
+use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -56,6 +59,20 @@ pub enum Credentials {
     Fixed(BTreeMap<String, Credential>),
     /// Where docker keeps them.
     Docker(DockerConfig),
+    /// With whoever this is.
+    Source(Arc<dyn CredentialSource>),
+}
+
+/// Someone who knows credentials, asked when a registry wants one.
+pub trait CredentialSource: fmt::Debug + Send + Sync {
+    /// The credential for this registry, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be found out; [`CredentialsError::Source`] where that may pass.
+    fn find<'a>(
+        &'a self,
+        registry: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credential>, CredentialsError>>;
 }
 
 impl Credentials {
@@ -68,6 +85,7 @@ impl Credentials {
             Self::Anonymous => Ok(None),
             Self::Fixed(known) => Ok(known.get(registry).cloned()),
             Self::Docker(config) => config.find(registry).await,
+            Self::Source(source) => source.find(registry).await,
         }
     }
 }
@@ -92,6 +110,9 @@ pub enum CredentialsError {
         /// What is wrong; never the content.
         reason: String,
     },
+    /// Who knows could not be asked.
+    #[error("who knows them could not be asked")]
+    Source(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The helper program failed.
     #[error("credential helper `docker-credential-{helper}` failed: {reason}")]
     Helper {
@@ -200,8 +221,8 @@ impl DockerConfig {
         &self.path
     }
 
-    /// In docker's order: the registry's helper, the store, the file itself.
-    async fn find(&self, registry: &str) -> Result<Option<Credential>, CredentialsError> {
+    /// The credential for this registry. In docker's order: the registry's helper, the store, the file itself.
+    pub async fn find(&self, registry: &str) -> Result<Option<Credential>, CredentialsError> {
         if let Some(helper) = self.helpers.get(registry).or(self.store.as_ref()) {
             let key = if registry == "docker.io" {
                 DOCKER_IO_KEY

@@ -4,6 +4,7 @@
 //! do not use are ignored, as the image spec asks of readers.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use contract::Digest;
 use contract::image::ImageConfig;
@@ -31,6 +32,16 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
 }
 
 /// A blob as a manifest names it.

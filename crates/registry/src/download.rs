@@ -17,7 +17,7 @@ use crate::cache::{BlobCache, CachedBlob};
 use crate::document::Descriptor;
 use crate::error::Problem;
 use crate::limits::PIECES_IN_FLIGHT;
-use crate::transport::{Failure, Place, Transport};
+use crate::transport::{Asked, Failure, Place, Transport, asks_on};
 
 /// Told how many bytes of the blob are there.
 pub(crate) type OnBytes<'a> = dyn Fn(u64) + Send + Sync + 'a;
@@ -39,8 +39,24 @@ pub(crate) async fn blob(
         tracing::warn!(digest = %wanted.digest, "a cached blob has the wrong size; it is dropped");
         cache.remove(&wanted.digest)?;
     }
-    let attempts = transport.limits.attempts;
-    let (result, resumed) = pass(transport, place, wanted, cache, on_bytes, attempts).await;
+    for mirror in transport.mirrors(place) {
+        match passes(transport, &mirror, wanted, cache, on_bytes).await {
+            Err(problem) if asks_on(&mirror, &problem) => {}
+            result => return result,
+        }
+    }
+    passes(transport, &transport.itself(place), wanted, cache, on_bytes).await
+}
+
+/// From one place: in one try, or two where the pieces of the first do not fit.
+async fn passes(
+    transport: &Arc<Transport>,
+    Asked { place, attempts }: &Asked,
+    wanted: &Descriptor,
+    cache: &BlobCache,
+    on_bytes: &OnBytes<'_>,
+) -> Result<CachedBlob, Problem> {
+    let (result, resumed) = pass(transport, place, wanted, cache, on_bytes, *attempts).await;
     match result {
         // Perhaps the pieces do not belong together: the second half came from another server.
         Err(Problem::WrongDigest { .. }) if resumed => {

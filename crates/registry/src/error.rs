@@ -15,9 +15,9 @@ use crate::platform::Platform;
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {image}")]
 pub struct RegistryError {
-    /// What was tried: `resolve`, `fetch`.
+    /// What was tried: `resolve`, `fetch`, `log in to`.
     pub operation: &'static str,
-    /// The image, as the user or the planner named it.
+    /// The image, as the user or the planner named it; or the registry.
     pub image: String,
     /// What was wrong.
     #[source]
@@ -193,9 +193,15 @@ impl Problem {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Cache(_) => true,
+            Self::Credentials { source, .. } => matches!(source, CredentialsError::Source(_)),
             Self::Refused { status, .. } => *status == 429 || *status >= 500,
             _ => false,
         }
+    }
+
+    /// Whether this host's disk is full.
+    pub fn is_storage_full(&self) -> bool {
+        matches!(self, Self::Cache(error) if error.source.kind() == io::ErrorKind::StorageFull)
     }
 
     /// What the user may do about it, where that is known.

@@ -10,7 +10,7 @@ use contract::image::ImageConfig;
 use contract::instance::PinnedImage;
 
 use crate::cache::BlobCache;
-use crate::credentials::Credentials;
+use crate::credentials::{Credential, Credentials};
 use crate::document::Compression;
 use crate::error::{Problem, RegistryError};
 use crate::limits::Limits;
@@ -27,6 +27,9 @@ pub struct RegistryOptions {
     /// Registries (`host` or `host:port`, as in references) that are spoken to by plain HTTP. Loopback ones
     /// always are.
     pub insecure: BTreeSet<String>,
+    /// Mirrors by the registry they stand in for (`docker.io`), in the order they are asked. They are asked for
+    /// what is known by its digest, never for what a tag means; where none has it, the registry itself is.
+    pub mirrors: BTreeMap<String, Vec<String>>,
     /// What to show to those that ask.
     pub credentials: Credentials,
     /// Bounds.
@@ -140,8 +143,7 @@ pub struct SetupError(#[source] reqwest::Error);
 impl Registry {
     /// A client; nothing is connected to yet.
     pub fn new(options: RegistryOptions) -> Result<Self, SetupError> {
-        let transport = Transport::new(options.insecure, options.credentials, options.limits)
-            .map_err(SetupError)?;
+        let transport = Transport::new(options).map_err(SetupError)?;
         Ok(Self {
             transport: Arc::new(transport),
         })
@@ -178,6 +180,27 @@ impl Registry {
         fetch::from_registry(&self.transport, place, &image.digest, cache, progress)
             .await
             .map_err(failed("fetch", image))
+    }
+
+    /// Asks a registry whether it takes this credential, as `docker login` does. A registry that lets everyone in
+    /// takes any.
+    pub async fn log_in(
+        &self,
+        registry: &str,
+        credential: &Credential,
+    ) -> Result<(), RegistryError> {
+        let attempts = self.transport.limits.attempts;
+        self.transport
+            .retry(registry, attempts, || {
+                self.transport.log_in(registry, credential)
+            })
+            .await
+            .map_err(failed("log in to", &registry))
+    }
+
+    /// Forgets what worked at a registry: its credential was changed or taken back.
+    pub fn forget_login(&self, registry: &str) {
+        self.transport.forget(registry);
     }
 
     /// Like [`Registry::resolve`], for images in files too.

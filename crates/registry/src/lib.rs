@@ -16,9 +16,11 @@
 //! stop at the second 401. These are inside its requests, where no fence of ours can stand. What a
 //! node needs is three kinds of GET request, so it is written here, over `reqwest`.
 //!
-//! Deliberately absent: pushing, listing tags, image signatures, mirrors, pull secrets kept by the
-//! control plane (credentials come from the caller, see [`Credentials`]), and HTTPS with a private
-//! CA other than through the system's trust store.
+//! Mirrors are asked first for whatever is known by its digest ([`RegistryOptions::mirrors`]). Credentials come
+//! from the caller ([`Credentials`]).
+//!
+//! Deliberately absent: pushing, listing tags, image signatures, and HTTPS with a private CA other than through
+//! the system's trust store.
 
 mod archive;
 mod auth;
@@ -38,8 +40,8 @@ mod source;
 mod token;
 mod transport;
 
-pub use cache::{BlobCache, CacheError, CachedBlob};
-pub use credentials::{Credential, Credentials, CredentialsError, DockerConfig};
+pub use cache::{BlobCache, CacheError, CachedBlob, ListedBlob};
+pub use credentials::{Credential, CredentialSource, Credentials, CredentialsError, DockerConfig};
 pub use document::Compression;
 pub use error::{Platforms, Problem, RegistryError};
 pub use image::{
@@ -48,5 +50,5 @@ pub use image::{
 };
 pub use limits::Limits;
 pub use platform::{Platform, PlatformError};
-pub use reference::{Reference, ReferenceError};
+pub use reference::{Reference, ReferenceError, parse_registry};
 pub use source::{Source, SourceError, SourceImage};

@@ -57,6 +57,10 @@ impl Default for Limits {
     }
 }
 
+/// Attempts at one request to a mirror, before the registry itself is asked.
+pub(crate) const MIRROR_ATTEMPTS: u32 = 2;
+/// How long an `Authorization` that worked is shown again, before the credential is looked for anew.
+pub(crate) const AUTHORIZATION_KEPT: Duration = Duration::from_mins(5);
 /// Largest answer of a token service, in bytes.
 pub(crate) const MAX_TOKEN_ANSWER_BYTES: u64 = 64 << 10;
 /// Most redirects followed from one request.

@@ -13,7 +13,7 @@ use crate::document::{
 };
 use crate::error::Problem;
 use crate::limits::Limits;
-use crate::transport::{Place, Transport};
+use crate::transport::{Asked, Place, Transport, asks_on};
 
 /// Something that has manifests and blobs.
 pub(crate) enum Origin<'a> {
@@ -74,15 +74,31 @@ impl Origin<'_> {
     ) -> Result<RawDocument, Problem> {
         let limit = self.limits().manifest_bytes;
         let what = "the manifest";
-        let (bytes, content_type, stated) = match self {
+        match self {
             Self::Registry(transport, place) => {
                 let accept = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
                 let path = format!("manifests/{name}");
-                let answer = transport
-                    .document(place, &path, &accept, what, limit)
-                    .await?;
-                let stated = answer.digest.and_then(|text| text.parse().ok());
-                (answer.bytes, answer.content_type, stated)
+                let at = async |asked: &Asked| {
+                    let answer = transport
+                        .document(asked, &path, &accept, what, limit)
+                        .await?;
+                    let stated = answer.digest.and_then(|text| text.parse().ok());
+                    let host = &asked.place.registry;
+                    Ok(RawDocument {
+                        digest: checked(host, &answer.bytes, digest.or(stated.as_ref()), size)?,
+                        bytes: answer.bytes,
+                        content_type: answer.content_type,
+                    })
+                };
+                if digest.is_some() {
+                    for mirror in transport.mirrors(place) {
+                        match at(&mirror).await {
+                            Err(problem) if asks_on(&mirror, &problem) => {}
+                            result => return result,
+                        }
+                    }
+                }
+                at(&transport.itself(place)).await
             }
             Self::Layout(dir, _) => {
                 let digest = digest.ok_or_else(|| Problem::NotFound {
@@ -90,33 +106,13 @@ impl Origin<'_> {
                     what: name.to_owned(),
                 })?;
                 let bytes = read_limited(&blob_path(dir, digest), limit, what)?;
-                (bytes, None, None)
+                Ok(RawDocument {
+                    digest: checked(&self.name(), &bytes, Some(digest), size)?,
+                    bytes,
+                    content_type: None,
+                })
             }
-        };
-        let actual = digest_of(&bytes);
-        if let Some(wanted) = digest.or(stated.as_ref())
-            && *wanted != actual
-        {
-            return Err(Problem::WrongDigest {
-                host: self.name(),
-                digest: wanted.clone(),
-                actual,
-            });
         }
-        let length = bytes.len() as u64;
-        if let Some(expected) = size.filter(|size| *size != length) {
-            return Err(Problem::WrongSize {
-                host: self.name(),
-                digest: actual,
-                expected,
-                actual: length,
-            });
-        }
-        Ok(RawDocument {
-            bytes,
-            content_type,
-            digest: actual,
-        })
     }
 
     /// A small blob, checked.
@@ -126,34 +122,58 @@ impl Origin<'_> {
         limit: u64,
         what: &str,
     ) -> Result<Vec<u8>, Problem> {
-        let bytes = match self {
+        let check = |host: &str, bytes: &[u8]| {
+            checked(host, bytes, Some(&wanted.digest), Some(wanted.size)).map(drop)
+        };
+        match self {
             Self::Registry(transport, place) => {
                 let path = format!("blobs/{}", wanted.digest);
-                transport
-                    .document(place, &path, "*/*", what, limit)
-                    .await?
-                    .bytes
+                let at = async |asked: &Asked| {
+                    let answer = transport.document(asked, &path, "*/*", what, limit).await?;
+                    check(&asked.place.registry, &answer.bytes)?;
+                    Ok(answer.bytes)
+                };
+                for mirror in transport.mirrors(place) {
+                    match at(&mirror).await {
+                        Err(problem) if asks_on(&mirror, &problem) => {}
+                        result => return result,
+                    }
+                }
+                at(&transport.itself(place)).await
             }
-            Self::Layout(dir, _) => read_limited(&blob_path(dir, &wanted.digest), limit, what)?,
-        };
-        let length = bytes.len() as u64;
-        if length != wanted.size {
-            return Err(Problem::WrongSize {
-                host: self.name(),
-                digest: wanted.digest.clone(),
-                expected: wanted.size,
-                actual: length,
-            });
+            Self::Layout(dir, _) => {
+                let bytes = read_limited(&blob_path(dir, &wanted.digest), limit, what)?;
+                check(&self.name(), &bytes)?;
+                Ok(bytes)
+            }
         }
-        let actual = digest_of(&bytes);
-        if actual != wanted.digest {
-            return Err(Problem::WrongDigest {
-                host: self.name(),
-                digest: wanted.digest.clone(),
-                actual,
-            });
-        }
-        Ok(bytes)
+    }
+}
+
+/// The digest of what came, if it is what was wanted.
+fn checked(
+    host: &str,
+    bytes: &[u8],
+    wanted: Option<&Digest>,
+    size: Option<u64>,
+) -> Result<Digest, Problem> {
+    let actual = digest_of(bytes);
+    let length = bytes.len() as u64;
+    if let Some(expected) = size.filter(|size| *size != length) {
+        return Err(Problem::WrongSize {
+            host: host.to_owned(),
+            digest: wanted.cloned().unwrap_or(actual),
+            expected,
+            actual: length,
+        });
+    }
+    match wanted {
+        Some(wanted) if *wanted != actual => Err(Problem::WrongDigest {
+            host: host.to_owned(),
+            digest: wanted.clone(),
+            actual,
+        }),
+        _ => Ok(actual),
     }
 }
 

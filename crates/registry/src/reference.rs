@@ -167,6 +167,23 @@ impl FromStr for Reference {
     }
 }
 
+/// A registry as people name it to log in there: `ghcr.io`, `localhost:5000`, docker's own by any of its names.
+pub fn parse_registry(text: &str) -> Result<String, ReferenceError> {
+    let bare = text
+        .strip_prefix("https://")
+        .or_else(|| text.strip_prefix("http://"))
+        .unwrap_or(text)
+        .trim_end_matches('/');
+    match bare.strip_suffix("/v1").unwrap_or(bare) {
+        "index.docker.io" | "registry-1.docker.io" => Ok(DEFAULT_REGISTRY.to_owned()),
+        host if is_host(host) => Ok(host.to_owned()),
+        _ => Err(ReferenceError {
+            text: text.chars().take(MAX_REPOSITORY_BYTES).collect(),
+            reason: "a registry is a host name or address, with a port perhaps",
+        }),
+    }
+}
+
 impl fmt::Display for Reference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.registry, self.repository)?;

@@ -26,6 +26,21 @@ impl Transport {
         place: &Place,
         response: &Response,
     ) -> Result<HeaderValue, Failure> {
+        let found = self.credentials.find(&place.registry).await;
+        let credential = found.map_err(|source| Problem::Credentials {
+            host: place.registry.clone(),
+            source,
+        })?;
+        self.answer_challenge(place, response, credential).await
+    }
+
+    /// The same with this credential. A place without a repository asks for no more than to be let in.
+    pub(crate) async fn answer_challenge(
+        &self,
+        place: &Place,
+        response: &Response,
+        credential: Option<Credential>,
+    ) -> Result<HeaderValue, Failure> {
         let host = &place.registry;
         let denied = |reason: &str| Problem::Denied {
             host: host.clone(),
@@ -34,14 +49,6 @@ impl Transport {
         let headers = response.headers().get_all(WWW_AUTHENTICATE);
         let challenge = auth::choose(headers.iter().filter_map(|value| value.to_str().ok()))
             .ok_or_else(|| denied("it asks for a kind of authentication that is not known"))?;
-        let credential =
-            self.credentials
-                .find(host)
-                .await
-                .map_err(|source| Problem::Credentials {
-                    host: host.clone(),
-                    source,
-                })?;
         match challenge {
             Challenge::Basic => match credential {
                 Some(Credential::Basic { user, password }) => {
@@ -89,23 +96,17 @@ impl Transport {
         if url.scheme() != "https" && !plain {
             return Err(unsafe_realm("its token service does not speak HTTPS").into());
         }
-        // Never more than to read this repository, whatever the registry suggests.
-        let own_scope = format!("repository:{}:pull", place.repository);
-        let scope = match scope {
-            Some(scope) if scope.starts_with(&format!("repository:{}:", place.repository)) => {
-                own_scope
-            }
-            Some(other) if !other.contains(":push") && !other.contains(":*") => other,
-            _ => own_scope,
-        };
+        let scope = narrowed(scope, &place.repository);
         let client = self.client(&host_of(&url));
         let request = match credential {
             Some(Credential::IdentityToken(refresh)) => {
                 let mut form = Url::parse("form:").map_err(Failure::passing)?;
+                if let Some(scope) = &scope {
+                    form.query_pairs_mut().append_pair("scope", scope);
+                }
                 form.query_pairs_mut()
                     .append_pair("grant_type", "refresh_token")
                     .append_pair("service", service.as_deref().unwrap_or(host))
-                    .append_pair("scope", &scope)
                     .append_pair("client_id", "platform")
                     .append_pair("refresh_token", &refresh);
                 client
@@ -119,7 +120,9 @@ impl Transport {
                     if let Some(service) = &service {
                         query.append_pair("service", service);
                     }
-                    query.append_pair("scope", &scope);
+                    if let Some(scope) = &scope {
+                        query.append_pair("scope", scope);
+                    }
                 }
                 match other {
                     Some(Credential::Basic { user, password }) => {
@@ -157,6 +160,19 @@ impl Transport {
                 reason: "its token service gives no token".to_owned(),
             })?)
     }
+}
+
+/// Never more than to read this repository, whatever the registry suggests; without one, nothing.
+fn narrowed(suggested: Option<String>, repository: &str) -> Option<String> {
+    if repository.is_empty() {
+        return None;
+    }
+    let own = format!("repository:{repository}:pull");
+    Some(match suggested {
+        Some(scope) if scope.starts_with(&format!("repository:{repository}:")) => own,
+        Some(other) if !other.contains(":push") && !other.contains(":*") => other,
+        _ => own,
+    })
 }
 
 fn secret_header(text: &str) -> Option<HeaderValue> {

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::header::{
@@ -18,10 +18,13 @@ use reqwest::header::{
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credential, Credentials};
 use crate::document::printable;
 use crate::error::Problem;
-use crate::limits::{Limits, MAX_ERROR_ANSWER_BYTES, MAX_REDIRECTS};
+use crate::image::RegistryOptions;
+use crate::limits::{
+    AUTHORIZATION_KEPT, Limits, MAX_ERROR_ANSWER_BYTES, MAX_REDIRECTS, MIRROR_ATTEMPTS,
+};
 use crate::reference::is_loopback;
 
 /// A repository in a registry.
@@ -29,6 +32,12 @@ use crate::reference::is_loopback;
 pub(crate) struct Place {
     pub(crate) registry: String,
     pub(crate) repository: String,
+}
+
+/// A place to ask, and how often.
+pub(crate) struct Asked {
+    pub(crate) place: Place,
+    pub(crate) attempts: u32,
 }
 
 /// A body that was read whole, within its limit.
@@ -85,17 +94,21 @@ pub(crate) struct Transport {
     loopback: Client,
     pub(crate) plain: Arc<BTreeSet<String>>,
     pub(crate) credentials: Credentials,
+    /// Registries that have what another one has, by that one.
+    mirrors: BTreeMap<String, Vec<String>>,
     pub(crate) limits: Limits,
-    /// The `Authorization` that worked last. Small: one per repository in use.
-    known: Mutex<BTreeMap<Place, HeaderValue>>,
+    /// The `Authorization` that worked last, and when it was got. Small: one per repository in use.
+    known: Mutex<BTreeMap<Place, (HeaderValue, Instant)>>,
 }
 
 impl Transport {
-    pub(crate) fn new(
-        insecure: BTreeSet<String>,
-        credentials: Credentials,
-        limits: Limits,
-    ) -> Result<Self, reqwest::Error> {
+    pub(crate) fn new(options: RegistryOptions) -> Result<Self, reqwest::Error> {
+        let RegistryOptions {
+            insecure,
+            mirrors,
+            credentials,
+            limits,
+        } = options;
         let plain = Arc::new(insecure);
         let builder = || {
             let plain = Arc::clone(&plain);
@@ -115,22 +128,56 @@ impl Transport {
             loopback: builder().no_proxy().build()?,
             plain,
             credentials,
+            mirrors,
             limits,
             known: Mutex::default(),
         })
+    }
+
+    /// Where something that is known by its digest is asked for before the place itself. Whatever comes is
+    /// checked, so a mirror need not be trusted; it is shown the credential for its own name only.
+    pub(crate) fn mirrors(&self, place: &Place) -> Vec<Asked> {
+        let mirrors = self.mirrors.get(&place.registry).into_iter().flatten();
+        mirrors
+            .map(|mirror| Asked {
+                place: Place {
+                    registry: mirror.clone(),
+                    repository: place.repository.clone(),
+                },
+                attempts: MIRROR_ATTEMPTS.min(self.limits.attempts),
+            })
+            .collect()
+    }
+
+    /// The place itself: what it says of a tag counts, and its problem is the one that is told.
+    pub(crate) fn itself(&self, place: &Place) -> Asked {
+        Asked {
+            place: place.clone(),
+            attempts: self.limits.attempts,
+        }
+    }
+
+    /// Forgets what worked at a registry, so that its credential is looked for anew.
+    pub(crate) fn forget(&self, registry: &str) {
+        self.known().retain(|place, _| place.registry != registry);
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<Place, (HeaderValue, Instant)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A small document, of at most `limit` bytes. `what` is its name in errors, `path` what comes after the
     /// repository: `manifests/latest`.
     pub(crate) async fn document(
         &self,
-        place: &Place,
+        asked: &Asked,
         path: &str,
         accept: &str,
         what: &str,
         limit: u64,
     ) -> Result<Answer, Problem> {
-        self.retry(&place.registry, || async {
+        let place = &asked.place;
+        self.retry(&place.registry, asked.attempts, || async {
             let response = self.get(place, path, accept, 0).await?;
             let header = |name: &str| {
                 let value = response.headers().get(name)?;
@@ -149,6 +196,7 @@ impl Transport {
     pub(crate) async fn retry<T, F: Future<Output = Result<T, Failure>>>(
         &self,
         host: &str,
+        attempts: u32,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, Problem> {
         let mut made = 0;
@@ -158,8 +206,7 @@ impl Transport {
                 Err(failure) => failure,
             };
             made += 1;
-            self.pause(host, made, self.limits.attempts, failure)
-                .await?;
+            self.pause(host, made, attempts, failure).await?;
         }
     }
 
@@ -204,8 +251,9 @@ impl Transport {
     ) -> Result<Response, Failure> {
         let url = self.url(place, path)?;
         let mut authorization = {
-            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            known.get(place).cloned()
+            let mut known = self.known();
+            known.retain(|_, (_, since)| since.elapsed() < AUTHORIZATION_KEPT);
+            known.get(place).map(|(worked, _)| worked.clone())
         };
         let mut authenticated = false;
         loop {
@@ -235,8 +283,7 @@ impl Transport {
             }
             if response.status().is_success() && response.status().as_u16() != 204 {
                 if let Some(worked) = authorization.filter(|_| authenticated) {
-                    let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                    known.insert(place.clone(), worked);
+                    self.known().insert(place.clone(), (worked, Instant::now()));
                 }
                 return Ok(response);
             }
@@ -253,7 +300,12 @@ impl Transport {
     }
 
     fn url(&self, place: &Place, path: &str) -> Result<Url, Problem> {
-        let registry = match place.registry.as_str() {
+        self.api(&place.registry, &format!("{}/{path}", place.repository))
+    }
+
+    /// A URL below `/v2/`.
+    fn api(&self, registry: &str, path: &str) -> Result<Url, Problem> {
+        let registry = match registry {
             "docker.io" => "registry-1.docker.io",
             other => other,
         };
@@ -263,14 +315,40 @@ impl Transport {
             "https"
         };
         // The parts were checked when the reference was parsed; this cannot fail for those.
-        Url::parse(&format!(
-            "{scheme}://{registry}/v2/{}/{path}",
-            place.repository
-        ))
-        .map_err(|error| Problem::Malformed {
-            document: "reference",
-            reason: error.to_string(),
+        Url::parse(&format!("{scheme}://{registry}/v2/{path}")).map_err(|error| {
+            Problem::Malformed {
+                document: "reference",
+                reason: error.to_string(),
+            }
         })
+    }
+
+    /// Shows a registry a credential, as `docker login` does: at the root of its API.
+    pub(crate) async fn log_in(
+        &self,
+        registry: &str,
+        credential: &Credential,
+    ) -> Result<(), Failure> {
+        let root = Place {
+            registry: registry.to_owned(),
+            repository: String::new(),
+        };
+        let url = self.api(registry, "")?;
+        let client = self.client(registry);
+        let response = self.send(registry, client.get(url.clone())).await?;
+        let response = if response.status() == StatusCode::UNAUTHORIZED {
+            let shown = Some(credential.clone());
+            let authorization = self.answer_challenge(&root, &response, shown).await?;
+            let request = client.get(url).header(AUTHORIZATION, authorization);
+            self.send(registry, request).await?
+        } else {
+            response
+        };
+        if response.status().is_success() {
+            Ok(())
+        } else {
+            Err(self.refusal(&root, "", response).await)
+        }
     }
 
     pub(crate) async fn send(
@@ -378,6 +456,13 @@ impl Transport {
     }
 }
 
+/// Whether the next place is to be asked after a mirror had this problem.
+pub(crate) fn asks_on(mirror: &Asked, problem: &Problem) -> bool {
+    tracing::info!(mirror = mirror.place.registry, %problem, "a mirror does not help");
+    // Our own disk is the same for every registry.
+    !matches!(problem, Problem::Cache(_))
+}
+
 /// HTTP is spoken to loopback, and to hosts that were listed.
 pub(crate) fn is_plain(listed: &BTreeSet<String>, registry: &str) -> bool {
     is_loopback(registry) || listed.contains(registry)
@@ -432,6 +517,9 @@ fn request_failure(host: &str, error: reqwest::Error) -> Failure {
 
 /// `manifests/latest` of `a/b` -> `a/b:latest`; `blobs/sha256:..` -> `a/b@sha256:..`.
 fn what_of_path(place: &Place, path: &str) -> String {
+    if path.is_empty() {
+        return "API at /v2/".to_owned();
+    }
     let name = path.rsplit('/').next().unwrap_or(path);
     let joint = if name.contains(':') { '@' } else { ':' };
     format!("{}{joint}{name}", place.repository)

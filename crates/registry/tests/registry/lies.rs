@@ -3,6 +3,7 @@
 mod blobs;
 mod documents;
 mod doors;
+mod mirrors;
 
 use expect_test::Expect;
 use registry::{Credentials, RegistryError};

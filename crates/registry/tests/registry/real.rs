@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use contract::Digest;
-use registry::{Credentials, DockerConfig, Platform, Problem, Reference};
+use registry::{Credential, Credentials, DockerConfig, Platform, Problem, Reference};
 
 use crate::support::{
     Cache, Image, OCI_INDEX, OCI_MANIFEST, chain, client, descriptor, digest, fetch, noise, pinned,
@@ -335,6 +335,19 @@ async fn a_password_from_dockers_config_opens_the_door() {
         Credentials::Docker(DockerConfig::read(&path).unwrap())
     };
     resolve(with_password("YW5uOnNlY3JldA==")).await.unwrap();
+
+    let registry = client(quick(), Credentials::Anonymous);
+    for (password, right) in [("secret", true), ("wrong", false)] {
+        let credential = Credential::Basic {
+            user: "ann".to_owned(),
+            password: password.to_owned(),
+        };
+        let result = registry.log_in(&real.host, &credential).await;
+        match result {
+            Ok(()) => assert!(right),
+            Err(error) => assert!(!right && matches!(error.problem, Problem::Denied { .. })),
+        }
+    }
     let error = resolve(with_password("YW5uOndyb25n")).await.unwrap_err();
     assert!(matches!(error.problem, Problem::Denied { .. }), "{error:?}");
 }

@@ -146,8 +146,9 @@ impl Cache {
 
     /// Everything in it has the digest it is called by, and nothing half done is left.
     pub(crate) fn assert_sound(&self) {
-        for digest in self.cache.list().unwrap().keys() {
-            assert!(self.cache.verify(digest).unwrap(), "{digest} is corrupt");
+        for blob in self.cache.list().unwrap() {
+            let digest = blob.digest;
+            assert!(self.cache.verify(&digest).unwrap(), "{digest} is corrupt");
         }
         let names = |dir: &Path| std::fs::read_dir(dir).unwrap().count();
         // A thread that was given up removes its file when it gets to it.

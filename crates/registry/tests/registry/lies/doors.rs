@@ -54,7 +54,7 @@ async fn a_busy_registry_is_asked_again_and_a_dead_one_given_up() {
 }
 
 /// A fixed user for this host.
-fn user(host: &str) -> Credentials {
+pub(super) fn user(host: &str) -> Credentials {
     let credential = Credential::Basic {
         user: "ann".to_owned(),
         password: "secret".to_owned(),
@@ -185,6 +185,25 @@ async fn a_token_is_got_once_and_got_again_when_it_is_old() {
         Problem::Denied { .. }
     ));
     assert_eq!(server.asked().len(), 3);
+}
+
+#[tokio::test]
+async fn a_login_is_tried_at_the_root_and_asks_for_nothing() {
+    let image = one_layer();
+    let server = token_registry(&image, |token| token == "Bearer t0").await;
+    let registry = client(quick(), Credentials::Anonymous);
+    let credential = Credential::Basic {
+        user: "ann".to_owned(),
+        password: "secret".to_owned(),
+    };
+    let result = registry.log_in(&server.host, &credential).await;
+    // The honest part of this server has nothing at the root, and says so only to those it lets in.
+    assert!(matches!(
+        result.unwrap_err().problem,
+        Problem::NotFound { .. }
+    ));
+    let asked: Vec<_> = server.asked().into_iter().map(|a| a.path).collect();
+    assert_eq!(asked, ["/v2/", "/token?service=s", "/v2/"]);
 }
 
 #[tokio::test]
