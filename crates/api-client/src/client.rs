@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use contract::api::{
     ApiError, CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, DesiredState,
-    EnrollRequest, EnrollResponse, EnvRow, InstanceRow, LogsQuery, NodeReport, NodeRow,
-    RolloutStatus, RouteTable, ScaleRequest, SecretRow, SetSecretsRequest, StreamRequest,
-    VolumeRow, paths,
+    EnrollRequest, EnrollResponse, EnvRow, ImageRow, InstanceRow, LogsQuery, NodeReport, NodeRow,
+    PullSecret, RegistryLoginRequest, RegistryRow, RolloutStatus, RouteTable, ScaleRequest,
+    SecretRow, SetSecretsRequest, StreamRequest, VolumeRow, paths,
 };
 use contract::instance::SecretBundle;
 use contract::{EnvKey, Generation, InstanceId, ReleaseNumber, VolumeId};
@@ -164,6 +164,16 @@ impl ApiClient {
         self.poll("fetching the desired state", request, wait).await
     }
 
+    /// What to show to a registry that an instance of this node comes from; `None` when the cluster is not logged
+    /// in there.
+    pub async fn pull_secret(&self, registry: &str) -> Result<Option<PullSecret>, ClientError> {
+        let request = self
+            .get(paths::NODE_PULL_SECRET)
+            .query(&[("registry", registry)]);
+        self.poll("asking for a pull secret", request, Duration::ZERO)
+            .await
+    }
+
     /// Tells the server what the node sees and does.
     pub async fn report(&self, report: &NodeReport) -> Result<(), ClientError> {
         self.call_empty("reporting", self.post(paths::NODE_REPORT).json(report))
@@ -234,6 +244,38 @@ impl ApiClient {
     /// Every node.
     pub async fn nodes(&self) -> Result<Vec<NodeRow>, ClientError> {
         self.call("listing nodes", self.get(paths::NODES)).await
+    }
+
+    /// Every registry that the cluster is logged in to.
+    pub async fn registries(&self) -> Result<Vec<RegistryRow>, ClientError> {
+        self.call("listing registries", self.get(paths::REGISTRIES))
+            .await
+    }
+
+    /// Logs the cluster in to a registry.
+    pub async fn registry_login(
+        &self,
+        request: &RegistryLoginRequest,
+    ) -> Result<RegistryRow, ClientError> {
+        let request = self
+            .post(paths::REGISTRIES)
+            .json(request)
+            .timeout(DEPLOY_TIMEOUT);
+        self.answer("logging in to a registry", request, DEPLOY_TIMEOUT)
+            .await
+    }
+
+    /// Logs the cluster out of a registry.
+    pub async fn registry_logout(&self, registry: &str) -> Result<(), ClientError> {
+        let request = self
+            .request(Method::DELETE, paths::REGISTRIES)
+            .query(&[("registry", registry)]);
+        self.call_empty("logging out of a registry", request).await
+    }
+
+    /// The image caches of the nodes that are online.
+    pub async fn images(&self) -> Result<Vec<ImageRow>, ClientError> {
+        self.call("listing images", self.get(paths::IMAGES)).await
     }
 
     /// Every instance, or those of one env.

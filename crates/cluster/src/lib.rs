@@ -17,6 +17,7 @@
 //! - [`node`]: desired state against what it sees.
 //! - [`instance`]: the life of one instance.
 //! - [`boot`]: what its guest is told to run.
+//! - [`cache`]: what goes from its image cache.
 
 #![cfg_attr(
     test,
@@ -31,6 +32,7 @@
 
 pub mod address_plan;
 pub mod boot;
+pub mod cache;
 pub mod desired;
 pub mod enrollment;
 pub mod instance;

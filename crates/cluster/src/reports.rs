@@ -161,6 +161,7 @@ mod tests {
             hardware: contract::api::Hardware::default(),
             instances: instances.iter().map(said).collect(),
             volumes: Vec::new(),
+            images: Vec::new(),
         }
     }
 

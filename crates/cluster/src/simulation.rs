@@ -261,6 +261,7 @@ impl Sim {
                 hardware: self.world.nodes[&id].hardware.clone(),
                 instances: node.lives.values().map(|life| life.report(now)).collect(),
                 volumes: node.disks.iter().copied().collect(),
+                images: Vec::new(),
             };
             let recorded = record(&mut self.world, id, &report);
             assert_eq!(
@@ -625,6 +626,7 @@ fn a_restored_store_stops_nothing() {
         hardware: sim.world.nodes[&NodeId(1)].hardware.clone(),
         instances: node.lives.values().map(|l| l.report(sim.now)).collect(),
         volumes: Vec::new(),
+        images: Vec::new(),
     };
     let recorded = record(&mut sim.world, NodeId(1), &report);
     assert_eq!(

@@ -13,7 +13,7 @@ use crate::ids::{
     Digest, EdgeId, EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp,
     VolumeId,
 };
-use crate::instance::{ExitEvent, InstanceSpec, InstanceState, ProxyProtocol};
+use crate::instance::{ExitEvent, InstanceSpec, InstanceState, PinnedImage, ProxyProtocol};
 
 /// Paths of the API. `{app}` and so on are axum's captures.
 pub mod paths {
@@ -34,6 +34,14 @@ pub mod paths {
     pub const NODE_SECRETS: &str = "/v1/node/secrets";
     /// GET, an edge: `?after=GENERATION&wait_ms=N` -> [`super::RouteTable`], or 204.
     pub const EDGE_ROUTES: &str = "/v1/edge/routes";
+    /// GET, a node: `?registry=HOST` -> [`super::PullSecret`], or 204 when the cluster is not logged in there. For
+    /// registries that the node's instances come from only.
+    pub const NODE_PULL_SECRET: &str = "/v1/node/pull-secret";
+    /// GET, a user -> `Vec<RegistryRow>`. POST [`super::RegistryLoginRequest`] -> [`super::RegistryRow`]: logs the
+    /// cluster in. DELETE `?registry=HOST`: logs it out.
+    pub const REGISTRIES: &str = "/v1/registries";
+    /// GET, a user -> `Vec<ImageRow>`: the image caches of the nodes that are online.
+    pub const IMAGES: &str = "/v1/images";
     /// POST, a user: [`super::CreateTokenRequest`] -> [`super::CreateTokenResponse`].
     pub const TOKENS: &str = "/v1/tokens";
     /// GET, a user -> `Vec<NodeRow>`.
@@ -187,6 +195,10 @@ pub struct DesiredState {
     /// is kept, whoever knows of it.
     #[serde(default)]
     pub remove_volumes: Vec<VolumeId>,
+    /// Images whose disks are to stay in the node's cache although nothing runs them now: those of the last
+    /// releases, for a way back. Sorted.
+    #[serde(default)]
+    pub keep_images: Vec<Digest>,
 }
 
 /// What a node sees and does.
@@ -204,6 +216,98 @@ pub struct NodeReport {
     /// Every volume whose disk it has.
     #[serde(default)]
     pub volumes: Vec<VolumeId>,
+    /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`].
+    #[serde(default)]
+    pub images: Vec<CachedImage>,
+}
+
+/// Root disks in [`NodeReport::images`].
+pub const MAX_REPORTED_IMAGES: usize = 500;
+
+/// A root disk in a node's cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CachedImage {
+    /// The image it was built from, as it was last asked for.
+    pub image: PinnedImage,
+    /// What the disk takes on the host, in bytes.
+    pub size_bytes: u64,
+    /// When it was last built or looked up.
+    pub last_used: Timestamp,
+    /// Instances of the node that use it.
+    pub instances: u32,
+    /// Whether it stays, used or not, for it is one of the last releases.
+    pub kept: bool,
+}
+
+/// A root disk in a node's cache, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRow {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// The disk.
+    pub cached: CachedImage,
+}
+
+/// What to show to a registry. Its `Debug` shows no secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PullSecret {
+    /// A user's name and password, or an access token in its place.
+    Basic {
+        /// Name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// An OAuth2 refresh token.
+    IdentityToken {
+        /// The token.
+        token: String,
+    },
+}
+
+impl PullSecret {
+    /// The user's name, where it has one.
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::Basic { user, .. } => Some(user),
+            Self::IdentityToken { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PullSecret({})", self.user().unwrap_or("token"))
+    }
+}
+
+/// Logs the cluster in to a registry: the server resolves with it, and nodes pull with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryLoginRequest {
+    /// The registry, as in image references: `ghcr.io`, `docker.io`, `registry.example.com:5000`.
+    pub registry: String,
+    /// What to show there. It is tried before it is kept.
+    pub secret: PullSecret,
+}
+
+/// A registry that the cluster is logged in to, for people; the secret is never shown again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryRow {
+    /// The registry.
+    pub registry: String,
+    /// As whom; absent for a token.
+    pub user: Option<String>,
+    /// The name of the user's token that logged it in.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// The VMM driver a node uses.

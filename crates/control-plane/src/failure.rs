@@ -1,6 +1,7 @@
 //! Refusals and failures, as the API tells them.
 
 use std::error::Error;
+use std::time::Duration;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -58,6 +59,18 @@ impl ApiFailure {
         tracing::error!(%cause, "a request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_failed", cause)
             .hint("this is not the request's fault; the server's log has more")
+    }
+
+    /// 504: a registry keeps us waiting.
+    pub(crate) fn registry_too_slow(registry: &str, what: &str, waited: Duration) -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "registry_too_slow",
+            format!(
+                "{registry} did not answer for {what} within {} s",
+                waited.as_secs()
+            ),
+        )
     }
 
     /// 503: the server is about to end.

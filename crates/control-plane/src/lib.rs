@@ -8,6 +8,7 @@
 //!   world and publishes it ([`state::Published`]), which wakes every long poll.
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); only a node that an instance
 //!   is placed on gets what that instance boots with.
+//! - Registry logins are sealed in the store, and opened when a registry asks or a node has to pull ([`logins`]).
 //! - Log streams are opened by nodes when asked ([`streams`]), and piped to the user who asked.
 //!
 //! ```text
@@ -27,6 +28,7 @@ mod callers;
 mod clock;
 mod failure;
 mod limits;
+mod logins;
 mod options;
 mod planning;
 mod presence;

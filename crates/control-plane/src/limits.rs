@@ -40,6 +40,9 @@ pub(crate) const STREAM_SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// Longest tail that a reader may ask for, in lines for each instance.
 pub(crate) const MAX_TAIL: u32 = 10_000;
 
+/// Largest secret of a registry login, in bytes of its JSON; identity tokens of the large clouds have up to 5 KiB.
+pub(crate) const MAX_LOGIN_BYTES: usize = 32 << 10;
+
 /// MTU of a new cluster's overlay, in bytes (ADR 0004).
 pub(crate) const DEFAULT_MTU: u32 = 1420;
 /// Longest name of a region, in bytes.

@@ -1,5 +1,6 @@
 //! How a server is started, and why it could not be.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -20,7 +21,9 @@ pub struct ServerOptions {
     /// The URL that is written to `client.json`. Absent: made of the listen address.
     pub advertise: Option<String>,
     /// Registries, `host[:port]`, that may be spoken to without TLS. The loopback always may.
-    pub insecure_registries: Vec<String>,
+    pub insecure_registries: BTreeSet<String>,
+    /// Mirrors by the registry they stand in for ([`registry::RegistryOptions::mirrors`]).
+    pub registry_mirrors: BTreeMap<String, Vec<String>>,
     /// Told when the server answers.
     pub ready: Option<oneshot::Sender<Ready>>,
 }

@@ -18,7 +18,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use identity::ClusterCa;
-use registry::{Registry, RegistryOptions};
+use registry::{Credentials, Registry, RegistryOptions};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -36,6 +36,7 @@ use crate::failure::chain;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_LOG_READERS, SHUTDOWN_GRACE,
 };
+use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
 use crate::presence::Presence;
 use crate::secrets::Secrets;
@@ -72,9 +73,13 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let client_config = options.data_dir.join("client.json");
     birth::write_client_config(&client_config, &store, ca.certificate_pem(), &server_url).await?;
 
+    let logins = Logins::new(store.clone(), Arc::clone(&seal));
+    logins.check().await?;
     let registry = Registry::new(RegistryOptions {
-        insecure: options.insecure_registries.iter().cloned().collect(),
-        ..RegistryOptions::default()
+        insecure: options.insecure_registries,
+        mirrors: options.registry_mirrors,
+        credentials: Credentials::Source(Arc::new(logins.clone())),
+        limits: registry::Limits::default(),
     })?;
     let snapshot = store.snapshot(&BTreeSet::new()).await?;
     let presence = Presence::starting(snapshot.world.nodes.keys().copied(), Instant::now());
@@ -90,6 +95,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         secrets: Secrets::new(store.clone(), seal),
         store,
         ca,
+        logins,
         settings: record.settings,
         registry,
         presence,
@@ -98,6 +104,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         published: watch::Sender::new(Arc::new(nothing_published)),
         log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
         unknown: Mutex::default(),
+        caches: Mutex::default(),
         shutdown: shutdown.clone(),
     });
     // What edges are told first is the whole world, not an empty table.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use cluster::planner::Finding;
 use cluster::world::ClusterSettings;
-use contract::api::RouteTable;
+use contract::api::{CachedImage, RouteTable};
 use contract::{InstanceId, NodeId, VolumeId};
 use identity::ClusterCa;
 use registry::Registry;
@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::ApiFailure;
+use crate::logins::Logins;
 use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) store: Store,
     pub(crate) ca: ClusterCa,
     pub(crate) secrets: Secrets,
+    pub(crate) logins: Logins,
     pub(crate) settings: ClusterSettings,
     pub(crate) registry: Registry,
     pub(crate) presence: Presence,
@@ -50,6 +52,8 @@ pub(crate) struct Shared {
     pub(crate) log_readers: Arc<Semaphore>,
     /// What each node last reported that the store does not know, so that each is logged once.
     pub(crate) unknown: Mutex<BTreeMap<NodeId, Unknown>>,
+    /// What each node last said is in its image cache.
+    pub(crate) caches: Mutex<BTreeMap<NodeId, Vec<CachedImage>>>,
     pub(crate) shutdown: CancellationToken,
 }
 

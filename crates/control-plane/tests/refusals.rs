@@ -60,6 +60,10 @@ fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
 const USER_PATHS: &[(&str, &str)] = &[
     ("POST", paths::TOKENS),
     ("GET", paths::NODES),
+    ("GET", paths::IMAGES),
+    ("GET", paths::REGISTRIES),
+    ("POST", paths::REGISTRIES),
+    ("DELETE", paths::REGISTRIES),
     ("GET", paths::INSTANCES),
     ("GET", paths::ENVS),
     ("POST", "/v1/apps/a/envs/b"),
@@ -72,6 +76,7 @@ const NODE_PATHS: &[(&str, &str)] = &[
     ("GET", paths::NODE_DESIRED),
     ("POST", paths::NODE_REPORT),
     ("GET", paths::NODE_STREAMS),
+    ("GET", paths::NODE_PULL_SECRET),
     ("POST", "/v1/node/streams/0123456789abcdef"),
 ];
 const EDGE_PATHS: &[(&str, &str)] = &[("GET", paths::EDGE_ROUTES)];

@@ -15,13 +15,14 @@ use contract::{Generation, InstanceId, NodeId};
 use membership::{Applicant, Membership};
 use microvm::{GuestKernel, Vm};
 use node_network::{Network, NetworkSettings};
-use registry::{Registry, RegistryOptions};
+use registry::{Credentials, Registry, RegistryOptions};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::images::Images;
 use crate::instance_task::InstanceHandle;
+use crate::logins::ServerLogins;
 use crate::machine::{Clock, Machine, instances_dir};
 use crate::streams::{self, LogDirectory};
 use crate::volumes::Volumes;
@@ -35,6 +36,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// The machine is compared with what is wanted when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
+/// The image cache is brought within its budget this often.
+const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 
 fn desired_file(data_dir: &Path) -> PathBuf {
     data_dir.join("desired.json")
@@ -74,8 +77,15 @@ pub(crate) async fn run(
         mtu: membership.mtu,
     })
     .await?;
-    let registry = Registry::new(RegistryOptions::default()).map_err(NodeError::Registry)?;
-    let images = Images::open(&options.data_dir, registry).map_err(|source| NodeError::Folder {
+    let registry = Registry::new(RegistryOptions {
+        insecure: options.insecure_registries.clone(),
+        mirrors: options.registry_mirrors.clone(),
+        credentials: Credentials::Source(Arc::new(ServerLogins(client.clone()))),
+        limits: registry::Limits::default(),
+    })
+    .map_err(NodeError::Registry)?;
+    let images = Images::open(&options.data_dir, registry, options.image_cache_bytes);
+    let images = images.map_err(|source| NodeError::Folder {
         path: options.data_dir.clone(),
         source,
     })?;
@@ -123,6 +133,7 @@ pub(crate) async fn run(
     let (desired_sender, mut desired) = mpsc::channel(1);
     let (report_sender, report) = watch::channel(agent.report());
     let _tasks = [
+        spawn(tidy_images(agent.machine.clone())),
         spawn(fetch_desired(client.clone(), generation, desired_sender)),
         spawn(send_reports(client.clone(), report)),
         spawn(streams::serve(client, logs)),
@@ -247,6 +258,7 @@ impl Agent {
             // Without it a restarted agent would ask again: it may go on.
             tracing::warn!(error = chain(&error), "cannot keep the desired state");
         }
+        self.machine.images.keep(desired.keep_images.clone());
         self.desired = Some(desired);
         for action in actions {
             self.act(action);
@@ -354,6 +366,7 @@ impl Agent {
                 .map(|handle| handle.sight().report)
                 .collect(),
             volumes: self.machine.volumes.list(),
+            images: self.machine.images.listed(),
         }
     }
 }
@@ -392,6 +405,15 @@ async fn fetch_desired(
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
+    }
+}
+
+/// Keeps the image cache within its budget.
+async fn tidy_images(machine: Arc<Machine>) {
+    let mut timer = tokio::time::interval(TIDY_INTERVAL);
+    loop {
+        timer.tick().await;
+        machine.images.tidy().await;
     }
 }
 

@@ -1,7 +1,13 @@
 //! From a pinned image to a root disk on this node and the image's config, once for all instances.
 //!
-//! The config is kept beside the disk, so an image that was prepared once starts again without its
-//! registry.
+//! The image's name and config are kept beside the disk, so an image that was prepared once starts again
+//! without its registry. Layers stay, too, for the images that share them and for a disk that rots; layers and
+//! disks together stay within a budget ([`cache`]). Where the host's disk is full, everything that nobody needs
+//! goes, and the preparation is tried once more.
+
+mod cache;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,8 +19,12 @@ use contract::image::ImageConfig;
 use contract::instance::PinnedImage;
 use registry::{BlobCache, FetchProgress, FetchedImage, Registry, RegistryError};
 use root_disk::{CachedDisk, DiskCache, DiskError, Layer};
+use serde::{Deserialize, Serialize};
 use state_file::StateFileError;
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, RwLock};
+
+pub(crate) use self::cache::ImageUse;
+use self::cache::Needs;
 
 /// Every image of this node.
 #[derive(Debug)]
@@ -22,9 +32,23 @@ pub(crate) struct Images {
     registry: Registry,
     blobs: BlobCache,
     disks: Arc<DiskCache>,
-    configs: PathBuf,
+    records: PathBuf,
+    /// What the layers and the disks may take together, in bytes.
+    budget_bytes: u64,
     /// One image is prepared by one task at a time; the others wait for it.
     preparing: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
+    /// Held for reading while an image is prepared, and for writing while something is removed: its layers must
+    /// not vanish between their fetch and the disk.
+    removing: RwLock<()>,
+    needs: Arc<Mutex<Needs>>,
+}
+
+/// What is kept of an image beside its disk.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImageRecord {
+    image: PinnedImage,
+    config: ImageConfig,
 }
 
 /// An image that can be booted.
@@ -51,8 +75,8 @@ pub(crate) enum PrepareError {
         #[source]
         source: Box<DiskError>,
     },
-    #[error("cannot keep the config of {image}")]
-    Config {
+    #[error("cannot keep the record of {image}")]
+    Record {
         image: PinnedImage,
         #[source]
         source: StateFileError,
@@ -65,26 +89,44 @@ impl PrepareError {
         match self {
             Self::Fetch { source, .. } => source.problem.is_transient(),
             Self::Disk { source, .. } => source.is_transient(),
-            Self::Config { .. } => true,
+            Self::Record { .. } => true,
+        }
+    }
+
+    /// Whether it failed because the host's disk is full.
+    fn is_storage_full(&self) -> bool {
+        match self {
+            Self::Fetch { source, .. } => source.problem.is_storage_full(),
+            Self::Disk { source, .. } => matches!(**source, DiskError::NoSpace { .. }),
+            Self::Record { source, .. } => matches!(
+                source,
+                StateFileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull
+            ),
         }
     }
 }
 
 impl Images {
-    /// Keeps images in `dir`.
+    /// Keeps images in `dir`, and removes layers and disks that nobody needs where they take more than
+    /// `budget_bytes`.
     ///
     /// # Errors
     /// The folders cannot be made.
-    pub(crate) fn open(dir: &Path, registry: Registry) -> io::Result<Self> {
-        let configs = dir.join("configs");
-        std::fs::create_dir_all(&configs)?;
-        Ok(Self {
+    pub(crate) fn open(dir: &Path, registry: Registry, budget_bytes: u64) -> io::Result<Self> {
+        let records = dir.join("images");
+        std::fs::create_dir_all(&records)?;
+        let images = Self {
             registry,
             blobs: BlobCache::open(dir.join("blobs")).map_err(io::Error::other)?,
             disks: Arc::new(DiskCache::open(&dir.join("disks")).map_err(io::Error::other)?),
-            configs,
+            records,
+            budget_bytes,
             preparing: Mutex::default(),
-        })
+            removing: RwLock::default(),
+            needs: Arc::default(),
+        };
+        images.look_again();
+        Ok(images)
     }
 
     /// Finds or makes the root disk; `progress` hears what is being done, for people.
@@ -109,6 +151,25 @@ impl Images {
             progress("waiting for another instance that prepares the same image".to_owned());
         }
         let _turn = gate.lock().await;
+        let prepared = match self.prepare_alone(image, progress).await {
+            Err(error) if error.is_storage_full() => {
+                progress("the disk is full: removing images that nobody needs".to_owned());
+                tracing::warn!(%image, "the disk is full; removing every image that nobody needs");
+                self.remove_over(0).await;
+                self.prepare_alone(image, progress).await
+            }
+            prepared => prepared,
+        };
+        self.look_again();
+        prepared
+    }
+
+    async fn prepare_alone(
+        &self,
+        image: &PinnedImage,
+        progress: &(dyn Fn(String) + Send + Sync),
+    ) -> Result<PreparedImage, PrepareError> {
+        let _stays = self.removing.read().await;
         if let Some(prepared) = self.lookup(image).await? {
             return Ok(prepared);
         }
@@ -126,7 +187,7 @@ impl Images {
             image: image.clone(),
             source: Box::new(source),
         })?;
-        self.keep_config(image, &fetched.config)?;
+        self.keep_record(image, &fetched.config)?;
         Ok(PreparedImage {
             disk: disk.path,
             config: fetched.config,
@@ -190,8 +251,7 @@ impl Images {
     }
 
     async fn lookup(&self, image: &PinnedImage) -> Result<Option<PreparedImage>, PrepareError> {
-        // A config that cannot be read (an older agent wrote it) is fetched again.
-        let Ok(Some(config)) = state_file::read(&self.config_path(&image.digest)) else {
+        let Some(record) = self.record(&image.digest) else {
             return Ok(None);
         };
         let disks = self.disks.clone();
@@ -204,21 +264,30 @@ impl Images {
             })?;
         Ok(disk.map(|disk| PreparedImage {
             disk: disk.path,
-            config,
+            config: record.config,
         }))
     }
 
-    fn keep_config(&self, image: &PinnedImage, config: &ImageConfig) -> Result<(), PrepareError> {
-        state_file::write(&self.config_path(&image.digest), config).map_err(|source| {
-            PrepareError::Config {
+    fn keep_record(&self, image: &PinnedImage, config: &ImageConfig) -> Result<(), PrepareError> {
+        let record = ImageRecord {
+            image: image.clone(),
+            config: config.clone(),
+        };
+        state_file::write(&self.record_path(&image.digest), &record).map_err(|source| {
+            PrepareError::Record {
                 image: image.clone(),
                 source,
             }
         })
     }
 
-    fn config_path(&self, digest: &Digest) -> PathBuf {
-        self.configs.join(format!("{}.json", digest.hex()))
+    /// What is kept beside a disk. One that cannot be read (an older agent wrote it) is as good as none.
+    fn record(&self, digest: &Digest) -> Option<ImageRecord> {
+        state_file::read(&self.record_path(digest)).ok().flatten()
+    }
+
+    fn record_path(&self, digest: &Digest) -> PathBuf {
+        self.records.join(format!("{}.json", digest.hex()))
     }
 }
 

@@ -26,7 +26,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_link::{GuestEvent, GuestLink};
-use crate::images::PreparedImage;
+use crate::images::{ImageUse, PreparedImage};
 use crate::logs::InstanceLog;
 use crate::machine::Machine;
 use crate::probes::probe;
@@ -69,6 +69,8 @@ pub(crate) struct InstanceHandle {
     address: Ipv6Addr,
     volumes: Vec<VolumeId>,
     _task: AbortOnDropHandle<()>,
+    /// Its root disk stays in the cache for as long as there is a handle.
+    _image: ImageUse,
 }
 
 impl InstanceHandle {
@@ -100,6 +102,7 @@ impl InstanceHandle {
         let id = record.spec.id;
         let address = record.spec.address;
         let volumes = record.spec.volumes.iter().map(|v| v.id).collect();
+        let image = machine.images.used_by_instance(&record.spec.image.digest);
         let dir = machine.instance_dir(id);
         std::fs::create_dir_all(&dir)?;
         let log = Arc::new(InstanceLog::open(&dir.join(LOG))?);
@@ -143,6 +146,7 @@ impl InstanceHandle {
             address,
             volumes,
             _task: task,
+            _image: image,
         })
     }
 

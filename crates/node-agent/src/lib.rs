@@ -6,7 +6,7 @@
 //! ```text
 //! agent ── long poll, reports ── server         one per node: takes up desired states
 //!   └ instance_task   one per instance: its life cycle, its events and effects
-//!       ├ images      registry -> blobs -> root disk, shared by digest
+//!       ├ images      registry -> blobs -> root disk, shared by digest, within a budget
 //!       ├ machine     tap, rules, VMM, folders
 //!       ├ secrets     fetched to boot with, in memory only
 //!       ├ volumes     disks that outlive instances
@@ -24,6 +24,7 @@ mod guest_link;
 mod hardware;
 mod images;
 mod instance_task;
+mod logins;
 mod logs;
 mod machine;
 mod probes;
@@ -31,6 +32,7 @@ mod secrets;
 mod streams;
 mod volumes;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt::Write as _;
 use std::io;
@@ -57,7 +59,17 @@ pub struct NodeOptions {
     pub guest_dir: PathBuf,
     /// Memory that instances may use, in bytes; absent: most of the machine's.
     pub memory_bytes: Option<u64>,
+    /// What cached layers and root disks may take together, in bytes. What instances run from and the last
+    /// releases stay also where they take more.
+    pub image_cache_bytes: u64,
+    /// Registries, `host[:port]`, that may be spoken to without TLS. The loopback always may.
+    pub insecure_registries: BTreeSet<String>,
+    /// Mirrors by the registry they stand in for ([`registry::RegistryOptions::mirrors`]).
+    pub registry_mirrors: BTreeMap<String, Vec<String>>,
 }
+
+/// [`NodeOptions::image_cache_bytes`] where nobody says otherwise: 20 GiB.
+pub const DEFAULT_IMAGE_CACHE_BYTES: u64 = 20 << 30;
 
 /// Where a node that is to be taken down keeps its things.
 #[derive(Debug, Clone)]

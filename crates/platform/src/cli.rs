@@ -5,8 +5,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    deploy, destroy, dev, edge, envs, fmt, logs, node, nodes, normalize, ps, scale, schema,
-    secrets, server, tokens, validate, volumes,
+    deploy, destroy, dev, edge, envs, fmt, image, images, logs, node, nodes, normalize, ps,
+    registries, scale, schema, secrets, server, tokens, validate, volumes,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -49,7 +49,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// Every command, in the order of `--help`: an app's day, its manifest, then the cluster.
+/// Every command, in the order of `--help`: an app's day, its manifest and image, then the cluster.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Deploy(deploy::Arguments),
@@ -65,7 +65,11 @@ pub(crate) enum Command {
     Fmt(fmt::Arguments),
     Normalize(normalize::Arguments),
     Schema(schema::Arguments),
+    #[command(subcommand)]
+    Image(image::Command),
     Nodes(nodes::Arguments),
+    Images(images::Arguments),
+    Registries(registries::Arguments),
     #[command(subcommand)]
     Tokens(tokens::Command),
     Server(server::Arguments),

@@ -6,12 +6,15 @@ pub(crate) mod dev;
 pub(crate) mod edge;
 pub(crate) mod envs;
 pub(crate) mod fmt;
+pub(crate) mod image;
+pub(crate) mod images;
 pub(crate) mod logs;
 pub(crate) mod manifest_file;
 pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod normalize;
 pub(crate) mod ps;
+pub(crate) mod registries;
 pub(crate) mod scale;
 pub(crate) mod schema;
 pub(crate) mod secrets;
@@ -42,6 +45,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Fmt(arguments) => fmt::run(&arguments),
         Command::Normalize(arguments) => normalize::run(&arguments),
         Command::Schema(_) => schema::run(),
+        Command::Image(command) => asynchronous(image::run(command)),
+        Command::Images(arguments) => asynchronous(images::run(arguments)),
+        Command::Registries(arguments) => asynchronous(registries::run(arguments)),
         Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
         Command::Tokens(command) => asynchronous(tokens::run(command)),
         Command::Server(arguments) => asynchronous(server::run(arguments)),

@@ -10,6 +10,7 @@ use control_plane::ServerError;
 use edge_proxy::EdgeError;
 use membership::JoinError;
 use node_agent::NodeError;
+use registry::RegistryError;
 
 /// The user's input or the cluster says no.
 const NO: u8 = 1;
@@ -117,6 +118,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
                     .and_then(ServerError::hint)
             })
             .or_else(|| link.downcast_ref::<NodeError>().and_then(hint_of_node))
+            .or_else(|| {
+                let error = link.downcast_ref::<RegistryError>();
+                error.and_then(|error| error.problem.hint())
+            })
     })
 }
 

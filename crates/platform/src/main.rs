@@ -2,7 +2,7 @@
 //!
 //! This file only starts the command; each command is a module of [`commands`], what they share is
 //! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON),
-//! [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
+//! [`registry_access`] (registries and logins), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
 //! Exit status: 0 done, 1 the user's input or the cluster says no, 2 usage.
 
 mod cli;
@@ -11,6 +11,7 @@ mod connection;
 mod failure;
 mod logging;
 mod output;
+mod registry_access;
 mod rollout;
 mod units;
 

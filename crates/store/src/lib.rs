@@ -16,6 +16,7 @@ mod change;
 mod enroll;
 mod error;
 mod load;
+mod logins;
 mod open;
 mod report;
 mod routes;

@@ -26,6 +26,11 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../migrations/0001_first.sql")),
     (2, "volumes", include_str!("../migrations/0002_volumes.sql")),
     (3, "secrets", include_str!("../migrations/0003_secrets.sql")),
+    (
+        4,
+        "registry logins",
+        include_str!("../migrations/0004_registry_logins.sql"),
+    ),
 ];
 
 /// The control plane's state. Cheap to clone; clones share their connections.

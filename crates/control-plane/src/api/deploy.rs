@@ -269,21 +269,24 @@ async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFai
     let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, resolving)
         .await
         .map_err(|_| {
-            ApiFailure::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "registry_too_slow",
-                format!(
-                    "{} did not answer for {reference} within {} s",
-                    reference.registry(),
-                    RESOLVE_TIMEOUT.as_secs()
+            let what = reference.to_string();
+            ApiFailure::registry_too_slow(reference.registry(), &what, RESOLVE_TIMEOUT)
+        })?
+        .map_err(|error| {
+            let registry = reference.registry();
+            registry_failed(
+                &error,
+                &format!(
+                    "`platform registries login {registry}` lets the cluster in; or deploy with \
+                     --with-registry-auth"
                 ),
             )
-        })?
-        .map_err(|error| not_resolved(&error))?;
+        })?;
     Ok((reference, resolved))
 }
 
-fn not_resolved(error: &RegistryError) -> ApiFailure {
+/// What a registry's failure means for the caller; `denied` is what to do where it wants another login.
+pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure {
     let (status, code) = match &error.problem {
         Problem::NotFound { .. } => (StatusCode::NOT_FOUND, "image_not_found"),
         Problem::Denied { .. } | Problem::Credentials { .. } => {
@@ -297,8 +300,9 @@ fn not_resolved(error: &RegistryError) -> ApiFailure {
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };
     let failure = ApiFailure::new(status, code, chain(error));
-    match error.problem.hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
+    match (&error.problem, error.problem.hint()) {
+        (Problem::Denied { .. }, _) => failure.hint(denied),
+        (_, Some(hint)) => failure.hint(hint),
+        (_, None) => failure,
     }
 }

@@ -4,8 +4,10 @@ mod deploy;
 mod edges;
 mod enrolling;
 mod envs;
+mod images;
 mod logs;
 mod nodes;
+mod registries;
 mod secrets;
 mod volumes;
 
@@ -39,7 +41,15 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::NODE_REPORT, post(nodes::report))
         .route(paths::NODE_STREAMS, get(nodes::streams))
         .route(paths::NODE_SECRETS, get(secrets::for_node))
+        .route(paths::NODE_PULL_SECRET, get(registries::for_node))
         .route(paths::EDGE_ROUTES, get(edges::routes))
+        .route(
+            paths::REGISTRIES,
+            get(registries::list)
+                .post(registries::log_in)
+                .delete(registries::log_out),
+        )
+        .route(paths::IMAGES, get(images::images))
         .route(paths::NODES, get(envs::nodes))
         .route(paths::INSTANCES, get(envs::instances))
         .route(paths::VOLUMES, get(volumes::volumes))

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use cluster::desired::desired_state;
 use contract::NodeId;
-use contract::api::{NodeReport, StreamRequest};
+use contract::api::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRequest};
 use http::StatusCode;
 
 use super::{Body, Params, Poll, granted};
@@ -54,10 +54,18 @@ pub(crate) async fn report(
         volumes: effect.unknown_volumes,
     };
     log_unknown(&app, node, unknown);
+    keep_cache(&app, node, report.images);
     if effect.changed || came_back {
         app.wake.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Keeps what the node says is in its image cache, until it says it again.
+fn keep_cache(app: &Shared, node: NodeId, mut images: Vec<CachedImage>) {
+    images.truncate(MAX_REPORTED_IMAGES);
+    let mut caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
+    caches.insert(node, images);
 }
 
 /// Says once which instances and volumes a node has that this store does not know there: it was

@@ -3,6 +3,7 @@
 
 pub(crate) mod registry;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,7 +55,8 @@ pub(crate) fn options(folder: &Path) -> ServerOptions {
         data_dir: folder.to_owned(),
         names: vec!["cp.example.com".to_owned()],
         advertise: None,
-        insecure_registries: Vec::new(),
+        insecure_registries: BTreeSet::new(),
+        registry_mirrors: BTreeMap::new(),
         ready: None,
     }
 }
@@ -190,6 +192,7 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
         hardware: hardware(),
         instances,
         volumes: Vec::new(),
+        images: Vec::new(),
     }
 }
 

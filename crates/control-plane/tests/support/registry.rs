@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use contract::Digest;
-use reqwest::Client;
+use reqwest::{Client, Method, RequestBuilder};
 use sha2::{Digest as _, Sha256};
 
 use super::eventually;
@@ -15,6 +15,7 @@ pub(crate) struct Registry {
     child: Child,
     _folder: tempfile::TempDir,
     http: Client,
+    user: bool,
     pub(crate) host: String,
 }
 
@@ -31,18 +32,34 @@ pub(crate) fn digest(bytes: &[u8]) -> Digest {
 
 impl Registry {
     pub(crate) async fn start() -> Self {
+        Self::start_for(false).await
+    }
+
+    /// With `user`, only `ann` with the password `secret` may come in.
+    pub(crate) async fn start_for(user: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
+        let htpasswd = folder.path().join("htpasswd");
+        let hash = "ann:$2y$05$Ff4JtMgE.c9jhcQOAERigeEvqsdkzVnjJJ6LLq01I3U.nQKfy5Xm6\n";
+        std::fs::write(&htpasswd, hash).unwrap();
+        let auth = if user {
+            format!(
+                "auth: {{htpasswd: {{realm: test, path: {}}}}}\n",
+                htpasswd.display()
+            )
+        } else {
+            String::new()
+        };
         let config = folder.path().join("config.yml");
         let text = format!(
             "version: 0.1\n\
              log: {{level: error}}\n\
              storage: {{filesystem: {{rootdirectory: {}}}}}\n\
-             http: {{addr: '127.0.0.1:{port}'}}\n",
+             http: {{addr: '127.0.0.1:{port}'}}\n{auth}",
             folder.path().join("data").display()
         );
         std::fs::write(&config, text).unwrap();
@@ -58,6 +75,7 @@ impl Registry {
             child,
             _folder: folder,
             http: Client::builder().no_proxy().build().unwrap(),
+            user,
             host: format!("127.0.0.1:{port}"),
         };
         let url = registry.url("");
@@ -70,6 +88,15 @@ impl Registry {
 
     fn url(&self, path: &str) -> String {
         format!("http://{}/v2/{path}", self.host)
+    }
+
+    fn request(&self, method: Method, url: String) -> RequestBuilder {
+        let request = self.http.request(method, url);
+        if self.user {
+            request.basic_auth("ann", Some("secret"))
+        } else {
+            request
+        }
     }
 
     /// Pushes an image that has one empty layer, for this architecture; `label` makes its digest.
@@ -88,22 +115,26 @@ impl Registry {
             digest(&layer),
             layer.len()
         );
-        self.http
-            .put(self.url(&format!("{repository}/manifests/latest")))
-            .header("content-type", "application/vnd.oci.image.manifest.v1+json")
-            .body(manifest.clone())
-            .send()
-            .await
-            .unwrap()
-            .error_for_status()
-            .unwrap();
+        self.request(
+            Method::PUT,
+            self.url(&format!("{repository}/manifests/latest")),
+        )
+        .header("content-type", "application/vnd.oci.image.manifest.v1+json")
+        .body(manifest.clone())
+        .send()
+        .await
+        .unwrap()
+        .error_for_status()
+        .unwrap();
         digest(manifest.as_bytes())
     }
 
     async fn push_blob(&self, repository: &str, blob: &[u8]) {
         let begun = self
-            .http
-            .post(self.url(&format!("{repository}/blobs/uploads/")))
+            .request(
+                Method::POST,
+                self.url(&format!("{repository}/blobs/uploads/")),
+            )
             .send()
             .await
             .unwrap()
@@ -114,8 +145,7 @@ impl Registry {
         let mut url = url.join(location).unwrap();
         url.query_pairs_mut()
             .append_pair("digest", &digest(blob).to_string());
-        self.http
-            .put(url)
+        self.request(Method::PUT, url.to_string())
             .body(blob.to_vec())
             .send()
             .await

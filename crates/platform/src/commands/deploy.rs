@@ -7,12 +7,16 @@ use anstyle::{AnsiColor, Style};
 use api_client::ApiClient;
 use clap::Args;
 use contract::EnvKey;
-use contract::api::{DeployRequest, DeployResponse, RolloutPhase, RolloutStatus};
+use contract::api::{
+    DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus,
+};
+use registry::Reference;
 
 use crate::commands::{manifest_file, ps};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, note, one_line};
+use crate::registry_access::dockers_login;
 use crate::rollout;
 use crate::units::parse_duration;
 
@@ -39,6 +43,9 @@ pub(crate) struct Arguments {
     /// The image, by digest or by tag; else the one that the manifest names
     #[arg(long, value_name = "REF")]
     image: Option<String>,
+    /// First log the cluster in to the image's registry with what `docker login` left here
+    #[arg(long)]
+    with_registry_auth: bool,
     /// Return as soon as the release is recorded
     #[arg(long)]
     no_wait: bool,
@@ -77,6 +84,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         env: arguments.which.env_or_default()?,
     };
     let client = arguments.cluster.connect()?;
+    if arguments.with_registry_auth {
+        let registry = image.parse::<Reference>()?.registry().to_owned();
+        let secret = dockers_login(&registry).await?;
+        client
+            .registry_login(&RegistryLoginRequest { registry, secret })
+            .await?;
+    }
     let request = DeployRequest {
         manifest: valid.text,
         image,

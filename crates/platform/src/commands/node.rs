@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use node_agent::{DownOptions, NodeOptions};
+use node_agent::{DEFAULT_IMAGE_CACHE_BYTES, DownOptions, NodeOptions};
 
 use crate::failure::Failure;
 use crate::logging::LogArguments;
 use crate::output::note;
+use crate::registry_access::RegistryArguments;
 use crate::units::parse_size;
 
 pub(crate) const DATA_DIR: &str = "/var/lib/platform/node";
@@ -55,6 +56,12 @@ struct RunArguments {
     /// Memory that instances may use, such as 6GiB [default: most of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
+    /// Disk that cached images may take, such as 50GiB [default: 20GiB]. What instances run from
+    /// and the last releases stay also where they take more
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    image_cache: Option<u64>,
+    #[command(flatten)]
+    registries: RegistryArguments,
     /// Folder with the guest's kernel and initramfs [default: `guest` beside the folder of this
     /// program, else /usr/lib/platform/guest]
     #[arg(long, value_name = "FOLDER")]
@@ -102,6 +109,9 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
         region: arguments.region,
         guest_dir: arguments.guest.unwrap_or_else(default_guest),
         memory_bytes: arguments.memory,
+        image_cache_bytes: arguments.image_cache.unwrap_or(DEFAULT_IMAGE_CACHE_BYTES),
+        insecure_registries: arguments.registries.insecure(),
+        registry_mirrors: arguments.registries.mirrors(),
     };
     let shutdown = super::until_asked_to_stop()?;
     Ok(node_agent::run(options, shutdown).await?)

@@ -8,6 +8,7 @@ use control_plane::ServerOptions;
 
 use crate::failure::Failure;
 use crate::logging::LogArguments;
+use crate::registry_access::RegistryArguments;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,9 +41,8 @@ pub(crate) struct Arguments {
     /// The URL that `client.json` names [default: made of the listen address]
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
-    /// A registry (`host:port`) to which plain HTTP may be spoken; repeatable. Loopback always may
-    #[arg(long = "insecure-registry", value_name = "HOST")]
-    insecure_registries: Vec<String>,
+    #[command(flatten)]
+    registries: RegistryArguments,
     #[command(flatten)]
     log: LogArguments,
 }
@@ -56,7 +56,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         data_dir: arguments.data_dir,
         names: arguments.names,
         advertise: arguments.advertise,
-        insecure_registries: arguments.insecure_registries,
+        insecure_registries: arguments.registries.insecure(),
+        registry_mirrors: arguments.registries.mirrors(),
         ready: None,
     };
     Ok(control_plane::run(options, shutdown).await?)

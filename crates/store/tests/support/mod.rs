@@ -153,6 +153,7 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
         hardware: hardware(),
         instances,
         volumes: Vec::new(),
+        images: Vec::new(),
     }
 }
 

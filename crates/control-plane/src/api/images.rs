@@ -1,0 +1,36 @@
+//! What the nodes hold in their image caches.
+
+use std::sync::PoisonError;
+
+use axum::Json;
+use axum::extract::State;
+use contract::api::ImageRow;
+
+use crate::callers::User;
+use crate::failure::ApiFailure;
+use crate::state::App;
+
+/// Every cached root disk of the nodes that are online, by node, those last used first. A cache is its node's
+/// own affair: it is in no store, and is known as far as nodes reported it to this server.
+pub(crate) async fn images(
+    State(app): State<App>,
+    _user: User,
+) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
+    let world = app.snapshot().await?.world;
+    let online = app.online();
+    let caches = {
+        let caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        caches.clone()
+    };
+    let caches = caches.into_iter().filter(|(node, _)| online.contains(node));
+    let rows = caches.flat_map(|(node, images)| {
+        let name = world.nodes.get(&node).map(|node| node.name.clone());
+        let node_name = name.unwrap_or_else(|| node.to_string());
+        images.into_iter().map(move |cached| ImageRow {
+            node,
+            node_name: node_name.clone(),
+            cached,
+        })
+    });
+    Ok(Json(rows.collect()))
+}

@@ -1,0 +1,212 @@
+//! What of the images stays on this node: who needs which disk, and what goes when they take too much.
+//!
+//! `cluster::cache` decides; an image is kept while an instance of this node has it ([`ImageUse`]), and while the
+//! control plane names it among the last releases.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cluster::cache::{Held, surplus};
+use contract::api::{CachedImage, MAX_REPORTED_IMAGES};
+use contract::instance::PinnedImage;
+use contract::{Digest, Timestamp};
+
+use super::{Images, blocking};
+use crate::chain;
+
+/// Who needs which disk, and which there are.
+#[derive(Debug, Default)]
+pub(super) struct Needs {
+    /// Instances by the image they have.
+    instances: BTreeMap<Digest, u32>,
+    /// Images of the last releases.
+    last_releases: BTreeSet<Digest>,
+    /// The disks, as they were last looked at.
+    disks: Vec<Seen>,
+}
+
+/// A disk of the cache.
+#[derive(Debug, Clone)]
+struct Seen {
+    image: PinnedImage,
+    size_bytes: u64,
+    last_used: Timestamp,
+}
+
+impl Needs {
+    fn need(&self, digest: &Digest) -> bool {
+        self.instances.contains_key(digest) || self.last_releases.contains(digest)
+    }
+}
+
+/// An instance has an image: its disk stays until this is dropped.
+#[derive(Debug)]
+pub(crate) struct ImageUse {
+    digest: Digest,
+    needs: Arc<Mutex<Needs>>,
+}
+
+impl Drop for ImageUse {
+    fn drop(&mut self) {
+        let mut needs = lock(&self.needs);
+        if let Some(instances) = needs.instances.get_mut(&self.digest) {
+            *instances -= 1;
+            if *instances == 0 {
+                needs.instances.remove(&self.digest);
+            }
+        }
+    }
+}
+
+/// A disk or a layer.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Item {
+    Disk(Digest),
+    Blob(Digest),
+}
+
+impl Images {
+    /// Says that an instance has an image, from before it is prepared until the instance is forgotten.
+    pub(crate) fn used_by_instance(&self, digest: &Digest) -> ImageUse {
+        *lock(&self.needs)
+            .instances
+            .entry(digest.clone())
+            .or_default() += 1;
+        ImageUse {
+            digest: digest.clone(),
+            needs: self.needs.clone(),
+        }
+    }
+
+    /// The images of the last releases, that stay although nothing runs them.
+    pub(crate) fn keep(&self, last_releases: impl IntoIterator<Item = Digest>) {
+        lock(&self.needs).last_releases = last_releases.into_iter().collect();
+    }
+
+    /// The disks there are, for the control plane: those last used first.
+    pub(crate) fn listed(&self) -> Vec<CachedImage> {
+        let needs = lock(&self.needs);
+        let disks = needs.disks.iter().take(MAX_REPORTED_IMAGES);
+        disks
+            .map(|seen| CachedImage {
+                image: seen.image.clone(),
+                size_bytes: seen.size_bytes,
+                last_used: seen.last_used,
+                instances: needs
+                    .instances
+                    .get(&seen.image.digest)
+                    .copied()
+                    .unwrap_or(0),
+                kept: needs.last_releases.contains(&seen.image.digest),
+            })
+            .collect()
+    }
+
+    /// Brings the cache within its budget, unless an image is being prepared: then it is done afterwards.
+    pub(crate) async fn tidy(&self) {
+        if self.removing.try_write().is_ok() {
+            self.remove_over(self.budget_bytes).await;
+        }
+    }
+
+    /// Removes what nobody needs, the longest unused first, until `budget_bytes` are enough. What cannot be
+    /// removed is logged and stays.
+    pub(super) async fn remove_over(&self, budget_bytes: u64) {
+        let _alone = self.removing.write().await;
+        let (blobs, disks, needs) = (self.blobs.clone(), self.disks.clone(), self.needs.clone());
+        let records = self.records.clone();
+        let removed = blocking(move || {
+            let held = held(&blobs, &disks, &lock(&needs))?;
+            let mut freed = 0;
+            for item in surplus(&held, budget_bytes) {
+                match &item {
+                    Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
+                    Item::Disk(digest) => {
+                        // Looked at again and held until it is gone: an instance may have begun meanwhile.
+                        let needs = lock(&needs);
+                        if needs.need(digest) {
+                            continue;
+                        }
+                        disks.remove(digest).map_err(|e| chain(&e))?;
+                        // Without its disk it says nothing.
+                        let _ =
+                            std::fs::remove_file(records.join(format!("{}.json", digest.hex())));
+                    }
+                }
+                let bytes = held.iter().find(|held| held.key == item);
+                freed += bytes.map_or(0, |held| held.bytes);
+            }
+            let rest = held.iter().map(|held| held.bytes).sum::<u64>() - freed;
+            Ok::<_, String>((freed, rest))
+        })
+        .await;
+        match removed {
+            Ok((0, _)) => {}
+            Ok((freed, rest)) => {
+                tracing::info!(
+                    freed_bytes = freed,
+                    rest_bytes = rest,
+                    "removed unused images"
+                );
+                self.look_again();
+            }
+            Err(cause) => tracing::warn!(cause, "cannot remove unused images"),
+        }
+    }
+
+    /// Looks which disks there are.
+    pub(super) fn look_again(&self) {
+        let listed = match self.disks.list() {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(cause = chain(&error), "cannot list the disks");
+                return;
+            }
+        };
+        let mut seen: Vec<Seen> = listed
+            .into_iter()
+            .filter_map(|disk| {
+                Some(Seen {
+                    image: self.record(&disk.digest)?.image,
+                    size_bytes: disk.allocated_bytes,
+                    last_used: Timestamp(millis(disk.last_used)),
+                })
+            })
+            .collect();
+        seen.sort_by(|a, b| (b.last_used, &a.image).cmp(&(a.last_used, &b.image)));
+        lock(&self.needs).disks = seen;
+    }
+}
+
+/// Every layer and disk.
+fn held(
+    blobs: &registry::BlobCache,
+    disks: &root_disk::DiskCache,
+    needs: &Needs,
+) -> Result<Vec<Held<Item>>, String> {
+    let disks = disks.list().map_err(|e| chain(&e))?.into_iter();
+    let disks = disks.map(|disk| Held {
+        bytes: disk.allocated_bytes,
+        last_used: millis(disk.last_used),
+        kept: needs.need(&disk.digest),
+        key: Item::Disk(disk.digest),
+    });
+    let blobs = blobs.list().map_err(|e| chain(&e))?.into_iter();
+    let blobs = blobs.map(|blob| Held {
+        bytes: blob.size,
+        last_used: millis(blob.last_used),
+        kept: false,
+        key: Item::Blob(blob.digest),
+    });
+    Ok(disks.chain(blobs).collect())
+}
+
+fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn lock(needs: &Mutex<Needs>) -> MutexGuard<'_, Needs> {
+    needs.lock().unwrap_or_else(PoisonError::into_inner)
+}

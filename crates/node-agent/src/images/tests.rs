@@ -1,0 +1,273 @@
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use registry::RegistryOptions;
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+
+/// A registry of a few images in memory, on a loopback port, for as long as the process lives.
+struct Served {
+    host: String,
+    asked: Arc<AtomicUsize>,
+    images: Vec<PinnedImage>,
+}
+
+fn digest(bytes: &[u8]) -> Digest {
+    Digest::from_sha256(&Sha256::digest(bytes).into())
+}
+
+/// A tar with one file of so many bytes that gzip would not shrink.
+fn layer(seed: u8, length: usize) -> Vec<u8> {
+    let mut state = u64::from(seed) + 1;
+    let content: Vec<u8> = (0..length)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .collect();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(length as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, "file", &content[..]).unwrap();
+    tar.into_inner().unwrap()
+}
+
+impl Served {
+    /// Images of one layer each, of so many bytes.
+    fn start(count: u8, layer_bytes: usize) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let mut content = HashMap::new();
+        let mut images = Vec::new();
+        for seed in 0..count {
+            let layer = layer(seed, layer_bytes);
+            let config = format!(
+                r#"{{"os":"linux","architecture":"amd64","config":{{"Cmd":["/{seed}"]}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+                digest(&layer)
+            );
+            let described = |kind: &str, bytes: &[u8]| {
+                let (digest, size) = (digest(bytes), bytes.len());
+                format!(
+                    r#"{{"mediaType":"application/vnd.oci.image.{kind}","digest":"{digest}","size":{size}}}"#
+                )
+            };
+            let manifest = format!(
+                r#"{{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{},"layers":[{}]}}"#,
+                described("config.v1+json", config.as_bytes()),
+                described("layer.v1.tar", &layer)
+            );
+            images.push(PinnedImage {
+                registry: host.clone(),
+                repository: "test/app".to_owned(),
+                digest: digest(manifest.as_bytes()),
+            });
+            for bytes in [layer, config.into_bytes(), manifest.into_bytes()] {
+                content.insert(digest(&bytes).to_string(), bytes);
+            }
+        }
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counter = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                counter.fetch_add(1, Ordering::SeqCst);
+                // A client that hangs up (its disk is full) is no error of the server.
+                let _ = answer(stream.unwrap(), &content);
+            }
+        });
+        Self {
+            host,
+            asked,
+            images,
+        }
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+
+    fn open(&self, dir: &Path, budget_bytes: u64) -> Images {
+        assert!(self.host.starts_with("127.0.0.1:"));
+        let registry = Registry::new(RegistryOptions::default()).unwrap();
+        Images::open(dir, registry, budget_bytes).unwrap()
+    }
+}
+
+fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -> io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
+    while lines
+        .next()
+        .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
+    {}
+    let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    let bytes = &content[path.rsplit('/').next().unwrap_or_default()];
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        bytes.len()
+    )?;
+    stream.write_all(bytes)
+}
+
+async fn prepare(images: &Images, image: &PinnedImage) -> Result<PreparedImage, PrepareError> {
+    images.prepare(image, &|_| ()).await
+}
+
+/// The listed images by their place in `served`, those last used first.
+fn listed(images: &Images, served: &Served) -> Vec<usize> {
+    let place = |image| served.images.iter().position(|i| *i == image).unwrap();
+    let listed = images.listed().into_iter();
+    listed.map(|cached| place(cached.image)).collect()
+}
+
+/// As if everything in the cache had last been used so long ago.
+fn age(dir: &Path, minutes: u64) {
+    let then = SystemTime::now() - Duration::from_mins(minutes);
+    for folder in ["blobs/blobs/sha256", "disks"] {
+        for entry in std::fs::read_dir(dir.join(folder)).unwrap() {
+            let file = std::fs::File::options()
+                .append(true)
+                .open(entry.unwrap().path());
+            file.unwrap().set_modified(then).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_budget_keeps_what_runs_and_the_last_releases() {
+    const MB: u64 = 1_000_000;
+    let served = Served::start(4, 1_000_000);
+    let dir = tempfile::tempdir().unwrap();
+    let images = served.open(dir.path(), 3 * MB);
+    for (number, image) in served.images.iter().enumerate() {
+        prepare(&images, image).await.unwrap();
+        age(dir.path(), 60 - number as u64);
+    }
+    let running = images.used_by_instance(&served.images[0].digest);
+    images.keep([served.images[1].digest.clone()]);
+    images.look_again();
+    assert_eq!(listed(&images, &served).len(), 4);
+
+    // 8 MB of layers and disks: the layers and the disk that nobody needs and was used longest ago go.
+    images.tidy().await;
+    assert_eq!(listed(&images, &served).len(), 2, "{:?}", images.listed());
+    let mut stay = listed(&images, &served);
+    stay.sort_unstable();
+    assert_eq!(stay, [0, 1]);
+    let row = |digest: &Digest| {
+        let mut rows = images.listed().into_iter();
+        rows.find(|row| row.image.digest == *digest).unwrap()
+    };
+    let (first, second) = (row(&served.images[0].digest), row(&served.images[1].digest));
+    assert_eq!((first.instances, first.kept), (1, false));
+    assert_eq!((second.instances, second.kept), (0, true));
+
+    // What is cached needs no registry, also for the next agent on this folder.
+    let before = served.asked();
+    prepare(&images, &served.images[0]).await.unwrap();
+    drop(images);
+    let images = served.open(dir.path(), MB);
+    let again = prepare(&images, &served.images[1]).await.unwrap();
+    assert_eq!(again.config.cmd, ["/1"]);
+    assert_eq!(served.asked(), before);
+
+    // It knows of no instance and of no release yet, so nothing is kept for them.
+    drop(running);
+    images.remove_over(0).await;
+    assert_eq!(listed(&images, &served), [0; 0]);
+    prepare(&images, &served.images[0]).await.unwrap();
+}
+
+/// A small file system of its own, gone with the test.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(megabytes: u32) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: mounting a small disk needs root");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let size = format!("size={megabytes}m");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "tmpfs"])
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success());
+        Some(Self(dir))
+    }
+
+    /// Nothing half done anywhere.
+    fn assert_sound(&self) {
+        let names = |folder: &str| -> Vec<String> {
+            let entries = std::fs::read_dir(self.0.path().join(folder)).unwrap();
+            let name = |entry: io::Result<std::fs::DirEntry>| entry.unwrap().file_name();
+            entries
+                .map(|entry| name(entry).into_string().unwrap())
+                .collect()
+        };
+        let disks = names("disks");
+        for name in &disks {
+            let (hex, end) = name.split_once('.').unwrap();
+            let other = if end == "json" { "ext4" } else { "json" };
+            assert!(disks.contains(&format!("{hex}.{other}")), "{disks:?}");
+        }
+        // A thread that was given up removes its file when it gets to it.
+        let begun = std::time::Instant::now();
+        while !names("blobs/tmp").is_empty() {
+            assert!(begun.elapsed() < Duration::from_secs(5));
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_makes_room_or_says_so_and_recovers() {
+    let Some(small) = SmallDisk::mount(14) else {
+        return;
+    };
+    let served = Served::start(5, 3_000_000);
+    let images = served.open(small.0.path(), u64::MAX);
+    // Each takes 3 MB as a layer and 3 MB as a disk: the third finds no room, and the unused ones go.
+    for image in &served.images[..3] {
+        prepare(&images, image).await.unwrap();
+        small.assert_sound();
+    }
+    assert_eq!(listed(&images, &served), [2]);
+
+    // Instances need all that is there: the failure is said to be one that may pass.
+    let used: Vec<_> = served.images[1..4]
+        .iter()
+        .map(|image| images.used_by_instance(&image.digest))
+        .collect();
+    prepare(&images, &served.images[1]).await.unwrap();
+    prepare(&images, &served.images[3]).await.unwrap();
+    let full = prepare(&images, &served.images[4]).await;
+    let error = full.unwrap_err();
+    assert!(error.is_storage_full() && error.is_transient(), "{error:?}");
+    small.assert_sound();
+    let mut stay = listed(&images, &served);
+    stay.sort_unstable();
+    assert_eq!(stay, [1, 2, 3], "what instances use");
+
+    drop(used);
+    prepare(&images, &served.images[4]).await.unwrap();
+    small.assert_sound();
+}

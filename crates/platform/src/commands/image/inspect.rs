@@ -1,0 +1,176 @@
+//! `platform image inspect`: what an image is, without its layers.
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+use contract::Digest;
+use contract::image::ImageConfig;
+use registry::{ImageDescription, Platform, Resolved, Source};
+use serde::Serialize;
+
+use super::REFERENCES;
+use crate::failure::Failure;
+use crate::output::{self, Format, FormatArguments, Table, one_line};
+use crate::registry_access::RegistryArguments;
+use crate::units;
+
+/// Show an image's digests, platforms, config and layers
+#[derive(Debug, Args)]
+#[command(after_help = REFERENCES)]
+pub(crate) struct Arguments {
+    /// The image
+    #[arg(value_name = "REF")]
+    image: Source,
+    /// Only this platform, such as `linux/arm64` [default: all; in text, this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<Platform>,
+    #[command(flatten)]
+    registries: RegistryArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+/// What is printed as JSON.
+#[derive(Debug, Serialize)]
+struct Inspected<'a> {
+    reference: String,
+    digest: &'a Digest,
+    is_index: bool,
+    /// Every Linux image that is there, in the index's order.
+    platforms: Vec<Offered<'a>>,
+    /// Those that were asked for, by architecture and variant.
+    images: BTreeMap<&'a str, Described<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Offered<'a> {
+    platform: String,
+    digest: &'a Digest,
+}
+
+#[derive(Debug, Serialize)]
+struct Described<'a> {
+    digest: &'a Digest,
+    size_bytes: u64,
+    config: &'a ImageConfig,
+    layers: Vec<Layer<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Layer<'a> {
+    digest: &'a Digest,
+    size_bytes: u64,
+    compression: String,
+    diff_id: &'a Digest,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let registry = arguments.registries.client()?;
+    let wanted: Vec<Platform> = arguments.platform.into_iter().collect();
+    let resolved = registry.resolve_source(&arguments.image, &wanted).await?;
+    let reference = arguments.image.to_string();
+    if arguments.format.format == Format::Json {
+        return output::json(&inspected(reference, &resolved));
+    }
+    output::line(format!("reference  {reference}"))?;
+    let kind = if resolved.is_index {
+        "an index"
+    } else {
+        "an image"
+    };
+    output::line(format!("digest     {} ({kind})", resolved.ref_digest))?;
+    for (platform, digest) in &resolved.offered {
+        output::line(format!("platform   {platform}  {digest}"))?;
+    }
+    let Some((key, image)) = shown(&resolved) else {
+        return Ok(());
+    };
+    output::line(format!("\n{key}"))?;
+    for (name, value) in config_lines(&image.config) {
+        output::line(format!("  {name:<12}{}", one_line(&value)))?;
+    }
+    let size = units::size(image.size_bytes);
+    output::line(format!(
+        "\n{} layers, {size} compressed",
+        image.layers.len()
+    ))?;
+    Ok(layers(image).print()?)
+}
+
+/// This machine's image, else the first.
+fn shown(resolved: &Resolved) -> Option<(&String, &ImageDescription)> {
+    let host = Platform::host().architecture;
+    let mut images = resolved.images.iter();
+    let own = images
+        .clone()
+        .find(|(_, image)| image.config.architecture == host);
+    own.or_else(|| images.next())
+}
+
+fn inspected(reference: String, resolved: &Resolved) -> Inspected<'_> {
+    let offered = resolved.offered.iter();
+    let images = resolved.images.iter();
+    Inspected {
+        reference,
+        digest: &resolved.ref_digest,
+        is_index: resolved.is_index,
+        platforms: offered
+            .map(|(platform, digest)| Offered {
+                platform: platform.to_string(),
+                digest,
+            })
+            .collect(),
+        images: images
+            .map(|(key, image)| {
+                let layers = image.layers.iter().map(|layer| Layer {
+                    digest: &layer.digest,
+                    size_bytes: layer.size,
+                    compression: layer.compression.to_string(),
+                    diff_id: &layer.diff_id,
+                });
+                let described = Described {
+                    digest: &image.digest,
+                    size_bytes: image.size_bytes,
+                    config: &image.config,
+                    layers: layers.collect(),
+                };
+                (key.as_str(), described)
+            })
+            .collect(),
+    }
+}
+
+/// What the config says, in the words of a Dockerfile; what it does not say is left out.
+fn config_lines(config: &ImageConfig) -> Vec<(&'static str, String)> {
+    let words = |words: &[String]| match words {
+        [] => String::new(),
+        words => serde_json::to_string(words).unwrap_or_default(),
+    };
+    let mut lines = vec![
+        ("entrypoint", words(&config.entrypoint)),
+        ("cmd", words(&config.cmd)),
+        ("user", config.user.clone()),
+        ("workdir", config.working_dir.clone()),
+        ("stopsignal", config.stop_signal.clone()),
+        ("expose", config.exposed_ports.join(", ")),
+        ("volume", config.volumes.join(", ")),
+    ];
+    lines.extend(config.env.iter().map(|variable| ("env", variable.clone())));
+    let labels = config.labels.iter();
+    lines.extend(labels.map(|(name, value)| ("label", format!("{name}={value}"))));
+    lines.retain(|(_, value)| !value.is_empty());
+    lines
+}
+
+fn layers(image: &ImageDescription) -> Table {
+    let mut table = Table::new(["LAYER", "DIGEST", "SIZE", "COMPRESSION"]);
+    for (number, layer) in (1..).zip(&image.layers) {
+        table.row([
+            number.to_string(),
+            layer.digest.to_string(),
+            units::size(layer.size),
+            layer.compression.to_string(),
+        ]);
+    }
+    table
+}

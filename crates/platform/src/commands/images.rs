@@ -1,0 +1,63 @@
+//! `platform images`: what the nodes hold in their image caches.
+
+use clap::Args;
+use contract::api::ImageRow;
+
+use crate::connection::ClusterArguments;
+use crate::failure::Failure;
+use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::units;
+
+const EXAMPLES: &str = "\
+Examples:
+  platform images
+  platform images --format json | jq 'map(.cached.size_bytes) | add'
+
+Each line is a root disk that a node built from an image. A disk that instances use stays, and
+so do those of the last releases; the others go, the longest unused first, when the node's
+cache is over its budget (`platform node --image-cache`).";
+
+/// List the images in the nodes' caches: size, last use, who needs them
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    cluster: ClusterArguments,
+    #[command(flatten)]
+    format: FormatArguments,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let images = arguments.cluster.connect()?.images().await?;
+    if arguments.format.format == Format::Json {
+        return output::json(&images);
+    }
+    if images.is_empty() {
+        note("no node that is online has an image in its cache");
+        return Ok(());
+    }
+    Ok(table(&images).print()?)
+}
+
+fn table(images: &[ImageRow]) -> Table {
+    let now = units::now();
+    let mut table = Table::new(["NODE", "IMAGE", "DIGEST", "SIZE", "LAST USED", "STAYS FOR"]);
+    for row in images {
+        let cached = &row.cached;
+        let stays_for = match (cached.instances, cached.kept) {
+            (0, false) => "-".to_owned(),
+            (0, true) => "the last releases".to_owned(),
+            (1, _) => "1 instance".to_owned(),
+            (instances, _) => format!("{instances} instances"),
+        };
+        table.row([
+            row.node_name.clone(),
+            format!("{}/{}", cached.image.registry, cached.image.repository),
+            cached.image.digest.short().to_owned(),
+            units::size(cached.size_bytes),
+            units::age(now, cached.last_used),
+            stays_for,
+        ]);
+    }
+    table
+}

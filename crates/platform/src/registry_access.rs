@@ -1,0 +1,102 @@
+//! How this program reaches registries: flags that several commands have, and what docker knows of logins.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use clap::Args;
+use contract::api::PullSecret;
+use registry::{
+    Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions, parse_registry,
+};
+
+use crate::failure::Failure;
+
+/// How registries are spoken to.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryArguments {
+    /// A registry (`host:port`) to which plain HTTP may be spoken; repeatable. Loopback always may
+    #[arg(long = "insecure-registry", value_name = "HOST", value_parser = host)]
+    insecure: Vec<String>,
+    /// A mirror to ask first for what is known by digest, such as `docker.io=mirror.example.com`;
+    /// repeatable
+    #[arg(long = "registry-mirror", value_name = "REGISTRY=MIRROR", value_parser = mirror)]
+    mirrors: Vec<(String, String)>,
+}
+
+impl RegistryArguments {
+    pub(crate) fn insecure(&self) -> BTreeSet<String> {
+        self.insecure.iter().cloned().collect()
+    }
+
+    /// By the registry they stand in for, in the order of the flags.
+    pub(crate) fn mirrors(&self) -> BTreeMap<String, Vec<String>> {
+        let mut mirrors: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (registry, mirror) in &self.mirrors {
+            mirrors
+                .entry(registry.clone())
+                .or_default()
+                .push(mirror.clone());
+        }
+        mirrors
+    }
+
+    /// A client with the logins of docker (or podman) of this user.
+    pub(crate) fn client(&self) -> Result<Registry, Failure> {
+        let credentials = match DockerConfig::find_user()? {
+            Some(config) => Credentials::Docker(config),
+            None => Credentials::Anonymous,
+        };
+        Ok(Registry::new(RegistryOptions {
+            insecure: self.insecure(),
+            mirrors: self.mirrors(),
+            credentials,
+            limits: Limits::default(),
+        })?)
+    }
+}
+
+fn host(text: &str) -> Result<String, String> {
+    parse_registry(text).map_err(|error| error.reason.to_owned())
+}
+
+fn mirror(text: &str) -> Result<(String, String), String> {
+    let (registry, mirror) = text
+        .split_once('=')
+        .ok_or_else(|| "write REGISTRY=MIRROR: `docker.io=mirror.example.com`".to_owned())?;
+    Ok((host(registry)?, host(mirror)?))
+}
+
+/// What `docker login` (or `podman login`) of this user left for a registry.
+pub(crate) async fn dockers_login(registry: &str) -> Result<PullSecret, Failure> {
+    let found = match DockerConfig::find_user()? {
+        Some(config) => config.find(registry).await?,
+        None => None,
+    };
+    match found {
+        Some(Credential::Basic { user, password }) => Ok(PullSecret::Basic { user, password }),
+        Some(Credential::IdentityToken(token)) => Ok(PullSecret::IdentityToken { token }),
+        None => Err(
+            Failure::new(format!("docker is not logged in to {registry} here")).hint(format!(
+                "`docker login {registry}` first; or `platform registries login {registry} \
+                 --username USER --password-stdin`"
+            )),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_and_mirrors_are_named_as_in_references() {
+        assert_eq!(
+            host("https://index.docker.io/v1/"),
+            Ok("docker.io".to_owned())
+        );
+        assert_eq!(host("[::1]:5000"), Ok("[::1]:5000".to_owned()));
+        assert!(host("ghcr.io/team").is_err());
+        let pair = ("docker.io".to_owned(), "10.0.0.1:5000".to_owned());
+        assert_eq!(mirror("docker.io=10.0.0.1:5000"), Ok(pair));
+        assert!(mirror("docker.io").is_err());
+    }
+}
