@@ -28,7 +28,7 @@ use crate::kernel::boot_arguments;
 use crate::process::Process;
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
-use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND, NIC_BYTES_PER_SECOND};
+use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
 use crate::{BootError, Disk, Driver, Machine, StatusError, VmSpec, VmStatus, run_dir};
 
 /// How long Firecracker may take until its API listens.
@@ -202,15 +202,12 @@ fn parts(spec: &VmSpec, tap: Option<&str>) -> Vec<(String, Value)> {
         ));
     }
     if let (Some(nic), Some(tap)) = (&spec.nic, tap) {
-        let limit = json!({ "bandwidth": bucket(NIC_BYTES_PER_SECOND) });
         parts.push((
             "/network-interfaces/eth0".to_owned(),
             json!({
                 "iface_id": "eth0",
                 "host_dev_name": tap,
                 "guest_mac": nic.mac.map(|byte| format!("{byte:02x}")).join(":"),
-                "rx_rate_limiter": limit,
-                "tx_rate_limiter": limit,
             }),
         ));
     }
@@ -273,7 +270,7 @@ mod tests {
             /boot-source {"boot_args":"console=ttyS0 quiet panic=-1 no_timer_check random.trust_cpu=on 8250.nr_uarts=1 i8042.noaux i8042.nokbd reboot=k","initrd_path":"/initramfs","kernel_image_path":"/kernel"}
             /drives/disk0 {"cache_type":"Unsafe","drive_id":"disk0","is_read_only":true,"is_root_device":false,"path_on_host":"/disk0","rate_limiter":{"bandwidth":{"refill_time":1000,"size":536870912},"ops":{"refill_time":1000,"size":20000}}}
             /drives/disk1 {"cache_type":"Writeback","drive_id":"disk1","is_read_only":false,"is_root_device":false,"path_on_host":"/disk1","rate_limiter":{"bandwidth":{"refill_time":1000,"size":536870912},"ops":{"refill_time":1000,"size":20000}}}
-            /network-interfaces/eth0 {"guest_mac":"02:01:00:00:00:ab","host_dev_name":"t000000ab","iface_id":"eth0","rx_rate_limiter":{"bandwidth":{"refill_time":1000,"size":250000000}},"tx_rate_limiter":{"bandwidth":{"refill_time":1000,"size":250000000}}}
+            /network-interfaces/eth0 {"guest_mac":"02:01:00:00:00:ab","host_dev_name":"t000000ab","iface_id":"eth0"}
             /entropy {}
             /vsock {"guest_cid":3,"uds_path":"/vsock/guest"}
             /actions {"action_type":"InstanceStart"}"#]].assert_eq(&lines.join("\n"));

@@ -14,8 +14,6 @@ pub const MAX_VCPUS: u32 = 64;
 pub(crate) const DISK_BYTES_PER_SECOND: u64 = 512 * 1024 * 1024;
 /// The same in requests a second.
 pub(crate) const DISK_OPERATIONS_PER_SECOND: u64 = 20_000;
-/// What one VM may receive, and what it may send, under Firecracker: bytes a second.
-pub(crate) const NIC_BYTES_PER_SECOND: u64 = 250 * 1000 * 1000;
 /// Least memory of one VM, in bytes: the kernel and the initramfs need it.
 pub const MIN_MEMORY_BYTES: u64 = 64 * 1024 * 1024;
 

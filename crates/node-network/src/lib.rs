@@ -15,10 +15,11 @@
 //! Every address is `<48 cluster> <16 node> <32 env network> <32 instance>`, so who may talk to
 //! whom is a comparison of bits 64 to 96: the same env passes, network 0 (the platform's) reaches
 //! instances, everything else is dropped. A source address is pinned to its tap before anything
-//! else looks at the packet. Packet Too Big (`ICMPv6`) from a rightful source is never filtered.
+//! else looks at the packet, and how much one may send and be sent is bounded. Packet Too Big (`ICMPv6`) from a rightful source is never filtered.
 //!
 //! Taps are not persistent: each lives exactly as long as the VMM that holds its file descriptor,
-//! and goes on undisturbed while the agent restarts. [`Network::ensure`] may be called at any time.
+//! and goes on undisturbed while the agent restarts. (A driver that opens taps by name makes its tap
+//! persist; [`Network::release`] removes it.) [`Network::ensure`] may be called at any time.
 //! Rules are always replaced whole, in one transaction; connections live on across it.
 //!
 //! Deliberately absent: choosing addresses (`cluster::address_plan` does), the overlay between

@@ -20,6 +20,14 @@ const ENV_MASK: &str = "ffff:ffff:ffff:0:ffff:ffff::";
 const ICMPV6_ERRORS: &str =
     "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
+/// What an instance may send, and what may be forwarded to it, in megabytes a second; so that one
+/// does not have the node's network for itself. Above it packets are dropped.
+const MEGABYTES_PER_SECOND: u32 = 250;
+/// How far it may be above for a moment, in megabytes.
+const BURST_MEGABYTES: u32 = 25;
+/// A tap that is quiet for this long is forgotten by the limits.
+const LIMIT_MEMORY: &str = "1m";
+
 /// An address's cluster and env network, with node and instance zero: what [`ENV_MASK`] leaves.
 fn env_of(address: Ipv6Addr) -> Ipv6Addr {
     let mut segments = address.segments();
@@ -46,11 +54,21 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
         .collect();
     let mut text = format!("table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
     // Writing to a String cannot fail.
+    for set in ["sent", "received"] {
+        let _ = writeln!(
+            text,
+            "\tset {set} {{\n\t\ttype ifname; size 65535; flags dynamic,timeout; timeout {LIMIT_MEMORY};\n\t}}"
+        );
+    }
+    let limit = format!(
+        "limit rate over {MEGABYTES_PER_SECOND} mbytes/second burst {BURST_MEGABYTES} mbytes"
+    );
     let _ = write!(
         text,
         "\tchain pin {{\n\
          \t\ttype filter hook prerouting priority raw; policy drop;\n\
          \t\tiifname \"lo\" accept\n\
+         \t\tiifname \"t*\" update @sent {{ iifname {limit} }} drop\n\
          \t\tip6 saddr {{ ::, fe80::/10 }} ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
          \t\tiifname \"{INSIDE_LINK}\" ip6 saddr & {ENV_MASK} == {platform} accept\n"
     );
@@ -77,6 +95,7 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
         text,
         "\tchain forward {{\n\
          \t\ttype filter hook forward priority filter; policy drop;\n\
+         \t\toifname \"t*\" update @received {{ oifname {limit} }} drop\n\
          \t\ticmpv6 type {ICMPV6_ERRORS} accept\n\
          \t\tct state established,related accept\n\
          \t\tiifname \"{INSIDE_LINK}\" oifname \"t*\" accept\n"
@@ -129,30 +148,38 @@ mod tests {
         check(
             &[],
             &expect![[r#"
-            table inet platform
-            delete table inet platform
-            table inet platform {
-            	chain pin {
-            		type filter hook prerouting priority raw; policy drop;
-            		iifname "lo" accept
-            		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
-            		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
-            	}
-            	chain forward {
-            		type filter hook forward priority filter; policy drop;
-            		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
-            		ct state established,related accept
-            		iifname "host" oifname "t*" accept
-            	}
-            	chain input {
-            		type filter hook input priority filter; policy drop;
-            		iifname "lo" accept
-            		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
-            		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
-            		ct state established,related accept
-            	}
-            }
-        "#]],
+                table inet platform
+                delete table inet platform
+                table inet platform {
+                	set sent {
+                		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
+                	}
+                	set received {
+                		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
+                	}
+                	chain pin {
+                		type filter hook prerouting priority raw; policy drop;
+                		iifname "lo" accept
+                		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
+                		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
+                		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
+                	}
+                	chain forward {
+                		type filter hook forward priority filter; policy drop;
+                		oifname "t*" update @received { oifname limit rate over 250 mbytes/second burst 25 mbytes } drop
+                		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+                		ct state established,related accept
+                		iifname "host" oifname "t*" accept
+                	}
+                	chain input {
+                		type filter hook input priority filter; policy drop;
+                		iifname "lo" accept
+                		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
+                		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
+                		ct state established,related accept
+                	}
+                }
+            "#]],
         );
     }
 
@@ -168,9 +195,16 @@ mod tests {
                 table inet platform
                 delete table inet platform
                 table inet platform {
+                	set sent {
+                		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
+                	}
+                	set received {
+                		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
+                	}
                 	chain pin {
                 		type filter hook prerouting priority raw; policy drop;
                 		iifname "lo" accept
+                		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
                 		iifname . ip6 saddr { "t000000a1" . fd12:3456:789a:3:0:7:0:a1, "t000000a2" . fd12:3456:789a:3:0:7:0:a2, "t000000a3" . fd12:3456:789a:3:0:8:0:a3 } accept
@@ -183,6 +217,7 @@ mod tests {
                 	}
                 	chain forward {
                 		type filter hook forward priority filter; policy drop;
+                		oifname "t*" update @received { oifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
                 		ct state established,related accept
                 		iifname "host" oifname "t*" accept
