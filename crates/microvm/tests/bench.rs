@@ -18,7 +18,7 @@ use contract::{InstanceId, NodeId};
 use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
 use node_network::{Network, NetworkSettings};
 use support::node::{Node, Seen, config, make_disk};
-use support::{guest_dir, in_a_network_of_its_own, pid_of, spec, with_programs};
+use support::{guest_dir, in_a_network_of_its_own, pid_of, processes_of, spec, with_programs};
 
 /// Rounds of what takes a second each.
 const ROUNDS: usize = 12;
@@ -151,6 +151,16 @@ impl Guest {
         let pid = pid_of(self.instance, self.vm.run_dir(), "qemu");
         let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap();
         kib(&status) / 1024.0
+    }
+}
+
+/// A VM outlives its agent, so also a measurement that fails.
+impl Drop for Guest {
+    fn drop(&mut self) {
+        for (pid, _) in processes_of(self.instance, self.vm.run_dir()) {
+            let pid = rustix::process::Pid::from_raw(pid).unwrap();
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 }
 
