@@ -228,7 +228,7 @@ pub const MAX_REPORTED_IMAGES: usize = 500;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CachedImage {
-    /// The image it was built from, as it was last asked for.
+    /// The image it was built from; another repository's name of the same digest shares the disk.
     pub image: PinnedImage,
     /// What the disk takes on the host, in bytes.
     pub size_bytes: u64,

@@ -19,6 +19,7 @@ use crate::error::Problem;
 use crate::image::{ImageDescription, LayerBlob};
 use crate::limits::{Limits, MAX_ARCHIVE_ENTRIES};
 use crate::origin::unreadable;
+use crate::reference::Reference;
 use crate::resolve::{check_os, describe};
 
 /// Read at once, in bytes.
@@ -116,7 +117,7 @@ fn choose<'a>(
     let tags = |entry: &'a ArchiveEntry| entry.repo_tags.as_deref().unwrap_or_default();
     let matching: Vec<_> = entries
         .iter()
-        .filter(|entry| name.is_none_or(|name| tags(entry).iter().any(|tag| tag == name)))
+        .filter(|entry| name.is_none_or(|name| tags(entry).iter().any(|tag| same_name(tag, name))))
         .collect();
     match matching[..] {
         [entry] => Ok(entry),
@@ -132,6 +133,12 @@ fn choose<'a>(
             )))
         }
     }
+}
+
+/// docker writes `nginx:v1` where skopeo writes `docker.io/library/nginx:v1`; both mean the same.
+fn same_name(tag: &str, name: &str) -> bool {
+    let reference = |text: &str| text.parse::<Reference>().ok();
+    tag == name || reference(tag).is_some_and(|tag| Some(tag) == reference(name))
 }
 
 struct Archive<'a> {

@@ -161,7 +161,7 @@ async fn a_docker_archive_goes_into_the_cache() {
         cache.assert_sound();
         fetched
     };
-    for end in ["", ":app:v1"] {
+    for end in ["", ":app:v1", ":docker.io/library/app:v1"] {
         let fetched = fetch(end).await.unwrap();
         assert_eq!(fetched.ref_digest, digest(&image.config));
         assert_eq!(fetched.image.layers[0].compression, Compression::None);

@@ -90,8 +90,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         output::line(format!("  {name:<12}{}", one_line(&value)))?;
     }
     let size = units::size(image.size_bytes);
+    let layer = if image.layers.len() == 1 {
+        "layer"
+    } else {
+        "layers"
+    };
     output::line(format!(
-        "\n{} layers, {size} compressed",
+        "\n{} {layer}, {size} as stored",
         image.layers.len()
     ))?;
     Ok(layers(image).print()?)
