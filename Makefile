@@ -39,9 +39,15 @@ test: install build ## The whole check: formatting, lints, structure, every test
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
 		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
 
+images: install build ## Judge the root disks of real images by umoci, e2fsck and the kernel; root, npm, minutes
+	for image in debian nginx python node; do examples/images.sh $$image; done | tee target/images.txt
+	ROOT_DISK_IMAGES="$$(<target/images.txt)" cargo test --release -p root-disk --test images -- --nocapture
+
 bench: install build ## Measure what we promise of boots, logs, root disks and deploys; root
 	cargo test --release -p microvm -p guest-init -- --ignored --nocapture --test-threads 1
-	cargo run --release -p root-disk --example bench
+	cargo test --release -p platform --test manifest -- --ignored --nocapture
+	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
+	cargo run --release -p root-disk --example bench -- $$(<target/bench-images.txt)
 	demo/bench.sh
 
-.PHONY: help demo down install build kernel test bench
+.PHONY: help demo down install build kernel test images bench

@@ -11,6 +11,8 @@ packages=(gcc g++ libc6-dev make cmake pkg-config)
 packages+=(qemu-system-x86 nftables iproute2 docker-registry curl ca-certificates)
 # To make images of Debian packages, and to judge what we make of them.
 packages+=(mmdebstrap umoci skopeo e2fsprogs busybox-static shellcheck)
+# To measure against: igzip, the quickest gzip there is.
+packages+=(isal)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0

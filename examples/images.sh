@@ -1,14 +1,20 @@
 #!/bin/bash
 # Makes the images of the example apps out of Debian packages, and pushes them to a registry.
 #
-#   examples/images.sh hello REGISTRY_HOST:PORT     our own small web server and worker
-#   examples/images.sh nginx REGISTRY_HOST:PORT     Debian's nginx from an ordinary Debian tree
+#   examples/images.sh hello   REGISTRY_HOST:PORT   our own small web server and worker
+#   examples/images.sh nginx   REGISTRY_HOST:PORT   Debian's nginx from an ordinary Debian tree
 #   examples/images.sh redis|postgres|flask ...     Debian's Redis and PostgreSQL, and a Python web app
 #   examples/images.sh busybox|static ...           images with hardly a file in them
+#   examples/images.sh debian ...                   Debian minbase, and nothing else
+#   examples/images.sh python ...                   python3 with some hundred MiB of packages
+#   examples/images.sh node ...                     nodejs with the node_modules of a real npm project; needs npm
+#   examples/images.sh tools|modules ...            for the bench of root disks: Debian minbase with python3 and
+#                                                   git; and only those node_modules, 48 000 small files
 #
-# Standard output is one line, `repository@sha256:...`, ready for `platform deploy`; all else goes to standard
-# error. What was made is kept in target/examples and made again only if its inputs changed, so
-# that a second run takes about a second. Needs root (mmdebstrap, owners in the tree).
+# Standard output is one line, `repository@sha256:...`, ready for `platform deploy`; without a registry it is
+# the image's OCI layout, `DIRECTORY:TAG`. All else goes to standard error. What was made is kept in
+# target/examples and made again only if its inputs changed, so that a second run takes about a second.
+# Needs root (mmdebstrap, owners in the tree).
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,12 +23,13 @@ work=${CARGO_TARGET_DIR:-$top/target}/examples
 
 say() { printf '%s\n' "images: $*" >&2; }
 die() { say "$@"; exit 1; }
-usage() { die "usage: examples/images.sh hello|nginx|redis|postgres|flask|busybox|static REGISTRY_HOST:PORT"; }
+names='hello|nginx|redis|postgres|flask|busybox|static|debian|python|node|tools|modules'
+usage() { die "usage: examples/images.sh $names [REGISTRY_HOST:PORT]"; }
 
 main() {
-    [ $# -eq 2 ] || usage
-    local name=$1 registry=$2
-    case $name in hello|nginx|redis|postgres|flask|busybox|static) ;; *) usage ;; esac
+    [ $# -eq 1 ] || [ $# -eq 2 ] || usage
+    local name=$1 registry=${2:-}
+    [[ $name =~ ^($names)$ ]] || usage
     install_tools
     mkdir -p "$work"
     # Two runs at once: the second one waits and then finds everything made.
@@ -36,7 +43,7 @@ main() {
         rm -rf "$work/$name"-*
         make_image "$name" "$layout"
     fi
-    push "$name" "$layout" "$registry"
+    if [ -n "$registry" ]; then push "$name" "$layout" "$registry"; else echo "$layout:$name"; fi
 }
 
 # The tools are Debian packages; a missing one is installed.
@@ -81,6 +88,14 @@ key_of_postgres() {
 key_of_flask() {
     key_of_nginx
     sha256sum "$here/flask/app.py" | cut -d' ' -f1
+}
+key_of_debian() { key_of_nginx; }
+key_of_python() { key_of_nginx; }
+key_of_tools() { key_of_nginx; }
+key_of_modules() { key_of_node; }
+key_of_node() {
+    key_of_nginx
+    sha256sum "$here"/node/package.json "$here"/node/server.js | cut -d' ' -f1
 }
 
 # shellcheck source=/dev/null
@@ -213,6 +228,54 @@ tree_of_nginx() {
 configure_nginx() {
     umoci config --image "$1" --config.cmd nginx --config.cmd -g --config.cmd 'daemon off;' \
         --config.exposedports 80/tcp --config.stopsignal SIGQUIT \
+        --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+tree_of_debian() { bootstrap "$1" --variant=minbase; }
+
+configure_debian() {
+    umoci config --image "$1" --config.cmd sleep --config.cmd infinity \
+        --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+# The packages of Debian's that many have: compiled code, thousands of modules, links, alternatives.
+tree_of_python() {
+    bootstrap "$1" --variant=minbase --include=python3-pandas,python3-django,python3-sqlalchemy,python3-requests
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*
+}
+
+configure_python() {
+    umoci config --image "$1" --config.cmd python3 --config.cmd -m --config.cmd http.server \
+        --config.cmd 8000 --config.cmd --bind --config.cmd :: \
+        --config.workingdir /usr/lib/python3/dist-packages --config.exposedports 8000/tcp \
+        --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+}
+
+tree_of_node() {
+    bootstrap "$1" --variant=minbase --include=nodejs
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*
+    tree_of_modules "$1"
+}
+
+# Their time is npm's, to the nanosecond, which no image needs to tell of 48 000 files.
+tree_of_modules() {
+    local app=$1/srv/shop
+    command -v npm >/dev/null || die "npm is missing; try: apt-get install npm"
+    mkdir -p "$app"
+    cp "$here"/node/package.json "$here"/node/server.js "$app"
+    (cd "$app" && npm install --no-audit --no-fund --ignore-scripts --no-progress) >&2
+    find "$app" -print0 | xargs -0 touch --no-dereference --date=@1700000000
+}
+
+configure_modules() { :; }
+
+tree_of_tools() { bootstrap "$1" --variant=minbase --include=python3,git; }
+
+configure_tools() { configure_debian "$1"; }
+
+configure_node() {
+    umoci config --image "$1" --config.user nobody --config.workingdir /srv/shop \
+        --config.cmd node --config.cmd server.js --config.exposedports 3000/tcp \
         --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 }
 

@@ -243,7 +243,8 @@ impl Rules<'_, '_> {
         if process.ports.iter().any(|known| known.port == port) {
             return true;
         }
-        let known: Vec<String> = process.ports.iter().map(|p| p.port.to_string()).collect();
+        let known: BTreeSet<u16> = process.ports.iter().map(|p| p.port).collect();
+        let known: Vec<String> = known.iter().map(u16::to_string).collect();
         let name = shown_key(name);
         let hint = if known.is_empty() {
             format!("add it: `[[processes.{name}.ports]]` with `port = {port}`")

@@ -1,169 +1,174 @@
-//! How long a disk takes to build, and how much memory, against the floor: `igzip` to `dd`, synced.
+//! How long a root disk takes to build, and how much memory, beside the floor and what others use.
 //!
-//! `bench [LAYER.tar.gz ..]`. Without an argument it makes one with `debootstrap` (as root, once): Debian
-//! minbase with python3 and git. Needs Debian's isal, gzip and coreutils. The page cache is warm.
-#![allow(clippy::print_stdout, reason = "a bench tells its numbers")]
+//! `bench IMAGE ..`, each an OCI layout as `DIRECTORY:TAG`; `make bench` gives it those of
+//! `examples/images.sh`. Ours is the time from the layers to a disk on stable storage, digests and diff_ids
+//! checked. The floor is the least that anything could do: `igzip -dc LAYER | dd conv=fsync` of every layer. The
+//! page cache is warm, nothing is waiting to be written, and of `RUNS` runs in turn the median counts.
+//!
+//! The others: `umoci unpack` and `mke2fs -d`, once; `mkfs.erofs --tar`, where erofs-utils knows it (1.7; Debian
+//! 12 has 1.5).
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench tells its numbers, and fails by panicking"
+)]
 
-use std::error::Error;
+#[path = "../tests/support/oci.rs"]
+#[allow(dead_code, unreachable_pub, reason = "the tests use the rest")]
+mod oci;
+
 use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use contract::Digest;
 use root_disk::{Compression, Layer, Limits, build};
-use sha2::{Digest as _, Sha256};
 
-/// Of so many runs the quickest counts.
 const RUNS: usize = 5;
+/// The most memory that a build may have resident, in MiB.
+const RSS_GOAL: u64 = 64;
+/// The images of the figures, and how many times the floor each may take.
+const GOALS: [(&str, f64); 2] = [("tools", 1.9), ("modules", 3.4)];
 
-fn main() -> Result<(), Box<dyn Error>> {
-    let mut paths: Vec<PathBuf> = std::env::args_os().skip(1).map(PathBuf::from).collect();
-    if paths.is_empty() {
-        paths.push(debian()?);
+fn main() {
+    let images: Vec<String> = std::env::args().skip(1).collect();
+    assert!(!images.is_empty(), "usage: bench DIRECTORY:TAG ..");
+    for image in images {
+        bench(&image);
     }
-    for path in paths {
-        let layer = layer(&path)?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let (disk, raw) = (folder.join("bench.ext4"), folder.join("bench.tar"));
-        let mut floor = f64::MAX;
-        let mut ours = f64::MAX;
-        for _ in 0..RUNS {
-            // Nothing of what came before is still to be written.
-            run(&mut Command::new("sync"))?;
-            floor = floor.min(seconds(|| unpack(&path, &raw))?);
-            fs::remove_file(&raw)?;
-            run(&mut Command::new("sync"))?;
-            ours = ours.min(seconds(|| {
-                let _: () = drop(build(
-                    std::slice::from_ref(&layer),
-                    &disk,
-                    &Limits::default(),
-                )?);
-                Ok(())
-            })?);
-        }
-        let size = disk.metadata()?.len();
-        fs::remove_file(&disk)?;
-        println!(
-            "{}: {ours:.2} s, floor {floor:.2} s, ratio {:.2}; disk {} MiB, peak RSS {} MiB",
-            path.display(),
-            ours / floor,
-            size >> 20,
-            peak_rss_kib()? >> 10,
-        );
-    }
-    Ok(())
 }
 
-fn seconds(work: impl FnOnce() -> Result<(), Box<dyn Error>>) -> Result<f64, Box<dyn Error>> {
+fn bench(image: &str) {
+    let name = image.rsplit(':').next().unwrap();
+    let layers = oci::layers(image);
+    assert!(
+        layers
+            .iter()
+            .all(|layer| layer.compression == Compression::Gzip)
+    );
+    let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
+    let (disk, raw) = (dir.path().join("ours.ext4"), dir.path().join("raw"));
+    let mut floors = Vec::new();
+    let mut ours = Vec::new();
+    let mut sums = Vec::new();
+    let mut rss = 0;
+    for _ in 0..RUNS {
+        sync();
+        floors.push(seconds(|| {
+            for layer in &layers {
+                unpack(layer, &raw);
+            }
+        }));
+        fs::remove_file(&raw).unwrap();
+        sync();
+        // From here on, the most that is resident.
+        fs::write("/proc/self/clear_refs", "5").unwrap();
+        ours.push(seconds(|| {
+            sums.push(build(&layers, &disk, &Limits::default()).unwrap());
+        }));
+        rss = peak_rss().max(rss);
+    }
+    assert!(
+        sums.iter().all(|built| *built == sums[0]),
+        "two builds differ"
+    );
+    let (floor, ours) = (median(floors), median(ours));
+    let ratio = ours / floor;
+    let goal = GOALS.iter().find(|(image, _)| *image == name);
+    println!(
+        "root disk of {name}: {ours:.2} s, {ratio:.2} times the floor of {floor:.2} s{}; peak RSS {rss} MiB \
+         (goal {RSS_GOAL}); {} MiB, {RUNS} builds equal",
+        goal.map_or_else(String::new, |(_, goal)| format!(" (goal {goal})")),
+        sums[0].size_bytes >> 20,
+    );
+    fs::remove_file(&disk).unwrap();
+    sync();
+    let theirs = seconds(|| unpack_and_format(image, dir.path()));
+    println!("    umoci unpack, mke2fs -d: {theirs:.2} s");
+    match erofs(&layers, dir.path()) {
+        Some(seconds) => println!("    mkfs.erofs --tar: {seconds:.2} s"),
+        None => println!("    mkfs.erofs --tar: not measured, no erofs-utils from 1.7 on"),
+    }
+}
+
+fn seconds(work: impl FnOnce()) -> f64 {
     let start = Instant::now();
-    work()?;
-    Ok(start.elapsed().as_secs_f64())
+    work();
+    start.elapsed().as_secs_f64()
 }
 
-fn run(command: &mut Command) -> Result<(), Box<dyn Error>> {
-    let status = command.status()?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(format!("{command:?}: {status}").into())
-    }
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
 }
 
-fn unpack(from: &Path, to: &Path) -> Result<(), Box<dyn Error>> {
+fn run(command: &mut Command) {
+    let output = command.output();
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {text}");
+}
+
+fn sync() {
+    run(&mut Command::new("sync"));
+}
+
+fn sync_file(path: &Path) {
+    File::open(path).unwrap().sync_all().unwrap();
+}
+
+fn unpack(layer: &Layer, to: &Path) {
     let mut igzip = Command::new("igzip")
         .arg("-dc")
-        .arg(from)
+        .arg(&layer.path)
         .stdout(Stdio::piped())
-        .spawn()?;
-    let output = igzip.stdout.take().ok_or("no output")?;
-    let mut dd = Command::new("dd");
-    dd.args(["bs=1M", "iflag=fullblock", "conv=fsync", "status=none"]);
-    run_with(dd.arg(format!("of={}", to.display())), output)?;
-    if igzip.wait()?.success() {
-        Ok(())
-    } else {
-        Err("igzip failed".into())
-    }
+        .spawn()
+        .expect("igzip of Debian's isal");
+    run(Command::new("dd")
+        .args(["bs=1M", "iflag=fullblock", "conv=fsync", "status=none"])
+        .arg(format!("of={}", to.display()))
+        .stdin(igzip.stdout.take().unwrap()));
+    assert!(igzip.wait().unwrap().success());
 }
 
-fn run_with(command: &mut Command, input: impl Into<Stdio>) -> Result<(), Box<dyn Error>> {
-    if command.stdin(input).status()?.success() {
-        Ok(())
-    } else {
-        Err(format!("{command:?} failed").into())
-    }
+/// What people do who have no program for it.
+fn unpack_and_format(image: &str, dir: &Path) {
+    let tree = oci::unpack(image, dir);
+    let disk = dir.join("theirs.ext4");
+    run(Command::new("mke2fs")
+        .args([
+            "-q", "-t", "ext4", "-b", "4096", "-i", "4096", "-m", "0", "-d",
+        ])
+        .arg(tree)
+        .arg(&disk)
+        .arg("2G"));
+    sync_file(&disk);
 }
 
-fn layer(path: &Path) -> Result<Layer, Box<dyn Error>> {
-    let sum = |reader: &mut dyn io::Read| -> io::Result<Digest> {
-        let mut hasher = Sha256::new();
-        let mut buffer = vec![0; 1 << 16];
-        loop {
-            let length = reader.read(&mut buffer)?;
-            if length == 0 {
-                return Ok(Digest::from_sha256(&hasher.finalize().into()));
-            }
-            hasher.update(&buffer[..length]);
-        }
-    };
-    Ok(Layer {
-        path: path.to_owned(),
-        digest: sum(&mut File::open(path)?)?,
-        diff_id: sum(&mut flate2::read::MultiGzDecoder::new(File::open(path)?))?,
-        compression: Compression::Gzip,
+fn erofs(layers: &[Layer], dir: &Path) -> Option<f64> {
+    let help = Command::new("mkfs.erofs").arg("--help").output().ok()?;
+    let help = [help.stdout, help.stderr].concat();
+    let knows = String::from_utf8_lossy(&help).contains("--tar");
+    let [layer] = layers else { return None };
+    let disk = dir.join("erofs");
+    knows.then(|| {
+        seconds(|| {
+            run(Command::new("mkfs.erofs")
+                .args(["--tar=f", "--gzip"])
+                .arg(&disk)
+                .arg(&layer.path));
+            sync_file(&disk);
+        })
     })
 }
 
-/// The most memory this process ever had resident, in KiB.
-fn peak_rss_kib() -> Result<u64, Box<dyn Error>> {
-    let status = fs::read_to_string("/proc/self/status")?;
+/// In MiB, rounded up.
+fn peak_rss() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
-        .ok_or("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse()?)
-}
-
-fn debian() -> Result<PathBuf, Box<dyn Error>> {
-    let folder = std::env::temp_dir().join("root-disk-bench");
-    let layer = folder.join("debian.tar.gz");
-    if layer.exists() {
-        return Ok(layer);
-    }
-    fs::create_dir_all(&folder)?;
-    let tree = folder.join("debian");
-    let mut debootstrap = Command::new("debootstrap");
-    debootstrap
-        .args(["--variant=minbase", "--include=python3,git", "bookworm"])
-        .arg(&tree);
-    run(&mut debootstrap)?;
-    let mut tar = Command::new("tar")
-        .args([
-            "--numeric-owner",
-            "--xattrs",
-            "--exclude=./var/cache/apt/archives/*.deb",
-            "-cf",
-            "-",
-            "-C",
-        ])
-        .arg(&tree)
-        .arg(".")
-        .stdout(Stdio::piped())
-        .spawn()?;
-    let unfinished = folder.join("unfinished");
-    run_with(
-        Command::new("gzip")
-            .arg("-6")
-            .stdout(File::create(&unfinished)?),
-        tar.stdout.take().ok_or("no output")?,
-    )?;
-    if !tar.wait()?.success() {
-        return Err("tar failed".into());
-    }
-    fs::rename(&unfinished, &layer)?;
-    fs::remove_dir_all(&tree)?;
-    Ok(layer)
+        .unwrap();
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap();
+    kibibytes.div_ceil(1024)
 }

@@ -5,24 +5,41 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use root_disk::{
     ArchiveProblem, Compression, DiskError, EntryProblem, Layer, LayerError, Limits, build,
 };
 use support::archive::{Header, Tar, digest, layer_of, stored_layer};
-use support::fsck;
+use support::{compare, fsck};
 
-/// The error of a build that must fail, after which the folder has what it had before.
+/// The error of a build that must fail, after which everything around it is as it was: the disk that was
+/// there, and what the names in the archive would reach if they were paths of the host.
 #[track_caller]
 fn refused(layers: &[Layer], dir: &Path, limits: &Limits) -> DiskError {
     let output = dir.join("out");
-    fs::create_dir_all(&output).unwrap();
-    fs::write(output.join("disk"), b"as it was").unwrap();
+    fs::create_dir_all(output.join("d")).unwrap();
+    for canary in ["disk", "file", "f", "l", "d/f", "../x", "../file"] {
+        fs::write(output.join(canary), b"as it was").unwrap();
+    }
+    let before = seen(dir);
     let error = build(layers, &output.join("disk"), limits).unwrap_err();
-    assert_eq!(fs::read(output.join("disk")).unwrap(), b"as it was");
-    assert_eq!(fs::read_dir(&output).unwrap().count(), 1);
+    assert_eq!(seen(dir), before);
     error
+}
+
+/// Everything that is in a folder: what would change if it was made anew, written or given to another.
+fn seen(dir: &Path) -> Vec<String> {
+    compare::walk(dir)
+        .iter()
+        // A file was made in this one, and is gone.
+        .filter(|(path, _)| *path != Path::new("out"))
+        .map(|(path, metadata)| {
+            let changed = (metadata.ctime(), metadata.ctime_nsec());
+            format!("{} {} {changed:?}", path.display(), metadata.ino())
+        })
+        .collect()
 }
 
 #[track_caller]

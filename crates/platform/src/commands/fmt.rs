@@ -35,7 +35,15 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut said = false;
     for file in &arguments.files {
-        let source = Source::read(file)?;
+        let source = match Source::read(file) {
+            Ok(source) => source,
+            // The others are still to be looked at.
+            Err(failure) => {
+                failure.report();
+                said = true;
+                continue;
+            }
+        };
         let (before, after) = match formatted(&source) {
             Ok(texts) => texts,
             Err(mistakes) => {
@@ -47,11 +55,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if arguments.check {
             let changes = manifest::diff(&source.name, before, &after);
             if !changes.is_empty() {
-                anstream::stdout().write_all(changes.as_bytes())?;
+                io::stdout().write_all(changes.as_bytes())?;
                 said = true;
             }
         } else if manifest_file::is_stdin(file) {
-            anstream::stdout().write_all(after.as_bytes())?;
+            io::stdout().write_all(after.as_bytes())?;
         } else if before != after {
             replace(file, &after)
                 .with_context(|| format!("cannot write the manifest `{}`", file.display()))?;

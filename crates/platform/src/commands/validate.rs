@@ -30,8 +30,17 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut mistakes = Vec::new();
+    let mut unread = false;
     for file in &arguments.files {
-        let source = Source::read(file)?;
+        let source = match Source::read(file) {
+            Ok(source) => source,
+            // The others are still to be looked at.
+            Err(failure) => {
+                failure.report();
+                unread = true;
+                continue;
+            }
+        };
         match source.decode() {
             Ok(manifest) => {
                 if arguments.format.format == Format::Text {
@@ -66,9 +75,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         output::json(&all)?;
     }
-    if mistakes.is_empty() {
-        Ok(())
-    } else {
+    if unread || !mistakes.is_empty() {
         Err(Failure::Said)
+    } else {
+        Ok(())
     }
 }

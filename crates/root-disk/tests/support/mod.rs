@@ -7,6 +7,7 @@
 
 pub(crate) mod archive;
 pub(crate) mod compare;
+pub(crate) mod oci;
 pub(crate) mod oracle;
 
 use std::path::Path;
