@@ -295,8 +295,15 @@ async fn ask_helper(helper: &str, key: &str) -> Result<Option<Credential>, Crede
     if !name_ok {
         return Err(failed("its name is not one of a program".to_owned()));
     }
+    ask_program(&format!("docker-credential-{helper}"), key)
+        .await
+        .map_err(failed)
+}
+
+/// What a helper program answers to `get`; or why it cannot be used.
+async fn ask_program(program: &str, key: &str) -> Result<Option<Credential>, String> {
     let ask = async {
-        let mut child = tokio::process::Command::new(format!("docker-credential-{helper}"))
+        let mut child = tokio::process::Command::new(program)
             .arg("get")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -318,17 +325,17 @@ async fn ask_helper(helper: &str, key: &str) -> Result<Option<Credential>, Crede
     };
     let (status, answer) = tokio::time::timeout(HELPER_TIMEOUT, ask)
         .await
-        .map_err(|_| failed(format!("no answer in {} s", HELPER_TIMEOUT.as_secs())))?
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|_| format!("no answer in {} s", HELPER_TIMEOUT.as_secs()))?
+        .map_err(|error| error.to_string())?;
     if !status.success() {
         let text = crate::document::printable(&String::from_utf8_lossy(&answer));
         if text.contains("credentials not found") {
             return Ok(None);
         }
-        return Err(failed(text));
+        return Err(text);
     }
     let answer: HelperAnswer =
-        serde_json::from_slice(&answer).map_err(|_| failed("its answer is not JSON".to_owned()))?;
+        serde_json::from_slice(&answer).map_err(|_| "its answer is not JSON".to_owned())?;
     Ok(Some(match answer.username.as_str() {
         "<token>" => Credential::IdentityToken(answer.secret),
         _ => Credential::Basic {
@@ -369,6 +376,43 @@ mod tests {
             Some(Credential::IdentityToken("refresh".to_owned()))
         );
         assert_eq!(find("empty.example").await, None);
+    }
+
+    /// A program that stands for docker's helpers, as their protocol has it: the registry on
+    /// standard input, an answer on standard output.
+    #[tokio::test]
+    async fn a_helper_program_is_asked_as_docker_asks_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let ask = async |script: &str| {
+            let program = dir.path().join("docker-credential-test");
+            std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(&program, mode).unwrap();
+            ask_program(program.to_str().unwrap(), "quay.io").await
+        };
+        let answer = r#"[ "$1" = get ] && printf '{"ServerURL":"%s","Username":"ann","Secret":"at %s"}' "$(cat)" quay.io"#;
+        assert_eq!(
+            ask(answer).await,
+            Ok(Some(Credential::Basic {
+                user: "ann".to_owned(),
+                password: "at quay.io".to_owned(),
+            }))
+        );
+        let token = r#"echo '{"Username":"<token>","Secret":"refresh"}'"#;
+        assert_eq!(
+            ask(token).await,
+            Ok(Some(Credential::IdentityToken("refresh".to_owned())))
+        );
+        let unknown = "echo credentials not found in native keychain; exit 1";
+        assert_eq!(ask(unknown).await, Ok(None));
+        assert_eq!(
+            ask("echo the keychain is locked; exit 1").await,
+            Err("the keychain is locked".to_owned())
+        );
+        assert_eq!(
+            ask("echo oops").await,
+            Err("its answer is not JSON".to_owned())
+        );
     }
 
     #[test]
