@@ -195,6 +195,7 @@ how_to_go_on() {
   alias platform=$platform
   curl $page                      # again, and the other instance answers
   platform logs -f --process web                         # a line per request
+  platform exec -it --process web -- sh                  # a shell beside the app
   platform scale web=3                                   # one more
   demo/restart.sh node                                   # kill -9 and start a role again: nothing stops
   platform destroy --app hello                           # the app alone

@@ -10,18 +10,22 @@ use contract::api::{
     PullSecret, RegistryLoginRequest, RegistryRow, RolloutStatus, RouteTable, ScaleRequest,
     SecretRow, SetSecretsRequest, StreamRequest, VolumeRow, paths,
 };
+use contract::calls::{EXEC_PROTOCOL, ExecQuery, SignalRequest, StatsRow};
+use contract::guest::Frame;
 use contract::instance::SecretBundle;
 use contract::{EnvKey, Generation, InstanceId, ReleaseNumber, VolumeId};
 use futures_util::{Stream, StreamExt as _};
+use reqwest::header::{CONNECTION, UPGRADE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::RootCertStore;
 use rustls::client::WantsClientCert;
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{ClientConfig, ClientError, LogStream};
+use crate::{ClientConfig, ClientError, ExecStream, LogStream, NodeExec, UserExec};
 
 /// Longest wait for a connection.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -211,6 +215,24 @@ impl ApiClient {
         let response = self.send(operation, request, Duration::ZERO).await?;
         self.accepted(operation, response).await.map(|_| ())
     }
+
+    /// Answers a stream that asked for one value.
+    pub async fn answer_stream<T: Serialize>(
+        &self,
+        stream: &str,
+        answer: &T,
+    ) -> Result<(), ClientError> {
+        let path = paths::NODE_STREAM.replace("{stream}", stream);
+        self.call_empty("answering a call", self.post(&path).json(answer))
+            .await
+    }
+
+    /// Opens a stream that asked for a command: its user is at the other end.
+    pub async fn open_exec(&self, stream: &str) -> Result<NodeExec, ClientError> {
+        let path = paths::NODE_STREAM.replace("{stream}", stream);
+        self.upgrade("opening a command's stream", self.get(&path))
+            .await
+    }
 }
 
 /// An edge's calls.
@@ -285,6 +307,36 @@ impl ApiClient {
             request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
         }
         self.call("listing instances", request).await
+    }
+
+    /// Runs a command beside the app of an instance.
+    pub async fn exec(
+        &self,
+        instance: InstanceId,
+        query: &ExecQuery,
+    ) -> Result<UserExec, ClientError> {
+        let request = self.get(&instance_path(paths::EXEC, instance)).query(query);
+        self.upgrade("running a command", request).await
+    }
+
+    /// Sends a signal to the app of an instance.
+    pub async fn signal(
+        &self,
+        instance: InstanceId,
+        request: &SignalRequest,
+    ) -> Result<(), ClientError> {
+        let path = instance_path(paths::SIGNAL, instance);
+        self.call_empty("sending a signal", self.post(&path).json(request))
+            .await
+    }
+
+    /// The figures of every instance, or of those of one env.
+    pub async fn stats(&self, env: Option<&EnvKey>) -> Result<Vec<StatsRow>, ClientError> {
+        let mut request = self.get(paths::STATS);
+        if let Some(key) = env {
+            request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
+        }
+        self.call("asking for figures", request).await
     }
 
     /// Every env.
@@ -433,6 +485,39 @@ impl ApiClient {
             .map_err(|e| ClientError::of_request(operation, &self.server, limit, e))
     }
 
+    /// Asks for exec frames instead of HTTP from here on.
+    async fn upgrade<Heard: Frame>(
+        &self,
+        operation: &'static str,
+        request: RequestBuilder,
+    ) -> Result<ExecStream<Heard>, ClientError> {
+        let request = request
+            .header(CONNECTION, "upgrade")
+            .header(UPGRADE, EXEC_PROTOCOL);
+        let sending = self.send(operation, request, REQUEST_TIMEOUT);
+        let timed_out = |_| ClientError::TimedOut {
+            operation,
+            server: self.server.clone(),
+            limit: REQUEST_TIMEOUT,
+        };
+        let response = tokio::time::timeout(REQUEST_TIMEOUT, sending)
+            .await
+            .map_err(timed_out)??;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let response = self.accepted(operation, response).await?;
+            return Err(ClientError::Answer {
+                operation,
+                server: self.server.clone(),
+                cause: format!("status {} instead of 101", response.status()),
+            });
+        }
+        let upgraded = response
+            .upgrade()
+            .await
+            .map_err(|e| ClientError::of_request(operation, &self.server, REQUEST_TIMEOUT, e))?;
+        Ok(ExecStream::new(upgraded))
+    }
+
     /// The response, when the server did not say no.
     async fn accepted(
         &self,
@@ -546,6 +631,10 @@ fn env_path(template: &str, env: &EnvKey) -> String {
     template
         .replace("{app}", env.app.as_str())
         .replace("{env}", env.env.as_str())
+}
+
+fn instance_path(template: &str, instance: InstanceId) -> String {
+    template.replace("{instance}", &instance.to_string())
 }
 
 fn millis(wait: Duration) -> u64 {

@@ -13,6 +13,7 @@
 mod client;
 mod config;
 mod error;
+mod exec;
 mod logs;
 
 pub use client::{
@@ -20,4 +21,5 @@ pub use client::{
 };
 pub use config::{ClientConfig, ConfigError};
 pub use error::ClientError;
+pub use exec::{ExecReader, ExecStream, ExecWriter, NodeExec, UserExec};
 pub use logs::LogStream;

@@ -133,8 +133,9 @@ const SIGRTMIN: u8 = 34;
 /// The last real-time signal.
 const SIGRTMAX: u8 = 64;
 
-/// `15`, `TERM` and `SIGTERM` are `SIGTERM`; `37` and `SIGRTMAX-27` are `SIGRTMIN+3`.
-fn signal_name(text: &str) -> Option<String> {
+/// The name of a signal, in the one form that guests are told: `15`, `TERM` and `SIGTERM` are
+/// `SIGTERM`; `37` and `SIGRTMAX-27` are `SIGRTMIN+3`. Absent: there is no such signal.
+pub fn signal_name(text: &str) -> Option<String> {
     let real_time = |number: u8| {
         (SIGRTMIN..=SIGRTMAX)
             .contains(&number)

@@ -9,6 +9,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::calls::ExecWanted;
 use crate::ids::{
     Digest, EdgeId, EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp,
     VolumeId,
@@ -28,7 +29,8 @@ pub mod paths {
     pub const NODE_REPORT: &str = "/v1/node/report";
     /// GET, a node: `?wait_ms=N` -> `Vec<StreamRequest>`: streams it is asked to open.
     pub const NODE_STREAMS: &str = "/v1/node/streams";
-    /// POST, a node: the body is the stream, lines of JSON ([`super::LogLine`]).
+    /// POST, a node: the body is the stream: lines of JSON ([`super::LogLine`]), or one answer of
+    /// [`crate::calls`]. GET with an upgrade to [`crate::calls::EXEC_PROTOCOL`], for a command.
     pub const NODE_STREAM: &str = "/v1/node/streams/{stream}";
     /// GET, a node: `?instance=ID` -> `Vec<SecretBundle>`: what an instance placed on it boots with.
     pub const NODE_SECRETS: &str = "/v1/node/secrets";
@@ -52,6 +54,13 @@ pub mod paths {
     pub const VOLUMES: &str = "/v1/volumes";
     /// DELETE, a user: delete a volume that no instance has, and all that is in it.
     pub const VOLUME: &str = "/v1/volumes/{volume}";
+    /// GET, a user, with an upgrade to [`crate::calls::EXEC_PROTOCOL`] and
+    /// [`crate::calls::ExecQuery`] -> 101, then frames both ways.
+    pub const EXEC: &str = "/v1/instances/{instance}/exec";
+    /// POST, a user: [`crate::calls::SignalRequest`].
+    pub const SIGNAL: &str = "/v1/instances/{instance}/signal";
+    /// GET, a user: `?app=&env=` -> `Vec<StatsRow>`.
+    pub const STATS: &str = "/v1/stats";
     /// GET, a user -> `Vec<EnvRow>`.
     pub const ENVS: &str = "/v1/envs";
     /// POST, a user: [`super::DeployRequest`] -> [`super::DeployResponse`]. DELETE: destroy the env.
@@ -347,14 +356,36 @@ pub struct InstanceReport {
 /// Lines in [`InstanceReport::last_words`].
 pub const MAX_LAST_WORDS: usize = 20;
 
-/// A stream that a node is asked to open by POST to [`paths::NODE_STREAM`].
+/// A stream that a node is asked to open at [`paths::NODE_STREAM`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamRequest {
     /// Its id: a random number, in hexadecimal.
     pub stream: String,
     /// What to send.
-    pub wanted: LogsWanted,
+    pub wanted: StreamWanted,
+}
+
+/// What a node is to send on a stream, and how it opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum StreamWanted {
+    /// By POST: lines of JSON ([`LogLine`]).
+    Logs(LogsWanted),
+    /// By GET with an upgrade: a command's streams.
+    Exec(ExecWanted),
+    /// By POST: `Vec<InstanceStats>`.
+    Stats {
+        /// Of which instances.
+        instances: Vec<InstanceId>,
+    },
+    /// By POST: [`SignalAnswer`](crate::calls::SignalAnswer).
+    Signal {
+        /// To the app of which instance.
+        instance: InstanceId,
+        /// Signal name.
+        signal: String,
+    },
 }
 
 /// Which log lines are wanted.
@@ -369,6 +400,8 @@ pub struct LogsWanted {
     pub since: Option<Timestamp>,
     /// Whether to go on with new lines until the reader leaves.
     pub follow: bool,
+    /// Of the past, only what the instance said before it was last started again.
+    pub previous: bool,
 }
 
 /// The query of [`paths::LOGS`]: which of the env's lines are wanted.
@@ -390,6 +423,9 @@ pub struct LogsQuery {
     /// Whether to go on with new lines until the reader leaves.
     #[serde(default)]
     pub follow: bool,
+    /// Of the past, only what each instance said before it was last started again.
+    #[serde(default)]
+    pub previous: bool,
 }
 
 /// Lines of the past for each instance, where [`LogsQuery::tail`] does not say.

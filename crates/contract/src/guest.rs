@@ -105,6 +105,12 @@ pub enum GuestFrame {
     },
     /// On an exec channel, last: how the command ended.
     ExecExited(ExitEvent),
+    /// On an exec channel, last: there is no end to tell. The node says it to the user; a guest
+    /// never does.
+    ExecFailed {
+        /// Why, for the user.
+        reason: String,
+    },
 }
 
 /// What the node says.
@@ -463,6 +469,7 @@ impl Frame for GuestFrame {
                 (7, body)
             }
             Self::ExecExited(event) => (8, json(event)),
+            Self::ExecFailed { reason } => (9, json(reason)),
         }
     }
 
@@ -487,6 +494,9 @@ impl Frame for GuestFrame {
                 }
             },
             8 => Self::ExecExited(from_json(frame_type, body)?),
+            9 => Self::ExecFailed {
+                reason: from_json(frame_type, body)?,
+            },
             other => return Err(FrameError::Type(other)),
         })
     }

@@ -4,6 +4,7 @@
 //! - [`ids`]: the names and numbers that everything is called by.
 //! - [`instance`]: the complete description of one instance, as the planner chose it.
 //! - [`api`]: the messages of the HTTPS API (design: nodes only dial out).
+//! - [`calls`]: exec, signals and figures of running instances.
 //! - [`image`]: what of an image's config the platform honours.
 //! - [`guest`]: the boot contract between a node and `platform-init` over vsock (ADR 0003).
 //!
@@ -12,6 +13,7 @@
 //! decides nothing.
 
 pub mod api;
+pub mod calls;
 pub mod guest;
 pub mod ids;
 pub mod image;

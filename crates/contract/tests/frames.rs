@@ -84,6 +84,7 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
             }),
         (stream(), bytes()).prop_map(|(stream, bytes)| GuestFrame::ExecOutput { stream, bytes }),
         exit().prop_map(GuestFrame::ExecExited),
+        ".*".prop_map(|reason| GuestFrame::ExecFailed { reason }),
     ]
 }
 

@@ -33,6 +33,11 @@ impl ApiFailure {
         self
     }
 
+    /// What failed, with its subject and its cause.
+    pub(crate) fn message(self) -> String {
+        self.error.message
+    }
+
     /// 400: the request is not one of this API.
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "bad_request", message)

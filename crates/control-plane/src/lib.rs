@@ -9,7 +9,8 @@
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); only a node that an instance
 //!   is placed on gets what that instance boots with.
 //! - Registry logins are sealed in the store, and opened when a registry asks or a node has to pull ([`logins`]).
-//! - Log streams are opened by nodes when asked ([`streams`]), and piped to the user who asked.
+//! - Streams (logs, commands, calls of instances) are opened by nodes when asked ([`streams`]), and
+//!   joined to the user who asked.
 //!
 //! ```text
 //! user --deploy--> store --wake--> planner --plan, apply--> store
@@ -39,7 +40,8 @@ mod state;
 mod streams;
 
 pub use limits::{
-    MAX_CONNECTIONS, MAX_LOG_READERS, MAX_PLAN_ROUNDS, ONLINE_WITHIN, PLAN_INTERVAL, SHUTDOWN_GRACE,
+    MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, MAX_PLAN_ROUNDS, ONLINE_WITHIN, PLAN_INTERVAL,
+    SHUTDOWN_GRACE,
 };
 pub use options::{Ready, ServerError, ServerOptions};
 pub use serve::run;

@@ -27,6 +27,16 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Users who read logs at a time.
 pub const MAX_LOG_READERS: usize = 128;
+/// Commands that users run beside apps at a time, in the whole cluster.
+pub const MAX_EXECS: usize = 128;
+/// How long a node may take to answer a call about its instances: guests are asked meanwhile.
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(8);
+/// Largest answer of a node to a call, in bytes: figures of its instances.
+pub(crate) const MAX_CALL_ANSWER_BYTES: usize = 1024 * 1024;
+/// A command's stream is cut when its node has been offline at two checks in a row, this far apart.
+pub(crate) const EXEC_NODE_CHECK: Duration = Duration::from_secs(10);
+/// How long a user's command line may take to hang up once its command has ended.
+pub(crate) const EXEC_HANG_UP_TIMEOUT: Duration = Duration::from_secs(2);
 /// Streams that wait for one node to open them.
 pub(crate) const MAX_WAITING_STREAMS: usize = 256;
 /// How long a node may take to open a stream it is asked for.

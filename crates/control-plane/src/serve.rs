@@ -16,7 +16,6 @@ use contract::api::{Member, RouteTable};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use identity::ClusterCa;
 use registry::{Credentials, Registry, RegistryOptions};
 use rustls::pki_types::pem::PemObject as _;
@@ -28,13 +27,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
 use crate::callers::Peer;
 use crate::clock::now;
 use crate::failure::chain;
 use crate::limits::{
-    ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_LOG_READERS, SHUTDOWN_GRACE,
+    ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
+    SHUTDOWN_GRACE,
 };
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
@@ -103,6 +104,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         wake: Notify::new(),
         published: watch::Sender::new(Arc::new(nothing_published)),
         log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
+        execs: Arc::new(Semaphore::new(MAX_EXECS)),
         unknown: Mutex::default(),
         caches: Mutex::default(),
         shutdown: shutdown.clone(),
@@ -221,7 +223,7 @@ async fn accept(
     shutdown: &CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
+    let connections = TaskTracker::new();
     loop {
         let next = async {
             let slot = Arc::clone(&slots).acquire_owned().await;
@@ -234,12 +236,12 @@ async fn accept(
         };
         match (slot, accepted) {
             (Ok(slot), Ok((stream, from))) => {
-                tokio::spawn(connection(
+                connections.spawn(connection(
                     stream,
                     from,
                     acceptor.clone(),
                     router.clone(),
-                    graceful.watcher(),
+                    shutdown.clone(),
                     slot,
                 ));
             }
@@ -250,7 +252,8 @@ async fn accept(
             (Err(_), _) => break,
         }
     }
-    if tokio::time::timeout(SHUTDOWN_GRACE, graceful.shutdown())
+    connections.close();
+    if tokio::time::timeout(SHUTDOWN_GRACE, connections.wait())
         .await
         .is_err()
     {
@@ -263,7 +266,7 @@ async fn connection(
     from: SocketAddr,
     acceptor: TlsAcceptor,
     router: Router,
-    watcher: Watcher,
+    shutdown: CancellationToken,
     _slot: OwnedSemaphorePermit,
 ) {
     // Small answers must not wait for each other.
@@ -295,8 +298,17 @@ async fn connection(
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = watcher.watch(serving).await {
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut serving = std::pin::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = shutdown.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = ended {
         tracing::debug!(%from, error = %chain(&error), "a connection ended badly");
     }
 }

@@ -50,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) wake: Notify,
     pub(crate) published: watch::Sender<Arc<Published>>,
     pub(crate) log_readers: Arc<Semaphore>,
+    pub(crate) execs: Arc<Semaphore>,
     /// What each node last reported that the store does not know, so that each is logged once.
     pub(crate) unknown: Mutex<BTreeMap<NodeId, Unknown>>,
     /// What each node last said is in its image cache.

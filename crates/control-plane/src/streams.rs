@@ -1,11 +1,14 @@
-//! Log streams: asked of nodes, opened by them, piped to the one who reads.
+//! Streams: asked of nodes, opened by them, joined to the one who wants them.
 //!
 //! ```text
 //! reader: GET logs ----> ask(node) --> the node's queue <--long poll-- node
 //!         <-- lines --- channel <------ claim(stream) <------- POST -- node
 //! ```
 //!
-//! One bounded channel per reader carries whole lines of all its nodes, so a slow reader slows the
+//! So it is with a command's streams ([`Waiting::Exec`]: the node's GET is upgraded and joined to
+//! the user's connection) and with calls that have one answer ([`Waiting::Answer`]).
+//!
+//! Logs: one bounded channel per reader carries whole lines of all its nodes, so a slow reader slows the
 //! nodes' connections down and nothing piles up here. When the reader leaves, the channel closes,
 //! and with it every node's POST is answered at once.
 
@@ -14,10 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use contract::api::{LogsWanted, StreamRequest};
+use contract::api::{LogsWanted, StreamRequest, StreamWanted};
 use contract::{InstanceId, NodeId, Timestamp};
+use hyper::upgrade::Upgraded;
 use identity::KeyError;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::limits::MAX_WAITING_STREAMS;
 
@@ -35,7 +39,18 @@ pub(crate) enum AskError {
     Key(#[from] KeyError),
 }
 
-/// One stream, asked for or open. However it ends, its reader is told once, by its drop.
+/// What a stream that was asked for is joined to when its node opens it.
+#[derive(Debug)]
+pub(crate) enum Waiting {
+    /// A reader of logs.
+    Logs(Open),
+    /// A user's command.
+    Exec(oneshot::Sender<Upgraded>),
+    /// A call that waits for its answer.
+    Answer(oneshot::Sender<Bytes>),
+}
+
+/// One stream of logs, asked for or open. However it ends, its reader is told once, by its drop.
 #[derive(Debug)]
 pub(crate) struct Open {
     /// Where its lines go.
@@ -77,7 +92,7 @@ struct Queue {
 pub(crate) struct Streams {
     queues: Mutex<BTreeMap<NodeId, Queue>>,
     /// Those that are not open yet.
-    waiting: Mutex<BTreeMap<String, Open>>,
+    waiting: Mutex<BTreeMap<String, (NodeId, Waiting)>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,14 +100,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Streams {
-    /// Asks a node to open a stream; gives its id. `ended` is told when it has ended, once, if this
-    /// succeeds.
-    pub(crate) fn ask(
+    /// Asks a node for log lines; gives the stream's id. `ended` is told when it has ended, once, if
+    /// this succeeds.
+    pub(crate) fn ask_for_logs(
         &self,
         node: NodeId,
         wanted: LogsWanted,
         lines: Lines,
         ended: mpsc::UnboundedSender<Ended>,
+    ) -> Result<String, AskError> {
+        let instances = wanted.instances.iter().copied().collect();
+        let open = || {
+            let end = Ended {
+                node,
+                instances,
+                last: None,
+                opened: false,
+            };
+            Waiting::Logs(Open { lines, end, ended })
+        };
+        self.ask(node, StreamWanted::Logs(wanted), open)
+    }
+
+    /// Asks a node to open a stream; gives its id. What is to wait for it is made only if the node
+    /// is asked: a log stream that was dropped says that it ended.
+    pub(crate) fn ask(
+        &self,
+        node: NodeId,
+        wanted: StreamWanted,
+        waiting: impl FnOnce() -> Waiting,
     ) -> Result<String, AskError> {
         let id = u64::from_le_bytes(identity::random("a stream's id")?);
         let stream = format!("{id:016x}");
@@ -101,17 +137,7 @@ impl Streams {
         if queue.requests.len() >= MAX_WAITING_STREAMS {
             return Err(AskError::Busy(node));
         }
-        let open = Open {
-            lines,
-            end: Ended {
-                node,
-                instances: wanted.instances.iter().copied().collect(),
-                last: None,
-                opened: false,
-            },
-            ended,
-        };
-        lock(&self.waiting).insert(stream.clone(), open);
+        lock(&self.waiting).insert(stream.clone(), (node, waiting()));
         queue.requests.push_back(StreamRequest {
             stream: stream.clone(),
             wanted,
@@ -148,14 +174,17 @@ impl Streams {
             .unwrap_or_default()
     }
 
-    /// The stream that a node opens; absent when it was not asked of this node, or given up.
-    pub(crate) fn claim(&self, node: NodeId, stream: &str) -> Option<Open> {
+    /// What waits for the stream that a node opens; absent when it was not asked of this node, or
+    /// given up.
+    pub(crate) fn claim(&self, node: NodeId, stream: &str) -> Option<Waiting> {
         let mut waiting = lock(&self.waiting);
-        if waiting.get(stream)?.end.node != node {
+        if waiting.get(stream)?.0 != node {
             return None;
         }
-        let mut open = waiting.remove(stream)?;
-        open.end.opened = true;
-        Some(open)
+        let (_, mut claimed) = waiting.remove(stream)?;
+        if let Waiting::Logs(open) = &mut claimed {
+            open.end.opened = true;
+        }
+        Some(claimed)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api_client::{ApiClient, LogStream};
 use bytes::Bytes;
-use contract::api::{LogLine, LogsQuery, StreamRequest};
+use contract::api::{LogLine, LogsQuery, LogsWanted, StreamRequest, StreamWanted};
 use contract::guest::Stream;
 use contract::{EnvKey, Generation, InstanceId, Timestamp};
 use futures_util::{StreamExt as _, stream};
@@ -36,10 +36,15 @@ async fn next(lines: &mut LogStream) -> Option<String> {
     next.map(|line| line.unwrap().text)
 }
 
-async fn asked(node: &ApiClient) -> StreamRequest {
+/// The one stream of logs that the node is asked for.
+async fn asked(node: &ApiClient) -> (String, LogsWanted) {
     let mut requests = node.streams(PATIENCE).await.unwrap();
     assert_eq!(requests.len(), 1);
-    requests.remove(0)
+    let StreamRequest { stream, wanted } = requests.remove(0);
+    match wanted {
+        StreamWanted::Logs(wanted) => (stream, wanted),
+        other => panic!("not logs: {other:?}"),
+    }
 }
 
 /// An env with two instances on one node, which says that they run.
@@ -83,19 +88,19 @@ async fn lines_come_through_and_the_reader_ends_it() {
         ..LogsQuery::default()
     };
     let mut reader = server.user.logs(&key, &query).await.unwrap();
-    let request = asked(&node.client).await;
-    let mut wanted = request.wanted.instances.clone();
-    wanted.sort();
+    let (stream, wanted) = asked(&node.client).await;
+    let mut instances = wanted.instances.clone();
+    instances.sort();
     let mut all = ids.clone();
     all.sort();
-    assert_eq!(wanted, all);
-    assert!(request.wanted.follow && request.wanted.tail == 5);
+    assert_eq!(instances, all);
+    assert!(wanted.follow && wanted.tail == 5);
 
     let (sender, body) = mpsc::channel::<Result<Bytes, Infallible>>(4);
     let sending = {
         let client = node.client.clone();
         let body = ReceiverStream::new(body);
-        tokio::spawn(async move { client.open_stream(&request.stream, body).await })
+        tokio::spawn(async move { client.open_stream(&stream, body).await })
     };
     // A line may come in any pieces.
     let whole = line(ids[0], "one");
@@ -108,17 +113,13 @@ async fn lines_come_through_and_the_reader_ends_it() {
     // The node's agent is killed and comes back: the reader goes on where it was.
     sending.abort();
     drop(sender);
-    let request = asked(&node.client).await;
-    assert_eq!(
-        request.wanted.since,
-        Some(Timestamp(2)),
-        "after the last line"
-    );
+    let (stream, wanted) = asked(&node.client).await;
+    assert_eq!(wanted.since, Some(Timestamp(2)), "after the last line");
     let (sender, body) = mpsc::channel::<Result<Bytes, Infallible>>(4);
     let sending = {
         let client = node.client.clone();
         let body = ReceiverStream::new(body);
-        tokio::spawn(async move { client.open_stream(&request.stream, body).await })
+        tokio::spawn(async move { client.open_stream(&stream, body).await })
     };
     sender.send(Ok(line(ids[1], "three"))).await.unwrap();
     assert_eq!(next(&mut reader).await.as_deref(), Some("three"));
@@ -142,19 +143,16 @@ async fn without_follow_it_ends_when_the_nodes_have_said_all() {
         ..LogsQuery::default()
     };
     let mut reader = server.user.logs(&key, &query).await.unwrap();
-    let request = asked(&node.client).await;
-    assert_eq!(request.wanted.instances, [ids[1]]);
+    let (stream, wanted) = asked(&node.client).await;
+    assert_eq!(wanted.instances, [ids[1]]);
     let body = stream::iter([Ok::<_, Infallible>(line(ids[1], "all"))]);
-    node.client
-        .open_stream(&request.stream, body)
-        .await
-        .unwrap();
+    node.client.open_stream(&stream, body).await.unwrap();
     assert_eq!(next(&mut reader).await.as_deref(), Some("all"));
     assert_eq!(next(&mut reader).await, None);
 
     // A stream is opened once, by the node it was asked of.
     let again = stream::iter([Ok::<_, Infallible>(line(ids[1], "more"))]);
-    let refused = node.client.open_stream(&request.stream, again).await;
+    let refused = node.client.open_stream(&stream, again).await;
     assert_eq!(refused.unwrap_err().code(), Some("stream_not_found"));
     server.stop().await;
 }
@@ -170,13 +168,13 @@ async fn a_node_cannot_speak_for_instances_it_was_not_asked_about() {
         ..LogsQuery::default()
     };
     let mut reader = server.user.logs(&key, &query).await.unwrap();
-    let request = asked(&node.client).await;
+    let (stream, _) = asked(&node.client).await;
     let steal = stream::iter([Ok::<_, Infallible>(line(ids[0], "stolen"))]);
-    let refused = other.client.open_stream(&request.stream, steal).await;
+    let refused = other.client.open_stream(&stream, steal).await;
     assert_eq!(refused.unwrap_err().code(), Some("stream_not_found"));
 
     let lie = stream::iter([Ok::<_, Infallible>(line(ids[1], "of another"))]);
-    let refused = node.client.open_stream(&request.stream, lie).await;
+    let refused = node.client.open_stream(&stream, lie).await;
     assert_eq!(refused.unwrap_err().code(), Some("bad_request"));
     assert_eq!(next(&mut reader).await, None);
     server.stop().await;

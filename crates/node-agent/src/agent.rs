@@ -24,7 +24,7 @@ use crate::images::Images;
 use crate::instance_task::InstanceHandle;
 use crate::logins::ServerLogins;
 use crate::machine::{Clock, Machine, instances_dir};
-use crate::streams::{self, LogDirectory};
+use crate::streams::{self, Directory};
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, chain, hardware};
 
@@ -93,12 +93,12 @@ pub(crate) async fn run(
         path: options.data_dir.clone(),
         source,
     })?;
-    let logs = LogDirectory::default();
+    let directory = Directory::default();
     let machine = Arc::new(Machine {
         server: client.clone(),
         images,
         volumes,
-        logs: logs.clone(),
+        directory: directory.clone(),
         facts: NodeFacts {
             region: membership.region.clone(),
             node_name: membership.name.clone(),
@@ -136,7 +136,7 @@ pub(crate) async fn run(
         spawn(tidy_images(agent.machine.clone())),
         spawn(fetch_desired(client.clone(), generation, desired_sender)),
         spawn(send_reports(client.clone(), report)),
-        spawn(streams::serve(client, logs)),
+        spawn(streams::serve(client, directory)),
     ];
     tracing::info!(%node, server = membership.server, "the node is up");
     let mut timer = tokio::time::interval(RECONCILE_INTERVAL);

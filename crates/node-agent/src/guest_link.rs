@@ -6,7 +6,9 @@
 //! control connection, so that a lost connection or a restarted agent loses nothing.
 //!
 //! A hostile guest is bounded: so many connections, so many bytes a frame, one control and one log
-//! connection at a time. What breaks the contract closes its connection and is counted.
+//! connection at a time, exec channels only where one was asked for, one end. What breaks the
+//! contract closes its connection, is counted, and is said in the instance's log: at the first, the
+//! second, the fourth and so on, so that the log is not flooded either.
 
 use std::io;
 use std::sync::Arc;
@@ -14,28 +16,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use contract::guest::{
-    BootConfig, BootFailure, CONTRACT_VERSION, Channel, Frame, FrameBuffer, GuestFrame, Hello,
-    HostFrame, Phase,
+    BootConfig, BootFailure, CONTRACT_VERSION, Channel, GuestFrame, Hello, HostFrame, Phase,
 };
 use contract::instance::ExitEvent;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::framed::{FramedError, FramedGuest};
+use crate::guest_calls::{Call, ExecChannel, GuestCalls};
 use crate::logs::InstanceLog;
+use crate::machine::Clock;
 
 /// A connection must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// A frame must be taken by the guest within this time.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Connections of one guest at a time, those that have not said hello yet too.
+/// Connections of one guest at a time, those that have not said hello yet too; others wait in the
+/// kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
-/// Bytes asked for by one read.
-const READ_BYTES: usize = 64 * 1024;
 /// Events of one guest that may wait for its instance.
 const EVENT_QUEUE: usize = 16;
+/// Longest name of a failed step that is believed, in bytes.
+const MAX_STEP_BYTES: usize = 100;
+/// Longest reason of a failed step that is believed, in bytes.
+const MAX_REASON_BYTES: usize = 1000;
 
 /// What the guest reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,28 +73,41 @@ pub(crate) struct GuestLink {
     told: watch::Sender<Told>,
     events: mpsc::Receiver<GuestEvent>,
     breaches: Arc<AtomicU64>,
+    calls: GuestCalls,
     _serving: AbortOnDropHandle<()>,
 }
 
 impl GuestLink {
     /// Serves the guest that dials this socket.
-    pub(crate) fn serve(listener: UnixListener, log: Arc<InstanceLog>) -> Self {
+    pub(crate) fn serve(listener: UnixListener, log: Arc<InstanceLog>, clock: Clock) -> Self {
         let told = watch::Sender::new(Told::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         let breaches = Arc::new(AtomicU64::new(0));
+        // Another agent's sessions began at another time.
+        let (calls, queue) = GuestCalls::new(clock.now().0 as u32);
         let line = Line {
             told: told.subscribe(),
             events: sender,
             log,
+            clock,
             breaches: breaches.clone(),
+            calls: calls.clone(),
+            queue: Arc::new(Mutex::new(queue)),
+            end: Arc::default(),
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(line.serve(listener)));
         Self {
             told,
             events,
             breaches,
+            calls,
             _serving: serving,
         }
+    }
+
+    /// For whoever calls the guest.
+    pub(crate) fn calls(&self) -> &GuestCalls {
+        &self.calls
     }
 
     /// Gives the guest its config as soon as it asks.
@@ -127,20 +144,26 @@ struct Line {
     told: watch::Receiver<Told>,
     events: mpsc::Sender<GuestEvent>,
     log: Arc<InstanceLog>,
+    clock: Clock,
     breaches: Arc<AtomicU64>,
+    calls: GuestCalls,
+    /// Held by the one control connection.
+    queue: Arc<Mutex<mpsc::Receiver<Call>>>,
+    /// The end that was told, if one was: there is no other.
+    end: Arc<Mutex<Option<GuestEvent>>>,
 }
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
 enum ConnectionEnd {
-    #[error("the connection broke: {0}")]
-    Broken(#[from] io::Error),
-    #[error("the guest broke the contract: {0}")]
-    Frame(#[from] contract::guest::FrameError),
+    #[error(transparent)]
+    Framed(#[from] FramedError),
     #[error("the guest broke the contract: {0}")]
     Contract(&'static str),
-    #[error("the guest did not {0} in time")]
-    Late(&'static str),
+    #[error("the guest did not say hello in time")]
+    Late,
+    #[error("its log cannot be written: {0}")]
+    Log(io::Error),
     #[error("the guest speaks version {0} of the boot contract, this node {CONTRACT_VERSION}")]
     Version(u32),
     #[error("replaced by a newer connection")]
@@ -173,22 +196,38 @@ impl Line {
             let line = self.clone();
             let epochs = (control_epoch.clone(), log_epoch.clone());
             connections.spawn(async move {
-                let _slot = slot;
-                match line.connection(stream, &epochs.0, &epochs.1).await {
+                match line.connection(stream, slot, &epochs.0, &epochs.1).await {
                     Ok(()) | Err(ConnectionEnd::Replaced | ConnectionEnd::Gone) => {}
-                    Err(end @ ConnectionEnd::Broken(_)) => tracing::debug!(%end),
-                    Err(end) => {
-                        line.breaches.fetch_add(1, Ordering::Relaxed);
+                    Err(end @ ConnectionEnd::Framed(FramedError::Broken(_))) => {
+                        tracing::debug!(%end);
+                    }
+                    // The machine's fault; the guest keeps what fits and counts the rest.
+                    Err(end @ ConnectionEnd::Log(_)) => {
                         tracing::warn!(%end, "closed a guest's connection");
                     }
+                    Err(end) => line.breached(&end),
                 }
             });
+        }
+    }
+
+    /// Counts a breach of the contract, and says so where the instance's owner looks.
+    fn breached(&self, end: &ConnectionEnd) {
+        let count = self.breaches.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            tracing::warn!(%end, count, "closed a guest's connection");
+            let line =
+                format!("closed {count} connection(s) of this guest so far; this one: {end}");
+            if let Err(error) = self.log.note(self.clock.now(), &line) {
+                tracing::warn!(%error, "cannot write an instance's log");
+            }
         }
     }
 
     async fn connection(
         &self,
         stream: UnixStream,
+        slot: OwnedSemaphorePermit,
         control_epoch: &watch::Sender<u64>,
         log_epoch: &watch::Sender<u64>,
     ) -> Result<(), ConnectionEnd> {
@@ -197,8 +236,8 @@ impl Line {
             Ok(Ok(Some(GuestFrame::Hello(hello)))) => hello,
             Ok(Ok(Some(_))) => return Err(ConnectionEnd::Contract("the first frame is no hello")),
             Ok(Ok(None)) => return Ok(()),
-            Ok(Err(error)) => return Err(error),
-            Err(_) => return Err(ConnectionEnd::Late("say hello")),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(ConnectionEnd::Late),
         };
         if hello.contract != CONTRACT_VERSION {
             let end = ConnectionEnd::Version(hello.contract);
@@ -228,7 +267,17 @@ impl Line {
                     _ = replaced.changed() => Err(ConnectionEnd::Replaced),
                 }
             }
-            Channel::Exec { .. } => Err(ConnectionEnd::Contract("no exec session was asked for")),
+            Channel::Exec { session } => {
+                let expected = self.calls.expects(session);
+                let sender =
+                    expected.ok_or(ConnectionEnd::Contract("no such command was asked for"))?;
+                // Whoever asked may have given up just now: dropped, it ends the command.
+                drop(sender.send(ExecChannel {
+                    frames,
+                    _connection: slot,
+                }));
+                Ok(())
+            }
         }
     }
 
@@ -238,9 +287,18 @@ impl Line {
         let mut boot_due = hello.phase == Phase::Waiting;
         let mut stop_due = true;
         let mut end_due = true;
+        self.calls.set_running(hello.phase == Phase::Running);
         self.tell(GuestEvent::Hello(hello.phase)).await?;
+        let mut queue = self.queue.lock().await;
         loop {
             tokio::select! {
+                Some(call) = queue.recv() => {
+                    // What its caller gave up is not said late.
+                    if !call.heard.is_closed() {
+                        frames.write(&call.frame).await?;
+                        let _ = call.heard.send(());
+                    }
+                }
                 changed = told.changed() => {
                     changed.map_err(|_| ConnectionEnd::Gone)?;
                     let now = told.borrow_and_update().clone();
@@ -260,11 +318,22 @@ impl Line {
                 }
                 frame = frames.read() => match frame? {
                     None => return Ok(()),
-                    Some(GuestFrame::Started) => self.tell(GuestEvent::Started).await?,
-                    Some(GuestFrame::BootFailed(failure)) => {
-                        self.tell(GuestEvent::BootFailed(failure)).await?;
+                    Some(GuestFrame::Started) => {
+                        self.calls.set_running(true);
+                        self.tell(GuestEvent::Started).await?;
                     }
-                    Some(GuestFrame::Exited(event)) => self.tell(GuestEvent::Exited(event)).await?,
+                    Some(GuestFrame::BootFailed(failure)) => {
+                        let failure = BootFailure {
+                            step: plain(&failure.step, MAX_STEP_BYTES),
+                            reason: plain(&failure.reason, MAX_REASON_BYTES),
+                            exit_code: failure.exit_code,
+                        };
+                        self.tell_end(GuestEvent::BootFailed(failure)).await?;
+                    }
+                    Some(GuestFrame::Exited(event)) => {
+                        self.tell_end(GuestEvent::Exited(event)).await?;
+                    }
+                    Some(GuestFrame::Stats(figures)) => self.calls.take_figures(figures),
                     Some(_) => return Err(ConnectionEnd::Contract("not a control frame")),
                 },
             }
@@ -283,15 +352,25 @@ impl Line {
                     return Err(ConnectionEnd::Contract("not a log frame"));
                 };
                 records.push(record);
-                next = frames.buffered()?;
+                next = frames.says.buffered()?;
             }
             // An unwritable log is not acknowledged: the guest keeps what fits and counts the rest.
-            match self.log.append(records) {
-                Ok(seq) => frames.write(&HostFrame::LogAck { seq }).await?,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot write an instance's log");
-                    return Err(error.into());
-                }
+            let seq = self.log.append(records).map_err(ConnectionEnd::Log)?;
+            frames.write(&HostFrame::LogAck { seq }).await?;
+        }
+    }
+
+    /// Tells the end, once. A guest says it again when it was not acknowledged on the connection
+    /// that it had; another end than that is a lie.
+    async fn tell_end(&self, event: GuestEvent) -> Result<(), ConnectionEnd> {
+        self.calls.set_running(false);
+        let mut end = self.end.lock().await;
+        match &*end {
+            Some(told) if *told == event => Ok(()),
+            Some(_) => Err(ConnectionEnd::Contract("a second end")),
+            None => {
+                *end = Some(event.clone());
+                self.tell(event).await
             }
         }
     }
@@ -310,228 +389,18 @@ fn newest(epoch: &watch::Sender<u64>) -> watch::Receiver<u64> {
     epoch.subscribe()
 }
 
-/// A connection as frames.
-struct FramedGuest {
-    stream: UnixStream,
-    buffer: FrameBuffer,
-    chunk: Vec<u8>,
-}
-
-impl FramedGuest {
-    fn new(stream: UnixStream) -> Self {
-        Self {
-            stream,
-            buffer: FrameBuffer::default(),
-            chunk: vec![0; READ_BYTES],
-        }
+/// A guest's words on one line, cut to a length: they are read in tables and logs.
+pub(crate) fn plain(text: &str, limit: usize) -> String {
+    let mut plain: String = text
+        .chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect();
+    if plain.len() > limit {
+        plain.truncate(plain.floor_char_boundary(limit));
+        plain.push('…');
     }
-
-    /// The next frame that was already read.
-    fn buffered(&mut self) -> Result<Option<GuestFrame>, ConnectionEnd> {
-        Ok(self.buffer.next()?)
-    }
-
-    /// The next frame; none at the end. Cancel-safe.
-    async fn read(&mut self) -> Result<Option<GuestFrame>, ConnectionEnd> {
-        loop {
-            if let Some(frame) = self.buffered()? {
-                return Ok(Some(frame));
-            }
-            let count = self.stream.read(&mut self.chunk).await?;
-            if count == 0 {
-                return Ok(None);
-            }
-            self.buffer.push(&self.chunk[..count]);
-        }
-    }
-
-    async fn write(&mut self, frame: &HostFrame) -> Result<(), ConnectionEnd> {
-        match timeout(WRITE_TIMEOUT, self.stream.write_all(&frame.encode())).await {
-            Ok(written) => Ok(written?),
-            Err(_) => Err(ConnectionEnd::Late("take a frame")),
-        }
-    }
+    plain
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use std::path::Path;
-
-    use contract::Timestamp;
-    use contract::guest::{GuestNetwork, LogRecord, Stream};
-
-    use super::*;
-
-    struct Guest {
-        stream: UnixStream,
-        buffer: FrameBuffer,
-    }
-
-    impl Guest {
-        async fn dial(socket: &Path, channel: Channel, phase: Phase) -> Self {
-            let stream = UnixStream::connect(socket).await.unwrap();
-            let mut guest = Self {
-                stream,
-                buffer: FrameBuffer::default(),
-            };
-            guest
-                .say(&GuestFrame::Hello(Hello {
-                    contract: CONTRACT_VERSION,
-                    channel,
-                    phase,
-                }))
-                .await;
-            guest
-        }
-
-        async fn say(&mut self, frame: &GuestFrame) {
-            self.stream.write_all(&frame.encode()).await.unwrap();
-        }
-
-        /// The next frame; none when the host closed the connection.
-        async fn hear(&mut self) -> Option<HostFrame> {
-            loop {
-                if let Some(frame) = self.buffer.next().unwrap() {
-                    return Some(frame);
-                }
-                let mut chunk = [0; 4096];
-                match self.stream.read(&mut chunk).await {
-                    Ok(0) | Err(_) => return None,
-                    Ok(count) => self.buffer.push(&chunk[..count]),
-                }
-            }
-        }
-    }
-
-    fn config() -> BootConfig {
-        BootConfig {
-            hostname: "web-00000001".to_owned(),
-            argv: vec!["/bin/true".to_owned()],
-            environment: vec![],
-            working_dir: "/".to_owned(),
-            user: "0".to_owned(),
-            stop_signal: "SIGTERM".to_owned(),
-            network: GuestNetwork {
-                address: "fd00::1".parse().unwrap(),
-                gateway: contract::guest::GATEWAY,
-                mtu: 1420,
-                resolvers: vec![],
-            },
-            root_device: "/dev/vda".to_owned(),
-            scratch_device: "/dev/vdb".to_owned(),
-            volumes: vec![],
-            image_volumes: vec![],
-            secrets: vec![],
-        }
-    }
-
-    fn exit(code: u8) -> ExitEvent {
-        ExitEvent {
-            exit_code: code,
-            signal: None,
-            oom_killed: false,
-            requested_stop: false,
-            at: Timestamp(0),
-        }
-    }
-
-    fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
-        let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
-        let socket = dir.join("guest.sock");
-        (
-            GuestLink::serve(UnixListener::bind(&socket).unwrap(), log),
-            socket,
-        )
-    }
-
-    #[tokio::test]
-    async fn a_guest_is_told_its_config_its_stop_and_its_acknowledged_end() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut link, socket) = link(dir.path());
-        let mut guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
-        assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
-        link.boot(config());
-        assert_eq!(
-            guest.hear().await,
-            Some(HostFrame::Boot(Box::new(config())))
-        );
-        guest.say(&GuestFrame::Started).await;
-        assert_eq!(link.next().await, Some(GuestEvent::Started));
-        link.stop(500);
-        let stop = HostFrame::Stop { timeout_ms: 500 };
-        assert_eq!(guest.hear().await, Some(stop.clone()));
-
-        // A new connection hears again what still holds; the old one is closed.
-        let mut again = Guest::dial(&socket, Channel::Control, Phase::Running).await;
-        assert_eq!(again.hear().await, Some(stop));
-        assert_eq!(guest.hear().await, None);
-        assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
-        again.say(&GuestFrame::Exited(exit(3))).await;
-        assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(3))));
-        link.acknowledge_end();
-        assert_eq!(again.hear().await, Some(HostFrame::ExitAck));
-    }
-
-    #[tokio::test]
-    async fn log_records_are_acknowledged_once_written() {
-        let dir = tempfile::tempdir().unwrap();
-        let (link, socket) = link(dir.path());
-        let mut guest = Guest::dial(&socket, Channel::Log, Phase::Running).await;
-        for seq in 1..=3 {
-            guest
-                .say(&GuestFrame::Log(LogRecord {
-                    seq,
-                    at_nanos: 0,
-                    stream: Stream::Stderr,
-                    partial: false,
-                    dropped: 0,
-                    line: format!("line {seq}").into_bytes(),
-                }))
-                .await;
-        }
-        loop {
-            let Some(HostFrame::LogAck { seq }) = guest.hear().await else {
-                panic!("no ack")
-            };
-            if seq == 3 {
-                break;
-            }
-        }
-        let log = InstanceLog::open(&dir.path().join("log")).unwrap();
-        assert_eq!(log.last_words(9), ["line 1", "line 2", "line 3"]);
-        assert_eq!(link.breaches(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        let (mut link, socket) = link(dir.path());
-        for bytes in [
-            &[0, 0, 0, 0, 1][..],
-            &[255; 8],
-            &[2, 0, 0, 0, 1, b'{'],
-            &[1, 0, 0, 0, 99],
-        ] {
-            let mut stream = UnixStream::connect(&socket).await.unwrap();
-            stream.write_all(bytes).await.unwrap();
-            let mut rest = Vec::new();
-            stream.read_to_end(&mut rest).await.unwrap();
-        }
-        let mut old = UnixStream::connect(&socket).await.unwrap();
-        let hello = Hello {
-            contract: 0,
-            channel: Channel::Control,
-            phase: Phase::Waiting,
-        };
-        old.write_all(&GuestFrame::Hello(hello).encode())
-            .await
-            .unwrap();
-        assert_eq!(link.next().await, Some(GuestEvent::Refused { contract: 0 }));
-
-        let _guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
-        assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
-        assert!(link.breaches() >= 4, "{}", link.breaches());
-    }
-}
+mod tests;

@@ -107,7 +107,7 @@ impl InstanceHandle {
         std::fs::create_dir_all(&dir)?;
         let log = Arc::new(InstanceLog::open(&dir.join(LOG))?);
         machine
-            .logs
+            .directory
             .add(id, record.spec.process.clone(), log.clone());
         let last_words = match record.life.state() {
             InstanceState::Running => Vec::new(),
@@ -133,6 +133,7 @@ impl InstanceHandle {
             link: None,
             vm: None,
             end_acknowledged: false,
+            end_note: None,
             running_since: None,
             next_probe: None,
             stop: stop.subscribe(),
@@ -172,7 +173,7 @@ impl InstanceHandle {
 
     /// Removes what is kept of a stopped instance, its log too.
     pub(crate) fn forget(self, id: InstanceId, machine: &Machine) {
-        machine.logs.remove(id);
+        machine.directory.remove(id);
         let Self { dir, .. } = self;
         if let Err(error) = std::fs::remove_dir_all(&dir) {
             tracing::warn!(%error, instance = %id, "cannot remove a stopped instance's folder");
@@ -196,6 +197,8 @@ struct InstanceTask {
     link: Option<GuestLink>,
     vm: Option<Vm>,
     end_acknowledged: bool,
+    /// How this boot ended, for the log.
+    end_note: Option<String>,
     running_since: Option<Instant>,
     next_probe: Option<Instant>,
     stop: watch::Receiver<bool>,
@@ -384,10 +387,12 @@ impl InstanceTask {
             GuestEvent::Hello(_) | GuestEvent::Started => vec![],
             GuestEvent::BootFailed(failure) => {
                 self.end_acknowledged = true;
+                self.end_note = Some(format!("could not {}: {}", failure.step, failure.reason));
                 vec![Event::BootFailed(failure)]
             }
             GuestEvent::Exited(exit) => {
                 self.end_acknowledged = true;
+                self.end_note = Some(format!("ended: {exit}"));
                 let mut events = Vec::new();
                 // The word that it had started was lost with a connection.
                 events.extend(booting.then_some(Event::GuestStarted));
@@ -408,8 +413,9 @@ impl InstanceTask {
     async fn probe(&mut self) -> Option<Event> {
         let health = self.record.spec.healthcheck.as_ref()?;
         let within = Duration::from_millis(health.timeout_ms);
+        let calls = self.link.as_ref().map(GuestLink::calls);
         let result = tokio::select! {
-            result = probe(&health.probe, self.record.spec.address, within) => result,
+            result = probe(&health.probe, self.record.spec.address, calls, within) => result,
             // A stop does not wait for a slow probe; asked again, it is found at once.
             () = asked(&mut self.stop), if !self.record.life.stop_asked() => {
                 return Some(Event::StopAsked);
@@ -518,7 +524,10 @@ impl InstanceTask {
 
     fn listen(&mut self) -> Result<(), String> {
         let listener = self.machine.listen_for_guest(self.id())?;
-        self.link = Some(GuestLink::serve(listener, self.log.clone()));
+        let link = GuestLink::serve(listener, self.log.clone(), self.machine.clock);
+        let calls = Some(link.calls().clone());
+        self.machine.directory.set_calls(self.id(), calls);
+        self.link = Some(link);
         // An agent before us may have asked already; asking again is harmless.
         if self.record.life.state() == InstanceState::Stopping {
             self.ask_stop();
@@ -558,13 +567,23 @@ impl InstanceTask {
             vm.kill().await;
         }
         if let Some(link) = self.link.take() {
-            if link.breaches() > 0 {
-                let line = format!("{} connection(s) broke the boot contract", link.breaches());
-                if let Err(error) = self.log.note(self.machine.clock.now(), &line) {
-                    tracing::warn!(%error, "cannot write an instance's log");
-                }
-            }
+            self.machine.directory.set_calls(self.id(), None);
             self.last_words = self.log.last_words(MAX_LAST_WORDS);
+            // After the guest's last lines, which came in while it powered off.
+            if let Some(line) = self.end_note.take() {
+                self.note(&line);
+            }
+            if link.breaches() > 0 {
+                let count = link.breaches();
+                self.note(&format!("{count} connection(s) broke the boot contract"));
+            }
+        }
+    }
+
+    /// Says something in the instance's log, where its owner looks.
+    fn note(&self, line: &str) {
+        if let Err(error) = self.log.note(self.machine.clock.now(), line) {
+            tracing::warn!(%error, instance = %self.id(), "cannot write an instance's log");
         }
     }
 

@@ -11,15 +11,20 @@
 //!       ├ secrets     fetched to boot with, in memory only
 //!       ├ volumes     disks that outlive instances
 //!       ├ guest_link  vsock: config in, logs and exit out
-//!       └ probes      health, over the network
+//!       │  └ guest_calls  commands, signals, figures of a running guest
+//!       └ probes      health, over the network or by a command
+//! streams                 what the server asks to be opened: logs, exec, calls
 //! ```
 //!
 //! The agent may be killed at any moment: everything it needs is on disk or can be seen on the
 //! machine, and its VMs and their connections go on without it.
 //!
-//! Deliberately absent, until their issues: exec and stats, the overlay to other nodes.
+//! Deliberately absent, until its issue: the overlay to other nodes.
 
 mod agent;
+mod exec;
+mod framed;
+mod guest_calls;
 mod guest_link;
 mod hardware;
 mod images;

@@ -1,8 +1,8 @@
 //! An instance's log on the node: a bounded, rotated pair of files of [`LogRecord`] frames.
 //!
 //! The guest sends records with sequence numbers that start again at 1 with each boot, and sends
-//! again what was not acknowledged. A record with sequence number 0, written here when a boot
-//! begins, separates the boots; so after an agent's restart the last number of this boot can be read
+//! again what was not acknowledged. A record with sequence number 0 that is marked partial, written
+//! here when a boot begins, separates the boots ([`begins_boot`]); so after an agent's restart the last number of this boot can be read
 //! off the file, and a record that is already there is not written twice. A torn frame at the end
 //! (the machine lost power) is cut off when the file is opened.
 //!
@@ -18,13 +18,28 @@ use contract::Timestamp;
 use contract::guest::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
 use tokio::sync::broadcast;
 
+use crate::guest_link::plain;
+
 /// The current file is moved aside when it is this large, in bytes; two are kept.
 const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
+/// Longest of the last words of a boot, in bytes each: they go into every report.
+const MAX_WORDS_BYTES: usize = 500;
 /// Records a follower may lag behind before it loses some.
 const FOLLOW_BACKLOG_RECORDS: usize = 4096;
 
 const CURRENT: &str = "current.log";
 const PREVIOUS: &str = "previous.log";
+
+/// Which records of the past are wanted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Past {
+    /// At most this many, the last ones.
+    pub(crate) lines: usize,
+    /// Only those at or after this time.
+    pub(crate) since: Option<Timestamp>,
+    /// Only those of the boot before the last one.
+    pub(crate) previous: bool,
+}
 
 /// One instance's log. Shared between the link that writes it and the streams that read it.
 #[derive(Debug)]
@@ -90,7 +105,7 @@ impl InstanceLog {
             seq,
             at_nanos: at.0.saturating_mul(1_000_000),
             stream: Stream::Platform,
-            partial: false,
+            partial: new_boot,
             dropped: 0,
             line: line.as_bytes().to_vec(),
         };
@@ -145,34 +160,34 @@ impl InstanceLog {
         Ok(())
     }
 
-    /// The last `lines` records at or after `since`, and a channel with what comes afterwards:
-    /// nothing between the two is lost or doubled.
+    /// The wanted records of the past, and a channel with what comes afterwards: nothing between the
+    /// two is lost or doubled.
     ///
     /// # Errors
     /// The files cannot be read.
     pub(crate) fn follow(
         &self,
-        lines: usize,
-        since: Option<Timestamp>,
+        wanted: Past,
     ) -> io::Result<(Vec<LogRecord>, broadcast::Receiver<Arc<LogRecord>>)> {
         let inner = self.lock();
         let receiver = self.live.subscribe();
-        let past = tail(&self.dir, lines, since)?;
+        let past = tail(&self.dir, wanted)?;
         drop(inner);
         Ok((past, receiver))
     }
 
-    /// The texts of the app's last `lines` records of its last boot.
+    /// The texts of the last `lines` records of the last boot, cut to [`MAX_WORDS_BYTES`] each.
     pub(crate) fn last_words(&self, lines: usize) -> Vec<String> {
         let _inner = self.lock();
-        let records = tail(&self.dir, lines, None).unwrap_or_default();
-        let boot = records
-            .iter()
-            .rposition(|record| record.seq == 0)
-            .map_or(0, |at| at + 1);
+        let wanted = Past {
+            lines,
+            ..Past::default()
+        };
+        let records = tail(&self.dir, wanted).unwrap_or_default();
+        let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
         records[boot..]
             .iter()
-            .map(|record| String::from_utf8_lossy(&record.line).into_owned())
+            .map(|record| plain(&String::from_utf8_lossy(&record.line), MAX_WORDS_BYTES))
             .collect()
     }
 
@@ -182,7 +197,14 @@ impl InstanceLog {
     }
 }
 
-fn tail(dir: &Path, lines: usize, since: Option<Timestamp>) -> io::Result<Vec<LogRecord>> {
+/// Whether a record is the first of a boot. Guests' records count from 1, so none of theirs is.
+pub(crate) fn begins_boot(record: &LogRecord) -> bool {
+    record.seq == 0 && record.partial
+}
+
+fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
+    // Of the boot before, while the last one is read.
+    let mut before = VecDeque::new();
     let mut last = VecDeque::new();
     for name in [PREVIOUS, CURRENT] {
         let path = dir.join(name);
@@ -190,18 +212,20 @@ fn tail(dir: &Path, lines: usize, since: Option<Timestamp>) -> io::Result<Vec<Lo
             continue;
         }
         for_each_record(&path, |record| {
-            if since.is_some_and(|since| record.at_nanos / 1_000_000 < since.0) {
+            if wanted.previous && begins_boot(&record) {
+                before = std::mem::take(&mut last);
+            }
+            let at = record.at_nanos / 1_000_000;
+            if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
                 return;
             }
-            if last.len() == lines {
+            if last.len() == wanted.lines {
                 last.pop_front();
             }
-            if lines > 0 {
-                last.push_back(record);
-            }
+            last.push_back(record);
         })?;
     }
-    Ok(last.into())
+    Ok(if wanted.previous { before } else { last }.into())
 }
 
 /// Calls `each` with every whole record; returns how many bytes they take.
@@ -273,6 +297,46 @@ mod tests {
     }
 
     #[test]
+    fn the_boot_before_the_last_can_be_read_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        let previous = |lines| {
+            let wanted = Past {
+                lines,
+                previous: true,
+                ..Past::default()
+            };
+            let records = log.follow(wanted).unwrap().0.into_iter();
+            let texts = records.map(|record| String::from_utf8(record.line).unwrap());
+            texts.collect::<Vec<_>>()
+        };
+        log.begin_boot(Timestamp(0), "start 1").unwrap();
+        log.note(Timestamp(0), "early").unwrap();
+        log.append(vec![record(1, "a"), record(2, "b")]).unwrap();
+        assert!(previous(9).is_empty(), "there was none before the first");
+        log.note(Timestamp(0), "ended").unwrap();
+        log.begin_boot(Timestamp(0), "start 2").unwrap();
+        log.append(vec![record(1, "c")]).unwrap();
+        assert_eq!(previous(9), ["start 1", "early", "a", "b", "ended"]);
+        assert_eq!(previous(2), ["b", "ended"]);
+    }
+
+    #[test]
+    fn since_leaves_out_what_is_older() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        log.append((1..=9).map(|seq| record(seq, "x")).collect())
+            .unwrap();
+        let wanted = Past {
+            lines: 5,
+            since: Some(Timestamp(7)),
+            ..Past::default()
+        };
+        let seqs = log.follow(wanted).unwrap().0.into_iter().map(|r| r.seq);
+        assert!(seqs.eq(7..=9));
+    }
+
+    #[test]
     fn a_torn_frame_at_the_end_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
@@ -302,7 +366,11 @@ mod tests {
             .map(|name| std::fs::metadata(dir.path().join(name)).unwrap().len())
             .sum();
         assert!(size <= 2 * ROTATE_BYTES, "{size}");
-        let (past, _) = log.follow(600, None).unwrap();
+        let wanted = Past {
+            lines: 600,
+            ..Past::default()
+        };
+        let (past, _) = log.follow(wanted).unwrap();
         assert_eq!(past.len(), 600);
         assert_eq!(past.last().unwrap().seq, 1500);
         assert_eq!(past[0].seq, 901);

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::chain;
 use crate::images::Images;
-use crate::streams::LogDirectory;
+use crate::streams::Directory;
 use crate::volumes::Volumes;
 
 /// What all instances share.
@@ -29,7 +29,7 @@ pub(crate) struct Machine {
     pub(crate) server: ApiClient,
     pub(crate) images: Images,
     pub(crate) volumes: Volumes,
-    pub(crate) logs: LogDirectory,
+    pub(crate) directory: Directory,
     pub(crate) facts: NodeFacts,
     pub(crate) timing: Timing,
     pub(crate) clock: Clock,

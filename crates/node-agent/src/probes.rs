@@ -1,4 +1,5 @@
-//! Health probes, made by the node over the network: no probe needs a tool inside the image.
+//! Health probes: made by the node over the network, so that no tool inside the image is needed, or by
+//! a command of the image that init runs in the guest.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -9,6 +10,8 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::guest_calls::GuestCalls;
+
 /// Makes one probe.
 ///
 /// # Errors
@@ -16,15 +19,17 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) async fn probe(
     probe: &Probe,
     address: Ipv6Addr,
+    guest: Option<&GuestCalls>,
     within: Duration,
 ) -> Result<(), String> {
     let attempt = async {
         match probe {
             Probe::Tcp { port } => connect(address, *port).await.map(drop),
             Probe::Http { port, path } => get(address, *port, path).await,
-            Probe::Command { .. } => {
-                Err("command probes need exec, which this node does not have yet".to_owned())
-            }
+            Probe::Command { command } => match guest {
+                Some(guest) => guest.probe(command.clone()).await,
+                None => Err("its guest cannot be asked".to_owned()),
+            },
         }
     };
     tokio::time::timeout(within, attempt)
@@ -96,7 +101,7 @@ mod tests {
             port,
             path: "/healthz".to_owned(),
         };
-        let result = probe(&http, Ipv6Addr::LOCALHOST, Duration::from_millis(300)).await;
+        let result = probe(&http, Ipv6Addr::LOCALHOST, None, Duration::from_millis(300)).await;
         result.map_err(|reason| reason.replace(&port.to_string(), "PORT"))
     }
 
@@ -124,13 +129,13 @@ mod tests {
         let port = server("").await;
         let within = Duration::from_secs(1);
         assert_eq!(
-            probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within).await,
+            probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, None, within).await,
             Ok(())
         );
         let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let refused = probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, within)
+        let refused = probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, None, within)
             .await
             .unwrap_err();
         assert!(refused.starts_with("cannot connect to port"), "{refused}");

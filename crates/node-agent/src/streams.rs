@@ -1,20 +1,25 @@
-//! Log streams that the control plane asks for: the node dials, since nodes only dial out.
+//! Streams that the control plane asks for (logs, commands, calls of instances): the node dials, since
+//! nodes only dial out.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api_client::ApiClient;
+use api_client::{ApiClient, ClientError};
 use bytes::Bytes;
-use contract::api::{LogLine, LogsWanted, StreamRequest};
+use contract::api::{LogLine, LogsWanted, StreamRequest, StreamWanted};
+use contract::calls::{InstanceStats, SignalAnswer};
 use contract::guest::LogRecord;
 use contract::{InstanceId, ProcessName, Timestamp};
+use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _, stream};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
-use crate::logs::InstanceLog;
+use crate::exec;
+use crate::guest_calls::GuestCalls;
+use crate::logs::{InstanceLog, Past, begins_boot};
 
 /// How long one poll for stream requests waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);
@@ -25,38 +30,69 @@ const MAX_STREAMS: usize = 64;
 /// Lines of the past that one stream sends at most, for each instance.
 const MAX_TAIL_LINES: usize = 10_000;
 
-/// The logs of every instance of this node, for whoever reads them.
+/// What streams reach of each instance of this node: its log, and while it has a VM, its guest.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LogDirectory(Arc<Mutex<BTreeMap<InstanceId, LogEntry>>>);
+pub(crate) struct Directory(Arc<Mutex<BTreeMap<InstanceId, Entry>>>);
 
 #[derive(Debug, Clone)]
-struct LogEntry {
+struct Entry {
     process: ProcessName,
     log: Arc<InstanceLog>,
+    calls: Option<GuestCalls>,
 }
 
-impl LogDirectory {
+impl Directory {
     /// Makes an instance's log readable.
     pub(crate) fn add(&self, id: InstanceId, process: ProcessName, log: Arc<InstanceLog>) {
-        self.with(|logs| logs.insert(id, LogEntry { process, log }));
+        let entry = Entry {
+            process,
+            log,
+            calls: None,
+        };
+        self.with(|entries| entries.insert(id, entry));
+    }
+
+    /// The instance has a guest to be called; absent: it has none any more.
+    pub(crate) fn set_calls(&self, id: InstanceId, calls: Option<GuestCalls>) {
+        self.with(|entries| {
+            if let Some(entry) = entries.get_mut(&id) {
+                entry.calls = calls;
+            }
+        });
     }
 
     /// The instance is gone.
     pub(crate) fn remove(&self, id: InstanceId) {
-        self.with(|logs| logs.remove(&id));
+        self.with(|entries| entries.remove(&id));
     }
 
-    fn get(&self, id: InstanceId) -> Option<LogEntry> {
-        self.with(|logs| logs.get(&id).cloned())
+    fn get(&self, id: InstanceId) -> Option<Entry> {
+        self.with(|entries| entries.get(&id).cloned())
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<InstanceId, LogEntry>) -> T) -> T {
+    /// For whoever calls the instance's guest.
+    ///
+    /// # Errors
+    /// There is none; for people.
+    pub(crate) fn calls(&self, id: InstanceId) -> Result<GuestCalls, String> {
+        match self.get(id) {
+            None => Err(format!("instance {id} is not on this node")),
+            Some(Entry { calls: None, .. }) => {
+                Err(format!("instance {id} does not run at the moment"))
+            }
+            Some(Entry {
+                calls: Some(calls), ..
+            }) => Ok(calls),
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<InstanceId, Entry>) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Asks for stream requests and serves them, until dropped.
-pub(crate) async fn serve(client: ApiClient, logs: LogDirectory) {
+pub(crate) async fn serve(client: ApiClient, directory: Directory) {
     let mut open = JoinSet::new();
     loop {
         while open.try_join_next().is_some() {}
@@ -72,15 +108,62 @@ pub(crate) async fn serve(client: ApiClient, logs: LogDirectory) {
                 continue;
             }
         };
-        for StreamRequest { stream, wanted } in requests {
-            let body = lines(&logs, &wanted).map(|line| Ok::<_, Infallible>(to_json(&line)));
-            let client = client.clone();
+        for request in requests {
+            let (client, directory) = (client.clone(), directory.clone());
             open.spawn(async move {
-                if let Err(error) = client.open_stream(&stream, body).await {
-                    tracing::debug!(%error, "a log stream ended early");
+                if let Err(error) = serve_one(&client, &directory, request).await {
+                    tracing::debug!(%error, "a stream ended early");
                 }
             });
         }
+    }
+}
+
+async fn serve_one(
+    client: &ApiClient,
+    directory: &Directory,
+    StreamRequest { stream, wanted }: StreamRequest,
+) -> Result<(), ClientError> {
+    match wanted {
+        StreamWanted::Logs(wanted) => {
+            let body = lines(directory, &wanted).map(|line| Ok::<_, Infallible>(to_json(&line)));
+            client.open_stream(&stream, body).await
+        }
+        StreamWanted::Exec(wanted) => exec::serve(client, &stream, wanted, directory).await,
+        StreamWanted::Stats { instances } => {
+            let asked = instances.into_iter().map(|id| figures(directory, id));
+            let answers: Vec<InstanceStats> = join_all(asked).await;
+            client.answer_stream(&stream, &answers).await
+        }
+        StreamWanted::Signal { instance, signal } => {
+            let refused = match directory.calls(instance) {
+                Ok(calls) => calls
+                    .signal(signal)
+                    .await
+                    .map_err(|error| format!("instance {instance}: {error}"))
+                    .err(),
+                Err(reason) => Some(reason),
+            };
+            client
+                .answer_stream(&stream, &SignalAnswer { refused })
+                .await
+        }
+    }
+}
+
+async fn figures(directory: &Directory, instance: InstanceId) -> InstanceStats {
+    let figures = match directory.calls(instance) {
+        Ok(calls) => calls.figures().await.map_err(|error| error.to_string()),
+        Err(reason) => Err(reason),
+    };
+    let (stats, reason) = match figures {
+        Ok(stats) => (Some(stats), None),
+        Err(reason) => (None, Some(reason)),
+    };
+    InstanceStats {
+        instance,
+        stats,
+        reason,
     }
 }
 
@@ -92,15 +175,20 @@ fn to_json(line: &LogLine) -> Bytes {
 }
 
 /// The wanted lines: the past of all instances in the order of time, then, when followed, what comes.
-fn lines(logs: &LogDirectory, wanted: &LogsWanted) -> impl Stream<Item = LogLine> + Send + use<> {
+fn lines(directory: &Directory, wanted: &LogsWanted) -> impl Stream<Item = LogLine> + Send + use<> {
     let tail = (wanted.tail as usize).min(MAX_TAIL_LINES);
     let mut past = Vec::new();
     let mut coming = stream::SelectAll::new();
     for &id in &wanted.instances {
-        let Some(LogEntry { process, log }) = logs.get(id) else {
+        let Some(Entry { process, log, .. }) = directory.get(id) else {
             continue;
         };
-        let (records, receiver) = match log.follow(tail, wanted.since) {
+        let asked = Past {
+            lines: tail,
+            since: wanted.since,
+            previous: wanted.previous,
+        };
+        let (records, receiver) = match log.follow(asked) {
             Ok(both) => both,
             Err(error) => {
                 tracing::warn!(%error, instance = %id, "cannot read an instance's log");
@@ -145,7 +233,7 @@ fn log_lines(id: InstanceId, process: &ProcessName, record: &LogRecord) -> Vec<L
         at: Timestamp(record.at_nanos / 1_000_000),
         stream: record.stream,
         text: String::from_utf8_lossy(&record.line).into_owned(),
-        partial: record.partial,
+        partial: record.partial && !begins_boot(record),
     });
     lines
 }
@@ -183,7 +271,7 @@ mod tests {
     #[tokio::test]
     async fn the_past_of_two_instances_is_in_order_and_followed_by_what_comes() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = LogDirectory::default();
+        let logs = Directory::default();
         let mut both = Vec::new();
         for id in [1, 2] {
             let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());
@@ -201,6 +289,7 @@ mod tests {
             tail: 10,
             since: None,
             follow: true,
+            previous: false,
         };
         let mut stream = Box::pin(lines(&logs, &wanted));
         both[1].append(vec![record(4, "e", 0)]).unwrap();

@@ -5,8 +5,8 @@ use clap::builder::styling::{AnsiColor, Style};
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    deploy, destroy, dev, edge, envs, fmt, image, images, logs, node, nodes, normalize, ps,
-    registries, scale, schema, secrets, server, tokens, validate, volumes,
+    deploy, destroy, dev, edge, envs, exec, fmt, image, images, logs, node, nodes, normalize, ps,
+    registries, scale, schema, secrets, server, signal, tokens, top, validate, volumes,
 };
 
 const STYLES: Styles = Styles::styled()
@@ -27,9 +27,11 @@ Examples:
   platform deploy --image registry.example.com/shop@sha256:…   a new release of ./platform.toml
   platform ps                                                   what runs
   platform logs -f --process web                                what it says
+  platform exec -it --process web -- sh                         a shell in it
   platform scale web=3                                          more of it
 
-Exit status: 0 done, 1 the input or the cluster says no, 2 wrong usage.";
+Exit status: 0 done, 1 the input or the cluster says no, 2 wrong usage; `exec` ends with its
+command's.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -55,6 +57,9 @@ pub(crate) enum Command {
     Deploy(deploy::Arguments),
     Ps(ps::Arguments),
     Logs(logs::Arguments),
+    Exec(exec::Arguments),
+    Top(top::Arguments),
+    Signal(signal::Arguments),
     Scale(scale::Arguments),
     Envs(envs::Arguments),
     #[command(subcommand)]

@@ -5,6 +5,7 @@ pub(crate) mod destroy;
 pub(crate) mod dev;
 pub(crate) mod edge;
 pub(crate) mod envs;
+pub(crate) mod exec;
 pub(crate) mod fmt;
 pub(crate) mod image;
 pub(crate) mod images;
@@ -19,7 +20,9 @@ pub(crate) mod scale;
 pub(crate) mod schema;
 pub(crate) mod secrets;
 pub(crate) mod server;
+pub(crate) mod signal;
 pub(crate) mod tokens;
+pub(crate) mod top;
 pub(crate) mod validate;
 pub(crate) mod volumes;
 
@@ -36,6 +39,9 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Deploy(arguments) => asynchronous(deploy::run(arguments)),
         Command::Ps(arguments) => asynchronous(ps::run(arguments)),
         Command::Logs(arguments) => asynchronous(logs::run(arguments)),
+        Command::Exec(arguments) => asynchronous(exec::run(arguments)),
+        Command::Top(arguments) => asynchronous(top::run(arguments)),
+        Command::Signal(arguments) => asynchronous(signal::run(arguments)),
         Command::Scale(arguments) => asynchronous(scale::run(arguments)),
         Command::Envs(arguments) => asynchronous(envs::run(arguments)),
         Command::Secrets(command) => asynchronous(secrets::run(command)),

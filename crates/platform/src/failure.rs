@@ -26,6 +26,8 @@ pub(crate) enum Failure {
     Said,
     /// The reader of our output left (`platform logs | head`): nobody is there to be told.
     ReaderLeft,
+    /// The user's own command ended with this status (`platform exec`), and said why itself.
+    Ended(u8),
     /// To be told.
     Because {
         /// The failed operation, and its causes.
@@ -68,6 +70,9 @@ impl Failure {
 
     /// Tells the user, and gives the exit status.
     pub(crate) fn report(&self) -> ExitCode {
+        if let Self::Ended(status) = self {
+            return ExitCode::from(*status);
+        }
         if let Self::Because { error, hint } = self {
             let mut text = format!("{ERROR}error{ERROR:#}: ");
             for (depth, message) in chain(error.as_ref()).into_iter().enumerate() {

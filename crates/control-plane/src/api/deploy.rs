@@ -11,7 +11,7 @@ use cluster::rollout::begin;
 use cluster::routes::taken_hosts;
 use cluster::world::{Env, Release};
 use contract::api::{DeployRequest, DeployResponse};
-use contract::instance::{Port, Probe, ProxyProtocol};
+use contract::instance::{Port, ProxyProtocol};
 use contract::{EnvKey, ReleaseNumber};
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
@@ -153,13 +153,6 @@ fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
                     port.port
                 ),
                 "leave it out, or use \"v2\" if the app reads the PROXY header itself",
-            );
-        }
-        let probe = process.healthcheck.as_ref().map(|check| &check.probe);
-        if matches!(probe, Some(Probe::Command { .. })) {
-            return refuse(
-                format!("a health check by command, of process {name},"),
-                "use type = \"http\" or \"tcp\": they need no tool in the image",
             );
         }
     }

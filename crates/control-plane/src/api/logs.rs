@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::body::Body as HttpBody;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
 use cluster::world::World;
@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{InEnv, Params, no_such_env};
-use crate::callers::{NodeCaller, User};
+use crate::callers::User;
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::{
@@ -229,9 +229,10 @@ impl Reader {
             },
             since: resumed.map_or(self.query.since, |last| Some(Timestamp(last.0 + 1))),
             follow: self.query.follow,
+            previous: self.query.previous && resumed.is_none(),
         };
         let streams = &self.app.streams;
-        let stream = streams.ask(node, wanted, self.lines.clone(), self.ended.clone())?;
+        let stream = streams.ask_for_logs(node, wanted, self.lines.clone(), self.ended.clone())?;
         let app = App::clone(&self.app);
         tokio::spawn(async move {
             tokio::time::sleep(STREAM_OPEN_TIMEOUT).await;
@@ -260,20 +261,13 @@ async fn tell(lines: &Lines, instances: &BTreeMap<InstanceId, ProcessName>, text
     }
 }
 
-/// A node sends the lines it was asked for. The answer comes when it has sent all, or when the
-/// reader has left.
+/// Takes the lines that a node was asked for. Returns when it has sent all, or when the reader has
+/// left.
 pub(crate) async fn from_node(
-    State(app): State<App>,
-    NodeCaller(node): NodeCaller,
-    Path(stream): Path<String>,
+    app: &App,
+    mut open: Open,
     body: HttpBody,
 ) -> Result<StatusCode, ApiFailure> {
-    let Some(mut open) = app.streams.claim(node, &stream) else {
-        return Err(ApiFailure::not_found(
-            "stream_not_found",
-            format!("stream {stream} was not asked of {node}, or its reader has left"),
-        ));
-    };
     let lines = open.lines.clone();
     tokio::select! {
         piped = pipe(body, &mut open) => piped?,

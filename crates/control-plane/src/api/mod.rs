@@ -1,5 +1,6 @@
 //! The routes, and what all of them share: bounds, parsing at the border, errors as JSON.
 
+mod calls;
 mod deploy;
 mod edges;
 mod enrolling;
@@ -61,9 +62,15 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::SECRET, post(secrets::set).delete(secrets::delete))
         .route(paths::SCALE, post(envs::scale))
         .route(paths::ROLLOUT, get(envs::rollout))
+        .route(paths::SIGNAL, post(calls::signal))
+        .route(paths::STATS, get(calls::stats))
         .layer(from_fn(within_bounds));
     let streaming = Router::new()
-        .route(paths::NODE_STREAM, post(logs::from_node))
+        .route(
+            paths::NODE_STREAM,
+            post(nodes::stream).get(nodes::exec_stream),
+        )
+        .route(paths::EXEC, get(calls::exec))
         .route(paths::LOGS, get(logs::to_user));
     bounded
         .merge(streaming)

@@ -4,18 +4,22 @@ use std::sync::PoisonError;
 use std::time::Instant;
 
 use axum::Json;
-use axum::extract::State;
+use axum::body::{Body as HttpBody, to_bytes};
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use cluster::desired::desired_state;
 use contract::NodeId;
 use contract::api::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRequest};
 use http::StatusCode;
 
-use super::{Body, Params, Poll, granted};
+use super::calls::{Upgrade, switching};
+use super::{Body, Params, Poll, granted, logs};
 use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
+use crate::limits::MAX_CALL_ANSWER_BYTES;
 use crate::state::{App, Shared, Unknown};
+use crate::streams::Waiting;
 
 /// The node's whole desired state, once it is newer than the one it has.
 pub(crate) async fn desired(
@@ -105,4 +109,55 @@ pub(crate) async fn streams(
         requests = app.streams.requests(node, granted(poll.wait_ms)) => Ok(Json(requests)),
         () = app.shutdown.cancelled() => Err(ApiFailure::stopping()),
     }
+}
+
+/// A node sends what it was asked for: log lines until there are no more, or the answer of a call.
+pub(crate) async fn stream(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Path(stream): Path<String>,
+    body: HttpBody,
+) -> Result<StatusCode, ApiFailure> {
+    match app.streams.claim(node, &stream) {
+        Some(Waiting::Logs(open)) => logs::from_node(&app, open, body).await,
+        Some(Waiting::Answer(sender)) => {
+            let answer = to_bytes(body, MAX_CALL_ANSWER_BYTES)
+                .await
+                .map_err(|e| ApiFailure::bad_request(format!("the answer: {e}")))?;
+            // Whoever asked may have left meanwhile.
+            let _ = sender.send(answer);
+            Ok(StatusCode::NO_CONTENT)
+        }
+        Some(Waiting::Exec(_)) => Err(ApiFailure::bad_request(format!(
+            "stream {stream} is a command's: it is opened by GET with an upgrade"
+        ))),
+        None => Err(not_asked(node, &stream)),
+    }
+}
+
+/// A node opens the stream of a command that it was asked to run.
+pub(crate) async fn exec_stream(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Path(stream): Path<String>,
+    upgrade: Upgrade,
+) -> Result<Response, ApiFailure> {
+    let Some(Waiting::Exec(sender)) = app.streams.claim(node, &stream) else {
+        return Err(not_asked(node, &stream));
+    };
+    tokio::spawn(async move {
+        match upgrade.0.await {
+            // A user who left drops it, and the node ends the command.
+            Ok(connection) => drop(sender.send(connection)),
+            Err(error) => tracing::debug!(%node, %error, "a command's stream was not upgraded"),
+        }
+    });
+    Ok(switching())
+}
+
+fn not_asked(node: NodeId, stream: &str) -> ApiFailure {
+    ApiFailure::not_found(
+        "stream_not_found",
+        format!("stream {stream} was not asked of {node}, or whoever wanted it has left"),
+    )
 }

@@ -581,5 +581,6 @@ fn take(
                 seen.exec.entry(session).or_default().exit = Some(event);
             }
         }
+        GuestFrame::ExecFailed { reason } => panic!("a node says this, no guest: {reason}"),
     }
 }

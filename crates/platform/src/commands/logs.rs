@@ -20,6 +20,7 @@ Examples:
   platform logs -f                          everything, and what comes
   platform logs --process web --tail 20
   platform logs --instance 1f0c2b7a --since 10m
+  platform logs --process web --previous    what it said before it was started again
   platform logs --format json | jq .text    a JSON object per line";
 
 /// Colours that tell instances apart.
@@ -52,6 +53,9 @@ pub(crate) struct Arguments {
     /// Only lines that are not older than this: `10m`
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     since: Option<Duration>,
+    /// Only what each instance said before it was last started again: its last words
+    #[arg(long, conflicts_with = "follow")]
+    previous: bool,
     #[command(flatten)]
     which: EnvArguments,
     #[command(flatten)]
@@ -69,6 +73,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         tail: arguments.tail,
         since: arguments.since.map(ago),
         follow: arguments.follow,
+        previous: arguments.previous,
     };
     let mut lines = client.logs(&env, &query).await?;
     let mut out = anstream::stdout();

@@ -65,6 +65,8 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
         "{ticks}"
     );
 
+    commands_run_beside_the_app(&cluster);
+
     cluster.ok(&["scale", "--app", "hello", "web=3"]);
     wait_for("a third instance", || cluster.ready("web").len() == 3);
     cluster.ok(&["scale", "--app", "hello", "web=1"]);
@@ -104,12 +106,61 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
     cluster.down();
 }
 
+/// `exec`, `top` and `signal`.
+fn commands_run_beside_the_app(cluster: &Cluster) {
+    let exec = |command: &str| {
+        let shell = ["--process", "web", "--", "/bin/sh", "-c", command];
+        cluster.cli(&[&["exec", "--app", "hello"], &shell[..]].concat())
+    };
+    let said = exec("id -un; echo aside >&2; exit 7");
+    assert_eq!(
+        (said.status, said.stdout.as_str(), said.stderr.as_str()),
+        (7, "hello\n", "aside\n")
+    );
+    assert_eq!(exec("kill -9 $$").status, 128 + 9);
+    let missing = ["exec", "--app", "hello", "-p", "web", "--", "no-such"];
+    assert_eq!(cluster.cli(&missing).status, 127);
+
+    let figures = cluster.json(&["top", "--app", "hello"]);
+    let figures = figures.as_array().unwrap();
+    assert_eq!(figures.len(), 3);
+    for row in figures {
+        assert!(row["stats"]["memory_bytes"].as_u64() > Some(0), "{row}");
+    }
+
+    // A signal that the app does not survive: it is back, and its log says how it ended.
+    let worker = cluster.ready("worker").remove(0);
+    cluster.ok(&["signal", &worker, "USR1"]);
+    wait_for("the worker to be back", || {
+        let rows = cluster.instances();
+        let back = |row: &serde_json::Value| row["report"]["restarts"] == 1;
+        rows.iter()
+            .any(|row| row["id"] == worker.as_str() && back(row))
+            && cluster.ready("worker") == [worker.clone()]
+    });
+    let before = [
+        "logs",
+        "--app",
+        "hello",
+        "--instance",
+        &worker,
+        "--previous",
+    ];
+    let before = cluster.ok(&before);
+    assert!(before.contains("killed by signal 10"), "{before}");
+}
+
 #[test]
 fn every_role_may_be_killed_and_what_runs_goes_on() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
+    // Its health is judged by a command in the guest.
+    let checked = manifest(&[(
+        "type = \"http\"\nport = 8080\npath = \"/healthz\"",
+        "type = \"command\"\ncommand = [\"/bin/sh\", \"-c\", \"test $PLATFORM_PROCESS = web\"]",
+    )]);
+    let deployed = cluster.deploy(&checked, &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
     let rows = cluster.instances();
     let web = rows.iter().find(|row| row["process"] == "web").unwrap();

@@ -1,0 +1,102 @@
+//! A connection upgraded to exec frames: what a user's command says and hears.
+
+use std::io;
+use std::time::Duration;
+
+use contract::calls::UserFrame;
+use contract::guest::{Frame, FrameBuffer, GuestFrame};
+use reqwest::Upgraded;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+
+/// Bytes asked for by one read.
+const READ_BYTES: usize = 32 * 1024;
+/// How long the other end may take to hang up once all was said.
+const HANG_UP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Frames both ways. Dropping it cuts the stream, and ends the command.
+#[derive(Debug)]
+pub struct ExecStream<Heard> {
+    /// What the other end says.
+    pub heard: ExecReader<Heard>,
+    /// What this end says.
+    pub said: ExecWriter,
+}
+
+/// The stream as a user has it: they hear the command.
+pub type UserExec = ExecStream<GuestFrame>;
+/// The stream as a node has it: it hears the user.
+pub type NodeExec = ExecStream<UserFrame>;
+
+impl<Heard: Frame> ExecStream<Heard> {
+    pub(crate) fn new(connection: Upgraded) -> Self {
+        let (reader, writer) = tokio::io::split(connection);
+        Self {
+            heard: ExecReader {
+                reader,
+                buffer: FrameBuffer::default(),
+                chunk: vec![0; READ_BYTES],
+                frames: std::marker::PhantomData,
+            },
+            said: ExecWriter { writer },
+        }
+    }
+
+    /// Ends the stream so that what was said last is not lost: bytes of the other end that nobody
+    /// read would make the kernel reset the connection.
+    pub async fn hang_up(mut self) {
+        let hanging_up = async {
+            self.said.writer.shutdown().await?;
+            while self.heard.reader.read(&mut self.heard.chunk).await? > 0 {}
+            Ok::<_, io::Error>(())
+        };
+        // One that does not hang up in time, or broke, is cut.
+        let _ = tokio::time::timeout(HANG_UP_TIMEOUT, hanging_up).await;
+    }
+}
+
+/// What the other end says.
+#[derive(Debug)]
+pub struct ExecReader<Heard> {
+    reader: ReadHalf<Upgraded>,
+    buffer: FrameBuffer,
+    chunk: Vec<u8>,
+    frames: std::marker::PhantomData<fn() -> Heard>,
+}
+
+impl<Heard: Frame> ExecReader<Heard> {
+    /// The next frame; none when the other end has left. Cancel-safe.
+    ///
+    /// # Errors
+    /// The connection broke, or what came is no frame.
+    pub async fn next(&mut self) -> io::Result<Option<Heard>> {
+        loop {
+            if let Some(frame) = self.buffer.next().map_err(io::Error::other)? {
+                return Ok(Some(frame));
+            }
+            match self.reader.read(&mut self.chunk).await {
+                Ok(0) => return Ok(None),
+                Ok(count) => self.buffer.push(&self.chunk[..count]),
+                // TLS without its goodbye: the other end was killed.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+/// What this end says.
+#[derive(Debug)]
+pub struct ExecWriter {
+    writer: WriteHalf<Upgraded>,
+}
+
+impl ExecWriter {
+    /// Says something, and waits until the connection has taken it.
+    ///
+    /// # Errors
+    /// The connection broke.
+    pub async fn say(&mut self, frame: &impl Frame) -> io::Result<()> {
+        self.writer.write_all(&frame.encode()).await?;
+        self.writer.flush().await
+    }
+}

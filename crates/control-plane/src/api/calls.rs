@@ -1,0 +1,291 @@
+//! Calls on running instances: a command, a signal, figures. The server only finds the instance's
+//! node, asks it, and joins what it opens to the user.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body as HttpBody;
+use axum::extract::{FromRequestParts, Path, State};
+use axum::response::Response;
+use contract::api::StreamWanted;
+use contract::calls::{
+    EXEC_PROTOCOL, ExecQuery, ExecWanted, InstanceStats, MAX_EXEC_COMMAND_BYTES, SignalAnswer,
+    SignalRequest, StatsRow,
+};
+use contract::{InstanceId, NodeId};
+use futures_util::future::join_all;
+use http::header::{CONNECTION, UPGRADE};
+use http::request::Parts;
+use http::{HeaderValue, StatusCode};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncWriteExt as _, copy, split};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use super::envs::Filter;
+use super::{Body, Params};
+use crate::callers::User;
+use crate::failure::ApiFailure;
+use crate::limits::{
+    CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, STREAM_OPEN_TIMEOUT,
+};
+use crate::state::App;
+use crate::streams::Waiting;
+
+/// A request to go on with [`EXEC_PROTOCOL`] instead of HTTP.
+pub(crate) struct Upgrade(pub(crate) OnUpgrade);
+
+impl FromRequestParts<App> for Upgrade {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiFailure> {
+        let wanted = parts.headers.get(UPGRADE).map(HeaderValue::as_bytes);
+        match parts.extensions.remove::<OnUpgrade>() {
+            Some(upgrade) if wanted == Some(EXEC_PROTOCOL.as_bytes()) => Ok(Self(upgrade)),
+            _ => Err(ApiFailure::new(
+                StatusCode::UPGRADE_REQUIRED,
+                "upgrade_required",
+                format!("this path needs `Connection: upgrade` and `Upgrade: {EXEC_PROTOCOL}`"),
+            )),
+        }
+    }
+}
+
+/// 101: frames from here on.
+pub(crate) fn switching() -> Response {
+    let mut response = Response::new(HttpBody::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(EXEC_PROTOCOL));
+    response
+}
+
+/// Runs a command beside the app of an instance.
+pub(crate) async fn exec(
+    State(app): State<App>,
+    user: User,
+    Path(instance): Path<InstanceId>,
+    Params(query): Params<ExecQuery>,
+    upgrade: Upgrade,
+) -> Result<Response, ApiFailure> {
+    let wanted = ExecWanted {
+        instance,
+        terminal: query.rows.zip(query.columns),
+        command: checked(query.command)?,
+    };
+    let slot = Arc::clone(&app.execs).try_acquire_owned().map_err(|_| {
+        let text = format!("{MAX_EXECS} commands run beside apps already");
+        ApiFailure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_commands", text)
+    })?;
+    let node = node_of(&app, instance).await?;
+    tracing::info!(user = %user.name, %instance, program = wanted.command[0], "a command is run");
+    let ask = StreamWanted::Exec(wanted);
+    let opened = open(&app, node, ask, STREAM_OPEN_TIMEOUT, Waiting::Exec).await?;
+    tokio::spawn(join(app, node, upgrade.0, opened, slot));
+    Ok(switching())
+}
+
+fn checked(command: Vec<String>) -> Result<Vec<String>, ApiFailure> {
+    let bytes: usize = command.iter().map(|word| word.len() + 1).sum();
+    if command.first().is_none_or(String::is_empty) {
+        return Err(ApiFailure::bad_request("there is no command to run"));
+    }
+    if bytes > MAX_EXEC_COMMAND_BYTES || command.iter().any(|word| word.contains('\0')) {
+        return Err(ApiFailure::bad_request(format!(
+            "a command has at most {MAX_EXEC_COMMAND_BYTES} bytes, and none of them is 0"
+        )));
+    }
+    Ok(command)
+}
+
+/// Joins the user's connection to the node's until one of them ends it.
+async fn join(
+    app: App,
+    node: NodeId,
+    user: OnUpgrade,
+    from_node: Upgraded,
+    _slot: OwnedSemaphorePermit,
+) {
+    let Ok(user) = user.await else {
+        return; // Gone already; the node ends the command.
+    };
+    let (mut user_says, mut user_hears) = split(TokioIo::new(user));
+    let (mut node_says, mut node_hears) = split(TokioIo::new(from_node));
+    tokio::select! {
+        _ = copy(&mut node_says, &mut user_hears) => {
+            // All was said. Bytes of the user that nobody read would make the kernel reset the
+            // connection, and what was said last would be lost.
+            let hang_up = async {
+                user_hears.shutdown().await?;
+                copy(&mut user_says, &mut tokio::io::sink()).await
+            };
+            let _ = tokio::time::timeout(EXEC_HANG_UP_TIMEOUT, hang_up).await;
+        }
+        // The user has left: so does the node, and it ends the command.
+        _ = copy(&mut user_says, &mut node_hears) => {}
+        () = went_offline(&app, node) => {}
+        () = app.shutdown.cancelled() => {}
+    }
+}
+
+/// Waits until a node is gone without having closed its connections.
+async fn went_offline(app: &App, node: NodeId) {
+    let mut missed = 0;
+    while missed < 2 {
+        tokio::time::sleep(EXEC_NODE_CHECK).await;
+        missed = if app.online().contains(&node) {
+            0
+        } else {
+            missed + 1
+        };
+    }
+}
+
+/// Sends a signal to the app of an instance.
+pub(crate) async fn signal(
+    State(app): State<App>,
+    user: User,
+    Path(instance): Path<InstanceId>,
+    Body(SignalRequest { signal }): Body<SignalRequest>,
+) -> Result<StatusCode, ApiFailure> {
+    let signal = cluster::boot::signal_name(&signal).ok_or_else(|| {
+        ApiFailure::refused("not_a_signal", format!("`{signal}` is not a signal"))
+            .hint("name one as in SIGHUP, HUP, 1 or SIGRTMIN+3")
+    })?;
+    let node = node_of(&app, instance).await?;
+    tracing::info!(user = %user.name, %instance, signal, "a signal is sent");
+    let wanted = StreamWanted::Signal { instance, signal };
+    let answer: SignalAnswer = call(&app, node, wanted).await?;
+    match answer.refused {
+        None => Ok(StatusCode::NO_CONTENT),
+        Some(reason) => Err(ApiFailure::conflict("signal_refused", reason)),
+    }
+}
+
+/// The figures of every instance, or of those of an app or an env.
+pub(crate) async fn stats(
+    State(app): State<App>,
+    _user: User,
+    Params(filter): Params<Filter>,
+) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
+    let world = app.snapshot().await?.world;
+    let mut rows: BTreeMap<InstanceId, StatsRow> = world
+        .instances
+        .values()
+        .filter(|instance| filter.keeps(&instance.spec.env_key()))
+        .map(|instance| {
+            let row = StatsRow {
+                id: instance.spec.id,
+                env: instance.spec.env_key(),
+                process: instance.spec.process.clone(),
+                node: instance.node,
+                stats: None,
+                reason: None,
+            };
+            (row.id, row)
+        })
+        .collect();
+    let mut by_node: BTreeMap<NodeId, Vec<InstanceId>> = BTreeMap::new();
+    for row in rows.values() {
+        by_node.entry(row.node).or_default().push(row.id);
+    }
+    let calls = by_node.into_iter().map(|(node, instances)| {
+        let app = &app;
+        async move {
+            let wanted = StreamWanted::Stats {
+                instances: instances.clone(),
+            };
+            let answer: Result<Vec<InstanceStats>, _> = call(app, node, wanted).await;
+            (instances, answer.map_err(ApiFailure::message))
+        }
+    });
+    for (instances, answer) in join_all(calls).await {
+        match answer {
+            // A node speaks for the instances it was asked for, and no others.
+            Ok(answers) => {
+                for answer in answers
+                    .into_iter()
+                    .filter(|a| instances.contains(&a.instance))
+                {
+                    if let Some(row) = rows.get_mut(&answer.instance) {
+                        row.stats = answer.stats;
+                        row.reason = answer.reason;
+                    }
+                }
+            }
+            Err(reason) => {
+                for id in instances {
+                    if let Some(row) = rows.get_mut(&id) {
+                        row.reason = Some(reason.clone());
+                    }
+                }
+            }
+        }
+    }
+    Ok(Json(rows.into_values().collect()))
+}
+
+async fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
+    let world = app.snapshot().await?.world;
+    match world.instances.get(&instance) {
+        Some(found) => Ok(found.node),
+        None => Err(ApiFailure::not_found(
+            "instance_not_found",
+            format!("there is no instance {instance}"),
+        )
+        .hint("`platform ps --all` lists those there are")),
+    }
+}
+
+/// Asks a node something that has one answer.
+async fn call<T: DeserializeOwned>(
+    app: &App,
+    node: NodeId,
+    wanted: StreamWanted,
+) -> Result<T, ApiFailure> {
+    let answer = open(app, node, wanted, CALL_TIMEOUT, Waiting::Answer).await?;
+    serde_json::from_slice(&answer).map_err(|error| {
+        ApiFailure::new(
+            StatusCode::BAD_GATEWAY,
+            "node_answer_invalid",
+            format!("the answer of {node} cannot be understood: {error}"),
+        )
+        .hint("are the node and the server of the same version?")
+    })
+}
+
+/// Asks a node to open a stream, and waits until it has.
+async fn open<T>(
+    app: &App,
+    node: NodeId,
+    wanted: StreamWanted,
+    within: Duration,
+    waiting: impl FnOnce(oneshot::Sender<T>) -> Waiting,
+) -> Result<T, ApiFailure> {
+    let away = |code: &str, text: String| {
+        ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, code, text)
+            .hint("`platform nodes` shows which nodes report")
+    };
+    if !app.online().contains(&node) {
+        return Err(away("node_offline", format!("{node} is offline")));
+    }
+    let (sender, receiver) = oneshot::channel();
+    let stream = app
+        .streams
+        .ask(node, wanted, || waiting(sender))
+        .map_err(|error| away("node_busy", error.to_string()))?;
+    let opened = tokio::select! {
+        opened = tokio::time::timeout(within, receiver) => opened,
+        () = app.shutdown.cancelled() => return Err(ApiFailure::stopping()),
+    };
+    if let Ok(Ok(opened)) = opened {
+        return Ok(opened);
+    }
+    app.streams.give_up(node, &stream);
+    let text = format!("{node} did not answer within {} s", within.as_secs());
+    Err(away("node_silent", text))
+}

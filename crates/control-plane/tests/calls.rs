@@ -1,0 +1,218 @@
+//! Commands, signals and figures: from a user, through the server, to a node, and back.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use api_client::ApiClient;
+use contract::api::{StreamRequest, StreamWanted};
+use contract::calls::{
+    ExecQuery, ExecWanted, InstanceStats, SignalAnswer, SignalRequest, UserFrame,
+};
+use contract::guest::{GuestFrame, GuestStats, Stream};
+use contract::instance::ExitEvent;
+use contract::{Generation, InstanceId, Timestamp};
+use support::registry::Registry;
+use support::*;
+
+/// A server, and a node with two instances that run.
+async fn running_env(folder: &std::path::Path) -> (Server, Registry, Joined, Vec<InstanceId>) {
+    let (server, registry) = (Server::start(folder).await, Registry::start().await);
+    let (_, node) = server.join_node().await;
+    let nothing = report(Generation(1), Vec::new());
+    node.client.report(&nothing).await.unwrap();
+    let digest = registry.push("hello", "amd64", "one").await;
+    let image = format!("{}/hello@{digest}", registry.host);
+    server
+        .deploy(&env_key("hello", "prod"), &manifest("hello"), &image)
+        .await;
+    let desired = eventually("two instances", async || {
+        let newer = node.client.desired(Generation(0), PATIENCE).await.unwrap();
+        newer.filter(|desired| desired.instances.len() == 2)
+    })
+    .await;
+    let ids: Vec<_> = desired.instances.iter().map(|spec| spec.id).collect();
+    let all = ids.iter().map(|id| running(*id)).collect();
+    node.client
+        .report(&report(desired.generation, all))
+        .await
+        .unwrap();
+    (server, registry, node, ids)
+}
+
+async fn asked(node: &ApiClient) -> StreamRequest {
+    let mut requests = node.streams(PATIENCE).await.unwrap();
+    assert_eq!(requests.len(), 1);
+    requests.remove(0)
+}
+
+fn shell() -> ExecQuery {
+    ExecQuery {
+        command: ["sh", "-c", "cat; exit 7"].map(str::to_owned).to_vec(),
+        rows: Some(24),
+        columns: Some(80),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_talks_both_ways_and_its_end_arrives() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _registry, node, ids) = running_env(folder.path()).await;
+    let query = shell();
+    let (mut user, mut at_node) = tokio::join!(
+        async { server.user.exec(ids[0], &query).await.unwrap() },
+        async {
+            let StreamRequest { stream, wanted } = asked(&node.client).await;
+            let expected = ExecWanted {
+                instance: ids[0],
+                command: shell().command,
+                terminal: Some((24, 80)),
+            };
+            assert_eq!(wanted, StreamWanted::Exec(expected));
+            node.client.open_exec(&stream).await.unwrap()
+        }
+    );
+    // Much at once, so that nothing on the way can hold it all.
+    let big = vec![b'x'; 200_000];
+    let input = UserFrame::input(big.clone());
+    let (said, heard) = tokio::join!(user.said.say(&input), at_node.heard.next());
+    said.unwrap();
+    assert_eq!(heard.unwrap(), Some(input));
+    user.said.say(&UserFrame::resize(30, 100)).await.unwrap();
+    let resize = at_node.heard.next().await.unwrap();
+    assert_eq!(resize, Some(UserFrame::resize(30, 100)));
+
+    let output = GuestFrame::ExecOutput {
+        stream: Stream::Stdout,
+        bytes: big,
+    };
+    let (said, heard) = tokio::join!(at_node.said.say(&output), user.heard.next());
+    said.unwrap();
+    assert_eq!(heard.unwrap(), Some(output));
+    // The user goes on typing past the end: it arrives all the same.
+    user.said
+        .say(&UserFrame::input(b"late".to_vec()))
+        .await
+        .unwrap();
+    let end = GuestFrame::ExecExited(ExitEvent {
+        exit_code: 7,
+        signal: None,
+        oom_killed: false,
+        requested_stop: false,
+        at: Timestamp(1),
+    });
+    at_node.said.say(&end).await.unwrap();
+    let hanging_up = tokio::spawn(at_node.hang_up());
+    assert_eq!(user.heard.next().await.unwrap(), Some(end));
+    assert_eq!(user.heard.next().await.unwrap(), None);
+    drop(user);
+    hanging_up.await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn either_end_that_leaves_is_noticed_by_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _registry, node, ids) = running_env(folder.path()).await;
+    let query = shell();
+    let open = async || {
+        tokio::join!(
+            async { server.user.exec(ids[0], &query).await.unwrap() },
+            async {
+                let request = asked(&node.client).await;
+                node.client.open_exec(&request.stream).await.unwrap()
+            }
+        )
+    };
+    let (user, mut at_node) = open().await;
+    drop(user);
+    let heard = tokio::time::timeout(PATIENCE, at_node.heard.next()).await;
+    assert!(matches!(heard.unwrap(), Ok(None) | Err(_)));
+    // An agent that is killed.
+    let (mut user, at_node) = open().await;
+    drop(at_node);
+    let heard = tokio::time::timeout(PATIENCE, user.heard.next()).await;
+    assert_eq!(heard.unwrap().unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_run_is_refused_with_the_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _registry, node, ids) = running_env(folder.path()).await;
+    let code = async |id, query: &ExecQuery| {
+        let refused = server.user.exec(id, query).await.unwrap_err();
+        refused.code().map(str::to_owned).unwrap()
+    };
+    assert_eq!(code(InstanceId(1), &shell()).await, "instance_not_found");
+    let mut nothing = shell();
+    nothing.command.clear();
+    assert_eq!(code(ids[0], &nothing).await, "bad_request");
+    let mut long = shell();
+    long.command.push("x".repeat(20_000));
+    assert_eq!(code(ids[0], &long).await, "bad_request");
+    // A node's certificate runs nothing, and a stream that was not asked for is not opened.
+    let refused = node.client.exec(ids[0], &shell()).await.unwrap_err();
+    assert_eq!(refused.code(), Some("forbidden"));
+    let refused = node.client.open_exec("0123456789abcdef").await.unwrap_err();
+    assert_eq!(refused.code(), Some("stream_not_found"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_and_figures_are_asked_of_the_node() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _registry, node, ids) = running_env(folder.path()).await;
+    let send = async |signal: &str, refused: Option<&str>| {
+        let request = SignalRequest {
+            signal: signal.to_owned(),
+        };
+        let answer = SignalAnswer {
+            refused: refused.map(str::to_owned),
+        };
+        let (sent, ()) = tokio::join!(server.user.signal(ids[1], &request), async {
+            let StreamRequest { stream, wanted } = asked(&node.client).await;
+            let expected = StreamWanted::Signal {
+                instance: ids[1],
+                signal: "SIGHUP".to_owned(),
+            };
+            assert_eq!(wanted, expected, "by its one name");
+            node.client.answer_stream(&stream, &answer).await.unwrap();
+        });
+        sent.map_err(|error| error.to_string())
+    };
+    assert_eq!(send("hup", None).await, Ok(()));
+    let refused = send("1", Some("it does not run")).await;
+    assert_eq!(refused, Err("it does not run".to_owned()));
+    let nonsense = SignalRequest {
+        signal: "SIGNOPE".to_owned(),
+    };
+    let refused = server.user.signal(ids[1], &nonsense).await.unwrap_err();
+    assert_eq!(refused.code(), Some("not_a_signal"));
+
+    let (rows, ()) = tokio::join!(server.user.stats(None), async {
+        let StreamRequest { stream, wanted } = asked(&node.client).await;
+        let StreamWanted::Stats { instances } = wanted else {
+            panic!("{wanted:?}");
+        };
+        assert_eq!(instances.len(), 2);
+        let figures = |instance, memory_bytes| InstanceStats {
+            instance,
+            stats: Some(GuestStats {
+                memory_bytes,
+                ..GuestStats::default()
+            }),
+            reason: None,
+        };
+        let silent = InstanceStats {
+            instance: ids[1],
+            stats: None,
+            reason: Some("silent".to_owned()),
+        };
+        // And one that it was not asked about.
+        let answer = [figures(ids[0], 5), silent, figures(InstanceId(1), 6)];
+        node.client.answer_stream(&stream, &answer).await.unwrap();
+    });
+    let rows = rows.unwrap();
+    assert_eq!(rows.len(), 2);
+    let of = |id| rows.iter().find(|row| row.id == id).unwrap();
+    assert_eq!(of(ids[0]).stats.as_ref().unwrap().memory_bytes, 5);
+    assert_eq!(of(ids[1]).reason.as_deref(), Some("silent"));
+}

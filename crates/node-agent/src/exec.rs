@@ -1,0 +1,101 @@
+//! A user's command: their stream, through the server, joined to the guest's channel.
+//!
+//! What ends it: the command; the user, who hangs up; the instance; [`IDLE_LIMIT`]. However it ends,
+//! the guest's channel is dropped, and with it the command and what it started in its group. An
+//! agent that ends takes the commands of its node with it: the user's connection breaks, and the
+//! command line says so.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use api_client::{ApiClient, NodeExec};
+use contract::calls::ExecWanted;
+use contract::guest::{GuestFrame, HostFrame};
+use tokio::time::{Instant, sleep_until};
+
+use crate::framed::GuestReader;
+use crate::guest_calls::{ExecSession, exec_failed, is_output};
+use crate::streams::Directory;
+
+/// A command that neither says nor is told anything for this long is ended.
+const IDLE_LIMIT: Duration = Duration::from_secs(60 * 60);
+
+/// Runs one command to its end.
+pub(crate) async fn serve(
+    client: &ApiClient,
+    stream: &str,
+    wanted: ExecWanted,
+    directory: &Directory,
+) -> Result<(), api_client::ClientError> {
+    let mut user = client.open_exec(stream).await?;
+    let id = wanted.instance;
+    let end = match directory.calls(id) {
+        Ok(calls) => match calls.exec(wanted.command, wanted.terminal).await {
+            Ok(session) => relay(&mut user, session).await,
+            Err(error) => Some(exec_failed(format!("instance {id}: {error}"))),
+        },
+        Err(reason) => Some(exec_failed(reason)),
+    };
+    if let Some(end) = end
+        && let Err(error) = user.said.say(&end).await
+    {
+        tracing::debug!(%error, "a user left before the end of their command");
+    }
+    user.hang_up().await;
+    Ok(())
+}
+
+/// Hands frames on, both ways. Gives the last word to the user; none when they have left.
+async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFrame> {
+    let frames = &mut session.channel.frames;
+    let (says, hears) = (&mut frames.says, &mut frames.hears);
+    let moved = Mutex::new(Instant::now());
+    let touch = || *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    let to_user = async {
+        loop {
+            match next_output(says).await {
+                Ok(frame) => user.said.say(&frame).await.ok()?,
+                Err(last) => return Some(last),
+            }
+            touch();
+        }
+    };
+    let to_guest = async {
+        while let Ok(Some(frame)) = user.heard.next().await {
+            if hears.write(&HostFrame::from(frame)).await.is_err() {
+                // What it said last is still to be read.
+                std::future::pending::<()>().await;
+            }
+            touch();
+        }
+    };
+    tokio::select! {
+        last = to_user => last,
+        () = to_guest => None,
+        () = idle(&moved) => {
+            let minutes = IDLE_LIMIT.as_secs() / 60;
+            Some(exec_failed(format!("ended: nothing was said for {minutes} minutes")))
+        }
+    }
+}
+
+/// The command's next output, or the last word.
+async fn next_output(says: &mut GuestReader) -> Result<GuestFrame, GuestFrame> {
+    match says.read().await {
+        Ok(Some(frame)) if is_output(&frame) => Ok(frame),
+        Ok(Some(end @ GuestFrame::ExecExited(_))) => Err(end),
+        Ok(Some(_)) => Err(exec_failed("the guest broke the contract")),
+        Ok(None) => Err(exec_failed("the instance ended before the command did")),
+        Err(error) => Err(exec_failed(error)),
+    }
+}
+
+async fn idle(moved: &Mutex<Instant>) {
+    loop {
+        let until = *moved.lock().unwrap_or_else(PoisonError::into_inner) + IDLE_LIMIT;
+        if until <= Instant::now() {
+            return;
+        }
+        sleep_until(until).await;
+    }
+}

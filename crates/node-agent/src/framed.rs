@@ -1,0 +1,100 @@
+//! A connection to a guest as frames.
+
+use std::io;
+use std::time::Duration;
+
+use contract::guest::{Frame as _, FrameBuffer, FrameError, GuestFrame, HostFrame};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+/// A frame must be taken by the guest within this time.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes asked for by one read.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Why a guest cannot be heard or told any more.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FramedError {
+    #[error("the connection broke: {0}")]
+    Broken(#[from] io::Error),
+    #[error("the guest broke the contract: {0}")]
+    Frame(#[from] FrameError),
+    #[error("the guest did not take a frame in time")]
+    Late,
+}
+
+/// Both directions.
+#[derive(Debug)]
+pub(crate) struct FramedGuest {
+    pub(crate) says: GuestReader,
+    pub(crate) hears: GuestWriter,
+}
+
+impl FramedGuest {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self {
+            says: GuestReader {
+                reader,
+                buffer: FrameBuffer::default(),
+                chunk: vec![0; READ_BYTES],
+            },
+            hears: GuestWriter(writer),
+        }
+    }
+
+    /// The next frame; none at the end. Cancel-safe.
+    pub(crate) async fn read(&mut self) -> Result<Option<GuestFrame>, FramedError> {
+        self.says.read().await
+    }
+
+    /// Tells the guest, which must take it in time.
+    pub(crate) async fn write(&mut self, frame: &HostFrame) -> Result<(), FramedError> {
+        match timeout(WRITE_TIMEOUT, self.hears.write(frame)).await {
+            Ok(written) => Ok(written?),
+            Err(_) => Err(FramedError::Late),
+        }
+    }
+}
+
+/// What a guest says. Holds at most one frame and one read's bytes.
+#[derive(Debug)]
+pub(crate) struct GuestReader {
+    reader: OwnedReadHalf,
+    buffer: FrameBuffer,
+    chunk: Vec<u8>,
+}
+
+impl GuestReader {
+    /// The next frame that was already read.
+    pub(crate) fn buffered(&mut self) -> Result<Option<GuestFrame>, FramedError> {
+        Ok(self.buffer.next()?)
+    }
+
+    /// The next frame; none at the end. Cancel-safe.
+    pub(crate) async fn read(&mut self) -> Result<Option<GuestFrame>, FramedError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            let count = self.reader.read(&mut self.chunk).await?;
+            if count == 0 {
+                return Ok(None);
+            }
+            self.buffer.push(&self.chunk[..count]);
+        }
+    }
+}
+
+/// What a guest hears.
+#[derive(Debug)]
+pub(crate) struct GuestWriter(OwnedWriteHalf);
+
+impl GuestWriter {
+    /// Tells the guest, however long it takes to listen.
+    pub(crate) async fn write(&mut self, frame: &HostFrame) -> io::Result<()> {
+        self.0.write_all(&frame.encode()).await
+    }
+}

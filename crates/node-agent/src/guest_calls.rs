@@ -1,0 +1,262 @@
+//! Calls on a running guest: commands beside its app, signals, figures.
+//!
+//! ```text
+//! caller --- Exec{session} ---> queue ---> control connection ---> guest
+//!        <-- its frames ------- expected <---- Hello{exec, session}: the guest dials
+//! ```
+//!
+//! A call waits for the guest's control connection, and is thrown away when its caller has given up:
+//! nothing reaches a guest late. Exec channels that nobody asked for are refused.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use contract::guest::{ExecRequest, GuestFrame, GuestStats, HostFrame, Stream};
+use contract::instance::ExitEvent;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::time::timeout;
+
+use crate::framed::FramedGuest;
+
+/// Commands of users that run in one guest at a time.
+pub(crate) const MAX_USER_SESSIONS: usize = 8;
+/// Calls of one guest that may wait for its control connection.
+const CALL_QUEUE: usize = 32;
+/// How long a guest may take to hear a call, to answer it, or to dial for a command.
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// Bytes of a probe's last output that are kept, to say why it failed.
+const PROBE_WORDS_BYTES: usize = 512;
+
+/// Why a guest was not called, or gave no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CallError {
+    /// Before its start, after its end.
+    #[error("its app does not run at the moment")]
+    NotRunning,
+    /// As many as are allowed are there.
+    #[error("{MAX_USER_SESSIONS} commands run in it already")]
+    TooMany,
+    /// It is busy, or hostile.
+    #[error("its guest did not {0} within {limit} s", limit = CALL_TIMEOUT.as_secs())]
+    Silent(&'static str),
+}
+
+/// What is to be said on the control connection.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) frame: HostFrame,
+    /// Told when the guest has the frame; closed when nobody waits for that any more.
+    pub(crate) heard: oneshot::Sender<()>,
+}
+
+/// A handle for whoever calls a guest. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct GuestCalls(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    queue: mpsc::Sender<Call>,
+    running: watch::Sender<bool>,
+    /// The newest figures, and how many there were.
+    figures: watch::Sender<(u64, GuestStats)>,
+    expected: Mutex<BTreeMap<u32, oneshot::Sender<ExecChannel>>>,
+    next_session: AtomicU32,
+    user_slots: Arc<Semaphore>,
+}
+
+/// A command's channel, as the guest dialled it.
+#[derive(Debug)]
+pub(crate) struct ExecChannel {
+    pub(crate) frames: FramedGuest,
+    /// The connection counts as one of the guest's for as long as it is held.
+    pub(crate) _connection: OwnedSemaphorePermit,
+}
+
+/// A command that runs in a guest. Dropping it ends the command.
+#[derive(Debug)]
+pub(crate) struct ExecSession {
+    pub(crate) channel: ExecChannel,
+    _user_slot: Option<OwnedSemaphorePermit>,
+}
+
+impl GuestCalls {
+    /// A handle, and the calls for the control connection to make. Sessions are numbered from
+    /// `first_session`: a guest may still know those of an agent before us.
+    pub(crate) fn new(first_session: u32) -> (Self, mpsc::Receiver<Call>) {
+        let (queue, calls) = mpsc::channel(CALL_QUEUE);
+        let shared = Shared {
+            queue,
+            running: watch::Sender::new(false),
+            figures: watch::Sender::new((0, GuestStats::default())),
+            expected: Mutex::default(),
+            next_session: AtomicU32::new(first_session),
+            user_slots: Arc::new(Semaphore::new(MAX_USER_SESSIONS)),
+        };
+        (Self(Arc::new(shared)), calls)
+    }
+
+    /// Whether the app runs, as far as the guest said.
+    pub(crate) fn set_running(&self, running: bool) {
+        self.0.running.send_replace(running);
+    }
+
+    /// The guest says figures, asked or not.
+    pub(crate) fn take_figures(&self, figures: GuestStats) {
+        self.0
+            .figures
+            .send_modify(|(count, newest)| (*count, *newest) = (*count + 1, figures));
+    }
+
+    /// Whether a command's channel with this number is waited for; at most once for each.
+    pub(crate) fn expects(&self, session: u32) -> Option<oneshot::Sender<ExecChannel>> {
+        self.expected(|expected| expected.remove(&session))
+    }
+
+    fn expected<T>(
+        &self,
+        act: impl FnOnce(&mut BTreeMap<u32, oneshot::Sender<ExecChannel>>) -> T,
+    ) -> T {
+        act(&mut self
+            .0
+            .expected
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Sends a signal to the app.
+    pub(crate) async fn signal(&self, signal: String) -> Result<(), CallError> {
+        self.say(HostFrame::Signal { signal }).await
+    }
+
+    /// The guest's figures.
+    pub(crate) async fn figures(&self) -> Result<GuestStats, CallError> {
+        let mut figures = self.0.figures.subscribe();
+        self.say(HostFrame::Stats).await?;
+        match timeout(CALL_TIMEOUT, figures.changed()).await {
+            Ok(Ok(())) => Ok(figures.borrow().1.clone()),
+            _ => Err(CallError::Silent("say its figures")),
+        }
+    }
+
+    /// Runs a user's command.
+    pub(crate) async fn exec(
+        &self,
+        argv: Vec<String>,
+        terminal: Option<(u16, u16)>,
+    ) -> Result<ExecSession, CallError> {
+        let slot = Arc::clone(&self.0.user_slots)
+            .try_acquire_owned()
+            .map_err(|_| CallError::TooMany)?;
+        self.begin(argv, terminal, Some(slot)).await
+    }
+
+    /// Runs a health check's command; its end with exit code 0 is a success. Dropping the future
+    /// ends the command, which is how a probe that takes too long is ended.
+    ///
+    /// # Errors
+    /// For people: how it ended, and the last line that it wrote.
+    pub(crate) async fn probe(&self, argv: Vec<String>) -> Result<(), String> {
+        let name = argv.first().cloned().unwrap_or_default();
+        let failed = |how: &dyn std::fmt::Display| format!("`{name}`: {how}");
+        let begun = self.begin(argv, None, None).await;
+        let mut frames = begun.map_err(|error| failed(&error))?.channel.frames;
+        let end_of_input = HostFrame::ExecInput { bytes: Vec::new() };
+        frames
+            .write(&end_of_input)
+            .await
+            .map_err(|error| failed(&error))?;
+        let mut words = Vec::new();
+        loop {
+            match frames.read().await.map_err(|error| failed(&error))? {
+                Some(GuestFrame::ExecOutput { bytes, .. }) => {
+                    words.extend_from_slice(&bytes);
+                    let excess = words.len().saturating_sub(PROBE_WORDS_BYTES);
+                    words.drain(..excess);
+                }
+                Some(GuestFrame::ExecExited(exit)) => {
+                    return judge(&exit, &words).map_err(|how| failed(&how));
+                }
+                Some(_) | None => return Err(failed(&"its channel broke before it ended")),
+            }
+        }
+    }
+
+    async fn begin(
+        &self,
+        argv: Vec<String>,
+        terminal: Option<(u16, u16)>,
+        user_slot: Option<OwnedSemaphorePermit>,
+    ) -> Result<ExecSession, CallError> {
+        let session = self.0.next_session.fetch_add(1, Ordering::Relaxed);
+        let (sender, channel) = oneshot::channel();
+        self.expected(|expected| {
+            // Those whose callers gave up are of no use any more.
+            expected.retain(|_, sender| !sender.is_closed());
+            expected.insert(session, sender);
+        });
+        let request = ExecRequest {
+            session,
+            argv,
+            terminal,
+        };
+        self.say(HostFrame::Exec(request)).await?;
+        match timeout(CALL_TIMEOUT, channel).await {
+            Ok(Ok(channel)) => Ok(ExecSession {
+                channel,
+                _user_slot: user_slot,
+            }),
+            _ => Err(CallError::Silent("start the command")),
+        }
+    }
+
+    async fn say(&self, frame: HostFrame) -> Result<(), CallError> {
+        if !*self.0.running.borrow() {
+            return Err(CallError::NotRunning);
+        }
+        let (heard, hearing) = oneshot::channel();
+        let saying = async {
+            self.0.queue.send(Call { frame, heard }).await.ok()?;
+            hearing.await.ok()
+        };
+        match timeout(CALL_TIMEOUT, saying).await {
+            Ok(Some(())) => Ok(()),
+            // Its connection broke while it was told: it is not told twice.
+            _ => Err(CallError::Silent("listen")),
+        }
+    }
+}
+
+fn judge(exit: &ExitEvent, words: &[u8]) -> Result<(), String> {
+    if exit.exit_code == 0 && exit.signal.is_none() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(words);
+    let last = words.lines().rfind(|line| !line.trim().is_empty());
+    Err(match last {
+        Some(line) => format!(
+            "{exit}: {}",
+            crate::guest_link::plain(line, PROBE_WORDS_BYTES)
+        ),
+        None => exit.to_string(),
+    })
+}
+
+/// A frame that tells a user why their command has no end to tell.
+pub(crate) fn exec_failed(reason: impl std::fmt::Display) -> GuestFrame {
+    GuestFrame::ExecFailed {
+        reason: reason.to_string(),
+    }
+}
+
+/// Whether a frame is output of a command: the streams a command has.
+pub(crate) fn is_output(frame: &GuestFrame) -> bool {
+    matches!(
+        frame,
+        GuestFrame::ExecOutput {
+            stream: Stream::Stdout | Stream::Stderr,
+            ..
+        }
+    )
+}

@@ -1,0 +1,463 @@
+//! The line to one guest, with this test as the guest: well-behaved, then hostile.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+
+use contract::Timestamp;
+use contract::guest::{Frame as _, FrameBuffer, GuestNetwork, LogRecord, Stream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::*;
+
+struct Guest {
+    stream: UnixStream,
+    buffer: FrameBuffer,
+}
+
+impl Guest {
+    async fn dial(socket: &Path, channel: Channel, phase: Phase) -> Self {
+        let stream = UnixStream::connect(socket).await.unwrap();
+        let mut guest = Self {
+            stream,
+            buffer: FrameBuffer::default(),
+        };
+        guest
+            .say(&GuestFrame::Hello(Hello {
+                contract: CONTRACT_VERSION,
+                channel,
+                phase,
+            }))
+            .await;
+        guest
+    }
+
+    async fn say(&mut self, frame: &GuestFrame) {
+        self.stream.write_all(&frame.encode()).await.unwrap();
+    }
+
+    /// The next frame; none when the host closed the connection.
+    async fn hear(&mut self) -> Option<HostFrame> {
+        loop {
+            if let Some(frame) = self.buffer.next().unwrap() {
+                return Some(frame);
+            }
+            let mut chunk = [0; 4096];
+            match self.stream.read(&mut chunk).await {
+                Ok(0) | Err(_) => return None,
+                Ok(count) => self.buffer.push(&chunk[..count]),
+            }
+        }
+    }
+}
+
+fn config() -> BootConfig {
+    BootConfig {
+        hostname: "web-00000001".to_owned(),
+        argv: vec!["/bin/true".to_owned()],
+        environment: vec![],
+        working_dir: "/".to_owned(),
+        user: "0".to_owned(),
+        stop_signal: "SIGTERM".to_owned(),
+        network: GuestNetwork {
+            address: "fd00::1".parse().unwrap(),
+            gateway: contract::guest::GATEWAY,
+            mtu: 1420,
+            resolvers: vec![],
+        },
+        root_device: "/dev/vda".to_owned(),
+        scratch_device: "/dev/vdb".to_owned(),
+        volumes: vec![],
+        image_volumes: vec![],
+        secrets: vec![],
+    }
+}
+
+fn exit(code: u8) -> ExitEvent {
+    ExitEvent {
+        exit_code: code,
+        signal: None,
+        oom_killed: false,
+        requested_stop: false,
+        at: Timestamp(0),
+    }
+}
+
+fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
+    let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
+    let socket = dir.join("guest.sock");
+    (
+        GuestLink::serve(UnixListener::bind(&socket).unwrap(), log, Clock::start()),
+        socket,
+    )
+}
+
+#[tokio::test]
+async fn a_guest_is_told_its_config_its_stop_and_its_acknowledged_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    let mut guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
+    link.boot(config());
+    assert_eq!(
+        guest.hear().await,
+        Some(HostFrame::Boot(Box::new(config())))
+    );
+    guest.say(&GuestFrame::Started).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Started));
+    link.stop(500);
+    let stop = HostFrame::Stop { timeout_ms: 500 };
+    assert_eq!(guest.hear().await, Some(stop.clone()));
+
+    // A new connection hears again what still holds; the old one is closed.
+    let mut again = Guest::dial(&socket, Channel::Control, Phase::Running).await;
+    assert_eq!(again.hear().await, Some(stop));
+    assert_eq!(guest.hear().await, None);
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
+    again.say(&GuestFrame::Exited(exit(3))).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(3))));
+    link.acknowledge_end();
+    assert_eq!(again.hear().await, Some(HostFrame::ExitAck));
+}
+
+#[tokio::test]
+async fn log_records_are_acknowledged_once_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (link, socket) = link(dir.path());
+    let mut guest = Guest::dial(&socket, Channel::Log, Phase::Running).await;
+    for seq in 1..=3 {
+        guest
+            .say(&GuestFrame::Log(LogRecord {
+                seq,
+                at_nanos: 0,
+                stream: Stream::Stderr,
+                partial: false,
+                dropped: 0,
+                line: format!("line {seq}").into_bytes(),
+            }))
+            .await;
+    }
+    loop {
+        let Some(HostFrame::LogAck { seq }) = guest.hear().await else {
+            panic!("no ack")
+        };
+        if seq == 3 {
+            break;
+        }
+    }
+    let log = InstanceLog::open(&dir.path().join("log")).unwrap();
+    assert_eq!(log.last_words(9), ["line 1", "line 2", "line 3"]);
+    assert_eq!(link.breaches(), 0);
+}
+
+#[tokio::test]
+async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    for bytes in [
+        &[0, 0, 0, 0, 1][..],
+        &[255; 8],
+        &[2, 0, 0, 0, 1, b'{'],
+        &[1, 0, 0, 0, 99],
+    ] {
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+    }
+    let mut old = UnixStream::connect(&socket).await.unwrap();
+    let hello = Hello {
+        contract: 0,
+        channel: Channel::Control,
+        phase: Phase::Waiting,
+    };
+    old.write_all(&GuestFrame::Hello(hello).encode())
+        .await
+        .unwrap();
+    assert_eq!(link.next().await, Some(GuestEvent::Refused { contract: 0 }));
+
+    let _guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
+    assert!(link.breaches() >= 4, "{}", link.breaches());
+}
+
+/// A guest whose app runs, and what its node may call.
+async fn running_guest(dir: &Path) -> (GuestLink, Guest, std::path::PathBuf) {
+    let (mut link, socket) = link(dir);
+    let guest = Guest::dial(&socket, Channel::Control, Phase::Running).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
+    (link, guest, socket)
+}
+
+/// Waits until so many connections were closed for what came on them.
+async fn breached(link: &GuestLink, count: u64) {
+    let waiting = async {
+        while link.breaches() < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let waited = timeout(Duration::from_secs(20), waiting).await;
+    assert!(waited.is_ok(), "{} of {count}", link.breaches());
+    assert_eq!(link.breaches(), count);
+}
+
+/// Hears of a command, dials for it, says these frames, and gives what the node says after.
+async fn run_command(guest: &mut Guest, socket: &Path, frames: &[GuestFrame]) -> Option<HostFrame> {
+    let Some(HostFrame::Exec(request)) = guest.hear().await else {
+        panic!("no command");
+    };
+    let channel = Channel::Exec {
+        session: request.session,
+    };
+    let mut command = Guest::dial(socket, channel, Phase::Running).await;
+    for frame in frames {
+        command.say(frame).await;
+    }
+    command.hear().await
+}
+
+#[tokio::test]
+async fn a_command_has_its_channel_and_figures_their_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (link, mut guest, socket) = running_guest(dir.path()).await;
+    let calls = link.calls().clone();
+    let argv = vec!["sh".to_owned()];
+    let (session, input) = tokio::join!(
+        async {
+            let mut session = calls.exec(argv.clone(), Some((24, 80))).await.unwrap();
+            let frame = HostFrame::ExecInput {
+                bytes: b"ls\n".to_vec(),
+            };
+            session.channel.frames.write(&frame).await.unwrap();
+            session
+        },
+        run_command(&mut guest, &socket, &[])
+    );
+    assert!(matches!(input, Some(HostFrame::ExecInput { bytes }) if bytes == b"ls\n"));
+    drop(session);
+
+    let (figures, ()) = tokio::join!(calls.figures(), async {
+        assert_eq!(guest.hear().await, Some(HostFrame::Stats));
+        let figures = contract::guest::GuestStats {
+            processes: 3,
+            ..Default::default()
+        };
+        guest.say(&GuestFrame::Stats(figures)).await;
+    });
+    assert_eq!(figures.unwrap().processes, 3);
+    assert_eq!(link.breaches(), 0);
+}
+
+#[tokio::test]
+async fn a_health_checks_command_is_judged_by_its_code_and_says_why_it_failed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (link, mut guest, socket) = running_guest(dir.path()).await;
+    let mut end = async |code, words: &str| {
+        let output = GuestFrame::ExecOutput {
+            stream: Stream::Stderr,
+            bytes: words.as_bytes().to_vec(),
+        };
+        let frames = [output, GuestFrame::ExecExited(exit(code))];
+        let argv = vec!["check".to_owned()];
+        let (judged, end_of_input) = tokio::join!(
+            link.calls().probe(argv),
+            run_command(&mut guest, &socket, &frames)
+        );
+        assert!(matches!(end_of_input, Some(HostFrame::ExecInput { bytes }) if bytes.is_empty()));
+        judged
+    };
+    assert_eq!(end(0, "fine\n").await, Ok(()));
+    let failed = end(3, "first\nno \u{1b}[2J queue\n\n").await.unwrap_err();
+    assert_eq!(failed, "`check`: exit code 3: no  [2J queue");
+}
+
+#[tokio::test]
+async fn commands_are_bounded_and_need_a_running_app() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, mut guest, socket) = running_guest(dir.path()).await;
+    let calls = link.calls().clone();
+    let argv = || vec!["sleep".to_owned()];
+    let mut sessions = Vec::new();
+    let mut channels = Vec::new();
+    for _ in 0..crate::guest_calls::MAX_USER_SESSIONS {
+        let (session, channel) = tokio::join!(calls.exec(argv(), None), async {
+            let Some(HostFrame::Exec(request)) = guest.hear().await else {
+                panic!("no command");
+            };
+            let channel = Channel::Exec {
+                session: request.session,
+            };
+            Guest::dial(&socket, channel, Phase::Running).await
+        });
+        sessions.push(session.unwrap());
+        channels.push(channel);
+    }
+    let refused = calls.exec(argv(), None).await.unwrap_err();
+    assert_eq!(refused, crate::guest_calls::CallError::TooMany);
+    // A health check has room of its own, and a guest that dials unasked is refused.
+    let frames = [GuestFrame::ExecExited(exit(0))];
+    let (probed, _) = tokio::join!(
+        calls.probe(argv()),
+        run_command(&mut guest, &socket, &frames)
+    );
+    assert_eq!(probed, Ok(()));
+    let mut uninvited = Guest::dial(&socket, Channel::Exec { session: 7 }, Phase::Running).await;
+    assert_eq!(uninvited.hear().await, None);
+    breached(&link, 1).await;
+    // A user who leaves ends their command, and makes room.
+    sessions.pop();
+    assert_eq!(channels.pop().unwrap().hear().await, None);
+
+    guest.say(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
+    let refused = calls.exec(argv(), None).await.unwrap_err();
+    assert_eq!(refused, crate::guest_calls::CallError::NotRunning);
+}
+
+#[tokio::test]
+async fn there_is_one_end_and_its_words_are_plain() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    let mut guest = Guest::dial(&socket, Channel::Control, Phase::Failed).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Failed)));
+    let forged = BootFailure {
+        step: "mount\nroot".to_owned(),
+        reason: format!("\u{1b}[31m{}", "ü".repeat(5000)),
+        exit_code: None,
+    };
+    guest.say(&GuestFrame::BootFailed(forged.clone())).await;
+    let Some(GuestEvent::BootFailed(told)) = link.next().await else {
+        panic!("no failure");
+    };
+    assert_eq!(told.step, "mount root");
+    assert!(told.reason.len() < 1010 && !told.reason.contains('\u{1b}'));
+    // Again, on a connection of its own: heard, and not told twice.
+    let mut again = Guest::dial(&socket, Channel::Control, Phase::Failed).await;
+    again.say(&GuestFrame::BootFailed(forged)).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Failed)));
+    // Another end is a lie, and costs the connection.
+    again.say(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(again.hear().await, None);
+    breached(&link, 1).await;
+    let log = InstanceLog::open(&dir.path().join("log")).unwrap();
+    let said = log.last_words(9).join("\n");
+    assert!(said.contains("a second end"), "{said}");
+}
+
+/// This process's resident memory, in bytes.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+/// Set in the process that runs the flood alone.
+const ALONE: &str = "GUEST_LINK_FLOOD_ALONE";
+
+#[test]
+fn floods_cost_a_guest_its_connections_and_the_node_no_memory() {
+    if std::env::var_os(ALONE).is_some() {
+        return tokio::runtime::Runtime::new().unwrap().block_on(flood());
+    }
+    // In a process of its own: the memory of other tests is not this guest's doing.
+    let name = "guest_link::tests::floods_cost_a_guest_its_connections_and_the_node_no_memory";
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&alone.stdout);
+    assert!(
+        alone.status.success() && said.contains("1 passed"),
+        "{said}"
+    );
+}
+
+async fn flood() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, mut guest, socket) = running_guest(dir.path()).await;
+
+    // A hundred megabytes of lines, half of them bytes that are no text.
+    let log = Guest::dial(&socket, Channel::Log, Phase::Running).await;
+    let (mut acknowledged, mut log) = log.stream.into_split();
+    let hearing = tokio::spawn(async move {
+        let (mut buffer, mut chunk) = (FrameBuffer::default(), [0; 4096]);
+        loop {
+            match buffer.next().unwrap() {
+                Some(HostFrame::LogAck { seq: 6400 }) => return,
+                Some(_) => {}
+                None => {
+                    let count = acknowledged.read(&mut chunk).await.unwrap();
+                    assert!(count > 0, "the node closed the log");
+                    buffer.push(&chunk[..count]);
+                }
+            }
+        }
+    });
+    let mut line = vec![0xff; 16 * 1024];
+    line[..6].copy_from_slice(b"\n\x1b[2J\r");
+    let mut before = 0;
+    for seq in 1..=6400_u64 {
+        let record = LogRecord {
+            seq,
+            at_nanos: 0,
+            stream: Stream::Stdout,
+            partial: false,
+            dropped: 0,
+            line: line.clone(),
+        };
+        let frame = GuestFrame::Log(record).encode();
+        log.write_all(&frame).await.unwrap();
+        if seq == 640 {
+            before = resident_bytes();
+        }
+    }
+    hearing.await.unwrap();
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes more after 90 MiB of lines");
+    let kept: u64 = std::fs::read_dir(dir.path().join("log"))
+        .unwrap()
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(kept <= 16 << 20, "{kept} bytes of log are kept");
+
+    // Ten thousand connections: those that say nothing, half a frame, no frame, a name of another.
+    let before = resident_bytes();
+    let half = &GuestFrame::Started.encode()[..4];
+    let identity = br#"{"contract":1,"channel":"control","phase":"running","instance":"00000002"}"#;
+    let mut claimed = u32::try_from(identity.len() + 1)
+        .unwrap()
+        .to_le_bytes()
+        .to_vec();
+    claimed.push(1);
+    claimed.extend(identity);
+    let longest = u32::MAX.to_le_bytes();
+    for number in 0..10_000 {
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        // The node may close before all is written.
+        let _ = match number % 4 {
+            0 => Ok(()),
+            1 => stream.write_all(half).await,
+            2 => stream.write_all(&longest).await,
+            _ => stream.write_all(&claimed).await,
+        };
+        let _ = stream.shutdown().await;
+    }
+    // Figures that nobody asked for, without end.
+    for _ in 0..1000 {
+        let figures = contract::guest::GuestStats::default();
+        guest.say(&GuestFrame::Stats(figures)).await;
+    }
+    guest.say(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
+    let grown = resident_bytes().saturating_sub(before);
+    assert!(grown < 8 << 20, "{grown} bytes more after 10k connections");
+    breached(&link, 5000).await;
+    let log = InstanceLog::open(&dir.path().join("log")).unwrap();
+    let said = log.last_words(20);
+    assert!(
+        said.iter()
+            .any(|line| line.contains("closed 4096 connection(s)")),
+        "{said:?}"
+    );
+}

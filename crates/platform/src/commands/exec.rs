@@ -1,0 +1,287 @@
+//! `platform exec`: a command in a running instance, beside its app.
+
+use std::fs::File;
+use std::io::{self, IsTerminal as _, Read as _};
+use std::os::fd::AsFd as _;
+
+use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
+use clap::Args;
+use contract::api::InstanceRow;
+use contract::calls::{ExecQuery, UserFrame};
+use contract::guest::{GuestFrame, Stream};
+use contract::instance::InstanceState;
+use contract::{InstanceId, ProcessName};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::connection::{ClusterArguments, EnvArguments};
+use crate::failure::Failure;
+
+const EXAMPLES: &str = "\
+Examples:
+  platform exec -it 1f0c2b7a -- sh                   a shell, in one instance
+  platform exec --process web -- cat /etc/hostname   in any instance of web
+  platform exec -i --process db -- psql < dump.sql   with this input
+
+It runs as the app's user, with its variables, in its working directory; nothing but what the image
+has is there. It ends when the connection does. The exit status is the command's; 1 and a message
+when it could not be run or its end is not known.";
+
+/// Bytes of input sent at a time.
+const INPUT_BYTES: usize = 16 * 1024;
+/// Pieces of input that wait for a slow command.
+const INPUT_QUEUE: usize = 4;
+
+/// Run a command in a running instance, beside its app
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// The instance (`platform ps` shows the ids)
+    #[arg(required_unless_present = "process")]
+    instance: Option<InstanceId>,
+    /// Any healthy instance of this process type
+    #[arg(long, short, value_name = "PROCESS", conflicts_with = "instance")]
+    process: Option<ProcessName>,
+    /// Send standard input to the command
+    #[arg(long, short)]
+    interactive: bool,
+    /// Give the command a terminal
+    #[arg(long, short)]
+    tty: bool,
+    /// Program and arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<String>,
+    #[command(flatten)]
+    which: EnvArguments,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let instance = choose(&client, &arguments).await?;
+    let terminal = if arguments.tty {
+        Some(Terminal::open()?)
+    } else {
+        None
+    };
+    let size = terminal.as_ref().map(Terminal::size).transpose()?;
+    let query = ExecQuery {
+        command: arguments.command,
+        rows: size.map(|(rows, _)| rows),
+        columns: size.map(|(_, columns)| columns),
+    };
+    let UserExec { heard, said } = client.exec(instance, &query).await?;
+    // From here on the terminal is the command's: keys are sent, not acted on.
+    let raw = match &terminal {
+        Some(terminal) if arguments.interactive => Some(terminal.raw()?),
+        _ => None,
+    };
+    let keys = arguments.interactive.then(read_input);
+    let ended = tokio::select! {
+        ended = hear(heard) => ended,
+        failure = say(said, keys, terminal.as_ref()) => Err(failure),
+    };
+    drop(raw);
+    match ended? {
+        0 => Ok(()),
+        status => Err(Failure::Ended(status)),
+    }
+}
+
+/// The instance that was named, or a healthy one of the process.
+async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId, Failure> {
+    if let Some(instance) = arguments.instance {
+        return Ok(instance);
+    }
+    let env = arguments.which.choose(client).await?;
+    let rows = client.instances(Some(&env)).await?;
+    let healthy = |row: &&InstanceRow| {
+        let report = row.report.as_ref();
+        let runs = report.is_some_and(|r| r.state == InstanceState::Running);
+        // A running one before none: one that is not healthy is what people want to look into.
+        (runs, report.is_some_and(|r| r.ready), !row.leaving)
+    };
+    let of_process = rows
+        .iter()
+        .filter(|row| arguments.process.as_ref() == Some(&row.process));
+    match of_process.max_by_key(healthy) {
+        Some(row) if healthy(&row).0 => Ok(row.id),
+        _ => {
+            let process = arguments.process.as_ref().map_or("", ProcessName::as_str);
+            Err(
+                Failure::new(format!("no instance of {process} in {env} runs"))
+                    .hint("`platform ps` lists the instances and what they wait for"),
+            )
+        }
+    }
+}
+
+/// Writes what the command says; gives its exit code.
+async fn hear(mut heard: ExecReader<GuestFrame>) -> Result<u8, Failure> {
+    loop {
+        match heard.next().await {
+            Ok(Some(GuestFrame::ExecOutput { stream, bytes })) => match stream {
+                Stream::Stderr => write(io::stderr(), &bytes)?,
+                _ => write(io::stdout(), &bytes)?,
+            },
+            Ok(Some(GuestFrame::ExecExited(exit))) => return Ok(exit.exit_code),
+            Ok(Some(GuestFrame::ExecFailed { reason })) => {
+                return Err(Failure::new(crate::output::one_line(&reason)));
+            }
+            Ok(Some(_)) => return Err(Failure::new("the stream has what does not belong there")),
+            Ok(None) => return Err(cut("it was closed")),
+            Err(error) => return Err(cut(&error.to_string())),
+        }
+    }
+}
+
+fn cut(how: &str) -> Failure {
+    Failure::new(format!(
+        "the connection to the command broke before it ended ({how}), and the command was ended"
+    ))
+    .hint("was the server or the node's agent restarted? the app itself goes on; run it again")
+}
+
+/// The command's bytes as they are: they are for this terminal, or this file.
+fn write(mut to: impl io::Write, bytes: &[u8]) -> io::Result<()> {
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+/// Sends input, the terminal's sizes and signals. Returns only with what went wrong.
+async fn say(
+    mut said: ExecWriter,
+    keys: Option<mpsc::Receiver<Vec<u8>>>,
+    terminal: Option<&Terminal>,
+) -> Failure {
+    let result: Result<std::convert::Infallible, Failure> = async {
+        let mut keys = match keys {
+            Some(keys) => Some(keys),
+            None => {
+                // Nothing will come: a command that reads must not wait. One on a terminal may.
+                if terminal.is_none() {
+                    said.say(&UserFrame::input(Vec::new())).await?;
+                }
+                None
+            }
+        };
+        let mut resized = signal(SignalKind::window_change())?;
+        let mut asked_to_end = [
+            ("SIGINT", signal(SignalKind::interrupt())?),
+            ("SIGTERM", signal(SignalKind::terminate())?),
+        ];
+        let mut asked_before = false;
+        loop {
+            let [(int, interrupt), (term, terminate)] = &mut asked_to_end;
+            let frame = tokio::select! {
+                key = next(&mut keys) => match key {
+                    Some(bytes) => UserFrame::input(bytes),
+                    None => {
+                        keys = None;
+                        UserFrame::input(Vec::new())
+                    }
+                },
+                () = came(&mut resized), if terminal.is_some() => match terminal.map(Terminal::size) {
+                    Some(Ok((rows, columns))) => UserFrame::resize(rows, columns),
+                    _ => continue,
+                },
+                name = async { tokio::select! {
+                    () = came(interrupt) => *int,
+                    () = came(terminate) => *term,
+                } } => {
+                    // The command may do with it what it likes; whoever asks twice means it.
+                    if std::mem::replace(&mut asked_before, true) {
+                        return Err(Failure::Ended(130));
+                    }
+                    UserFrame::signal(name)
+                }
+            };
+            if said.say(&frame).await.is_err() {
+                // The other side says why.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+    .await;
+    match result {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+async fn next(keys: &mut Option<mpsc::Receiver<Vec<u8>>>) -> Option<Vec<u8>> {
+    match keys {
+        Some(keys) => keys.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn came(signal: &mut Signal) {
+    if signal.recv().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Standard input, a piece at a time, in a thread of its own: a read of a terminal cannot be
+/// called off, so it must keep nothing waiting when the command has ended.
+fn read_input() -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel(INPUT_QUEUE);
+    std::thread::spawn(move || {
+        let mut input = io::stdin().lock();
+        let mut bytes = vec![0; INPUT_BYTES];
+        while let Ok(count @ 1..) = input.read(&mut bytes) {
+            if sender.blocking_send(bytes[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+/// The terminal that the command gets the size of.
+struct Terminal(File);
+
+impl Terminal {
+    fn open() -> Result<Self, Failure> {
+        if io::stdin().is_terminal() && io::stdout().is_terminal() {
+            return Ok(Self(File::from(io::stdin().as_fd().try_clone_to_owned()?)));
+        }
+        Err(
+            Failure::new("-t needs a terminal, and standard input or output is none")
+                .hint("leave -t out; -i alone sends input through a pipe"),
+        )
+    }
+
+    /// Rows and columns.
+    fn size(&self) -> Result<(u16, u16), Failure> {
+        let size = tcgetwinsize(&self.0).map_err(io::Error::from)?;
+        Ok((size.ws_row, size.ws_col))
+    }
+
+    /// Passes every key on, until it is dropped.
+    fn raw(&self) -> Result<Raw, Failure> {
+        let before = tcgetattr(&self.0).map_err(io::Error::from)?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&self.0, OptionalActions::Now, &raw).map_err(io::Error::from)?;
+        Ok(Raw {
+            terminal: self.0.try_clone()?,
+            before,
+        })
+    }
+}
+
+/// A terminal in raw mode; as it was before, once dropped.
+struct Raw {
+    terminal: File,
+    before: Termios,
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        // There is nobody to be told.
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
+}
