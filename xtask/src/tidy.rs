@@ -3,9 +3,9 @@
 //! - ARCHITECTURE.md's table of rooms is the workspace's, and imports between rooms point down it.
 //! - No source file is larger than a room should be.
 //! - Nothing unfinished is committed under a finished name.
-//! - Documents name files that exist.
+//! - Documents name files and tests that exist.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -18,6 +18,8 @@ const MAX_FILE_LINES: usize = 800;
 const MAX_TEST_FILE_LINES: usize = 1000;
 /// Largest ARCHITECTURE.md, in lines: it is meant to be read whole.
 const MAX_ARCHITECTURE_LINES: usize = 300;
+/// Underscores in a name from which on it is a test's, which tells what is so in a sentence.
+const TEST_NAME_UNDERSCORES: usize = 3;
 /// Words that say a thing is not done.
 const UNFINISHED: [&str; 4] = [
     "todo!(",
@@ -40,6 +42,8 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
         ));
     }
     check_floors(root, &floors(&architecture), &mut findings)?;
+    let mut functions = BTreeSet::new();
+    let mut documents = Vec::new();
     for file in committed_files(root)? {
         // A file may be deleted in the work tree and not yet in the index.
         let Ok(text) = std::fs::read_to_string(root.join(&file)) else {
@@ -49,10 +53,19 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
             .extension()
             .and_then(|extension| extension.to_str())
         {
-            Some("rs") => check_source(&file, &text, &mut findings),
-            Some("md") => check_links(root, &file, &text, &mut findings),
+            Some("rs") => {
+                check_source(&file, &text, &mut findings);
+                functions.extend(named_functions(&text).map(str::to_owned));
+            }
+            Some("md") => {
+                check_links(root, &file, &text, &mut findings);
+                documents.push((file, text));
+            }
             _ => {}
         }
+    }
+    for (file, text) in &documents {
+        check_tests(file, text, &functions, &mut findings);
     }
     if findings.is_empty() {
         return Ok(());
@@ -192,6 +205,33 @@ fn check_links(root: &Path, file: &str, text: &str, findings: &mut Vec<String>) 
     }
 }
 
+/// Names of the functions that a source defines.
+fn named_functions(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter_map(|line| {
+        let (_, rest) = line.split_once("fn ")?;
+        rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+            .next()
+    })
+}
+
+/// Tests that a document names are there.
+fn check_tests(file: &str, text: &str, functions: &BTreeSet<String>, findings: &mut Vec<String>) {
+    let is_name = |word: &&str| {
+        word.matches('_').count() >= TEST_NAME_UNDERSCORES
+            && word
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    for (number, line) in text.lines().enumerate() {
+        // What is between backticks: every second piece.
+        for name in line.split('`').skip(1).step_by(2).filter(is_name) {
+            if !functions.contains(name) {
+                findings.push(format!("{file}:{}: there is no test `{name}`", number + 1));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +241,17 @@ mod tests {
         let table = "| floor | room | does |\n|---|---|---|\n| 0 | `contract` | types |\ntext\n| 2 | `store` | SQL |\n";
         let expected = BTreeMap::from([("contract".to_owned(), 0), ("store".to_owned(), 2)]);
         assert_eq!(floors(table), expected);
+    }
+
+    #[test]
+    fn a_document_that_names_a_test_that_is_gone_is_found() {
+        let source =
+            "#[test]\nfn a_thing_that_is_so() {\n}\nasync fn another_thing_is_so(a: u8) {}\n";
+        let functions = named_functions(source).map(str::to_owned).collect();
+        let text = "| a | `a_thing_that_is_so`, `max_surge` |\n| b | `a_thing_that_was_so` |\n";
+        let mut findings = Vec::new();
+        check_tests("a.md", text, &functions, &mut findings);
+        assert_eq!(findings, ["a.md:2: there is no test `a_thing_that_was_so`"]);
     }
 
     #[test]
