@@ -218,6 +218,9 @@ pub struct Lifecycle {
     ready: bool,
     healthy_in_row: u32,
     unhealthy_in_row: u32,
+    /// What the last probe got instead of a success; absent: it passed, or there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    probe_failure: Option<String>,
     ran_last_time: bool,
     ran_once: bool,
     restarts: u32,
@@ -246,6 +249,7 @@ impl Lifecycle {
             ready: false,
             healthy_in_row: 0,
             unhealthy_in_row: 0,
+            probe_failure: None,
             ran_last_time: false,
             ran_once: false,
             restarts: 0,
@@ -350,13 +354,16 @@ impl Lifecycle {
             (InstanceState::Backoff, _) => format!("next start in {seconds} s"),
             (InstanceState::Booting, _) => format!("boot {}", self.boots_in_row + 1),
             (InstanceState::Running, _) if self.ready => String::new(),
-            (InstanceState::Running, _) => match &self.health {
-                None => "about to be ready".to_owned(),
-                Some(health) if self.unhealthy_in_row > 0 => {
+            (InstanceState::Running, _) => match (&self.health, &self.probe_failure) {
+                (None, _) => "about to be ready".to_owned(),
+                (Some(health), Some(reason)) if self.unhealthy_in_row > 0 => {
                     let (seen, limit) = (self.unhealthy_in_row, health.unhealthy);
-                    format!("health check failed {seen} times in a row, {limit} are too many")
+                    format!(
+                        "health check failed {seen} times in a row, {limit} are too many: {reason}"
+                    )
                 }
-                Some(health) => {
+                (Some(_), Some(reason)) => format!("health check not passed yet: {reason}"),
+                (Some(health), None) => {
                     let (seen, wanted) = (self.healthy_in_row, health.healthy);
                     format!("health check passed {seen} of {wanted} times")
                 }

@@ -294,6 +294,35 @@ fn failing_health_after_the_grace_starts_it_again() {
 }
 
 #[test]
+fn until_it_is_ready_it_says_what_its_probes_get() {
+    let refused = Event::HealthFailed {
+        reason: "cannot connect".to_owned(),
+    };
+    let starting = tale(process(1)).running().on(refused.clone()).on(refused);
+    starting.check(expect![[r#"
+             0 HealthFailed { reason: "cannot connect" } -> running: Report
+             0 HealthFailed { reason: "cannot connect" } -> running: 
+        restarts 0, health check not passed yet: cannot connect
+    "#]]);
+    let answering = starting.on(unhealthy()).after(5000).on(unhealthy());
+    answering.check(expect![[r#"
+             0 HealthFailed { reason: "cannot connect" } -> running: Report
+             0 HealthFailed { reason: "cannot connect" } -> running: 
+             0 HealthFailed { reason: "status 500" } -> running: Report
+          5000 HealthFailed { reason: "status 500" } -> running: 
+        restarts 0, health check failed 1 times in a row, 3 are too many: status 500
+    "#]]);
+    answering.on(Event::HealthPassed).check(expect![[r#"
+             0 HealthFailed { reason: "cannot connect" } -> running: Report
+             0 HealthFailed { reason: "cannot connect" } -> running: 
+             0 HealthFailed { reason: "status 500" } -> running: Report
+          5000 HealthFailed { reason: "status 500" } -> running: 
+          5000 HealthPassed -> running: 
+        restarts 0, health check passed 1 of 2 times
+    "#]]);
+}
+
+#[test]
 fn never_to_be_restarted_it_stays_unready() {
     let mut web = process(1);
     web.restart.when = RestartWhen::Never;

@@ -40,6 +40,7 @@ impl Lifecycle {
         self.boots_in_row = 0;
         self.healthy_in_row = 0;
         self.unhealthy_in_row = 0;
+        self.probe_failure = None;
         self.wake_at = None;
         let mut effects = match self.health {
             Some(_) => Vec::new(),
@@ -63,6 +64,7 @@ impl Lifecycle {
 
     pub(super) fn probe_passed(&mut self) -> Vec<Effect> {
         self.unhealthy_in_row = 0;
+        self.probe_failure = None;
         self.healthy_in_row = self.healthy_in_row.saturating_add(1);
         let enough = self.health.as_ref().map_or(0, |health| health.healthy);
         if !self.ready && self.healthy_in_row >= enough {
@@ -77,13 +79,17 @@ impl Lifecycle {
         let Some(health) = &self.health else {
             return Vec::new();
         };
+        // While it is waited for, people see what it waits for; the same again is no news.
+        let news = !self.ready && self.probe_failure.as_deref() != Some(reason);
+        let told = || news.then_some(Effect::Report).into_iter().collect();
+        self.probe_failure = Some(reason.to_owned());
         let age = self.started_at.map_or(0, |at| now.millis_since(at));
         if age < health.grace_ms {
-            return Vec::new();
+            return told();
         }
         self.unhealthy_in_row = self.unhealthy_in_row.saturating_add(1);
         if self.unhealthy_in_row < health.unhealthy {
-            return Vec::new();
+            return told();
         }
         let seen = self.unhealthy_in_row;
         let why = format!("the health check failed {seen} times in a row: {reason}");
