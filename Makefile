@@ -44,6 +44,7 @@ images: install build ## Judge the root disks of real images by umoci, e2fsck an
 	ROOT_DISK_IMAGES="$$(<target/images.txt)" cargo test --release -p root-disk --test images -- --nocapture
 
 bench: install build ## Measure what we promise of boots, logs, root disks and deploys; root
+	cargo xtask guest --natively
 	cargo test --release -p microvm -p guest-init -- --ignored --nocapture --test-threads 1
 	cargo test --release -p platform --test manifest -- --ignored --nocapture
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt

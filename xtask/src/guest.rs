@@ -60,6 +60,12 @@ const INIT_FLAGS: &[&str] = &[
     "-Clink-arg=-Wl,-O2",
     "-Clink-arg=-Wl,--build-id=none",
     "-Clink-arg=-Wl,--no-eh-frame-hdr",
+    // std and the C library bring their own unwind tables: an eleventh of the program that nothing reads.
+    concat!(
+        "-Clink-arg=-T",
+        env!("CARGO_MANIFEST_DIR"),
+        "/src/guest/init.ld"
+    ),
 ];
 
 /// Options of `cargo xtask guest`.
@@ -68,6 +74,9 @@ pub(crate) struct Options {
     /// Use this `.deb` of a Debian kernel instead of asking apt for the current one.
     #[arg(long, value_name = "FILE")]
     kernel_package: Option<PathBuf>,
+    /// Also build what `make bench` measures of init on this machine itself, with the same flags.
+    #[arg(long)]
+    natively: bool,
 }
 
 /// Builds `target/guest`.
@@ -77,6 +86,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let cache = out.join("cache");
     fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
 
+    if options.natively {
+        let program = compile(&root, &["--example", "natively"], "examples/natively")?;
+        replace(&out.join("natively"), &program)?;
+        make_executable(&out.join("natively"))?;
+    }
     let init = build_init(&root)?;
     let package = match &options.kernel_package {
         Some(path) => path.clone(),
@@ -129,22 +143,28 @@ fn workspace_root() -> Result<PathBuf> {
 /// Builds platform-init and returns its bytes. Only the last crate is compiled with these flags, so
 /// nothing else in the shared target directory is built a second time.
 fn build_init(root: &Path) -> Result<Vec<u8>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .current_dir(root)
-        .args(["rustc", "--release", "--quiet", "-p", "guest-init"])
-        .args(["--bin", "platform-init", "--"])
-        .args(INIT_FLAGS)
-        .status()
-        .context("run cargo rustc for platform-init")?;
-    ensure!(status.success(), "platform-init does not build (see above)");
-    let path = root.join("target/release/platform-init");
-    let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+    let bytes = compile(root, &["--bin", "platform-init"], "platform-init")?;
     ensure!(
         !has_interpreter(&bytes)?,
         "platform-init came out dynamically linked: is libc6-dev (libc.a) installed?"
     );
     Ok(bytes)
+}
+
+/// Compiles one target of guest-init as init is, and reads the program.
+fn compile(root: &Path, what: &[&str], program: &str) -> Result<Vec<u8>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .current_dir(root)
+        .args(["rustc", "--release", "--quiet", "-p", "guest-init"])
+        .args(what)
+        .arg("--")
+        .args(INIT_FLAGS)
+        .status()
+        .context("run cargo rustc for platform-init")?;
+    ensure!(status.success(), "{program} does not build (see above)");
+    let path = root.join("target/release").join(program);
+    fs::read(&path).with_context(|| format!("read {}", path.display()))
 }
 
 /// Whether an ELF file names a dynamic linker, that is, has a `PT_INTERP` program header.

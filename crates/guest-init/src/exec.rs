@@ -14,7 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::Winsize;
 
 use crate::link::{Event, Link};
-use crate::plan::APP_CGROUP_PROCS;
+use crate::plan::APP_CGROUP;
 use crate::spawn::{self, EXIT_NOT_EXECUTABLE, Program, StartError, Streams};
 use crate::sys;
 use crate::user::User;
@@ -306,7 +306,7 @@ impl Session {
             environment,
             working_dir: &config.working_dir,
             user,
-            cgroup: APP_CGROUP_PROCS,
+            cgroup: APP_CGROUP,
         };
         spawn::spawn(&program, streams)
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use contract::guest::{BootConfig, SECRETS_DIR};
 use contract::instance::SecretBundle;
 use rustix::fs::{Gid, Uid};
+use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -180,7 +181,6 @@ fn make_directory(path: &Path) -> Result<(), StepError> {
 }
 
 fn mount(mount: &Mount) -> Result<(), StepError> {
-    make_directory(Path::new(&mount.target))?;
     let flags = match mount.access {
         Access::Plain => MountFlags::empty(),
         Access::ReadOnly => MountFlags::RDONLY,
@@ -190,14 +190,24 @@ fn mount(mount: &Mount) -> Result<(), StepError> {
         Access::NoPrograms => MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
     };
     let options = std::ffi::CString::new(mount.options).unwrap_or_default();
-    rustix::mount::mount(
-        mount.source.as_str(),
-        mount.target.as_str(),
-        mount.filesystem,
-        flags,
-        Some(options.as_c_str()),
-    )
-    .map_err(|error| StepError::Mount {
+    let attempt = || {
+        rustix::mount::mount(
+            mount.source.as_str(),
+            mount.target.as_str(),
+            mount.filesystem,
+            flags,
+            Some(options.as_c_str()),
+        )
+    };
+    let mounted = match attempt() {
+        // Most images have most directories.
+        Err(Errno::NOENT) => {
+            make_directory(Path::new(&mount.target))?;
+            attempt()
+        }
+        other => other,
+    };
+    mounted.map_err(|error| StepError::Mount {
         from: mount.source.clone(),
         target: mount.target.clone(),
         hint: mount_hint(error),
@@ -205,11 +215,11 @@ fn mount(mount: &Mount) -> Result<(), StepError> {
     })
 }
 
-fn mount_hint(error: rustix::io::Errno) -> &'static str {
+fn mount_hint(error: Errno) -> &'static str {
     match error {
-        rustix::io::Errno::INVAL => " (is it an intact ext4 file system?)",
-        rustix::io::Errno::NODEV => " (the kernel does not have this file system)",
-        rustix::io::Errno::UCLEAN => " (damaged: run e2fsck on it)",
+        Errno::INVAL => " (is it an intact ext4 file system?)",
+        Errno::NODEV => " (the kernel does not have this file system)",
+        Errno::UCLEAN => " (damaged: run e2fsck on it)",
         _ => "",
     }
 }
@@ -233,9 +243,15 @@ fn mount_overlay() -> Result<(), StepError> {
     make_directory(&Path::new(SCRATCH).join("work"))?;
     make_directory(Path::new(NEW_ROOT))?;
     // The overlay's root looks as its upper directory does: let that be as in the image.
-    let lower = fs::metadata(LOWER).map_err(file("look at", Path::new(LOWER)))?;
-    change_owner(&upper, lower.uid(), lower.gid())?;
-    fs::set_permissions(&upper, lower.permissions()).map_err(file("set the mode of", &upper))?;
+    let look = |path: &Path| fs::metadata(path).map_err(file("look at", path));
+    let (lower, made) = (look(Path::new(LOWER))?, look(&upper)?);
+    if (lower.uid(), lower.gid()) != (made.uid(), made.gid()) {
+        change_owner(&upper, lower.uid(), lower.gid())?;
+    }
+    if lower.mode() != made.mode() {
+        fs::set_permissions(&upper, lower.permissions())
+            .map_err(file("set the mode of", &upper))?;
+    }
     let options =
         format!("lowerdir={LOWER},upperdir={SCRATCH}/upper,workdir={SCRATCH}/work,redirect_dir=on");
     let options = std::ffi::CString::new(options).unwrap_or_default();
@@ -257,7 +273,7 @@ fn mount_overlay() -> Result<(), StepError> {
 fn switch_root() -> Result<(), StepError> {
     let step = |what, path: &str| {
         let path = path.to_owned();
-        move |error: rustix::io::Errno| StepError::File {
+        move |error: Errno| StepError::File {
             what,
             path,
             source: error.into(),
@@ -268,12 +284,19 @@ fn switch_root() -> Result<(), StepError> {
         rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(step("unmount", path))?;
     }
     // The old root lies in memory: leave nothing of it.
-    for path in ["/init", "/modules", "/dev", LOWER, SCRATCH] {
-        let path = Path::new(path);
-        if path.is_dir() {
-            fs::remove_dir_all(path).map_err(file("remove", path))?;
-        } else if path.exists() {
-            fs::remove_file(path).map_err(file("remove", path))?;
+    let removals = [
+        ("/init", fs::remove_file("/init")),
+        ("/modules", fs::remove_dir_all("/modules")),
+        ("/dev", fs::remove_dir_all("/dev")),
+        (LOWER, fs::remove_dir(LOWER)),
+        (SCRATCH, fs::remove_dir(SCRATCH)),
+    ];
+    for (path, removed) in removals {
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file("remove", Path::new(path))(error));
+            }
+            _ => {}
         }
     }
     rustix::process::chdir(NEW_ROOT).map_err(step("enter", NEW_ROOT))?;
@@ -328,6 +351,9 @@ fn read_bounded(path: &str) -> Result<Vec<u8>, StepError> {
 /// directory when it is not there. Only a link that leads nowhere usable is replaced.
 fn write_etc(path: &str, content: &[u8]) -> Result<(), StepError> {
     let path = Path::new(path);
+    if fs::write(path, content).is_ok() {
+        return Ok(());
+    }
     make_directory(Path::new("/etc"))?;
     if fs::write(path, content).is_ok() {
         return Ok(());
@@ -441,7 +467,7 @@ fn start_app(config: &BootConfig, user: &User) -> Result<App, StepError> {
         environment: &config.environment,
         working_dir: &config.working_dir,
         user,
-        cgroup: crate::plan::APP_CGROUP_PROCS,
+        cgroup: APP_CGROUP,
     };
     let pid = spawn::spawn(
         &program,

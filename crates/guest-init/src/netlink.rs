@@ -64,11 +64,9 @@ pub(crate) enum NetworkError {
 /// # Errors
 /// The interface is missing, or the kernel refused a setting.
 pub(crate) fn configure(network: &GuestNetwork) -> Result<(), NetworkError> {
-    for interface in ["all", "default", INTERFACE] {
-        for setting in ["accept_dad", "accept_ra"] {
-            let path = format!("/proc/sys/net/ipv6/conf/{interface}/{setting}");
-            fs::write(&path, "0").map_err(|source| NetworkError::File { path, source })?;
-        }
+    for setting in ["accept_dad", "accept_ra"] {
+        let path = format!("/proc/sys/net/ipv6/conf/{INTERFACE}/{setting}");
+        fs::write(&path, "0").map_err(|source| NetworkError::File { path, source })?;
     }
     let (loopback, interface) = (index("lo")?, index(INTERFACE)?);
     let mut socket = Socket::open()?;

@@ -26,8 +26,6 @@ pub(crate) const SCRATCH: &str = "/scratch";
 pub(crate) const NEW_ROOT: &str = "/root";
 /// The app's cgroup.
 pub(crate) const APP_CGROUP: &str = "/sys/fs/cgroup/app";
-/// What a process writes to, to join [`APP_CGROUP`].
-pub(crate) const APP_CGROUP_PROCS: &str = "/sys/fs/cgroup/app/cgroup.procs";
 /// The one network interface, as the kernel names the first.
 pub(crate) const INTERFACE: &str = "eth0";
 

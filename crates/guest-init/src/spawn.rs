@@ -36,7 +36,7 @@ pub(crate) struct Program<'a> {
     pub(crate) working_dir: &'a str,
     /// Who runs it.
     pub(crate) user: &'a User,
-    /// `cgroup.procs` of the cgroup it starts in, as a path.
+    /// The directory of the cgroup it starts in.
     pub(crate) cgroup: &'a str,
 }
 
@@ -102,11 +102,9 @@ impl StartError {
 const STAGES: &[&str] = &[
     "execute",
     "new session",
-    "join the cgroup",
     "standard streams",
     "controlling terminal",
     "enter the working directory",
-    "limits",
     "set groups",
     "set group",
     "set user",
@@ -121,7 +119,8 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
     let exec = Exec::new(program)?;
     let (read, write) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare("make a pipe")(error.into()))?;
-    let pid = match sys::fork().map_err(prepare("fork"))? {
+    let cgroup = File::open(program.cgroup).map_err(prepare("open the cgroup"))?;
+    let pid = match sys::fork_into(cgroup.as_fd()).map_err(prepare("fork"))? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
             let (stage, error) = child(program, &exec, &streams);
@@ -132,7 +131,7 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
             sys::exit_now(i32::from(EXIT_NOT_FOUND))
         }
     };
-    drop((write, streams));
+    drop((write, streams, cgroup));
     let mut report = Vec::new();
     File::from(read)
         .read_to_end(&mut report)
@@ -238,17 +237,17 @@ fn child(program: &Program<'_>, exec: &Exec, streams: &Streams) -> (u8, io::Erro
 fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io::Error)> {
     let at = |stage: u8| move |error: rustix::io::Errno| (stage, io::Error::from(error));
     rustix::process::setsid().map_err(at(1))?;
-    std::fs::write(program.cgroup, "0").map_err(|error| (2, error))?;
-    set_streams(streams, program.user).map_err(|error| (3, error))?;
+    set_streams(streams, program.user).map_err(|error| (2, error))?;
     if let Streams::Terminal(_) = streams {
-        rustix::process::ioctl_tiocsctty(io::stdin()).map_err(at(4))?;
+        rustix::process::ioctl_tiocsctty(io::stdin()).map_err(at(3))?;
     }
-    rustix::process::chdir(program.working_dir).map_err(at(5))?;
+    rustix::process::chdir(program.working_dir).map_err(at(4))?;
     let limit = Rlimit {
         current: Some(OPEN_FILES.0),
         maximum: Some(OPEN_FILES.1),
     };
-    rustix::process::setrlimit(Resource::Nofile, limit).map_err(at(6))?;
+    // Refused to whoever lacks the capability: nobody in a guest, but init's measurement on a machine.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let user = program.user;
     let groups: Vec<_> = user
@@ -256,9 +255,9 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
         .iter()
         .map(|gid| rustix::fs::Gid::from_raw(*gid))
         .collect();
-    rustix::thread::set_thread_groups(&groups).map_err(at(7))?;
-    rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(user.gid)).map_err(at(8))?;
-    rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(user.uid)).map_err(at(9))?;
+    rustix::thread::set_thread_groups(&groups).map_err(at(5))?;
+    rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(user.gid)).map_err(at(6))?;
+    rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(user.uid)).map_err(at(7))?;
     sys::reset_signals();
     Ok(())
 }

@@ -55,24 +55,51 @@ pub(crate) fn signal_fd() -> io::Result<OwnedFd> {
     }
 }
 
-/// In a child before exec: every signal as a fresh process has it.
+/// In a child before exec: signals as a fresh process has them. execve resets handlers by itself, and
+/// the one signal that is ignored here, by std, is `SIGPIPE`.
 pub(crate) fn reset_signals() {
-    // SAFETY: as in `signal_fd`; SIG_DFL is a valid disposition, and a signal that cannot be set
-    // answers EINVAL, which is of no matter.
+    // SAFETY: as in `signal_fd`; SIG_DFL is a valid disposition of SIGPIPE.
     unsafe {
-        for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
-        }
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut());
     }
 }
 
-/// Starts a child.
-pub(crate) fn fork() -> io::Result<Forked> {
-    // SAFETY: this program has one thread, so the child may do whatever the parent may.
-    match check(unsafe { libc::fork() })? {
+/// What `clone3` is told (linux/sched.h), in its version of 88 bytes.
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// `CLONE_INTO_CGROUP` of linux/sched.h.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// Starts a child in a cgroup. To be born there costs nothing; to move there later makes the kernel
+/// wait for every processor, which takes longer than the whole rest of a boot.
+pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
+    let args = CloneArgs {
+        flags: CLONE_INTO_CGROUP,
+        exit_signal: libc::SIGCHLD as u64,
+        cgroup: u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX),
+        ..CloneArgs::default()
+    };
+    // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library does not hear of
+    // it, which matters to programs with threads and to callers of raise(3): this has neither.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match check(pid as libc::c_int)? {
         0 => Ok(Forked::Child),
         pid => Ok(Forked::Parent(pid)),
     }

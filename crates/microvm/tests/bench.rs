@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use contract::guest::{BootConfig, HostFrame};
+use contract::guest::{BootConfig, Frame as _, HostFrame};
 use contract::{InstanceId, NodeId};
 use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
 use node_network::{Network, NetworkSettings};
@@ -274,7 +274,10 @@ fn inits_share() {
         let inits = [
             ("platform-init", init),
             ("a bare C init", program("bare", &[])),
-            ("one that asks the node", program("bare", &["-DTALK"])),
+            (
+                "one that asks the node",
+                program("bare", &["-DTALK", "-DNETWORK"]),
+            ),
         ];
         let kernels = inits.map(|(what, init)| {
             let initramfs = bench.dir.path().join(format!("{what}.cpio"));
@@ -307,6 +310,121 @@ fn inits_share() {
             figure(&format!("to the app, {what}, {name}"), least, "ms", &goal);
         }
     });
+}
+
+/// The same without a VM, in namespaces over loop disks: init's own modules but for the vsock link and the memory
+/// controller, against the bare C init.
+#[test]
+#[ignore = "a measurement: make bench"]
+fn inits_share_natively() {
+    const NATIVE_ROUNDS: usize = 60;
+    let Some(guest) = guest_dir() else {
+        return;
+    };
+    let init = guest.join("natively");
+    if !init.exists() {
+        eprintln!("NOT MEASURED: init's share natively; hint: cargo xtask guest --natively");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let tree = dir.join("tree");
+    fs::create_dir_all(tree.join("bin")).unwrap();
+    compile("app", &[], &tree.join("bin/app"));
+    let disks = [dir.join("root.ext4"), dir.join("scratch.ext4")];
+    make_disk(&disks[0], 64, Some(&tree));
+    make_disk(&disks[1], SCRATCH_MIB, None);
+    let loops = disks.map(|disk| LoopDisk::attach(&disk));
+    let mut config = config(&["app"]);
+    config.root_device.clone_from(&loops[0].0);
+    config.scratch_device.clone_from(&loops[1].0);
+    fs::write(
+        dir.join("config"),
+        HostFrame::Boot(Box::new(config)).encode(),
+    )
+    .unwrap();
+    compile("start", &[], &dir.join("start"));
+    fs::copy(&init, dir.join("init")).unwrap();
+    let mut define = vec![
+        format!("-DROOT_DISK=\"{}\"", loops[0].0),
+        format!("-DSCRATCH_DISK=\"{}\"", loops[1].0),
+        "-DNATIVELY".to_owned(),
+    ];
+    let bare = |name: &str| {
+        let define: Vec<_> = define.iter().map(String::as_str).collect();
+        compile("bare", &define, &dir.join(name));
+    };
+    bare("bare");
+    define.push("-DNETWORK".to_owned());
+    let define: Vec<_> = define.iter().map(String::as_str).collect();
+    compile("bare", &define, &dir.join("network"));
+    let programs = [
+        ("init", "init's modules"),
+        ("bare", "a bare C init"),
+        ("network", "one with a network"),
+    ];
+    let mut millis = vec![Vec::new(); programs.len()];
+    for _ in 0..NATIVE_ROUNDS {
+        for (index, (program, _)) in programs.iter().enumerate() {
+            millis[index].push(took(&natively(dir, program)));
+        }
+    }
+    let own = median(&millis[0]);
+    for (index, (_, what)) in programs.iter().enumerate() {
+        let least = median(&millis[index]);
+        let goal = format!("init takes {:.2} times that; goal 1.25", own / least);
+        figure(&format!("to the app, natively, {what}"), least, "ms", &goal);
+    }
+}
+
+/// A loop device, let go with this.
+struct LoopDisk(String);
+
+impl LoopDisk {
+    fn attach(file: &Path) -> Self {
+        let output = Command::new("losetup")
+            .args(["--find", "--show"])
+            .arg(file)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+}
+
+impl Drop for LoopDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Runs a program of this directory as PID 1 of namespaces of its own, with a root directory in memory.
+fn natively(dir: &Path, program: &str) -> String {
+    const SCRIPT: &str = "
+        mount -t tmpfs tmpfs /mnt
+        cp \"$1/start\" /mnt/start; cp \"$1/$2\" /mnt/measured; cp \"$1/config\" /mnt/config
+        mkdir /mnt/dev
+        ip link add eth0 type veth peer name far; ip link set far up
+        exec chroot /mnt /start <\"$1/config\"
+    ";
+    let output = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--pid", "--fork"])
+        .args(["--net", "--uts", "--ipc", "--cgroup"])
+        .args(["--", "sh", "-ec", SCRIPT, "sh"])
+        .arg(dir)
+        .arg(program)
+        .output()
+        .unwrap();
+    // The app's cgroup is one of this machine's here: it goes with the run.
+    let tidied = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "--cgroup", "--"])
+        .args(["sh", "-ec"])
+        .arg("mount -t cgroup2 cgroup2 /mnt; [ ! -e /mnt/app ] || rmdir /mnt/app")
+        .status()
+        .unwrap();
+    assert!(tidied.success());
+    assert!(output.status.success(), "{program}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Milliseconds in the app's line.

@@ -1,5 +1,6 @@
 /* The least an init can do: the mounts of platform-init's plan, in its order, and the app. No checks, no logs.
- * With TALK it also does what no init of ours can leave out: it asks the node first, and sets up the network. */
+ * With TALK and NETWORK it also does what no init of ours can leave out: it asks the node first, and sets up the
+ * network. With NATIVELY it leaves the memory controller alone, which is the machine's. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -13,6 +14,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <linux/vm_sockets.h>
+
+#ifndef ROOT_DISK
+#define ROOT_DISK "/dev/vda"
+#define SCRATCH_DISK "/dev/vdb"
+#endif
 
 static void put(const char *path, const char *text)
 {
@@ -45,7 +51,9 @@ static void ask_node(void)
 		have += got;
 	}
 }
+#endif
 
+#ifdef NETWORK
 static void network(void)
 {
 	struct ifreq eth0 = { .ifr_name = "eth0", .ifr_mtu = 1420 };
@@ -74,8 +82,8 @@ int main(void)
 	mkdir("/lower", 0755);
 	mkdir("/scratch", 0755);
 	mkdir("/root", 0755);
-	if (mount("/dev/vda", "/lower", "ext4", MS_RDONLY, "") ||
-	    mount("/dev/vdb", "/scratch", "ext4", 0, "barrier=0"))
+	if (mount(ROOT_DISK, "/lower", "ext4", MS_RDONLY, "") ||
+	    mount(SCRATCH_DISK, "/scratch", "ext4", 0, "barrier=0"))
 		return 4;
 	mkdir("/scratch/upper", 0755);
 	mkdir("/scratch/work", 0755);
@@ -108,11 +116,13 @@ int main(void)
 	struct ifreq lo = { .ifr_name = "lo", .ifr_flags = IFF_UP };
 	int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	ioctl(control, SIOCSIFFLAGS, &lo);
-#ifdef TALK
+#ifdef NETWORK
 	network();
 #endif
+#ifndef NATIVELY
 	put("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	put("/sys/fs/cgroup/cgroup.subtree_control", "+pids +cpu");
+#endif
 	mkdir("/sys/fs/cgroup/app", 0755);
 	execl("/bin/app", "app", NULL);
 	return 7;

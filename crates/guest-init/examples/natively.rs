@@ -1,0 +1,102 @@
+//! platform-init's boot on this machine itself, to be measured without a VM (`make bench`): the config
+//! from standard input, the whole boot plan, the app, its output. It has init's own modules, and lacks
+//! what needs a guest: the vsock link, and the cgroup's memory controller, which a machine may use otherwise.
+//!
+//! It must be PID 1 of namespaces of its own, with a root directory that may be emptied.
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "only a part of init's modules is used"
+)]
+
+#[path = "../src/early.rs"]
+mod early;
+#[path = "../src/etc.rs"]
+mod etc;
+#[path = "../src/exec.rs"]
+mod exec;
+#[path = "../src/execute.rs"]
+mod execute;
+#[path = "../src/link.rs"]
+mod link;
+#[path = "../src/logs.rs"]
+mod logs;
+#[path = "../src/netlink.rs"]
+mod netlink;
+#[path = "../src/output.rs"]
+mod output;
+#[path = "../src/plan.rs"]
+mod plan;
+#[path = "../src/run_dir.rs"]
+mod run_dir;
+#[path = "../src/signals.rs"]
+mod signals;
+#[path = "../src/spawn.rs"]
+mod spawn;
+#[path = "../src/stats.rs"]
+mod stats;
+#[path = "../src/supervise.rs"]
+mod supervise;
+#[path = "../src/sys.rs"]
+mod sys;
+#[path = "../src/user.rs"]
+mod user;
+
+use std::io::{self, Read as _, Write as _};
+use std::process::ExitCode;
+
+use contract::guest::{FrameBuffer, HostFrame};
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// As init's own.
+pub(crate) fn console(text: &str) {
+    eprintln!("natively: {text}");
+}
+
+fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        console("this is PID 1 of a measurement; it does nothing elsewhere");
+        return ExitCode::from(2);
+    }
+    match boot() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn boot() -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let _signals = sys::signal_fd().map_err(text)?;
+    early::prepare().map_err(|error| error.to_string())?;
+    let mut frames = FrameBuffer::default();
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes).map_err(text)?;
+    frames.push(&bytes);
+    let Ok(Some(HostFrame::Boot(config))) = frames.next() else {
+        return Err("there is no config on standard input".to_owned());
+    };
+    let mut booted = execute::Booted::default();
+    for step in plan::boot_plan(&config) {
+        let done = match &step {
+            plan::Step::Cgroup => std::fs::create_dir(plan::APP_CGROUP).map_err(|e| e.to_string()),
+            step => execute::perform(step, &config, &mut booted).map_err(|e| e.to_string()),
+        };
+        done.map_err(|error| format!("{}: {error}", step.name()))?;
+    }
+    let app = booted.app.ok_or("the plan starts no app")?;
+    let mut output = [0; 4096];
+    loop {
+        let mut polled = [PollFd::new(&app.stdout, PollFlags::IN)];
+        poll(&mut polled, None).map_err(|error| error.to_string())?;
+        match rustix::io::read(&app.stdout, &mut output) {
+            Ok(0) => return Ok(()),
+            Ok(length) => io::stdout().write_all(&output[..length]).map_err(text)?,
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
