@@ -107,6 +107,12 @@ impl GuestKernel {
         Self::debian(directory).complete()
     }
 
+    /// The boot arguments that a guest of this kernel gets from this driver. Measures this machine's
+    /// time stamp counter the first time, which takes a moment.
+    pub fn arguments(&self, driver: Driver) -> String {
+        boot_arguments(driver, self.machine, crate::tsc::khz())
+    }
+
     /// The platform's own kernel of a directory, whether it is there or not.
     pub fn platform(directory: &Path) -> Self {
         Self {

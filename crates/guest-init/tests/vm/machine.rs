@@ -17,13 +17,15 @@ use contract::guest::{
     GuestStats, Hello, HostFrame, LogRecord, Phase, Stream,
 };
 use contract::instance::ExitEvent;
+use microvm::{Driver, GuestKernel, Machine};
 
 /// Longest that anything awaited may take; two busy cores without KVM are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a guest test needs of this machine.
 pub(crate) struct Tools {
-    guest: PathBuf,
+    /// The kernel that a node would boot here.
+    kernel: GuestKernel,
     vsock_device: PathBuf,
 }
 
@@ -49,12 +51,7 @@ impl Tools {
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
             PathBuf::from,
         );
-        if !guest.join("initramfs.cpio").exists() {
-            return Err(format!(
-                "no guest in {}: run `cargo xtask guest`",
-                guest.display()
-            ));
-        }
+        let kernel = GuestKernel::in_directory(&guest).map_err(|error| error.to_string())?;
         let vsock_device = std::env::var_os("PLATFORM_VHOST_DEVICE_VSOCK")
             .map(PathBuf::from)
             .or_else(|| in_path("vhost-device-vsock"))
@@ -66,7 +63,7 @@ impl Tools {
             return Err("no /bin/busybox: install busybox-static".to_owned());
         }
         Ok(Self {
-            guest,
+            kernel,
             vsock_device,
         })
     }
@@ -290,50 +287,58 @@ impl<'a> Plan<'a> {
 }
 
 fn qemu(guest: &Guest, tools: &Tools, memory_megabytes: u32, volumes: &[PathBuf]) -> Child {
+    let root = (guest.path("root.ext4"), "on");
+    let scratch = (guest.path("scratch.ext4"), "off");
+    let others = volumes.iter().map(|path| (path.clone(), "off"));
+    let disks: Vec<_> = [root, scratch].into_iter().chain(others).collect();
+    let kernel = tools.kernel.for_disks(Driver::QemuTcg, disks.len());
+    eprintln!("kernel: {}", kernel.kernel.display());
+    // The machine, what its bus calls our devices, and what is to be said of those.
+    let (machine, bus, nic) = match kernel.machine {
+        Machine::Pc => (
+            "pc,usb=off,vmport=off,smbus=off,hpet=off",
+            "pci",
+            ",romfile=",
+        ),
+        Machine::Microvm => ("microvm,acpi=off", "device", ""),
+    };
     let mut command = Command::new("qemu-system-x86_64");
     command
         .arg("-M")
-        .arg("pc,accel=tcg,usb=off,vmport=off,smbus=off,hpet=off,memory-backend=mem")
+        .arg(format!("{machine},accel=tcg,memory-backend=mem"))
         .arg("-object")
         .arg(format!(
             "memory-backend-memfd,id=mem,size={memory_megabytes}M,share=on"
         ))
         .arg("-m")
         .arg(format!("{memory_megabytes}M"))
-        .args([
-            "-cpu",
-            "max",
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
+        .args(["-cpu", "max", "-nodefaults", "-no-user-config"])
+        .args(["-display", "none", "-no-reboot"])
+        .args(["-global", "virtio-mmio.force-legacy=false"])
         .arg("-kernel")
-        .arg(tools.guest.join("vmlinuz"))
+        .arg(&kernel.kernel)
         .arg("-initrd")
-        .arg(tools.guest.join("initramfs.cpio"))
-        .args(["-append", "console=ttyS0 reboot=t panic=-1 quiet"])
+        .arg(&kernel.initramfs)
+        .arg("-append")
+        .arg(kernel.arguments(Driver::QemuTcg))
         .arg("-serial")
         .arg(format!("file:{}", guest.path("console.log").display()))
-        .args(["-device", "virtio-rng-pci"])
+        .arg("-device")
+        .arg(format!("virtio-rng-{bus}"))
         .arg("-chardev")
         .arg(format!(
             "socket,id=c0,path={}",
             guest.path("vhost.sock").display()
         ))
-        .args(["-device", "vhost-user-vsock-pci,chardev=c0"])
+        .arg("-device")
+        .arg(format!("vhost-user-vsock-{bus},chardev=c0"))
         .args([
             "-netdev",
             "user,id=n0,ipv6-prefix=fd00:1::,ipv6-prefixlen=64,restrict=on",
         ])
-        .args(["-device", "virtio-net-pci,netdev=n0,romfile="]);
-    let root = (guest.path("root.ext4"), "on");
-    let others = volumes.iter().map(|path| (path.clone(), "off"));
-    let disks = [root, (guest.path("scratch.ext4"), "off")]
-        .into_iter()
-        .chain(others);
-    for (number, (path, read_only)) in disks.enumerate() {
+        .arg("-device")
+        .arg(format!("virtio-net-{bus},netdev=n0{nic}"));
+    for (number, (path, read_only)) in disks.iter().enumerate() {
         command
             .arg("-drive")
             .arg(format!(
@@ -341,7 +346,7 @@ fn qemu(guest: &Guest, tools: &Tools, memory_megabytes: u32, volumes: &[PathBuf]
                 path.display()
             ))
             .arg("-device")
-            .arg(format!("virtio-blk-pci,drive=d{number}"));
+            .arg(format!("virtio-blk-{bus},drive=d{number}"));
     }
     let log = fs::File::create(guest.path("qemu.log")).unwrap();
     command.stdin(Stdio::null()).stderr(log).spawn().unwrap()

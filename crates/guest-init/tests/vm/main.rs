@@ -1,4 +1,5 @@
-//! `platform-init` in a real guest: QEMU without KVM, Debian's kernel, the contract's frames.
+//! `platform-init` in a real guest: QEMU without KVM, the kernel that a node would boot here (each
+//! guest's is said), the contract's frames.
 //!
 //! Needs `cargo xtask guest`, vhost-device-vsock (in PATH or `PLATFORM_VHOST_DEVICE_VSOCK`) and the
 //! Debian packages qemu-system-x86, e2fsprogs and busybox-static; says so and skips without.
