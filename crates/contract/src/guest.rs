@@ -11,6 +11,7 @@
 //!                                 <------ Boot(config)      when phase is `waiting`
 //!           Started               ------>
 //!                                 <------ Stop | Signal | Stats | Exec{session}
+//!           Stats | ExecRefused{session} ->                 the answers; a session has its channel
 //!           Exited{event}         ------>                   sent again after a reconnect
 //!                                 <------ ExitAck           then the guest powers off
 //! log:      Hello{log, phase}     ------>
@@ -105,6 +106,13 @@ pub enum GuestFrame {
     },
     /// On an exec channel, last: how the command ended.
     ExecExited(ExitEvent),
+    /// The answer to [`HostFrame::Exec`] when its channel will not be dialled. On the control channel.
+    ExecRefused {
+        /// The session's number, as the host gave it.
+        session: u32,
+        /// Why, for the user.
+        reason: String,
+    },
     /// On an exec channel, last: there is no end to tell. The node says it to the user; a guest
     /// never does.
     ExecFailed {
@@ -470,6 +478,7 @@ impl Frame for GuestFrame {
             }
             Self::ExecExited(event) => (8, json(event)),
             Self::ExecFailed { reason } => (9, json(reason)),
+            Self::ExecRefused { session, reason } => (10, json(&(session, reason))),
         }
     }
 
@@ -497,6 +506,10 @@ impl Frame for GuestFrame {
             9 => Self::ExecFailed {
                 reason: from_json(frame_type, body)?,
             },
+            10 => {
+                let (session, reason) = from_json(frame_type, body)?;
+                Self::ExecRefused { session, reason }
+            }
             other => return Err(FrameError::Type(other)),
         })
     }

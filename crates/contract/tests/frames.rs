@@ -58,6 +58,8 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
             })
         }),
         exit().prop_map(GuestFrame::Exited),
+        (any::<u32>(), ".*")
+            .prop_map(|(session, reason)| GuestFrame::ExecRefused { session, reason }),
         any::<u64>().prop_map(|cpu_micros| {
             GuestFrame::Stats(GuestStats {
                 cpu_micros,

@@ -405,19 +405,19 @@ impl Guest {
     }
 
     fn exec(&mut self, request: ExecRequest, now: Instant) {
-        let taken = self
-            .sessions
-            .iter()
-            .any(|session| session.number() == request.session);
-        if !matches!(self.course, Course::Running(_)) || taken {
+        let session = request.session;
+        let reason = if !matches!(self.course, Course::Running(_)) {
+            "its app does not run at the moment".to_owned()
+        } else if self.sessions.len() >= MAX_SESSIONS {
+            format!("{MAX_SESSIONS} commands run in it already")
+        } else if self.sessions.iter().any(|s| s.number() == session) {
+            format!("it has a command {session} already")
+        } else {
+            self.sessions.push(Session::new(request, now));
             return;
-        }
-        if self.sessions.len() >= MAX_SESSIONS {
-            self.output
-                .say(&format!("exec refused: {MAX_SESSIONS} sessions are open"));
-            return;
-        }
-        self.sessions.push(Session::new(request, now));
+        };
+        self.control
+            .send(&GuestFrame::ExecRefused { session, reason });
     }
 
     /// Signals the app, and kills it with all it started when it is not gone in time.

@@ -38,6 +38,9 @@ pub(crate) enum CallError {
     /// As many as are allowed are there.
     #[error("{MAX_USER_SESSIONS} commands run in it already")]
     TooMany,
+    /// By the guest's own word, made plain.
+    #[error("{0}")]
+    Refused(String),
     /// It is busy, or hostile.
     #[error("its guest did not {0} within {limit} s", limit = CALL_TIMEOUT.as_secs())]
     Silent(&'static str),
@@ -61,10 +64,13 @@ struct Shared {
     running: watch::Sender<bool>,
     /// The newest figures, and how many there were.
     figures: watch::Sender<(u64, GuestStats)>,
-    expected: Mutex<BTreeMap<u32, oneshot::Sender<ExecChannel>>>,
+    expected: Mutex<BTreeMap<u32, Expected>>,
     next_session: AtomicU32,
     user_slots: Arc<Semaphore>,
 }
+
+/// Who waits for a command's channel, or for the reason why there is none.
+pub(crate) type Expected = oneshot::Sender<Result<ExecChannel, CallError>>;
 
 /// A command's channel, as the guest dialled it.
 #[derive(Debug)]
@@ -110,14 +116,18 @@ impl GuestCalls {
     }
 
     /// Whether a command's channel with this number is waited for; at most once for each.
-    pub(crate) fn expects(&self, session: u32) -> Option<oneshot::Sender<ExecChannel>> {
+    pub(crate) fn expects(&self, session: u32) -> Option<Expected> {
         self.expected(|expected| expected.remove(&session))
     }
 
-    fn expected<T>(
-        &self,
-        act: impl FnOnce(&mut BTreeMap<u32, oneshot::Sender<ExecChannel>>) -> T,
-    ) -> T {
+    /// The guest says why it does not run a command. Nothing, where nobody waits for that one.
+    pub(crate) fn refused(&self, session: u32, reason: String) {
+        if let Some(expected) = self.expects(session) {
+            let _ = expected.send(Err(CallError::Refused(reason)));
+        }
+    }
+
+    fn expected<T>(&self, act: impl FnOnce(&mut BTreeMap<u32, Expected>) -> T) -> T {
         act(&mut self
             .0
             .expected
@@ -204,7 +214,7 @@ impl GuestCalls {
         self.say(HostFrame::Exec(request)).await?;
         match timeout(CALL_TIMEOUT, channel).await {
             Ok(Ok(channel)) => Ok(ExecSession {
-                channel,
+                channel: channel?,
                 _user_slot: user_slot,
             }),
             _ => Err(CallError::Silent("start the command")),

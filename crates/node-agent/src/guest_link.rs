@@ -38,7 +38,7 @@ const MAX_CONNECTIONS: usize = 16;
 const EVENT_QUEUE: usize = 16;
 /// Longest name of a failed step that is believed, in bytes.
 const MAX_STEP_BYTES: usize = 100;
-/// Longest reason of a failed step that is believed, in bytes.
+/// Longest reason of a failed step or a refused command that is believed, in bytes.
 const MAX_REASON_BYTES: usize = 1000;
 
 /// What the guest reported.
@@ -272,10 +272,10 @@ impl Line {
                 let sender =
                     expected.ok_or(ConnectionEnd::Contract("no such command was asked for"))?;
                 // Whoever asked may have given up just now: dropped, it ends the command.
-                drop(sender.send(ExecChannel {
+                drop(sender.send(Ok(ExecChannel {
                     frames,
                     _connection: slot,
-                }));
+                })));
                 Ok(())
             }
         }
@@ -334,6 +334,9 @@ impl Line {
                         self.tell_end(GuestEvent::Exited(event)).await?;
                     }
                     Some(GuestFrame::Stats(figures)) => self.calls.take_figures(figures),
+                    Some(GuestFrame::ExecRefused { session, reason }) => {
+                        self.calls.refused(session, plain(&reason, MAX_REASON_BYTES));
+                    }
                     Some(_) => return Err(ConnectionEnd::Contract("not a control frame")),
                 },
             }

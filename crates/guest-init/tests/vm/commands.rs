@@ -131,3 +131,68 @@ fn commands_on_pipes_and_on_a_terminal_and_figures() {
     guest.send(&HostFrame::Stop { timeout_ms: 1 });
     guest.finish();
 }
+
+#[test]
+fn every_exit_code_and_every_signal_is_told_exactly() {
+    /// Commands that run at once, half of what a guest takes: those before may still be ending.
+    const AT_ONCE: usize = 16;
+    /// Signals that do not end a process that does nothing about them: CHLD, CONT, URG, WINCH, and
+    /// those that stop it.
+    const HARMLESS: [u8; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
+    let Some(tools) = Tools::find() else { return };
+    let mut guest = Plan::new(&tools, config("echo ready; exec sleep 1000")).boot();
+    guest.wait_line("ready");
+    let words = |command: &str, last: String| {
+        let words = command.split(' ').map(str::to_owned);
+        words.chain([last]).collect::<Vec<_>>()
+    };
+    let codes = (0..=255).map(|code| (words("sh -c", format!("exit {code}")), code, None));
+    // It sends the signal to the program that it becomes. A shell would ignore some.
+    let signals = (1..=64)
+        .filter(|signal| !HARMLESS.contains(signal))
+        .map(|signal| {
+            let argv = words(&format!("timeout -s {signal} 1 sleep"), "1000".to_owned());
+            (argv, 128 + signal, Some(signal))
+        });
+    let all: Vec<_> = codes.chain(signals).zip(1..).collect();
+    assert_eq!(all.len(), 256 + 64 - HARMLESS.len());
+    for batch in all.chunks(AT_ONCE) {
+        for ((argv, ..), session) in batch {
+            let argv: Vec<_> = argv.iter().map(String::as_str).collect();
+            guest.send(&request(*session, &argv, None));
+        }
+        for ((argv, code, signal), session) in batch {
+            let exit = guest.wait("the end", |seen| seen.exec.get(session)?.exit.clone());
+            assert_eq!((exit.exit_code, exit.signal), (*code, *signal), "{argv:?}");
+            guest.break_exec(*session);
+        }
+    }
+    // And of the app itself: its end is told as exactly.
+    guest.send(&HostFrame::Signal {
+        signal: "64".to_owned(),
+    });
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (192, Some(64)));
+}
+
+#[test]
+fn a_guest_says_why_it_runs_no_command() {
+    let Some(tools) = Tools::find() else { return };
+    let mut guest = Plan::new(&tools, config("echo ready; exec sleep 1000")).boot();
+    guest.wait_line("ready");
+    let refused = |guest: &Guest, session| {
+        guest.wait("the refusal", |seen| {
+            seen.exec.get(&session)?.refused.clone()
+        })
+    };
+    for session in 1..=32 {
+        guest.send(&request(session, &["sleep", "1000"], None));
+    }
+    guest.send(&request(33, &["true"], None));
+    assert_eq!(refused(&guest, 33), "32 commands run in it already");
+    guest.send(&HostFrame::Stop { timeout_ms: 1 });
+    guest.wait("the exit", |seen| seen.exits.first().cloned());
+    guest.send(&request(34, &["true"], None));
+    assert_eq!(refused(&guest, 34), "its app does not run at the moment");
+    guest.finish();
+}

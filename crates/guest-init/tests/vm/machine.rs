@@ -167,6 +167,8 @@ pub(crate) struct ExecSeen {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) exit: Option<ExitEvent>,
+    /// Why there was no command.
+    pub(crate) refused: Option<String>,
     stream: Option<UnixStream>,
 }
 
@@ -585,6 +587,9 @@ fn take(
             if let Some(Channel::Exec { session }) = channel {
                 seen.exec.entry(session).or_default().exit = Some(event);
             }
+        }
+        GuestFrame::ExecRefused { session, reason } => {
+            seen.exec.entry(session).or_default().refused = Some(reason);
         }
         GuestFrame::ExecFailed { reason } => panic!("a node says this, no guest: {reason}"),
     }

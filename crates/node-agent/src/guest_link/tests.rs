@@ -315,6 +315,35 @@ async fn commands_are_bounded_and_need_a_running_app() {
 }
 
 #[tokio::test]
+async fn a_guest_that_runs_no_command_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let (link, mut guest, _) = running_guest(dir.path()).await;
+    let answer = async |guest: &mut Guest, other: u32| {
+        let Some(HostFrame::Exec(request)) = guest.hear().await else {
+            panic!("no command");
+        };
+        let refused = GuestFrame::ExecRefused {
+            session: request.session.wrapping_add(other),
+            reason: "full\u{1b}[2J\nof it".to_owned(),
+        };
+        guest.say(&refused).await;
+        request.session
+    };
+    let argv = || vec!["sh".to_owned()];
+    let (refused, _) = tokio::join!(link.calls().exec(argv(), None), answer(&mut guest, 0));
+    assert_eq!(refused.unwrap_err().to_string(), "full [2J of it");
+    // A refusal of what nobody asked for reaches nobody, and the command that was asked for begins.
+    let (session, channel) = tokio::join!(link.calls().exec(argv(), None), async {
+        let session = answer(&mut guest, 7).await;
+        let socket = dir.path().join("guest.sock");
+        Guest::dial(&socket, Channel::Exec { session }, Phase::Running).await
+    });
+    session.unwrap();
+    drop(channel);
+    assert_eq!(link.breaches(), 0);
+}
+
+#[tokio::test]
 async fn there_is_one_end_and_its_words_are_plain() {
     let dir = tempfile::tempdir().unwrap();
     let (mut link, socket) = link(dir.path());
