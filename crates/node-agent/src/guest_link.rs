@@ -358,7 +358,8 @@ impl Line {
                 next = frames.says.buffered()?;
             }
             // An unwritable log is not acknowledged: the guest keeps what fits and counts the rest.
-            let seq = self.log.append(records).map_err(ConnectionEnd::Log)?;
+            let now = self.clock.now();
+            let seq = self.log.append(now, records).map_err(ConnectionEnd::Log)?;
             frames.write(&HostFrame::LogAck { seq }).await?;
         }
     }

@@ -399,6 +399,8 @@ impl InstanceTask {
                 events.push(Event::Exited(exit));
                 events
             }
+            // Of a guest that runs it is an app's lie, and costs it a connection only.
+            GuestEvent::Refused { .. } if !booting => vec![],
             GuestEvent::Refused { contract } => vec![Event::BootFailed(BootFailure {
                 step: "speak the boot contract".to_owned(),
                 reason: format!(

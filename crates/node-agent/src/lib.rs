@@ -22,6 +22,7 @@
 //! Deliberately absent, until its issue: the overlay to other nodes.
 
 mod agent;
+mod backlog;
 mod exec;
 mod framed;
 mod guest_calls;

@@ -6,6 +6,10 @@
 //! off the file, and a record that is already there is not written twice. A torn frame at the end
 //! (the machine lost power) is cut off when the file is opened.
 //!
+//! A guest's clock is the guest's: the time of a record is believed between the beginning of its boot
+//! and now, by the node's clock ([`believable`]), so that no guest puts its lines before or after
+//! those of others.
+//!
 //! Deliberately absent: fsync. An acknowledged line survives the agent, not the machine.
 
 use std::collections::VecDeque;
@@ -16,16 +20,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use contract::Timestamp;
 use contract::guest::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
-use tokio::sync::broadcast;
 
+use crate::backlog::{Backlog, Follower};
 use crate::guest_link::plain;
 
 /// The current file is moved aside when it is this large, in bytes; two are kept.
 const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
 /// Longest of the last words of a boot, in bytes each: they go into every report.
 const MAX_WORDS_BYTES: usize = 500;
-/// Records a follower may lag behind before it loses some.
-const FOLLOW_BACKLOG_RECORDS: usize = 4096;
+
+const NANOS_PER_MILLI: u64 = 1_000_000;
 
 const CURRENT: &str = "current.log";
 const PREVIOUS: &str = "previous.log";
@@ -46,7 +50,7 @@ pub(crate) struct Past {
 pub(crate) struct InstanceLog {
     dir: PathBuf,
     inner: Mutex<Inner>,
-    live: broadcast::Sender<Arc<LogRecord>>,
+    live: Arc<Backlog>,
 }
 
 #[derive(Debug)]
@@ -54,6 +58,9 @@ struct Inner {
     file: File,
     bytes: u64,
     last_seq: u64,
+    /// When this boot began, in nanoseconds since 1970; after an agent's restart, if that is not in
+    /// the current file any more, when its first record was written.
+    boot_nanos: u64,
 }
 
 impl InstanceLog {
@@ -66,8 +73,14 @@ impl InstanceLog {
         let path = dir.join(CURRENT);
         let mut whole_bytes = 0;
         let mut last_seq = 0;
+        let mut boot_nanos = 0;
         if path.exists() {
-            whole_bytes = for_each_record(&path, |record| last_seq = record.seq)?;
+            whole_bytes = for_each_record(&path, |record| {
+                if boot_nanos == 0 || begins_boot(&record) {
+                    boot_nanos = record.at_nanos;
+                }
+                last_seq = record.seq;
+            })?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.set_len(whole_bytes)?;
@@ -77,8 +90,9 @@ impl InstanceLog {
                 file,
                 bytes: whole_bytes,
                 last_seq,
+                boot_nanos,
             }),
-            live: broadcast::Sender::new(FOLLOW_BACKLOG_RECORDS),
+            live: Backlog::new(),
         })
     }
 
@@ -101,9 +115,10 @@ impl InstanceLog {
     fn write_platform_line(&self, at: Timestamp, line: &str, new_boot: bool) -> io::Result<()> {
         let mut inner = self.lock();
         let seq = if new_boot { 0 } else { inner.last_seq };
+        let at_nanos = at.0.saturating_mul(NANOS_PER_MILLI);
         let record = LogRecord {
             seq,
-            at_nanos: at.0.saturating_mul(1_000_000),
+            at_nanos,
             stream: Stream::Platform,
             partial: new_boot,
             dropped: 0,
@@ -111,15 +126,21 @@ impl InstanceLog {
         };
         self.write(&mut inner, &[record])?;
         inner.last_seq = seq;
+        if new_boot {
+            inner.boot_nanos = at_nanos;
+        }
         Ok(())
     }
 
-    /// Writes records that are not there yet; returns the sequence number to acknowledge.
+    /// Writes a guest's records that are not there yet; returns the sequence number to acknowledge.
     ///
     /// # Errors
     /// The file cannot be written; nothing is to be acknowledged then.
-    pub(crate) fn append(&self, records: Vec<LogRecord>) -> io::Result<u64> {
+    pub(crate) fn append(&self, now: Timestamp, mut records: Vec<LogRecord>) -> io::Result<u64> {
         let mut inner = self.lock();
+        for record in &mut records {
+            record.at_nanos = believable(record.at_nanos, inner.boot_nanos, now);
+        }
         let mut last = inner.last_seq;
         let fresh: Vec<_> = records
             .into_iter()
@@ -154,8 +175,7 @@ impl InstanceLog {
         }
         inner.bytes += bytes.len() as u64;
         for record in records {
-            // No follower is no error.
-            let _ = self.live.send(Arc::new(record.clone()));
+            self.live.push(record);
         }
         Ok(())
     }
@@ -165,15 +185,12 @@ impl InstanceLog {
     ///
     /// # Errors
     /// The files cannot be read.
-    pub(crate) fn follow(
-        &self,
-        wanted: Past,
-    ) -> io::Result<(Vec<LogRecord>, broadcast::Receiver<Arc<LogRecord>>)> {
+    pub(crate) fn follow(&self, wanted: Past) -> io::Result<(Vec<LogRecord>, Follower)> {
         let inner = self.lock();
-        let receiver = self.live.subscribe();
+        let follower = self.live.follow();
         let past = tail(&self.dir, wanted)?;
         drop(inner);
-        Ok((past, receiver))
+        Ok((past, follower))
     }
 
     /// The texts of the last `lines` records of the last boot, cut to [`MAX_WORDS_BYTES`] each.
@@ -197,6 +214,17 @@ impl InstanceLog {
     }
 }
 
+/// A guest's time, in nanoseconds since 1970, as far as it can be true: not before its boot began and
+/// not after now.
+fn believable(at_nanos: u64, boot_nanos: u64, now: Timestamp) -> u64 {
+    // The last nanosecond of this millisecond.
+    let now = now
+        .0
+        .saturating_mul(NANOS_PER_MILLI)
+        .saturating_add(NANOS_PER_MILLI - 1);
+    at_nanos.min(now).max(boot_nanos)
+}
+
 /// Whether a record is the first of a boot. Guests' records count from 1, so none of theirs is.
 pub(crate) fn begins_boot(record: &LogRecord) -> bool {
     record.seq == 0 && record.partial
@@ -215,7 +243,7 @@ fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
             if wanted.previous && begins_boot(&record) {
                 before = std::mem::take(&mut last);
             }
-            let at = record.at_nanos / 1_000_000;
+            let at = record.at_nanos / NANOS_PER_MILLI;
             if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
                 return;
             }
@@ -262,6 +290,9 @@ mod tests {
 
     use super::*;
 
+    /// After everything that these tests write.
+    const LATE: Timestamp = Timestamp(1_000_000);
+
     fn record(seq: u64, text: &str) -> LogRecord {
         LogRecord {
             seq,
@@ -278,10 +309,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
         log.begin_boot(Timestamp(0), "starting").unwrap();
-        assert_eq!(log.append(vec![record(1, "a"), record(2, "b")]).unwrap(), 2);
+        assert_eq!(
+            log.append(LATE, vec![record(1, "a"), record(2, "b")])
+                .unwrap(),
+            2
+        );
         drop(log);
         let log = InstanceLog::open(dir.path()).unwrap();
-        assert_eq!(log.append(vec![record(2, "b"), record(3, "c")]).unwrap(), 3);
+        assert_eq!(
+            log.append(LATE, vec![record(2, "b"), record(3, "c")])
+                .unwrap(),
+            3
+        );
         assert_eq!(log.last_words(10), ["a", "b", "c"]);
     }
 
@@ -289,10 +328,10 @@ mod tests {
     fn a_new_boot_counts_from_one_again() {
         let dir = tempfile::tempdir().unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(vec![record(1, "old"), record(2, "old")])
+        log.append(LATE, vec![record(1, "old"), record(2, "old")])
             .unwrap();
         log.begin_boot(Timestamp(0), "starting").unwrap();
-        assert_eq!(log.append(vec![record(1, "new")]).unwrap(), 1);
+        assert_eq!(log.append(LATE, vec![record(1, "new")]).unwrap(), 1);
         assert_eq!(log.last_words(10), ["new"]);
     }
 
@@ -312,11 +351,12 @@ mod tests {
         };
         log.begin_boot(Timestamp(0), "start 1").unwrap();
         log.note(Timestamp(0), "early").unwrap();
-        log.append(vec![record(1, "a"), record(2, "b")]).unwrap();
+        log.append(LATE, vec![record(1, "a"), record(2, "b")])
+            .unwrap();
         assert!(previous(9).is_empty(), "there was none before the first");
         log.note(Timestamp(0), "ended").unwrap();
         log.begin_boot(Timestamp(0), "start 2").unwrap();
-        log.append(vec![record(1, "c")]).unwrap();
+        log.append(LATE, vec![record(1, "c")]).unwrap();
         assert_eq!(previous(9), ["start 1", "early", "a", "b", "ended"]);
         assert_eq!(previous(2), ["b", "ended"]);
     }
@@ -325,7 +365,7 @@ mod tests {
     fn since_leaves_out_what_is_older() {
         let dir = tempfile::tempdir().unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
-        log.append((1..=9).map(|seq| record(seq, "x")).collect())
+        log.append(LATE, (1..=9).map(|seq| record(seq, "x")).collect())
             .unwrap();
         let wanted = Past {
             lines: 5,
@@ -337,10 +377,43 @@ mod tests {
     }
 
     #[test]
+    fn a_guest_cannot_write_before_its_boot_or_in_times_to_come() {
+        let year_2500 = 16_725_225_600_000_000_000;
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        let mut seq = 0;
+        let mut believed = |log: &InstanceLog, now, at_nanos| {
+            seq += 1;
+            let forged = LogRecord {
+                at_nanos,
+                ..record(seq, "forged")
+            };
+            log.append(now, vec![forged]).unwrap();
+            let wanted = Past {
+                lines: 1,
+                ..Past::default()
+            };
+            log.follow(wanted).unwrap().0[0].at_nanos
+        };
+        log.begin_boot(Timestamp(5_000), "starting").unwrap();
+        let (boot, now) = (5_000_000_000, Timestamp(7_000));
+        assert_eq!(believed(&log, now, 0), boot);
+        assert_eq!(believed(&log, now, boot + 17), boot + 17);
+        assert_eq!(believed(&log, now, year_2500), 7_000_999_999);
+        assert_eq!(believed(&log, now, u64::MAX), 7_000_999_999);
+        // An agent after this one knows when the boot began.
+        drop(log);
+        let log = InstanceLog::open(dir.path()).unwrap();
+        assert_eq!(believed(&log, now, 1), boot);
+        // The node's own clock may be behind: the boot is the bound that counts.
+        assert_eq!(believed(&log, Timestamp(0), year_2500), boot);
+    }
+
+    #[test]
     fn a_torn_frame_at_the_end_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
-        log.append(vec![record(1, "whole")]).unwrap();
+        log.append(LATE, vec![record(1, "whole")]).unwrap();
         drop(log);
         let torn = &GuestFrame::Log(record(2, "torn")).encode()[..9];
         let mut file = OpenOptions::new()
@@ -349,7 +422,7 @@ mod tests {
             .unwrap();
         file.write_all(torn).unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
-        assert_eq!(log.append(vec![record(2, "again")]).unwrap(), 2);
+        assert_eq!(log.append(LATE, vec![record(2, "again")]).unwrap(), 2);
         assert_eq!(log.last_words(10), ["whole", "again"]);
     }
 
@@ -359,7 +432,7 @@ mod tests {
         let log = InstanceLog::open(dir.path()).unwrap();
         let big = "x".repeat(16 * 1024);
         for seq in 1..=1500 {
-            log.append(vec![record(seq, &big)]).unwrap();
+            log.append(LATE, vec![record(seq, &big)]).unwrap();
         }
         let size: u64 = [CURRENT, PREVIOUS]
             .iter()

@@ -14,7 +14,6 @@ use contract::guest::LogRecord;
 use contract::{InstanceId, ProcessName, Timestamp};
 use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _, stream};
-use tokio::sync::broadcast::error::RecvError;
 use tokio::task::JoinSet;
 
 use crate::exec;
@@ -188,7 +187,7 @@ fn lines(directory: &Directory, wanted: &LogsWanted) -> impl Stream<Item = LogLi
             since: wanted.since,
             previous: wanted.previous,
         };
-        let (records, receiver) = match log.follow(asked) {
+        let (records, follower) = match log.follow(asked) {
             Ok(both) => both,
             Err(error) => {
                 tracing::warn!(%error, instance = %id, "cannot read an instance's log");
@@ -197,25 +196,25 @@ fn lines(directory: &Directory, wanted: &LogsWanted) -> impl Stream<Item = LogLi
         };
         past.extend(
             records
-                .iter()
-                .flat_map(|record| log_lines(id, &process, record)),
+                .into_iter()
+                .map(|record| (id, process.clone(), record)),
         );
         if wanted.follow {
-            let state = (receiver, process, log);
-            let live = stream::unfold(state, move |(mut receiver, process, log)| async move {
-                let lines = match receiver.recv().await {
+            let state = (follower, process);
+            let live = stream::unfold(state, move |(mut follower, process)| async move {
+                let lines = match follower.next().await {
                     Ok(record) => log_lines(id, &process, &record),
-                    Err(RecvError::Lagged(count)) => {
-                        vec![lost_line(id, &process, count, "this reader was too slow")]
-                    }
-                    Err(RecvError::Closed) => return None,
+                    Err(count) => vec![lost_line(id, &process, count, "this reader was too slow")],
                 };
-                Some((stream::iter(lines), (receiver, process, log)))
+                Some((stream::iter(lines), (follower, process)))
             });
             coming.push(live.flatten().boxed());
         }
     }
-    past.sort_by_key(|line: &LogLine| line.at);
+    past.sort_by_key(|(_, _, record)| record.at_nanos);
+    // Made into lines one at a time: those take more memory than what a guest wrote.
+    let past = past.into_iter();
+    let past = past.flat_map(|(id, process, record)| log_lines(id, &process, &record));
     stream::iter(past).chain(coming)
 }
 
@@ -257,6 +256,8 @@ mod tests {
 
     use super::*;
 
+    const LATE: Timestamp = Timestamp(1_000_000);
+
     fn record(seq: u64, text: &str, dropped: u32) -> LogRecord {
         LogRecord {
             seq,
@@ -279,10 +280,10 @@ mod tests {
             both.push(log);
         }
         both[0]
-            .append(vec![record(1, "a", 0), record(4, "d", 0)])
+            .append(LATE, vec![record(1, "a", 0), record(4, "d", 0)])
             .unwrap();
         both[1]
-            .append(vec![record(2, "b", 0), record(3, "c", 5)])
+            .append(LATE, vec![record(2, "b", 0), record(3, "c", 5)])
             .unwrap();
         let wanted = LogsWanted {
             instances: vec![InstanceId(1), InstanceId(2), InstanceId(9)],
@@ -292,7 +293,7 @@ mod tests {
             previous: false,
         };
         let mut stream = Box::pin(lines(&logs, &wanted));
-        both[1].append(vec![record(4, "e", 0)]).unwrap();
+        both[1].append(LATE, vec![record(4, "e", 0)]).unwrap();
         let mut texts = Vec::new();
         while texts.len() < 6 {
             texts.push(stream.next().await.unwrap().text);

@@ -144,6 +144,11 @@ impl Lifecycle {
                 let why = "the VM ended while the agent was away".to_owned();
                 Some(self.ended(now, true, why))
             }
+            // A lie, since its app ran; but no other end will be believed, so this one is its end.
+            Event::BootFailed(BootFailure { step, reason, .. }) => {
+                let why = format!("the guest could not {step}: {reason}");
+                Some(self.ended(now, true, why))
+            }
             Event::StopAsked => {
                 self.stop_asked = true;
                 Some(if self.has_ports && self.ready {
@@ -163,7 +168,6 @@ impl Lifecycle {
             | Event::PrepareFailed { .. }
             | Event::VmmStarted
             | Event::VmmFailed { .. }
-            | Event::BootFailed(_)
             | Event::BootTimeout
             | Event::BackoffElapsed
             | Event::DrainElapsed

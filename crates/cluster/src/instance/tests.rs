@@ -401,6 +401,19 @@ fn a_guest_that_hangs_is_booted_again_until_it_is_given_up() {
 }
 
 #[test]
+fn a_guest_that_runs_and_says_that_it_could_not_boot_has_said_its_end() {
+    let lie = Event::BootFailed(BootFailure {
+        step: "lie".to_owned(),
+        reason: "well".to_owned(),
+        exit_code: Some(127),
+    });
+    tale(process(1)).running().on(lie).check(expect![[r#"
+             0 BootFailed(BootFailure { step: "lie", reason: "well", exit_code: Some(127) }) -> backoff: KillVm, CleanUp, wake at 1000, Report
+        restarts 0, next start in 1 s; the guest could not lie: well
+    "#]]);
+}
+
+#[test]
 fn a_command_that_does_not_exist_fails_at_once() {
     let failure = |exit_code| {
         Event::BootFailed(BootFailure {
