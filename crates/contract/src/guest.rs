@@ -426,7 +426,34 @@ fn from_json<'a, T: Deserialize<'a>>(frame_type: u8, body: &'a [u8]) -> Result<T
     })
 }
 
+/// The type of frames that have a [`LogRecord`].
+const LOG_FRAME: u8 = 6;
 const LOG_HEAD_BYTES: usize = 8 + 8 + 1 + 1 + 4;
+/// Bytes of a log record's frame before those of its line.
+pub const LOG_FRAME_START_BYTES: usize = 4 + 1 + LOG_HEAD_BYTES;
+
+impl LogRecord {
+    fn head(&self) -> [u8; LOG_HEAD_BYTES] {
+        let mut head = [0; LOG_HEAD_BYTES];
+        head[..8].copy_from_slice(&self.seq.to_le_bytes());
+        head[8..16].copy_from_slice(&self.at_nanos.to_le_bytes());
+        head[16] = self.stream.code();
+        head[17] = u8::from(self.partial);
+        head[18..].copy_from_slice(&self.dropped.to_le_bytes());
+        head
+    }
+
+    /// What [`Frame::encode`] gives for this record with a line of `line_bytes` in place of its own, up to where that
+    /// line begins: for a guest that has many lines to say, and sets each behind its frame's start without a copy.
+    pub fn frame_start(&self, line_bytes: usize) -> [u8; LOG_FRAME_START_BYTES] {
+        let length = u32::try_from(1 + LOG_HEAD_BYTES + line_bytes).unwrap_or(u32::MAX);
+        let mut start = [0; LOG_FRAME_START_BYTES];
+        start[..4].copy_from_slice(&length.to_le_bytes());
+        start[4] = LOG_FRAME;
+        start[5..].copy_from_slice(&self.head());
+        start
+    }
+}
 
 impl Stream {
     fn code(self) -> u8 {
@@ -462,13 +489,9 @@ impl Frame for GuestFrame {
             Self::Stats(stats) => (5, json(stats)),
             Self::Log(record) => {
                 let mut body = Vec::with_capacity(LOG_HEAD_BYTES + record.line.len());
-                body.extend_from_slice(&record.seq.to_le_bytes());
-                body.extend_from_slice(&record.at_nanos.to_le_bytes());
-                body.push(record.stream.code());
-                body.push(u8::from(record.partial));
-                body.extend_from_slice(&record.dropped.to_le_bytes());
+                body.extend_from_slice(&record.head());
                 body.extend_from_slice(&record.line);
-                (6, body)
+                (LOG_FRAME, body)
             }
             Self::ExecOutput { stream, bytes } => {
                 let mut body = Vec::with_capacity(1 + bytes.len());
@@ -489,7 +512,7 @@ impl Frame for GuestFrame {
             3 => Self::BootFailed(from_json(frame_type, body)?),
             4 => Self::Exited(from_json(frame_type, body)?),
             5 => Self::Stats(from_json(frame_type, body)?),
-            6 => Self::Log(log_record(body)?),
+            LOG_FRAME => Self::Log(log_record(body)?),
             7 => match body.split_first() {
                 Some((code, bytes)) => Self::ExecOutput {
                     stream: Stream::from_code(frame_type, *code)?,
@@ -517,7 +540,7 @@ impl Frame for GuestFrame {
 
 fn log_record(body: &[u8]) -> Result<LogRecord, FrameError> {
     let wrong = |reason: &str| FrameError::Body {
-        frame_type: 6,
+        frame_type: LOG_FRAME,
         reason: reason.to_owned(),
     };
     let (seq, rest) = body
@@ -538,7 +561,7 @@ fn log_record(body: &[u8]) -> Result<LogRecord, FrameError> {
     Ok(LogRecord {
         seq: u64::from_le_bytes(*seq),
         at_nanos: u64::from_le_bytes(*at),
-        stream: Stream::from_code(6, *stream)?,
+        stream: Stream::from_code(LOG_FRAME, *stream)?,
         partial: *partial != 0,
         dropped: u32::from_le_bytes(*dropped),
         line: line.to_vec(),

@@ -144,6 +144,15 @@ proptest! {
     }
 
     #[test]
+    fn a_log_frame_begins_as_its_record_says(frame in guest_frame()) {
+        let bytes = frame.encode();
+        if let GuestFrame::Log(record) = frame {
+            let start = record.frame_start(record.line.len());
+            prop_assert_eq!([&start[..], &record.line[..]].concat(), bytes);
+        }
+    }
+
+    #[test]
     fn hosts_frames_come_out_as_they_went_in(
         frames in proptest::collection::vec(host_frame(), 1..8),
         pieces in proptest::collection::vec(1..200_usize, 1..5),

@@ -7,13 +7,15 @@
 
 use std::collections::VecDeque;
 
-use contract::guest::{Frame as _, GuestFrame, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
+use std::io::BufRead as _;
+
+use contract::guest::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 
 /// Most bytes of unacknowledged frames that are kept, in bytes.
 pub(crate) const LOG_BUFFER_BYTES: usize = 1024 * 1024;
 
-/// Most bytes one frame takes: length, type, the record's head, a piece of a line.
-const LARGEST_FRAME_BYTES: usize = 64 + MAX_LOG_PIECE_BYTES;
+/// Most bytes one frame takes.
+const LARGEST_FRAME_BYTES: usize = LOG_FRAME_START_BYTES + MAX_LOG_PIECE_BYTES;
 
 /// Cuts a stream of bytes into lines, and lines longer than [`MAX_LOG_PIECE_BYTES`] into pieces.
 #[derive(Debug, Default)]
@@ -46,10 +48,12 @@ impl LineSplitter {
         let rest = &self.bytes[self.start..];
         // One byte more than a piece: the newline of a line that just fits.
         let window = &rest[..rest.len().min(MAX_LOG_PIECE_BYTES + 1)];
-        let newline = window[self.searched.min(window.len())..]
-            .iter()
-            .position(|byte| *byte == b'\n')
-            .map(|at| at + self.searched);
+        // std looks for a byte a word at a time, but only for readers.
+        let mut unsearched = &window[self.searched.min(window.len())..];
+        let passed = unsearched.skip_until(b'\n').unwrap_or(0);
+        let newline = (self.searched + passed)
+            .checked_sub(1)
+            .filter(|at| passed > 0 && window.get(*at) == Some(&b'\n'));
         let start = self.start;
         let (length, skipped, partial) = match newline {
             Some(at) => (at, 1, false),
@@ -129,18 +133,19 @@ impl LogQueue {
 
     /// Adds a record. Call only when [`Self::has_room`]; the line is cut to a piece's size.
     pub(crate) fn push(&mut self, at_nanos: u64, stream: Stream, partial: bool, line: &[u8]) {
+        let line = &line[..line.len().min(MAX_LOG_PIECE_BYTES)];
         let record = LogRecord {
             seq: self.first_seq + self.lengths.len() as u64,
             at_nanos,
             stream,
             partial,
             dropped: std::mem::take(&mut self.dropped),
-            line: line[..line.len().min(MAX_LOG_PIECE_BYTES)].to_vec(),
+            line: Vec::new(),
         };
-        let frame = GuestFrame::Log(record).encode();
+        self.bytes.extend(record.frame_start(line.len()));
+        self.bytes.extend(line);
         self.lengths
-            .push_back(u32::try_from(frame.len()).unwrap_or(u32::MAX));
-        self.bytes.extend(frame);
+            .push_back(u32::try_from(LOG_FRAME_START_BYTES + line.len()).unwrap_or(u32::MAX));
     }
 
     /// Counts a line that is not kept; the next record says how many there were.
