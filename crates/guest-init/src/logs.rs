@@ -36,11 +36,13 @@ pub(crate) struct Piece<'a> {
 }
 
 impl LineSplitter {
-    /// Adds bytes as they were read. Take out every piece first, so that this stays small.
-    pub(crate) fn push(&mut self, bytes: &[u8]) {
+    /// Where bytes are added as they are read, with room for this many. Take out every piece first, so that this
+    /// stays small.
+    pub(crate) fn space(&mut self, bytes: usize) -> &mut Vec<u8> {
         self.bytes.drain(..self.start);
         self.start = 0;
-        self.bytes.extend_from_slice(bytes);
+        self.bytes.reserve(bytes);
+        &mut self.bytes
     }
 
     /// The next whole line or full piece.
@@ -211,9 +213,9 @@ mod tests {
     #[test]
     fn lines_come_whole_however_they_are_read() {
         let mut splitter = LineSplitter::default();
-        splitter.push(b"one\ntw");
+        splitter.space(0).extend_from_slice(b"one\ntw");
         assert_eq!(pieces(&mut splitter), [(b"one".to_vec(), false)]);
-        splitter.push(b"o\n\n\xff\r\nrest");
+        splitter.space(0).extend_from_slice(b"o\n\n\xff\r\nrest");
         assert_eq!(
             pieces(&mut splitter),
             [
@@ -231,10 +233,10 @@ mod tests {
         for (extra, expected) in [(0, vec![false]), (1, vec![true, false])] {
             let mut splitter = LineSplitter::default();
             let mut line = vec![b'x'; MAX_LOG_PIECE_BYTES + extra];
-            splitter.push(&line);
+            splitter.space(0).extend_from_slice(&line);
             let mut found = pieces(&mut splitter);
             line.clear();
-            splitter.push(b"\n");
+            splitter.space(0).extend_from_slice(b"\n");
             found.extend(pieces(&mut splitter));
             let partial: Vec<_> = found.iter().map(|(_, partial)| *partial).collect();
             assert_eq!(partial, expected);
@@ -253,7 +255,7 @@ mod tests {
             let mut splitter = LineSplitter::default();
             let mut joined = Vec::new();
             for chunk in &chunks {
-                splitter.push(chunk);
+                splitter.space(0).extend_from_slice(chunk);
                 for (bytes, partial) in pieces(&mut splitter) {
                     prop_assert!(bytes.len() <= MAX_LOG_PIECE_BYTES);
                     joined.extend(bytes);

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contract::guest::{Channel, HostFrame, Phase, Stream};
+use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
@@ -23,8 +24,8 @@ const STALL_LIMIT: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(2);
 /// Size asked for the pipes, in bytes: what an app can write within [`REST`] without waiting.
 pub(crate) const PIPE_BYTES: usize = 256 * 1024;
-/// Bytes taken from a pipe at a time.
-const READ_BYTES: usize = 16 * 1024;
+/// Least that may be taken from a pipe at a time, in bytes.
+const READ_BYTES: usize = 64 * 1024;
 
 struct Source {
     stream: Stream,
@@ -180,12 +181,8 @@ impl Output {
         let Some(fd) = &source.fd else {
             return false;
         };
-        let mut bytes = [0; READ_BYTES];
-        match rustix::io::read(fd, &mut bytes) {
-            Ok(length) if length > 0 => {
-                source.splitter.push(&bytes[..length]);
-                true
-            }
+        match rustix::io::read(fd, spare_capacity(source.splitter.space(READ_BYTES))) {
+            Ok(length) if length > 0 => true,
             Err(Errno::AGAIN | Errno::INTR) => false,
             Ok(_) | Err(_) => {
                 source.fd = None;
