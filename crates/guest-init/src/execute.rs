@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use contract::guest::{BootConfig, SECRETS_DIR};
+use contract::guest::{BootConfig, SECRETS_DIR, VolumeMount};
 use contract::instance::SecretBundle;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
@@ -112,6 +112,8 @@ pub(crate) struct Booted {
     pub(crate) user: Option<User>,
     /// Volumes that are mounted, and are to be unmounted at the end.
     pub(crate) volumes: Vec<String>,
+    /// What the user should know, though the app starts.
+    pub(crate) notes: Vec<String>,
     /// The app.
     pub(crate) app: Option<App>,
 }
@@ -158,9 +160,10 @@ pub(crate) fn perform(
         Step::Secrets(bundles) => {
             write_secrets(bundles, booted.user.as_ref().ok_or(StepError::NoUser)?)
         }
-        Step::MountVolume(_, volume) => {
+        Step::MountVolume(mount, volume) => {
             mount_disk(volume)?;
             booted.volumes.push(volume.target.clone());
+            booted.notes.extend(volume_damage(mount));
             give_volume(
                 &volume.target,
                 booted.user.as_ref().ok_or(StepError::NoUser)?,
@@ -420,6 +423,21 @@ fn file_name(name: &str) -> Result<&str, StepError> {
         return Err(StepError::Name(name.to_owned()));
     }
     Ok(name)
+}
+
+/// What to say of a volume in whose file system the kernel has ever met damage, now or at an earlier boot:
+/// a replayed journal does not mend it, and nobody else would tell.
+fn volume_damage(volume: &VolumeMount) -> Option<String> {
+    let device = volume.device.rsplit('/').next()?;
+    let count = fs::read_to_string(format!("/sys/fs/ext4/{device}/errors_count")).ok()?;
+    let count = count.trim();
+    (count != "0").then(|| {
+        format!(
+            "volume {}: its file system is damaged ({count} errors met so far): stop this instance and \
+             run e2fsck on the volume's file on its node",
+            volume.name
+        )
+    })
 }
 
 /// A volume belongs to the user it is mounted for. Root can use any, so then it stays as it is:

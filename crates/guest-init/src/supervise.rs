@@ -69,18 +69,21 @@ pub(crate) fn run() -> io::Result<()> {
     }
     match boot(&config) {
         Err(failure) => Guest::new(signals, control, Course::Told(failure)).serve(),
-        Ok((user, volumes, app)) => {
+        Ok((user, app, booted)) => {
             // They are in the guest's files now, and in nobody's memory.
             config.secrets = Vec::new();
             let running = Running {
                 config,
                 user,
-                volumes,
+                volumes: booted.volumes,
                 pid: app.pid,
             };
             let mut guest = Guest::new(signals, control, Course::Running(running));
             guest.output.read_from(Stream::Stdout, app.stdout);
             guest.output.read_from(Stream::Stderr, app.stderr);
+            for note in booted.notes {
+                guest.output.say(&note);
+            }
             guest.control.send(&GuestFrame::Started);
             for frame in early_frames {
                 guest.handle(frame, Instant::now());
@@ -99,7 +102,7 @@ fn failed(step: String, reason: String, exit_code: Option<u8>) -> GuestFrame {
     })
 }
 
-fn boot(config: &BootConfig) -> Result<(User, Vec<String>, execute::App), GuestFrame> {
+fn boot(config: &BootConfig) -> Result<(User, execute::App, Booted), GuestFrame> {
     let mut booted = Booted::default();
     for step in boot_plan(config) {
         if let Err(error) = execute::perform(&step, config, &mut booted) {
@@ -107,8 +110,8 @@ fn boot(config: &BootConfig) -> Result<(User, Vec<String>, execute::App), GuestF
             return Err(failed(step.name(), error.to_string(), error.exit_code()));
         }
     }
-    match (booted.user, booted.app) {
-        (Some(user), Some(app)) => Ok((user, booted.volumes, app)),
+    match (booted.user.take(), booted.app.take()) {
+        (Some(user), Some(app)) => Ok((user, app, booted)),
         _ => Err(failed(
             "start the app".to_owned(),
             "the boot plan does not".to_owned(),

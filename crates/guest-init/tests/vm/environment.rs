@@ -232,6 +232,37 @@ fn a_volume_belongs_to_the_user_and_is_clean_when_the_end_is_told() {
 }
 
 #[test]
+fn a_volume_that_the_kernel_found_damaged_is_used_and_said() {
+    let Some(tools) = Tools::find() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let volume = directory.path().join("data.ext4");
+    make_disk(&volume, 16, None);
+    let noted = std::process::Command::new("/sbin/debugfs")
+        .args(["-w", "-R", "set_super_value error_count 3"])
+        .arg(&volume)
+        .output()
+        .unwrap();
+    assert!(noted.status.success(), "{noted:?}");
+    let mut config = config("echo well > /mnt/volumes/data/word && cat /mnt/volumes/data/word");
+    config.volumes = vec![VolumeMount {
+        device: "/dev/vdc".to_owned(),
+        name: "data".to_owned(),
+    }];
+    let plan = Plan {
+        volumes: vec![volume],
+        ..Plan::new(&tools, config)
+    };
+    let mut guest = plan.boot();
+    guest.finish();
+    assert_eq!(guest.seen().lines(Stream::Stdout), ["well"]);
+    let said = guest.seen().lines(Stream::Platform).join("\n");
+    assert!(
+        said.starts_with("volume data: its file system is damaged (3 errors"),
+        "{said}"
+    );
+}
+
+#[test]
 fn a_volume_that_is_no_file_system_is_named() {
     let Some(tools) = Tools::find() else { return };
     let directory = tempfile::tempdir().unwrap();
