@@ -68,6 +68,9 @@ const INIT_FLAGS: &[&str] = &[
     ),
 ];
 
+/// Largest platform-init, in bytes (ADR 0003): it is in the memory of every guest.
+const MAX_INIT_BYTES: usize = 1536 * 1024;
+
 /// Options of `cargo xtask guest`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -147,6 +150,11 @@ fn build_init(root: &Path) -> Result<Vec<u8>> {
     ensure!(
         !has_interpreter(&bytes)?,
         "platform-init came out dynamically linked: is libc6-dev (libc.a) installed?"
+    );
+    ensure!(
+        bytes.len() <= MAX_INIT_BYTES,
+        "platform-init has {} bytes, more than the {MAX_INIT_BYTES} that ADR 0003 allows",
+        bytes.len()
     );
     Ok(bytes)
 }
