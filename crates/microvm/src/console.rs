@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use tokio::io::AsyncReadExt as _;
+use rustix::io::Errno;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
@@ -19,6 +19,11 @@ use tokio::task::JoinHandle;
 const MAX_LOG_BYTES: u64 = 64 * 1024;
 /// Bytes of the end that [`console_tail`] gives.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
+/// Bytes taken at a time; a file may be larger than its bound by so much.
+const READ_BYTES: usize = 16 * 1024;
+/// Pause after each read. A guest writes its serial console byte by byte, and a flood must not cost the
+/// agent a wake-up for each; what the FIFO does not hold meanwhile is lost.
+const READ_PAUSE: Duration = Duration::from_millis(20);
 /// How long the pump is waited for once both processes have ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -83,17 +88,31 @@ impl Pump {
 }
 
 async fn pump(mut receiver: pipe::Receiver, run_dir: &Path) {
-    let mut buffer = vec![0; 4096];
+    let mut buffer = vec![0; READ_BYTES];
     loop {
-        match receiver.read(&mut buffer).await {
-            Ok(0) | Err(_) => return,
+        // Watched while it is silent only: each byte would wake the agent once, read or not.
+        if receiver.readable().await.is_err() {
+            return;
+        }
+        let Ok(fifo) = receiver.into_nonblocking_fd() else {
+            return;
+        };
+        match rustix::io::read(&fifo, &mut buffer) {
+            Ok(0) => return,
             // A full disk loses console output, never the VM.
             Ok(count) => {
                 if let Err(error) = append(run_dir, &buffer[..count]) {
                     tracing::debug!(%error, run_dir = %run_dir.display(), "console output lost");
                 }
             }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => return,
         }
+        tokio::time::sleep(READ_PAUSE).await;
+        receiver = match pipe::Receiver::from_owned_fd(fifo) {
+            Ok(receiver) => receiver,
+            Err(_) => return,
+        };
     }
 }
 

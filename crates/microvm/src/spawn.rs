@@ -23,6 +23,11 @@ use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 /// on the machine belongs to them.
 pub const VMM_UIDS: (u32, u32) = (0x7000_0000, 0x0fff_ffff);
 
+/// Files that a process of a VM may have open. A QEMU has some tens. The vsock device has two for each
+/// connection of its guest, and 64 KiB of memory with them: so a guest that dials without end has some
+/// five hundred connections, and its device some 32 MiB.
+const MAX_OPEN_FILES: u64 = 1024;
+
 /// Lets the child go.
 const GO: u8 = 1;
 /// Ends the child before its exec.
@@ -163,13 +168,15 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         rustix::process::set_parent_process_death_signal(None)?;
         close_all_but(&pass)?;
         // The guest's memory must not end in a core file.
-        rustix::process::setrlimit(
-            Resource::Core,
-            Rlimit {
-                current: Some(0),
-                maximum: Some(0),
-            },
-        )?;
+        for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, MAX_OPEN_FILES)] {
+            rustix::process::setrlimit(
+                resource,
+                Rlimit {
+                    current: Some(most),
+                    maximum: Some(most),
+                },
+            )?;
+        }
         if let Some(user) = user {
             leave_the_network()?;
             become_user(user, group)?;
