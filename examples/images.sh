@@ -5,6 +5,7 @@
 #   examples/images.sh nginx   REGISTRY_HOST:PORT   Debian's nginx from an ordinary Debian tree
 #   examples/images.sh redis|postgres|flask ...     Debian's Redis and PostgreSQL, and a Python web app
 #   examples/images.sh busybox|static ...           images with hardly a file in them
+#   examples/images.sh hostile ...                  a program that attacks its node, for a test
 #   examples/images.sh debian ...                   Debian minbase, and nothing else
 #   examples/images.sh python ...                   python3 with some hundred MiB of packages
 #   examples/images.sh node ...                     nodejs with the node_modules of a real npm project; needs npm
@@ -23,7 +24,7 @@ work=${CARGO_TARGET_DIR:-$top/target}/examples
 
 say() { printf '%s\n' "images: $*" >&2; }
 die() { say "$@"; exit 1; }
-names='hello|nginx|redis|postgres|flask|busybox|static|debian|python|node|tools|modules'
+names='hello|hostile|nginx|redis|postgres|flask|busybox|static|debian|python|node|tools|modules'
 usage() { die "usage: examples/images.sh $names [REGISTRY_HOST:PORT]"; }
 
 main() {
@@ -63,16 +64,20 @@ install_tools() {
 
 # Linked statically, so that it runs whatever C library the image has. Not even cargo is asked where nothing
 # changed: it would wait for other builds.
-build_hello() {
+build() {
     command -v cargo >/dev/null || die "cargo is missing; install Rust: https://rustup.rs"
-    (cd "$top" && cargo rustc --release --locked -q -p hello --bin hello -- -C target-feature=+crt-static) >&2
-    hello_binary=${CARGO_TARGET_DIR:-$top/target}/release/hello
+    (cd "$top" && cargo rustc --release --locked -q -p "$1" --bin "$1" -- -C target-feature=+crt-static) >&2
+    binary=${CARGO_TARGET_DIR:-$top/target}/release/$1
 }
 
 # What an image is made from, as text: another text, another image.
 key_of_hello() {
     sha256sum "${BASH_SOURCE[0]}" "$top/Cargo.lock" "$here"/hello/hello.toml "$here"/hello/src/*.rs | cut -d' ' -f1
     suite
+}
+key_of_hostile() {
+    sha256sum "${BASH_SOURCE[0]}" "$top/Cargo.lock" "$here"/hostile/src/*.rs "$top"/crates/contract/src/*.rs |
+        cut -d' ' -f1
 }
 key_of_nginx() {
     sha256sum "${BASH_SOURCE[0]}" | cut -d' ' -f1
@@ -131,14 +136,14 @@ bootstrap() {
 # A few packages, unpacked and not configured: nothing in them needs to run to make them work.
 tree_of_hello() {
     local tree=$1
-    build_hello
+    build hello
     bootstrap "$tree" --variant=extract --include=base-files,base-passwd,busybox-static
     chroot "$tree" /bin/busybox --install -s /bin
     cp "$tree/usr/share/base-passwd/passwd.master" "$tree/etc/passwd"
     cp "$tree/usr/share/base-passwd/group.master" "$tree/etc/group"
     echo 'hello:x:1000:1000:hello:/var/lib/hello:/bin/sh' >>"$tree/etc/passwd"
     echo 'hello:x:1000:' >>"$tree/etc/group"
-    install -D -m 0755 "$hello_binary" "$tree/usr/bin/hello"
+    install -D -m 0755 "$binary" "$tree/usr/bin/hello"
     install -D -m 0644 "$here/hello/hello.toml" "$tree/etc/hello/hello.toml"
     install -d -o 1000 -g 1000 -m 0755 "$tree/var/lib/hello"
     rm -rf "$tree"/var/lib/dpkg "$tree"/var/lib/apt "$tree"/var/cache/* "$tree"/usr/lib/*/gconv
@@ -207,14 +212,22 @@ configure_busybox() {
 # A single static program, as from `FROM scratch`: no shell, no library, no directory. The one that it writes to
 # is a volume of the image, which any runtime makes.
 tree_of_static() {
-    build_hello
-    install -D -m 0755 "$hello_binary" "$1/hello"
+    build hello
+    install -D -m 0755 "$binary" "$1/hello"
 }
 
 configure_static() {
     umoci config --image "$1" --config.entrypoint /hello --config.volume /tmp \
         --config.env HELLO_GREETING='Hello from scratch!' --config.env HELLO_STATE_DIR=/tmp
 }
+
+# Nothing but the program, which is root.
+tree_of_hostile() {
+    build hostile
+    install -D -m 0755 "$binary" "$1/hostile"
+}
+
+configure_hostile() { umoci config --image "$1" --config.entrypoint /hostile --config.cmd wait; }
 
 # As anyone would install it.
 tree_of_nginx() {

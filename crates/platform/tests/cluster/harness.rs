@@ -95,7 +95,8 @@ impl Cluster {
         Some(cluster)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A file of the cluster's.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -187,19 +188,41 @@ impl Cluster {
         child.wait().unwrap();
     }
 
-    /// Runs the command line.
-    pub(crate) fn cli(&self, arguments: &[&str]) -> Said {
-        let output = platform()
+    /// The command line, to be run.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = platform();
+        command
             .args(arguments)
             .env("PLATFORM_CONFIG", self.path("server/client.json"))
-            .current_dir(self.dir.path())
-            .output()
-            .unwrap();
+            .current_dir(self.dir.path());
+        command
+    }
+
+    /// Runs the command line.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Said {
+        Self::said(self.command(arguments))
+    }
+
+    /// Runs the command line as if for a terminal: with all that a terminal would get.
+    pub(crate) fn cli_on_a_terminal(&self, arguments: &[&str]) -> Said {
+        let mut command = self.command(arguments);
+        command.env("CLICOLOR_FORCE", "1");
+        Self::said(command)
+    }
+
+    fn said(mut command: Command) -> Said {
+        let output = command.output().unwrap();
         Said {
             status: output.status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
+    }
+
+    /// The pid of a role.
+    pub(crate) fn pid(&self, role: &str) -> u32 {
+        let child = self.children.iter().find(|(name, _)| *name == role);
+        child.unwrap().1.id()
     }
 
     /// Runs the command line, which must succeed.

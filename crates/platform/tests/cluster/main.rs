@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
+mod hostile;
 mod volumes;
 
 use std::collections::BTreeSet;

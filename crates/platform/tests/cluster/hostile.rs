@@ -1,0 +1,401 @@
+//! A hostile tenant on the node of a good one: root in its guest, and in a hurry. What it does costs
+//! the good one nothing, the agent no memory, the machine no disk; what a user sees of it is plain.
+//!
+//! Bounds that are asserted: the agent's resident memory never grows by more than 1 % of the machine's
+//! memory, nor by more than [`AGENT_GROWTH_BYTES`]; a flooded serial console takes it a fifth of a core
+//! at most; every request to the good app is answered by 200, and it is not restarted; each connection
+//! that breaks the contract is counted in the instance's log; log and console files keep their bounds.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::harness::{Cluster, HOST, get, manifest, vmm, vmm_of, wait_for};
+
+const HOSTILE: &str = include_str!("../../../../examples/hostile/platform.toml");
+
+const MIB: u64 = 1 << 20;
+/// What the agent's resident memory may grow by at any moment, over what it is before.
+const AGENT_GROWTH_BYTES: u64 = 16 * MIB;
+/// What the vsock device of one instance may have resident.
+const VSOCK_DEVICE_BYTES: u64 = 64 * MIB;
+/// What an instance's log and console may take on disk: two files of 8 MiB, two of 80 KiB.
+const LOG_BYTES: u64 = 17 * MIB;
+const CONSOLE_BYTES: u64 = 2 * 80 * 1024 + 8 * 1024;
+/// Connections of the attack `frames` that the node closes as breaches.
+const BREACHES: u64 = 40;
+
+/// A line `name: 123 kB` of a process's status, in bytes.
+fn status(pid: u32, name: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    kilobytes(&status, name)
+}
+
+fn kilobytes(text: &str, name: &str) -> u64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let number = line.unwrap().trim_start_matches(':').trim();
+    number.trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Processor time of a process.
+fn cpu(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields = stat.rsplit(") ").next().unwrap().split(' ');
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .map(|f| f.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
+}
+
+/// Bytes that a folder takes on its disk.
+fn disk_bytes(path: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(path) else {
+        // It may be gone already: guests end meanwhile.
+        return std::fs::symlink_metadata(path).map_or(0, |m| m.blocks() * 512);
+    };
+    entries
+        .flatten()
+        .map(|entry| disk_bytes(&entry.path()))
+        .sum()
+}
+
+/// The vsock device of an instance: it runs in the instance's own folder.
+fn vsock_device(cluster: &Cluster, id: &str) -> u32 {
+    let dir = cluster.path("run").join(id).join("vsock");
+    let here =
+        |pid: &u32| std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == dir);
+    let pids = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.find(here).unwrap()
+}
+
+/// Asks the good app without a pause, until told; gives the number of answers and the slowest.
+struct Neighbour {
+    stop: Arc<AtomicBool>,
+    asking: std::thread::JoinHandle<(u32, Duration)>,
+}
+
+impl Neighbour {
+    fn start(edge: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let asking = std::thread::spawn(move || {
+            let (mut count, mut slowest) = (0, Duration::ZERO);
+            while !stopped.load(Ordering::Relaxed) {
+                let begun = Instant::now();
+                let (status, body) = get(edge, HOST, "/");
+                assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+                count += 1;
+                slowest = slowest.max(begun.elapsed());
+            }
+            (count, slowest)
+        });
+        Self { stop, asking }
+    }
+
+    fn stop(self) -> (u32, Duration) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.asking.join().unwrap()
+    }
+}
+
+/// The agent's figures over the attacks.
+struct Agent {
+    pid: u32,
+    before: u64,
+    machine: u64,
+}
+
+impl Agent {
+    fn of(cluster: &Cluster) -> Self {
+        let pid = cluster.pid("node");
+        let machine = std::fs::read_to_string("/proc/meminfo").unwrap();
+        Self {
+            pid,
+            before: status(pid, "VmRSS"),
+            machine: kilobytes(&machine, "MemTotal"),
+        }
+    }
+
+    /// Runs something, and asserts what it cost the agent.
+    fn during<T>(&self, what: &str, act: impl FnOnce() -> T) -> T {
+        // The peak begins anew.
+        std::fs::write(format!("/proc/{}/clear_refs", self.pid), "5").unwrap();
+        let (begun, cpu_before) = (Instant::now(), cpu(self.pid));
+        let done = act();
+        let (took, used) = (begun.elapsed(), cpu(self.pid).saturating_sub(cpu_before));
+        let peak = status(self.pid, "VmHWM");
+        let grown = peak.saturating_sub(self.before);
+        eprintln!(
+            "{what}: {:.1} s; agent: {} KiB before all, peak {} KiB, now {} KiB, processor {:.2} s",
+            took.as_secs_f64(),
+            self.before / 1024,
+            peak / 1024,
+            status(self.pid, "VmRSS") / 1024,
+            used.as_secs_f64(),
+        );
+        assert!(grown <= AGENT_GROWTH_BYTES, "{what}: {grown} bytes");
+        assert!(grown <= self.machine / 100, "{what}: {grown} bytes");
+        done
+    }
+}
+
+struct Attacker<'a> {
+    cluster: &'a Cluster,
+    agent: Agent,
+    id: String,
+}
+
+impl Attacker<'_> {
+    fn command<'s>(&'s self, words: &[&'s str]) -> Vec<&'s str> {
+        [&["exec", &self.id, "--", "/hostile"], words].concat()
+    }
+
+    /// Runs an attack to its end; gives what it says.
+    fn attack(&self, words: &[&str]) -> String {
+        let what = words.join(" ");
+        // What it did before may have cost it its own line to the node: that comes back.
+        wait_for("the guest to listen", || {
+            let rows = self.cluster.json(&["top", "--app", "hostile"]);
+            rows[0]["stats"].is_object()
+        });
+        let said = self
+            .agent
+            .during(&what, || self.cluster.cli(&self.command(words)));
+        eprintln!("{what}: {}{}", said.stdout, said.stderr);
+        assert_eq!(said.status, 0, "{}", said.stderr);
+        said.stdout
+    }
+
+    /// Runs an attack that ends its own guest; waits until the instance is back.
+    fn last_attack(&self, what: &str, restarts: u64) {
+        self.agent.during(what, || {
+            self.cluster.cli(&self.command(&[what]));
+            wait_for("the attacker to be back", || {
+                let report = &self.row()["report"];
+                report["restarts"] == restarts && report["ready"] == true
+            });
+        });
+    }
+
+    fn row(&self) -> serde_json::Value {
+        let rows = self.cluster.instances();
+        let row = rows.iter().find(|row| row["id"] == self.id.as_str());
+        row.unwrap().clone()
+    }
+
+    /// Its log as JSON, one object a line.
+    fn log(&self, more: &[&str]) -> Vec<serde_json::Value> {
+        let logs = ["logs", "--app", "hostile", "--format", "json"];
+        let text = self.cluster.ok(&[&logs, more].concat());
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    fn files_are_bounded(&self) {
+        let log = disk_bytes(
+            &self
+                .cluster
+                .path("node/instances")
+                .join(&self.id)
+                .join("log"),
+        );
+        assert!(log <= LOG_BYTES, "{log} bytes of log");
+        let console: u64 = ["console.log", "console.log.1"]
+            .iter()
+            .map(|file| disk_bytes(&self.cluster.path("run").join(&self.id).join(file)))
+            .sum();
+        assert!(console <= CONSOLE_BYTES, "{console} bytes of console");
+        eprintln!("its log takes {log} bytes, its console {console}");
+    }
+}
+
+/// Without the colours. What else a terminal would obey fails the test: nothing moves, clears, renames
+/// or rings.
+fn plain(text: &str) -> String {
+    let mut plain = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(|c: char| c.is_control() && c != '\n' && c != '\t') {
+        plain.push_str(&rest[..at]);
+        let sequence = rest[at..].strip_prefix("\x1b[").and_then(|parameters| {
+            let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
+            parameters[end..].strip_prefix('m')
+        });
+        rest = sequence.unwrap_or_else(|| panic!("a terminal obeys: {:?}", &rest[at..]));
+    }
+    plain + rest
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    u64::try_from(since.as_millis()).unwrap()
+}
+
+/// A reader of the log that never reads.
+fn stuck_reader(cluster: &Cluster) -> Child {
+    cluster
+        .command(&["logs", "--app", "hostile", "-f"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn a_hostile_tenant_costs_itself_and_nobody_else() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let image = cluster.push("hostile");
+    let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let good: Vec<_> = cluster.ready("web");
+    let good_vmms: Vec<_> = good.iter().map(|id| vmm(id)).collect();
+    let began = now_ms();
+    let deployed = cluster.deploy(HOSTILE, &image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let neighbour = Neighbour::start(cluster.edge());
+    let attacker = Attacker {
+        cluster: &cluster,
+        agent: Agent::of(&cluster),
+        id: cluster.ready("attacker").remove(0),
+    };
+    let disk_before = disk_bytes(&cluster.path("node")) + disk_bytes(&cluster.path("run"));
+
+    // What is no frame: each connection is closed, counted, and said in the instance's log.
+    let said = attacker.attack(&["frames"]);
+    assert!(
+        said.starts_with("40 of 40 connections were closed"),
+        "{said}"
+    );
+    let noted = |log: &[serde_json::Value]| {
+        let lines = log.iter().map(|line| line["text"].as_str().unwrap());
+        let counts = lines.filter_map(|line| line.strip_prefix("closed ")?.split(' ').next());
+        counts.map(|count| count.parse::<u64>().unwrap()).max()
+    };
+    assert_eq!(noted(&attacker.log(&[])), Some(32), "said at 1, 2, 4 .. 32");
+
+    // Hellos in init's place: it takes its place again, and nobody is told another's config.
+    let said = attacker.attack(&["hellos"]);
+    assert!(!said.contains("!!"), "{said}");
+
+    attacker.attack(&["connections", "10000"]);
+    let device = vsock_device(&cluster, &attacker.id);
+    let device_peak = status(device, "VmHWM");
+    eprintln!("the vsock device's peak: {} KiB", device_peak / 1024);
+    assert!(device_peak <= VSOCK_DEVICE_BYTES, "{device_peak} bytes");
+
+    // Lines as fast as they are taken, by the app's output and by a log channel of its own, while
+    // somebody follows and does not read.
+    let mut stuck = stuck_reader(&cluster);
+    attacker.attack(&["lines", "100"]);
+    attacker.attack(&["records", "100"]);
+    attacker.files_are_bounded();
+    stuck.kill().unwrap();
+    stuck.wait().unwrap();
+    // Times are those of this boot, and what is read on a terminal is whole lines of its own.
+    let lines = attacker.log(&["--tail", "2000"]);
+    let at = |line: &serde_json::Value| line["at"].as_u64().unwrap();
+    let (first, last) = (lines.iter().map(at).min(), lines.iter().map(at).max());
+    assert!(
+        first >= Some(began) && last <= Some(now_ms()),
+        "{first:?} {last:?}"
+    );
+    assert!(
+        lines
+            .iter()
+            .any(|line| line["text"].as_str().unwrap().contains("owned"))
+    );
+    let logs = ["logs", "--app", "hostile", "--tail", "2000"];
+    let shown = cluster.cli_on_a_terminal(&logs).stdout;
+    let its_own = format!(" attacker {} ", attacker.id);
+    for line in plain(&shown).lines() {
+        // After the time.
+        assert_eq!(line.find(&its_own), Some(24), "a forged line: {line}");
+    }
+
+    let (begun, before) = (Instant::now(), cpu(attacker.agent.pid));
+    attacker.attack(&["console", "2"]);
+    let (took, used) = (
+        begun.elapsed(),
+        cpu(attacker.agent.pid).saturating_sub(before),
+    );
+    assert!(used <= took / 5, "the agent ran {used:?} of {took:?}");
+    attacker.files_are_bounded();
+
+    // Two ends, and a boot that is said to have failed long after: its own end, counted.
+    attacker.last_attack("ends", 1);
+    let log = attacker.log(&["--previous"]);
+    let total = log.iter().find_map(|line| {
+        let text = line["text"].as_str().unwrap();
+        text.strip_suffix(" connection(s) broke the boot contract")
+    });
+    let total = total.unwrap().parse::<u64>().unwrap();
+    assert!(total >= BREACHES, "{total} breaches are counted");
+    attacker.last_attack("failure", 2);
+    for listing in [&["ps"][..], &["top"], &logs] {
+        let shown = cluster.cli_on_a_terminal(listing);
+        assert!(!plain(&shown.stdout).is_empty(), "{}", shown.stderr);
+    }
+
+    // It is stopped as anyone is, while it says hello without a pause.
+    let mut busy = cluster
+        .command(&attacker.command(&["redial", "100"]))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut says = BufReader::new(busy.stdout.take().unwrap());
+    says.read_line(&mut said).unwrap();
+    assert_eq!(said, "dialling\n");
+    let begun = Instant::now();
+    cluster.ok(&["destroy", "--app", "hostile", "--yes"]);
+    wait_for("its VMM to be gone", || vmm_of(&attacker.id).is_none());
+    eprintln!("stopped within {:.1} s", begun.elapsed().as_secs_f64());
+    busy.wait().unwrap();
+
+    // An app that fails, with last words for a terminal.
+    let dies = HOSTILE.replace("[\"wait\"]", "[\"die\"]").replace(
+        "{ policy = \"always\", max_retries = 10 }",
+        "{ policy = \"never\" }",
+    );
+    let file = cluster.path("dies.toml");
+    std::fs::write(&file, dies).unwrap();
+    let deploy = ["deploy", file.to_str().unwrap(), "--image", &image];
+    let refused = cluster.cli_on_a_terminal(&deploy);
+    let said = refused.stdout + &refused.stderr;
+    assert_eq!(refused.status, 1, "{said}");
+    assert!(
+        said.contains("exit code 3") && said.contains("owned"),
+        "{said}"
+    );
+    plain(&said);
+
+    let disk = disk_bytes(&cluster.path("node")) + disk_bytes(&cluster.path("run"));
+    eprintln!("disk of the node: {disk_before} bytes before, {disk} after");
+    assert!(
+        disk <= disk_before + LOG_BYTES + 8 * MIB,
+        "{disk} bytes of disk"
+    );
+    let (answers, slowest) = neighbour.stop();
+    eprintln!(
+        "{answers} requests to the neighbour, each answered by 200, the slowest in {slowest:?}"
+    );
+    assert_eq!(cluster.ready("web"), good);
+    let vmms: Vec<_> = good.iter().map(|id| vmm(id)).collect();
+    assert_eq!(vmms, good_vmms);
+    for row in cluster.instances() {
+        assert_eq!(row["report"]["restarts"], 0, "{row}");
+    }
+    cluster.down();
+}

@@ -1,0 +1,54 @@
+//! What a hostile tenant can do: a program that is root in its guest, knows the boot contract and
+//! breaks it. The cluster's test deploys it beside a good app, runs one attack after the other by
+//! `platform exec`, and watches what it costs the others.
+//!
+//! Each attack says on one line what it did. None of them can hurt anything but its own instance;
+//! that is what the test is for.
+
+mod attacks;
+mod line;
+mod output;
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: hostile wait | die | frames | hellos | connections COUNT | lines MEGABYTES \
+     | records MEGABYTES | console MEGABYTES | ends | failure | redial SECONDS";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let done = match words[..] {
+        ["wait"] => output::wait(),
+        ["die"] => return output::die(),
+        ["frames"] => attacks::frames(),
+        ["hellos"] => attacks::hellos(),
+        ["connections", count] => number(count).and_then(attacks::connections),
+        ["lines", megabytes] => number(megabytes).and_then(output::lines),
+        ["records", megabytes] => number(megabytes).and_then(attacks::records),
+        ["console", megabytes] => number(megabytes).and_then(output::consoles),
+        ["ends"] => attacks::ends(),
+        ["failure"] => attacks::failure(),
+        ["redial", seconds] => number(seconds).and_then(attacks::redial),
+        _ => Err(io::Error::other(USAGE)),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "hostile: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn number(word: &str) -> io::Result<usize> {
+    word.parse()
+        .map_err(|error| io::Error::other(format!("{word}: {error}")))
+}
+
+/// Says what an attack did.
+fn say(line: &str) -> io::Result<()> {
+    let mut out = io::stdout();
+    writeln!(out, "{line}")?;
+    out.flush()
+}
