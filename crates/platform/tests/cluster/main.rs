@@ -5,6 +5,7 @@
 
 mod harness;
 mod hostile;
+mod terminal;
 mod volumes;
 
 use std::collections::BTreeSet;
@@ -121,6 +122,9 @@ fn commands_run_beside_the_app(cluster: &Cluster) {
     assert_eq!(exec("kill -9 $$").status, 128 + 9);
     let missing = ["exec", "--app", "hello", "-p", "web", "--", "no-such"];
     assert_eq!(cluster.cli(&missing).status, 127);
+
+    let web = cluster.ready("web").remove(0);
+    terminal::a_shell_has_the_terminals_size_and_hears_of_its_changes(cluster, &web);
 
     let figures = cluster.json(&["top", "--app", "hello"]);
     let figures = figures.as_array().unwrap();
