@@ -139,6 +139,10 @@ fn mount_point(mountinfo: &str) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod at_work;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -31,6 +31,10 @@
 //! Deliberately absent: the network (`node-network` makes the tap), making of disks (`root-disk`),
 //! the guest's protocol, and any policy: when to boot or restart is `cluster`'s decision.
 
+// The tests' own guest is written from outside of this crate.
+#[cfg(test)]
+extern crate self as microvm;
+
 mod adopt;
 mod boot;
 mod cgroup;

@@ -84,11 +84,28 @@ pub(crate) fn with_programs(
     initramfs: &Path,
     programs: &[(&str, &[u8])],
 ) -> GuestKernel {
+    let mut entries = vec![("bin", None)];
+    entries.extend(
+        programs
+            .iter()
+            .map(|(name, content)| (*name, Some(*content))),
+    );
+    with_entries(kernel, initramfs, &entries)
+}
+
+/// A kernel with more directories and programs in its initramfs.
+pub(crate) fn with_entries(
+    kernel: GuestKernel,
+    initramfs: &Path,
+    entries: &[(&str, Option<&[u8]>)],
+) -> GuestKernel {
     let mut archive = fs::read(&kernel.initramfs).unwrap();
     // Archives may follow one another; what comes later replaces what came before.
-    entry(&mut archive, "bin", 0o040_755, b"");
-    for (name, content) in programs {
-        entry(&mut archive, name, 0o100_755, content);
+    for (name, content) in entries {
+        match content {
+            Some(content) => entry(&mut archive, name, 0o100_755, content),
+            None => entry(&mut archive, name, 0o040_755, b""),
+        }
     }
     entry(&mut archive, "TRAILER!!!", 0, b"");
     let initramfs = initramfs.to_owned();
