@@ -84,6 +84,13 @@ pub fn same_env(a: Ipv6Addr, b: Ipv6Addr) -> bool {
     (a.to_bits() ^ b.to_bits()) & (CLUSTER_MASK | ENV_MASK) == 0
 }
 
+/// Who belongs to the platform's own network in the cluster of `address`: an address, and the bits
+/// of it that count.
+pub fn platform_peers(address: Ipv6Addr) -> (Ipv6Addr, Ipv6Addr) {
+    let cluster = Ipv6Addr::from_bits(address.to_bits() & CLUSTER_MASK);
+    (cluster, Ipv6Addr::from_bits(CLUSTER_MASK | ENV_MASK))
+}
+
 /// The lowest env network above `highest_ever`, the highest one that was ever given out.
 /// Numbers are never used twice, so that a late packet of a destroyed env meets nobody.
 /// Absent when all 2^32 - 1 are used up.
@@ -147,6 +154,21 @@ mod tests {
             );
             let node_bits = node_prefix(prefix, NodeId(node)).to_bits();
             prop_assert_eq!(address.to_bits() >> 64, node_bits >> 64);
+        }
+
+        #[test]
+        fn the_platforms_peers_are_those_of_its_network(
+            prefix in any::<u128>(),
+            ours in any::<bool>(),
+            network in 0_u32..3,
+            (node, instance) in any::<(u16, u32)>(),
+        ) {
+            let own = Ipv6Addr::from_bits(prefix);
+            let other = Ipv6Addr::from_bits(if ours { prefix } else { !prefix });
+            let peer = instance_address(other, NodeId(node), EnvNetwork(network), InstanceId(instance));
+            let (peers, mask) = platform_peers(own);
+            let judged = peer.to_bits() & mask.to_bits() == peers.to_bits();
+            prop_assert_eq!(judged, ours && network == PLATFORM_NETWORK.0);
         }
 
         #[test]

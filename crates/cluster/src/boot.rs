@@ -6,10 +6,13 @@
 //! the default `PATH`, the image's Env, the manifest's, the platform's. What depends on files of
 //! the image (user names, `PATH` lookup) is the guest's.
 
-use contract::guest::{BootConfig, GATEWAY, GuestNetwork, VolumeMount};
+use contract::guest::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
 use contract::image::ImageConfig;
 use contract::instance::{InstanceSpec, SecretBundle};
 use std::net::Ipv6Addr;
+
+use crate::address_plan::platform_peers;
+use crate::ingress::ingress_ports;
 
 /// `PATH` where neither image nor manifest sets one, as other container runtimes have it.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -110,7 +113,22 @@ pub fn boot_config(
         volumes,
         image_volumes: image.volumes.clone(),
         secrets: secrets.to_vec(),
+        proxy: proxy_ports(spec),
     })
+}
+
+/// The ports of the guest's PROXY adapter: only the platform's own network may connect.
+fn proxy_ports(spec: &InstanceSpec) -> Vec<ProxyPort> {
+    let (peers, peers_mask) = platform_peers(spec.address);
+    ingress_ports(&spec.ports)
+        .map(|(ingress, port, mode)| ProxyPort {
+            ingress,
+            port: port.port,
+            mode,
+            peers,
+            peers_mask,
+        })
+        .collect()
 }
 
 /// The name of the signal that stops the app: the manifest's, else the image's, else SIGTERM.
@@ -219,7 +237,7 @@ mod tests {
     use super::*;
     use crate::fixtures::{process, spec};
     use contract::VolumeId;
-    use contract::instance::AttachedVolume;
+    use contract::instance::{AttachedVolume, Port, Protocol, ProxyProtocol};
     use expect_test::{Expect, expect};
     use std::fmt::Write as _;
 
@@ -342,6 +360,28 @@ mod tests {
             /dev/vdd is more
         "#]],
         );
+    }
+
+    #[test]
+    fn a_port_with_proxy_protocol_gets_an_adapter_for_the_platform_alone() {
+        let mut spec = spec(process(1));
+        spec.ports[0].proxy_protocol = Some(ProxyProtocol::Strip);
+        spec.ports.push(Port {
+            port: 9090,
+            protocol: Protocol::Tcp,
+            proxy_protocol: Some(ProxyProtocol::V2),
+        });
+        let config = boot_config(&image(), &spec, &[], &facts()).unwrap();
+        let lines = config.proxy.iter().map(|port| {
+            let (peers, mask) = (port.peers, port.peers_mask);
+            let (ingress, app, mode) = (port.ingress, port.port, port.mode);
+            format!("{ingress} leads to {app} by {mode:?}, for {peers} & {mask}\n")
+        });
+        expect![[r#"
+            61001 leads to 8080 by Strip, for fd00:1111:2222:: & ffff:ffff:ffff:0:ffff:ffff::
+            61002 leads to 9090 by V2, for fd00:1111:2222:: & ffff:ffff:ffff:0:ffff:ffff::
+        "#]]
+        .assert_eq(&lines.collect::<String>());
     }
 
     #[test]

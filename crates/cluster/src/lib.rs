@@ -9,7 +9,7 @@
 //! - [`placement`]: which node takes an instance, or why none does.
 //! - [`release`]: a process of a release as the complete description of one instance.
 //! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the world.
-//! - [`routes`]: where hosts lead.
+//! - [`routes`]: where hosts lead. [`ingress`]: where edges knock at an instance.
 //! - [`enrollment`]: who may join, under which name and number.
 //! - [`address_plan`]: where every address comes from.
 //!
@@ -35,6 +35,7 @@ pub mod boot;
 pub mod cache;
 pub mod desired;
 pub mod enrollment;
+pub mod ingress;
 pub mod instance;
 pub mod node;
 pub mod placement;

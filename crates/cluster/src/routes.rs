@@ -18,6 +18,7 @@ use contract::instance::{InstanceState, ProxyProtocol};
 use contract::{EnvKey, ProcessName, ReleaseNumber};
 use manifest::{Manifest, RouteTarget};
 
+use crate::ingress::edge_port;
 use crate::rollout;
 use crate::world::{Env, Instance, Release, World};
 
@@ -127,7 +128,10 @@ fn env_routes(
             };
             backends.push(Backend {
                 instance: instance.spec.id,
-                address: SocketAddr::new(instance.spec.address.into(), target.port),
+                address: SocketAddr::new(
+                    instance.spec.address.into(),
+                    edge_port(&instance.spec.ports, target.port),
+                ),
             });
         }
     }
@@ -273,10 +277,13 @@ mod tests {
         let web = second.manifest.processes.values_mut().next().unwrap();
         web.ports[0].proxy_protocol = Some(ProxyProtocol::V2);
         second.manifest.routes.values_mut().next().unwrap().port = 9090;
+        let ports = web.ports.clone();
+        let third = world.instances.get_mut(&InstanceId(3)).unwrap();
+        third.spec.ports = ports;
         check(
             &world,
             expect![[r#"
-            web.example.com -> shop/prod web V2: [fd00:1111:2222:1:0:1:0:3]:9090
+            web.example.com -> shop/prod web V2: [fd00:1111:2222:1:0:1:0:3]:61001
         "#]],
         );
         world.instances.get_mut(&InstanceId(3)).unwrap().report = None;

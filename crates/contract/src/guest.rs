@@ -30,10 +30,10 @@ use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::instance::{ExitEvent, SecretBundle};
+use crate::instance::{ExitEvent, ProxyProtocol, SecretBundle};
 
 /// Version of this contract. A guest with another one is refused.
-pub const CONTRACT_VERSION: u32 = 1;
+pub const CONTRACT_VERSION: u32 = 2;
 /// The context id of the host, as guests see it (virtio spec, 5.10.4: `VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;
 /// The vsock port the node listens on for each guest; on the host it is the socket `<uds>_1024`.
@@ -218,6 +218,8 @@ pub struct BootConfig {
     pub image_volumes: Vec<String>,
     /// Secret bundles, for the tmpfs at [`SECRETS_DIR`].
     pub secrets: Vec<SecretBundle>,
+    /// Ports of the guest's PROXY adapter, which runs where there are any.
+    pub proxy: Vec<ProxyPort>,
 }
 
 impl std::fmt::Debug for BootConfig {
@@ -233,6 +235,7 @@ impl std::fmt::Debug for BootConfig {
             .field("network", &self.network)
             .field("volumes", &self.volumes)
             .field("secrets", &self.secrets)
+            .field("proxy", &self.proxy)
             .finish_non_exhaustive()
     }
 }
@@ -249,6 +252,23 @@ pub struct GuestNetwork {
     pub mtu: u32,
     /// Name servers for resolv.conf; empty: the image's own file stays.
     pub resolvers: Vec<Ipv6Addr>,
+}
+
+/// A port where edges say by a PROXY v2 header who the client is. The guest's adapter listens there
+/// and leads to the app's own port, which stays plain for its neighbours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyPort {
+    /// Where the adapter listens, on the instance's own address.
+    pub ingress: u16,
+    /// The app's port.
+    pub port: u16,
+    /// Whether the app gets the header too.
+    pub mode: ProxyProtocol,
+    /// Who may connect: whoever has this address in the bits of [`Self::peers_mask`].
+    pub peers: Ipv6Addr,
+    /// The bits of [`Self::peers`] that count.
+    pub peers_mask: Ipv6Addr,
 }
 
 /// A volume by device.

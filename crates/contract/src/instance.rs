@@ -104,7 +104,7 @@ pub enum Protocol {
 pub enum ProxyProtocol {
     /// The guest's adapter reads the PROXY v2 header and hands on a plain connection.
     Strip,
-    /// The app reads the PROXY v2 header itself.
+    /// The app reads the PROXY v2 header itself, once the guest's adapter found it in order.
     V2,
 }
 

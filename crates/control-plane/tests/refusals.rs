@@ -348,11 +348,6 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
             image.clone(),
         ),
         (
-            "not_supported_yet",
-            manifest("hello").replace("\"http\"\n", "\"http\"\nproxy_protocol = \"strip\"\n"),
-            image.clone(),
-        ),
-        (
             "image_reference_invalid",
             manifest("hello"),
             "not an image!".to_owned(),

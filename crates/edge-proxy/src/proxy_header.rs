@@ -45,6 +45,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use expect_test::{Expect, expect};
+    use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};
 
     use super::*;
 
@@ -53,6 +54,17 @@ mod tests {
         let header = encode(client.parse().unwrap(), edge.parse().unwrap());
         let hex: Vec<String> = header[12..].iter().map(|b| format!("{b:02x}")).collect();
         expected.assert_eq(&hex.join(" "));
+        // As another reads it.
+        let (read, length) = ProxyHeader::parse(&header, ParseConfig::default()).unwrap();
+        let canonical = |text: &str| {
+            let address: SocketAddr = text.parse().unwrap();
+            SocketAddr::new(address.ip().to_canonical(), address.port())
+        };
+        let ends = ProxiedAddress::stream(canonical(client), canonical(edge));
+        assert_eq!(
+            (read.proxied_address(), length),
+            (Some(&ends), header.len())
+        );
     }
 
     #[test]

@@ -10,6 +10,8 @@
     reason = "only a part of init's modules is used"
 )]
 
+#[path = "../src/adapter.rs"]
+mod adapter;
 #[path = "../src/early.rs"]
 mod early;
 #[path = "../src/etc.rs"]
@@ -28,6 +30,8 @@ mod netlink;
 mod output;
 #[path = "../src/plan.rs"]
 mod plan;
+#[path = "../src/proxy/mod.rs"]
+mod proxy;
 #[path = "../src/run_dir.rs"]
 mod run_dir;
 #[path = "../src/signals.rs"]

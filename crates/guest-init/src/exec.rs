@@ -307,6 +307,7 @@ impl Session {
             working_dir: &config.working_dir,
             user,
             cgroup: APP_CGROUP,
+            adapter: None,
         };
         spawn::spawn(&program, streams)
     }

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::adapter::{Adapter, AdapterError};
 use crate::etc;
 use crate::netlink::{self, NetworkError};
 use crate::output::PIPE_BYTES;
@@ -75,6 +76,9 @@ pub(crate) enum StepError {
     /// The network.
     #[error(transparent)]
     Network(#[from] NetworkError),
+    /// The PROXY adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// The app.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -114,6 +118,8 @@ pub(crate) struct Booted {
     pub(crate) volumes: Vec<String>,
     /// What the user should know, though the app starts.
     pub(crate) notes: Vec<String>,
+    /// The PROXY adapter and its output, where there is one.
+    pub(crate) adapter: Option<(Adapter, OwnedFd)>,
     /// The app.
     pub(crate) app: Option<App>,
 }
@@ -171,6 +177,10 @@ pub(crate) fn perform(
         }
         Step::Directory { path, .. } => make_directory(Path::new(path)),
         Step::Cgroup => make_cgroup(),
+        Step::StartAdapter(..) => {
+            booted.adapter = Some(Adapter::start(config, Instant::now())?);
+            Ok(())
+        }
         Step::StartApp => {
             let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
             booted.app = Some(start_app(config, user)?);
@@ -486,6 +496,7 @@ fn start_app(config: &BootConfig, user: &User) -> Result<App, StepError> {
         working_dir: &config.working_dir,
         user,
         cgroup: APP_CGROUP,
+        adapter: None,
     };
     let pid = spawn::spawn(
         &program,

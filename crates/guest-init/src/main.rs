@@ -6,12 +6,14 @@
 //! - [`supervise`]: the whole course, and the loop while the app runs;
 //! - [`plan`] decides the steps of the boot, [`execute`] performs them;
 //! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it;
+//! - [`proxy`]: the PROXY adapter, this program again in a process that [`adapter`] starts;
 //! - pure helpers: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
 //! Whatever ends here ends with the machine powered off: never a silent hang. Absent on purpose:
 //! restarting the app (a restart is a fresh guest), a shell to fall back to, and configuration by
 //! kernel command line.
 
+mod adapter;
 mod early;
 mod etc;
 mod exec;
@@ -21,6 +23,7 @@ mod logs;
 mod netlink;
 mod output;
 mod plan;
+mod proxy;
 mod run_dir;
 mod signals;
 mod spawn;
@@ -37,6 +40,12 @@ pub(crate) fn console(text: &str) {
 }
 
 fn main() -> ExitCode {
+    // What is no text is no argument of ours.
+    let mut arguments = std::env::args_os().filter_map(|argument| argument.into_string().ok());
+    if arguments.next().as_deref() == Some(adapter::NAME) {
+        adapter::main(arguments);
+        return ExitCode::FAILURE;
+    }
     if std::process::id() != 1 {
         console("this is PID 1 of a guest; it does nothing elsewhere");
         return ExitCode::from(2);

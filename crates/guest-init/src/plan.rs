@@ -14,8 +14,9 @@
 //! content: it may have no shell, no `/etc/passwd` and no directory at all.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
-use contract::guest::{BootConfig, GuestNetwork, SECRETS_DIR, VOLUMES_DIR, VolumeMount};
+use contract::guest::{BootConfig, GuestNetwork, ProxyPort, SECRETS_DIR, VOLUMES_DIR, VolumeMount};
 use contract::instance::SecretBundle;
 
 /// Where the read-only root disk is mounted until the overlay holds it.
@@ -26,6 +27,8 @@ pub(crate) const SCRATCH: &str = "/scratch";
 pub(crate) const NEW_ROOT: &str = "/root";
 /// The app's cgroup.
 pub(crate) const APP_CGROUP: &str = "/sys/fs/cgroup/app";
+/// The PROXY adapter's cgroup.
+pub(crate) const ADAPTER_CGROUP: &str = "/sys/fs/cgroup/proxy";
 /// The one network interface, as the kernel names the first.
 pub(crate) const INTERFACE: &str = "eth0";
 
@@ -108,6 +111,8 @@ pub(crate) enum Step {
     },
     /// The app's cgroup, with the memory controller.
     Cgroup,
+    /// Start the PROXY adapter on the instance's address.
+    StartAdapter(Ipv6Addr, Vec<ProxyPort>),
     /// Start the app.
     StartApp,
 }
@@ -132,6 +137,7 @@ impl Step {
             Self::Secrets(_) => "write the secrets".to_owned(),
             Self::Directory { what, .. } => format!("make the {what}"),
             Self::Cgroup => "make the app's cgroup".to_owned(),
+            Self::StartAdapter(..) => "start the PROXY adapter".to_owned(),
             Self::StartApp => "start the app".to_owned(),
         }
     }
@@ -168,6 +174,13 @@ impl fmt::Display for Step {
             }
             Self::Directory { path, .. } => f.write_str(path),
             Self::Cgroup => f.write_str(APP_CGROUP),
+            Self::StartAdapter(address, ports) => ports.iter().try_for_each(|port| {
+                write!(
+                    f,
+                    "[{address}]:{} to {} by {:?} for {} & {} ",
+                    port.ingress, port.port, port.mode, port.peers, port.peers_mask
+                )
+            }),
         }
     }
 }
@@ -272,6 +285,18 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
         path: config.working_dir.clone(),
     });
     steps.push(Step::Cgroup);
+    if !config.proxy.is_empty() {
+        // It dials the app anew for each of its connections, so that what is left of those it ended
+        // must not use up its own ports.
+        steps.push(Step::Setting {
+            name: "net/ipv4/tcp_tw_reuse",
+            value: "1",
+        });
+        steps.push(Step::StartAdapter(
+            config.network.address,
+            config.proxy.clone(),
+        ));
+    }
     steps.push(Step::StartApp);
     steps
 }
@@ -283,8 +308,8 @@ mod tests {
     use std::collections::BTreeMap;
     use std::net::Ipv6Addr;
 
-    use contract::guest::{BootConfig, GATEWAY, GuestNetwork, VolumeMount};
-    use contract::instance::SecretBundle;
+    use contract::guest::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
+    use contract::instance::{ProxyProtocol, SecretBundle};
     use expect_test::{Expect, expect};
 
     use super::{Step, boot_plan};
@@ -308,6 +333,7 @@ mod tests {
             volumes: Vec::new(),
             image_volumes: Vec::new(),
             secrets: Vec::new(),
+            proxy: Vec::new(),
         }
     }
 
@@ -372,6 +398,13 @@ mod tests {
             name: "database".to_owned(),
             files: BTreeMap::from([("password".to_owned(), b"hunter2".to_vec())]),
         }];
+        config.proxy = vec![ProxyPort {
+            ingress: 61001,
+            port: 8080,
+            mode: ProxyProtocol::Strip,
+            peers: "fd00::".parse().unwrap(),
+            peers_mask: "ffff:ffff:ffff:0:ffff:ffff::".parse().unwrap(),
+        }];
         check(
             &config,
             expect![[r#"
@@ -401,6 +434,8 @@ mod tests {
             make the image's volume: /var/lib/shop
             make the working directory: /srv/shop
             make the app's cgroup: /sys/fs/cgroup/app
+            set net/ipv4/tcp_tw_reuse: 1
+            start the PROXY adapter: [fd00::1:0:2]:61001 to 8080 by Strip for fd00:: & ffff:ffff:ffff:0:ffff:ffff::
             start the app:
         "#]],
         );

@@ -10,9 +10,12 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, Rlimit};
+use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
+use crate::proxy;
 use crate::sys::{self, Forked};
 use crate::user::User;
 
@@ -38,6 +41,9 @@ pub(crate) struct Program<'a> {
     pub(crate) user: &'a User,
     /// The directory of the cgroup it starts in.
     pub(crate) cgroup: &'a str,
+    /// Absent for what is the user's. For the platform's adapter, which is this program itself under
+    /// the name in `argv`, without rights: the descriptors that it keeps, under the same numbers.
+    pub(crate) adapter: Option<&'a [OwnedFd]>,
 }
 
 /// A program's standard streams.
@@ -108,7 +114,13 @@ const STAGES: &[&str] = &[
     "set groups",
     "set group",
     "set user",
+    "give up rights",
+    "hand over listeners",
 ];
+/// This program, whatever its file was called and though it is removed.
+const OWN_PROGRAM: &str = "/proc/self/exe";
+/// More than the kernel has capabilities, or ever had room for.
+const CAPABILITIES: u32 = 64;
 
 /// Starts a program and returns its pid, once it runs: a failure up to execve is an error here.
 ///
@@ -183,13 +195,17 @@ impl Exec {
             .iter()
             .rev()
             .find_map(|(name, value)| (name == "PATH").then_some(value.as_str()));
-        let command = program.argv.first().map_or("", String::as_str);
+        let command = match program.adapter {
+            Some(_) => OWN_PROGRAM,
+            None => program.argv.first().map_or("", String::as_str),
+        };
         let mut environment = program
             .environment
             .iter()
             .map(|(name, value)| text(format!("{name}={value}")))
             .collect::<Result<Vec<_>, _>>()?;
-        if !program.environment.iter().any(|(name, _)| name == "HOME") {
+        let has_home = program.environment.iter().any(|(name, _)| name == "HOME");
+        if !has_home && program.adapter.is_none() {
             environment.push(text(format!("HOME={}", program.user.home))?);
         }
         Ok(Self {
@@ -242,9 +258,13 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
         rustix::process::ioctl_tiocsctty(io::stdin()).map_err(at(3))?;
     }
     rustix::process::chdir(program.working_dir).map_err(at(4))?;
+    let (current, maximum) = match program.adapter {
+        Some(_) => (proxy::OPEN_FILES, proxy::OPEN_FILES),
+        None => OPEN_FILES,
+    };
     let limit = Rlimit {
-        current: Some(OPEN_FILES.0),
-        maximum: Some(OPEN_FILES.1),
+        current: Some(current),
+        maximum: Some(maximum),
     };
     // Refused to whoever lacks the capability: nobody in a guest, but init's measurement on a machine.
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
@@ -255,10 +275,31 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
         .iter()
         .map(|gid| rustix::fs::Gid::from_raw(*gid))
         .collect();
+    if let Some(kept) = program.adapter {
+        confine().map_err(at(8))?;
+        for fd in kept {
+            fcntl_setfd(fd, FdFlags::empty()).map_err(at(9))?;
+        }
+    }
     rustix::thread::set_thread_groups(&groups).map_err(at(5))?;
     rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(user.gid)).map_err(at(6))?;
     rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(user.uid)).map_err(at(7))?;
     sys::reset_signals();
+    Ok(())
+}
+
+/// Nothing that this process executes gets more rights than it has, and it has none once it is
+/// another user's.
+fn confine() -> rustix::io::Result<()> {
+    rustix::thread::set_no_new_privs(true)?;
+    for number in 0..CAPABILITIES {
+        let capability = CapabilitySet::from_bits_retain(1 << number);
+        match remove_capability_from_bounding_set(capability) {
+            // The kernel has no more.
+            Err(Errno::INVAL) => break,
+            result => result?,
+        }
+    }
     Ok(())
 }
 

@@ -26,6 +26,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 
+use crate::adapter::Adapter;
 use crate::exec::{ExecToken, MAX_SESSIONS, Session};
 use crate::execute::{self, Booted};
 use crate::link::{Event, Link};
@@ -79,6 +80,10 @@ pub(crate) fn run() -> io::Result<()> {
                 pid: app.pid,
             };
             let mut guest = Guest::new(signals, control, Course::Running(running));
+            if let Some((adapter, output)) = booted.adapter {
+                guest.adapter = Some(adapter);
+                guest.output.read_from(Stream::Platform, output);
+            }
             guest.output.read_from(Stream::Stdout, app.stdout);
             guest.output.read_from(Stream::Stderr, app.stderr);
             for note in booted.notes {
@@ -223,6 +228,8 @@ struct Guest {
     output: Output,
     course: Course,
     sessions: Vec<Session>,
+    /// Where the instance has one, and while the app runs.
+    adapter: Option<Adapter>,
     kill_at: Option<Instant>,
     requested_stop: bool,
 }
@@ -235,6 +242,7 @@ impl Guest {
             output: Output::new(Instant::now()),
             course,
             sessions: Vec::new(),
+            adapter: None,
             kill_at: None,
             requested_stop: false,
         };
@@ -290,6 +298,12 @@ impl Guest {
             session.tick(now);
         }
         self.sessions.retain(|session| !session.is_over());
+        if let Some(adapter) = &mut self.adapter
+            && let Err(error) = adapter.tick(now)
+        {
+            self.output
+                .say(&format!("the PROXY adapter does not start: {error}"));
+        }
         if self.kill_at.is_some_and(|at| at <= now) {
             self.kill_at = None;
             kill_app();
@@ -313,6 +327,7 @@ impl Guest {
         [
             course,
             sessions,
+            self.adapter.as_ref().and_then(Adapter::deadline),
             self.kill_at,
             self.control.deadline(),
             self.output.deadline(),
@@ -493,9 +508,16 @@ impl Guest {
             session.ended(exit_event(status, false));
             return;
         }
+        if let Some(adapter) = self.adapter.as_mut().filter(|adapter| adapter.has_pid(pid)) {
+            adapter.ended(now);
+            self.output
+                .say("the PROXY adapter ended; it is started again");
+            return;
+        }
         match std::mem::replace(&mut self.course, Course::Over) {
             Course::Running(running) if running.pid == pid => {
                 self.kill_at = None;
+                self.adapter = None;
                 let event = exit_event(status, self.requested_stop);
                 // What outlives the app ends with it. Everyone but init, wherever it hid.
                 let _ = sys::kill(-1, libc::SIGKILL);

@@ -35,6 +35,13 @@ fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// A descriptor that this process was started with.
+pub(crate) fn inherited(fd: i32) -> OwnedFd {
+    // SAFETY: whoever started this process says that the descriptor is for this purpose, and nothing
+    // else here knows it. One that is not open answers EBADF to whoever uses it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// Blocks every signal and returns a descriptor that they are read from instead.
 pub(crate) fn signal_fd() -> io::Result<OwnedFd> {
     // SAFETY: an all-zero sigset_t is a valid value; sigfillset then sets it wholly. The pointers

@@ -343,7 +343,9 @@ pub(crate) enum Protocol {
 }
 
 /// Who reads the PROXY v2 header: `strip` the platform's adapter in the guest, so that the app
-/// gets a plain connection; `v2` the app itself.
+/// gets a plain connection; `v2` the app itself, once the adapter found it in order. Edges connect
+/// to a port of the adapter's, 61001 or the next that is none of the process's own; health checks
+/// and neighbours to the app's own port, without a header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs, reason = "the type's documentation says what each means")]

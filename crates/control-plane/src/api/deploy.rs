@@ -11,7 +11,6 @@ use cluster::rollout::begin;
 use cluster::routes::taken_hosts;
 use cluster::world::{Env, Release};
 use contract::api::{DeployRequest, DeployResponse};
-use contract::instance::{Port, ProxyProtocol};
 use contract::{EnvKey, ReleaseNumber};
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
@@ -38,7 +37,6 @@ pub(crate) async fn deploy(
     Body(request): Body<DeployRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
-    check_supported(&manifest)?;
     // What the release would be refused for anyway is said before the registry is asked.
     check_against(&app.snapshot().await?, &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
@@ -136,27 +134,6 @@ fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
         ));
     }
     Ok(manifest)
-}
-
-/// Refuses what a manifest may say and this version cannot do.
-fn check_supported(manifest: &Manifest) -> Result<(), ApiFailure> {
-    let refuse = |what: String, hint: &'static str| {
-        let message = format!("{what} is not supported yet");
-        Err(ApiFailure::refused("not_supported_yet", message).hint(hint))
-    };
-    for (name, process) in &manifest.processes {
-        let strip = |port: &&Port| port.proxy_protocol == Some(ProxyProtocol::Strip);
-        if let Some(port) = process.ports.iter().find(strip) {
-            return refuse(
-                format!(
-                    "`proxy_protocol = \"strip\"` on port {} of process {name}",
-                    port.port
-                ),
-                "leave it out, or use \"v2\" if the app reads the PROXY header itself",
-            );
-        }
-    }
-    Ok(())
 }
 
 /// Whether the env, its secret bundles, the volumes and the hosts are fit for this release; the

@@ -125,6 +125,7 @@ pub(crate) fn config(script: &str) -> BootConfig {
         volumes: Vec::new(),
         image_volumes: Vec::new(),
         secrets: Vec::new(),
+        proxy: Vec::new(),
     }
 }
 
@@ -225,6 +226,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) volumes: Vec<PathBuf>,
     /// The tree of the root disk.
     pub(crate) tree: &'a dyn Fn(&Path),
+    /// A tap to be attached to; absent: QEMU's own network.
+    pub(crate) tap: Option<&'a str>,
 }
 
 impl<'a> Plan<'a> {
@@ -235,6 +238,7 @@ impl<'a> Plan<'a> {
             memory_megabytes: 256,
             volumes: Vec::new(),
             tree: &busybox_tree,
+            tap: None,
         }
     }
 
@@ -249,7 +253,7 @@ impl<'a> Plan<'a> {
         make_disk(&at("scratch.ext4"), 64, None);
 
         let shared: Shared = Arc::default();
-        shared.0.lock().unwrap().config = Some(self.config);
+        shared.0.lock().unwrap().config = Some(self.config.clone());
         let listener = UnixListener::bind(at("vsock_1024")).unwrap();
         std::thread::spawn({
             let shared = Arc::clone(&shared);
@@ -282,13 +286,24 @@ impl<'a> Plan<'a> {
             std::thread::sleep(Duration::from_millis(2));
         }
         guest.since = Instant::now();
-        let qemu = qemu(&guest, self.tools, self.memory_megabytes, &self.volumes);
+        let qemu = qemu(&guest, &self);
         guest.processes.insert(0, qemu);
         guest
     }
 }
 
-fn qemu(guest: &Guest, tools: &Tools, memory_megabytes: u32, volumes: &[PathBuf]) -> Child {
+fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
+    let Plan {
+        tools,
+        memory_megabytes,
+        volumes,
+        tap,
+        ..
+    } = plan;
+    let network = match tap {
+        None => "user,id=n0,ipv6-prefix=fd00:1::,ipv6-prefixlen=64,restrict=on".to_owned(),
+        Some(tap) => format!("tap,id=n0,ifname={tap},script=no,downscript=no"),
+    };
     let root = (guest.path("root.ext4"), "on");
     let scratch = (guest.path("scratch.ext4"), "off");
     let others = volumes.iter().map(|path| (path.clone(), "off"));
@@ -334,10 +349,7 @@ fn qemu(guest: &Guest, tools: &Tools, memory_megabytes: u32, volumes: &[PathBuf]
         ))
         .arg("-device")
         .arg(format!("vhost-user-vsock-{bus},chardev=c0"))
-        .args([
-            "-netdev",
-            "user,id=n0,ipv6-prefix=fd00:1::,ipv6-prefixlen=64,restrict=on",
-        ])
+        .args(["-netdev", &network])
         .arg("-device")
         .arg(format!("virtio-net-{bus},netdev=n0{nic}"));
     for (number, (path, read_only)) in disks.iter().enumerate() {

@@ -11,3 +11,4 @@ mod endings;
 mod environment;
 mod machine;
 mod output;
+mod proxy;

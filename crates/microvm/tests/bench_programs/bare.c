@@ -34,7 +34,7 @@ static char answer[65536];
 /* Says hello as the contract has it, and waits until a whole frame has come. */
 static void ask_node(void)
 {
-	static const char body[] = "\0{\"contract\":1,\"channel\":\"control\",\"phase\":\"waiting\"}";
+	static const char body[] = "\0{\"contract\":2,\"channel\":\"control\",\"phase\":\"waiting\"}";
 	unsigned length = sizeof body - 1;
 	struct sockaddr_vm node = { .svm_family = AF_VSOCK, .svm_cid = 2, .svm_port = 1024 };
 	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);

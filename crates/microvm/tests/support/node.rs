@@ -180,6 +180,7 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
         volumes: Vec::new(),
         image_volumes: Vec::new(),
         secrets: Vec::new(),
+        proxy: Vec::new(),
     }
 }
 

@@ -69,6 +69,7 @@ fn config() -> BootConfig {
         scratch_device: "/dev/vdb".to_owned(),
         volumes: vec![],
         image_volumes: vec![],
+        proxy: vec![],
         secrets: vec![],
     }
 }
@@ -453,7 +454,7 @@ async fn flood() {
     // Ten thousand connections: those that say nothing, half a frame, no frame, a name of another.
     let before = resident_bytes();
     let half = &GuestFrame::Started.encode()[..4];
-    let identity = br#"{"contract":1,"channel":"control","phase":"running","instance":"00000002"}"#;
+    let identity = br#"{"contract":2,"channel":"control","phase":"running","instance":"00000002"}"#;
     let mut claimed = u32::try_from(identity.len() + 1)
         .unwrap()
         .to_le_bytes()

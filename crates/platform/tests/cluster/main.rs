@@ -5,6 +5,7 @@
 
 mod harness;
 mod hostile;
+mod proxy;
 mod terminal;
 mod volumes;
 

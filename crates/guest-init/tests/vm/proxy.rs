@@ -1,0 +1,258 @@
+//! The PROXY adapter in a guest, reached through a tap by an edge and by a neighbour. Needs root.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv6Addr, Shutdown, SocketAddrV6, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use contract::guest::{ExecRequest, HostFrame, ProxyPort, Stream};
+use contract::instance::{ProxyProtocol, SecretBundle};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+
+use crate::machine::{Guest, Plan, Tools, config};
+
+const GUEST: &str = "fd12:3456:789a:3:0:7:0:15";
+/// In the platform's network, on another node.
+const EDGE: &str = "fd12:3456:789a:4::1";
+/// In the guest's env.
+const NEIGHBOUR: &str = "fd12:3456:789a:3:0:7:0:16";
+const TAP: &str = "tap0";
+const PATIENCE: Duration = Duration::from_secs(60);
+/// What follows LOCAL's header is the edge's own.
+const HEADER: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00\x02\x01\x12\x67\x00\x50";
+
+/// Runs a test again in a network of its own, with a tap and the addresses of an edge and a
+/// neighbour. True: this is that run.
+fn has_a_network(test: &str) -> bool {
+    const INSIDE: &str = "GUEST_INIT_TEST_INSIDE";
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    let network = format!(
+        "ip link set lo up
+         ip tuntap add dev {TAP} mode tap
+         ip link set {TAP} mtu 1420 addrgenmode none up
+         ip -6 addr add fe80::2/64 dev {TAP} nodad
+         ip -6 addr add {EDGE}/128 dev lo nodad
+         ip -6 addr add {NEIGHBOUR}/128 dev lo nodad
+         ip -6 route add {GUEST}/128 dev {TAP}
+         exec \"$@\""
+    );
+    let status = Command::new("unshare")
+        .args(["--net", "--", "sh", "-ec", &network, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(INSIDE, "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{test} failed in its network, see above");
+    false
+}
+
+fn port(ingress: u16, port: u16, mode: ProxyProtocol) -> ProxyPort {
+    ProxyPort {
+        ingress,
+        port,
+        mode,
+        peers: "fd12:3456:789a::".parse().unwrap(),
+        peers_mask: "ffff:ffff:ffff:0:ffff:ffff::".parse().unwrap(),
+    }
+}
+
+/// A connection from one address to a port of the guest.
+fn dial(from: &str, port: u16) -> io::Result<TcpStream> {
+    let address = |text: &str, port| {
+        let address: Ipv6Addr = text.parse().unwrap();
+        SocketAddrV6::new(address, port, 0, 0)
+    };
+    let socket = socket_with(
+        AddressFamily::INET6,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    bind(&socket, &address(from, 0))?;
+    connect(&socket, &address(GUEST, port))?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Says something, ends, and hears all that comes back.
+fn say(from: &str, port: u16, words: &[u8]) -> io::Result<Vec<u8>> {
+    let mut stream = dial(from, port)?;
+    stream.write_all(words)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut heard = Vec::new();
+    stream.read_to_end(&mut heard)?;
+    Ok(heard)
+}
+
+/// As [`say`], once the app listens.
+fn say_until_heard(from: &str, port: u16, words: &[u8]) -> Vec<u8> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match say(from, port, words) {
+            Ok(heard) if !heard.is_empty() => return heard,
+            tried => assert!(Instant::now() < until, "{from} to {port}: {tried:?}"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether nothing was heard before the connection was closed.
+fn is_turned_away(heard: io::Result<Vec<u8>>) -> bool {
+    match heard {
+        Ok(heard) => heard.is_empty(),
+        Err(error) => matches!(
+            error.kind(),
+            io::ErrorKind::ConnectionReset
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::NotConnected
+        ),
+    }
+}
+
+fn platform_line(guest: &Guest, part: &str) {
+    guest.wait(part, |seen| {
+        let lines = seen.lines(Stream::Platform);
+        lines.iter().any(|line| line.contains(part)).then_some(())
+    });
+}
+
+#[test]
+fn edges_reach_an_app_through_the_adapter_and_nobody_else_does() {
+    let Some(tools) = Tools::find() else { return };
+    let test = "proxy::edges_reach_an_app_through_the_adapter_and_nobody_else_does";
+    if !has_a_network(test) {
+        return;
+    }
+    // Looks at the adapter, as root: it listens before the app runs, and has nothing.
+    let script = r#"
+        echo listening=$(grep -c ':EE49 .* 0A ' /proc/net/tcp6)
+        adapter() { for p in /proc/[0-9]*; do
+            [ "$(head -c 14 $p/cmdline)" = platform-proxy ] && echo ${p#/proc/}
+        done; }
+        holds() { grep rw /proc/$1/maps | while IFS='- ' read -r from to rest; do
+            dd if=/proc/$1/mem bs=4096 skip=$((0x$from / 4096)) count=$(((0x$to - 0x$from) / 4096)) 2>/dev/null
+        done | grep -c hunter2; }
+        p=$(adapter)
+        grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs)' /proc/$p/status | while read -r n v; do echo $n$v; done
+        echo cgroup=$(cat /proc/$p/cgroup) environ=$(wc -c < /proc/$p/environ)
+        echo files=$(grep 'open files' /proc/$p/limits | awk '{ print $4, $5 }')
+        echo fds=$(ls /proc/$p/fd)
+        secret=$(cat /run/secrets/database/password)
+        echo held=$(holds $p) own=$(($(holds $$) > 0))
+        nc -ll -p 8080 -e cat &
+        nc -ll -p 9090 -e cat &
+        echo ready
+        wait
+    "#;
+    let mut config = config(script);
+    config.network.address = GUEST.parse().unwrap();
+    config.proxy = vec![
+        port(61001, 8080, ProxyProtocol::Strip),
+        port(61002, 9090, ProxyProtocol::V2),
+    ];
+    config.secrets = vec![SecretBundle {
+        name: "database".to_owned(),
+        files: [("password".to_owned(), b"hunter2\n".to_vec())].into(),
+    }];
+    let mut guest = Plan {
+        tap: Some(TAP),
+        ..Plan::new(&tools, config)
+    }
+    .boot();
+    guest.wait_line("ready");
+    let begun = Instant::now();
+    let mut late = dial(EDGE, 61001).unwrap();
+    late.write_all(&HEADER[..27]).unwrap();
+
+    let lines = guest.seen().lines(Stream::Stdout);
+    let all = lines.join("\n");
+    for line in [
+        "listening=1",
+        "Uid:65534 65534 65534 65534",
+        "Gid:65534 65534 65534 65534",
+        "Groups:",
+        "CapInh:0000000000000000",
+        "CapPrm:0000000000000000",
+        "CapEff:0000000000000000",
+        "CapBnd:0000000000000000",
+        "CapAmb:0000000000000000",
+        "NoNewPrivs:1",
+        "cgroup=0::/proxy environ=0",
+        "files=2176 2176",
+        "held=0 own=1",
+    ] {
+        let found = lines.iter().map(|line| line.replace('\t', " "));
+        assert!(
+            found.into_iter().any(|found| found.trim() == line),
+            "{line}\n{all}"
+        );
+    }
+
+    // An edge, by the ingress port; the app's own ports are plain for everyone.
+    let with_header = [HEADER, b"hello"].concat();
+    assert_eq!(say_until_heard(EDGE, 61001, &with_header), b"hello");
+    assert_eq!(say_until_heard(EDGE, 61002, &with_header), with_header);
+    assert_eq!(say(NEIGHBOUR, 8080, b"plain").unwrap(), b"plain");
+    // A neighbour, and an edge that says something else.
+    assert!(is_turned_away(say(NEIGHBOUR, 61001, &with_header)));
+    assert!(is_turned_away(say(EDGE, 61001, b"GET / HTTP/1.1\r\n\r\n")));
+    assert!(is_turned_away(say(
+        EDGE,
+        61001,
+        b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\n"
+    )));
+
+    // One that does not say all of its header has five seconds.
+    match late.read(&mut [0]) {
+        Ok(0) => {}
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+        heard => panic!("{heard:?}"),
+    }
+    let waited = begun.elapsed();
+    assert!(waited > Duration::from_millis(4500), "{waited:?}");
+    platform_line(&guest, " 1 of others than edges");
+    platform_line(&guest, " 1 of others than edges");
+
+    // The adapter's death is not the app's: another serves what waits meanwhile.
+    for round in 1..=2 {
+        let kill = "for p in /proc/[0-9]*; do \
+                    [ \"$(head -c 14 $p/cmdline)\" = platform-proxy ] && kill -9 ${p#/proc/}; done";
+        guest.send(&HostFrame::Exec(ExecRequest {
+            session: round,
+            argv: ["sh", "-c", kill].map(str::to_owned).to_vec(),
+            terminal: None,
+        }));
+        guest.wait("the kill", |seen| seen.exec.get(&round)?.exit.clone());
+        guest.wait("the line", |seen| {
+            let lines = seen.lines(Stream::Platform);
+            let said = lines
+                .iter()
+                .filter(|line| line.contains("it is started again"));
+            (said.count() == round as usize).then_some(())
+        });
+        assert_eq!(say(EDGE, 61001, &with_header).unwrap(), b"hello");
+    }
+
+    guest.send(&HostFrame::Stop { timeout_ms: 1 });
+    let event = guest.finish();
+    assert!(event.requested_stop && !event.oom_killed, "{event:?}");
+}
+
+#[test]
+fn an_adapter_that_cannot_listen_is_a_boot_that_failed() {
+    let Some(tools) = Tools::find() else { return };
+    let mut config = config("true");
+    config.proxy = vec![port(61001, 8080, ProxyProtocol::Strip); 2];
+    let guest = Plan::new(&tools, config).boot();
+    let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+    assert_eq!(failure.step, "start the PROXY adapter");
+    assert_eq!(
+        failure.reason,
+        "listen on [fd00:1::15]:61001: Address already in use (os error 98)"
+    );
+}

@@ -1,0 +1,56 @@
+//! A port with `proxy_protocol`: edges go through the guest's PROXY adapter, neighbours do not.
+
+use std::io::Write as _;
+use std::net::{SocketAddr, TcpStream};
+
+use crate::harness::{Cluster, HOST, get, manifest, wait_for};
+
+#[test]
+fn a_stripped_port_is_reached_through_the_adapter_and_outlives_it() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    // Root, so that a command may end the adapter.
+    let stripped = manifest(&[
+        (
+            "command = [\"/usr/bin/hello\", \"web\"]",
+            "command = [\"/usr/bin/hello\", \"web\"]\nuser = \"root\"",
+        ),
+        (
+            "protocol = \"http\"\n",
+            "protocol = \"http\"\nproxy_protocol = \"strip\"\n",
+        ),
+        ("min = 2", "min = 1"),
+    ]);
+    let deployed = cluster.deploy(&stripped, &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    // The app reads HTTP: had it got the header, it would not answer so.
+    for _ in 0..3 {
+        assert_eq!(cluster.get("/").0, 200);
+    }
+    let rows = cluster.instances();
+    let web = rows.iter().find(|row| row["process"] == "web").unwrap();
+    let at = |port: u16| -> SocketAddr {
+        let address = web["address"].as_str().unwrap();
+        format!("[{address}]:{port}").parse().unwrap()
+    };
+    // The app's own port is plain; the ingress port, which edges use, wants the header.
+    assert_eq!(get(at(8080), HOST, "/").0, 200);
+    let mut plain = TcpStream::connect(at(61001)).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let logs = || cluster.ok(&["logs", "--app", "hello", "--process", "web"]);
+    wait_for("the adapter's line", || {
+        logs().contains("1 without a header")
+    });
+
+    let kill = "for p in /proc/[0-9]*; do \
+                grep -qa ^platform-proxy $p/cmdline && kill -9 ${p#/proc/}; done; true";
+    let shell = ["--", "/bin/sh", "-c", kill];
+    cluster.ok(&[&["exec", "--app", "hello", "-p", "web"], &shell[..]].concat());
+    wait_for("another adapter", || logs().contains("it is started again"));
+    assert_eq!(cluster.get("/").0, 200);
+    let rows = cluster.instances();
+    let restarted = rows.iter().any(|row| row["report"]["restarts"] != 0);
+    assert!(!restarted, "{rows:?}");
+    cluster.down();
+}
