@@ -10,10 +10,14 @@
 //! alone whether they share an env. Network 0 is the platform's own: a node's first address is
 //! `<node /64>::1`. Nothing is looked up and nothing is stored: the plan is arithmetic, both ways.
 //!
+//! IPv4 is for egress only. An instance's IPv4 address is its node's private matter, translated
+//! before it leaves the node: the low [`EGRESS_BITS`] bits of its id, in 100.64.0.0/10. The planner
+//! gives no two instances ids that agree in those.
+//!
 //! Deliberately absent: who may talk to whom. That is the node's firewall, which uses
 //! [`same_env`]'s mask.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use contract::{EnvNetwork, InstanceId, NodeId};
 
@@ -25,6 +29,12 @@ pub const NODE_PREFIX_BITS: u8 = 64;
 pub const PLATFORM_NETWORK: EnvNetwork = EnvNetwork(0);
 /// The number of a node's own address within the platform's network.
 pub const NODE_SELF: InstanceId = InstanceId(1);
+
+/// How many bits of an instance's id are in its IPv4 address.
+pub const EGRESS_BITS: u8 = 22;
+/// 100.64.0.0/10, the addresses that providers translate (RFC 6598): no public address, and not
+/// among those that people number their own networks with.
+const EGRESS_PREFIX: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
 
 const CLUSTER_MASK: u128 = !0 << 80;
 const ENV_MASK: u128 = 0xffff_ffff << 32;
@@ -52,6 +62,11 @@ pub fn instance_address(
         | u128::from(network.0) << 32
         | u128::from(instance.0);
     Ipv6Addr::from_bits(bits)
+}
+
+/// What an instance sends to the world outside of the cluster from.
+pub fn egress_address(instance: InstanceId) -> Ipv4Addr {
+    Ipv4Addr::from_bits(EGRESS_PREFIX.to_bits() | (instance.0 & ((1 << EGRESS_BITS) - 1)))
 }
 
 /// A node's /64, as its first address.
@@ -124,6 +139,18 @@ mod tests {
             node_prefix(cluster(), NodeId(0x1f)).to_string(),
             "fd12:3456:789a:1f::"
         );
+    }
+
+    #[test]
+    fn egress_is_from_the_low_bits_of_the_id() {
+        for (id, address) in [
+            (1, "100.64.0.1"),
+            (0x003f_ffff, "100.127.255.255"),
+            (0xffc0_0000, "100.64.0.0"),
+            (0xabcd_ef01, "100.77.239.1"),
+        ] {
+            assert_eq!(egress_address(InstanceId(id)).to_string(), address);
+        }
     }
 
     #[test]

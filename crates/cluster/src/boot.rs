@@ -9,7 +9,9 @@
 use contract::guest::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
 use contract::image::ImageConfig;
 use contract::instance::{InstanceSpec, SecretBundle};
-use std::net::Ipv6Addr;
+use std::net::IpAddr;
+
+use crate::address_plan::egress_address;
 
 use crate::address_plan::platform_peers;
 use crate::ingress::ingress_ports;
@@ -37,7 +39,7 @@ pub struct NodeFacts {
     /// MTU of the guest's interface, in bytes.
     pub mtu: u32,
     /// Name servers; empty: the image's own resolv.conf stays.
-    pub resolvers: Vec<Ipv6Addr>,
+    pub resolvers: Vec<IpAddr>,
 }
 
 /// Why an image cannot be run.
@@ -104,6 +106,7 @@ pub fn boot_config(
         stop_signal: stop_signal(image, spec)?,
         network: GuestNetwork {
             address: spec.address,
+            ipv4: egress_address(spec.id),
             gateway: GATEWAY,
             mtu: facts.mtu,
             resolvers: facts.resolvers.clone(),

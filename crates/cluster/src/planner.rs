@@ -36,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use contract::instance::InstanceSpec;
 use contract::{EnvKey, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
+use crate::address_plan::egress_address;
 use crate::placement::Placement;
 use crate::world::{Instance, Rollout, Volume, VolumeKey, World};
 
@@ -315,10 +316,11 @@ impl<'w> Planner<'w, '_> {
         id
     }
 
-    /// An id that no instance has.
+    /// An id that no instance has, nor one with the same address for egress.
     fn fresh_id(&mut self) -> InstanceId {
+        let same = |a: InstanceId, b: InstanceId| egress_address(a) == egress_address(b);
         let mut id = InstanceId((self.draw)());
-        while id.0 == 0 || self.working.instances.contains_key(&id) {
+        while id.0 == 0 || self.working.instances.keys().any(|other| same(*other, id)) {
             id = InstanceId(id.0.wrapping_add(1));
         }
         id

@@ -26,7 +26,7 @@
 //! A frame on the wire is `u32` little-endian length of what follows, one type byte, the body.
 //! Bodies are JSON but for [`LogRecord`] and exec data, which are bytes.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +50,9 @@ pub const SECRETS_DIR: &str = "/run/secrets";
 pub const VOLUMES_DIR: &str = "/mnt/volumes";
 /// Address of the node's end of an instance's link; the instance's default route.
 pub const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Where instances ask for names. What answers there is the node's to choose (RFC 7335 keeps
+/// 192.0.0.0/29 for the inside of such translations).
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 3);
 
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -240,18 +243,20 @@ impl std::fmt::Debug for BootConfig {
     }
 }
 
-/// A guest's network: one address, one gateway, one MTU (ADR 0004).
+/// A guest's network: an address in the cluster, one for egress, one gateway, one MTU (ADR 0004).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GuestNetwork {
     /// The instance's address, a /128.
     pub address: Ipv6Addr,
-    /// Link-local next hop of the default route.
+    /// What it sends to the world outside of the cluster from, a /32. Only its node knows it.
+    pub ipv4: Ipv4Addr,
+    /// Link-local next hop of the default routes, IPv4's too (RFC 8950).
     pub gateway: Ipv6Addr,
     /// MTU of the interface, in bytes.
     pub mtu: u32,
     /// Name servers for resolv.conf; empty: the image's own file stays.
-    pub resolvers: Vec<Ipv6Addr>,
+    pub resolvers: Vec<IpAddr>,
 }
 
 /// A port where edges say by a PROXY v2 header who the client is. The guest's adapter listens there

@@ -1,7 +1,7 @@
 //! The text of `/etc/hosts` and `/etc/resolv.conf`. Pure; an image's own lines are kept.
 
 use std::fmt::Write as _;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// `/etc/hosts`: the image's lines, and what they lack of localhost and the guest's own name.
 pub(crate) fn hosts(existing: &[u8], hostname: &str, address: Ipv6Addr) -> Vec<u8> {
@@ -39,7 +39,7 @@ fn words(line: &[u8]) -> Vec<&[u8]> {
 }
 
 /// `/etc/resolv.conf` with these name servers.
-pub(crate) fn resolv_conf(resolvers: &[Ipv6Addr]) -> String {
+pub(crate) fn resolv_conf(resolvers: &[IpAddr]) -> String {
     resolvers.iter().fold(String::new(), |mut text, resolver| {
         let _ = writeln!(text, "nameserver {resolver}");
         text
@@ -50,7 +50,7 @@ pub(crate) fn resolv_conf(resolvers: &[Ipv6Addr]) -> String {
 mod tests {
     #![allow(clippy::needless_raw_string_hashes, reason = "expect-test writes them")]
 
-    use std::net::Ipv6Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
 
     use expect_test::{Expect, expect};
 
@@ -111,8 +111,11 @@ mod tests {
     fn resolvers() {
         expect![[r#"
             nameserver fd00::7
-            nameserver ::1
+            nameserver 192.0.0.3
         "#]]
-        .assert_eq(&resolv_conf(&[ADDRESS, Ipv6Addr::LOCALHOST]));
+        .assert_eq(&resolv_conf(&[
+            ADDRESS.into(),
+            Ipv4Addr::new(192, 0, 0, 3).into(),
+        ]));
     }
 }

@@ -1,4 +1,6 @@
-//! The network, by rtnetlink: loopback up, the one interface with its address and default route.
+//! The network, by rtnetlink: loopback up, the one interface with its addresses and default routes.
+//!
+//! IPv4 leaves by the IPv6 gateway (`RTA_VIA`, RFC 8950), so there is no second gateway and no ARP.
 //!
 //! Duplicate address detection is off (`accept_dad`, `IFA_F_NODAD`): the address is the instance's
 //! alone by construction, and waiting would cost a second of every boot. Building messages is pure.
@@ -26,13 +28,15 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_NEWADDR: u16 = 20;
 const RTM_NEWROUTE: u16 = 24;
 const AF_UNSPEC: u8 = 0;
+const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 0x1;
 const IFLA_MTU: u16 = 4;
-const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
 const IFA_F_NODAD: u8 = 0x02;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
+const RTA_VIA: u16 = 18;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
@@ -72,11 +76,15 @@ pub(crate) fn configure(network: &GuestNetwork) -> Result<(), NetworkError> {
     let mut socket = Socket::open()?;
     socket.request("loopback up", link_up(loopback, None))?;
     socket.request("interface up", link_up(interface, Some(network.mtu)))?;
-    socket.request("address", add_address(interface, network.address))?;
-    socket.request(
-        "default route",
-        add_default_route(interface, network.gateway),
-    )
+    for (family, address) in [
+        (AF_INET6, &network.address.octets()[..]),
+        (AF_INET, &network.ipv4.octets()[..]),
+    ] {
+        socket.request("address", add_address(family, interface, address))?;
+        let route = add_default_route(family, interface, network.gateway);
+        socket.request("default route", route)?;
+    }
+    Ok(())
 }
 
 fn index(interface: &str) -> Result<u32, NetworkError> {
@@ -153,7 +161,7 @@ impl Message {
     }
 
     fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
-        // Attributes here are at most 16 bytes.
+        // Attributes here are at most 18 bytes.
         let length = u16::try_from(value.len() + 4).unwrap_or(u16::MAX);
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
@@ -182,16 +190,17 @@ fn link_up(index: u32, mtu: Option<u32>) -> Message {
     }
 }
 
-fn add_address(index: u32, address: Ipv6Addr) -> Message {
-    let mut head = vec![AF_INET6, 128, IFA_F_NODAD, 0];
+fn add_address(family: u8, index: u32, address: &[u8]) -> Message {
+    // An address of one machine: all of its bits are the prefix.
+    let bits = u8::try_from(address.len() * 8).unwrap_or(u8::MAX);
+    let mut head = vec![family, bits, IFA_F_NODAD, 0];
     head.extend_from_slice(&index.to_ne_bytes());
-    Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &head)
-        .attribute(IFA_ADDRESS, &address.octets())
+    Message::new(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, &head).attribute(IFA_LOCAL, address)
 }
 
-fn add_default_route(index: u32, gateway: Ipv6Addr) -> Message {
+fn add_default_route(family: u8, index: u32, gateway: Ipv6Addr) -> Message {
     let mut head = vec![
-        AF_INET6,
+        family,
         0,
         0,
         0,
@@ -201,24 +210,32 @@ fn add_default_route(index: u32, gateway: Ipv6Addr) -> Message {
         RTN_UNICAST,
     ];
     head.extend_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
-    Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &head)
-        .attribute(RTA_GATEWAY, &gateway.octets())
-        .attribute(RTA_OIF, &index.to_ne_bytes())
+    let message = Message::new(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &head)
+        .attribute(RTA_OIF, &index.to_ne_bytes());
+    if family == AF_INET6 {
+        return message.attribute(RTA_GATEWAY, &gateway.octets());
+    }
+    let mut via = [0; 18];
+    via[..2].copy_from_slice(&u16::from(AF_INET6).to_ne_bytes());
+    via[2..].copy_from_slice(&gateway.octets());
+    message.attribute(RTA_VIA, &via)
 }
 
 #[cfg(test)]
 mod tests {
-    use contract::guest::GATEWAY;
+    use contract::guest::{GATEWAY, RESOLVER};
 
-    use super::{add_address, add_default_route, answer_code, link_up};
+    use super::{AF_INET, AF_INET6, add_address, add_default_route, answer_code, link_up};
 
     #[test]
     fn messages_have_their_length_and_number() {
         for message in [
             link_up(1, None),
             link_up(2, Some(1420)),
-            add_address(2, GATEWAY),
-            add_default_route(2, GATEWAY),
+            add_address(AF_INET6, 2, &GATEWAY.octets()),
+            add_address(AF_INET, 2, &RESOLVER.octets()),
+            add_default_route(AF_INET6, 2, GATEWAY),
+            add_default_route(AF_INET, 2, GATEWAY),
         ] {
             let bytes = message.finish(7);
             assert_eq!(

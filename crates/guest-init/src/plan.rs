@@ -161,8 +161,8 @@ impl fmt::Display for Step {
             Self::Resolvers(network) => write!(f, "{:?}", network.resolvers),
             Self::Network(network) => write!(
                 f,
-                "{INTERFACE} {}/128 via {} mtu {}",
-                network.address, network.gateway, network.mtu
+                "{INTERFACE} {}/128 {}/32 via {} mtu {}",
+                network.address, network.ipv4, network.gateway, network.mtu
             ),
             Self::ResolveUser(user) => write!(f, "{user:?}"),
             Self::Secrets(bundles) => {
@@ -306,7 +306,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use std::collections::BTreeMap;
-    use std::net::Ipv6Addr;
 
     use contract::guest::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
     use contract::instance::{ProxyProtocol, SecretBundle};
@@ -324,6 +323,7 @@ mod tests {
             stop_signal: "SIGTERM".to_owned(),
             network: GuestNetwork {
                 address: "fd00::1:0:2".parse().unwrap(),
+                ipv4: "100.64.0.2".parse().unwrap(),
                 gateway: GATEWAY,
                 mtu: 1420,
                 resolvers: Vec::new(),
@@ -368,7 +368,7 @@ mod tests {
             set net/ipv4/ping_group_range: 0 2147483647
             set the hostname: web-1
             write /etc/hosts: web-1 is fd00::1:0:2
-            set up the network: eth0 fd00::1:0:2/128 via fe80::1 mtu 1420
+            set up the network: eth0 fd00::1:0:2/128 100.64.0.2/32 via fe80::1 mtu 1420
             find the user: ""
             make the working directory: /
             make the app's cgroup: /sys/fs/cgroup/app
@@ -382,7 +382,7 @@ mod tests {
         let mut config = least();
         config.user = "shop:staff".to_owned();
         config.working_dir = "/srv/shop".to_owned();
-        config.network.resolvers = vec!["fd00::53".parse::<Ipv6Addr>().unwrap()];
+        config.network.resolvers = vec!["fd00::53".parse().unwrap()];
         config.volumes = vec![
             VolumeMount {
                 device: "/dev/vdc".to_owned(),
@@ -426,7 +426,7 @@ mod tests {
             set the hostname: web-1
             write /etc/hosts: web-1 is fd00::1:0:2
             write /etc/resolv.conf: [fd00::53]
-            set up the network: eth0 fd00::1:0:2/128 via fe80::1 mtu 1420
+            set up the network: eth0 fd00::1:0:2/128 100.64.0.2/32 via fe80::1 mtu 1420
             find the user: "shop:staff"
             write the secrets: /run/secrets/database
             mount volume data: /dev/vdc on /mnt/volumes/data, ext4 NoDevices errors=remount-ro

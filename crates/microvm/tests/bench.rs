@@ -16,7 +16,7 @@ use std::time::Instant;
 use contract::guest::{BootConfig, Frame as _, HostFrame};
 use contract::{InstanceId, NodeId};
 use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
-use node_network::{Network, NetworkSettings};
+use node_network::{Member, Network, NetworkSettings};
 use support::node::{Node, Seen, config, make_disk};
 use support::{guest_dir, in_a_network_of_its_own, pid_of, processes_of, spec, with_programs};
 
@@ -105,7 +105,12 @@ impl Bench {
         let node = Node::listen(&run_dir, config);
         let scratch = run_dir.join("scratch.ext4");
         make_disk(&scratch, SCRATCH_MIB, None);
-        let tap = self.network.create_tap(instance, address).await.unwrap();
+        let member = Member {
+            instance,
+            address,
+            ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+        };
+        let tap = self.network.create_tap(&member).await.unwrap();
         let mut spec = spec(instance, &run_dir, kernel.clone());
         spec.disks = vec![
             Disk {

@@ -15,7 +15,7 @@ use contract::{InstanceId, NodeId};
 use microvm::{
     BootError, Disk, Driver, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot, check_programs,
 };
-use node_network::{Network, NetworkSettings};
+use node_network::{Member, Network, NetworkSettings};
 use support::{
     guest_dir, in_a_network_of_its_own, left_in, pid_of, processes_of, spec, with_script,
 };
@@ -194,6 +194,11 @@ fn its_tap_is_opened_by_name_and_outlives_it() {
 async fn with_tap(dir: &Path, kernel: GuestKernel) {
     let instance = InstanceId(0xd000_0003);
     let address: Ipv6Addr = "fd12:3456:789a:3:0:7:d000:3".parse().unwrap();
+    let member = Member {
+        instance,
+        address,
+        ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+    };
     let network = Network::ensure(&NetworkSettings {
         suffix: "fc".to_owned(),
         cluster_prefix: "fd12:3456:789a::".parse().unwrap(),
@@ -212,7 +217,7 @@ async fn with_tap(dir: &Path, kernel: GuestKernel) {
     let run_dir = dir.join("run");
     // Twice: the second finds the tap of the first.
     for _ in 0..2 {
-        let tap = network.create_tap(instance, address).await.unwrap();
+        let tap = network.create_tap(&member).await.unwrap();
         let mut spec = firecracker_spec(instance, &run_dir, kernel.clone());
         spec.nic = Some(Nic {
             tap: tap.fd,
@@ -221,7 +226,7 @@ async fn with_tap(dir: &Path, kernel: GuestKernel) {
         let vm = boot(spec).await.unwrap();
         assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
         hear(&vm, "UP").await;
-        network.create_tap(instance, address).await.unwrap_err();
+        network.create_tap(&member).await.unwrap_err();
         vm.kill().await;
         assert!(links().contains(&tap.name), "{}", links());
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use contract::guest::{Channel, FrameBuffer, GuestFrame, HOST_PORT, Phase};
 use contract::{InstanceId, NodeId};
 use microvm::{GuestKernel, HowEnded, Nic, boot, listen_for_guest};
-use node_network::{Network, NetworkSettings};
+use node_network::{Member, Network, NetworkSettings};
 use support::{guest_dir, in_a_network_of_its_own, kernel_with_script, spec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -72,6 +72,11 @@ fn a_guest_is_reached_by_its_tap() {
 async fn reach_by_tap(guest: &Path) {
     let instance = InstanceId(0xc000_0002);
     let address: Ipv6Addr = "fd12:3456:789a:3:0:7:c000:2".parse().unwrap();
+    let member = Member {
+        instance,
+        address,
+        ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+    };
     let network = Network::ensure(&NetworkSettings {
         suffix: "tap".to_owned(),
         cluster_prefix: "fd12:3456:789a::".parse().unwrap(),
@@ -80,8 +85,8 @@ async fn reach_by_tap(guest: &Path) {
     })
     .await
     .unwrap();
-    let tap = network.create_tap(instance, address).await.unwrap();
-    network.apply_rules(&[(instance, address)]).await.unwrap();
+    let tap = network.create_tap(&member).await.unwrap();
+    network.apply_rules(&[member]).await.unwrap();
 
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");

@@ -11,6 +11,7 @@ use cluster::boot::NodeFacts;
 use cluster::instance::Timing;
 use cluster::node::{NodeAction, Seen, SeenInstance, reconcile};
 use contract::api::{DesiredState, DriverChoice, EnrollRole, Hardware, Member, NodeReport};
+use contract::guest::RESOLVER;
 use contract::{Generation, InstanceId, NodeId};
 use membership::{Applicant, Membership};
 use microvm::{GuestKernel, Vm};
@@ -38,6 +39,9 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// The image cache is brought within its budget this often.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+/// The way out to the world is looked after when it has ended, and this often: so long may an address that
+/// the machine was given stay unknown to the rules.
+const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
 fn desired_file(data_dir: &Path) -> PathBuf {
     data_dir.join("desired.json")
@@ -103,7 +107,7 @@ pub(crate) async fn run(
             region: membership.region.clone(),
             node_name: membership.name.clone(),
             mtu: membership.mtu,
-            resolvers: Vec::new(),
+            resolvers: vec![RESOLVER.into()],
         },
         timing: Timing::default(),
         clock: Clock::start(),
@@ -134,6 +138,7 @@ pub(crate) async fn run(
     let (report_sender, report) = watch::channel(agent.report());
     let _tasks = [
         spawn(tidy_images(agent.machine.clone())),
+        spawn(keep_egress(agent.machine.clone())),
         spawn(fetch_desired(client.clone(), generation, desired_sender)),
         spawn(send_reports(client.clone(), report)),
         spawn(streams::serve(client, directory)),
@@ -414,6 +419,39 @@ async fn tidy_images(machine: Arc<Machine>) {
     loop {
         timer.tick().await;
         machine.images.tidy().await;
+    }
+}
+
+/// Keeps the way out to the world, and says when that changes.
+async fn keep_egress(machine: Arc<Machine>) {
+    let mut said = None;
+    loop {
+        let (egress, state) = match machine.network.ensure_egress().await {
+            Ok(egress) => {
+                let reason = egress.resolves.err().unwrap_or("by pasta").to_owned();
+                (Some(egress), (true, reason))
+            }
+            Err(error) => (None, (false, chain(&error))),
+        };
+        if said.as_ref() != Some(&state) {
+            let (there, reason) = &state;
+            if *there {
+                tracing::info!(reason, "instances reach the world outside of the cluster");
+            } else {
+                tracing::warn!(reason, "going on without egress");
+            }
+            said = Some(state);
+        }
+        // One that ends as soon as it was made is made again at this pace at most.
+        tokio::time::sleep(RETRY_PAUSE).await;
+        let ended = async {
+            match &egress {
+                Some(egress) => egress.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        // Whatever woke us: it is looked at again.
+        let _ = tokio::time::timeout(EGRESS_INTERVAL, ended).await;
     }
 }
 

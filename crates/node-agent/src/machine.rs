@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api_client::ApiClient;
+use cluster::address_plan::egress_address;
 use cluster::boot::NodeFacts;
 use cluster::instance::Timing;
 use contract::guest::HOST_PORT;
 use contract::instance::InstanceSpec;
 use contract::{InstanceId, Timestamp};
 use microvm::{AdoptError, Disk, Driver, GuestKernel, MAX_VCPUS, Nic, Vm, VmSpec};
-use node_network::{Network, NetworkError};
+use node_network::{Member, Network, NetworkError};
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
@@ -75,7 +76,7 @@ impl Machine {
     ) -> Result<Vm, String> {
         let tap = self
             .network
-            .create_tap(spec.id, spec.address)
+            .create_tap(&member(spec.id, spec.address))
             .await
             .map_err(|error| format!("cannot make the tap of {}: {}", spec.id, chain(&error)))?;
         self.enter_network(spec.id, spec.address)
@@ -139,7 +140,7 @@ impl Machine {
     ) -> Result<(), NetworkError> {
         let whole: Vec<_> = admitted
             .iter()
-            .map(|(id, address)| (*id, *address))
+            .map(|(id, address)| member(*id, *address))
             .collect();
         self.network.apply_rules(&whole).await
     }
@@ -152,6 +153,15 @@ impl Machine {
             }
             _ => {}
         }
+    }
+}
+
+/// An instance as the network knows it.
+fn member(instance: InstanceId, address: Ipv6Addr) -> Member {
+    Member {
+        instance,
+        address,
+        ipv4: egress_address(instance),
     }
 }
 

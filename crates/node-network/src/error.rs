@@ -67,6 +67,19 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The machine reaches no other network by IPv4, so its instances do not either.
+    #[error(
+        "this machine has no default route for IPv4, so instances do not reach the world outside of the \
+         cluster; hint: give it one (`ip route add default via ..`), and they will within seconds"
+    )]
+    NoUplink,
+    /// Processes could not be looked at.
+    #[error("cannot look for the process that leads to the world; hint: is this process root?")]
+    Process {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A running VMM holds the tap: this instance runs already.
     #[error("the tap {name} is in use: the instance's VMM still runs")]
     TapBusy {

@@ -37,6 +37,9 @@ impl Suffix {
 /// The namespace's end of the link to the machine.
 pub(crate) const INSIDE_LINK: &str = "host";
 
+/// The namespace's link to the world outside of the cluster; there while `pasta` is.
+pub(crate) const WORLD_LINK: &str = "world";
+
 /// The tap of an instance, inside the namespace: `t<8 hexadecimal digits>`.
 pub fn tap_name(instance: InstanceId) -> String {
     format!("t{instance}")

@@ -15,7 +15,8 @@ const NAMES_DIR: &str = "/run/netns";
 /// File system magic of a namespace (linux/magic.h, `NSFS_MAGIC`).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
 
-fn path_of(name: &str) -> PathBuf {
+/// The file that stands for the namespace.
+pub(crate) fn path_of(name: &str) -> PathBuf {
     PathBuf::from(NAMES_DIR).join(name)
 }
 

@@ -1,15 +1,20 @@
 //! Makes the network, and keeps it as wanted.
 
+use std::fs;
+use std::io;
 use std::net::Ipv6Addr;
 
 use contract::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
+use crate::egress::{Egress, Pasta};
 use crate::names::{
-    INSIDE_LINK, Suffix, mac_of, mac_text, node_prefix, platform_address, tap_mac_of, tap_name,
+    INSIDE_LINK, Suffix, WORLD_LINK, mac_of, mac_text, node_prefix, platform_address, tap_mac_of,
+    tap_name,
 };
 use crate::namespace::{self, Named};
-use crate::{NetworkError, Tap, rules, tap};
+use crate::outside::{self, Outside};
+use crate::{Member, NetworkError, Tap, rules, tap};
 
 /// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
 const MIN_MTU: u32 = 1280;
@@ -18,6 +23,10 @@ const MAX_MTU: u32 = 65521;
 /// Routes to the whole cluster get this plus the node's number as their metric, so that several
 /// nodes on one machine each have theirs.
 const CLUSTER_ROUTE_METRIC: u32 = 2048;
+/// Metric of the route that leads what is for the world to the rules, which refuse it: the last of all.
+const NO_UPLINK_METRIC: u32 = u32::MAX;
+/// Where the machine's name servers are named.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// What the workload network of a node follows from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,8 +47,15 @@ pub struct Network {
     cluster_prefix: Ipv6Addr,
     mtu: u32,
     namespace: String,
-    /// One rule set at a time, so that the last call's rules are those that stay.
-    loading: tokio::sync::Mutex<()>,
+    /// What the rules were made from. One rule set at a time, so that the last call's rules are those
+    /// that stay.
+    loaded: tokio::sync::Mutex<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
+    members: Vec<Member>,
+    outside: Outside,
 }
 
 impl Network {
@@ -60,7 +76,10 @@ impl Network {
             cluster_prefix: settings.cluster_prefix,
             mtu: settings.mtu,
             namespace: suffix.namespace(),
-            loading: tokio::sync::Mutex::new(()),
+            loaded: tokio::sync::Mutex::new(Loaded {
+                members: Vec::new(),
+                outside: look_outside().await?,
+            }),
         };
         network.ensure_namespace().await?;
         network.ensure_link(&suffix.host_link()).await?;
@@ -82,11 +101,12 @@ impl Network {
     /// # Errors
     /// [`NetworkError::TapBusy`] when a VMM of this instance still runs, or a refusal of the
     /// kernel or `ip`.
-    pub async fn create_tap(
-        &self,
-        instance: InstanceId,
-        address: Ipv6Addr,
-    ) -> Result<Tap, NetworkError> {
+    pub async fn create_tap(&self, member: &Member) -> Result<Tap, NetworkError> {
+        let Member {
+            instance,
+            address,
+            ipv4,
+        } = *member;
         let name = tap_name(instance);
         let mac = mac_of(instance);
         let fd = {
@@ -111,6 +131,8 @@ impl Network {
                     mac_text(mac)
                 ),
                 format!("route replace {address}/128 dev {name}"),
+                // By the same neighbour, so there is no ARP.
+                format!("route replace {ipv4}/32 via inet6 {address} dev {name}"),
             ],
         )
         .await?;
@@ -122,16 +144,67 @@ impl Network {
     ///
     /// # Errors
     /// A refusal of `nft`; the rules are then as before.
-    pub async fn apply_rules(
-        &self,
-        instances: &[(InstanceId, Ipv6Addr)],
-    ) -> Result<(), NetworkError> {
-        let _one_at_a_time = self.loading.lock().await;
+    pub async fn apply_rules(&self, members: &[Member]) -> Result<(), NetworkError> {
+        let mut loaded = self.loaded.lock().await;
+        self.load(members, &loaded.outside).await?;
+        loaded.members = members.to_vec();
+        Ok(())
+    }
+
+    async fn load(&self, members: &[Member], outside: &Outside) -> Result<(), NetworkError> {
         nft(
             &self.namespace,
-            &rules::ruleset(self.cluster_prefix, instances),
+            &rules::ruleset(self.cluster_prefix, members, outside),
         )
         .await
+    }
+
+    /// Makes sure of the way out to the world: rules that know the machine's own addresses and resolver as
+    /// they are now, and a `pasta`. One that is there is left alone. May be called at any time, and is to
+    /// be called again when it was an error, when the way out has ended, and now and then, because the
+    /// machine's addresses may change.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoUplink`] on a machine without a default route, or that `pasta` is not installed or
+    /// does not start: instances are then told at once that there is no way out.
+    pub async fn ensure_egress(&self) -> Result<Egress, NetworkError> {
+        let outside = look_outside().await?;
+        let resolver = outside.resolver;
+        let mut loaded = self.loaded.lock().await;
+        if outside != loaded.outside {
+            self.load(&loaded.members, &outside).await?;
+            loaded.outside = outside;
+        }
+        drop(loaded);
+        let namespace = namespace::path_of(&self.namespace);
+        let linked = links(Some(&self.namespace))
+            .await?
+            .iter()
+            .any(|link| link == WORLD_LINK);
+        let mut found = Pasta::find_all(&namespace)?;
+        if let [pasta] = found.as_slice()
+            && linked
+            && pasta.serves(resolver)
+        {
+            return Ok(Egress::new(found.remove(0), resolver));
+        }
+        for pasta in found {
+            pasta.end().await?;
+        }
+        if run(&["ip", "-4", "route", "show", "default"], "")
+            .await?
+            .trim()
+            .is_empty()
+        {
+            return Err(NetworkError::NoUplink);
+        }
+        Pasta::start(&namespace, self.mtu, resolver).await?;
+        match Pasta::find_all(&namespace)?.pop() {
+            Some(pasta) => Ok(Egress::new(pasta, resolver)),
+            None => Err(NetworkError::Process {
+                source: io::Error::other("pasta ended as soon as it was there"),
+            }),
+        }
     }
 
     /// Makes sure the instance's tap is gone, with its routes. It usually is: it ended with its VMM.
@@ -150,6 +223,9 @@ impl Network {
     pub async fn remove(suffix: &str) -> Result<(), NetworkError> {
         let suffix = Suffix::new(suffix)?;
         let name = suffix.namespace();
+        for pasta in Pasta::find_all(&namespace::path_of(&name))? {
+            pasta.end().await?;
+        }
         match namespace::look_up(&name)? {
             Named::Absent => {}
             Named::Stale => namespace::remove_stale_name(&name)?,
@@ -180,17 +256,23 @@ impl Network {
         }
         // Before any link is made: links take their settings from `default`.
         let settings: Vec<(String, &str)> = [
-            ("default/accept_ra", "0"),
-            ("default/accept_dad", "0"),
-            ("default/accept_redirects", "0"),
-            ("default/addr_gen_mode", "1"),
-            ("default/disable_ipv6", "0"),
-            ("all/disable_ipv6", "0"),
-            ("default/forwarding", "1"),
-            ("all/forwarding", "1"),
+            ("ipv6/conf/default/accept_ra", "0"),
+            ("ipv6/conf/default/accept_dad", "0"),
+            ("ipv6/conf/default/accept_redirects", "0"),
+            ("ipv6/conf/default/addr_gen_mode", "1"),
+            ("ipv6/conf/default/disable_ipv6", "0"),
+            ("ipv6/conf/all/disable_ipv6", "0"),
+            ("ipv6/conf/default/forwarding", "1"),
+            ("ipv6/conf/all/forwarding", "1"),
+            ("ipv4/ip_forward", "1"),
+            // Sources are pinned by the rules.
+            ("ipv4/conf/default/rp_filter", "0"),
+            ("ipv4/conf/all/rp_filter", "0"),
+            // What is refused is refused at once, each time; the rules bound how often.
+            ("ipv4/icmp_ratelimit", "0"),
         ]
         .into_iter()
-        .map(|(name, value)| (format!("net/ipv6/conf/{name}"), value))
+        .map(|(name, value)| (format!("net/{name}"), value))
         .collect();
         namespace::within(&self.namespace, move || {
             namespace::write_settings(&settings)
@@ -249,6 +331,8 @@ impl Network {
                 format!("addr replace {own}/128 dev lo nodad"),
                 format!("addr replace fe80::1/64 dev {INSIDE_LINK} nodad"),
                 format!("route replace {machine}/128 dev {INSIDE_LINK}"),
+                // While there is no way out, what is for the world meets the rules, which refuse it.
+                format!("route replace default dev lo metric {NO_UPLINK_METRIC}"),
             ],
         )
         .await?;
@@ -282,10 +366,38 @@ impl Network {
         )
         .await?;
         let ours = format!("table {}", rules::TABLE);
-        if tables.lines().any(|line| line.trim() == ours) {
-            return Ok(());
+        if !tables.lines().any(|line| line.trim() == ours) {
+            self.apply_rules(&[]).await?;
         }
-        self.apply_rules(&[]).await
+        // The setting is there once there are rules that track connections.
+        namespace::within(&self.namespace, move || {
+            namespace::write_settings(&[(
+                "net/netfilter/nf_conntrack_udp_timeout".to_owned(),
+                &rules::UDP_MEMORY_SECONDS.to_string(),
+            )])
+        })
+        .await
+    }
+}
+
+/// The machine's own IPv4 addresses and resolver, as they are now.
+async fn look_outside() -> Result<Outside, NetworkError> {
+    let command = ["ip", "-4", "-json", "route", "show", "table", "local"];
+    let routes = run(&command, "").await?;
+    let own = outside::own_addresses(&routes).map_err(|error| not_understood(&command, &error))?;
+    // A machine without the file has no resolver that we could name.
+    let resolv_conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    Ok(Outside {
+        own,
+        resolver: outside::first_resolver(&resolv_conf),
+    })
+}
+
+fn not_understood(command: &[&str], error: &serde_json::Error) -> NetworkError {
+    NetworkError::Command {
+        command: command.join(" "),
+        stderr: format!("its answer is not what was expected: {error}"),
+        hint: "is this Debian's iproute2?",
     }
 }
 
@@ -303,11 +415,7 @@ async fn links(namespace: Option<&str>) -> Result<Vec<String>, NetworkError> {
     command.extend(["-json", "link", "show"]);
     let text = run(&command, "").await?;
     let links: Vec<Link> =
-        serde_json::from_str(text.trim()).map_err(|error| NetworkError::Command {
-            command: command.join(" "),
-            stderr: format!("its answer is not what was expected: {error}"),
-            hint: "is this Debian's iproute2?",
-        })?;
+        serde_json::from_str(text.trim()).map_err(|error| not_understood(&command, &error))?;
     Ok(links.into_iter().filter_map(|link| link.ifname).collect())
 }
 

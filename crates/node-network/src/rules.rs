@@ -5,14 +5,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use contract::InstanceId;
+use contract::guest::RESOLVER;
 
-use crate::names::{INSIDE_LINK, tap_name};
+use crate::egress::on_loopback;
+use crate::names::{INSIDE_LINK, WORLD_LINK, tap_name};
+use crate::outside::Outside;
 
-/// The one table. Loading it again replaces it, all at once.
+/// The one table that follows from the instances. Loading it again replaces it, all at once.
 pub(crate) const TABLE: &str = "inet platform";
+/// The table of what is counted. It is never deleted: the counts go on while rules are replaced.
+const COUNTS: &str = "inet platform_counts";
 /// Cluster and env network, whatever the node and the instance.
 const ENV_MASK: &str = "ffff:ffff:ffff:0:ffff:ffff::";
 /// Errors that must reach whoever sent the packet they are about (RFC 4890, 4.3.1); without Packet
@@ -27,6 +32,45 @@ const MEGABYTES_PER_SECOND: u32 = 250;
 const BURST_MEGABYTES: u32 = 25;
 /// A tap that is quiet for this long is forgotten by the limits.
 const LIMIT_MEMORY: &str = "1m";
+
+/// The namespace's own address at the link to the world, out of 192.0.0.0/29 (RFC 7335).
+pub(crate) const WORLD_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
+/// The other end of that link.
+pub(crate) const WORLD_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
+/// Length of their prefix, in bits.
+pub(crate) const WORLD_BITS: u8 = 29;
+/// Where no instance gets to, whatever the machine can reach: "this network"; other instances; loopback;
+/// metadata of clouds (169.254.0.0/16; 192.0.0.192 and 100.100.100.200 are in the other blocks;
+/// 168.63.129.16), which hand the machine's credentials to whoever asks; our own link; multicast;
+/// reserved and broadcast.
+const DENIED: &str = "{ 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, \
+     192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }";
+/// TCP ports of the machine's own addresses that instances reach: what an edge serves, so that an app may
+/// call its own public URL.
+const PUBLIC_PORTS: &str = "{ 80, 443 }";
+/// Ports that translated packets come from. `pasta` takes a UDP packet's port as its own on the machine,
+/// so they are among those that no service is found at.
+const TRANSLATED_PORTS: &str = "32768-60999";
+/// Connections, and exchanges of packets that count as such, that one instance may have begun and not ended.
+/// The kernel holds 262144 for a namespace, `pasta` 131072 over TCP.
+const MAX_CONNECTIONS: u32 = 2048;
+/// How often one instance is told that it may not, in messages a second; above that it gets no answer. The
+/// kernel's own bound is one for the whole machine.
+const REFUSALS_PER_SECOND: u32 = 100;
+/// How long an exchange of UDP packets counts after its last packet, in seconds, when there was one each
+/// way at most, as with names.
+pub(crate) const UDP_MEMORY_SECONDS: u32 = 10;
+
+/// An instance as the rules know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its address in the cluster.
+    pub address: Ipv6Addr,
+    /// Its address for egress, which no other instance of the node has.
+    pub ipv4: Ipv4Addr,
+}
 
 /// An address's cluster and env network, with node and instance zero: what [`ENV_MASK`] leaves.
 fn env_of(address: Ipv6Addr) -> Ipv6Addr {
@@ -43,18 +87,22 @@ fn chain_of(env: Ipv6Addr) -> String {
 }
 
 /// The rules for exactly these instances; `cluster_prefix` is the cluster's /48.
-pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Addr)]) -> String {
+pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, members: &[Member], outside: &Outside) -> String {
     let platform = env_of(cluster_prefix);
-    let instances: BTreeMap<InstanceId, Ipv6Addr> = instances.iter().copied().collect();
+    let members: BTreeMap<InstanceId, &Member> = members.iter().map(|m| (m.instance, m)).collect();
     // An instance in network 0 would have the platform's rights: it gets no chain, so no rights.
-    let envs: BTreeSet<Ipv6Addr> = instances
+    let envs: BTreeSet<Ipv6Addr> = members
         .values()
-        .map(|address| env_of(*address))
+        .map(|member| env_of(member.address))
         .filter(|env| *env != platform)
         .collect();
-    let mut text = format!("table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{\n");
+    let mut text = counts();
     // Writing to a String cannot fail.
-    for set in ["sent", "received"] {
+    let _ = writeln!(
+        text,
+        "table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{"
+    );
+    for set in ["sent", "received", "refused"] {
         let _ = writeln!(
             text,
             "\tset {set} {{\n\t\ttype ifname; size 65535; flags dynamic,timeout; timeout {LIMIT_MEMORY};\n\t}}"
@@ -63,6 +111,7 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
     let limit = format!(
         "limit rate over {MEGABYTES_PER_SECOND} mbytes/second burst {BURST_MEGABYTES} mbytes"
     );
+    // pasta's refusals of a connection lack the ACK that makes them count (RFC 9293, 3.10.7.3).
     let _ = write!(
         text,
         "\tchain pin {{\n\
@@ -70,17 +119,23 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
          \t\tiifname \"lo\" accept\n\
          \t\tiifname \"t*\" update @sent {{ iifname {limit} }} drop\n\
          \t\tip6 saddr {{ ::, fe80::/10 }} ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
-         \t\tiifname \"{INSIDE_LINK}\" ip6 saddr & {ENV_MASK} == {platform} accept\n"
+         \t\tiifname \"{INSIDE_LINK}\" ip6 saddr & {ENV_MASK} == {platform} accept\n\
+         \t\tiifname \"{WORLD_LINK}\" tcp flags & (rst | ack) == rst tcp flags set 0x14\n\
+         \t\tiifname \"{WORLD_LINK}\" ip daddr {WORLD_ADDRESS} accept\n"
     );
-    if !instances.is_empty() {
-        let pins: Vec<String> = instances
-            .iter()
-            .map(|(id, address)| format!("\"{}\" . {address}", tap_name(*id)))
-            .collect();
+    if !members.is_empty() {
+        let pins = |address: fn(&Member) -> String| {
+            let pins: Vec<String> = members
+                .values()
+                .map(|member| format!("\"{}\" . {}", tap_name(member.instance), address(member)))
+                .collect();
+            pins.join(", ")
+        };
         let _ = writeln!(
             text,
-            "\t\tiifname . ip6 saddr {{ {} }} accept",
-            pins.join(", ")
+            "\t\tiifname . ip6 saddr {{ {} }} accept\n\t\tiifname . ip saddr {{ {} }} accept",
+            pins(|member| member.address.to_string()),
+            pins(|member| member.ipv4.to_string()),
         );
     }
     text.push_str("\t}\n");
@@ -91,6 +146,7 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
             chain_of(*env)
         );
     }
+    text.push_str(&egress(outside));
     let _ = write!(
         text,
         "\tchain forward {{\n\
@@ -98,17 +154,18 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
          \t\toifname \"t*\" update @received {{ oifname {limit} }} drop\n\
          \t\ticmpv6 type {ICMPV6_ERRORS} accept\n\
          \t\tct state established,related accept\n\
-         \t\tiifname \"{INSIDE_LINK}\" oifname \"t*\" accept\n"
+         \t\tiifname \"{INSIDE_LINK}\" oifname \"t*\" accept\n\
+         \t\tiifname \"t*\" meta nfproto ipv4 goto egress\n"
     );
     if !envs.is_empty() {
-        let jumps: Vec<String> = instances
-            .iter()
-            .filter(|(_, address)| env_of(**address) != platform)
-            .map(|(id, address)| {
+        let jumps: Vec<String> = members
+            .values()
+            .filter(|member| env_of(member.address) != platform)
+            .map(|member| {
                 format!(
                     "\"{}\" : goto {}",
-                    tap_name(*id),
-                    chain_of(env_of(*address))
+                    tap_name(member.instance),
+                    chain_of(env_of(member.address))
                 )
             })
             .collect();
@@ -123,8 +180,88 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
          \t\ticmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept\n\
          \t\ticmpv6 type {ICMPV6_ERRORS} accept\n\
          \t\tct state established,related accept\n\
+         \t\tiifname \"t*\" meta nfproto ipv4 goto refuse\n\
          \t}}\n\
          }}\n"
+    );
+    text
+}
+
+/// How much one instance may have begun, in the cluster and outside.
+fn counts() -> String {
+    format!(
+        "add table {COUNTS}\n\
+         add set {COUNTS} begun {{ type ifname; size 65535; flags dynamic; }}\n\
+         add chain {COUNTS} forward {{ type filter hook forward priority filter - 1; policy accept; }}\n\
+         flush chain {COUNTS} forward\n\
+         add rule {COUNTS} forward iifname \"t*\" ct state new \
+         add @begun {{ iifname ct count over {MAX_CONNECTIONS} }} reject with icmpx admin-prohibited\n"
+    )
+}
+
+/// What may leave for the world, and how it is translated. What may not is told so at once.
+fn egress(outside: &Outside) -> String {
+    let mut text = String::new();
+    let own: Vec<String> = outside.own.iter().map(ToString::to_string).collect();
+    let mut set = |name: &str, elements: &str| {
+        let _ = write!(
+            text,
+            "\tset {name} {{\n\t\ttype ipv4_addr; flags interval; auto-merge;\n"
+        );
+        if !elements.is_empty() {
+            let _ = writeln!(text, "\t\telements = {elements}");
+        }
+        text.push_str("\t}\n");
+    };
+    set("denied", DENIED);
+    set(
+        "machine",
+        &match own.as_slice() {
+            [] => String::new(),
+            own => format!("{{ {} }}", own.join(", ")),
+        },
+    );
+    // A name server elsewhere is asked directly, one on the machine's loopback by pasta, over UDP only.
+    let (translation, names) = match (outside.resolver, on_loopback(outside.resolver)) {
+        (None, _) => (String::new(), String::new()),
+        (_, Some(_)) => (
+            String::new(),
+            format!("\t\tip daddr {RESOLVER} udp dport 53 oifname \"{WORLD_LINK}\" accept\n"),
+        ),
+        (Some(resolver), None) => (
+            format!(
+                "\t\tiifname \"t*\" ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver}\n"
+            ),
+            format!(
+                "\t\tct original ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 oifname \"{WORLD_LINK}\" accept\n"
+            ),
+        ),
+    };
+    let _ = write!(
+        text,
+        "\tchain resolver {{\n\
+         \t\ttype nat hook prerouting priority dstnat; policy accept;\n\
+         {translation}\
+         \t}}\n\
+         \tchain translate {{\n\
+         \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
+         \t\toifname \"{WORLD_LINK}\" meta l4proto {{ tcp, udp }} masquerade to :{TRANSLATED_PORTS}\n\
+         \t\toifname \"{WORLD_LINK}\" meta nfproto ipv4 masquerade\n\
+         \t}}\n\
+         \tchain refuse {{\n\
+         \t\tupdate @refused {{ iifname limit rate over {REFUSALS_PER_SECOND}/second burst {REFUSALS_PER_SECOND} packets }} drop\n\
+         \t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset\n\
+         \t\treject with icmpx admin-prohibited\n\
+         \t}}\n\
+         \tchain egress {{\n\
+         \t\ttcp flags & (fin | syn | rst | ack) != syn goto refuse\n\
+         {names}\
+         \t\toifname \"{WORLD_LINK}\" ip daddr @machine tcp dport {PUBLIC_PORTS} accept\n\
+         \t\tip daddr @machine goto refuse\n\
+         \t\tip daddr @denied goto refuse\n\
+         \t\toifname \"{WORLD_LINK}\" meta l4proto {{ tcp, udp, icmp }} accept\n\
+         \t\tgoto refuse\n\
+         \t}}\n"
     );
     text
 }
@@ -133,14 +270,118 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, instances: &[(InstanceId, Ipv6Ad
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
+    use crate::outside::own_addresses;
     use expect_test::{Expect, expect};
 
+    fn member(id: u32, address: &str) -> Member {
+        Member {
+            instance: InstanceId(id),
+            address: address.parse().unwrap(),
+            ipv4: Ipv4Addr::from_bits(0x6440_0000 | id),
+        }
+    }
+
     fn check(instances: &[(u32, &str)], expected: &Expect) {
-        let instances: Vec<_> = instances
+        let members: Vec<_> = instances
             .iter()
-            .map(|(id, address)| (InstanceId(*id), address.parse().unwrap()))
+            .map(|(id, address)| member(*id, address))
             .collect();
-        expected.assert_eq(&ruleset("fd12:3456:789a::".parse().unwrap(), &instances));
+        let outside = Outside::default();
+        let cluster = "fd12:3456:789a::".parse().unwrap();
+        expected.assert_eq(&ruleset(cluster, &members, &outside));
+    }
+
+    fn check_egress(own: &str, resolver: Option<&str>, expected: &Expect) {
+        let outside = Outside {
+            own: own_addresses(own).unwrap(),
+            resolver: resolver.map(|address| address.parse().unwrap()),
+        };
+        // The frame keeps the indentation, which `expect!` would take off.
+        expected.assert_eq(&format!("table {{\n{}}}\n", egress(&outside)));
+    }
+
+    #[test]
+    fn names_are_asked_of_a_server_elsewhere() {
+        check_egress(
+            r#"[{"dst":"203.0.113.2"},{"dst":"203.0.113.255"},{"dst":"10.1.0.0/16"}]"#,
+            Some("203.0.113.53"),
+            &expect![[r#"
+                table {
+                	set denied {
+                		type ipv4_addr; flags interval; auto-merge;
+                		elements = { 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }
+                	}
+                	set machine {
+                		type ipv4_addr; flags interval; auto-merge;
+                		elements = { 10.1.0.0/16, 203.0.113.2, 203.0.113.255 }
+                	}
+                	chain resolver {
+                		type nat hook prerouting priority dstnat; policy accept;
+                		iifname "t*" ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 dnat ip to 203.0.113.53
+                	}
+                	chain translate {
+                		type nat hook postrouting priority srcnat; policy accept;
+                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
+                		oifname "world" meta nfproto ipv4 masquerade
+                	}
+                	chain refuse {
+                		update @refused { iifname limit rate over 100/second burst 100 packets } drop
+                		meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
+                		reject with icmpx admin-prohibited
+                	}
+                	chain egress {
+                		tcp flags & (fin | syn | rst | ack) != syn goto refuse
+                		ct original ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 oifname "world" accept
+                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		ip daddr @machine goto refuse
+                		ip daddr @denied goto refuse
+                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		goto refuse
+                	}
+                }
+            "#]],
+        );
+    }
+
+    #[test]
+    fn names_are_asked_of_a_server_on_loopback_by_pasta() {
+        check_egress(
+            "[]",
+            Some("127.0.0.53"),
+            &expect![[r#"
+                table {
+                	set denied {
+                		type ipv4_addr; flags interval; auto-merge;
+                		elements = { 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }
+                	}
+                	set machine {
+                		type ipv4_addr; flags interval; auto-merge;
+                	}
+                	chain resolver {
+                		type nat hook prerouting priority dstnat; policy accept;
+                	}
+                	chain translate {
+                		type nat hook postrouting priority srcnat; policy accept;
+                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
+                		oifname "world" meta nfproto ipv4 masquerade
+                	}
+                	chain refuse {
+                		update @refused { iifname limit rate over 100/second burst 100 packets } drop
+                		meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
+                		reject with icmpx admin-prohibited
+                	}
+                	chain egress {
+                		tcp flags & (fin | syn | rst | ack) != syn goto refuse
+                		ip daddr 192.0.0.3 udp dport 53 oifname "world" accept
+                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		ip daddr @machine goto refuse
+                		ip daddr @denied goto refuse
+                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		goto refuse
+                	}
+                }
+            "#]],
+        );
     }
 
     #[test]
@@ -148,6 +389,11 @@ mod tests {
         check(
             &[],
             &expect![[r#"
+                add table inet platform_counts
+                add set inet platform_counts begun { type ifname; size 65535; flags dynamic; }
+                add chain inet platform_counts forward { type filter hook forward priority filter - 1; policy accept; }
+                flush chain inet platform_counts forward
+                add rule inet platform_counts forward iifname "t*" ct state new add @begun { iifname ct count over 2048 } reject with icmpx admin-prohibited
                 table inet platform
                 delete table inet platform
                 table inet platform {
@@ -157,12 +403,45 @@ mod tests {
                 	set received {
                 		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
                 	}
+                	set refused {
+                		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
+                	}
                 	chain pin {
                 		type filter hook prerouting priority raw; policy drop;
                 		iifname "lo" accept
                 		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
+                		iifname "world" tcp flags & (rst | ack) == rst tcp flags set 0x14
+                		iifname "world" ip daddr 192.0.0.2 accept
+                	}
+                	set denied {
+                		type ipv4_addr; flags interval; auto-merge;
+                		elements = { 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }
+                	}
+                	set machine {
+                		type ipv4_addr; flags interval; auto-merge;
+                	}
+                	chain resolver {
+                		type nat hook prerouting priority dstnat; policy accept;
+                	}
+                	chain translate {
+                		type nat hook postrouting priority srcnat; policy accept;
+                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
+                		oifname "world" meta nfproto ipv4 masquerade
+                	}
+                	chain refuse {
+                		update @refused { iifname limit rate over 100/second burst 100 packets } drop
+                		meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
+                		reject with icmpx admin-prohibited
+                	}
+                	chain egress {
+                		tcp flags & (fin | syn | rst | ack) != syn goto refuse
+                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		ip daddr @machine goto refuse
+                		ip daddr @denied goto refuse
+                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		goto refuse
                 	}
                 	chain forward {
                 		type filter hook forward priority filter; policy drop;
@@ -170,6 +449,7 @@ mod tests {
                 		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
                 		ct state established,related accept
                 		iifname "host" oifname "t*" accept
+                		iifname "t*" meta nfproto ipv4 goto egress
                 	}
                 	chain input {
                 		type filter hook input priority filter; policy drop;
@@ -177,6 +457,7 @@ mod tests {
                 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
                 		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
                 		ct state established,related accept
+                		iifname "t*" meta nfproto ipv4 goto refuse
                 	}
                 }
             "#]],
@@ -192,6 +473,11 @@ mod tests {
                 (0xa3, "fd12:3456:789a:3:0:8:0:a3"),
             ],
             &expect![[r#"
+                add table inet platform_counts
+                add set inet platform_counts begun { type ifname; size 65535; flags dynamic; }
+                add chain inet platform_counts forward { type filter hook forward priority filter - 1; policy accept; }
+                flush chain inet platform_counts forward
+                add rule inet platform_counts forward iifname "t*" ct state new add @begun { iifname ct count over 2048 } reject with icmpx admin-prohibited
                 table inet platform
                 delete table inet platform
                 table inet platform {
@@ -201,13 +487,19 @@ mod tests {
                 	set received {
                 		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
                 	}
+                	set refused {
+                		type ifname; size 65535; flags dynamic,timeout; timeout 1m;
+                	}
                 	chain pin {
                 		type filter hook prerouting priority raw; policy drop;
                 		iifname "lo" accept
                 		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
+                		iifname "world" tcp flags & (rst | ack) == rst tcp flags set 0x14
+                		iifname "world" ip daddr 192.0.0.2 accept
                 		iifname . ip6 saddr { "t000000a1" . fd12:3456:789a:3:0:7:0:a1, "t000000a2" . fd12:3456:789a:3:0:7:0:a2, "t000000a3" . fd12:3456:789a:3:0:8:0:a3 } accept
+                		iifname . ip saddr { "t000000a1" . 100.64.0.161, "t000000a2" . 100.64.0.162, "t000000a3" . 100.64.0.163 } accept
                 	}
                 	chain from_env_00000007 {
                 		ip6 daddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a::7:0:0 accept
@@ -215,12 +507,41 @@ mod tests {
                 	chain from_env_00000008 {
                 		ip6 daddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a::8:0:0 accept
                 	}
+                	set denied {
+                		type ipv4_addr; flags interval; auto-merge;
+                		elements = { 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }
+                	}
+                	set machine {
+                		type ipv4_addr; flags interval; auto-merge;
+                	}
+                	chain resolver {
+                		type nat hook prerouting priority dstnat; policy accept;
+                	}
+                	chain translate {
+                		type nat hook postrouting priority srcnat; policy accept;
+                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
+                		oifname "world" meta nfproto ipv4 masquerade
+                	}
+                	chain refuse {
+                		update @refused { iifname limit rate over 100/second burst 100 packets } drop
+                		meta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset
+                		reject with icmpx admin-prohibited
+                	}
+                	chain egress {
+                		tcp flags & (fin | syn | rst | ack) != syn goto refuse
+                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		ip daddr @machine goto refuse
+                		ip daddr @denied goto refuse
+                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		goto refuse
+                	}
                 	chain forward {
                 		type filter hook forward priority filter; policy drop;
                 		oifname "t*" update @received { oifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
                 		ct state established,related accept
                 		iifname "host" oifname "t*" accept
+                		iifname "t*" meta nfproto ipv4 goto egress
                 		iifname vmap { "t000000a1" : goto from_env_00000007, "t000000a2" : goto from_env_00000007, "t000000a3" : goto from_env_00000008 }
                 	}
                 	chain input {
@@ -229,6 +550,7 @@ mod tests {
                 		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
                 		icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
                 		ct state established,related accept
+                		iifname "t*" meta nfproto ipv4 goto refuse
                 	}
                 }
             "#]],
@@ -239,7 +561,8 @@ mod tests {
     fn an_instance_in_network_0_gets_no_rights() {
         let text = ruleset(
             "fd12:3456:789a::".parse().unwrap(),
-            &[(InstanceId(1), "fd12:3456:789a:3::9".parse().unwrap())],
+            &[member(1, "fd12:3456:789a:3::9")],
+            &Outside::default(),
         );
         assert!(!text.contains("vmap"));
     }

@@ -2,23 +2,16 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "each file uses what it needs")]
 mod support;
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use contract::InstanceId;
 use node_network::{Network, NetworkError, NetworkSettings};
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use support::{Guest, address, isolated, settings, shell};
-
-/// Everything that could be left behind.
-fn world() -> String {
-    shell("ip -o link; ip -6 route show table all; ip netns; nft list ruleset; ls /run/netns || :")
-}
+use support::{Guest, address, enter, isolated, settings, shell, whole_guest, world};
 
 fn host_socket() -> UdpSocket {
     let socket = UdpSocket::bind((address(0, 1), 0)).unwrap();
@@ -154,7 +147,7 @@ fn a_second_agent_finds_everything_and_nothing_is_left_after_remove() {
             let network = Network::ensure(&settings()).await.unwrap();
             a.send_udp(b.address, 9000, "still");
             assert_eq!(b.receive().text(), "still");
-            let busy = network.create_tap(a.id, a.address).await;
+            let busy = network.create_tap(&a.member()).await;
             assert!(
                 matches!(busy, Err(NetworkError::TapBusy { .. })),
                 "{busy:?}"
@@ -234,39 +227,12 @@ fn connections_live_on_while_rules_are_replaced() {
     isolated("connections_live_on_while_rules_are_replaced", || async {
         let network = Network::ensure(&settings()).await.unwrap();
         let guest = Guest::new(&network, 7, 0xa1).await;
-        network.apply_rules(&[guest.member()]).await.unwrap();
-
-        let elsewhere = NetworkSettings {
-            suffix: "guest".to_owned(),
-            node: contract::NodeId(9),
-            ..settings()
-        };
-        let other = Network::ensure(&elsewhere).await.unwrap();
-        let nic = Guest::new(&other, 7, 0xb1).await;
-        let address = guest.address;
-        shell("ip netns exec platform-guest nft flush ruleset");
-        for line in [
-            "link set dev t000000b1 address 02:01:00:00:00:a1",
-            "addr del fe80::1/64 dev t000000b1",
-            "addr add fe80::a1/64 dev t000000b1 nodad",
-            &format!("addr add {address}/128 dev t000000b1 nodad"),
-            "route add default via fe80::1 dev t000000b1",
-        ] {
-            shell(&format!("ip -n platform-guest {line}"));
-        }
-        let (guest, nic) = (Arc::new(guest), Arc::new(nic));
-        for (from, to) in [(Arc::clone(&guest), Arc::clone(&nic)), (nic, guest)] {
-            std::thread::spawn(move || {
-                let mut frame = vec![0; 65_536];
-                while let Ok(length) = from.tap().read(&mut frame) {
-                    let _ = to.tap().write(&frame[..length]);
-                }
-            });
-        }
+        let (address, guest_member) = (guest.address, guest.member());
+        network.apply_rules(&[guest_member]).await.unwrap();
+        let inside = whole_guest(guest).await;
         let (listening, listens) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let namespace = std::fs::File::open("/run/netns/platform-guest").unwrap();
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            enter(&inside);
             let listener = TcpListener::bind((address, 8080)).unwrap();
             listening.send(()).unwrap();
             let (mut stream, _) = listener.accept().unwrap();
@@ -289,10 +255,7 @@ fn connections_live_on_while_rules_are_replaced() {
         };
         echo(b"first");
         for _ in 0..20 {
-            network
-                .apply_rules(&[(InstanceId(0xa1), address)])
-                .await
-                .unwrap();
+            network.apply_rules(&[guest_member]).await.unwrap();
             Network::ensure(&settings()).await.unwrap();
             echo(&[b'x'; 3000]);
         }

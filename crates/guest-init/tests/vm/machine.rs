@@ -115,6 +115,7 @@ pub(crate) fn config(script: &str) -> BootConfig {
         stop_signal: "SIGTERM".to_owned(),
         network: GuestNetwork {
             address: "fd00:1::15".parse().unwrap(),
+            ipv4: "100.64.0.15".parse().unwrap(),
             // QEMU's own router.
             gateway: "fe80::2".parse().unwrap(),
             mtu: 1420,

@@ -34,7 +34,8 @@ pub(crate) fn guest_dir() -> Option<PathBuf> {
     Some(dir)
 }
 
-/// Runs a test's body in a process of its own, with a network and a `/run` that nobody else sees.
+/// Runs a test's body in a process of its own, with a network and a `/run` that nobody else sees, and with
+/// processes that end with it.
 pub(crate) fn in_a_network_of_its_own(test: &str, body: impl Future<Output = ()>) {
     const INSIDE: &str = "MICROVM_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
@@ -42,7 +43,8 @@ pub(crate) fn in_a_network_of_its_own(test: &str, body: impl Future<Output = ()>
         return;
     }
     let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private", "--"])
+        .args(["--net", "--mount", "--propagation", "private"])
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
         .args(["sh", "-ec"])
         .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
         .arg("sh")

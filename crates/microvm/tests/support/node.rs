@@ -171,6 +171,7 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
         stop_signal: "SIGTERM".to_owned(),
         network: GuestNetwork {
             address: "fd12:3456:789a:3:0:7:c000:2".parse().unwrap(),
+            ipv4: "100.64.0.2".parse().unwrap(),
             gateway: GATEWAY,
             mtu: 1420,
             resolvers: Vec::new(),

@@ -61,6 +61,7 @@ fn config() -> BootConfig {
         stop_signal: "SIGTERM".to_owned(),
         network: GuestNetwork {
             address: "fd00::1".parse().unwrap(),
+            ipv4: "100.64.0.1".parse().unwrap(),
             gateway: contract::guest::GATEWAY,
             mtu: 1420,
             resolvers: vec![],

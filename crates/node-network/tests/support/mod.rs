@@ -3,14 +3,16 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd as _;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use contract::{InstanceId, NodeId};
-use node_network::{Network, NetworkSettings, Tap};
+use node_network::{Member, Network, NetworkSettings, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 const INSIDE: &str = "NODE_NETWORK_TEST_INSIDE";
 /// The one switch that leaves privileged tests out, on a machine where they cannot run.
@@ -40,17 +42,11 @@ pub(crate) fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -
         runtime.block_on(body());
         return;
     }
-    // /run too, for the names of namespaces.
+    // /run too, for the names of namespaces; and processes, so that none outlives a test that fails.
     let output = Command::new("unshare")
-        .args([
-            "--net",
-            "--mount",
-            "--propagation",
-            "private",
-            "--",
-            "sh",
-            "-ec",
-        ])
+        .args(["--net", "--mount", "--propagation", "private"])
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        .args(["sh", "-ec"])
         .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
         .arg("sh")
         .arg(std::env::current_exe().unwrap())
@@ -81,6 +77,11 @@ pub(crate) fn address(env: u32, instance: u32) -> Ipv6Addr {
     Ipv6Addr::from_bits(PREFIX.to_bits() | node | (u128::from(env) << 32) | u128::from(instance))
 }
 
+/// The address for egress of an instance.
+pub(crate) fn ipv4(instance: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(0x6440_0000 | instance)
+}
+
 pub(crate) fn shell(line: &str) -> String {
     let output = Command::new("sh").args(["-c", line]).output().unwrap();
     assert!(
@@ -89,6 +90,67 @@ pub(crate) fn shell(line: &str) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Everything that could be left behind.
+pub(crate) fn world() -> String {
+    shell(
+        "ip -o link; ip -4 route show table all; ip -6 route show table all; ip netns; nft list ruleset; ls /run/netns || :",
+    )
+}
+
+/// Moves this thread into a named network namespace.
+pub(crate) fn enter(namespace: &str) {
+    let file = File::open(format!("/run/netns/{namespace}")).unwrap();
+    move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+}
+
+/// A whole kernel as the guest, in a namespace of its own, behind a wire between two taps. Gives the
+/// namespace's name.
+pub(crate) async fn whole_guest(guest: Guest) -> String {
+    let suffix = format!("g{}", guest.id.0);
+    let namespace = format!("platform-{suffix}");
+    let elsewhere = NetworkSettings {
+        suffix,
+        node: NodeId(9),
+        ..settings()
+    };
+    let other = Network::ensure(&elsewhere).await.unwrap();
+    let nic = Guest::new(&other, 7, guest.id.0 + 0x10).await;
+    let Member {
+        instance,
+        address,
+        ipv4,
+    } = guest.member();
+    let tap = format!("t{}", nic.id);
+    shell(&format!("ip netns exec {namespace} nft flush ruleset"));
+    for line in [
+        format!(
+            "link set dev {tap} address 02:01:{:02x}:{:02x}:{:02x}:{:02x}",
+            instance.0 >> 24,
+            instance.0 >> 16 & 0xff,
+            instance.0 >> 8 & 0xff,
+            instance.0 & 0xff
+        ),
+        format!("addr del fe80::1/64 dev {tap}"),
+        format!("addr add fe80::a1/64 dev {tap} nodad"),
+        format!("addr add {address}/128 dev {tap} nodad"),
+        format!("route add default via fe80::1 dev {tap}"),
+        format!("addr add {ipv4}/32 dev {tap}"),
+        format!("-4 route add default via inet6 fe80::1 dev {tap}"),
+    ] {
+        shell(&format!("ip -n {namespace} {line}"));
+    }
+    let (guest, nic) = (Arc::new(guest), Arc::new(nic));
+    for (from, to) in [(Arc::clone(&guest), Arc::clone(&nic)), (nic, guest)] {
+        std::thread::spawn(move || {
+            let mut frame = vec![0; 65_536];
+            while let Ok(length) = from.tap().read(&mut frame) {
+                let _ = to.tap().write(&frame[..length]);
+            }
+        });
+    }
+    namespace
 }
 
 /// An instance whose kernel is the test.
@@ -127,7 +189,12 @@ impl Packet {
 impl Guest {
     pub(crate) async fn new(network: &Network, env: u32, id: u32) -> Self {
         let address = address(env, id);
-        let Tap { fd, mac, name } = network.create_tap(InstanceId(id), address).await.unwrap();
+        let member = Member {
+            instance: InstanceId(id),
+            address,
+            ipv4: ipv4(id),
+        };
+        let Tap { fd, mac, name } = network.create_tap(&member).await.unwrap();
         assert_eq!(name, format!("t{id:08x}"));
         Self {
             id: InstanceId(id),
@@ -137,8 +204,12 @@ impl Guest {
         }
     }
 
-    pub(crate) fn member(&self) -> (InstanceId, Ipv6Addr) {
-        (self.id, self.address)
+    pub(crate) fn member(&self) -> Member {
+        Member {
+            instance: self.id,
+            address: self.address,
+            ipv4: ipv4(self.id.0),
+        }
     }
 
     /// Sends a UDP packet with this source address.
@@ -186,17 +257,47 @@ impl Guest {
         let value = !u16::try_from(sum).unwrap();
         body[checksum..checksum + 2].copy_from_slice(&value.to_be_bytes());
 
-        let mut frame = vec![0; HEADER];
-        let mut gateway = self.mac;
-        gateway[1] = 2;
-        frame.extend_from_slice(&gateway);
-        frame.extend_from_slice(&self.mac);
-        frame.extend_from_slice(&[0x86, 0xdd, 0x60, 0, 0, 0]);
+        let mut frame = self.frame([0x86, 0xdd]);
+        frame.extend_from_slice(&[0x60, 0, 0, 0]);
         frame.extend_from_slice(&u16::try_from(body.len()).unwrap().to_be_bytes());
         frame.extend_from_slice(&[protocol, 64]);
         frame.extend_from_slice(&source.octets());
         frame.extend_from_slice(&to.octets());
         frame.extend_from_slice(&body);
+        (&self.tap).write_all(&frame).unwrap();
+    }
+
+    /// The header of a frame to the node.
+    fn frame(&self, kind: [u8; 2]) -> Vec<u8> {
+        let mut frame = vec![0; HEADER];
+        let mut gateway = self.mac;
+        gateway[1] = 2;
+        frame.extend_from_slice(&gateway);
+        frame.extend_from_slice(&self.mac);
+        frame.extend_from_slice(&kind);
+        frame
+    }
+
+    /// Sends a UDP packet over IPv4, without its own checksum.
+    pub(crate) fn send_ipv4(&self, from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), text: &str) {
+        let length = u16::try_from(8 + text.len()).unwrap();
+        let mut head = vec![0x45, 0];
+        head.extend_from_slice(&(20 + length).to_be_bytes());
+        head.extend_from_slice(&[0, 0, 0x40, 0, 64, 17, 0, 0]);
+        head.extend_from_slice(&from.0.octets());
+        head.extend_from_slice(&to.0.octets());
+        let sum: u32 = head
+            .chunks(2)
+            .map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]])))
+            .sum();
+        let sum = u16::try_from((sum & 0xffff) + (sum >> 16)).unwrap();
+        head[10..12].copy_from_slice(&(!sum).to_be_bytes());
+        let mut frame = self.frame([0x08, 0x00]);
+        frame.extend_from_slice(&head);
+        for field in [from.1, to.1, length, 0] {
+            frame.extend_from_slice(&field.to_be_bytes());
+        }
+        frame.extend_from_slice(text.as_bytes());
         (&self.tap).write_all(&frame).unwrap();
     }
 

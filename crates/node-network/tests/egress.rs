@@ -1,0 +1,458 @@
+//! The way out, by the real `pasta`: a machine with an uplink, a world behind it, and instances with whole
+//! kernels, each in a network namespace that the test made. Nothing leaves the machine that runs the test.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[allow(dead_code, reason = "each file uses what it needs")]
+mod support;
+
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use contract::guest::RESOLVER;
+use node_network::{Network, NetworkError};
+use support::{Guest, enter, ipv4, isolated, settings, shell, whole_guest, world};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+const FARTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
+
+/// The machine's uplink, and the world behind it.
+fn make_world() {
+    shell(
+        "ip netns add world
+         ip link add uplink type veth peer name inner netns world
+         ip addr add 203.0.113.2/24 dev uplink; ip link set dev uplink up
+         ip -n world link set dev lo up
+         ip -n world addr add 203.0.113.1/24 dev inner; ip -n world link set dev inner up
+         ip -n world addr add 198.51.100.1/32 dev lo; ip -n world addr add 198.51.100.2/32 dev lo
+         ip route add default via 203.0.113.1
+         : >/run/resolv.conf; mount --bind /run/resolv.conf /etc/resolv.conf",
+    );
+    name_server(Some(NEIGHBOUR));
+}
+
+/// Names the machine's resolver.
+fn name_server(address: Option<Ipv4Addr>) {
+    let line = address.map_or_else(String::new, |address| format!("nameserver {address}\n"));
+    std::fs::write("/etc/resolv.conf", line).unwrap();
+}
+
+/// Runs `work` on a thread in a namespace; empty: the machine's.
+fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let namespace = namespace.to_owned();
+    let thread = std::thread::spawn(move || {
+        if !namespace.is_empty() {
+            enter(&namespace);
+        }
+        work()
+    });
+    thread.join().unwrap()
+}
+
+/// Listens, tells whoever comes the address it is seen with, and gives back what it says.
+fn serve(namespace: &str, address: Ipv4Addr, port: u16) {
+    let listener = inside(namespace, move || {
+        TcpListener::bind((address, port)).unwrap()
+    });
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let peer = stream.peer_addr().unwrap().ip();
+                let _ = writeln!(stream, "{peer}");
+                let mut buffer = [0; 4096];
+                while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                    if stream.write_all(&buffer[..length]).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A UDP socket.
+fn udp(namespace: &str, address: Ipv4Addr, port: u16) -> UdpSocket {
+    let socket = inside(namespace, move || UdpSocket::bind((address, port)).unwrap());
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+fn receive(socket: &UdpSocket) -> (String, SocketAddr) {
+    let mut buffer = [0; 2048];
+    let (length, from) = socket.recv_from(&mut buffer).unwrap();
+    (
+        String::from_utf8_lossy(&buffer[..length]).into_owned(),
+        from,
+    )
+}
+
+/// Answers each question with itself and `<address>`, as a resolver would.
+fn answer_names(namespace: &str, address: Ipv4Addr) {
+    let socket = udp(namespace, address, 53);
+    socket.set_read_timeout(None).unwrap();
+    std::thread::spawn(move || {
+        loop {
+            let (question, from) = receive(&socket);
+            let answer = format!("{question} asked of {address}");
+            socket.send_to(answer.as_bytes(), from).unwrap();
+        }
+    });
+    serve(namespace, address, 53);
+}
+
+fn connect(namespace: &str, address: Ipv4Addr, port: u16) -> std::io::Result<TcpStream> {
+    let stream = inside(namespace, move || {
+        TcpStream::connect_timeout(&(address, port).into(), PATIENCE)
+    })?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Connects, and gives the address that the other end sees.
+fn seen_as(namespace: &str, address: Ipv4Addr, port: u16) -> Result<String, ErrorKind> {
+    let mut stream = connect(namespace, address, port).map_err(|error| error.kind())?;
+    let mut text = Vec::new();
+    while text.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).map_err(|error| error.kind())?;
+        text.push(byte[0]);
+    }
+    Ok(String::from_utf8(text).unwrap().trim().to_owned())
+}
+
+/// Asks the resolver that guests are given, over UDP.
+fn ask(namespace: &str) -> std::io::Result<String> {
+    let socket = udp(namespace, Ipv4Addr::UNSPECIFIED, 0);
+    socket.connect((RESOLVER, 53))?;
+    socket.send(b"shop.example.com")?;
+    let mut buffer = [0; 512];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// The processes that lead from this test's namespace `platform-test` to its world.
+fn pastas() -> Vec<PathBuf> {
+    let namespace = std::fs::read_link("/proc/self/ns/net").unwrap();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let path = entry.unwrap().path();
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        if line.starts_with(b"pasta\0")
+            && std::fs::read_link(path.join("ns/net")).ok().as_ref() == Some(&namespace)
+        {
+            found.push(path);
+        }
+    }
+    found
+}
+
+const HOSTS_UNREACHABLE: Result<String, ErrorKind> = Err(ErrorKind::HostUnreachable);
+
+#[test]
+fn instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine() {
+    isolated(
+        "instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine",
+        || async {
+            make_world();
+            serve("world", FAR, 8080);
+            serve("world", NEIGHBOUR, 5432);
+            answer_names("world", NEIGHBOUR);
+            serve("", OWN, 22);
+            serve("", OWN, 80);
+            serve("", Ipv4Addr::LOCALHOST, 22);
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            let two = Guest::new(&network, 7, 0xa2).await;
+            let (member, other) = (one.member(), two.member());
+            network.apply_rules(&[member, other]).await.unwrap();
+            let guest = whole_guest(one).await;
+            let egress = network.ensure_egress().await.unwrap();
+            assert_eq!(egress.resolves, Ok(()));
+
+            let own = Ok(OWN.to_string());
+            assert_eq!(seen_as(&guest, FAR, 8080), own);
+            // A network of the machine's own is where people have their databases.
+            assert_eq!(seen_as(&guest, NEIGHBOUR, 5432), own);
+            // An app may call its own public URL.
+            assert_eq!(seen_as(&guest, OWN, 80), own);
+            assert_eq!(
+                seen_as(&guest, FAR, 81),
+                Err(ErrorKind::ConnectionRefused),
+                "a refusal arrives"
+            );
+            assert_eq!(
+                ask(&guest).unwrap(),
+                "shop.example.com asked of 203.0.113.1"
+            );
+            assert_eq!(
+                seen_as(&guest, RESOLVER, 53),
+                own,
+                "large answers are asked for over TCP"
+            );
+
+            for (address, port, what) in [
+                (OWN, 22, "the machine"),
+                (Ipv4Addr::new(203, 0, 113, 255), 22, "all of its network"),
+                (
+                    Ipv4Addr::new(192, 0, 0, 1),
+                    22,
+                    "the machine's loopback, behind pasta's gateway",
+                ),
+                (Ipv4Addr::new(192, 0, 0, 2), 22, "our own end"),
+                (RESOLVER, 22, "the resolver, for what is no question"),
+                (Ipv4Addr::new(169, 254, 169, 254), 80, "metadata"),
+                (Ipv4Addr::new(168, 63, 129, 16), 80, "metadata"),
+                (Ipv4Addr::new(100, 100, 100, 200), 80, "metadata"),
+                (Ipv4Addr::new(240, 0, 0, 1), 80, "reserved"),
+                (ipv4(0xa2), 80, "another instance"),
+            ] {
+                let refused = match address.octets()[3] {
+                    // Linux itself does not connect to a broadcast address.
+                    255 => seen_as(&guest, address, port).map_err(|_| ErrorKind::HostUnreachable),
+                    _ => seen_as(&guest, address, port),
+                };
+                assert_eq!(refused, HOSTS_UNREACHABLE, "{what}");
+            }
+
+            // An address that the machine gets later.
+            shell("ip addr add 10.5.5.5/32 dev lo");
+            serve("", Ipv4Addr::new(10, 5, 5, 5), 22);
+            network.ensure_egress().await.unwrap();
+            assert_eq!(
+                seen_as(&guest, Ipv4Addr::new(10, 5, 5, 5), 22),
+                HOSTS_UNREACHABLE
+            );
+            // One that it no longer has is somebody else's.
+            shell("ip addr del 10.5.5.5/32 dev lo; ip -n world addr add 10.5.5.5/32 dev lo");
+            serve("world", Ipv4Addr::new(10, 5, 5, 5), 23);
+            network.ensure_egress().await.unwrap();
+            assert_eq!(seen_as(&guest, Ipv4Addr::new(10, 5, 5, 5), 23), own);
+
+            Network::remove("test").await.unwrap();
+        },
+    );
+}
+
+#[test]
+fn nothing_comes_in_unasked_and_sources_are_pinned() {
+    isolated(
+        "nothing_comes_in_unasked_and_sources_are_pinned",
+        || async {
+            make_world();
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            let two = Guest::new(&network, 7, 0xa2).await;
+            network
+                .apply_rules(&[one.member(), two.member()])
+                .await
+                .unwrap();
+            let guest = whole_guest(one).await;
+            network.ensure_egress().await.unwrap();
+
+            let (far, farther) = (udp("world", FAR, 9), udp("world", FARTHER, 9));
+            // A low port inside is none on the machine.
+            let socket = udp(&guest, Ipv4Addr::UNSPECIFIED, 500);
+            socket.send_to(b"question", (FAR, 9)).unwrap();
+            let (text, from) = receive(&far);
+            assert_eq!(text, "question");
+            assert_eq!(from.ip(), OWN);
+            assert!((32768..=60999).contains(&from.port()), "{from}");
+            // The same port of the machine, so in the order that they were sent in.
+            farther.send_to(b"unasked", from).unwrap();
+            far.send_to(b"answer", from).unwrap();
+            assert_eq!(receive(&socket).0, "answer");
+
+            // What is dropped would have come first.
+            let machine = udp("", Ipv4Addr::LOCALHOST, 9);
+            two.send_ipv4((ipv4(0xa1), 4000), (FAR, 9), "of another");
+            two.send_ipv4((Ipv4Addr::new(10, 0, 0, 1), 4000), (FAR, 9), "of nobody");
+            two.send_ipv4((OWN, 4000), (FAR, 9), "of the machine");
+            two.send_ipv4((ipv4(0xa2), 4000), (Ipv4Addr::LOCALHOST, 9), "to loopback");
+            two.send_ipv4((ipv4(0xa2), 4000), (FAR, 9), "marker");
+            assert_eq!(receive(&far).0, "marker");
+            machine.set_nonblocking(true).unwrap();
+            assert!(machine.recv(&mut [0; 16]).is_err());
+            Network::remove("test").await.unwrap();
+        },
+    );
+}
+
+#[test]
+fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
+    isolated(
+        "the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing",
+        || async {
+            make_world();
+            serve("world", FAR, 8080);
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            let member = one.member();
+            network.apply_rules(&[member]).await.unwrap();
+            let guest = whole_guest(one).await;
+            let before = world();
+            network.ensure_egress().await.unwrap();
+            let first = pastas();
+            assert_eq!(first.len(), 1);
+            let mut stream = connect(&guest, FAR, 8080).unwrap();
+            stream.read_exact(&mut [0; 12]).unwrap();
+            let mut echo = |text: &[u8]| {
+                stream.write_all(text)?;
+                stream.read_exact(&mut vec![0; text.len()])
+            };
+            echo(b"first").unwrap();
+
+            // The next agent finds it.
+            drop(network);
+            let network = Network::ensure(&settings()).await.unwrap();
+            network.apply_rules(&[member]).await.unwrap();
+            let egress = network.ensure_egress().await.unwrap();
+            assert_eq!(pastas(), first);
+            echo(b"second").unwrap();
+
+            // It is killed: another is made, and what went by the first ends at once.
+            let pid = first[0].file_name().unwrap().to_str().unwrap();
+            shell(&format!("kill -9 {pid}"));
+            tokio::time::timeout(PATIENCE, egress.ended())
+                .await
+                .unwrap();
+            network.ensure_egress().await.unwrap();
+            let second = pastas();
+            assert!(second.len() == 1 && second != first);
+            let ended = echo(b"third").and_then(|()| echo(b"fourth")).unwrap_err();
+            assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
+            assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
+
+            // Its link is taken away.
+            shell("ip -n platform-test link delete dev world");
+            network.ensure_egress().await.unwrap();
+            assert!(pastas().len() == 1 && pastas() != second);
+            assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
+
+            // A machine without an uplink: instances are told at once, and an uplink may come later.
+            shell("ip route del default; ip -n platform-test link delete dev world");
+            let none = network.ensure_egress().await.unwrap_err();
+            assert!(matches!(none, NetworkError::NoUplink), "{none}");
+            assert_eq!(pastas(), Vec::<PathBuf>::new());
+            assert_eq!(seen_as(&guest, FAR, 8080), HOSTS_UNREACHABLE);
+            let asked = ask(&guest).unwrap_err();
+            assert_eq!(asked.kind(), ErrorKind::HostUnreachable);
+            shell("ip route add default via 203.0.113.1");
+            network.ensure_egress().await.unwrap();
+            assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
+
+            Network::remove("test").await.unwrap();
+            assert_eq!(pastas(), Vec::<PathBuf>::new());
+            assert!(!world().contains("platform-test"));
+            assert!(before.contains("platform-test"));
+        },
+    );
+}
+
+#[test]
+fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
+    isolated(
+        "names_are_asked_of_the_machines_resolver_wherever_it_is",
+        || async {
+            let loopback = Ipv4Addr::new(127, 0, 0, 53);
+            make_world();
+            answer_names("", loopback);
+            answer_names("", OWN);
+            answer_names("world", NEIGHBOUR);
+            answer_names("world", FAR);
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            network.apply_rules(&[one.member()]).await.unwrap();
+            let guest = whole_guest(one).await;
+            network.ensure_egress().await.unwrap();
+            let first = pastas();
+
+            // Elsewhere, and on the machine's own address: a matter of the rules.
+            for server in [FAR, OWN, NEIGHBOUR] {
+                name_server(Some(server));
+                network.ensure_egress().await.unwrap();
+                assert_eq!(
+                    ask(&guest).unwrap(),
+                    format!("shop.example.com asked of {server}")
+                );
+                assert_eq!(seen_as(&guest, RESOLVER, 53), Ok(OWN.to_string()));
+            }
+            assert_eq!(pastas(), first, "its connections live on");
+
+            // On loopback, as with systemd's: pasta asks, over UDP only.
+            name_server(Some(loopback));
+            network.ensure_egress().await.unwrap();
+            assert_ne!(pastas(), first);
+            assert_eq!(ask(&guest).unwrap(), "shop.example.com asked of 127.0.0.53");
+            assert_eq!(seen_as(&guest, RESOLVER, 53), HOSTS_UNREACHABLE);
+            let second = pastas();
+            network.ensure_egress().await.unwrap();
+            assert_eq!(pastas(), second);
+
+            name_server(None);
+            let egress = network.ensure_egress().await.unwrap();
+            assert!(egress.resolves.is_err());
+            assert_eq!(ask(&guest).unwrap_err().kind(), ErrorKind::HostUnreachable);
+            Network::remove("test").await.unwrap();
+        },
+    );
+}
+
+#[test]
+fn one_instance_begins_so_much_and_no_more() {
+    isolated("one_instance_begins_so_much_and_no_more", || async {
+        const LIMIT: usize = 2048;
+        make_world();
+        let network = Network::ensure(&settings()).await.unwrap();
+        let one = Guest::new(&network, 7, 0xa1).await;
+        let two = Guest::new(&network, 7, 0xa2).await;
+        let members = [one.member(), two.member()];
+        network.apply_rules(&members).await.unwrap();
+        network.ensure_egress().await.unwrap();
+        let far = udp("world", FAR, 9);
+        let begun = || {
+            let count = "/proc/sys/net/netfilter/nf_conntrack_count";
+            inside("platform-test", move || {
+                std::fs::read_to_string(count)
+                    .unwrap()
+                    .trim()
+                    .parse::<usize>()
+                    .unwrap()
+            })
+        };
+        for port in 10_000..13_000 {
+            one.send_ipv4((ipv4(0xa1), port), (FAR, 9), "flood");
+        }
+        let held = begun();
+        assert!((LIMIT - 100..=LIMIT).contains(&held), "{held}");
+        // Replaced rules do not forget what was counted.
+        network.apply_rules(&members).await.unwrap();
+        for port in 20_000..23_000 {
+            one.send_ipv4((ipv4(0xa1), port), (FAR, 9), "flood");
+        }
+        let held = begun();
+        assert!((LIMIT - 100..=LIMIT).contains(&held), "{held}");
+        // Another instance is not held up. Where the flood left no room, a packet may be lost.
+        far.set_read_timeout(Some(Duration::from_millis(100)))
+            .unwrap();
+        let give_up = Instant::now() + PATIENCE;
+        let mut buffer = [0; 16];
+        loop {
+            assert!(
+                Instant::now() < give_up,
+                "nothing of the other instance arrived"
+            );
+            match far.recv(&mut buffer) {
+                Ok(length) if buffer.starts_with(b"marker") && length == 6 => break,
+                Ok(_) => {}
+                Err(_) => two.send_ipv4((ipv4(0xa2), 4000), (FAR, 9), "marker"),
+            }
+        }
+        Network::remove("test").await.unwrap();
+    });
+}
