@@ -8,12 +8,14 @@
 mod support;
 
 use std::fs;
-use std::net::Ipv6Addr;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use contract::guest::{BootConfig, Frame as _, HostFrame};
+use contract::guest::{BootConfig, Frame as _, HostFrame, ProxyPort};
+use contract::instance::ProxyProtocol;
 use contract::{InstanceId, NodeId};
 use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
 use node_network::{Member, Network, NetworkSettings};
@@ -77,6 +79,7 @@ impl Bench {
             std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet)).unwrap();
         }
         compile("app", &[], &tree.join("bin/app"));
+        compile("answer", &[], &tree.join("bin/answer"));
         let root = dir.path().join("root.ext4");
         make_disk(&root, 64, Some(&tree));
         let network = Network::ensure(&NetworkSettings {
@@ -95,7 +98,12 @@ impl Bench {
         }
     }
 
-    async fn boot(&mut self, kernel: &GuestKernel, mut config: BootConfig) -> Guest {
+    async fn boot(&mut self, kernel: &GuestKernel, config: BootConfig) -> Guest {
+        self.boot_at(kernel, config).await.0
+    }
+
+    /// Boots a guest, and says where it is in the network.
+    async fn boot_at(&mut self, kernel: &GuestKernel, mut config: BootConfig) -> (Guest, Member) {
         self.booted += 1;
         let instance = InstanceId(0xe000_0000 + self.booted);
         let suffix = u16::try_from(self.booted).unwrap();
@@ -128,12 +136,13 @@ impl Bench {
         });
         let since = Instant::now();
         let vm = boot(spec).await.unwrap();
-        Guest {
+        let guest = Guest {
             vm,
             node,
             instance,
             since,
-        }
+        };
+        (guest, member)
     }
 }
 
@@ -249,6 +258,111 @@ fn twenty_at_once() {
                 assert!(guest.vm.has_ended().is_none());
                 guest.vm.kill().await;
             }
+        }
+    });
+}
+
+/// LOCAL, as an edge says it of its own connections.
+const PROXY_HEADER: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+/// Asks `answer` for bytes, straight (8080) or through the adapter; for none, it answers by one.
+fn ask(address: Ipv6Addr, port: u16, bytes: usize) -> std::io::Result<()> {
+    let header = if port == 8080 { &b""[..] } else { PROXY_HEADER };
+    let mut stream = TcpStream::connect((address, port))?;
+    stream.write_all(&[header, format!("{bytes}\n").as_bytes()].concat())?;
+    let (mut got, mut buffer) = (0, vec![0; 256 * 1024]);
+    while got < bytes.max(1) {
+        match stream.read(&mut buffer)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            length => got += length,
+        }
+    }
+    Ok(())
+}
+
+/// What the PROXY adapter costs: connections one after the other and a long download, straight and
+/// through it in turns, in one guest; and its memory.
+#[test]
+#[ignore = "a measurement: make bench"]
+fn the_adapters_share() {
+    const CONNECTIONS: usize = 100;
+    const BYTES: usize = 32 << 20;
+    const HELD: usize = 1000;
+    in_a_network_of_its_own("the_adapters_share", async {
+        for (name, kernel) in kernels() {
+            let mut bench = Bench::new().await;
+            let mut config = config(&["answer"]);
+            config.proxy = vec![ProxyPort {
+                ingress: 61001,
+                port: 8080,
+                mode: ProxyProtocol::Strip,
+                peers: "fd12:3456:789a::".parse().unwrap(),
+                peers_mask: "ffff:ffff:ffff:0:ffff:ffff::".parse().unwrap(),
+            }];
+            let (mut guest, member) = bench.boot_at(&kernel, config).await;
+            let address = member.address;
+            bench.network.apply_rules(&[member]).await.unwrap();
+            guest.until("start", |seen| seen.started).await;
+            while ask(address, 8080, 1).is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+            let (mut each, mut rates) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+            for _ in 0..ROUNDS {
+                for (at, port) in [8080, 61001].into_iter().enumerate() {
+                    let since = Instant::now();
+                    for _ in 0..CONNECTIONS {
+                        ask(address, port, 1).unwrap();
+                    }
+                    each[at].push(since.elapsed().as_secs_f64() * 1e3 / CONNECTIONS as f64);
+                    let since = Instant::now();
+                    ask(address, port, BYTES).unwrap();
+                    rates[at].push(BYTES as f64 / 1e6 / since.elapsed().as_secs_f64());
+                }
+            }
+            let against = |of: &[Vec<f64>; 2]| {
+                let [straight, through] = [median(&of[0]), median(&of[1])];
+                (
+                    through,
+                    format!("{straight:.2} straight, {:.2} of it", through / straight),
+                )
+            };
+            let (value, ratio) = against(&each);
+            figure(
+                &format!("a connection through the adapter, {name}"),
+                value,
+                "ms",
+                &ratio,
+            );
+            let (value, ratio) = against(&rates);
+            figure(
+                &format!("bytes through the adapter, {name}"),
+                value,
+                "MB/s",
+                &ratio,
+            );
+            ask(address, 8080, 0).unwrap();
+            let hold = |_| {
+                let mut stream = TcpStream::connect((address, 61001)).unwrap();
+                stream.write_all(&PROXY_HEADER[..10]).unwrap();
+                stream
+            };
+            let held: Vec<_> = (0..HELD).map(hold).collect();
+            ask(address, 8080, 0).unwrap();
+            let seen = guest.until("memory", |seen| seen.lines.len() == 2).await;
+            // They were: the last that came is served.
+            let mut last = held.last().unwrap();
+            last.write_all(&[&PROXY_HEADER[10..], b"1\n"].concat())
+                .unwrap();
+            last.read_exact(&mut [0]).unwrap();
+            drop(held);
+            let [idle, holding] = [kib(&seen.lines[0]), kib(&seen.lines[1])];
+            figure(
+                &format!("the adapter's resident memory, {name}"),
+                idle / 1024.0,
+                "MiB",
+                &format!("{:.2} with {HELD} connections", holding / 1024.0),
+            );
+            guest.vm.kill().await;
         }
     });
 }

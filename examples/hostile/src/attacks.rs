@@ -33,7 +33,7 @@ pub(crate) fn frames() -> io::Result<()> {
     let control = hello(1, Channel::Control, Phase::Running).encode();
     let with = |hello: &[u8], rest: Vec<u8>| [hello, &rest].concat();
     let over = u32::try_from(MAX_FRAME_BYTES + 1).unwrap_or(u32::MAX);
-    let identity = br#"{"contract":1,"channel":"control","phase":"running","instance":"00000002"}"#;
+    let identity = br#"{"contract":2,"channel":"control","phase":"running","instance":"00000002"}"#;
     let mut all = vec![
         ("length 0", vec![0, 0, 0, 0, 1]),
         ("length 2^32-1", u32::MAX.to_le_bytes().to_vec()),

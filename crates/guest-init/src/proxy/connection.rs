@@ -15,8 +15,6 @@ use rustix::net::{
 use super::Listener;
 use super::header::{self, Invalid, MAX_HEADER_BYTES};
 
-/// What is taken from an end at a time, and the most that is held for the other end, in bytes.
-pub(super) const BUFFER_BYTES: usize = 16 * 1024;
 /// How often one end is read before other connections have their turn.
 const READS_AT_ONCE: u32 = 16;
 /// How long an edge may be silent before it is asked whether it lives.
@@ -138,6 +136,11 @@ impl Connection {
             self.stage = Stage::Joined;
         }
         true
+    }
+
+    /// Bytes that are held for an end that does not take them.
+    pub(super) fn held(&self) -> usize {
+        self.up.bytes.len() + self.down.bytes.len()
     }
 
     /// Both ends hear of an end that is none: what was sent to them and not read is lost.

@@ -28,7 +28,8 @@ use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
-use connection::{BUFFER_BYTES, Connection, Refusal, Turn, reset};
+use connection::{Connection, Refusal, Turn, reset};
+use header::MAX_HEADER_BYTES;
 
 /// What an adapter bounds. Named here, and smaller in tests.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +54,14 @@ const OTHER_DESCRIPTORS: u64 = 128;
 pub(crate) const OPEN_FILES: u64 = 2 * LIMITS.connections as u64 + OTHER_DESCRIPTORS;
 /// Connections taken from a listener before others have their turn.
 const ACCEPTED_AT_ONCE: usize = 64;
+/// What is taken from an end at a time, in bytes: many at once cost least. As much may have to be held
+/// for the other end.
+const BUFFER_BYTES: usize = 64 * 1024;
+/// As much is taken while connections hold [`MANY_HELD_BYTES`], so that all of them together
+/// hold at most 8 MiB more.
+const SMALL_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
+/// Bytes held for ends that do not take them, from which on little is taken at a time.
+const MANY_HELD_BYTES: usize = 16 * 1024 * 1024;
 /// Events taken at a time.
 const EVENTS: usize = 64;
 /// Pause after the kernel could not give a connection: of memory or descriptors there are too few.
@@ -109,6 +118,8 @@ struct Server<S> {
     accept_at: Option<Instant>,
     events: Vec<Event>,
     buffer: Box<[u8]>,
+    /// Bytes that all connections hold.
+    held: usize,
     refused: Refused<S>,
 }
 
@@ -129,6 +140,7 @@ impl<S: FnMut(&str)> Server<S> {
             accept_at: None,
             events: Vec::with_capacity(EVENTS),
             buffer: vec![0; BUFFER_BYTES].into(),
+            held: 0,
             refused: Refused {
                 say,
                 every: limits.say,
@@ -296,7 +308,15 @@ impl<S: FnMut(&str)> Server<S> {
             return;
         };
         let listener = &self.listeners[connection.listener()];
-        match connection.advance(listener, &mut self.buffer) {
+        let size = if self.held < MANY_HELD_BYTES {
+            BUFFER_BYTES
+        } else {
+            SMALL_BUFFER_BYTES
+        };
+        self.held -= connection.held();
+        let turn = connection.advance(listener, &mut self.buffer[..size]);
+        self.held += connection.held();
+        match turn {
             Turn::Waits => {}
             Turn::GoesOn => {
                 if !connection.queued {
@@ -328,7 +348,8 @@ impl<S: FnMut(&str)> Server<S> {
     }
 
     fn close(&mut self, number: usize) {
-        if self.connections[number].take().is_some() {
+        if let Some(connection) = self.connections[number].take() {
+            self.held -= connection.held();
             self.free.push(number);
         }
     }
