@@ -154,6 +154,7 @@ mod tests {
         };
         NodeReport {
             generation: Generation(generation),
+            egress: None,
             driver: DriverChoice {
                 name: "qemu-tcg".to_owned(),
                 reason: "no KVM".to_owned(),

@@ -254,6 +254,7 @@ impl Sim {
         if node.connected {
             let report = NodeReport {
                 generation: node.generation,
+                egress: None,
                 driver: DriverChoice {
                     name: "qemu-tcg".to_owned(),
                     reason: "a test".to_owned(),
@@ -619,6 +620,7 @@ fn a_restored_store_stops_nothing() {
     let running: Vec<_> = node.lives.keys().copied().collect();
     let report = NodeReport {
         generation: node.generation,
+        egress: None,
         driver: DriverChoice {
             name: "qemu-tcg".to_owned(),
             reason: "a test".to_owned(),

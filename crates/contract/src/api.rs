@@ -218,6 +218,9 @@ pub struct NodeReport {
     pub generation: Generation,
     /// Which VMM driver it uses, and why.
     pub driver: DriverChoice,
+    /// Whether its instances reach the world outside of the cluster; absent until it has looked.
+    #[serde(default)]
+    pub egress: Option<EgressState>,
     /// What it has.
     pub hardware: Hardware,
     /// Every instance it knows of, those to be stopped too.
@@ -326,6 +329,16 @@ pub struct DriverChoice {
     /// `firecracker`, `qemu-kvm` or `qemu-tcg`.
     pub name: String,
     /// Why this one.
+    pub reason: String,
+}
+
+/// Whether the instances of a node reach the world outside of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressState {
+    /// They do.
+    pub on: bool,
+    /// By what, or why not and what to do.
     pub reason: String,
 }
 
@@ -616,6 +629,8 @@ pub struct NodeRow {
     pub hardware: Hardware,
     /// The driver it uses; absent until it reported.
     pub driver: Option<DriverChoice>,
+    /// Whether its instances reach the world outside of the cluster; absent until it reported.
+    pub egress: Option<EgressState>,
     /// When it last reported.
     pub seen_at: Option<Timestamp>,
     /// Whether it reported lately.

@@ -100,6 +100,7 @@ pub(crate) fn node_rows(snapshot: &Snapshot) -> Vec<NodeRow> {
                 region: node.region.clone(),
                 hardware: node.hardware.clone(),
                 driver: detail.and_then(|detail| detail.driver.clone()),
+                egress: detail.and_then(|detail| detail.egress.clone()),
                 seen_at: detail.and_then(|detail| detail.seen_at),
                 online: node.online,
                 instances: u32::try_from(instances).unwrap_or(u32::MAX),

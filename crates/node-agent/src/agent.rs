@@ -10,7 +10,9 @@ use api_client::ApiClient;
 use cluster::boot::NodeFacts;
 use cluster::instance::Timing;
 use cluster::node::{NodeAction, Seen, SeenInstance, reconcile};
-use contract::api::{DesiredState, DriverChoice, EnrollRole, Hardware, Member, NodeReport};
+use contract::api::{
+    DesiredState, DriverChoice, EgressState, EnrollRole, Hardware, Member, NodeReport,
+};
 use contract::guest::RESOLVER;
 use contract::{Generation, InstanceId, NodeId};
 use membership::{Applicant, Membership};
@@ -113,6 +115,7 @@ pub(crate) async fn run(
         clock: Clock::start(),
         changed: Notify::new(),
         network,
+        egress: watch::Sender::new(None),
         admitted: Mutex::default(),
         driver: choice.driver,
         kernel,
@@ -364,6 +367,7 @@ impl Agent {
         NodeReport {
             generation: self.generation(),
             driver: self.driver.clone(),
+            egress: self.machine.egress.borrow().clone(),
             hardware: self.hardware.clone(),
             instances: self
                 .instances
@@ -424,23 +428,27 @@ async fn tidy_images(machine: Arc<Machine>) {
 
 /// Keeps the way out to the world, and says when that changes.
 async fn keep_egress(machine: Arc<Machine>) {
-    let mut said = None;
     loop {
-        let (egress, state) = match machine.network.ensure_egress().await {
+        let (egress, on, reason) = match machine.network.ensure_egress().await {
             Ok(egress) => {
                 let reason = egress.resolves.err().unwrap_or("by pasta").to_owned();
-                (Some(egress), (true, reason))
+                (Some(egress), true, reason)
             }
-            Err(error) => (None, (false, chain(&error))),
+            Err(error) => (None, false, chain(&error)),
         };
-        if said.as_ref() != Some(&state) {
-            let (there, reason) = &state;
-            if *there {
+        let state = Some(EgressState { on, reason });
+        let changed = machine.egress.send_if_modified(|said| {
+            let changed = *said != state;
+            said.clone_from(&state);
+            changed
+        });
+        if changed && let Some(EgressState { on, reason }) = state {
+            if on {
                 tracing::info!(reason, "instances reach the world outside of the cluster");
             } else {
                 tracing::warn!(reason, "going on without egress");
             }
-            said = Some(state);
+            machine.changed.notify_one();
         }
         // One that ends as soon as it was made is made again at this pace at most.
         tokio::time::sleep(RETRY_PAUSE).await;

@@ -9,13 +9,14 @@ use api_client::ApiClient;
 use cluster::address_plan::egress_address;
 use cluster::boot::NodeFacts;
 use cluster::instance::Timing;
+use contract::api::EgressState;
 use contract::guest::HOST_PORT;
 use contract::instance::InstanceSpec;
 use contract::{InstanceId, Timestamp};
 use microvm::{AdoptError, Disk, Driver, GuestKernel, MAX_VCPUS, Nic, Vm, VmSpec};
 use node_network::{Member, Network, NetworkError};
 use tokio::net::UnixListener;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::Instant;
 
 use crate::chain;
@@ -37,6 +38,8 @@ pub(crate) struct Machine {
     /// Notified when something that is reported has changed.
     pub(crate) changed: Notify,
     pub(crate) network: Network,
+    /// Whether instances reach the world outside of the cluster, as last seen.
+    pub(crate) egress: watch::Sender<Option<EgressState>>,
     /// Who may use the network; the rules are made from this, whole.
     pub(crate) admitted: Mutex<BTreeMap<InstanceId, Ipv6Addr>>,
     pub(crate) driver: Driver,

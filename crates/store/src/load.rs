@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cluster::world::{Env, Instance, Node, World};
-use contract::api::DriverChoice;
+use contract::api::{DriverChoice, EgressState};
 use contract::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
@@ -31,6 +31,8 @@ pub struct Snapshot {
 pub struct NodeDetail {
     /// The VMM driver it uses; absent until it reported.
     pub driver: Option<DriverChoice>,
+    /// Whether its instances reach the world outside of the cluster; absent until it reported.
+    pub egress: Option<EgressState>,
     /// When it last reported, to within [`crate::SEEN_GRANULARITY_MS`].
     pub seen_at: Option<Timestamp>,
 }
@@ -86,7 +88,7 @@ async fn load_nodes(
     online: &BTreeSet<NodeId>,
 ) -> Result<Nodes, StoreError> {
     let rows = sqlx::query(
-        "SELECT id, name, region, hardware_json, driver_json, seen_at, generation FROM nodes",
+        "SELECT id, name, region, hardware_json, driver_json, seen_at, generation, egress_json FROM nodes",
     )
     .fetch_all(db)
     .await
@@ -113,7 +115,16 @@ async fn load_nodes(
             .get::<Option<i64>, _>(5)
             .map(|at| number("a time", at).map(Timestamp))
             .transpose()?;
-        details.insert(id, NodeDetail { driver, seen_at });
+        let egress = row
+            .get::<Option<&str>, _>(7)
+            .map(|text| from_json("a node's egress", text))
+            .transpose()?;
+        let detail = NodeDetail {
+            driver,
+            egress,
+            seen_at,
+        };
+        details.insert(id, detail);
     }
     Ok((nodes, details))
 }

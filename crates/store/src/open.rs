@@ -31,6 +31,7 @@ const MIGRATIONS: &[(i64, &str, &str)] = &[
         "registry logins",
         include_str!("../migrations/0004_registry_logins.sql"),
     ),
+    (5, "egress", include_str!("../migrations/0005_egress.sql")),
 ];
 
 /// The control plane's state. Cheap to clone; clones share their connections.

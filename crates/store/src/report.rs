@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use cluster::reports::{Recorded, record};
 use cluster::world::{Node, World};
-use contract::api::NodeReport;
+use contract::api::{EgressState, NodeReport};
 use contract::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use sqlx::{Row as _, SqliteConnection};
 
@@ -63,7 +63,7 @@ impl Store {
 struct Taken {
     recorded: Recorded,
     world: World,
-    /// The driver or the hardware is another.
+    /// The driver, the hardware or the egress is another.
     machine_changed: bool,
     seen_long_ago: bool,
 }
@@ -93,7 +93,7 @@ async fn take(
 ) -> Result<Option<Taken>, StoreError> {
     let row = sqlx::query(
         "SELECT nodes.name, nodes.region, hardware_json, driver_json, seen_at, generation, \
-         settings_json FROM nodes, cluster WHERE nodes.id = ?",
+         settings_json, egress_json FROM nodes, cluster WHERE nodes.id = ?",
     )
     .bind(node.0)
     .fetch_optional(&mut *db)
@@ -107,7 +107,13 @@ async fn take(
         .transpose()?;
     let seen_at: Option<i64> = row.get(4);
     let seen_at: Option<u64> = seen_at.map(|at| number("a time", at)).transpose()?;
-    let machine_changed = hardware != report.hardware || driver.as_ref() != Some(&report.driver);
+    let egress: Option<EgressState> = row
+        .get::<Option<&str>, _>(7)
+        .map(|text| from_json("a node's egress", text))
+        .transpose()?;
+    let machine_changed = hardware != report.hardware
+        || driver.as_ref() != Some(&report.driver)
+        || egress != report.egress;
     // The world as far as this report goes: the one node and its instances.
     let mut world = World {
         settings: from_json("the cluster's settings", row.get(6))?,
@@ -142,10 +148,15 @@ async fn write(
     taken: &Taken,
 ) -> Result<(), StoreError> {
     let operation = "write a node's report";
-    sqlx::query("UPDATE nodes SET seen_at = ?, hardware_json = ?, driver_json = ? WHERE id = ?")
+    let egress = report.egress.as_ref();
+    let egress = egress.map(|egress| to_json("a node's egress", egress));
+    sqlx::query(
+        "UPDATE nodes SET seen_at = ?, hardware_json = ?, driver_json = ?, egress_json = ? WHERE id = ?",
+    )
         .bind(to_i64("a time", now.0)?)
         .bind(to_json("a node's hardware", &report.hardware)?)
         .bind(to_json("a node's driver", &report.driver)?)
+        .bind(egress.transpose()?)
         .bind(node.0)
         .execute(&mut *db)
         .await

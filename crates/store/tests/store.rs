@@ -266,6 +266,7 @@ async fn a_report_is_written_when_it_says_something_new() {
     assert!(instance.was_ready && !instance.stop_acknowledged);
     let detail = &snapshot.nodes[&node];
     assert_eq!(detail.driver, Some(good.driver.clone()));
+    assert_eq!(detail.egress, good.egress);
     assert_eq!(detail.seen_at, Some(NOW));
 
     let soon = Timestamp(NOW.0 + SEEN_GRANULARITY_MS - 1);

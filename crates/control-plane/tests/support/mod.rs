@@ -185,6 +185,7 @@ pub(crate) fn manifest(app: &str) -> String {
 pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> NodeReport {
     NodeReport {
         generation,
+        egress: None,
         driver: DriverChoice {
             name: "qemu-tcg".to_owned(),
             reason: "a test".to_owned(),

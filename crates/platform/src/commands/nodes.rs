@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
-/// List the nodes: what they have, how they run instances, whether they are there
+/// List the nodes: what they have, how they run instances, whether those reach the world, whether they are there
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  platform nodes --format json | jq '.[].driver'")]
 pub(crate) struct Arguments {
@@ -45,9 +45,10 @@ fn table(nodes: &[NodeRow]) -> Table {
         "ARCH",
         "PREFIX",
         "DRIVER",
+        "EGRESS",
     ]);
     for node in nodes {
-        let driver = node.driver.as_ref();
+        let (driver, egress) = (node.driver.as_ref(), node.egress.as_ref());
         table.row([
             node.id.to_string(),
             node.name.clone(),
@@ -61,6 +62,10 @@ fn table(nodes: &[NodeRow]) -> Table {
             node.hardware.arch.clone(),
             format!("{}/64", node.prefix),
             driver.map_or_else(|| "-".to_owned(), |d| format!("{} ({})", d.name, d.reason)),
+            egress.map_or_else(
+                || "-".to_owned(),
+                |e| format!("{} ({})", if e.on { "yes" } else { "no" }, e.reason),
+            ),
         ]);
     }
     table

@@ -39,6 +39,12 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
         (2, 1)
     );
 
+    // Whether the machine that runs this has an uplink or not, the node says so.
+    harness::wait_for("a word about egress", || {
+        let reason = &cluster.json(&["nodes"])[0]["egress"]["reason"];
+        reason.as_str().is_some_and(|reason| !reason.is_empty())
+    });
+
     // The page, from both instances in turn, with the platform's variables in it.
     let mut answered = BTreeSet::new();
     for _ in 0..4 {

@@ -11,7 +11,8 @@ use cluster::release::{Identity, instance_spec};
 use cluster::rollout::begin;
 use cluster::world::{ClusterSettings, Env, Release};
 use contract::api::{
-    DriverChoice, EnrollRequest, EnrollRole, Hardware, InstanceReport, Member, NodeReport,
+    DriverChoice, EgressState, EnrollRequest, EnrollRole, Hardware, InstanceReport, Member,
+    NodeReport,
 };
 use contract::instance::{InstanceState, PinnedImage};
 use contract::{
@@ -146,6 +147,10 @@ pub(crate) async fn write(store: &Store, changes: Vec<Change>) {
 pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> NodeReport {
     NodeReport {
         generation,
+        egress: Some(EgressState {
+            on: false,
+            reason: "no uplink".to_owned(),
+        }),
         driver: DriverChoice {
             name: "qemu-tcg".to_owned(),
             reason: "no KVM".to_owned(),

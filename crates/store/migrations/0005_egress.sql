@@ -1,0 +1,3 @@
+-- Whether a node's instances reach the world outside of the cluster.
+
+ALTER TABLE nodes ADD COLUMN egress_json TEXT;  -- contract::api::EgressState; absent until it was reported
