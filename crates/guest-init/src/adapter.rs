@@ -239,6 +239,8 @@ fn listeners(mut arguments: impl Iterator<Item = String>) -> Option<Vec<Listener
 
 /// The adapter's process, given the arguments after its name. Returns only when it cannot go on.
 pub(crate) fn main(arguments: impl Iterator<Item = String>) {
+    // For who lists processes: executed as it was, its name would be `exe`.
+    let _ = rustix::thread::set_name(c"platform-proxy");
     let say = |line: &str| {
         // One write, so that it is a whole line or, where init is slow, none.
         let _ = rustix::io::write(io::stdout(), [line, "\n"].concat().as_bytes());

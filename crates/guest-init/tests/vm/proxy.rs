@@ -221,7 +221,7 @@ fn edges_reach_an_app_through_the_adapter_and_nobody_else_does() {
     // The adapter's death is not the app's: another serves what waits meanwhile.
     for round in 1..=2 {
         let kill = "for p in /proc/[0-9]*; do \
-                    [ \"$(head -c 14 $p/cmdline)\" = platform-proxy ] && kill -9 ${p#/proc/}; done";
+                    [ \"$(cat $p/comm)\" = platform-proxy ] && kill -9 ${p#/proc/}; done";
         guest.send(&HostFrame::Exec(ExecRequest {
             session: round,
             argv: ["sh", "-c", kill].map(str::to_owned).to_vec(),
