@@ -1,5 +1,5 @@
 //! The whole way from an app in a real VM to the world outside of the cluster: init's addresses and routes,
-//! the tap, the node's rules, `pasta`, and an uplink. The machine and the world are network namespaces.
+//! the tap, the node's rules, `slirp4netns`, and an uplink. The machine and the world are network namespaces.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -431,7 +431,7 @@ async fn keep_egress(machine: Arc<Machine>) {
     loop {
         let (egress, on, reason) = match machine.network.ensure_egress().await {
             Ok(egress) => {
-                let reason = egress.resolves.err().unwrap_or("by pasta").to_owned();
+                let reason = egress.resolves.err().unwrap_or("by slirp4netns").to_owned();
                 (Some(egress), true, reason)
             }
             Err(error) => (None, false, chain(&error)),

@@ -11,17 +11,21 @@ use crate::NetworkError;
 /// Longest run of one command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most bytes of a command's standard error that an error carries.
-const MAX_STDERR_BYTES: usize = 2048;
+pub(crate) const MAX_STDERR_BYTES: usize = 2048;
 /// Where Debian keeps `ip` and `nft`, which the PATH of a service may lack.
 const SYSTEM_PATH: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The `PATH` for commands.
+pub(crate) fn path() -> String {
+    match std::env::var("PATH") {
+        Ok(path) if !path.is_empty() => format!("{path}:{SYSTEM_PATH}"),
+        _ => SYSTEM_PATH.to_owned(),
+    }
+}
 
 /// Runs a command and gives what it wrote to standard output.
 pub(crate) async fn run(arguments: &[&str], input: &str) -> Result<String, NetworkError> {
     let line = arguments.join(" ");
-    let path = match std::env::var("PATH") {
-        Ok(path) if !path.is_empty() => format!("{path}:{SYSTEM_PATH}"),
-        _ => SYSTEM_PATH.to_owned(),
-    };
     let start = |source| NetworkError::Start {
         command: line.clone(),
         hint: "install what it needs: apt-get install iproute2 nftables",
@@ -32,7 +36,7 @@ pub(crate) async fn run(arguments: &[&str], input: &str) -> Result<String, Netwo
         .ok_or_else(|| start(std::io::Error::other("empty command")))?;
     let mut child = Command::new(program)
         .args(rest)
-        .env("PATH", path)
+        .env("PATH", path())
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

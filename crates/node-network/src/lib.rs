@@ -11,8 +11,8 @@
 //!    route <cluster>/48 ------>  lo <node>::2  source of this namespace's own ICMPv6 errors
 //!                                t<instance>   fe80::1, route <instance>/128  ---- the VMM's NIC
 //!                                              and its IPv4 address, via inet6 <instance>
-//!  pasta ====================== world          192.0.0.2/29, default route; IPv4 is masqueraded
-//!    sockets of the machine's    lo             last default route, to be refused while there is no pasta
+//!  slirp4netns ================ world          192.0.0.100/25, default route; IPv4 is masqueraded
+//!    sockets of the machine's    lo             last default route, to be refused while that is not there
 //! ```
 //!
 //! Every address is `<48 cluster> <16 node> <32 env network> <32 instance>`, so who may talk to
@@ -21,9 +21,9 @@
 //! else looks at the packet, and how much one may send and be sent is bounded. Packet Too Big (`ICMPv6`) from
 //! a rightful source is never filtered.
 //!
-//! IPv4 leads out only, from each instance's own address and by `pasta` ([`Network::ensure_egress`]), which
+//! IPv4 leads out only, from each instance's own address and by `slirp4netns` ([`Network::ensure_egress`]), which
 //! is no part of the machine's network: it forwards nothing there and leaves nothing. The machine's own
-//! addresses are not for instances, because what `pasta` connects to passes no firewall.
+//! addresses are not for instances, because what it connects to passes no firewall.
 //!
 //! Taps are not persistent: each lives exactly as long as the VMM that holds its file descriptor,
 //! and goes on undisturbed while the agent restarts. (A driver that opens taps by name makes its tap
@@ -31,7 +31,7 @@
 //! Rules are always replaced whole, in one transaction; connections live on across it.
 //!
 //! Deliberately absent: choosing addresses (`cluster::address_plan` does), the overlay between
-//! nodes, IPv4 between instances, IPv6 to the world. This room drives Debian's `ip`, `nft` and `pasta`
+//! nodes, IPv4 between instances, IPv6 to the world. This room drives Debian's `ip`, `nft` and `slirp4netns`
 //! and opens taps by ioctl; it keeps no state of its own.
 
 mod command;

@@ -37,7 +37,7 @@ impl Suffix {
 /// The namespace's end of the link to the machine.
 pub(crate) const INSIDE_LINK: &str = "host";
 
-/// The namespace's link to the world outside of the cluster; there while `pasta` is.
+/// The namespace's link to the world outside of the cluster; there while `slirp4netns` is.
 pub(crate) const WORLD_LINK: &str = "world";
 
 /// The tap of an instance, inside the namespace: `t<8 hexadecimal digits>`.

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use contract::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
-use crate::egress::{Egress, Pasta};
+use crate::egress::{Egress, Slirp};
 use crate::names::{
     INSIDE_LINK, Suffix, WORLD_LINK, mac_of, mac_text, node_prefix, platform_address, tap_mac_of,
     tap_name,
@@ -160,12 +160,12 @@ impl Network {
     }
 
     /// Makes sure of the way out to the world: rules that know the machine's own addresses and resolver as
-    /// they are now, and a `pasta`. One that is there is left alone. May be called at any time, and is to
+    /// they are now, and a process that leads there. One that is there is left alone. May be called at any time, and is to
     /// be called again when it was an error, when the way out has ended, and now and then, because the
     /// machine's addresses may change.
     ///
     /// # Errors
-    /// [`NetworkError::NoUplink`] on a machine without a default route, or that `pasta` is not installed or
+    /// [`NetworkError::NoUplink`] on a machine without a default route, or that `slirp4netns` is not installed or
     /// does not start: instances are then told at once that there is no way out.
     pub async fn ensure_egress(&self) -> Result<Egress, NetworkError> {
         let outside = look_outside().await?;
@@ -181,15 +181,12 @@ impl Network {
             .await?
             .iter()
             .any(|link| link == WORLD_LINK);
-        let mut found = Pasta::find_all(&namespace)?;
-        if let [pasta] = found.as_slice()
-            && linked
-            && pasta.serves(resolver)
-        {
+        let mut found = Slirp::find_all(&namespace)?;
+        if found.len() == 1 && linked {
             return Ok(Egress::new(found.remove(0), resolver));
         }
-        for pasta in found {
-            pasta.end().await?;
+        for slirp in found {
+            slirp.end().await?;
         }
         if run(&["ip", "-4", "route", "show", "default"], "")
             .await?
@@ -198,11 +195,11 @@ impl Network {
         {
             return Err(NetworkError::NoUplink);
         }
-        Pasta::start(&namespace, self.mtu, resolver).await?;
-        match Pasta::find_all(&namespace)?.pop() {
-            Some(pasta) => Ok(Egress::new(pasta, resolver)),
+        Slirp::start(&namespace, &self.namespace, self.mtu).await?;
+        match Slirp::find_all(&namespace)?.pop() {
+            Some(slirp) => Ok(Egress::new(slirp, resolver)),
             None => Err(NetworkError::Process {
-                source: io::Error::other("pasta ended as soon as it was there"),
+                source: io::Error::other("it ended as soon as it was there"),
             }),
         }
     }
@@ -223,8 +220,8 @@ impl Network {
     pub async fn remove(suffix: &str) -> Result<(), NetworkError> {
         let suffix = Suffix::new(suffix)?;
         let name = suffix.namespace();
-        for pasta in Pasta::find_all(&namespace::path_of(&name))? {
-            pasta.end().await?;
+        for slirp in Slirp::find_all(&namespace::path_of(&name))? {
+            slirp.end().await?;
         }
         match namespace::look_up(&name)? {
             Named::Absent => {}

@@ -10,7 +10,6 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use contract::InstanceId;
 use contract::guest::RESOLVER;
 
-use crate::egress::on_loopback;
 use crate::names::{INSIDE_LINK, WORLD_LINK, tap_name};
 use crate::outside::Outside;
 
@@ -33,12 +32,11 @@ const BURST_MEGABYTES: u32 = 25;
 /// A tap that is quiet for this long is forgotten by the limits.
 const LIMIT_MEMORY: &str = "1m";
 
-/// The namespace's own address at the link to the world, out of 192.0.0.0/29 (RFC 7335).
-pub(crate) const WORLD_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 2);
-/// The other end of that link.
-pub(crate) const WORLD_GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 1);
-/// Length of their prefix, in bits.
-pub(crate) const WORLD_BITS: u8 = 29;
+/// The network of the link to the world, of those that belong to nobody (RFC 6890): `slirp4netns` gives the
+/// namespace its address 100, has 2 itself, and answers for names at 3, which is [`RESOLVER`].
+pub(crate) const WORLD_NETWORK: &str = "192.0.0.0/25";
+/// The namespace's own address at that link.
+const WORLD_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 100);
 /// Where no instance gets to, whatever the machine can reach: "this network"; other instances; loopback;
 /// metadata of clouds (169.254.0.0/16; 192.0.0.192 and 100.100.100.200 are in the other blocks;
 /// 168.63.129.16), which hand the machine's credentials to whoever asks; our own link; multicast;
@@ -48,12 +46,16 @@ const DENIED: &str = "{ 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 16
 /// TCP ports of the machine's own addresses that instances reach: what an edge serves, so that an app may
 /// call its own public URL.
 const PUBLIC_PORTS: &str = "{ 80, 443 }";
-/// Ports that translated packets come from. `pasta` takes a UDP packet's port as its own on the machine,
-/// so they are among those that no service is found at.
-const TRANSLATED_PORTS: &str = "32768-60999";
 /// Connections, and exchanges of packets that count as such, that one instance may have begun and not ended.
-/// The kernel holds 262144 for a namespace, `pasta` 131072 over TCP.
+/// The kernel holds 262144 for a namespace.
 const MAX_CONNECTIONS: u32 = 2048;
+/// How many of those may be of TCP and lead to the world: `slirp4netns` takes 256 KiB of memory for each.
+const MAX_LEAVING: u32 = 512;
+/// How many of all instances may: 1 GiB then, and eight instances that want all they may have.
+const MAX_LEAVING_OF_ALL: u32 = 4096;
+/// How many exchanges of UDP one instance may begin with the world, in a second and at once; names are
+/// not among them. `slirp4netns` holds a socket for each until it was silent for four minutes.
+const UDP_PER_SECOND: (u32, u32) = (20, 200);
 /// How often one instance is told that it may not, in messages a second; above that it gets no answer. The
 /// kernel's own bound is one for the whole machine.
 const REFUSALS_PER_SECOND: u32 = 100;
@@ -111,7 +113,6 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, members: &[Member], outside: &Ou
     let limit = format!(
         "limit rate over {MEGABYTES_PER_SECOND} mbytes/second burst {BURST_MEGABYTES} mbytes"
     );
-    // pasta's refusals of a connection lack the ACK that makes them count (RFC 9293, 3.10.7.3).
     let _ = write!(
         text,
         "\tchain pin {{\n\
@@ -120,7 +121,6 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, members: &[Member], outside: &Ou
          \t\tiifname \"t*\" update @sent {{ iifname {limit} }} drop\n\
          \t\tip6 saddr {{ ::, fe80::/10 }} ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
          \t\tiifname \"{INSIDE_LINK}\" ip6 saddr & {ENV_MASK} == {platform} accept\n\
-         \t\tiifname \"{WORLD_LINK}\" tcp flags & (rst | ack) == rst tcp flags set 0x14\n\
          \t\tiifname \"{WORLD_LINK}\" ip daddr {WORLD_ADDRESS} accept\n"
     );
     if !members.is_empty() {
@@ -189,14 +189,54 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, members: &[Member], outside: &Ou
 
 /// How much one instance may have begun, in the cluster and outside.
 fn counts() -> String {
-    format!(
-        "add table {COUNTS}\n\
-         add set {COUNTS} begun {{ type ifname; size 65535; flags dynamic; }}\n\
-         add chain {COUNTS} forward {{ type filter hook forward priority filter - 1; policy accept; }}\n\
-         flush chain {COUNTS} forward\n\
-         add rule {COUNTS} forward iifname \"t*\" ct state new \
-         add @begun {{ iifname ct count over {MAX_CONNECTIONS} }} reject with icmpx admin-prohibited\n"
-    )
+    let mut text = format!("add table {COUNTS}\n");
+    for (set, flags) in [
+        ("begun", "flags dynamic;".to_owned()),
+        ("leaving", "flags dynamic;".to_owned()),
+        ("left", "flags dynamic;".to_owned()),
+        (
+            "asking",
+            format!("flags dynamic,timeout; timeout {LIMIT_MEMORY};"),
+        ),
+    ] {
+        let _ = writeln!(
+            text,
+            "add set {COUNTS} {set} {{ type ifname; size 65535; {flags} }}"
+        );
+    }
+    let _ = write!(
+        text,
+        "add chain {COUNTS} forward {{ type filter hook forward priority filter - 1; policy accept; }}\n\
+         flush chain {COUNTS} forward\n"
+    );
+    let leaves = format!("oifname \"{WORLD_LINK}\"");
+    let (rate, burst) = UDP_PER_SECOND;
+    for (which, over) in [
+        (
+            String::new(),
+            format!("add @begun {{ iifname ct count over {MAX_CONNECTIONS} }}"),
+        ),
+        (
+            format!("{leaves} meta l4proto tcp "),
+            format!("add @leaving {{ iifname ct count over {MAX_LEAVING} }}"),
+        ),
+        (
+            format!("{leaves} meta l4proto tcp "),
+            format!("add @left {{ oifname ct count over {MAX_LEAVING_OF_ALL} }}"),
+        ),
+        (
+            format!("{leaves} meta l4proto udp ip daddr != {RESOLVER} "),
+            format!(
+                "update @asking {{ iifname limit rate over {rate}/second burst {burst} packets }}"
+            ),
+        ),
+    ] {
+        let _ = writeln!(
+            text,
+            "add rule {COUNTS} forward iifname \"t*\" {which}ct state new {over} reject with icmpx admin-prohibited"
+        );
+    }
+    text
 }
 
 /// What may leave for the world, and how it is translated. What may not is told so at once.
@@ -221,31 +261,15 @@ fn egress(outside: &Outside) -> String {
             own => format!("{{ {} }}", own.join(", ")),
         },
     );
-    // A name server elsewhere is asked directly, one on the machine's loopback by pasta, over UDP only.
-    let (translation, names) = match (outside.resolver, on_loopback(outside.resolver)) {
-        (None, _) => (String::new(), String::new()),
-        (_, Some(_)) => (
-            String::new(),
-            format!("\t\tip daddr {RESOLVER} udp dport 53 oifname \"{WORLD_LINK}\" accept\n"),
-        ),
-        (Some(resolver), None) => (
-            format!(
-                "\t\tiifname \"t*\" ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {resolver}\n"
-            ),
-            format!(
-                "\t\tct original ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 oifname \"{WORLD_LINK}\" accept\n"
-            ),
-        ),
-    };
+    let names = outside.resolver.map_or_else(String::new, |_| {
+        format!(
+            "\t\tip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 oifname \"{WORLD_LINK}\" accept\n"
+        )
+    });
     let _ = write!(
         text,
-        "\tchain resolver {{\n\
-         \t\ttype nat hook prerouting priority dstnat; policy accept;\n\
-         {translation}\
-         \t}}\n\
-         \tchain translate {{\n\
+        "\tchain translate {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\toifname \"{WORLD_LINK}\" meta l4proto {{ tcp, udp }} masquerade to :{TRANSLATED_PORTS}\n\
          \t\toifname \"{WORLD_LINK}\" meta nfproto ipv4 masquerade\n\
          \t}}\n\
          \tchain refuse {{\n\
@@ -301,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_asked_of_a_server_elsewhere() {
+    fn names_are_asked_of_the_machines_server() {
         check_egress(
             r#"[{"dst":"203.0.113.2"},{"dst":"203.0.113.255"},{"dst":"10.1.0.0/16"}]"#,
             Some("203.0.113.53"),
@@ -315,13 +339,8 @@ mod tests {
                 		type ipv4_addr; flags interval; auto-merge;
                 		elements = { 10.1.0.0/16, 203.0.113.2, 203.0.113.255 }
                 	}
-                	chain resolver {
-                		type nat hook prerouting priority dstnat; policy accept;
-                		iifname "t*" ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 dnat ip to 203.0.113.53
-                	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
                 		oifname "world" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
@@ -331,7 +350,7 @@ mod tests {
                 	}
                 	chain egress {
                 		tcp flags & (fin | syn | rst | ack) != syn goto refuse
-                		ct original ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 oifname "world" accept
+                		ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 oifname "world" accept
                 		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
                 		ip daddr @machine goto refuse
                 		ip daddr @denied goto refuse
@@ -344,10 +363,10 @@ mod tests {
     }
 
     #[test]
-    fn names_are_asked_of_a_server_on_loopback_by_pasta() {
+    fn names_are_asked_of_nobody_where_the_machine_has_no_server() {
         check_egress(
             "[]",
-            Some("127.0.0.53"),
+            None,
             &expect![[r#"
                 table {
                 	set denied {
@@ -357,12 +376,8 @@ mod tests {
                 	set machine {
                 		type ipv4_addr; flags interval; auto-merge;
                 	}
-                	chain resolver {
-                		type nat hook prerouting priority dstnat; policy accept;
-                	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
                 		oifname "world" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
@@ -372,7 +387,6 @@ mod tests {
                 	}
                 	chain egress {
                 		tcp flags & (fin | syn | rst | ack) != syn goto refuse
-                		ip daddr 192.0.0.3 udp dport 53 oifname "world" accept
                 		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
                 		ip daddr @machine goto refuse
                 		ip daddr @denied goto refuse
@@ -391,9 +405,15 @@ mod tests {
             &expect![[r#"
                 add table inet platform_counts
                 add set inet platform_counts begun { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts leaving { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts left { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts asking { type ifname; size 65535; flags dynamic,timeout; timeout 1m; }
                 add chain inet platform_counts forward { type filter hook forward priority filter - 1; policy accept; }
                 flush chain inet platform_counts forward
                 add rule inet platform_counts forward iifname "t*" ct state new add @begun { iifname ct count over 2048 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @leaving { iifname ct count over 512 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @left { oifname ct count over 4096 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto udp ip daddr != 192.0.0.3 ct state new update @asking { iifname limit rate over 20/second burst 200 packets } reject with icmpx admin-prohibited
                 table inet platform
                 delete table inet platform
                 table inet platform {
@@ -412,8 +432,7 @@ mod tests {
                 		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
-                		iifname "world" tcp flags & (rst | ack) == rst tcp flags set 0x14
-                		iifname "world" ip daddr 192.0.0.2 accept
+                		iifname "world" ip daddr 192.0.0.100 accept
                 	}
                 	set denied {
                 		type ipv4_addr; flags interval; auto-merge;
@@ -422,12 +441,8 @@ mod tests {
                 	set machine {
                 		type ipv4_addr; flags interval; auto-merge;
                 	}
-                	chain resolver {
-                		type nat hook prerouting priority dstnat; policy accept;
-                	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
                 		oifname "world" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
@@ -475,9 +490,15 @@ mod tests {
             &expect![[r#"
                 add table inet platform_counts
                 add set inet platform_counts begun { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts leaving { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts left { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts asking { type ifname; size 65535; flags dynamic,timeout; timeout 1m; }
                 add chain inet platform_counts forward { type filter hook forward priority filter - 1; policy accept; }
                 flush chain inet platform_counts forward
                 add rule inet platform_counts forward iifname "t*" ct state new add @begun { iifname ct count over 2048 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @leaving { iifname ct count over 512 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @left { oifname ct count over 4096 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto udp ip daddr != 192.0.0.3 ct state new update @asking { iifname limit rate over 20/second burst 200 packets } reject with icmpx admin-prohibited
                 table inet platform
                 delete table inet platform
                 table inet platform {
@@ -496,8 +517,7 @@ mod tests {
                 		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
-                		iifname "world" tcp flags & (rst | ack) == rst tcp flags set 0x14
-                		iifname "world" ip daddr 192.0.0.2 accept
+                		iifname "world" ip daddr 192.0.0.100 accept
                 		iifname . ip6 saddr { "t000000a1" . fd12:3456:789a:3:0:7:0:a1, "t000000a2" . fd12:3456:789a:3:0:7:0:a2, "t000000a3" . fd12:3456:789a:3:0:8:0:a3 } accept
                 		iifname . ip saddr { "t000000a1" . 100.64.0.161, "t000000a2" . 100.64.0.162, "t000000a3" . 100.64.0.163 } accept
                 	}
@@ -514,12 +534,8 @@ mod tests {
                 	set machine {
                 		type ipv4_addr; flags interval; auto-merge;
                 	}
-                	chain resolver {
-                		type nat hook prerouting priority dstnat; policy accept;
-                	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta l4proto { tcp, udp } masquerade to :32768-60999
                 		oifname "world" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {

@@ -1,4 +1,4 @@
-//! The way out, by the real `pasta`: a machine with an uplink, a world behind it, and instances with whole
+//! The way out, by the real `slirp4netns`: a machine with an uplink, a world behind it, and instances with whole
 //! kernels, each in a network namespace that the test made. Nothing leaves the machine that runs the test.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -137,13 +137,13 @@ fn ask(namespace: &str) -> std::io::Result<String> {
 }
 
 /// The processes that lead from this test's namespace `platform-test` to its world.
-fn pastas() -> Vec<PathBuf> {
+fn ways_out() -> Vec<PathBuf> {
     let namespace = std::fs::read_link("/proc/self/ns/net").unwrap();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap() {
         let path = entry.unwrap().path();
         let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
-        if line.starts_with(b"pasta\0")
+        if line.starts_with(b"slirp4netns\0")
             && std::fs::read_link(path.join("ns/net")).ok().as_ref() == Some(&namespace)
         {
             found.push(path);
@@ -200,11 +200,11 @@ fn instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine(
                 (OWN, 22, "the machine"),
                 (Ipv4Addr::new(203, 0, 113, 255), 22, "all of its network"),
                 (
-                    Ipv4Addr::new(192, 0, 0, 1),
+                    Ipv4Addr::new(192, 0, 0, 2),
                     22,
-                    "the machine's loopback, behind pasta's gateway",
+                    "the machine's loopback, behind the gateway",
                 ),
-                (Ipv4Addr::new(192, 0, 0, 2), 22, "our own end"),
+                (Ipv4Addr::new(192, 0, 0, 100), 22, "our own end"),
                 (RESOLVER, 22, "the resolver, for what is no question"),
                 (Ipv4Addr::new(169, 254, 169, 254), 80, "metadata"),
                 (Ipv4Addr::new(168, 63, 129, 16), 80, "metadata"),
@@ -237,6 +237,33 @@ fn instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine(
             Network::remove("test").await.unwrap();
         },
     );
+}
+
+#[test]
+fn what_is_sent_to_the_world_arrives_whole() {
+    const BYTES: usize = 64 << 20;
+    isolated("what_is_sent_to_the_world_arrives_whole", || async {
+        make_world();
+        let listener = inside("world", || TcpListener::bind((FAR, 8080)).unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let taken = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+            writeln!(stream, "{taken}").unwrap();
+        });
+        let network = Network::ensure(&settings()).await.unwrap();
+        let one = Guest::new(&network, 7, 0xa1).await;
+        network.apply_rules(&[one.member()]).await.unwrap();
+        let guest = whole_guest(one).await;
+        network.ensure_egress().await.unwrap();
+        let mut stream = connect(&guest, FAR, 8080).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(&vec![7; BYTES]).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut taken = String::new();
+        stream.read_to_string(&mut taken).unwrap();
+        assert_eq!(taken, format!("{BYTES}\n"));
+        Network::remove("test").await.unwrap();
+    });
 }
 
 #[test]
@@ -297,7 +324,7 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
             let guest = whole_guest(one).await;
             let before = world();
             network.ensure_egress().await.unwrap();
-            let first = pastas();
+            let first = ways_out();
             assert_eq!(first.len(), 1);
             let mut stream = connect(&guest, FAR, 8080).unwrap();
             stream.read_exact(&mut [0; 12]).unwrap();
@@ -312,7 +339,7 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
             let network = Network::ensure(&settings()).await.unwrap();
             network.apply_rules(&[member]).await.unwrap();
             let egress = network.ensure_egress().await.unwrap();
-            assert_eq!(pastas(), first);
+            assert_eq!(ways_out(), first);
             echo(b"second").unwrap();
 
             // It is killed: another is made, and what went by the first ends at once.
@@ -322,7 +349,7 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
                 .await
                 .unwrap();
             network.ensure_egress().await.unwrap();
-            let second = pastas();
+            let second = ways_out();
             assert!(second.len() == 1 && second != first);
             let ended = echo(b"third").and_then(|()| echo(b"fourth")).unwrap_err();
             assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
@@ -331,14 +358,14 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
             // Its link is taken away.
             shell("ip -n platform-test link delete dev world");
             network.ensure_egress().await.unwrap();
-            assert!(pastas().len() == 1 && pastas() != second);
+            assert!(ways_out().len() == 1 && ways_out() != second);
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
             // A machine without an uplink: instances are told at once, and an uplink may come later.
             shell("ip route del default; ip -n platform-test link delete dev world");
             let none = network.ensure_egress().await.unwrap_err();
             assert!(matches!(none, NetworkError::NoUplink), "{none}");
-            assert_eq!(pastas(), Vec::<PathBuf>::new());
+            assert_eq!(ways_out(), Vec::<PathBuf>::new());
             assert_eq!(seen_as(&guest, FAR, 8080), HOSTS_UNREACHABLE);
             let asked = ask(&guest).unwrap_err();
             assert_eq!(asked.kind(), ErrorKind::HostUnreachable);
@@ -347,7 +374,7 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
             Network::remove("test").await.unwrap();
-            assert_eq!(pastas(), Vec::<PathBuf>::new());
+            assert_eq!(ways_out(), Vec::<PathBuf>::new());
             assert!(!world().contains("platform-test"));
             assert!(before.contains("platform-test"));
         },
@@ -370,29 +397,26 @@ fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
             network.apply_rules(&[one.member()]).await.unwrap();
             let guest = whole_guest(one).await;
             network.ensure_egress().await.unwrap();
-            let first = pastas();
-
-            // Elsewhere, and on the machine's own address: a matter of the rules.
-            for server in [FAR, OWN, NEIGHBOUR] {
+            let first = ways_out();
+            for server in [FAR, OWN, NEIGHBOUR, loopback] {
                 name_server(Some(server));
+                // It looks at the file when it has changed, once a second at most.
+                let give_up = Instant::now() + PATIENCE;
+                let wanted = format!("shop.example.com asked of {server}");
+                while ask(&guest).unwrap() != wanted {
+                    assert!(Instant::now() < give_up, "{server} is not asked");
+                    // Each question counts for a while, and they are bounded.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 network.ensure_egress().await.unwrap();
-                assert_eq!(
-                    ask(&guest).unwrap(),
-                    format!("shop.example.com asked of {server}")
-                );
-                assert_eq!(seen_as(&guest, RESOLVER, 53), Ok(OWN.to_string()));
+                let seen = if server.is_loopback() {
+                    Ipv4Addr::LOCALHOST
+                } else {
+                    OWN
+                };
+                assert_eq!(seen_as(&guest, RESOLVER, 53), Ok(seen.to_string()));
             }
-            assert_eq!(pastas(), first, "its connections live on");
-
-            // On loopback, as with systemd's: pasta asks, over UDP only.
-            name_server(Some(loopback));
-            network.ensure_egress().await.unwrap();
-            assert_ne!(pastas(), first);
-            assert_eq!(ask(&guest).unwrap(), "shop.example.com asked of 127.0.0.53");
-            assert_eq!(seen_as(&guest, RESOLVER, 53), HOSTS_UNREACHABLE);
-            let second = pastas();
-            network.ensure_egress().await.unwrap();
-            assert_eq!(pastas(), second);
+            assert_eq!(ways_out(), first, "its connections live on");
 
             name_server(None);
             let egress = network.ensure_egress().await.unwrap();
@@ -406,7 +430,8 @@ fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
 #[test]
 fn one_instance_begins_so_much_and_no_more() {
     isolated("one_instance_begins_so_much_and_no_more", || async {
-        const LIMIT: usize = 2048;
+        // At once, and in the seconds that this may take.
+        const LIMIT: std::ops::RangeInclusive<usize> = 150..=400;
         make_world();
         let network = Network::ensure(&settings()).await.unwrap();
         let one = Guest::new(&network, 7, 0xa1).await;
@@ -429,14 +454,14 @@ fn one_instance_begins_so_much_and_no_more() {
             one.send_ipv4((ipv4(0xa1), port), (FAR, 9), "flood");
         }
         let held = begun();
-        assert!((LIMIT - 100..=LIMIT).contains(&held), "{held}");
+        assert!(LIMIT.contains(&held), "{held}");
         // Replaced rules do not forget what was counted.
         network.apply_rules(&members).await.unwrap();
         for port in 20_000..23_000 {
             one.send_ipv4((ipv4(0xa1), port), (FAR, 9), "flood");
         }
         let held = begun();
-        assert!((LIMIT - 100..=LIMIT).contains(&held), "{held}");
+        assert!(LIMIT.contains(&held), "{held}");
         // Another instance is not held up. Where the flood left no room, a packet may be lost.
         far.set_read_timeout(Some(Duration::from_millis(100)))
             .unwrap();
@@ -455,4 +480,36 @@ fn one_instance_begins_so_much_and_no_more() {
         }
         Network::remove("test").await.unwrap();
     });
+}
+
+#[test]
+fn one_instance_has_so_many_connections_to_the_world_and_no_more() {
+    isolated(
+        "one_instance_has_so_many_connections_to_the_world_and_no_more",
+        || async {
+            const LIMIT: usize = 512;
+            make_world();
+            serve("world", FAR, 8080);
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            network.apply_rules(&[one.member()]).await.unwrap();
+            let guest = whole_guest(one).await;
+            network.ensure_egress().await.unwrap();
+            let (held, refused): (Vec<_>, Vec<_>) = (0..LIMIT + 20)
+                .map(|_| connect(&guest, FAR, 8080))
+                .partition(Result::is_ok);
+            assert_eq!(held.len(), LIMIT);
+            for error in refused.into_iter().filter_map(Result::err) {
+                assert_eq!(error.kind(), ErrorKind::HostUnreachable);
+            }
+            // One that is over counts no more.
+            drop(held);
+            let give_up = Instant::now() + PATIENCE;
+            while let Err(error) = connect(&guest, FAR, 8080) {
+                assert!(Instant::now() < give_up, "{error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Network::remove("test").await.unwrap();
+        },
+    );
 }
