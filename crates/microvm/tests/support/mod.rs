@@ -192,11 +192,13 @@ pub(crate) fn pid_of(instance: InstanceId, run_dir: &Path, name: &str) -> rustix
     rustix::process::Pid::from_raw(*pid).unwrap()
 }
 
-/// What is in the run directory, console excepted.
+/// What is in the run directory, console excepted. A boot that was cut short may have made none of it.
 pub(crate) fn left_in(run_dir: &Path) -> Vec<String> {
     let mut names: Vec<String> = [run_dir.to_owned(), run_dir.join("vsock")]
         .iter()
-        .flat_map(|dir| fs::read_dir(dir).unwrap().flatten())
+        .filter_map(|dir| fs::read_dir(dir).ok())
+        .flatten()
+        .flatten()
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .filter(|name| !name.starts_with("console.log") && name != "vsock")
         .collect();
