@@ -33,6 +33,11 @@ pub(crate) fn path(run_dir: &Path) -> PathBuf {
     run_dir.join("vm.json")
 }
 
+/// The record while it is written: there still where an agent was killed at that.
+pub(crate) fn unfinished(run_dir: &Path) -> PathBuf {
+    run_dir.join("vm.json.new")
+}
+
 impl Record {
     pub(crate) fn new(
         boot_id: String,
@@ -53,7 +58,7 @@ impl Record {
 
     /// Replaces the record by rename. It need not survive the machine, as the processes do not.
     pub(crate) fn write(&self, run_dir: &Path) -> io::Result<()> {
-        let temporary = run_dir.join("vm.json.new");
+        let temporary = unfinished(run_dir);
         fs::write(&temporary, serde_json::to_vec_pretty(self)?)?;
         fs::rename(temporary, path(run_dir))
     }

@@ -131,6 +131,7 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
         sockets.join(GUEST_SOCKET),
         qmp_socket(run_dir),
         crate::console::fifo(run_dir),
+        crate::record::unfinished(run_dir),
     ] {
         remove_if_there(&path)?;
     }
