@@ -120,9 +120,12 @@ impl Slirp {
             "--netns-type=path", &namespace, WORLD_LINK,
         ];
         // Where more files than now need a capability that we lack, it has to do with fewer. Nobody
-        // reads what it writes once it runs.
-        let prepare =
-            format!("ulimit -n {OPEN_FILES} 2>/dev/null; trap '' PIPE; exec setsid \"$@\"");
+        // reads what it writes once it runs. It takes the machine's mounts off its own root in a way
+        // that the machine would follow, the names of all namespaces among them, were it not a slave.
+        let prepare = format!(
+            "ulimit -n {OPEN_FILES} 2>/dev/null; trap '' PIPE; \
+             exec setsid unshare --mount --propagation slave -- \"$@\""
+        );
         let mut child = Command::new("sh")
             .args(["-c", &prepare, "sh"])
             .args(line)
