@@ -428,6 +428,31 @@ fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
 }
 
 #[test]
+fn a_machine_without_the_program_says_what_to_install() {
+    isolated(
+        "a_machine_without_the_program_says_what_to_install",
+        || async {
+            make_world();
+            let network = Network::ensure(&settings()).await.unwrap();
+            // A layer over it in which the program is not.
+            shell(
+                "mkdir -p /run/none; mknod /run/none/slirp4netns c 0 0
+                 mount -t overlay overlay -o lowerdir=/run/none:/usr/bin /usr/bin",
+            );
+            let error = network.ensure_egress().await.unwrap_err().to_string();
+            assert!(
+                error.contains("hint: apt-get install slirp4netns"),
+                "{error}"
+            );
+            assert_eq!(ways_out(), Vec::<PathBuf>::new());
+            shell("umount --lazy /usr/bin");
+            network.ensure_egress().await.unwrap();
+            Network::remove("test").await.unwrap();
+        },
+    );
+}
+
+#[test]
 fn one_instance_begins_so_much_and_no_more() {
     isolated("one_instance_begins_so_much_and_no_more", || async {
         // At once, and in the seconds that this may take.
