@@ -3,18 +3,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use contract::api::{
-    ApiError, CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, DesiredState,
-    EnrollRequest, EnrollResponse, EnvRow, ImageRow, InstanceRow, LogsQuery, NodeReport, NodeRow,
-    PullSecret, RegistryLoginRequest, RegistryRow, RolloutStatus, RouteTable, ScaleRequest,
-    SecretRow, SetSecretsRequest, StreamRequest, VolumeRow, paths,
+use api::edge::RouteTable;
+use api::enrollment::{EnrollRequest, EnrollResponse};
+use api::exec::EXEC_PROTOCOL;
+use api::node::{DesiredState, NodeReport, PullSecret, StreamRequest};
+use api::user::{
+    CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EnvRow, ImageRow,
+    InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
+    ScaleRequest, SecretRow, SetSecretsRequest, VolumeRow,
 };
-use contract::calls::{EXEC_PROTOCOL, ExecQuery, SignalRequest, StatsRow};
-use contract::guest::Frame;
-use contract::instance::SecretBundle;
-use contract::{EnvKey, Generation, InstanceId, ReleaseNumber, VolumeId};
+use api::user::{ExecQuery, SignalRequest, StatsRow};
+use api::{ApiError, paths};
+use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt as _};
+use guest_protocol::Frame;
+use model::instance::SecretBundle;
+use model::{EnvKey, Generation, InstanceId, ReleaseNumber, VolumeId};
 use reqwest::header::{CONNECTION, UPGRADE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::RootCertStore;

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use contract::api::ApiError;
+use api::ApiError;
 use rustls::CertificateError;
 
 /// Why a call of the API failed. Each variant names the server or the operation; [`Self::hint`]

@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-use contract::calls::UserFrame;
-use contract::guest::{Frame, FrameBuffer, GuestFrame};
+use api::exec::UserFrame;
+use guest_protocol::{Frame, FrameBuffer, GuestFrame};
 use reqwest::Upgraded;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 

@@ -1,5 +1,5 @@
 //! The HTTPS API, from the caller's side: a typed method for every path of
-//! [`contract::api::paths`], and errors that tell the three kinds of failure apart (the server
+//! [`api::paths`], and errors that tell the three kinds of failure apart (the server
 //! cannot be reached, it is not the right one, it says no).
 //!
 //! Callers come in three kinds, as the API knows them: users with a token ([`ApiClient::user`]),

@@ -3,8 +3,8 @@
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use api::node::{LogLine, MAX_STREAM_LINE_BYTES};
 use bytes::{Buf as _, Bytes, BytesMut};
-use contract::api::{LogLine, MAX_STREAM_LINE_BYTES};
 use futures_util::Stream;
 use futures_util::stream::BoxStream;
 

@@ -4,8 +4,8 @@ use std::net::Ipv6Addr;
 use std::path::Path;
 
 use api_client::ClientConfig;
-use cluster::world::ClusterSettings;
 use identity::{ClusterCa, SealKey, UserToken};
+use scheduler::cluster_state::ClusterSettings;
 use serde::{Deserialize, Serialize};
 use store::{ClusterRecord, Store};
 

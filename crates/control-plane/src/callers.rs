@@ -1,13 +1,13 @@
 //! Who calls: a user by token, a node or an edge by certificate. A handler names the kind it
 //! serves by taking it as an argument, and others never reach it.
 
+use api::enrollment::Member;
 use axum::extract::FromRequestParts;
-use contract::api::Member;
-use contract::{EdgeId, NodeId};
 use http::StatusCode;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
 use identity::UserToken;
+use model::{EdgeId, NodeId};
 
 use crate::failure::ApiFailure;
 use crate::state::App;

@@ -2,8 +2,8 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use contract::Timestamp;
 use identity::KeyError;
+use model::Timestamp;
 
 /// Now, by this machine's clock.
 pub(crate) fn now() -> Timestamp {

@@ -3,9 +3,9 @@
 use std::error::Error;
 use std::time::Duration;
 
+use api::ApiError;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use contract::api::ApiError;
 use http::StatusCode;
 use store::StoreError;
 

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use contract::api::{PullSecret, RegistryRow};
+use api::node::PullSecret;
+use api::user::RegistryRow;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use identity::{OpenError, SealKey};

@@ -1,4 +1,4 @@
-//! The one task that plans: it carries out what `cluster::planner` decides until nothing is left
+//! The one task that plans: it carries out what `scheduler::planner` decides until nothing is left
 //! to do, and publishes the world it leaves.
 //!
 //! It runs when woken and on a timer, and reconciles by level: a wake that was missed, or a plan
@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use cluster::planner::{Action, Finding, plan};
-use cluster::routes::routes;
-use contract::api::RouteTable;
+use api::edge::RouteTable;
 use identity::KeyError;
+use scheduler::planner::{Action, Finding, plan};
+use scheduler::routes::routes;
 use store::{Change, Store, StoreError};
 
 use crate::clock::{Draw, now};
@@ -85,7 +85,7 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
 pub(crate) async fn route_table(
     store: &Store,
     before: &RouteTable,
-    world: &cluster::world::World,
+    world: &scheduler::cluster_state::World,
 ) -> Result<RouteTable, StoreError> {
     let routes = routes(world);
     if before.generation.0 > 0 && before.routes == routes {

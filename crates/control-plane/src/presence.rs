@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use contract::NodeId;
+use model::NodeId;
 
 use crate::limits::ONLINE_WITHIN;
 

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use cluster::address_plan::node_prefix;
-use cluster::planner::Finding;
-use cluster::rollout::wanted_counts;
-use cluster::world::{Env, Instance, World};
-use contract::api::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
-use contract::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
+use api::user::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
+use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
+use overlay::address_plan::node_prefix;
+use scheduler::cluster_state::{Env, Instance, World};
+use scheduler::planner::Finding;
+use scheduler::rollout::wanted_counts;
 use store::Snapshot;
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.

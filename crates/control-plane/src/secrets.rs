@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use contract::EnvKey;
-use contract::api::{
+use api::user::{
     MAX_BUNDLE_BYTES, MAX_PROCESS_SECRETS_BYTES, MAX_SECRET_BYTES, MAX_SECRET_NAME_BYTES,
     SetSecretsRequest,
 };
-use contract::instance::{SecretBundle, SecretVersion};
 use identity::SealKey;
 use manifest::Manifest;
+use model::EnvKey;
+use model::instance::{SecretBundle, SecretVersion};
 use store::{SealedBundle, Store};
 
 use crate::clock::now;
@@ -28,7 +28,7 @@ pub(crate) struct Secrets {
 pub(crate) struct OpenBundle {
     pub(crate) version: u32,
     pub(crate) files: Files,
-    pub(crate) created_at: contract::Timestamp,
+    pub(crate) created_at: model::Timestamp,
 }
 
 impl Secrets {

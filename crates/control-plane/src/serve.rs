@@ -9,14 +9,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use ::api::edge::RouteTable;
+use ::api::enrollment::Member;
 use axum::Router;
 use axum::extract::Request;
-use contract::Generation;
-use contract::api::{Member, RouteTable};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use identity::ClusterCa;
+use model::Generation;
 use registry::{Credentials, Registry, RegistryOptions};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};

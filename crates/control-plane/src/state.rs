@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use cluster::planner::Finding;
-use cluster::world::ClusterSettings;
-use contract::api::{CachedImage, RouteTable};
-use contract::{InstanceId, NodeId, VolumeId};
+use api::edge::RouteTable;
+use api::node::CachedImage;
 use identity::ClusterCa;
+use model::{InstanceId, NodeId, VolumeId};
 use registry::Registry;
+use scheduler::cluster_state::ClusterSettings;
+use scheduler::planner::Finding;
 use store::{Snapshot, Store, StoreError};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;

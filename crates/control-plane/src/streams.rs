@@ -16,11 +16,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use api::node::{LogsWanted, StreamRequest, StreamWanted};
 use bytes::Bytes;
-use contract::api::{LogsWanted, StreamRequest, StreamWanted};
-use contract::{InstanceId, NodeId, Timestamp};
 use hyper::upgrade::Upgraded;
 use identity::KeyError;
+use model::{InstanceId, NodeId, Timestamp};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::limits::MAX_WAITING_STREAMS;

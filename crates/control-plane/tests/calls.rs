@@ -3,14 +3,14 @@
 
 mod support;
 
+use api::exec::UserFrame;
+use api::node::{ExecWanted, InstanceStats, SignalAnswer};
+use api::node::{StreamRequest, StreamWanted};
+use api::user::{ExecQuery, SignalRequest};
 use api_client::ApiClient;
-use contract::api::{StreamRequest, StreamWanted};
-use contract::calls::{
-    ExecQuery, ExecWanted, InstanceStats, SignalAnswer, SignalRequest, UserFrame,
-};
-use contract::guest::{GuestFrame, GuestStats, Stream};
-use contract::instance::ExitEvent;
-use contract::{Generation, InstanceId, Timestamp};
+use guest_protocol::{GuestFrame, GuestStats, Stream};
+use model::instance::ExitEvent;
+use model::{Generation, InstanceId, Timestamp};
 use support::registry::Registry;
 use support::*;
 

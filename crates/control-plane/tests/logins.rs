@@ -6,12 +6,12 @@ mod support;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use api::ApiError;
+use api::node::{CachedImage, NodeReport, PullSecret};
+use api::user::{DeployRequest, RegistryLoginRequest};
 use api_client::ClientError;
-use contract::api::{
-    ApiError, CachedImage, DeployRequest, NodeReport, PullSecret, RegistryLoginRequest,
-};
-use contract::instance::PinnedImage;
-use contract::{Generation, Timestamp};
+use model::instance::PinnedImage;
+use model::{Generation, Timestamp};
 use support::registry::Registry;
 use support::*;
 

@@ -6,12 +6,13 @@ mod support;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use api::node::{LogLine, LogsWanted, StreamRequest, StreamWanted};
+use api::user::LogsQuery;
 use api_client::{ApiClient, LogStream};
 use bytes::Bytes;
-use contract::api::{LogLine, LogsQuery, LogsWanted, StreamRequest, StreamWanted};
-use contract::guest::Stream;
-use contract::{EnvKey, Generation, InstanceId, Timestamp};
 use futures_util::{StreamExt as _, stream};
+use guest_protocol::Stream;
+use model::{EnvKey, Generation, InstanceId, Timestamp};
 use support::registry::Registry;
 use support::*;
 use tokio::sync::mpsc;

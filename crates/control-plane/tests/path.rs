@@ -7,9 +7,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
-use contract::api::{DeployRequest, EnrollRole, EnvRow, RolloutPhase, RolloutStatus, ScaleRequest};
-use contract::instance::InstanceState;
-use contract::{EnvKey, Generation, ReleaseNumber};
+use api::enrollment::EnrollRole;
+use api::user::{DeployRequest, EnvRow, RolloutPhase, RolloutStatus, ScaleRequest};
+use model::instance::InstanceState;
+use model::{EnvKey, Generation, ReleaseNumber};
 use support::registry::Registry;
 use support::*;
 

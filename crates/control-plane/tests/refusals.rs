@@ -7,13 +7,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::enrollment::EnrollRole;
+use api::user::{CreateTokenRequest, DeployRequest, LogsQuery, ScaleRequest};
+use api::{ApiError, MAX_BODY_BYTES, paths};
 use api_client::{ApiClient, ClientConfig, ClientError};
-use contract::api::{
-    ApiError, CreateTokenRequest, DeployRequest, EnrollRole, LogsQuery, MAX_BODY_BYTES,
-    ScaleRequest, paths,
-};
-use contract::{EnvKey, Generation, InstanceId};
 use identity::MemberKey;
+use model::{EnvKey, Generation, InstanceId};
 use reqwest::{Client, Method, StatusCode};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -214,7 +213,7 @@ async fn a_token_lets_one_member_in() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let token = server.token(EnrollRole::Node).await;
-    let enroll = async |change: fn(&mut contract::api::EnrollRequest)| {
+    let enroll = async |change: fn(&mut api::enrollment::EnrollRequest)| {
         let key = MemberKey::generate().unwrap();
         let mut request = enroll_request(&token, &key);
         change(&mut request);

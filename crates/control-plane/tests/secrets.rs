@@ -6,9 +6,9 @@ mod support;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use contract::api::{DeployRequest, SetSecretsRequest};
-use contract::instance::InstanceSpec;
-use contract::{Generation, ReleaseNumber};
+use api::user::{DeployRequest, SetSecretsRequest};
+use model::instance::InstanceSpec;
+use model::{Generation, ReleaseNumber};
 use support::registry::Registry;
 use support::{Joined, Server, env_key, eventually, manifest, report, running};
 

@@ -5,8 +5,8 @@ mod support;
 
 use std::time::Duration;
 
-use contract::Generation;
-use contract::api::{DeployRequest, RolloutPhase, ScaleRequest};
+use api::user::{DeployRequest, RolloutPhase, ScaleRequest};
+use model::Generation;
 use support::registry::Registry;
 use support::{Server, env_key, eventually, manifest, report, running};
 

@@ -1,7 +1,7 @@
 //! The edge's own answers: short, plain text, naming the host and the cause.
 
+use api::edge::Route;
 use bytes::Bytes;
-use contract::api::Route;
 use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::{Either, Full};

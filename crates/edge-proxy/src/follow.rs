@@ -4,8 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::MAX_WAIT_MS;
+use api::edge::RouteTable;
+use api::enrollment::{EnrollRole, Hardware};
 use api_client::{ApiClient, ClientError};
-use contract::api::{EnrollRole, Hardware, MAX_WAIT_MS, RouteTable};
 use membership::{Applicant, JoinError, Membership};
 use state_file::StateFileError;
 

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use contract::Generation;
-use contract::api::{Route, RouteTable};
+use api::edge::{Route, RouteTable};
+use model::Generation;
 
 /// The table in use.
 #[derive(Debug, Default)]

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use contract::api::{Backend, Route, RouteTable};
-use contract::instance::ProxyProtocol;
-use contract::{Generation, InstanceId};
+use api::edge::{Backend, Route, RouteTable};
+use model::instance::ProxyProtocol;
+use model::{Generation, InstanceId};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;

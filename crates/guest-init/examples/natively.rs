@@ -50,7 +50,7 @@ mod user;
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;
 
-use contract::guest::{FrameBuffer, HostFrame};
+use guest_protocol::{FrameBuffer, HostFrame};
 use rustix::event::{PollFd, PollFlags, poll};
 
 /// As init's own.

@@ -12,8 +12,8 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use contract::guest::{BootConfig, ProxyPort};
-use contract::instance::ProxyProtocol;
+use guest_protocol::{BootConfig, ProxyPort};
+use model::instance::ProxyProtocol;
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};

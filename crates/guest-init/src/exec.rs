@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
 
-use contract::guest::{BootConfig, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream};
-use contract::instance::ExitEvent;
+use guest_protocol::{BootConfig, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream};
+use model::instance::ExitEvent;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};

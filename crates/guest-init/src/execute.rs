@@ -8,8 +8,8 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use contract::guest::{BootConfig, SECRETS_DIR, VolumeMount};
-use contract::instance::SecretBundle;
+use guest_protocol::{BootConfig, SECRETS_DIR, VolumeMount};
+use model::instance::SecretBundle;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use std::io::BufRead as _;
 
-use contract::guest::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
+use guest_protocol::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 
 /// Most bytes of unacknowledged frames that are kept, in bytes.
 pub(crate) const LOG_BUFFER_BYTES: usize = 1024 * 1024;
@@ -197,7 +197,7 @@ impl LogQueue {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use contract::guest::{FrameBuffer, GuestFrame, MAX_LOG_PIECE_BYTES, Stream};
+    use guest_protocol::{FrameBuffer, GuestFrame, MAX_LOG_PIECE_BYTES, Stream};
     use proptest::prelude::*;
 
     use super::{LOG_BUFFER_BYTES, LineSplitter, LogQueue};

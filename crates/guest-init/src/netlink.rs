@@ -10,7 +10,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use contract::guest::GuestNetwork;
+use guest_protocol::GuestNetwork;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with,
@@ -223,7 +223,7 @@ fn add_default_route(family: u8, index: u32, gateway: Ipv6Addr) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use contract::guest::{GATEWAY, RESOLVER};
+    use guest_protocol::{GATEWAY, RESOLVER};
 
     use super::{AF_INET, AF_INET6, add_address, add_default_route, answer_code, link_up};
 

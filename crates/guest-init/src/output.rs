@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use contract::guest::{Channel, HostFrame, Phase, Stream};
+use guest_protocol::{Channel, HostFrame, Phase, Stream};
 use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;

@@ -16,8 +16,8 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 
-use contract::guest::{BootConfig, GuestNetwork, ProxyPort, SECRETS_DIR, VOLUMES_DIR, VolumeMount};
-use contract::instance::SecretBundle;
+use guest_protocol::{BootConfig, GuestNetwork, ProxyPort, SECRETS_DIR, VOLUMES_DIR, VolumeMount};
+use model::instance::SecretBundle;
 
 /// Where the read-only root disk is mounted until the overlay holds it.
 pub(crate) const LOWER: &str = "/lower";
@@ -307,9 +307,9 @@ mod tests {
 
     use std::collections::BTreeMap;
 
-    use contract::guest::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
-    use contract::instance::{ProxyProtocol, SecretBundle};
     use expect_test::{Expect, expect};
+    use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
+    use model::instance::{ProxyProtocol, SecretBundle};
 
     use super::{Step, boot_plan};
 

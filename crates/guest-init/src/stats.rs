@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use contract::guest::GuestStats;
+use guest_protocol::GuestStats;
 
 use crate::plan::{APP_CGROUP, INTERFACE};
 

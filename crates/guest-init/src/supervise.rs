@@ -15,11 +15,11 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use contract::Timestamp;
-use contract::guest::{
+use guest_protocol::{
     BootConfig, BootFailure, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream,
 };
-use contract::instance::ExitEvent;
+use model::Timestamp;
+use model::instance::ExitEvent;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
 use rustix::io::Errno;

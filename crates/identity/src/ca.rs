@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use api::enrollment::Member;
 use aws_lc_rs::digest::{SHA256, digest};
-use contract::Timestamp;
-use contract::api::Member;
+use model::Timestamp;
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,

@@ -1,6 +1,6 @@
 //! What a member of the cluster holds, and how its certificate names it.
 
-use contract::api::Member;
+use api::enrollment::Member;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
 use crate::KeyError;

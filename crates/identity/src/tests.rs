@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use contract::api::Member;
-use contract::{EdgeId, NodeId, Timestamp};
+use api::enrollment::Member;
+use model::{EdgeId, NodeId, Timestamp};
 use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};

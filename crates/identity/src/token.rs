@@ -46,7 +46,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// The secret as it goes into [`contract::api::EnrollRequest::token`]: base64url.
+    /// The secret as it goes into [`api::enrollment::EnrollRequest::token`]: base64url.
     pub fn text(&self) -> String {
         URL_SAFE_NO_PAD.encode(self.0)
     }

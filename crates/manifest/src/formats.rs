@@ -3,12 +3,12 @@
 //!
 //! The two must accept the same texts; `tests/schema_agrees.rs` holds them against each other.
 
-use contract::ids::MAX_NAME_BYTES;
+use model::ids::MAX_NAME_BYTES;
 
 use crate::suggest;
 use crate::units;
 
-/// A DNS label that starts with a letter (`contract::ProcessName` and its siblings).
+/// A DNS label that starts with a letter (`model::ProcessName` and its siblings).
 pub(crate) const LABEL: &str = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
 /// Name of an environment variable.
 pub(crate) const VARIABLE_NAME: &str = "^[A-Za-z_][A-Za-z0-9_]{0,254}$";

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use contract::instance::{HealthCheck, Port, RestartPolicy, StopPolicy, Volume};
-use contract::{AppName, ProcessName};
+use model::instance::{HealthCheck, Port, RestartPolicy, StopPolicy, Volume};
+use model::{AppName, ProcessName};
 use serde::{Deserialize, Serialize};
 
 /// A whole manifest (ADR 0002).

@@ -1,7 +1,7 @@
 //! From what is written to what it means, and back: the back way gives the canonical form.
 
-use contract::instance::{self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy};
-use contract::{AppName, NameError, ProcessName};
+use model::instance::{self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy};
+use model::{AppName, NameError, ProcessName};
 
 use crate::authored::{self, Duration, Label, Size, Text};
 use crate::model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};

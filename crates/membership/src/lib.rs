@@ -8,8 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
+use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
 use api_client::{ApiClient, ClientError};
-use contract::api::{EnrollRequest, EnrollRole, Hardware, Member};
 use identity::{EnrollmentToken, KeyError, MemberKey, TokenError, WireguardKey};
 use serde::{Deserialize, Serialize};
 use state_file::StateFileError;

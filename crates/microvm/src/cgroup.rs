@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Once;
 
-use contract::InstanceId;
+use model::InstanceId;
 
 /// What QEMU and the vsock device may use beyond the guest's own memory, in bytes: translated
 /// code, device state, buffers. Page cache of disks counts too, and is given back under pressure.

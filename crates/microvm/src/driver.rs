@@ -1,6 +1,6 @@
 //! Which VMM runs the guests of this node: facts first, then a pure choice with its reason.
 
-use contract::api::DriverChoice;
+use api::node::DriverChoice;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use crate::programs::{self, FirecrackerPrograms};

@@ -13,7 +13,7 @@ pub enum BootError {
     #[error("cannot boot {instance}: {reason}")]
     Spec {
         /// The instance.
-        instance: contract::InstanceId,
+        instance: model::InstanceId,
         /// What is wrong with it.
         reason: String,
     },

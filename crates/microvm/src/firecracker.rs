@@ -235,8 +235,8 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use std::path::PathBuf;
 
-    use contract::InstanceId;
     use expect_test::expect;
+    use model::InstanceId;
 
     use super::*;
     use crate::GuestKernel;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use contract::InstanceId;
+use model::InstanceId;
 use serde::{Deserialize, Serialize};
 
 use crate::process::Identity;

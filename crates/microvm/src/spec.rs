@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use contract::InstanceId;
+use model::InstanceId;
 
 use crate::{Driver, GuestKernel};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use contract::InstanceId;
+use model::InstanceId;
 use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;

@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use contract::InstanceId;
 use microvm::{HowEnded, Vm, VmStatus, boot, console_tail};
+use model::InstanceId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, kill_process};
 use support::{guest_dir, kernel_with_script, left_in, pid_of, processes_of, spec};

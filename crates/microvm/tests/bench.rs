@@ -14,10 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use contract::guest::{BootConfig, Frame as _, HostFrame, ProxyPort};
-use contract::instance::ProxyProtocol;
-use contract::{InstanceId, NodeId};
+use guest_protocol::{BootConfig, Frame as _, HostFrame, ProxyPort};
 use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
+use model::instance::ProxyProtocol;
+use model::{InstanceId, NodeId};
 use node_network::{Member, Network, NetworkSettings};
 use support::node::{Node, Seen, config, make_disk};
 use support::{guest_dir, in_a_network_of_its_own, pid_of, processes_of, spec, with_programs};

@@ -12,9 +12,9 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::Command;
 
-use contract::guest::RESOLVER;
-use contract::{InstanceId, NodeId};
+use guest_protocol::RESOLVER;
 use microvm::{Disk, GuestKernel, Nic, boot};
+use model::{InstanceId, NodeId};
 use node_network::{Member, Network, NetworkSettings};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use support::node::{Node, config, make_disk};

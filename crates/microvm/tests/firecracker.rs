@@ -11,10 +11,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use contract::{InstanceId, NodeId};
 use microvm::{
     BootError, Disk, Driver, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot, check_programs,
 };
+use model::{InstanceId, NodeId};
 use node_network::{Member, Network, NetworkSettings};
 use support::{
     guest_dir, in_a_network_of_its_own, left_in, pid_of, processes_of, spec, with_script,

@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use contract::guest::{Channel, FrameBuffer, GuestFrame, HOST_PORT, Phase};
-use contract::{InstanceId, NodeId};
+use guest_protocol::{Channel, FrameBuffer, GuestFrame, HOST_PORT, Phase};
 use microvm::{GuestKernel, HowEnded, Nic, boot, listen_for_guest};
+use model::{InstanceId, NodeId};
 use node_network::{Member, Network, NetworkSettings};
 use support::{guest_dir, in_a_network_of_its_own, kernel_with_script, spec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

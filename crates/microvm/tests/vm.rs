@@ -10,8 +10,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use contract::{InstanceId, NodeId};
 use microvm::{BootError, Disk, GuestKernel, HowEnded, Nic, Vm, VmStatus, boot};
+use model::{InstanceId, NodeId};
 use node_network::{Member, Network, NetworkSettings};
 use rustix::process::{Signal, kill_process};
 use support::{

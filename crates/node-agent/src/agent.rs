@@ -6,17 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::enrollment::{EnrollRole, Hardware, Member};
+use api::node::{DesiredState, DriverChoice, EgressState, NodeReport};
 use api_client::ApiClient;
-use cluster::boot::NodeFacts;
-use cluster::instance::Timing;
-use cluster::node::{NodeAction, Seen, SeenInstance, reconcile};
-use contract::api::{
-    DesiredState, DriverChoice, EgressState, EnrollRole, Hardware, Member, NodeReport,
-};
-use contract::guest::RESOLVER;
-use contract::{Generation, InstanceId, NodeId};
+use guest_protocol::RESOLVER;
 use membership::{Applicant, Membership};
 use microvm::{GuestKernel, Vm};
+use model::{Generation, InstanceId, NodeId};
+use node_core::boot::NodeFacts;
+use node_core::instance::Timing;
+use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
 use node_network::{Network, NetworkSettings};
 use registry::{Credentials, Registry, RegistryOptions};
 use tokio::sync::{Mutex, Notify, mpsc, watch};

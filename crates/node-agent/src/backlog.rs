@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use contract::guest::LogRecord;
+use guest_protocol::LogRecord;
 use tokio::sync::watch;
 
 /// Most bytes of records that are kept for followers, as [`cost`] counts them.
@@ -128,7 +128,7 @@ impl Follower {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use contract::guest::{MAX_LOG_PIECE_BYTES, Stream};
+    use guest_protocol::{MAX_LOG_PIECE_BYTES, Stream};
 
     use super::*;
 

@@ -8,9 +8,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use api::node::ExecWanted;
 use api_client::{ApiClient, NodeExec};
-use contract::calls::ExecWanted;
-use contract::guest::{GuestFrame, HostFrame};
+use guest_protocol::{GuestFrame, HostFrame};
 use tokio::time::{Instant, sleep_until};
 
 use crate::framed::GuestReader;

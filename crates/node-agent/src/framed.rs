@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use contract::guest::{Frame as _, FrameBuffer, FrameError, GuestFrame, HostFrame};
+use guest_protocol::{Frame as _, FrameBuffer, FrameError, GuestFrame, HostFrame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};

@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use contract::guest::{ExecRequest, GuestFrame, GuestStats, HostFrame, Stream};
-use contract::instance::ExitEvent;
+use guest_protocol::{ExecRequest, GuestFrame, GuestStats, HostFrame, Stream};
+use model::instance::ExitEvent;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 

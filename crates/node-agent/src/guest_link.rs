@@ -1,4 +1,4 @@
-//! The node's end of the vsock line to one guest (`contract::guest`).
+//! The node's end of the vsock line to one guest (`guest_protocol`).
 //!
 //! The guest dials; each connection comes in on the instance's own Unix socket, so it needs no proof
 //! of who it is, and nothing it says about itself is believed. What is told to the guest is kept as
@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use contract::guest::{
+use guest_protocol::{
     BootConfig, BootFailure, CONTRACT_VERSION, Channel, GuestFrame, Hello, HostFrame, Phase,
 };
-use contract::instance::ExitEvent;
+use model::instance::ExitEvent;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;

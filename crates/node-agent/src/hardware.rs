@@ -2,7 +2,7 @@
 
 use std::io;
 
-use contract::api::Hardware;
+use api::enrollment::Hardware;
 
 /// Share of the machine's memory that instances may use where nothing else was said, in percent.
 const MEMORY_SHARE_PERCENT: u64 = 80;

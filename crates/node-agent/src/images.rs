@@ -14,9 +14,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use contract::Digest;
-use contract::image::ImageConfig;
-use contract::instance::PinnedImage;
+use model::Digest;
+use model::image::ImageConfig;
+use model::instance::PinnedImage;
 use registry::{BlobCache, FetchProgress, FetchedImage, Registry, RegistryError};
 use root_disk::{CachedDisk, DiskCache, DiskError, Layer};
 use serde::{Deserialize, Serialize};

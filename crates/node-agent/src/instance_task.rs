@@ -1,4 +1,4 @@
-//! One task per instance: it owns the instance's life cycle (`cluster::instance`), brings it events
+//! One task per instance: it owns the instance's life cycle (`node_core::instance`), brings it events
 //! and performs its effects, in order and one at a time.
 //!
 //! Everything the next agent needs is in the instance's record, written with each step before its
@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::instance::{Effect, Event, Lifecycle};
-use contract::api::{InstanceReport, MAX_LAST_WORDS};
-use contract::guest::{BootFailure, CONTRACT_VERSION, Phase};
-use contract::image::ImageConfig;
-use contract::instance::{InstanceSpec, InstanceState};
-use contract::{InstanceId, VolumeId};
+use api::node::{InstanceReport, MAX_LAST_WORDS};
+use guest_protocol::{BootFailure, CONTRACT_VERSION, Phase};
 use microvm::Vm;
+use model::image::ImageConfig;
+use model::instance::{InstanceSpec, InstanceState};
+use model::{InstanceId, VolumeId};
+use node_core::instance::{Effect, Event, Lifecycle};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -540,7 +540,7 @@ impl InstanceTask {
     fn tell_config(&self, image: &ImageConfig) -> Result<(), String> {
         let spec = &self.record.spec;
         let secrets = self.secrets.known().unwrap_or_default();
-        let config = cluster::boot::boot_config(image, spec, &secrets, &self.machine.facts)
+        let config = node_core::boot::boot_config(image, spec, &secrets, &self.machine.facts)
             .map_err(|error| error.to_string())?;
         if let Some(link) = &self.link {
             link.boot(config);

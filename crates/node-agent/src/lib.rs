@@ -1,7 +1,7 @@
 //! The node agent: reconciles one machine with what the control plane wants of it.
 //!
-//! Decisions are `cluster`'s: what to start and stop (`cluster::node`), how an instance lives
-//! (`cluster::instance`), what its guest is told (`cluster::boot`). Here they are performed:
+//! Decisions are `cluster`'s: what to start and stop (`node_core::reconcile`), how an instance lives
+//! (`node_core::instance`), what its guest is told (`node_core::boot`). Here they are performed:
 //!
 //! ```text
 //! agent ── long poll, reports ── server         one per node: takes up desired states
@@ -117,7 +117,7 @@ pub enum NodeError {
     Join(#[from] membership::JoinError),
     /// Its folder holds another kind of member.
     #[error("the data folder belongs to {0}, which is no node")]
-    NotANode(contract::api::Member),
+    NotANode(api::enrollment::Member),
     /// Its credentials are damaged.
     #[error("cannot use the credentials")]
     Client(#[source] api_client::ClientError),

@@ -3,8 +3,8 @@
 //! Nothing of a login is in the desired state, so nothing of it is on this node's disk. An agent that was
 //! restarted asks again when it has to pull again; what runs or is cached needs no login.
 
+use api::node::PullSecret;
 use api_client::ApiClient;
-use contract::api::PullSecret;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use registry::{Credential, CredentialSource, CredentialsError};

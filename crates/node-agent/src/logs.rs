@@ -18,8 +18,8 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use contract::Timestamp;
-use contract::guest::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
+use guest_protocol::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
+use model::Timestamp;
 
 use crate::backlog::{Backlog, Follower};
 use crate::guest_link::plain;

@@ -4,9 +4,9 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use contract::instance::Probe;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
+use model::instance::Probe;
 use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use api_client::{ApiClient, ClientError};
-use contract::instance::{InstanceSpec, SecretBundle};
+use model::instance::{InstanceSpec, SecretBundle};
 
 /// Pause before the server is asked again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);

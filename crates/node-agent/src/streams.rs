@@ -6,14 +6,14 @@ use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use api::node::{InstanceStats, SignalAnswer};
+use api::node::{LogLine, LogsWanted, StreamRequest, StreamWanted};
 use api_client::{ApiClient, ClientError};
 use bytes::Bytes;
-use contract::api::{LogLine, LogsWanted, StreamRequest, StreamWanted};
-use contract::calls::{InstanceStats, SignalAnswer};
-use contract::guest::LogRecord;
-use contract::{InstanceId, ProcessName, Timestamp};
 use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _, stream};
+use guest_protocol::LogRecord;
+use model::{InstanceId, ProcessName, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::exec;
@@ -242,7 +242,7 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
         instance: id,
         process: process.clone(),
         at: Timestamp(0),
-        stream: contract::guest::Stream::Platform,
+        stream: guest_protocol::Stream::Platform,
         text: format!("{count} line(s) were dropped: {why}"),
         partial: false,
     }
@@ -252,7 +252,7 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use contract::guest::Stream as OutputStream;
+    use guest_protocol::Stream as OutputStream;
 
     use super::*;
 

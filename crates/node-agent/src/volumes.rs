@@ -15,8 +15,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use contract::instance::AttachedVolume;
-use contract::{InstanceId, VolumeId};
+use model::instance::AttachedVolume;
+use model::{InstanceId, VolumeId};
 use root_disk::DiskError;
 
 /// Why a volume cannot be used.

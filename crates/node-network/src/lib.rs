@@ -30,7 +30,7 @@
 //! persist; [`Network::release`] removes it.) [`Network::ensure`] may be called at any time.
 //! Rules are always replaced whole, in one transaction; connections live on across it.
 //!
-//! Deliberately absent: choosing addresses (`cluster::address_plan` does), the overlay between
+//! Deliberately absent: choosing addresses (`overlay::address_plan` does), the overlay between
 //! nodes, IPv4 between instances, IPv6 to the world. This room drives Debian's `ip`, `nft` and `slirp4netns`
 //! and opens taps by ioctl; it keeps no state of its own.
 

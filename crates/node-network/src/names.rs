@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use contract::{InstanceId, NodeId};
+use model::{InstanceId, NodeId};
 
 use crate::NetworkError;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
 
-use contract::{InstanceId, NodeId};
+use model::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
 use crate::egress::{Egress, Slirp};
@@ -123,7 +123,7 @@ impl Network {
                 ),
                 format!(
                     "addr replace {}/64 dev {name} nodad",
-                    contract::guest::GATEWAY
+                    guest_protocol::GATEWAY
                 ),
                 // Both ends know the guest's MAC: no discovery to wait for, or to forge.
                 format!(

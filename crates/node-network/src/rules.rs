@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use contract::InstanceId;
-use contract::guest::RESOLVER;
+use guest_protocol::RESOLVER;
+use model::InstanceId;
 
 use crate::names::{INSIDE_LINK, WORLD_LINK, tap_name};
 use crate::outside::Outside;

@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use contract::guest::RESOLVER;
+use guest_protocol::RESOLVER;
 use node_network::{Network, NetworkError};
 use support::{Guest, enter, ipv4, isolated, settings, shell, whole_guest, world};
 

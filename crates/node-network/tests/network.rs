@@ -9,7 +9,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
-use contract::InstanceId;
+use model::InstanceId;
 use node_network::{Network, NetworkError, NetworkSettings};
 use support::{Guest, address, enter, isolated, settings, shell, whole_guest, world};
 
@@ -186,7 +186,7 @@ fn two_nodes_on_one_machine_have_a_network_each() {
         let one = Network::ensure(&settings()).await.unwrap();
         let other = NetworkSettings {
             suffix: "other".to_owned(),
-            node: contract::NodeId(4),
+            node: model::NodeId(4),
             ..settings()
         };
         let _two = Network::ensure(&other).await.unwrap();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use api_client::{ApiClient, ClientConfig};
 use clap::Args;
-use contract::{AppName, EnvKey, EnvName};
+use model::{AppName, EnvKey, EnvName};
 
 use crate::commands::manifest_file;
 use crate::failure::Failure;

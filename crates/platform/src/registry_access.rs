@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::node::PullSecret;
 use clap::Args;
-use contract::api::PullSecret;
 use registry::{
     Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions, parse_registry,
 };

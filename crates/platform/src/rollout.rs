@@ -6,11 +6,13 @@ use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
+use api::MAX_WAIT_MS;
+use api::node::InstanceReport;
+use api::user::{InstanceRow, RolloutPhase, RolloutStatus};
 use api_client::{ApiClient, ClientError};
-use contract::api::{InstanceReport, InstanceRow, MAX_WAIT_MS, RolloutPhase, RolloutStatus};
-use contract::instance::InstanceState;
-use contract::{EnvKey, InstanceId, ReleaseNumber};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use model::instance::InstanceState;
+use model::{EnvKey, InstanceId, ReleaseNumber};
 
 use crate::failure::Failure;
 use crate::output::{note, one_line};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use contract::Timestamp;
+use model::Timestamp;
 
 const DURATIONS: [(&str, u64); 5] = [
     ("ms", 1),

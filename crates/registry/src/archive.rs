@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::Path;
 
-use contract::Digest;
+use model::Digest;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 

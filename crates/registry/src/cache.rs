@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
-use contract::Digest;
+use model::Digest;
 use sha2::{Digest as _, Sha256};
 
 /// Read at once when a blob is hashed, in bytes.

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use contract::Digest;
-use contract::image::ImageConfig;
+use model::Digest;
+use model::image::ImageConfig;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-use contract::Digest;
+use model::Digest;
 
 use crate::cache::CacheError;
 use crate::credentials::CredentialsError;

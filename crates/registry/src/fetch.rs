@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use contract::Digest;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use model::Digest;
 
 use crate::cache::{BlobCache, CachedBlob};
 use crate::document::{Config, Descriptor, Document, ImageManifest, read_config, read_document};

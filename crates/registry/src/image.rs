@@ -5,9 +5,9 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use contract::Digest;
-use contract::image::ImageConfig;
-use contract::instance::PinnedImage;
+use model::Digest;
+use model::image::ImageConfig;
+use model::instance::PinnedImage;
 
 use crate::cache::BlobCache;
 use crate::credentials::{Credential, Credentials};

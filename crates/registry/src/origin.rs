@@ -5,7 +5,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use contract::Digest;
+use model::Digest;
 
 use crate::cache::{CachedBlob, digest_of};
 use crate::document::{

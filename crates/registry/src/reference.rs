@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use contract::Digest;
-use contract::instance::PinnedImage;
+use model::Digest;
+use model::instance::PinnedImage;
 
 /// Longest reference, in bytes.
 const MAX_REFERENCE_BYTES: usize = 512;

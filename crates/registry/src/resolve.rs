@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use contract::Digest;
+use model::Digest;
 
 use crate::document::{Config, Document, ImageManifest, IndexEntry, read_config};
 use crate::error::{Platforms, Problem};

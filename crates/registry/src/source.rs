@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use contract::Digest;
+use model::Digest;
 use serde::Deserialize;
 
 use crate::archive;

@@ -4,7 +4,7 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
-use contract::Digest;
+use model::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::DiskError;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use contract::Digest;
+use model::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{BuiltDisk, UNFINISHED_PREFIX, hash};

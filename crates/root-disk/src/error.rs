@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use contract::Digest;
+use model::Digest;
 
 use crate::Compression;
 

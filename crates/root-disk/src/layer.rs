@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use contract::Digest;
+use model::Digest;
 
 /// One layer of an image, as it lies on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::Scope;
 
-use contract::Digest;
+use model::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{LayerError, OverLimit};

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::planner::Action;
-use cluster::world::{Env, Release, Rollout};
-use contract::{EnvKey, NodeId, ProcessName, ReleaseNumber, VolumeId};
+use model::{EnvKey, NodeId, ProcessName, ReleaseNumber, VolumeId};
+use scheduler::cluster_state::{Env, Release, Rollout};
+use scheduler::planner::Action;
 use sqlx::{SqliteConnection, sqlite::SqliteQueryResult};
 
 use crate::load::load;

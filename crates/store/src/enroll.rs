@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use cluster::enrollment::{
+use api::enrollment::{EnrollRequest, EnrollRole, Member};
+use model::{EdgeId, NodeId, Timestamp};
+use scheduler::enrollment::{
     EnrollmentRefused, TokenRecord, admit, next_edge, next_node, unique_name,
 };
-use contract::api::{EnrollRequest, EnrollRole, Member};
-use contract::{EdgeId, NodeId, Timestamp};
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::open::commit;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use cluster::enrollment::EnrollmentRefused;
+use scheduler::enrollment::EnrollmentRefused;
 
 /// Why the store could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::world::{Env, Instance, Node, World};
-use contract::api::{DriverChoice, EgressState};
-use contract::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use api::node::{DriverChoice, EgressState};
+use model::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use scheduler::cluster_state::{Env, Instance, Node, World};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 

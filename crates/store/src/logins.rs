@@ -1,7 +1,7 @@
 //! Registries that the cluster is logged in to. What is secret comes and goes sealed: no key is here.
 
-use contract::Timestamp;
-use contract::api::RegistryRow;
+use api::user::RegistryRow;
+use model::Timestamp;
 use sqlx::Row as _;
 
 use crate::rows::{number, to_i64};

@@ -4,8 +4,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cluster::world::ClusterSettings;
-use contract::Timestamp;
+use model::Timestamp;
+use scheduler::cluster_state::ClusterSettings;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use cluster::reports::{Recorded, record};
-use cluster::world::{Node, World};
-use contract::api::{EgressState, NodeReport};
-use contract::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use api::node::{EgressState, NodeReport};
+use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use scheduler::cluster_state::{Node, World};
+use scheduler::reports::{Recorded, record};
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::load::load_instances_of;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use contract::Generation;
-use contract::api::{Route, RouteTable};
+use api::edge::{Route, RouteTable};
+use model::Generation;
 use sqlx::Row as _;
 
 use crate::open::commit;

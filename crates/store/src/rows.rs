@@ -1,6 +1,6 @@
 //! Values to and from columns.
 
-use contract::{EnvKey, NameError};
+use model::{EnvKey, NameError};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 

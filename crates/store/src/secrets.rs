@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use contract::{EnvKey, Timestamp};
+use model::{EnvKey, Timestamp};
 use sqlx::{Row as _, SqliteConnection};
 
 use crate::open::commit;

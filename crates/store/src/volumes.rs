@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cluster::planner::PlannedVolume;
-use cluster::world::{Volume, VolumeKey};
-use contract::{NameError, NodeId, Timestamp, VolumeId};
+use model::{NameError, NodeId, Timestamp, VolumeId};
+use scheduler::cluster_state::{Volume, VolumeKey};
+use scheduler::planner::PlannedVolume;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 

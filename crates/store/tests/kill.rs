@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use contract::{InstanceId, NodeId};
+use model::{InstanceId, NodeId};
 use store::Change;
 use support::*;
 

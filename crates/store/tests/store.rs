@@ -6,15 +6,16 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 
-use cluster::enrollment::EnrollmentRefused;
-use cluster::planner::{Action, PlannedVolume};
-use cluster::rollout::begin;
-use cluster::world::VolumeKey;
-use contract::api::{EnrollRole, Member, Route};
-use contract::instance::InstanceState;
-use contract::{
+use api::edge::Route;
+use api::enrollment::{EnrollRole, Member};
+use model::instance::InstanceState;
+use model::{
     EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
 };
+use scheduler::cluster_state::VolumeKey;
+use scheduler::enrollment::EnrollmentRefused;
+use scheduler::planner::{Action, PlannedVolume};
+use scheduler::rollout::begin;
 use sqlx::Connection as _;
 use store::{Change, EnrollError, ReportEffect, SEEN_GRANULARITY_MS, Store, StoreError};
 use support::*;

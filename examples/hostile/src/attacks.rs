@@ -3,12 +3,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use contract::Timestamp;
-use contract::guest::{
+use guest_protocol::{
     BootFailure, Channel, Frame as _, GuestFrame, GuestStats, HostFrame, LogRecord,
     MAX_FRAME_BYTES, MAX_LOG_PIECE_BYTES, Phase, Stream,
 };
-use contract::instance::ExitEvent;
+use model::Timestamp;
+use model::instance::ExitEvent;
 
 use crate::line::{Line, hello, raw};
 use crate::output::ESCAPES;

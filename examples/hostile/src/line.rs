@@ -3,7 +3,7 @@
 use std::io::{self, Read as _, Write as _};
 use std::time::Duration;
 
-use contract::guest::{
+use guest_protocol::{
     CONTRACT_VERSION, Channel, Frame as _, FrameBuffer, GuestFrame, HOST_CID, HOST_PORT, Hello,
     HostFrame, Phase,
 };

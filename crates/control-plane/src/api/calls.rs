@@ -5,22 +5,21 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::exec::EXEC_PROTOCOL;
+use api::node::StreamWanted;
+use api::node::{ExecWanted, InstanceStats, SignalAnswer};
+use api::user::{ExecQuery, MAX_EXEC_COMMAND_BYTES, SignalRequest, StatsRow};
 use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::{FromRequestParts, Path, State};
 use axum::response::Response;
-use contract::api::StreamWanted;
-use contract::calls::{
-    EXEC_PROTOCOL, ExecQuery, ExecWanted, InstanceStats, MAX_EXEC_COMMAND_BYTES, SignalAnswer,
-    SignalRequest, StatsRow,
-};
-use contract::{InstanceId, NodeId};
 use futures_util::future::join_all;
 use http::header::{CONNECTION, UPGRADE};
 use http::request::Parts;
 use http::{HeaderValue, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
+use model::{InstanceId, NodeId};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -152,7 +151,7 @@ pub(crate) async fn signal(
     Path(instance): Path<InstanceId>,
     Body(SignalRequest { signal }): Body<SignalRequest>,
 ) -> Result<StatusCode, ApiFailure> {
-    let signal = cluster::boot::signal_name(&signal).ok_or_else(|| {
+    let signal = node_core::boot::signal_name(&signal).ok_or_else(|| {
         ApiFailure::refused("not_a_signal", format!("`{signal}` is not a signal"))
             .hint("name one as in SIGHUP, HUP, 1 or SIGRTMIN+3")
     })?;

@@ -3,18 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::user::{DeployRequest, DeployResponse};
 use axum::Json;
 use axum::extract::State;
-use cluster::address_plan::next_network;
-use cluster::release::{ReleaseError, secret_versions};
-use cluster::rollout::begin;
-use cluster::routes::taken_hosts;
-use cluster::world::{Env, Release};
-use contract::api::{DeployRequest, DeployResponse};
-use contract::{EnvKey, ReleaseNumber};
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
+use model::{EnvKey, ReleaseNumber};
+use overlay::address_plan::next_network;
 use registry::{Platform, Problem, Reference, RegistryError, Resolved};
+use scheduler::cluster_state::{Env, Release};
+use scheduler::release::{ReleaseError, secret_versions};
+use scheduler::rollout::begin;
+use scheduler::routes::taken_hosts;
 use store::{Change, Snapshot};
 
 use super::{Body, InEnv, is_destroyed, no_such_env};
@@ -159,7 +159,7 @@ fn check_against(
             key.app, key.env
         ))
     })?;
-    cluster::release::check_volumes(world, key, manifest).map_err(|refusal| {
+    scheduler::release::check_volumes(world, key, manifest).map_err(|refusal| {
         ApiFailure::conflict("volume_size", refusal.to_string()).hint(
             "keep the size; on its node a volume takes only what was written to it, so a new one can \
              be large from the start",

@@ -1,11 +1,12 @@
 //! How members join: a one-time token, and the call that spends it (ADR 0004).
 
+use api::enrollment::{EnrollRequest, EnrollResponse};
+use api::user::{CreateTokenRequest, CreateTokenResponse};
 use axum::Json;
 use axum::extract::State;
-use cluster::enrollment::{EnrollmentRefused, token_expiry};
-use contract::api::{CreateTokenRequest, CreateTokenResponse, EnrollRequest, EnrollResponse};
 use http::StatusCode;
 use identity::{CaError, EnrollmentToken, check_request, is_wireguard_public_key, secret_hash};
+use scheduler::enrollment::{EnrollmentRefused, token_expiry};
 use store::EnrollError;
 
 use super::Body;

@@ -1,11 +1,11 @@
 //! What users see and change of envs, instances and nodes.
 
+use api::user::{EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
 use axum::Json;
 use axum::extract::State;
-use cluster::rollout::check_scale;
-use contract::api::{EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
-use contract::{AppName, EnvKey, EnvName, ReleaseNumber};
 use http::StatusCode;
+use model::{AppName, EnvKey, EnvName, ReleaseNumber};
+use scheduler::rollout::check_scale;
 use serde::Deserialize;
 use store::Change;
 

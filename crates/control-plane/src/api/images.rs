@@ -2,9 +2,9 @@
 
 use std::sync::PoisonError;
 
+use api::user::ImageRow;
 use axum::Json;
 use axum::extract::State;
-use contract::api::ImageRow;
 
 use crate::callers::User;
 use crate::failure::ApiFailure;

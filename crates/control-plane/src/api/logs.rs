@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use api::node::{LogLine, LogsWanted, MAX_STREAM_LINE_BYTES};
+use api::user::{DEFAULT_TAIL, LogsQuery};
 use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use cluster::world::World;
-use contract::api::{DEFAULT_TAIL, LogLine, LogsQuery, LogsWanted, MAX_STREAM_LINE_BYTES};
-use contract::guest::Stream;
-use contract::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
 use futures_util::StreamExt as _;
+use guest_protocol::Stream;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
+use scheduler::cluster_state::World;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 

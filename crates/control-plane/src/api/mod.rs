@@ -14,6 +14,7 @@ mod volumes;
 
 use std::time::Duration;
 
+use api::{MAX_BODY_BYTES, MAX_WAIT_MS, paths};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
@@ -21,10 +22,9 @@ use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, Path, Query
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{delete, get, post};
-use contract::EnvKey;
-use contract::api::{MAX_BODY_BYTES, MAX_WAIT_MS, paths};
 use http::StatusCode;
 use http::request::Parts;
+use model::EnvKey;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -32,7 +32,7 @@ use crate::failure::ApiFailure;
 use crate::limits::REQUEST_TIMEOUT;
 use crate::state::App;
 
-/// Every path of [`contract::api::paths`].
+/// Every path of [`api::paths`].
 pub(crate) fn router(app: App) -> Router {
     let bounded = Router::new()
         .route(paths::HEALTH, get(|| async { StatusCode::OK }))

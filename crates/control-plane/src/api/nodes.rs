@@ -3,14 +3,14 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
+use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRequest};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
-use cluster::desired::desired_state;
-use contract::NodeId;
-use contract::api::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRequest};
 use http::StatusCode;
+use model::NodeId;
+use scheduler::desired::desired_state;
 
 use super::calls::{Upgrade, switching};
 use super::{Body, Params, Poll, granted, logs};

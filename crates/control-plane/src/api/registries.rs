@@ -1,12 +1,12 @@
 //! Logging the cluster in to registries, and what a node is told of it.
 
+use api::user::{RegistryLoginRequest, RegistryRow};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
-use cluster::desired::pulls_from;
-use contract::api::{RegistryLoginRequest, RegistryRow};
 use http::StatusCode;
 use registry::parse_registry;
+use scheduler::desired::pulls_from;
 use serde::Deserialize;
 
 use super::deploy::registry_failed;

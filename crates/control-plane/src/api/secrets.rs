@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use api::user::{SecretRow, SetSecretsRequest};
 use axum::Json;
 use axum::extract::{Path, State};
-use contract::api::{SecretRow, SetSecretsRequest};
-use contract::instance::SecretBundle;
-use contract::{AppName, EnvKey, EnvName, InstanceId, ProcessName};
 use http::StatusCode;
+use model::instance::SecretBundle;
+use model::{AppName, EnvKey, EnvName, InstanceId, ProcessName};
 use serde::Deserialize;
 use store::{Change, Snapshot};
 
@@ -149,7 +149,7 @@ fn live_versions(snapshot: &Snapshot, key: &EnvKey) -> BTreeMap<String, u32> {
 }
 
 /// A release that runs or may be gone back to, and has the bundle.
-fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<contract::ReleaseNumber> {
+fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<model::ReleaseNumber> {
     let env = snapshot.world.envs.get(key)?;
     let rollout = &env.rollout;
     let mut in_use: Vec<_> = [

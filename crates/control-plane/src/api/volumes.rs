@@ -1,10 +1,10 @@
 //! Volumes, as users see and delete them.
 
+use api::user::VolumeRow;
 use axum::Json;
 use axum::extract::{Path, State};
-use contract::VolumeId;
-use contract::api::VolumeRow;
 use http::StatusCode;
+use model::VolumeId;
 use store::Change;
 
 use super::Params;

@@ -8,15 +8,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::enrollment::{EnrollRequest, EnrollResponse, EnrollRole, Hardware, Member};
+use api::node::{DesiredState, DriverChoice, InstanceReport, NodeReport};
+use api::user::{CreateTokenRequest, DeployRequest};
 use api_client::{ApiClient, ClientConfig};
-use contract::api::{
-    CreateTokenRequest, DeployRequest, DesiredState, DriverChoice, EnrollRequest, EnrollResponse,
-    EnrollRole, Hardware, InstanceReport, Member, NodeReport,
-};
-use contract::instance::InstanceState;
-use contract::{EnvKey, Generation, InstanceId, NodeId, Timestamp};
 use control_plane::{Ready, ServerError, ServerOptions};
 use identity::{EnrollmentToken, MemberKey, WireguardKey};
+use model::instance::InstanceState;
+use model::{EnvKey, Generation, InstanceId, NodeId, Timestamp};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
-use contract::Digest;
+use model::Digest;
 use reqwest::{Client, Method, RequestBuilder};
 use sha2::{Digest as _, Sha256};
 

@@ -1,6 +1,6 @@
 //! Commands beside the app, and figures.
 
-use contract::guest::{ExecRequest, HostFrame};
+use guest_protocol::{ExecRequest, HostFrame};
 
 use crate::machine::{ExecSeen, Guest, Plan, Tools, config};
 

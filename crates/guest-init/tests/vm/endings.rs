@@ -1,6 +1,6 @@
 //! How an app ends, and what the node is told.
 
-use contract::guest::{HostFrame, Phase, Stream};
+use guest_protocol::{HostFrame, Phase, Stream};
 
 use crate::machine::{Plan, Tools, config};
 
@@ -105,7 +105,7 @@ fn a_signal_reaches_the_app_alone_and_a_guest_that_is_asked_from_inside_stops() 
     guest.send(&HostFrame::Signal {
         signal: "SIGNOPE".to_owned(),
     });
-    guest.send(&HostFrame::Exec(contract::guest::ExecRequest {
+    guest.send(&HostFrame::Exec(guest_protocol::ExecRequest {
         session: 1,
         argv: ["kill", "1"].map(str::to_owned).to_vec(),
         terminal: None,

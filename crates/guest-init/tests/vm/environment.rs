@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::Path;
 
-use contract::guest::{Stream, VolumeMount};
-use contract::instance::SecretBundle;
+use guest_protocol::{Stream, VolumeMount};
+use model::instance::SecretBundle;
 
 use crate::machine::{Plan, Tools, busybox_tree, config, make_disk};
 
@@ -216,7 +216,7 @@ fn a_volume_belongs_to_the_user_and_is_clean_when_the_end_is_told() {
         };
         let guest = plan.boot();
         guest.wait_line(round);
-        guest.send(&contract::guest::HostFrame::Stop { timeout_ms: 1 });
+        guest.send(&guest_protocol::HostFrame::Stop { timeout_ms: 1 });
         // Not acknowledged: the machine is taken away as soon as the end is told.
         guest.wait("the exit", |seen| seen.exits.first().cloned());
         assert_eq!(guest.seen().lines(Stream::Stdout), expected);

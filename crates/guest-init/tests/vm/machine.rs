@@ -12,12 +12,12 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use contract::guest::{
+use guest_protocol::{
     BootConfig, BootFailure, Channel, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
     GuestStats, Hello, HostFrame, LogRecord, Phase, Stream,
 };
-use contract::instance::ExitEvent;
 use microvm::{Driver, GuestKernel, Machine};
+use model::instance::ExitEvent;
 
 /// Longest that anything awaited may take; two busy cores without KVM are slow.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use contract::guest::{HostFrame, MAX_LOG_PIECE_BYTES, Phase, Stream};
+use guest_protocol::{HostFrame, MAX_LOG_PIECE_BYTES, Phase, Stream};
 
 use crate::machine::{Plan, Tools, config};
 
@@ -52,7 +52,7 @@ fn a_node_that_restarts_finds_its_guest_and_loses_no_line() {
     let mut guest = Plan::new(&tools, config(script)).boot();
     guest.wait_line("first");
     guest.change(|seen| seen.no_log_acks = true);
-    guest.send(&HostFrame::Exec(contract::guest::ExecRequest {
+    guest.send(&HostFrame::Exec(guest_protocol::ExecRequest {
         session: 9,
         argv: ["touch", "/go"].map(str::to_owned).to_vec(),
         terminal: None,
@@ -100,7 +100,7 @@ fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
     guest.wait_line("first");
     guest.change(|seen| seen.hold_logs = true);
     let exec = |session, script: &str| {
-        HostFrame::Exec(contract::guest::ExecRequest {
+        HostFrame::Exec(guest_protocol::ExecRequest {
             session,
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             terminal: None,
@@ -159,7 +159,7 @@ fn log_throughput() {
     eprintln!("QEMU start to Started {:.2} s", guest.age().as_secs_f64());
     let uptime = guest.wait("a line", |seen| seen.lines(Stream::Stdout).first().cloned());
     eprintln!("of which in the guest, until the app's first line: {uptime}");
-    guest.send(&HostFrame::Exec(contract::guest::ExecRequest {
+    guest.send(&HostFrame::Exec(guest_protocol::ExecRequest {
         session: 1,
         argv: ["touch", "/go"].map(str::to_owned).to_vec(),
         terminal: None,

@@ -5,8 +5,8 @@ use std::net::{Ipv6Addr, Shutdown, SocketAddrV6, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use contract::guest::{ExecRequest, HostFrame, ProxyPort, Stream};
-use contract::instance::{ProxyProtocol, SecretBundle};
+use guest_protocol::{ExecRequest, HostFrame, ProxyPort, Stream};
+use model::instance::{ProxyProtocol, SecretBundle};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::machine::{Guest, Plan, Tools, config};

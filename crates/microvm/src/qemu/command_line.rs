@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use contract::InstanceId;
+use model::InstanceId;
 
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
 use crate::{Driver, Machine};

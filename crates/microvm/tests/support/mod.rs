@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use std::process::Command;
 
-use contract::InstanceId;
 use microvm::{Driver, GuestKernel, VmSpec};
+use model::InstanceId;
 
 /// The one switch that leaves these tests out, on a machine where they cannot run.
 const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use contract::guest::{
+use guest_protocol::{
     BootConfig, Channel, Frame as _, FrameBuffer, GATEWAY, GuestFrame, GuestNetwork, HOST_PORT,
     HostFrame, Phase, Stream,
 };

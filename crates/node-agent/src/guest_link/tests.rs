@@ -4,8 +4,8 @@
 
 use std::path::Path;
 
-use contract::Timestamp;
-use contract::guest::{Frame as _, FrameBuffer, GuestNetwork, LogRecord, Stream};
+use guest_protocol::{Frame as _, FrameBuffer, GuestNetwork, LogRecord, Stream};
+use model::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
@@ -62,7 +62,7 @@ fn config() -> BootConfig {
         network: GuestNetwork {
             address: "fd00::1".parse().unwrap(),
             ipv4: "100.64.0.1".parse().unwrap(),
-            gateway: contract::guest::GATEWAY,
+            gateway: guest_protocol::GATEWAY,
             mtu: 1420,
             resolvers: vec![],
         },
@@ -240,7 +240,7 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
 
     let (figures, ()) = tokio::join!(calls.figures(), async {
         assert_eq!(guest.hear().await, Some(HostFrame::Stats));
-        let figures = contract::guest::GuestStats {
+        let figures = guest_protocol::GuestStats {
             processes: 3,
             ..Default::default()
         };
@@ -476,7 +476,7 @@ async fn flood() {
     }
     // Figures that nobody asked for, without end.
     for _ in 0..1000 {
-        let figures = contract::guest::GuestStats::default();
+        let figures = guest_protocol::GuestStats::default();
         guest.say(&GuestFrame::Stats(figures)).await;
     }
     guest.say(&GuestFrame::Exited(exit(0))).await;

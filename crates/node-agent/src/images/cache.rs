@@ -1,16 +1,16 @@
 //! What of the images stays on this node: who needs which disk, and what goes when they take too much.
 //!
-//! `cluster::cache` decides; an image is kept while an instance of this node has it ([`ImageUse`]), and while the
+//! `node_core::cache` decides; an image is kept while an instance of this node has it ([`ImageUse`]), and while the
 //! control plane names it among the last releases.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cluster::cache::{Held, surplus};
-use contract::api::{CachedImage, MAX_REPORTED_IMAGES};
-use contract::instance::PinnedImage;
-use contract::{Digest, Timestamp};
+use api::node::{CachedImage, MAX_REPORTED_IMAGES};
+use model::instance::PinnedImage;
+use model::{Digest, Timestamp};
+use node_core::cache::{Held, surplus};
 
 use super::{Images, blocking};
 use crate::chain;

@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use contract::{InstanceId, NodeId};
+use model::{InstanceId, NodeId};
 use node_network::{Member, Network, NetworkSettings, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};

@@ -4,12 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use api::user::{DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus};
 use api_client::ApiClient;
 use clap::Args;
-use contract::EnvKey;
-use contract::api::{
-    DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus,
-};
+use model::EnvKey;
 use registry::Reference;
 
 use crate::commands::{manifest_file, ps};

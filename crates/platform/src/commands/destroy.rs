@@ -4,7 +4,7 @@ use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use contract::EnvKey;
+use model::EnvKey;
 
 use crate::commands::volumes;
 use crate::connection::{ClusterArguments, EnvArguments};

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::Context as _;
+use api::enrollment::EnrollRole;
+use api::user::CreateTokenRequest;
 use api_client::{ApiClient, ClientConfig};
 use clap::Args;
-use contract::api::{CreateTokenRequest, EnrollRole};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};

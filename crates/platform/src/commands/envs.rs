@@ -1,7 +1,7 @@
 //! `platform envs`: what is deployed.
 
+use api::user::{EnvRow, RolloutPhase};
 use clap::Args;
-use contract::api::{EnvRow, RolloutPhase};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;

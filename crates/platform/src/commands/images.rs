@@ -1,7 +1,7 @@
 //! `platform images`: what the nodes hold in their image caches.
 
+use api::user::ImageRow;
 use clap::Args;
-use contract::api::ImageRow;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;

@@ -4,11 +4,12 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use api::node::LogLine;
+use api::user::LogsQuery;
 use clap::Args;
-use contract::api::{LogLine, LogsQuery};
-use contract::guest::Stream;
-use contract::{InstanceId, ProcessName, Timestamp};
 use futures_util::StreamExt as _;
+use guest_protocol::Stream;
+use model::{InstanceId, ProcessName, Timestamp};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;

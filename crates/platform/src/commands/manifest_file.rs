@@ -3,8 +3,8 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
 
-use contract::AppName;
 use manifest::{Colour, Diagnostic, MAX_TEXT_BYTES, Manifest};
+use model::AppName;
 
 use crate::failure::Failure;
 

@@ -1,7 +1,7 @@
 //! `platform nodes`: the machines.
 
+use api::user::NodeRow;
 use clap::Args;
-use contract::api::NodeRow;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;

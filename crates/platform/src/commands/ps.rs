@@ -1,8 +1,9 @@
 //! `platform ps`: the instances.
 
+use api::node::InstanceReport;
+use api::user::InstanceRow;
 use clap::Args;
-use contract::api::{InstanceReport, InstanceRow};
-use contract::instance::InstanceState;
+use model::instance::InstanceState;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;

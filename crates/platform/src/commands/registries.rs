@@ -2,8 +2,9 @@
 
 use std::io::Read as _;
 
+use api::node::PullSecret;
+use api::user::{RegistryLoginRequest, RegistryRow};
 use clap::{Args, Subcommand};
-use contract::api::{PullSecret, RegistryLoginRequest, RegistryRow};
 use registry::parse_registry;
 
 use crate::connection::ClusterArguments;

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use api::user::ScaleRequest;
 use clap::Args;
-use contract::ProcessName;
-use contract::api::ScaleRequest;
+use model::ProcessName;
 
 use crate::commands::envs::processes;
 use crate::connection::{ClusterArguments, EnvArguments};
@@ -37,7 +37,7 @@ fn parse(text: &str) -> Result<(ProcessName, u32), String> {
         .ok_or("write the process type and the number of instances: `web=3`")?;
     let process = process
         .parse()
-        .map_err(|e: contract::NameError| e.to_string())?;
+        .map_err(|e: model::NameError| e.to_string())?;
     let number = number
         .parse()
         .map_err(|_| format!("`{number}` is not a number of instances"))?;

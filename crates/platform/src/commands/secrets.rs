@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::path::Path;
 
+use api::user::{MAX_SECRET_BYTES, SecretRow, SetSecretsRequest};
 use clap::{Args, Subcommand};
-use contract::api::{MAX_SECRET_BYTES, SecretRow, SetSecretsRequest};
-use contract::{EnvKey, ProcessName};
+use model::{EnvKey, ProcessName};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;

@@ -1,8 +1,8 @@
 //! `platform signal`: a signal to an app.
 
+use api::user::SignalRequest;
 use clap::Args;
-use contract::InstanceId;
-use contract::calls::SignalRequest;
+use model::InstanceId;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use api::enrollment::EnrollRole;
+use api::user::CreateTokenRequest;
 use clap::{Args, Subcommand, ValueEnum};
-use contract::api::{CreateTokenRequest, EnrollRole};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
+use api::user::StatsRow;
 use api_client::ApiClient;
 use clap::Args;
-use contract::InstanceId;
-use contract::calls::StatsRow;
-use contract::guest::GuestStats;
+use guest_protocol::GuestStats;
+use model::InstanceId;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;

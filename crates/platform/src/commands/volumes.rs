@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::time::{Duration, Instant};
 
+use api::user::VolumeRow;
 use api_client::ApiClient;
 use clap::{Args, Subcommand};
-use contract::api::VolumeRow;
-use contract::{AppName, EnvKey, EnvName, VolumeId};
+use model::{AppName, EnvKey, EnvName, VolumeId};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use contract::Digest;
+use model::Digest;
 use registry::{Credential, Credentials, DockerConfig, Platform, Problem, Reference};
 
 use crate::support::{

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use contract::Digest;
-use contract::instance::PinnedImage;
+use model::Digest;
+use model::instance::PinnedImage;
 use registry::{
     BlobCache, Credentials, FetchProgress, FetchedImage, Limits, Registry, RegistryError,
     RegistryOptions,

@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
-use contract::Digest;
+use model::Digest;
 use root_disk::{Compression, Layer};
 use sha2::{Digest as _, Sha256};
 

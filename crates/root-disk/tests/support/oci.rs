@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use contract::Digest;
+use model::Digest;
 use root_disk::{Compression, Layer};
 use serde_json::Value;
 

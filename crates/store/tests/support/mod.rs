@@ -5,20 +5,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use cluster::address_plan::instance_address;
-use cluster::planner::{Action, PlacedInstance};
-use cluster::release::{Identity, instance_spec};
-use cluster::rollout::begin;
-use cluster::world::{ClusterSettings, Env, Release};
-use contract::api::{
-    DriverChoice, EgressState, EnrollRequest, EnrollRole, Hardware, InstanceReport, Member,
-    NodeReport,
-};
-use contract::instance::{InstanceState, PinnedImage};
-use contract::{
-    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp,
-};
+use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
+use api::node::{DriverChoice, EgressState, InstanceReport, NodeReport};
 use manifest::Manifest;
+use model::instance::{InstanceState, PinnedImage};
+use model::{Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use overlay::address_plan::instance_address;
+use scheduler::cluster_state::{ClusterSettings, Env, Release};
+use scheduler::planner::{Action, PlacedInstance};
+use scheduler::release::{Identity, instance_spec};
+use scheduler::rollout::begin;
 use store::{Change, ClusterRecord, Store, StoreError};
 
 pub(crate) const NOW: Timestamp = Timestamp(1_700_000_000_000);

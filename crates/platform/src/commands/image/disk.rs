@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::Args;
-use contract::Digest;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use model::Digest;
 use registry::{BlobCache, FetchProgress, Platform, Registry, Source, SourceImage};
 use root_disk::{BuiltDisk, Layer};
 use serde::Serialize;

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use contract::Digest;
-use contract::image::ImageConfig;
+use model::Digest;
+use model::image::ImageConfig;
 use registry::{ImageDescription, Platform, Resolved, Source};
 use serde::Serialize;
 

@@ -1,0 +1,95 @@
+//! Messages of the one HTTPS API, a module for each kind of caller. Paths are in [`paths`]; bodies are JSON.
+//!
+//! - [`user`]: people and their programs, with a bearer token.
+//! - [`node`] and [`edge`]: members, with the client certificate they got when they enrolled. They only dial out: they
+//!   fetch their whole desired state by long poll, and report.
+//! - [`enrollment`]: whoever holds a one-time enrollment token, for one call.
+//! - [`exec`]: what travels on an exec stream, between a user and a guest.
+
+pub mod edge;
+pub mod enrollment;
+pub mod exec;
+pub mod node;
+pub mod user;
+
+use serde::{Deserialize, Serialize};
+
+/// Paths of the API. `{app}` and so on are axum's captures.
+pub mod paths {
+    /// GET, anyone: 200 when the server answers. POST nothing else.
+    pub const HEALTH: &str = "/v1/health";
+    /// POST [`crate::enrollment::EnrollRequest`] -> [`crate::enrollment::EnrollResponse`].
+    pub const ENROLL: &str = "/v1/enroll";
+    /// GET, a node: `?after=GENERATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
+    /// newer came within the wait.
+    pub const NODE_DESIRED: &str = "/v1/node/desired";
+    /// POST, a node: [`crate::node::NodeReport`].
+    pub const NODE_REPORT: &str = "/v1/node/report";
+    /// GET, a node: `?wait_ms=N` -> `Vec<StreamRequest>`: streams it is asked to open.
+    pub const NODE_STREAMS: &str = "/v1/node/streams";
+    /// POST, a node: the body is the stream: lines of JSON ([`crate::node::LogLine`]), or one answer of
+    /// [`crate::calls`]. GET with an upgrade to [`crate::exec::EXEC_PROTOCOL`], for a command.
+    pub const NODE_STREAM: &str = "/v1/node/streams/{stream}";
+    /// GET, a node: `?instance=ID` -> `Vec<SecretBundle>`: what an instance placed on it boots with.
+    pub const NODE_SECRETS: &str = "/v1/node/secrets";
+    /// GET, an edge: `?after=GENERATION&wait_ms=N` -> [`crate::edge::RouteTable`], or 204.
+    pub const EDGE_ROUTES: &str = "/v1/edge/routes";
+    /// GET, a node: `?registry=HOST` -> [`crate::node::PullSecret`], or 204 when the cluster is not logged in there. For
+    /// registries that the node's instances come from only.
+    pub const NODE_PULL_SECRET: &str = "/v1/node/pull-secret";
+    /// GET, a user -> `Vec<RegistryRow>`. POST [`crate::user::RegistryLoginRequest`] -> [`crate::user::RegistryRow`]: logs the
+    /// cluster in. DELETE `?registry=HOST`: logs it out.
+    pub const REGISTRIES: &str = "/v1/registries";
+    /// GET, a user -> `Vec<ImageRow>`: the image caches of the nodes that are online.
+    pub const IMAGES: &str = "/v1/images";
+    /// POST, a user: [`crate::user::CreateTokenRequest`] -> [`crate::user::CreateTokenResponse`].
+    pub const TOKENS: &str = "/v1/tokens";
+    /// GET, a user -> `Vec<NodeRow>`.
+    pub const NODES: &str = "/v1/nodes";
+    /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
+    pub const INSTANCES: &str = "/v1/instances";
+    /// GET, a user: `?app=&env=` -> `Vec<VolumeRow>`.
+    pub const VOLUMES: &str = "/v1/volumes";
+    /// DELETE, a user: delete a volume that no instance has, and all that is in it.
+    pub const VOLUME: &str = "/v1/volumes/{volume}";
+    /// GET, a user, with an upgrade to [`crate::exec::EXEC_PROTOCOL`] and
+    /// [`crate::user::ExecQuery`] -> 101, then frames both ways.
+    pub const EXEC: &str = "/v1/instances/{instance}/exec";
+    /// POST, a user: [`crate::user::SignalRequest`].
+    pub const SIGNAL: &str = "/v1/instances/{instance}/signal";
+    /// GET, a user: `?app=&env=` -> `Vec<StatsRow>`.
+    pub const STATS: &str = "/v1/stats";
+    /// GET, a user -> `Vec<EnvRow>`.
+    pub const ENVS: &str = "/v1/envs";
+    /// POST, a user: [`crate::user::DeployRequest`] -> [`crate::user::DeployResponse`]. DELETE: destroy the env.
+    pub const ENV: &str = "/v1/apps/{app}/envs/{env}";
+    /// POST, a user: [`crate::user::ScaleRequest`] -> [`crate::user::EnvRow`].
+    pub const SCALE: &str = "/v1/apps/{app}/envs/{env}/scale";
+    /// POST, a user: nothing -> [`crate::user::DeployResponse`]: a new release as the wanted one, with the
+    /// newest versions of its secret bundles.
+    pub const REDEPLOY: &str = "/v1/apps/{app}/envs/{env}/redeploy";
+    /// GET, a user -> `Vec<SecretRow>`. The env need not exist yet.
+    pub const SECRETS: &str = "/v1/apps/{app}/envs/{env}/secrets";
+    /// POST, a user: [`crate::user::SetSecretsRequest`] -> [`crate::user::SecretRow`]. DELETE: delete the bundle.
+    pub const SECRET: &str = "/v1/apps/{app}/envs/{env}/secrets/{bundle}";
+    /// GET, a user: `?release=N&after=REVISION&wait_ms=N` -> [`crate::user::RolloutStatus`].
+    pub const ROLLOUT: &str = "/v1/apps/{app}/envs/{env}/rollout";
+    /// GET, a user: `?follow=&process=&instance=&tail=` -> lines of JSON ([`crate::node::LogLine`]).
+    pub const LOGS: &str = "/v1/apps/{app}/envs/{env}/logs";
+}
+/// Longest long poll that a server grants, in milliseconds.
+pub const MAX_WAIT_MS: u64 = 30_000;
+/// Largest request body that a server reads, in bytes (streams excepted).
+pub const MAX_BODY_BYTES: usize = 9 * 1024 * 1024;
+
+/// Every error of the API, with the status that fits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// Stable, for programs: `image_not_found`.
+    pub code: String,
+    /// For people: what failed, with its subject and its cause.
+    pub message: String,
+    /// What to do about it, where we know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}

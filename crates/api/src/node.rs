@@ -1,0 +1,259 @@
+//! What a node and the server say to each other.
+
+use guest_protocol::GuestStats;
+use model::instance::{ExitEvent, InstanceSpec, InstanceState, PinnedImage};
+use model::{Digest, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::enrollment::Hardware;
+
+/// Everything one node is to run. Whole, never a difference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredState {
+    /// The cluster's random id: state of another cluster is refused.
+    pub cluster: String,
+    /// The node this is for.
+    pub node: NodeId,
+    /// Grows with every change for this node; an older one is refused.
+    pub generation: Generation,
+    /// The instances to run.
+    pub instances: Vec<InstanceSpec>,
+    /// Instances this node once had that are to be stopped and forgotten. An unknown instance that
+    /// is in neither list (an empty or restored store) is left running and reported.
+    pub stop: Vec<InstanceId>,
+    /// Volumes of this node that were deleted: their disks are to be removed. One that is not named
+    /// is kept, whoever knows of it.
+    #[serde(default)]
+    pub remove_volumes: Vec<VolumeId>,
+    /// Images whose disks are to stay in the node's cache although nothing runs them now: those of the last
+    /// releases, for a way back. Sorted.
+    #[serde(default)]
+    pub keep_images: Vec<Digest>,
+}
+
+/// What a node sees and does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeReport {
+    /// The generation it has taken up.
+    pub generation: Generation,
+    /// Which VMM driver it uses, and why.
+    pub driver: DriverChoice,
+    /// Whether its instances reach the world outside of the cluster; absent until it has looked.
+    #[serde(default)]
+    pub egress: Option<EgressState>,
+    /// What it has.
+    pub hardware: Hardware,
+    /// Every instance it knows of, those to be stopped too.
+    pub instances: Vec<InstanceReport>,
+    /// Every volume whose disk it has.
+    #[serde(default)]
+    pub volumes: Vec<VolumeId>,
+    /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`].
+    #[serde(default)]
+    pub images: Vec<CachedImage>,
+}
+
+/// Root disks in [`NodeReport::images`].
+pub const MAX_REPORTED_IMAGES: usize = 500;
+
+/// A root disk in a node's cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CachedImage {
+    /// The image it was built from; another repository's name of the same digest shares the disk.
+    pub image: PinnedImage,
+    /// What the disk takes on the host, in bytes.
+    pub size_bytes: u64,
+    /// When it was last built or looked up.
+    pub last_used: Timestamp,
+    /// Instances of the node that use it.
+    pub instances: u32,
+    /// Whether it stays, used or not, for it is one of the last releases.
+    pub kept: bool,
+}
+
+/// What to show to a registry. Its `Debug` shows no secret.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum PullSecret {
+    /// A user's name and password, or an access token in its place.
+    Basic {
+        /// Name.
+        user: String,
+        /// Password.
+        password: String,
+    },
+    /// An OAuth2 refresh token.
+    IdentityToken {
+        /// The token.
+        token: String,
+    },
+}
+
+impl PullSecret {
+    /// The user's name, where it has one.
+    pub fn user(&self) -> Option<&str> {
+        match self {
+            Self::Basic { user, .. } => Some(user),
+            Self::IdentityToken { .. } => None,
+        }
+    }
+}
+
+impl std::fmt::Debug for PullSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "PullSecret({})", self.user().unwrap_or("token"))
+    }
+}
+
+/// The VMM driver a node uses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DriverChoice {
+    /// `firecracker`, `qemu-kvm` or `qemu-tcg`.
+    pub name: String,
+    /// Why this one.
+    pub reason: String,
+}
+
+/// Whether the instances of a node reach the world outside of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressState {
+    /// They do.
+    pub on: bool,
+    /// By what, or why not and what to do.
+    pub reason: String,
+}
+
+/// What a node says about one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceReport {
+    /// The instance.
+    pub id: InstanceId,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// Whether its health check passes (or it has none and runs).
+    pub ready: bool,
+    /// Times it was started again.
+    pub restarts: u32,
+    /// For people: what it does or waits for (`fetching 3 of 5 layers`, `next start in 4 s`).
+    pub detail: String,
+    /// How it last ended.
+    pub last_exit: Option<ExitEvent>,
+    /// Why it failed, where it did: the operation, its subject, its cause.
+    pub failure: Option<String>,
+    /// The last lines it logged before its last end; at most [`MAX_LAST_WORDS`].
+    pub last_words: Vec<String>,
+    /// When the app was started, this time.
+    pub started_at: Option<Timestamp>,
+}
+
+/// Lines in [`InstanceReport::last_words`].
+pub const MAX_LAST_WORDS: usize = 20;
+
+/// A stream that a node is asked to open at [`paths::NODE_STREAM`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamRequest {
+    /// Its id: a random number, in hexadecimal.
+    pub stream: String,
+    /// What to send.
+    pub wanted: StreamWanted,
+}
+
+/// What a node is to send on a stream, and how it opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum StreamWanted {
+    /// By POST: lines of JSON ([`LogLine`]).
+    Logs(LogsWanted),
+    /// By GET with an upgrade: a command's streams.
+    Exec(ExecWanted),
+    /// By POST: `Vec<InstanceStats>`.
+    Stats {
+        /// Of which instances.
+        instances: Vec<InstanceId>,
+    },
+    /// By POST: [`SignalAnswer`](crate::node::SignalAnswer).
+    Signal {
+        /// To the app of which instance.
+        instance: InstanceId,
+        /// Signal name.
+        signal: String,
+    },
+}
+
+/// Which log lines are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsWanted {
+    /// Of which instances.
+    pub instances: Vec<InstanceId>,
+    /// At most this many lines of the past, for each instance.
+    pub tail: u32,
+    /// Only lines at or after this time.
+    pub since: Option<Timestamp>,
+    /// Whether to go on with new lines until the reader leaves.
+    pub follow: bool,
+    /// Of the past, only what the instance said before it was last started again.
+    pub previous: bool,
+}
+
+/// Longest line of a stream of [`LogLine`]s, in bytes with its line feed: a log piece in which
+/// every byte is escaped, and the rest of the line.
+pub const MAX_STREAM_LINE_BYTES: usize = 6 * guest_protocol::MAX_LOG_PIECE_BYTES + 1024;
+
+/// One line of an instance's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogLine {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Its process type.
+    pub process: ProcessName,
+    /// When the guest read it.
+    pub at: Timestamp,
+    /// `stdout`, `stderr` or `platform`.
+    pub stream: guest_protocol::Stream,
+    /// The text; bytes that are not UTF-8 are replaced.
+    pub text: String,
+    /// True when the line goes on in the next one of this stream.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+}
+
+/// A command that a node is asked to run in one of its guests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecWanted {
+    /// In which instance.
+    pub instance: InstanceId,
+    /// Program and arguments; at least one.
+    pub command: Vec<String>,
+    /// Rows and columns of a terminal; absent: pipes.
+    pub terminal: Option<(u16, u16)>,
+}
+
+/// What a node answers when asked to pass a signal on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalAnswer {
+    /// Why the guest did not get it; absent when it did.
+    pub refused: Option<String>,
+}
+
+/// What a node answers when asked for figures: one for each instance asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceStats {
+    /// The instance.
+    pub instance: InstanceId,
+    /// What its guest says; absent when it did not answer.
+    pub stats: Option<GuestStats>,
+    /// Why there are none.
+    pub reason: Option<String>,
+}

@@ -1,0 +1,387 @@
+//! What users and the server say to each other.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use guest_protocol::GuestStats;
+use model::{Digest, EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
+use serde::{Deserialize, Serialize};
+
+use crate::enrollment::{EnrollRole, Hardware};
+use crate::node::{CachedImage, DriverChoice, EgressState, InstanceReport, PullSecret};
+
+/// A root disk in a node's cache, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageRow {
+    /// The node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// The disk.
+    pub cached: CachedImage,
+}
+
+/// Logs the cluster in to a registry: the server resolves with it, and nodes pull with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryLoginRequest {
+    /// The registry, as in image references: `ghcr.io`, `docker.io`, `registry.example.com:5000`.
+    pub registry: String,
+    /// What to show there. It is tried before it is kept.
+    pub secret: PullSecret,
+}
+
+/// A registry that the cluster is logged in to, for people; the secret is never shown again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryRow {
+    /// The registry.
+    pub registry: String,
+    /// As whom; absent for a token.
+    pub user: Option<String>,
+    /// The name of the user's token that logged it in.
+    pub by: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// The query of [`paths::LOGS`]: which of the env's lines are wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogsQuery {
+    /// Only of this process type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<ProcessName>,
+    /// Only of this instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// At most this many lines of the past, for each instance. Absent: [`DEFAULT_TAIL`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tail: Option<u32>,
+    /// Only lines at or after this time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Timestamp>,
+    /// Whether to go on with new lines until the reader leaves.
+    #[serde(default)]
+    pub follow: bool,
+    /// Of the past, only what each instance said before it was last started again.
+    #[serde(default)]
+    pub previous: bool,
+}
+
+/// Lines of the past for each instance, where [`LogsQuery::tail`] does not say.
+pub const DEFAULT_TAIL: u32 = 100;
+
+/// Asks for a one-time enrollment token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTokenRequest {
+    /// What its user becomes.
+    pub role: EnrollRole,
+    /// Seconds until it expires, 1 to 86400.
+    pub ttl_seconds: u64,
+}
+
+/// A one-time enrollment token; this is the only time it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateTokenResponse {
+    /// The token, for `platform node --token`. It carries the CA's fingerprint, so that the new
+    /// machine knows the right server.
+    pub token: String,
+    /// What its user becomes.
+    pub role: EnrollRole,
+    /// When it expires.
+    pub expires_at: Timestamp,
+}
+
+/// Asks for a new release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    /// The manifest, as written.
+    pub manifest: String,
+    /// The image reference; a tag is resolved once, now.
+    pub image: String,
+}
+
+/// A release that was recorded; its rollout has begun.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployResponse {
+    /// The release.
+    pub release: ReleaseNumber,
+    /// The digest the reference named or its tag led to (ADR 0002).
+    pub image_ref_digest: Digest,
+    /// The image manifest's digest for each architecture of the cluster's nodes.
+    pub resolved_image_digest: BTreeMap<String, Digest>,
+    /// The tag that was resolved, if the reference had one.
+    pub pinned_tag: Option<String>,
+}
+
+/// Sets how many instances of processes are wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScaleRequest {
+    /// Process type to instances.
+    pub processes: BTreeMap<ProcessName, u32>,
+}
+
+/// How a rollout goes. `revision` changes whenever anything of it does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloutStatus {
+    /// For the next long poll.
+    pub revision: u64,
+    /// The release rolled out.
+    pub release: ReleaseNumber,
+    /// How far it is.
+    pub phase: RolloutPhase,
+    /// Why it waits, failed or reverted; empty when there is nothing to say.
+    pub reason: String,
+    /// The release that serves meanwhile or after a revert.
+    pub previous: Option<ReleaseNumber>,
+    /// Its instances.
+    pub instances: Vec<InstanceRow>,
+}
+
+/// How far a rollout is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RolloutPhase {
+    /// Instances start, become ready, replace the old.
+    Rolling,
+    /// Every process type has all its instances ready on this release, and no old one is left.
+    Done,
+    /// It could not become healthy and there was nothing to go back to.
+    Failed,
+    /// It could not become healthy; the previous release was kept or restored.
+    Reverted,
+    /// A newer release took over.
+    Superseded,
+}
+
+/// One instance, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceRow {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its env.
+    pub env: EnvKey,
+    /// Its process type.
+    pub process: ProcessName,
+    /// Its release.
+    pub release: ReleaseNumber,
+    /// Its node.
+    pub node: NodeId,
+    /// The node's name.
+    pub node_name: String,
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Whether it is on its way out.
+    pub leaving: bool,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// What its node says; absent until the node has said anything.
+    pub report: Option<InstanceReport>,
+}
+
+/// One node, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRow {
+    /// The node.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// What it has.
+    pub hardware: Hardware,
+    /// The driver it uses; absent until it reported.
+    pub driver: Option<DriverChoice>,
+    /// Whether its instances reach the world outside of the cluster; absent until it reported.
+    pub egress: Option<EgressState>,
+    /// When it last reported.
+    pub seen_at: Option<Timestamp>,
+    /// Whether it reported lately.
+    pub online: bool,
+    /// Instances placed on it.
+    pub instances: u32,
+    /// Its /64, as its first address.
+    pub prefix: Ipv6Addr,
+}
+
+/// Most bytes of one file of a secret bundle.
+pub const MAX_SECRET_BYTES: usize = 64 * 1024;
+/// Most bytes of a secret bundle: names and contents of its files.
+pub const MAX_BUNDLE_BYTES: usize = 256 * 1024;
+/// Most bytes of all bundles of one process type. On their way into a guest they are three to four
+/// times as long, and share [`guest_protocol::MAX_BOOT_FRAME_BYTES`] with the variables.
+pub const MAX_PROCESS_SECRETS_BYTES: usize = 512 * 1024;
+/// Longest name of a file of a secret bundle, in bytes.
+pub const MAX_SECRET_NAME_BYTES: usize = 255;
+
+/// Changes files of a secret bundle: a new version, with the other files as in the newest one.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SetSecretsRequest {
+    /// File name to content.
+    pub set: BTreeMap<String, Vec<u8>>,
+    /// Files that the new version does not have.
+    #[serde(default)]
+    pub unset: Vec<String>,
+}
+
+impl std::fmt::Debug for SetSecretsRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SetSecretsRequest")
+            .field("set", &self.set.keys())
+            .field("unset", &self.unset)
+            .finish()
+    }
+}
+
+/// One secret bundle, for people; what is in its files is shown to nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRow {
+    /// The bundle.
+    pub name: String,
+    /// Its newest version.
+    pub version: u32,
+    /// The names of that version's files.
+    pub files: Vec<String>,
+    /// The version that the wanted release runs with; absent when it does not use the bundle.
+    pub live: Option<u32>,
+    /// When the newest version was made.
+    pub created_at: Timestamp,
+}
+
+/// One volume, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRow {
+    /// The volume.
+    pub id: VolumeId,
+    /// Its env, which need not exist any more.
+    pub env: EnvKey,
+    /// Its process type.
+    pub process: ProcessName,
+    /// Its name.
+    pub name: String,
+    /// Which of the process type's instances it belongs to, from 0.
+    pub ordinal: u32,
+    /// Its size in bytes; on the node it takes what was written to it.
+    pub size_bytes: u64,
+    /// The node its disk is on.
+    pub node: NodeId,
+    /// The node's name.
+    pub node_name: String,
+    /// The instance that has it now.
+    pub instance: Option<InstanceId>,
+    /// Whether its node said that the disk is there.
+    pub made: bool,
+    /// Whether it is being deleted.
+    pub deleting: bool,
+    /// When it was planned.
+    pub created_at: Timestamp,
+}
+
+/// One env, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EnvRow {
+    /// The env.
+    pub env: EnvKey,
+    /// The newest release.
+    pub release: ReleaseNumber,
+    /// How far its rollout is.
+    pub phase: RolloutPhase,
+    /// Wanted and ready instances by process type.
+    pub processes: BTreeMap<ProcessName, (u32, u32)>,
+    /// Host names that lead to it.
+    pub hosts: Vec<String>,
+}
+
+/// Longest command with its arguments, in bytes; it travels in the query of a URL.
+pub const MAX_EXEC_COMMAND_BYTES: usize = 16 * 1024;
+
+/// The query of [`paths::EXEC`](crate::paths::EXEC): a command to run beside the app.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecQuery {
+    /// Program and arguments, as a JSON array of strings.
+    #[serde(with = "json_text")]
+    pub command: Vec<String>,
+    /// Rows of the user's terminal; with `columns`, or neither: then it runs on pipes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<u16>,
+    /// Columns of the user's terminal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub columns: Option<u16>,
+}
+
+/// A list as one value of a query.
+mod json_text {
+    use serde::de::{Deserialize, Deserializer, Error as _};
+    use serde::ser::{Error as _, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(list: &[String], to: S) -> Result<S::Ok, S::Error> {
+        let text = serde_json::to_string(list).map_err(S::Error::custom)?;
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
+        let text = String::deserialize(from)?;
+        serde_json::from_str(&text)
+            .map_err(|error| D::Error::custom(format!("not a JSON array of strings: {error}")))
+    }
+}
+
+/// The body of POST [`paths::SIGNAL`](crate::paths::SIGNAL).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignalRequest {
+    /// Signal name or number: `SIGHUP`, `HUP`, `1`.
+    pub signal: String,
+}
+
+/// The figures of one instance, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatsRow {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its env.
+    pub env: EnvKey,
+    /// Its process type.
+    pub process: ProcessName,
+    /// Its node.
+    pub node: NodeId,
+    /// What its guest says; absent when it did not answer.
+    pub stats: Option<GuestStats>,
+    /// Why there are none.
+    pub reason: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn a_command_travels_as_one_value_of_a_query() {
+        let query = ExecQuery {
+            command: vec!["sh".to_owned(), "-c".to_owned(), "a & \"b\"".to_owned()],
+            rows: Some(24),
+            columns: Some(80),
+        };
+        let value = serde_json::to_value(&query).unwrap();
+        assert_eq!(value["command"], r#"["sh","-c","a & \"b\""]"#);
+        assert_eq!(serde_json::from_value::<ExecQuery>(value).unwrap(), query);
+    }
+}

@@ -1,0 +1,322 @@
+//! One instance, completely described: the planner chose everything, the node only obeys.
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{
+    AppName, Digest, EnvKey, EnvName, InstanceId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+};
+
+/// Everything a node needs to run one instance. Immutable: a change is another instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceSpec {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its app.
+    pub app: AppName,
+    /// Its env.
+    pub env: EnvName,
+    /// Its process type.
+    pub process: ProcessName,
+    /// The release it runs.
+    pub release: ReleaseNumber,
+    /// The image to run, pinned for this node's architecture.
+    pub image: PinnedImage,
+    /// Replaces the image's Cmd; the image's Entrypoint stays. Absent: the image's own.
+    pub command: Option<Vec<String>>,
+    /// User to run as, in the OCI form `user[:group]`. Absent: the image's User, else root.
+    pub user: Option<String>,
+    /// The manifest's variables for this process, the `[env]` table merged in.
+    pub variables: BTreeMap<String, String>,
+    /// Ports the app listens on, in the manifest's order; the first becomes `PORT`.
+    pub ports: Vec<Port>,
+    /// When to call it ready. Absent: ready once the app has run for a moment
+    /// (`node_core::instance::SETTLE_MS`), so that one that exits at once is never called ready.
+    pub healthcheck: Option<HealthCheck>,
+    /// How to stop it.
+    pub stop: StopPolicy,
+    /// What to do when it ends by itself.
+    pub restart: RestartPolicy,
+    /// CPU request, in thousandths of a core.
+    pub cpu_millis: u32,
+    /// Memory of the microVM, a hard cap, in bytes.
+    pub memory_bytes: u64,
+    /// Size of the scratch disk, in bytes; sparse on the host.
+    pub scratch_bytes: u64,
+    /// The instance's one overlay address (ADR 0004).
+    pub address: Ipv6Addr,
+    /// Secret bundles, files under `/run/secrets/<bundle>/`. Their content is fetched by the node
+    /// when the instance is to boot, and kept in memory only.
+    pub secrets: Vec<SecretVersion>,
+    /// Volumes, at `/mnt/volumes/<name>`; all of one ordinal.
+    pub volumes: Vec<AttachedVolume>,
+}
+
+impl InstanceSpec {
+    /// The env it belongs to.
+    pub fn env_key(&self) -> EnvKey {
+        EnvKey {
+            app: self.app.clone(),
+            env: self.env.clone(),
+        }
+    }
+
+    /// Which of its process type's volumes it has; absent when it has none.
+    pub fn ordinal(&self) -> Option<u32> {
+        self.volumes.first().map(|volume| volume.ordinal)
+    }
+}
+
+/// An image by immutable digest (ADR 0002: nothing ever runs by tag).
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinnedImage {
+    /// Registry host, with the port where it is not the default.
+    pub registry: String,
+    /// Repository within the registry.
+    pub repository: String,
+    /// Digest of the image manifest (not of an index) for the node's architecture.
+    pub digest: Digest,
+}
+
+impl std::fmt::Display for PinnedImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}@{}", self.registry, self.repository, self.digest)
+    }
+}
+
+/// What is spoken on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// HTTP/1.1, routed by host name.
+    Http,
+    /// Bytes.
+    Tcp,
+}
+
+/// How the edge tells the app who the client is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProxyProtocol {
+    /// The guest's adapter reads the PROXY v2 header and hands on a plain connection.
+    Strip,
+    /// The app reads the PROXY v2 header itself, once the guest's adapter found it in order.
+    V2,
+}
+
+/// One port of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Port {
+    /// The port the app listens on, 1 to 65535.
+    pub port: u16,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Whether edges speak PROXY v2 to it. Absent: they do not.
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// How to find out whether an instance is well. Probes are made by the node, over the network or
+/// by init, so no tool inside the image is needed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthCheck {
+    /// The kind of probe.
+    pub probe: Probe,
+    /// Time from one probe's end to the next one's start, in milliseconds.
+    pub interval_ms: u64,
+    /// A probe that has not answered by then has failed, in milliseconds.
+    pub timeout_ms: u64,
+    /// Failures before this age of the instance do not count, in milliseconds.
+    pub grace_ms: u64,
+    /// Consecutive successes that make it ready.
+    pub healthy: u32,
+    /// Consecutive failures that make it unready, and after the grace, restart it.
+    pub unhealthy: u32,
+}
+
+/// One kind of probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Probe {
+    /// GET `path`; 200 to 399 is a success.
+    Http {
+        /// Port to connect to.
+        port: u16,
+        /// Path, with a leading slash.
+        path: String,
+    },
+    /// Connect; accepted is a success.
+    Tcp {
+        /// Port to connect to.
+        port: u16,
+    },
+    /// Run in the guest; exit code 0 is a success.
+    Command {
+        /// Program and arguments.
+        command: Vec<String>,
+    },
+}
+
+/// How an instance is asked to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopPolicy {
+    /// Signal name (`SIGTERM`). Absent: the image's `StopSignal`, else SIGTERM.
+    pub signal: Option<String>,
+    /// SIGKILL follows after this long, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// When an instance that ended by itself is started again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RestartPolicy {
+    /// Which endings lead to a restart.
+    pub when: RestartWhen,
+    /// Restarts in a row, without a stable run between, before it is given up as failed.
+    pub max_retries: u32,
+}
+
+/// Which endings lead to a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RestartWhen {
+    /// Every ending.
+    Always,
+    /// Exit code other than 0, a signal, or a lost VMM.
+    OnFailure,
+    /// None.
+    Never,
+}
+
+/// One version of a secret bundle of the instance's env. A version never changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretVersion {
+    /// The bundle's name.
+    pub name: String,
+    /// Counts from 1.
+    pub version: u32,
+}
+
+/// A secret bundle as delivered to the node that needs it; never written to a disk in clear.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretBundle {
+    /// The bundle's name: `/run/secrets/<name>/`.
+    pub name: String,
+    /// File name to content.
+    pub files: BTreeMap<String, Vec<u8>>,
+}
+
+impl std::fmt::Debug for SecretBundle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretBundle")
+            .field("name", &self.name)
+            .field("files", &self.files.keys())
+            .finish()
+    }
+}
+
+/// A volume that a process type asks for; each of its instances has one of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Volume {
+    /// The volume's name: `/mnt/volumes/<name>`.
+    pub name: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
+/// A volume attached to an instance: at no time is it attached to another one as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttachedVolume {
+    /// The volume; its disk lies on one node and never moves.
+    pub id: VolumeId,
+    /// Its name: `/mnt/volumes/<name>`.
+    pub name: String,
+    /// Which of the process type's instances it belongs to, from 0.
+    pub ordinal: u32,
+    /// Its size in bytes, for good.
+    pub size_bytes: u64,
+    /// True when its node once said that it has the disk: one that is missing now was lost, and is
+    /// not silently made anew.
+    pub made: bool,
+}
+
+/// Where an instance is in its life. The node owns this; everyone else mirrors it.
+/// The machine with its transitions is `node_core::instance`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstanceState {
+    /// Known, nothing done yet.
+    Created,
+    /// Its image is being fetched and its disks made.
+    Preparing,
+    /// Its VMM runs, the app not yet.
+    Booting,
+    /// The app runs.
+    Running,
+    /// It was asked to stop, or its last restart is waited for.
+    Stopping,
+    /// It ended on request, or ended by itself and its policy says not to restart.
+    Stopped,
+    /// It ended and waits for its restart's backoff.
+    Backoff,
+    /// It is given up: retries exhausted, or its image cannot be run.
+    Failed,
+}
+
+impl std::fmt::Display for InstanceState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            Self::Created => "created",
+            Self::Preparing => "preparing",
+            Self::Booting => "booting",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Stopped => "stopped",
+            Self::Backoff => "backoff",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// How the app in an instance ended (ADR 0003).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExitEvent {
+    /// 0 to 255; a death by signal n reads 128 + n; 127 not found, 126 not executable.
+    pub exit_code: u8,
+    /// The signal that ended it, by number, if one did.
+    pub signal: Option<u8>,
+    /// True when the guest kernel's counter says the out-of-memory killer struck.
+    pub oom_killed: bool,
+    /// True when the platform had asked it to stop.
+    pub requested_stop: bool,
+    /// When, by the guest's clock.
+    pub at: Timestamp,
+}
+
+impl std::fmt::Display for ExitEvent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.signal {
+            Some(signal) => write!(
+                f,
+                "killed by signal {signal} (exit code {})",
+                self.exit_code
+            )?,
+            None => write!(f, "exit code {}", self.exit_code)?,
+        }
+        if self.oom_killed {
+            f.write_str(", out of memory")?;
+        }
+        Ok(())
+    }
+}

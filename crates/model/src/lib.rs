@@ -1,0 +1,14 @@
+//! Values that every other crate speaks in. No logic beyond parsing and printing, no I/O.
+//!
+//! - [`ids`]: the names and numbers that everything is called by.
+//! - [`instance`]: the complete description of one instance, as the planner chose it.
+//! - [`image`]: what of an image's config the platform honours.
+
+pub mod ids;
+pub mod image;
+pub mod instance;
+
+pub use ids::{
+    AppName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, InstanceId, NameError,
+    NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+};

@@ -1,0 +1,627 @@
+//! Lives, told as events and effects.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use expect_test::{Expect, expect};
+use guest_protocol::BootFailure;
+use model::Timestamp;
+use model::instance::{InstanceState, RestartWhen};
+use proptest::prelude::*;
+
+use super::{Effect, Event, Lifecycle, MAX_BOOT_ATTEMPTS, STABLE_RUN_MS, Timing};
+use scheduler::fixtures::{exit, process, spec, worker};
+
+/// A life, and what was told of it.
+struct Tale {
+    life: Lifecycle,
+    now: u64,
+    text: String,
+}
+
+fn tale(process: manifest::Process) -> Tale {
+    Tale {
+        life: Lifecycle::new(&spec(process), Timing::default()),
+        now: 0,
+        text: String::new(),
+    }
+}
+
+impl Tale {
+    fn on(mut self, event: Event) -> Self {
+        let told = match &event {
+            Event::Exited(exit) => format!("Exited {}", exit.exit_code),
+            other => format!("{other:?}"),
+        };
+        let line = match self.life.step(Timestamp(self.now), event) {
+            Err(refused) => format!("refused: {refused}"),
+            Ok(effects) => {
+                let effects = effects.iter().map(|effect| match effect {
+                    Effect::ScheduleAt(at) => format!("wake at {}", at.0),
+                    other => format!("{other:?}"),
+                });
+                let effects = effects.collect::<Vec<_>>().join(", ");
+                let ready = if self.life.ready() { " ready" } else { "" };
+                format!("{told} -> {}{ready}: {effects}", self.life.state())
+            }
+        };
+        self.text += &format!("{:>6} {line}\n", self.now);
+        self
+    }
+
+    fn after(mut self, millis: u64) -> Self {
+        self.now += millis;
+        self
+    }
+
+    /// Goes to the timer's time and lets its event happen.
+    fn wait(mut self) -> Self {
+        self.now = self.life.wake_at().unwrap().0;
+        let event = self.life.due(Timestamp(self.now)).unwrap();
+        assert_eq!(self.life.due(Timestamp(self.now - 1)), None);
+        self.on(event)
+    }
+
+    fn running(self) -> Self {
+        let mut tale = self
+            .on(Event::Start)
+            .on(Event::Prepared)
+            .on(Event::VmmStarted)
+            .on(Event::GuestStarted);
+        tale.text.clear();
+        tale
+    }
+
+    fn check(&self, expected: Expect) {
+        let report = self.life.report(Timestamp(self.now), Vec::new());
+        let mut text = self.text.clone();
+        text += &format!("restarts {}", report.restarts);
+        if !report.detail.is_empty() {
+            text += &format!(", {}", report.detail);
+        }
+        if let Some(failure) = report.failure {
+            text += &format!("; {failure}");
+        }
+        expected.assert_eq(&(text + "\n"));
+        // It is written down with each step.
+        let written = serde_json::to_string(&self.life).unwrap();
+        assert_eq!(
+            serde_json::from_str::<Lifecycle>(&written).unwrap(),
+            self.life
+        );
+    }
+}
+
+fn failed(retryable: bool) -> Event {
+    Event::PrepareFailed {
+        retryable,
+        reason: "fetch shop: no".to_owned(),
+    }
+}
+
+fn unhealthy() -> Event {
+    Event::HealthFailed {
+        reason: "status 500".to_owned(),
+    }
+}
+
+#[test]
+fn a_good_life() {
+    tale(process(1))
+        .on(Event::Start)
+        .after(10)
+        .on(Event::Prepared)
+        .on(Event::VmmStarted)
+        .after(2000)
+        .on(Event::GuestStarted)
+        .after(1000)
+        .on(Event::HealthPassed)
+        .after(1000)
+        .on(Event::HealthPassed)
+        .after(1000)
+        .on(Event::HealthPassed)
+        .on(Event::StopAsked)
+        .wait()
+        .after(100)
+        .on(Event::Exited(exit(0)))
+        .on(Event::CleanedUp)
+        .on(Event::StopAsked)
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                10 Prepared -> booting: wake at 60010, BootVm, Report
+                10 VmmStarted -> booting: 
+              2010 GuestStarted -> running: Report
+              3010 HealthPassed -> running: 
+              4010 HealthPassed -> running ready: Report
+              5010 HealthPassed -> running ready: 
+              5010 StopAsked -> stopping: wake at 7010, Report
+              7010 DrainElapsed -> stopping: AskStop, wake at 22010, Report
+              7110 Exited 0 -> stopping: KillVm, CleanUp, Report
+              7110 CleanedUp -> stopped: Report
+              7110 StopAsked -> stopped: Report
+            restarts 0
+        "#]]);
+}
+
+#[test]
+fn without_a_health_check_it_must_last_a_little() {
+    tale(worker(1)).running().wait().check(expect![[r#"
+          2000 Settled -> running ready: Report
+        restarts 0
+    "#]]);
+    tale(worker(1))
+        .running()
+        .after(1999)
+        .on(Event::Exited(exit(0)))
+        .check(expect![[r#"
+              1999 Exited 0 -> backoff: KillVm, CleanUp, wake at 2999, Report
+            restarts 0, next start in 1 s
+        "#]]);
+}
+
+#[test]
+fn without_ports_nothing_drains_and_a_deaf_app_is_killed() {
+    tale(worker(1))
+        .running()
+        .on(Event::StopAsked)
+        .wait()
+        .on(Event::CleanedUp)
+        .check(expect![[r#"
+                 0 StopAsked -> stopping: AskStop, wake at 15000, Report
+             15000 StopTimeout -> stopping: KillVm, CleanUp, Report
+             15000 CleanedUp -> stopped: Report
+            restarts 0
+        "#]]);
+}
+
+#[test]
+fn ends_in_a_row_wait_longer_and_are_given_up() {
+    let mut web = worker(1);
+    web.restart.max_retries = 2;
+    let again = |tale: Tale| {
+        tale.on(Event::CleanedUp)
+            .wait()
+            .on(Event::Prepared)
+            .on(Event::GuestStarted)
+            .on(Event::Exited(exit(3)))
+    };
+    let tale = tale(web).running().on(Event::Exited(exit(3)));
+    again(again(tale)).check(expect![[r#"
+             0 Exited 3 -> backoff: KillVm, CleanUp, wake at 1000, Report
+             0 CleanedUp -> backoff: 
+          1000 BackoffElapsed -> preparing: StartPreparing, Report
+          1000 Prepared -> booting: wake at 61000, BootVm, Report
+          1000 GuestStarted -> running: wake at 3000, Report
+          1000 Exited 3 -> backoff: KillVm, CleanUp, wake at 3000, Report
+          1000 CleanedUp -> backoff: 
+          3000 BackoffElapsed -> preparing: StartPreparing, Report
+          3000 Prepared -> booting: wake at 63000, BootVm, Report
+          3000 GuestStarted -> running: wake at 5000, Report
+          3000 Exited 3 -> failed: KillVm, CleanUp, Report
+        restarts 2; given up after 2 restarts in a row: the app ended: exit code 3
+    "#]]);
+}
+
+#[test]
+fn a_stable_run_ends_the_row() {
+    let mut web = worker(1);
+    web.restart.max_retries = 1;
+    tale(web)
+        .running()
+        .on(Event::Exited(exit(3)))
+        .wait()
+        .on(Event::Prepared)
+        .on(Event::GuestStarted)
+        .after(STABLE_RUN_MS)
+        .on(Event::Exited(exit(3)))
+        .check(expect![[r#"
+                 0 Exited 3 -> backoff: KillVm, CleanUp, wake at 1000, Report
+              1000 BackoffElapsed -> preparing: StartPreparing, Report
+              1000 Prepared -> booting: wake at 61000, BootVm, Report
+              1000 GuestStarted -> running: wake at 3000, Report
+             61000 Exited 3 -> backoff: KillVm, CleanUp, wake at 62000, Report
+            restarts 1, next start in 1 s; the app ended: exit code 3
+        "#]]);
+}
+
+#[test]
+fn the_backoff_doubles_to_a_minute() {
+    let mut web = worker(1);
+    web.restart.max_retries = u32::MAX;
+    let mut tale = tale(web).running();
+    let mut waits = Vec::new();
+    for _ in 0..40 {
+        tale = tale.on(Event::Exited(exit(1)));
+        waits.push(tale.life.wake_at().unwrap().0 - tale.now);
+        tale = tale.wait().on(Event::Prepared).on(Event::GuestStarted);
+    }
+    assert_eq!(
+        waits[..8],
+        [1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000]
+    );
+    assert_eq!(waits[39], 60_000);
+}
+
+#[test]
+fn policies_decide_who_starts_again() {
+    let ends = |when, event: Event| {
+        let mut web = worker(1);
+        web.restart.when = when;
+        tale(web).running().on(event).life.state()
+    };
+    let lost = || Event::VmmLost {
+        reason: "killed".to_owned(),
+    };
+    let (again, over) = (InstanceState::Backoff, InstanceState::Stopping);
+    assert_eq!(ends(RestartWhen::Always, Event::Exited(exit(0))), again);
+    assert_eq!(ends(RestartWhen::OnFailure, Event::Exited(exit(0))), over);
+    assert_eq!(ends(RestartWhen::OnFailure, Event::Exited(exit(1))), again);
+    assert_eq!(ends(RestartWhen::OnFailure, lost()), again);
+    assert_eq!(ends(RestartWhen::Never, Event::Exited(exit(1))), over);
+    assert_eq!(ends(RestartWhen::Never, lost()), over);
+}
+
+#[test]
+fn failing_health_after_the_grace_starts_it_again() {
+    tale(process(1))
+        .running()
+        .on(Event::HealthPassed)
+        .on(Event::HealthPassed)
+        .after(4999)
+        .on(unhealthy())
+        .on(unhealthy())
+        .on(unhealthy())
+        .after(1)
+        .on(unhealthy())
+        .on(unhealthy())
+        .on(Event::HealthPassed)
+        .on(unhealthy())
+        .on(unhealthy())
+        .on(unhealthy())
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+              4999 HealthFailed { reason: "status 500" } -> running ready: 
+              4999 HealthFailed { reason: "status 500" } -> running ready: 
+              4999 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthPassed -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> backoff: KillVm, CleanUp, wake at 6000, Report
+            restarts 0, next start in 1 s; the health check failed 3 times in a row: status 500
+        "#]]);
+}
+
+#[test]
+fn until_it_is_ready_it_says_what_its_probes_get() {
+    let refused = Event::HealthFailed {
+        reason: "cannot connect".to_owned(),
+    };
+    let starting = tale(process(1)).running().on(refused.clone()).on(refused);
+    starting.check(expect![[r#"
+             0 HealthFailed { reason: "cannot connect" } -> running: Report
+             0 HealthFailed { reason: "cannot connect" } -> running: 
+        restarts 0, health check not passed yet: cannot connect
+    "#]]);
+    let answering = starting.on(unhealthy()).after(5000).on(unhealthy());
+    answering.check(expect![[r#"
+             0 HealthFailed { reason: "cannot connect" } -> running: Report
+             0 HealthFailed { reason: "cannot connect" } -> running: 
+             0 HealthFailed { reason: "status 500" } -> running: Report
+          5000 HealthFailed { reason: "status 500" } -> running: 
+        restarts 0, health check failed 1 times in a row, 3 are too many: status 500
+    "#]]);
+    answering.on(Event::HealthPassed).check(expect![[r#"
+             0 HealthFailed { reason: "cannot connect" } -> running: Report
+             0 HealthFailed { reason: "cannot connect" } -> running: 
+             0 HealthFailed { reason: "status 500" } -> running: Report
+          5000 HealthFailed { reason: "status 500" } -> running: 
+          5000 HealthPassed -> running: 
+        restarts 0, health check passed 1 of 2 times
+    "#]]);
+}
+
+#[test]
+fn never_to_be_restarted_it_stays_unready() {
+    let mut web = process(1);
+    web.restart.when = RestartWhen::Never;
+    tale(web)
+        .running()
+        .on(Event::HealthPassed)
+        .on(Event::HealthPassed)
+        .after(5000)
+        .on(unhealthy())
+        .on(unhealthy())
+        .on(unhealthy())
+        .on(Event::HealthPassed)
+        .on(Event::HealthPassed)
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running ready: 
+              5000 HealthFailed { reason: "status 500" } -> running: Report
+              5000 HealthPassed -> running: 
+              5000 HealthPassed -> running ready: Report
+            restarts 0
+        "#]]);
+}
+
+#[test]
+fn what_cannot_be_prepared_is_tried_or_not() {
+    tale(process(1))
+        .on(Event::Start)
+        .on(failed(false))
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 PrepareFailed { retryable: false, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
+            restarts 0; fetch shop: no
+        "#]]);
+    let mut retried = tale(process(1)).on(Event::Start);
+    for _ in 0..4 {
+        retried = retried.on(failed(true)).wait();
+    }
+    retried.on(failed(true)).check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 1000, Report
+          1000 BackoffElapsed -> preparing: StartPreparing, Report
+          1000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 3000, Report
+          3000 BackoffElapsed -> preparing: StartPreparing, Report
+          3000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 7000, Report
+          7000 BackoffElapsed -> preparing: StartPreparing, Report
+          7000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> backoff: KillVm, CleanUp, wake at 15000, Report
+         15000 BackoffElapsed -> preparing: StartPreparing, Report
+         15000 PrepareFailed { retryable: true, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
+        restarts 0; fetch shop: no
+    "#]]);
+}
+
+#[test]
+fn a_guest_that_hangs_is_booted_again_until_it_is_given_up() {
+    let mut hanging = tale(process(1)).on(Event::Start).on(Event::Prepared);
+    for _ in 1..MAX_BOOT_ATTEMPTS {
+        hanging = hanging.wait().wait().on(Event::Prepared);
+    }
+    hanging.wait().check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+         60000 BootTimeout -> backoff: KillVm, CleanUp, wake at 61000, Report
+         61000 BackoffElapsed -> preparing: StartPreparing, Report
+         61000 Prepared -> booting: wake at 121000, BootVm, Report
+        121000 BootTimeout -> backoff: KillVm, CleanUp, wake at 123000, Report
+        123000 BackoffElapsed -> preparing: StartPreparing, Report
+        123000 Prepared -> booting: wake at 183000, BootVm, Report
+        183000 BootTimeout -> backoff: KillVm, CleanUp, wake at 187000, Report
+        187000 BackoffElapsed -> preparing: StartPreparing, Report
+        187000 Prepared -> booting: wake at 247000, BootVm, Report
+        247000 BootTimeout -> failed: KillVm, CleanUp, Report
+        restarts 0; given up after 4 boots: the guest did not start within 60 s
+    "#]]);
+}
+
+#[test]
+fn a_guest_that_runs_and_says_that_it_could_not_boot_has_said_its_end() {
+    let lie = Event::BootFailed(BootFailure {
+        step: "lie".to_owned(),
+        reason: "well".to_owned(),
+        exit_code: Some(127),
+    });
+    tale(process(1)).running().on(lie).check(expect![[r#"
+             0 BootFailed(BootFailure { step: "lie", reason: "well", exit_code: Some(127) }) -> backoff: KillVm, CleanUp, wake at 1000, Report
+        restarts 0, next start in 1 s; the guest could not lie: well
+    "#]]);
+}
+
+#[test]
+fn a_command_that_does_not_exist_fails_at_once() {
+    let failure = |exit_code| {
+        Event::BootFailed(BootFailure {
+            step: "start the app".to_owned(),
+            reason: "/bin/nothing: not found".to_owned(),
+            exit_code,
+        })
+    };
+    let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
+    booting().on(failure(Some(127))).check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+             0 BootFailed(BootFailure { step: "start the app", reason: "/bin/nothing: not found", exit_code: Some(127) }) -> failed: KillVm, CleanUp, Report
+        restarts 0; the guest could not start the app: /bin/nothing: not found
+    "#]]);
+    booting().on(failure(None)).check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+             0 BootFailed(BootFailure { step: "start the app", reason: "/bin/nothing: not found", exit_code: None }) -> backoff: KillVm, CleanUp, wake at 1000, Report
+        restarts 0, next start in 1 s; the guest could not start the app: /bin/nothing: not found
+    "#]]);
+}
+
+#[test]
+fn an_agent_that_comes_back_goes_on() {
+    // Ready it was, and ready it stays.
+    let web = || {
+        tale(process(1))
+            .running()
+            .on(Event::HealthPassed)
+            .on(Event::HealthPassed)
+    };
+    web()
+        .on(Event::Adopted)
+        .on(Event::GuestStarted)
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 Adopted -> running ready: 
+                 0 GuestStarted -> running ready: 
+            restarts 0
+        "#]]);
+    web().on(Event::NotFound).check(expect![[r#"
+             0 HealthPassed -> running: 
+             0 HealthPassed -> running ready: Report
+             0 NotFound -> backoff: KillVm, CleanUp, wake at 1000, Report
+        restarts 0, next start in 1 s; the VM ended while the agent was away
+    "#]]);
+    web()
+        .on(Event::StopAsked)
+        .on(Event::Adopted)
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 StopAsked -> stopping: wake at 2000, Report
+                 0 Adopted -> stopping: wake at 2000, Report
+            restarts 0, draining
+        "#]]);
+    web()
+        .on(Event::StopAsked)
+        .on(Event::NotFound)
+        .on(Event::CleanedUp)
+        .check(expect![[r#"
+                 0 HealthPassed -> running: 
+                 0 HealthPassed -> running ready: Report
+                 0 StopAsked -> stopping: wake at 2000, Report
+                 0 NotFound -> stopping: CleanUp, Report
+                 0 CleanedUp -> stopped: Report
+            restarts 0
+        "#]]);
+    // It booted when the agent went, and has ended when it came.
+    let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
+    booting()
+        .after(500)
+        .on(Event::Adopted)
+        .on(Event::Exited(exit(1)))
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 Prepared -> booting: wake at 60000, BootVm, Report
+               500 Adopted -> booting: wake at 60500
+               500 Exited 1 -> backoff: KillVm, CleanUp, wake at 1500, Report
+            restarts 0, next start in 1 s; the app ended: exit code 1
+        "#]]);
+    tale(process(1))
+        .on(Event::Start)
+        .on(Event::NotFound)
+        .check(expect![[r#"
+                 0 Start -> preparing: StartPreparing, Report
+                 0 NotFound -> preparing: StartPreparing
+            restarts 0
+        "#]]);
+    tale(process(1))
+        .on(Event::Adopted)
+        .on(Event::GuestStarted)
+        .check(expect![[r#"
+                 0 Adopted -> booting: wake at 60000, Report
+                 0 GuestStarted -> running: Report
+            restarts 0, health check passed 0 of 2 times
+        "#]]);
+}
+
+#[test]
+fn what_cannot_happen_is_refused() {
+    tale(process(1))
+        .on(Event::GuestStarted)
+        .on(Event::Start)
+        .on(Event::Start)
+        .on(Event::BackoffElapsed)
+        .check(expect![[r#"
+                 0 refused: instance 1f2e3d4c is created, where this cannot happen: GuestStarted
+                 0 Start -> preparing: StartPreparing, Report
+                 0 refused: instance 1f2e3d4c is preparing, where this cannot happen: Start
+                 0 refused: instance 1f2e3d4c is preparing, where this cannot happen: BackoffElapsed
+            restarts 0
+        "#]]);
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let boot_failed = |exit_code| {
+        Event::BootFailed(BootFailure {
+            step: "mount".to_owned(),
+            reason: "no".to_owned(),
+            exit_code,
+        })
+    };
+    prop_oneof![
+        1 => Just(Event::Start),
+        4 => Just(Event::Prepared),
+        1 => any::<bool>().prop_map(failed),
+        1 => Just(Event::VmmStarted),
+        1 => Just(Event::VmmFailed { reason: "no".to_owned() }),
+        4 => Just(Event::GuestStarted),
+        1 => proptest::option::of(Just(127)).prop_map(boot_failed),
+        1 => (0_u8..2).prop_map(|code| Event::Exited(exit(code))),
+        1 => Just(Event::VmmLost { reason: "killed".to_owned() }),
+        4 => Just(Event::HealthPassed),
+        1 => Just(unhealthy()),
+        1 => Just(Event::StopAsked),
+        2 => Just(Event::CleanedUp),
+        1 => Just(Event::Adopted),
+        1 => Just(Event::NotFound),
+        1 => Just(Event::BootTimeout),
+        1 => Just(Event::Settled),
+        1 => Just(Event::BackoffElapsed),
+        1 => Just(Event::DrainElapsed),
+        1 => Just(Event::StopTimeout),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    /// Whatever comes in, in any order.
+    #[test]
+    fn any_events_leave_a_sound_life(
+        has_health: bool,
+        when in prop_oneof![
+            Just(RestartWhen::Always), Just(RestartWhen::OnFailure), Just(RestartWhen::Never)
+        ],
+        events in prop::collection::vec((0_u64..90_000, any_event()), 0..60),
+    ) {
+        let mut process = if has_health { process(1) } else { worker(1) };
+        process.restart.when = when;
+        process.restart.max_retries = 3;
+        let mut life = Lifecycle::new(&spec(process), Timing::default());
+        let mut now = 0;
+        for (wait, event) in events {
+            now += wait;
+            // The timer comes first.
+            if let Some(due) = life.due(Timestamp(now)) {
+                prop_assert!(life.step(Timestamp(now), due).is_ok(), "a due event was refused");
+            }
+            let before = life.clone();
+            let was_asked = life.stop_asked();
+            match life.step(Timestamp(now), event) {
+                Err(_) => prop_assert_eq!(&before, &life),
+                Ok(effects) => {
+                    let starts = effects.iter().any(|e| matches!(e, Effect::StartPreparing | Effect::BootVm));
+                    prop_assert!(!(was_asked && starts), "started after its stop");
+                    for effect in &effects {
+                        if let Effect::ScheduleAt(at) = effect {
+                            prop_assert_eq!(life.wake_at(), Some(*at));
+                        }
+                    }
+                    if before.state() != life.state() {
+                        prop_assert!(effects.contains(&Effect::Report), "a new state was not reported");
+                    }
+                }
+            }
+            prop_assert!(life.stop_asked() >= was_asked);
+            prop_assert!(!life.ready() || life.state() == InstanceState::Running);
+            prop_assert!(life.restarts() >= before.restarts());
+            // Whatever waits has a timer to end it.
+            let timed = matches!(life.state(), InstanceState::Booting | InstanceState::Backoff);
+            prop_assert!(!timed || life.wake_at().is_some());
+        }
+        // A stop comes to its end.
+        let _ = life.step(Timestamp(now), Event::StopAsked);
+        prop_assert!(life.stop_asked());
+        for _ in 0..4 {
+            if let Some(at) = life.wake_at() {
+                let event = life.due(at);
+                if let Some(event) = event {
+                    prop_assert!(life.step(at, event).is_ok());
+                }
+            }
+        }
+        let _ = life.step(Timestamp(now), Event::CleanedUp);
+        prop_assert_eq!(life.state(), InstanceState::Stopped);
+    }
+}

@@ -1,0 +1,22 @@
+//! What a node decides, as pure functions over values: no I/O, clock, randomness or async.
+//!
+//! - [`reconcile`]: desired state against what the node observes.
+//! - [`instance`]: the life cycle of one instance.
+//! - [`boot`]: what its guest is told to run.
+//! - [`cache`]: what goes from the image cache.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::format_push_string,
+        clippy::needless_pass_by_value,
+        clippy::needless_raw_string_hashes,
+        reason = "tests count few things, and expect-test writes its texts so"
+    )
+)]
+
+pub mod boot;
+pub mod cache;
+pub mod instance;
+pub mod reconcile;

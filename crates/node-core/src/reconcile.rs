@@ -1,0 +1,264 @@
+//! What a node is to do: its desired state against what it sees.
+//!
+//! By level and idempotent: asked again with nothing changed, it answers nothing new. A node stops
+//! only what is named as a stop, and removes only the volumes that are named. A desired state of another cluster, for another node, or older
+//! than the one taken up is refused whole, and then everything goes on as it is.
+//!
+//! Deliberately absent: how an instance starts and stops ([`crate::instance`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::node::DesiredState;
+use model::instance::{InstanceSpec, InstanceState};
+use model::{Generation, InstanceId, NodeId, VolumeId};
+
+/// What a node knows of itself when it compares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// The cluster it enrolled in.
+    pub cluster: String,
+    /// The node it is.
+    pub node: NodeId,
+    /// The generation it has taken up; 0 before the first.
+    pub generation: Generation,
+    /// Every instance it knows of.
+    pub instances: BTreeMap<InstanceId, SeenInstance>,
+    /// Every volume whose disk it has, and whether an instance that it knows of has it.
+    pub volumes: BTreeMap<VolumeId, bool>,
+}
+
+/// What a node knows of one instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeenInstance {
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// Whether it was asked to stop ([`crate::instance::Lifecycle::stop_asked`]).
+    pub stop_asked: bool,
+}
+
+/// One thing for the node to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NodeAction {
+    /// Begin the life of an instance; a stopped one of the same id is forgotten first.
+    Start(Box<InstanceSpec>),
+    /// Ask an instance to stop.
+    Stop(InstanceId),
+    /// A stopped instance that the control plane has forgotten: forget it, its record and logs too.
+    Forget(InstanceId),
+    /// An instance that nobody named: leave it as it is and report it.
+    KeepUnknown(InstanceId),
+    /// A volume was deleted: remove its disk.
+    RemoveVolume(VolumeId),
+}
+
+/// Why a desired state is not taken up. Everything goes on as it is.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum DesiredRefused {
+    /// It is of another cluster.
+    #[error("the desired state is of cluster {theirs}, this node belongs to {ours}")]
+    OtherCluster {
+        /// The cluster this node enrolled in.
+        ours: String,
+        /// The cluster named.
+        theirs: String,
+    },
+    /// It is for another node.
+    #[error("the desired state is for node {theirs}, this is {ours}")]
+    OtherNode {
+        /// This node.
+        ours: NodeId,
+        /// The node named.
+        theirs: NodeId,
+    },
+    /// It is older than the one taken up: the store was restored from a backup, and the control
+    /// plane will count past it once it has this node's report.
+    #[error("the desired state has generation {theirs}, generation {ours} was taken up already")]
+    Older {
+        /// The generation taken up.
+        ours: Generation,
+        /// The generation offered.
+        theirs: Generation,
+    },
+    /// It names an instance twice, or to run and to stop.
+    #[error("the desired state names instance {0} twice")]
+    NamedTwice(InstanceId),
+}
+
+/// What is to be done so that the node comes to the desired state.
+pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>, DesiredRefused> {
+    if desired.cluster != seen.cluster {
+        return Err(DesiredRefused::OtherCluster {
+            ours: seen.cluster.clone(),
+            theirs: desired.cluster.clone(),
+        });
+    }
+    if desired.node != seen.node {
+        return Err(DesiredRefused::OtherNode {
+            ours: seen.node,
+            theirs: desired.node,
+        });
+    }
+    if desired.generation < seen.generation {
+        return Err(DesiredRefused::Older {
+            ours: seen.generation,
+            theirs: desired.generation,
+        });
+    }
+    let mut named = BTreeSet::new();
+    let ids = desired.instances.iter().map(|spec| spec.id);
+    for id in ids.chain(desired.stop.iter().copied()) {
+        if !named.insert(id) {
+            return Err(DesiredRefused::NamedTwice(id));
+        }
+    }
+
+    let mut actions = Vec::new();
+    for (id, instance) in &seen.instances {
+        let gone = instance.stop_asked && instance.state == InstanceState::Stopped;
+        if desired.stop.contains(id) {
+            if !instance.stop_asked {
+                actions.push(NodeAction::Stop(*id));
+            }
+        } else if !named.contains(id) {
+            actions.push(if gone {
+                NodeAction::Forget(*id)
+            } else {
+                NodeAction::KeepUnknown(*id)
+            });
+        }
+    }
+    for id in &desired.remove_volumes {
+        // One that an instance still has is removed when that is gone.
+        if seen.volumes.get(id) == Some(&false) {
+            actions.push(NodeAction::RemoveVolume(*id));
+        }
+    }
+    for spec in &desired.instances {
+        let start = match seen.instances.get(&spec.id) {
+            None => true,
+            // Stopped by an earlier word, wanted again by a later one.
+            Some(known) => known.stop_asked && known.state == InstanceState::Stopped,
+        };
+        if start {
+            actions.push(NodeAction::Start(Box::new(spec.clone())));
+        }
+    }
+    Ok(actions)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use scheduler::fixtures::{process, spec};
+
+    fn wanted(id: u32) -> InstanceSpec {
+        InstanceSpec {
+            id: InstanceId(id),
+            ..spec(process(1))
+        }
+    }
+
+    fn desired(run: &[u32], stop: &[u32]) -> DesiredState {
+        DesiredState {
+            cluster: "c".to_owned(),
+            node: NodeId(1),
+            generation: Generation(5),
+            instances: run.iter().map(|id| wanted(*id)).collect(),
+            stop: stop.iter().map(|id| InstanceId(*id)).collect(),
+            remove_volumes: Vec::new(),
+            keep_images: Vec::new(),
+        }
+    }
+
+    fn seen(instances: &[(u32, InstanceState, bool)]) -> Seen {
+        let known = |(id, state, stop_asked): &(u32, InstanceState, bool)| {
+            let (state, stop_asked) = (*state, *stop_asked);
+            (InstanceId(*id), SeenInstance { state, stop_asked })
+        };
+        Seen {
+            cluster: "c".to_owned(),
+            node: NodeId(1),
+            generation: Generation(5),
+            instances: instances.iter().map(known).collect(),
+            volumes: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn only_what_is_named_starts_and_stops() {
+        let seen = seen(&[
+            (1, InstanceState::Running, false),
+            (2, InstanceState::Running, false),
+            (3, InstanceState::Stopping, true),
+            (4, InstanceState::Running, false),
+            (5, InstanceState::Stopped, true),
+            (6, InstanceState::Stopped, false),
+            (7, InstanceState::Stopped, true),
+            (8, InstanceState::Stopped, false),
+        ]);
+        let actions = reconcile(&desired(&[1, 7, 8, 9], &[2, 3, 10]), &seen).unwrap();
+        assert_eq!(
+            actions,
+            [
+                NodeAction::Stop(InstanceId(2)),
+                NodeAction::KeepUnknown(InstanceId(4)),
+                NodeAction::Forget(InstanceId(5)),
+                NodeAction::KeepUnknown(InstanceId(6)),
+                NodeAction::Start(Box::new(wanted(7))),
+                NodeAction::Start(Box::new(wanted(9))),
+            ]
+        );
+    }
+
+    #[test]
+    fn an_empty_state_stops_nothing() {
+        let seen = seen(&[(1, InstanceState::Running, false)]);
+        let actions = reconcile(&desired(&[], &[]), &seen).unwrap();
+        assert_eq!(actions, [NodeAction::KeepUnknown(InstanceId(1))]);
+    }
+
+    #[test]
+    fn a_volume_is_removed_when_it_is_named_and_nobody_has_it() {
+        let mut seen = seen(&[]);
+        seen.volumes = [1, 2, 3].map(|id| (VolumeId(id), id == 2)).into();
+        let mut desired = desired(&[], &[]);
+        assert_eq!(reconcile(&desired, &seen).unwrap(), []);
+        desired.remove_volumes = [2, 3, 4].map(VolumeId).into();
+        let actions = reconcile(&desired, &seen).unwrap();
+        assert_eq!(actions, [NodeAction::RemoveVolume(VolumeId(3))]);
+    }
+
+    #[test]
+    fn what_is_not_for_this_node_is_refused_whole() {
+        let seen = seen(&[]);
+        let mut other = desired(&[1], &[]);
+        other.cluster = "d".to_owned();
+        let refused = reconcile(&other, &seen).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the desired state is of cluster d, this node belongs to c"
+        );
+        let mut other = desired(&[1], &[]);
+        other.node = NodeId(2);
+        let refused = reconcile(&other, &seen).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "the desired state is for node n2, this is n1"
+        );
+        let mut older = desired(&[1], &[]);
+        older.generation = Generation(4);
+        let refused = reconcile(&older, &seen).unwrap_err();
+        let (ours, theirs) = (Generation(5), Generation(4));
+        assert_eq!(refused, DesiredRefused::Older { ours, theirs });
+        for twice in [
+            desired(&[1, 1], &[]),
+            desired(&[1], &[1]),
+            desired(&[], &[1, 1]),
+        ] {
+            let refused = reconcile(&twice, &seen).unwrap_err();
+            assert_eq!(refused, DesiredRefused::NamedTwice(InstanceId(1)));
+        }
+    }
+}

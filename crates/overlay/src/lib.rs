@@ -1,0 +1,7 @@
+//! The overlay as pure functions (ADR 0004).
+//!
+//! - [`address_plan`]: where every address comes from.
+//! - [`ingress`]: the ports at which edges reach an instance's PROXY adapter.
+
+pub mod address_plan;
+pub mod ingress;

@@ -1,0 +1,265 @@
+//! Who may join, under which name and number (ADR 0004).
+//!
+//! A token is good for one member, of one role, until it expires. That exactly one of many
+//! concurrent users gets it is the store's work (one atomic update); this is the decision it
+//! guards, and the error for the others.
+
+use std::collections::BTreeSet;
+
+use api::enrollment::{EnrollRequest, EnrollRole};
+use model::ids::MAX_NAME_BYTES;
+use model::{EdgeId, NodeId, Timestamp};
+
+/// Longest life of a token, in seconds.
+pub const MAX_TOKEN_SECONDS: u64 = 86_400;
+/// Name of a member whose machine has no usable host name.
+const NAMELESS: &str = "machine";
+
+/// What is kept of a one-time token; its secret only as a hash, elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// What its user becomes.
+    pub role: EnrollRole,
+    /// When it expires.
+    pub expires_at: Timestamp,
+    /// When it was used, if it was.
+    pub used_at: Option<Timestamp>,
+}
+
+/// Why a machine may not join.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EnrollmentRefused {
+    /// No such token. The answer is the same for any wrong secret.
+    #[error("the enrollment token is not known; make one with `platform tokens create`")]
+    UnknownToken,
+    /// It was used already.
+    #[error("the enrollment token was used already: each lets one machine join; make another one")]
+    TokenUsed,
+    /// It is too old.
+    #[error("the enrollment token has expired; make another one with `platform tokens create`")]
+    TokenExpired,
+    /// A node needs a key for the overlay.
+    #[error("a node enrolls with its WireGuard public key, and the request has none")]
+    NoWireguardKey,
+    /// A node that cannot be placed on is a mistake.
+    #[error("a node enrolls with its hardware, and the request names no {0}")]
+    NoHardware(&'static str),
+    /// All numbers were given out.
+    #[error("all {0} node or edge numbers of this cluster were given out")]
+    NoNumberLeft(u16),
+    /// A token's life is 1 second to [`MAX_TOKEN_SECONDS`].
+    #[error("a token lives 1 to {MAX_TOKEN_SECONDS} seconds, not {0}")]
+    TokenLife(u64),
+}
+
+/// When a token made at `now` expires.
+pub fn token_expiry(now: Timestamp, ttl_seconds: u64) -> Result<Timestamp, EnrollmentRefused> {
+    if (1..=MAX_TOKEN_SECONDS).contains(&ttl_seconds) {
+        Ok(Timestamp(now.0.saturating_add(ttl_seconds * 1000)))
+    } else {
+        Err(EnrollmentRefused::TokenLife(ttl_seconds))
+    }
+}
+
+/// Whether the holder of this token may enroll with this request, and as what.
+/// `record` is absent when no token has the secret's hash.
+pub fn admit(
+    record: Option<&TokenRecord>,
+    request: &EnrollRequest,
+    now: Timestamp,
+) -> Result<EnrollRole, EnrollmentRefused> {
+    let record = record.ok_or(EnrollmentRefused::UnknownToken)?;
+    if record.used_at.is_some() {
+        return Err(EnrollmentRefused::TokenUsed);
+    }
+    if now >= record.expires_at {
+        return Err(EnrollmentRefused::TokenExpired);
+    }
+    match record.role {
+        EnrollRole::Edge => {}
+        EnrollRole::Node => {
+            if request
+                .wireguard_public_key
+                .as_deref()
+                .is_none_or(str::is_empty)
+            {
+                return Err(EnrollmentRefused::NoWireguardKey);
+            }
+            let hardware = &request.hardware;
+            let missing = [
+                (hardware.arch.is_empty(), "architecture"),
+                (hardware.cpus == 0, "CPUs"),
+                (hardware.memory_bytes == 0, "memory"),
+            ];
+            if let Some((_, what)) = missing.into_iter().find(|(absent, _)| *absent) {
+                return Err(EnrollmentRefused::NoHardware(what));
+            }
+        }
+    }
+    Ok(record.role)
+}
+
+/// A name of its own for a new member, as near to the wanted one as can be: a DNS label, with
+/// `-2`, `-3` .. appended where it is taken.
+pub fn unique_name(wanted: &str, taken: &BTreeSet<String>) -> String {
+    let first_label = wanted.split('.').next().unwrap_or_default();
+    let mut name: String = first_label
+        .chars()
+        .map(|c| match c.to_ascii_lowercase() {
+            c @ ('a'..='z' | '0'..='9') => c,
+            _ => '-',
+        })
+        .collect();
+    name.truncate(MAX_NAME_BYTES);
+    let name = name.trim_matches('-');
+    let name = if name.is_empty() { NAMELESS } else { name };
+    if !taken.contains(name) {
+        return name.to_owned();
+    }
+    let mut number = 2_u32;
+    loop {
+        let suffix = format!("-{number}");
+        let stem = &name[..name.len().min(MAX_NAME_BYTES - suffix.len())];
+        let candidate = format!("{}{suffix}", stem.trim_end_matches('-'));
+        if !taken.contains(&candidate) {
+            return candidate;
+        }
+        number += 1;
+    }
+}
+
+/// The number of a new node: one more than the highest that was ever given out. Numbers are never
+/// used twice, because addresses and keys of a revoked node may still be about.
+pub fn next_node(highest_ever: Option<NodeId>) -> Result<NodeId, EnrollmentRefused> {
+    next_number(highest_ever.map(|id| id.0)).map(NodeId)
+}
+
+/// The number of a new edge, by the rule of [`next_node`].
+pub fn next_edge(highest_ever: Option<EdgeId>) -> Result<EdgeId, EnrollmentRefused> {
+    next_number(highest_ever.map(|id| id.0)).map(EdgeId)
+}
+
+fn next_number(highest_ever: Option<u16>) -> Result<u16, EnrollmentRefused> {
+    highest_ever
+        .unwrap_or(0)
+        .checked_add(1)
+        .ok_or(EnrollmentRefused::NoNumberLeft(u16::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use api::enrollment::Hardware;
+    use proptest::prelude::*;
+
+    fn request() -> EnrollRequest {
+        EnrollRequest {
+            token: "secret".to_owned(),
+            name: "box".to_owned(),
+            region: "local".to_owned(),
+            csr_pem: String::new(),
+            wireguard_public_key: Some("key".to_owned()),
+            hardware: Hardware {
+                arch: "amd64".to_owned(),
+                cpus: 2,
+                memory_bytes: 1 << 30,
+            },
+        }
+    }
+
+    fn token(role: EnrollRole) -> TokenRecord {
+        TokenRecord {
+            role,
+            expires_at: Timestamp(1000),
+            used_at: None,
+        }
+    }
+
+    #[test]
+    fn a_token_is_good_once_until_it_expires() {
+        let node = token(EnrollRole::Node);
+        let at = |now| admit(Some(&node), &request(), Timestamp(now));
+        assert_eq!(at(999), Ok(EnrollRole::Node));
+        assert_eq!(at(1000), Err(EnrollmentRefused::TokenExpired));
+        let unknown = admit(None, &request(), Timestamp(0));
+        assert_eq!(unknown, Err(EnrollmentRefused::UnknownToken));
+        let used = TokenRecord {
+            used_at: Some(Timestamp(5)),
+            ..node.clone()
+        };
+        let used = admit(Some(&used), &request(), Timestamp(2000));
+        assert_eq!(used, Err(EnrollmentRefused::TokenUsed));
+    }
+
+    #[test]
+    fn a_node_brings_key_and_hardware_and_an_edge_need_not() {
+        let bare = EnrollRequest {
+            wireguard_public_key: None,
+            hardware: Hardware::default(),
+            ..request()
+        };
+        let admit =
+            |role, request: &EnrollRequest| admit(Some(&token(role)), request, Timestamp(0));
+        assert_eq!(admit(EnrollRole::Edge, &bare), Ok(EnrollRole::Edge));
+        let refused = admit(EnrollRole::Node, &bare);
+        assert_eq!(refused, Err(EnrollmentRefused::NoWireguardKey));
+        let mut request = request();
+        request.hardware.memory_bytes = 0;
+        let refused = admit(EnrollRole::Node, &request);
+        assert_eq!(refused, Err(EnrollmentRefused::NoHardware("memory")));
+    }
+
+    #[test]
+    fn a_token_lives_a_day_at_most() {
+        assert_eq!(token_expiry(Timestamp(5), 2), Ok(Timestamp(2005)));
+        assert_eq!(
+            token_expiry(Timestamp(0), 0),
+            Err(EnrollmentRefused::TokenLife(0))
+        );
+        let long = MAX_TOKEN_SECONDS + 1;
+        assert_eq!(
+            token_expiry(Timestamp(0), long),
+            Err(EnrollmentRefused::TokenLife(long))
+        );
+    }
+
+    #[test]
+    fn names_become_labels_of_their_own() {
+        let taken = BTreeSet::from(["box".to_owned(), "box-2".to_owned()]);
+        for (wanted, name) in [
+            ("box", "box-3"),
+            ("Box.example.com", "box-3"),
+            ("my_box", "my-box"),
+            ("--", "machine"),
+            ("", "machine"),
+            ("ü", "machine"),
+        ] {
+            assert_eq!(unique_name(wanted, &taken), name, "{wanted}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_never_given_twice() {
+        assert_eq!(next_node(None), Ok(NodeId(1)));
+        assert_eq!(next_node(Some(NodeId(7))), Ok(NodeId(8)));
+        let none_left = Err(EnrollmentRefused::NoNumberLeft(u16::MAX));
+        assert_eq!(next_node(Some(NodeId(u16::MAX))), none_left);
+        assert_eq!(next_edge(None), Ok(EdgeId(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_becomes_a_free_label(wanted in ".{0,80}", again in 0_usize..12) {
+            let mut taken = BTreeSet::new();
+            for _ in 0..=again {
+                let name = unique_name(&wanted, &taken);
+                prop_assert!(!name.is_empty() && name.len() <= MAX_NAME_BYTES);
+                prop_assert!(!name.starts_with('-') && !name.ends_with('-'));
+                prop_assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));
+                prop_assert!(taken.insert(name));
+            }
+        }
+    }
+}

@@ -1,0 +1,365 @@
+//! Worlds for tests.
+
+#![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking; its fixtures are named after what they are")]
+
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use api::enrollment::Hardware;
+use api::node::InstanceReport;
+use api::user::RolloutPhase;
+use manifest::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
+use model::instance::{
+    AttachedVolume, ExitEvent, HealthCheck, InstanceSpec, InstanceState, PinnedImage, Port, Probe,
+    Protocol, RestartPolicy, RestartWhen, StopPolicy,
+};
+use model::{
+    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
+    Timestamp, VolumeId,
+};
+
+use crate::cluster_state::{
+    ClusterSettings, Env, Instance, Node, Release, Volume, VolumeKey, World,
+};
+use crate::release::{Identity, instance_spec};
+use crate::rollout;
+
+pub const MIB: u64 = 1 << 20;
+
+pub fn prefix() -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0x1111, 0x2222, 0, 0, 0, 0, 0)
+}
+
+pub fn key(text: &str) -> EnvKey {
+    let (app, env) = text.split_once('/').unwrap();
+    EnvKey {
+        app: app.parse().unwrap(),
+        env: env.parse().unwrap(),
+    }
+}
+
+pub fn name(text: &str) -> ProcessName {
+    text.parse().unwrap()
+}
+
+pub fn digest(byte: u8) -> Digest {
+    Digest::from_sha256(&[byte; 32])
+}
+
+pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
+    let node = Node {
+        name: format!("node-{number}"),
+        region: "local".to_owned(),
+        hardware: Hardware {
+            arch: "amd64".to_owned(),
+            cpus: 4,
+            memory_bytes: memory_mib * MIB,
+        },
+        online: true,
+        generation: Generation(0),
+    };
+    (NodeId(number), node)
+}
+
+/// A world of `nodes` nodes of 4 GiB, and nothing on them.
+pub fn world(nodes: u16) -> World {
+    World {
+        settings: ClusterSettings {
+            id: "cluster-1".to_owned(),
+            prefix: prefix(),
+            mtu: 1420,
+        },
+        nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
+        envs: BTreeMap::new(),
+        instances: BTreeMap::new(),
+        volumes: BTreeMap::new(),
+    }
+}
+
+/// A process of `min` instances of 256 MiB, with an HTTP port and a health check.
+pub fn process(min: u32) -> Process {
+    Process {
+        command: None,
+        user: None,
+        env: BTreeMap::new(),
+        secrets: Vec::new(),
+        stop: StopPolicy {
+            signal: None,
+            timeout_ms: 10_000,
+        },
+        restart: RestartPolicy {
+            when: RestartWhen::Always,
+            max_retries: 10,
+        },
+        ports: vec![Port {
+            port: 8080,
+            protocol: Protocol::Http,
+            proxy_protocol: None,
+        }],
+        healthcheck: Some(HealthCheck {
+            probe: Probe::Http {
+                port: 8080,
+                path: "/".to_owned(),
+            },
+            interval_ms: 1000,
+            timeout_ms: 1000,
+            grace_ms: 5000,
+            healthy: 2,
+            unhealthy: 3,
+        }),
+        resources: Resources {
+            cpu_millis: 100,
+            memory_bytes: 256 * MIB,
+            scratch_bytes: 64 * MIB,
+        },
+        scaling: Scaling { min, max: 20 },
+        volumes: Vec::new(),
+        deploy: Deploy {
+            strategy: Strategy::Rolling,
+            max_unavailable: 0,
+            max_surge: 1,
+            auto_revert: true,
+        },
+    }
+}
+
+/// A process of `min` instances, each with a volume `data` of 1 GiB.
+pub fn database(min: u32) -> Process {
+    Process {
+        volumes: vec![model::instance::Volume {
+            name: "data".to_owned(),
+            size_bytes: 1024 * MIB,
+        }],
+        ..process(min)
+    }
+}
+
+/// A process of `min` instances that listens nowhere and has no health check.
+pub fn worker(min: u32) -> Process {
+    Process {
+        ports: Vec::new(),
+        healthcheck: None,
+        ..process(min)
+    }
+}
+
+pub fn manifest(processes: &[(&str, Process)]) -> Manifest {
+    Manifest {
+        app: "shop".parse().unwrap(),
+        image: None,
+        env: BTreeMap::from([("LEVEL".to_owned(), "info".to_owned())]),
+        processes: processes
+            .iter()
+            .map(|(text, process)| (name(text), process.clone()))
+            .collect(),
+        routes: processes
+            .iter()
+            .filter(|(_, process)| !process.ports.is_empty())
+            .map(|(text, process)| {
+                let target = RouteTarget {
+                    process: name(text),
+                    port: process.ports[0].port,
+                };
+                (format!("{text}.example.com"), target)
+            })
+            .collect(),
+    }
+}
+
+pub fn release(manifest: Manifest) -> Release {
+    let image = PinnedImage {
+        registry: "127.0.0.1:5000".to_owned(),
+        repository: "shop".to_owned(),
+        digest: digest(7),
+    };
+    Release {
+        manifest,
+        image_ref_digest: digest(7),
+        resolved: BTreeMap::from([("amd64".to_owned(), image)]),
+        secrets: BTreeMap::new(),
+        created_at: Timestamp(0),
+    }
+}
+
+/// Deploys the next release, as the control plane does.
+pub fn deploy(world: &mut World, env: &str, manifest: Manifest, now: Timestamp) {
+    let network = world.envs.len() as u32 + 1;
+    let known = world.envs.get(&key(env));
+    let number = known
+        .and_then(|env| env.releases.keys().next_back())
+        .map_or(1, |last| last.0 + 1);
+    let begun = rollout::begin(known.map(|e| &e.rollout), ReleaseNumber(number), now);
+    let entry = world.envs.entry(key(env)).or_insert_with(|| Env {
+        network: EnvNetwork(network),
+        releases: BTreeMap::new(),
+        rollout: begun.clone(),
+        scale: BTreeMap::new(),
+        destroying: false,
+    });
+    let release = release(manifest);
+    entry.releases.insert(ReleaseNumber(number), release);
+    entry.rollout = begun;
+}
+
+/// Where an instance is put into a world by hand.
+pub struct Put {
+    pub id: u32,
+    pub env: &'static str,
+    pub process: &'static str,
+    pub release: u32,
+    pub node: u16,
+}
+
+impl Put {
+    pub fn into_world(self, world: &mut World) -> &mut Instance {
+        let env_key = key(self.env);
+        let env = &world.envs[&env_key];
+        let (id, node) = (InstanceId(self.id), NodeId(self.node));
+        let who = Identity {
+            id,
+            env: &env_key,
+            process: &name(self.process),
+            release: ReleaseNumber(self.release),
+            address: overlay::address_plan::instance_address(prefix(), node, env.network, id),
+            arch: "amd64",
+            volumes: &[],
+        };
+        let spec = instance_spec(&who, &env.releases[&ReleaseNumber(self.release)]).unwrap();
+        let instance = Instance {
+            spec,
+            node,
+            leaving: false,
+            created_at: Timestamp(0),
+            report: None,
+            was_ready: false,
+            stop_acknowledged: false,
+        };
+        world.instances.insert(id, instance);
+        world.instances.get_mut(&id).unwrap()
+    }
+}
+
+/// Gives an instance of [`database`] the volume of this ordinal; made now when there is none.
+pub fn attach(world: &mut World, instance: u32, ordinal: u32) {
+    let instance = world.instances.get_mut(&InstanceId(instance)).unwrap();
+    let key = VolumeKey {
+        env: instance.spec.env_key(),
+        process: instance.spec.process.clone(),
+        name: "data".to_owned(),
+        ordinal,
+    };
+    let known = world.volumes.iter().find(|(_, volume)| volume.key == key);
+    let id = known.map_or(VolumeId(0xd0 + ordinal), |(id, _)| *id);
+    let volume = world.volumes.entry(id).or_insert_with(|| Volume {
+        key,
+        node: instance.node,
+        size_bytes: 1024 * MIB,
+        created_at: Timestamp(0),
+        made: true,
+        deleting: false,
+        deletion_acknowledged: false,
+    });
+    instance.node = volume.node;
+    instance.spec.volumes = vec![AttachedVolume {
+        id,
+        name: "data".to_owned(),
+        ordinal,
+        size_bytes: volume.size_bytes,
+        made: volume.made,
+    }];
+}
+
+impl Instance {
+    /// Says that its node reported it ready.
+    pub fn make_ready(&mut self) -> &mut Self {
+        self.was_ready = true;
+        self.report = Some(InstanceReport {
+            ready: true,
+            ..report(self.spec.id, InstanceState::Running)
+        });
+        self
+    }
+}
+
+pub fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
+    InstanceReport {
+        id,
+        state,
+        ready: false,
+        restarts: 0,
+        detail: String::new(),
+        last_exit: None,
+        failure: None,
+        last_words: Vec::new(),
+        started_at: None,
+    }
+}
+
+pub fn exit(code: u8) -> ExitEvent {
+    ExitEvent {
+        exit_code: code,
+        signal: None,
+        oom_killed: false,
+        requested_stop: false,
+        at: Timestamp(0),
+    }
+}
+
+/// A spec for what needs no world.
+pub fn spec(process: Process) -> InstanceSpec {
+    let mut world = world(1);
+    deploy(
+        &mut world,
+        "shop/prod",
+        manifest(&[("web", process)]),
+        Timestamp(0),
+    );
+    let put = Put {
+        id: 0x1f2e_3d4c,
+        env: "shop/prod",
+        process: "web",
+        release: 1,
+        node: 1,
+    };
+    put.into_world(&mut world).spec.clone()
+}
+
+/// What a world looks like, for people: nodes, rollouts, instances.
+pub fn show(world: &World) -> String {
+    use std::fmt::Write as _;
+    let mut text = String::new();
+    for (key, env) in &world.envs {
+        let r = &env.rollout;
+        let phase = match r.phase {
+            RolloutPhase::Rolling => "rolling",
+            RolloutPhase::Done => "done",
+            RolloutPhase::Failed => "failed",
+            RolloutPhase::Reverted => "reverted",
+            RolloutPhase::Superseded => "superseded",
+        };
+        let _ = writeln!(text, "{key} {} {phase}, wants {}", r.release, r.wanted);
+        for line in r.reason.lines() {
+            let _ = writeln!(text, "  | {line}");
+        }
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for instance in world.instances.values() {
+        let spec = &instance.spec;
+        let state = match &instance.report {
+            None => "new".to_owned(),
+            Some(r) if r.ready => "ready".to_owned(),
+            Some(r) => r.state.to_string(),
+        };
+        let leaving = if instance.leaving { " leaving" } else { "" };
+        let (env, process, release) = (spec.env_key(), &spec.process, spec.release);
+        lines.push(format!(
+            "{env} {process} {release} {} {state}{leaving}",
+            instance.node
+        ));
+    }
+    lines.sort();
+    for line in lines {
+        let _ = writeln!(text, "  {line}");
+    }
+    text
+}

@@ -1,0 +1,35 @@
+//! What the control plane decides, as pure functions over one [`cluster_state::ClusterState`].
+//!
+//! State and time go in, actions come out; no I/O, clock, randomness, async or hash-ordered map is
+//! here, so that every decision can be replayed, shown and tested without a machine.
+//!
+//! - [`planner`]: what is to change now: instances created, terminated, deleted; rollouts.
+//! - [`rollout`]: how an env gets from one release to another, and when that failed.
+//! - [`placement`]: which node takes an instance, or why none does.
+//! - [`release`]: a process of a release as the complete description of one instance.
+//! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the state.
+//! - [`routes`]: where hosts lead.
+//! - [`enrollment`]: who may join, under which name and number.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::format_push_string,
+        clippy::needless_pass_by_value,
+        clippy::needless_raw_string_hashes,
+        reason = "tests count few things, and expect-test writes its texts so"
+    )
+)]
+
+pub mod cluster_state;
+pub mod desired;
+pub mod enrollment;
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
+pub mod placement;
+pub mod planner;
+pub mod release;
+pub mod reports;
+pub mod rollout;
+pub mod routes;

@@ -1,0 +1,331 @@
+//! Which node takes an instance.
+//!
+//! A node can take it when it is online, the release has an image for its architecture, and the
+//! memory of everything placed on it plus this instance's fits: memory is a hard cap, and an
+//! instance on its way out holds its memory until it is gone. Among those, the one with the fewest
+//! instances of the same process of the same env, so that one machine's end takes as few as
+//! possible; then the one with the least CPU asked for, then the least memory, each as a share of
+//! what it has; then the lowest id.
+//!
+//! An instance that has volumes already goes to their node and to no other: a volume never moves.
+//!
+//! Deliberately absent: moving what is placed already.
+
+use std::collections::BTreeMap;
+
+use model::instance::InstanceSpec;
+use model::{EnvKey, NodeId, ProcessName};
+
+use crate::cluster_state::{Instance, Node};
+
+/// What is to be placed.
+#[derive(Debug, Clone, Copy)]
+pub struct Demand<'a> {
+    /// The env.
+    pub env: &'a EnvKey,
+    /// The process type.
+    pub process: &'a ProcessName,
+    /// CPU request, in thousandths of a core.
+    pub cpu_millis: u32,
+    /// Memory, a hard cap, in bytes.
+    pub memory_bytes: u64,
+    /// The architectures that the release has an image for.
+    pub archs: &'a [&'a str],
+    /// The node that its volumes are on, and the name of one of them.
+    pub pinned: Option<(NodeId, &'a str)>,
+}
+
+/// Why one node cannot take an instance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// It has not reported lately.
+    #[error("it is offline")]
+    Offline,
+    /// The image has nothing for it.
+    #[error("it is {arch}, the image is for {has}")]
+    Architecture {
+        /// The node's.
+        arch: String,
+        /// The image's.
+        has: String,
+    },
+    /// Not enough memory is free.
+    #[error("{free_mib} of its {total_mib} MiB are free, {wanted_mib} MiB are needed")]
+    Memory {
+        /// Not promised to any instance, in MiB.
+        free_mib: u64,
+        /// What instances may use, in MiB.
+        total_mib: u64,
+        /// What the instance needs, in MiB.
+        wanted_mib: u64,
+    },
+}
+
+/// No node can take an instance: why, node by node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NoPlace {
+    /// Name and obstacle of every node that was asked.
+    pub obstacles: BTreeMap<NodeId, (String, Obstacle)>,
+    /// The only node that was asked, because one of its volumes, with this name, is there.
+    pub pinned: Option<(NodeId, String)>,
+}
+
+impl NoPlace {
+    /// True when some node that was asked is online, so that waiting alone need not mend it.
+    pub fn any_online(&self) -> bool {
+        let offline = |(_, obstacle): &(String, Obstacle)| *obstacle == Obstacle::Offline;
+        !self.obstacles.values().all(offline)
+    }
+}
+
+impl std::fmt::Display for NoPlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.pinned {
+            Some((node, volume)) if self.obstacles.is_empty() => {
+                return write!(
+                    f,
+                    "its volume {volume} is on {node}, which was removed; `platform volumes delete` \
+                     gives up what is in it"
+                );
+            }
+            Some((_, volume)) => write!(f, "the node of its volume {volume} cannot take it")?,
+            None if self.obstacles.is_empty() => {
+                return f
+                    .write_str("there is no node yet; add one with `platform node --token ..`");
+            }
+            None => f.write_str("no node can take it")?,
+        }
+        for (index, (id, (name, obstacle))) in self.obstacles.iter().enumerate() {
+            let mark = if index == 0 { ':' } else { ';' };
+            write!(f, "{mark} {name} ({id}): {obstacle}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for NoPlace {}
+
+/// What is promised on one node.
+#[derive(Debug, Clone, Default)]
+struct Promised {
+    cpu_millis: u64,
+    memory_bytes: u64,
+    staying: BTreeMap<(EnvKey, ProcessName), u32>,
+}
+
+/// What is promised on every node; kept up to date as instances are placed.
+#[derive(Debug, Clone)]
+pub struct Placement<'w> {
+    nodes: &'w BTreeMap<NodeId, Node>,
+    promised: BTreeMap<NodeId, Promised>,
+}
+
+impl<'w> Placement<'w> {
+    /// What these instances are promised on these nodes.
+    pub fn new<'i>(
+        nodes: &'w BTreeMap<NodeId, Node>,
+        instances: impl IntoIterator<Item = &'i Instance>,
+    ) -> Self {
+        let mut placement = Self {
+            nodes,
+            promised: BTreeMap::new(),
+        };
+        for instance in instances {
+            placement.promise(instance.node, &instance.spec, instance.leaving);
+        }
+        placement
+    }
+
+    /// Counts an instance as placed; one that is leaving holds its share, and is not spread from.
+    pub fn promise(&mut self, node: NodeId, spec: &InstanceSpec, leaving: bool) {
+        let promised = self.promised.entry(node).or_default();
+        promised.cpu_millis += u64::from(spec.cpu_millis);
+        promised.memory_bytes = promised.memory_bytes.saturating_add(spec.memory_bytes);
+        if !leaving {
+            let key = (spec.env_key(), spec.process.clone());
+            *promised.staying.entry(key).or_default() += 1;
+        }
+    }
+
+    /// The best node for one more instance, or why there is none.
+    pub fn choose(&self, demand: &Demand<'_>) -> Result<NodeId, NoPlace> {
+        let mut obstacles = BTreeMap::new();
+        let mut best = None;
+        let nothing = Promised::default();
+        let asked = |id: &NodeId| demand.pinned.is_none_or(|(node, _)| node == *id);
+        for (id, node) in self.nodes.iter().filter(|(id, _)| asked(id)) {
+            let promised = self.promised.get(id).unwrap_or(&nothing);
+            if let Some(obstacle) = obstacle(node, promised, demand) {
+                obstacles.insert(*id, (node.name.clone(), obstacle));
+                continue;
+            }
+            let key = (demand.env.clone(), demand.process.clone());
+            let rank = (
+                promised.staying.get(&key).copied().unwrap_or(0),
+                permille(promised.cpu_millis, u64::from(node.hardware.cpus) * 1000),
+                permille(promised.memory_bytes, node.hardware.memory_bytes),
+                *id,
+            );
+            if best.is_none_or(|known| rank < known) {
+                best = Some(rank);
+            }
+        }
+        let pinned = demand
+            .pinned
+            .map(|(node, volume)| (node, volume.to_owned()));
+        best.map(|(_, _, _, id)| id)
+            .ok_or(NoPlace { obstacles, pinned })
+    }
+}
+
+fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<Obstacle> {
+    const MIB: u64 = 1 << 20;
+    let hardware = &node.hardware;
+    let free = hardware.memory_bytes.saturating_sub(promised.memory_bytes);
+    if !node.online {
+        Some(Obstacle::Offline)
+    } else if !demand.archs.contains(&hardware.arch.as_str()) {
+        Some(Obstacle::Architecture {
+            arch: hardware.arch.clone(),
+            has: demand.archs.join(", "),
+        })
+    } else if demand.memory_bytes > free {
+        Some(Obstacle::Memory {
+            free_mib: free / MIB,
+            total_mib: hardware.memory_bytes / MIB,
+            wanted_mib: demand.memory_bytes.div_ceil(MIB),
+        })
+    } else {
+        None
+    }
+}
+
+fn permille(part: u64, whole: u64) -> u128 {
+    u128::from(part) * 1000 / u128::from(whole.max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::cluster_state::World;
+    use crate::fixtures::{MIB, Put, deploy, key, manifest, name, process, world};
+    use expect_test::{Expect, expect};
+    use model::Timestamp;
+
+    fn check(world: &World, memory_mib: u64, expected: Expect) {
+        check_pinned(world, memory_mib, None, expected);
+    }
+
+    fn check_pinned(
+        world: &World,
+        memory_mib: u64,
+        pinned: Option<(NodeId, &str)>,
+        expected: Expect,
+    ) {
+        let chosen = Placement::new(&world.nodes, world.instances.values()).choose(&Demand {
+            env: &key("shop/prod"),
+            process: &name("web"),
+            cpu_millis: 100,
+            memory_bytes: memory_mib * MIB,
+            archs: &["amd64"],
+            pinned,
+        });
+        expected.assert_eq(&chosen.map_or_else(|why| why.to_string(), |node| node.to_string()));
+    }
+
+    fn with(instances: &[(&'static str, u16)]) -> World {
+        let mut world = world(3);
+        let both = [("web", process(1)), ("other", process(1))];
+        deploy(&mut world, "shop/prod", manifest(&both), Timestamp(0));
+        for (id, (process, node)) in (1..).zip(instances) {
+            let (process, node) = (*process, *node);
+            let env = "shop/prod";
+            Put {
+                id,
+                env,
+                process,
+                release: 1,
+                node,
+            }
+            .into_world(&mut world);
+        }
+        world
+    }
+
+    #[test]
+    fn ties_go_to_the_lowest_id() {
+        check(&with(&[]), 256, expect!["n1"]);
+    }
+
+    #[test]
+    fn the_same_process_is_spread_before_load_counts() {
+        check(
+            &with(&[("other", 2), ("other", 2), ("web", 1), ("web", 3)]),
+            256,
+            expect!["n2"],
+        );
+        check(&with(&[("other", 1), ("other", 2)]), 256, expect!["n3"]);
+    }
+
+    #[test]
+    fn what_leaves_holds_its_memory_and_is_not_spread_from() {
+        let mut world = with(&[("web", 1), ("web", 2), ("web", 3)]);
+        for instance in world.instances.values_mut() {
+            instance.leaving = instance.node == NodeId(3);
+        }
+        check(&world, 256, expect!["n3"]);
+        check(
+            &world,
+            3841,
+            expect![[
+                r#"no node can take it: node-1 (n1): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-2 (n2): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-3 (n3): 3840 of its 4096 MiB are free, 3841 MiB are needed"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn every_node_says_why_not() {
+        let mut world = with(&[]);
+        world.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        world.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
+        check(
+            &world,
+            5000,
+            expect![[
+                r#"no node can take it: node-1 (n1): it is offline; node-2 (n2): it is arm64, the image is for amd64; node-3 (n3): 4096 of its 4096 MiB are free, 5000 MiB are needed"#
+            ]],
+        );
+        world.nodes.clear();
+        check(
+            &world,
+            1,
+            expect!["there is no node yet; add one with `platform node --token ..`"],
+        );
+    }
+
+    #[test]
+    fn who_has_volumes_goes_where_they_are_or_nowhere() {
+        let mut world = with(&[("web", 2), ("web", 2)]);
+        let data = |number| Some((NodeId(number), "data"));
+        check_pinned(&world, 256, data(2), expect!["n2"]);
+        check_pinned(
+            &world,
+            4000,
+            data(2),
+            expect![
+                "the node of its volume data cannot take it: node-2 (n2): 3584 of its 4096 MiB are free, 4000 MiB are needed"
+            ],
+        );
+        world.nodes.remove(&NodeId(2));
+        check_pinned(
+            &world,
+            256,
+            data(2),
+            expect![
+                "its volume data is on n2, which was removed; `platform volumes delete` gives up what is in it"
+            ],
+        );
+    }
+}

@@ -1,0 +1,577 @@
+//! One pass over one env: what can change there at once, given what is there now.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use api::user::RolloutPhase;
+use model::instance::InstanceState;
+use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
+
+use super::{Action, Finding, PlacedInstance, Planner, REPLACE_AFTER_MS};
+use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
+use crate::placement::{Demand, NoPlace};
+use crate::release::{Identity, ReleaseError, instance_spec};
+use crate::rollout::{self, READY_DEADLINE_MS, Standing};
+use overlay::address_plan::instance_address;
+
+/// One instance, as far as a decision needs it.
+#[derive(Debug, Clone)]
+struct Seat {
+    id: InstanceId,
+    node: NodeId,
+    process: ProcessName,
+    release: ReleaseNumber,
+    /// Which of its process type's volumes it holds.
+    ordinal: Option<u32>,
+    standing: Standing,
+    online: bool,
+    leaving: bool,
+    was_ready: bool,
+    created_at: Timestamp,
+}
+
+impl Seat {
+    /// An instance that another release's will replace, and that serves nobody and never did.
+    fn is_no_loss(&self) -> bool {
+        match self.standing {
+            Standing::Ended => true,
+            Standing::Coming | Standing::Looping => !self.was_ready,
+            Standing::Ready | Standing::Complete | Standing::Away => false,
+        }
+    }
+
+    /// Who leaves first of too many: not ready before ready, then the newest.
+    fn leaving_order(&self) -> (u8, Reverse<Timestamp>, Reverse<InstanceId>) {
+        let rank = match self.standing {
+            Standing::Ended => 0,
+            Standing::Looping => 1,
+            Standing::Coming => 2,
+            Standing::Away => 3,
+            Standing::Complete | Standing::Ready => 4,
+        };
+        (rank, Reverse(self.created_at), Reverse(self.id))
+    }
+}
+
+/// What the instances of an env are to be.
+#[derive(Debug, Clone, Copy)]
+struct Goal {
+    /// The release that new instances are of.
+    make: ReleaseNumber,
+    /// A failed release whose ready instances stay nevertheless (`auto_revert = false`).
+    halted: Option<ReleaseNumber>,
+}
+
+impl Goal {
+    fn keeps(self, seat: &Seat) -> bool {
+        seat.release == self.make
+            || (self.halted == Some(seat.release)
+                && (seat.standing.is_well() || seat.standing == Standing::Away))
+    }
+}
+
+/// Makes the changes that can be made at once; returns what waits.
+pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> {
+    let given = planner.given;
+    let (Some(env), Some(working)) = (given.envs.get(key), planner.working.envs.get(key)) else {
+        return Vec::new();
+    };
+    // Planning changes nothing else of an env.
+    let rollout = working.rollout.clone();
+    let seats = seats(planner, key);
+    if env.destroying {
+        return destroy(planner, key, &seats);
+    }
+    let mut findings = unwell(planner, key, &seats, rollout.phase);
+
+    if rollout.phase == RolloutPhase::Rolling
+        && let Some(next) = judged(planner, env, &rollout, &seats)
+    {
+        set_rollout(planner, key, next);
+        return findings;
+    }
+    let goal = match (rollout.phase, rollout::serving_before(env, &rollout)) {
+        (RolloutPhase::Failed, None) => {
+            for seat in seats.iter().filter(|seat| !seat.leaving) {
+                let reason = format!("{} failed, and nothing was there before", rollout.release);
+                leave(planner, seat, reason);
+            }
+            return findings;
+        }
+        (RolloutPhase::Failed, Some(previous)) => Goal {
+            make: previous,
+            halted: Some(rollout.release),
+        },
+        _ => Goal {
+            make: rollout.wanted,
+            halted: None,
+        },
+    };
+    let Some(release) = env.releases.get(&goal.make) else {
+        findings.push(Finding {
+            env: key.clone(),
+            process: None,
+            message: format!("release {} is not known: nothing is changed", goal.make),
+        });
+        return findings;
+    };
+
+    let counts = rollout::wanted_counts(env, goal.make);
+    let mut blocked = Vec::new();
+    for (process, wanted) in &counts {
+        let task = Task {
+            key,
+            env,
+            release,
+            rollout: &rollout,
+            goal,
+            process,
+            wanted: *wanted as usize,
+        };
+        let mine: Vec<&Seat> = seats.iter().filter(|s| s.process == *process).collect();
+        if let Err(stuck) = task.advance(planner, &mine) {
+            let message = stuck.to_string();
+            if rollout.phase == RolloutPhase::Rolling && task.is_too_late(&stuck, planner) {
+                let reason = format!("there is no instance of {process}: {message}");
+                let next = rollout::after_failure(env, &rollout, process, reason);
+                set_rollout(planner, key, next);
+                return findings;
+            }
+            blocked.push(Finding {
+                env: key.clone(),
+                process: Some(process.clone()),
+                message,
+            });
+        }
+    }
+    drop_processes(planner, &counts, goal, &rollout, &seats);
+
+    if rollout.phase == RolloutPhase::Rolling {
+        let waits = blocked.iter().map(|f| match &f.process {
+            Some(process) => format!("{process}: {}", f.message),
+            None => f.message.clone(),
+        });
+        let reason = waits.collect::<Vec<_>>().join("; ");
+        if reason != rollout.reason {
+            set_rollout(planner, key, Rollout { reason, ..rollout });
+        }
+    }
+    findings.append(&mut blocked);
+    findings
+}
+
+fn seats(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<Seat> {
+    let ids = planner.by_env.get(key).into_iter().flatten();
+    let instances = ids.filter_map(|id| planner.working.instances.get(id));
+    instances
+        .map(|instance| {
+            let online = planner.is_online(instance.node);
+            Seat {
+                id: instance.spec.id,
+                node: instance.node,
+                process: instance.spec.process.clone(),
+                release: instance.spec.release,
+                ordinal: instance.spec.ordinal(),
+                standing: Standing::of(instance, online),
+                online,
+                leaving: instance.leaving,
+                was_ready: instance.was_ready,
+                created_at: instance.created_at,
+            }
+        })
+        .collect()
+}
+
+fn leave(planner: &mut Planner<'_, '_>, seat: &Seat, reason: String) {
+    planner.take(Action::Leave {
+        id: seat.id,
+        reason,
+    });
+}
+
+fn set_rollout(planner: &mut Planner<'_, '_>, key: &EnvKey, rollout: Rollout) {
+    planner.take(Action::SetRollout {
+        env: key.clone(),
+        rollout,
+    });
+}
+
+/// All leave; the env goes with the last.
+fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, seats: &[Seat]) -> Vec<Finding> {
+    if seats.is_empty() {
+        planner.take(Action::RemoveEnv { env: key.clone() });
+        return Vec::new();
+    }
+    for seat in seats.iter().filter(|seat| !seat.leaving) {
+        leave(planner, seat, "its env is destroyed".to_owned());
+    }
+    let waits = seats.iter().map(|seat| {
+        let node = planner.node_name(seat.node);
+        let why = if seat.online {
+            "stopping"
+        } else {
+            "its node is offline"
+        };
+        Finding {
+            env: key.clone(),
+            process: Some(seat.process.clone()),
+            message: format!("instance {} on {node} is not gone yet: {why}", seat.id),
+        }
+    });
+    waits.collect()
+}
+
+/// What is to be said about instances that stay and are not well.
+fn unwell(
+    planner: &Planner<'_, '_>,
+    key: &EnvKey,
+    seats: &[Seat],
+    phase: RolloutPhase,
+) -> Vec<Finding> {
+    let staying = seats.iter().filter(|seat| !seat.leaving);
+    let said = staying.filter_map(|seat| {
+        let what = match seat.standing {
+            Standing::Away => "its node is offline; it is kept".to_owned(),
+            Standing::Ended | Standing::Looping | Standing::Coming => {
+                planner.last_word(seat.id, phase)
+            }
+            Standing::Ready | Standing::Complete => return None,
+        };
+        let node = planner.node_name(seat.node);
+        Some(Finding {
+            env: key.clone(),
+            process: Some(seat.process.clone()),
+            message: format!("instance {} of {} on {node}: {what}", seat.id, seat.release),
+        })
+    });
+    said.collect()
+}
+
+/// The next state of a rollout that has failed or is done.
+fn judged(
+    planner: &Planner<'_, '_>,
+    env: &Env,
+    rollout: &Rollout,
+    seats: &[Seat],
+) -> Option<Rollout> {
+    let is_new = |seat: &&Seat| seat.release == rollout.release && !seat.leaving;
+    for seat in seats.iter().filter(is_new) {
+        let instance = planner.working.instances.get(&seat.id)?;
+        let node = planner.node_name(seat.node);
+        if let Some(reason) = rollout::failure(instance, seat.standing, node, planner.now) {
+            return Some(rollout::after_failure(env, rollout, &seat.process, reason));
+        }
+    }
+    // What leaves on an offline node may be long in going and holds nothing up.
+    let old_left = seats
+        .iter()
+        .any(|seat| seat.release != rollout.release && (!seat.leaving || seat.online));
+    let counts = rollout::wanted_counts(env, rollout.release);
+    let all_well = counts.iter().all(|(process, wanted)| {
+        let mine = seats
+            .iter()
+            .filter(is_new)
+            .filter(|s| s.process == *process);
+        let (all, well) = mine.fold((0, 0), |(all, well), seat| {
+            (all + 1, well + u32::from(seat.standing.is_well()))
+        });
+        all == *wanted && well == *wanted
+    });
+    (!old_left && all_well && env.releases.contains_key(&rollout.release)).then(|| Rollout {
+        phase: RolloutPhase::Done,
+        reason: String::new(),
+        ..rollout.clone()
+    })
+}
+
+/// Instances of process types that the wanted release does not have leave when all else is well,
+/// so that a revert finds them; those of a release that failed leave at once.
+fn drop_processes(
+    planner: &mut Planner<'_, '_>,
+    counts: &BTreeMap<ProcessName, u32>,
+    goal: Goal,
+    rollout: &Rollout,
+    seats: &[Seat],
+) {
+    let settled = counts.iter().all(|(process, wanted)| {
+        let well = seats
+            .iter()
+            .filter(|s| !s.leaving && s.process == *process && s.release == goal.make)
+            .filter(|s| s.standing.is_well());
+        well.count() >= *wanted as usize
+    });
+    let dropped = |seat: &&Seat| !seat.leaving && !counts.contains_key(&seat.process);
+    for seat in seats.iter().filter(dropped) {
+        let failed = rollout.phase != RolloutPhase::Rolling && seat.release == rollout.release;
+        if settled || failed {
+            let reason = format!("release {} has no process {}", goal.make, seat.process);
+            leave(planner, seat, reason);
+        }
+    }
+}
+
+/// Why an instance that is wanted could not be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Stuck {
+    #[error(transparent)]
+    NoPlace(#[from] NoPlace),
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// The volumes that are left to it have another instance until that is gone.
+    #[error("volume {volume} is held by instance {instance} until that is gone: {why}")]
+    Held {
+        volume: String,
+        instance: InstanceId,
+        why: &'static str,
+    },
+    /// A volume that it would get is being deleted.
+    #[error("volume {0} is being deleted")]
+    Deleting(VolumeKey),
+}
+
+/// Bringing one process type of one env nearer to its goal.
+pub(super) struct Task<'a> {
+    pub(super) key: &'a EnvKey,
+    env: &'a Env,
+    pub(super) release: &'a Release,
+    rollout: &'a Rollout,
+    goal: Goal,
+    pub(super) process: &'a ProcessName,
+    pub(super) wanted: usize,
+}
+
+impl Task<'_> {
+    /// Lets go what can go, makes what can be made.
+    fn advance(&self, planner: &mut Planner<'_, '_>, seats: &[&Seat]) -> Result<(), Stuck> {
+        let rolling = self.rollout.phase == RolloutPhase::Rolling;
+        let (mut mine, mut old, mut going) = (Vec::new(), Vec::new(), Vec::new());
+        for seat in seats.iter().copied() {
+            if seat.leaving {
+                going.push(seat);
+            } else if self.goal.keeps(seat) {
+                if !rolling && planner.is_due_for_replacement(seat) {
+                    leave(planner, seat, "it failed; another is made".to_owned());
+                    going.push(seat);
+                } else {
+                    mine.push(seat);
+                }
+            } else if seat.is_no_loss() {
+                let reason = format!("never served, and {} is wanted", self.goal.make);
+                leave(planner, seat, reason);
+                going.push(seat);
+            } else {
+                old.push(seat);
+            }
+        }
+        // The last of this order stay; who is numbered past the last wanted one goes in any case.
+        mine.sort_by_key(|seat| (Reverse(seat.ordinal), seat.leaving_order()));
+        let past_the_last = |seat: &&Seat| seat.ordinal.is_some_and(|n| n as usize >= self.wanted);
+        let past = mine.iter().take_while(|seat| past_the_last(seat)).count();
+        let too_many = past.max(mine.len().saturating_sub(self.wanted));
+        for seat in mine.drain(..too_many) {
+            leave(
+                planner,
+                seat,
+                format!("more than the {} wanted", self.wanted),
+            );
+            going.push(seat);
+        }
+        self.let_old_go(planner, &mine, &mut old, &mut going);
+        self.make_missing(planner, &mine, &old, &going)
+    }
+
+    /// Lets old instances go, as far as enough are ready without them.
+    fn let_old_go<'s>(
+        &self,
+        planner: &mut Planner<'_, '_>,
+        mine: &[&'s Seat],
+        old: &mut Vec<&'s Seat>,
+        going: &mut Vec<&'s Seat>,
+    ) {
+        let least = self.wanted.saturating_sub(self.max_unavailable());
+        let well = |seats: &[&Seat]| seats.iter().filter(|s| s.standing.is_well()).count();
+        let new_well = well(mine);
+        let mut may_go = (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_well));
+        let mut well_may_go = (new_well + well(old)).saturating_sub(least);
+        old.sort_by_key(|seat| seat.leaving_order());
+        old.retain(|seat| {
+            let is_well = seat.standing.is_well();
+            if may_go == 0 || (is_well && well_may_go == 0) {
+                return true;
+            }
+            may_go -= 1;
+            well_may_go -= usize::from(is_well);
+            leave(planner, seat, format!("{} replaces it", self.goal.make));
+            going.push(seat);
+            false
+        });
+    }
+
+    /// Makes what is missing, as far as the surge allows and nodes have room.
+    fn make_missing(
+        &self,
+        planner: &mut Planner<'_, '_>,
+        mine: &[&Seat],
+        old: &[&Seat],
+        going: &[&Seat],
+    ) -> Result<(), Stuck> {
+        let missing = self.wanted.saturating_sub(mine.len());
+        // Those on offline nodes may never say that they are gone; they hold nothing up.
+        let going = || going.iter().filter(|seat| seat.online);
+        let others_serve = !old.is_empty() || going().any(|seat| seat.was_ready);
+        let may_come = if others_serve {
+            let exist = mine.len() + old.len() + going().count();
+            (self.wanted + self.max_surge()).saturating_sub(exist)
+        } else {
+            missing
+        };
+        let mut ordinals = (0..).take(self.wanted);
+        for _ in 0..missing.min(may_come) {
+            if !self.is_numbered() {
+                self.make_one(planner, None)?;
+                continue;
+            }
+            // On offline nodes, too, an ordinal is held.
+            let free = ordinals.find(|ordinal| self.holder_of(planner, *ordinal).is_none());
+            match free {
+                Some(ordinal) => self.make_one(planner, Some(ordinal))?,
+                None => return self.waits_for_a_holder(planner),
+            }
+        }
+        Ok(())
+    }
+
+    fn make_one(&self, planner: &mut Planner<'_, '_>, ordinal: Option<u32>) -> Result<(), Stuck> {
+        let archs: Vec<&str> = self.release.resolved.keys().map(String::as_str).collect();
+        let Some(process) = self.release.manifest.processes.get(self.process) else {
+            return Ok(());
+        };
+        let known = ordinal.map_or_else(BTreeMap::new, |n| self.volumes_of(planner, n));
+        if let Some((_, volume)) = known.values().find(|(_, volume)| volume.deleting) {
+            return Err(Stuck::Deleting(volume.key.clone()));
+        }
+        let first = known.iter().next();
+        let pinned = first.map(|(name, (_, volume))| (volume.node, name.as_str()));
+        let node = planner.placement().choose(&Demand {
+            env: self.key,
+            process: self.process,
+            cpu_millis: process.resources.cpu_millis,
+            memory_bytes: process.resources.memory_bytes,
+            archs: &archs,
+            pinned,
+        })?;
+        let arch = planner.arch_of(node);
+        let volumes = ordinal.map_or_else(Vec::new, |ordinal| {
+            self.attach_volumes(planner, ordinal, node, &known)
+        });
+        let id = planner.fresh_id();
+        let settings = &planner.given.settings;
+        let who = Identity {
+            id,
+            env: self.key,
+            process: self.process,
+            release: self.goal.make,
+            address: instance_address(settings.prefix, node, self.env.network, id),
+            arch,
+            volumes: &volumes,
+        };
+        let spec = instance_spec(&who, self.release)?;
+        let created_at = planner.now;
+        planner.take(Action::Create(Box::new(PlacedInstance {
+            spec,
+            node,
+            created_at,
+        })));
+        Ok(())
+    }
+
+    /// Whether a rollout that cannot make an instance has waited long enough.
+    fn is_too_late(&self, stuck: &Stuck, planner: &Planner<'_, '_>) -> bool {
+        match stuck {
+            // Nothing but another release mends it.
+            Stuck::Release(_) => true,
+            // A volume comes free when its node says so: that is not the release's fault.
+            Stuck::Held { .. } | Stuck::Deleting(_) => false,
+            // No node can be asked: nor is that.
+            Stuck::NoPlace(no_place) if !no_place.any_online() => false,
+            Stuck::NoPlace(_) => {
+                let since = planner
+                    .newest_of(self.key, self.rollout.release)
+                    .map_or(self.rollout.started_at, |made| {
+                        made.max(self.rollout.started_at)
+                    });
+                planner.now.millis_since(since) >= READY_DEADLINE_MS
+            }
+        }
+    }
+
+    /// What has volumes stops before its successor starts: at least one is then unavailable.
+    fn max_unavailable(&self) -> usize {
+        let process = self.release.manifest.processes.get(self.process);
+        let unavailable = process.map_or(0, |p| p.deploy.max_unavailable as usize);
+        unavailable.max(usize::from(self.is_numbered()))
+    }
+
+    /// With neither surge nor unavailability nothing could ever move: one more is then allowed.
+    fn max_surge(&self) -> usize {
+        if self.is_numbered() {
+            return 0;
+        }
+        let process = self.release.manifest.processes.get(self.process);
+        let surge = process.map_or(0, |p| p.deploy.max_surge as usize);
+        surge.max(usize::from(self.max_unavailable() == 0))
+    }
+}
+
+impl<'w> Planner<'w, '_> {
+    pub(super) fn is_online(&self, node: NodeId) -> bool {
+        self.given.nodes.get(&node).is_some_and(|node| node.online)
+    }
+
+    fn node_name(&self, node: NodeId) -> &'w str {
+        let node = self.given.nodes.get(&node);
+        node.map_or("a node that was removed", |node| node.name.as_str())
+    }
+
+    fn arch_of(&self, node: NodeId) -> &'w str {
+        let node = self.given.nodes.get(&node);
+        node.map_or("", |node| node.hardware.arch.as_str())
+    }
+
+    /// When the last instance of a release was made: as long as some are, it is on its way.
+    fn newest_of(&self, key: &EnvKey, release: ReleaseNumber) -> Option<Timestamp> {
+        let ids = self.by_env.get(key).into_iter().flatten();
+        let instances = ids.filter_map(|id| self.working.instances.get(id));
+        let mine = instances.filter(|instance| instance.spec.release == release);
+        mine.map(|instance| instance.created_at).max()
+    }
+
+    /// A failed instance that was made long enough ago.
+    fn is_due_for_replacement(&self, seat: &Seat) -> bool {
+        let report = self.working.instances.get(&seat.id);
+        let state = report.and_then(|i| i.report.as_ref()).map(|r| r.state);
+        seat.standing == Standing::Ended
+            && state == Some(InstanceState::Failed)
+            && self.now.millis_since(seat.created_at) >= REPLACE_AFTER_MS
+    }
+
+    /// What an instance's node said last about it.
+    fn last_word(&self, id: InstanceId, phase: RolloutPhase) -> String {
+        let instance = self.working.instances.get(&id);
+        let Some(report) = instance.and_then(|i| i.report.as_ref()) else {
+            return "its node has not taken it up yet".to_owned();
+        };
+        let mut text = report.state.to_string();
+        if !report.detail.is_empty() {
+            text = format!("{text}, {}", report.detail);
+        }
+        if let Some(failure) = &report.failure {
+            text = format!("{text}: {failure}");
+        }
+        if report.state == InstanceState::Failed && phase != RolloutPhase::Rolling {
+            let minutes = REPLACE_AFTER_MS / 60_000;
+            text = format!("{text}; replaced {minutes} min after it was made");
+        }
+        text
+    }
+}

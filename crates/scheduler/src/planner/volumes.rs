@@ -1,0 +1,103 @@
+//! Volumes: which ordinals are free, where their disks are, and what is to be made.
+
+use std::collections::BTreeMap;
+
+use model::instance::AttachedVolume;
+use model::{InstanceId, NodeId, VolumeId};
+
+use super::env::{Stuck, Task};
+use super::{Action, PlannedVolume, Planner};
+use crate::cluster_state::{Volume, VolumeKey};
+
+impl Task<'_> {
+    /// Whether its instances are numbered, because they have volumes.
+    pub(super) fn is_numbered(&self) -> bool {
+        let process = self.release.manifest.processes.get(self.process);
+        process.is_some_and(|process| !process.volumes.is_empty())
+    }
+
+    /// The instance that has the volumes of this ordinal, one that is leaving too.
+    pub(super) fn holder_of(&self, planner: &Planner<'_, '_>, ordinal: u32) -> Option<InstanceId> {
+        let mut ids = planner.by_env.get(self.key).into_iter().flatten();
+        let holds = |id: &&InstanceId| {
+            planner.working.instances.get(*id).is_some_and(|instance| {
+                instance.spec.process == *self.process && instance.spec.ordinal() == Some(ordinal)
+            })
+        };
+        ids.find(holds).copied()
+    }
+
+    /// Nothing can be made before one that is leaving is gone.
+    pub(super) fn waits_for_a_holder(&self, planner: &Planner<'_, '_>) -> Result<(), Stuck> {
+        let leaving = (0..).take(self.wanted).find_map(|ordinal| {
+            let id = self.holder_of(planner, ordinal)?;
+            let holder = planner.working.instances.get(&id)?;
+            let volume = holder.spec.volumes.first()?;
+            holder.leaving.then(|| Stuck::Held {
+                volume: format!("{} {ordinal}", volume.name),
+                instance: id,
+                why: if planner.is_online(holder.node) {
+                    "it is stopping"
+                } else {
+                    "its node is offline, and it may still write"
+                },
+            })
+        });
+        leaving.map_or(Ok(()), Err)
+    }
+
+    /// The volumes of one ordinal, by name; they are all on one node.
+    pub(super) fn volumes_of(
+        &self,
+        planner: &Planner<'_, '_>,
+        ordinal: u32,
+    ) -> BTreeMap<String, (VolumeId, Volume)> {
+        let mine = planner.working.volumes.iter().filter(|(_, volume)| {
+            let key = &volume.key;
+            key.ordinal == ordinal && key.process == *self.process && key.env == *self.key
+        });
+        mine.map(|(id, volume)| (volume.key.name.clone(), (*id, volume.clone())))
+            .collect()
+    }
+
+    /// The volumes of an instance on `node`: those there are, of whatever size, and new ones.
+    pub(super) fn attach_volumes(
+        &self,
+        planner: &mut Planner<'_, '_>,
+        ordinal: u32,
+        node: NodeId,
+        known: &BTreeMap<String, (VolumeId, Volume)>,
+    ) -> Vec<AttachedVolume> {
+        let process = self.release.manifest.processes.get(self.process);
+        let mut attached = Vec::new();
+        for wanted in process.map_or(&[][..], |process| &process.volumes) {
+            let (id, size_bytes, made) = if let Some((id, volume)) = known.get(&wanted.name) {
+                (*id, volume.size_bytes, volume.made)
+            } else {
+                let id = planner.fresh_volume_id();
+                let size_bytes = wanted.size_bytes;
+                planner.take(Action::MakeVolume(Box::new(PlannedVolume {
+                    id,
+                    key: VolumeKey {
+                        env: self.key.clone(),
+                        process: self.process.clone(),
+                        name: wanted.name.clone(),
+                        ordinal,
+                    },
+                    node,
+                    size_bytes,
+                    created_at: planner.now,
+                })));
+                (id, size_bytes, false)
+            };
+            attached.push(AttachedVolume {
+                id,
+                name: wanted.name.clone(),
+                ordinal,
+                size_bytes,
+                made,
+            });
+        }
+        attached
+    }
+}

@@ -1,0 +1,312 @@
+//! A process of a release as the complete description of one instance.
+
+use model::instance::{AttachedVolume, InstanceSpec, SecretVersion};
+use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
+use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
+
+use manifest::Manifest;
+
+use crate::cluster_state::{Release, VolumeKey, World};
+
+/// Why a release cannot become an instance.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReleaseError {
+    /// The manifest has no such process type.
+    #[error("release {release} has no process type {process}")]
+    NoProcess {
+        /// The release.
+        release: ReleaseNumber,
+        /// The process type asked for.
+        process: ProcessName,
+    },
+    /// The image has no manifest for this architecture (ADR 0002).
+    #[error("the image of release {release} has nothing for {arch}, it has {has}")]
+    NoImageFor {
+        /// The release.
+        release: ReleaseNumber,
+        /// The node's architecture.
+        arch: String,
+        /// The architectures it has.
+        has: String,
+    },
+    /// The manifest names a secret bundle that the env does not have.
+    #[error(
+        "process {process} wants the secret bundle `{bundle}`, and its env has no bundle of that \
+         name"
+    )]
+    NoSecretBundle {
+        /// The process type.
+        process: ProcessName,
+        /// The bundle.
+        bundle: String,
+    },
+}
+
+/// A volume that a manifest asks for with another size than it has.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the volume {key} has {volume_mib} MiB, and the manifest asks for {wanted_mib} MiB: a volume \
+     keeps its size"
+)]
+pub struct OtherSize {
+    /// The volume.
+    pub key: VolumeKey,
+    /// What it has, in MiB; manifests name whole ones.
+    pub volume_mib: u64,
+    /// What the manifest says, in MiB.
+    pub wanted_mib: u64,
+}
+
+/// Whether the volumes there are have the sizes that the manifest asks for. To be asked before a
+/// release is made.
+pub fn check_volumes(world: &World, env: &EnvKey, manifest: &Manifest) -> Result<(), OtherSize> {
+    const MIB: u64 = 1 << 20;
+    for volume in world
+        .volumes
+        .values()
+        .filter(|volume| volume.key.env == *env)
+    {
+        let process = manifest.processes.get(&volume.key.process);
+        let wanted = process.and_then(|process| {
+            let mut volumes = process.volumes.iter();
+            volumes.find(|wanted| wanted.name == volume.key.name)
+        });
+        if let Some(wanted) = wanted
+            && wanted.size_bytes != volume.size_bytes
+        {
+            return Err(OtherSize {
+                key: volume.key.clone(),
+                volume_mib: volume.size_bytes / MIB,
+                wanted_mib: wanted.size_bytes / MIB,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The versions of the secret bundles that a release of this manifest has, given the newest of each
+/// of the env's bundles. To be asked before a release is made.
+pub fn secret_versions(
+    manifest: &Manifest,
+    newest: &BTreeMap<String, u32>,
+) -> Result<BTreeMap<String, u32>, ReleaseError> {
+    let mut versions = BTreeMap::new();
+    for (name, process) in &manifest.processes {
+        for bundle in &process.secrets {
+            let version = newest
+                .get(bundle)
+                .ok_or_else(|| ReleaseError::NoSecretBundle {
+                    process: name.clone(),
+                    bundle: bundle.clone(),
+                })?;
+            versions.insert(bundle.clone(), *version);
+        }
+    }
+    Ok(versions)
+}
+
+/// Who and where an instance is to be: what does not come from the release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// The instance's id.
+    pub id: InstanceId,
+    /// Its env.
+    pub env: &'a EnvKey,
+    /// Its process type.
+    pub process: &'a ProcessName,
+    /// The number of the release.
+    pub release: ReleaseNumber,
+    /// Its address, on its node and in its env's network.
+    pub address: Ipv6Addr,
+    /// The architecture of its node, in the OCI's words.
+    pub arch: &'a str,
+    /// Its volumes: one for each that the process type asks for.
+    pub volumes: &'a [AttachedVolume],
+}
+
+/// The complete description of one instance of a release.
+pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSpec, ReleaseError> {
+    let manifest = &release.manifest;
+    let process = manifest
+        .processes
+        .get(who.process)
+        .ok_or_else(|| ReleaseError::NoProcess {
+            release: who.release,
+            process: who.process.clone(),
+        })?;
+    let image = release
+        .resolved
+        .get(who.arch)
+        .ok_or_else(|| ReleaseError::NoImageFor {
+            release: who.release,
+            arch: who.arch.to_owned(),
+            has: release
+                .resolved
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })?;
+    let version_of = |bundle: &String| match release.secrets.get(bundle) {
+        Some(version) => Ok(SecretVersion {
+            name: bundle.clone(),
+            version: *version,
+        }),
+        None => Err(ReleaseError::NoSecretBundle {
+            process: who.process.clone(),
+            bundle: bundle.clone(),
+        }),
+    };
+    let secrets = process
+        .secrets
+        .iter()
+        .map(version_of)
+        .collect::<Result<_, _>>()?;
+    let mut variables = manifest.env.clone();
+    variables.extend(process.env.clone());
+    Ok(InstanceSpec {
+        id: who.id,
+        app: who.env.app.clone(),
+        env: who.env.env.clone(),
+        process: who.process.clone(),
+        release: who.release,
+        image: image.clone(),
+        command: process.command.clone(),
+        user: process.user.clone(),
+        variables,
+        ports: process.ports.clone(),
+        healthcheck: process.healthcheck.clone(),
+        stop: process.stop.clone(),
+        restart: process.restart.clone(),
+        cpu_millis: process.resources.cpu_millis,
+        memory_bytes: process.resources.memory_bytes,
+        scratch_bytes: process.resources.scratch_bytes,
+        address: who.address,
+        secrets,
+        volumes: who.volumes.to_vec(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{
+        MIB, Put, attach, database, deploy, key, manifest, name, process, release, spec, world,
+    };
+    use model::Timestamp;
+
+    #[test]
+    fn the_processes_variables_win() {
+        let mut web = process(1);
+        web.env.insert("LEVEL".to_owned(), "debug".to_owned());
+        web.env.insert("ROLE".to_owned(), "web".to_owned());
+        let spec = spec(web);
+        let variables: Vec<_> = spec
+            .variables
+            .iter()
+            .map(|(n, v)| format!("{n}={v}"))
+            .collect();
+        assert_eq!(variables, ["LEVEL=debug", "ROLE=web"]);
+        assert_eq!(spec.env_key(), key("shop/prod"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let (env, web, ghost) = (key("shop/prod"), name("web"), name("ghost"));
+        let error = |process, arch, manifest| {
+            let who = Identity {
+                id: InstanceId(1),
+                env: &env,
+                process,
+                release: ReleaseNumber(4),
+                address: Ipv6Addr::LOCALHOST,
+                arch,
+                volumes: &[],
+            };
+            instance_spec(&who, &release(manifest))
+                .unwrap_err()
+                .to_string()
+        };
+        let plain = manifest(&[("web", process(1))]);
+        assert_eq!(
+            error(&ghost, "amd64", plain.clone()),
+            "release v4 has no process type ghost"
+        );
+        assert_eq!(
+            error(&web, "riscv64", plain.clone()),
+            "the image of release v4 has nothing for riscv64, it has amd64"
+        );
+        let mut secret = process(1);
+        secret.secrets = vec!["database".to_owned()];
+        let secret = manifest(&[("web", secret)]);
+        let newest = BTreeMap::from([("other".to_owned(), 2)]);
+        let refused = secret_versions(&secret, &newest).unwrap_err().to_string();
+        assert_eq!(error(&web, "amd64", secret), refused);
+        assert_eq!(secret_versions(&plain, &newest), Ok(BTreeMap::new()));
+    }
+
+    #[test]
+    fn a_release_has_the_versions_of_its_day() {
+        let mut web = process(1);
+        web.secrets = vec!["database".to_owned()];
+        let manifest = manifest(&[("web", web)]);
+        let newest = BTreeMap::from([("database".to_owned(), 3), ("other".to_owned(), 2)]);
+        let mut release = release(manifest);
+        release.secrets = secret_versions(&release.manifest, &newest).unwrap();
+        assert_eq!(
+            release.secrets,
+            BTreeMap::from([("database".to_owned(), 3)])
+        );
+        let who = Identity {
+            id: InstanceId(1),
+            env: &key("shop/prod"),
+            process: &name("web"),
+            release: ReleaseNumber(1),
+            address: Ipv6Addr::LOCALHOST,
+            arch: "amd64",
+            volumes: &[],
+        };
+        let spec = instance_spec(&who, &release).unwrap();
+        assert_eq!(
+            (spec.secrets[0].name.as_str(), spec.secrets[0].version),
+            ("database", 3)
+        );
+    }
+
+    #[test]
+    fn a_volume_keeps_its_size() {
+        let mut world = world(1);
+        let mut web = database(1);
+        let text = |world: &World, web: &manifest::Process| {
+            let manifest = manifest(&[("web", web.clone())]);
+            let checked = check_volumes(world, &key("shop/prod"), &manifest);
+            checked.map_err(|refused| refused.to_string())
+        };
+        assert_eq!(text(&world, &web), Ok(()));
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", web.clone())]),
+            Timestamp(0),
+        );
+        let put = Put {
+            id: 1,
+            env: "shop/prod",
+            process: "web",
+            release: 1,
+            node: 1,
+        };
+        put.into_world(&mut world);
+        attach(&mut world, 1, 0);
+        assert_eq!(text(&world, &web), Ok(()));
+        web.volumes[0].size_bytes += MIB;
+        assert_eq!(
+            text(&world, &web).unwrap_err(),
+            "the volume data 0 of shop/prod web has 1024 MiB, and the manifest asks for 1025 MiB: a \
+             volume keeps its size"
+        );
+    }
+}

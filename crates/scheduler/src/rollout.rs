@@ -1,0 +1,347 @@
+//! How an env gets from one release to another, and when that failed.
+//!
+//! ```text
+//!              deploy                   all ready, none of the old left
+//!   (any) ---------------> rolling ---------------------------------------> done
+//!                          |     |
+//!          a new instance  |     |  the same, and nothing to go back to,
+//!          fails, loops or |     |  or `auto_revert = false`
+//!          is late         v     v
+//!                    reverted   failed
+//! ```
+//!
+//! A release fails while it is rolling out when one of its instances
+//! - is given up by its node, or ended and its policy does not start it again;
+//! - was started again [`MAX_NEW_RESTARTS`] times and is not ready;
+//! - was never ready and is older than [`READY_DEADLINE_MS`];
+//!
+//! or when an instance has found no place for that long. What cannot be its fault does not fail it:
+//! an instance on a node that is offline is waited for. (The time it was offline counts once it is
+//! back, so it had better be up by then: it goes on while it is away.)
+//!
+//! After a failure with a release to go back to, that one is wanted again, at its full numbers.
+//! Where the manifest says `auto_revert = false`, the new release does not give way: its ready
+//! instances stay, the others leave, and what is missing is filled by the previous release. With
+//! nothing to go back to, all its instances leave, so that the cluster is as it was.
+//!
+//! The reason keeps the instance, what its node said, and the app's last words.
+//!
+//! Deliberately absent: which instances come and go ([`crate::planner`]).
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use api::node::MAX_LAST_WORDS;
+use api::user::RolloutPhase;
+use model::instance::InstanceState;
+use model::{ProcessName, ReleaseNumber, Timestamp};
+
+use crate::cluster_state::{Env, Instance, Rollout};
+
+/// Restarts after which a new instance that is not ready fails its release.
+pub const MAX_NEW_RESTARTS: u32 = 3;
+/// How long a new instance may take until it is ready, or until it finds a place, in milliseconds.
+pub const READY_DEADLINE_MS: u64 = 5 * 60 * 1000;
+/// Longest line of an app's last words in a reason, in characters.
+const MAX_REASON_LINE: usize = 300;
+
+/// The rollout of a new release, given the one under way or done. What was rolled out wholly last,
+/// or is being reverted to, is what the new one goes back to.
+pub fn begin(before: Option<&Rollout>, release: ReleaseNumber, now: Timestamp) -> Rollout {
+    let previous = before.and_then(|before| match before.phase {
+        RolloutPhase::Done => Some(before.release),
+        RolloutPhase::Reverted => Some(before.wanted),
+        RolloutPhase::Rolling | RolloutPhase::Failed | RolloutPhase::Superseded => before.previous,
+    });
+    Rollout {
+        release,
+        wanted: release,
+        phase: RolloutPhase::Rolling,
+        reason: String::new(),
+        previous,
+        started_at: now,
+    }
+}
+
+/// The rollout after its release failed in one of its processes, whose `auto_revert` decides.
+pub fn after_failure(
+    env: &Env,
+    rollout: &Rollout,
+    process: &ProcessName,
+    reason: String,
+) -> Rollout {
+    let auto_revert = env
+        .releases
+        .get(&rollout.release)
+        .and_then(|release| release.manifest.processes.get(process))
+        .is_none_or(|process| process.deploy.auto_revert);
+    match serving_before(env, rollout) {
+        Some(previous) if auto_revert => Rollout {
+            wanted: previous,
+            phase: RolloutPhase::Reverted,
+            reason,
+            ..rollout.clone()
+        },
+        _ => Rollout {
+            phase: RolloutPhase::Failed,
+            reason,
+            ..rollout.clone()
+        },
+    }
+}
+
+/// The release that a failing one gives way to, if there is one.
+pub fn serving_before(env: &Env, rollout: &Rollout) -> Option<ReleaseNumber> {
+    let known = |previous: &ReleaseNumber| env.releases.contains_key(previous);
+    rollout.previous.filter(known)
+}
+
+/// How many instances of each process the release `number` is to have: what `scale` set, else
+/// `scaling.min`, and never more than `scaling.max`. Empty for a release that is not known.
+pub fn wanted_counts(env: &Env, number: ReleaseNumber) -> BTreeMap<ProcessName, u32> {
+    let Some(release) = env.releases.get(&number) else {
+        return BTreeMap::new();
+    };
+    let count = |(name, process): (&ProcessName, &manifest::Process)| {
+        let scaled = env.scale.get(name).copied();
+        let wanted = scaled.unwrap_or(process.scaling.min);
+        (name.clone(), wanted.min(process.scaling.max))
+    };
+    release.manifest.processes.iter().map(count).collect()
+}
+
+/// Why a number of instances cannot be wanted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScaleRefused {
+    /// There is no such process type.
+    #[error("there is no process type {process}; there are: {known}")]
+    NoProcess {
+        /// As asked for.
+        process: ProcessName,
+        /// What there is.
+        known: String,
+    },
+    /// More than the manifest allows.
+    #[error(
+        "{process} can have at most {max} instances (`scaling.max` of its manifest), not {wanted}"
+    )]
+    TooMany {
+        /// The process type.
+        process: ProcessName,
+        /// As asked for.
+        wanted: u32,
+        /// `scaling.max`.
+        max: u32,
+    },
+}
+
+/// Whether these numbers of instances can be wanted of the release that is wanted now. To be asked
+/// before they are recorded.
+pub fn check_scale(env: &Env, wanted: &BTreeMap<ProcessName, u32>) -> Result<(), ScaleRefused> {
+    let processes = env
+        .releases
+        .get(&env.rollout.wanted)
+        .map(|release| &release.manifest.processes);
+    for (name, wanted) in wanted {
+        let Some(process) = processes.and_then(|processes| processes.get(name)) else {
+            let known: Vec<_> = processes
+                .into_iter()
+                .flat_map(BTreeMap::keys)
+                .map(ProcessName::as_str)
+                .collect();
+            return Err(ScaleRefused::NoProcess {
+                process: name.clone(),
+                known: known.join(", "),
+            });
+        };
+        if *wanted > process.scaling.max {
+            return Err(ScaleRefused::TooMany {
+                process: name.clone(),
+                wanted: *wanted,
+                max: process.scaling.max,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// How an instance stands, by what its node said last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// It is ready.
+    Ready,
+    /// It serves nobody (no port, no health check), did its work and ended with exit code 0, and
+    /// its policy does not start it again. As good as ready.
+    Complete,
+    /// It is on its way, or unwell for a while.
+    Coming,
+    /// Its node is offline: nothing is known of it, it may well serve.
+    Away,
+    /// It was started again [`MAX_NEW_RESTARTS`] times or more and is not ready.
+    Looping,
+    /// It ended and does not start again by itself.
+    Ended,
+}
+
+impl Standing {
+    /// How `instance` stands, given whether its node is online.
+    pub fn of(instance: &Instance, online: bool) -> Self {
+        let Some(report) = instance.report.as_ref().filter(|_| online) else {
+            return if online { Self::Coming } else { Self::Away };
+        };
+        let serves = !instance.spec.ports.is_empty() || instance.spec.healthcheck.is_some();
+        let clean = report.last_exit.as_ref().is_some_and(|e| e.exit_code == 0);
+        match report.state {
+            InstanceState::Running if report.ready => Self::Ready,
+            InstanceState::Stopped if clean && !serves => Self::Complete,
+            InstanceState::Stopped | InstanceState::Failed => Self::Ended,
+            InstanceState::Created
+            | InstanceState::Preparing
+            | InstanceState::Booting
+            | InstanceState::Running
+            | InstanceState::Stopping
+            | InstanceState::Backoff => {
+                if report.restarts >= MAX_NEW_RESTARTS {
+                    Self::Looping
+                } else {
+                    Self::Coming
+                }
+            }
+        }
+    }
+
+    /// Whether it does all that is wanted of it.
+    pub fn is_well(self) -> bool {
+        matches!(self, Self::Ready | Self::Complete)
+    }
+}
+
+/// Why this instance of a release that is rolling out fails it, if it does. `node_name` is its
+/// node's, for people.
+pub fn failure(
+    instance: &Instance,
+    standing: Standing,
+    node_name: &str,
+    now: Timestamp,
+) -> Option<String> {
+    let age = now.millis_since(instance.created_at);
+    let what = match standing {
+        Standing::Ready | Standing::Complete | Standing::Away => return None,
+        Standing::Coming if instance.was_ready || age < READY_DEADLINE_MS => return None,
+        Standing::Coming => {
+            let minutes = READY_DEADLINE_MS / 60_000;
+            let at = match &instance.report {
+                None => "its node has not taken it up".to_owned(),
+                Some(report) if report.detail.is_empty() => report.state.to_string(),
+                Some(report) => format!("{} ({})", report.state, report.detail),
+            };
+            format!("not ready after {minutes} min: {at}")
+        }
+        Standing::Looping => {
+            let restarts = instance.report.as_ref().map_or(0, |r| r.restarts);
+            format!("started again {restarts} times and not ready")
+        }
+        Standing::Ended => match instance.report.as_ref().map(|r| r.state) {
+            Some(InstanceState::Stopped) => {
+                "ended by itself, and its restart policy does not start it again".to_owned()
+            }
+            _ => "failed".to_owned(),
+        },
+    };
+    let spec = &instance.spec;
+    let (id, process, node) = (spec.id, &spec.process, instance.node);
+    let mut reason = format!("instance {id} of {process} on {node_name} ({node}) {what}");
+    let Some(report) = &instance.report else {
+        return Some(reason);
+    };
+    // Writing to a String cannot fail.
+    if let Some(failure) = &report.failure {
+        let _ = write!(reason, ": {failure}");
+    } else if let Some(exit) = &report.last_exit {
+        let _ = write!(reason, ": {exit}");
+    }
+    if !report.last_words.is_empty() {
+        reason.push_str("\nlast words:");
+        let skip = report.last_words.len().saturating_sub(MAX_LAST_WORDS);
+        for line in report.last_words.iter().skip(skip) {
+            let line: String = line.chars().take(MAX_REASON_LINE).collect();
+            let _ = write!(reason, "\n  {line}");
+        }
+    }
+    Some(reason)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{deploy, key, manifest, name, process, world};
+
+    fn rollout(release: u32, phase: RolloutPhase, wanted: u32, previous: Option<u32>) -> Rollout {
+        Rollout {
+            release: ReleaseNumber(release),
+            wanted: ReleaseNumber(wanted),
+            phase,
+            reason: "said before".to_owned(),
+            previous: previous.map(ReleaseNumber),
+            started_at: Timestamp(1),
+        }
+    }
+
+    #[test]
+    fn a_rollout_goes_back_to_what_was_whole_last() {
+        let previous = |before: Option<Rollout>| {
+            let begun = begin(before.as_ref(), ReleaseNumber(9), Timestamp(5));
+            assert_eq!(begun.wanted, ReleaseNumber(9));
+            assert_eq!(
+                (begun.phase, begun.reason.as_str()),
+                (RolloutPhase::Rolling, "")
+            );
+            assert_eq!(begun.started_at, Timestamp(5));
+            begun.previous.map(|release| release.0)
+        };
+        assert_eq!(previous(None), None);
+        let whole = rollout(8, RolloutPhase::Done, 8, Some(7));
+        assert_eq!(previous(Some(whole)), Some(8));
+        let under_way = rollout(8, RolloutPhase::Rolling, 8, Some(7));
+        assert_eq!(previous(Some(under_way)), Some(7));
+        let taken_back = rollout(8, RolloutPhase::Reverted, 7, Some(7));
+        assert_eq!(previous(Some(taken_back)), Some(7));
+        let first_failed = rollout(8, RolloutPhase::Failed, 8, None);
+        assert_eq!(previous(Some(first_failed)), None);
+    }
+
+    #[test]
+    fn scale_is_held_to_the_manifest() {
+        let mut world = world(1);
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", process(2))]),
+            Timestamp(0),
+        );
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let count = |env: &Env| wanted_counts(env, ReleaseNumber(1))[&name("web")];
+        assert_eq!(count(env), 2);
+        env.scale.insert(name("web"), 1);
+        assert_eq!(count(env), 1);
+        env.scale.insert(name("web"), 99);
+        assert_eq!(count(env), 20);
+        assert!(wanted_counts(env, ReleaseNumber(2)).is_empty());
+
+        let refused = |process: &str, count| {
+            let wanted = BTreeMap::from([(name(process), count)]);
+            check_scale(env, &wanted).map_err(|refused| refused.to_string())
+        };
+        assert_eq!(refused("web", 20), Ok(()));
+        assert_eq!(
+            refused("web", 21).unwrap_err(),
+            "web can have at most 20 instances (`scaling.max` of its manifest), not 21"
+        );
+        assert_eq!(
+            refused("wbe", 1).unwrap_err(),
+            "there is no process type wbe; there are: web"
+        );
+    }
+}

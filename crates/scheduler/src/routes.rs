@@ -1,0 +1,334 @@
+//! Where hosts lead.
+//!
+//! An instance serves the hosts that its own release's manifest gives to its process, on the port
+//! given there, so old and new instances serve side by side while a release rolls out. The hosts
+//! are those of the wanted release, and for as long as an older one's instances serve, that one's
+//! too: a release that cannot become healthy takes no host away.
+//!
+//! Backends are ready and not leaving: an instance on its way out loses its traffic first, and its
+//! node lets it drain before it stops. Where nobody behind a host is on a node that reports, those
+//! last known to be ready are named instead: a server that was restarted has heard of nobody yet,
+//! and an edge does better to try them than to turn everyone away.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use api::edge::{Backend, Route};
+use api::user::RolloutPhase;
+use manifest::{Manifest, RouteTarget};
+use model::instance::{InstanceState, ProxyProtocol};
+use model::{EnvKey, ProcessName, ReleaseNumber};
+
+use crate::cluster_state::{Env, Instance, Release, World};
+use crate::rollout;
+use overlay::ingress::edge_port;
+
+/// What instances must have in common to be behind one route.
+type Manner = (ProcessName, Option<ProxyProtocol>);
+
+/// Backends of one host that are spoken to in one manner.
+#[derive(Default)]
+struct Group {
+    newest: Option<ReleaseNumber>,
+    reporting: Vec<Backend>,
+    last_known: Vec<Backend>,
+}
+
+/// The whole route table: host name to the ready instances behind it. A host that two envs claim
+/// is the older env's.
+pub fn routes(world: &World) -> BTreeMap<String, Route> {
+    let mut by_env: BTreeMap<EnvKey, Vec<&Instance>> = BTreeMap::new();
+    for instance in world.instances.values().filter(|i| serves(i)) {
+        let key = instance.spec.env_key();
+        by_env.entry(key).or_default().push(instance);
+    }
+    let mut envs: Vec<_> = world.envs.iter().filter(|(_, e)| !e.destroying).collect();
+    envs.sort_by_key(|(_, env)| env.network);
+    let mut table = BTreeMap::new();
+    for (key, env) in envs {
+        let serving = by_env.get(key).map_or(&[][..], Vec::as_slice);
+        for (host, route) in env_routes(world, key, env, serving) {
+            table.entry(host).or_insert(route);
+        }
+    }
+    table
+}
+
+/// The hosts of a manifest that lead to another env already. To be asked before a release is made.
+pub fn taken_hosts(world: &World, env: &EnvKey, manifest: &Manifest) -> BTreeMap<String, EnvKey> {
+    let mut taken = BTreeMap::new();
+    let others = world
+        .envs
+        .iter()
+        .filter(|(key, other)| *key != env && !other.destroying);
+    for (key, other) in others {
+        let rollout = &other.rollout;
+        let releases = [
+            Some(rollout.release),
+            Some(rollout.wanted),
+            rollout.previous,
+        ];
+        for release in releases.into_iter().flatten() {
+            let hosts = other.releases.get(&release).map(|r| &r.manifest.routes);
+            for host in hosts.into_iter().flat_map(BTreeMap::keys) {
+                if manifest.routes.contains_key(host) {
+                    taken.insert(host.clone(), key.clone());
+                }
+            }
+        }
+    }
+    taken
+}
+
+fn serves(instance: &Instance) -> bool {
+    let report = instance.report.as_ref();
+    !instance.leaving && report.is_some_and(|r| r.ready && r.state == InstanceState::Running)
+}
+
+/// The release whose hosts are there even when nobody serves them (the edge then answers 503).
+fn announced(env: &Env) -> Option<ReleaseNumber> {
+    let rollout = &env.rollout;
+    match rollout.phase {
+        RolloutPhase::Failed => rollout::serving_before(env, rollout),
+        RolloutPhase::Rolling
+        | RolloutPhase::Done
+        | RolloutPhase::Reverted
+        | RolloutPhase::Superseded => Some(rollout.wanted),
+    }
+}
+
+fn env_routes(
+    world: &World,
+    key: &EnvKey,
+    env: &Env,
+    serving: &[&Instance],
+) -> BTreeMap<String, Route> {
+    let mut hosts: BTreeMap<&str, BTreeMap<Manner, Group>> = BTreeMap::new();
+    let announced = announced(env);
+    if let Some(release) = announced.and_then(|number| env.releases.get(&number)) {
+        for (host, target) in &release.manifest.routes {
+            let groups = hosts.entry(host).or_default();
+            groups.entry(manner(release, target)).or_default();
+        }
+    }
+    for instance in serving {
+        let number = instance.spec.release;
+        let Some(release) = env.releases.get(&number) else {
+            continue;
+        };
+        let online = world.nodes.get(&instance.node).is_some_and(|n| n.online);
+        let targets = release.manifest.routes.iter();
+        for (host, target) in targets.filter(|(_, t)| t.process == instance.spec.process) {
+            let groups = hosts.entry(host).or_default();
+            let group = groups.entry(manner(release, target)).or_default();
+            group.newest = group.newest.max(Some(number));
+            let backends = if online {
+                &mut group.reporting
+            } else {
+                &mut group.last_known
+            };
+            backends.push(Backend {
+                instance: instance.spec.id,
+                address: SocketAddr::new(
+                    instance.spec.address.into(),
+                    edge_port(&instance.spec.ports, target.port),
+                ),
+            });
+        }
+    }
+    let chosen = hosts.into_iter().filter_map(|(host, groups)| {
+        // One route is spoken in one manner: that of the announced release where any of its
+        // instances serve, else the newest that does.
+        let (manner, group) = groups.into_iter().max_by_key(|(_, group)| {
+            let reports = !group.reporting.is_empty();
+            let wanted = group.newest.is_some() && group.newest == announced;
+            (reports, wanted, group.newest)
+        })?;
+        let backends = if group.reporting.is_empty() {
+            group.last_known
+        } else {
+            group.reporting
+        };
+        let (process, proxy_protocol) = manner;
+        let route = Route {
+            env: key.clone(),
+            process,
+            proxy_protocol,
+            backends,
+        };
+        Some((host.to_owned(), route))
+    });
+    chosen.collect()
+}
+
+fn manner(release: &Release, target: &RouteTarget) -> Manner {
+    let process = release.manifest.processes.get(&target.process);
+    let ports = process.map_or(&[][..], |process| process.ports.as_slice());
+    let port = ports.iter().find(|port| port.port == target.port);
+    (
+        target.process.clone(),
+        port.and_then(|port| port.proxy_protocol),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{Put, deploy, key, manifest, process, world};
+    use expect_test::{Expect, expect};
+    use model::{InstanceId, NodeId, Timestamp};
+
+    fn check(world: &World, expected: Expect) {
+        let lines = routes(world).into_iter().map(|(host, route)| {
+            let backends = route.backends.iter();
+            let backends: Vec<_> = backends.map(|b| format!(" {}", b.address)).collect();
+            let proxy = route
+                .proxy_protocol
+                .map_or(String::new(), |p| format!(" {p:?}"));
+            let (env, process) = (route.env, route.process);
+            format!("{host} -> {env} {process}{proxy}:{}\n", backends.concat())
+        });
+        expected.assert_eq(&lines.collect::<String>());
+    }
+
+    /// v1 on port 8080 with two ready, v2 on port 9090 with one ready and one not.
+    fn rolling() -> World {
+        let mut world = world(2);
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", process(2))]),
+            Timestamp(0),
+        );
+        let mut second = process(2);
+        second.ports[0].port = 9090;
+        deploy(
+            &mut world,
+            "shop/prod",
+            manifest(&[("web", second)]),
+            Timestamp(0),
+        );
+        for (id, release, node) in [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)] {
+            let (env, process) = ("shop/prod", "web");
+            let put = Put {
+                id,
+                env,
+                process,
+                release,
+                node,
+            };
+            let instance = put.into_world(&mut world);
+            if id != 4 {
+                instance.make_ready();
+            }
+        }
+        world
+    }
+
+    #[test]
+    fn each_release_serves_on_its_own_port() {
+        check(
+            &rolling(),
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+    }
+
+    #[test]
+    fn what_leaves_takes_no_traffic() {
+        let mut world = rolling();
+        for id in [1, 3] {
+            world.instances.get_mut(&InstanceId(id)).unwrap().leaving = true;
+        }
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:2:0:1:0:2]:8080
+        "#]],
+        );
+    }
+
+    #[test]
+    fn those_last_known_serve_while_nobody_reports() {
+        let mut world = rolling();
+        world.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+        world.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+        );
+    }
+
+    #[test]
+    fn backends_of_one_host_are_spoken_to_in_one_manner() {
+        let mut world = rolling();
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let second = env.releases.values_mut().next_back().unwrap();
+        let web = second.manifest.processes.values_mut().next().unwrap();
+        web.ports[0].proxy_protocol = Some(ProxyProtocol::V2);
+        second.manifest.routes.values_mut().next().unwrap().port = 9090;
+        let ports = web.ports.clone();
+        let third = world.instances.get_mut(&InstanceId(3)).unwrap();
+        third.spec.ports = ports;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web V2: [fd00:1111:2222:1:0:1:0:3]:61001
+        "#]],
+        );
+        world.instances.get_mut(&InstanceId(3)).unwrap().report = None;
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080
+        "#]],
+        );
+    }
+
+    #[test]
+    fn a_host_without_backends_stays_and_a_failed_one_goes() {
+        let mut world = rolling();
+        world.instances.clear();
+        check(
+            &world,
+            expect![[r#"
+            web.example.com -> shop/prod web:
+        "#]],
+        );
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        env.rollout.phase = RolloutPhase::Failed;
+        env.rollout.previous = None;
+        check(&world, expect![""]);
+        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        (env.rollout.phase, env.destroying) = (RolloutPhase::Done, true);
+        check(&world, expect![""]);
+    }
+
+    #[test]
+    fn a_host_belongs_to_one_env() {
+        let mut world = rolling();
+        let manifest = manifest(&[("web", process(1))]);
+        let taken = taken_hosts(&world, &key("shop/test"), &manifest);
+        let expected = BTreeMap::from([("web.example.com".to_owned(), key("shop/prod"))]);
+        assert_eq!(taken, expected);
+        assert!(taken_hosts(&world, &key("shop/prod"), &manifest).is_empty());
+        let mut going = world.clone();
+        going.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
+        assert!(taken_hosts(&going, &key("shop/test"), &manifest).is_empty());
+        // Where it came to be claimed twice nevertheless, the older env keeps it.
+        deploy(&mut world, "shop/a", manifest, Timestamp(0));
+        let owner = &routes(&world)["web.example.com"].env;
+        assert_eq!(*owner, key("shop/prod"));
+    }
+}
