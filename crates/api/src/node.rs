@@ -146,14 +146,14 @@ pub struct InstanceReport {
     pub last_exit: Option<ExitEvent>,
     /// Why it failed, where it did: the operation, its subject, its cause.
     pub failure: Option<String>,
-    /// The last lines it logged before its last end; at most [`MAX_LAST_WORDS`].
-    pub last_words: Vec<String>,
+    /// The last lines it logged before its last end; at most [`MAX_LOG_TAIL`].
+    pub log_tail: Vec<String>,
     /// When the app was started, this time.
     pub started_at: Option<Timestamp>,
 }
 
-/// Lines in [`InstanceReport::last_words`].
-pub const MAX_LAST_WORDS: usize = 20;
+/// Lines in [`InstanceReport::log_tail`].
+pub const MAX_LOG_TAIL: usize = 20;
 
 /// A stream that a node is asked to open at [`paths::NODE_STREAM`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

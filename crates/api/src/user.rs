@@ -181,7 +181,7 @@ pub struct InstanceRow {
     /// Its address.
     pub address: Ipv6Addr,
     /// Whether it is on its way out.
-    pub leaving: bool,
+    pub terminating: bool,
     /// When it was planned.
     pub created_at: Timestamp,
     /// What its node says; absent until the node has said anything.

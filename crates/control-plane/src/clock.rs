@@ -15,9 +15,9 @@ pub(crate) fn now() -> Timestamp {
 
 /// Numbers for new ids: they must differ, not be secret. `SplitMix64` (Steele, Lea, Flood 2014)
 /// from a random seed.
-pub(crate) struct Draw(u64);
+pub(crate) struct IdGenerator(u64);
 
-impl Draw {
+impl IdGenerator {
     /// A new sequence.
     pub(crate) fn new() -> Result<Self, KeyError> {
         Ok(Self(u64::from_le_bytes(identity::random("a seed")?)))

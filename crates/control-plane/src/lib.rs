@@ -1,11 +1,11 @@
 //! The API server: it gathers, asks `cluster`, and performs.
 //!
-//! - [`run`] starts a server: the cluster's birth at the first start ([`birth`]), TLS with optional
+//! - [`run`] starts a server: the cluster's bootstrap at the first start ([`bootstrap`]), TLS with optional
 //!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planning`]).
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
-//! - The planner task is the only one that plans. Whoever changes the world wakes it; it settles the
-//!   world and publishes it ([`state::Published`]), which wakes every long poll.
+//! - The planner task is the only one that plans. Whoever changes the cluster state wakes it; it settles the
+//!   cluster state and publishes it ([`state::Published`]), which wakes every long poll.
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); only a node that an instance
 //!   is placed on gets what that instance boots with.
 //! - Registry logins are sealed in the store, and opened when a registry asks or a node has to pull ([`logins`]).
@@ -24,7 +24,7 @@
 //! fenced lease).
 
 mod api;
-mod birth;
+mod bootstrap;
 mod callers;
 mod clock;
 mod failure;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// A node is online when it reported within this time.
 pub const ONLINE_WITHIN: Duration = Duration::from_secs(10);
-/// The planner looks at the world this often, also when nobody woke it.
+/// The planner looks at the cluster state this often, also when nobody woke it.
 pub const PLAN_INTERVAL: Duration = Duration::from_secs(2);
 /// Rounds of plan and apply in a row, before the planner rests until its next turn.
 pub const MAX_PLAN_ROUNDS: u32 = 16;

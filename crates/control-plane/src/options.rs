@@ -99,8 +99,8 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
-    /// The world in the store could not be planned.
-    #[error("could not settle the world in the store: {0}")]
+    /// The cluster state in the store could not be planned.
+    #[error("could not settle the cluster state in the store: {0}")]
     Settle(String),
 }
 

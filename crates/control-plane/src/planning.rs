@@ -1,5 +1,5 @@
 //! The one task that plans: it carries out what `scheduler::planner` decides until nothing is left
-//! to do, and publishes the world it leaves.
+//! to do, and publishes the cluster state it leaves.
 //!
 //! It runs when woken and on a timer, and reconciles by level: a wake that was missed, or a plan
 //! that failed on a full disk, costs one interval and nothing else.
@@ -12,12 +12,12 @@ use scheduler::planner::{Action, Finding, plan};
 use scheduler::routes::routes;
 use store::{Change, Store, StoreError};
 
-use crate::clock::{Draw, now};
+use crate::clock::{IdGenerator, now};
 use crate::failure::chain;
 use crate::limits::{MAX_PLAN_ROUNDS, PLAN_INTERVAL};
 use crate::state::{Published, Shared};
 
-/// Why the world could not be settled now.
+/// Why the cluster state could not be settled now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
     /// The store failed.
@@ -53,7 +53,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// Plans and applies until nothing is left to do, then publishes the world.
+/// Plans and applies until nothing is left to do, then publishes the cluster state.
 pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
     let mut findings = Vec::new();
     for round in 0.. {
@@ -69,7 +69,7 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
     }
     let snapshot = shared.snapshot().await?;
     let before = Arc::clone(&shared.published.borrow());
-    let table = route_table(&shared.store, &before.routes, &snapshot.world).await?;
+    let table = route_table(&shared.store, &before.routes, &snapshot.cluster).await?;
     let after = Published {
         snapshot,
         routes: table,
@@ -81,13 +81,13 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// The route table of this world; the store is asked only when it differs from the last one.
+/// The route table of this cluster state; the store is asked only when it differs from the last one.
 pub(crate) async fn route_table(
     store: &Store,
     before: &RouteTable,
-    world: &scheduler::cluster_state::World,
+    cluster: &scheduler::cluster_state::ClusterState,
 ) -> Result<RouteTable, StoreError> {
-    let routes = routes(world);
+    let routes = routes(cluster);
     if before.generation.0 > 0 && before.routes == routes {
         Ok(before.clone())
     } else {
@@ -97,11 +97,11 @@ pub(crate) async fn route_table(
 
 /// One plan, applied. True when there was nothing to do.
 async fn one_round(shared: &Shared) -> Result<(bool, Vec<Finding>), PlanError> {
-    let mut draw = Draw::new()?;
+    let mut ids = IdGenerator::new()?;
     let (actions, findings) = shared
         .store
         .update(&shared.online(), |snapshot| {
-            let plan = plan(&snapshot.world, now(), &mut || draw.next());
+            let plan = plan(&snapshot.cluster, now(), &mut || ids.next());
             let changes = plan.actions.iter().cloned().map(Change::Planned).collect();
             Ok::<_, StoreError>((changes, (plan.actions, plan.findings)))
         })
@@ -117,7 +117,7 @@ fn log(action: &Action) {
         Action::MakeVolume(planned) => {
             tracing::info!(volume = %planned.id, of = %planned.key, node = %planned.node, "placed a volume");
         }
-        Action::ForgetVolume { id } => tracing::info!(volume = %id, "a deleted volume is gone"),
+        Action::DeleteVolume { id } => tracing::info!(volume = %id, "a deleted volume is gone"),
         Action::Create(placed) => tracing::info!(
             instance = %placed.spec.id,
             app = %placed.spec.app,
@@ -127,10 +127,10 @@ fn log(action: &Action) {
             node = %placed.node,
             "placed an instance"
         ),
-        Action::Leave { id, reason } => {
+        Action::Terminate { id, reason } => {
             tracing::info!(instance = %id, %reason, "an instance is to leave");
         }
-        Action::Forget { id } => tracing::info!(instance = %id, "an instance is gone"),
+        Action::Delete { id } => tracing::info!(instance = %id, "an instance is gone"),
         Action::SetRollout { env, rollout } => tracing::info!(
             %env,
             release = %rollout.release,

@@ -1,4 +1,4 @@
-//! The world as people are shown it.
+//! The cluster state as people are shown it.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use api::user::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
-use scheduler::cluster_state::{Env, Instance, World};
+use scheduler::cluster_state::{ClusterState, Env, Instance};
 use scheduler::planner::Finding;
 use scheduler::rollout::wanted_counts;
 use store::Snapshot;
@@ -21,28 +21,35 @@ pub(crate) fn key_of(instance: &Instance) -> EnvKey {
     }
 }
 
-pub(crate) fn instance_row(world: &World, id: InstanceId, instance: &Instance) -> InstanceRow {
+pub(crate) fn instance_row(
+    cluster: &ClusterState,
+    id: InstanceId,
+    instance: &Instance,
+) -> InstanceRow {
     InstanceRow {
         id,
         env: key_of(instance),
         process: instance.spec.process.clone(),
         release: instance.spec.release,
         node: instance.node,
-        node_name: node_name(world, instance.node),
+        node_name: node_name(cluster, instance.node),
         address: instance.spec.address,
-        leaving: instance.leaving,
+        terminating: instance.terminating,
         created_at: instance.created_at,
         report: instance.report.clone(),
     }
 }
 
 /// The instances that `keep` keeps, by env, process type, release and age.
-pub(crate) fn instance_rows(world: &World, keep: impl Fn(&Instance) -> bool) -> Vec<InstanceRow> {
-    let mut rows: Vec<_> = world
+pub(crate) fn instance_rows(
+    cluster: &ClusterState,
+    keep: impl Fn(&Instance) -> bool,
+) -> Vec<InstanceRow> {
+    let mut rows: Vec<_> = cluster
         .instances
         .iter()
         .filter(|(_, instance)| keep(instance))
-        .map(|(id, instance)| instance_row(world, *id, instance))
+        .map(|(id, instance)| instance_row(cluster, *id, instance))
         .collect();
     rows.sort_by(|a, b| {
         (&a.env, &a.process, a.release, a.created_at, a.id).cmp(&(
@@ -57,8 +64,11 @@ pub(crate) fn instance_rows(world: &World, keep: impl Fn(&Instance) -> bool) -> 
 }
 
 /// The volumes that `keep` keeps, by what they belong to.
-pub(crate) fn volume_rows(world: &World, keep: impl Fn(&EnvKey) -> bool) -> Vec<VolumeRow> {
-    let kept = world.volumes.iter().filter(|(_, v)| keep(&v.key.env));
+pub(crate) fn volume_rows(
+    cluster: &ClusterState,
+    keep: impl Fn(&EnvKey) -> bool,
+) -> Vec<VolumeRow> {
+    let kept = cluster.volumes.iter().filter(|(_, v)| keep(&v.key.env));
     let mut rows: Vec<_> = kept
         .map(|(id, volume)| VolumeRow {
             id: *id,
@@ -68,8 +78,8 @@ pub(crate) fn volume_rows(world: &World, keep: impl Fn(&EnvKey) -> bool) -> Vec<
             ordinal: volume.key.ordinal,
             size_bytes: volume.size_bytes,
             node: volume.node,
-            node_name: node_name(world, volume.node),
-            instance: world.user_of(*id).map(|instance| instance.spec.id),
+            node_name: node_name(cluster, volume.node),
+            instance: cluster.user_of(*id).map(|instance| instance.spec.id),
             made: volume.made,
             deleting: volume.deleting,
             created_at: volume.created_at,
@@ -81,19 +91,19 @@ pub(crate) fn volume_rows(world: &World, keep: impl Fn(&EnvKey) -> bool) -> Vec<
     rows
 }
 
-fn node_name(world: &World, id: NodeId) -> String {
-    let node = world.nodes.get(&id);
+fn node_name(cluster: &ClusterState, id: NodeId) -> String {
+    let node = cluster.nodes.get(&id);
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
 pub(crate) fn node_rows(snapshot: &Snapshot) -> Vec<NodeRow> {
-    let world = &snapshot.world;
-    world
+    let cluster = &snapshot.cluster;
+    cluster
         .nodes
         .iter()
         .map(|(id, node)| {
             let detail = snapshot.nodes.get(id);
-            let instances = world.instances.values().filter(|i| i.node == *id).count();
+            let instances = cluster.instances.values().filter(|i| i.node == *id).count();
             NodeRow {
                 id: *id,
                 name: node.name.clone(),
@@ -104,13 +114,13 @@ pub(crate) fn node_rows(snapshot: &Snapshot) -> Vec<NodeRow> {
                 seen_at: detail.and_then(|detail| detail.seen_at),
                 online: node.online,
                 instances: u32::try_from(instances).unwrap_or(u32::MAX),
-                prefix: node_prefix(world.settings.prefix, *id),
+                prefix: node_prefix(cluster.settings.prefix, *id),
             }
         })
         .collect()
 }
 
-pub(crate) fn env_row(world: &World, key: &EnvKey, env: &Env) -> EnvRow {
+pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow {
     let wanted = if env.destroying {
         BTreeMap::new()
     } else {
@@ -120,8 +130,8 @@ pub(crate) fn env_row(world: &World, key: &EnvKey, env: &Env) -> EnvRow {
         .into_iter()
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
-    for instance in world.instances.values() {
-        let serves = !instance.leaving && instance.report.as_ref().is_some_and(|r| r.ready);
+    for instance in cluster.instances.values() {
+        let serves = !instance.terminating && instance.report.as_ref().is_some_and(|r| r.ready);
         if serves && key_of(instance) == *key {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;
@@ -143,12 +153,12 @@ pub(crate) fn env_row(world: &World, key: &EnvKey, env: &Env) -> EnvRow {
 
 /// How the rollout of `release` goes; absent when the env has no such release.
 pub(crate) fn rollout_status(
-    world: &World,
+    cluster: &ClusterState,
     findings: &[Finding],
     key: &EnvKey,
     release: Option<ReleaseNumber>,
 ) -> Option<RolloutStatus> {
-    let env = world.envs.get(key)?;
+    let env = cluster.envs.get(key)?;
     let rollout = &env.rollout;
     let release = release.unwrap_or(rollout.release);
     if !env.releases.contains_key(&release) {
@@ -173,7 +183,7 @@ pub(crate) fn rollout_status(
         phase,
         reason,
         previous: rollout.previous,
-        instances: instance_rows(world, |instance| {
+        instances: instance_rows(cluster, |instance| {
             instance.spec.release == release && key_of(instance) == *key
         }),
     };

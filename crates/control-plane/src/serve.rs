@@ -44,7 +44,7 @@ use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
-use crate::{api, birth, planning};
+use crate::{api, bootstrap, planning};
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
 ///
@@ -57,9 +57,11 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         None => format!("sqlite:{}", options.data_dir.join("platform.db").display()),
     };
     let store = Store::open(&url).await?;
-    let (record, first_start) = birth::load_or_found(&store).await?;
+    let (record, first_start) = bootstrap::load_or_create(&store).await?;
     let ca = ClusterCa::load(&record.ca_cert_pem, &record.ca_key_pem)?;
-    let seal = Arc::new(birth::seal_key(&options.data_dir.join("seal-key.json"))?);
+    let seal = Arc::new(bootstrap::seal_key(
+        &options.data_dir.join("seal-key.json"),
+    )?);
 
     let listening = |source| ServerError::Listen {
         address: options.listen,
@@ -73,7 +75,8 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         None => format!("https://{}", reachable(address)),
     };
     let client_config = options.data_dir.join("client.json");
-    birth::write_client_config(&client_config, &store, ca.certificate_pem(), &server_url).await?;
+    bootstrap::write_client_config(&client_config, &store, ca.certificate_pem(), &server_url)
+        .await?;
 
     let logins = Logins::new(store.clone(), Arc::clone(&seal));
     logins.check().await?;
@@ -84,7 +87,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         limits: registry::Limits::default(),
     })?;
     let snapshot = store.snapshot(&BTreeSet::new()).await?;
-    let presence = Presence::starting(snapshot.world.nodes.keys().copied(), Instant::now());
+    let presence = Presence::starting(snapshot.cluster.nodes.keys().copied(), Instant::now());
     let nothing_published = Published {
         snapshot,
         routes: RouteTable {
@@ -110,7 +113,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         caches: Mutex::default(),
         shutdown: shutdown.clone(),
     });
-    // What edges are told first is the whole world, not an empty table.
+    // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await
         .map_err(|e| ServerError::Settle(chain(&e)))?;

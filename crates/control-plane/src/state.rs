@@ -21,7 +21,7 @@ use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
 
-/// The world as the planner last left it, for whoever waits for a change.
+/// The cluster state as the planner last left it, for whoever waits for a change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Published {
     pub(crate) snapshot: Snapshot,
@@ -67,7 +67,7 @@ impl Shared {
         self.presence.online(Instant::now())
     }
 
-    /// The world as it is now: it has every write that was acknowledged before.
+    /// The cluster state as it is now: it has every write that was acknowledged before.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         self.store.snapshot(&self.online()).await
     }

@@ -117,7 +117,7 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
     assert!(
         instances
             .iter()
-            .all(|i| i.release == ReleaseNumber(2) || i.leaving)
+            .all(|i| i.release == ReleaseNumber(2) || i.terminating)
     );
     let old = server
         .user

@@ -18,7 +18,7 @@ use guest_protocol::{BootConfig, Frame as _, HostFrame, ProxyPort};
 use microvm::{Disk, GuestKernel, Machine, Nic, Vm, boot};
 use model::instance::ProxyProtocol;
 use model::{InstanceId, NodeId};
-use node_network::{Member, Network, NetworkSettings};
+use node_network::{Endpoint, Network, NetworkSettings};
 use support::node::{Node, Seen, config, make_disk};
 use support::{guest_dir, in_a_network_of_its_own, pid_of, processes_of, spec, with_programs};
 
@@ -103,7 +103,7 @@ impl Bench {
     }
 
     /// Boots a guest, and says where it is in the network.
-    async fn boot_at(&mut self, kernel: &GuestKernel, mut config: BootConfig) -> (Guest, Member) {
+    async fn boot_at(&mut self, kernel: &GuestKernel, mut config: BootConfig) -> (Guest, Endpoint) {
         self.booted += 1;
         let instance = InstanceId(0xe000_0000 + self.booted);
         let suffix = u16::try_from(self.booted).unwrap();
@@ -113,7 +113,7 @@ impl Bench {
         let node = Node::listen(&run_dir, config);
         let scratch = run_dir.join("scratch.ext4");
         make_disk(&scratch, SCRATCH_MIB, None);
-        let member = Member {
+        let member = Endpoint {
             instance,
             address,
             ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),

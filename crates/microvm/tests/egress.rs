@@ -15,7 +15,7 @@ use std::process::Command;
 use guest_protocol::RESOLVER;
 use microvm::{Disk, GuestKernel, Nic, boot};
 use model::{InstanceId, NodeId};
-use node_network::{Member, Network, NetworkSettings};
+use node_network::{Endpoint, Network, NetworkSettings};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use support::node::{Node, config, make_disk};
 use support::{guest_dir, in_a_network_of_its_own, spec};
@@ -100,7 +100,7 @@ async fn reach_the_world(guest: &Path) {
     let mut config = config(&["/bin/busybox", "sh", "-c", script]);
     config.network.resolvers = vec![RESOLVER.into()];
     let instance = InstanceId(0xc000_0002);
-    let member = Member {
+    let member = Endpoint {
         instance,
         address: config.network.address,
         ipv4: config.network.ipv4,

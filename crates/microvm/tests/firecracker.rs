@@ -15,7 +15,7 @@ use microvm::{
     BootError, Disk, Driver, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot, check_programs,
 };
 use model::{InstanceId, NodeId};
-use node_network::{Member, Network, NetworkSettings};
+use node_network::{Endpoint, Network, NetworkSettings};
 use support::{
     guest_dir, in_a_network_of_its_own, left_in, pid_of, processes_of, spec, with_script,
 };
@@ -194,7 +194,7 @@ fn its_tap_is_opened_by_name_and_outlives_it() {
 async fn with_tap(dir: &Path, kernel: GuestKernel) {
     let instance = InstanceId(0xd000_0003);
     let address: Ipv6Addr = "fd12:3456:789a:3:0:7:d000:3".parse().unwrap();
-    let member = Member {
+    let member = Endpoint {
         instance,
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),

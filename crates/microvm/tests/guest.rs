@@ -12,7 +12,7 @@ use std::time::Duration;
 use guest_protocol::{Channel, FrameBuffer, GuestFrame, HOST_PORT, Phase};
 use microvm::{GuestKernel, HowEnded, Nic, boot, listen_for_guest};
 use model::{InstanceId, NodeId};
-use node_network::{Member, Network, NetworkSettings};
+use node_network::{Endpoint, Network, NetworkSettings};
 use support::{guest_dir, in_a_network_of_its_own, kernel_with_script, spec};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
@@ -72,7 +72,7 @@ fn a_guest_is_reached_by_its_tap() {
 async fn reach_by_tap(guest: &Path) {
     let instance = InstanceId(0xc000_0002);
     let address: Ipv6Addr = "fd12:3456:789a:3:0:7:c000:2".parse().unwrap();
-    let member = Member {
+    let member = Endpoint {
         instance,
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use microvm::{BootError, Disk, GuestKernel, HowEnded, Nic, Vm, VmStatus, boot};
 use model::{InstanceId, NodeId};
-use node_network::{Member, Network, NetworkSettings};
+use node_network::{Endpoint, Network, NetworkSettings};
 use rustix::process::{Signal, kill_process};
 use support::{
     guest_dir, in_a_network_of_its_own, kernel_with_script, left_in, pid_of, processes_of, spec,
@@ -142,7 +142,7 @@ async fn use_every_place(guest: &Path) {
     .await
     .unwrap();
     let address = "fd12:3456:789a:3:0:7:a000:9".parse().unwrap();
-    let member = Member {
+    let member = Endpoint {
         instance,
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),

@@ -151,7 +151,7 @@ pub(crate) async fn run(
         tokio::select! {
             () = shutdown.cancelled() => return Ok(()),
             Some(state) = desired.recv() => {
-                agent.take_up(state);
+                agent.apply(state);
                 generation_sender.send_replace(agent.generation());
             }
             () = agent.machine.changed.notified() => agent.reconcile(),
@@ -240,7 +240,7 @@ impl Agent {
         drop(admitted);
         let file = desired_file(&self.machine.data_dir);
         match state_file::read::<DesiredState>(&file) {
-            Ok(Some(desired)) => self.take_up(desired),
+            Ok(Some(desired)) => self.apply(desired),
             Ok(None) => {}
             // The control plane will say it again.
             Err(error) => {
@@ -251,7 +251,7 @@ impl Agent {
     }
 
     /// Makes a newer desired state ours; one that is refused changes nothing.
-    fn take_up(&mut self, desired: DesiredState) {
+    fn apply(&mut self, desired: DesiredState) {
         let actions = match reconcile(&desired, &self.seen()) {
             Ok(actions) => actions,
             Err(refused) => {
@@ -296,7 +296,7 @@ impl Agent {
         match action {
             NodeAction::Start(spec) => {
                 let id = spec.id;
-                self.forget(id);
+                self.reap(id);
                 match InstanceHandle::start(*spec, &self.machine) {
                     Ok(handle) => {
                         self.instances.insert(id, handle);
@@ -312,7 +312,7 @@ impl Agent {
                     handle.stop();
                 }
             }
-            NodeAction::Forget(id) => self.forget(id),
+            NodeAction::Reap(id) => self.reap(id),
             NodeAction::RemoveVolume(id) => match self.machine.volumes.remove(id) {
                 Ok(()) => tracing::info!(volume = %id, "removed the disk of a deleted volume"),
                 // The next reconciliation tries again.
@@ -324,18 +324,18 @@ impl Agent {
         }
     }
 
-    fn forget(&mut self, id: InstanceId) {
+    fn reap(&mut self, id: InstanceId) {
         if let Some(handle) = self.instances.remove(&id) {
-            handle.forget(id, &self.machine);
+            handle.reap(id, &self.machine);
         }
     }
 
     fn seen(&self) -> Seen {
         let see = |handle: &InstanceHandle| {
-            let sight = handle.sight();
+            let status = handle.status();
             SeenInstance {
-                state: sight.report.state,
-                stop_asked: sight.stop_asked,
+                state: status.report.state,
+                stop_asked: status.stop_asked,
             }
         };
         Seen {
@@ -371,7 +371,7 @@ impl Agent {
             instances: self
                 .instances
                 .values()
-                .map(|handle| handle.sight().report)
+                .map(|handle| handle.status().report)
                 .collect(),
             volumes: self.machine.volumes.list(),
             images: self.machine.images.listed(),

@@ -17,7 +17,7 @@ use crate::framed::GuestReader;
 use crate::guest_calls::{ExecSession, exec_failed, is_output};
 use crate::streams::Directory;
 
-/// A command that neither says nor is told anything for this long is ended.
+/// A command that neither says nor is commands anything for this long is ended.
 const IDLE_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Runs one command to its end.

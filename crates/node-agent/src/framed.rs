@@ -14,7 +14,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes asked for by one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Why a guest cannot be heard or told any more.
+/// Why a guest cannot be heard or commands any more.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FramedError {
     #[error("the connection broke: {0}")]

@@ -50,7 +50,7 @@ pub(crate) enum CallError {
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) frame: HostFrame,
-    /// Told when the guest has the frame; closed when nobody waits for that any more.
+    /// GuestCommands when the guest has the frame; closed when nobody waits for that any more.
     pub(crate) heard: oneshot::Sender<()>,
 }
 
@@ -232,7 +232,7 @@ impl GuestCalls {
         };
         match timeout(CALL_TIMEOUT, saying).await {
             Ok(Some(())) => Ok(()),
-            // Its connection broke while it was told: it is not told twice.
+            // Its connection broke while it was commands: it is not commands twice.
             _ => Err(CallError::Silent("listen")),
         }
     }

@@ -1,8 +1,8 @@
 //! The node's end of the vsock line to one guest (`guest_protocol`).
 //!
 //! The guest dials; each connection comes in on the instance's own Unix socket, so it needs no proof
-//! of who it is, and nothing it says about itself is believed. What is told to the guest is kept as
-//! a level (the boot config, the wish to stop, the acknowledged end) and told again on every new
+//! of who it is, and nothing it says about itself is believed. What is commands to the guest is kept as
+//! a level (the boot config, the wish to stop, the acknowledged end) and commands again on every new
 //! control connection, so that a lost connection or a restarted agent loses nothing.
 //!
 //! A hostile guest is bounded: so many connections, so many bytes a frame, one control and one log
@@ -59,9 +59,9 @@ pub(crate) enum GuestEvent {
     },
 }
 
-/// What the guest is to know; told on every new control connection, and when it changes.
+/// What the guest is to know; commands on every new control connection, and when it changes.
 #[derive(Debug, Clone, Default)]
-struct Told {
+struct GuestCommands {
     boot: Option<Arc<BootConfig>>,
     stop_timeout_ms: Option<u64>,
     end_acknowledged: bool,
@@ -70,9 +70,9 @@ struct Told {
 /// The line to one guest. Dropping it closes the line; the guest dials again if it lives.
 #[derive(Debug)]
 pub(crate) struct GuestLink {
-    told: watch::Sender<Told>,
+    commands: watch::Sender<GuestCommands>,
     events: mpsc::Receiver<GuestEvent>,
-    breaches: Arc<AtomicU64>,
+    protocol_violations: Arc<AtomicU64>,
     calls: GuestCalls,
     _serving: AbortOnDropHandle<()>,
 }
@@ -80,26 +80,26 @@ pub(crate) struct GuestLink {
 impl GuestLink {
     /// Serves the guest that dials this socket.
     pub(crate) fn serve(listener: UnixListener, log: Arc<InstanceLog>, clock: Clock) -> Self {
-        let told = watch::Sender::new(Told::default());
+        let commands = watch::Sender::new(GuestCommands::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
-        let breaches = Arc::new(AtomicU64::new(0));
+        let protocol_violations = Arc::new(AtomicU64::new(0));
         // Another agent's sessions began at another time.
         let (calls, queue) = GuestCalls::new(clock.now().0 as u32);
-        let line = Line {
-            told: told.subscribe(),
+        let line = GuestServer {
+            commands: commands.subscribe(),
             events: sender,
             log,
             clock,
-            breaches: breaches.clone(),
+            protocol_violations: protocol_violations.clone(),
             calls: calls.clone(),
             queue: Arc::new(Mutex::new(queue)),
             end: Arc::default(),
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(line.serve(listener)));
         Self {
-            told,
+            commands,
             events,
-            breaches,
+            protocol_violations,
             calls,
             _serving: serving,
         }
@@ -112,19 +112,20 @@ impl GuestLink {
 
     /// Gives the guest its config as soon as it asks.
     pub(crate) fn boot(&self, config: BootConfig) {
-        self.told
-            .send_modify(|told| told.boot = Some(Arc::new(config)));
+        self.commands
+            .send_modify(|commands| commands.boot = Some(Arc::new(config)));
     }
 
     /// Asks the guest to stop its app.
     pub(crate) fn stop(&self, timeout_ms: u64) {
-        self.told
-            .send_modify(|told| told.stop_timeout_ms = Some(timeout_ms));
+        self.commands
+            .send_modify(|commands| commands.stop_timeout_ms = Some(timeout_ms));
     }
 
     /// Tells the guest that its end was written down, so it may power off.
     pub(crate) fn acknowledge_end(&self) {
-        self.told.send_modify(|told| told.end_acknowledged = true);
+        self.commands
+            .send_modify(|commands| commands.end_acknowledged = true);
     }
 
     /// The next event. Cancel-safe.
@@ -133,23 +134,23 @@ impl GuestLink {
     }
 
     /// Connections that were closed because they broke the contract.
-    pub(crate) fn breaches(&self) -> u64 {
-        self.breaches.load(Ordering::Relaxed)
+    pub(crate) fn protocol_violations(&self) -> u64 {
+        self.protocol_violations.load(Ordering::Relaxed)
     }
 }
 
 /// The side that serves connections.
 #[derive(Clone)]
-struct Line {
-    told: watch::Receiver<Told>,
+struct GuestServer {
+    commands: watch::Receiver<GuestCommands>,
     events: mpsc::Sender<GuestEvent>,
     log: Arc<InstanceLog>,
     clock: Clock,
-    breaches: Arc<AtomicU64>,
+    protocol_violations: Arc<AtomicU64>,
     calls: GuestCalls,
-    /// Held by the one control connection.
+    /// CacheEntry by the one control connection.
     queue: Arc<Mutex<mpsc::Receiver<Call>>>,
-    /// The end that was told, if one was: there is no other.
+    /// The end that was commands, if one was: there is no other.
     end: Arc<Mutex<Option<GuestEvent>>>,
 }
 
@@ -172,7 +173,7 @@ enum ConnectionEnd {
     Gone,
 }
 
-impl Line {
+impl GuestServer {
     async fn serve(self, listener: UnixListener) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         // The newest connection of each kind wins: the guest dials again only when it lost the old.
@@ -211,9 +212,9 @@ impl Line {
         }
     }
 
-    /// Counts a breach of the contract, and says so where the instance's owner looks.
+    /// Counts a protocol_violation of the contract, and says so where the instance's owner looks.
     fn breached(&self, end: &ConnectionEnd) {
-        let count = self.breaches.fetch_add(1, Ordering::Relaxed) + 1;
+        let count = self.protocol_violations.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             tracing::warn!(%end, count, "closed a guest's connection");
             let line =
@@ -282,8 +283,8 @@ impl Line {
     }
 
     async fn control(&self, mut frames: FramedGuest, hello: Hello) -> Result<(), ConnectionEnd> {
-        let mut told = self.told.clone();
-        told.mark_changed();
+        let mut commands = self.commands.clone();
+        commands.mark_changed();
         let mut boot_due = hello.phase == Phase::Waiting;
         let mut stop_due = true;
         let mut end_due = true;
@@ -299,9 +300,9 @@ impl Line {
                         let _ = call.heard.send(());
                     }
                 }
-                changed = told.changed() => {
+                changed = commands.changed() => {
                     changed.map_err(|_| ConnectionEnd::Gone)?;
-                    let now = told.borrow_and_update().clone();
+                    let now = commands.borrow_and_update().clone();
                     if let (true, Some(config)) = (boot_due, now.boot) {
                         frames.write(&HostFrame::Boot(Box::new((*config).clone()))).await?;
                         boot_due = false;
@@ -370,7 +371,7 @@ impl Line {
         self.calls.set_running(false);
         let mut end = self.end.lock().await;
         match &*end {
-            Some(told) if *told == event => Ok(()),
+            Some(commands) if *commands == event => Ok(()),
             Some(_) => Err(ConnectionEnd::Contract("a second end")),
             None => {
                 *end = Some(event.clone());

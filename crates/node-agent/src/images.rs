@@ -37,7 +37,7 @@ pub(crate) struct Images {
     budget_bytes: u64,
     /// One image is prepared by one task at a time; the others wait for it.
     preparing: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
-    /// Held for reading while an image is prepared, and for writing while something is removed: its layers must
+    /// CacheEntry for reading while an image is prepared, and for writing while something is removed: its layers must
     /// not vanish between their fetch and the disk.
     removing: RwLock<()>,
     needs: Arc<Mutex<Needs>>,

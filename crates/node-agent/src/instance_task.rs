@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::node::{InstanceReport, MAX_LAST_WORDS};
+use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::{BootFailure, CONTRACT_VERSION, Phase};
 use microvm::Vm;
 use model::image::ImageConfig;
@@ -53,10 +53,10 @@ struct Record {
 
 /// What the agent sees of an instance.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Sight {
+pub(crate) struct InstanceStatus {
     /// Whether it was asked to stop.
     pub(crate) stop_asked: bool,
-    /// What the control plane is told.
+    /// What the control plane is commands.
     pub(crate) report: InstanceReport,
 }
 
@@ -64,7 +64,7 @@ pub(crate) struct Sight {
 #[derive(Debug)]
 pub(crate) struct InstanceHandle {
     stop: watch::Sender<bool>,
-    sight: watch::Receiver<Sight>,
+    status: watch::Receiver<InstanceStatus>,
     dir: PathBuf,
     address: Ipv6Addr,
     volumes: Vec<VolumeId>,
@@ -109,23 +109,23 @@ impl InstanceHandle {
         machine
             .directory
             .add(id, record.spec.process.clone(), log.clone());
-        let last_words = match record.life.state() {
+        let log_tail = match record.life.state() {
             InstanceState::Running => Vec::new(),
-            _ => log.last_words(MAX_LAST_WORDS),
+            _ => log.log_tail(MAX_LOG_TAIL),
         };
-        let report = record.life.report(machine.clock.now(), last_words.clone());
-        let sight = Sight {
+        let report = record.life.report(machine.clock.now(), log_tail.clone());
+        let status = InstanceStatus {
             stop_asked: record.life.stop_asked(),
             report,
         };
-        let (sight_sender, sight) = watch::channel(sight);
+        let (sight_sender, status) = watch::channel(status);
         let stop = watch::Sender::new(false);
         let task = InstanceTask {
             record,
             machine: machine.clone(),
             dir: dir.clone(),
             log,
-            last_words,
+            log_tail,
             detail: None,
             preparing: None,
             prepared: None,
@@ -137,12 +137,12 @@ impl InstanceHandle {
             running_since: None,
             next_probe: None,
             stop: stop.subscribe(),
-            sight: sight_sender,
+            status: sight_sender,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run(first)));
         Ok(Self {
             stop,
-            sight,
+            status,
             dir,
             address,
             volumes,
@@ -167,12 +167,12 @@ impl InstanceHandle {
     }
 
     /// What there is to see now.
-    pub(crate) fn sight(&self) -> Sight {
-        self.sight.borrow().clone()
+    pub(crate) fn status(&self) -> InstanceStatus {
+        self.status.borrow().clone()
     }
 
     /// Removes what is kept of a stopped instance, its log too.
-    pub(crate) fn forget(self, id: InstanceId, machine: &Machine) {
+    pub(crate) fn reap(self, id: InstanceId, machine: &Machine) {
         machine.directory.remove(id);
         let Self { dir, .. } = self;
         if let Err(error) = std::fs::remove_dir_all(&dir) {
@@ -188,7 +188,7 @@ struct InstanceTask {
     machine: Arc<Machine>,
     dir: PathBuf,
     log: Arc<InstanceLog>,
-    last_words: Vec<String>,
+    log_tail: Vec<String>,
     /// What the preparation says it is doing.
     detail: Option<watch::Receiver<String>>,
     preparing: Option<AbortOnDrop>,
@@ -202,7 +202,7 @@ struct InstanceTask {
     running_since: Option<Instant>,
     next_probe: Option<Instant>,
     stop: watch::Receiver<bool>,
-    sight: watch::Sender<Sight>,
+    status: watch::Sender<InstanceStatus>,
 }
 
 struct AbortOnDrop(Preparing);
@@ -337,23 +337,23 @@ impl InstanceTask {
         let stopping = self.record.life.stop_asked();
         let happened = tokio::select! {
             biased;
-            () = asked(&mut self.stop), if !stopping => Happened::StopAsked,
+            () = asked(&mut self.stop), if !stopping => Wakeup::StopAsked,
             // What the guest said before its VMM ended comes first.
-            said = said(&mut self.link) => Happened::Said(said),
-            end = ended(self.vm.as_ref()) => Happened::VmEnded(end),
-            prepared = prepared(&mut self.preparing) => Happened::Prepared(prepared),
-            () = changed(&mut self.detail) => Happened::DetailChanged,
-            () = at(wake_at) => Happened::Due,
-            () = at(probe_at) => Happened::ProbeDue,
+            event = next_guest_event(&mut self.link) => Wakeup::Guest(event),
+            end = ended(self.vm.as_ref()) => Wakeup::VmEnded(end),
+            prepared = prepared(&mut self.preparing) => Wakeup::Prepared(prepared),
+            () = changed(&mut self.detail) => Wakeup::DetailChanged,
+            () = at(wake_at) => Wakeup::Due,
+            () = at(probe_at) => Wakeup::ProbeDue,
         };
         match happened {
-            Happened::StopAsked => vec![Event::StopAsked],
-            Happened::Said(said) => self.heard(said),
-            Happened::VmEnded(reason) => {
+            Wakeup::StopAsked => vec![Event::StopAsked],
+            Wakeup::Guest(said) => self.on_guest_event(said),
+            Wakeup::VmEnded(reason) => {
                 self.vm = None;
                 vec![Event::VmmLost { reason }]
             }
-            Happened::Prepared(prepared) => {
+            Wakeup::Prepared(prepared) => {
                 self.preparing = None;
                 self.detail = None;
                 vec![match prepared {
@@ -364,21 +364,21 @@ impl InstanceTask {
                     Err((retryable, reason)) => Event::PrepareFailed { retryable, reason },
                 }]
             }
-            Happened::DetailChanged => {
+            Wakeup::DetailChanged => {
                 self.show();
                 vec![]
             }
-            Happened::Due => self
+            Wakeup::Due => self
                 .record
                 .life
                 .due(self.machine.clock.now())
                 .into_iter()
                 .collect(),
-            Happened::ProbeDue => self.probe().await.into_iter().collect(),
+            Wakeup::ProbeDue => self.probe().await.into_iter().collect(),
         }
     }
 
-    fn heard(&mut self, said: GuestEvent) -> Vec<Event> {
+    fn on_guest_event(&mut self, said: GuestEvent) -> Vec<Event> {
         let booting = self.record.life.state() == InstanceState::Booting;
         match said {
             GuestEvent::Hello(Phase::Running) | GuestEvent::Started if booting => {
@@ -458,7 +458,7 @@ impl InstanceTask {
                 self.remove_scratch();
                 self.machine.leave_network(self.id()).await;
                 self.machine.remove_run_dir(self.id());
-                self.machine.volumes.give_back(self.id());
+                self.machine.volumes.release(self.id());
                 events.push_back(Event::CleanedUp);
             }
             // The timer is read off the life cycle, and every step is shown.
@@ -570,13 +570,13 @@ impl InstanceTask {
         }
         if let Some(link) = self.link.take() {
             self.machine.directory.set_calls(self.id(), None);
-            self.last_words = self.log.last_words(MAX_LAST_WORDS);
+            self.log_tail = self.log.log_tail(MAX_LOG_TAIL);
             // After the guest's last lines, which came in while it powered off.
             if let Some(line) = self.end_note.take() {
                 self.note(&line);
             }
-            if link.breaches() > 0 {
-                let count = link.breaches();
+            if link.protocol_violations() > 0 {
+                let count = link.protocol_violations();
                 self.note(&format!("{count} connection(s) broke the boot contract"));
             }
         }
@@ -603,20 +603,20 @@ impl InstanceTask {
         let mut report = self
             .record
             .life
-            .report(self.machine.clock.now(), self.last_words.clone());
+            .report(self.machine.clock.now(), self.log_tail.clone());
         if let Some(detail) = &mut self.detail {
             let said = detail.borrow_and_update();
             if !said.is_empty() {
                 report.detail.clone_from(&said);
             }
         }
-        let sight = Sight {
+        let status = InstanceStatus {
             stop_asked: self.record.life.stop_asked(),
             report,
         };
-        let changed = self.sight.send_if_modified(|old| {
-            let changed = *old != sight;
-            *old = sight;
+        let changed = self.status.send_if_modified(|old| {
+            let changed = *old != status;
+            *old = status;
             changed
         });
         if changed {
@@ -627,9 +627,9 @@ impl InstanceTask {
 
 /// What may happen to an instance between two steps.
 #[allow(clippy::large_enum_variant, reason = "it lives for one step")]
-enum Happened {
+enum Wakeup {
     StopAsked,
-    Said(GuestEvent),
+    Guest(GuestEvent),
     VmEnded(String),
     Prepared(Result<PreparedImage, (bool, String)>),
     DetailChanged,
@@ -643,7 +643,7 @@ async fn asked(stop: &mut watch::Receiver<bool>) {
     }
 }
 
-async fn said(link: &mut Option<GuestLink>) -> GuestEvent {
+async fn next_guest_event(link: &mut Option<GuestLink>) -> GuestEvent {
     match link {
         Some(link) => match link.next().await {
             Some(event) => event,

@@ -1,7 +1,7 @@
 //! The node agent: reconciles one machine with what the control plane wants of it.
 //!
 //! Decisions are `cluster`'s: what to start and stop (`node_core::reconcile`), how an instance lives
-//! (`node_core::instance`), what its guest is told (`node_core::boot`). Here they are performed:
+//! (`node_core::instance`), what its guest is commands (`node_core::boot`). Here they are performed:
 //!
 //! ```text
 //! agent ── long poll, reports ── server         one per node: takes up desired states

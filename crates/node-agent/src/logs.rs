@@ -194,7 +194,7 @@ impl InstanceLog {
     }
 
     /// The texts of the last `lines` records of the last boot, cut to [`MAX_WORDS_BYTES`] each.
-    pub(crate) fn last_words(&self, lines: usize) -> Vec<String> {
+    pub(crate) fn log_tail(&self, lines: usize) -> Vec<String> {
         let _inner = self.lock();
         let wanted = Past {
             lines,
@@ -321,7 +321,7 @@ mod tests {
                 .unwrap(),
             3
         );
-        assert_eq!(log.last_words(10), ["a", "b", "c"]);
+        assert_eq!(log.log_tail(10), ["a", "b", "c"]);
     }
 
     #[test]
@@ -332,7 +332,7 @@ mod tests {
             .unwrap();
         log.begin_boot(Timestamp(0), "starting").unwrap();
         assert_eq!(log.append(LATE, vec![record(1, "new")]).unwrap(), 1);
-        assert_eq!(log.last_words(10), ["new"]);
+        assert_eq!(log.log_tail(10), ["new"]);
     }
 
     #[test]
@@ -423,7 +423,7 @@ mod tests {
         file.write_all(torn).unwrap();
         let log = InstanceLog::open(dir.path()).unwrap();
         assert_eq!(log.append(LATE, vec![record(2, "again")]).unwrap(), 2);
-        assert_eq!(log.last_words(10), ["whole", "again"]);
+        assert_eq!(log.log_tail(10), ["whole", "again"]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use model::instance::InstanceSpec;
 use model::{InstanceId, Timestamp};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
-use node_network::{Member, Network, NetworkError};
+use node_network::{Endpoint, Network, NetworkError};
 use overlay::address_plan::egress_address;
 use tokio::net::UnixListener;
 use tokio::sync::{Mutex, Notify, watch};
@@ -79,7 +79,7 @@ impl Machine {
     ) -> Result<Vm, String> {
         let tap = self
             .network
-            .create_tap(&member(spec.id, spec.address))
+            .create_tap(&endpoint(spec.id, spec.address))
             .await
             .map_err(|error| format!("cannot make the tap of {}: {}", spec.id, chain(&error)))?;
         self.enter_network(spec.id, spec.address)
@@ -143,7 +143,7 @@ impl Machine {
     ) -> Result<(), NetworkError> {
         let whole: Vec<_> = admitted
             .iter()
-            .map(|(id, address)| member(*id, *address))
+            .map(|(id, address)| endpoint(*id, *address))
             .collect();
         self.network.apply_rules(&whole).await
     }
@@ -160,8 +160,8 @@ impl Machine {
 }
 
 /// An instance as the network knows it.
-fn member(instance: InstanceId, address: Ipv6Addr) -> Member {
-    Member {
+fn endpoint(instance: InstanceId, address: Ipv6Addr) -> Endpoint {
+    Endpoint {
         instance,
         address,
         ipv4: egress_address(instance),

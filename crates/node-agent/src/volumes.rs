@@ -163,7 +163,7 @@ impl Volumes {
     }
 
     /// Takes everything back that an instance has: nothing of its VM is left.
-    pub(crate) fn give_back(&self, instance: InstanceId) {
+    pub(crate) fn release(&self, instance: InstanceId) {
         let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
         holders.retain(|_, holder| *holder != instance);
     }
@@ -229,9 +229,9 @@ mod tests {
         let taken = volumes.take(two, &[volume(true)]).unwrap_err();
         assert!(taken.is_transient() && taken.to_string().ends_with("instance 00000001"));
         assert!(volumes.remove(VolumeId(0xda7a)).is_err());
-        volumes.give_back(two);
+        volumes.release(two);
         volumes.take(two, &[volume(true)]).unwrap_err();
-        volumes.give_back(one);
+        volumes.release(one);
         volumes.take(two, &[volume(true)]).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 
 /// One thing in the cache: a root disk, a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held<K> {
+pub struct CacheEntry<K> {
     /// Its name.
     pub key: K,
     /// What it takes, in bytes.
@@ -15,12 +15,12 @@ pub struct Held<K> {
 
 /// What is to be removed so that the rest fits into `budget_bytes`: the longest unused first, and no more than
 /// needed. What is kept counts and stays, so the rest may still be over the budget.
-pub fn surplus<K: Ord + Clone>(held: &[Held<K>], budget_bytes: u64) -> Vec<K> {
+pub fn evict<K: Ord + Clone>(held: &[CacheEntry<K>], budget_bytes: u64) -> Vec<K> {
     let total = held
         .iter()
         .fold(0u64, |sum, held| sum.saturating_add(held.bytes));
     let mut over = total.saturating_sub(budget_bytes);
-    let mut free: Vec<&Held<K>> = held.iter().filter(|held| !held.kept).collect();
+    let mut free: Vec<&CacheEntry<K>> = held.iter().filter(|held| !held.kept).collect();
     free.sort_by(|a, b| (a.last_used, &a.key).cmp(&(b.last_used, &b.key)));
     let mut gone = Vec::new();
     for held in free {
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn the_longest_unused_goes_first() {
-        let held = |key, bytes, last_used, kept| Held {
+        let held = |key, bytes, last_used, kept| CacheEntry {
             key,
             bytes,
             last_used,
@@ -53,10 +53,10 @@ mod tests {
             held("old", 10, 2, false),
             held("older", 10, 1, false),
         ];
-        assert_eq!(surplus(&cache, 80), [""; 0]);
-        assert_eq!(surplus(&cache, 79), ["older"]);
-        assert_eq!(surplus(&cache, 61), ["older", "old"]);
-        assert_eq!(surplus(&cache, 0), ["older", "old", "new"]);
+        assert_eq!(evict(&cache, 80), [""; 0]);
+        assert_eq!(evict(&cache, 79), ["older"]);
+        assert_eq!(evict(&cache, 61), ["older", "old"]);
+        assert_eq!(evict(&cache, 0), ["older", "old", "new"]);
     }
 
     proptest! {
@@ -67,9 +67,9 @@ mod tests {
         ) {
             let held: Vec<_> = (0..)
                 .zip(things)
-                .map(|(key, (bytes, last_used, kept))| Held { key, bytes, last_used, kept })
+                .map(|(key, (bytes, last_used, kept))| CacheEntry { key, bytes, last_used, kept })
                 .collect();
-            let gone = surplus(&held, budget);
+            let gone = evict(&held, budget);
             let (mut rest, mut free) = (0, 0);
             for held in &held {
                 if gone.contains(&held.key) {

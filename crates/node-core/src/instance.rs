@@ -331,8 +331,8 @@ impl Lifecycle {
         })
     }
 
-    /// What the node says about it. `last_words` are the lines the app logged before its last end.
-    pub fn report(&self, now: Timestamp, last_words: Vec<String>) -> InstanceReport {
+    /// What the node says about it. `log_tail` are the lines the app logged before its last end.
+    pub fn report(&self, now: Timestamp, log_tail: Vec<String>) -> InstanceReport {
         InstanceReport {
             id: self.id,
             state: self.state,
@@ -341,7 +341,7 @@ impl Lifecycle {
             detail: self.detail(now),
             last_exit: self.last_exit.clone(),
             failure: self.failure.clone(),
-            last_words,
+            log_tail,
             started_at: self.started_at,
         }
     }

@@ -43,8 +43,8 @@ pub enum NodeAction {
     Start(Box<InstanceSpec>),
     /// Ask an instance to stop.
     Stop(InstanceId),
-    /// A stopped instance that the control plane has forgotten: forget it, its record and logs too.
-    Forget(InstanceId),
+    /// A stopped instance that the control plane has forgotten: reap it, its record and logs too.
+    Reap(InstanceId),
     /// An instance that nobody named: leave it as it is and report it.
     KeepUnknown(InstanceId),
     /// A volume was deleted: remove its disk.
@@ -121,7 +121,7 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
             }
         } else if !named.contains(id) {
             actions.push(if gone {
-                NodeAction::Forget(*id)
+                NodeAction::Reap(*id)
             } else {
                 NodeAction::KeepUnknown(*id)
             });
@@ -204,7 +204,7 @@ mod tests {
             [
                 NodeAction::Stop(InstanceId(2)),
                 NodeAction::KeepUnknown(InstanceId(4)),
-                NodeAction::Forget(InstanceId(5)),
+                NodeAction::Reap(InstanceId(5)),
                 NodeAction::KeepUnknown(InstanceId(6)),
                 NodeAction::Start(Box::new(wanted(7))),
                 NodeAction::Start(Box::new(wanted(9))),

@@ -37,10 +37,10 @@
 mod command;
 mod egress;
 mod error;
+mod host_network;
 mod names;
 mod namespace;
 mod network;
-mod outside;
 mod rules;
 mod tap;
 
@@ -48,5 +48,5 @@ pub use egress::Egress;
 pub use error::NetworkError;
 pub use names::{MAX_SUFFIX_BYTES, Suffix, mac_of, tap_name};
 pub use network::{Network, NetworkSettings};
-pub use rules::Member;
+pub use rules::Endpoint;
 pub use tap::Tap;

@@ -8,13 +8,13 @@ use model::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
 use crate::egress::{Egress, Slirp};
+use crate::host_network::{self, HostNetwork};
 use crate::names::{
     INSIDE_LINK, Suffix, WORLD_LINK, mac_of, mac_text, node_prefix, platform_address, tap_mac_of,
     tap_name,
 };
 use crate::namespace::{self, Named};
-use crate::outside::{self, Outside};
-use crate::{Member, NetworkError, Tap, rules, tap};
+use crate::{Endpoint, NetworkError, Tap, rules, tap};
 
 /// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
 const MIN_MTU: u32 = 1280;
@@ -54,8 +54,8 @@ pub struct Network {
 
 #[derive(Debug)]
 struct Loaded {
-    members: Vec<Member>,
-    outside: Outside,
+    members: Vec<Endpoint>,
+    outside: HostNetwork,
 }
 
 impl Network {
@@ -78,7 +78,7 @@ impl Network {
             namespace: suffix.namespace(),
             loaded: tokio::sync::Mutex::new(Loaded {
                 members: Vec::new(),
-                outside: look_outside().await?,
+                outside: read_host_network().await?,
             }),
         };
         network.ensure_namespace().await?;
@@ -101,8 +101,8 @@ impl Network {
     /// # Errors
     /// [`NetworkError::TapBusy`] when a VMM of this instance still runs, or a refusal of the
     /// kernel or `ip`.
-    pub async fn create_tap(&self, member: &Member) -> Result<Tap, NetworkError> {
-        let Member {
+    pub async fn create_tap(&self, member: &Endpoint) -> Result<Tap, NetworkError> {
+        let Endpoint {
             instance,
             address,
             ipv4,
@@ -144,14 +144,14 @@ impl Network {
     ///
     /// # Errors
     /// A refusal of `nft`; the rules are then as before.
-    pub async fn apply_rules(&self, members: &[Member]) -> Result<(), NetworkError> {
+    pub async fn apply_rules(&self, members: &[Endpoint]) -> Result<(), NetworkError> {
         let mut loaded = self.loaded.lock().await;
         self.load(members, &loaded.outside).await?;
         loaded.members = members.to_vec();
         Ok(())
     }
 
-    async fn load(&self, members: &[Member], outside: &Outside) -> Result<(), NetworkError> {
+    async fn load(&self, members: &[Endpoint], outside: &HostNetwork) -> Result<(), NetworkError> {
         nft(
             &self.namespace,
             &rules::ruleset(self.cluster_prefix, members, outside),
@@ -168,7 +168,7 @@ impl Network {
     /// [`NetworkError::NoUplink`] on a machine without a default route, or that `slirp4netns` is not installed or
     /// does not start: instances are then told at once that there is no way out.
     pub async fn ensure_egress(&self) -> Result<Egress, NetworkError> {
-        let outside = look_outside().await?;
+        let outside = read_host_network().await?;
         let resolver = outside.resolver;
         let mut loaded = self.loaded.lock().await;
         if outside != loaded.outside {
@@ -378,15 +378,16 @@ impl Network {
 }
 
 /// The machine's own IPv4 addresses and resolver, as they are now.
-async fn look_outside() -> Result<Outside, NetworkError> {
+async fn read_host_network() -> Result<HostNetwork, NetworkError> {
     let command = ["ip", "-4", "-json", "route", "show", "table", "local"];
     let routes = run(&command, "").await?;
-    let own = outside::own_addresses(&routes).map_err(|error| not_understood(&command, &error))?;
+    let own =
+        host_network::own_addresses(&routes).map_err(|error| not_understood(&command, &error))?;
     // A machine without the file has no resolver that we could name.
     let resolv_conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
-    Ok(Outside {
+    Ok(HostNetwork {
         own,
-        resolver: outside::first_resolver(&resolv_conf),
+        resolver: host_network::first_resolver(&resolv_conf),
     })
 }
 

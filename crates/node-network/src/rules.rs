@@ -10,8 +10,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use guest_protocol::RESOLVER;
 use model::InstanceId;
 
+use crate::host_network::HostNetwork;
 use crate::names::{INSIDE_LINK, WORLD_LINK, tap_name};
-use crate::outside::Outside;
 
 /// The one table that follows from the instances. Loading it again replaces it, all at once.
 pub(crate) const TABLE: &str = "inet platform";
@@ -65,7 +65,7 @@ pub(crate) const UDP_MEMORY_SECONDS: u32 = 10;
 
 /// An instance as the rules know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Member {
+pub struct Endpoint {
     /// The instance.
     pub instance: InstanceId,
     /// Its address in the cluster.
@@ -89,9 +89,14 @@ fn chain_of(env: Ipv6Addr) -> String {
 }
 
 /// The rules for exactly these instances; `cluster_prefix` is the cluster's /48.
-pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, members: &[Member], outside: &Outside) -> String {
+pub(crate) fn ruleset(
+    cluster_prefix: Ipv6Addr,
+    members: &[Endpoint],
+    outside: &HostNetwork,
+) -> String {
     let platform = env_of(cluster_prefix);
-    let members: BTreeMap<InstanceId, &Member> = members.iter().map(|m| (m.instance, m)).collect();
+    let members: BTreeMap<InstanceId, &Endpoint> =
+        members.iter().map(|m| (m.instance, m)).collect();
     // An instance in network 0 would have the platform's rights: it gets no chain, so no rights.
     let envs: BTreeSet<Ipv6Addr> = members
         .values()
@@ -124,7 +129,7 @@ pub(crate) fn ruleset(cluster_prefix: Ipv6Addr, members: &[Member], outside: &Ou
          \t\tiifname \"{WORLD_LINK}\" ip daddr {WORLD_ADDRESS} accept\n"
     );
     if !members.is_empty() {
-        let pins = |address: fn(&Member) -> String| {
+        let pins = |address: fn(&Endpoint) -> String| {
             let pins: Vec<String> = members
                 .values()
                 .map(|member| format!("\"{}\" . {}", tap_name(member.instance), address(member)))
@@ -240,7 +245,7 @@ fn counts() -> String {
 }
 
 /// What may leave for the world, and how it is translated. What may not is told so at once.
-fn egress(outside: &Outside) -> String {
+fn egress(outside: &HostNetwork) -> String {
     let mut text = String::new();
     let own: Vec<String> = outside.own.iter().map(ToString::to_string).collect();
     let mut set = |name: &str, elements: &str| {
@@ -294,11 +299,11 @@ fn egress(outside: &Outside) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-    use crate::outside::own_addresses;
+    use crate::host_network::own_addresses;
     use expect_test::{Expect, expect};
 
-    fn member(id: u32, address: &str) -> Member {
-        Member {
+    fn member(id: u32, address: &str) -> Endpoint {
+        Endpoint {
             instance: InstanceId(id),
             address: address.parse().unwrap(),
             ipv4: Ipv4Addr::from_bits(0x6440_0000 | id),
@@ -310,13 +315,13 @@ mod tests {
             .iter()
             .map(|(id, address)| member(*id, address))
             .collect();
-        let outside = Outside::default();
+        let outside = HostNetwork::default();
         let cluster = "fd12:3456:789a::".parse().unwrap();
         expected.assert_eq(&ruleset(cluster, &members, &outside));
     }
 
     fn check_egress(own: &str, resolver: Option<&str>, expected: &Expect) {
-        let outside = Outside {
+        let outside = HostNetwork {
             own: own_addresses(own).unwrap(),
             resolver: resolver.map(|address| address.parse().unwrap()),
         };
@@ -578,7 +583,7 @@ mod tests {
         let text = ruleset(
             "fd12:3456:789a::".parse().unwrap(),
             &[member(1, "fd12:3456:789a:3::9")],
-            &Outside::default(),
+            &HostNetwork::default(),
         );
         assert!(!text.contains("vmap"));
     }

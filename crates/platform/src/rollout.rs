@@ -107,7 +107,7 @@ pub(crate) fn explain(status: &RolloutStatus) -> String {
         // Ten instances that fail alike need one explanation.
         let told = text.contains(&words)
             && report
-                .last_words
+                .log_tail
                 .last()
                 .is_none_or(|last| text.contains(&one_line(last)));
         if told {
@@ -120,7 +120,7 @@ pub(crate) fn explain(status: &RolloutStatus) -> String {
         if !words.is_empty() {
             text.push_str(&format!(": {words}"));
         }
-        for line in &report.last_words {
+        for line in &report.log_tail {
             text.push_str(&format!("\n  | {}", one_line(line)));
         }
     }
@@ -150,7 +150,11 @@ struct Shown {
 
 fn shown(row: &InstanceRow) -> Shown {
     let Some(report) = &row.report else {
-        let state = if row.leaving { "leaving" } else { "created" };
+        let state = if row.terminating {
+            "terminating"
+        } else {
+            "created"
+        };
         let (state, detail) = (
             state.to_owned(),
             "its node has not taken it up yet".to_owned(),
@@ -163,10 +167,10 @@ fn shown(row: &InstanceRow) -> Shown {
     };
     let detail = one_line(&report.detail);
     let (style, state, detail) = match report.state {
-        _ if row.leaving && report.failure.is_some() => {
+        _ if row.terminating && report.failure.is_some() => {
             (BAD, "failed".to_owned(), what_happened(report))
         }
-        _ if row.leaving => (FAINT, "leaving".to_owned(), String::new()),
+        _ if row.terminating => (FAINT, "terminating".to_owned(), String::new()),
         InstanceState::Running if report.ready => (GOOD, "healthy".to_owned(), String::new()),
         InstanceState::Running if detail.is_empty() => (
             BUSY,
@@ -333,7 +337,7 @@ mod tests {
             "node": "n1",
             "node_name": "box",
             "address": "fd00::1",
-            "leaving": false,
+            "terminating": false,
             "created_at": 0,
             "report": report,
         }))
@@ -343,7 +347,7 @@ mod tests {
     fn report(state: &str, changes: Value) -> Value {
         let mut report = json!({
             "id": "0000000a", "state": state, "ready": false, "restarts": 0, "detail": "",
-            "last_exit": null, "failure": null, "last_words": [], "started_at": null,
+            "last_exit": null, "failure": null, "log_tail": [], "started_at": null,
         });
         for (key, value) in changes.as_object().unwrap() {
             report[key] = value.clone();
@@ -405,7 +409,7 @@ mod tests {
         let crashed = || {
             report(
                 "failed",
-                json!({ "last_exit": exit, "last_words": ["starting", "no such table: shop"] }),
+                json!({ "last_exit": exit, "log_tail": ["starting", "no such table: shop"] }),
             )
         };
         let status = RolloutStatus {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 /// Everything the planner looks at.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct World {
+pub struct ClusterState {
     /// Settings of the whole cluster.
     pub settings: ClusterSettings,
     /// Every node that was not removed.
@@ -29,7 +29,7 @@ pub struct World {
     pub volumes: BTreeMap<VolumeId, Volume>,
 }
 
-impl World {
+impl ClusterState {
     /// The instance that has this volume, one on its way out too: until its node said that it is
     /// gone it may write.
     pub fn user_of(&self, volume: VolumeId) -> Option<&Instance> {
@@ -125,7 +125,7 @@ pub struct Instance {
     /// Where it runs.
     pub node: NodeId,
     /// True once it was decided that it goes; it is forgotten when its node says it is gone.
-    pub leaving: bool,
+    pub terminating: bool,
     /// When it was planned.
     pub created_at: Timestamp,
     /// What its node last said; absent until it said anything, or when it no longer lists it.
@@ -133,7 +133,7 @@ pub struct Instance {
     /// True once it was ready at any time: it is then no longer a candidate that never came up.
     pub was_ready: bool,
     /// True once its node, with the stop taken up, said that it is gone; the planner then forgets
-    /// it. The rule is [`crate::reports::mirror`].
+    /// it. The rule is [`crate::reports::apply_report`].
     pub stop_acknowledged: bool,
 }
 
@@ -178,6 +178,6 @@ pub struct Volume {
     /// True from the user's word until nothing of it is left.
     pub deleting: bool,
     /// True once its node, with the deletion taken up, said that the disk is gone; the planner then
-    /// forgets it. The rule is [`crate::reports::mirror_volume`].
+    /// forgets it. The rule is [`crate::reports::apply_volume_report`].
     pub deletion_acknowledged: bool,
 }

@@ -1,6 +1,6 @@
-//! What one node is to run: the world, seen from it.
+//! What one node is to run: the cluster state, seen from it.
 //!
-//! Leaving instances are named as stops, for as long as the world remembers them, which is until
+//! Leaving instances are named as stops, for as long as the cluster state remembers them, which is until
 //! the node has said that they are gone ([`crate::reports`]). So a stop is always said by name: an
 //! instance that is in neither list (an empty or restored store) is left running.
 
@@ -10,13 +10,13 @@ use api::node::DesiredState;
 use model::instance::InstanceSpec;
 use model::{Digest, EnvKey, InstanceId, NodeId};
 
-use crate::cluster_state::World;
+use crate::cluster_state::ClusterState;
 
 /// The instances that `node` is to run and those it is to stop, both in the order of their ids.
-pub fn desired(world: &World, node: NodeId) -> (Vec<InstanceSpec>, Vec<InstanceId>) {
+pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<InstanceId>) {
     let (mut run, mut stop) = (Vec::new(), Vec::new());
-    for instance in world.instances.values().filter(|i| i.node == node) {
-        if instance.leaving {
+    for instance in cluster.instances.values().filter(|i| i.node == node) {
+        if instance.terminating {
             stop.push(instance.spec.id);
         } else {
             run.push(instance.spec.clone());
@@ -26,22 +26,22 @@ pub fn desired(world: &World, node: NodeId) -> (Vec<InstanceSpec>, Vec<InstanceI
 }
 
 /// [`desired`] as the message to the node; absent when there is no such node.
-pub fn desired_state(world: &World, node: NodeId) -> Option<DesiredState> {
-    let generation = world.nodes.get(&node)?.generation;
-    let (instances, stop) = desired(world, node);
+pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredState> {
+    let generation = cluster.nodes.get(&node)?.generation;
+    let (instances, stop) = desired(cluster, node);
     Some(DesiredState {
-        cluster: world.settings.id.clone(),
+        cluster: cluster.settings.id.clone(),
         node,
         generation,
         instances,
         stop,
-        remove_volumes: world
+        remove_volumes: cluster
             .volumes
             .iter()
             .filter(|(_, volume)| volume.node == node && volume.deleting)
             .map(|(id, _)| *id)
             .collect(),
-        keep_images: keep_images(world, node).into_iter().collect(),
+        keep_images: keep_images(cluster, node).into_iter().collect(),
     })
 }
 
@@ -50,15 +50,15 @@ pub fn desired_state(world: &World, node: NodeId) -> Option<DesiredState> {
 pub const KEPT_RELEASES: usize = 3;
 
 /// The images that `node` is to keep although it may not run them now.
-fn keep_images(world: &World, node: NodeId) -> BTreeSet<Digest> {
-    let Some(arch) = world.nodes.get(&node).map(|node| &node.hardware.arch) else {
+fn keep_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
+    let Some(arch) = cluster.nodes.get(&node).map(|node| &node.hardware.arch) else {
         return BTreeSet::new();
     };
-    let here: BTreeSet<EnvKey> = (world.instances.values())
+    let here: BTreeSet<EnvKey> = (cluster.instances.values())
         .filter(|instance| instance.node == node)
         .map(|instance| instance.spec.env_key())
         .collect();
-    let envs = here.iter().filter_map(|key| world.envs.get(key));
+    let envs = here.iter().filter_map(|key| cluster.envs.get(key));
     envs.flat_map(|env| {
         let last = env.releases.keys().rev().take(KEPT_RELEASES).copied();
         let needed = [Some(env.rollout.wanted), env.rollout.previous];
@@ -70,9 +70,9 @@ fn keep_images(world: &World, node: NodeId) -> BTreeSet<Digest> {
 }
 
 /// Whether `node` has to pull from this registry: only then it is given the login.
-pub fn pulls_from(world: &World, node: NodeId, registry: &str) -> bool {
-    world.instances.values().any(|instance| {
-        instance.node == node && !instance.leaving && instance.spec.image.registry == registry
+pub fn pulls_from(cluster: &ClusterState, node: NodeId, registry: &str) -> bool {
+    cluster.instances.values().any(|instance| {
+        instance.node == node && !instance.terminating && instance.spec.image.registry == registry
     })
 }
 
@@ -81,41 +81,41 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::fixtures::{Put, deploy, key, manifest, process, world};
+    use crate::fixtures::{InstanceFixture, cluster, deploy, key, manifest, process};
     use model::{Generation, ReleaseNumber, Timestamp};
 
     #[test]
     fn a_node_gets_its_own_and_every_stop_by_name() {
-        let mut world = world(2);
+        let mut cluster = cluster(2);
         let release = manifest(&[("web", process(3))]);
-        deploy(&mut world, "shop/prod", release, Timestamp(0));
+        deploy(&mut cluster, "shop/prod", release, Timestamp(0));
         for (id, node) in [(1, 1), (2, 1), (3, 2)] {
-            let put = Put {
+            let put = InstanceFixture {
                 id,
                 env: "shop/prod",
                 process: "web",
                 release: 1,
                 node,
             };
-            put.into_world(&mut world).leaving = id == 2;
+            put.into_cluster(&mut cluster).terminating = id == 2;
         }
-        world.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(4);
-        let state = desired_state(&world, NodeId(1)).unwrap();
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(4);
+        let state = desired_state(&cluster, NodeId(1)).unwrap();
         let run: Vec<_> = state.instances.iter().map(|spec| spec.id.0).collect();
         assert_eq!((run, state.stop), (vec![1], vec![InstanceId(2)]));
         assert_eq!((state.node, state.generation), (NodeId(1), Generation(4)));
         assert_eq!(state.cluster, "cluster-1");
-        assert_eq!(desired_state(&world, NodeId(9)), None);
+        assert_eq!(desired_state(&cluster, NodeId(9)), None);
     }
 
     #[test]
     fn a_node_keeps_the_images_of_the_last_releases_and_gets_logins_for_its_own() {
-        let mut world = world(2);
+        let mut cluster = cluster(2);
         for _ in 0..6 {
             let release = manifest(&[("web", process(1))]);
-            deploy(&mut world, "shop/prod", release, Timestamp(0));
+            deploy(&mut cluster, "shop/prod", release, Timestamp(0));
         }
-        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         for (number, release) in &mut env.releases {
             for image in release.resolved.values_mut() {
                 image.digest = Digest::from_sha256(&[u8::try_from(number.0).unwrap(); 32]);
@@ -126,24 +126,28 @@ mod tests {
         let registry = env.releases[&ReleaseNumber(1)].resolved["amd64"]
             .registry
             .clone();
-        Put {
+        InstanceFixture {
             id: 1,
             env: "shop/prod",
             process: "web",
             release: 1,
             node: 1,
         }
-        .into_world(&mut world);
+        .into_cluster(&mut cluster);
 
-        let kept = desired_state(&world, NodeId(1)).unwrap().keep_images;
+        let kept = desired_state(&cluster, NodeId(1)).unwrap().keep_images;
         let expected = [1, 4, 5, 6].map(|number| Digest::from_sha256(&[number; 32]));
         assert_eq!(kept, expected);
-        assert_eq!(desired_state(&world, NodeId(2)).unwrap().keep_images, []);
+        assert_eq!(desired_state(&cluster, NodeId(2)).unwrap().keep_images, []);
 
-        assert!(pulls_from(&world, NodeId(1), &registry));
-        assert!(!pulls_from(&world, NodeId(1), "other.example"));
-        assert!(!pulls_from(&world, NodeId(2), &registry));
-        world.instances.get_mut(&InstanceId(1)).unwrap().leaving = true;
-        assert!(!pulls_from(&world, NodeId(1), &registry));
+        assert!(pulls_from(&cluster, NodeId(1), &registry));
+        assert!(!pulls_from(&cluster, NodeId(1), "other.example"));
+        assert!(!pulls_from(&cluster, NodeId(2), &registry));
+        cluster
+            .instances
+            .get_mut(&InstanceId(1))
+            .unwrap()
+            .terminating = true;
+        assert!(!pulls_from(&cluster, NodeId(1), &registry));
     }
 }

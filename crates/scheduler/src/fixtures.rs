@@ -1,6 +1,10 @@
-//! Worlds for tests.
+//! Cluster states for tests.
 
-#![allow(clippy::unwrap_used, missing_docs, reason = "a test fails by panicking; its fixtures are named after what they are")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test fails by panicking; its fixtures are named after what they are"
+)]
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -19,7 +23,7 @@ use model::{
 };
 
 use crate::cluster_state::{
-    ClusterSettings, Env, Instance, Node, Release, Volume, VolumeKey, World,
+    ClusterSettings, ClusterState, Env, Instance, Node, Release, Volume, VolumeKey,
 };
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
@@ -61,9 +65,9 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
     (NodeId(number), node)
 }
 
-/// A world of `nodes` nodes of 4 GiB, and nothing on them.
-pub fn world(nodes: u16) -> World {
-    World {
+/// A cluster of `nodes` nodes of 4 GiB, and nothing on them.
+pub fn cluster(nodes: u16) -> ClusterState {
+    ClusterState {
         settings: ClusterSettings {
             id: "cluster-1".to_owned(),
             prefix: prefix(),
@@ -182,14 +186,14 @@ pub fn release(manifest: Manifest) -> Release {
 }
 
 /// Deploys the next release, as the control plane does.
-pub fn deploy(world: &mut World, env: &str, manifest: Manifest, now: Timestamp) {
-    let network = world.envs.len() as u32 + 1;
-    let known = world.envs.get(&key(env));
+pub fn deploy(cluster: &mut ClusterState, env: &str, manifest: Manifest, now: Timestamp) {
+    let network = cluster.envs.len() as u32 + 1;
+    let known = cluster.envs.get(&key(env));
     let number = known
         .and_then(|env| env.releases.keys().next_back())
         .map_or(1, |last| last.0 + 1);
     let begun = rollout::begin(known.map(|e| &e.rollout), ReleaseNumber(number), now);
-    let entry = world.envs.entry(key(env)).or_insert_with(|| Env {
+    let entry = cluster.envs.entry(key(env)).or_insert_with(|| Env {
         network: EnvNetwork(network),
         releases: BTreeMap::new(),
         rollout: begun.clone(),
@@ -201,8 +205,8 @@ pub fn deploy(world: &mut World, env: &str, manifest: Manifest, now: Timestamp) 
     entry.rollout = begun;
 }
 
-/// Where an instance is put into a world by hand.
-pub struct Put {
+/// Where an instance is put into a cluster by hand.
+pub struct InstanceFixture {
     pub id: u32,
     pub env: &'static str,
     pub process: &'static str,
@@ -210,10 +214,10 @@ pub struct Put {
     pub node: u16,
 }
 
-impl Put {
-    pub fn into_world(self, world: &mut World) -> &mut Instance {
+impl InstanceFixture {
+    pub fn into_cluster(self, cluster: &mut ClusterState) -> &mut Instance {
         let env_key = key(self.env);
-        let env = &world.envs[&env_key];
+        let env = &cluster.envs[&env_key];
         let (id, node) = (InstanceId(self.id), NodeId(self.node));
         let who = Identity {
             id,
@@ -228,29 +232,29 @@ impl Put {
         let instance = Instance {
             spec,
             node,
-            leaving: false,
+            terminating: false,
             created_at: Timestamp(0),
             report: None,
             was_ready: false,
             stop_acknowledged: false,
         };
-        world.instances.insert(id, instance);
-        world.instances.get_mut(&id).unwrap()
+        cluster.instances.insert(id, instance);
+        cluster.instances.get_mut(&id).unwrap()
     }
 }
 
 /// Gives an instance of [`database`] the volume of this ordinal; made now when there is none.
-pub fn attach(world: &mut World, instance: u32, ordinal: u32) {
-    let instance = world.instances.get_mut(&InstanceId(instance)).unwrap();
+pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
+    let instance = cluster.instances.get_mut(&InstanceId(instance)).unwrap();
     let key = VolumeKey {
         env: instance.spec.env_key(),
         process: instance.spec.process.clone(),
         name: "data".to_owned(),
         ordinal,
     };
-    let known = world.volumes.iter().find(|(_, volume)| volume.key == key);
+    let known = cluster.volumes.iter().find(|(_, volume)| volume.key == key);
     let id = known.map_or(VolumeId(0xd0 + ordinal), |(id, _)| *id);
-    let volume = world.volumes.entry(id).or_insert_with(|| Volume {
+    let volume = cluster.volumes.entry(id).or_insert_with(|| Volume {
         key,
         node: instance.node,
         size_bytes: 1024 * MIB,
@@ -290,7 +294,7 @@ pub fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
         detail: String::new(),
         last_exit: None,
         failure: None,
-        last_words: Vec::new(),
+        log_tail: Vec::new(),
         started_at: None,
     }
 }
@@ -305,30 +309,30 @@ pub fn exit(code: u8) -> ExitEvent {
     }
 }
 
-/// A spec for what needs no world.
+/// A spec for what needs no cluster state.
 pub fn spec(process: Process) -> InstanceSpec {
-    let mut world = world(1);
+    let mut cluster = cluster(1);
     deploy(
-        &mut world,
+        &mut cluster,
         "shop/prod",
         manifest(&[("web", process)]),
         Timestamp(0),
     );
-    let put = Put {
+    let put = InstanceFixture {
         id: 0x1f2e_3d4c,
         env: "shop/prod",
         process: "web",
         release: 1,
         node: 1,
     };
-    put.into_world(&mut world).spec.clone()
+    put.into_cluster(&mut cluster).spec.clone()
 }
 
-/// What a world looks like, for people: nodes, rollouts, instances.
-pub fn show(world: &World) -> String {
+/// What a cluster looks like, for people: nodes, rollouts, instances.
+pub fn show(cluster: &ClusterState) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
-    for (key, env) in &world.envs {
+    for (key, env) in &cluster.envs {
         let r = &env.rollout;
         let phase = match r.phase {
             RolloutPhase::Rolling => "rolling",
@@ -343,17 +347,21 @@ pub fn show(world: &World) -> String {
         }
     }
     let mut lines: Vec<String> = Vec::new();
-    for instance in world.instances.values() {
+    for instance in cluster.instances.values() {
         let spec = &instance.spec;
         let state = match &instance.report {
             None => "new".to_owned(),
             Some(r) if r.ready => "ready".to_owned(),
             Some(r) => r.state.to_string(),
         };
-        let leaving = if instance.leaving { " leaving" } else { "" };
+        let terminating = if instance.terminating {
+            " terminating"
+        } else {
+            ""
+        };
         let (env, process, release) = (spec.env_key(), &spec.process, spec.release);
         lines.push(format!(
-            "{env} {process} {release} {} {state}{leaving}",
+            "{env} {process} {release} {} {state}{terminating}",
             instance.node
         ));
     }

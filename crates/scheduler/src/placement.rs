@@ -37,7 +37,7 @@ pub struct Demand<'a> {
 
 /// Why one node cannot take an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Obstacle {
+pub enum IneligibleReason {
     /// It has not reported lately.
     #[error("it is offline")]
     Offline,
@@ -63,22 +63,23 @@ pub enum Obstacle {
 
 /// No node can take an instance: why, node by node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NoPlace {
+pub struct PlacementError {
     /// Name and obstacle of every node that was asked.
-    pub obstacles: BTreeMap<NodeId, (String, Obstacle)>,
+    pub obstacles: BTreeMap<NodeId, (String, IneligibleReason)>,
     /// The only node that was asked, because one of its volumes, with this name, is there.
     pub pinned: Option<(NodeId, String)>,
 }
 
-impl NoPlace {
+impl PlacementError {
     /// True when some node that was asked is online, so that waiting alone need not mend it.
     pub fn any_online(&self) -> bool {
-        let offline = |(_, obstacle): &(String, Obstacle)| *obstacle == Obstacle::Offline;
+        let offline =
+            |(_, obstacle): &(String, IneligibleReason)| *obstacle == IneligibleReason::Offline;
         !self.obstacles.values().all(offline)
     }
 }
 
-impl std::fmt::Display for NoPlace {
+impl std::fmt::Display for PlacementError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.pinned {
             Some((node, volume)) if self.obstacles.is_empty() => {
@@ -103,7 +104,7 @@ impl std::fmt::Display for NoPlace {
     }
 }
 
-impl std::error::Error for NoPlace {}
+impl std::error::Error for PlacementError {}
 
 /// What is promised on one node.
 #[derive(Debug, Clone, Default)]
@@ -131,24 +132,24 @@ impl<'w> Placement<'w> {
             promised: BTreeMap::new(),
         };
         for instance in instances {
-            placement.promise(instance.node, &instance.spec, instance.leaving);
+            placement.promise(instance.node, &instance.spec, instance.terminating);
         }
         placement
     }
 
-    /// Counts an instance as placed; one that is leaving holds its share, and is not spread from.
-    pub fn promise(&mut self, node: NodeId, spec: &InstanceSpec, leaving: bool) {
+    /// Counts an instance as placed; one that is terminating holds its share, and is not spread from.
+    pub fn promise(&mut self, node: NodeId, spec: &InstanceSpec, terminating: bool) {
         let promised = self.promised.entry(node).or_default();
         promised.cpu_millis += u64::from(spec.cpu_millis);
         promised.memory_bytes = promised.memory_bytes.saturating_add(spec.memory_bytes);
-        if !leaving {
+        if !terminating {
             let key = (spec.env_key(), spec.process.clone());
             *promised.staying.entry(key).or_default() += 1;
         }
     }
 
     /// The best node for one more instance, or why there is none.
-    pub fn choose(&self, demand: &Demand<'_>) -> Result<NodeId, NoPlace> {
+    pub fn choose(&self, demand: &Demand<'_>) -> Result<NodeId, PlacementError> {
         let mut obstacles = BTreeMap::new();
         let mut best = None;
         let nothing = Promised::default();
@@ -174,23 +175,23 @@ impl<'w> Placement<'w> {
             .pinned
             .map(|(node, volume)| (node, volume.to_owned()));
         best.map(|(_, _, _, id)| id)
-            .ok_or(NoPlace { obstacles, pinned })
+            .ok_or(PlacementError { obstacles, pinned })
     }
 }
 
-fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<Obstacle> {
+fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<IneligibleReason> {
     const MIB: u64 = 1 << 20;
     let hardware = &node.hardware;
     let free = hardware.memory_bytes.saturating_sub(promised.memory_bytes);
     if !node.online {
-        Some(Obstacle::Offline)
+        Some(IneligibleReason::Offline)
     } else if !demand.archs.contains(&hardware.arch.as_str()) {
-        Some(Obstacle::Architecture {
+        Some(IneligibleReason::Architecture {
             arch: hardware.arch.clone(),
             has: demand.archs.join(", "),
         })
     } else if demand.memory_bytes > free {
-        Some(Obstacle::Memory {
+        Some(IneligibleReason::Memory {
             free_mib: free / MIB,
             total_mib: hardware.memory_bytes / MIB,
             wanted_mib: demand.memory_bytes.div_ceil(MIB),
@@ -209,22 +210,22 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::cluster_state::World;
-    use crate::fixtures::{MIB, Put, deploy, key, manifest, name, process, world};
+    use crate::cluster_state::ClusterState;
+    use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, manifest, name, process};
     use expect_test::{Expect, expect};
     use model::Timestamp;
 
-    fn check(world: &World, memory_mib: u64, expected: Expect) {
-        check_pinned(world, memory_mib, None, expected);
+    fn check(cluster: &ClusterState, memory_mib: u64, expected: Expect) {
+        check_pinned(cluster, memory_mib, None, expected);
     }
 
     fn check_pinned(
-        world: &World,
+        cluster: &ClusterState,
         memory_mib: u64,
         pinned: Option<(NodeId, &str)>,
         expected: Expect,
     ) {
-        let chosen = Placement::new(&world.nodes, world.instances.values()).choose(&Demand {
+        let chosen = Placement::new(&cluster.nodes, cluster.instances.values()).choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
             cpu_millis: 100,
@@ -235,23 +236,23 @@ mod tests {
         expected.assert_eq(&chosen.map_or_else(|why| why.to_string(), |node| node.to_string()));
     }
 
-    fn with(instances: &[(&'static str, u16)]) -> World {
-        let mut world = world(3);
+    fn with(instances: &[(&'static str, u16)]) -> ClusterState {
+        let mut cluster = cluster(3);
         let both = [("web", process(1)), ("other", process(1))];
-        deploy(&mut world, "shop/prod", manifest(&both), Timestamp(0));
+        deploy(&mut cluster, "shop/prod", manifest(&both), Timestamp(0));
         for (id, (process, node)) in (1..).zip(instances) {
             let (process, node) = (*process, *node);
             let env = "shop/prod";
-            Put {
+            InstanceFixture {
                 id,
                 env,
                 process,
                 release: 1,
                 node,
             }
-            .into_world(&mut world);
+            .into_cluster(&mut cluster);
         }
-        world
+        cluster
     }
 
     #[test]
@@ -271,13 +272,13 @@ mod tests {
 
     #[test]
     fn what_leaves_holds_its_memory_and_is_not_spread_from() {
-        let mut world = with(&[("web", 1), ("web", 2), ("web", 3)]);
-        for instance in world.instances.values_mut() {
-            instance.leaving = instance.node == NodeId(3);
+        let mut cluster = with(&[("web", 1), ("web", 2), ("web", 3)]);
+        for instance in cluster.instances.values_mut() {
+            instance.terminating = instance.node == NodeId(3);
         }
-        check(&world, 256, expect!["n3"]);
+        check(&cluster, 256, expect!["n3"]);
         check(
-            &world,
+            &cluster,
             3841,
             expect![[
                 r#"no node can take it: node-1 (n1): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-2 (n2): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-3 (n3): 3840 of its 4096 MiB are free, 3841 MiB are needed"#
@@ -287,19 +288,19 @@ mod tests {
 
     #[test]
     fn every_node_says_why_not() {
-        let mut world = with(&[]);
-        world.nodes.get_mut(&NodeId(1)).unwrap().online = false;
-        world.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
+        let mut cluster = with(&[]);
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        cluster.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
         check(
-            &world,
+            &cluster,
             5000,
             expect![[
                 r#"no node can take it: node-1 (n1): it is offline; node-2 (n2): it is arm64, the image is for amd64; node-3 (n3): 4096 of its 4096 MiB are free, 5000 MiB are needed"#
             ]],
         );
-        world.nodes.clear();
+        cluster.nodes.clear();
         check(
-            &world,
+            &cluster,
             1,
             expect!["there is no node yet; add one with `platform node --token ..`"],
         );
@@ -307,20 +308,20 @@ mod tests {
 
     #[test]
     fn who_has_volumes_goes_where_they_are_or_nowhere() {
-        let mut world = with(&[("web", 2), ("web", 2)]);
+        let mut cluster = with(&[("web", 2), ("web", 2)]);
         let data = |number| Some((NodeId(number), "data"));
-        check_pinned(&world, 256, data(2), expect!["n2"]);
+        check_pinned(&cluster, 256, data(2), expect!["n2"]);
         check_pinned(
-            &world,
+            &cluster,
             4000,
             data(2),
             expect![
                 "the node of its volume data cannot take it: node-2 (n2): 3584 of its 4096 MiB are free, 4000 MiB are needed"
             ],
         );
-        world.nodes.remove(&NodeId(2));
+        cluster.nodes.remove(&NodeId(2));
         check_pinned(
-            &world,
+            &cluster,
             256,
             data(2),
             expect![

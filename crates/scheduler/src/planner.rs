@@ -1,7 +1,7 @@
 //! What is to change now: instances that come, leave and are forgotten, and rollouts.
 //!
-//! [`plan`] looks at the whole world and answers with the changes that can be made at once, and
-//! with what waits and why. It is called again on every report and on a timer; planning a world
+//! [`plan`] looks at the whole cluster state and answers with the changes that can be made at once, and
+//! with what waits and why. It is called again on every report and on a timer; planning a cluster
 //! to which the plan was applied changes nothing. For each process type of each env:
 //!
 //! - `n` instances of the wanted release are to be ready ([`rollout::wanted_counts`]).
@@ -23,7 +23,7 @@
 //!
 //! Instances on nodes that are offline are kept and do not count as ready. Deliberately absent for
 //! now: their eviction, with the brake that keeps a mass of lapsed leases from evicting masses.
-//! Its place is where [`Standing::Away`] is looked at. Also absent: moving instances to balance.
+//! Its place is where [`InstanceHealth::Unknown`] is looked at. Also absent: moving instances to balance.
 
 mod env;
 #[cfg(test)]
@@ -36,12 +36,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use model::instance::InstanceSpec;
 use model::{EnvKey, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
-use crate::cluster_state::{Instance, Rollout, Volume, VolumeKey, World};
+use crate::cluster_state::{ClusterState, Instance, Rollout, Volume, VolumeKey};
 use crate::placement::Placement;
 use overlay::address_plan::egress_address;
 
 #[cfg(doc)]
-use crate::rollout::{self, Standing};
+use crate::rollout::{self, InstanceHealth};
 
 /// How long after it was made a failed instance is replaced, in milliseconds. The wait keeps what
 /// can never run from being made over and over.
@@ -64,21 +64,21 @@ pub enum Action {
     /// A new volume; the instance that needs it comes next.
     MakeVolume(Box<PlannedVolume>),
     /// A volume that was deleted is gone; nothing more is kept of it.
-    ForgetVolume {
+    DeleteVolume {
         /// The volume.
         id: VolumeId,
     },
     /// A new instance.
     Create(Box<PlacedInstance>),
     /// An instance begins to leave.
-    Leave {
+    Terminate {
         /// The instance.
         id: InstanceId,
         /// Why, for people.
         reason: String,
     },
     /// An instance is gone; nothing more is kept of it.
-    Forget {
+    Delete {
         /// The instance.
         id: InstanceId,
     },
@@ -142,26 +142,26 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What is to change in this world at `now`. `draw` gives random numbers for new ids; ids in use
+/// What is to change in this cluster state at `now`. `draw` gives random numbers for new ids; ids in use
 /// are passed over.
-pub fn plan(world: &World, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Plan {
+pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Plan {
     let mut planner = Planner {
-        given: world,
-        working: Cow::Borrowed(world),
+        given: cluster,
+        working: Cow::Borrowed(cluster),
         by_env: BTreeMap::new(),
         placement: None,
         now,
         draw,
         actions: Vec::new(),
     };
-    for (id, instance) in &world.instances {
+    for (id, instance) in &cluster.instances {
         let env = planner.by_env.entry(instance.spec.env_key()).or_default();
         env.insert(*id);
     }
     planner.forget_gone();
     planner.forget_volumes();
     let mut findings = Vec::new();
-    for key in world.envs.keys() {
+    for key in cluster.envs.keys() {
         for _ in 0..MAX_PASSES {
             let before = planner.actions.len();
             let found = env::pass(&mut planner, key);
@@ -177,9 +177,9 @@ pub fn plan(world: &World, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Pla
     }
 }
 
-/// Carries one action out on the world; the store does the same on its tables. The generation of
-/// the node concerned grows with each Create, Leave, Forget and ForgetVolume.
-pub fn apply(world: &mut World, action: &Action) {
+/// Carries one action out on the cluster state; the store does the same on its tables. The generation of
+/// the node concerned grows with each Create, Terminate, Delete and DeleteVolume.
+pub fn apply(cluster: &mut ClusterState, action: &Action) {
     let touched = match action {
         Action::MakeVolume(planned) => {
             let PlannedVolume {
@@ -198,50 +198,50 @@ pub fn apply(world: &mut World, action: &Action) {
                 deleting: false,
                 deletion_acknowledged: false,
             };
-            world.volumes.insert(id, volume);
+            cluster.volumes.insert(id, volume);
             None
         }
-        Action::ForgetVolume { id } => world.volumes.remove(id).map(|volume| volume.node),
+        Action::DeleteVolume { id } => cluster.volumes.remove(id).map(|volume| volume.node),
         Action::Create(placed) => {
             let instance = Instance {
                 spec: placed.spec.clone(),
                 node: placed.node,
-                leaving: false,
+                terminating: false,
                 created_at: placed.created_at,
                 report: None,
                 was_ready: false,
                 stop_acknowledged: false,
             };
-            world.instances.insert(placed.spec.id, instance);
+            cluster.instances.insert(placed.spec.id, instance);
             Some(placed.node)
         }
-        Action::Leave { id, reason: _ } => world.instances.get_mut(id).map(|instance| {
-            instance.leaving = true;
+        Action::Terminate { id, reason: _ } => cluster.instances.get_mut(id).map(|instance| {
+            instance.terminating = true;
             instance.node
         }),
-        Action::Forget { id } => world.instances.remove(id).map(|instance| instance.node),
+        Action::Delete { id } => cluster.instances.remove(id).map(|instance| instance.node),
         Action::SetRollout { env, rollout } => {
-            if let Some(env) = world.envs.get_mut(env) {
+            if let Some(env) = cluster.envs.get_mut(env) {
                 env.rollout = rollout.clone();
             }
             None
         }
         Action::RemoveEnv { env } => {
-            world.envs.remove(env);
+            cluster.envs.remove(env);
             None
         }
     };
-    if let Some(node) = touched.and_then(|id| world.nodes.get_mut(&id)) {
+    if let Some(node) = touched.and_then(|id| cluster.nodes.get_mut(&id)) {
         node.generation = Generation(node.generation.0.saturating_add(1));
     }
 }
 
 /// A plan in the making.
 struct Planner<'w, 'd> {
-    /// The world as given; its nodes do not change while planning.
-    given: &'w World,
-    /// The world with the actions so far; copied only when there is one.
-    working: Cow<'w, World>,
+    /// The cluster state as given; its nodes do not change while planning.
+    given: &'w ClusterState,
+    /// The cluster state with the actions so far; copied only when there is one.
+    working: Cow<'w, ClusterState>,
     /// The instances of each env, as in `working`.
     by_env: BTreeMap<EnvKey, BTreeSet<InstanceId>>,
     /// What is promised on the nodes, as in `working`; counted when first needed.
@@ -252,7 +252,7 @@ struct Planner<'w, 'd> {
 }
 
 impl<'w> Planner<'w, '_> {
-    /// Takes an action into the plan and the working world.
+    /// Takes an action into the plan and the working cluster state.
     fn take(&mut self, action: Action) {
         match &action {
             Action::Create(placed) => {
@@ -262,7 +262,7 @@ impl<'w> Planner<'w, '_> {
                     placement.promise(placed.node, &placed.spec, false);
                 }
             }
-            Action::Forget { id } => {
+            Action::Delete { id } => {
                 let known = self.working.instances.get(id);
                 if let Some(ids) = known.and_then(|i| self.by_env.get_mut(&i.spec.env_key())) {
                     ids.remove(id);
@@ -270,9 +270,9 @@ impl<'w> Planner<'w, '_> {
                 // What it held is free again.
                 self.placement = None;
             }
-            Action::Leave { .. } => self.placement = None,
+            Action::Terminate { .. } => self.placement = None,
             Action::MakeVolume(_)
-            | Action::ForgetVolume { .. }
+            | Action::DeleteVolume { .. }
             | Action::SetRollout { .. }
             | Action::RemoveEnv { .. } => {}
         }
@@ -290,9 +290,9 @@ impl<'w> Planner<'w, '_> {
     /// Instances that are gone: their node said so, or their node was removed.
     fn forget_gone(&mut self) {
         for (id, instance) in &self.given.instances {
-            let acknowledged = instance.leaving && instance.stop_acknowledged;
+            let acknowledged = instance.terminating && instance.stop_acknowledged;
             if acknowledged || !self.given.nodes.contains_key(&instance.node) {
-                self.take(Action::Forget { id: *id });
+                self.take(Action::Delete { id: *id });
             }
         }
     }
@@ -302,7 +302,7 @@ impl<'w> Planner<'w, '_> {
         for (id, volume) in &self.given.volumes {
             let node_is_gone = !self.given.nodes.contains_key(&volume.node);
             if volume.deleting && (volume.deletion_acknowledged || node_is_gone) {
-                self.take(Action::ForgetVolume { id: *id });
+                self.take(Action::DeleteVolume { id: *id });
             }
         }
     }

@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 
 use manifest::Manifest;
 
-use crate::cluster_state::{Release, VolumeKey, World};
+use crate::cluster_state::{ClusterState, Release, VolumeKey};
 
 /// Why a release cannot become an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,9 +60,13 @@ pub struct OtherSize {
 
 /// Whether the volumes there are have the sizes that the manifest asks for. To be asked before a
 /// release is made.
-pub fn check_volumes(world: &World, env: &EnvKey, manifest: &Manifest) -> Result<(), OtherSize> {
+pub fn check_volumes(
+    cluster: &ClusterState,
+    env: &EnvKey,
+    manifest: &Manifest,
+) -> Result<(), OtherSize> {
     const MIB: u64 = 1 << 20;
-    for volume in world
+    for volume in cluster
         .volumes
         .values()
         .filter(|volume| volume.key.env == *env)
@@ -194,7 +198,8 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{
-        MIB, Put, attach, database, deploy, key, manifest, name, process, release, spec, world,
+        InstanceFixture, MIB, attach, cluster, database, deploy, key, manifest, name, process,
+        release, spec,
     };
     use model::Timestamp;
 
@@ -278,33 +283,33 @@ mod tests {
 
     #[test]
     fn a_volume_keeps_its_size() {
-        let mut world = world(1);
+        let mut cluster = cluster(1);
         let mut web = database(1);
-        let text = |world: &World, web: &manifest::Process| {
+        let text = |cluster: &ClusterState, web: &manifest::Process| {
             let manifest = manifest(&[("web", web.clone())]);
-            let checked = check_volumes(world, &key("shop/prod"), &manifest);
+            let checked = check_volumes(cluster, &key("shop/prod"), &manifest);
             checked.map_err(|refused| refused.to_string())
         };
-        assert_eq!(text(&world, &web), Ok(()));
+        assert_eq!(text(&cluster, &web), Ok(()));
         deploy(
-            &mut world,
+            &mut cluster,
             "shop/prod",
             manifest(&[("web", web.clone())]),
             Timestamp(0),
         );
-        let put = Put {
+        let put = InstanceFixture {
             id: 1,
             env: "shop/prod",
             process: "web",
             release: 1,
             node: 1,
         };
-        put.into_world(&mut world);
-        attach(&mut world, 1, 0);
-        assert_eq!(text(&world, &web), Ok(()));
+        put.into_cluster(&mut cluster);
+        attach(&mut cluster, 1, 0);
+        assert_eq!(text(&cluster, &web), Ok(()));
         web.volumes[0].size_bytes += MIB;
         assert_eq!(
-            text(&world, &web).unwrap_err(),
+            text(&cluster, &web).unwrap_err(),
             "the volume data 0 of shop/prod web has 1024 MiB, and the manifest asks for 1025 MiB: a \
              volume keeps its size"
         );

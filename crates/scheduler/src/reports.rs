@@ -1,15 +1,15 @@
-//! What a node's report means for the world.
+//! What a node's report means for the cluster state.
 //!
-//! The node owns the truth of its instances; the world holds its last word about each. A leaving
+//! The node owns the truth of its instances; the cluster state holds its last word about each. A terminating
 //! instance is forgotten only when its node says that it is gone, and only a report that has taken
 //! up the node's current generation counts: that generation carries every stop, so what such a
 //! report lists as stopped, or does not list, was stopped and will not start again.
 //!
 //! ```text
-//! Leave -> generation 7 carries the stop -> report{generation 6, running}   not yet
+//! Terminate -> generation 7 carries the stop -> report{generation 6, running}   not yet
 //!                                           report{generation 7, stopping}  not yet
-//!                                           report{generation 7, stopped}   acknowledged: forget
-//!                                           report{generation 7, absent}    acknowledged: forget
+//!                                           report{generation 7, stopped}   acknowledged: delete
+//!                                           report{generation 7, absent}    acknowledged: delete
 //! ```
 //!
 //! A volume that is being deleted is forgotten by the same rule, once its disk is no longer listed.
@@ -23,7 +23,7 @@ use api::node::NodeReport;
 use model::instance::InstanceState;
 use model::{Generation, InstanceId, NodeId, VolumeId};
 
-use crate::cluster_state::{Instance, Volume, World};
+use crate::cluster_state::{ClusterState, Instance, Volume};
 
 /// What a report changed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -32,18 +32,18 @@ pub struct Recorded {
     pub changed: Vec<InstanceId>,
     /// Volumes whose record changed: to be stored.
     pub changed_volumes: Vec<VolumeId>,
-    /// Instances that the node runs and the world does not know there. They are left running.
+    /// Instances that the node runs and the cluster state does not know there. They are left running.
     pub unknown: Vec<InstanceId>,
-    /// Volumes whose disks the node has and the world does not know there. They are kept.
+    /// Volumes whose disks the node has and the cluster state does not know there. They are kept.
     pub unknown_volumes: Vec<VolumeId>,
     /// The node's new generation, where its report was ahead of us: to be stored.
     pub raised_to: Option<Generation>,
 }
 
-/// Takes one node's report into the world. Nothing happens for a node that the world lacks.
-pub fn record(world: &mut World, node: NodeId, report: &NodeReport) -> Recorded {
+/// Takes one node's report into the cluster state. Nothing happens for a node that the cluster state lacks.
+pub fn record(cluster: &mut ClusterState, node: NodeId, report: &NodeReport) -> Recorded {
     let mut recorded = Recorded::default();
-    let Some(known) = world.nodes.get_mut(&node) else {
+    let Some(known) = cluster.nodes.get_mut(&node) else {
         return recorded;
     };
     if report.generation > known.generation {
@@ -51,13 +51,13 @@ pub fn record(world: &mut World, node: NodeId, report: &NodeReport) -> Recorded 
         recorded.raised_to = Some(known.generation);
     }
     let generation = known.generation;
-    for (id, instance) in &mut world.instances {
-        if instance.node == node && mirror(instance, generation, report) {
+    for (id, instance) in &mut cluster.instances {
+        if instance.node == node && apply_report(instance, generation, report) {
             recorded.changed.push(*id);
         }
     }
-    for (id, volume) in &mut world.volumes {
-        if volume.node == node && mirror_volume(*id, volume, generation, report) {
+    for (id, volume) in &mut cluster.volumes {
+        if volume.node == node && apply_volume_report(*id, volume, generation, report) {
             recorded.changed_volumes.push(*id);
         }
     }
@@ -65,16 +65,16 @@ pub fn record(world: &mut World, node: NodeId, report: &NodeReport) -> Recorded 
         .instances
         .iter()
         .map(|reported| reported.id)
-        .filter(|id| world.instances.get(id).is_none_or(|i| i.node != node))
+        .filter(|id| cluster.instances.get(id).is_none_or(|i| i.node != node))
         .collect();
-    let is_unknown = |id: &&VolumeId| world.volumes.get(*id).is_none_or(|v| v.node != node);
+    let is_unknown = |id: &&VolumeId| cluster.volumes.get(*id).is_none_or(|v| v.node != node);
     recorded.unknown_volumes = report.volumes.iter().filter(is_unknown).copied().collect();
     recorded
 }
 
 /// Takes what a report of its node says into one instance; true when that changed anything.
 /// `generation` is the node's current one, as the control plane last counted it.
-pub fn mirror(instance: &mut Instance, generation: Generation, report: &NodeReport) -> bool {
+pub fn apply_report(instance: &mut Instance, generation: Generation, report: &NodeReport) -> bool {
     let reported = report
         .instances
         .iter()
@@ -82,7 +82,7 @@ pub fn mirror(instance: &mut Instance, generation: Generation, report: &NodeRepo
     let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
     let gone =
         reported.is_none_or(|r| matches!(r.state, InstanceState::Stopped | InstanceState::Failed));
-    let acknowledged = instance.leaving && report.generation == generation && gone;
+    let acknowledged = instance.terminating && report.generation == generation && gone;
 
     let mut changed = false;
     if instance.report.as_ref() != reported {
@@ -101,7 +101,7 @@ pub fn mirror(instance: &mut Instance, generation: Generation, report: &NodeRepo
 }
 
 /// Takes what a report of its node says into one volume; true when that changed anything.
-pub fn mirror_volume(
+pub fn apply_volume_report(
     id: VolumeId,
     volume: &mut Volume,
     generation: Generation,
@@ -120,31 +120,31 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::fixtures::{Put, attach, deploy, manifest, process, report, world};
+    use crate::fixtures::{InstanceFixture, attach, cluster, deploy, manifest, process, report};
     use api::node::{DriverChoice, InstanceReport};
     use model::Timestamp;
 
-    fn two() -> World {
-        let mut world = world(2);
+    fn two() -> ClusterState {
+        let mut cluster = cluster(2);
         deploy(
-            &mut world,
+            &mut cluster,
             "shop/prod",
             manifest(&[("web", process(2))]),
             Timestamp(0),
         );
         for id in [1, 2] {
             let (env, process, release, node) = ("shop/prod", "web", 1, 1);
-            Put {
+            InstanceFixture {
                 id,
                 env,
                 process,
                 release,
                 node,
             }
-            .into_world(&mut world);
+            .into_cluster(&mut cluster);
         }
-        world.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(7);
-        world
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(7);
+        cluster
     }
 
     fn says(generation: u64, instances: &[(u32, InstanceState)]) -> NodeReport {
@@ -168,39 +168,43 @@ mod tests {
 
     #[test]
     fn what_a_node_says_is_kept_and_said_once() {
-        let mut world = two();
+        let mut cluster = two();
         let said = says(
             7,
             &[(1, InstanceState::Running), (9, InstanceState::Running)],
         );
-        let recorded = record(&mut world, NodeId(1), &said);
+        let recorded = record(&mut cluster, NodeId(1), &said);
         assert_eq!(recorded.changed, [InstanceId(1)]);
         assert_eq!(recorded.unknown, [InstanceId(9)]);
-        assert!(world.instances[&InstanceId(1)].was_ready);
-        assert_eq!(record(&mut world, NodeId(1), &said).changed, []);
+        assert!(cluster.instances[&InstanceId(1)].was_ready);
+        assert_eq!(record(&mut cluster, NodeId(1), &said).changed, []);
         // It was there and no longer is: nothing is known of it.
-        let recorded = record(&mut world, NodeId(1), &says(7, &[]));
+        let recorded = record(&mut cluster, NodeId(1), &says(7, &[]));
         assert_eq!(recorded.changed, [InstanceId(1)]);
-        assert_eq!(world.instances[&InstanceId(1)].report, None);
-        assert!(world.instances[&InstanceId(1)].was_ready);
+        assert_eq!(cluster.instances[&InstanceId(1)].report, None);
+        assert!(cluster.instances[&InstanceId(1)].was_ready);
         // Another node's word does not count.
         let said = says(0, &[(1, InstanceState::Running)]);
-        let recorded = record(&mut world, NodeId(2), &said);
+        let recorded = record(&mut cluster, NodeId(2), &said);
         assert_eq!(
             (recorded.changed, recorded.unknown),
             (vec![], vec![InstanceId(1)])
         );
-        assert_eq!(record(&mut world, NodeId(3), &said), Recorded::default());
+        assert_eq!(record(&mut cluster, NodeId(3), &said), Recorded::default());
     }
 
     #[test]
     fn a_stop_is_acknowledged_by_who_has_heard_of_it() {
         let acknowledged = |said: &NodeReport| {
-            let mut world = two();
-            world.instances.get_mut(&InstanceId(1)).unwrap().leaving = true;
-            record(&mut world, NodeId(1), said);
-            assert!(!world.instances[&InstanceId(2)].stop_acknowledged);
-            world.instances[&InstanceId(1)].stop_acknowledged
+            let mut cluster = two();
+            cluster
+                .instances
+                .get_mut(&InstanceId(1))
+                .unwrap()
+                .terminating = true;
+            record(&mut cluster, NodeId(1), said);
+            assert!(!cluster.instances[&InstanceId(2)].stop_acknowledged);
+            cluster.instances[&InstanceId(1)].stop_acknowledged
         };
         assert!(!acknowledged(&says(6, &[(1, InstanceState::Stopped)])));
         assert!(!acknowledged(&says(6, &[])));
@@ -212,44 +216,49 @@ mod tests {
 
     #[test]
     fn a_node_ahead_of_the_store_acknowledges_nothing() {
-        let mut world = two();
-        world.instances.get_mut(&InstanceId(1)).unwrap().leaving = true;
-        let recorded = record(&mut world, NodeId(1), &says(30, &[]));
+        let mut cluster = two();
+        cluster
+            .instances
+            .get_mut(&InstanceId(1))
+            .unwrap()
+            .terminating = true;
+        let recorded = record(&mut cluster, NodeId(1), &says(30, &[]));
         assert_eq!(recorded.raised_to, Some(Generation(31)));
-        assert!(!world.instances[&InstanceId(1)].stop_acknowledged);
-        let recorded = record(&mut world, NodeId(1), &says(31, &[]));
+        assert!(!cluster.instances[&InstanceId(1)].stop_acknowledged);
+        let recorded = record(&mut cluster, NodeId(1), &says(31, &[]));
         assert_eq!(recorded.raised_to, None);
-        assert!(world.instances[&InstanceId(1)].stop_acknowledged);
+        assert!(cluster.instances[&InstanceId(1)].stop_acknowledged);
     }
 
     #[test]
     fn a_volume_is_gone_when_the_node_that_knows_says_so() {
-        let mut world = two();
-        attach(&mut world, 1, 0);
+        let mut cluster = two();
+        attach(&mut cluster, 1, 0);
         let id = VolumeId(0xd0);
-        world.volumes.get_mut(&id).unwrap().made = false;
+        cluster.volumes.get_mut(&id).unwrap().made = false;
         let mut said = says(7, &[]);
         said.volumes = vec![id];
-        let changed =
-            |world: &mut World, said: &NodeReport| record(world, NodeId(1), said).changed_volumes;
-        assert_eq!(changed(&mut world, &said), [id]);
-        assert!(world.volumes[&id].made);
+        let changed = |cluster: &mut ClusterState, said: &NodeReport| {
+            record(cluster, NodeId(1), said).changed_volumes
+        };
+        assert_eq!(changed(&mut cluster, &said), [id]);
+        assert!(cluster.volumes[&id].made);
         let ghost = VolumeId(0x9057);
         said.volumes.push(ghost);
         assert_eq!(
-            record(&mut world, NodeId(1), &said).unknown_volumes,
+            record(&mut cluster, NodeId(1), &said).unknown_volumes,
             [ghost]
         );
-        assert_eq!(changed(&mut world, &said), []);
+        assert_eq!(changed(&mut cluster, &said), []);
 
-        let volume = world.volumes.get_mut(&id).unwrap();
+        let volume = cluster.volumes.get_mut(&id).unwrap();
         volume.deleting = true;
-        world.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(8);
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(8);
         // A node that has not heard of it may still make the disk.
         said.volumes.clear();
-        assert_eq!(changed(&mut world, &said), []);
+        assert_eq!(changed(&mut cluster, &said), []);
         said.generation = Generation(8);
-        assert_eq!(changed(&mut world, &said), [id]);
-        assert!(world.volumes[&id].deletion_acknowledged);
+        assert_eq!(changed(&mut cluster, &said), [id]);
+        assert!(cluster.volumes[&id].deletion_acknowledged);
     }
 }

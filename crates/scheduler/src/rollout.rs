@@ -31,7 +31,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use api::node::MAX_LAST_WORDS;
+use api::node::MAX_LOG_TAIL;
 use api::user::RolloutPhase;
 use model::instance::InstanceState;
 use model::{ProcessName, ReleaseNumber, Timestamp};
@@ -167,34 +167,34 @@ pub fn check_scale(env: &Env, wanted: &BTreeMap<ProcessName, u32>) -> Result<(),
 
 /// How an instance stands, by what its node said last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum InstanceHealth {
     /// It is ready.
     Ready,
     /// It serves nobody (no port, no health check), did its work and ended with exit code 0, and
     /// its policy does not start it again. As good as ready.
-    Complete,
-    /// It is on its way, or unwell for a while.
-    Coming,
+    Completed,
+    /// It is on its way, or unhealthy for a while.
+    Pending,
     /// Its node is offline: nothing is known of it, it may well serve.
-    Away,
+    Unknown,
     /// It was started again [`MAX_NEW_RESTARTS`] times or more and is not ready.
-    Looping,
+    CrashLoop,
     /// It ended and does not start again by itself.
-    Ended,
+    Terminated,
 }
 
-impl Standing {
+impl InstanceHealth {
     /// How `instance` stands, given whether its node is online.
     pub fn of(instance: &Instance, online: bool) -> Self {
         let Some(report) = instance.report.as_ref().filter(|_| online) else {
-            return if online { Self::Coming } else { Self::Away };
+            return if online { Self::Pending } else { Self::Unknown };
         };
         let serves = !instance.spec.ports.is_empty() || instance.spec.healthcheck.is_some();
         let clean = report.last_exit.as_ref().is_some_and(|e| e.exit_code == 0);
         match report.state {
             InstanceState::Running if report.ready => Self::Ready,
-            InstanceState::Stopped if clean && !serves => Self::Complete,
-            InstanceState::Stopped | InstanceState::Failed => Self::Ended,
+            InstanceState::Stopped if clean && !serves => Self::Completed,
+            InstanceState::Stopped | InstanceState::Failed => Self::Terminated,
             InstanceState::Created
             | InstanceState::Preparing
             | InstanceState::Booting
@@ -202,9 +202,9 @@ impl Standing {
             | InstanceState::Stopping
             | InstanceState::Backoff => {
                 if report.restarts >= MAX_NEW_RESTARTS {
-                    Self::Looping
+                    Self::CrashLoop
                 } else {
-                    Self::Coming
+                    Self::Pending
                 }
             }
         }
@@ -212,7 +212,7 @@ impl Standing {
 
     /// Whether it does all that is wanted of it.
     pub fn is_well(self) -> bool {
-        matches!(self, Self::Ready | Self::Complete)
+        matches!(self, Self::Ready | Self::Completed)
     }
 }
 
@@ -220,15 +220,15 @@ impl Standing {
 /// node's, for people.
 pub fn failure(
     instance: &Instance,
-    standing: Standing,
+    health: InstanceHealth,
     node_name: &str,
     now: Timestamp,
 ) -> Option<String> {
     let age = now.millis_since(instance.created_at);
-    let what = match standing {
-        Standing::Ready | Standing::Complete | Standing::Away => return None,
-        Standing::Coming if instance.was_ready || age < READY_DEADLINE_MS => return None,
-        Standing::Coming => {
+    let what = match health {
+        InstanceHealth::Ready | InstanceHealth::Completed | InstanceHealth::Unknown => return None,
+        InstanceHealth::Pending if instance.was_ready || age < READY_DEADLINE_MS => return None,
+        InstanceHealth::Pending => {
             let minutes = READY_DEADLINE_MS / 60_000;
             let at = match &instance.report {
                 None => "its node has not taken it up".to_owned(),
@@ -237,11 +237,11 @@ pub fn failure(
             };
             format!("not ready after {minutes} min: {at}")
         }
-        Standing::Looping => {
+        InstanceHealth::CrashLoop => {
             let restarts = instance.report.as_ref().map_or(0, |r| r.restarts);
             format!("started again {restarts} times and not ready")
         }
-        Standing::Ended => match instance.report.as_ref().map(|r| r.state) {
+        InstanceHealth::Terminated => match instance.report.as_ref().map(|r| r.state) {
             Some(InstanceState::Stopped) => {
                 "ended by itself, and its restart policy does not start it again".to_owned()
             }
@@ -260,10 +260,10 @@ pub fn failure(
     } else if let Some(exit) = &report.last_exit {
         let _ = write!(reason, ": {exit}");
     }
-    if !report.last_words.is_empty() {
+    if !report.log_tail.is_empty() {
         reason.push_str("\nlast words:");
-        let skip = report.last_words.len().saturating_sub(MAX_LAST_WORDS);
-        for line in report.last_words.iter().skip(skip) {
+        let skip = report.log_tail.len().saturating_sub(MAX_LOG_TAIL);
+        for line in report.log_tail.iter().skip(skip) {
             let line: String = line.chars().take(MAX_REASON_LINE).collect();
             let _ = write!(reason, "\n  {line}");
         }
@@ -276,7 +276,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::fixtures::{deploy, key, manifest, name, process, world};
+    use crate::fixtures::{cluster, deploy, key, manifest, name, process};
 
     fn rollout(release: u32, phase: RolloutPhase, wanted: u32, previous: Option<u32>) -> Rollout {
         Rollout {
@@ -314,14 +314,14 @@ mod tests {
 
     #[test]
     fn scale_is_held_to_the_manifest() {
-        let mut world = world(1);
+        let mut cluster = cluster(1);
         deploy(
-            &mut world,
+            &mut cluster,
             "shop/prod",
             manifest(&[("web", process(2))]),
             Timestamp(0),
         );
-        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         let count = |env: &Env| wanted_counts(env, ReleaseNumber(1))[&name("web")];
         assert_eq!(count(env), 2);
         env.scale.insert(name("web"), 1);

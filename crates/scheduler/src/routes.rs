@@ -5,7 +5,7 @@
 //! are those of the wanted release, and for as long as an older one's instances serve, that one's
 //! too: a release that cannot become healthy takes no host away.
 //!
-//! Backends are ready and not leaving: an instance on its way out loses its traffic first, and its
+//! Backends are ready and not terminating: an instance on its way out loses its traffic first, and its
 //! node lets it drain before it stops. Where nobody behind a host is on a node that reports, those
 //! last known to be ready are named instead: a server that was restarted has heard of nobody yet,
 //! and an edge does better to try them than to turn everyone away.
@@ -19,7 +19,7 @@ use manifest::{Manifest, RouteTarget};
 use model::instance::{InstanceState, ProxyProtocol};
 use model::{EnvKey, ProcessName, ReleaseNumber};
 
-use crate::cluster_state::{Env, Instance, Release, World};
+use crate::cluster_state::{ClusterState, Env, Instance, Release};
 use crate::rollout;
 use overlay::ingress::edge_port;
 
@@ -36,18 +36,18 @@ struct Group {
 
 /// The whole route table: host name to the ready instances behind it. A host that two envs claim
 /// is the older env's.
-pub fn routes(world: &World) -> BTreeMap<String, Route> {
+pub fn routes(cluster: &ClusterState) -> BTreeMap<String, Route> {
     let mut by_env: BTreeMap<EnvKey, Vec<&Instance>> = BTreeMap::new();
-    for instance in world.instances.values().filter(|i| serves(i)) {
+    for instance in cluster.instances.values().filter(|i| serves(i)) {
         let key = instance.spec.env_key();
         by_env.entry(key).or_default().push(instance);
     }
-    let mut envs: Vec<_> = world.envs.iter().filter(|(_, e)| !e.destroying).collect();
+    let mut envs: Vec<_> = cluster.envs.iter().filter(|(_, e)| !e.destroying).collect();
     envs.sort_by_key(|(_, env)| env.network);
     let mut table = BTreeMap::new();
     for (key, env) in envs {
         let serving = by_env.get(key).map_or(&[][..], Vec::as_slice);
-        for (host, route) in env_routes(world, key, env, serving) {
+        for (host, route) in env_routes(cluster, key, env, serving) {
             table.entry(host).or_insert(route);
         }
     }
@@ -55,9 +55,13 @@ pub fn routes(world: &World) -> BTreeMap<String, Route> {
 }
 
 /// The hosts of a manifest that lead to another env already. To be asked before a release is made.
-pub fn taken_hosts(world: &World, env: &EnvKey, manifest: &Manifest) -> BTreeMap<String, EnvKey> {
+pub fn taken_hosts(
+    cluster: &ClusterState,
+    env: &EnvKey,
+    manifest: &Manifest,
+) -> BTreeMap<String, EnvKey> {
     let mut taken = BTreeMap::new();
-    let others = world
+    let others = cluster
         .envs
         .iter()
         .filter(|(key, other)| *key != env && !other.destroying);
@@ -82,7 +86,7 @@ pub fn taken_hosts(world: &World, env: &EnvKey, manifest: &Manifest) -> BTreeMap
 
 fn serves(instance: &Instance) -> bool {
     let report = instance.report.as_ref();
-    !instance.leaving && report.is_some_and(|r| r.ready && r.state == InstanceState::Running)
+    !instance.terminating && report.is_some_and(|r| r.ready && r.state == InstanceState::Running)
 }
 
 /// The release whose hosts are there even when nobody serves them (the edge then answers 503).
@@ -98,7 +102,7 @@ fn announced(env: &Env) -> Option<ReleaseNumber> {
 }
 
 fn env_routes(
-    world: &World,
+    cluster: &ClusterState,
     key: &EnvKey,
     env: &Env,
     serving: &[&Instance],
@@ -116,7 +120,7 @@ fn env_routes(
         let Some(release) = env.releases.get(&number) else {
             continue;
         };
-        let online = world.nodes.get(&instance.node).is_some_and(|n| n.online);
+        let online = cluster.nodes.get(&instance.node).is_some_and(|n| n.online);
         let targets = release.manifest.routes.iter();
         for (host, target) in targets.filter(|(_, t)| t.process == instance.spec.process) {
             let groups = hosts.entry(host).or_default();
@@ -176,12 +180,12 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::fixtures::{Put, deploy, key, manifest, process, world};
+    use crate::fixtures::{InstanceFixture, cluster, deploy, key, manifest, process};
     use expect_test::{Expect, expect};
     use model::{InstanceId, NodeId, Timestamp};
 
-    fn check(world: &World, expected: Expect) {
-        let lines = routes(world).into_iter().map(|(host, route)| {
+    fn check(cluster: &ClusterState, expected: Expect) {
+        let lines = routes(cluster).into_iter().map(|(host, route)| {
             let backends = route.backends.iter();
             let backends: Vec<_> = backends.map(|b| format!(" {}", b.address)).collect();
             let proxy = route
@@ -194,10 +198,10 @@ mod tests {
     }
 
     /// v1 on port 8080 with two ready, v2 on port 9090 with one ready and one not.
-    fn rolling() -> World {
-        let mut world = world(2);
+    fn rolling() -> ClusterState {
+        let mut cluster = cluster(2);
         deploy(
-            &mut world,
+            &mut cluster,
             "shop/prod",
             manifest(&[("web", process(2))]),
             Timestamp(0),
@@ -205,26 +209,26 @@ mod tests {
         let mut second = process(2);
         second.ports[0].port = 9090;
         deploy(
-            &mut world,
+            &mut cluster,
             "shop/prod",
             manifest(&[("web", second)]),
             Timestamp(0),
         );
         for (id, release, node) in [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)] {
             let (env, process) = ("shop/prod", "web");
-            let put = Put {
+            let put = InstanceFixture {
                 id,
                 env,
                 process,
                 release,
                 node,
             };
-            let instance = put.into_world(&mut world);
+            let instance = put.into_cluster(&mut cluster);
             if id != 4 {
                 instance.make_ready();
             }
         }
-        world
+        cluster
     }
 
     #[test]
@@ -239,12 +243,16 @@ mod tests {
 
     #[test]
     fn what_leaves_takes_no_traffic() {
-        let mut world = rolling();
+        let mut cluster = rolling();
         for id in [1, 3] {
-            world.instances.get_mut(&InstanceId(id)).unwrap().leaving = true;
+            cluster
+                .instances
+                .get_mut(&InstanceId(id))
+                .unwrap()
+                .terminating = true;
         }
         check(
-            &world,
+            &cluster,
             expect![[r#"
             web.example.com -> shop/prod web: [fd00:1111:2222:2:0:1:0:2]:8080
         "#]],
@@ -253,17 +261,17 @@ mod tests {
 
     #[test]
     fn those_last_known_serve_while_nobody_reports() {
-        let mut world = rolling();
-        world.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+        let mut cluster = rolling();
+        cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
         check(
-            &world,
+            &cluster,
             expect![[r#"
             web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
         "#]],
         );
-        world.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().online = false;
         check(
-            &world,
+            &cluster,
             expect![[r#"
             web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
         "#]],
@@ -272,24 +280,24 @@ mod tests {
 
     #[test]
     fn backends_of_one_host_are_spoken_to_in_one_manner() {
-        let mut world = rolling();
-        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let mut cluster = rolling();
+        let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         let second = env.releases.values_mut().next_back().unwrap();
         let web = second.manifest.processes.values_mut().next().unwrap();
         web.ports[0].proxy_protocol = Some(ProxyProtocol::V2);
         second.manifest.routes.values_mut().next().unwrap().port = 9090;
         let ports = web.ports.clone();
-        let third = world.instances.get_mut(&InstanceId(3)).unwrap();
+        let third = cluster.instances.get_mut(&InstanceId(3)).unwrap();
         third.spec.ports = ports;
         check(
-            &world,
+            &cluster,
             expect![[r#"
             web.example.com -> shop/prod web V2: [fd00:1111:2222:1:0:1:0:3]:61001
         "#]],
         );
-        world.instances.get_mut(&InstanceId(3)).unwrap().report = None;
+        cluster.instances.get_mut(&InstanceId(3)).unwrap().report = None;
         check(
-            &world,
+            &cluster,
             expect![[r#"
             web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080
         "#]],
@@ -298,37 +306,37 @@ mod tests {
 
     #[test]
     fn a_host_without_backends_stays_and_a_failed_one_goes() {
-        let mut world = rolling();
-        world.instances.clear();
+        let mut cluster = rolling();
+        cluster.instances.clear();
         check(
-            &world,
+            &cluster,
             expect![[r#"
             web.example.com -> shop/prod web:
         "#]],
         );
-        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         env.rollout.phase = RolloutPhase::Failed;
         env.rollout.previous = None;
-        check(&world, expect![""]);
-        let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+        check(&cluster, expect![""]);
+        let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         (env.rollout.phase, env.destroying) = (RolloutPhase::Done, true);
-        check(&world, expect![""]);
+        check(&cluster, expect![""]);
     }
 
     #[test]
     fn a_host_belongs_to_one_env() {
-        let mut world = rolling();
+        let mut cluster = rolling();
         let manifest = manifest(&[("web", process(1))]);
-        let taken = taken_hosts(&world, &key("shop/test"), &manifest);
+        let taken = taken_hosts(&cluster, &key("shop/test"), &manifest);
         let expected = BTreeMap::from([("web.example.com".to_owned(), key("shop/prod"))]);
         assert_eq!(taken, expected);
-        assert!(taken_hosts(&world, &key("shop/prod"), &manifest).is_empty());
-        let mut going = world.clone();
+        assert!(taken_hosts(&cluster, &key("shop/prod"), &manifest).is_empty());
+        let mut going = cluster.clone();
         going.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
         assert!(taken_hosts(&going, &key("shop/test"), &manifest).is_empty());
         // Where it came to be claimed twice nevertheless, the older env keeps it.
-        deploy(&mut world, "shop/a", manifest, Timestamp(0));
-        let owner = &routes(&world)["web.example.com"].env;
+        deploy(&mut cluster, "shop/a", manifest, Timestamp(0));
+        let owner = &routes(&cluster)["web.example.com"].env;
         assert_eq!(*owner, key("shop/prod"));
     }
 }

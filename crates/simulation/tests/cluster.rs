@@ -17,10 +17,10 @@ use proptest::prelude::*;
 
 use node_core::instance::{Effect, Event, Lifecycle, Timing};
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
-use scheduler::cluster_state::World;
+use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
 use scheduler::fixtures::{
-    database, deploy, exit, key, manifest, name, process, show, worker, world,
+    cluster, database, deploy, exit, key, manifest, name, process, show, worker,
 };
 use scheduler::planner::{Action, Plan, apply, plan};
 use scheduler::reports::record;
@@ -77,7 +77,7 @@ struct SimNode {
 }
 
 struct Sim {
-    world: World,
+    cluster: ClusterState,
     now: Timestamp,
     nodes: BTreeMap<NodeId, SimNode>,
     apps: BTreeMap<ReleaseNumber, App>,
@@ -90,7 +90,7 @@ struct Sim {
 
 impl Sim {
     fn new(nodes: u16) -> Self {
-        let world = world(nodes);
+        let cluster = cluster(nodes);
         let sim_node = |id: &NodeId| {
             let node = SimNode {
                 generation: Generation(0),
@@ -101,8 +101,8 @@ impl Sim {
             (*id, node)
         };
         Self {
-            nodes: world.nodes.keys().map(sim_node).collect(),
-            world,
+            nodes: cluster.nodes.keys().map(sim_node).collect(),
+            cluster,
             now: Timestamp(1_000_000),
             apps: BTreeMap::new(),
             draws: 0,
@@ -112,20 +112,22 @@ impl Sim {
     }
 
     fn deploy(&mut self, processes: &[(&str, manifest::Process)], app: App) {
-        deploy(&mut self.world, ENV, manifest(processes), self.now);
-        let release = self.world.envs[&key(ENV)].rollout.release;
+        deploy(&mut self.cluster, ENV, manifest(processes), self.now);
+        let release = self.cluster.envs[&key(ENV)].rollout.release;
         self.apps.insert(release, app);
     }
 
     fn phase(&self) -> RolloutPhase {
-        self.world.envs[&key(ENV)].rollout.phase
+        self.cluster.envs[&key(ENV)].rollout.phase
     }
 
     fn ready(&self, process: &ProcessName) -> u32 {
         let mine = |i: &&scheduler::cluster_state::Instance| {
-            i.spec.process == *process && !i.leaving && i.report.as_ref().is_some_and(|r| r.ready)
+            i.spec.process == *process
+                && !i.terminating
+                && i.report.as_ref().is_some_and(|r| r.ready)
         };
-        self.world.instances.values().filter(mine).count() as u32
+        self.cluster.instances.values().filter(mine).count() as u32
     }
 
     /// Steps until `done`, at most 20 minutes of the cluster's time.
@@ -136,17 +138,17 @@ impl Sim {
             }
             self.step();
         }
-        panic!("never {what}:\n{}", show(&self.world));
+        panic!("never {what}:\n{}", show(&self.cluster));
     }
 
     /// Steps until nothing changes for a while.
     fn settle(&mut self) {
         let mut quiet = 0;
         for _ in 0..(20 * 60 * 1000 / STEP_MS) {
-            let before = self.world.instances.len();
+            let before = self.cluster.instances.len();
             let actions = self.step();
-            let starting = self.world.instances.values().any(|i| i.leaving);
-            if actions == 0 && before == self.world.instances.len() && !starting {
+            let starting = self.cluster.instances.values().any(|i| i.terminating);
+            if actions == 0 && before == self.cluster.instances.len() && !starting {
                 quiet += 1;
             } else {
                 quiet = 0;
@@ -155,7 +157,7 @@ impl Sim {
                 return;
             }
         }
-        panic!("never quiet:\n{}", show(&self.world));
+        panic!("never quiet:\n{}", show(&self.cluster));
     }
 
     fn step(&mut self) -> usize {
@@ -166,7 +168,7 @@ impl Sim {
         }
         let plan = self.plan();
         for action in &plan.actions {
-            apply(&mut self.world, action);
+            apply(&mut self.cluster, action);
         }
         self.check(&plan);
         let web = name("web");
@@ -182,7 +184,7 @@ impl Sim {
     fn plan(&mut self) -> Plan {
         // Numbers collide now and then, on purpose.
         let draws = &mut self.draws;
-        plan(&self.world, self.now, &mut || {
+        plan(&self.cluster, self.now, &mut || {
             *draws += 1;
             *draws / 3
         })
@@ -193,18 +195,18 @@ impl Sim {
         assert_eq!(
             again.actions,
             [],
-            "planning a planned world changes it: {planned:?}"
+            "planning a planned cluster changes it: {planned:?}"
         );
         let mut addresses = BTreeSet::new();
-        for instance in self.world.instances.values() {
+        for instance in self.cluster.instances.values() {
             assert!(addresses.insert(instance.spec.address), "an address twice");
         }
         // A volume is wanted by one instance, on its node, and has one writer.
         let mut wanted = BTreeSet::new();
-        for instance in self.world.instances.values() {
+        for instance in self.cluster.instances.values() {
             for volume in &instance.spec.volumes {
                 assert!(wanted.insert(volume.id), "volume {} twice", volume.id);
-                assert_eq!(self.world.volumes[&volume.id].node, instance.node);
+                assert_eq!(self.cluster.volumes[&volume.id].node, instance.node);
             }
         }
         let mut written = BTreeSet::new();
@@ -217,10 +219,10 @@ impl Sim {
                 );
             }
         }
-        for route in routes(&self.world).values() {
+        for route in routes(&self.cluster).values() {
             for backend in &route.backends {
-                let instance = &self.world.instances[&backend.instance];
-                assert!(!instance.leaving && instance.report.as_ref().unwrap().ready);
+                let instance = &self.cluster.instances[&backend.instance];
+                assert!(!instance.terminating && instance.report.as_ref().unwrap().ready);
             }
         }
     }
@@ -229,13 +231,13 @@ impl Sim {
         let (now, apps) = (self.now, &self.apps);
         let node = self.nodes.get_mut(&id).unwrap();
         if node.connected {
-            let desired = desired_state(&self.world, id).unwrap();
+            let desired = desired_state(&self.cluster, id).unwrap();
             let seen = |life: &Life| SeenInstance {
                 state: life.lifecycle.state(),
                 stop_asked: life.lifecycle.stop_asked(),
             };
             let seen = Seen {
-                cluster: self.world.settings.id.clone(),
+                cluster: self.cluster.settings.id.clone(),
                 node: id,
                 generation: node.generation,
                 instances: node
@@ -262,19 +264,19 @@ impl Sim {
                     name: "qemu-tcg".to_owned(),
                     reason: "a test".to_owned(),
                 },
-                hardware: self.world.nodes[&id].hardware.clone(),
+                hardware: self.cluster.nodes[&id].hardware.clone(),
                 instances: node.lives.values().map(|life| life.report(now)).collect(),
                 volumes: node.disks.iter().copied().collect(),
                 images: Vec::new(),
             };
-            let recorded = record(&mut self.world, id, &report);
+            let recorded = record(&mut self.cluster, id, &report);
             assert_eq!(
                 recorded.unknown,
                 [],
                 "an instance was forgotten before it was gone"
             );
         }
-        self.world.nodes.get_mut(&id).unwrap().online = node.connected;
+        self.cluster.nodes.get_mut(&id).unwrap().online = node.connected;
     }
 }
 
@@ -314,7 +316,7 @@ impl SimNode {
                 .unwrap()
                 .queue
                 .push(Event::StopAsked),
-            NodeAction::Forget(id) => {
+            NodeAction::Reap(id) => {
                 let life = self.lives.remove(&id).unwrap();
                 assert!(!life.vm, "a VM was forgotten");
             }
@@ -444,8 +446,8 @@ fn good_app() -> impl Strategy<Value = App> {
     ]
 }
 
-fn releases_of(world: &World, env: &EnvKey) -> BTreeSet<ReleaseNumber> {
-    let mine = world
+fn releases_of(cluster: &ClusterState, env: &EnvKey) -> BTreeSet<ReleaseNumber> {
+    let mine = cluster
         .instances
         .values()
         .filter(|i| i.spec.env_key() == *env);
@@ -484,10 +486,10 @@ proptest! {
         } else {
             (RolloutPhase::Reverted, ReleaseNumber(1))
         };
-        prop_assert_eq!(sim.phase(), phase, "{}", show(&sim.world));
+        prop_assert_eq!(sim.phase(), phase, "{}", show(&sim.cluster));
         prop_assert_eq!(sim.ready(&name("web")), count);
         prop_assert_eq!(sim.ready(&name("worker")), workers);
-        prop_assert_eq!(releases_of(&sim.world, &key(ENV)), BTreeSet::from([release]));
+        prop_assert_eq!(releases_of(&sim.cluster, &key(ENV)), BTreeSet::from([release]));
         // What has volumes stops first and starts then.
         let unavailable = unavailable.max(u32::from(volumes));
         let surge = if volumes { 0 } else { surge.max(u32::from(unavailable == 0)) };
@@ -502,10 +504,10 @@ proptest! {
         sim.deploy(&[("web", web(count, 1, 0, false))], app);
         sim.until("failed", |sim| sim.phase() == RolloutPhase::Failed);
         sim.settle();
-        prop_assert_eq!(sim.world.instances.len(), 0);
-        prop_assert!(routes(&sim.world).is_empty());
+        prop_assert_eq!(sim.cluster.instances.len(), 0);
+        prop_assert!(routes(&sim.cluster).is_empty());
         prop_assert!(sim.nodes.values().all(|node| node.lives.is_empty()));
-        let reason = &sim.world.envs[&key(ENV)].rollout.reason;
+        let reason = &sim.cluster.envs[&key(ENV)].rollout.reason;
         prop_assert!(reason.starts_with("instance "), "{reason}");
         prop_assert!(reason.ends_with("last words:\n  hello"), "{reason}");
     }
@@ -516,13 +518,13 @@ proptest! {
     fn the_cluster_comes_to_rest_where_it_was_asked_to(
         nodes in 1_u16..4,
         volumes: bool,
-        deeds in prop::collection::vec(
+        operations in prop::collection::vec(
             (0_u64..60_000, prop_oneof![
-                3 => (good_app(), 0_u32..4, any::<bool>()).prop_map(Deed::deploy),
-                2 => (bad_app(), 0_u32..4, any::<bool>()).prop_map(Deed::deploy),
-                3 => (0_u32..6).prop_map(Deed::Scale),
-                2 => (1_u16..4).prop_map(Deed::Disconnect),
-                2 => Just(Deed::ConnectAll),
+                3 => (good_app(), 0_u32..4, any::<bool>()).prop_map(Operation::deploy),
+                2 => (bad_app(), 0_u32..4, any::<bool>()).prop_map(Operation::deploy),
+                3 => (0_u32..6).prop_map(Operation::Scale),
+                2 => (1_u16..4).prop_map(Operation::Disconnect),
+                2 => Just(Operation::ConnectAll),
             ]),
             1..12,
         ),
@@ -530,17 +532,17 @@ proptest! {
         let mut sim = Sim::new(nodes);
         let first = [("web", web(2, 1, 0, volumes)), ("worker", worker(1))];
         sim.deploy(&first, App::Healthy);
-        for (wait, deed) in deeds {
+        for (wait, operation) in operations {
             let target = sim.now.0 + wait;
             while sim.now.0 < target {
                 sim.step();
             }
-            deed.perform(&mut sim);
+            operation.perform(&mut sim);
         }
-        Deed::ConnectAll.perform(&mut sim);
+        Operation::ConnectAll.perform(&mut sim);
         sim.until("an end", |sim| sim.phase() != RolloutPhase::Rolling);
         sim.settle();
-        let env = &sim.world.envs[&key(ENV)];
+        let env = &sim.cluster.envs[&key(ENV)];
         let release = match (env.rollout.phase, env.rollout.previous) {
             (RolloutPhase::Failed, None) => None,
             (RolloutPhase::Done | RolloutPhase::Reverted, _) => Some(env.rollout.wanted),
@@ -550,24 +552,24 @@ proptest! {
         // A bad release of which no instance was wanted is not found out before it is scaled.
         let good = release.is_some_and(|release| sim.apps[&release].is_good());
         for (process, wanted) in wanted.iter().filter(|_| good) {
-            prop_assert_eq!(sim.ready(process), *wanted, "{}", show(&sim.world));
+            prop_assert_eq!(sim.ready(process), *wanted, "{}", show(&sim.cluster));
         }
         if good || release.is_none() {
             let all: u32 = wanted.values().sum();
-            prop_assert_eq!(sim.world.instances.len(), all as usize, "{}", show(&sim.world));
+            prop_assert_eq!(sim.cluster.instances.len(), all as usize, "{}", show(&sim.cluster));
         }
 
-        sim.world.envs.get_mut(&key(ENV)).unwrap().destroying = true;
-        sim.until("removed", |sim| sim.world.envs.is_empty());
+        sim.cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
+        sim.until("removed", |sim| sim.cluster.envs.is_empty());
         sim.step();
-        prop_assert!(sim.world.instances.is_empty());
+        prop_assert!(sim.cluster.instances.is_empty());
         prop_assert!(sim.nodes.values().all(|node| node.lives.is_empty()));
     }
 }
 
 /// Something an operator does, or that befalls a cluster.
 #[derive(Debug, Clone)]
-enum Deed {
+enum Operation {
     /// An app, how many of it, and whether they have volumes.
     Deploy(App, u32, bool),
     Scale(u32),
@@ -575,7 +577,7 @@ enum Deed {
     ConnectAll,
 }
 
-impl Deed {
+impl Operation {
     fn deploy((app, min, volumes): (App, u32, bool)) -> Self {
         Self::Deploy(app, min, volumes)
     }
@@ -587,7 +589,7 @@ impl Deed {
                 sim.deploy(&[("web", web), ("worker", worker(1))], *app);
             }
             Self::Scale(count) => {
-                let env = sim.world.envs.get_mut(&key(ENV)).unwrap();
+                let env = sim.cluster.envs.get_mut(&key(ENV)).unwrap();
                 env.scale.insert(name("web"), *count);
             }
             Self::Disconnect(number) => {
@@ -610,15 +612,15 @@ fn a_restored_store_stops_nothing() {
     let mut sim = Sim::new(1);
     sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
-    let backup = sim.world.clone();
+    let backup = sim.cluster.clone();
     sim.deploy(&[("web", web(2, 1, 0, false))], App::Healthy);
     // The second release has come to no node yet: the backup knows all there is.
     for _ in 0..3 {
-        sim.world.nodes.get_mut(&NodeId(1)).unwrap().generation.0 += 1;
+        sim.cluster.nodes.get_mut(&NodeId(1)).unwrap().generation.0 += 1;
         let node = sim.nodes.get_mut(&NodeId(1)).unwrap();
-        node.generation = sim.world.nodes[&NodeId(1)].generation;
+        node.generation = sim.cluster.nodes[&NodeId(1)].generation;
     }
-    sim.world = backup;
+    sim.cluster = backup;
     let node = &sim.nodes[&NodeId(1)];
     let running: Vec<_> = node.lives.keys().copied().collect();
     let report = NodeReport {
@@ -628,12 +630,12 @@ fn a_restored_store_stops_nothing() {
             name: "qemu-tcg".to_owned(),
             reason: "a test".to_owned(),
         },
-        hardware: sim.world.nodes[&NodeId(1)].hardware.clone(),
+        hardware: sim.cluster.nodes[&NodeId(1)].hardware.clone(),
         instances: node.lives.values().map(|l| l.report(sim.now)).collect(),
         volumes: Vec::new(),
         images: Vec::new(),
     };
-    let recorded = record(&mut sim.world, NodeId(1), &report);
+    let recorded = record(&mut sim.cluster, NodeId(1), &report);
     assert_eq!(
         recorded.raised_to,
         Some(Generation(report.generation.0 + 1))
@@ -657,10 +659,10 @@ fn without_auto_revert_nothing_gives_way() {
     sim.settle();
     assert_eq!(sim.fewest_ready, 3);
     assert_eq!(
-        releases_of(&sim.world, &key(ENV)),
+        releases_of(&sim.cluster, &key(ENV)),
         BTreeSet::from([ReleaseNumber(1)])
     );
-    let scaled = sim.world.envs.get_mut(&key(ENV)).unwrap();
+    let scaled = sim.cluster.envs.get_mut(&key(ENV)).unwrap();
     scaled.scale.insert(name("web"), 5);
     sim.until("scaled", |sim| sim.ready(&name("web")) == 5);
 }
@@ -682,7 +684,7 @@ fn a_dropped_process_leaves_last() {
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
     assert_eq!(sim.ready(&name("worker")), 0);
     sim.settle();
-    assert_eq!(sim.world.instances.len(), 2);
+    assert_eq!(sim.cluster.instances.len(), 2);
 }
 
 /// An offline node fails no release: it is waited for.
@@ -725,7 +727,7 @@ fn volumes_outlive_everything_but_their_deletion() {
     sim.deploy(&databases, App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
     sim.settle();
-    let made = sim.world.volumes.clone();
+    let made = sim.cluster.volumes.clone();
     assert_eq!(made.len(), 3);
     assert!(made.values().all(|volume| volume.made));
     let nodes: BTreeSet<_> = made.values().map(|volume| volume.node).collect();
@@ -734,31 +736,31 @@ fn volumes_outlive_everything_but_their_deletion() {
     sim.deploy(&databases, App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
     let scale = |sim: &mut Sim, count| {
-        let env = sim.world.envs.get_mut(&key(ENV)).unwrap();
+        let env = sim.cluster.envs.get_mut(&key(ENV)).unwrap();
         env.scale.insert(name("web"), count);
         sim.until("scaled", |sim| sim.ready(&name("web")) == count);
         sim.settle();
     };
     scale(&mut sim, 1);
     scale(&mut sim, 3);
-    sim.world.envs.get_mut(&key(ENV)).unwrap().destroying = true;
-    sim.until("removed", |sim| sim.world.envs.is_empty());
+    sim.cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
+    sim.until("removed", |sim| sim.cluster.envs.is_empty());
     sim.settle();
-    assert_eq!(sim.world.volumes, made);
+    assert_eq!(sim.cluster.volumes, made);
 
     sim.deploy(&databases, App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
-    assert_eq!(sim.world.volumes, made);
+    assert_eq!(sim.cluster.volumes, made);
     scale(&mut sim, 2);
     let (id, node) = made
         .iter()
         .find(|(_, volume)| volume.key.ordinal == 2)
         .map(|(id, volume)| (*id, volume.node))
         .unwrap();
-    assert!(sim.world.user_of(id).is_none());
-    sim.world.volumes.get_mut(&id).unwrap().deleting = true;
-    sim.world.nodes.get_mut(&node).unwrap().generation.0 += 1;
-    sim.until("deleted", |sim| sim.world.volumes.len() == 2);
+    assert!(sim.cluster.user_of(id).is_none());
+    sim.cluster.volumes.get_mut(&id).unwrap().deleting = true;
+    sim.cluster.nodes.get_mut(&node).unwrap().generation.0 += 1;
+    sim.until("deleted", |sim| sim.cluster.volumes.len() == 2);
     assert!(sim.nodes.values().all(|node| !node.disks.contains(&id)));
 }
 
@@ -769,7 +771,7 @@ fn a_volume_waits_for_its_node() {
     let databases = [("web", web(1, 1, 0, true))];
     sim.deploy(&databases, App::Healthy);
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
-    let node = sim.world.volumes.values().next().unwrap().node;
+    let node = sim.cluster.volumes.values().next().unwrap().node;
     sim.nodes.get_mut(&node).unwrap().connected = false;
     sim.deploy(&databases, App::Healthy);
     for _ in 0..(2 * rollout::READY_DEADLINE_MS / STEP_MS) {

@@ -1,4 +1,4 @@
-//! Changes: decided on the world as it is in the transaction, written in the same one.
+//! Changes: decided on the cluster state as it is in the transaction, written in the same one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,7 +62,7 @@ pub enum Change {
 }
 
 impl Store {
-    /// Looks at the world, decides, and writes what was decided, all in one transaction. When
+    /// Looks at the cluster state, decides, and writes what was decided, all in one transaction. When
     /// `decide` returns no change or refuses, nothing is written.
     ///
     /// Generations of the nodes whose desired state changes grow with it.
@@ -145,7 +145,7 @@ async fn write(
             one_row(&done, "an env", key)
         }
         Change::DeleteSecrets { key, name } => secrets::delete(db, key, Some(name)).await,
-        Change::DeleteVolume { id } => volumes::delete(db, *id, touched).await,
+        Change::DeleteVolume { id } => volumes::mark_deleting(db, *id, touched).await,
         Change::Destroy { key } => {
             let done = sqlx::query("UPDATE envs SET destroying = 1 WHERE app = ? AND env = ?")
                 .bind(key.app.as_str())
@@ -165,7 +165,7 @@ async fn perform(
 ) -> Result<(), StoreError> {
     match action {
         Action::MakeVolume(planned) => volumes::make(db, planned).await?,
-        Action::ForgetVolume { id } => volumes::forget(db, *id, touched).await?,
+        Action::DeleteVolume { id } => volumes::delete(db, *id, touched).await?,
         Action::Create(placed) => {
             let spec = &placed.spec;
             sqlx::query(
@@ -183,10 +183,10 @@ async fn perform(
             .map_err(StoreError::query("write an instance"))?;
             touched.insert(placed.node);
         }
-        Action::Leave { id, reason } => {
+        Action::Terminate { id, reason } => {
             let node: Option<i64> = sqlx::query_scalar(
-                "UPDATE instances SET leaving = 1, leave_reason = ? \
-                 WHERE id = ? AND leaving = 0 RETURNING node",
+                "UPDATE instances SET terminating = 1, leave_reason = ? \
+                 WHERE id = ? AND terminating = 0 RETURNING node",
             )
             .bind(reason)
             .bind(i64::from(id.0))
@@ -197,13 +197,13 @@ async fn perform(
                 touched.insert(NodeId(number("a node's number", node)?));
             }
         }
-        Action::Forget { id } => {
+        Action::Delete { id } => {
             let node: Option<i64> =
                 sqlx::query_scalar("DELETE FROM instances WHERE id = ? RETURNING node")
                     .bind(i64::from(id.0))
                     .fetch_optional(db)
                     .await
-                    .map_err(StoreError::query("forget an instance"))?;
+                    .map_err(StoreError::query("delete an instance"))?;
             if let Some(node) = node {
                 touched.insert(NodeId(number("a node's number", node)?));
             }

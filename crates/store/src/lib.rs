@@ -3,7 +3,7 @@
 //! Every change is one transaction, begun with `BEGIN IMMEDIATE` on the one writing connection and
 //! committed with `synchronous=FULL`: what a caller was told is done survives `kill -9` and a loss
 //! of power, and half a change does not exist. Decisions are not made here. [`Store::update`]
-//! loads the [`scheduler::cluster_state::World`] inside the transaction, hands it to a pure function, and
+//! loads the [`scheduler::cluster_state::ClusterState`] inside the transaction, hands it to a pure function, and
 //! writes the [`Change`]s it returns, so that nothing can come between the look and the act.
 //!
 //! A node's generation grows in the same transaction in which its desired state changes, and only

@@ -1,10 +1,10 @@
-//! Reading the world.
+//! Reading the cluster state.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::{DriverChoice, EgressState};
 use model::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
-use scheduler::cluster_state::{Env, Instance, Node, World};
+use scheduler::cluster_state::{ClusterState, Env, Instance, Node};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
@@ -13,11 +13,11 @@ use crate::secrets::newest_versions;
 use crate::volumes::load_volumes;
 use crate::{Store, StoreError};
 
-/// The world at one moment, with what is not the planner's business.
+/// The cluster state at one moment, with what is not the planner's business.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     /// What the planner looks at.
-    pub world: World,
+    pub cluster: ClusterState,
     /// More about each node.
     pub nodes: BTreeMap<NodeId, NodeDetail>,
     /// The newest version of each secret bundle of each env, those of envs that are not there yet too.
@@ -31,14 +31,14 @@ pub struct Snapshot {
 pub struct NodeDetail {
     /// The VMM driver it uses; absent until it reported.
     pub driver: Option<DriverChoice>,
-    /// Whether its instances reach the world outside of the cluster; absent until it reported.
+    /// Whether its instances reach networks outside of the cluster; absent until it reported.
     pub egress: Option<EgressState>,
     /// When it last reported, to within [`crate::SEEN_GRANULARITY_MS`].
     pub seen_at: Option<Timestamp>,
 }
 
 impl Store {
-    /// The world as it is now. `online` are the nodes that reported lately, which only their
+    /// The cluster state as it is now. `online` are the nodes that reported lately, which only their
     /// listener knows.
     pub async fn snapshot(&self, online: &BTreeSet<NodeId>) -> Result<Snapshot, StoreError> {
         let mut transaction = self
@@ -65,16 +65,16 @@ pub(crate) async fn load(
         .await
         .map_err(StoreError::query("read the cluster's settings"))?
         .ok_or(StoreError::NoCluster)?;
-    let (world_nodes, nodes) = load_nodes(&mut *db, online).await?;
-    let world = World {
+    let (cluster_nodes, nodes) = load_nodes(&mut *db, online).await?;
+    let cluster = ClusterState {
         settings: from_json("the cluster's settings", row.get(0))?,
-        nodes: world_nodes,
+        nodes: cluster_nodes,
         envs: load_envs(&mut *db).await?,
         instances: load_instances(&mut *db).await?,
         volumes: load_volumes(&mut *db).await?,
     };
     Ok(Snapshot {
-        world,
+        cluster,
         nodes,
         secrets: newest_versions(&mut *db).await?,
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
@@ -162,9 +162,9 @@ async fn load_envs(db: &mut SqliteConnection) -> Result<BTreeMap<EnvKey, Env>, S
     Ok(envs)
 }
 
-const INSTANCES: &str = "SELECT id, node, spec_json, leaving, created_at, report_json, \
+const INSTANCES: &str = "SELECT id, node, spec_json, terminating, created_at, report_json, \
      was_ready, stop_acknowledged FROM instances";
-const INSTANCES_OF_NODE: &str = "SELECT id, node, spec_json, leaving, created_at, report_json, \
+const INSTANCES_OF_NODE: &str = "SELECT id, node, spec_json, terminating, created_at, report_json, \
      was_ready, stop_acknowledged FROM instances WHERE node = ?";
 
 async fn load_instances(
@@ -196,7 +196,7 @@ fn instances(rows: &[SqliteRow]) -> Result<BTreeMap<InstanceId, Instance>, Store
             let instance = Instance {
                 node: NodeId(number("a node's number", row.get(1))?),
                 spec: from_json("an instance's spec", row.get(2))?,
-                leaving: row.get(3),
+                terminating: row.get(3),
                 created_at: Timestamp(number("a time", row.get(4))?),
                 report,
                 was_ready: row.get(6),

@@ -66,7 +66,7 @@ impl Store {
             .bind(registry)
             .execute(&self.writer)
             .await
-            .map_err(StoreError::query("forget a registry login"))?;
+            .map_err(StoreError::query("delete a registry login"))?;
         Ok(done.rows_affected() > 0)
     }
 }

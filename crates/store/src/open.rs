@@ -1,4 +1,4 @@
-//! Opening the store, and the cluster's birth.
+//! Opening the store, and the cluster's bootstrap.
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -41,7 +41,7 @@ pub struct Store {
     pub(crate) reader: SqlitePool,
 }
 
-/// What was made at the cluster's birth.
+/// What was made at the cluster's bootstrap.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClusterRecord {
     /// Its settings.
@@ -118,7 +118,7 @@ impl Store {
         self.writer.close().await;
     }
 
-    /// What was made at the cluster's birth, if it was born.
+    /// What was made at the cluster's bootstrap, if it was born.
     pub async fn cluster(&self) -> Result<Option<ClusterRecord>, StoreError> {
         let row = sqlx::query("SELECT settings_json, ca_cert_pem, ca_key_pem FROM cluster")
             .fetch_optional(&self.reader)
@@ -132,9 +132,13 @@ impl Store {
         }))
     }
 
-    /// Writes the cluster's birth. Does nothing when there is a cluster already; ask
+    /// Writes the cluster's bootstrap. Does nothing when there is a cluster already; ask
     /// [`Self::cluster`] afterwards.
-    pub async fn found(&self, record: &ClusterRecord, now: Timestamp) -> Result<(), StoreError> {
+    pub async fn create_cluster(
+        &self,
+        record: &ClusterRecord,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
         sqlx::query(
             "INSERT INTO cluster (one, settings_json, ca_cert_pem, ca_key_pem, created_at) \
              VALUES (1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",

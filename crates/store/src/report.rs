@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api::node::{EgressState, NodeReport};
 use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
-use scheduler::cluster_state::{Node, World};
+use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::reports::{Recorded, record};
 use sqlx::{Row as _, SqliteConnection};
 
@@ -62,7 +62,7 @@ impl Store {
 /// A report held against what is stored.
 struct Taken {
     recorded: Recorded,
-    world: World,
+    cluster: ClusterState,
     /// The driver, the hardware or the egress is another.
     machine_changed: bool,
     seen_long_ago: bool,
@@ -114,8 +114,8 @@ async fn take(
     let machine_changed = hardware != report.hardware
         || driver.as_ref() != Some(&report.driver)
         || egress != report.egress;
-    // The world as far as this report goes: the one node and its instances.
-    let mut world = World {
+    // The cluster state as far as this report goes: the one node and its instances.
+    let mut cluster = ClusterState {
         settings: from_json("the cluster's settings", row.get(6))?,
         nodes: BTreeMap::from([(
             node,
@@ -131,10 +131,10 @@ async fn take(
         instances: load_instances_of(&mut *db, node).await?,
         volumes: load_volumes_of(db, node).await?,
     };
-    let recorded = record(&mut world, node, report);
+    let recorded = record(&mut cluster, node, report);
     Ok(Some(Taken {
         recorded,
-        world,
+        cluster,
         machine_changed,
         seen_long_ago: seen_at.is_none_or(|at| now.0.abs_diff(at) >= SEEN_GRANULARITY_MS),
     }))
@@ -170,7 +170,7 @@ async fn write(
             .map_err(StoreError::query(operation))?;
     }
     for id in &taken.recorded.changed {
-        let Some(instance) = taken.world.instances.get(id) else {
+        let Some(instance) = taken.cluster.instances.get(id) else {
             continue;
         };
         let report = instance
@@ -190,7 +190,7 @@ async fn write(
         .map_err(StoreError::query(operation))?;
     }
     for id in &taken.recorded.changed_volumes {
-        if let Some(volume) = taken.world.volumes.get(id) {
+        if let Some(volume) = taken.cluster.volumes.get(id) {
             volumes::reported(&mut *db, *id, volume).await?;
         }
     }

@@ -83,7 +83,7 @@ pub(crate) async fn make(
     Ok(())
 }
 
-pub(crate) async fn forget(
+pub(crate) async fn delete(
     db: &mut SqliteConnection,
     id: VolumeId,
     touched: &mut BTreeSet<NodeId>,
@@ -92,14 +92,14 @@ pub(crate) async fn forget(
         .bind(i64::from(id.0))
         .fetch_optional(db)
         .await
-        .map_err(StoreError::query("forget a volume"))?;
+        .map_err(StoreError::query("delete a volume"))?;
     if let Some(node) = node {
         touched.insert(NodeId(number("a node's number", node)?));
     }
     Ok(())
 }
 
-pub(crate) async fn delete(
+pub(crate) async fn mark_deleting(
     db: &mut SqliteConnection,
     id: VolumeId,
     touched: &mut BTreeSet<NodeId>,

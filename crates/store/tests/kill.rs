@@ -95,11 +95,14 @@ fn acknowledged_writes_survive_a_kill() {
                 (acknowledged..=acknowledged + 1).contains(&written),
                 "{acknowledged} acknowledged, {written} there"
             );
-            let world = snapshot.world;
-            assert_eq!(world.envs.len(), written as usize);
-            assert_eq!(world.instances.len(), written as usize);
-            assert_eq!(world.nodes[&NodeId(1)].generation.0, u64::from(written) + 1);
-            assert!(world.envs.values().all(|env| env.releases.len() == 1));
+            let cluster = snapshot.cluster;
+            assert_eq!(cluster.envs.len(), written as usize);
+            assert_eq!(cluster.instances.len(), written as usize);
+            assert_eq!(
+                cluster.nodes[&NodeId(1)].generation.0,
+                u64::from(written) + 1
+            );
+            assert!(cluster.envs.values().all(|env| env.releases.len() == 1));
             acknowledged = written;
             store.close().await;
         });

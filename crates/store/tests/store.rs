@@ -24,7 +24,7 @@ const LATER: Timestamp = Timestamp(NOW.0 + 60_000);
 
 async fn generation(store: &Store, node: NodeId) -> u64 {
     let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-    snapshot.world.nodes[&node].generation.0
+    snapshot.cluster.nodes[&node].generation.0
 }
 
 #[tokio::test]
@@ -63,12 +63,12 @@ async fn what_was_written_is_read() {
     let store = open(folder.path()).await;
     let after = store.snapshot(&BTreeSet::from([node])).await.unwrap();
     assert_eq!(before, after);
-    let env = &after.world.envs[&env_key("shop")];
+    let env = &after.cluster.envs[&env_key("shop")];
     assert_eq!(env.releases.len(), 2);
     assert_eq!(env.rollout.release, ReleaseNumber(2));
     assert_eq!(env.scale.len(), 1);
     assert!(env.destroying);
-    assert!(after.world.nodes[&node].online);
+    assert!(after.cluster.nodes[&node].online);
     assert_eq!(after.last_network, EnvNetwork(1));
     assert_eq!(store.cluster().await.unwrap().unwrap().settings, settings());
     let mode = std::fs::metadata(folder.path().join("platform.db"))
@@ -100,15 +100,15 @@ async fn only_the_nodes_concerned_get_a_new_generation() {
     )
     .await;
     assert_eq!(at().await, (2, 1), "once for a transaction");
-    let leave = Change::Planned(Action::Leave {
+    let leave = Change::Planned(Action::Terminate {
         id,
         reason: "scaled down".to_owned(),
     });
     write(&store, vec![leave.clone()]).await;
     assert_eq!(at().await, (3, 1));
     write(&store, vec![leave]).await;
-    assert_eq!(at().await, (3, 1), "it was leaving already");
-    write(&store, vec![Change::Planned(Action::Forget { id })]).await;
+    assert_eq!(at().await, (3, 1), "it was terminating already");
+    write(&store, vec![Change::Planned(Action::Delete { id })]).await;
     assert_eq!(at().await, (4, 1));
 }
 
@@ -166,7 +166,7 @@ async fn of_64_uses_of_a_token_at_once_one_succeeds() {
     }
     assert_eq!((enrolled, refused), (1, 63));
     let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-    assert_eq!(snapshot.world.nodes.len(), 1);
+    assert_eq!(snapshot.cluster.nodes.len(), 1);
 }
 
 #[tokio::test]
@@ -262,7 +262,7 @@ async fn a_report_is_written_when_it_says_something_new() {
     assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(true));
     assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(false));
     let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-    let instance = &snapshot.world.instances[&id];
+    let instance = &snapshot.cluster.instances[&id];
     assert_eq!(instance.report, Some(running(id)));
     assert!(instance.was_ready && !instance.stop_acknowledged);
     let detail = &snapshot.nodes[&node];
@@ -292,7 +292,7 @@ async fn a_stop_is_acknowledged_by_a_report_that_took_it_up() {
         env: env("shop", 1),
     };
     write(&store, vec![added, placed("shop", 1, id, node)]).await;
-    let leave = Change::Planned(Action::Leave {
+    let leave = Change::Planned(Action::Terminate {
         id,
         reason: "destroyed".to_owned(),
     });
@@ -304,7 +304,7 @@ async fn a_stop_is_acknowledged_by_a_report_that_took_it_up() {
         let report = report(Generation(generation), vec![stopped]);
         store.report(node, &report, NOW).await.unwrap();
         let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-        snapshot.world.instances[&id].stop_acknowledged
+        snapshot.cluster.instances[&id].stop_acknowledged
     };
     assert!(!acknowledged(2).await, "an older generation");
     assert!(acknowledged(3).await);
@@ -350,7 +350,7 @@ async fn a_cluster_is_born_once() {
     let store = open(folder.path()).await;
     let mut other = store.cluster().await.unwrap().unwrap();
     other.settings.id = "c2".to_owned();
-    store.found(&other, NOW).await.unwrap();
+    store.create_cluster(&other, NOW).await.unwrap();
     assert_eq!(store.cluster().await.unwrap().unwrap().settings.id, "c1");
 }
 
@@ -414,8 +414,8 @@ async fn a_volume_outlives_its_env_and_goes_when_its_node_says_so() {
 
     let store = open(folder.path()).await;
     let volume = async || {
-        let world = store.snapshot(&BTreeSet::new()).await.unwrap().world;
-        world.volumes.get(&id).cloned()
+        let cluster = store.snapshot(&BTreeSet::new()).await.unwrap().cluster;
+        cluster.volumes.get(&id).cloned()
     };
     let known = volume().await.unwrap();
     assert_eq!((&known.key, known.node), (&planned.key, node));
@@ -446,8 +446,8 @@ async fn a_volume_outlives_its_env_and_goes_when_its_node_says_so() {
     said.generation = Generation(2);
     store.report(node, &said, NOW).await.unwrap();
     assert!(volume().await.unwrap().deletion_acknowledged);
-    let forget = Change::Planned(Action::ForgetVolume { id });
-    write(&store, vec![forget]).await;
+    let delete = Change::Planned(Action::DeleteVolume { id });
+    write(&store, vec![delete]).await;
     assert_eq!(volume().await, None);
     assert_eq!(generation(&store, node).await, 3);
 }

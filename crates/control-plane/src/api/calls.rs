@@ -171,8 +171,8 @@ pub(crate) async fn stats(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
-    let world = app.snapshot().await?.world;
-    let mut rows: BTreeMap<InstanceId, StatsRow> = world
+    let cluster = app.snapshot().await?.cluster;
+    let mut rows: BTreeMap<InstanceId, StatsRow> = cluster
         .instances
         .values()
         .filter(|instance| filter.keeps(&instance.spec.env_key()))
@@ -229,8 +229,8 @@ pub(crate) async fn stats(
 }
 
 async fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
-    let world = app.snapshot().await?.world;
-    match world.instances.get(&instance) {
+    let cluster = app.snapshot().await?.cluster;
+    match cluster.instances.get(&instance) {
         Some(found) => Ok(found.node),
         None => Err(ApiFailure::not_found(
             "instance_not_found",

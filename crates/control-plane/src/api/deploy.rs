@@ -86,7 +86,7 @@ pub(crate) async fn redeploy(
     InEnv(key): InEnv,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let wanted = |snapshot: &Snapshot| {
-        let env = snapshot.world.envs.get(&key);
+        let env = snapshot.cluster.envs.get(&key);
         let env = env.ok_or_else(|| no_such_env(&key))?;
         let release = env.releases.get(&env.rollout.wanted).cloned();
         release.ok_or_else(|| no_such_env(&key))
@@ -143,8 +143,8 @@ fn check_against(
     key: &EnvKey,
     manifest: &Manifest,
 ) -> Result<BTreeMap<String, u32>, ApiFailure> {
-    let world = &snapshot.world;
-    if world.envs.get(key).is_some_and(|env| env.destroying) {
+    let cluster = &snapshot.cluster;
+    if cluster.envs.get(key).is_some_and(|env| env.destroying) {
         return Err(is_destroyed(key));
     }
     let nothing = BTreeMap::new();
@@ -159,13 +159,13 @@ fn check_against(
             key.app, key.env
         ))
     })?;
-    scheduler::release::check_volumes(world, key, manifest).map_err(|refusal| {
+    scheduler::release::check_volumes(cluster, key, manifest).map_err(|refusal| {
         ApiFailure::conflict("volume_size", refusal.to_string()).hint(
             "keep the size; on its node a volume takes only what was written to it, so a new one can \
              be large from the start",
         )
     })?;
-    let taken = taken_hosts(world, key, manifest);
+    let taken = taken_hosts(cluster, key, manifest);
     if taken.is_empty() {
         return Ok(secrets);
     }
@@ -189,7 +189,7 @@ fn add_release(
     release: Release,
 ) -> Result<(Vec<Change>, ReleaseNumber), ApiFailure> {
     let now = release.created_at;
-    let (change, number) = if let Some(env) = snapshot.world.envs.get(key) {
+    let (change, number) = if let Some(env) = snapshot.cluster.envs.get(key) {
         let last = env.releases.keys().next_back().map_or(0, |last| last.0);
         let number = ReleaseNumber(last + 1);
         let change = Change::AddRelease {
@@ -225,8 +225,8 @@ async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFai
     let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
         ApiFailure::refused("image_reference_invalid", chain(&e))
     })?;
-    let world = app.snapshot().await?.world;
-    let mut archs: BTreeSet<_> = world
+    let cluster = app.snapshot().await?.cluster;
+    let mut archs: BTreeSet<_> = cluster
         .nodes
         .values()
         .map(|node| node.hardware.arch.as_str())

@@ -44,7 +44,7 @@ pub(crate) async fn instances(
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
     let snapshot = app.snapshot().await?;
-    Ok(Json(rows::instance_rows(&snapshot.world, |instance| {
+    Ok(Json(rows::instance_rows(&snapshot.cluster, |instance| {
         filter.keeps(&instance.spec.env_key())
     })))
 }
@@ -54,10 +54,10 @@ pub(crate) async fn envs(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<EnvRow>>, ApiFailure> {
-    let world = app.snapshot().await?.world;
-    let rows = world.envs.iter();
+    let cluster = app.snapshot().await?.cluster;
+    let rows = cluster.envs.iter();
     Ok(Json(
-        rows.map(|(key, env)| rows::env_row(&world, key, env))
+        rows.map(|(key, env)| rows::env_row(&cluster, key, env))
             .collect(),
     ))
 }
@@ -73,7 +73,7 @@ pub(crate) async fn scale(
         .store
         .update(&app.online(), |snapshot| {
             let mut env = snapshot
-                .world
+                .cluster
                 .envs
                 .get(&key)
                 .ok_or_else(|| no_such_env(&key))?
@@ -88,7 +88,7 @@ pub(crate) async fn scale(
                 key: key.clone(),
                 scale: env.scale.clone(),
             };
-            let row = rows::env_row(&snapshot.world, &key, &env);
+            let row = rows::env_row(&snapshot.cluster, &key, &env);
             Ok((vec![change], row))
         })
         .await?;
@@ -105,8 +105,8 @@ pub(crate) async fn destroy(
 ) -> Result<StatusCode, ApiFailure> {
     app.store
         .update(&app.online(), |snapshot| {
-            let world = &snapshot.world;
-            let env = world.envs.get(&key).ok_or_else(|| no_such_env(&key))?;
+            let cluster = &snapshot.cluster;
+            let env = cluster.envs.get(&key).ok_or_else(|| no_such_env(&key))?;
             let change = (!env.destroying).then(|| Change::Destroy { key: key.clone() });
             Ok::<_, ApiFailure>((change.into_iter().collect(), ()))
         })
@@ -141,8 +141,8 @@ pub(crate) async fn rollout(
     }
     let changed = app
         .wait_for(granted(poll.wait_ms), |published| {
-            let world = &published.snapshot.world;
-            match rows::rollout_status(world, &published.findings, &key, release) {
+            let cluster = &published.snapshot.cluster;
+            match rows::rollout_status(cluster, &published.findings, &key, release) {
                 Some(status) => (status.revision != now.revision).then_some(Some(status)),
                 None => Some(None),
             }
@@ -163,8 +163,8 @@ async fn status_in_store(
 ) -> Result<RolloutStatus, ApiFailure> {
     let snapshot = app.snapshot().await?;
     let findings = app.published.borrow().findings.clone();
-    rows::rollout_status(&snapshot.world, &findings, key, release).ok_or_else(|| {
-        match (snapshot.world.envs.contains_key(key), release) {
+    rows::rollout_status(&snapshot.cluster, &findings, key, release).ok_or_else(|| {
+        match (snapshot.cluster.envs.contains_key(key), release) {
             (true, Some(release)) => ApiFailure::not_found(
                 "release_not_found",
                 format!("{key} has no release {release}"),

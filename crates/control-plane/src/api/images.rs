@@ -16,7 +16,7 @@ pub(crate) async fn images(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
-    let world = app.snapshot().await?.world;
+    let cluster = app.snapshot().await?.cluster;
     let online = app.online();
     let caches = {
         let caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -24,7 +24,7 @@ pub(crate) async fn images(
     };
     let caches = caches.into_iter().filter(|(node, _)| online.contains(node));
     let rows = caches.flat_map(|(node, images)| {
-        let name = world.nodes.get(&node).map(|node| node.name.clone());
+        let name = cluster.nodes.get(&node).map(|node| node.name.clone());
         let node_name = name.unwrap_or_else(|| node.to_string());
         images.into_iter().map(move |cached| ImageRow {
             node,

@@ -14,7 +14,7 @@ use guest_protocol::Stream;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
-use scheduler::cluster_state::World;
+use scheduler::cluster_state::ClusterState;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -46,12 +46,12 @@ pub(crate) async fn to_user(
                 format!("{MAX_LOG_READERS} users read logs already"),
             )
         })?;
-    let world = app.snapshot().await?.world;
-    if !world.envs.contains_key(&key) {
+    let cluster = app.snapshot().await?.cluster;
+    if !cluster.envs.contains_key(&key) {
         return Err(no_such_env(&key));
     }
     if let Some(id) = query.instance
-        && wanted(&world, &key, &query).is_empty()
+        && wanted(&cluster, &key, &query).is_empty()
     {
         return Err(ApiFailure::not_found(
             "instance_not_found",
@@ -61,7 +61,7 @@ pub(crate) async fn to_user(
     }
     let (lines, receiver) = mpsc::channel(STREAM_BUFFER_PIECES);
     let reader = Reader::new(app, key, query, lines);
-    tokio::spawn(reader.run(world, slot));
+    tokio::spawn(reader.run(cluster, slot));
     let body = HttpBody::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>));
     let headers = [
         (CONTENT_TYPE, "application/x-ndjson"),
@@ -73,8 +73,8 @@ pub(crate) async fn to_user(
 type Instances = BTreeMap<InstanceId, (NodeId, ProcessName)>;
 
 /// The instances whose lines are wanted.
-fn wanted(world: &World, key: &EnvKey, query: &LogsQuery) -> Instances {
-    world
+fn wanted(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Instances {
+    cluster
         .instances
         .iter()
         .filter(|(id, instance)| {
@@ -127,10 +127,10 @@ impl Reader {
 
     /// Asks the nodes until all was said. With `follow` that is when the reader leaves or the env is
     /// gone: instances that come later are asked for, too, and streams that broke again.
-    async fn run(mut self, world: World, _slot: OwnedSemaphorePermit) {
+    async fn run(mut self, cluster: ClusterState, _slot: OwnedSemaphorePermit) {
         let app = App::clone(&self.app);
         let mut published = app.published.subscribe();
-        self.ask_for_missing(&world).await;
+        self.ask_for_missing(&cluster).await;
         let mut resume = tokio::time::interval(STREAM_RESUME_PAUSE);
         let mut sign_of_life = tokio::time::interval(STREAM_SIGN_OF_LIFE);
         while self.query.follow || self.progress.values().any(|p| p.streaming) {
@@ -144,18 +144,18 @@ impl Reader {
                 }
                 _ = resume.tick(), if self.query.follow => {
                     let current = Arc::clone(&published.borrow_and_update());
-                    self.ask_for_missing(&current.snapshot.world).await;
+                    self.ask_for_missing(&current.snapshot.cluster).await;
                 }
                 Ok(()) = published.changed(), if self.query.follow => {
                     let current = Arc::clone(&published.borrow_and_update());
-                    let world = &current.snapshot.world;
-                    if !world.envs.contains_key(&self.key) {
+                    let cluster = &current.snapshot.cluster;
+                    if !cluster.envs.contains_key(&self.key) {
                         return;
                     }
                     // Those that are new; what broke waits for its pause.
                     let known = |id: &InstanceId| self.progress.contains_key(id);
-                    if wanted(world, &self.key, &self.query).keys().any(|id| !known(id)) {
-                        self.ask_for_missing(world).await;
+                    if wanted(cluster, &self.key, &self.query).keys().any(|id| !known(id)) {
+                        self.ask_for_missing(cluster).await;
                     }
                 }
             }
@@ -164,7 +164,7 @@ impl Reader {
 
     async fn take_note(&mut self, end: Ended) {
         let mut unheard = BTreeMap::new();
-        let world = Arc::clone(&self.app.published.borrow());
+        let cluster = Arc::clone(&self.app.published.borrow());
         for id in &end.instances {
             let progress = self.progress.entry(*id).or_default();
             progress.streaming = false;
@@ -172,7 +172,7 @@ impl Reader {
             let told = std::mem::replace(&mut progress.told, !end.opened);
             if !end.opened
                 && !told
-                && let Some(instance) = world.snapshot.world.instances.get(id)
+                && let Some(instance) = cluster.snapshot.cluster.instances.get(id)
             {
                 unheard.insert(*id, instance.spec.process.clone());
             }
@@ -182,9 +182,9 @@ impl Reader {
     }
 
     /// Asks for every wanted instance that no stream is there for.
-    async fn ask_for_missing(&mut self, world: &World) {
+    async fn ask_for_missing(&mut self, cluster: &ClusterState) {
         let mut by_node: BTreeMap<NodeId, BTreeMap<InstanceId, ProcessName>> = BTreeMap::new();
-        for (id, (node, process)) in wanted(world, &self.key, &self.query) {
+        for (id, (node, process)) in wanted(cluster, &self.key, &self.query) {
             if !self.progress.entry(id).or_default().streaming {
                 by_node.entry(node).or_default().insert(id, process);
             }

@@ -29,9 +29,9 @@ pub(crate) async fn desired(
 ) -> Result<Response, ApiFailure> {
     let newer = app
         .wait_for(granted(poll.wait_ms), |published| {
-            let world = &published.snapshot.world;
-            let generation = world.nodes.get(&node)?.generation;
-            (generation.0 > poll.after).then(|| desired_state(world, node))?
+            let cluster = &published.snapshot.cluster;
+            let generation = cluster.nodes.get(&node)?.generation;
+            (generation.0 > poll.after).then(|| desired_state(cluster, node))?
         })
         .await?;
     Ok(match newer {

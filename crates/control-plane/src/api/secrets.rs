@@ -60,7 +60,7 @@ pub(crate) async fn set(
     let (key, name) = path.parts();
     let snapshot = app.snapshot().await?;
     if snapshot
-        .world
+        .cluster
         .envs
         .get(&key)
         .is_some_and(|env| env.destroying)
@@ -123,8 +123,8 @@ pub(crate) async fn for_node(
     NodeCaller(node): NodeCaller,
     Params(of): Params<OfInstance>,
 ) -> Result<Json<Vec<SecretBundle>>, ApiFailure> {
-    let world = app.snapshot().await?.world;
-    let instance = world.instances.get(&of.instance);
+    let cluster = app.snapshot().await?.cluster;
+    let instance = cluster.instances.get(&of.instance);
     let Some(instance) = instance.filter(|instance| instance.node == node) else {
         return Err(ApiFailure::not_found(
             "instance_not_found",
@@ -141,7 +141,7 @@ pub(crate) async fn for_node(
 
 /// The versions that the wanted release has.
 fn live_versions(snapshot: &Snapshot, key: &EnvKey) -> BTreeMap<String, u32> {
-    let env = snapshot.world.envs.get(key);
+    let env = snapshot.cluster.envs.get(key);
     let release = env.and_then(|env| env.releases.get(&env.rollout.wanted));
     release
         .map(|release| release.secrets.clone())
@@ -150,7 +150,7 @@ fn live_versions(snapshot: &Snapshot, key: &EnvKey) -> BTreeMap<String, u32> {
 
 /// A release that runs or may be gone back to, and has the bundle.
 fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<model::ReleaseNumber> {
-    let env = snapshot.world.envs.get(key)?;
+    let env = snapshot.cluster.envs.get(key)?;
     let rollout = &env.rollout;
     let mut in_use: Vec<_> = [
         Some(rollout.wanted),
@@ -160,7 +160,7 @@ fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<model::Rel
     .into_iter()
     .flatten()
     .collect();
-    let instances = snapshot.world.instances.values();
+    let instances = snapshot.cluster.instances.values();
     in_use.extend(
         instances
             .filter(|instance| instance.spec.env_key() == *key)

@@ -20,8 +20,8 @@ pub(crate) async fn volumes(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<VolumeRow>>, ApiFailure> {
-    let world = app.snapshot().await?.world;
-    Ok(Json(rows::volume_rows(&world, |env| filter.keeps(env))))
+    let cluster = app.snapshot().await?.cluster;
+    Ok(Json(rows::volume_rows(&cluster, |env| filter.keeps(env))))
 }
 
 /// Begins to delete a volume that no instance has. Asked again meanwhile, it says the same.
@@ -33,15 +33,15 @@ pub(crate) async fn delete(
     let of = app
         .store
         .update(&app.online(), |snapshot| {
-            let world = &snapshot.world;
-            let Some(volume) = world.volumes.get(&id) else {
+            let cluster = &snapshot.cluster;
+            let Some(volume) = cluster.volumes.get(&id) else {
                 return Err(ApiFailure::not_found(
                     "volume_not_found",
                     format!("there is no volume {id}"),
                 )
                 .hint("`platform volumes` lists those there are"));
             };
-            if let Some(instance) = world.user_of(id) {
+            if let Some(instance) = cluster.user_of(id) {
                 let (key, instance) = (&volume.key, instance.spec.id);
                 return Err(ApiFailure::conflict(
                     "volume_in_use",

@@ -205,7 +205,7 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
         detail: String::new(),
         last_exit: None,
         failure: None,
-        last_words: Vec::new(),
+        log_tail: Vec::new(),
         started_at: Some(Timestamp(1)),
     }
 }

@@ -148,8 +148,8 @@ async fn log_records_are_acknowledged_once_written() {
         }
     }
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
-    assert_eq!(log.last_words(9), ["line 1", "line 2", "line 3"]);
-    assert_eq!(link.breaches(), 0);
+    assert_eq!(log.log_tail(9), ["line 1", "line 2", "line 3"]);
+    assert_eq!(link.protocol_violations(), 0);
 }
 
 #[tokio::test]
@@ -180,7 +180,11 @@ async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else(
 
     let _guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
-    assert!(link.breaches() >= 4, "{}", link.breaches());
+    assert!(
+        link.protocol_violations() >= 4,
+        "{}",
+        link.protocol_violations()
+    );
 }
 
 /// A guest whose app runs, and what its node may call.
@@ -194,13 +198,13 @@ async fn running_guest(dir: &Path) -> (GuestLink, Guest, std::path::PathBuf) {
 /// Waits until so many connections were closed for what came on them.
 async fn breached(link: &GuestLink, count: u64) {
     let waiting = async {
-        while link.breaches() < count {
+        while link.protocol_violations() < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let waited = timeout(Duration::from_secs(20), waiting).await;
-    assert!(waited.is_ok(), "{} of {count}", link.breaches());
-    assert_eq!(link.breaches(), count);
+    assert!(waited.is_ok(), "{} of {count}", link.protocol_violations());
+    assert_eq!(link.protocol_violations(), count);
 }
 
 /// Hears of a command, dials for it, says these frames, and gives what the node says after.
@@ -247,7 +251,7 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
         guest.say(&GuestFrame::Stats(figures)).await;
     });
     assert_eq!(figures.unwrap().processes, 3);
-    assert_eq!(link.breaches(), 0);
+    assert_eq!(link.protocol_violations(), 0);
 }
 
 #[tokio::test]
@@ -342,7 +346,7 @@ async fn a_guest_that_runs_no_command_says_why() {
     });
     session.unwrap();
     drop(channel);
-    assert_eq!(link.breaches(), 0);
+    assert_eq!(link.protocol_violations(), 0);
 }
 
 #[tokio::test]
@@ -357,12 +361,12 @@ async fn there_is_one_end_and_its_words_are_plain() {
         exit_code: None,
     };
     guest.say(&GuestFrame::BootFailed(forged.clone())).await;
-    let Some(GuestEvent::BootFailed(told)) = link.next().await else {
+    let Some(GuestEvent::BootFailed(commands)) = link.next().await else {
         panic!("no failure");
     };
-    assert_eq!(told.step, "mount root");
-    assert!(told.reason.len() < 1010 && !told.reason.contains('\u{1b}'));
-    // Again, on a connection of its own: heard, and not told twice.
+    assert_eq!(commands.step, "mount root");
+    assert!(commands.reason.len() < 1010 && !commands.reason.contains('\u{1b}'));
+    // Again, on a connection of its own: heard, and not commands twice.
     let mut again = Guest::dial(&socket, Channel::Control, Phase::Failed).await;
     again.say(&GuestFrame::BootFailed(forged)).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Failed)));
@@ -371,7 +375,7 @@ async fn there_is_one_end_and_its_words_are_plain() {
     assert_eq!(again.hear().await, None);
     breached(&link, 1).await;
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
-    let said = log.last_words(9).join("\n");
+    let said = log.log_tail(9).join("\n");
     assert!(said.contains("a second end"), "{said}");
 }
 
@@ -485,7 +489,7 @@ async fn flood() {
     assert!(grown < 8 << 20, "{grown} bytes more after 10k connections");
     breached(&link, 5000).await;
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
-    let said = log.last_words(20);
+    let said = log.log_tail(20);
     assert!(
         said.iter()
             .any(|line| line.contains("closed 4096 connection(s)")),

@@ -10,7 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use api::node::{CachedImage, MAX_REPORTED_IMAGES};
 use model::instance::PinnedImage;
 use model::{Digest, Timestamp};
-use node_core::cache::{Held, surplus};
+use node_core::cache::{CacheEntry, evict};
 
 use super::{Images, blocking};
 use crate::chain;
@@ -119,7 +119,7 @@ impl Images {
         let removed = blocking(move || {
             let held = held(&blobs, &disks, &lock(&needs))?;
             let mut freed = 0;
-            for item in surplus(&held, budget_bytes) {
+            for item in evict(&held, budget_bytes) {
                 match &item {
                     Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
                     Item::Disk(digest) => {
@@ -184,16 +184,16 @@ fn held(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
     needs: &Needs,
-) -> Result<Vec<Held<Item>>, String> {
+) -> Result<Vec<CacheEntry<Item>>, String> {
     let disks = disks.list().map_err(|e| chain(&e))?.into_iter();
-    let disks = disks.map(|disk| Held {
+    let disks = disks.map(|disk| CacheEntry {
         bytes: disk.allocated_bytes,
         last_used: millis(disk.last_used),
         kept: needs.need(&disk.digest),
         key: Item::Disk(disk.digest),
     });
     let blobs = blobs.list().map_err(|e| chain(&e))?.into_iter();
-    let blobs = blobs.map(|blob| Held {
+    let blobs = blobs.map(|blob| CacheEntry {
         bytes: blob.size,
         last_used: millis(blob.last_used),
         kept: false,

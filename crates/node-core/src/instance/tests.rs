@@ -12,21 +12,21 @@ use super::{Effect, Event, Lifecycle, MAX_BOOT_ATTEMPTS, STABLE_RUN_MS, Timing};
 use scheduler::fixtures::{exit, process, spec, worker};
 
 /// A life, and what was told of it.
-struct Tale {
+struct Scenario {
     life: Lifecycle,
     now: u64,
     text: String,
 }
 
-fn tale(process: manifest::Process) -> Tale {
-    Tale {
+fn tale(process: manifest::Process) -> Scenario {
+    Scenario {
         life: Lifecycle::new(&spec(process), Timing::default()),
         now: 0,
         text: String::new(),
     }
 }
 
-impl Tale {
+impl Scenario {
     fn on(mut self, event: Event) -> Self {
         let told = match &event {
             Event::Exited(exit) => format!("Exited {}", exit.exit_code),
@@ -177,7 +177,7 @@ fn without_ports_nothing_drains_and_a_deaf_app_is_killed() {
 fn ends_in_a_row_wait_longer_and_are_given_up() {
     let mut web = worker(1);
     web.restart.max_retries = 2;
-    let again = |tale: Tale| {
+    let again = |tale: Scenario| {
         tale.on(Event::CleanedUp)
             .wait()
             .on(Event::Prepared)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::{InstanceId, NodeId};
-use node_network::{Member, Network, NetworkSettings, Tap};
+use node_network::{Endpoint, Network, NetworkSettings, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
@@ -117,7 +117,7 @@ pub(crate) async fn whole_guest(guest: Guest) -> String {
     };
     let other = Network::ensure(&elsewhere).await.unwrap();
     let nic = Guest::new(&other, 7, guest.id.0 + 0x10).await;
-    let Member {
+    let Endpoint {
         instance,
         address,
         ipv4,
@@ -189,7 +189,7 @@ impl Packet {
 impl Guest {
     pub(crate) async fn new(network: &Network, env: u32, id: u32) -> Self {
         let address = address(env, id);
-        let member = Member {
+        let member = Endpoint {
             instance: InstanceId(id),
             address,
             ipv4: ipv4(id),
@@ -204,8 +204,8 @@ impl Guest {
         }
     }
 
-    pub(crate) fn member(&self) -> Member {
-        Member {
+    pub(crate) fn member(&self) -> Endpoint {
+        Endpoint {
             instance: self.id,
             address: self.address,
             ipv4: ipv4(self.id.0),

@@ -102,7 +102,7 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
         let report = row.report.as_ref();
         let runs = report.is_some_and(|r| r.state == InstanceState::Running);
         // A running one before none: one that is not healthy is what people want to look into.
-        (runs, report.is_some_and(|r| r.ready), !row.leaving)
+        (runs, report.is_some_and(|r| r.ready), !row.terminating)
     };
     let of_process = rows
         .iter()

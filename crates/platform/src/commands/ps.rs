@@ -90,7 +90,7 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
 
 fn state(row: &InstanceRow) -> String {
     match &row.report {
-        _ if row.leaving => "leaving".to_owned(),
+        _ if row.terminating => "terminating".to_owned(),
         None => "created".to_owned(),
         Some(r) if r.state == InstanceState::Running && r.ready => "healthy".to_owned(),
         Some(r) => r.state.to_string(),

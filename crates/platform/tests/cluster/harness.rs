@@ -250,10 +250,10 @@ impl Cluster {
         self.cli(&["deploy", file.to_str().unwrap(), "--image", image])
     }
 
-    /// The instances that are not leaving, by `ps`.
+    /// The instances that are not terminating, by `ps`.
     pub(crate) fn instances(&self) -> Vec<Value> {
         let all = self.json(&["ps"]);
-        let here = |row: &&Value| row["leaving"] == false;
+        let here = |row: &&Value| row["terminating"] == false;
         all.as_array()
             .unwrap()
             .iter()

@@ -9,45 +9,45 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 
 use super::{Action, Finding, PlacedInstance, Planner, REPLACE_AFTER_MS};
 use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
-use crate::placement::{Demand, NoPlace};
+use crate::placement::{Demand, PlacementError};
 use crate::release::{Identity, ReleaseError, instance_spec};
-use crate::rollout::{self, READY_DEADLINE_MS, Standing};
+use crate::rollout::{self, InstanceHealth, READY_DEADLINE_MS};
 use overlay::address_plan::instance_address;
 
 /// One instance, as far as a decision needs it.
 #[derive(Debug, Clone)]
-struct Seat {
+struct InstanceView {
     id: InstanceId,
     node: NodeId,
     process: ProcessName,
     release: ReleaseNumber,
     /// Which of its process type's volumes it holds.
     ordinal: Option<u32>,
-    standing: Standing,
+    health: InstanceHealth,
     online: bool,
-    leaving: bool,
+    terminating: bool,
     was_ready: bool,
     created_at: Timestamp,
 }
 
-impl Seat {
+impl InstanceView {
     /// An instance that another release's will replace, and that serves nobody and never did.
-    fn is_no_loss(&self) -> bool {
-        match self.standing {
-            Standing::Ended => true,
-            Standing::Coming | Standing::Looping => !self.was_ready,
-            Standing::Ready | Standing::Complete | Standing::Away => false,
+    fn is_expendable(&self) -> bool {
+        match self.health {
+            InstanceHealth::Terminated => true,
+            InstanceHealth::Pending | InstanceHealth::CrashLoop => !self.was_ready,
+            InstanceHealth::Ready | InstanceHealth::Completed | InstanceHealth::Unknown => false,
         }
     }
 
     /// Who leaves first of too many: not ready before ready, then the newest.
     fn leaving_order(&self) -> (u8, Reverse<Timestamp>, Reverse<InstanceId>) {
-        let rank = match self.standing {
-            Standing::Ended => 0,
-            Standing::Looping => 1,
-            Standing::Coming => 2,
-            Standing::Away => 3,
-            Standing::Complete | Standing::Ready => 4,
+        let rank = match self.health {
+            InstanceHealth::Terminated => 0,
+            InstanceHealth::CrashLoop => 1,
+            InstanceHealth::Pending => 2,
+            InstanceHealth::Unknown => 3,
+            InstanceHealth::Completed | InstanceHealth::Ready => 4,
         };
         (rank, Reverse(self.created_at), Reverse(self.id))
     }
@@ -63,10 +63,10 @@ struct Goal {
 }
 
 impl Goal {
-    fn keeps(self, seat: &Seat) -> bool {
-        seat.release == self.make
-            || (self.halted == Some(seat.release)
-                && (seat.standing.is_well() || seat.standing == Standing::Away))
+    fn keeps(self, view: &InstanceView) -> bool {
+        view.release == self.make
+            || (self.halted == Some(view.release)
+                && (view.health.is_well() || view.health == InstanceHealth::Unknown))
     }
 }
 
@@ -78,23 +78,23 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
     };
     // Planning changes nothing else of an env.
     let rollout = working.rollout.clone();
-    let seats = seats(planner, key);
+    let views = views(planner, key);
     if env.destroying {
-        return destroy(planner, key, &seats);
+        return destroy(planner, key, &views);
     }
-    let mut findings = unwell(planner, key, &seats, rollout.phase);
+    let mut findings = unhealthy(planner, key, &views, rollout.phase);
 
     if rollout.phase == RolloutPhase::Rolling
-        && let Some(next) = judged(planner, env, &rollout, &seats)
+        && let Some(next) = evaluate(planner, env, &rollout, &views)
     {
         set_rollout(planner, key, next);
         return findings;
     }
     let goal = match (rollout.phase, rollout::serving_before(env, &rollout)) {
         (RolloutPhase::Failed, None) => {
-            for seat in seats.iter().filter(|seat| !seat.leaving) {
+            for view in views.iter().filter(|view| !view.terminating) {
                 let reason = format!("{} failed, and nothing was there before", rollout.release);
-                leave(planner, seat, reason);
+                leave(planner, view, reason);
             }
             return findings;
         }
@@ -128,7 +128,7 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
             process,
             wanted: *wanted as usize,
         };
-        let mine: Vec<&Seat> = seats.iter().filter(|s| s.process == *process).collect();
+        let mine: Vec<&InstanceView> = views.iter().filter(|s| s.process == *process).collect();
         if let Err(stuck) = task.advance(planner, &mine) {
             let message = stuck.to_string();
             if rollout.phase == RolloutPhase::Rolling && task.is_too_late(&stuck, planner) {
@@ -144,7 +144,7 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
             });
         }
     }
-    drop_processes(planner, &counts, goal, &rollout, &seats);
+    drop_processes(planner, &counts, goal, &rollout, &views);
 
     if rollout.phase == RolloutPhase::Rolling {
         let waits = blocked.iter().map(|f| match &f.process {
@@ -160,21 +160,21 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
     findings
 }
 
-fn seats(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<Seat> {
+fn views(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<InstanceView> {
     let ids = planner.by_env.get(key).into_iter().flatten();
     let instances = ids.filter_map(|id| planner.working.instances.get(id));
     instances
         .map(|instance| {
             let online = planner.is_online(instance.node);
-            Seat {
+            InstanceView {
                 id: instance.spec.id,
                 node: instance.node,
                 process: instance.spec.process.clone(),
                 release: instance.spec.release,
                 ordinal: instance.spec.ordinal(),
-                standing: Standing::of(instance, online),
+                health: InstanceHealth::of(instance, online),
                 online,
-                leaving: instance.leaving,
+                terminating: instance.terminating,
                 was_ready: instance.was_ready,
                 created_at: instance.created_at,
             }
@@ -182,9 +182,9 @@ fn seats(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<Seat> {
         .collect()
 }
 
-fn leave(planner: &mut Planner<'_, '_>, seat: &Seat, reason: String) {
-    planner.take(Action::Leave {
-        id: seat.id,
+fn leave(planner: &mut Planner<'_, '_>, view: &InstanceView, reason: String) {
+    planner.take(Action::Terminate {
+        id: view.id,
         reason,
     });
 }
@@ -197,83 +197,83 @@ fn set_rollout(planner: &mut Planner<'_, '_>, key: &EnvKey, rollout: Rollout) {
 }
 
 /// All leave; the env goes with the last.
-fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, seats: &[Seat]) -> Vec<Finding> {
-    if seats.is_empty() {
+fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, views: &[InstanceView]) -> Vec<Finding> {
+    if views.is_empty() {
         planner.take(Action::RemoveEnv { env: key.clone() });
         return Vec::new();
     }
-    for seat in seats.iter().filter(|seat| !seat.leaving) {
-        leave(planner, seat, "its env is destroyed".to_owned());
+    for view in views.iter().filter(|view| !view.terminating) {
+        leave(planner, view, "its env is destroyed".to_owned());
     }
-    let waits = seats.iter().map(|seat| {
-        let node = planner.node_name(seat.node);
-        let why = if seat.online {
+    let waits = views.iter().map(|view| {
+        let node = planner.node_name(view.node);
+        let why = if view.online {
             "stopping"
         } else {
             "its node is offline"
         };
         Finding {
             env: key.clone(),
-            process: Some(seat.process.clone()),
-            message: format!("instance {} on {node} is not gone yet: {why}", seat.id),
+            process: Some(view.process.clone()),
+            message: format!("instance {} on {node} is not gone yet: {why}", view.id),
         }
     });
     waits.collect()
 }
 
 /// What is to be said about instances that stay and are not well.
-fn unwell(
+fn unhealthy(
     planner: &Planner<'_, '_>,
     key: &EnvKey,
-    seats: &[Seat],
+    views: &[InstanceView],
     phase: RolloutPhase,
 ) -> Vec<Finding> {
-    let staying = seats.iter().filter(|seat| !seat.leaving);
-    let said = staying.filter_map(|seat| {
-        let what = match seat.standing {
-            Standing::Away => "its node is offline; it is kept".to_owned(),
-            Standing::Ended | Standing::Looping | Standing::Coming => {
-                planner.last_word(seat.id, phase)
+    let staying = views.iter().filter(|view| !view.terminating);
+    let said = staying.filter_map(|view| {
+        let what = match view.health {
+            InstanceHealth::Unknown => "its node is offline; it is kept".to_owned(),
+            InstanceHealth::Terminated | InstanceHealth::CrashLoop | InstanceHealth::Pending => {
+                planner.last_word(view.id, phase)
             }
-            Standing::Ready | Standing::Complete => return None,
+            InstanceHealth::Ready | InstanceHealth::Completed => return None,
         };
-        let node = planner.node_name(seat.node);
+        let node = planner.node_name(view.node);
         Some(Finding {
             env: key.clone(),
-            process: Some(seat.process.clone()),
-            message: format!("instance {} of {} on {node}: {what}", seat.id, seat.release),
+            process: Some(view.process.clone()),
+            message: format!("instance {} of {} on {node}: {what}", view.id, view.release),
         })
     });
     said.collect()
 }
 
 /// The next state of a rollout that has failed or is done.
-fn judged(
+fn evaluate(
     planner: &Planner<'_, '_>,
     env: &Env,
     rollout: &Rollout,
-    seats: &[Seat],
+    views: &[InstanceView],
 ) -> Option<Rollout> {
-    let is_new = |seat: &&Seat| seat.release == rollout.release && !seat.leaving;
-    for seat in seats.iter().filter(is_new) {
-        let instance = planner.working.instances.get(&seat.id)?;
-        let node = planner.node_name(seat.node);
-        if let Some(reason) = rollout::failure(instance, seat.standing, node, planner.now) {
-            return Some(rollout::after_failure(env, rollout, &seat.process, reason));
+    let is_new = |view: &&InstanceView| view.release == rollout.release && !view.terminating;
+    for view in views.iter().filter(is_new) {
+        let instance = planner.working.instances.get(&view.id)?;
+        let node = planner.node_name(view.node);
+        if let Some(reason) = rollout::failure(instance, view.health, node, planner.now) {
+            return Some(rollout::after_failure(env, rollout, &view.process, reason));
         }
     }
     // What leaves on an offline node may be long in going and holds nothing up.
-    let old_left = seats
+    let old_left = views
         .iter()
-        .any(|seat| seat.release != rollout.release && (!seat.leaving || seat.online));
+        .any(|view| view.release != rollout.release && (!view.terminating || view.online));
     let counts = rollout::wanted_counts(env, rollout.release);
     let all_well = counts.iter().all(|(process, wanted)| {
-        let mine = seats
+        let mine = views
             .iter()
             .filter(is_new)
             .filter(|s| s.process == *process);
-        let (all, well) = mine.fold((0, 0), |(all, well), seat| {
-            (all + 1, well + u32::from(seat.standing.is_well()))
+        let (all, well) = mine.fold((0, 0), |(all, well), view| {
+            (all + 1, well + u32::from(view.health.is_well()))
         });
         all == *wanted && well == *wanted
     });
@@ -291,30 +291,30 @@ fn drop_processes(
     counts: &BTreeMap<ProcessName, u32>,
     goal: Goal,
     rollout: &Rollout,
-    seats: &[Seat],
+    views: &[InstanceView],
 ) {
     let settled = counts.iter().all(|(process, wanted)| {
-        let well = seats
+        let well = views
             .iter()
-            .filter(|s| !s.leaving && s.process == *process && s.release == goal.make)
-            .filter(|s| s.standing.is_well());
+            .filter(|s| !s.terminating && s.process == *process && s.release == goal.make)
+            .filter(|s| s.health.is_well());
         well.count() >= *wanted as usize
     });
-    let dropped = |seat: &&Seat| !seat.leaving && !counts.contains_key(&seat.process);
-    for seat in seats.iter().filter(dropped) {
-        let failed = rollout.phase != RolloutPhase::Rolling && seat.release == rollout.release;
+    let dropped = |view: &&InstanceView| !view.terminating && !counts.contains_key(&view.process);
+    for view in views.iter().filter(dropped) {
+        let failed = rollout.phase != RolloutPhase::Rolling && view.release == rollout.release;
         if settled || failed {
-            let reason = format!("release {} has no process {}", goal.make, seat.process);
-            leave(planner, seat, reason);
+            let reason = format!("release {} has no process {}", goal.make, view.process);
+            leave(planner, view, reason);
         }
     }
 }
 
 /// Why an instance that is wanted could not be made.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Stuck {
+pub(super) enum Blocked {
     #[error(transparent)]
-    NoPlace(#[from] NoPlace),
+    PlacementError(#[from] PlacementError),
     #[error(transparent)]
     Release(#[from] ReleaseError),
     /// The volumes that are left to it have another instance until that is gone.
@@ -342,67 +342,72 @@ pub(super) struct Task<'a> {
 
 impl Task<'_> {
     /// Lets go what can go, makes what can be made.
-    fn advance(&self, planner: &mut Planner<'_, '_>, seats: &[&Seat]) -> Result<(), Stuck> {
+    fn advance(
+        &self,
+        planner: &mut Planner<'_, '_>,
+        views: &[&InstanceView],
+    ) -> Result<(), Blocked> {
         let rolling = self.rollout.phase == RolloutPhase::Rolling;
         let (mut mine, mut old, mut going) = (Vec::new(), Vec::new(), Vec::new());
-        for seat in seats.iter().copied() {
-            if seat.leaving {
-                going.push(seat);
-            } else if self.goal.keeps(seat) {
-                if !rolling && planner.is_due_for_replacement(seat) {
-                    leave(planner, seat, "it failed; another is made".to_owned());
-                    going.push(seat);
+        for view in views.iter().copied() {
+            if view.terminating {
+                going.push(view);
+            } else if self.goal.keeps(view) {
+                if !rolling && planner.is_due_for_replacement(view) {
+                    leave(planner, view, "it failed; another is made".to_owned());
+                    going.push(view);
                 } else {
-                    mine.push(seat);
+                    mine.push(view);
                 }
-            } else if seat.is_no_loss() {
+            } else if view.is_expendable() {
                 let reason = format!("never served, and {} is wanted", self.goal.make);
-                leave(planner, seat, reason);
-                going.push(seat);
+                leave(planner, view, reason);
+                going.push(view);
             } else {
-                old.push(seat);
+                old.push(view);
             }
         }
         // The last of this order stay; who is numbered past the last wanted one goes in any case.
-        mine.sort_by_key(|seat| (Reverse(seat.ordinal), seat.leaving_order()));
-        let past_the_last = |seat: &&Seat| seat.ordinal.is_some_and(|n| n as usize >= self.wanted);
-        let past = mine.iter().take_while(|seat| past_the_last(seat)).count();
+        mine.sort_by_key(|view| (Reverse(view.ordinal), view.leaving_order()));
+        let past_the_last =
+            |view: &&InstanceView| view.ordinal.is_some_and(|n| n as usize >= self.wanted);
+        let past = mine.iter().take_while(|view| past_the_last(view)).count();
         let too_many = past.max(mine.len().saturating_sub(self.wanted));
-        for seat in mine.drain(..too_many) {
+        for view in mine.drain(..too_many) {
             leave(
                 planner,
-                seat,
+                view,
                 format!("more than the {} wanted", self.wanted),
             );
-            going.push(seat);
+            going.push(view);
         }
-        self.let_old_go(planner, &mine, &mut old, &mut going);
+        self.scale_down_old(planner, &mine, &mut old, &mut going);
         self.make_missing(planner, &mine, &old, &going)
     }
 
     /// Lets old instances go, as far as enough are ready without them.
-    fn let_old_go<'s>(
+    fn scale_down_old<'s>(
         &self,
         planner: &mut Planner<'_, '_>,
-        mine: &[&'s Seat],
-        old: &mut Vec<&'s Seat>,
-        going: &mut Vec<&'s Seat>,
+        mine: &[&'s InstanceView],
+        old: &mut Vec<&'s InstanceView>,
+        going: &mut Vec<&'s InstanceView>,
     ) {
         let least = self.wanted.saturating_sub(self.max_unavailable());
-        let well = |seats: &[&Seat]| seats.iter().filter(|s| s.standing.is_well()).count();
+        let well = |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_well()).count();
         let new_well = well(mine);
         let mut may_go = (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_well));
         let mut well_may_go = (new_well + well(old)).saturating_sub(least);
-        old.sort_by_key(|seat| seat.leaving_order());
-        old.retain(|seat| {
-            let is_well = seat.standing.is_well();
+        old.sort_by_key(|view| view.leaving_order());
+        old.retain(|view| {
+            let is_well = view.health.is_well();
             if may_go == 0 || (is_well && well_may_go == 0) {
                 return true;
             }
             may_go -= 1;
             well_may_go -= usize::from(is_well);
-            leave(planner, seat, format!("{} replaces it", self.goal.make));
-            going.push(seat);
+            leave(planner, view, format!("{} replaces it", self.goal.make));
+            going.push(view);
             false
         });
     }
@@ -411,14 +416,14 @@ impl Task<'_> {
     fn make_missing(
         &self,
         planner: &mut Planner<'_, '_>,
-        mine: &[&Seat],
-        old: &[&Seat],
-        going: &[&Seat],
-    ) -> Result<(), Stuck> {
+        mine: &[&InstanceView],
+        old: &[&InstanceView],
+        going: &[&InstanceView],
+    ) -> Result<(), Blocked> {
         let missing = self.wanted.saturating_sub(mine.len());
         // Those on offline nodes may never say that they are gone; they hold nothing up.
-        let going = || going.iter().filter(|seat| seat.online);
-        let others_serve = !old.is_empty() || going().any(|seat| seat.was_ready);
+        let going = || going.iter().filter(|view| view.online);
+        let others_serve = !old.is_empty() || going().any(|view| view.was_ready);
         let may_come = if others_serve {
             let exist = mine.len() + old.len() + going().count();
             (self.wanted + self.max_surge()).saturating_sub(exist)
@@ -441,14 +446,14 @@ impl Task<'_> {
         Ok(())
     }
 
-    fn make_one(&self, planner: &mut Planner<'_, '_>, ordinal: Option<u32>) -> Result<(), Stuck> {
+    fn make_one(&self, planner: &mut Planner<'_, '_>, ordinal: Option<u32>) -> Result<(), Blocked> {
         let archs: Vec<&str> = self.release.resolved.keys().map(String::as_str).collect();
         let Some(process) = self.release.manifest.processes.get(self.process) else {
             return Ok(());
         };
         let known = ordinal.map_or_else(BTreeMap::new, |n| self.volumes_of(planner, n));
         if let Some((_, volume)) = known.values().find(|(_, volume)| volume.deleting) {
-            return Err(Stuck::Deleting(volume.key.clone()));
+            return Err(Blocked::Deleting(volume.key.clone()));
         }
         let first = known.iter().next();
         let pinned = first.map(|(name, (_, volume))| (volume.node, name.as_str()));
@@ -486,15 +491,15 @@ impl Task<'_> {
     }
 
     /// Whether a rollout that cannot make an instance has waited long enough.
-    fn is_too_late(&self, stuck: &Stuck, planner: &Planner<'_, '_>) -> bool {
+    fn is_too_late(&self, stuck: &Blocked, planner: &Planner<'_, '_>) -> bool {
         match stuck {
             // Nothing but another release mends it.
-            Stuck::Release(_) => true,
+            Blocked::Release(_) => true,
             // A volume comes free when its node says so: that is not the release's fault.
-            Stuck::Held { .. } | Stuck::Deleting(_) => false,
+            Blocked::Held { .. } | Blocked::Deleting(_) => false,
             // No node can be asked: nor is that.
-            Stuck::NoPlace(no_place) if !no_place.any_online() => false,
-            Stuck::NoPlace(_) => {
+            Blocked::PlacementError(no_place) if !no_place.any_online() => false,
+            Blocked::PlacementError(_) => {
                 let since = planner
                     .newest_of(self.key, self.rollout.release)
                     .map_or(self.rollout.started_at, |made| {
@@ -547,12 +552,12 @@ impl<'w> Planner<'w, '_> {
     }
 
     /// A failed instance that was made long enough ago.
-    fn is_due_for_replacement(&self, seat: &Seat) -> bool {
-        let report = self.working.instances.get(&seat.id);
+    fn is_due_for_replacement(&self, view: &InstanceView) -> bool {
+        let report = self.working.instances.get(&view.id);
         let state = report.and_then(|i| i.report.as_ref()).map(|r| r.state);
-        seat.standing == Standing::Ended
+        view.health == InstanceHealth::Terminated
             && state == Some(InstanceState::Failed)
-            && self.now.millis_since(seat.created_at) >= REPLACE_AFTER_MS
+            && self.now.millis_since(view.created_at) >= REPLACE_AFTER_MS
     }
 
     /// What an instance's node said last about it.

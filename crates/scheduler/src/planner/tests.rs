@@ -12,18 +12,18 @@ use model::{InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
 use proptest::prelude::*;
 
 use super::{Action, apply, plan};
-use crate::cluster_state::World;
+use crate::cluster_state::ClusterState;
 use crate::fixtures::{
-    MIB, Put, attach, database, deploy, exit, key, manifest, name, node, process, report, show,
-    worker, world,
+    InstanceFixture, MIB, attach, cluster, database, deploy, exit, key, manifest, name, node,
+    process, report, show, worker,
 };
 use overlay::address_plan::{EGRESS_BITS, egress_address};
 
 const NOW: Timestamp = Timestamp(10_000_000);
 
-fn check(world: &World, expected: Expect) {
+fn check(cluster: &ClusterState, expected: Expect) {
     let mut draws = 0x10;
-    let planned = plan(world, NOW, &mut || {
+    let planned = plan(cluster, NOW, &mut || {
         draws += 1;
         draws
     });
@@ -34,7 +34,7 @@ fn check(world: &World, expected: Expect) {
                 let (id, key, node) = (planned.id, &planned.key, planned.node);
                 format!("make volume {id}, {key}, on {node}\n")
             }
-            Action::ForgetVolume { id } => format!("forget volume {id}\n"),
+            Action::DeleteVolume { id } => format!("delete volume {id}\n"),
             Action::Create(placed) => {
                 let spec = &placed.spec;
                 let (id, process, release) = (spec.id, &spec.process, spec.release);
@@ -46,8 +46,8 @@ fn check(world: &World, expected: Expect) {
                     volumes.collect::<String>()
                 )
             }
-            Action::Leave { id, reason } => format!("leave {id}: {reason}\n"),
-            Action::Forget { id } => format!("forget {id}\n"),
+            Action::Terminate { id, reason } => format!("leave {id}: {reason}\n"),
+            Action::Delete { id } => format!("delete {id}\n"),
             Action::SetRollout { env, rollout } => {
                 let (phase, wanted) = (rollout.phase, rollout.wanted);
                 format!(
@@ -65,48 +65,48 @@ fn check(world: &World, expected: Expect) {
 }
 
 /// `shop/prod` v1 with two web and one worker, all ready, on two nodes.
-fn serving() -> World {
-    let mut world = world(2);
+fn serving() -> ClusterState {
+    let mut cluster = cluster(2);
     let both = [("web", process(2)), ("worker", worker(1))];
-    deploy(&mut world, "shop/prod", manifest(&both), Timestamp(0));
+    deploy(&mut cluster, "shop/prod", manifest(&both), Timestamp(0));
     for (id, process, node) in [(1, "web", 1), (2, "web", 2), (3, "worker", 1)] {
-        put(&mut world, id, process, 1, node).make_ready();
+        put(&mut cluster, id, process, 1, node).make_ready();
     }
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.rollout.phase = RolloutPhase::Done;
-    world
+    cluster
 }
 
 fn put<'w>(
-    world: &'w mut World,
+    cluster: &'w mut ClusterState,
     id: u32,
     process: &'static str,
     release: u32,
     node: u16,
 ) -> &'w mut crate::cluster_state::Instance {
     let env = "shop/prod";
-    Put {
+    InstanceFixture {
         id,
         env,
         process,
         release,
         node,
     }
-    .into_world(world)
+    .into_cluster(cluster)
 }
 
-fn redeploy(world: &mut World) {
+fn redeploy(cluster: &mut ClusterState) {
     let both = [("web", process(2)), ("worker", worker(1))];
-    deploy(world, "shop/prod", manifest(&both), NOW);
+    deploy(cluster, "shop/prod", manifest(&both), NOW);
 }
 
 #[test]
 fn a_first_deploy_makes_all_at_once_and_spreads_it() {
-    let mut world = world(2);
+    let mut cluster = cluster(2);
     let both = [("web", process(3)), ("worker", worker(1))];
-    deploy(&mut world, "shop/prod", manifest(&both), NOW);
+    deploy(&mut cluster, "shop/prod", manifest(&both), NOW);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         create 00000011 web v1 on n1, fd00:1111:2222:1:0:1:0:11
         create 00000012 web v1 on n2, fd00:1111:2222:2:0:1:0:12
@@ -127,10 +127,10 @@ fn what_serves_needs_nothing() {
 
 #[test]
 fn a_new_release_begins_with_its_surge() {
-    let mut world = serving();
-    redeploy(&mut world);
+    let mut cluster = serving();
+    redeploy(&mut cluster);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
         create 00000012 worker v2 on n2, fd00:1111:2222:2:0:1:0:12
@@ -142,29 +142,37 @@ fn a_new_release_begins_with_its_surge() {
 
 #[test]
 fn a_ready_one_lets_an_old_one_go_and_the_next_waits_for_its_end() {
-    let mut world = serving();
-    redeploy(&mut world);
-    put(&mut world, 5, "web", 2, 1).make_ready();
-    put(&mut world, 6, "worker", 2, 1).make_ready();
+    let mut cluster = serving();
+    redeploy(&mut cluster);
+    put(&mut cluster, 5, "web", 2, 1).make_ready();
+    put(&mut cluster, 6, "worker", 2, 1).make_ready();
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000002: v2 replaces it
         leave 00000003: v2 replaces it
     "#]],
     );
-    world.instances.get_mut(&InstanceId(2)).unwrap().leaving = true;
-    world.instances.get_mut(&InstanceId(3)).unwrap().leaving = true;
-    check(&world, expect![""]);
-    world
+    cluster
+        .instances
+        .get_mut(&InstanceId(2))
+        .unwrap()
+        .terminating = true;
+    cluster
+        .instances
+        .get_mut(&InstanceId(3))
+        .unwrap()
+        .terminating = true;
+    check(&cluster, expect![""]);
+    cluster
         .instances
         .get_mut(&InstanceId(2))
         .unwrap()
         .stop_acknowledged = true;
     check(
-        &world,
+        &cluster,
         expect![[r#"
-        forget 00000002
+        delete 00000002
         create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
         - shop/prod web: instance 00000011 of v2 on node-2: its node has not taken it up yet
     "#]],
@@ -173,21 +181,21 @@ fn a_ready_one_lets_an_old_one_go_and_the_next_waits_for_its_end() {
 
 #[test]
 fn a_failed_instance_takes_its_release_back_and_is_quoted() {
-    let mut world = serving();
-    redeploy(&mut world);
-    let failed = put(&mut world, 5, "web", 2, 1);
+    let mut cluster = serving();
+    redeploy(&mut cluster);
+    let failed = put(&mut cluster, 5, "web", 2, 1);
     failed.report = Some(InstanceReport {
         failure: Some("given up after 3 restarts in a row: the app ended: exit code 3".to_owned()),
         last_exit: Some(exit(3)),
         restarts: 3,
-        last_words: vec![
+        log_tail: vec![
             "reading /etc/shop.toml".to_owned(),
             "no such file".to_owned(),
         ],
         ..report(InstanceId(5), InstanceState::Failed)
     });
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Reverted, wants v1: instance 00000005 of web on node-1 (n1) failed: given up after 3 restarts in a row: the app ended: exit code 3
         last words:
@@ -200,9 +208,9 @@ fn a_failed_instance_takes_its_release_back_and_is_quoted() {
 
 #[test]
 fn three_restarts_are_enough() {
-    let mut world = world(1);
+    let mut cluster = cluster(1);
     deploy(
-        &mut world,
+        &mut cluster,
         "shop/prod",
         manifest(&[("web", process(1))]),
         NOW,
@@ -214,17 +222,21 @@ fn three_restarts_are_enough() {
             ..report(InstanceId(1), InstanceState::Backoff)
         })
     };
-    put(&mut world, 1, "web", 1, 1).report = looping(2);
-    world.instances.get_mut(&InstanceId(1)).unwrap().created_at = NOW;
+    put(&mut cluster, 1, "web", 1, 1).report = looping(2);
+    cluster
+        .instances
+        .get_mut(&InstanceId(1))
+        .unwrap()
+        .created_at = NOW;
     check(
-        &world,
+        &cluster,
         expect![[r#"
         - shop/prod web: instance 00000001 of v1 on node-1: backoff
     "#]],
     );
-    world.instances.get_mut(&InstanceId(1)).unwrap().report = looping(3);
+    cluster.instances.get_mut(&InstanceId(1)).unwrap().report = looping(3);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Failed, wants v1: instance 00000001 of web on node-1 (n1) started again 3 times and not ready: exit code 1
         leave 00000001: v1 failed, and nothing was there before
@@ -234,22 +246,22 @@ fn three_restarts_are_enough() {
 
 #[test]
 fn what_fits_nowhere_is_said_and_in_the_end_fails() {
-    let mut world = serving();
-    world.nodes = [node(1, 512), node(2, 256)].into();
-    world.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
-    redeploy(&mut world);
+    let mut cluster = serving();
+    cluster.nodes = [node(1, 512), node(2, 256)].into();
+    cluster.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
+    redeploy(&mut cluster);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Rolling, wants v2: web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64; worker: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
         - shop/prod web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
         - shop/prod worker: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
     "#]],
     );
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.rollout.started_at = Timestamp(0);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Reverted, wants v1: there is no instance of web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
     "#]],
@@ -258,26 +270,34 @@ fn what_fits_nowhere_is_said_and_in_the_end_fails() {
 
 #[test]
 fn scaling_down_takes_the_unready_then_the_newest() {
-    let mut world = serving();
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    let mut cluster = serving();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.scale.insert(name("web"), 1);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000002: more than the 1 wanted
     "#]],
     );
-    world.instances.get_mut(&InstanceId(2)).unwrap().created_at = Timestamp(0);
-    world.instances.get_mut(&InstanceId(1)).unwrap().created_at = Timestamp(1);
+    cluster
+        .instances
+        .get_mut(&InstanceId(2))
+        .unwrap()
+        .created_at = Timestamp(0);
+    cluster
+        .instances
+        .get_mut(&InstanceId(1))
+        .unwrap()
+        .created_at = Timestamp(1);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000001: more than the 1 wanted
     "#]],
     );
-    world.instances.get_mut(&InstanceId(2)).unwrap().report = None;
+    cluster.instances.get_mut(&InstanceId(2)).unwrap().report = None;
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000002: more than the 1 wanted
     "#]],
@@ -286,22 +306,26 @@ fn scaling_down_takes_the_unready_then_the_newest() {
 
 #[test]
 fn a_failed_instance_is_replaced_after_a_while() {
-    let mut world = serving();
-    let failed = world.instances.get_mut(&InstanceId(2)).unwrap();
+    let mut cluster = serving();
+    let failed = cluster.instances.get_mut(&InstanceId(2)).unwrap();
     failed.report = Some(InstanceReport {
         failure: Some("given up after 4 boots".to_owned()),
         ..report(InstanceId(2), InstanceState::Failed)
     });
     failed.created_at = NOW;
     check(
-        &world,
+        &cluster,
         expect![[r#"
         - shop/prod web: instance 00000002 of v1 on node-2: failed: given up after 4 boots; replaced 5 min after it was made
     "#]],
     );
-    world.instances.get_mut(&InstanceId(2)).unwrap().created_at = Timestamp(0);
+    cluster
+        .instances
+        .get_mut(&InstanceId(2))
+        .unwrap()
+        .created_at = Timestamp(0);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000002: it failed; another is made
         create 00000011 web v1 on n2, fd00:1111:2222:2:0:1:0:11
@@ -312,11 +336,11 @@ fn a_failed_instance_is_replaced_after_a_while() {
 
 #[test]
 fn destroy_goes_with_the_last() {
-    let mut world = serving();
-    world.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
-    world.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+    let mut cluster = serving();
+    cluster.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
+    cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000001: its env is destroyed
         leave 00000002: its env is destroyed
@@ -326,15 +350,15 @@ fn destroy_goes_with_the_last() {
         - shop/prod worker: instance 00000003 on node-1 is not gone yet: stopping
     "#]],
     );
-    for instance in world.instances.values_mut() {
-        (instance.leaving, instance.stop_acknowledged) = (true, true);
+    for instance in cluster.instances.values_mut() {
+        (instance.terminating, instance.stop_acknowledged) = (true, true);
     }
     check(
-        &world,
+        &cluster,
         expect![[r#"
-        forget 00000001
-        forget 00000002
-        forget 00000003
+        delete 00000001
+        delete 00000002
+        delete 00000003
         remove shop/prod
     "#]],
     );
@@ -343,24 +367,29 @@ fn destroy_goes_with_the_last() {
 #[test]
 fn a_server_that_has_heard_of_nobody_changes_nothing() {
     for phase in [RolloutPhase::Rolling, RolloutPhase::Done] {
-        let mut world = serving();
-        world.envs.get_mut(&key("shop/prod")).unwrap().rollout.phase = phase;
-        for node in world.nodes.values_mut() {
+        let mut cluster = serving();
+        cluster
+            .envs
+            .get_mut(&key("shop/prod"))
+            .unwrap()
+            .rollout
+            .phase = phase;
+        for node in cluster.nodes.values_mut() {
             node.online = false;
         }
-        let planned = plan(&world, NOW, &mut || 9);
+        let planned = plan(&cluster, NOW, &mut || 9);
         assert_eq!(planned.actions, [], "{phase:?}");
     }
 }
 
 #[test]
 fn a_removed_node_takes_its_instances_along() {
-    let mut world = serving();
-    world.nodes.remove(&NodeId(2));
+    let mut cluster = serving();
+    cluster.nodes.remove(&NodeId(2));
     check(
-        &world,
+        &cluster,
         expect![[r#"
-        forget 00000002
+        delete 00000002
         create 00000011 web v1 on n1, fd00:1111:2222:1:0:1:0:11
         - shop/prod web: instance 00000011 of v1 on node-1: its node has not taken it up yet
     "#]],
@@ -369,24 +398,24 @@ fn a_removed_node_takes_its_instances_along() {
 
 #[test]
 fn a_worker_that_did_its_work_counts() {
-    let mut world = serving();
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    let mut cluster = serving();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.rollout.phase = RolloutPhase::Rolling;
-    let done = world.instances.get_mut(&InstanceId(3)).unwrap();
+    let done = cluster.instances.get_mut(&InstanceId(3)).unwrap();
     done.report = Some(InstanceReport {
         last_exit: Some(exit(0)),
         ..report(InstanceId(3), InstanceState::Stopped)
     });
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Done, wants v1: 
     "#]],
     );
-    let done = world.instances.get_mut(&InstanceId(3)).unwrap();
+    let done = cluster.instances.get_mut(&InstanceId(3)).unwrap();
     done.report.as_mut().unwrap().last_exit = Some(exit(1));
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Failed, wants v1: instance 00000003 of worker on node-1 (n1) ended by itself, and its restart policy does not start it again: exit code 1
         leave 00000001: v1 failed, and nothing was there before
@@ -398,12 +427,12 @@ fn a_worker_that_did_its_work_counts() {
 
 #[test]
 fn secrets_that_are_not_there_fail_the_release() {
-    let mut world = serving();
+    let mut cluster = serving();
     let mut web = process(2);
     web.secrets = vec!["database".to_owned()];
-    deploy(&mut world, "shop/prod", manifest(&[("web", web)]), NOW);
+    deploy(&mut cluster, "shop/prod", manifest(&[("web", web)]), NOW);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         rollout of shop/prod: Reverted, wants v1: there is no instance of web: process web wants the secret bundle `database`, and its env has no bundle of that name
     "#]],
@@ -411,26 +440,26 @@ fn secrets_that_are_not_there_fail_the_release() {
 }
 
 /// `shop/prod` v1 with two databases, ready, on two nodes.
-fn databases() -> World {
-    let mut world = world(2);
+fn databases() -> ClusterState {
+    let mut cluster = cluster(2);
     let both = manifest(&[("web", database(2))]);
-    deploy(&mut world, "shop/prod", both, Timestamp(0));
+    deploy(&mut cluster, "shop/prod", both, Timestamp(0));
     for (id, node) in [(1, 1), (2, 2)] {
-        put(&mut world, id, "web", 1, node).make_ready();
-        attach(&mut world, id, id - 1);
+        put(&mut cluster, id, "web", 1, node).make_ready();
+        attach(&mut cluster, id, id - 1);
     }
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.rollout.phase = RolloutPhase::Done;
-    world
+    cluster
 }
 
 #[test]
 fn volumes_are_made_with_their_first_instance() {
-    let mut world = world(2);
+    let mut cluster = cluster(2);
     let both = manifest(&[("web", database(2))]);
-    deploy(&mut world, "shop/prod", both, NOW);
+    deploy(&mut cluster, "shop/prod", both, NOW);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         make volume 00000011, data 0 of shop/prod web, on n1
         create 00000012 web v1 on n1, fd00:1111:2222:1:0:1:0:12, volume 00000011
@@ -445,30 +474,34 @@ fn volumes_are_made_with_their_first_instance() {
 
 #[test]
 fn what_has_a_volume_stops_before_its_successor_starts() {
-    let mut world = databases();
+    let mut cluster = databases();
     let mut two = database(2);
     two.volumes.push(model::instance::Volume {
         name: "logs".to_owned(),
         size_bytes: MIB,
     });
-    deploy(&mut world, "shop/prod", manifest(&[("web", two)]), NOW);
+    deploy(&mut cluster, "shop/prod", manifest(&[("web", two)]), NOW);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000002: v2 replaces it
     "#]],
     );
-    world.instances.get_mut(&InstanceId(2)).unwrap().leaving = true;
-    check(&world, expect![[""]]);
-    world
+    cluster
+        .instances
+        .get_mut(&InstanceId(2))
+        .unwrap()
+        .terminating = true;
+    check(&cluster, expect![[""]]);
+    cluster
         .instances
         .get_mut(&InstanceId(2))
         .unwrap()
         .stop_acknowledged = true;
     check(
-        &world,
+        &cluster,
         expect![[r#"
-        forget 00000002
+        delete 00000002
         make volume 00000011, logs 1 of shop/prod web, on n2
         create 00000012 web v2 on n2, fd00:1111:2222:2:0:1:0:12, volume 000000d1, volume 00000011
         - shop/prod web: instance 00000012 of v2 on node-2: its node has not taken it up yet
@@ -478,18 +511,22 @@ fn what_has_a_volume_stops_before_its_successor_starts() {
 
 #[test]
 fn a_volume_on_an_offline_node_is_waited_for() {
-    let mut world = databases();
-    world.nodes.get_mut(&NodeId(2)).unwrap().online = false;
-    world.instances.get_mut(&InstanceId(2)).unwrap().leaving = true;
+    let mut cluster = databases();
+    cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+    cluster
+        .instances
+        .get_mut(&InstanceId(2))
+        .unwrap()
+        .terminating = true;
     check(
-        &world,
+        &cluster,
         expect![[r#"
         - shop/prod web: volume data 1 is held by instance 00000002 until that is gone: its node is offline, and it may still write
     "#]],
     );
-    world.instances.remove(&InstanceId(2));
+    cluster.instances.remove(&InstanceId(2));
     check(
-        &world,
+        &cluster,
         expect![[r#"
         - shop/prod web: the node of its volume data cannot take it: node-2 (n2): it is offline
     "#]],
@@ -498,40 +535,44 @@ fn a_volume_on_an_offline_node_is_waited_for() {
 
 #[test]
 fn the_highest_ordinals_leave_and_come_back_to_their_volumes() {
-    let mut world = databases();
+    let mut cluster = databases();
     // The older one: age does not matter here.
-    world.instances.get_mut(&InstanceId(1)).unwrap().created_at = Timestamp(1);
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    cluster
+        .instances
+        .get_mut(&InstanceId(1))
+        .unwrap()
+        .created_at = Timestamp(1);
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.scale.insert(name("web"), 1);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         leave 00000002: more than the 1 wanted
     "#]],
     );
-    world.instances.remove(&InstanceId(2));
-    let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+    cluster.instances.remove(&InstanceId(2));
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
     env.scale.insert(name("web"), 2);
     check(
-        &world,
+        &cluster,
         expect![[r#"
         create 00000011 web v1 on n2, fd00:1111:2222:2:0:1:0:11, volume 000000d1
         - shop/prod web: instance 00000011 of v1 on node-2: its node has not taken it up yet
     "#]],
     );
-    world.volumes.get_mut(&VolumeId(0xd1)).unwrap().deleting = true;
+    cluster.volumes.get_mut(&VolumeId(0xd1)).unwrap().deleting = true;
     check(
-        &world,
+        &cluster,
         expect![[r#"
         - shop/prod web: volume data 1 of shop/prod web is being deleted
     "#]],
     );
-    let volume = world.volumes.get_mut(&VolumeId(0xd1)).unwrap();
+    let volume = cluster.volumes.get_mut(&VolumeId(0xd1)).unwrap();
     volume.deletion_acknowledged = true;
     check(
-        &world,
+        &cluster,
         expect![[r#"
-        forget volume 000000d1
+        delete volume 000000d1
         make volume 00000011, data 1 of shop/prod web, on n2
         create 00000012 web v1 on n2, fd00:1111:2222:2:0:1:0:12, volume 00000011
         - shop/prod web: instance 00000012 of v1 on node-2: its node has not taken it up yet
@@ -539,7 +580,7 @@ fn the_highest_ordinals_leave_and_come_back_to_their_volumes() {
     );
 }
 
-// Worlds of every shape, most of which no cluster ever comes to.
+// Cluster states of every shape, most of which no cluster ever comes to.
 
 fn any_state() -> impl Strategy<Value = InstanceState> {
     prop_oneof![
@@ -560,7 +601,7 @@ type AnyInstance = (
 );
 
 fn any_instance() -> impl Strategy<Value = AnyInstance> {
-    let seat = (any::<bool>(), 1_u32..4, 1_u16..6);
+    let view = (any::<bool>(), 1_u32..4, 1_u16..6);
     let flags = (
         any::<bool>(),
         any::<bool>(),
@@ -573,12 +614,12 @@ fn any_instance() -> impl Strategy<Value = AnyInstance> {
         0_u32..5,
         proptest::option::of(0_u8..2),
     );
-    (seat, flags, proptest::option::of(said))
+    (view, flags, proptest::option::of(said))
 }
 
 /// Prints in short when a property fails.
 #[derive(Clone)]
-struct AnyWorld(World);
+struct AnyWorld(ClusterState);
 
 impl std::fmt::Debug for AnyWorld {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -601,10 +642,11 @@ impl std::fmt::Debug for AnyWorld {
             }
         }
         for (id, instance) in &self.0.instances {
-            let (leaving, at, report) = (instance.leaving, instance.created_at, &instance.report);
+            let (terminating, at, report) =
+                (instance.terminating, instance.created_at, &instance.report);
             writeln!(
                 f,
-                "{id} {leaving} {at:?} was ready {} {report:?}",
+                "{id} {terminating} {at:?} was ready {} {report:?}",
                 instance.was_ready
             )?;
         }
@@ -633,11 +675,11 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
         any::<bool>(),
     )
         .prop_map(|(nodes, deploys, rollout, instances, destroying)| {
-            let mut world = world(0);
+            let mut cluster = cluster(0);
             for (number, (online, memory)) in (1..).zip(nodes) {
                 let (id, mut node) = node(number, memory);
                 node.online = online;
-                world.nodes.insert(id, node);
+                cluster.nodes.insert(id, node);
             }
             for (count, surge, unavailable, (auto_revert, volumes)) in deploys {
                 let mut web = if volumes {
@@ -652,27 +694,32 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
                 if count % 2 == 0 {
                     processes.push(("worker", worker(count)));
                 }
-                deploy(&mut world, "shop/prod", manifest(&processes), Timestamp(0));
+                deploy(
+                    &mut cluster,
+                    "shop/prod",
+                    manifest(&processes),
+                    Timestamp(0),
+                );
             }
             let mut ordinals = 0..;
             for (id, ((is_web, release, node), flags, said)) in (1..).zip(instances) {
-                let (leaving, gone, was_ready, created_at) = flags;
+                let (terminating, gone, was_ready, created_at) = flags;
                 let process = if is_web { "web" } else { "worker" };
-                let env = &world.envs[&key("shop/prod")];
+                let env = &cluster.envs[&key("shop/prod")];
                 let manifest = &env.releases[&ReleaseNumber(release)].manifest;
                 if !manifest.processes.contains_key(&name(process)) {
                     continue;
                 }
                 let has_volumes = !manifest.processes[&name(process)].volumes.is_empty();
-                put(&mut world, id, process, release, node);
+                put(&mut cluster, id, process, release, node);
                 if has_volumes {
                     // Some are skipped, some on nodes that are not there.
                     let ordinal = ordinals.nth(usize::from(release == 2)).unwrap_or(0);
-                    attach(&mut world, id, ordinal);
+                    attach(&mut cluster, id, ordinal);
                 }
-                let instance = world.instances.get_mut(&InstanceId(id)).unwrap();
-                instance.leaving = leaving;
-                instance.stop_acknowledged = leaving && gone;
+                let instance = cluster.instances.get_mut(&InstanceId(id)).unwrap();
+                instance.terminating = terminating;
+                instance.stop_acknowledged = terminating && gone;
                 instance.was_ready = was_ready;
                 instance.created_at = Timestamp(created_at);
                 instance.report = said.map(|(state, ready, restarts, code)| InstanceReport {
@@ -683,7 +730,7 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
                 });
             }
             let (phase, previous, back, scale) = rollout;
-            let env = world.envs.get_mut(&key("shop/prod")).unwrap();
+            let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
             env.rollout.phase = phase;
             env.rollout.previous = previous.filter(|p| *p != 3).map(ReleaseNumber);
             if back && phase == RolloutPhase::Reverted {
@@ -693,7 +740,7 @@ fn any_world() -> impl Strategy<Value = AnyWorld> {
                 env.scale.insert(name("web"), scale);
             }
             env.destroying = destroying;
-            AnyWorld(world)
+            AnyWorld(cluster)
         })
 }
 
@@ -710,64 +757,64 @@ proptest! {
             ((draw >> 8) % 16) | (((draw >> 16) % 4) << EGRESS_BITS)
         };
         let planned = plan(&before, NOW, &mut draws);
-        let mut world = before.clone();
+        let mut cluster = before.clone();
         for action in &planned.actions {
             match action {
                 Action::MakeVolume(planned) => {
-                    prop_assert!(!world.volumes.contains_key(&planned.id), "an id twice");
+                    prop_assert!(!cluster.volumes.contains_key(&planned.id), "an id twice");
                     prop_assert!(planned.id.0 != 0);
                 }
-                Action::ForgetVolume { id } => prop_assert!(world.volumes.contains_key(id)),
+                Action::DeleteVolume { id } => prop_assert!(cluster.volumes.contains_key(id)),
                 Action::Create(placed) => {
                     let egress = egress_address(placed.spec.id);
-                    for other in world.instances.keys() {
+                    for other in cluster.instances.keys() {
                         prop_assert!(egress_address(*other) != egress, "{egress} twice");
                     }
                     prop_assert!(placed.spec.id.0 != 0);
-                    prop_assert!(world.nodes[&placed.node].online);
+                    prop_assert!(cluster.nodes[&placed.node].online);
                 }
-                Action::Leave { id, .. } => {
-                    prop_assert!(!world.instances[id].leaving);
+                Action::Terminate { id, .. } => {
+                    prop_assert!(!cluster.instances[id].terminating);
                     prop_assert!(before.instances.contains_key(id), "made to leave at once");
                 }
-                Action::Forget { id } => prop_assert!(world.instances.contains_key(id)),
+                Action::Delete { id } => prop_assert!(cluster.instances.contains_key(id)),
                 Action::SetRollout { env, rollout } => {
-                    prop_assert!(world.envs[env].rollout != *rollout);
+                    prop_assert!(cluster.envs[env].rollout != *rollout);
                 }
-                Action::RemoveEnv { env } => prop_assert!(world.envs.contains_key(env)),
+                Action::RemoveEnv { env } => prop_assert!(cluster.envs.contains_key(env)),
             }
-            apply(&mut world, action);
+            apply(&mut cluster, action);
         }
-        let again = plan(&world, NOW, &mut draws);
-        prop_assert_eq!(&again.actions, &[], "{}\n{}", show(&before), show(&world));
+        let again = plan(&cluster, NOW, &mut draws);
+        prop_assert_eq!(&again.actions, &[], "{}\n{}", show(&before), show(&cluster));
         prop_assert_eq!(again.findings, planned.findings);
 
         // No two have one volume, and who has one is on its node.
         let mut taken = BTreeSet::new();
-        for instance in world.instances.values() {
+        for instance in cluster.instances.values() {
             for volume in &instance.spec.volumes {
                 prop_assert!(taken.insert(volume.id), "volume {} twice", volume.id);
-                prop_assert_eq!(world.volumes[&volume.id].node, instance.node);
+                prop_assert_eq!(cluster.volumes[&volume.id].node, instance.node);
             }
         }
         // Memory is a hard cap for everything that was placed now.
         let mut placed: BTreeMap<NodeId, u64> = BTreeMap::new();
-        for instance in world.instances.values() {
+        for instance in cluster.instances.values() {
             *placed.entry(instance.node).or_default() += instance.spec.memory_bytes;
         }
         for action in &planned.actions {
             if let Action::Create(created) = action {
-                let memory = world.nodes[&created.node].hardware.memory_bytes;
+                let memory = cluster.nodes[&created.node].hardware.memory_bytes;
                 prop_assert!(placed[&created.node] <= memory, "{} MiB", placed[&created.node] / MIB);
             }
         }
         // A node's generation grows when something changes for it, and only then.
-        for (id, node) in &world.nodes {
+        for (id, node) in &cluster.nodes {
             let changes = planned.actions.iter().filter(|action| match action {
                 Action::Create(placed) => placed.node == *id,
-                Action::Leave { id: instance, .. } | Action::Forget { id: instance } =>
+                Action::Terminate { id: instance, .. } | Action::Delete { id: instance } =>
                     before.instances[instance].node == *id,
-                Action::ForgetVolume { id: volume } => before.volumes[volume].node == *id,
+                Action::DeleteVolume { id: volume } => before.volumes[volume].node == *id,
                 Action::MakeVolume(_)
                 | Action::SetRollout { .. }
                 | Action::RemoveEnv { .. } => false,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::instance::AttachedVolume;
 use model::{InstanceId, NodeId, VolumeId};
 
-use super::env::{Stuck, Task};
+use super::env::{Blocked, Task};
 use super::{Action, PlannedVolume, Planner};
 use crate::cluster_state::{Volume, VolumeKey};
 
@@ -16,7 +16,7 @@ impl Task<'_> {
         process.is_some_and(|process| !process.volumes.is_empty())
     }
 
-    /// The instance that has the volumes of this ordinal, one that is leaving too.
+    /// The instance that has the volumes of this ordinal, one that is terminating too.
     pub(super) fn holder_of(&self, planner: &Planner<'_, '_>, ordinal: u32) -> Option<InstanceId> {
         let mut ids = planner.by_env.get(self.key).into_iter().flatten();
         let holds = |id: &&InstanceId| {
@@ -27,13 +27,13 @@ impl Task<'_> {
         ids.find(holds).copied()
     }
 
-    /// Nothing can be made before one that is leaving is gone.
-    pub(super) fn waits_for_a_holder(&self, planner: &Planner<'_, '_>) -> Result<(), Stuck> {
-        let leaving = (0..).take(self.wanted).find_map(|ordinal| {
+    /// Nothing can be made before one that is terminating is gone.
+    pub(super) fn waits_for_a_holder(&self, planner: &Planner<'_, '_>) -> Result<(), Blocked> {
+        let terminating = (0..).take(self.wanted).find_map(|ordinal| {
             let id = self.holder_of(planner, ordinal)?;
             let holder = planner.working.instances.get(&id)?;
             let volume = holder.spec.volumes.first()?;
-            holder.leaving.then(|| Stuck::Held {
+            holder.terminating.then(|| Blocked::Held {
                 volume: format!("{} {ordinal}", volume.name),
                 instance: id,
                 why: if planner.is_online(holder.node) {
@@ -43,7 +43,7 @@ impl Task<'_> {
                 },
             })
         });
-        leaving.map_or(Ok(()), Err)
+        terminating.map_or(Ok(()), Err)
     }
 
     /// The volumes of one ordinal, by name; they are all on one node.

@@ -36,7 +36,7 @@ pub(crate) async fn open(folder: &Path) -> Store {
         ca_cert_pem: "certificate".to_owned(),
         ca_key_pem: "key".to_owned(),
     };
-    store.found(&record, NOW).await.unwrap();
+    store.create_cluster(&record, NOW).await.unwrap();
     store
 }
 
@@ -132,7 +132,7 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
     })))
 }
 
-/// Writes these changes, whatever the world is.
+/// Writes these changes, whatever the cluster state is.
 pub(crate) async fn write(store: &Store, changes: Vec<Change>) {
     store
         .update(&BTreeSet::new(), |_| Ok::<_, StoreError>((changes, ())))
@@ -167,7 +167,7 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
         detail: String::new(),
         last_exit: None,
         failure: None,
-        last_words: Vec::new(),
+        log_tail: Vec::new(),
         started_at: Some(NOW),
     }
 }

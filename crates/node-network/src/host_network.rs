@@ -19,7 +19,7 @@ impl fmt::Display for Block {
 
 /// What the rules have to know of the machine's own IPv4 network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Outside {
+pub(crate) struct HostNetwork {
     /// The machine's own addresses, and those at which it is reached with all others of a network. A
     /// connection that comes from the machine itself passes no firewall that keeps others out.
     pub(crate) own: BTreeSet<Block>,

@@ -17,7 +17,7 @@ use crate::options::ServerError;
 const FIRST_ADMIN: &str = "admin";
 
 /// The cluster of this store, made now where there is none. True when it was.
-pub(crate) async fn load_or_found(store: &Store) -> Result<(ClusterRecord, bool), ServerError> {
+pub(crate) async fn load_or_create(store: &Store) -> Result<(ClusterRecord, bool), ServerError> {
     if let Some(record) = store.cluster().await? {
         return Ok((record, false));
     }
@@ -28,7 +28,7 @@ pub(crate) async fn load_or_found(store: &Store) -> Result<(ClusterRecord, bool)
         ca_cert_pem: ca.certificate_pem().to_owned(),
         ca_key_pem: ca.key_pem().to_owned(),
     };
-    store.found(&record, now()).await?;
+    store.create_cluster(&record, now()).await?;
     tracing::info!(cluster = %record.settings.id, prefix = %record.settings.prefix, "made a new cluster");
     Ok((record, true))
 }
