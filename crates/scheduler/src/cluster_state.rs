@@ -23,7 +23,7 @@
 //!
 //! The instances and volumes of a node that was removed are deleted from any state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use api::enrollment::Hardware;
@@ -64,6 +64,13 @@ impl ClusterState {
     pub fn user_of(&self, volume: VolumeId) -> Option<&Instance> {
         let has = |instance: &&Instance| instance.spec.volumes.iter().any(|v| v.id == volume);
         self.instances.values().find(has)
+    }
+
+    /// Says which nodes reported lately; the others did not.
+    pub fn set_online(&mut self, online: &BTreeSet<NodeId>) {
+        for (id, node) in &mut self.nodes {
+            node.online = online.contains(id);
+        }
     }
 
     /// Whether the node is a member, also when its record cannot be read.
@@ -122,6 +129,8 @@ pub enum Subject {
     Instance(InstanceId),
     /// A volume.
     Volume(VolumeId),
+    /// A row whose key cannot be read, in words.
+    Row(String),
 }
 
 impl std::fmt::Display for Subject {
@@ -132,6 +141,7 @@ impl std::fmt::Display for Subject {
             Self::Release(key, number) => write!(f, "release {number} of {key}"),
             Self::Instance(id) => write!(f, "instance {id}"),
             Self::Volume(id) => write!(f, "volume {id}"),
+            Self::Row(row) => f.write_str(row),
         }
     }
 }

@@ -543,8 +543,11 @@ impl<'w> Planner<'w, '_> {
     }
 
     fn node_name(&self, node: NodeId) -> &'w str {
-        let node = self.given.nodes.get(&node);
-        node.map_or("a node that was removed", |node| node.name.as_str())
+        match self.given.nodes.get(&node) {
+            Some(node) => &node.name,
+            None if self.given.has_node(node) => "a node whose record cannot be read",
+            None => "a node that was removed",
+        }
     }
 
     fn arch_of(&self, node: NodeId) -> &'w str {

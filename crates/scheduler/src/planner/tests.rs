@@ -620,7 +620,7 @@ fn the_instances_of_a_node_with_an_unreadable_record_stay() {
     check(
         &cluster,
         expect![[r#"
-        - shop/prod web: instance 00000002 of v1 on a node that was removed: its node is offline; it is kept
+        - shop/prod web: instance 00000002 of v1 on a node whose record cannot be read: its node is offline; it is kept
     "#]],
     );
 }
