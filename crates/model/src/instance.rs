@@ -206,7 +206,6 @@ pub struct SecretVersion {
 
 /// A secret bundle as delivered to the node that needs it; never written to a disk in clear.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SecretBundle {
     /// The bundle's name: `/run/secrets/<name>/`.
     pub name: String,
@@ -290,7 +289,6 @@ impl std::fmt::Display for InstanceState {
 
 /// How the app in an instance ended (ADR 0003).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExitEvent {
     /// 0 to 255; a death by signal n reads 128 + n; 127 not found, 126 not executable.
     pub exit_code: u8,
