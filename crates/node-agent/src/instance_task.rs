@@ -45,10 +45,13 @@ const LOG: &str = "log";
 
 /// What is kept of an instance on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Record {
     spec: InstanceSpec,
     life: Lifecycle,
+}
+
+impl state_file::StateFormat for Record {
+    const VERSION: u32 = 1;
 }
 
 /// What the agent sees of an instance.

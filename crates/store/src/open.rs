@@ -22,17 +22,8 @@ pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller waits for a connection while others have them all.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
-const MIGRATIONS: &[(i64, &str, &str)] = &[
-    (1, "first", include_str!("../migrations/0001_first.sql")),
-    (2, "volumes", include_str!("../migrations/0002_volumes.sql")),
-    (3, "secrets", include_str!("../migrations/0003_secrets.sql")),
-    (
-        4,
-        "registry logins",
-        include_str!("../migrations/0004_registry_logins.sql"),
-    ),
-    (5, "egress", include_str!("../migrations/0005_egress.sql")),
-];
+/// Number, name and SQL of each file in `migrations/`, in their order; listed by `build.rs`.
+const MIGRATIONS: &[(i64, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/migrations.rs"));
 
 /// The control plane's state. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]
