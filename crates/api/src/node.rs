@@ -9,7 +9,6 @@ use crate::enrollment::Hardware;
 
 /// Everything one node is to run. Whole, never a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DesiredState {
     /// The cluster's random id: state of another cluster is refused.
     pub cluster: String,

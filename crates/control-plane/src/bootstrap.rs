@@ -48,10 +48,13 @@ fn new_settings() -> Result<ClusterSettings, ServerError> {
 
 /// `seal-key.json`: apart from the store, so that a copy of the store alone opens no secret.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct SealKeyFile {
     /// [`SealKey::text`].
     key: String,
+}
+
+impl state_file::StateFormat for SealKeyFile {
+    const VERSION: u32 = 1;
 }
 
 /// The key that seals secrets, made now where there is none. Whoever restores a store restores this file

@@ -9,7 +9,8 @@ use api::edge::RouteTable;
 use api::enrollment::{EnrollRole, Hardware};
 use api_client::{ApiClient, ClientError};
 use membership::{Applicant, JoinError, Membership};
-use state_file::StateFileError;
+use serde::{Deserialize, Serialize};
+use state_file::{StateFileError, StateFormat};
 
 use crate::forward::Edge;
 use crate::limits::{FIRST_POLL_RETRY, MAX_POLL_RETRY};
@@ -17,10 +18,19 @@ use crate::{EdgeError, EdgeOptions};
 
 const FILE: &str = "routes.json";
 
-/// The last table that was kept, into use. A damaged file is as good as none: the server has it.
+/// `routes.json`: the newest route table.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct RoutesFile(pub(crate) RouteTable);
+
+impl StateFormat for RoutesFile {
+    const VERSION: u32 = 1;
+}
+
+/// Serves the table that was kept last. One that cannot be used is fetched anew: the server has it.
 pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
-    match state_file::read::<RouteTable>(&data_dir.join(FILE)) {
-        Ok(Some(table)) => {
+    match state_file::read::<RoutesFile>(&data_dir.join(FILE)) {
+        Ok(Some(RoutesFile(table))) => {
             tracing::info!(
                 generation = table.generation.0,
                 hosts = table.routes.len(),
@@ -30,8 +40,8 @@ pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
             Ok(())
         }
         Ok(None) => Ok(()),
-        Err(error @ StateFileError::Damaged { .. }) => {
-            tracing::warn!(%error, "fetching the routes anew");
+        Err(StateFileError::Format { path, source }) => {
+            tracing::warn!(path = %path.display(), cause = %source, "fetching the routes anew");
             Ok(())
         }
         Err(error) => Err(error),
@@ -133,7 +143,8 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
         "new routes"
     );
     let path = path.to_owned();
-    let kept = tokio::task::spawn_blocking(move || state_file::write(&path, &table)).await;
+    let kept =
+        tokio::task::spawn_blocking(move || state_file::write(&path, &RoutesFile(table))).await;
     if let Ok(Err(error)) = kept {
         // It serves all the same; a restart begins with an older table.
         tracing::error!(%error, "the routes could not be kept on disk");

@@ -526,7 +526,11 @@ async fn a_head_that_is_too_large_is_refused() {
 async fn it_serves_from_disk_while_the_server_is_away() {
     let dir = tempfile::tempdir().unwrap();
     let table = table(7, &[says("kept").await], None);
-    state_file::write(&dir.path().join("routes.json"), &table).unwrap();
+    state_file::write(
+        &dir.path().join("routes.json"),
+        &crate::follow::RoutesFile(table.clone()),
+    )
+    .unwrap();
     let listen = nobody().await;
     let shutdown = CancellationToken::new();
     let options = EdgeOptions {

@@ -12,11 +12,10 @@ use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
 use api_client::{ApiClient, ClientError};
 use identity::{EnrollmentToken, KeyError, MemberKey, TokenError, WireguardKey};
 use serde::{Deserialize, Serialize};
-use state_file::StateFileError;
+use state_file::{StateFileError, StateFormat};
 
 /// Who this machine is in the cluster, and what proves it.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Membership {
     /// The server's URL.
     pub server: String,
@@ -88,6 +87,10 @@ pub enum JoinError {
     /// The credentials cannot be read or kept.
     #[error("cannot keep the credentials")]
     State(#[from] StateFileError),
+}
+
+impl StateFormat for Membership {
+    const VERSION: u32 = 1;
 }
 
 impl Membership {

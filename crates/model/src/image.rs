@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize};
 
 /// The `config` of an image, as values. Absent and empty mean the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ImageConfig {
     /// `linux`.
     pub os: String,

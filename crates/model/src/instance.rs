@@ -11,7 +11,6 @@ use crate::ids::{
 
 /// Everything a node needs to run one instance. Immutable: a change is another instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct InstanceSpec {
     /// The instance.
     pub id: InstanceId,
@@ -72,7 +71,6 @@ impl InstanceSpec {
 
 /// An image by immutable digest (ADR 0002: nothing ever runs by tag).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct PinnedImage {
     /// Registry host, with the port where it is not the default.
     pub registry: String,
@@ -110,7 +108,6 @@ pub enum ProxyProtocol {
 
 /// One port of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Port {
     /// The port the app listens on, 1 to 65535.
     pub port: u16,
@@ -123,7 +120,6 @@ pub struct Port {
 /// How to find out whether an instance is well. Probes are made by the node, over the network or
 /// by init, so no tool inside the image is needed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct HealthCheck {
     /// The kind of probe.
     pub probe: Probe,
@@ -141,7 +137,7 @@ pub struct HealthCheck {
 
 /// One kind of probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "lowercase")]
 pub enum Probe {
     /// GET `path`; 200 to 399 is a success.
     Http {
@@ -164,7 +160,6 @@ pub enum Probe {
 
 /// How an instance is asked to stop.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct StopPolicy {
     /// Signal name (`SIGTERM`). Absent: the image's `StopSignal`, else SIGTERM.
     pub signal: Option<String>,
@@ -174,7 +169,6 @@ pub struct StopPolicy {
 
 /// When an instance that ended by itself is started again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RestartPolicy {
     /// Which endings lead to a restart.
     pub when: RestartWhen,
@@ -196,7 +190,6 @@ pub enum RestartWhen {
 
 /// One version of a secret bundle of the instance's env. A version never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SecretVersion {
     /// The bundle's name.
     pub name: String,
@@ -206,7 +199,6 @@ pub struct SecretVersion {
 
 /// A secret bundle as delivered to the node that needs it; never written to a disk in clear.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SecretBundle {
     /// The bundle's name: `/run/secrets/<name>/`.
     pub name: String,
@@ -225,7 +217,6 @@ impl std::fmt::Debug for SecretBundle {
 
 /// A volume that a process type asks for; each of its instances has one of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Volume {
     /// The volume's name: `/mnt/volumes/<name>`.
     pub name: String,
@@ -235,7 +226,6 @@ pub struct Volume {
 
 /// A volume attached to an instance: at no time is it attached to another one as well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct AttachedVolume {
     /// The volume; its disk lies on one node and never moves.
     pub id: VolumeId,
@@ -290,7 +280,6 @@ impl std::fmt::Display for InstanceState {
 
 /// How the app in an instance ended (ADR 0003).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExitEvent {
     /// 0 to 255; a death by signal n reads 128 + n; 127 not found, 126 not executable.
     pub exit_code: u8,

@@ -44,6 +44,15 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// the machine was given stay unknown to the rules.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
 
+/// `desired.json`: the desired state that was applied last.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+struct DesiredFile(DesiredState);
+
+impl state_file::StateFormat for DesiredFile {
+    const VERSION: u32 = 1;
+}
+
 fn desired_file(data_dir: &Path) -> PathBuf {
     data_dir.join("desired.json")
 }
@@ -239,8 +248,8 @@ impl Agent {
         self.machine.apply_rules(&admitted).await?;
         drop(admitted);
         let file = desired_file(&self.machine.data_dir);
-        match state_file::read::<DesiredState>(&file) {
-            Ok(Some(desired)) => self.apply(desired),
+        match state_file::read::<DesiredFile>(&file) {
+            Ok(Some(DesiredFile(desired))) => self.apply(desired),
             Ok(None) => {}
             // The control plane will say it again.
             Err(error) => {
@@ -260,7 +269,10 @@ impl Agent {
             }
         };
         if desired.generation != self.generation()
-            && let Err(error) = state_file::write(&desired_file(&self.machine.data_dir), &desired)
+            && let Err(error) = state_file::write(
+                &desired_file(&self.machine.data_dir),
+                &DesiredFile(desired.clone()),
+            )
         {
             // Without it a restarted agent would ask again: it may go on.
             tracing::warn!(error = chain(&error), "cannot keep the desired state");

@@ -20,7 +20,7 @@ use model::instance::PinnedImage;
 use registry::{BlobCache, FetchProgress, FetchedImage, Registry, RegistryError};
 use root_disk::{CachedDisk, DiskCache, DiskError, Layer};
 use serde::{Deserialize, Serialize};
-use state_file::StateFileError;
+use state_file::{StateFileError, StateFormat};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 pub(crate) use self::cache::ImageUse;
@@ -45,10 +45,13 @@ pub(crate) struct Images {
 
 /// What is kept of an image beside its disk.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct ImageRecord {
     image: PinnedImage,
     config: ImageConfig,
+}
+
+impl StateFormat for ImageRecord {
+    const VERSION: u32 = 1;
 }
 
 /// An image that can be booted.
@@ -98,10 +101,7 @@ impl PrepareError {
         match self {
             Self::Fetch { source, .. } => source.problem.is_storage_full(),
             Self::Disk { source, .. } => matches!(**source, DiskError::NoSpace { .. }),
-            Self::Record { source, .. } => matches!(
-                source,
-                StateFileError::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull
-            ),
+            Self::Record { source, .. } => source.is_storage_full(),
         }
     }
 }

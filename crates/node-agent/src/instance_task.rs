@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{InstanceReport, MAX_LOG_TAIL};
-use guest_protocol::{BootFailure, CONTRACT_VERSION, Phase};
+use guest_protocol::{BootFailure, Phase, refusal};
 use microvm::Vm;
 use model::image::ImageConfig;
 use model::instance::{InstanceSpec, InstanceState};
@@ -45,10 +45,13 @@ const LOG: &str = "log";
 
 /// What is kept of an instance on disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Record {
     spec: InstanceSpec,
     life: Lifecycle,
+}
+
+impl state_file::StateFormat for Record {
+    const VERSION: u32 = 1;
 }
 
 /// What the agent sees of an instance.
@@ -402,11 +405,8 @@ impl InstanceTask {
             // Of a guest that runs it is an app's lie, and costs it a connection only.
             GuestEvent::Refused { .. } if !booting => vec![],
             GuestEvent::Refused { contract } => vec![Event::BootFailed(BootFailure {
-                step: "speak the boot contract".to_owned(),
-                reason: format!(
-                    "the guest speaks version {contract}, this node {CONTRACT_VERSION}; rebuild the \
-                     guest's initramfs"
-                ),
+                step: "agree on a protocol version".to_owned(),
+                reason: refusal(contract),
                 exit_code: None,
             })],
         }
@@ -447,7 +447,7 @@ impl InstanceTask {
             Effect::StartPreparing => self.start_preparing(),
             Effect::BootVm => events.push_back(match self.boot().await {
                 Ok(()) => Event::VmmStarted,
-                Err(reason) => Event::VmmFailed { reason },
+                Err((retryable, reason)) => Event::VmmFailed { retryable, reason },
             }),
             Effect::AskStop => self.ask_stop(),
             Effect::KillVm => self.kill_vm().await,
@@ -504,22 +504,24 @@ impl InstanceTask {
         })));
     }
 
-    async fn boot(&mut self) -> Result<(), String> {
+    /// Boots the VM; a failure says whether trying again may help, and why it failed.
+    async fn boot(&mut self) -> Result<(), (bool, String)> {
+        let retryable = |reason| (true, reason);
         let Some(prepared) = self.prepared.take() else {
-            return Err("the root disk was not prepared".to_owned());
+            return Err(retryable("the root disk was not prepared".to_owned()));
         };
         let attempt = self.record.life.restarts() + 1;
         let line = format!("starting {} (start {attempt})", self.record.spec.image);
         self.log
             .begin_boot(self.machine.clock.now(), &line)
-            .map_err(|error| format!("cannot write the instance's log: {error}"))?;
+            .map_err(|error| retryable(format!("cannot write the instance's log: {error}")))?;
         self.end_acknowledged = false;
-        self.listen()?;
-        self.tell_config(&prepared.config)?;
+        self.listen().map_err(retryable)?;
+        self.tell_config(&prepared.config).map_err(retryable)?;
         let spec = &self.record.spec;
         let volumes = self.machine.volumes.take(spec.id, &spec.volumes);
         let mut own = vec![self.dir.join(SCRATCH)];
-        own.extend(volumes.map_err(|error| crate::chain(&error))?);
+        own.extend(volumes.map_err(|error| retryable(crate::chain(&error)))?);
         self.vm = Some(self.machine.boot(spec, prepared.disk, own).await?);
         Ok(())
     }

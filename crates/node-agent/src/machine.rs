@@ -70,22 +70,29 @@ impl Machine {
     }
 
     /// Boots the VM of an instance: `/dev/vda` is the root disk, then come `own`, its own disks:
-    /// `/dev/vdb` is scratch, then the volumes.
+    /// `/dev/vdb` is scratch, then the volumes. A failure says whether trying again may help, and why.
     pub(crate) async fn boot(
         &self,
         spec: &InstanceSpec,
         root: PathBuf,
         own: Vec<PathBuf>,
-    ) -> Result<Vm, String> {
+    ) -> Result<Vm, (bool, String)> {
         let tap = self
             .network
             .create_tap(&endpoint(spec.id, spec.address))
             .await
-            .map_err(|error| format!("cannot make the tap of {}: {}", spec.id, chain(&error)))?;
+            .map_err(|error| {
+                let cause = chain(&error);
+                (true, format!("cannot make the tap of {}: {cause}", spec.id))
+            })?;
         self.enter_network(spec.id, spec.address)
             .await
             .map_err(|error| {
-                format!("cannot admit {} to the network: {}", spec.id, chain(&error))
+                let cause = chain(&error);
+                (
+                    true,
+                    format!("cannot admit {} to the network: {cause}", spec.id),
+                )
             })?;
         let mut disks = vec![Disk {
             path: root,
@@ -109,7 +116,9 @@ impl Machine {
                 mac: tap.mac,
             }),
         };
-        microvm::boot(vm).await.map_err(|error| chain(&error))
+        microvm::boot(vm)
+            .await
+            .map_err(|error| (error.is_transient(), chain(&error)))
     }
 
     async fn enter_network(&self, id: InstanceId, address: Ipv6Addr) -> Result<(), NetworkError> {

@@ -78,7 +78,6 @@ pub const STOP_MARGIN_MS: u64 = 5_000;
 
 /// Times that the node chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Timing {
     /// The boot watchdog, in milliseconds.
     pub boot_timeout_ms: u64,
@@ -113,6 +112,8 @@ pub enum Event {
     VmmStarted,
     /// The VMM could not be started.
     VmmFailed {
+        /// Whether trying again may help: not where this machine denies a permission.
+        retryable: bool,
         /// The operation, its subject, its cause.
         reason: String,
     },
@@ -198,7 +199,6 @@ enum Stop {
 
 /// Where one instance is in its life, with what is needed to go on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 #[allow(
     clippy::struct_excessive_bools,
     reason = "each is a fact of its own beside the state"
