@@ -17,13 +17,14 @@ use proptest::prelude::*;
 
 use node_core::instance::{Effect, Event, Lifecycle, Timing};
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
-use scheduler::cluster_state::ClusterState;
+use scheduler::apply::{Command, apply};
+use scheduler::cluster_state::{ClusterState, Instance, Volume};
 use scheduler::desired::desired_state;
 use scheduler::fixtures::{
     cluster, database, deploy, exit, key, manifest, name, process, show, worker,
 };
-use scheduler::planner::{Action, Plan, apply, plan};
-use scheduler::reports::record;
+use scheduler::planner::{Action, Plan, plan};
+use scheduler::reports::unknown;
 use scheduler::rollout;
 use scheduler::routes::routes;
 
@@ -124,7 +125,7 @@ impl Sim {
     fn ready(&self, process: &ProcessName) -> u32 {
         let mine = |i: &&scheduler::cluster_state::Instance| {
             i.spec.process == *process
-                && !i.terminating
+                && !i.is_terminating()
                 && i.report.as_ref().is_some_and(|r| r.ready)
         };
         self.cluster.instances.values().filter(mine).count() as u32
@@ -147,7 +148,11 @@ impl Sim {
         for _ in 0..(20 * 60 * 1000 / STEP_MS) {
             let before = self.cluster.instances.len();
             let actions = self.step();
-            let starting = self.cluster.instances.values().any(|i| i.terminating);
+            let starting = self
+                .cluster
+                .instances
+                .values()
+                .any(Instance::is_terminating);
             if actions == 0 && before == self.cluster.instances.len() && !starting {
                 quiet += 1;
             } else {
@@ -168,7 +173,7 @@ impl Sim {
         }
         let plan = self.plan();
         for action in &plan.actions {
-            apply(&mut self.cluster, action);
+            apply(&mut self.cluster, &Command::Plan(action.clone())).unwrap();
         }
         self.check(&plan);
         let web = name("web");
@@ -222,7 +227,7 @@ impl Sim {
         for route in routes(&self.cluster).values() {
             for backend in &route.backends {
                 let instance = &self.cluster.instances[&backend.instance];
-                assert!(!instance.terminating && instance.report.as_ref().unwrap().ready);
+                assert!(!instance.is_terminating() && instance.report.as_ref().unwrap().ready);
             }
         }
     }
@@ -269,12 +274,18 @@ impl Sim {
                 volumes: node.disks.iter().copied().collect(),
                 images: Vec::new(),
             };
-            let recorded = record(&mut self.cluster, id, &report);
+            let strangers = unknown(&self.cluster, id, &report);
             assert_eq!(
-                recorded.unknown,
+                strangers.instances,
                 [],
-                "an instance was forgotten before it was gone"
+                "an instance was deleted before it was gone"
             );
+            let command = Command::Report {
+                node: id,
+                report: Box::new(report),
+                now,
+            };
+            apply(&mut self.cluster, &command).unwrap();
         }
         self.cluster.nodes.get_mut(&id).unwrap().online = node.connected;
     }
@@ -509,7 +520,7 @@ proptest! {
         prop_assert!(sim.nodes.values().all(|node| node.lives.is_empty()));
         let reason = &sim.cluster.envs[&key(ENV)].rollout.reason;
         prop_assert!(reason.starts_with("instance "), "{reason}");
-        prop_assert!(reason.ends_with("last words:\n  hello"), "{reason}");
+        prop_assert!(reason.ends_with("last log lines:\n  hello"), "{reason}");
     }
 
     /// Deploys, scalings and lost connections in any order, then quiet: what was asked for last is
@@ -635,11 +646,15 @@ fn a_restored_store_stops_nothing() {
         volumes: Vec::new(),
         images: Vec::new(),
     };
-    let recorded = record(&mut sim.cluster, NodeId(1), &report);
-    assert_eq!(
-        recorded.raised_to,
-        Some(Generation(report.generation.0 + 1))
-    );
+    let ahead = report.generation;
+    let command = Command::Report {
+        node: NodeId(1),
+        report: Box::new(report),
+        now: sim.now,
+    };
+    apply(&mut sim.cluster, &command).unwrap();
+    let generation = sim.cluster.nodes[&NodeId(1)].generation;
+    assert_eq!(generation, Generation(ahead.0 + 1));
     sim.settle();
     let now_running: Vec<_> = sim.nodes[&NodeId(1)].lives.keys().copied().collect();
     assert_eq!(running, now_running);
@@ -729,7 +744,7 @@ fn volumes_outlive_everything_but_their_deletion() {
     sim.settle();
     let made = sim.cluster.volumes.clone();
     assert_eq!(made.len(), 3);
-    assert!(made.values().all(|volume| volume.made));
+    assert!(made.values().all(Volume::is_made));
     let nodes: BTreeSet<_> = made.values().map(|volume| volume.node).collect();
     assert_eq!(nodes.len(), 3);
 
@@ -752,14 +767,10 @@ fn volumes_outlive_everything_but_their_deletion() {
     sim.until("done", |sim| sim.phase() == RolloutPhase::Done);
     assert_eq!(sim.cluster.volumes, made);
     scale(&mut sim, 2);
-    let (id, node) = made
-        .iter()
-        .find(|(_, volume)| volume.key.ordinal == 2)
-        .map(|(id, volume)| (*id, volume.node))
-        .unwrap();
+    let last = made.iter().find(|(_, volume)| volume.key.ordinal == 2);
+    let id = *last.unwrap().0;
     assert!(sim.cluster.user_of(id).is_none());
-    sim.cluster.volumes.get_mut(&id).unwrap().deleting = true;
-    sim.cluster.nodes.get_mut(&node).unwrap().generation.0 += 1;
+    apply(&mut sim.cluster, &Command::DeleteVolume { id }).unwrap();
     sim.until("deleted", |sim| sim.cluster.volumes.len() == 2);
     assert!(sim.nodes.values().all(|node| !node.disks.contains(&id)));
 }
