@@ -309,7 +309,7 @@ impl SimNode {
     fn act(&mut self, action: NodeAction, now: Timestamp) {
         match action {
             NodeAction::Start(spec) => {
-                let mut life = Life {
+                let life = Life {
                     lifecycle: Lifecycle::new(&spec, Timing::default()),
                     spec: *spec,
                     vm: false,
@@ -318,7 +318,6 @@ impl SimNode {
                     next_probe: now,
                     queue: vec![Event::Start],
                 };
-                life.queue.reserve(4);
                 self.lives.insert(life.spec.id, life);
             }
             NodeAction::Stop(id) => self
