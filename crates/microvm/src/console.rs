@@ -15,6 +15,8 @@ use rustix::io::Errno;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
+use crate::run_dir::{console_fifo, remove_if_there};
+
 /// Bound of `console.log` and of the one before it, in bytes each.
 const MAX_LOG_BYTES: u64 = 64 * 1024;
 /// Bytes of the end that [`console_tail`] gives.
@@ -26,10 +28,6 @@ const READ_BYTES: usize = 16 * 1024;
 const READ_PAUSE: Duration = Duration::from_millis(20);
 /// How long the pump is waited for once both processes have ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-
-pub(crate) fn fifo(run_dir: &Path) -> PathBuf {
-    run_dir.join("console.fifo")
-}
 
 fn log(run_dir: &Path) -> PathBuf {
     run_dir.join("console.log")
@@ -49,10 +47,10 @@ pub(crate) struct Ends {
 
 /// Makes a new console, and forgets the one before.
 pub(crate) fn make(run_dir: &Path) -> io::Result<Ends> {
-    for path in [fifo(run_dir), log(run_dir), log_before(run_dir)] {
-        crate::run_dir::remove_if_there(&path)?;
+    for path in [console_fifo(run_dir), log(run_dir), log_before(run_dir)] {
+        remove_if_there(&path)?;
     }
-    let fifo = fifo(run_dir);
+    let fifo = console_fifo(run_dir);
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     let mut open = OpenOptions::new();
     open.write(true).custom_flags(libc::O_NONBLOCK);
@@ -69,7 +67,7 @@ pub(crate) struct Pump {
 
 impl Pump {
     pub(crate) fn start(run_dir: &Path) -> io::Result<Self> {
-        let receiver = pipe::OpenOptions::new().open_receiver(fifo(run_dir))?;
+        let receiver = pipe::OpenOptions::new().open_receiver(console_fifo(run_dir))?;
         let run_dir = run_dir.to_owned();
         Ok(Self {
             task: tokio::spawn(async move { pump(receiver, &run_dir).await }),

@@ -2,7 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+
+use state_file::FormatError;
 
 use crate::{Obstacle, ProgramsError};
 
@@ -123,13 +124,18 @@ pub enum AdoptError {
         #[source]
         source: io::Error,
     },
-    /// The record is not of this version of the platform.
-    #[error("{} is not a record of this version: {reason}", path.display())]
+    /// The record is there and cannot be understood: it is damaged, or a newer agent wrote it. The VM may run.
+    #[error(
+        "cannot read the record of a VM, {}, so the VM is left alone; hint: run the agent that wrote it, \
+         or end the VM by hand and delete its run directory",
+        path.display()
+    )]
     Record {
         /// The record.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        #[source]
+        source: FormatError,
     },
     /// A process of the record could not be examined.
     #[error("cannot examine process {pid}")]
@@ -140,27 +146,4 @@ pub enum AdoptError {
         #[source]
         source: io::Error,
     },
-}
-
-/// Why the VMM did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// The connection failed.
-    #[error("cannot talk to the VMM by {}", path.display())]
-    Connection {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It did not answer: it is stopped, or hangs.
-    #[error("the VMM did not answer within {} ms", limit.as_millis())]
-    Timeout {
-        /// How long it was given.
-        limit: Duration,
-    },
-    /// Its answer is not what was asked for.
-    #[error("the VMM answered what is not understood: {0}")]
-    Answer(String),
 }

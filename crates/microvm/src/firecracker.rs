@@ -17,19 +17,19 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use process_handle::Process;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::jail::Jail;
 use self::tap::PersistentTap;
-use crate::boot::{Boot, GUEST_CID, Started, file, open_for_everyone};
 use crate::console::console_tail;
+use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, file, open_for_everyone};
 use crate::kernel::boot_arguments;
-use crate::process::Process;
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
-use crate::{BootError, Disk, Driver, Machine, StatusError, VmSpec, VmStatus, run_dir};
+use crate::{BootError, Disk, DriverKind, Machine, StatusError, VmSpec, VmStatus, run_dir};
 
 /// How long Firecracker may take until its API listens.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,8 +39,30 @@ const MIB: u64 = 1024 * 1024;
 /// Rates are counted and refilled over this long.
 const REFILL_MILLISECONDS: u64 = 1000;
 
-/// Starts the jailed VMM and gives it its VM; when it does not take it, it is ended.
-pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
+/// Firecracker under its jailer.
+#[derive(Debug)]
+pub(crate) struct Firecracker;
+
+impl Driver for Firecracker {
+    fn start<'a>(
+        &'a self,
+        boot: &'a mut Boot,
+        spec: VmSpec,
+    ) -> Answer<'a, Result<Started, BootError>> {
+        Box::pin(start(boot, spec))
+    }
+
+    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
+        Box::pin(status(run_dir))
+    }
+
+    fn has_vsock_process(&self) -> bool {
+        false
+    }
+}
+
+/// Starts the jailed VMM and configures its VM. A VMM that refuses a part of it is ended.
+async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
     let refused = |reason: &str| BootError::Spec {
         instance: spec.instance,
         reason: reason.to_owned(),
@@ -108,8 +130,8 @@ pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, Boot
     }
 }
 
-/// Asks Firecracker how its guest is.
-pub(crate) async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
+/// Asks Firecracker about its guest.
+async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
     let answer = api::call(run_dir, "GET", "/", None).await?;
     match answer.get("state").and_then(Value::as_str) {
         Some("Running") => Ok(VmStatus::Running),
@@ -180,7 +202,7 @@ fn parts(spec: &VmSpec, tap: Option<&str>) -> Vec<(String, Value)> {
             json!({
                 "kernel_image_path": jail::KERNEL,
                 "initrd_path": jail::INITRAMFS,
-                "boot_args": boot_arguments(Driver::Firecracker, spec.kernel.machine, None),
+                "boot_args": boot_arguments(DriverKind::Firecracker, spec.kernel.machine, None),
             }),
         ),
     ];
@@ -250,7 +272,7 @@ mod tests {
         let spec = VmSpec {
             instance: InstanceId(0xab),
             run_dir: PathBuf::from("/run/x"),
-            driver: Driver::Firecracker,
+            driver: DriverKind::Firecracker,
             kernel: GuestKernel::platform(Path::new("/guest")),
             vcpus: 2,
             cpu_millis: 1500,

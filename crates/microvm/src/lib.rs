@@ -1,7 +1,7 @@
 //! Boots one microVM, watches it, finds it again after a restart of the agent, and ends it
 //! (ADR 0001, ADR 0003).
 //!
-//! Two drivers ([`Driver`]) that give the same VM: the same kernel and boot arguments, disks in
+//! Two drivers ([`DriverKind`]) that give the same VM: the same kernel and boot arguments, disks in
 //! their order, tap, vsock by Unix sockets in the hybrid convention (`<uds>_<port>` for what the guest
 //! dials), console in a file of bounded size, cap on memory, share of the processors, limits on what goes through
 //! its disks.
@@ -38,30 +38,35 @@ extern crate self as microvm;
 mod adopt;
 mod boot;
 mod cgroup;
+mod choice;
 mod console;
 mod driver;
+mod drivers;
 mod error;
 mod firecracker;
 mod kernel;
+mod kind;
 mod obstacle;
-mod process;
 mod programs;
 mod qemu;
 mod record;
 mod run_dir;
 mod spawn;
 mod spec;
+mod status;
 mod tsc;
 mod vm;
 
 pub use boot::boot;
+pub use choice::{Choice, KvmFact, NoDriver, Probe, choose_driver, probe};
 pub use console::console_tail;
-pub use driver::{Choice, Driver, KvmFact, NoDriver, Probe, choose_driver, probe};
-pub use error::{AdoptError, BootError, StatusError};
+pub use error::{AdoptError, BootError};
 pub use kernel::{GuestKernel, Machine};
+pub use kind::DriverKind;
 pub use obstacle::Obstacle;
 pub use programs::{ProgramsError, check_programs};
-pub use run_dir::{guest_socket, listen_for_guest};
+pub use run_dir::{guest_socket, listen_for_guest, remove_run_dir};
 pub use spawn::VMM_UIDS;
 pub use spec::{Disk, MAX_VCPUS, MIN_MEMORY_BYTES, Nic, VmSpec};
-pub use vm::{HowEnded, Vm, VmEnd, VmStatus};
+pub use status::{StatusError, VmStatus};
+pub use vm::{HowEnded, Vm, VmEnd};

@@ -36,6 +36,21 @@ pub(crate) fn jail_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("jail")
 }
 
+/// The record (see `record`).
+pub(crate) fn record(run_dir: &Path) -> PathBuf {
+    run_dir.join("vm.json")
+}
+
+/// The record while it is written: an agent that is killed then leaves it.
+pub(crate) fn unfinished_record(run_dir: &Path) -> PathBuf {
+    run_dir.join("vm.json.new")
+}
+
+/// The console's FIFO (see `console`).
+pub(crate) fn console_fifo(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.fifo")
+}
+
 pub(crate) fn qmp_socket(run_dir: &Path) -> PathBuf {
     run_dir.join("qmp.sock")
 }
@@ -121,6 +136,27 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes the run directory of a VM that has ended, its console with it. No error when there is none.
+///
+/// # Errors
+/// It holds the record of a VM whose end was not seen, which is the only thing that names its processes; or a
+/// file cannot be removed.
+pub fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
+    if record(run_dir).try_exists()? {
+        return Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!(
+                "{} holds the record of a VM that may run",
+                run_dir.display()
+            ),
+        ));
+    }
+    match fs::remove_dir_all(run_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Removes what a VM that ended leaves behind: its sockets, its FIFO and its record, the record
 /// last. The console's file stays for its last words, the node's listeners are the node's.
 pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
@@ -130,8 +166,8 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
         sockets.join(API_SOCKET),
         sockets.join(GUEST_SOCKET),
         qmp_socket(run_dir),
-        crate::console::fifo(run_dir),
-        crate::record::unfinished(run_dir),
+        console_fifo(run_dir),
+        unfinished_record(run_dir),
     ] {
         remove_if_there(&path)?;
     }
@@ -139,5 +175,5 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    remove_if_there(&crate::record::path(run_dir))
+    remove_if_there(&record(run_dir))
 }

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use model::InstanceId;
+use process_handle::{Exit, Process};
 use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
 use crate::console::{Pump, console_tail};
-use crate::process::{Exit, Process};
-use crate::{Driver, StatusError, firecracker, qemu, run_dir};
+use crate::driver::Driver;
+use crate::{StatusError, VmStatus, run_dir};
 
 /// How long the VMM may take to end after its vsock device did so orderly: then the VMM's own end
 /// was the cause. After it, the device was lost.
@@ -54,20 +55,11 @@ impl std::fmt::Display for HowEnded {
     }
 }
 
-/// What the VMM says about its guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VmStatus {
-    /// The guest runs.
-    Running,
-    /// It does not, for this reason in the VMM's words (`paused`, `io-error`, `internal-error`).
-    Stopped(String),
-}
-
 /// One VM. Dropping this changes nothing: the VM goes on, and is found again by [`Vm::adopt`].
 #[derive(Debug, Clone)]
 pub struct Vm {
     instance: InstanceId,
-    driver: Driver,
+    driver: &'static dyn Driver,
     run_dir: PathBuf,
     processes: Option<Arc<Processes>>,
     end: watch::Receiver<Option<VmEnd>>,
@@ -85,7 +77,7 @@ impl Vm {
     /// Watches both processes from now on.
     pub(crate) fn watch(
         instance: InstanceId,
-        driver: Driver,
+        driver: &'static dyn Driver,
         run_dir: PathBuf,
         processes: Processes,
         pump: Option<Pump>,
@@ -110,7 +102,7 @@ impl Vm {
 
     pub(crate) fn ended_already(
         instance: InstanceId,
-        driver: Driver,
+        driver: &'static dyn Driver,
         run_dir: PathBuf,
         end: VmEnd,
     ) -> Self {
@@ -167,10 +159,7 @@ impl Vm {
     /// # Errors
     /// It did not answer, or not as it should.
     pub async fn status(&self) -> Result<VmStatus, StatusError> {
-        match self.driver {
-            Driver::Firecracker => firecracker::status(&self.run_dir).await,
-            Driver::QemuKvm | Driver::QemuTcg => qemu::status(&self.run_dir).await,
-        }
+        self.driver.status(&self.run_dir).await
     }
 }
 

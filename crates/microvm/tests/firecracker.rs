@@ -12,7 +12,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use microvm::{
-    BootError, Disk, Driver, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot, check_programs,
+    BootError, Disk, DriverKind, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot,
+    check_programs,
 };
 use model::{InstanceId, NodeId};
 use node_network::{Endpoint, Network, NetworkSettings};
@@ -23,7 +24,7 @@ use support::{
 /// The kernel to boot; nothing, and said why, where Firecracker cannot even be started.
 fn kernel(dir: &Path, script: &str) -> Option<GuestKernel> {
     let own = GuestKernel::platform(&guest_dir()?);
-    let missing = if let Err(error) = check_programs(Driver::Firecracker) {
+    let missing = if let Err(error) = check_programs(DriverKind::Firecracker) {
         Some(error.to_string())
     } else if !own.kernel.exists() {
         Some("the platform's own kernel is not built; hint: make kernel".to_owned())
@@ -43,7 +44,7 @@ fn kernel(dir: &Path, script: &str) -> Option<GuestKernel> {
 
 fn firecracker_spec(instance: InstanceId, run_dir: &Path, kernel: GuestKernel) -> VmSpec {
     VmSpec {
-        driver: Driver::Firecracker,
+        driver: DriverKind::Firecracker,
         ..spec(instance, run_dir, kernel)
     }
 }
@@ -230,7 +231,7 @@ async fn with_tap(dir: &Path, kernel: GuestKernel) {
         vm.kill().await;
         assert!(links().contains(&tap.name), "{}", links());
     }
-    assert!(Driver::Firecracker.leaves_tap());
+    assert!(DriverKind::Firecracker.leaves_tap());
     network.release(instance).await.unwrap();
     assert!(!links().contains("tap"), "{}", links());
     Network::remove("fc").await.unwrap();

@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::boot::Boot;
+use crate::driver::Boot;
 use crate::{Disk, VmSpec, run_dir};
 
 /// The kernel, inside.
