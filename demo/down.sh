@@ -39,7 +39,7 @@ take_node_down() {
 # The demo mounts nothing. Should a mount be there all the same, the data below it is kept.
 nothing_mounted() {
     local mounted
-    mounted=$(awk -v demo="$demo/" -v run="$run/" 'index($5, demo) == 1 || index($5, run) == 1 { print $5 }' /proc/self/mountinfo)
+    mounted=$(awk -v demo="${demo// /\\\\040}/" -v run="${run// /\\\\040}/" 'index($5, demo) == 1 || index($5, run) == 1 { print $5 }' /proc/self/mountinfo)
     [ -z "$mounted" ] || die "still mounted: $mounted" "try: umount, then make down"
 }
 

@@ -128,7 +128,7 @@ fn find_vsock_device() -> Option<PathBuf> {
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
         .map(|home| home.join("bin").join(VSOCK_DEVICE));
     beside
-        .and_then(|path| program_at(&path))
+        .and_then(|path| file_at(&path))
         .or_else(|| find(VSOCK_DEVICE))
         .or_else(|| program_at(&cargo?))
 }
