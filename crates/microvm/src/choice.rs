@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn then_qemu_with_hardware_kvm() {
+    fn qemu_with_hardware_kvm_comes_second() {
         check(
             facts(),
             GuestKernel::platform,
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn no_kvm_or_no_rights() {
+    fn qemu_with_tcg_is_used_without_kvm_or_rights_to_it() {
         check(
             Probe {
                 kvm: KvmFact::Absent,
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn no_vmm_at_all() {
+    fn a_machine_without_a_vmm_is_told_what_to_install() {
         check(
             Probe {
                 qemu: None,
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_are_words() {
+    fn processor_flags_are_compared_as_words() {
         assert!(virtualizes("flags\t\t: fpu svm\n"));
         assert!(!virtualizes("flags\t\t: fpu svme\nvmx flags: x\n"));
     }

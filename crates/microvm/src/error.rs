@@ -1,4 +1,4 @@
-//! What can fail, with the subject and a hint.
+//! Errors, each with its subject and a hint.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use state_file::FormatError;
 
 use crate::{Obstacle, ProgramsError};
 
-/// Why a VM could not be booted. Whatever had been started is ended again.
+/// Why a VM could not be booted. Processes that had been started are ended.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The spec asks for something that no VM can have.
@@ -27,7 +27,7 @@ pub enum BootError {
         /// The run directory.
         run_dir: PathBuf,
     },
-    /// What was left in the run directory could not be cleared.
+    /// An earlier VM of the run directory could not be examined.
     #[error(transparent)]
     Leftovers(#[from] AdoptError),
     /// A file of the VM could not be opened or made.
@@ -68,22 +68,22 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// Firecracker did not take a part of the VM, or did not answer.
-    #[error("firecracker does not {what}: {reason}; it said: {said}")]
+    /// Firecracker refused a part of the VM, or did not answer.
+    #[error("firecracker does not {what}: {reason}; its last output: {said}")]
     Firecracker {
-        /// What it was asked: the method and path of its API.
+        /// The request: method and path of its API.
         what: String,
         /// Its answer, or why there is none.
         reason: String,
-        /// Its last words.
+        /// The end of its output.
         said: String,
     },
     /// The vsock device ended, or did not begin to listen in time.
-    #[error("vhost-device-vsock {what}; it said: {said}")]
+    #[error("vhost-device-vsock {what}; its last output: {said}")]
     VsockDevice {
         /// What happened.
         what: String,
-        /// Its last words.
+        /// The end of its output.
         said: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What a guest boots: kernel, initramfs and the boot arguments, the same for every instance.
+//! Kernel, initramfs and boot arguments: the same for every instance.
 //!
 //! The arguments were chosen by measuring Debian's cloud kernel 6.1 under TCG, on two cores that
 //! compiled meanwhile (256 MiB, start of QEMU to init, and processor time to power-off; 8 rounds,
@@ -58,7 +58,7 @@ pub struct GuestKernel {
 
 /// Boot arguments of every guest, in this one place.
 ///
-/// - `console=ttyS0 quiet`: the console carries errors and last words only.
+/// - `console=ttyS0 quiet`: the console carries errors only.
 /// - `panic=-1`: a panic ends the VM at once, by a reboot that no VMM follows.
 /// - `no_timer_check`: the check of the timer's wiring waits for ticks, which a busy host delays.
 /// - `random.trust_cpu=on`: no wait for entropy; a virtio-rng feeds it from the host as well.
@@ -94,8 +94,7 @@ pub(crate) fn boot_arguments(driver: DriverKind, machine: Machine, tsc_khz: Opti
 }
 
 impl GuestKernel {
-    /// What a directory holds: the platform's own kernel where it was built (`vmlinux`), else
-    /// Debian's (`vmlinuz`).
+    /// The kernel of a directory: the platform's own where it was built (`vmlinux`), else Debian's (`vmlinuz`).
     ///
     /// # Errors
     /// Neither is there, or its initramfs is missing.
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_platforms_own_kernel_is_used_where_it_was_built() {
+    fn the_platforms_own_kernel_is_preferred_where_it_was_built() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str| std::fs::write(dir.path().join(name), "").unwrap();
         let error = GuestKernel::in_directory(dir.path()).unwrap_err();

@@ -21,9 +21,9 @@ use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
 use crate::{BootError, DriverKind, StatusError, VmSpec, VmStatus, run_dir, tsc};
 
-/// How long the vsock device may take until it listens.
+/// Longest wait until the vsock device listens.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
+/// Pause between two tries.
 const VSOCK_POLL: Duration = Duration::from_millis(2);
 const MIB: u64 = 1024 * 1024;
 
@@ -90,7 +90,7 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
         exe: program.clone(),
         program,
         arguments: arguments.map(Into::into).into(),
-        // Its paths are relative: it need not reach the directories above.
+        // Its paths are relative, so the directories above may be closed to it.
         current_dir: run_dir::vsock_dir(&boot.dir),
         output: boot.copy_of(&boot.ends.writer)?,
         pass: vec![boot.copy_of(&boot.ends.keeper)?.into()],

@@ -5,11 +5,11 @@
 //!   vm.json         the record (see `record`)
 //!   console.fifo    console.log, console.log.1 (see `console`)
 //!   qmp.sock        QEMU's monitor
-//!   jail/           Firecracker's, empty but for those inside (see `firecracker::jail`)
-//!   vsock/          the VM's user's: the only directory it can write
+//!   jail/           Firecracker's root: empty from outside (see `firecracker::jail`)
+//!   vsock/          belongs to the VM's user, which can write nowhere else
 //!     device        QEMU connects here to the vsock device
 //!     api           Firecracker's API
-//!     guest         what the host dials; `guest_<port>` is what the guest dials
+//!     guest         the host connects here; the guest connects to `guest_<port>`
 //! ```
 
 use std::fs;
@@ -94,7 +94,7 @@ pub(crate) fn give_sockets(run_dir: &Path, uid: u32) -> io::Result<()> {
     give(&dir, uid, uid)
 }
 
-/// Does not follow symbolic links: the directory's owner is not trusted.
+/// Does not follow symbolic links, because the directory's owner is not trusted.
 fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     chownat(
         CWD,
@@ -106,7 +106,7 @@ fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Binds by way of the directory's descriptor: a socket's path may have 107 bytes only.
+/// Binds by the directory's descriptor, because a socket's path is limited to 107 bytes.
 pub(crate) fn bind(dir: &Path, name: &str) -> io::Result<std::os::unix::net::UnixListener> {
     remove_if_there(&dir.join(name))?;
     let dir = open_dir(dir)?;
@@ -157,8 +157,8 @@ pub fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what a VM that ended leaves behind: its sockets, its FIFO and its record, the record
-/// last. The console's file stays for its last words, the node's listeners are the node's.
+/// Removes the sockets, the FIFO and, last, the record of a VM that has ended. The console's files stay to be read;
+/// the node's listeners stay open.
 pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
     let sockets = vsock_dir(run_dir);
     for path in [

@@ -84,7 +84,7 @@ fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
 }
 
 #[tokio::test]
-async fn a_running_vm_is_found_again() {
+async fn a_running_vm_is_adopted_by_the_next_agent() {
     if guest_dir().is_none() {
         return;
     }
@@ -113,7 +113,7 @@ async fn a_running_vm_is_found_again() {
 }
 
 #[tokio::test]
-async fn a_vm_that_ended_meanwhile_is_reported_with_its_words() {
+async fn a_vm_that_ended_without_an_agent_is_reported_with_its_console() {
     if guest_dir().is_none() {
         return;
     }
@@ -174,7 +174,7 @@ async fn a_vm_without_its_vsock_device_is_ended() {
 
 /// However far a boot had come when its agent was killed, nothing is left that is not known.
 #[tokio::test]
-async fn a_boot_that_was_interrupted_anywhere_is_cleared() {
+async fn a_boot_that_is_interrupted_at_any_moment_leaves_nothing() {
     if guest_dir().is_none() {
         return;
     }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn debians_kernel_under_tcg() {
+    fn command_line_of_debians_kernel_under_tcg() {
         expect![[r#"
             -nodefaults
             -no-user-config
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn the_platforms_kernel_under_kvm() {
+    fn command_line_of_the_platforms_kernel_under_kvm() {
         expect![[r#"
             -nodefaults
             -no-user-config
