@@ -7,6 +7,7 @@ use api::ApiError;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use scheduler::apply::Refused;
 use store::StoreError;
 
 /// What a caller is told instead of an answer.
@@ -98,6 +99,19 @@ impl IntoResponse for ApiFailure {
 impl From<StoreError> for ApiFailure {
     fn from(error: StoreError) -> Self {
         Self::internal(&error)
+    }
+}
+
+impl From<Refused> for ApiFailure {
+    fn from(refused: Refused) -> Self {
+        let failure = Self::conflict("refused", refused.to_string());
+        match refused {
+            Refused::EnvFrozen { .. } => failure.hint(
+                "start a server that is at least as new as the one that wrote the record, or restore the store from a \
+                 backup",
+            ),
+            _ => failure,
+        }
     }
 }
 

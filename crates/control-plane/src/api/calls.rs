@@ -171,7 +171,7 @@ pub(crate) async fn stats(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     let mut rows: BTreeMap<InstanceId, StatsRow> = cluster
         .instances
         .values()
@@ -229,7 +229,7 @@ pub(crate) async fn stats(
 }
 
 async fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     match cluster.instances.get(&instance) {
         Some(found) => Ok(found.node),
         None => Err(ApiFailure::not_found(
