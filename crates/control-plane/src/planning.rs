@@ -13,7 +13,6 @@ use scheduler::routes::routes;
 use store::{Change, Store, StoreError};
 
 use crate::clock::{IdGenerator, now};
-use crate::failure::chain;
 use crate::limits::{MAX_PLAN_ROUNDS, PLAN_INTERVAL};
 use crate::state::{Published, Shared};
 
@@ -48,7 +47,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     findings_logged.clone_from(&current.findings);
                 }
             }
-            Err(error) => tracing::error!(error = %chain(&error), "trying again soon"),
+            Err(error) => tracing::error!(error = %display::chain(&error), "trying again soon"),
         }
     }
 }
