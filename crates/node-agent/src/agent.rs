@@ -28,7 +28,8 @@ use crate::logins::ServerLogins;
 use crate::machine::{Clock, Machine, instances_dir};
 use crate::streams::{self, Directory};
 use crate::volumes::Volumes;
-use crate::{DownOptions, NodeError, NodeOptions, chain, hardware};
+use crate::{DownOptions, NodeError, NodeOptions, hardware};
+use display::chain;
 
 /// How long one poll for the desired state waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);

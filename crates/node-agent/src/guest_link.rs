@@ -389,15 +389,7 @@ fn newest(epoch: &watch::Sender<u64>) -> watch::Receiver<u64> {
 
 /// A guest's words on one line, cut to a length: they are read in tables and logs.
 pub(crate) fn plain(text: &str, limit: usize) -> String {
-    let mut plain: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if plain.len() > limit {
-        plain.truncate(plain.floor_char_boundary(limit));
-        plain.push('…');
-    }
-    plain
+    display::one_line(text, limit)
 }
 
 #[cfg(test)]

@@ -96,7 +96,7 @@ impl InstanceHandle {
             && let Err(error) = machine.volumes.take(record.spec.id, &record.spec.volumes)
         {
             // Another that ends has it still. What runs is to be watched nevertheless.
-            tracing::warn!(error = crate::chain(&error), instance = %record.spec.id, "resuming");
+            tracing::warn!(error = display::chain(&error), instance = %record.spec.id, "resuming");
         }
         Self::spawn(record, machine, Event::NotFound).map(Some)
     }
@@ -243,7 +243,7 @@ impl InstanceTask {
                 self.vm = Some(vm);
                 let spec = &self.record.spec;
                 if let Err(error) = self.machine.volumes.take(spec.id, &spec.volumes) {
-                    tracing::warn!(error = crate::chain(&error), instance = %spec.id, "adopting");
+                    tracing::warn!(error = display::chain(&error), instance = %spec.id, "adopting");
                 }
                 self.running_since = Some(Instant::now());
                 self.next_probe = Some(Instant::now());
@@ -263,7 +263,7 @@ impl InstanceTask {
             }
             Ok(None) => events.push_back(Event::NotFound),
             Err(error) => {
-                tracing::warn!(instance = %self.id(), error = crate::chain(&error), "cannot adopt");
+                tracing::warn!(instance = %self.id(), error = display::chain(&error), "cannot adopt");
                 events.push_back(Event::NotFound);
             }
         }
@@ -291,7 +291,7 @@ impl InstanceTask {
             }
             // The boot watchdog deals with the guest.
             Err(error) => {
-                tracing::warn!(instance = %self.id(), error = crate::chain(&error), "no image");
+                tracing::warn!(instance = %self.id(), error = display::chain(&error), "no image");
             }
         }
     }
@@ -318,7 +318,7 @@ impl InstanceTask {
             && let Err(error) = state_file::write(&self.dir.join(RECORD), &self.record)
         {
             // The machine goes on; the next agent will know a little less.
-            tracing::warn!(instance = %self.id(), error = crate::chain(&error), "cannot keep the record");
+            tracing::warn!(instance = %self.id(), error = display::chain(&error), "cannot keep the record");
         }
         for effect in effects {
             self.perform(effect, events).await;
@@ -483,20 +483,20 @@ impl InstanceTask {
                 .images
                 .prepare(&spec.image, &say)
                 .await
-                .map_err(|error| (error.is_transient(), crate::chain(&error)))?;
+                .map_err(|error| (error.is_transient(), display::chain(&error)))?;
             secrets
                 .get(&machine.server, &spec, &say)
                 .await
-                .map_err(|error| (true, crate::chain(&error)))?;
+                .map_err(|error| (true, display::chain(&error)))?;
             tokio::task::spawn_blocking(move || {
                 root_disk::format_empty(&scratch, scratch_bytes, "scratch").map_err(|error| {
-                    let cause = crate::chain(&error);
+                    let cause = display::chain(&error);
                     (true, format!("cannot make the scratch disk: {cause}"))
                 })?;
                 spec.volumes
                     .iter()
                     .try_for_each(|volume| machine.volumes.prepare(volume))
-                    .map_err(|error| (error.is_transient(), crate::chain(&error)))
+                    .map_err(|error| (error.is_transient(), display::chain(&error)))
             })
             .await
             .map_err(|error| (true, error.to_string()))??;
@@ -521,7 +521,7 @@ impl InstanceTask {
         let spec = &self.record.spec;
         let volumes = self.machine.volumes.take(spec.id, &spec.volumes);
         let mut own = vec![self.dir.join(SCRATCH)];
-        own.extend(volumes.map_err(|error| retryable(crate::chain(&error)))?);
+        own.extend(volumes.map_err(|error| retryable(display::chain(&error)))?);
         self.vm = Some(self.machine.boot(spec, prepared.disk, own).await?);
         Ok(())
     }

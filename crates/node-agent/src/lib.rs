@@ -39,8 +39,6 @@ mod streams;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
@@ -149,16 +147,4 @@ pub async fn run(options: NodeOptions, shutdown: CancellationToken) -> Result<()
 /// What could not be removed.
 pub async fn down(options: &DownOptions) -> Result<(), NodeError> {
     agent::down(options).await
-}
-
-/// An error with its causes, on one line, for logs and reports.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {next}");
-        cause = next.source();
-    }
-    text
 }

@@ -19,10 +19,10 @@ use tokio::net::UnixListener;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::time::Instant;
 
-use crate::chain;
 use crate::images::Images;
 use crate::streams::Directory;
 use crate::volumes::Volumes;
+use display::chain;
 
 /// What all instances share.
 #[derive(Debug)]

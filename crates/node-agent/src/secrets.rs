@@ -42,7 +42,7 @@ impl Secrets {
                     return Ok(bundles);
                 }
                 Err(error) if error.is_transient() => {
-                    let cause = crate::chain(&error);
+                    let cause = display::chain(&error);
                     say(format!(
                         "waiting for the server, which has its secret bundles ({names}): {cause}"
                     ));

@@ -174,13 +174,9 @@ fn malformed(document: &'static str, reason: impl Into<String>) -> Problem {
     }
 }
 
-/// Text of a stranger, fit for a terminal: without control characters, and not endless.
+/// A text of a registry or an image on one line, of at most [`crate::limits::MAX_ERROR_TEXT_BYTES`].
 pub(crate) fn printable(text: &str) -> String {
-    text.trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(crate::limits::MAX_ERROR_CHARACTERS)
-        .collect()
+    display::one_line(text, crate::limits::MAX_ERROR_TEXT_BYTES)
 }
 
 /// Reads a manifest or an index. `digest` is what it is called in errors; `content_type` is what the

@@ -67,8 +67,8 @@ pub(crate) const MAX_TOKEN_ANSWER_BYTES: u64 = 64 << 10;
 pub(crate) const MAX_REDIRECTS: usize = 5;
 /// Largest error answer that is read for its message, in bytes.
 pub(crate) const MAX_ERROR_ANSWER_BYTES: u64 = 16 << 10;
-/// Longest part of an error answer that is shown, in characters.
-pub(crate) const MAX_ERROR_CHARACTERS: usize = 200;
+/// Longest part of an error answer that is shown, in bytes.
+pub(crate) const MAX_ERROR_TEXT_BYTES: usize = 200;
 /// Entries of an index without a platform that are looked into for one, at most.
 pub(crate) const MAX_UNLABELLED_ENTRIES: usize = 8;
 /// Most entries of an index.

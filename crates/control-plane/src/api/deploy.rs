@@ -20,7 +20,7 @@ use scheduler::routes::taken_hosts;
 use super::{Body, InEnv, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::RESOLVE_TIMEOUT;
 use crate::state::App;
 
@@ -220,7 +220,7 @@ fn add_release(
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
 async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
     let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
-        ApiFailure::refused("image_reference_invalid", chain(&e))
+        ApiFailure::refused("image_reference_invalid", display::chain(&e))
     })?;
     let cluster = app.cluster().await?;
     let mut archs: BTreeSet<_> = cluster
@@ -266,7 +266,7 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };
-    let failure = ApiFailure::new(status, code, chain(error));
+    let failure = ApiFailure::new(status, code, display::chain(error));
     match (&error.problem, error.problem.hint()) {
         (Problem::Denied { .. }, _) => failure.hint(denied),
         (_, Some(hint)) => failure.hint(hint),

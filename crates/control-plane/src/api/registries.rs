@@ -13,7 +13,7 @@ use super::deploy::registry_failed;
 use super::{Body, Params};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGIN_BYTES, RESOLVE_TIMEOUT};
 use crate::logins::{LoginError, credential};
 use crate::state::App;
@@ -103,7 +103,8 @@ pub(crate) async fn for_node(
 }
 
 fn named(registry: &str) -> Result<String, ApiFailure> {
-    parse_registry(registry).map_err(|error| ApiFailure::refused("registry_invalid", chain(&error)))
+    parse_registry(registry)
+        .map_err(|error| ApiFailure::refused("registry_invalid", display::chain(&error)))
 }
 
 impl From<LoginError> for ApiFailure {

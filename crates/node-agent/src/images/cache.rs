@@ -13,7 +13,7 @@ use model::{Digest, Timestamp};
 use node_core::cache::{CacheEntry, evict};
 
 use super::{Images, blocking};
-use crate::chain;
+use display::chain;
 
 /// Who needs which disk, and which there are.
 #[derive(Debug, Default)]
