@@ -22,7 +22,7 @@ use guest_protocol::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
 use model::Timestamp;
 
 use crate::backlog::{Backlog, Follower};
-use crate::guest_link::plain;
+use crate::text::plain;
 
 /// The current file is moved aside when it is this large, in bytes; two are kept.
 const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
