@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
 
@@ -25,11 +26,14 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Writes beside and renames, so that a reader sees the old file or the new one.
+/// Writes beside and renames, so that a reader sees the old file or the new one. Everyone may read the file,
+/// whatever the umask: a VMM opens kernel and initramfs as a user of its own.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
-    fs::write(&temporary, bytes).with_context(|| format!("write {}", temporary.display()))?;
-    fs::rename(&temporary, path).with_context(|| format!("write {}", path.display()))
+    fs::write(&temporary, bytes)
+        .and_then(|()| fs::set_permissions(&temporary, fs::Permissions::from_mode(0o644)))
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 pub(crate) fn sha256(bytes: &[u8]) -> String {

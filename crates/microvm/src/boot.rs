@@ -13,7 +13,10 @@ use crate::process::{self, Identity, Process};
 use crate::record::Record;
 use crate::spawn::{self, Launch};
 use crate::vm::{Processes, finish};
-use crate::{BootError, Driver, HowEnded, Vm, VmSpec, firecracker, programs, qemu, run_dir};
+use crate::{
+    BootError, Driver, HowEnded, Obstacle, Vm, VmSpec, firecracker, obstacle, programs, qemu,
+    run_dir,
+};
 
 /// The guest's context id. Each vsock device serves one guest, so all have the same.
 pub(crate) const GUEST_CID: u32 = 3;
@@ -162,6 +165,7 @@ impl Boot {
     ) -> Result<Process, BootError> {
         let wrong = |source| BootError::Start { program, source };
         let exe = launch.exe.clone();
+        let started = launch.program.clone();
         let waiting = blocking(|| spawn::start(launch)).await.map_err(wrong)?;
         if let Some(cgroup) = &self.cgroup {
             cgroup.add(waiting.pid).map_err(wrong)?;
@@ -178,6 +182,14 @@ impl Boot {
         let process = Process::hold(waiting.pid).map_err(wrong)?;
         match blocking(|| waiting.release()).await {
             Ok(()) => Ok(process),
+            Err(source) if source.raw_os_error() == Some(libc::EACCES) => {
+                Err(BootError::Forbidden {
+                    operation: "start",
+                    obstacle: obstacle::to_execution(&started).unwrap_or(Obstacle::Unseen),
+                    path: started,
+                    source,
+                })
+            }
             Err(error) => Err(wrong(error)),
         }
     }
@@ -190,10 +202,18 @@ impl Boot {
 
 pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BootError {
     let path = path.to_owned();
-    move |source| BootError::File {
-        operation,
-        path,
-        source,
+    move |source| match source.raw_os_error() {
+        Some(libc::EACCES) => BootError::Forbidden {
+            operation,
+            obstacle: obstacle::to_opening(&path),
+            path,
+            source,
+        },
+        _ => BootError::File {
+            operation,
+            path,
+            source,
+        },
     }
 }
 

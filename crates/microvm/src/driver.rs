@@ -3,7 +3,7 @@
 use api::node::DriverChoice;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
-use crate::programs::{self, FirecrackerPrograms};
+use crate::programs::{self, FirecrackerPrograms, ProgramsError};
 use crate::{GuestKernel, Machine};
 
 /// How guests are run.
@@ -182,8 +182,10 @@ async fn qemu_version() -> Option<String> {
 }
 
 async fn firecracker_version() -> Result<String, String> {
-    let programs = FirecrackerPrograms::find()
-        .map_err(|missing| format!("{} is not installed", missing.program))?;
+    let programs = FirecrackerPrograms::find().map_err(|error| match error {
+        ProgramsError::Missing { program, .. } => format!("{program} is not installed"),
+        other @ ProgramsError::NotExecutable { .. } => other.to_string(),
+    })?;
     if !rustix::process::geteuid().is_root() {
         return Err("Firecracker's jailer needs root".to_owned());
     }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ProgramsError;
+use crate::{Obstacle, ProgramsError};
 
 /// Why a VM could not be booted. Whatever had been started is ended again.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,19 @@ pub enum BootError {
         "{} must be readable by everyone (it is no secret): chmod a+r {}", .0.display(), .0.display()
     )]
     NotWorldReadable(PathBuf),
+    /// Permission to open a file of the VM, or to execute a program, was denied.
+    #[error("cannot {operation} {}: {obstacle}", path.display())]
+    Forbidden {
+        /// What was tried.
+        operation: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What forbids it.
+        obstacle: Obstacle,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
     /// A process could not be started.
     #[error("cannot start {program}")]
     Start {
@@ -72,6 +85,28 @@ pub enum BootError {
         /// Its last words.
         said: String,
     },
+}
+
+impl BootError {
+    /// Whether the same boot may succeed later, with nobody changing the spec or the machine. Not for a
+    /// permission that is denied: it stays denied, so booting again only delays the message.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Spec { .. }
+            | Self::Programs(ProgramsError::NotExecutable { .. })
+            | Self::Forbidden { .. }
+            | Self::NotWorldReadable(_) => false,
+            Self::Start { source, .. } | Self::File { source, .. } => {
+                source.kind() != io::ErrorKind::PermissionDenied
+            }
+            // An upgrade replaces the program.
+            Self::Programs(ProgramsError::Missing { .. })
+            | Self::AlreadyRunning { .. }
+            | Self::Leftovers(_)
+            | Self::Firecracker { .. }
+            | Self::VsockDevice { .. } => true,
+        }
+    }
 }
 
 /// Why the VM of a run directory could not be found again. Nothing was killed.

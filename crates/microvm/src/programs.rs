@@ -1,9 +1,10 @@
-//! Finds the programs that this room drives.
+//! Finds the programs that the drivers start.
 
 use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::Driver;
+use crate::obstacle::{self, Obstacle};
 
 /// QEMU's name in Debian.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -38,22 +39,33 @@ pub(crate) struct FirecrackerPrograms {
     pub(crate) jailer: PathBuf,
 }
 
-/// A program is not where it could be.
+/// A program that a driver starts is missing, or cannot be executed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{program} is not installed; hint: {hint}")]
-pub struct ProgramsError {
-    /// The program.
-    pub program: &'static str,
-    /// How to get it.
-    pub hint: &'static str,
+pub enum ProgramsError {
+    /// The program is in none of the places that [`check_programs`] names.
+    #[error("{program} is not installed; hint: {hint}")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// How to get it.
+        hint: &'static str,
+    },
+    /// The program is there, and cannot be executed.
+    #[error("{} cannot be executed: {obstacle}", program.display())]
+    NotExecutable {
+        /// The program.
+        program: PathBuf,
+        /// What forbids it.
+        obstacle: Obstacle,
+    },
 }
 
-/// Whether everything that a driver starts is installed. Looks in the PATH and in the system's
+/// Whether everything that a driver starts is installed and can be executed. Looks in the PATH and in the system's
 /// directories; before that in the variables `PLATFORM_VHOST_DEVICE_VSOCK`, `PLATFORM_FIRECRACKER`
 /// and `PLATFORM_JAILER`; for the vsock device also beside this program and in `~/.cargo/bin`.
 ///
 /// # Errors
-/// One of them is in none of these places.
+/// One of them is in none of these places, or cannot be executed from where it is.
 pub fn check_programs(driver: Driver) -> Result<(), ProgramsError> {
     match driver {
         Driver::Firecracker => FirecrackerPrograms::find().map(|_| ()),
@@ -63,47 +75,50 @@ pub fn check_programs(driver: Driver) -> Result<(), ProgramsError> {
 
 impl QemuPrograms {
     pub(crate) fn find() -> Result<Self, ProgramsError> {
-        let qemu = find(QEMU).ok_or(ProgramsError {
+        let qemu = find(QEMU).ok_or(ProgramsError::Missing {
             program: QEMU,
             hint: "apt-get install qemu-system-x86",
         })?;
-        let vsock_device = find_vsock_device().ok_or(ProgramsError {
+        let vsock_device = find_vsock_device().ok_or(ProgramsError::Missing {
             program: VSOCK_DEVICE,
             hint: "cargo install vhost-device-vsock --locked, or name it in \
                    PLATFORM_VHOST_DEVICE_VSOCK",
         })?;
-        Ok(Self { qemu, vsock_device })
+        Ok(Self {
+            qemu: executable(qemu)?,
+            vsock_device: executable(vsock_device)?,
+        })
     }
 }
 
 impl FirecrackerPrograms {
     pub(crate) fn find() -> Result<Self, ProgramsError> {
-        let firecracker = named_or_found(FIRECRACKER_VARIABLE, FIRECRACKER).ok_or(ProgramsError {
+        let firecracker = named_or_found(FIRECRACKER_VARIABLE, FIRECRACKER).ok_or(ProgramsError::Missing {
             program: FIRECRACKER,
             hint: "put a release of Firecracker on the PATH, or name it in PLATFORM_FIRECRACKER",
         })?;
-        let jailer = named_or_found(JAILER_VARIABLE, JAILER).ok_or(ProgramsError {
+        let jailer = named_or_found(JAILER_VARIABLE, JAILER).ok_or(ProgramsError::Missing {
             program: JAILER,
             hint: "it is part of Firecracker's release; put it on the PATH, or name it in \
                    PLATFORM_JAILER",
         })?;
         Ok(Self {
-            firecracker,
-            jailer,
+            firecracker: executable(firecracker)?,
+            jailer: executable(jailer)?,
         })
     }
 }
 
 fn named_or_found(variable: &str, program: &str) -> Option<PathBuf> {
     match env::var_os(variable) {
-        Some(path) => program_at(Path::new(&path)),
+        Some(path) => file_at(Path::new(&path)),
         None => find(program),
     }
 }
 
 fn find_vsock_device() -> Option<PathBuf> {
     if let Some(path) = env::var_os(VSOCK_DEVICE_VARIABLE) {
-        return program_at(Path::new(&path));
+        return file_at(Path::new(&path));
     }
     let beside = env::current_exe()
         .ok()
@@ -127,9 +142,23 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
         .find_map(|dir| program_at(&dir.join(name)))
 }
 
+/// A program that may be executed, by someone at least.
 fn program_at(path: &Path) -> Option<PathBuf> {
     use std::os::unix::fs::PermissionsExt as _;
+    let path = file_at(path)?;
+    let mode = path.metadata().ok()?.permissions().mode();
+    (mode & 0o111 != 0).then_some(path)
+}
+
+/// A file, without symbolic links.
+fn file_at(path: &Path) -> Option<PathBuf> {
     let path = path.canonicalize().ok()?;
-    let metadata = path.metadata().ok()?;
-    (metadata.is_file() && metadata.permissions().mode() & 0o111 != 0).then_some(path)
+    path.is_file().then_some(path)
+}
+
+fn executable(program: PathBuf) -> Result<PathBuf, ProgramsError> {
+    match obstacle::to_execution(&program) {
+        None => Ok(program),
+        Some(obstacle) => Err(ProgramsError::NotExecutable { program, obstacle }),
+    }
 }

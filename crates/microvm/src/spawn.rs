@@ -3,6 +3,11 @@
 //! The child forks, says its pid and waits; we record it and let it go; only then does it exec. If
 //! the agent dies meanwhile, the kernel kills the child (PDEATHSIG). So at no moment is there a
 //! process that no record names.
+//!
+//! A program is executed by the VM's own user, from wherever it is installed: the child keeps
+//! `CAP_DAC_OVERRIDE` up to its exec, so neither a closed folder (0700) on the way nor the umask that the
+//! program was built under stops it. The exec itself takes the capability away (capabilities(7): a user
+//! other than root keeps none that the file does not grant).
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -17,6 +22,7 @@ use model::InstanceId;
 use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// Users that VMs run as when the agent is root, one for each: the first, and how many follow.
 /// The range is free by systemd's plan of user ids (1879048192 to 2147483647, "unused"), so nothing
@@ -233,7 +239,18 @@ fn become_user(user: u32, group: Option<u32>) -> io::Result<()> {
         None => rustix::thread::set_thread_groups(&[])?,
     }
     rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_keep_capabilities(true)?;
     rustix::thread::set_thread_res_uid(uid, uid, uid)?;
+    // A root without this capability executes what its modes let everyone execute.
+    let until_exec = rustix::thread::capabilities(None)?.permitted & CapabilitySet::DAC_OVERRIDE;
+    rustix::thread::set_capabilities(
+        None,
+        CapabilitySets {
+            effective: until_exec,
+            permitted: until_exec,
+            inheritable: CapabilitySet::empty(),
+        },
+    )?;
     Ok(())
 }
 

@@ -469,7 +469,10 @@ impl InstanceTask {
             Effect::StartPreparing => self.start_preparing(),
             Effect::BootVm => events.push_back(match self.boot().await {
                 Ok(()) => Event::VmmStarted,
-                Err(HostError { reason, .. }) => Event::VmmFailed { reason },
+                Err(HostError { reason, transient }) => Event::VmmFailed {
+                    retryable: transient,
+                    reason,
+                },
             }),
             Effect::AskStop => self.ask_stop(),
             Effect::KillVm => self.kill_vm().await,

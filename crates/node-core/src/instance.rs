@@ -112,6 +112,8 @@ pub enum Event {
     VmmStarted,
     /// The VMM could not be started.
     VmmFailed {
+        /// Whether trying again may help: not where this machine denies a permission.
+        retryable: bool,
         /// The operation, its subject, its cause.
         reason: String,
     },

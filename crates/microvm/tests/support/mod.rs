@@ -6,6 +6,7 @@
 pub(crate) mod node;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use std::process::Command;
@@ -37,6 +38,11 @@ pub(crate) fn guest_dir() -> Option<PathBuf> {
 /// Runs a test's body in a process of its own, with a network and a `/run` that nobody else sees, and with
 /// processes that end with it.
 pub(crate) fn in_a_network_of_its_own(test: &str, body: impl Future<Output = ()>) {
+    on_a_machine_of_its_own(test, ":", body);
+}
+
+/// The same, after these shell lines: they mount, set the umask, export variables.
+pub(crate) fn on_a_machine_of_its_own(test: &str, setup: &str, body: impl Future<Output = ()>) {
     const INSIDE: &str = "MICROVM_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
         tokio::runtime::Runtime::new().unwrap().block_on(body);
@@ -46,16 +52,36 @@ pub(crate) fn in_a_network_of_its_own(test: &str, body: impl Future<Output = ()>
         .args(["--net", "--mount", "--propagation", "private"])
         .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
         .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; ip link set lo up; exec \"$@\"")
+        .arg(format!(
+            "mount -t tmpfs tmpfs /run; ip link set lo up\n{setup}\nexec \"$@\""
+        ))
         .arg("sh")
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--include-ignored"])
         .env(INSIDE, "1")
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{told}");
+    let told = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "{told}"
+    );
     eprint!("{told}");
+}
+
+/// The installed vsock device, without symbolic links.
+pub(crate) fn vsock_device() -> PathBuf {
+    let name = "vhost-device-vsock";
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let home = PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
+    std::env::split_paths(&path)
+        .chain([
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin"),
+            home.join(".cargo/bin"),
+        ])
+        .find_map(|dir| dir.join(name).canonicalize().ok())
+        .unwrap_or_else(|| panic!("{name} is not installed: make install installs it"))
 }
 
 /// The kernel that a node would boot here, whose init runs these shell lines and powers off.
@@ -112,6 +138,8 @@ pub(crate) fn with_entries(
     entry(&mut archive, "TRAILER!!!", 0, b"");
     let initramfs = initramfs.to_owned();
     fs::write(&initramfs, archive).unwrap();
+    // A VMM opens it as a user of its own.
+    fs::set_permissions(&initramfs, fs::Permissions::from_mode(0o644)).unwrap();
     GuestKernel {
         initramfs,
         ..kernel

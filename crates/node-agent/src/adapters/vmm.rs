@@ -57,7 +57,10 @@ impl Vmm for MicroVms {
         async move {
             match microvm::boot(spec).await {
                 Ok(vm) => Ok(Box::new(MicroVm(vm)) as Box<dyn Vm>),
-                Err(error) => Err(HostError::transient(chain(&error))),
+                Err(error) => Err(HostError {
+                    transient: error.is_transient(),
+                    reason: chain(&error),
+                }),
             }
         }
         .boxed()

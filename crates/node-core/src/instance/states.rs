@@ -92,7 +92,16 @@ impl Lifecycle {
                     self.boot_missed(now, why)
                 })
             }
-            Event::VmmFailed { reason } | Event::VmmLost { reason } => {
+            Event::VmmFailed { retryable, reason } => {
+                let why = format!("the VM could not be started: {reason}");
+                Some(if *retryable {
+                    self.boot_missed(now, why)
+                } else {
+                    self.failure = Some(why);
+                    self.give_up()
+                })
+            }
+            Event::VmmLost { reason } => {
                 Some(self.boot_missed(now, format!("the VM ended while booting: {reason}")))
             }
             Event::BootTimeout => {

@@ -98,6 +98,13 @@ fn failed(retryable: bool) -> Event {
     }
 }
 
+fn vmm_failed(retryable: bool) -> Event {
+    Event::VmmFailed {
+        retryable,
+        reason: "cannot start qemu".to_owned(),
+    }
+}
+
 fn unhealthy() -> Event {
     Event::HealthFailed {
         reason: "status 500".to_owned(),
@@ -438,6 +445,23 @@ fn a_command_that_does_not_exist_fails_at_once() {
 }
 
 #[test]
+fn a_vmm_that_this_machine_forbids_to_start_fails_the_instance_at_once() {
+    let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
+    booting().on(vmm_failed(false)).check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+             0 VmmFailed { retryable: false, reason: "cannot start qemu" } -> failed: KillVm, CleanUp, Report
+        restarts 0; the VM could not be started: cannot start qemu
+    "#]]);
+    booting().on(vmm_failed(true)).check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+             0 VmmFailed { retryable: true, reason: "cannot start qemu" } -> backoff: KillVm, CleanUp, wake at 1000, Report
+        restarts 0, next start in 1 s; the VM could not be started: cannot start qemu
+    "#]]);
+}
+
+#[test]
 fn an_agent_that_comes_back_goes_on() {
     // Ready it was, and ready it stays.
     let web = || {
@@ -544,7 +568,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => Just(Event::Prepared),
         1 => any::<bool>().prop_map(failed),
         1 => Just(Event::VmmStarted),
-        1 => Just(Event::VmmFailed { reason: "no".to_owned() }),
+        1 => any::<bool>().prop_map(vmm_failed),
         4 => Just(Event::GuestStarted),
         1 => proptest::option::of(Just(127)).prop_map(boot_failed),
         1 => (0_u8..2).prop_map(|code| Event::Exited(exit(code))),
