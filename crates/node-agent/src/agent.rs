@@ -155,7 +155,7 @@ struct Agent {
 /// One instance of this node.
 enum Instance {
     Known(InstanceHandle),
-    Unreadable(Unreadable),
+    Unreadable(Box<Unreadable>),
 }
 
 /// An instance whose record is there and could not be read.
@@ -258,7 +258,8 @@ impl Agent {
                 spec,
                 stopped,
             };
-            self.instances.insert(id, Instance::Unreadable(instance));
+            self.instances
+                .insert(id, Instance::Unreadable(Box::new(instance)));
         }
         let admitted = self.instances.iter().filter_map(|(id, instance)| {
             let address = match instance {
