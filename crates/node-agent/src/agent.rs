@@ -93,6 +93,7 @@ pub async fn run(
         node: settings.node,
         desired: None,
         desired_is_unreadable: false,
+        written: Generation(0),
         driver: settings.driver,
         hardware: settings.hardware,
         instances: BTreeMap::new(),
@@ -144,6 +145,9 @@ struct Agent {
     desired: Option<DesiredState>,
     /// Whether there is a desired state on disk that could not be read.
     desired_is_unreadable: bool,
+    /// The generation of the desired state that is on disk. Reports name this one: a stop is
+    /// acknowledged only when an agent that restarts knows of it.
+    written: Generation,
     driver: DriverChoice,
     hardware: Hardware,
     instances: BTreeMap<InstanceId, Instance>,
@@ -237,7 +241,7 @@ impl Agent {
                 Ok(Resumed::Instance(handle)) => {
                     self.instances.insert(id, Instance::Known(handle));
                 }
-                Ok(Resumed::NoRecord) => {}
+                Ok(Resumed::NoRecord) => unreadable.extend(self.without_record(id).await),
                 Err(reason) => unreadable.push((id, reason)),
             }
         }
@@ -276,11 +280,32 @@ impl Agent {
         Ok(())
     }
 
+    /// Looks after a folder without a record. Its start was never written down, so it has no VM, and the
+    /// folder is removed. Where a VM may run, the record was lost: then the reason is returned.
+    async fn without_record(&self, id: InstanceId) -> Option<(InstanceId, String)> {
+        let host = &self.machine.host;
+        match host.vmm.adopt(id).await {
+            Ok(None) => {
+                let dir = self.machine.instance_dir(id);
+                if let Err(error) = host.files.remove_folder(&dir).await {
+                    tracing::warn!(%error, instance = %id, "cannot remove a folder without a record");
+                }
+                None
+            }
+            Ok(Some(_)) => Some((id, "it has a VM and no record".to_owned())),
+            Err(error) => Some((id, format!("it has no record: {error}"))),
+        }
+    }
+
     /// The desired state on disk.
     async fn read_desired(&mut self) -> Option<DesiredState> {
         let path = desired_file(&self.machine.data_dir);
         match record::read::<DesiredFile>(&*self.machine.host.files, &path).await {
-            Ok(desired) => desired.map(|DesiredFile(desired)| desired),
+            Ok(None) => None,
+            Ok(Some(DesiredFile(desired))) => {
+                self.written = desired.generation;
+                Some(desired)
+            }
             Err(error) => {
                 // The server sends it again; the file stays until then, and beside the new one afterwards.
                 self.desired_is_unreadable = true;
@@ -300,15 +325,20 @@ impl Agent {
                 return;
             }
         };
-        if self.desired.as_ref() != Some(&desired) {
-            self.write_desired(&desired).await;
-        }
         self.machine.host.images.keep(desired.keep_images.clone());
         self.desired = Some(desired);
+        self.write_desired().await;
         self.act(actions).await;
     }
 
-    async fn write_desired(&mut self, desired: &DesiredState) {
+    /// Writes the desired state to disk, unless it is there already.
+    async fn write_desired(&mut self) {
+        let Some(desired) = self.desired.as_ref() else {
+            return;
+        };
+        if desired.generation == self.written {
+            return;
+        }
         let path = desired_file(&self.machine.data_dir);
         let files = &self.machine.host.files;
         if self.desired_is_unreadable {
@@ -321,16 +351,18 @@ impl Agent {
                 }
             }
         }
-        let written = record::write(&**files, &path, &DesiredFile(desired.clone())).await;
-        if let Err(error) = written {
-            // Without it a restarted agent asks the server again: this one goes on.
-            tracing::warn!(error = chain(&error), "cannot keep the desired state");
+        let generation = desired.generation;
+        match record::write(&**files, &path, &DesiredFile(desired.clone())).await {
+            Ok(()) => self.written = generation,
+            // The next reconciliation tries again; until then no report names this generation.
+            Err(error) => tracing::warn!(error = chain(&error), "cannot write the desired state"),
         }
     }
 
     /// Compares again: an instance changed, or an action failed the last time.
     async fn reconcile(&mut self) {
         self.list_volumes().await;
+        self.write_desired().await;
         let Some(desired) = &self.desired else { return };
         match reconcile(desired, &self.seen()) {
             Ok(actions) => self.act(actions).await,
@@ -338,7 +370,7 @@ impl Agent {
         }
     }
 
-    /// The observed generation; 0 before the first desired state.
+    /// The generation of the applied desired state; 0 before the first.
     fn generation(&self) -> Generation {
         self.desired
             .as_ref()
@@ -478,7 +510,7 @@ impl Agent {
 
     fn report(&self) -> NodeReport {
         NodeReport {
-            generation: self.generation(),
+            generation: self.written,
             driver: self.driver.clone(),
             egress: self.machine.egress.borrow().clone(),
             hardware: self.hardware.clone(),

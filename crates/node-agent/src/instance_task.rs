@@ -37,6 +37,8 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 /// An adopted guest that waits for its config gets this long until its secrets are there.
 const SECRETS_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Pause before a record that could not be written is written again.
+const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a VM that could not be looked for is looked for again.
 const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
@@ -65,7 +67,7 @@ pub(crate) struct InstanceHandle {
 pub(crate) enum Resumed {
     /// The instance, which goes on.
     Instance(InstanceHandle),
-    /// A folder without a record: its start was never written down, so nothing was done.
+    /// Its folder has no record.
     NoRecord,
 }
 
@@ -139,6 +141,7 @@ impl InstanceHandle {
         let stop = watch::Sender::new(false);
         let task = InstanceTask {
             record,
+            unwritten: None,
             machine: machine.clone(),
             log,
             log_tail,
@@ -196,6 +199,8 @@ struct Prepared {
 
 struct InstanceTask {
     record: InstanceRecord,
+    /// Why the record on disk is older than `record`; absent: it is not.
+    unwritten: Option<String>,
     machine: Arc<Machine>,
     log: Arc<dyn Log>,
     log_tail: Vec<String>,
@@ -331,13 +336,16 @@ impl InstanceTask {
         self.show();
     }
 
-    async fn write_record(&self) {
+    /// Writes the record. Where that fails the instance goes on, and it is tried again; until then no VM
+    /// is booted and no end is reported, because an agent that restarts would not know of it.
+    async fn write_record(&mut self) {
         let path = self.machine.instance_dir(self.id()).join(INSTANCE_FILE);
         let written = record::write(&*self.machine.host.files, &path, &self.record).await;
-        if let Err(error) = written {
-            // The instance goes on; the next agent finds an older record.
-            tracing::warn!(instance = %self.id(), error = chain(&error), "cannot write the record");
-        }
+        self.unwritten = written.err().map(|error| {
+            let cause = chain(&error);
+            tracing::warn!(instance = %self.id(), cause, "cannot write the record");
+            format!("cannot write its record: {cause}")
+        });
     }
 
     /// The next events. Cancel-safe in every branch.
@@ -362,6 +370,7 @@ impl InstanceTask {
             () = changed(&mut self.detail) => Wakeup::DetailChanged,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
+            () = sleep(WRITE_RETRY_PAUSE), if self.unwritten.is_some() => Wakeup::WriteAgain,
         };
         match happened {
             Wakeup::StopAsked => vec![Event::StopAsked],
@@ -395,6 +404,11 @@ impl InstanceTask {
                 .into_iter()
                 .collect(),
             Wakeup::ProbeDue => self.probe().await.into_iter().collect(),
+            Wakeup::WriteAgain => {
+                self.write_record().await;
+                self.show();
+                vec![]
+            }
         }
     }
 
@@ -519,6 +533,9 @@ impl InstanceTask {
     }
 
     async fn boot(&mut self) -> HostResult<()> {
+        if let Some(why) = &self.unwritten {
+            return Err(HostError::transient(why.clone()));
+        }
         let Some(prepared) = self.prepared.take() else {
             return Err(HostError::transient("the root disk was not prepared"));
         };
@@ -625,6 +642,12 @@ impl InstanceTask {
                 report.detail.clone_from(&step);
             }
         }
+        if let Some(why) = &self.unwritten
+            && matches!(report.state, InstanceState::Stopped | InstanceState::Failed)
+        {
+            report.state = InstanceState::Stopping;
+            report.detail.clone_from(why);
+        }
         self.publish(report);
     }
 
@@ -654,6 +677,7 @@ enum Wakeup {
     DetailChanged,
     Due,
     ProbeDue,
+    WriteAgain,
 }
 
 async fn asked(stop: &mut watch::Receiver<bool>) {
