@@ -332,7 +332,11 @@ impl Scenario {
         let runs = self.server.with(|cluster| {
             let env = &cluster.envs[&key(ENV)];
             let release = env.releases.get(&env.rollout.wanted);
-            release.is_some_and(|r| r.resolved.values().all(|image| self.world.app(&image.digest).is_good()))
+            release.is_some_and(|r| {
+                r.resolved
+                    .values()
+                    .all(|image| self.world.app(&image.digest).is_good())
+            })
         });
         // That a release of which no instance was wanted cannot run is not known before it is scaled.
         if runs && self.draw(|rng| rng.percent(40)) {
@@ -383,7 +387,9 @@ impl Scenario {
             (rollout.phase, rollout.wanted)
         });
         let expected = match before {
-            _ if deployed.app.is_good() || deployed.count + deployed.workers == 0 => (RolloutPhase::Done, release),
+            _ if deployed.app.is_good() || deployed.count + deployed.workers == 0 => {
+                (RolloutPhase::Done, release)
+            }
             Some(before) => (RolloutPhase::Reverted, before),
             None => (RolloutPhase::Failed, release),
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::node::{DesiredState, NodeReport};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use model::instance::{InstanceState, SecretBundle};
+use model::instance::SecretBundle;
 use model::{Generation, InstanceId, NodeId};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
 use scheduler::cluster_state::ClusterState;
@@ -218,12 +218,8 @@ impl Server {
         let restored = state.restored;
         state.heard.insert(node, Instant::now());
         drop(state);
-        let lives = |id: &&InstanceId| {
-            let mut instances = report.instances.iter();
-            let reported = instances.find(|reported| reported.id == **id);
-            reported
-                .is_some_and(|r| !matches!(r.state, InstanceState::Stopped | InstanceState::Failed))
-        };
+        let running = self.world.running();
+        let lives = |id: &&InstanceId| running.contains_key(*id);
         if let Some(id) = recorded.unknown.iter().find(lives)
             && !restored
             && !late
