@@ -26,7 +26,7 @@ use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult, ImagePin, Log, PreparedImage, Progress, Vm, VmRequest};
 use crate::machine::Machine;
 use crate::probes::probe;
-use crate::record::{self, INSTANCE_FILE, InstanceRecord};
+use crate::record::{self, INSTANCE_FILE, InstanceFile};
 use crate::secrets::Secrets;
 use crate::text::chain;
 
@@ -78,7 +78,7 @@ impl InstanceHandle {
     /// For people: its log cannot be opened.
     pub(crate) async fn start(spec: InstanceSpec, machine: &Arc<Machine>) -> Result<Self, String> {
         let life = Lifecycle::new(&spec, machine.timing);
-        Self::spawn(InstanceRecord { spec, life }, machine, Event::Start).await
+        Self::spawn(spec, life, machine, Event::Start).await
     }
 
     /// Goes on with an instance that an agent before this one had: finds its VM, or finds that it is
@@ -88,8 +88,8 @@ impl InstanceHandle {
     /// For people: its record cannot be read, or its log cannot be opened. Its VM may run.
     pub(crate) async fn resume(id: InstanceId, machine: &Arc<Machine>) -> Result<Resumed, String> {
         let path = machine.instance_dir(id).join(INSTANCE_FILE);
-        let record = record::read::<InstanceRecord>(&*machine.host.files, &path).await;
-        let record = match record {
+        let record = record::read::<InstanceFile>(&*machine.host.files, &path).await;
+        let InstanceFile { spec, progress } = match record {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(Resumed::NoRecord),
             Err(error) => {
@@ -102,45 +102,44 @@ impl InstanceHandle {
         };
         // What was acquired for it while its record could not be read.
         machine.holders.release(id);
+        let life = Lifecycle::resume(&spec, machine.timing, progress);
         // Unless it stopped its VM may run: before another instance starts, its volumes are its own.
-        if record.life.state() != InstanceState::Stopped
-            && let Err(error) = machine.holders.acquire(id, &record.spec.volumes)
+        if life.state() != InstanceState::Stopped
+            && let Err(error) = machine.holders.acquire(id, &spec.volumes)
         {
             // Another instance that ends has it still. What runs is watched nevertheless.
             tracing::warn!(%error, instance = %id, "resuming an instance without its volumes");
         }
-        let handle = Self::spawn(record, machine, Event::NotFound).await?;
+        let handle = Self::spawn(spec, life, machine, Event::NotFound).await?;
         Ok(Resumed::Instance(handle))
     }
 
     async fn spawn(
-        record: InstanceRecord,
+        spec: InstanceSpec,
+        life: Lifecycle,
         machine: &Arc<Machine>,
         first: Event,
     ) -> Result<Self, String> {
-        let id = record.spec.id;
-        let address = record.spec.address;
-        let volumes = record.spec.volumes.iter().map(|v| v.id).collect();
-        let image = machine.host.images.pin(&record.spec.image.digest);
-        let log = machine
-            .host
-            .logs
-            .open(id, record.spec.process.clone())
-            .await;
+        let id = spec.id;
+        let address = spec.address;
+        let volumes = spec.volumes.iter().map(|v| v.id).collect();
+        let image = machine.host.images.pin(&spec.image.digest);
+        let log = machine.host.logs.open(id, spec.process.clone()).await;
         let log = log.map_err(|error| error.reason)?;
-        let log_tail = match record.life.state() {
+        let log_tail = match life.state() {
             InstanceState::Running => Vec::new(),
             _ => log.tail(MAX_LOG_TAIL).await,
         };
-        let report = record.life.report(machine.clock.now(), log_tail.clone());
+        let report = life.report(machine.clock.now(), log_tail.clone());
         let status = InstanceStatus {
-            stop_asked: record.life.stop_asked(),
+            stop_asked: life.stop_asked(),
             report,
         };
         let (status_sender, status) = watch::channel(status);
         let stop = watch::Sender::new(false);
         let task = InstanceTask {
-            record,
+            spec,
+            life,
             unwritten: None,
             machine: machine.clone(),
             log,
@@ -198,8 +197,9 @@ struct Prepared {
 }
 
 struct InstanceTask {
-    record: InstanceRecord,
-    /// Why the record on disk is older than `record`; absent: it is not.
+    spec: InstanceSpec,
+    life: Lifecycle,
+    /// Why the record on disk is older than `life`; absent: it is not.
     unwritten: Option<String>,
     machine: Arc<Machine>,
     log: Arc<dyn Log>,
@@ -236,7 +236,7 @@ impl InstanceTask {
     }
 
     fn id(&self) -> InstanceId {
-        self.record.spec.id
+        self.spec.id
     }
 
     /// Looks for the VM that an agent before this one booted.
@@ -247,7 +247,7 @@ impl InstanceTask {
         };
         tracing::info!(instance = %self.id(), "adopted the running microVM");
         self.vm = Some(vm);
-        let spec = &self.record.spec;
+        let spec = &self.spec;
         if let Err(error) = self.machine.holders.acquire(spec.id, &spec.volumes) {
             tracing::warn!(%error, instance = %spec.id, "adopted a VM without its volumes");
         }
@@ -255,7 +255,7 @@ impl InstanceTask {
         self.next_probe = Some(Instant::now());
         match self.listen().await {
             Ok(()) => {
-                if self.record.life.state() == InstanceState::Booting {
+                if self.life.state() == InstanceState::Booting {
                     self.send_config_again().await;
                 }
                 events.push_back(Event::Adopted);
@@ -277,7 +277,7 @@ impl InstanceTask {
                     tracing::warn!(instance = %self.id(), %error, "cannot find out whether a VM runs");
                     let detail = format!("cannot find out whether its VM runs: {error}");
                     let now = self.machine.clock.now();
-                    let mut report = self.record.life.report(now, self.log_tail.clone());
+                    let mut report = self.life.report(now, self.log_tail.clone());
                     report.ready = false;
                     report.detail = detail;
                     self.publish(report);
@@ -290,9 +290,9 @@ impl InstanceTask {
     /// The agent before this one may have ended before the guest asked for its config.
     async fn send_config_again(&mut self) {
         let images = &self.machine.host.images;
-        let prepared = images.prepare(&self.record.spec.image, &|_| ()).await;
+        let prepared = images.prepare(&self.spec.image, &|_| ()).await;
         // The server may be away: then the boot watchdog ends the guest, as below.
-        let spec = &self.record.spec;
+        let spec = &self.spec;
         let secrets = self.secrets.get(&*self.machine.host.server, spec, &|_| ());
         if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {
             tracing::warn!(instance = %self.id(), "no secrets for an adopted guest");
@@ -310,24 +310,24 @@ impl InstanceTask {
     }
 
     async fn on_event(&mut self, event: Event, events: &mut VecDeque<Event>) {
-        let before = self.record.life.clone();
-        let state_before = before.state();
+        let before = self.life.progress().clone();
+        let state_before = self.life.state();
         tracing::debug!(instance = %self.id(), state = %state_before, ?event);
-        let effects = match self.record.life.step(self.machine.clock.now(), event) {
+        let effects = match self.life.step(self.machine.clock.now(), event) {
             Ok(effects) => effects,
             Err(refused) => {
                 tracing::debug!(%refused);
                 return;
             }
         };
-        let state = self.record.life.state();
+        let state = self.life.state();
         if state != state_before {
             let running = state == InstanceState::Running;
             self.running_since = running.then(Instant::now);
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
-        if self.record.life != before {
+        if *self.life.progress() != before {
             self.write_record().await;
         }
         for effect in effects {
@@ -340,7 +340,11 @@ impl InstanceTask {
     /// is booted and no end is reported, because an agent that restarts would not know of it.
     async fn write_record(&mut self) {
         let path = self.machine.instance_dir(self.id()).join(INSTANCE_FILE);
-        let written = record::write(&*self.machine.host.files, &path, &self.record).await;
+        let record = InstanceFile {
+            spec: self.spec.clone(),
+            progress: self.life.progress().clone(),
+        };
+        let written = record::write(&*self.machine.host.files, &path, &record).await;
         self.unwritten = written.err().map(|error| {
             let cause = chain(&error);
             tracing::warn!(instance = %self.id(), cause, "cannot write the record");
@@ -350,16 +354,12 @@ impl InstanceTask {
 
     /// The next events. Cancel-safe in every branch.
     async fn next(&mut self) -> Vec<Event> {
-        let wake_at = self
-            .record
-            .life
-            .wake_at()
-            .map(|at| self.machine.clock.instant(at));
-        let probe_at = match (&self.record.spec.healthcheck, self.record.life.state()) {
+        let wake_at = self.life.wake_at().map(|at| self.machine.clock.instant(at));
+        let probe_at = match (&self.spec.healthcheck, self.life.state()) {
             (Some(_), InstanceState::Running) => self.next_probe,
             _ => None,
         };
-        let stopping = self.record.life.stop_asked();
+        let stopping = self.life.stop_asked();
         let happened = tokio::select! {
             biased;
             () = asked(&mut self.stop), if !stopping => Wakeup::StopAsked,
@@ -398,7 +398,6 @@ impl InstanceTask {
                 vec![]
             }
             Wakeup::Due => self
-                .record
                 .life
                 .due(self.machine.clock.now())
                 .into_iter()
@@ -413,7 +412,7 @@ impl InstanceTask {
     }
 
     fn on_guest_event(&mut self, event: GuestEvent) -> Vec<Event> {
-        let booting = self.record.life.state() == InstanceState::Booting;
+        let booting = self.life.state() == InstanceState::Booting;
         match event {
             GuestEvent::Hello(Phase::Running) | GuestEvent::Started if booting => {
                 vec![Event::GuestStarted]
@@ -444,15 +443,15 @@ impl InstanceTask {
     }
 
     async fn probe(&mut self) -> Option<Event> {
-        let health = self.record.spec.healthcheck.as_ref()?;
+        let health = self.spec.healthcheck.as_ref()?;
         let within = Duration::from_millis(health.timeout_ms);
         let network = &*self.machine.host.network;
         let calls = self.link.as_ref().map(GuestLink::calls);
         let result = tokio::select! {
             biased;
-            result = probe(&health.probe, self.record.spec.address, network, calls, within) => result,
+            result = probe(&health.probe, self.spec.address, network, calls, within) => result,
             // A stop does not wait for a slow probe.
-            () = asked(&mut self.stop), if !self.record.life.stop_asked() => {
+            () = asked(&mut self.stop), if !self.life.stop_asked() => {
                 return Some(Event::StopAsked);
             }
         };
@@ -460,7 +459,7 @@ impl InstanceTask {
             .running_since
             .map_or(Duration::ZERO, |since| since.elapsed());
         let interval = Duration::from_millis(health.interval_ms);
-        let starting = !self.record.life.ready() && age < Duration::from_millis(health.grace_ms);
+        let starting = !self.life.ready() && age < Duration::from_millis(health.grace_ms);
         self.next_probe = Some(
             Instant::now()
                 + if starting {
@@ -518,7 +517,7 @@ impl InstanceTask {
     fn start_preparing(&mut self) {
         let (told, detail) = watch::channel(String::new());
         let machine = self.machine.clone();
-        let spec = self.record.spec.clone();
+        let spec = self.spec.clone();
         let secrets = self.secrets.clone();
         self.detail = Some(detail);
         self.preparing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -536,8 +535,8 @@ impl InstanceTask {
         let Some(prepared) = self.prepared.take() else {
             return Err(HostError::transient("the root disk was not prepared"));
         };
-        let attempt = self.record.life.restarts() + 1;
-        let line = format!("starting {} (start {attempt})", self.record.spec.image);
+        let attempt = self.life.restarts() + 1;
+        let line = format!("starting {} (start {attempt})", self.spec.image);
         let begun = self.log.begin_boot(self.machine.clock.now(), line).await;
         begun.map_err(|error| {
             HostError::transient(format!("cannot write the instance's log: {error}"))
@@ -545,7 +544,7 @@ impl InstanceTask {
         self.end_acknowledged = false;
         self.listen().await?;
         self.send_config(&prepared.image.config)?;
-        let spec = &self.record.spec;
+        let spec = &self.spec;
         let acquired = self.machine.holders.acquire(spec.id, &spec.volumes);
         acquired.map_err(|held| HostError::transient(held.to_string()))?;
         let nic = self.machine.enter_network(spec).await?;
@@ -568,14 +567,14 @@ impl InstanceTask {
         self.machine.directory.set_calls(self.id(), calls);
         self.link = Some(link);
         // The agent before this one may have asked already; asking again is harmless.
-        if self.record.life.state() == InstanceState::Stopping {
+        if self.life.state() == InstanceState::Stopping {
             self.ask_stop();
         }
         Ok(())
     }
 
     fn send_config(&self, image: &ImageConfig) -> HostResult<()> {
-        let spec = &self.record.spec;
+        let spec = &self.spec;
         let secrets = self.secrets.known().unwrap_or_default();
         let config = node_core::boot::boot_config(image, spec, &secrets, &self.machine.facts)
             .map_err(|error| HostError::permanent(error.to_string()))?;
@@ -587,7 +586,7 @@ impl InstanceTask {
 
     fn ask_stop(&self) {
         if let Some(link) = &self.link {
-            link.stop(self.record.spec.stop.timeout_ms);
+            link.stop(self.spec.stop.timeout_ms);
         }
     }
 
@@ -630,7 +629,6 @@ impl InstanceTask {
     /// Shows the agent what changed.
     fn show(&mut self) {
         let mut report = self
-            .record
             .life
             .report(self.machine.clock.now(), self.log_tail.clone());
         if let Some(detail) = &mut self.detail {
@@ -650,7 +648,7 @@ impl InstanceTask {
 
     fn publish(&self, report: InstanceReport) {
         let status = InstanceStatus {
-            stop_asked: self.record.life.stop_asked(),
+            stop_asked: self.life.stop_asked(),
             report,
         };
         let changed = self.status.send_if_modified(|old| {

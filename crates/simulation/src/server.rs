@@ -375,9 +375,16 @@ impl ServerApi for Link {
         .boxed()
     }
 
-    fn secrets(&self, _: InstanceId) -> BoxFuture<'_, HostResult<Vec<SecretBundle>>> {
+    fn secrets(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Vec<SecretBundle>>> {
         async move {
             self.pass().await?;
+            let instance = self.server.with(|cluster| {
+                let instance = cluster.instances.get(&id);
+                instance.is_some_and(|instance| instance.node == self.node)
+            });
+            if !instance {
+                return Err(HostError::permanent("there is no such instance"));
+            }
             Ok(Vec::new())
         }
         .boxed()
