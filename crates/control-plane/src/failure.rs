@@ -10,7 +10,7 @@ use http::StatusCode;
 use scheduler::apply::Refused;
 use store::StoreError;
 
-/// What a caller is told instead of an answer.
+/// The error that a caller gets instead of an answer.
 #[derive(Debug)]
 pub(crate) struct ApiFailure {
     status: StatusCode,
@@ -54,7 +54,7 @@ impl ApiFailure {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
-    /// 409: it goes against what is there.
+    /// 409: it conflicts with the cluster state.
     pub(crate) fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
     }

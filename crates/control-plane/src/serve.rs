@@ -104,6 +104,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         execs: Arc::new(Semaphore::new(MAX_EXECS)),
         unknown: Mutex::default(),
         caches: Mutex::default(),
+        refused: Mutex::default(),
         shutdown: shutdown.clone(),
     });
     // What edges are told first is the whole cluster state, not an empty table.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use api::edge::RouteTable;
+use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
 use model::NodeId;
@@ -52,6 +53,8 @@ pub(crate) struct Shared {
     pub(crate) unknown: Mutex<BTreeMap<NodeId, Unknown>>,
     /// What each node last said is in its image cache.
     pub(crate) caches: Mutex<BTreeMap<NodeId, Vec<CachedImage>>>,
+    /// Members that were refused for their protocol version, so that each is logged once.
+    pub(crate) refused: Mutex<BTreeSet<Member>>,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -24,11 +24,11 @@ const HINT: Style = AnsiColor::Cyan.on_default();
 pub(crate) enum Failure {
     /// Everything was said already (diagnostics, a diff).
     Said,
-    /// The reader of our output left (`platform logs | head`): nobody is there to be told.
+    /// The reader of our output has closed it (`platform logs | head`): nothing can be printed any more.
     ReaderLeft,
     /// The user's own command ended with this status (`platform exec`), and said why itself.
     Ended(u8),
-    /// To be told.
+    /// A failure that is printed.
     Because {
         /// The failed operation, and its causes.
         error: anyhow::Error,

@@ -28,6 +28,8 @@
 
 mod env;
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 mod volumes;
 

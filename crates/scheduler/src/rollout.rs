@@ -20,8 +20,8 @@
 //!
 //! After a failure with a release to go back to, that one is wanted again, at its full numbers.
 //! Where the manifest says `auto_revert = false`, the new release does not give way: its ready
-//! instances stay, the others leave, and what is missing is filled by the previous release. With
-//! nothing to go back to, all its instances leave, so that the cluster is as it was.
+//! instances stay, the others are terminated, and the previous release fills the gaps. With no release to go back
+//! to, all its instances are terminated, so that the cluster is as it was.
 //!
 //! The reason names the instance, what its node reported, and the last lines of its log.
 //!

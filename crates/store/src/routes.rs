@@ -50,7 +50,7 @@ impl Store {
     }
 }
 
-/// It is made of the cluster state: one that cannot be read is made anew, under the next generation.
+/// A route table that cannot be read is made anew from the cluster state, under the next generation.
 async fn read(db: &mut SqliteConnection) -> Result<RouteTable, StoreError> {
     let row = sqlx::query("SELECT generation, routes_json, json_version FROM route_table")
         .fetch_optional(db)

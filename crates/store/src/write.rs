@@ -44,8 +44,7 @@ impl Store {
     }
 }
 
-/// In an order that the foreign keys allow: what is deleted goes from the inside out, what is written comes from the
-/// outside in.
+/// In an order that the foreign keys allow: rows that refer to others are deleted first and written last.
 pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Result<(), StoreError> {
     let Changes {
         nodes,

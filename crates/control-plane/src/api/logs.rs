@@ -89,7 +89,7 @@ fn wanted(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Instances 
         .collect()
 }
 
-/// One user who reads, and the streams that feed them.
+/// The reader of an env's logs, and the streams of its nodes.
 struct Reader {
     app: App,
     key: EnvKey,
@@ -125,7 +125,7 @@ impl Reader {
         }
     }
 
-    /// Asks the nodes until all was said. With `follow` that is when the reader leaves or the env is
+    /// Asks the nodes until every line was sent. With `follow` that is when the reader leaves or the env is
     /// gone: instances that come later are asked for, too, and streams that broke again.
     async fn run(mut self, cluster: ClusterState, _slot: OwnedSemaphorePermit) {
         let app = App::clone(&self.app);

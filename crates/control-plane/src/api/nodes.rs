@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRequest};
+use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
@@ -122,7 +122,7 @@ pub(crate) async fn stream(
                 .await
                 .map_err(|e| ApiFailure::bad_request(format!("the answer: {e}")))?;
             // The caller may have left meanwhile.
-            let _ = sender.send(answer);
+            let _ = sender.send(Ok(answer));
             Ok(StatusCode::NO_CONTENT)
         }
         Some(Waiting::Exec(_)) => Err(ApiFailure::bad_request(format!(
@@ -130,6 +130,25 @@ pub(crate) async fn stream(
         ))),
         None => Err(not_asked(node, &stream)),
     }
+}
+
+/// A node cannot open a stream that it was asked for.
+pub(crate) async fn refuse_stream(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Path(stream): Path<String>,
+    Body(StreamRefused { reason }): Body<StreamRefused>,
+) -> Result<StatusCode, ApiFailure> {
+    tracing::warn!(%node, reason, "a node refused a stream");
+    match app.streams.claim(node, &stream) {
+        // Its reader is told that the stream has ended.
+        Some(Waiting::Logs(open)) => drop(open),
+        // The caller may have left meanwhile.
+        Some(Waiting::Answer(sender)) => drop(sender.send(Err(reason))),
+        Some(Waiting::Exec(sender)) => drop(sender.send(Err(reason))),
+        None => return Err(not_asked(node, &stream)),
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A node opens the stream of a command that it was asked to run.
@@ -145,7 +164,7 @@ pub(crate) async fn exec_stream(
     tokio::spawn(async move {
         match upgrade.0.await {
             // A user who left drops it, and the node ends the command.
-            Ok(connection) => drop(sender.send(connection)),
+            Ok(connection) => drop(sender.send(Ok(connection))),
             Err(error) => tracing::debug!(%node, %error, "a command's stream was not upgraded"),
         }
     });

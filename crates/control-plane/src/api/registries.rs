@@ -1,4 +1,4 @@
-//! Logging the cluster in to registries, and what a node is told of it.
+//! Logs the cluster in to registries, and gives a node the logins that it needs.
 
 use api::user::{RegistryLoginRequest, RegistryRow};
 use axum::Json;

@@ -1,4 +1,4 @@
-//! One pass over one env: what can change there at once, given what is there now.
+//! One pass over one env: the changes that can be made at once.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;

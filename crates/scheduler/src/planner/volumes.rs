@@ -16,7 +16,7 @@ impl Task<'_> {
         process.is_some_and(|process| !process.volumes.is_empty())
     }
 
-    /// The instance that has the volumes of this ordinal, one that is terminating too.
+    /// The instance that has the volumes of this ordinal, a terminating one too.
     pub(super) fn holder_of(&self, planner: &Planner<'_, '_>, ordinal: u32) -> Option<InstanceId> {
         let mut ids = planner.by_env.get(self.key).into_iter().flatten();
         let holds = |id: &&InstanceId| {
