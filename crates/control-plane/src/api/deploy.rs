@@ -9,8 +9,9 @@ use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::{EnvKey, ReleaseNumber};
+use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
-use registry::{Platform, Problem, Reference, RegistryError, Resolved};
+use registry::{Problem, RegistryError};
 use scheduler::cluster_state::{Env, Release};
 use scheduler::release::{ReleaseError, secret_versions};
 use scheduler::rollout::begin;
@@ -222,7 +223,7 @@ fn add_release(
 
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
 async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
-    let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
+    let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
         ApiFailure::refused("image_reference_invalid", chain(&e))
     })?;
     let cluster = app.snapshot().await?.cluster;
@@ -262,7 +263,7 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Denied { .. } | Problem::Credentials { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_denied")
         }
-        Problem::NoSuchPlatform { .. } => {
+        Problem::Image(ImageError::NoSuchPlatform { .. }) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
         }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
