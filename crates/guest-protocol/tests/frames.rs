@@ -1,4 +1,4 @@
-//! The guest's frames: what is encoded is decoded, however it is cut; anything else is a typed error.
+//! Frames of both directions: what is encoded is decoded, however the bytes are cut; other bytes are a typed error.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -116,7 +116,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
     ]
 }
 
-/// Feeds the frames' bytes in pieces of these sizes, and takes out what comes.
+/// Pushes the frames' bytes in pieces of these sizes, and returns the frames that come out.
 fn through_the_wire<F: Frame>(frames: &[F], pieces: &[usize]) -> Vec<F> {
     let bytes: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
     let mut buffer = FrameBuffer::default();
@@ -136,7 +136,7 @@ fn through_the_wire<F: Frame>(frames: &[F], pieces: &[usize]) -> Vec<F> {
 
 proptest! {
     #[test]
-    fn guests_frames_come_out_as_they_went_in(
+    fn guest_frames_decode_to_what_was_encoded(
         frames in proptest::collection::vec(guest_frame(), 1..8),
         pieces in proptest::collection::vec(1..200_usize, 1..5),
     ) {
@@ -144,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn a_log_frame_begins_as_its_record_says(frame in guest_frame()) {
+    fn a_log_frames_start_is_that_of_the_encoded_frame(frame in guest_frame()) {
         let bytes = frame.encode();
         if let GuestFrame::Log(record) = frame {
             let start = record.frame_start(record.line.len());
@@ -153,7 +153,7 @@ proptest! {
     }
 
     #[test]
-    fn hosts_frames_come_out_as_they_went_in(
+    fn host_frames_decode_to_what_was_encoded(
         frames in proptest::collection::vec(host_frame(), 1..8),
         pieces in proptest::collection::vec(1..200_usize, 1..5),
     ) {
@@ -161,7 +161,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_frames_or_an_error_and_never_a_panic(
+    fn arbitrary_bytes_are_frames_or_an_error_and_never_a_panic(
         bytes in proptest::collection::vec(any::<u8>(), 0..2000),
     ) {
         let mut buffer = FrameBuffer::default();
@@ -177,7 +177,7 @@ fn decode(bytes: &[u8]) -> Result<Option<GuestFrame>, FrameError> {
 }
 
 #[test]
-fn what_no_frame_can_be_is_named() {
+fn each_error_names_what_is_wrong_with_the_bytes() {
     assert!(matches!(
         decode(&[0, 0, 0, 0]),
         Err(FrameError::Length { length: 0, .. })
@@ -190,7 +190,7 @@ fn what_no_frame_can_be_is_named() {
             ..
         })
     ));
-    assert_eq!(decode(&[1, 0, 0, 0, 200]), Err(FrameError::Type(200)));
+    assert_eq!(decode(&[1, 0, 0, 0, 100]), Err(FrameError::Type(100)));
     assert!(matches!(
         decode(&[3, 0, 0, 0, 1, b'{', 255]),
         Err(FrameError::Body { frame_type: 1, .. })

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use guest_protocol::{
-    BootConfig, BootFailure, CONTRACT_VERSION, Channel, GuestFrame, Hello, HostFrame, Phase,
+    BootConfig, BootFailure, Channel, FrameError, GuestFrame, Hello, HostFrame, Phase, refusal,
 };
 use model::instance::ExitEvent;
 use tokio::net::{UnixListener, UnixStream};
@@ -52,7 +52,7 @@ pub(crate) enum GuestEvent {
     BootFailed(BootFailure),
     /// Its app ended.
     Exited(ExitEvent),
-    /// It speaks another version of the contract.
+    /// It speaks a version of the protocol that this node does not serve.
     Refused {
         /// The version it speaks.
         contract: u32,
@@ -165,7 +165,7 @@ enum ConnectionEnd {
     Late,
     #[error("its log cannot be written: {0}")]
     Log(io::Error),
-    #[error("the guest speaks version {0} of the boot contract, this node {CONTRACT_VERSION}")]
+    #[error("{}", refusal(*.0))]
     Version(u32),
     #[error("replaced by a newer connection")]
     Replaced,
@@ -237,22 +237,15 @@ impl GuestServer {
             Ok(Ok(Some(GuestFrame::Hello(hello)))) => hello,
             Ok(Ok(Some(_))) => return Err(ConnectionEnd::Contract("the first frame is no hello")),
             Ok(Ok(None)) => return Ok(()),
+            Ok(Err(FramedError::Frame(FrameError::Version { contract }))) => {
+                let reason = refusal(contract);
+                frames.write(&HostFrame::Refused { reason }).await?;
+                self.tell(GuestEvent::Refused { contract }).await?;
+                return Err(ConnectionEnd::Version(contract));
+            }
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(ConnectionEnd::Late),
         };
-        if hello.contract != CONTRACT_VERSION {
-            let end = ConnectionEnd::Version(hello.contract);
-            frames
-                .write(&HostFrame::Refused {
-                    reason: end.to_string(),
-                })
-                .await?;
-            self.tell(GuestEvent::Refused {
-                contract: hello.contract,
-            })
-            .await?;
-            return Err(end);
-        }
         match hello.channel {
             Channel::Control => {
                 let mut replaced = newest(control_epoch);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{InstanceReport, MAX_LOG_TAIL};
-use guest_protocol::{BootFailure, CONTRACT_VERSION, Phase};
+use guest_protocol::{BootFailure, Phase, refusal};
 use microvm::Vm;
 use model::image::ImageConfig;
 use model::instance::{InstanceSpec, InstanceState};
@@ -405,11 +405,8 @@ impl InstanceTask {
             // Of a guest that runs it is an app's lie, and costs it a connection only.
             GuestEvent::Refused { .. } if !booting => vec![],
             GuestEvent::Refused { contract } => vec![Event::BootFailed(BootFailure {
-                step: "speak the boot contract".to_owned(),
-                reason: format!(
-                    "the guest speaks version {contract}, this node {CONTRACT_VERSION}; rebuild the \
-                     guest's initramfs"
-                ),
+                step: "agree on a protocol version".to_owned(),
+                reason: refusal(contract),
                 exit_code: None,
             })],
         }

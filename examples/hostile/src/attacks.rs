@@ -1,39 +1,38 @@
-//! Attacks by the contract's own line.
+//! Attacks by connections to the node.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    BootFailure, Channel, Frame as _, GuestFrame, GuestStats, HostFrame, LogRecord,
-    MAX_FRAME_BYTES, MAX_LOG_PIECE_BYTES, Phase, Stream,
+    BootFailure, CONTRACT_VERSION, Channel, Frame as _, GuestFrame, GuestStats, HostFrame,
+    LogRecord, MAX_FRAME_BYTES, MAX_LOG_PIECE_BYTES, Phase, Stream,
 };
 use model::Timestamp;
 use model::instance::ExitEvent;
 
-use crate::line::{Line, hello, raw};
+use crate::connection::{Connection, hello, raw};
 use crate::output::ESCAPES;
-use crate::say;
+use crate::report;
 
 /// Connections of random bytes among the malformed ones.
 const RANDOM: u64 = 20;
-/// Connections that cannot be made, one after the other, until it counts as the device's bound.
+/// Connections in a row that cannot be made: the vsock device's bound is reached.
 const REFUSED_IN_A_ROW: u32 = 3;
-/// How long as many connections as can be had are kept: longer than a node waits for a hello.
+/// How long the connections of [`connections`] are kept: longer than a node waits for a hello.
 const KEEP: Duration = Duration::from_secs(7);
-/// Files this process may have open: more than connections are asked for.
+/// Files this process may have open: more than any number of connections that a test asks for.
 const MAX_FILES: u64 = 65_536;
 /// Nanoseconds since 1970 of the year 2500.
 const YEAR_2500: u64 = 16_725_225_600_000_000_000;
 /// Sequence numbers of forged records: far beyond those of init.
 const FORGED_SEQ: u64 = 1 << 40;
 
-/// Connections with what is no frame, or no frame there: each must be closed.
+/// Connections with malformed frames, or frames where they do not belong: the node must close each.
 pub(crate) fn frames() -> io::Result<()> {
-    let log = hello(1, Channel::Log, Phase::Running).encode();
-    let control = hello(1, Channel::Control, Phase::Running).encode();
+    let log = hello(CONTRACT_VERSION, Channel::Log, Phase::Running).encode();
+    let control = hello(CONTRACT_VERSION, Channel::Control, Phase::Running).encode();
     let with = |hello: &[u8], rest: Vec<u8>| [hello, &rest].concat();
     let over = u32::try_from(MAX_FRAME_BYTES + 1).unwrap_or(u32::MAX);
-    let identity = br#"{"contract":2,"channel":"control","phase":"running","instance":"00000002"}"#;
     let mut all = vec![
         ("length 0", vec![0, 0, 0, 0, 1]),
         ("length 2^32-1", u32::MAX.to_le_bytes().to_vec()),
@@ -46,56 +45,60 @@ pub(crate) fn frames() -> io::Result<()> {
         ("no byte", Vec::new()),
         ("no UTF-8", raw(1, &[0xff; 40])),
         ("no JSON", raw(1, b"{\"contract\":")),
-        ("a claimed identity", raw(1, identity)),
         ("a node's frame", raw(70, &[])),
         ("no hello first", GuestFrame::Started.encode()),
         (
             "a command nobody asked for",
-            hello(1, Channel::Exec { session: 7 }, Phase::Running).encode(),
+            hello(
+                CONTRACT_VERSION,
+                Channel::Exec { session: 7 },
+                Phase::Running,
+            )
+            .encode(),
         ),
         ("hello twice, log", with(&log, log.clone())),
         ("hello twice, control", with(&control, control.clone())),
-        ("an end on the log", with(&log, raw(4, b"{}"))),
+        ("an exit on the log channel", with(&log, raw(4, b"{}"))),
         (
             "a line longer than any",
             with(&log, raw(6, &vec![1; 22 + MAX_LOG_PIECE_BYTES + 1])),
         ),
         (
-            "figures that are none",
+            "stats without their fields",
             with(&control, raw(5, b"{\"cpu\":1}")),
         ),
     ];
-    for contract in [0, 2, u32::MAX] {
+    for contract in [0, 1, CONTRACT_VERSION + 1, u32::MAX] {
         let bytes = hello(contract, Channel::Control, Phase::Waiting).encode();
-        all.push(("another version", bytes));
+        all.push(("an unserved version", bytes));
     }
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     all.extend((0..RANDOM).map(|_| ("random bytes", random.bytes(4096))));
     let mut open = Vec::new();
     for (what, bytes) in &all {
-        let mut line = Line::dial()?;
+        let mut connection = Connection::dial()?;
         // The node may close before all is written.
-        let _ = line.write(bytes);
-        if !line.is_closed_by_the_node() {
+        let _ = connection.write(bytes);
+        if !connection.is_closed_by_the_node() {
             open.push(*what);
         }
     }
-    say(&format!(
+    report(&format!(
         "{} of {} connections were closed by the node; still open: {open:?}",
         all.len() - open.len(),
         all.len(),
     ))
 }
 
-/// Hellos in init's place, of each channel and phase, while init is there too.
+/// Hellos in init's place, of each channel and phase, while init is connected too.
 pub(crate) fn hellos() -> io::Result<()> {
-    let mut heard_boot = 0;
+    let mut boot_configs = 0;
     for _ in 0..10 {
         for phase in [Phase::Waiting, Phase::Running, Phase::Starting] {
             let waits = phase == Phase::Waiting;
-            let mut line = Line::hello(Channel::Control, phase)?;
+            let mut connection = Connection::hello(Channel::Control, phase)?;
             // Init dials again meanwhile, which ends this connection.
-            let figures = GuestFrame::Stats(GuestStats {
+            let stats = GuestFrame::Stats(GuestStats {
                 cpu_micros: u64::MAX,
                 ..GuestStats::default()
             });
@@ -103,52 +106,52 @@ pub(crate) fn hellos() -> io::Result<()> {
                 session: 1,
                 reason: ESCAPES.to_owned(),
             };
-            let said = [&[GuestFrame::Started, refused][..], &vec![figures; 100]].concat();
-            let bytes: Vec<u8> = said.iter().flat_map(GuestFrame::encode).collect();
-            let _ = line.write(&bytes);
-            // Who waits is told its config, and nobody else's.
-            if waits && let Ok(Some(HostFrame::Boot(config))) = line.hear() {
-                heard_boot += 1;
+            let frames = [&[GuestFrame::Started, refused][..], &vec![stats; 100]].concat();
+            let bytes: Vec<u8> = frames.iter().flat_map(GuestFrame::encode).collect();
+            let _ = connection.write(&bytes);
+            // A guest that waits gets its own config, and no other instance's.
+            if waits && let Ok(Some(HostFrame::Boot(config))) = connection.receive() {
+                boot_configs += 1;
                 if !config.argv.iter().any(|word| word.contains("hostile")) {
-                    say("!! another's config")?;
+                    report("!! the config of another instance")?;
                 }
             }
         }
-        drop(Line::hello(Channel::Log, Phase::Running)?);
+        drop(Connection::hello(Channel::Log, Phase::Running)?);
     }
-    say(&format!(
-        "took init's place 30 times, its own config {heard_boot} times"
+    report(&format!(
+        "took init's place 30 times, got its own config {boot_configs} times"
     ))
 }
 
-/// As many connections at a time as there can be, kept for a while; then one after the other, until
-/// there were so many.
+/// As many connections at a time as the device allows, up to `count`, kept for [`KEEP`]; then one after the
+/// other, up to `count` in all.
 pub(crate) fn connections(count: usize) -> io::Result<()> {
     raise_open_files()?;
     let mut kept = Vec::new();
     let mut refused = 0;
     while kept.len() < count && refused < REFUSED_IN_A_ROW {
-        match Line::dial() {
-            Ok(line) => {
-                kept.push(line);
+        match Connection::dial() {
+            Ok(connection) => {
+                kept.push(connection);
                 refused = 0;
             }
             Err(_) => refused += 1,
         }
     }
     let at_once = kept.len();
-    say(&format!("keeping {at_once} connections"))?;
+    report(&format!("keeping {at_once} connections"))?;
     std::thread::sleep(KEEP);
     drop(kept);
     let mut made = at_once;
     let mut failed = 0;
     while made < count && failed < count {
-        match Line::dial() {
+        match Connection::dial() {
             Ok(_) => made += 1,
             Err(_) => failed += 1,
         }
     }
-    say(&format!(
+    report(&format!(
         "{made} connections made, {at_once} of them at once, {failed} refused"
     ))
 }
@@ -162,17 +165,17 @@ fn raise_open_files() -> io::Result<()> {
     Ok(())
 }
 
-/// Records on a log channel of its own: times that cannot be, escapes, lost lines that were none.
+/// Records on a log channel in init's place: impossible times, escape sequences, false counts of lost lines.
 pub(crate) fn records(megabytes: usize) -> io::Result<()> {
     let begun = Instant::now();
     let wanted = megabytes << 20;
-    let (mut sent, mut seq, mut lines) = (0, FORGED_SEQ, 0_u32);
+    let (mut sent, mut seq, mut dialled) = (0, FORGED_SEQ, 0_u32);
     while sent < wanted {
-        // Init dials again whenever it is replaced, and so do we.
-        let mut line = Line::hello(Channel::Log, Phase::Running)?;
-        lines += 1;
-        let mut reader = line.reader()?;
-        let acknowledged = std::thread::spawn(move || while let Ok(Some(_)) = reader.hear() {});
+        // Init dials again whenever its connection is replaced, and so does this.
+        let mut connection = Connection::hello(Channel::Log, Phase::Running)?;
+        dialled += 1;
+        let mut reader = connection.reader()?;
+        let acknowledged = std::thread::spawn(move || while let Ok(Some(_)) = reader.receive() {});
         loop {
             seq += 1;
             let text = format!("forged {seq} {ESCAPES}");
@@ -187,21 +190,21 @@ pub(crate) fn records(megabytes: usize) -> io::Result<()> {
                 line: bytes,
             });
             let frame = frame.encode();
-            if sent >= wanted || line.write(&frame).is_err() {
+            if sent >= wanted || connection.write(&frame).is_err() {
                 break;
             }
             sent += frame.len();
         }
-        drop(line);
+        drop(connection);
         let _ = acknowledged.join();
     }
     let seconds = begun.elapsed().as_secs_f64();
-    say(&format!(
-        "{megabytes} MiB of records in {seconds:.1} s, on {lines} connections"
+    report(&format!(
+        "{megabytes} MiB of records in {seconds:.1} s, on {dialled} connections"
     ))
 }
 
-fn end(exit_code: u8) -> GuestFrame {
+fn exit(exit_code: u8) -> GuestFrame {
     GuestFrame::Exited(ExitEvent {
         exit_code,
         signal: None,
@@ -211,40 +214,40 @@ fn end(exit_code: u8) -> GuestFrame {
     })
 }
 
-/// Two ends, while the app runs.
+/// Two different exits, while the app runs.
 pub(crate) fn ends() -> io::Result<()> {
-    let mut line = Line::hello(Channel::Control, Phase::Running)?;
-    line.write(&[end(0).encode(), end(1).encode()].concat())?;
-    line.is_closed_by_the_node();
-    say("two ends told")
+    let mut connection = Connection::hello(Channel::Control, Phase::Running)?;
+    connection.write(&[exit(0).encode(), exit(1).encode()].concat())?;
+    connection.is_closed_by_the_node();
+    report("sent two exits")
 }
 
-/// A boot that failed, told by an app that runs, in words for a terminal.
+/// A failed boot, reported while the app runs, in escape sequences.
 pub(crate) fn failure() -> io::Result<()> {
-    let mut line = Line::hello(Channel::Control, Phase::Failed)?;
-    line.say(&GuestFrame::BootFailed(BootFailure {
+    let mut connection = Connection::hello(Channel::Control, Phase::Failed)?;
+    connection.send(&GuestFrame::BootFailed(BootFailure {
         step: format!("{ESCAPES}step"),
         reason: format!("{ESCAPES}{}", "reason ".repeat(20_000)),
         exit_code: None,
     }))?;
-    line.is_closed_by_the_node();
-    say("a failure told")
+    connection.is_closed_by_the_node();
+    report("sent a failed boot")
 }
 
-/// Hellos without a pause, so that the node hears of nothing else.
+/// Hellos without a pause, so that the node gets nothing else from this guest.
 pub(crate) fn redial(seconds: usize) -> io::Result<()> {
     let until = Instant::now() + Duration::from_secs(seconds as u64);
     let mut count = 0_u32;
-    say("dialling")?;
+    report("dialling")?;
     while Instant::now() < until {
-        if Line::hello(Channel::Control, Phase::Running).is_ok() {
+        if Connection::hello(Channel::Control, Phase::Running).is_ok() {
             count += 1;
         }
     }
-    say(&format!("{count} hellos"))
+    report(&format!("{count} hellos"))
 }
 
-/// Bytes that nobody chose, the same each time (xorshift).
+/// Pseudo-random bytes, the same each time (xorshift).
 struct Random(u64);
 
 impl Random {

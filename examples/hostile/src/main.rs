@@ -1,12 +1,12 @@
-//! What a hostile tenant can do: a program that is root in its guest, knows the boot contract and
-//! breaks it. The cluster's test deploys it beside a good app, runs one attack after the other by
-//! `platform exec`, and watches what it costs the others.
+//! A hostile tenant: a program that is root in its guest, knows the guest protocol and breaks it. The
+//! cluster test deploys it beside a well-behaved app, runs one attack after the other by `platform exec`,
+//! and measures what each costs the node and the other app.
 //!
-//! Each attack says on one line what it did. None of them can hurt anything but its own instance;
-//! that is what the test is for.
+//! Each attack prints one line that says what it did. The test shows that an attack hurts its own
+//! instance only.
 
 mod attacks;
-mod line;
+mod connection;
 mod output;
 
 use std::io::{self, Write as _};
@@ -46,8 +46,8 @@ fn number(word: &str) -> io::Result<usize> {
         .map_err(|error| io::Error::other(format!("{word}: {error}")))
 }
 
-/// Says what an attack did.
-fn say(line: &str) -> io::Result<()> {
+/// Prints what an attack did.
+fn report(line: &str) -> io::Result<()> {
     let mut out = io::stdout();
     writeln!(out, "{line}")?;
     out.flush()

@@ -1,4 +1,4 @@
-//! Attacks by what any app may write: its output, and the consoles that root may open.
+//! Attacks by output: the app's own, and the consoles that root may open.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
@@ -6,23 +6,23 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::say;
+use crate::report;
 
-/// What a terminal obeys: clear, title, carriage return, cursor up, backspace, C1's CSI, a bell; and
+/// Sequences that a terminal obeys: clear, title, carriage return, cursor up, backspace, C1's CSI, a bell; and
 /// a line that looks like the platform's.
 pub(crate) const ESCAPES: &str = "\x1b[2J\x1b[H\x1b]0;owned\x07\rfaked\x1b[1A\x08\u{9b}2J\n2026-01-01T00:00:00Z web 00000001 # ended: exit code 0";
 /// Bytes of one write.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The app itself: does nothing, for ever.
+/// The app itself: it does nothing, for ever.
 pub(crate) fn wait() -> io::Result<()> {
-    say("waiting")?;
+    report("waiting")?;
     loop {
         std::thread::park();
     }
 }
 
-/// An app that fails, with last words for a terminal.
+/// An app that fails, and whose last output is escape sequences.
 pub(crate) fn die() -> ExitCode {
     let _ = writeln!(io::stderr(), "{ESCAPES}");
     ExitCode::from(3)
@@ -33,7 +33,7 @@ pub(crate) fn lines(megabytes: usize) -> io::Result<()> {
     let line = format!("{} \x1b[2J\r{}\n", "flood".repeat(10), "x".repeat(60));
     let path = standard_output_of_the_app()?;
     let (written, seconds) = flood(&path, line.as_bytes(), megabytes)?;
-    say(&format!("{written} MiB of lines in {seconds:.1} s"))
+    report(&format!("{written} MiB of lines in {seconds:.1} s"))
 }
 
 /// The serial console by each of its names, and the kernel's log at the level that is shown.
@@ -46,16 +46,17 @@ pub(crate) fn consoles(megabytes: usize) -> io::Result<()> {
         ),
         ("/dev/kmsg", "<0>a forged panic\n".to_owned()),
     ] {
-        let said = match flood(&PathBuf::from(path), line.as_bytes(), megabytes) {
+        let outcome = match flood(&PathBuf::from(path), line.as_bytes(), megabytes) {
             Ok((written, seconds)) => format!("{path}: {written} MiB in {seconds:.1} s"),
             Err(error) => format!("{path}: {error}"),
         };
-        say(&said)?;
+        report(&outcome)?;
     }
     Ok(())
 }
 
-/// Writes so much to a file; a device of the kernel's log takes one line a time.
+/// Writes this many MiB to a file. The kernel log's device takes one line at a time, and an eighth of that.
+/// Returns the MiB written and the seconds it took.
 fn flood(path: &PathBuf, line: &[u8], megabytes: usize) -> io::Result<(usize, f64)> {
     let begun = Instant::now();
     let mut file = OpenOptions::new().write(true).open(path)?;
@@ -65,7 +66,7 @@ fn flood(path: &PathBuf, line: &[u8], megabytes: usize) -> io::Result<(usize, f6
         PIECE_BYTES / line.len()
     };
     let piece = line.repeat(repeated);
-    // Each line of the kernel's log costs it more than its bytes.
+    // A line costs the kernel's log more than its bytes.
     let wanted = (megabytes << 20) / if repeated == 1 { 8 } else { 1 };
     let mut written = 0;
     while written < wanted {
@@ -75,7 +76,7 @@ fn flood(path: &PathBuf, line: &[u8], megabytes: usize) -> io::Result<(usize, f6
     Ok((written >> 20, begun.elapsed().as_secs_f64()))
 }
 
-/// The pipe that init reads: of the process that is told to wait.
+/// The pipe of the app's output, which init reads: standard output of the process `hostile wait`.
 fn standard_output_of_the_app() -> io::Result<PathBuf> {
     for process in fs::read_dir("/proc")?.flatten() {
         let command = fs::read(process.path().join("cmdline")).unwrap_or_default();
@@ -83,5 +84,5 @@ fn standard_output_of_the_app() -> io::Result<PathBuf> {
             return Ok(process.path().join("fd/1"));
         }
     }
-    Err(io::Error::other("the app does not run"))
+    Err(io::Error::other("the process `hostile wait` does not run"))
 }

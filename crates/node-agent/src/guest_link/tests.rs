@@ -4,7 +4,10 @@
 
 use std::path::Path;
 
-use guest_protocol::{Frame as _, FrameBuffer, GuestNetwork, LogRecord, Stream};
+use guest_protocol::{
+    CONTRACT_VERSION, Frame as _, FrameBuffer, GuestNetwork, LogRecord, OLDEST_SERVED_VERSION,
+    Stream,
+};
 use model::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -17,6 +20,10 @@ struct Guest {
 
 impl Guest {
     async fn dial(socket: &Path, channel: Channel, phase: Phase) -> Self {
+        Self::dial_with(socket, CONTRACT_VERSION, channel, phase).await
+    }
+
+    async fn dial_with(socket: &Path, contract: u32, channel: Channel, phase: Phase) -> Self {
         let stream = UnixStream::connect(socket).await.unwrap();
         let mut guest = Self {
             stream,
@@ -24,7 +31,7 @@ impl Guest {
         };
         guest
             .say(&GuestFrame::Hello(Hello {
-                contract: CONTRACT_VERSION,
+                contract,
                 channel,
                 phase,
             }))
@@ -167,17 +174,6 @@ async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else(
         let mut rest = Vec::new();
         stream.read_to_end(&mut rest).await.unwrap();
     }
-    let mut old = UnixStream::connect(&socket).await.unwrap();
-    let hello = Hello {
-        contract: 0,
-        channel: Channel::Control,
-        phase: Phase::Waiting,
-    };
-    old.write_all(&GuestFrame::Hello(hello).encode())
-        .await
-        .unwrap();
-    assert_eq!(link.next().await, Some(GuestEvent::Refused { contract: 0 }));
-
     let _guest = Guest::dial(&socket, Channel::Control, Phase::Waiting).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
     assert!(
@@ -185,6 +181,66 @@ async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else(
         "{}",
         link.protocol_violations()
     );
+}
+
+#[tokio::test]
+async fn a_guest_of_an_unserved_version_is_told_why_it_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    for contract in [0, OLDEST_SERVED_VERSION - 1, CONTRACT_VERSION + 1] {
+        let mut guest = Guest::dial_with(&socket, contract, Channel::Control, Phase::Waiting).await;
+        let reason = refusal(contract);
+        assert_eq!(guest.hear().await, Some(HostFrame::Refused { reason }));
+        assert_eq!(guest.hear().await, None);
+        assert_eq!(link.next().await, Some(GuestEvent::Refused { contract }));
+    }
+    breached(&link, 3).await;
+}
+
+#[tokio::test]
+async fn a_running_guest_of_the_previous_version_is_served_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    let dial = |channel, phase| Guest::dial_with(&socket, OLDEST_SERVED_VERSION, channel, phase);
+    let mut control = dial(Channel::Control, Phase::Running).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
+    let mut log = dial(Channel::Log, Phase::Running).await;
+    log.say(&GuestFrame::Log(LogRecord {
+        seq: 1,
+        at_nanos: 0,
+        stream: Stream::Stdout,
+        partial: false,
+        dropped: 0,
+        line: b"still here".to_vec(),
+    }))
+    .await;
+    assert_eq!(log.hear().await, Some(HostFrame::LogAck { seq: 1 }));
+    link.stop(500);
+    assert_eq!(
+        control.hear().await,
+        Some(HostFrame::Stop { timeout_ms: 500 })
+    );
+    control.say(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
+    link.acknowledge_end();
+    assert_eq!(control.hear().await, Some(HostFrame::ExitAck));
+    assert_eq!(link.protocol_violations(), 0);
+}
+
+#[tokio::test]
+async fn a_claimed_identity_is_ignored() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    let body = format!(
+        r#"{{"contract":{CONTRACT_VERSION},"channel":"control","phase":"running","instance":"00000002"}}"#
+    );
+    let length = u32::try_from(body.len() + 1).unwrap();
+    let bytes = [&length.to_le_bytes()[..], &[1], body.as_bytes()].concat();
+    let mut stream = UnixStream::connect(&socket).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    // It is the guest of the socket that it dialled.
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
+    assert_eq!(link.protocol_violations(), 0);
 }
 
 /// A guest whose app runs, and what its node may call.
@@ -456,16 +512,15 @@ async fn flood() {
         .sum();
     assert!(kept <= 16 << 20, "{kept} bytes of log are kept");
 
-    // Ten thousand connections: those that say nothing, half a frame, no frame, a name of another.
+    // Ten thousand connections: silent ones, half a frame, no frame, an exec channel nobody asked for.
     let before = resident_bytes();
     let half = &GuestFrame::Started.encode()[..4];
-    let identity = br#"{"contract":2,"channel":"control","phase":"running","instance":"00000002"}"#;
-    let mut claimed = u32::try_from(identity.len() + 1)
-        .unwrap()
-        .to_le_bytes()
-        .to_vec();
-    claimed.push(1);
-    claimed.extend(identity);
+    let unasked = GuestFrame::Hello(Hello {
+        contract: CONTRACT_VERSION,
+        channel: Channel::Exec { session: 7 },
+        phase: Phase::Running,
+    })
+    .encode();
     let longest = u32::MAX.to_le_bytes();
     for number in 0..10_000 {
         let mut stream = UnixStream::connect(&socket).await.unwrap();
@@ -474,14 +529,14 @@ async fn flood() {
             0 => Ok(()),
             1 => stream.write_all(half).await,
             2 => stream.write_all(&longest).await,
-            _ => stream.write_all(&claimed).await,
+            _ => stream.write_all(&unasked).await,
         };
         let _ = stream.shutdown().await;
     }
-    // Figures that nobody asked for, without end.
+    // Stats that nobody asked for, without end.
     for _ in 0..1000 {
-        let figures = guest_protocol::GuestStats::default();
-        guest.say(&GuestFrame::Stats(figures)).await;
+        let stats = guest_protocol::GuestStats::default();
+        guest.say(&GuestFrame::Stats(stats)).await;
     }
     guest.say(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));

@@ -1,4 +1,4 @@
-//! The line to the node: vsock connections like init's own, and the frames that are none.
+//! vsock connections to the node like init's own, and malformed frames.
 
 use std::io::{self, Read as _, Write as _};
 use std::time::Duration;
@@ -9,35 +9,35 @@ use guest_protocol::{
 };
 use vsock::VsockStream;
 
-/// How long the node is given to close what it must close, or to answer.
+/// Time in which the node must close a connection or answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One connection to the node.
-pub(crate) struct Line {
+pub(crate) struct Connection {
     stream: VsockStream,
-    heard: FrameBuffer,
+    incoming: FrameBuffer,
 }
 
-impl Line {
-    /// Dials as init does, and says nothing yet.
+impl Connection {
+    /// Dials as init does, and sends nothing yet.
     pub(crate) fn dial() -> io::Result<Self> {
         let stream = VsockStream::connect_with_cid_port(HOST_CID, HOST_PORT)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         Ok(Self {
             stream,
-            heard: FrameBuffer::default(),
+            incoming: FrameBuffer::default(),
         })
     }
 
-    /// Dials and says hello, as init would.
+    /// Dials and sends a hello, as init would.
     pub(crate) fn hello(channel: Channel, phase: Phase) -> io::Result<Self> {
-        let mut line = Self::dial()?;
-        line.say(&hello(CONTRACT_VERSION, channel, phase))?;
-        Ok(line)
+        let mut connection = Self::dial()?;
+        connection.send(&hello(CONTRACT_VERSION, channel, phase))?;
+        Ok(connection)
     }
 
-    pub(crate) fn say(&mut self, frame: &GuestFrame) -> io::Result<()> {
+    pub(crate) fn send(&mut self, frame: &GuestFrame) -> io::Result<()> {
         self.write(&frame.encode())
     }
 
@@ -45,39 +45,39 @@ impl Line {
         self.stream.write_all(bytes)
     }
 
-    /// The next frame of the node; none when it closed the connection.
-    pub(crate) fn hear(&mut self) -> io::Result<Option<HostFrame>> {
+    /// The node's next frame; none when it closed the connection.
+    pub(crate) fn receive(&mut self) -> io::Result<Option<HostFrame>> {
         let mut chunk = [0; 4096];
         loop {
-            match self.heard.next() {
+            match self.incoming.next() {
                 Ok(Some(frame)) => return Ok(Some(frame)),
                 Ok(None) => {}
                 Err(error) => return Err(io::Error::other(error)),
             }
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Ok(None),
-                Ok(count) => self.heard.push(&chunk[..count]),
+                Ok(count) => self.incoming.push(&chunk[..count]),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Whether the node closes it, whatever it says before.
+    /// Whether the node closes the connection, whatever it sends before.
     pub(crate) fn is_closed_by_the_node(&mut self) -> bool {
-        while let Ok(heard) = self.hear() {
-            if heard.is_none() {
+        while let Ok(frame) = self.receive() {
+            if frame.is_none() {
                 return true;
             }
         }
         false
     }
 
-    /// Another handle of the connection, for a reader.
+    /// Another handle of the connection, for a thread that reads.
     pub(crate) fn reader(&self) -> io::Result<Self> {
         Ok(Self {
             stream: self.stream.try_clone()?,
-            heard: FrameBuffer::default(),
+            incoming: FrameBuffer::default(),
         })
     }
 }
@@ -91,7 +91,7 @@ pub(crate) fn hello(contract: u32, channel: Channel, phase: Phase) -> GuestFrame
     })
 }
 
-/// A frame by its parts, with the length that it has.
+/// A frame of any type and body, with its true length.
 pub(crate) fn raw(frame_type: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 1).unwrap_or(u32::MAX);
     let mut bytes = length.to_le_bytes().to_vec();
