@@ -8,6 +8,7 @@ use anstyle::{AnsiColor, Style};
 use api_client::ClientError;
 use control_plane::ServerError;
 use edge_proxy::EdgeError;
+use image_source::SourceError;
 use membership::JoinError;
 use node_agent::NodeError;
 use registry::RegistryError;
@@ -116,6 +117,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
             .or_else(|| {
                 let error = link.downcast_ref::<RegistryError>();
                 error.and_then(|error| error.problem.hint())
+            })
+            .or_else(|| {
+                let error = link.downcast_ref::<SourceError>();
+                Some(error?.problem.hint()?.to_owned())
             })
     })
 }

@@ -9,8 +9,9 @@ use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::{EnvKey, ReleaseNumber};
+use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
-use registry::{Platform, Problem, Reference, RegistryError, Resolved};
+use registry::{Problem, RegistryError};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Env, Release};
 use scheduler::release::{ReleaseError, secret_versions};
@@ -219,7 +220,7 @@ fn add_release(
 
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
 async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
-    let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
+    let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
         ApiFailure::refused("image_reference_invalid", display::chain(&e))
     })?;
     let cluster = app.cluster().await?;
@@ -259,7 +260,7 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Denied { .. } | Problem::Credentials { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_denied")
         }
-        Problem::NoSuchPlatform { .. } => {
+        Problem::Image(ImageError::NoSuchPlatform { .. }) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
         }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use registry::parse_registry;
+use oci::parse_registry;
 use scheduler::desired::pulls_from;
 use serde::Deserialize;
 
@@ -58,7 +58,7 @@ pub(crate) async fn log_in(
         registry,
     };
     app.logins.keep(&row, &request.secret).await?;
-    app.registry.forget_login(&row.registry);
+    app.registry.discard_login(&row.registry);
     tracing::info!(user = %row.by, registry = %row.registry, "logged in to a registry");
     Ok(Json(row))
 }
@@ -77,7 +77,7 @@ pub(crate) async fn log_out(
         )
         .hint("`platform registries` lists where it is"));
     }
-    app.registry.forget_login(&registry);
+    app.registry.discard_login(&registry);
     tracing::info!(user = %user.name, registry, "logged out of a registry");
     Ok(StatusCode::NO_CONTENT)
 }

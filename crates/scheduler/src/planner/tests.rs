@@ -6,13 +6,13 @@ use api::node::InstanceReport;
 use api::user::RolloutPhase;
 use expect_test::{Expect, expect};
 use model::instance::InstanceState;
-use model::{InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
+use model::{InstanceId, NodeId, Timestamp, VolumeId};
 
 use super::{Action, plan};
 use crate::cluster_state::{ClusterState, InstancePhase, Subject, UnreadableRecord, VolumePhase};
 use crate::fixtures::{
     InstanceFixture, MIB, attach, cluster, database, deploy, exit, key, manifest, name, node,
-    process, report, show, worker,
+    process, report, worker,
 };
 
 pub(super) const NOW: Timestamp = Timestamp(10_000_000);

@@ -1,82 +1,75 @@
-//! Manifests, indexes and configs: from hostile JSON to values, or a [`Problem`]. Pure.
+//! Manifests, indexes and configs: from untrusted JSON to values, or an [`ImageError`].
 //!
-//! Both the OCI's types and docker's schema 2 are read; they differ only in names. Fields that we
-//! do not use are ignored, as the image spec asks of readers.
+//! The OCI's media types and those of docker's schema 2 are read; they differ only in names. Unknown fields are
+//! ignored, as the image spec asks of readers.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use model::Digest;
 use model::image::ImageConfig;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::error::Problem;
-use crate::limits::{Limits, MAX_INDEX_ENTRIES};
+use crate::error::{ImageError, printable};
+use crate::image::Compression;
+use crate::limits::{ImageLimits, MAX_INDEX_ENTRIES};
 use crate::platform::Platform;
 
-pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
-pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+/// Media type of the OCI's image manifest.
+pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+/// Media type of the OCI's index.
+pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// Media type of docker's image manifest, schema 2.
+pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// Media type of docker's index, the manifest list.
+pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
-/// How a layer is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Compression {
-    /// Plain tar.
-    None,
-    /// gzip, perhaps of several members.
-    Gzip,
-    /// Zstandard.
-    Zstd,
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-        })
-    }
-}
-
-/// A blob as a manifest names it.
+/// Digest and size of a blob, as a manifest or index names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Descriptor {
-    pub(crate) digest: Digest,
-    pub(crate) size: u64,
+pub struct Descriptor {
+    /// SHA-256 digest.
+    pub digest: Digest,
+    /// Length, in bytes.
+    pub size: u64,
 }
 
-/// An image manifest that passed every check that can be made without its config.
+/// An image manifest that passed every check that needs no config.
 #[derive(Debug)]
-pub(crate) struct ImageManifest {
-    pub(crate) config: Descriptor,
-    pub(crate) layers: Vec<(Descriptor, Compression)>,
+pub struct ImageManifest {
+    /// The config's blob.
+    pub config: Descriptor,
+    /// The layers' blobs, the base first; at least one.
+    pub layers: Vec<(Descriptor, Compression)>,
 }
 
 /// One entry of an index.
 #[derive(Debug)]
-pub(crate) struct IndexEntry {
-    pub(crate) descriptor: Descriptor,
-    /// Absent: the index does not say.
-    pub(crate) platform: Option<EntryPlatform>,
-    pub(crate) is_index: bool,
+pub struct IndexEntry {
+    /// The manifest or index of the entry.
+    pub descriptor: Descriptor,
+    /// `None`: the index does not name a platform.
+    pub platform: Option<EntryPlatform>,
+    /// Whether the entry is an index itself.
+    pub is_index: bool,
 }
 
+/// The platform that an index names for an entry.
 #[derive(Debug)]
-pub(crate) struct EntryPlatform {
-    pub(crate) os: String,
-    pub(crate) architecture: String,
-    pub(crate) variant: Option<String>,
+pub struct EntryPlatform {
+    /// Operating system: `linux`, `windows`, `unknown`.
+    pub os: String,
+    /// Architecture: `amd64`.
+    pub architecture: String,
+    /// Variant: `v7`.
+    pub variant: Option<String>,
 }
 
 impl EntryPlatform {
-    /// The platform it is for, if that is a Linux.
-    pub(crate) fn linux(&self) -> Option<Platform> {
+    /// The platform, if its operating system is Linux.
+    pub fn linux(&self) -> Option<Platform> {
         (self.os == "linux").then(|| Platform {
             architecture: self.architecture.clone(),
             variant: self.variant.clone().filter(|v| !v.is_empty()),
@@ -84,19 +77,39 @@ impl EntryPlatform {
     }
 }
 
-/// What lies behind a reference.
+/// The document behind a reference.
 #[derive(Debug)]
-pub(crate) enum Document {
+pub enum Document {
+    /// An image manifest.
     Image(ImageManifest),
+    /// An index, with the entries that may be container images.
     Index(Vec<IndexEntry>),
 }
 
-/// A config, and what of it belongs to the layers.
+impl Document {
+    /// The manifest of an image, where an index is refused. `digest` is this document's.
+    ///
+    /// # Errors
+    /// [`ImageError::NestedIndex`] if it is an index.
+    pub fn image(self, digest: &Digest) -> Result<ImageManifest, ImageError> {
+        match self {
+            Self::Image(manifest) => Ok(manifest),
+            Self::Index(_) => Err(ImageError::NestedIndex {
+                digest: digest.clone(),
+            }),
+        }
+    }
+}
+
+/// A config of a Linux image.
 #[derive(Debug)]
-pub(crate) struct Config {
-    pub(crate) image: ImageConfig,
-    pub(crate) variant: Option<String>,
-    pub(crate) diff_ids: Vec<Digest>,
+pub struct Config {
+    /// The part that the platform honours.
+    pub image: ImageConfig,
+    /// The architecture's variant, where it is named.
+    pub variant: Option<String>,
+    /// Digests of the uncompressed layers, the base first; as many as the manifest has layers.
+    pub diff_ids: Vec<Digest>,
 }
 
 #[derive(Deserialize)]
@@ -167,29 +180,24 @@ struct RawRootfs {
     diff_ids: Vec<String>,
 }
 
-fn malformed(document: &'static str, reason: impl Into<String>) -> Problem {
-    Problem::Malformed {
-        document,
-        reason: printable(&reason.into()),
-    }
+fn malformed(document: &'static str, reason: impl AsRef<str>) -> ImageError {
+    ImageError::malformed(document, reason.as_ref())
 }
 
-/// A text of a registry or an image on one line, of at most [`crate::limits::MAX_ERROR_TEXT_BYTES`].
-pub(crate) fn printable(text: &str) -> String {
-    display::one_line(text, crate::limits::MAX_ERROR_TEXT_BYTES)
-}
-
-/// Reads a manifest or an index. `digest` is what it is called in errors; `content_type` is what the
-/// registry said, absent where there is none (a file).
-pub(crate) fn read_document(
+/// Reads a manifest or an index. `digest` and `origin` name the document and its source in errors. `content_type` is
+/// the registry's; `None` for a document from a file.
+///
+/// # Errors
+/// It is malformed, over a limit, or of something else than a container image.
+pub fn read_document(
     bytes: &[u8],
     digest: &Digest,
-    host: &str,
+    origin: &str,
     content_type: Option<&str>,
-    limits: &Limits,
-) -> Result<Document, Problem> {
-    let wrong_type = |content_type: &str, reason: &str| Problem::WrongContentType {
-        host: host.to_owned(),
+    limits: &ImageLimits,
+) -> Result<Document, ImageError> {
+    let wrong_type = |content_type: &str, reason: &str| ImageError::WrongContentType {
+        origin: origin.to_owned(),
         content_type: printable(content_type),
         reason: reason.to_owned(),
     };
@@ -198,7 +206,7 @@ pub(crate) fn read_document(
         OCI_INDEX | DOCKER_LIST => Some(true),
         _ => None,
     };
-    // The parameters of a content type say nothing about JSON.
+    // The parameters of a content type have no meaning for JSON.
     let content_type = content_type.map(|t| t.split(';').next().unwrap_or(t).trim());
     if let Some(content_type) = content_type
         && known(content_type).is_none()
@@ -225,7 +233,7 @@ pub(crate) fn read_document(
     }
     let has_layers = raw.layers.is_some() || raw.config.is_some();
     let is_index = match content_type.or(raw.media_type.as_deref()) {
-        Some(media_type) => known(media_type).ok_or_else(|| Problem::NotAnImage {
+        Some(media_type) => known(media_type).ok_or_else(|| ImageError::NotAnImage {
             digest: digest.clone(),
             kind: printable(media_type),
         })?,
@@ -248,9 +256,9 @@ pub(crate) fn read_document(
     }
 }
 
-fn read_index(entries: Vec<RawDescriptor>) -> Result<Vec<IndexEntry>, Problem> {
+fn read_index(entries: Vec<RawDescriptor>) -> Result<Vec<IndexEntry>, ImageError> {
     if entries.len() > MAX_INDEX_ENTRIES {
-        return Err(Problem::OverLimit {
+        return Err(ImageError::OverLimit {
             what: "the index".to_owned(),
             actual: entries.len() as u64,
             limit: MAX_INDEX_ENTRIES as u64,
@@ -289,8 +297,8 @@ fn read_index(entries: Vec<RawDescriptor>) -> Result<Vec<IndexEntry>, Problem> {
 fn read_manifest(
     raw: RawDocument,
     digest: &Digest,
-    limits: &Limits,
-) -> Result<ImageManifest, Problem> {
+    limits: &ImageLimits,
+) -> Result<ImageManifest, ImageError> {
     let config = raw
         .config
         .ok_or_else(|| malformed("manifest", "it has no `config`"))?;
@@ -299,12 +307,12 @@ fn read_manifest(
             Some(kind) if config.media_type == OCI_EMPTY => kind,
             _ => config.media_type,
         };
-        return Err(Problem::NotAnImage {
+        return Err(ImageError::NotAnImage {
             digest: digest.clone(),
             kind: printable(&kind),
         });
     }
-    let over = |what: String, actual: u64, limit: u64, unit: &'static str| Problem::OverLimit {
+    let over = |what: String, actual: u64, limit: u64, unit: &'static str| ImageError::OverLimit {
         what,
         actual,
         limit,
@@ -361,7 +369,7 @@ fn layer_compression(
     media_type: &str,
     layer: &Digest,
     manifest: &Digest,
-) -> Result<Compression, Problem> {
+) -> Result<Compression, ImageError> {
     Ok(match media_type {
         "application/vnd.oci.image.layer.v1.tar"
         | "application/vnd.docker.image.rootfs.diff.tar" => Compression::None,
@@ -370,20 +378,20 @@ fn layer_compression(
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
         foreign if foreign.contains(".foreign.") || foreign.contains(".nondistributable.") => {
-            return Err(Problem::ForeignLayer {
+            return Err(ImageError::ForeignLayer {
                 digest: layer.clone(),
                 media_type: printable(foreign),
             });
         }
         unknown if unknown.contains(".layer.") || unknown.contains(".rootfs.") => {
-            return Err(Problem::UnknownLayer {
+            return Err(ImageError::UnknownLayer {
                 digest: layer.clone(),
                 media_type: printable(unknown),
             });
         }
         // buildkit's attestations have an image's config and layers of in-toto statements.
         artifact => {
-            return Err(Problem::NotAnImage {
+            return Err(ImageError::NotAnImage {
                 digest: manifest.clone(),
                 kind: printable(artifact),
             });
@@ -391,7 +399,7 @@ fn layer_compression(
     })
 }
 
-fn read_descriptor(document: &'static str, raw: &RawDescriptor) -> Result<Descriptor, Problem> {
+fn read_descriptor(document: &'static str, raw: &RawDescriptor) -> Result<Descriptor, ImageError> {
     let digest = raw.digest.parse().map_err(|_| {
         malformed(
             document,
@@ -404,12 +412,21 @@ fn read_descriptor(document: &'static str, raw: &RawDescriptor) -> Result<Descri
     })
 }
 
-/// Reads a config, and checks that it fits an image of `layers` layers.
-pub(crate) fn read_config(bytes: &[u8], layers: usize) -> Result<Config, Problem> {
+/// Reads a config of a Linux image with `layers` layers.
+///
+/// # Errors
+/// It is malformed, is for another operating system, or does not fit an image of so many layers.
+pub fn read_config(bytes: &[u8], layers: usize) -> Result<Config, ImageError> {
     let wrong = |reason: String| malformed("image config", reason);
     let raw: RawConfig = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
     if raw.os.is_empty() || raw.architecture.is_empty() {
         return Err(wrong("it names no os or no architecture".to_owned()));
+    }
+    if raw.os != "linux" {
+        return Err(wrong(format!(
+            "it is for `{}`; only Linux images run here",
+            raw.os
+        )));
     }
     let rootfs = raw
         .rootfs
@@ -435,7 +452,7 @@ pub(crate) fn read_config(bytes: &[u8], layers: usize) -> Result<Config, Problem
         architecture: raw.architecture,
         entrypoint: run.entrypoint.unwrap_or_default(),
         cmd: run.cmd.unwrap_or_default(),
-        // A variable without `=` can be read by no program.
+        // No program can read a variable without `=`.
         env: run
             .env
             .unwrap_or_default()
@@ -467,7 +484,7 @@ pub(crate) fn read_config(bytes: &[u8], layers: usize) -> Result<Config, Problem
     })
 }
 
-/// `user[:group]`, each a name or a number that Linux can hold.
+/// `user[:group]`, each a name or a number in Linux's range.
 fn check_user(text: &str) -> Result<(), String> {
     let mut parts = 0;
     for part in text.split(':') {
@@ -478,11 +495,17 @@ fn check_user(text: &str) -> Result<(), String> {
             continue;
         }
         if number || part.chars().any(|c| c.is_control() || c == '/') {
-            return Err(format!("its User `{}` is not a user", printable(text)));
+            return Err(format!(
+                "its User `{}` is not USER[:GROUP]",
+                printable(text)
+            ));
         }
     }
     if parts > 2 {
-        return Err(format!("its User `{}` is not a user", printable(text)));
+        return Err(format!(
+            "its User `{}` is not USER[:GROUP]",
+            printable(text)
+        ));
     }
     Ok(())
 }

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use registry::{Credentials, FetchProgress, Problem, Reference, Registry, RegistryOptions};
+use oci::Reference;
+use registry::{Credentials, FetchProgress, Problem, Registry, RegistryOptions};
 
-use super::doors::user;
+use super::requests::user;
 use super::{is_layer, one_layer};
 use crate::server::{Answer, Server, serving};
 use crate::support::{Cache, fetch, pinned, quick};
@@ -31,61 +32,62 @@ async fn guarded() -> Server {
 }
 
 #[tokio::test]
-async fn a_mirror_is_asked_for_digests_and_the_registry_for_tags() {
+async fn mirrors_serve_digests_and_the_registry_resolves_tags() {
     let image = one_layer();
-    let itself = guarded().await;
+    let primary = guarded().await;
     let mirror = Server::start(serving(&image, |_| None)).await;
-    let registry = client(&itself.host, &[&mirror.host], user(&itself.host));
+    let registry = client(&primary.host, &[&mirror.host], user(&primary.host));
 
-    let reference: Reference = format!("{}/test/app", itself.host).parse().unwrap();
+    let reference: Reference = format!("{}/test/app", primary.host).parse().unwrap();
     let resolved = registry.resolve(&reference, &[]).await.unwrap();
     assert_eq!(resolved.ref_digest, image.digest());
     // The tag, with a second try after the 401; the config came from the mirror.
-    assert_eq!(itself.asked().len(), 2);
+    assert_eq!(primary.asked().len(), 2);
     assert_eq!(mirror.count("latest"), 0);
 
     let cache = Cache::new();
-    let (result, _) = fetch(&registry, &pinned(&itself.host, &image.digest()), &cache).await;
+    let (result, _) = fetch(&registry, &pinned(&primary.host, &image.digest()), &cache).await;
     result.unwrap();
-    assert_eq!(itself.asked().len(), 2, "the mirror has it all");
+    assert_eq!(primary.asked().len(), 2, "the mirror has it all");
     let shown = mirror.asked().into_iter().filter_map(|a| a.authorization);
     assert_eq!(shown.count(), 0, "the login is not the mirror's");
 }
 
 #[tokio::test]
-async fn a_mirror_that_lies_or_is_away_costs_nothing_but_time() {
+async fn a_wrong_or_unreachable_mirror_is_passed_over() {
     let image = one_layer();
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let away = unused.local_addr().unwrap().to_string();
     drop(unused);
-    let lied = image.clone();
+    let wrong = image.clone();
     let liar = Server::start(serving(&image, move |asked| {
-        is_layer(&lied, asked).then(|| Answer::ok(&vec![0; 300_000]))
+        is_layer(&wrong, asked).then(|| Answer::ok(&vec![0; 300_000]))
     }))
     .await;
     let behind_a_login = guarded().await;
     let empty = Server::start(|_| Answer::status(404)).await;
     let mirrors = [away.as_str(), &liar.host, &behind_a_login.host, &empty.host];
 
-    let itself = Server::start(serving(&image, |_| None)).await;
-    let registry = client(&itself.host, &mirrors, Credentials::Anonymous);
+    let primary = Server::start(serving(&image, |_| None)).await;
+    let registry = client(&primary.host, &mirrors, Credentials::Anonymous);
     let cache = Cache::new();
-    let (result, told) = fetch(&registry, &pinned(&itself.host, &image.digest()), &cache).await;
+    let (result, reported) =
+        fetch(&registry, &pinned(&primary.host, &image.digest()), &cache).await;
     result.unwrap();
     assert!(cache.holds(&image.layers[0]));
-    assert_eq!(itself.asked().len(), 1, "only the layer");
+    assert_eq!(primary.asked().len(), 1, "only the layer");
     let done = |step: &FetchProgress| step.done_bytes;
-    assert_eq!(done(told.last().unwrap()), 300_000);
+    assert_eq!(done(reported.last().unwrap()), 300_000);
 
-    // What nobody has is told in the registry's words, not in a mirror's.
-    let itself = Server::start(|_| Answer::status(404)).await;
-    let registry = client(&itself.host, &[&away, &empty.host], Credentials::Anonymous);
-    let (result, _) = fetch(&registry, &pinned(&itself.host, &image.digest()), &cache).await;
+    // What nobody has is reported in the registry's words, not in a mirror's.
+    let primary = Server::start(|_| Answer::status(404)).await;
+    let registry = client(&primary.host, &[&away, &empty.host], Credentials::Anonymous);
+    let (result, _) = fetch(&registry, &pinned(&primary.host, &image.digest()), &cache).await;
     assert!(result.is_ok(), "it is in the cache");
-    let wanted = pinned(&itself.host, &image.digest());
+    let wanted = pinned(&primary.host, &image.digest());
     let (result, _) = fetch(&registry, &wanted, &Cache::new()).await;
     match result.unwrap_err().problem {
-        Problem::NotFound { host, .. } => assert_eq!(host, itself.host),
+        Problem::NotFound { host, .. } => assert_eq!(host, primary.host),
         problem => panic!("{problem:?}"),
     }
 }

@@ -1,24 +1,24 @@
-//! Platforms, and which entry of an index suits one.
+//! Platforms, and how well an image for one platform suits another.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What an image is wanted for: Linux, an architecture, perhaps a variant of it.
+/// Linux on an architecture, perhaps on a variant of it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Platform {
-    /// In the OCI's (that is Go's) words: `amd64`, `arm64`, `arm`.
+    /// As the OCI image spec (and Go) names it: `amd64`, `arm64`, `arm`.
     pub architecture: String,
-    /// `v8`, `v7`; absent: the architecture's usual one.
+    /// `v8`, `v7`; `None`: the architecture's usual variant.
     pub variant: Option<String>,
 }
 
-/// Why a text is not a platform.
+/// A text is not a platform.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a platform: write `linux/amd64` or `linux/arm/v7`; only linux is supported")]
 pub struct PlatformError(pub String);
 
 impl Platform {
-    /// This architecture, in its usual variant.
+    /// The usual variant of this architecture.
     pub fn of(architecture: &str) -> Self {
         Self {
             architecture: architecture.to_owned(),
@@ -36,8 +36,7 @@ impl Platform {
         })
     }
 
-    /// How it is called in [`crate::Resolved::by_arch`]: the architecture, and the variant where one
-    /// was asked for (`arm/v7`).
+    /// The key in [`crate::Resolved::by_arch`]: the architecture, with the variant where there is one (`arm/v7`).
     pub fn key(&self) -> String {
         match &self.variant {
             Some(variant) => format!("{}/{variant}", self.architecture),
@@ -45,16 +44,16 @@ impl Platform {
         }
     }
 
-    /// How well an image for `architecture` and `variant` suits this platform; absent: it does not
-    /// run here. More is better. A platform runs its own variant and the ones before it; an unnamed variant is
-    /// the architecture's usual one (amd64/v1, arm64/v8, arm/v7). Variants that are not numbers must be equal.
-    pub(crate) fn rank(&self, architecture: &str, variant: Option<&str>) -> Option<u32> {
-        if architecture != self.architecture {
+    /// How well an image for the platform `offered` suits this platform; `None` if it does not run here. The highest
+    /// rank suits best. A platform runs its own variant and older ones; an absent variant is the architecture's
+    /// usual one (amd64/v1, arm64/v8, arm/v7). Variants that are not numbers must be equal.
+    pub(crate) fn rank(&self, offered: &Platform) -> Option<u32> {
+        if offered.architecture != self.architecture {
             return None;
         }
-        let wanted = self.variant.as_deref().filter(|v| !v.is_empty());
-        let offered = variant.filter(|v| !v.is_empty());
-        let usual = match architecture {
+        let variant = |platform: &Platform| platform.variant.clone().filter(|v| !v.is_empty());
+        let (wanted, offered) = (variant(self), variant(offered));
+        let usual = match self.architecture.as_str() {
             "amd64" => "v1",
             "arm64" => "v8",
             "arm" => "v7",
@@ -66,8 +65,8 @@ impl Platform {
                 };
             }
         };
-        let wanted = variant_number(wanted.unwrap_or(usual))?;
-        let offered = variant_number(offered.unwrap_or(usual))?;
+        let wanted = variant_number(wanted.as_deref().unwrap_or(usual))?;
+        let offered = variant_number(offered.as_deref().unwrap_or(usual))?;
         (offered <= wanted).then_some(offered)
     }
 }
@@ -122,11 +121,11 @@ mod tests {
     fn a_platform_runs_its_own_variant_and_older_ones() {
         let check = |wanted: &str, offered: (&str, &str), rank: Option<u32>| {
             let wanted: Platform = wanted.parse().unwrap();
-            assert_eq!(
-                wanted.rank(offered.0, Some(offered.1)),
-                rank,
-                "{wanted} {offered:?}"
-            );
+            let offered = Platform {
+                architecture: offered.0.to_owned(),
+                variant: Some(offered.1.to_owned()),
+            };
+            assert_eq!(wanted.rank(&offered), rank, "{wanted} {offered}");
         };
         check("linux/amd64", ("amd64", ""), Some(1000));
         check("linux/amd64", ("amd64", "v1"), Some(1000));

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
+use oci::ImageError;
 use registry::{Credentials, Limits, Problem};
 
 use super::{check, fetch_with, is_layer, one_layer};
@@ -10,7 +11,7 @@ use crate::server::{Answer, Asked, Server, serving};
 use crate::support::{Cache, Image, client, digest, fetch, noise, pinned, quick};
 
 #[tokio::test]
-async fn a_blob_that_is_cut_off_goes_on_by_range() {
+async fn a_blob_that_is_cut_off_is_resumed_by_range() {
     let (result, server, _cache) = fetch_with(|asked, layer| {
         let mut answer = Answer::range(layer, asked.from);
         // Three attempts are made; each but the last gets a third.
@@ -32,7 +33,7 @@ async fn a_blob_that_is_cut_off_goes_on_by_range() {
 }
 
 #[tokio::test]
-async fn a_server_that_ignores_the_range_is_understood() {
+async fn a_server_that_ignores_the_range_is_accepted() {
     let (result, server, _cache) = fetch_with(|asked, layer| {
         let mut answer = Answer::ok(layer);
         if asked.earlier == 0 {
@@ -46,7 +47,7 @@ async fn a_server_that_ignores_the_range_is_understood() {
 }
 
 #[tokio::test]
-async fn a_range_that_was_not_asked_for_is_not_taken() {
+async fn an_answer_with_another_range_is_retried() {
     let (result, server, _cache) = fetch_with(|asked, layer| {
         let mut answer = Answer::range(layer, if asked.from > 0 { 50_000 } else { 0 });
         if asked.from == 0 {
@@ -59,13 +60,13 @@ async fn a_range_that_was_not_asked_for_is_not_taken() {
         result,
         &server,
         expect![
-            "cannot fetch HOST/test/app@IMAGE: HOST does not answer (3 attempts): it answers with another range than was asked for"
+            "cannot fetch HOST/test/app@IMAGE: HOST does not answer (3 attempts): it answers with another range than the requested one"
         ],
     );
 }
 
 #[tokio::test]
-async fn a_second_half_of_something_else_is_noticed_and_tried_from_the_start() {
+async fn a_resumed_blob_with_the_wrong_digest_is_downloaded_again() {
     let (result, server, _cache) = fetch_with(|asked, layer| {
         let mut answer = Answer::range(layer, asked.from);
         if asked.earlier == 0 {
@@ -82,7 +83,7 @@ async fn a_second_half_of_something_else_is_noticed_and_tried_from_the_start() {
 }
 
 #[tokio::test]
-async fn flipped_bytes_are_refused_at_once() {
+async fn a_blob_with_the_wrong_digest_is_refused_at_once() {
     let (result, server, _cache) = fetch_with(|_, layer| {
         let mut answer = Answer::ok(layer);
         answer.body[299_999] ^= 0x80;
@@ -91,7 +92,10 @@ async fn flipped_bytes_are_refused_at_once() {
     .await;
     let error = result.unwrap_err();
     assert!(
-        matches!(error.problem, Problem::WrongDigest { .. }),
+        matches!(
+            error.problem,
+            Problem::Image(ImageError::WrongDigest { .. })
+        ),
         "{error:?}"
     );
     assert!(!error.problem.is_transient());
@@ -99,7 +103,7 @@ async fn flipped_bytes_are_refused_at_once() {
 }
 
 #[tokio::test]
-async fn too_long_and_too_short_are_refused() {
+async fn a_blob_of_the_wrong_size_is_refused() {
     let longer = |chunked: bool| {
         move |_: &Asked, layer: &[u8]| {
             let mut answer = Answer::ok(layer);
@@ -113,7 +117,7 @@ async fn too_long_and_too_short_are_refused() {
         result,
         &server,
         expect![
-            "cannot fetch HOST/test/app@IMAGE: HOST lies about LAYER: 300000 bytes expected, got 300004"
+            "cannot fetch HOST/test/app@IMAGE: HOST served 300004 bytes as LAYER, which has 300000 bytes"
         ],
     );
     let (result, server, _cache) = fetch_with(longer(true)).await;
@@ -121,7 +125,7 @@ async fn too_long_and_too_short_are_refused() {
         result,
         &server,
         expect![
-            "cannot fetch HOST/test/app@IMAGE: HOST lies about LAYER: 300000 bytes expected, got 300004"
+            "cannot fetch HOST/test/app@IMAGE: HOST served 300004 bytes as LAYER, which has 300000 bytes"
         ],
     );
     let (result, server, _cache) = fetch_with(|_, layer| Some(Answer::ok(&layer[1..]))).await;
@@ -129,7 +133,7 @@ async fn too_long_and_too_short_are_refused() {
         result,
         &server,
         expect![
-            "cannot fetch HOST/test/app@IMAGE: HOST lies about LAYER: 300000 bytes expected, got 299999"
+            "cannot fetch HOST/test/app@IMAGE: HOST served 299999 bytes as LAYER, which has 300000 bytes"
         ],
     );
     let (result, server, _cache) = fetch_with(|_, layer| {
@@ -142,13 +146,13 @@ async fn too_long_and_too_short_are_refused() {
     .await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::WrongSize { .. }
+        Problem::Image(ImageError::WrongSize { .. })
     ));
     assert_eq!(server.count("blobs"), 2);
 }
 
 #[tokio::test]
-async fn a_blob_that_always_ends_early_is_given_up() {
+async fn a_blob_that_is_always_cut_off_is_retried_until_the_attempts_are_used_up() {
     let (result, server, _cache) = fetch_with(|asked, layer| {
         let cut_after = Some(1000);
         Some(Answer {
@@ -167,7 +171,7 @@ async fn a_blob_that_always_ends_early_is_given_up() {
 }
 
 #[tokio::test]
-async fn stalls_and_drips_end_in_bounded_time() {
+async fn stalled_and_slow_downloads_end_in_bounded_time() {
     let begun = Instant::now();
     let (result, server, _cache) = fetch_with(|asked, layer| {
         let stall_after = Some(10);
@@ -181,19 +185,19 @@ async fn stalls_and_drips_end_in_bounded_time() {
         result,
         &server,
         expect![
-            "cannot fetch HOST/test/app@IMAGE: HOST does not answer (3 attempts): nothing came for 0.4 s"
+            "cannot fetch HOST/test/app@IMAGE: HOST does not answer (3 attempts): no data arrived for 0.4 s"
         ],
     );
     assert!(begun.elapsed() < Duration::from_secs(3));
 
     // It never stalls, but would take hours.
     let image = one_layer();
-    let lied = image.clone();
+    let wrong = image.clone();
     let server = Server::start(serving(&image, move |asked| {
         let drip = true;
-        is_layer(&lied, asked).then(|| Answer {
+        is_layer(&wrong, asked).then(|| Answer {
             drip,
-            ..Answer::ok(&lied.layers[0])
+            ..Answer::ok(&wrong.layers[0])
         })
     }))
     .await;
@@ -215,7 +219,7 @@ async fn stalls_and_drips_end_in_bounded_time() {
 }
 
 #[tokio::test]
-async fn two_fetches_of_one_image_share_the_work() {
+async fn concurrent_fetches_of_one_image_share_the_downloads() {
     let layers: Vec<_> = (0..6).map(|seed| noise(seed, 200_000)).collect();
     let mut layers_with_a_double = layers.clone();
     layers_with_a_double.push(layers[0].clone());
@@ -236,15 +240,15 @@ async fn two_fetches_of_one_image_share_the_work() {
 
     // With everything there, the registry is not needed, and progress says so.
     let asked = server.asked().len();
-    let (result, told) = fetch(&registry, &pinned, &cache).await;
+    let (result, reported) = fetch(&registry, &pinned, &cache).await;
     let fetched = result.unwrap();
     assert_eq!(server.asked().len(), asked);
-    assert_eq!(told.last().unwrap().done_bytes, 1_200_000);
-    assert_eq!(told.last().unwrap().total_bytes, 1_200_000);
+    assert_eq!(reported.last().unwrap().done_bytes, 1_200_000);
+    assert_eq!(reported.last().unwrap().total_bytes, 1_200_000);
     assert_eq!(
         (
-            told.last().unwrap().done_layers,
-            told.last().unwrap().total_layers
+            reported.last().unwrap().done_layers,
+            reported.last().unwrap().total_layers
         ),
         (6, 6)
     );
@@ -263,14 +267,14 @@ async fn two_fetches_of_one_image_share_the_work() {
 }
 
 #[tokio::test]
-async fn a_fetch_that_is_dropped_leaves_nothing_and_the_next_one_works() {
+async fn a_dropped_fetch_leaves_no_file_and_the_next_fetch_succeeds() {
     let image = one_layer();
-    let lied = image.clone();
+    let wrong = image.clone();
     let server = Server::start(serving(&image, move |asked| {
         let stall_after = Some(1000);
-        (is_layer(&lied, asked) && asked.earlier == 0).then(|| Answer {
+        (is_layer(&wrong, asked) && asked.earlier == 0).then(|| Answer {
             stall_after,
-            ..Answer::ok(&lied.layers[0])
+            ..Answer::ok(&wrong.layers[0])
         })
     }))
     .await;

@@ -1,6 +1,6 @@
-//! What a registry asks for when it answers 401 (RFC 9110, 11.6.1; distribution spec, token authentication).
+//! The challenge of a 401 answer (RFC 9110, 11.6.1; distribution spec, token authentication).
 
-/// How to authenticate.
+/// The kind of authentication that a registry requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
     /// User name and password with each request.
@@ -41,7 +41,7 @@ pub(crate) fn choose<'a>(headers: impl Iterator<Item = &'a str>) -> Option<Chall
 /// A scheme and its parameters.
 type Parsed = (String, Vec<(String, String)>);
 
-/// `Bearer realm="..",service=".." , Basic realm=x` -> its schemes with their parameters. What does
+/// `Bearer realm="..",service=".." , Basic realm=x` -> its schemes with their parameters. Text that does
 /// not parse ends the list.
 fn parse(header: &str) -> Vec<Parsed> {
     let mut challenges: Vec<Parsed> = Vec::new();
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn challenges_of_real_registries_and_odd_ones() {
+    fn challenges_of_registries_are_parsed() {
         check(
             &[
                 r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:a/b:pull,push""#,
@@ -146,7 +146,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_header_breaks_the_parser(header in "\\PC{0,60}") {
+        fn any_header_is_parsed(header in "\\PC{0,60}") {
             let _ = choose([header.as_str()].into_iter());
         }
     }

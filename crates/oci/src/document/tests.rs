@@ -2,7 +2,7 @@
 use expect_test::{Expect, expect};
 
 use super::*;
-use crate::cache::digest_of;
+use crate::digest::digest_of;
 
 const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -24,12 +24,12 @@ fn check(content_type: &str, text: &str, expected: Expect) {
     let text = expand(text);
     let content_type = expand(content_type);
     let content_type = (!content_type.is_empty()).then_some(content_type.as_str());
-    let limits = Limits {
+    let limits = ImageLimits {
         layers: 3,
         layer_bytes: 1000,
         image_bytes: 1500,
         config_bytes: 500,
-        ..Limits::default()
+        ..ImageLimits::default()
     };
     let digest = digest_of(b"x");
     let shown = match read_document(text.as_bytes(), &digest, "host", content_type, &limits) {
@@ -51,7 +51,7 @@ fn check(content_type: &str, text: &str, expected: Expect) {
             });
             format!("index: {}", entries.collect::<Vec<_>>().join(", "))
         }
-        Err(problem) => format!("{problem}").replace(digest.as_str(), "DIGEST"),
+        Err(error) => error.to_string().replace(digest.as_str(), "DIGEST"),
     };
     expected.assert_eq(&shown.replace(A, "A").replace(B, "B"));
 }
@@ -67,7 +67,7 @@ fn layer(kind: &str, size: &str) -> String {
 }
 
 #[test]
-fn images_of_both_families() {
+fn manifests_of_oci_and_docker_are_read() {
     let oci = [
         layer("OCI/layer.v1.tar", "1"),
         layer("OCI/layer.v1.tar+gzip", "2"),
@@ -101,7 +101,7 @@ fn images_of_both_families() {
 }
 
 #[test]
-fn an_index_keeps_what_may_be_an_image() {
+fn an_index_keeps_the_entries_that_may_be_images() {
     check(
         "OCI/index.v1+json",
         "{'schemaVersion': 2, 'manifests': [
@@ -124,7 +124,7 @@ fn an_index_keeps_what_may_be_an_image() {
 }
 
 #[test]
-fn what_is_refused() {
+fn malformed_manifests_are_refused_with_the_reason() {
     let one = layer("OCI/layer.v1.tar", "1");
     let good = manifest(&one);
     let kind = "OCI/manifest.v1+json";
@@ -295,7 +295,7 @@ fn what_is_refused() {
 fn check_config(text: &str, expected: Expect) {
     let shown = match read_config(expand(text).as_bytes(), 1) {
         Ok(config) => format!("{:#?}", config.image),
-        Err(problem) => problem.to_string(),
+        Err(error) => error.to_string(),
     };
     expected.assert_eq(&shown);
 }
@@ -335,7 +335,7 @@ fn a_config_is_read_as_docker_and_buildah_write_it() {
 }
 
 #[test]
-fn configs_that_are_refused() {
+fn malformed_configs_are_refused_with_the_reason() {
     let config = |run: &str, diff_ids: &str| {
         format!(
             "{{'os': 'linux', 'architecture': 'amd64', 'config': {{{run}}},
@@ -345,6 +345,10 @@ fn configs_that_are_refused() {
     check_config(
         "{'rootfs': {'type': 'layers', 'diff_ids': ['A']}}",
         expect!["the image config is malformed: it names no os or no architecture"],
+    );
+    check_config(
+        &config("", "'A'").replace("'linux'", "'windows'"),
+        expect!["the image config is malformed: it is for `windows`; only Linux images run here"],
     );
     check_config(
         &config("", ""),
@@ -364,15 +368,15 @@ fn configs_that_are_refused() {
     );
     check_config(
         &config("'User': '4294967296'", "'A'"),
-        expect!["the image config is malformed: its User `4294967296` is not a user"],
+        expect!["the image config is malformed: its User `4294967296` is not USER[:GROUP]"],
     );
     check_config(
         &config("'User': '0:4294967295'", "'A'"),
-        expect!["the image config is malformed: its User `0:4294967295` is not a user"],
+        expect!["the image config is malformed: its User `0:4294967295` is not USER[:GROUP]"],
     );
     check_config(
         &config("'User': 'a:b:c'", "'A'"),
-        expect!["the image config is malformed: its User `a:b:c` is not a user"],
+        expect!["the image config is malformed: its User `a:b:c` is not USER[:GROUP]"],
     );
     check_config(
         &config("'Cmd': ['a\\u0000b']", "'A'"),
@@ -388,9 +392,9 @@ fn configs_that_are_refused() {
 
 proptest::proptest! {
     #[test]
-    fn no_bytes_break_the_readers(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+    fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
         let digest = digest_of(&bytes);
-        let _ = read_document(&bytes, &digest, "host", None, &Limits::default());
+        let _ = read_document(&bytes, &digest, "host", None, &ImageLimits::default());
         let _ = read_config(&bytes, 1);
     }
 }

@@ -7,7 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use model::Digest;
-use registry::{Credential, Credentials, DockerConfig, Platform, Problem, Reference};
+use oci::{ImageError, Platform, Reference};
+use registry::{Credential, Credentials, DockerConfig, Problem};
 
 use crate::support::{
     Cache, Image, OCI_INDEX, OCI_MANIFEST, chain, client, descriptor, digest, fetch, noise, pinned,
@@ -137,7 +138,7 @@ impl RealRegistry {
 }
 
 #[tokio::test]
-async fn an_image_by_tag_and_by_digest() {
+async fn an_image_is_resolved_by_tag_and_fetched_by_digest() {
     let real = RealRegistry::start(false).await;
     let image = Image::new("amd64", &[noise(1, 3_000_000), noise(2, 10), noise(3, 0)]);
     let pushed = real.push(&image, OCI_MANIFEST, Some("v1")).await;
@@ -161,7 +162,7 @@ async fn an_image_by_tag_and_by_digest() {
     );
 
     let cache = Cache::new();
-    let (result, told) = fetch(&registry, &pinned(&real.host, &pushed), &cache).await;
+    let (result, reported) = fetch(&registry, &pinned(&real.host, &pushed), &cache).await;
     let fetched = result.unwrap();
     assert_eq!(fetched.digest, pushed);
     for (layer, bytes) in fetched.layers.iter().zip(&image.layers) {
@@ -169,10 +170,10 @@ async fn an_image_by_tag_and_by_digest() {
         assert_eq!(layer.size, bytes.len() as u64);
     }
     assert!(
-        told.len() >= 4 && told.is_sorted_by_key(|p| p.done_bytes),
-        "{told:?}"
+        reported.len() >= 4 && reported.is_sorted_by_key(|p| p.done_bytes),
+        "{reported:?}"
     );
-    assert_eq!(told.last().unwrap().done_bytes, 3_000_010);
+    assert_eq!(reported.last().unwrap().done_bytes, 3_000_010);
 
     let arm = registry
         .resolve(&real.reference(":v1"), &[Platform::of("arm64")])
@@ -267,7 +268,10 @@ async fn an_index_is_resolved_for_each_architecture() {
         .await
         .unwrap_err();
     assert!(
-        matches!(error.problem, Problem::NoSuchPlatform { .. }),
+        matches!(
+            error.problem,
+            Problem::Image(ImageError::NoSuchPlatform { .. })
+        ),
         "{error:?}"
     );
 
@@ -275,12 +279,12 @@ async fn an_index_is_resolved_for_each_architecture() {
     let (result, _) = fetch(&registry, &pinned(&real.host, &pushed), &Cache::new()).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::NestedIndex { .. }
+        Problem::Image(ImageError::NestedIndex { .. })
     ));
 }
 
 #[tokio::test]
-async fn dockers_own_types_work_too() {
+async fn docker_media_types_are_accepted() {
     let real = RealRegistry::start(false).await;
     let mut image = Image::new("amd64", &[noise(1, 100)]);
     let kind = "application/vnd.docker.distribution.manifest.v2+json";
@@ -306,12 +310,12 @@ async fn dockers_own_types_work_too() {
     let (result, _) = fetch(&registry, &pinned(&real.host, &pushed), &Cache::new()).await;
     assert_eq!(
         result.unwrap().layers[0].compression,
-        registry::Compression::Gzip
+        oci::Compression::Gzip
     );
 }
 
 #[tokio::test]
-async fn a_password_from_dockers_config_opens_the_door() {
+async fn a_password_from_the_docker_config_is_accepted() {
     let real = RealRegistry::start(true).await;
     let image = Image::new("amd64", &[noise(1, 100)]);
     real.push(&image, OCI_MANIFEST, Some("v1")).await;

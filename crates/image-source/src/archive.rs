@@ -1,35 +1,35 @@
-//! `docker-archive`: the tar file that `docker save` writes, with a `manifest.json` of its own kind.
+//! `docker-archive`: the tar file of `docker save`, with a `manifest.json` of docker's own format.
 //!
-//! It has no image manifest and so no digest of one; the config's digest, docker's image id, stands in.
-//! Layers are checked against the config's `diff_ids`: here where they are plain, by `root-disk` where they are
-//! compressed. Only the plain form of tar headers is read; nothing is ever unpacked by name.
+//! It has no image manifest, so the config's digest, docker's image id, takes the place of the manifest's digest.
+//! Layers are checked against the config's `diff_ids`: uncompressed ones here, compressed ones by `root-disk`. Only the
+//! basic form of tar headers is read; no member is unpacked by its name.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 
 use model::Digest;
+use oci::{
+    Compression, Descriptor, ImageDescription, ImageError, ImageLimits, ImageManifest, LayerFile,
+    Reference, digest_of, read_config,
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::cache::{BlobCache, digest_of};
-use crate::document::{Compression, Descriptor, ImageManifest, printable, read_config};
-use crate::error::Problem;
-use crate::image::{ImageDescription, LayerBlob};
-use crate::limits::{Limits, MAX_ARCHIVE_ENTRIES};
-use crate::origin::unreadable;
-use crate::reference::Reference;
-use crate::resolve::{check_os, describe};
+use crate::error::SourceProblem;
+use crate::file::unreadable;
 
-/// Read at once, in bytes.
+/// Bytes that are read at once.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Most members of an archive.
+const MAX_MEMBERS: usize = 16 << 10;
 
-/// An image out of an archive.
+/// An image of an archive.
 pub(crate) struct ArchivedImage {
     pub(crate) description: ImageDescription,
-    /// Its layers in the cache; empty where none was given.
-    pub(crate) layers: Vec<LayerBlob>,
+    /// Its layers, where they are in the archive.
+    pub(crate) layers: Vec<LayerFile>,
 }
 
 #[derive(Deserialize)]
@@ -41,20 +41,18 @@ struct ArchiveEntry {
     layers: Vec<String>,
 }
 
-/// Where a member of the tar file lies.
-#[derive(Clone)]
+/// A member of the tar file.
 enum Member {
     File { offset: u64, size: u64 },
     Link(String),
 }
 
-/// Reads an archive. Blocks for as long as reading takes.
+/// Reads an archive, and hashes the layers of the image.
 pub(crate) fn read(
     path: &Path,
     name: Option<&str>,
-    cache: Option<&BlobCache>,
-    limits: &Limits,
-) -> Result<ArchivedImage, Problem> {
+    limits: &ImageLimits,
+) -> Result<ArchivedImage, SourceProblem> {
     let mut archive = Archive::open(path)?;
     let bytes = archive.small("manifest.json", limits.manifest_bytes)?;
     let entries: Vec<ArchiveEntry> =
@@ -62,10 +60,9 @@ pub(crate) fn read(
     let entry = choose(&entries, name, path)?;
     let config_bytes = archive.small(&entry.config, limits.config_bytes)?;
     if entry.layers.is_empty() || entry.layers.len() > limits.layers {
-        return Err(malformed("it has no layers, or too many"));
+        return Err(malformed("it has no layers, or too many").into());
     }
     let config = read_config(&config_bytes, entry.layers.len())?;
-    check_os(&config)?;
     let image_id = digest_of(&config_bytes);
 
     let mut manifest = ImageManifest {
@@ -75,45 +72,38 @@ pub(crate) fn read(
         },
         layers: Vec::new(),
     };
-    let mut layers = Vec::new();
+    let mut offsets = Vec::new();
     for (member, diff_id) in entry.layers.iter().zip(&config.diff_ids) {
-        let (blob, compression, file) = archive.layer(member, cache, limits)?;
+        let (blob, compression, offset) = archive.layer(member, limits)?;
         if compression == Compression::None && blob.digest != *diff_id {
-            return Err(Problem::WrongDigest {
-                host: path.display().to_string(),
+            return Err(ImageError::WrongDigest {
+                origin: path.display().to_string(),
                 digest: diff_id.clone(),
                 actual: blob.digest,
-            });
+            }
+            .into());
         }
-        if let Some(path) = file {
-            layers.push(LayerBlob {
-                path,
-                digest: blob.digest.clone(),
-                diff_id: diff_id.clone(),
-                compression,
-                size: blob.size,
-            });
-        }
+        offsets.push(offset);
         manifest.layers.push((blob, compression));
     }
+    let description = ImageDescription::new(&image_id, &manifest, config);
+    let layers = description.layers.iter().cloned().zip(offsets);
+    let layers = layers.map(|(layer, offset)| LayerFile::new(layer, path.to_owned(), offset));
     Ok(ArchivedImage {
-        description: describe(&image_id, &manifest, config),
-        layers,
+        layers: layers.collect(),
+        description,
     })
 }
 
-fn malformed(reason: &str) -> Problem {
-    Problem::Malformed {
-        document: "docker archive",
-        reason: printable(reason),
-    }
+fn malformed(reason: &str) -> ImageError {
+    ImageError::malformed("docker archive", reason)
 }
 
 fn choose<'a>(
     entries: &'a [ArchiveEntry],
     name: Option<&str>,
     path: &Path,
-) -> Result<&'a ArchiveEntry, Problem> {
+) -> Result<&'a ArchiveEntry, SourceProblem> {
     let tags = |entry: &'a ArchiveEntry| entry.repo_tags.as_deref().unwrap_or_default();
     let matching: Vec<_> = entries
         .iter()
@@ -121,21 +111,19 @@ fn choose<'a>(
         .collect();
     match matching[..] {
         [entry] => Ok(entry),
-        [] => Err(Problem::NotFound {
-            host: path.display().to_string(),
+        [] => Err(SourceProblem::NotFound {
+            path: path.to_owned(),
             what: name.map_or("image".to_owned(), |name| format!("image `{name}`")),
         }),
         _ => {
             let names: Vec<_> = entries.iter().flat_map(tags).map(String::as_str).collect();
-            Err(malformed(&format!(
-                "it has several images, choose one: {}",
-                names.join(", ")
-            )))
+            let names = names.join(", ");
+            Err(malformed(&format!("it has several images, choose one: {names}")).into())
         }
     }
 }
 
-/// docker writes `nginx:v1` where skopeo writes `docker.io/library/nginx:v1`; both mean the same.
+/// Whether two names mean the same: docker writes `nginx:v1` where skopeo writes `docker.io/library/nginx:v1`.
 fn same_name(tag: &str, name: &str) -> bool {
     let reference = |text: &str| text.parse::<Reference>().ok();
     tag == name || reference(tag).is_some_and(|tag| Some(tag) == reference(name))
@@ -149,14 +137,13 @@ struct Archive<'a> {
 
 impl<'a> Archive<'a> {
     /// Lists the members; their bytes are skipped.
-    fn open(path: &'a Path) -> Result<Self, Problem> {
+    fn open(path: &'a Path) -> Result<Self, SourceProblem> {
         let mut file = File::open(path).map_err(unreadable(path))?;
         let mut magic = [0; 4];
         let known = file.read(&mut magic).map_err(unreadable(path))?;
         if compression_of(&magic[..known]) != Compression::None {
-            return Err(malformed(
-                "the file itself is compressed; unpack it first (gunzip)",
-            ));
+            let reason = "the file itself is compressed; unpack it first (gunzip)";
+            return Err(malformed(reason).into());
         }
         file.rewind().map_err(unreadable(path))?;
         let length = file.metadata().map_err(unreadable(path))?.len();
@@ -164,13 +151,14 @@ impl<'a> Archive<'a> {
         let mut tar = tar::Archive::new(&file);
         let entries = tar.entries_with_seek().map_err(unreadable(path))?.raw(true);
         for (count, entry) in entries.enumerate() {
-            if count >= MAX_ARCHIVE_ENTRIES {
-                return Err(Problem::OverLimit {
+            if count >= MAX_MEMBERS {
+                return Err(ImageError::OverLimit {
                     what: "the docker archive".to_owned(),
                     actual: count as u64,
-                    limit: MAX_ARCHIVE_ENTRIES as u64,
-                    unit: "entries",
-                });
+                    limit: MAX_MEMBERS as u64,
+                    unit: "members",
+                }
+                .into());
             }
             let entry = entry.map_err(unreadable(path))?;
             let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -179,7 +167,7 @@ impl<'a> Archive<'a> {
             let (offset, size) = (entry.raw_file_position(), entry.size());
             if kind.is_file() {
                 if offset.checked_add(size).is_none_or(|end| end > length) {
-                    return Err(malformed("the file ends too early"));
+                    return Err(malformed("the file ends too early").into());
                 }
                 members.insert(name, Member::File { offset, size });
             } else if kind.is_symlink() || kind.is_hard_link() {
@@ -199,8 +187,8 @@ impl<'a> Archive<'a> {
         })
     }
 
-    /// A member's place; docker shares layers by one link.
-    fn find(&self, name: &str) -> Result<(u64, u64), Problem> {
+    /// Offset and size of a member. Docker shares a layer by a link, which is followed once.
+    fn find(&self, name: &str) -> Result<(u64, u64), ImageError> {
         let missing = || malformed(&format!("it has no `{name}`"));
         let member = self.members.get(name).ok_or_else(missing)?;
         let member = match member {
@@ -213,16 +201,11 @@ impl<'a> Archive<'a> {
         }
     }
 
-    /// A small member, whole.
-    fn small(&mut self, name: &str, limit: u64) -> Result<Vec<u8>, Problem> {
+    /// A whole member of at most `limit` bytes.
+    fn small(&mut self, name: &str, limit: u64) -> Result<Vec<u8>, SourceProblem> {
         let (offset, size) = self.find(name)?;
         if size > limit {
-            return Err(Problem::OverLimit {
-                what: format!("`{}`", printable(name)),
-                actual: size,
-                limit,
-                unit: "bytes",
-            });
+            return Err(over_limit(name, size, limit).into());
         }
         let mut bytes = Vec::new();
         self.file
@@ -232,23 +215,16 @@ impl<'a> Archive<'a> {
         Ok(bytes)
     }
 
-    /// Hashes a layer, and puts it into the cache if there is one.
+    /// Hashes a layer. Returns its digest and size, its compression, and its offset in the archive.
     fn layer(
         &mut self,
         name: &str,
-        cache: Option<&BlobCache>,
-        limits: &Limits,
-    ) -> Result<(Descriptor, Compression, Option<std::path::PathBuf>), Problem> {
+        limits: &ImageLimits,
+    ) -> Result<(Descriptor, Compression, u64), SourceProblem> {
         let (offset, size) = self.find(name)?;
         if size > limits.layer_bytes {
-            return Err(Problem::OverLimit {
-                what: format!("layer `{}`", printable(name)),
-                actual: size,
-                limit: limits.layer_bytes,
-                unit: "bytes",
-            });
+            return Err(over_limit(name, size, limits.layer_bytes).into());
         }
-        let mut writer = cache.map(BlobCache::begin).transpose()?;
         let mut hasher = Sha256::new();
         let mut compression = Compression::None;
         self.file
@@ -261,30 +237,29 @@ impl<'a> Archive<'a> {
                 usize::try_from(size - done).map_or(CHUNK_BYTES, |left| left.min(CHUNK_BYTES));
             self.file
                 .read_exact(&mut chunk[..most])
-                .map_err(|error: io::Error| unreadable(self.path)(error))?;
+                .map_err(unreadable(self.path))?;
             let bytes = &chunk[..most];
             if done == 0 {
                 compression = compression_of(bytes);
             }
-            match &mut writer {
-                Some(writer) => writer.write(bytes)?,
-                None => hasher.update(bytes),
-            }
+            hasher.update(bytes);
             done += most as u64;
         }
-        let (digest, file) = match writer {
-            Some(writer) => {
-                let digest = writer.digest();
-                let blob = writer.commit(&digest)?;
-                (digest, Some(blob.path))
-            }
-            None => (Digest::from_sha256(&hasher.finalize().into()), None),
-        };
-        Ok((Descriptor { digest, size }, compression, file))
+        let digest = Digest::from_sha256(&hasher.finalize().into());
+        Ok((Descriptor { digest, size }, compression, offset))
     }
 }
 
-/// By the first bytes (RFC 1952, RFC 8878).
+fn over_limit(name: &str, size: u64, limit: u64) -> ImageError {
+    ImageError::OverLimit {
+        what: format!("`{}`", name.escape_debug()),
+        actual: size,
+        limit,
+        unit: "bytes",
+    }
+}
+
+/// The compression, by the first bytes (RFC 1952, RFC 8878).
 fn compression_of(bytes: &[u8]) -> Compression {
     match bytes {
         [0x1f, 0x8b, ..] => Compression::Gzip,
@@ -293,7 +268,7 @@ fn compression_of(bytes: &[u8]) -> Compression {
     }
 }
 
-/// `a/../b/./c` -> `b/c`. Only a name in a table, never a path.
+/// `a/../b/./c` -> `b/c`. The result is a key of the table of members, never a path.
 fn normalize(name: &str) -> String {
     let mut parts = Vec::new();
     for part in name.split('/') {

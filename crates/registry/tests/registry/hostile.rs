@@ -1,9 +1,9 @@
-//! A registry that lies, stalls, or loops: a typed error each, within bounds, and a sound cache.
+//! A registry that serves wrong bytes, stalls or loops: a typed error each, within bounds, and a sound cache.
 
 mod blobs;
 mod documents;
-mod doors;
 mod mirrors;
+mod requests;
 
 use expect_test::Expect;
 use registry::{Credentials, RegistryError};
@@ -19,17 +19,17 @@ pub(crate) fn is_layer(image: &Image, asked: &Asked) -> bool {
     asked.path.ends_with(digest(&image.layers[0]).as_str())
 }
 
-/// Serves the image with this lie about its layer, and fetches it into a cache of its own.
+/// Serves the image with this answer for its layer, and fetches it into a cache of its own.
 pub(crate) async fn fetch_with(
-    lie: impl Fn(&Asked, &[u8]) -> Option<Answer> + Send + Sync + 'static,
+    answer: impl Fn(&Asked, &[u8]) -> Option<Answer> + Send + Sync + 'static,
 ) -> (Result<(), RegistryError>, Server, Cache) {
     let image = one_layer();
-    let lied = image.clone();
+    let wrong = image.clone();
     let script = serving(&image, move |asked| {
-        if !is_layer(&lied, asked) {
+        if !is_layer(&wrong, asked) {
             return None;
         }
-        lie(asked, &lied.layers[0])
+        answer(asked, &wrong.layers[0])
     });
     let server = Server::start(script).await;
     let cache = Cache::new();

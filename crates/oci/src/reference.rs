@@ -13,16 +13,16 @@ const MAX_REFERENCE_BYTES: usize = 512;
 const MAX_REPOSITORY_BYTES: usize = 255;
 /// Longest tag, in bytes (distribution spec).
 const MAX_TAG_BYTES: usize = 128;
-/// Where names without a host lie, as docker has taught everyone.
+/// The registry of names without a host, as in docker.
 const DEFAULT_REGISTRY: &str = "docker.io";
-/// The tag meant where none is written.
+/// The tag where neither tag nor digest is written.
 const DEFAULT_TAG: &str = "latest";
 
 /// A registry, a repository there, and a tag or a digest or both.
 ///
-/// Accepted: `[docker://][HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]`. The first part is a host if it has a dot or a
-/// colon or is `localhost`; without one it is `docker.io`, and a single word there is in
-/// `library/`. Without tag and digest, the tag is `latest`. With both, the digest counts.
+/// Its text is `[docker://][HOST[:PORT]/]REPOSITORY[:TAG][@DIGEST]`. The first part is a host if it has a dot or a
+/// colon or is `localhost`. Without a host the registry is `docker.io`, and a repository of one word there is below
+/// `library/`. Without tag and digest the tag is `latest`. With both, the digest decides.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Reference {
     registry: String,
@@ -31,18 +31,18 @@ pub struct Reference {
     digest: Option<Digest>,
 }
 
-/// Why a text is not a reference.
+/// A text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an image reference: {reason}")]
 pub struct ReferenceError {
-    /// The text, cut off where it is very long.
+    /// The beginning of the text.
     pub text: String,
-    /// What is wrong with it.
+    /// The defect.
     pub reason: &'static str,
 }
 
 impl Reference {
-    /// The registry, host and perhaps port, as written: `docker.io`, `localhost:5000`.
+    /// The registry: host and perhaps port, as written (`docker.io`, `localhost:5000`).
     pub fn registry(&self) -> &str {
         &self.registry
     }
@@ -52,17 +52,17 @@ impl Reference {
         &self.repository
     }
 
-    /// The tag, if one was written, or `latest` where nothing was.
+    /// The tag, if one is written; `latest` where neither tag nor digest is.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest, if one was written.
+    /// The digest, if one is written.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// The same repository by this digest, without a tag.
+    /// This digest in the same repository, without a tag.
     #[must_use]
     pub fn pin(&self, digest: &Digest) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl Reference {
         }
     }
 
-    /// The image with this digest in the same repository, as it is kept in a release.
+    /// The image with this digest in the same repository, as a release records it.
     pub fn pinned_image(&self, digest: &Digest) -> PinnedImage {
         PinnedImage {
             registry: self.registry.clone(),
@@ -110,12 +110,12 @@ impl FromStr for Reference {
             None => (rest, None),
             Some((rest, digest)) => {
                 let digest = digest.parse().map_err(|_| {
-                    error("after `@` must come `sha256:` and 64 lowercase hexadecimal digits")
+                    error("`sha256:` and 64 lowercase hexadecimal digits must follow the `@`")
                 })?;
                 (rest, Some(digest))
             }
         };
-        // The first part is a host only if it cannot be a repository's, as docker has it.
+        // As in docker, the first part is a host only if it cannot be part of a repository.
         let (registry, rest) = match rest.split_once('/') {
             Some((host, rest))
                 if host == "localhost" || host.contains(['.', ':']) || host.starts_with('[') =>
@@ -130,7 +130,7 @@ impl FromStr for Reference {
         };
         if !is_host(registry) {
             return Err(error(
-                "its registry is not a host name or address, with a port perhaps",
+                "its registry is not a host name or address with an optional port",
             ));
         }
         let (repository, tag) = match rest.split_once(':') {
@@ -139,7 +139,7 @@ impl FromStr for Reference {
         };
         if tag.is_some_and(|tag| !is_tag(tag)) {
             return Err(error(
-                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, and begins with none of the last two",
+                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, and begins with neither `.` nor `-`",
             ));
         }
         let repository = if registry == DEFAULT_REGISTRY && !repository.contains('/') {
@@ -149,7 +149,7 @@ impl FromStr for Reference {
         };
         if !is_repository(&repository) {
             return Err(error(
-                "a repository is lowercase words of letters and digits, joined by `.`, `_`, `__` \
+                "a repository consists of lowercase letters and digits, joined by `.`, `_`, `__` \
                  or `-`, with `/` between its parts",
             ));
         }
@@ -167,7 +167,11 @@ impl FromStr for Reference {
     }
 }
 
-/// A registry as people name it to log in there: `ghcr.io`, `localhost:5000`, docker's own by any of its names.
+/// A registry as users name it when they log in: `ghcr.io`, `localhost:5000`. The names of docker's own registry all
+/// become `docker.io`.
+///
+/// # Errors
+/// The text is not a host name or address with an optional port.
 pub fn parse_registry(text: &str) -> Result<String, ReferenceError> {
     let bare = text
         .strip_prefix("https://")
@@ -179,7 +183,7 @@ pub fn parse_registry(text: &str) -> Result<String, ReferenceError> {
         host if is_host(host) => Ok(host.to_owned()),
         _ => Err(ReferenceError {
             text: text.chars().take(MAX_REPOSITORY_BYTES).collect(),
-            reason: "a registry is a host name or address, with a port perhaps",
+            reason: "a registry is a host name or address with an optional port",
         }),
     }
 }
@@ -231,8 +235,8 @@ fn split_port(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether this host, with or without a port, is this very machine.
-pub(crate) fn is_loopback(registry: &str) -> bool {
+/// Whether this host, with or without a port, is a loopback address or `localhost`.
+pub fn is_loopback(registry: &str) -> bool {
     let (host, _) = split_port(registry);
     let host = host
         .strip_prefix('[')
@@ -297,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn references_as_docker_and_skopeo_write_them() {
+    fn references_of_docker_and_skopeo_are_read() {
         check("nginx", expect!["docker.io/library/nginx:latest"]);
         check(
             "docker://nginx:1.25",
@@ -326,60 +330,60 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_reference_says_why() {
+    fn a_malformed_reference_is_refused_with_the_reason() {
         check(
             "",
             expect![
-                "a repository is lowercase words of letters and digits, joined by `.`, `_`, `__` or `-`, with `/` between its parts"
+                "a repository consists of lowercase letters and digits, joined by `.`, `_`, `__` or `-`, with `/` between its parts"
             ],
         );
         check(
             "Nginx",
             expect![
-                "a repository is lowercase words of letters and digits, joined by `.`, `_`, `__` or `-`, with `/` between its parts"
+                "a repository consists of lowercase letters and digits, joined by `.`, `_`, `__` or `-`, with `/` between its parts"
             ],
         );
         check(
             "localhost:5000/../x",
             expect![
-                "a repository is lowercase words of letters and digits, joined by `.`, `_`, `__` or `-`, with `/` between its parts"
+                "a repository consists of lowercase letters and digits, joined by `.`, `_`, `__` or `-`, with `/` between its parts"
             ],
         );
         check(
             "a/b:",
             expect![
-                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, and begins with none of the last two"
+                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, and begins with neither `.` nor `-`"
             ],
         );
         check(
             "a/b:-x",
             expect![
-                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, and begins with none of the last two"
+                "a tag is 1 to 128 letters, digits, `_`, `.` and `-`, and begins with neither `.` nor `-`"
             ],
         );
         check(
             "a/b@sha256:../../x",
-            expect!["after `@` must come `sha256:` and 64 lowercase hexadecimal digits"],
+            expect!["`sha256:` and 64 lowercase hexadecimal digits must follow the `@`"],
         );
         check(
             "a/b@sha512:00",
-            expect!["after `@` must come `sha256:` and 64 lowercase hexadecimal digits"],
+            expect!["`sha256:` and 64 lowercase hexadecimal digits must follow the `@`"],
         );
         check(
             "host:99999/x",
-            expect!["its registry is not a host name or address, with a port perhaps"],
+            expect!["its registry is not a host name or address with an optional port"],
         );
         check(
             "user@host.com/x",
-            expect!["after `@` must come `sha256:` and 64 lowercase hexadecimal digits"],
+            expect!["`sha256:` and 64 lowercase hexadecimal digits must follow the `@`"],
         );
         check(
             "a.b?c/x",
-            expect!["its registry is not a host name or address, with a port perhaps"],
+            expect!["its registry is not a host name or address with an optional port"],
         );
         check(
             "[::1/x",
-            expect!["its registry is not a host name or address, with a port perhaps"],
+            expect!["its registry is not a host name or address with an optional port"],
         );
         check(
             &format!("a/{}", "x".repeat(600)),
@@ -388,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_known_by_its_address() {
+    fn loopback_registries_are_recognised_by_address() {
         for yes in [
             "localhost",
             "localhost:5000",
@@ -412,7 +416,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_text_breaks_the_parser(text in "\\PC{0,40}") {
+        fn any_text_is_parsed_or_refused(text in "\\PC{0,40}") {
             if let Ok(reference) = text.parse::<Reference>() {
                 proptest::prop_assert_eq!(reference.to_string().parse::<Reference>(), Ok(reference));
             }

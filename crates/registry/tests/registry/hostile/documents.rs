@@ -1,7 +1,8 @@
 //! Lies about manifests, indexes and configs.
 
 use expect_test::expect;
-use registry::{Credentials, Problem, Reference, RegistryError};
+use oci::{ImageError, Reference};
+use registry::{Credentials, Problem, RegistryError};
 
 use super::{check, one_layer};
 use crate::server::{Answer, Server, serving};
@@ -30,7 +31,7 @@ fn manifest_answer(bytes: &[u8]) -> Answer {
 }
 
 #[tokio::test]
-async fn manifests_of_any_size_are_not_read() {
+async fn oversized_manifests_are_refused() {
     let (result, server) = resolve_manifest(manifest_answer(&vec![b' '; 5 << 20])).await;
     check(
         result,
@@ -46,15 +47,15 @@ async fn manifests_of_any_size_are_not_read() {
     let (result, _server) = resolve_manifest(endless).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::OverLimit {
+        Problem::Image(ImageError::OverLimit {
             limit: 4_194_304,
             ..
-        }
+        })
     ));
 }
 
 #[tokio::test]
-async fn manifests_that_are_something_else_are_refused() {
+async fn wrong_manifests_are_refused() {
     let image = one_layer();
     let (result, server) =
         resolve_manifest(Answer::ok(&image.manifest).header("Content-Type", "text/html")).await;
@@ -71,7 +72,7 @@ async fn manifests_that_are_something_else_are_refused() {
     let (result, _server) = resolve_manifest(answer).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::WrongDigest { .. }
+        Problem::Image(ImageError::WrongDigest { .. })
     ));
 
     let text = String::from_utf8(image.manifest.clone()).unwrap();
@@ -90,7 +91,7 @@ async fn manifests_that_are_something_else_are_refused() {
     let (result, server) = resolve_manifest(manifest_answer(foreign.as_bytes())).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::ForeignLayer { .. }
+        Problem::Image(ImageError::ForeignLayer { .. })
     ));
     assert_eq!(server.asked().len(), 1);
 
@@ -110,13 +111,13 @@ async fn manifests_that_are_something_else_are_refused() {
     let (result, _) = fetch(&registry, &pinned(&server.host, &digest(b"other")), &cache).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::WrongDigest { .. }
+        Problem::Image(ImageError::WrongDigest { .. })
     ));
     assert!(cache.cache.list().unwrap().is_empty());
 }
 
 #[tokio::test]
-async fn a_config_that_lies_is_refused() {
+async fn a_config_with_the_wrong_digest_or_size_is_refused() {
     let image = one_layer();
     let config = digest(&image.config).to_string();
     for lie in [
@@ -137,14 +138,14 @@ async fn a_config_that_lies_is_refused() {
         let problem = result.unwrap_err().problem;
         assert!(matches!(
             problem,
-            Problem::WrongDigest { .. } | Problem::WrongSize { .. }
+            Problem::Image(ImageError::WrongDigest { .. } | ImageError::WrongSize { .. })
         ));
         assert!(!cache.holds(&image.config));
     }
 }
 
 #[tokio::test]
-async fn an_index_in_an_index_is_refused_even_in_disguise() {
+async fn a_nested_index_is_refused_also_where_it_is_labelled_as_a_manifest() {
     let inner = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
     let platform = r#","platform":{"os":"linux","architecture":"amd64"}"#;
     for kind in [OCI_INDEX, OCI_MANIFEST] {
@@ -164,7 +165,10 @@ async fn an_index_in_an_index_is_refused_even_in_disguise() {
         let registry = client(quick(), Credentials::Anonymous);
         let error = registry.resolve(&reference, &[]).await.unwrap_err();
         assert!(
-            matches!(error.problem, Problem::NestedIndex { .. }),
+            matches!(
+                error.problem,
+                Problem::Image(ImageError::NestedIndex { .. })
+            ),
             "{error:?}"
         );
     }

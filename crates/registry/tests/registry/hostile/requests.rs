@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use expect_test::expect;
-use registry::{Credential, Credentials, Limits, Problem, Reference};
+use oci::Reference;
+use registry::{Credential, Credentials, Limits, Problem};
 
 use super::{check, fetch_with, is_layer, one_layer};
 use crate::server::{Answer, Calls, Server, serving};
 use crate::support::{Cache, Image, client, fetch, noise, pinned, quick};
 
 #[tokio::test]
-async fn a_busy_registry_is_asked_again_and_a_dead_one_given_up() {
+async fn requests_to_a_busy_registry_are_retried_until_the_attempts_are_used_up() {
     let (result, server, _cache) = fetch_with(|asked, _| match asked.earlier {
         0 => Some(Answer::status(503)),
         1 => Some(Answer::status(429).header("Retry-After", "3600")),
@@ -63,7 +64,7 @@ pub(super) fn user(host: &str) -> Credentials {
 }
 
 #[tokio::test]
-async fn a_registry_that_always_says_401_is_asked_twice() {
+async fn a_second_401_is_final() {
     let server =
         Server::start(|_| Answer::status(401).header("WWW-Authenticate", "Basic realm=\"x\""))
             .await;
@@ -77,7 +78,7 @@ async fn a_registry_that_always_says_401_is_asked_twice() {
         anonymous,
         &server,
         expect![
-            "cannot resolve HOST/test/app:latest: HOST denies access: it wants a user name and password"
+            "cannot resolve HOST/test/app:latest: HOST denies access: it requires a user name and password"
         ],
     );
     assert_eq!(server.asked().len(), 1);
@@ -124,7 +125,7 @@ async fn token_registry(
 }
 
 #[tokio::test]
-async fn a_token_is_got_once_and_got_again_when_it_is_old() {
+async fn a_token_is_reused_until_the_registry_rejects_it() {
     let image = Image::new("amd64", &[noise(1, 1000), noise(2, 1000)]);
     let server = token_registry(&image, |token| token == "Bearer t0").await;
     let registry = client(quick(), user(&server.host));
@@ -188,7 +189,7 @@ async fn a_token_is_got_once_and_got_again_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn a_login_is_tried_at_the_root_and_asks_for_nothing() {
+async fn a_login_is_tried_at_the_root_without_a_scope() {
     let image = one_layer();
     let server = token_registry(&image, |token| token == "Bearer t0").await;
     let registry = client(quick(), Credentials::Anonymous);
@@ -207,7 +208,7 @@ async fn a_login_is_tried_at_the_root_and_asks_for_nothing() {
 }
 
 #[tokio::test]
-async fn a_token_service_cannot_mislead() {
+async fn an_unsafe_token_service_is_refused() {
     let challenge = |realm: &str| {
         let header = format!("Bearer realm=\"{realm}\"");
         Answer::status(401).header("WWW-Authenticate", &header)
@@ -216,19 +217,19 @@ async fn a_token_service_cannot_mislead() {
         (
             "http://192.0.2.1/token",
             expect![
-                "cannot resolve HOST/test/app:latest: HOST sends us to http://192.0.2.1/token: its token service does not speak HTTPS"
+                "cannot resolve HOST/test/app:latest: HOST points to http://192.0.2.1/token: its token service does not speak HTTPS"
             ],
         ),
         (
             "file:///etc/passwd",
             expect![
-                "cannot resolve HOST/test/app:latest: HOST sends us to file:///etc/passwd: its token service does not speak HTTPS"
+                "cannot resolve HOST/test/app:latest: HOST points to file:///etc/passwd: its token service does not speak HTTPS"
             ],
         ),
         (
             "nonsense",
             expect![
-                "cannot resolve HOST/test/app:latest: HOST sends us to nonsense: its token service has no proper address"
+                "cannot resolve HOST/test/app:latest: HOST points to nonsense: the address of its token service is malformed"
             ],
         ),
     ] {
@@ -242,18 +243,18 @@ async fn a_token_service_cannot_mislead() {
 }
 
 #[tokio::test]
-async fn redirects_are_followed_but_not_anywhere() {
+async fn redirects_to_plain_http_and_in_circles_are_refused() {
     // To another server, which must not see the credential.
     let image = one_layer();
     let storage = Server::start(serving(&image, |_| None)).await;
     let target = storage.host.clone();
-    let lied = image.clone();
+    let wrong = image.clone();
     let server = Server::start(serving(&image, move |asked| {
         if asked.authorization.is_none() {
             return Some(Answer::status(401).header("WWW-Authenticate", "Basic realm=x"));
         }
         let location = format!("http://{target}{}", asked.path);
-        is_layer(&lied, asked).then(|| Answer::status(307).header("Location", &location))
+        is_layer(&wrong, asked).then(|| Answer::status(307).header("Location", &location))
     }))
     .await;
     let cache = Cache::new();
@@ -278,7 +279,7 @@ async fn redirects_are_followed_but_not_anywhere() {
         result,
         &server,
         expect![
-            "cannot fetch HOST/test/app@IMAGE: HOST sends us to http://192.0.2.1/x: only HTTPS may be redirected to"
+            "cannot fetch HOST/test/app@IMAGE: HOST points to http://192.0.2.1/x: a redirect must lead to HTTPS"
         ],
     );
 }
