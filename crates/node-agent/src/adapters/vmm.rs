@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use guest_protocol::HOST_PORT;
-use microvm::{Disk, Driver, GuestKernel, MAX_VCPUS, VmSpec};
+use microvm::{Disk, DriverKind, GuestKernel, MAX_VCPUS, VmSpec};
 use model::InstanceId;
 use tokio::net::UnixListener;
 
@@ -17,7 +17,7 @@ use crate::text::chain;
 /// The VMs of this node.
 #[derive(Debug)]
 pub(crate) struct MicroVms {
-    pub(crate) driver: Driver,
+    pub(crate) driver: DriverKind,
     pub(crate) kernel: GuestKernel,
     /// Sockets and records of running VMs, a folder for each instance.
     pub(crate) run_dir: PathBuf,
@@ -91,11 +91,10 @@ impl Vmm for MicroVms {
 
     fn remove(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         let dir = self.vm_dir(id);
-        blocking(move || match std::fs::remove_dir_all(&dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(HostError::transient(
-                format!("cannot remove {}: {error}", dir.display()),
-            )),
-            _ => Ok(()),
+        blocking(move || {
+            microvm::remove_run_dir(&dir).map_err(|error| {
+                HostError::transient(format!("cannot remove {}: {error}", dir.display()))
+            })
         })
         .boxed()
     }
