@@ -35,10 +35,20 @@ fn is_ready(cluster: &ClusterState, instance: &Instance) -> bool {
 
 /// How many instances of a process type are ready, as the server knows it.
 pub(crate) fn ready(cluster: &ClusterState, env: &EnvKey, process: &ProcessName) -> u32 {
+    ready_where(cluster, env, process, |_| true)
+}
+
+fn ready_where(
+    cluster: &ClusterState,
+    env: &EnvKey,
+    process: &ProcessName,
+    counts: impl Fn(&Instance) -> bool,
+) -> u32 {
     let mine = cluster.instances.values().filter(|instance| {
         instance.spec.env_key() == *env
             && instance.spec.process == *process
             && is_ready(cluster, instance)
+            && counts(instance)
     });
     mine.count() as u32
 }
@@ -63,7 +73,13 @@ pub(crate) fn ready_floors(cluster: &ClusterState) -> Floors {
                 u32::from(!process.volumes.is_empty() || has_volumes(cluster, key, &name));
             let unavailable = process.deploy.max_unavailable.max(stops_first);
             let wanted = count.saturating_sub(unavailable);
-            let there = ready(cluster, key, &name);
+            // Where there are volumes the highest ordinals go when there are too many, ready or not.
+            let there = ready_where(cluster, key, &name, |instance| {
+                instance
+                    .spec
+                    .ordinal()
+                    .is_none_or(|ordinal| ordinal < count)
+            });
             floors.insert((key.clone(), name), Floor { wanted, there });
         }
     }

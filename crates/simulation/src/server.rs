@@ -16,7 +16,7 @@ use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
 use scheduler::planner::{Action, plan};
 use scheduler::reports::unknown;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::invariants;
@@ -36,8 +36,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Server {
     world: World,
     state: Arc<Mutex<State>>,
-    /// Counts changes of the cluster state; nodes wait for it.
-    changed: watch::Sender<u64>,
+    /// Wakes everyone who waits for a change of the cluster state, in the order in which they came: a
+    /// `watch` wakes in random order.
+    changed: Arc<Notify>,
 }
 
 struct State {
@@ -50,6 +51,8 @@ struct State {
     restored: bool,
     /// Actions that were planned so far.
     actions: u64,
+    /// Whether something changed since the last planning.
+    unplanned: bool,
 }
 
 impl std::fmt::Debug for Server {
@@ -74,8 +77,9 @@ impl Server {
                 backup: None,
                 restored: false,
                 actions: 0,
+                unplanned: true,
             })),
-            changed: watch::Sender::new(0),
+            changed: Arc::default(),
         }
     }
 
@@ -95,7 +99,8 @@ impl Server {
     }
 
     pub(crate) fn wake(&self) {
-        self.changed.send_modify(|count| *count += 1);
+        self.lock().unplanned = true;
+        self.changed.notify_waiters();
     }
 
     pub(crate) fn actions(&self) -> u64 {
@@ -138,12 +143,13 @@ impl Server {
 
     /// Plans whenever something changed, and in intervals.
     pub(crate) async fn run(self) {
-        let mut changed = self.changed.subscribe();
         loop {
-            // Whatever comes first: it plans again.
-            let _ = timeout(PLAN_INTERVAL, changed.changed()).await;
+            if !self.lock().unplanned {
+                // Whatever comes first: it plans again.
+                let _ = timeout(PLAN_INTERVAL, self.changed.notified()).await;
+            }
             self.world.latency(1, 20).await;
-            changed.mark_unchanged();
+            self.lock().unplanned = false;
             self.plan();
         }
     }
@@ -179,7 +185,7 @@ impl Server {
             invariants::check_plan(world, &floors, &state.cluster);
         }
         if state.actions != before {
-            self.wake();
+            self.changed.notify_waiters();
         }
     }
 
@@ -338,7 +344,6 @@ impl ServerApi for Link {
             {
                 return Ok(Some(wrong));
             }
-            let mut changed = self.server.changed.subscribe();
             let newer = async {
                 loop {
                     {
@@ -351,9 +356,7 @@ impl ServerApi for Link {
                             return Ok(desired_state(&state.cluster, self.node));
                         }
                     }
-                    if changed.changed().await.is_err() {
-                        std::future::pending::<()>().await;
-                    }
+                    self.server.changed.notified().await;
                 }
             };
             let newer = timeout(wait, newer).await.unwrap_or(Ok(None))?;
