@@ -17,7 +17,7 @@ enum Chore {
     Guest(guest::Options),
     /// Build the platform's own guest kernel, in target/guest, where guests find it. Takes minutes.
     Kernel(kernel::Options),
-    /// Check what a reviewer should not have to look for: floors, file sizes, documents in step.
+    /// Check what a reviewer should not have to look for: layers, rings, words, file sizes, documents.
     Tidy,
 }
 
