@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-# The vsock device of `make install`, and rustup's own place, where a login shell would have it.
-export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
+# Every recipe begins with this file: it finds Rust and the tools of `make install`.
+export BASH_ENV := $(CURDIR)/demo/rust.sh
 
 help: ## This list; `make demo DEMO_EDGE_PORT=8081` chooses another port
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -48,7 +48,8 @@ bench: install build ## Measure what we promise of boots, logs, root disks and d
 	cargo test --release -p microvm -p guest-init -- --ignored --nocapture --test-threads 1
 	cargo test --release -p platform --test manifest -- --ignored --nocapture
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
-	cargo run --release -p root-disk --example bench -- $$(<target/bench-images.txt)
+	mapfile -t images <target/bench-images.txt
+	cargo run --release -p root-disk --example bench -- "$${images[@]}"
 	demo/bench.sh
 
 .PHONY: help demo down install build kernel test images bench

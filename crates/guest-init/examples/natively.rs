@@ -1,6 +1,6 @@
-//! platform-init's boot on this machine itself, to be measured without a VM (`make bench`): the config
+//! platform-init's boot on this machine itself, measured without a VM (`make bench`): the boot config
 //! from standard input, the whole boot plan, the app, its output. It has init's own modules, and lacks
-//! what needs a guest: the vsock link, and the cgroup's memory controller, which a machine may use otherwise.
+//! the parts that need a guest: the vsock link, and the cgroup's memory controller, which the machine may use.
 //!
 //! It must be PID 1 of namespaces of its own, with a root directory that may be emptied.
 
@@ -12,6 +12,10 @@
 
 #[path = "../src/adapter.rs"]
 mod adapter;
+#[path = "../src/clock.rs"]
+mod clock;
+#[path = "../src/console.rs"]
+mod console;
 #[path = "../src/early.rs"]
 mod early;
 #[path = "../src/etc.rs"]
@@ -30,8 +34,6 @@ mod netlink;
 mod output;
 #[path = "../src/plan.rs"]
 mod plan;
-#[path = "../src/proxy/mod.rs"]
-mod proxy;
 #[path = "../src/run_dir.rs"]
 mod run_dir;
 #[path = "../src/signals.rs"]
@@ -53,20 +55,15 @@ use std::process::ExitCode;
 use guest_protocol::{FrameBuffer, HostFrame};
 use rustix::event::{PollFd, PollFlags, poll};
 
-/// As init's own.
-pub(crate) fn console(text: &str) {
-    eprintln!("natively: {text}");
-}
-
 fn main() -> ExitCode {
     if std::process::id() != 1 {
-        console("this is PID 1 of a measurement; it does nothing elsewhere");
+        console::print("this program runs as PID 1 of a measurement only");
         return ExitCode::from(2);
     }
     match boot() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            console(&error);
+            console::print(&error);
             ExitCode::FAILURE
         }
     }
@@ -81,7 +78,7 @@ fn boot() -> Result<(), String> {
     io::stdin().read_to_end(&mut bytes).map_err(text)?;
     frames.push(&bytes);
     let Ok(Some(HostFrame::Boot(config))) = frames.next() else {
-        return Err("there is no config on standard input".to_owned());
+        return Err("standard input has no boot config".to_owned());
     };
     let mut booted = execute::Booted::default();
     for step in plan::boot_plan(&config) {
@@ -91,7 +88,7 @@ fn boot() -> Result<(), String> {
         };
         done.map_err(|error| format!("{}: {error}", step.name()))?;
     }
-    let app = booted.app.ok_or("the plan starts no app")?;
+    let app = booted.app.ok_or("the boot plan starts no app")?;
     let mut output = [0; 4096];
     loop {
         let mut polled = [PollFd::new(&app.stdout, PollFlags::IN)];

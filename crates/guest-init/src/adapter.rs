@@ -1,47 +1,45 @@
-//! Init's side of the PROXY adapter: its listeners, its process, and its next process.
+//! Init's side of the PROXY adapter (`proxy_adapter`): its listeners, its process, and the process's
+//! replacement.
 //!
-//! The listeners are init's: they are there before the app is, whichever process serves them, and
-//! while a process that died is replaced, connections wait instead of being refused. The process is
-//! this program again under another name, so that nothing of init's memory is in it: no config, no
-//! secret. It is none of the app's: another user without rights, another cgroup with a bound of its own.
+//! Init opens the listeners before the app starts, and keeps them: while a process that died is replaced,
+//! connections wait instead of being refused. The process executes this program anew, so that nothing of
+//! init's memory is in it: no config, no secret. It shares nothing with the app: another user without rights,
+//! another cgroup with a memory limit of its own.
 
 use std::fs;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest_protocol::{BootConfig, ProxyPort};
+use guest_protocol::BootConfig;
 use model::instance::ProxyProtocol;
+use proxy_adapter::Listener;
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::plan::ADAPTER_CGROUP;
-use crate::proxy::{LIMITS, Listener, serve};
 use crate::spawn::{self, Program, StartError, Streams};
-use crate::sys;
 use crate::user::User;
 
-/// The name that this program has as an adapter.
-pub(crate) const NAME: &str = "platform-proxy";
-/// Most memory of the adapter's, what the kernel holds for its connections counted, in bytes. It is
-/// ended above it, and started again.
+/// Most memory of the adapter, in bytes, the kernel's buffers of its connections included. The kernel kills
+/// it above this limit, and it is started again.
 const MAX_MEMORY_BYTES: &str = "50331648";
-/// Connections that wait for the adapter.
+/// Connections of one port that wait for the adapter.
 const BACKLOG: i32 = 1024;
-/// User and group that are nobody's.
+/// User and group id of `nobody`.
 const NOBODY: u32 = 65_534;
 /// Shortest and longest pause before a process that died is replaced.
 const RESTART: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
-/// A process that lived this long was a good one: the next pause is the shortest again.
+/// After a process that lived this long the next pause is the shortest again.
 const GOOD_LIFE: Duration = Duration::from_secs(10);
 
-/// The adapter, as init has it.
+/// The adapter of this guest.
 pub(crate) struct Adapter {
     arguments: Vec<String>,
-    listeners: Vec<OwnedFd>,
+    listeners: Vec<Listener>,
     /// The writing end of its output.
     output: OwnedFd,
     process: Process,
@@ -53,20 +51,20 @@ enum Process {
     Ended { until: Instant },
 }
 
-/// Why there is no adapter.
+/// Why the adapter could not be started.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum AdapterError {
-    /// Somebody has its port, for one.
+    /// It cannot listen: its port is in use, for one.
     #[error("listen on [{address}]:{port}: {source}")]
     Listen {
         /// The instance's address.
         address: Ipv6Addr,
         /// The ingress port.
         port: u16,
-        /// Why not.
+        /// Why.
         source: io::Error,
     },
-    /// Something else before its start.
+    /// Another preparation failed.
     #[error("{what}: {source}")]
     Prepare {
         /// What was being done.
@@ -74,13 +72,13 @@ pub(crate) enum AdapterError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Its start.
+    /// Its process did not start.
     #[error(transparent)]
     Start(#[from] StartError),
 }
 
 impl Adapter {
-    /// Listens and starts the process. Returns also its output, to be read.
+    /// Listens on the adapter's ports and starts its process. Returns also the process's output, to be read.
     ///
     /// # Errors
     /// A port is taken, or the process does not start.
@@ -98,17 +96,25 @@ impl Adapter {
             .proxy
             .iter()
             .map(|port| {
-                listen_on(address, port.ingress).map_err(|error| AdapterError::Listen {
-                    address,
-                    port: port.ingress,
-                    source: error.into(),
+                let fd =
+                    listen_on(address, port.ingress).map_err(|error| AdapterError::Listen {
+                        address,
+                        port: port.ingress,
+                        source: error.into(),
+                    })?;
+                Ok(Listener {
+                    fd,
+                    app: SocketAddrV6::new(address, port.port, 0, 0),
+                    strip: port.mode == ProxyProtocol::Strip,
+                    peers: port.peers,
+                    peers_mask: port.peers_mask,
                 })
             })
-            .collect::<Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, AdapterError>>()?;
         let (output, writing) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
             .map_err(|error| prepare("make a pipe")(error.into()))?;
         let mut adapter = Self {
-            arguments: arguments(address, &config.proxy, &listeners),
+            arguments: proxy_adapter::arguments(&listeners),
             listeners,
             output: writing,
             process: Process::Ended { until: now },
@@ -133,13 +139,14 @@ impl Adapter {
             groups: Vec::new(),
             home: String::new(),
         };
+        let kept: Vec<BorrowedFd<'_>> = self.listeners.iter().map(|l| l.fd.as_fd()).collect();
         let program = Program {
             argv: &self.arguments,
             environment: &[],
             working_dir: "/",
             user: &nobody,
             cgroup: ADAPTER_CGROUP,
-            adapter: Some(&self.listeners),
+            adapter: Some(&kept),
         };
         let streams = Streams::Pipes {
             input: None,
@@ -151,12 +158,12 @@ impl Adapter {
         Ok(())
     }
 
-    /// Whether it is the adapter that has this pid.
+    /// Whether the adapter's process has this pid.
     pub(crate) fn has_pid(&self, pid: i32) -> bool {
         matches!(self.process, Process::Runs { pid: own, .. } if own == pid)
     }
 
-    /// The process ended: it is to be replaced, later each time.
+    /// Handles the end of the process: it is replaced after a pause, longer each time.
     pub(crate) fn ended(&mut self, now: Instant) {
         if let Process::Runs { since, .. } = self.process
             && now.duration_since(since) >= GOOD_LIFE
@@ -177,10 +184,10 @@ impl Adapter {
         }
     }
 
-    /// Replaces a process that ended, when it is time to.
+    /// Replaces a process that ended, once the pause is over.
     ///
     /// # Errors
-    /// It does not start; it is tried again later.
+    /// The process does not start; the next try is after another pause.
     pub(crate) fn tick(&mut self, now: Instant) -> Result<(), StartError> {
         match self.process {
             Process::Ended { until } if until <= now => {
@@ -198,59 +205,4 @@ fn listen_on(address: Ipv6Addr, port: u16) -> rustix::io::Result<OwnedFd> {
     bind(&fd, &SocketAddrV6::new(address, port, 0, 0))?;
     listen(&fd, BACKLOG)?;
     Ok(fd)
-}
-
-/// The adapter's arguments: its name, the app's address, and five for each port.
-fn arguments(address: Ipv6Addr, ports: &[ProxyPort], listeners: &[OwnedFd]) -> Vec<String> {
-    let mut arguments = vec![NAME.to_owned(), address.to_string()];
-    for (port, listener) in ports.iter().zip(listeners) {
-        let mode = match port.mode {
-            ProxyProtocol::Strip => STRIP,
-            ProxyProtocol::V2 => "v2",
-        };
-        arguments.extend([
-            listener.as_raw_fd().to_string(),
-            port.port.to_string(),
-            mode.to_owned(),
-            port.peers.to_string(),
-            port.peers_mask.to_string(),
-        ]);
-    }
-    arguments
-}
-
-const STRIP: &str = "strip";
-
-/// What [`arguments`] says, by the process that it is for.
-fn listeners(mut arguments: impl Iterator<Item = String>) -> Option<Vec<Listener>> {
-    let address = arguments.next()?.parse().ok()?;
-    let mut listeners = Vec::new();
-    while let Some(fd) = arguments.next() {
-        listeners.push(Listener {
-            fd: sys::inherited(fd.parse().ok()?),
-            app: SocketAddrV6::new(address, arguments.next()?.parse().ok()?, 0, 0),
-            strip: arguments.next()? == STRIP,
-            peers: arguments.next()?.parse().ok()?,
-            peers_mask: arguments.next()?.parse().ok()?,
-        });
-    }
-    Some(listeners)
-}
-
-/// The adapter's process, given the arguments after its name. Returns only when it cannot go on.
-pub(crate) fn main(arguments: impl Iterator<Item = String>) {
-    // For who lists processes: executed as it was, its name would be `exe`.
-    let _ = rustix::thread::set_name(c"platform-proxy");
-    let say = |line: &str| {
-        // One write, so that it is a whole line or, where init is slow, none.
-        let _ = rustix::io::write(io::stdout(), [line, "\n"].concat().as_bytes());
-    };
-    match listeners(arguments) {
-        Some(listeners) => say(&[
-            "PROXY adapter: ",
-            &serve(listeners, LIMITS, say).to_string(),
-        ]
-        .concat()),
-        None => say("PROXY adapter: started with arguments that are none"),
-    }
 }

@@ -1,4 +1,4 @@
-//! What happens in the initramfs before anything is known: devices and the kernel's modules.
+//! The steps in the initramfs before the boot config is known: devices and the kernel's modules.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,19 +7,19 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 
-/// Names of module files, one a line, in load order. Absent where the kernel has all built in.
+/// Names of module files, one a line, in load order. Absent where the kernel has every module built in.
 const MODULE_ORDER: &str = "/modules/order";
 
-/// Why the machine cannot even ask for its config.
+/// Why the guest cannot ask for its boot config.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EarlyError {
-    /// No device files.
+    /// devtmpfs cannot be mounted.
     #[error("mount devtmpfs: {0}")]
     Devices(io::Error),
     /// The list of modules cannot be read.
     #[error("{MODULE_ORDER}: {0}")]
     Order(io::Error),
-    /// The kernel does not take a module.
+    /// The kernel refuses a module.
     #[error("{module}: {source}")]
     Module {
         /// Its file.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// `/etc/hosts`: the image's lines, and what they lack of localhost and the guest's own name.
+/// `/etc/hosts`: the image's lines, and lines for localhost and the guest's own name where they are missing.
 pub(crate) fn hosts(existing: &[u8], hostname: &str, address: Ipv6Addr) -> Vec<u8> {
     let mut added = String::new();
     let loopback = |line: &[&[u8]], address: &[u8]| {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_hosts() {
+    fn an_image_without_hosts_gets_localhost_and_its_name() {
         check(
             "",
             expect![[r#"
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_there_is_left_alone() {
+    fn a_name_that_the_image_has_is_left_alone() {
         check(
             "127.0.0.1 localhost web-1\n::1 localhost\n",
             expect![[r#"
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn resolvers() {
+    fn resolv_conf_names_each_resolver() {
         expect![[r#"
             nameserver fd00::7
             nameserver 192.0.0.3

@@ -1,5 +1,5 @@
-//! Commands run beside the app, for `platform exec` and command health checks: on a terminal, or
-//! on three pipes. Each has a channel of its own, and ends when that breaks.
+//! Commands that run beside the app, for `platform exec` and command health checks: on a terminal, or
+//! on three pipes. Each has a channel of its own, and is killed when that breaks.
 
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -16,19 +16,19 @@ use rustix::termios::Winsize;
 use crate::link::{Event, Link};
 use crate::plan::APP_CGROUP;
 use crate::spawn::{self, EXIT_NOT_EXECUTABLE, Program, StartError, Streams};
-use crate::sys;
 use crate::user::User;
+use crate::{clock, signals, sys};
 
 /// Most sessions at once; more are refused.
 pub(crate) const MAX_SESSIONS: usize = 32;
-/// Output that waits for a slow node before the command is kept waiting, and input that waits for
-/// a slow command before the channel is not read, in bytes.
+/// Bytes of output that wait for a slow node before the command's pipes are no longer read, and of input that
+/// wait for a slow command before the channel is no longer read.
 const BUFFER_BYTES: usize = 128 * 1024;
 /// How long a finished session waits for the node to close the channel.
 const LINGER: Duration = Duration::from_secs(5);
-/// How long the node may take to accept the channel it asked for.
+/// How long the node may take to accept the channel that it asked for.
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes taken from a pipe at a time.
+/// Bytes read from a pipe at a time.
 const READ_BYTES: usize = 16 * 1024;
 /// End of input, as typed on a terminal.
 const END_OF_TRANSMISSION: u8 = 4;
@@ -50,19 +50,19 @@ pub(crate) struct Session {
     over: bool,
 }
 
-/// Which of a session's descriptors.
+/// One of a session's descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExecToken {
     /// The channel.
     Link,
     /// The command's input.
     Input,
-    /// One of the command's outputs, by its place.
+    /// One of the command's outputs, by its index.
     Output(usize),
 }
 
 impl Session {
-    /// A session that dials at once and starts the command when it is connected.
+    /// A session that dials at once, and starts the command once it is connected.
     pub(crate) fn new(request: ExecRequest, now: Instant) -> Self {
         let channel = Channel::Exec {
             session: request.session,
@@ -88,24 +88,24 @@ impl Session {
         self.request.session
     }
 
-    /// Whether it is this session's command that has this pid.
+    /// Whether this session's command has this pid.
     pub(crate) fn has_pid(&self, pid: i32) -> bool {
         self.pid == Some(pid)
     }
 
-    /// Whether there is nothing more to do for it.
+    /// Whether the session is finished.
     pub(crate) fn is_over(&self) -> bool {
         self.over
     }
 
-    /// The command ended.
+    /// Handles the end of the command.
     pub(crate) fn ended(&mut self, event: ExitEvent) {
         self.status = Some(event);
         self.pid = None;
         self.input = None;
     }
 
-    /// Moves what can be moved.
+    /// Moves the bytes that can be moved, and applies the session's time limits.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.link.tick(now);
         self.write_input();
@@ -125,7 +125,7 @@ impl Session {
         }
     }
 
-    /// When [`Self::tick`] has something to do of its own accord.
+    /// When [`Self::tick`] has something to do without an event.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         [self.linger_until, self.dial_until, self.link.deadline()]
             .into_iter()
@@ -133,7 +133,7 @@ impl Session {
             .min()
     }
 
-    /// What to wait for.
+    /// The events to wait for.
     pub(crate) fn interests(&self) -> impl Iterator<Item = (ExecToken, BorrowedFd<'_>, PollFlags)> {
         let listen = self.input_pending.len() < BUFFER_BYTES;
         let link = self
@@ -155,7 +155,7 @@ impl Session {
         link.into_iter().chain(input).chain(outputs)
     }
 
-    /// Handles what [`Self::interests`] waited for.
+    /// Handles an event that [`Self::interests`] waited for.
     pub(crate) fn ready(
         &mut self,
         token: ExecToken,
@@ -177,9 +177,9 @@ impl Session {
                             self.start(config, user);
                         }
                         Event::Frame(frame) => self.handle(frame),
-                        // Before it is connected it is dialled again.
+                        // A channel that was never connected is dialled again.
                         Event::Lost if self.dial_until.is_none() => self.abandon(),
-                        Event::Lost => {}
+                        Event::Refused | Event::Lost => {}
                     }
                 }
             }
@@ -201,12 +201,12 @@ impl Session {
             }
             HostFrame::ExecResize { rows, columns } => {
                 if let Some(terminal) = &self.terminal {
-                    // The terminal is ours: it can be resized.
+                    // Cannot fail: this process has the terminal's master.
                     let _ = rustix::termios::tcsetwinsize(terminal, window(rows, columns));
                 }
             }
             HostFrame::Signal { signal } => {
-                if let (Some(pid), Some(signal)) = (self.pid, crate::signals::number(&signal)) {
+                if let (Some(pid), Some(signal)) = (self.pid, signals::number(&signal)) {
                     // It may have ended just now.
                     let _ = sys::kill(-pid, signal);
                 }
@@ -231,7 +231,7 @@ impl Session {
                 signal: None,
                 oom_killed: false,
                 requested_stop: false,
-                at: crate::supervise::now(),
+                at: clock::now(),
             });
         }
     }
@@ -321,7 +321,7 @@ impl Session {
             match rustix::io::write(fd, &self.input_pending) {
                 Ok(bytes) => drop(self.input_pending.drain(..bytes)),
                 Err(Errno::AGAIN | Errno::INTR) => return,
-                // The command closed its input: it wants no more.
+                // The command closed its input.
                 Err(_) => {
                     self.input = None;
                     self.input_pending.clear();
@@ -334,7 +334,7 @@ impl Session {
         }
     }
 
-    /// Reads once from an output. True: there is nothing more now, or ever.
+    /// Reads once from an output. True: nothing more can be read now.
     fn read_output(&mut self, at: usize) -> bool {
         let Some((stream, fd)) = self.outputs.get(at) else {
             return true;
@@ -358,11 +358,11 @@ impl Session {
         }
     }
 
-    /// Reads what a command that ended left in its pipes. True: that was all. What goes on in the
-    /// background with the pipes open is not waited for.
+    /// Reads the output that a command left in its pipes when it ended. True: all was read. Processes that go
+    /// on in the background with the pipes open are not waited for.
     fn drain(&mut self) -> bool {
         while let Some(last) = self.outputs.len().checked_sub(1) {
-            // The last first: an output is given up when it has nothing more.
+            // The last first: an output is removed when it is empty.
             while self.link.outgoing_bytes() < BUFFER_BYTES {
                 if self.read_output(last) {
                     self.outputs.truncate(last);
@@ -376,7 +376,7 @@ impl Session {
         true
     }
 
-    /// The node is gone: so is the command, and all it started.
+    /// The channel broke: kills the command and its process group.
     fn abandon(&mut self) {
         if let Some(pid) = self.pid.take() {
             // It may have ended just now.

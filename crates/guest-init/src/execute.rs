@@ -1,5 +1,4 @@
-//! Performs the steps of the boot plan. Each is a few system calls; what and why is in
-//! [`crate::plan`].
+//! Performs the steps of the boot plan ([`crate::plan`]), each by a few system calls.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -26,7 +25,7 @@ use crate::user::{self, User, UserError};
 
 /// How long a disk may take to appear after its driver was loaded.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
-/// Pause between two looks for a disk.
+/// Pause between two checks for a disk.
 const DEVICE_PAUSE: Duration = Duration::from_millis(2);
 /// Largest `/etc/passwd`, `/etc/group` or `/etc/hosts` that is read, in bytes; the rest is ignored.
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -42,33 +41,33 @@ pub(crate) enum StepError {
         /// Its path.
         device: String,
     },
-    /// The kernel does not mount it.
+    /// The kernel refuses a mount.
     #[error("mount {from} on {target}: {source}{hint}")]
     Mount {
         /// Device or file system.
         from: String,
-        /// Where.
+        /// The mount point.
         target: String,
         /// Why.
         source: io::Error,
-        /// What it may be.
+        /// The likely cause.
         hint: &'static str,
     },
     /// A file or directory operation.
     #[error("{what} {path}: {source}")]
     File {
-        /// Which operation.
+        /// The operation.
         what: &'static str,
-        /// On what.
+        /// The file.
         path: String,
         /// Why it failed.
         source: io::Error,
     },
     /// A name that would leave its directory.
-    #[error("{0:?} is no file name")]
+    #[error("{0:?} is not a file name")]
     Name(String),
-    /// The step before, which finds the user, did not run.
-    #[error("the user is not known yet")]
+    /// A step needs the user before the step that resolves it.
+    #[error("the user is not resolved yet")]
     NoUser,
     /// The user.
     #[error(transparent)]
@@ -109,16 +108,16 @@ pub(crate) struct App {
     pub(crate) stderr: OwnedFd,
 }
 
-/// What the steps found out so far.
+/// The results of the steps so far.
 #[derive(Default)]
 pub(crate) struct Booted {
-    /// Who the app runs as.
+    /// The user that the app runs as.
     pub(crate) user: Option<User>,
-    /// Volumes that are mounted, and are to be unmounted at the end.
+    /// Mounted volumes, which are unmounted at the end.
     pub(crate) volumes: Vec<String>,
-    /// What the user should know, though the app starts.
+    /// Warnings for the instance's log.
     pub(crate) notes: Vec<String>,
-    /// The PROXY adapter and its output, where there is one.
+    /// The PROXY adapter and its output, where the instance has one.
     pub(crate) adapter: Option<(Adapter, OwnedFd)>,
     /// The app.
     pub(crate) app: Option<App>,
@@ -127,7 +126,7 @@ pub(crate) struct Booted {
 /// Performs one step.
 ///
 /// # Errors
-/// As the step has it; the boot ends.
+/// The step failed; the boot ends.
 pub(crate) fn perform(
     step: &Step,
     config: &BootConfig,
@@ -213,7 +212,7 @@ fn mount(mount: &Mount) -> Result<(), StepError> {
         )
     };
     let mounted = match attempt() {
-        // Most images have most directories.
+        // Most images have the directory already.
         Err(Errno::NOENT) => {
             make_directory(Path::new(&mount.target))?;
             attempt()
@@ -255,9 +254,9 @@ fn mount_overlay() -> Result<(), StepError> {
     make_directory(&upper)?;
     make_directory(&Path::new(SCRATCH).join("work"))?;
     make_directory(Path::new(NEW_ROOT))?;
-    // The overlay's root looks as its upper directory does: let that be as in the image.
-    let look = |path: &Path| fs::metadata(path).map_err(file("look at", path));
-    let (lower, made) = (look(Path::new(LOWER))?, look(&upper)?);
+    // The overlay's root has the owner and mode of its upper directory: make them the image's.
+    let metadata = |path: &Path| fs::metadata(path).map_err(file("stat", path));
+    let (lower, made) = (metadata(Path::new(LOWER))?, metadata(&upper)?);
     if (lower.uid(), lower.gid()) != (made.uid(), made.gid()) {
         change_owner(&upper, lower.uid(), lower.gid())?;
     }
@@ -292,11 +291,11 @@ fn switch_root() -> Result<(), StepError> {
             source: error.into(),
         }
     };
-    // The overlay holds its layers by itself.
+    // The overlay keeps its layers mounted by itself.
     for path in ["/dev", LOWER, SCRATCH] {
         rustix::mount::unmount(path, UnmountFlags::DETACH).map_err(step("unmount", path))?;
     }
-    // The old root lies in memory: leave nothing of it.
+    // The old root is in memory: remove everything in it.
     let removals = [
         ("/init", fs::remove_file("/init")),
         ("/modules", fs::remove_dir_all("/modules")),
@@ -345,7 +344,7 @@ fn set_hostname(name: &str) -> Result<(), StepError> {
     write_etc("/etc/hostname", format!("{name}\n").as_bytes())
 }
 
-/// A file's first bytes; none when there is no such file.
+/// The first [`MAX_FILE_BYTES`] of a file; empty when there is no such file.
 fn read_bounded(path: &str) -> Result<Vec<u8>, StepError> {
     let path = Path::new(path);
     let mut bytes = Vec::new();
@@ -360,8 +359,8 @@ fn read_bounded(path: &str) -> Result<Vec<u8>, StepError> {
     Ok(bytes)
 }
 
-/// Writes a file in `/etc`. A link stays a link: the file it leads to is written, and made with its
-/// directory when it is not there. Only a link that leads nowhere usable is replaced.
+/// Writes a file in `/etc`. A link stays a link: its target is written, and made with its
+/// directory when it does not exist. A link whose target cannot be written is replaced by a file.
 fn write_etc(path: &str, content: &[u8]) -> Result<(), StepError> {
     let path = Path::new(path);
     if fs::write(path, content).is_ok() {
@@ -381,7 +380,7 @@ fn write_etc(path: &str, content: &[u8]) -> Result<(), StepError> {
     fs::write(path, content).map_err(file("write", path))
 }
 
-/// Where a link leads to, through other links. `None`: in circles.
+/// The target of a link, through other links. `None`: more than [`MAX_LINKS`].
 fn link_target(path: &Path) -> Option<PathBuf> {
     let mut path = path.to_path_buf();
     for _ in 0..MAX_LINKS {
@@ -435,26 +434,26 @@ fn file_name(name: &str) -> Result<&str, StepError> {
     Ok(name)
 }
 
-/// What to say of a volume in whose file system the kernel has ever met damage, now or at an earlier boot:
-/// a replayed journal does not mend it, and nobody else would tell.
+/// A warning about a volume in whose file system the kernel has found damage, now or at an earlier boot: a
+/// replayed journal does not repair it, and nothing else reports it.
 fn volume_damage(volume: &VolumeMount) -> Option<String> {
     let device = volume.device.rsplit('/').next()?;
     let count = fs::read_to_string(format!("/sys/fs/ext4/{device}/errors_count")).ok()?;
     let count = count.trim();
     (count != "0").then(|| {
         format!(
-            "volume {}: its file system is damaged ({count} errors met so far): stop this instance and \
+            "volume {}: its file system is damaged ({count} errors found so far): stop this instance and \
              run e2fsck on the volume's file on its node",
             volume.name
         )
     })
 }
 
-/// A volume belongs to the user it is mounted for. Root can use any, so then it stays as it is:
-/// an app that starts as root and drops its rights has given it to someone.
+/// Makes the app's user the owner of a volume. For root it stays as it is, because an app that starts as root
+/// and drops its privileges may have changed the owner itself.
 fn give_volume(target: &str, user: &User) -> Result<(), StepError> {
     let path = Path::new(target);
-    let owner = fs::metadata(path).map_err(file("look at", path))?.uid();
+    let owner = fs::metadata(path).map_err(file("stat", path))?.uid();
     if user.uid == 0 || owner == user.uid {
         return Ok(());
     }
@@ -463,10 +462,10 @@ fn give_volume(target: &str, user: &User) -> Result<(), StepError> {
 
 fn make_cgroup() -> Result<(), StepError> {
     let control = Path::new("/sys/fs/cgroup/cgroup.subtree_control");
-    // Without the memory controller nobody could tell an out-of-memory kill.
+    // Without the memory controller an out-of-memory kill could not be told from another.
     fs::write(control, "+memory").map_err(file("write +memory to", control))?;
     for optional in ["+pids", "+cpu"] {
-        // For the figures only.
+        // For stats only.
         let _ = fs::write(control, optional);
     }
     make_directory(Path::new(APP_CGROUP))
@@ -487,7 +486,7 @@ fn start_app(config: &BootConfig, user: &User) -> Result<App, StepError> {
             path: "a pipe".to_owned(),
             source: error.into(),
         })?;
-        // A smaller one does as well.
+        // A smaller pipe is slower, and works.
         let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES);
     }
     let program = Program {

@@ -1,4 +1,4 @@
-//! One connection to the node: dialled without blocking, framed, and dialled again when it breaks.
+//! A connection to the node: dialled without blocking, framed, and dialled again when it breaks.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,25 +11,25 @@ use guest_protocol::{
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
-use crate::sys;
+use crate::{console, sys};
 
-/// Shortest and longest pause before dialling again. The longest is how late an agent that was
-/// restarted hears of its guests.
+/// Shortest and longest pause before dialling again. The longest bounds how long an agent that was
+/// restarted waits for its guests.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
-/// A connection that lived this long was a good one: the next pause is the shortest again.
+/// After a connection that lived this long the next pause is the shortest again.
 const GOOD_CONNECTION: Duration = Duration::from_secs(2);
 /// Bytes taken from the socket at a time.
 const READ_BYTES: usize = 16 * 1024;
 
-/// A connection to the node, present or to come.
+/// A connection to the node, made again whenever it breaks.
 pub(crate) struct Link {
     channel: Channel,
     state: State,
     pause: Duration,
     /// Why the last attempt failed, for the console.
     last_error: Option<io::Error>,
-    /// The node refused this contract, which the console was told.
-    refused: bool,
+    /// The last message on the console about the node's frames: it is not repeated at each connection.
+    printed: String,
 }
 
 enum State {
@@ -45,12 +45,14 @@ struct Connection {
     since: Instant,
 }
 
-/// What happened on a link.
+/// An event of a link.
 pub(crate) enum Event {
-    /// It is connected; hello was said.
+    /// It is connected, and its hello is queued.
     Connected,
-    /// The node says this.
+    /// A frame from the node.
     Frame(HostFrame),
+    /// The node refused it.
+    Refused,
     /// It broke, or could not be made.
     Lost,
 }
@@ -63,7 +65,7 @@ impl Link {
             state: State::Down { until: now },
             pause: REDIAL.0,
             last_error: None,
-            refused: false,
+            printed: String::new(),
         }
     }
 
@@ -85,7 +87,7 @@ impl Link {
         self.last_error.as_ref()
     }
 
-    /// True when this machine has no way to a host at all, so that waiting is of no use.
+    /// Whether this machine has no vsock device, so that waiting is of no use.
     pub(crate) fn is_hopeless(&self) -> bool {
         self.last_error.as_ref().is_some_and(|error| {
             matches!(
@@ -95,8 +97,7 @@ impl Link {
         })
     }
 
-    /// What to wait for. `more` says that there is something to write beside the frames; `listen`
-    /// whether to read.
+    /// The events to wait for. `more`: there are bytes to write beside the queued frames; `listen`: read.
     pub(crate) fn interest(&self, more: bool, listen: bool) -> Option<(BorrowedFd<'_>, PollFlags)> {
         match &self.state {
             State::Down { .. } => None,
@@ -110,7 +111,7 @@ impl Link {
         }
     }
 
-    /// When [`Self::tick`] has something to do.
+    /// When [`Self::tick`] dials.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Down { until } => Some(until),
@@ -118,7 +119,7 @@ impl Link {
         }
     }
 
-    /// Dials when it is time to. A failure to begin leaves the link down until the next time.
+    /// Dials when the pause is over. A dial that fails at once leaves the link down for another pause.
     pub(crate) fn tick(&mut self, now: Instant) {
         if let State::Down { until } = self.state
             && until <= now
@@ -130,7 +131,7 @@ impl Link {
         }
     }
 
-    /// Handles what [`Self::interest`] waited for.
+    /// Handles an event that [`Self::interest`] waited for.
     pub(crate) fn ready(&mut self, phase: &Phase, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         let result = match std::mem::replace(&mut self.state, State::Down { until: now }) {
@@ -175,14 +176,14 @@ impl Link {
         self.flush()
     }
 
-    /// Queues a frame; it is written when the socket takes it. Lost when the link is not up.
+    /// Queues a frame; it is written when the socket accepts it. Dropped when the link is not up.
     pub(crate) fn send(&mut self, frame: &GuestFrame) {
         if let State::Up(connection) = &mut self.state {
             connection.outgoing.extend_from_slice(&frame.encode());
         }
     }
 
-    /// Writes what it can of the queued frames.
+    /// Writes the bytes of queued frames that the socket accepts.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         let State::Up(connection) = &mut self.state else {
             return Ok(());
@@ -197,7 +198,7 @@ impl Link {
         Ok(())
     }
 
-    /// Writes bytes past the queue, when the queue is empty; returns how many were taken.
+    /// Writes bytes without queueing them, when the queue is empty; returns how many were written.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let State::Up(connection) = &mut self.state else {
             return Ok(0);
@@ -223,18 +224,33 @@ impl Link {
             Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        while let Some(frame) = connection.incoming.next().map_err(io::Error::other)? {
-            if let HostFrame::Refused { reason } = &frame {
-                // It will not change its mind soon, and the console is to hear of it once.
-                self.pause = REDIAL.1;
-                if !self.refused {
-                    crate::console(&format!("refused by the node: {reason}"));
+        loop {
+            match connection.incoming.next() {
+                Ok(Some(HostFrame::Refused { reason })) => {
+                    // The next connection will be refused as well.
+                    self.pause = REDIAL.1;
+                    self.print_once(format!("the node refused this guest: {reason}"));
+                    events.push(Event::Refused);
+                    return Ok(());
                 }
-                self.refused = true;
+                Ok(Some(frame)) => events.push(Event::Frame(frame)),
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    self.print_once(format!(
+                        "the node sent what this guest does not understand ({error}): the connection is closed"
+                    ));
+                    return Err(io::Error::other(error));
+                }
             }
-            events.push(Event::Frame(frame));
         }
-        Ok(())
+    }
+
+    /// Prints a message on the console, unless it is the last one printed.
+    fn print_once(&mut self, message: String) {
+        if self.printed != message {
+            console::print(&message);
+            self.printed = message;
+        }
     }
 
     /// Gives the connection up; it is dialled again after a pause that grows.

@@ -2,8 +2,8 @@
 //! they are acknowledged. Pure: time comes as an argument.
 //!
 //! Memory is bounded: [`LineSplitter`] holds less than a piece and one read, [`LogQueue`] at most
-//! [`LOG_BUFFER_BYTES`]. What happens when the queue is full is decided in `supervise`: the app
-//! waits a little, then lines are dropped and counted.
+//! [`LOG_BUFFER_BYTES`]. When the queue is full, `output` decides: the app waits a little, then
+//! lines are dropped and counted.
 
 use std::collections::VecDeque;
 
@@ -11,7 +11,7 @@ use std::io::BufRead as _;
 
 use guest_protocol::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 
-/// Most bytes of unacknowledged frames that are kept, in bytes.
+/// Most unacknowledged frames that are kept, in bytes.
 pub(crate) const LOG_BUFFER_BYTES: usize = 1024 * 1024;
 
 /// Most bytes one frame takes.
@@ -36,7 +36,7 @@ pub(crate) struct Piece<'a> {
 }
 
 impl LineSplitter {
-    /// Where bytes are added as they are read, with room for this many. Take out every piece first, so that this
+    /// The buffer that reads append to, with room for this many bytes. Take out every piece first, so that it
     /// stays small.
     pub(crate) fn space(&mut self, bytes: usize) -> &mut Vec<u8> {
         self.bytes.drain(..self.start);
@@ -73,7 +73,7 @@ impl LineSplitter {
         })
     }
 
-    /// What is left when the stream has ended: a line without its newline.
+    /// The rest after the stream's end: a line without its newline.
     pub(crate) fn finish(&mut self) -> Option<Piece<'_>> {
         let start = self.start;
         self.start = self.bytes.len();
@@ -118,7 +118,7 @@ impl LogQueue {
         self.bytes.len() + LARGEST_FRAME_BYTES <= LOG_BUFFER_BYTES
     }
 
-    /// Whether at most half is in use: time to stop dropping.
+    /// Whether at most half is in use, so that dropping can stop.
     pub(crate) fn is_half_empty(&self) -> bool {
         self.bytes.len() <= LOG_BUFFER_BYTES / 2
     }
@@ -150,12 +150,12 @@ impl LogQueue {
             .push_back(u32::try_from(LOG_FRAME_START_BYTES + line.len()).unwrap_or(u32::MAX));
     }
 
-    /// Counts a line that is not kept; the next record says how many there were.
+    /// Counts a dropped line; the next record carries the count.
     pub(crate) fn drop_line(&mut self) {
         self.dropped = self.dropped.saturating_add(1);
     }
 
-    /// Forgets every record up to `seq` that was wholly sent.
+    /// Drops every record up to `seq` that was completely sent.
     pub(crate) fn acknowledge(&mut self, seq: u64) {
         let mut bytes = 0;
         while self.first_seq <= seq {
@@ -173,7 +173,7 @@ impl LogQueue {
         self.sent -= bytes;
     }
 
-    /// A part of the bytes that the present connection has not had.
+    /// A part of the bytes that were not sent on the present connection.
     pub(crate) fn unsent(&self) -> &[u8] {
         let (front, back) = self.bytes.as_slices();
         match self.sent.checked_sub(front.len()) {
@@ -182,12 +182,12 @@ impl LogQueue {
         }
     }
 
-    /// This many bytes of [`Self::unsent`] were written.
+    /// Marks this many bytes of [`Self::unsent`] as sent.
     pub(crate) fn mark_sent(&mut self, bytes: usize) {
         self.sent = (self.sent + bytes).min(self.bytes.len());
     }
 
-    /// There is a new connection: what was not acknowledged is sent again.
+    /// Starts a new connection: unacknowledged frames are sent again.
     pub(crate) fn send_again(&mut self) {
         self.sent = 0;
     }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_come_whole_however_they_are_read() {
+    fn lines_are_whole_however_the_bytes_are_read() {
         let mut splitter = LineSplitter::default();
         splitter.space(0).extend_from_slice(b"one\ntw");
         assert_eq!(pieces(&mut splitter), [(b"one".to_vec(), false)]);
@@ -246,7 +246,7 @@ mod tests {
     proptest! {
         /// Joining the pieces gives the bytes back, and no piece is too long.
         #[test]
-        fn nothing_is_lost_or_made_up(
+        fn the_pieces_of_a_stream_are_its_bytes(
             chunks in prop::collection::vec(
                 prop::collection::vec(prop_oneof![9 => Just(b'x'), 1 => Just(b'\n')], 0..9000),
                 0..12,
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_acknowledged_is_sent_again() {
+    fn unacknowledged_records_are_sent_again() {
         let mut queue = LogQueue::default();
         for line in [b"a", b"b", b"c"] {
             queue.push(5, Stream::Stdout, false, line);
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn an_acknowledgement_of_what_was_not_sent_is_not_believed() {
+    fn an_acknowledgement_of_an_unsent_record_is_ignored() {
         let mut queue = LogQueue::default();
         queue.push(5, Stream::Stdout, false, b"first");
         queue.push(5, Stream::Stdout, false, b"second");
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn it_fills_to_its_bound_and_no_further() {
+    fn the_queue_fills_to_its_bound_and_no_further() {
         let mut queue = LogQueue::default();
         while queue.has_room() {
             queue.push(5, Stream::Stdout, false, &[b'x'; 999]);

@@ -1,19 +1,21 @@
-//! `platform-init`, PID 1 of every guest (ADR 0003): asks the node what to run, makes the image's
-//! standard environment, starts the app, and is what a PID 1 is until the app ends.
+//! `platform-init`, PID 1 of every guest (ADR 0003): gets its boot config from the node, makes the image's
+//! standard environment, starts the app, reaps its orphans, and reports its end.
 //!
-//! One thread, no async. The way through it:
+//! One thread, no async. Where to find what:
 //! - [`early`]: in the initramfs, devices and kernel modules;
-//! - [`supervise`]: the whole course, and the loop while the app runs;
+//! - [`supervise`]: the life of a guest from boot to power off, and the loop while the app runs;
 //! - [`plan`] decides the steps of the boot, [`execute`] performs them;
 //! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it;
-//! - [`proxy`]: the PROXY adapter, this program again in a process that [`adapter`] starts;
-//! - pure helpers: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
+//! - [`adapter`]: the process of the PROXY adapter (`proxy_adapter`), which is this program under another name;
+//! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
-//! Whatever ends here ends with the machine powered off: never a silent hang. Absent on purpose:
+//! However init ends, the machine is powered off: it never hangs in silence. Absent on purpose:
 //! restarting the app (a restart is a fresh guest), a shell to fall back to, and configuration by
 //! kernel command line.
 
 mod adapter;
+mod clock;
+mod console;
 mod early;
 mod etc;
 mod exec;
@@ -23,7 +25,6 @@ mod logs;
 mod netlink;
 mod output;
 mod plan;
-mod proxy;
 mod run_dir;
 mod signals;
 mod spawn;
@@ -34,27 +35,22 @@ mod user;
 
 use std::process::ExitCode;
 
-/// Says something on the console, which only has init's last words and the kernel's.
-pub(crate) fn console(text: &str) {
-    eprintln!("platform-init: {text}");
-}
-
 fn main() -> ExitCode {
-    // What is no text is no argument of ours.
+    // Init has no arguments that are not UTF-8.
     let mut arguments = std::env::args_os().filter_map(|argument| argument.into_string().ok());
-    if arguments.next().as_deref() == Some(adapter::NAME) {
-        adapter::main(arguments);
+    if arguments.next().as_deref() == Some(proxy_adapter::NAME) {
+        proxy_adapter::run(arguments, sys::inherited);
         return ExitCode::FAILURE;
     }
     if std::process::id() != 1 {
-        console("this is PID 1 of a guest; it does nothing elsewhere");
+        console::print("this program runs as PID 1 of a guest only");
         return ExitCode::from(2);
     }
     if let Err(error) = supervise::run() {
-        console(&error.to_string());
+        console::print(&error.to_string());
     }
-    // On QEMU without ACPI and on Firecracker a reboot is what ends the VM, and it never returns
-    // here: should it, the kernel panics for the loss of its init, and reboots for that.
+    // A reboot ends the VM on Firecracker and on QEMU without ACPI. It does not return; if it did, the
+    // kernel would panic for the loss of its init, and reboot for that.
     let _ = rustix::system::reboot(rustix::system::RebootCommand::Restart);
     ExitCode::FAILURE
 }

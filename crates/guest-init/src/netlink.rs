@@ -1,6 +1,6 @@
 //! The network, by rtnetlink: loopback up, the one interface with its addresses and default routes.
 //!
-//! IPv4 leaves by the IPv6 gateway (`RTA_VIA`, RFC 8950), so there is no second gateway and no ARP.
+//! IPv4 is routed by the IPv6 gateway (`RTA_VIA`, RFC 8950), so there is no second gateway and no ARP.
 //!
 //! Duplicate address detection is off (`accept_dad`, `IFA_F_NODAD`): the address is the instance's
 //! alone by construction, and waiting would cost a second of every boot. Building messages is pure.
@@ -42,13 +42,13 @@ const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
 const RTNH_F_ONLINK: u32 = 4;
 
-/// Why the network is not as it should be.
+/// Why the network could not be configured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
-    /// The interface is not there, or the file cannot be read or written.
+    /// The interface does not exist, or its setting cannot be read or written.
     #[error("{path}: {source}")]
     File {
-        /// Which.
+        /// The file.
         path: String,
         /// Why.
         source: io::Error,
@@ -56,7 +56,7 @@ pub(crate) enum NetworkError {
     /// The kernel refused.
     #[error("{what}: {source}")]
     Refused {
-        /// What it was asked for.
+        /// The request.
         what: &'static str,
         /// Its answer.
         source: io::Error,

@@ -1,53 +1,54 @@
 //! The app's standard output and error, from its pipes to the node.
 //!
 //! When the queue is full because the node is slow or away, the pipes are not read for
-//! [`STALL_LIMIT`], so the app waits and nothing is lost. If there is still no room then, lines are
-//! dropped and counted until half of the queue is free: the app is never blocked for ever.
+//! [`STALL_LIMIT`]: the app waits and nothing is lost. If there is still no room then, lines are
+//! dropped and counted until half of the queue is free, so that the app is not blocked for ever.
 //!
-//! A chatty app is read every [`REST`], not at each of its writes: on one processor every wake-up
-//! would take it from the app, and every small packet costs the host an exit of the VM.
+//! The output of an app that writes often is read every [`REST`], not at each write: every wake-up takes a
+//! single processor from the app, and every small packet costs the host an exit of the VM.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use guest_protocol::{Channel, HostFrame, Phase, Stream};
 use rustix::buffer::spare_capacity;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 
+use crate::clock::now_nanos;
 use crate::link::{Event, Link};
 use crate::logs::{LineSplitter, LogQueue};
 
-/// How long the app may be kept waiting for a slow node before lines are dropped.
+/// How long the app waits for a slow node before lines are dropped.
 const STALL_LIMIT: Duration = Duration::from_secs(1);
-/// How long the pipes are left alone after they were read.
+/// How long the pipes are not read after a read.
 const REST: Duration = Duration::from_millis(2);
-/// Size asked for the pipes, in bytes: what an app can write within [`REST`] without waiting.
+/// Requested size of the pipes, in bytes: an app can write as much within [`REST`] without waiting.
 pub(crate) const PIPE_BYTES: usize = 256 * 1024;
-/// Least that may be taken from a pipe at a time, in bytes.
+/// Room for one read from a pipe, in bytes.
 const READ_BYTES: usize = 64 * 1024;
 
 struct Source {
     stream: Stream,
     fd: Option<OwnedFd>,
     splitter: LineSplitter,
-    /// A piece of the present line was dropped: the rest of it goes too.
+    /// A piece of the present line was dropped: the rest of the line is dropped too.
     cutting: bool,
 }
 
-/// Output on its way: two pipes, the queue, the log channel.
+/// The way of output: the pipes, the queue, the log channel.
 pub(crate) struct Output {
     sources: Vec<Source>,
     queue: LogQueue,
     link: Link,
     stalled_since: Option<Instant>,
     dropping: bool,
-    /// Until when the pipes are left alone.
+    /// Until when the pipes are not read.
     resting_until: Option<Instant>,
 }
 
 impl Output {
-    /// Nothing to read yet.
+    /// An output without pipes.
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             sources: Vec::new(),
@@ -69,27 +70,27 @@ impl Output {
         });
     }
 
-    /// Stops reading: what still holds the pipes does not matter any more.
+    /// Stops reading, though processes may still hold the pipes.
     pub(crate) fn close(&mut self) {
         for source in &mut self.sources {
             source.fd = None;
         }
     }
 
-    /// Adds a line of init's own.
-    pub(crate) fn say(&mut self, line: &str) {
+    /// Adds a line of init's own to the instance's log. Dropped when there is no room.
+    pub(crate) fn log(&mut self, line: &str) {
         if self.queue.has_room() {
             self.queue
                 .push(now_nanos(), Stream::Platform, false, line.as_bytes());
         }
     }
 
-    /// Whether every pipe ended and the node has every line.
+    /// Whether every pipe ended and the node acknowledged every line.
     pub(crate) fn is_done(&self) -> bool {
         self.sources.iter().all(|source| source.fd.is_none()) && self.queue.is_empty()
     }
 
-    /// Moves what can be moved, from the pipes' bytes to the queue to the link.
+    /// Moves the lines that can be moved: from the pipes' bytes to the queue, from the queue to the link.
     pub(crate) fn tick(&mut self, now: Instant) {
         self.link.tick(now);
         self.resting_until = self.resting_until.filter(|until| *until > now);
@@ -104,15 +105,15 @@ impl Output {
             self.dropping = false;
             let dropped = self.queue.dropped();
             if dropped > 0 {
-                self.say(&format!(
-                    "{dropped} lines dropped here: the node was too slow to take them"
+                self.log(&format!(
+                    "{dropped} lines were dropped here: the node accepted them too slowly"
                 ));
             }
         }
         self.send(now);
     }
 
-    /// When [`Self::tick`] has something to do of its own accord.
+    /// When [`Self::tick`] has something to do without an event.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let stall = self
             .stalled_since
@@ -124,11 +125,11 @@ impl Output {
             .min()
     }
 
-    /// What to wait for: the pipes by their place, then the link.
+    /// The events to wait for: the pipes' and the link's.
     pub(crate) fn interests(
         &self,
     ) -> impl Iterator<Item = (OutputToken, BorrowedFd<'_>, PollFlags)> {
-        let reading = self.takes_more() && self.resting_until.is_none();
+        let reading = self.can_read() && self.resting_until.is_none();
         let pipes = self
             .sources
             .iter()
@@ -144,13 +145,13 @@ impl Output {
         pipes.chain(link)
     }
 
-    /// Handles what [`Self::interests`] waited for.
+    /// Handles an event that [`Self::interests`] waited for.
     pub(crate) fn ready(&mut self, token: OutputToken, phase: &Phase, now: Instant) {
         match token {
             OutputToken::Pipe(at) => {
-                // As many reads as empty a full pipe: others wait for their turn.
+                // Enough reads to empty a full pipe, and no more: other descriptors have their turn then.
                 for _ in 0..PIPE_BYTES / READ_BYTES {
-                    if !self.takes_more() || !self.read(at) {
+                    if !self.can_read() || !self.read(at) {
                         break;
                     }
                     self.fill_queue();
@@ -162,18 +163,18 @@ impl Output {
                     match event {
                         Event::Connected => self.queue.send_again(),
                         Event::Frame(HostFrame::LogAck { seq }) => self.queue.acknowledge(seq),
-                        Event::Frame(_) | Event::Lost => {}
+                        Event::Frame(_) | Event::Refused | Event::Lost => {}
                     }
                 }
             }
         }
     }
 
-    fn takes_more(&self) -> bool {
+    fn can_read(&self) -> bool {
         self.queue.has_room() || self.dropping
     }
 
-    /// Reads once. False: there is nothing more now, or ever.
+    /// Reads once. False: nothing more can be read now.
     fn read(&mut self, at: usize) -> bool {
         let Some(source) = self.sources.get_mut(at) else {
             return false;
@@ -228,19 +229,11 @@ impl Output {
     }
 }
 
-/// Which of [`Output`]'s descriptors.
+/// One of [`Output`]'s descriptors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputToken {
-    /// A pipe, by its place.
+    /// A pipe, by its index.
     Pipe(usize),
     /// The log channel.
     Link,
-}
-
-fn now_nanos() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-        })
 }

@@ -1,16 +1,15 @@
-//! The boot plan: from a [`BootConfig`] to the list of steps, in order. Pure; what each step does
-//! to the machine is in [`crate::execute`].
+//! The boot plan: from a [`BootConfig`] to the list of steps, in order. Pure; `execute` performs the steps.
 //!
-//! The order is the contract's (ADR 0003): disks, the overlay and the switch to it; the kernel's
-//! file systems; names and network; the user, whose image decides what the name means; what
-//! belongs to that user; the app. From the switch on, every path is the app's own view of it.
+//! The order is that of ADR 0003: disks, the overlay and the switch to it; the kernel's
+//! file systems; names and network; the user, resolved by the image's files; the
+//! files that belong to that user; the app. From the switch on, every path is a path of the app's root.
 //!
 //! `pivot_root` cannot leave the kernel's first root (`rootfs`), so the switch is its equivalent for
 //! an initramfs: empty the old root, move the overlay over `/`, chroot. Nothing of the old root can
 //! be reached or is left in memory.
 //!
 //! Absent on purpose: fsck (the kernel replays a volume's journal; a volume that does not mount
-//! fails the boot with the kernel's reason), swap, IPv4, and anything that depends on the image's
+//! fails the boot with the kernel's reason), swap, and anything that depends on the image's
 //! content: it may have no shell, no `/etc/passwd` and no directory at all.
 
 use std::fmt;
@@ -52,7 +51,7 @@ pub(crate) enum Access {
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
-    /// What it is, for the step's name.
+    /// A description, for the step's name.
     pub(crate) what: String,
     /// Device, or the file system's name.
     pub(crate) source: String,
@@ -69,15 +68,15 @@ pub(crate) struct Mount {
 /// One step of the boot. Its [`Display`](fmt::Display) form is `name: detail`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Mount a disk once its device is there.
+    /// Mount a disk once its device exists.
     MountDisk(Mount),
-    /// Put the overlay together from [`LOWER`] and [`SCRATCH`].
+    /// Mount the overlay of [`SCRATCH`] over [`LOWER`].
     MountOverlay,
-    /// Make the overlay `/` and leave nothing of the initramfs.
+    /// Make the overlay `/` and remove the initramfs.
     SwitchRoot,
     /// Mount one of the kernel's file systems.
     Mount(Mount),
-    /// Mount `/run` in memory, with what the image has there.
+    /// Mount `/run` in memory, with a copy of the image's.
     MountRun,
     /// Links such as `/dev/stdout`.
     DeviceLinks,
@@ -85,31 +84,31 @@ pub(crate) enum Step {
     Setting {
         /// File below `/proc/sys`.
         name: &'static str,
-        /// What to write.
+        /// The value to write.
         value: &'static str,
     },
-    /// Name the guest, in the kernel and in `/etc`.
+    /// Set the guest's name, in the kernel and in `/etc`.
     Hostname(String),
-    /// Add to `/etc/hosts` what it lacks.
+    /// Add the missing lines to `/etc/hosts`.
     Hosts(GuestNetwork, String),
-    /// Name the resolvers.
+    /// Write the name servers to `/etc/resolv.conf`.
     Resolvers(GuestNetwork),
-    /// Loopback and the one interface.
+    /// Configure loopback and the one interface.
     Network(GuestNetwork),
-    /// Find out who `user` is, in the image's files.
+    /// Resolve the user by the image's files.
     ResolveUser(String),
-    /// Secrets, in memory, the user's only.
+    /// Write the secrets to a tmpfs, readable by the user only.
     Secrets(Vec<SecretBundle>),
     /// Mount a volume and give it to the user.
     MountVolume(VolumeMount, Mount),
-    /// A directory that the image's config names.
+    /// Make a directory that the image's config names.
     Directory {
-        /// What it is, for the step's name.
+        /// A description, for the step's name.
         what: &'static str,
         /// Made with its parents when missing.
         path: String,
     },
-    /// The app's cgroup, with the memory controller.
+    /// Make the app's cgroup, with the memory controller.
     Cgroup,
     /// Start the PROXY adapter on the instance's address.
     StartAdapter(Ipv6Addr, Vec<ProxyPort>),
@@ -118,7 +117,7 @@ pub(crate) enum Step {
 }
 
 impl Step {
-    /// The name of the step: what a boot failure is called by.
+    /// The name of the step, for a boot failure.
     pub(crate) fn name(&self) -> String {
         match self {
             Self::MountDisk(mount) | Self::Mount(mount) | Self::MountVolume(_, mount) => {
@@ -215,8 +214,7 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
             Access::ReadOnly,
             "",
         ),
-        // Scratch lives as long as its VM: what a power cut would lose is gone with it anyway, so
-        // fsync need not wait for the host's disk.
+        // The scratch disk does not outlive its VM, so fsync need not wait for the host's disk.
         disk(
             "scratch disk",
             &config.scratch_device,
@@ -269,7 +267,7 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
                 target: format!("{VOLUMES_DIR}/{}", volume.name),
                 filesystem: "ext4",
                 access: Access::NoDevices,
-                // Damage that the kernel finds does not spread.
+                // Damage that the kernel finds must not spread.
                 options: "errors=remount-ro",
             },
         ));
@@ -286,8 +284,8 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
     });
     steps.push(Step::Cgroup);
     if !config.proxy.is_empty() {
-        // It dials the app anew for each of its connections, so that what is left of those it ended
-        // must not use up its own ports.
+        // The adapter dials the app for each of its connections: closed ones in TIME-WAIT must not use up its
+        // ports.
         steps.push(Step::Setting {
             name: "net/ipv4/tcp_tw_reuse",
             value: "1",
@@ -313,7 +311,7 @@ mod tests {
 
     use super::{Step, boot_plan};
 
-    fn least() -> BootConfig {
+    fn minimal() -> BootConfig {
         BootConfig {
             hostname: "web-1".to_owned(),
             argv: vec!["/app".to_owned()],
@@ -347,9 +345,9 @@ mod tests {
     }
 
     #[test]
-    fn the_least_config() {
+    fn a_minimal_config_has_the_standard_steps() {
         check(
-            &least(),
+            &minimal(),
             expect![[r#"
             mount root disk: /dev/vda on /lower, ext4 ReadOnly
             mount scratch disk: /dev/vdb on /scratch, ext4 Plain barrier=0
@@ -378,8 +376,8 @@ mod tests {
     }
 
     #[test]
-    fn everything_at_once() {
-        let mut config = least();
+    fn a_full_config_has_a_step_for_each_part() {
+        let mut config = minimal();
         config.user = "shop:staff".to_owned();
         config.working_dir = "/srv/shop".to_owned();
         config.network.resolvers = vec!["fd00::53".parse().unwrap()];
@@ -443,7 +441,7 @@ mod tests {
 
     #[test]
     fn no_step_shows_a_secret() {
-        let mut config = least();
+        let mut config = minimal();
         config.secrets = vec![SecretBundle {
             name: "database".to_owned(),
             files: BTreeMap::from([("password".to_owned(), b"hunter2".to_vec())]),

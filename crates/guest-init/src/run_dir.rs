@@ -1,8 +1,8 @@
-//! `/run`: a file system in memory that starts with what the image has there.
+//! `/run`: a file system in memory that starts with the image's own `/run`.
 //!
 //! Images put directories into `/run` for the user they run as (`/run/postgresql`, `/run/mysqld`):
-//! an empty file system over them would break those. What is there is copied first. An image with
-//! more in it than [`MAX_BYTES`] keeps its own `/run`, on the overlay, which is as short-lived.
+//! an empty file system over them would break those, so they are copied first. An image
+//! whose `/run` is larger than [`MAX_BYTES`] keeps it on the overlay, which is as short-lived.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,9 +17,9 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-/// Most that is copied from an image's `/run`, in bytes of file content.
+/// Most bytes of file content copied from an image's `/run`.
 const MAX_BYTES: u64 = 1024 * 1024;
-/// Most files and directories that are copied.
+/// Most files and directories copied.
 const MAX_ENTRIES: u32 = 1024;
 
 /// Mounts `/run`.
@@ -60,7 +60,7 @@ struct Budget {
     entries: u32,
 }
 
-/// Copies what is in a directory. False: there is more than the budget.
+/// Copies the content of a directory. False: it exceeds the budget.
 fn copy_children(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
     // Few names, and no descriptor kept open on the way down.
     let names: Vec<OsString> = fs::read_dir(from)?
@@ -91,7 +91,7 @@ fn copy(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
     } else if kind.is_file() {
         fs::copy(from, to)?;
     } else {
-        // Sockets and pipes of programs that are not running.
+        // Sockets and pipes belong to programs that are not running.
         return Ok(true);
     }
     let owner = (Uid::from_raw(metadata.uid()), Gid::from_raw(metadata.gid()));

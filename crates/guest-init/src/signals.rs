@@ -44,7 +44,7 @@ const NAMES: &[(&str, i32)] = &[
     ("RTMAX", LAST),
 ];
 
-/// The number of a signal by its name or number, in any case. `None`: there is no such signal.
+/// The number of a signal by its name, in either case, or by its number. `None`: there is no such signal.
 pub(crate) fn number(text: &str) -> Option<i32> {
     let text = text.trim().to_ascii_uppercase();
     if let Ok(number) = text.parse::<i32>() {
@@ -73,7 +73,7 @@ mod tests {
     use super::number;
 
     #[test]
-    fn names_numbers_and_real_time_signals() {
+    fn a_signal_is_found_by_name_number_or_real_time_offset() {
         for (text, expected) in [
             ("SIGTERM", Some(15)),
             ("term", Some(15)),

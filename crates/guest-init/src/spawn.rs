@@ -1,13 +1,13 @@
 //! Starting a program: the app, or a command run beside it.
 //!
 //! The program is looked up as execvp does, in the `PATH` it is given, with the permissions it
-//! will have. One difference, on purpose: a file that the kernel cannot run is not handed to
-//! `/bin/sh`, for a program of another architecture would then end in a shell's syntax error.
+//! will have. One difference, on purpose: a file that the kernel cannot run is not passed to
+//! `/bin/sh`, because a program of another architecture would then end in a shell's syntax error.
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
@@ -15,14 +15,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Resource, Rlimit};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
-use crate::proxy;
 use crate::sys::{self, Forked};
 use crate::user::User;
 
 /// Searched when the environment has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// Open files a program may have before it asks for more, and after. The kernel's own 1024 and
-/// 4096 are of another age, and images expect what container engines give.
+/// Soft and hard limit of a program's open files. Images expect the limits of container engines, not the
+/// kernel's 1024 and 4096.
 const OPEN_FILES: (u64, u64) = (65_536, 1_048_576);
 /// Exit code for a command that was not found.
 pub(crate) const EXIT_NOT_FOUND: u8 = 127;
@@ -33,17 +32,17 @@ pub(crate) const EXIT_NOT_EXECUTABLE: u8 = 126;
 pub(crate) struct Program<'a> {
     /// Program and arguments.
     pub(crate) argv: &'a [String],
-    /// The whole environment but for `HOME`, which is the user's when it is not given.
+    /// The whole environment; `HOME` is the user's where it is not given.
     pub(crate) environment: &'a [(String, String)],
     /// Working directory.
     pub(crate) working_dir: &'a str,
-    /// Who runs it.
+    /// The user that runs it.
     pub(crate) user: &'a User,
     /// The directory of the cgroup it starts in.
     pub(crate) cgroup: &'a str,
-    /// Absent for what is the user's. For the platform's adapter, which is this program itself under
-    /// the name in `argv`, without rights: the descriptors that it keeps, under the same numbers.
-    pub(crate) adapter: Option<&'a [OwnedFd]>,
+    /// Absent for a program of the image. For the PROXY adapter, which is this program itself under the name
+    /// in `argv`, without rights: the descriptors that it keeps, under the same numbers.
+    pub(crate) adapter: Option<&'a [BorrowedFd<'a>]>,
 }
 
 /// A program's standard streams.
@@ -67,23 +66,23 @@ pub(crate) enum StartError {
     /// No such file, in any directory of `PATH`.
     #[error("command not found: {0}")]
     NotFound(String),
-    /// The file is there; what it needs to run is not.
-    #[error("{0} is there, but not the interpreter or dynamic loader that it names")]
+    /// The file exists; its interpreter or dynamic loader does not.
+    #[error("{0} exists, but the interpreter or dynamic loader that it names does not")]
     NoInterpreter(String),
-    /// The file is there and may not be executed, or cannot.
+    /// The file exists and cannot be executed.
     #[error("cannot execute {command}: {source}{hint}")]
     NotExecutable {
         /// As given.
         command: String,
         /// Why.
         source: io::Error,
-        /// What it may be.
+        /// The likely cause.
         hint: &'static str,
     },
-    /// Text that cannot be handed to a program.
-    #[error("an argument or variable has a null byte in it: {0:?}")]
+    /// Text that a program cannot be given.
+    #[error("an argument or variable contains a null byte: {0:?}")]
     Text(String),
-    /// Something before the start itself.
+    /// A preparation of the start failed.
     #[error("{what}: {source}")]
     Prepare {
         /// What was being done.
@@ -104,7 +103,7 @@ impl StartError {
     }
 }
 
-/// What the child was doing, by the number that it reports.
+/// The child's stages, by the number that it reports when one fails.
 const STAGES: &[&str] = &[
     "execute",
     "new session",
@@ -114,12 +113,12 @@ const STAGES: &[&str] = &[
     "set groups",
     "set group",
     "set user",
-    "give up rights",
-    "hand over listeners",
+    "drop privileges",
+    "keep listeners open",
 ];
-/// This program, whatever its file was called and though it is removed.
+/// This program, though its file in the initramfs is removed.
 const OWN_PROGRAM: &str = "/proc/self/exe";
-/// More than the kernel has capabilities, or ever had room for.
+/// More than the number of the kernel's capabilities.
 const CAPABILITIES: u32 = 64;
 
 /// Starts a program and returns its pid, once it runs: a failure up to execve is an error here.
@@ -147,8 +146,8 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
     let mut report = Vec::new();
     File::from(read)
         .read_to_end(&mut report)
-        .map_err(prepare("hear of the start"))?;
-    // Nothing was reported: execve closed the pipe.
+        .map_err(prepare("read the start's outcome"))?;
+    // No report: execve closed the pipe.
     let Some((stage, Some(code))) = report.split_first().map(|(s, r)| (*s, r.first_chunk())) else {
         return Ok(pid);
     };
@@ -180,7 +179,7 @@ fn exists(path: &CString) -> bool {
     path.to_str().is_ok_and(|path| Path::new(path).is_file())
 }
 
-/// The C strings that execve wants, made before the fork.
+/// The C strings for execve, made before the fork.
 struct Exec {
     programs: Vec<CString>,
     argv: Vec<CString>,
@@ -224,7 +223,7 @@ impl Exec {
     }
 }
 
-/// The files that `command` may mean, in order. A name with a slash means itself; an empty
+/// The files that `command` may name, in order. A name with a slash means itself; an empty
 /// directory in `PATH` means the working directory.
 fn candidates(command: &str, path: Option<&str>) -> Vec<String> {
     if command.is_empty() {
@@ -242,7 +241,7 @@ fn candidates(command: &str, path: Option<&str>) -> Vec<String> {
         .collect()
 }
 
-/// The child's part. Returns only what failed: the stage, by its place in [`STAGES`], and why.
+/// The child's part. Returns only when a stage failed: its index in [`STAGES`], and why.
 fn child(program: &Program<'_>, exec: &Exec, streams: &Streams) -> (u8, io::Error) {
     match prepare_child(program, streams) {
         Err((stage, error)) => (stage, error),
@@ -259,14 +258,14 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
     }
     rustix::process::chdir(program.working_dir).map_err(at(4))?;
     let (current, maximum) = match program.adapter {
-        Some(_) => (proxy::OPEN_FILES, proxy::OPEN_FILES),
+        Some(_) => (proxy_adapter::OPEN_FILES, proxy_adapter::OPEN_FILES),
         None => OPEN_FILES,
     };
     let limit = Rlimit {
         current: Some(current),
         maximum: Some(maximum),
     };
-    // Refused to whoever lacks the capability: nobody in a guest, but init's measurement on a machine.
+    // Fails without the capability, which only `examples/natively.rs` lacks.
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     let user = program.user;
@@ -288,14 +287,13 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
     Ok(())
 }
 
-/// Nothing that this process executes gets more rights than it has, and it has none once it is
-/// another user's.
+/// Makes this process and what it executes unable to gain rights; it has none once its user is not root.
 fn confine() -> rustix::io::Result<()> {
     rustix::thread::set_no_new_privs(true)?;
     for number in 0..CAPABILITIES {
         let capability = CapabilitySet::from_bits_retain(1 << number);
         match remove_capability_from_bounding_set(capability) {
-            // The kernel has no more.
+            // Past the kernel's last capability.
             Err(Errno::INVAL) => break,
             result => result?,
         }
@@ -334,8 +332,8 @@ fn set_streams(streams: &Streams, user: &User) -> io::Result<()> {
     sys::replace_standard_streams(fds)
 }
 
-/// Tries each candidate as execvp does: on past what is missing or forbidden, and "forbidden"
-/// rather than "missing" when none could be run.
+/// Tries each candidate as execvp does: it skips missing and forbidden files, and reports "forbidden"
+/// rather than "missing" when no candidate could be run.
 fn execute(exec: &Exec) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
         strings
@@ -362,7 +360,7 @@ mod tests {
     use super::candidates;
 
     #[test]
-    fn where_a_command_is_looked_for() {
+    fn a_command_is_looked_up_in_path_as_execvp_does() {
         assert_eq!(candidates("/bin/sh", Some("/usr/bin")), ["/bin/sh"]);
         assert_eq!(candidates("./run", Some("/usr/bin")), ["./run"]);
         assert_eq!(

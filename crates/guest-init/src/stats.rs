@@ -1,4 +1,4 @@
-//! Figures of the guest, from the app's cgroup and the kernel's files. What cannot be read is 0.
+//! Resource use of the guest, from the app's cgroup and the kernel's files. A value that cannot be read is 0.
 
 use std::fs;
 
@@ -6,7 +6,7 @@ use guest_protocol::GuestStats;
 
 use crate::plan::{APP_CGROUP, INTERFACE};
 
-/// The figures now.
+/// The guest's resource use now.
 pub(crate) fn read() -> GuestStats {
     let disk = rustix::fs::statvfs("/").ok();
     let network = |direction: &str| {
@@ -26,7 +26,7 @@ pub(crate) fn read() -> GuestStats {
     }
 }
 
-/// How often the kernel killed a process of the app for want of memory.
+/// How often the kernel killed a process of the app because memory ran out.
 pub(crate) fn oom_kills() -> u64 {
     field(&format!("{APP_CGROUP}/memory.events"), "oom_kill")
 }
@@ -53,7 +53,7 @@ mod tests {
     use super::find_field;
 
     #[test]
-    fn fields_are_found_by_their_whole_name() {
+    fn a_field_is_found_by_its_whole_name() {
         let events = "low 0\nhigh 0\noom 3\noom_kill 2\noom_group_kill 1\n";
         assert_eq!(find_field(events, "oom_kill"), 2);
         assert_eq!(find_field(events, "oom"), 3);

@@ -1,4 +1,4 @@
-//! The course of a guest: boot, run, end; and the one loop that serves it.
+//! The life of a guest: boot, run, end; and the loop that serves it.
 //!
 //! ```text
 //!  waiting --Boot--> starting --app runs--> running --app ended--> ending --all dead--> exited
@@ -7,18 +7,17 @@
 //!                                                    +---------- ExitAck -----------------+--> off
 //! ```
 //!
-//! The end is told to the node only when every process is dead and every volume unmounted: a node
-//! that has heard of it may take the machine away at once.
+//! The end is reported to the node only when every process is dead and every volume unmounted, because the
+//! node may destroy the VM as soon as it has the report.
 
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use guest_protocol::{
     BootConfig, BootFailure, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream,
 };
-use model::Timestamp;
 use model::instance::ExitEvent;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Timespec;
@@ -33,45 +32,37 @@ use crate::link::{Event, Link};
 use crate::output::{Output, OutputToken};
 use crate::plan::{APP_CGROUP, boot_plan};
 use crate::user::User;
-use crate::{console, early, signals, stats, sys};
+use crate::{clock, console, early, signals, stats, sys};
 
 /// How long the app may take to stop when the guest itself is asked to end (`kill 1`).
 const OWN_STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long killed processes may take to be gone: the kernel may be waiting for a disk.
+/// How long killed processes may take to disappear: the kernel may be waiting for a disk.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last lines may take to be acknowledged after the node has the exit.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// After this long without an answer the console says what init is waiting for.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// After this long without a boot config the console says what init is waiting for.
+const QUIET_WAIT: Duration = Duration::from_secs(10);
 
-/// Now, by the guest's clock.
-pub(crate) fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-}
-
-/// The whole course. Returns when the machine is to be powered off.
+/// Runs the guest from boot to end. Returns when the machine is to be powered off.
 ///
 /// # Errors
-/// There is no way to tell the node anything.
+/// The node cannot be reached, or refuses this guest.
 pub(crate) fn run() -> io::Result<()> {
     let signals = sys::signal_fd()?;
     let early = early::prepare();
     let mut control = Link::new(Channel::Control, Instant::now());
     if let Err(error) = early {
         let failure = failed(error.step().to_owned(), error.to_string(), None);
-        return Guest::new(signals, control, Course::Told(failure)).serve();
+        return Guest::new(signals, control, State::Reporting(failure)).serve();
     }
     let (mut config, early_frames) = wait_for_boot(&mut control)?;
     if config.working_dir.is_empty() {
         "/".clone_into(&mut config.working_dir);
     }
     match boot(&config) {
-        Err(failure) => Guest::new(signals, control, Course::Told(failure)).serve(),
+        Err(failure) => Guest::new(signals, control, State::Reporting(failure)).serve(),
         Ok((user, app, booted)) => {
-            // They are in the guest's files now, and in nobody's memory.
+            // They are in files on a tmpfs now: init keeps no copy.
             config.secrets = Vec::new();
             let running = Running {
                 config,
@@ -79,7 +70,7 @@ pub(crate) fn run() -> io::Result<()> {
                 volumes: booted.volumes,
                 pid: app.pid,
             };
-            let mut guest = Guest::new(signals, control, Course::Running(running));
+            let mut guest = Guest::new(signals, control, State::Running(running));
             if let Some((adapter, output)) = booted.adapter {
                 guest.adapter = Some(adapter);
                 guest.output.read_from(Stream::Platform, output);
@@ -87,7 +78,7 @@ pub(crate) fn run() -> io::Result<()> {
             guest.output.read_from(Stream::Stdout, app.stdout);
             guest.output.read_from(Stream::Stderr, app.stderr);
             for note in booted.notes {
-                guest.output.say(&note);
+                guest.output.log(&note);
             }
             guest.control.send(&GuestFrame::Started);
             for frame in early_frames {
@@ -99,7 +90,7 @@ pub(crate) fn run() -> io::Result<()> {
 }
 
 fn failed(step: String, reason: String, exit_code: Option<u8>) -> GuestFrame {
-    console(&format!("{step}: {reason}"));
+    console::print(&format!("{step}: {reason}"));
     GuestFrame::BootFailed(BootFailure {
         step,
         reason,
@@ -119,32 +110,34 @@ fn boot(config: &BootConfig) -> Result<(User, execute::App, Booted), GuestFrame>
         (Some(user), Some(app)) => Ok((user, app, booted)),
         _ => Err(failed(
             "start the app".to_owned(),
-            "the boot plan does not".to_owned(),
+            "the boot plan has no such step".to_owned(),
             None,
         )),
     }
 }
 
-/// Asks the node what to run until it says. Returns also what it said in the same breath.
+/// Dials the node until it sends the boot config. Returns also the frames that came right after it.
 fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)> {
     let since = Instant::now();
-    let mut told = false;
+    let mut printed = false;
     loop {
         let now = Instant::now();
         control.tick(now);
         if control.is_hopeless() {
             return Err(io::Error::other(
-                "this machine has no vsock device: nobody to ask",
+                "this machine has no vsock device, so no node can be asked for a boot config",
             ));
         }
-        if !told && now.duration_since(since) > PATIENCE {
-            told = true;
+        if !printed && now.duration_since(since) > QUIET_WAIT {
+            printed = true;
             let reason = control
                 .last_error()
-                .map_or("no config yet".to_owned(), io::Error::to_string);
-            console(&format!("waiting for the node: {reason}"));
+                .map_or("no boot config yet".to_owned(), io::Error::to_string);
+            console::print(&format!("waiting for the node: {reason}"));
         }
-        let deadline = control.deadline().or((!told).then_some(since + PATIENCE));
+        let deadline = control
+            .deadline()
+            .or((!printed).then_some(since + QUIET_WAIT));
         let Some((fd, flags)) = control.interest(false, true) else {
             pause(&mut [], deadline);
             continue;
@@ -164,9 +157,9 @@ fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)>
                     });
                     return Ok((*config, rest.collect()));
                 }
-                Event::Frame(HostFrame::Refused { .. }) => {
+                Event::Refused => {
                     return Err(io::Error::other(
-                        "without the node's config there is nothing to run",
+                        "without the node's boot config there is nothing to run",
                     ));
                 }
                 _ => {}
@@ -175,7 +168,7 @@ fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)>
     }
 }
 
-/// Waits for descriptors until a deadline.
+/// Waits until a descriptor is ready, or until a deadline.
 fn pause(fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
     let timeout = deadline.map(|deadline| {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -184,11 +177,11 @@ fn pause(fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
             tv_nsec: i64::from(left.subsec_nanos()),
         }
     });
-    // Woken early, or with an error of a descriptor that its owner will find: look again.
+    // A wake-up without an event is harmless, and errors of a descriptor are found by its owner.
     let _ = poll(fds, timeout.as_ref());
 }
 
-/// What the loop waits for.
+/// What the loop waits for: one of the guest's descriptors.
 #[derive(Debug, Clone, Copy)]
 enum Token {
     Signals,
@@ -197,19 +190,19 @@ enum Token {
     Exec(u32, ExecToken),
 }
 
-/// How far the guest is, once it has its config.
-enum Course {
+/// The state of the guest, once it has its boot config.
+enum State {
     /// The app runs.
     Running(Running),
-    /// The app ended; what is left of it is dying.
+    /// The app ended; the processes that it left are being killed.
     Ending {
         running: Running,
         event: ExitEvent,
         until: Instant,
     },
-    /// The end is told, until it is acknowledged.
-    Told(GuestFrame),
-    /// The node knows; the last lines are on their way.
+    /// The end is reported, again on each connection, until the node acknowledges it.
+    Reporting(GuestFrame),
+    /// The node acknowledged the end; the last lines are being sent.
     Acknowledged { until: Instant },
     /// Nothing is left to do.
     Over,
@@ -226,41 +219,41 @@ struct Guest {
     signals: OwnedFd,
     control: Link,
     output: Output,
-    course: Course,
+    state: State,
     sessions: Vec<Session>,
-    /// Where the instance has one, and while the app runs.
+    /// Where the instance has one, while the app runs.
     adapter: Option<Adapter>,
     kill_at: Option<Instant>,
     requested_stop: bool,
 }
 
 impl Guest {
-    fn new(signals: OwnedFd, control: Link, course: Course) -> Self {
+    fn new(signals: OwnedFd, control: Link, state: State) -> Self {
         let mut guest = Self {
             signals,
             control,
             output: Output::new(Instant::now()),
-            course,
+            state,
             sessions: Vec::new(),
             adapter: None,
             kill_at: None,
             requested_stop: false,
         };
-        guest.tell();
+        guest.report_end();
         guest
     }
 
     fn phase(&self) -> Phase {
-        match &self.course {
-            Course::Running(_) | Course::Ending { .. } => Phase::Running,
-            Course::Told(GuestFrame::BootFailed(_)) => Phase::Failed,
+        match &self.state {
+            State::Running(_) | State::Ending { .. } => Phase::Running,
+            State::Reporting(GuestFrame::BootFailed(_)) => Phase::Failed,
             _ => Phase::Exited,
         }
     }
 
-    /// Says the end, where there is one, on the present connection.
-    fn tell(&mut self) {
-        if let Course::Told(frame) = &self.course {
+    /// Sends the end, where there is one, on the present connection.
+    fn report_end(&mut self) {
+        if let State::Reporting(frame) = &self.state {
             self.control.send(frame);
         }
     }
@@ -270,14 +263,14 @@ impl Guest {
         loop {
             let now = Instant::now();
             self.tick(now);
-            match &self.course {
-                Course::Over => return Ok(()),
-                Course::Acknowledged { until } if *until <= now || self.output.is_done() => {
+            match &self.state {
+                State::Over => return Ok(()),
+                State::Acknowledged { until } if *until <= now || self.output.is_done() => {
                     return Ok(());
                 }
-                Course::Told(_) if self.control.is_hopeless() => {
+                State::Reporting(_) if self.control.is_hopeless() => {
                     return Err(io::Error::other(
-                        "there is no vsock device to tell the node by",
+                        "this machine has no vsock device, so the node cannot be told of the end",
                     ));
                 }
                 _ => {}
@@ -302,30 +295,30 @@ impl Guest {
             && let Err(error) = adapter.tick(now)
         {
             self.output
-                .say(&format!("the PROXY adapter does not start: {error}"));
+                .log(&format!("the PROXY adapter does not start: {error}"));
         }
         if self.kill_at.is_some_and(|at| at <= now) {
             self.kill_at = None;
             kill_app();
         }
-        if let Course::Ending { until, .. } = &self.course
+        if let State::Ending { until, .. } = &self.state
             && *until <= now
         {
             self.output
-                .say("killed processes did not go away; the guest ends without them");
+                .log("killed processes did not disappear; the guest ends without waiting for them");
             self.output.close();
             self.end();
         }
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let course = match &self.course {
-            Course::Ending { until, .. } | Course::Acknowledged { until } => Some(*until),
+        let end = match &self.state {
+            State::Ending { until, .. } | State::Acknowledged { until } => Some(*until),
             _ => None,
         };
         let sessions = self.sessions.iter().filter_map(Session::deadline).min();
         [
-            course,
+            end,
             sessions,
             self.adapter.as_ref().and_then(Adapter::deadline),
             self.kill_at,
@@ -375,14 +368,14 @@ impl Guest {
             Token::Control => {
                 for event in self.control.ready(&phase, now) {
                     match event {
-                        Event::Connected => self.tell(),
+                        Event::Connected => self.report_end(),
                         Event::Frame(frame) => self.handle(frame, now),
-                        Event::Lost => {}
+                        Event::Refused | Event::Lost => {}
                     }
                 }
             }
             Token::Exec(number, token) => {
-                if let Course::Running(running) | Course::Ending { running, .. } = &self.course
+                if let State::Running(running) | State::Ending { running, .. } = &self.state
                     && let Some(session) = self
                         .sessions
                         .iter_mut()
@@ -397,22 +390,22 @@ impl Guest {
     fn handle(&mut self, frame: HostFrame, now: Instant) {
         match frame {
             HostFrame::Stop { timeout_ms } => {
-                self.requested_stop |= matches!(self.course, Course::Running(_));
+                self.requested_stop |= matches!(self.state, State::Running(_));
                 self.stop(Duration::from_millis(timeout_ms), now);
             }
-            HostFrame::Signal { signal } => match (&self.course, signals::number(&signal)) {
-                (Course::Running(running), Some(signal)) => {
+            HostFrame::Signal { signal } => match (&self.state, signals::number(&signal)) {
+                (State::Running(running), Some(signal)) => {
                     // It may have ended just now.
                     let _ = sys::kill(running.pid, signal);
                 }
-                (_, None) => self.output.say(&format!("there is no signal {signal:?}")),
+                (_, None) => self.output.log(&format!("there is no signal {signal:?}")),
                 _ => {}
             },
             HostFrame::Stats => self.control.send(&GuestFrame::Stats(stats::read())),
             HostFrame::Exec(request) => self.exec(request, now),
             HostFrame::ExitAck => {
-                if let Course::Told(_) = self.course {
-                    self.course = Course::Acknowledged {
+                if let State::Reporting(_) = self.state {
+                    self.state = State::Acknowledged {
                         until: now + LOG_FLUSH_TIMEOUT,
                     };
                 }
@@ -424,12 +417,12 @@ impl Guest {
 
     fn exec(&mut self, request: ExecRequest, now: Instant) {
         let session = request.session;
-        let reason = if !matches!(self.course, Course::Running(_)) {
-            "its app does not run at the moment".to_owned()
+        let reason = if !matches!(self.state, State::Running(_)) {
+            "its app is not running".to_owned()
         } else if self.sessions.len() >= MAX_SESSIONS {
-            format!("{MAX_SESSIONS} commands run in it already")
+            format!("{MAX_SESSIONS} commands are running in it already")
         } else if self.sessions.iter().any(|s| s.number() == session) {
-            format!("it has a command {session} already")
+            format!("it has a session {session} already")
         } else {
             self.sessions.push(Session::new(request, now));
             return;
@@ -438,15 +431,15 @@ impl Guest {
             .send(&GuestFrame::ExecRefused { session, reason });
     }
 
-    /// Signals the app, and kills it with all it started when it is not gone in time.
+    /// Signals the app, and kills it and all its processes when it has not ended in time.
     fn stop(&mut self, timeout: Duration, now: Instant) {
-        let Course::Running(running) = &self.course else {
+        let State::Running(running) = &self.state else {
             return;
         };
         let name = &running.config.stop_signal;
         let signal = signals::number(name).unwrap_or_else(|| {
             self.output
-                .say(&format!("there is no signal {name:?}: stopping by SIGTERM"));
+                .log(&format!("there is no signal {name:?}: stopping by SIGTERM"));
             libc::SIGTERM
         });
         // It may have ended just now.
@@ -479,7 +472,7 @@ impl Guest {
         self.reap(now);
     }
 
-    /// Takes the ends of all children, ours and the orphans of others.
+    /// Reaps all children: init's own and orphans.
     fn reap(&mut self, now: Instant) {
         loop {
             match wait(WaitOptions::NOHANG) {
@@ -490,7 +483,7 @@ impl Guest {
                 Ok(None) => return,
                 // There are no children left.
                 Err(_) => {
-                    if let Course::Ending { .. } = self.course {
+                    if let State::Ending { .. } = self.state {
                         self.end();
                     }
                     return;
@@ -511,34 +504,34 @@ impl Guest {
         if let Some(adapter) = self.adapter.as_mut().filter(|adapter| adapter.has_pid(pid)) {
             adapter.ended(now);
             self.output
-                .say("the PROXY adapter ended; it is started again");
+                .log("the PROXY adapter ended; it is started again");
             return;
         }
-        match std::mem::replace(&mut self.course, Course::Over) {
-            Course::Running(running) if running.pid == pid => {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Running(running) if running.pid == pid => {
                 self.kill_at = None;
                 self.adapter = None;
                 let event = exit_event(status, self.requested_stop);
-                // What outlives the app ends with it. Everyone but init, wherever it hid.
+                // Processes that outlive the app are killed: all but init, whatever their cgroup.
                 let _ = sys::kill(-1, libc::SIGKILL);
-                self.course = Course::Ending {
+                self.state = State::Ending {
                     running,
                     event,
                     until: now + KILL_TIMEOUT,
                 };
             }
-            other => self.course = other,
+            other => self.state = other,
         }
     }
 
-    /// Everything is dead: put the volumes down and tell the node.
+    /// Every process is dead: unmounts the volumes and reports the end.
     fn end(&mut self) {
-        if let Course::Ending { running, event, .. } =
-            std::mem::replace(&mut self.course, Course::Over)
+        if let State::Ending { running, event, .. } =
+            std::mem::replace(&mut self.state, State::Over)
         {
             unmount_volumes(&running.volumes);
-            self.course = Course::Told(GuestFrame::Exited(event));
-            self.tell();
+            self.state = State::Reporting(GuestFrame::Exited(event));
+            self.report_end();
         }
     }
 }
@@ -556,11 +549,11 @@ fn exit_event(status: WaitStatus, requested_stop: bool) -> ExitEvent {
         signal,
         oom_killed: stats::oom_kills() > 0,
         requested_stop,
-        at: now(),
+        at: clock::now(),
     }
 }
 
-/// Kills the app and all it started.
+/// Kills the app and all processes in its cgroup.
 fn kill_app() {
     if fs::write(format!("{APP_CGROUP}/cgroup.kill"), "1").is_err() {
         // A kernel before 5.14, or an app that took its cgroup apart.
@@ -568,8 +561,8 @@ fn kill_app() {
     }
 }
 
-/// Writes the volumes down and unmounts them. One that is still held is made read-only, which
-/// leaves it as clean.
+/// Syncs the volumes and unmounts them. A volume that is still in use is made read-only, which leaves its
+/// file system clean as well.
 fn unmount_volumes(volumes: &[String]) {
     for volume in volumes.iter().rev() {
         if let Ok(directory) = fs::File::open(volume) {
@@ -579,7 +572,7 @@ fn unmount_volumes(volumes: &[String]) {
             let remounted = mount_remount(volume.as_str(), MountFlags::RDONLY, "");
             let _ = unmount(volume.as_str(), UnmountFlags::DETACH);
             if let Err(error) = remounted {
-                console(&format!("{volume} is left mounted: {error}"));
+                console::print(&format!("{volume} is left mounted: {error}"));
             }
         }
     }

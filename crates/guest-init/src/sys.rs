@@ -31,14 +31,14 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
 
 fn owned(fd: libc::c_int) -> io::Result<OwnedFd> {
     let fd = check(fd)?;
-    // SAFETY: the call before returned this descriptor to us, and nobody else knows it.
+    // SAFETY: the call before returned this descriptor, and nothing else uses it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A descriptor that this process was started with.
 pub(crate) fn inherited(fd: i32) -> OwnedFd {
-    // SAFETY: whoever started this process says that the descriptor is for this purpose, and nothing
-    // else here knows it. One that is not open answers EBADF to whoever uses it.
+    // SAFETY: the process that started this one passed the descriptor for this purpose, and nothing else
+    // here uses it. Calls on a descriptor that is not open fail with EBADF.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
@@ -62,8 +62,8 @@ pub(crate) fn signal_fd() -> io::Result<OwnedFd> {
     }
 }
 
-/// In a child before exec: signals as a fresh process has them. execve resets handlers by itself, and
-/// the one signal that is ignored here, by std, is `SIGPIPE`.
+/// In a child before exec: resets signals to those of a fresh process. execve resets handlers by itself; the
+/// one signal that this process ignores, because of std, is `SIGPIPE`.
 pub(crate) fn reset_signals() {
     // SAFETY: as in `signal_fd`; SIG_DFL is a valid disposition of SIGPIPE.
     unsafe {
@@ -74,7 +74,7 @@ pub(crate) fn reset_signals() {
     }
 }
 
-/// What `clone3` is told (linux/sched.h), in its version of 88 bytes.
+/// The arguments of `clone3` (linux/sched.h), in their version of 88 bytes.
 #[repr(C)]
 #[derive(Default)]
 struct CloneArgs {
@@ -94,8 +94,8 @@ struct CloneArgs {
 /// `CLONE_INTO_CGROUP` of linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Starts a child in a cgroup. To be born there costs nothing; to move there later makes the kernel
-/// wait for every processor, which takes longer than the whole rest of a boot.
+/// Starts a child in a cgroup. Moving a running child there would make the kernel wait for every processor,
+/// which takes longer than the whole rest of a boot.
 pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
     let args = CloneArgs {
         flags: CLONE_INTO_CGROUP,
@@ -103,8 +103,8 @@ pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
         cgroup: u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX),
         ..CloneArgs::default()
     };
-    // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library does not hear of
-    // it, which matters to programs with threads and to callers of raise(3): this has neither.
+    // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library is not informed,
+    // which matters to programs with threads and to callers of raise(3): this program has neither.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match check(pid as libc::c_int)? {
         0 => Ok(Forked::Child),
@@ -122,7 +122,7 @@ pub(crate) fn replace_standard_streams(fds: [BorrowedFd<'_>; 3]) -> io::Result<(
     Ok(())
 }
 
-/// Replaces this process. Returns only the reason why it did not.
+/// Replaces this process. Returns only on failure, with the reason.
 pub(crate) fn execve(
     program: &CStr,
     argv: &[*const libc::c_char],
@@ -141,7 +141,7 @@ pub(crate) fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Sends a signal: to a process, to a group (negative), or to everyone but init (-1).
+/// Sends a signal to a process, to a process group (negative), or to every process but init (-1).
 pub(crate) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::kill(pid, signal) }).map(|_| ())

@@ -1,30 +1,30 @@
-//! Who `user[:group]` is, by the image's own `/etc/passwd` and `/etc/group`.
+//! Resolves `user[:group]` by the image's own `/etc/passwd` and `/etc/group`.
 //!
 //! The rule is the OCI image spec's (config.md, `User`): without a group, the user's default group
-//! and the groups that list the user by name; with a group, that one and no other. A number that no
-//! file knows is taken as it is, with group 0. Pure: the files come as bytes, and need not exist.
+//! and the groups that list the user by name; with a group, that one and no other. A number that is in
+//! no file stands for itself, with group 0. Pure: the files come as bytes, and need not exist.
 
-/// Who the app runs as.
+/// The user that the app runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct User {
     /// User id.
     pub(crate) uid: u32,
     /// Group id.
     pub(crate) gid: u32,
-    /// Every group, the group id itself among them: a group left out could otherwise be shed to
-    /// get past a permission that denies it.
+    /// Every group, the group id itself included: a process could otherwise drop that group, and so escape a
+    /// permission that denies it access.
     pub(crate) groups: Vec<u32>,
     /// Home directory, for `HOME`.
     pub(crate) home: String,
 }
 
-/// Why it is nobody.
+/// Why a user cannot be resolved.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum UserError {
-    /// The name is in no line of the file.
+    /// `/etc/passwd` has no such name.
     #[error("the image's /etc/passwd has no user `{0}`")]
     NoUser(String),
-    /// The name is in no line of the file.
+    /// `/etc/group` has no such name.
     #[error("the image's /etc/group has no group `{0}`")]
     NoGroup(String),
 }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn names_and_numbers() {
+    fn a_user_is_resolved_by_name_or_number() {
         check("", expect!["0:0 [0, 44] /root"]);
         check("shop", expect!["1000:100 [29, 44, 100] /home/shop"]);
         check("1000", expect!["1000:100 [29, 44, 100] /home/shop"]);
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_replaces_all_groups() {
+    fn a_named_group_replaces_all_groups() {
         check("shop:staff", expect!["1000:50 [50] /home/shop"]);
         check("shop:50", expect!["1000:50 [50] /home/shop"]);
         check("shop:999", expect!["1000:999 [999] /home/shop"]);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_without_the_files() {
+    fn an_image_without_passwd_and_group_has_numbers_only() {
         let user = resolve("", b"", b"").map(|user| (user.uid, user.gid, user.home));
         assert_eq!(user, Ok((0, 0, "/".to_owned())));
         assert!(resolve("shop", b"", b"").is_err());

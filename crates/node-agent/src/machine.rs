@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use api::node::EgressState;
 use api_client::ApiClient;
 use guest_protocol::HOST_PORT;
-use microvm::{AdoptError, Disk, Driver, GuestKernel, MAX_VCPUS, Nic, Vm, VmSpec};
+use microvm::{AdoptError, Disk, DriverKind, GuestKernel, MAX_VCPUS, Nic, Vm, VmSpec};
 use model::instance::InstanceSpec;
 use model::{InstanceId, Timestamp};
 use node_core::boot::NodeFacts;
@@ -42,7 +42,7 @@ pub(crate) struct Machine {
     pub(crate) egress: watch::Sender<Option<EgressState>>,
     /// Who may use the network; the rules are made from this, whole.
     pub(crate) admitted: Mutex<BTreeMap<InstanceId, Ipv6Addr>>,
-    pub(crate) driver: Driver,
+    pub(crate) driver: DriverKind,
     pub(crate) kernel: GuestKernel,
     pub(crate) data_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
@@ -159,11 +159,8 @@ impl Machine {
 
     /// Removes the sockets and the console of a VM that ended.
     pub(crate) fn remove_run_dir(&self, id: InstanceId) {
-        match std::fs::remove_dir_all(self.vm_dir(id)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, instance = %id, "cannot remove the run folder");
-            }
-            _ => {}
+        if let Err(error) = microvm::remove_run_dir(&self.vm_dir(id)) {
+            tracing::warn!(%error, instance = %id, "cannot remove the run folder");
         }
     }
 }

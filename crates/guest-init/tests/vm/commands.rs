@@ -1,4 +1,4 @@
-//! Commands beside the app, and figures.
+//! Commands beside the app, and stats.
 
 use guest_protocol::{ExecRequest, HostFrame};
 
@@ -35,7 +35,7 @@ fn ended(guest: &Guest, session: u32) -> (String, String, u8) {
 }
 
 #[test]
-fn commands_on_pipes_and_on_a_terminal_and_figures() {
+fn commands_run_on_pipes_and_on_a_terminal_and_stats_are_answered() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config("echo ready; exec sleep 1000");
     config.user = "shop".to_owned();
@@ -66,11 +66,11 @@ fn commands_on_pipes_and_on_a_terminal_and_figures() {
     guest.send_exec(2, &HostFrame::ExecInput { bytes: Vec::new() });
     assert_eq!(ended(&guest, 2), ("400000\n".to_owned(), String::new(), 0));
 
-    // Much output, wholly there before the end is told.
+    // Much output, which arrives completely before the exit.
     guest.send(&request(3, &["head", "-c", "1000000", "/dev/zero"], None));
     assert_eq!(ended(&guest, 3).0.len(), 1_000_000);
 
-    // A command that is not there.
+    // A command that does not exist.
     guest.send(&request(4, &["nope"], None));
     let expected = (
         String::new(),
@@ -120,7 +120,7 @@ fn commands_on_pipes_and_on_a_terminal_and_figures() {
     assert_eq!(ended(&guest, 7).2, 0);
 
     guest.send(&HostFrame::Stats);
-    let stats = guest.wait("figures", |seen| seen.stats.first().cloned());
+    let stats = guest.wait("stats", |seen| seen.stats.first().cloned());
     assert!(stats.cpu_micros > 0 && stats.processes >= 1, "{stats:?}");
     assert!(
         stats.memory_bytes > 0 && stats.memory_bytes < stats.memory_total_bytes,
@@ -133,11 +133,10 @@ fn commands_on_pipes_and_on_a_terminal_and_figures() {
 }
 
 #[test]
-fn every_exit_code_and_every_signal_is_told_exactly() {
-    /// Commands that run at once, half of what a guest takes: those before may still be ending.
+fn every_exit_code_and_every_signal_is_reported_exactly() {
+    /// Commands that run at once, half of a guest's limit: those of the batch before may still be ending.
     const AT_ONCE: usize = 16;
-    /// Signals that do not end a process that does nothing about them: CHLD, CONT, URG, WINCH, and
-    /// those that stop it.
+    /// Signals whose default action does not end a process: CHLD, CONT, URG, WINCH, and those that stop it.
     const HARMLESS: [u8; 8] = [17, 18, 19, 20, 21, 22, 23, 28];
     let Some(tools) = Tools::find() else { return };
     let mut guest = Plan::new(&tools, config("echo ready; exec sleep 1000")).boot();
@@ -147,7 +146,7 @@ fn every_exit_code_and_every_signal_is_told_exactly() {
         words.chain([last]).collect::<Vec<_>>()
     };
     let codes = (0..=255).map(|code| (words("sh -c", format!("exit {code}")), code, None));
-    // It sends the signal to the program that it becomes. A shell would ignore some.
+    // `timeout` sends the signal to its own child. A shell would ignore some signals.
     let signals = (1..=64)
         .filter(|signal| !HARMLESS.contains(signal))
         .map(|signal| {
@@ -167,7 +166,7 @@ fn every_exit_code_and_every_signal_is_told_exactly() {
             guest.break_exec(*session);
         }
     }
-    // And of the app itself: its end is told as exactly.
+    // The app's own end is reported as exactly.
     guest.send(&HostFrame::Signal {
         signal: "64".to_owned(),
     });
@@ -176,7 +175,7 @@ fn every_exit_code_and_every_signal_is_told_exactly() {
 }
 
 #[test]
-fn a_guest_says_why_it_runs_no_command() {
+fn a_guest_that_runs_no_more_commands_refuses_with_the_reason() {
     let Some(tools) = Tools::find() else { return };
     let mut guest = Plan::new(&tools, config("echo ready; exec sleep 1000")).boot();
     guest.wait_line("ready");
@@ -189,10 +188,10 @@ fn a_guest_says_why_it_runs_no_command() {
         guest.send(&request(session, &["sleep", "1000"], None));
     }
     guest.send(&request(33, &["true"], None));
-    assert_eq!(refused(&guest, 33), "32 commands run in it already");
+    assert_eq!(refused(&guest, 33), "32 commands are running in it already");
     guest.send(&HostFrame::Stop { timeout_ms: 1 });
     guest.wait("the exit", |seen| seen.exits.first().cloned());
     guest.send(&request(34, &["true"], None));
-    assert_eq!(refused(&guest, 34), "its app does not run at the moment");
+    assert_eq!(refused(&guest, 34), "its app is not running");
     guest.finish();
 }

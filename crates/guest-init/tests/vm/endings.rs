@@ -1,11 +1,11 @@
-//! How an app ends, and what the node is told.
+//! How an app ends, and the report that the node gets.
 
 use guest_protocol::{HostFrame, Phase, Stream};
 
 use crate::machine::{Plan, Tools, config};
 
 #[test]
-fn an_app_runs_says_its_lines_and_ends_with_its_code() {
+fn an_apps_output_and_exit_code_reach_the_node() {
     let Some(tools) = Tools::find() else { return };
     let mut guest = Plan::new(
         &tools,
@@ -35,7 +35,7 @@ fn an_app_runs_says_its_lines_and_ends_with_its_code() {
 }
 
 #[test]
-fn a_death_by_signal_is_told_exactly() {
+fn a_death_by_signal_is_reported_exactly() {
     let Some(tools) = Tools::find() else { return };
     let mut guest = Plan::new(&tools, config("kill -SEGV $$")).boot();
     let event = guest.finish();
@@ -57,7 +57,7 @@ fn a_real_time_signal_stops_an_app_that_does_not_catch_it() {
 }
 
 #[test]
-fn an_app_that_obeys_stops_by_its_own_signal_and_takes_its_children_with_it() {
+fn an_app_stops_by_its_stop_signal_and_its_children_are_killed() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config(
         "trap 'echo stopping; exit 3' QUIT; trap '' TERM; sleep 1000 & echo ready; \
@@ -79,7 +79,7 @@ fn an_app_that_obeys_stops_by_its_own_signal_and_takes_its_children_with_it() {
 }
 
 #[test]
-fn an_app_that_does_not_obey_is_killed_at_the_timeout() {
+fn an_app_that_ignores_its_stop_signal_is_killed_at_the_timeout() {
     let Some(tools) = Tools::find() else { return };
     let script = "trap '' TERM; (trap '' TERM; sleep 1000; sleep 1000) & echo ready; \
                   while :; do sleep 1; done";
@@ -92,7 +92,7 @@ fn an_app_that_does_not_obey_is_killed_at_the_timeout() {
 }
 
 #[test]
-fn a_signal_reaches_the_app_alone_and_a_guest_that_is_asked_from_inside_stops() {
+fn a_signal_reaches_the_app_alone_and_a_signal_to_init_stops_the_guest() {
     let Some(tools) = Tools::find() else { return };
     let script = "trap 'echo hup' HUP; trap 'echo term; exit 0' TERM; echo ready; \
                   while :; do sleep 0.05; done";
@@ -122,9 +122,9 @@ fn a_signal_reaches_the_app_alone_and_a_guest_that_is_asked_from_inside_stops() 
 }
 
 #[test]
-fn orphans_are_reaped_and_end_with_the_app() {
+fn orphans_are_reaped_and_killed_when_the_app_ends() {
     let Some(tools) = Tools::find() else { return };
-    // Ten orphans that end at once, one that would live on; then no zombie may be left.
+    // Ten orphans that end at once, and one that would live on; then no zombie may be left.
     let script = "for i in 0 1 2 3 4 5 6 7 8 9; do (true &) ; done; (setsid sleep 1000 &); \
                   while grep -q '^State:.Z' /proc/[0-9]*/status 2>/dev/null; do sleep 0.02; done; \
                   echo clean; exit 255";
@@ -135,7 +135,7 @@ fn orphans_are_reaped_and_end_with_the_app() {
 }
 
 #[test]
-fn out_of_memory_is_told_by_the_kernels_counter() {
+fn an_out_of_memory_kill_is_reported_by_the_kernels_counter() {
     let Some(tools) = Tools::find() else { return };
     let script = "echo eating; exec tail /dev/zero";
     let mut guest = Plan::new(&tools, config(script)).boot();
@@ -145,7 +145,7 @@ fn out_of_memory_is_told_by_the_kernels_counter() {
 }
 
 #[test]
-fn a_command_that_is_not_there_is_127_with_its_name() {
+fn a_missing_command_is_reported_by_name_with_code_127() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config("");
     config.argv = vec!["nginx".to_owned()];
@@ -154,7 +154,7 @@ fn a_command_that_is_not_there_is_127_with_its_name() {
     assert_eq!(failure.step, "start the app");
     assert_eq!(failure.reason, "command not found: nginx");
     assert_eq!(failure.exit_code, Some(127));
-    // A node that was away hears it again.
+    // A node that dials again gets the report again.
     guest.break_connections();
     guest.wait("the failure again", |seen| {
         (seen.failures.len() == 2).then_some(())
@@ -173,7 +173,7 @@ fn a_command_that_is_not_there_is_127_with_its_name() {
 }
 
 #[test]
-fn a_command_that_cannot_run_is_126() {
+fn a_command_that_cannot_be_executed_is_reported_with_code_126() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config("");
     config.argv = vec!["/etc/passwd".to_owned()];
@@ -189,7 +189,7 @@ fn a_command_that_cannot_run_is_126() {
 }
 
 #[test]
-fn a_step_that_fails_is_named() {
+fn a_failed_boot_step_is_reported_by_name() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config("true");
     config.user = "nobody-here".to_owned();

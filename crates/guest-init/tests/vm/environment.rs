@@ -1,4 +1,4 @@
-//! The environment an app finds.
+//! The environment that an app finds.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ fn value(lines: &[String], name: &str) -> String {
 }
 
 #[test]
-fn the_standard_environment() {
+fn an_app_finds_the_standard_environment() {
     let Some(tools) = Tools::find() else { return };
     let script = r#"
         say() { n="$1"; shift; "$@" 2>&1 | while read -r l; do echo "$n=$l"; done; }
@@ -103,7 +103,7 @@ fn the_standard_environment() {
     }
     assert!(
         !value("mounts").contains("ext4"),
-        "no disk is in sight:\n{}",
+        "no disk is visible:\n{}",
         value("mounts")
     );
     assert!(!value("top").contains("lower") && !value("top").contains("modules"));
@@ -150,19 +150,19 @@ fn the_standard_environment() {
     assert_eq!(value("volume"), "755 0:0");
     assert!(
         lines.iter().any(|line| line == "reopened"),
-        "a user may open /dev/stdout anew"
+        "the user may open /dev/stdout"
     );
     assert!(value("write").contains("Permission denied"));
     assert_eq!(
         value("fds"),
         "0\n1\n2\n3",
-        "nothing of init's is inherited; 3 is ls's own"
+        "no descriptor of init is inherited; 3 is of ls itself"
     );
     eprintln!("init's memory in KiB: {}", value("rss").replace('\n', ", "));
 }
 
 #[test]
-fn the_default_route_leads_somewhere() {
+fn the_default_route_reaches_the_gateway() {
     let Some(tools) = Tools::find() else { return };
     let mut guest = Plan::new(&tools, config("ping -6 -c 1 -W 10 fd00:1::2")).boot();
     let event = guest.finish();
@@ -175,7 +175,7 @@ fn the_default_route_leads_somewhere() {
 }
 
 #[test]
-fn a_static_program_in_an_image_with_nothing_else() {
+fn an_image_may_be_one_static_program() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config("");
     config.argv = vec!["/pwd".to_owned()];
@@ -183,7 +183,7 @@ fn a_static_program_in_an_image_with_nothing_else() {
     config.user = "4242".to_owned();
     config.working_dir = String::new();
     let tree = |root: &Path| {
-        // busybox does what its name says.
+        // busybox runs the applet of its file name.
         fs::copy("/bin/busybox", root.join("pwd")).unwrap();
     };
     let mut guest = Plan {
@@ -196,7 +196,7 @@ fn a_static_program_in_an_image_with_nothing_else() {
 }
 
 #[test]
-fn a_volume_belongs_to_the_user_and_is_clean_when_the_end_is_told() {
+fn a_volume_belongs_to_the_user_and_is_unmounted_before_the_exit_is_reported() {
     let Some(tools) = Tools::find() else { return };
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("data.ext4");
@@ -217,7 +217,7 @@ fn a_volume_belongs_to_the_user_and_is_clean_when_the_end_is_told() {
         let guest = plan.boot();
         guest.wait_line(round);
         guest.send(&guest_protocol::HostFrame::Stop { timeout_ms: 1 });
-        // Not acknowledged: the machine is taken away as soon as the end is told.
+        // Not acknowledged: the VM is destroyed as soon as the exit is reported.
         guest.wait("the exit", |seen| seen.exits.first().cloned());
         assert_eq!(guest.seen().lines(Stream::Stdout), expected);
         drop(guest);
@@ -232,7 +232,7 @@ fn a_volume_belongs_to_the_user_and_is_clean_when_the_end_is_told() {
 }
 
 #[test]
-fn a_volume_that_the_kernel_found_damaged_is_used_and_said() {
+fn a_damaged_volume_is_mounted_with_a_warning_in_the_log() {
     let Some(tools) = Tools::find() else { return };
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("data.ext4");
@@ -255,15 +255,15 @@ fn a_volume_that_the_kernel_found_damaged_is_used_and_said() {
     let mut guest = plan.boot();
     guest.finish();
     assert_eq!(guest.seen().lines(Stream::Stdout), ["well"]);
-    let said = guest.seen().lines(Stream::Platform).join("\n");
+    let warning = guest.seen().lines(Stream::Platform).join("\n");
     assert!(
-        said.starts_with("volume data: its file system is damaged (3 errors"),
-        "{said}"
+        warning.starts_with("volume data: its file system is damaged (3 errors"),
+        "{warning}"
     );
 }
 
 #[test]
-fn a_volume_that_is_no_file_system_is_named() {
+fn a_volume_without_a_file_system_fails_the_boot_by_name() {
     let Some(tools) = Tools::find() else { return };
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("data.raw");

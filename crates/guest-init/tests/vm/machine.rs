@@ -1,6 +1,6 @@
 //! A real guest under QEMU (TCG), with this test as its node.
 //!
-//! Simpler than the node's own driver, and independent of it: what is tested here is init.
+//! Simpler than the node's own driver, and independent of it: these are tests of init.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::{
     BootConfig, BootFailure, Channel, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
-    GuestStats, Hello, HostFrame, LogRecord, Phase, Stream,
+    GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, Phase, Stream,
 };
-use microvm::{Driver, GuestKernel, Machine};
+use microvm::{DriverKind, GuestKernel, Machine};
 use model::instance::ExitEvent;
 
 /// Longest that anything awaited may take; two busy cores without KVM are slow.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a guest test needs of this machine.
+/// The tools of this machine that a guest test needs.
 pub(crate) struct Tools {
     /// The kernel that a node would boot here.
     kernel: GuestKernel,
@@ -30,7 +30,7 @@ pub(crate) struct Tools {
 }
 
 impl Tools {
-    /// Finds them, or says what is missing: the test is then skipped, unless
+    /// Finds them, or prints what is missing: the test is then skipped, unless
     /// `PLATFORM_REQUIRE_VM` is set.
     pub(crate) fn find() -> Option<Self> {
         match Self::look() {
@@ -101,7 +101,7 @@ pub(crate) fn busybox_tree(root: &Path) {
     .unwrap();
 }
 
-/// What a guest boots with unless a test says otherwise: `sh -c <script>` as root.
+/// The boot config of most tests: `sh -c <script>` as root.
 pub(crate) fn config(script: &str) -> BootConfig {
     BootConfig {
         hostname: "web-1".to_owned(),
@@ -143,7 +143,7 @@ pub(crate) fn make_disk(path: &Path, megabytes: u32, tree: Option<&Path>) {
     assert!(command.status().unwrap().success());
 }
 
-/// What the node's side has seen and how it behaves.
+/// What the node received, and how it behaves.
 #[derive(Default)]
 pub(crate) struct Seen {
     pub(crate) hellos: Vec<Hello>,
@@ -158,18 +158,19 @@ pub(crate) struct Seen {
     pub(crate) hold_logs: bool,
     /// Read logs and do not acknowledge them.
     pub(crate) no_log_acks: bool,
-    config: Option<BootConfig>,
+    /// The bytes that answer a guest that waits for its boot config.
+    boot: Vec<u8>,
     control: Option<UnixStream>,
     log: Option<UnixStream>,
 }
 
-/// What an exec session said.
+/// What an exec session received.
 #[derive(Default)]
 pub(crate) struct ExecSeen {
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: Vec<u8>,
     pub(crate) exit: Option<ExitEvent>,
-    /// Why there was no command.
+    /// Why the guest ran no command.
     pub(crate) refused: Option<String>,
     stream: Option<UnixStream>,
 }
@@ -218,7 +219,7 @@ pub(crate) struct Guest {
     since: Instant,
 }
 
-/// A guest to be.
+/// A guest before its boot.
 pub(crate) struct Plan<'a> {
     pub(crate) tools: &'a Tools,
     pub(crate) config: BootConfig,
@@ -227,8 +228,11 @@ pub(crate) struct Plan<'a> {
     pub(crate) volumes: Vec<PathBuf>,
     /// The tree of the root disk.
     pub(crate) tree: &'a dyn Fn(&Path),
-    /// A tap to be attached to; absent: QEMU's own network.
+    /// The tap of its interface; absent: QEMU's own network.
     pub(crate) tap: Option<&'a str>,
+    /// Whether the node is of a later version, whose boot config has fields that this version lacks and comes
+    /// after a frame of an unknown type.
+    pub(crate) newer_node: bool,
 }
 
 impl<'a> Plan<'a> {
@@ -240,6 +244,7 @@ impl<'a> Plan<'a> {
             volumes: Vec::new(),
             tree: &busybox_tree,
             tap: None,
+            newer_node: false,
         }
     }
 
@@ -254,7 +259,7 @@ impl<'a> Plan<'a> {
         make_disk(&at("scratch.ext4"), 64, None);
 
         let shared: Shared = Arc::default();
-        shared.0.lock().unwrap().config = Some(self.config.clone());
+        shared.0.lock().unwrap().boot = boot_frame(&self);
         let listener = UnixListener::bind(at("vsock_1024")).unwrap();
         std::thread::spawn({
             let shared = Arc::clone(&shared);
@@ -293,6 +298,29 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// The boot config as its node sends it.
+fn boot_frame(plan: &Plan<'_>) -> Vec<u8> {
+    let frame = HostFrame::Boot(Box::new(plan.config.clone()));
+    if !plan.newer_node {
+        return frame.encode();
+    }
+    let (frame_type, body) = frame.parts();
+    let body = String::from_utf8(body).unwrap();
+    let body = body.replacen('{', r#"{"cores":{"pinned":[1]},"#, 1);
+    let body = body.replacen(r#""network":{"#, r#""network":{"mptcp":true,"#, 1);
+    [
+        raw_frame(IGNORABLE | 1, b"news"),
+        raw_frame(frame_type, body.as_bytes()),
+    ]
+    .concat()
+}
+
+/// A frame of any type.
+pub(crate) fn raw_frame(frame_type: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 1).unwrap();
+    [&length.to_le_bytes()[..], &[frame_type], body].concat()
+}
+
 fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
     let Plan {
         tools,
@@ -309,9 +337,9 @@ fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
     let scratch = (guest.path("scratch.ext4"), "off");
     let others = volumes.iter().map(|path| (path.clone(), "off"));
     let disks: Vec<_> = [root, scratch].into_iter().chain(others).collect();
-    let kernel = tools.kernel.for_disks(Driver::QemuTcg, disks.len());
+    let kernel = tools.kernel.for_disks(DriverKind::QemuTcg, disks.len());
     eprintln!("kernel: {}", kernel.kernel.display());
-    // The machine, what its bus calls our devices, and what is to be said of those.
+    // The machine, its bus's suffix of device names, and options of the network device.
     let (machine, bus, nic) = match kernel.machine {
         Machine::Pc => (
             "pc,usb=off,vmport=off,smbus=off,hpet=off",
@@ -338,7 +366,7 @@ fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
         .arg("-initrd")
         .arg(&kernel.initramfs)
         .arg("-append")
-        .arg(kernel.arguments(Driver::QemuTcg))
+        .arg(kernel.arguments(DriverKind::QemuTcg))
         .arg("-serial")
         .arg(format!("file:{}", guest.path("console.log").display()))
         .arg("-device")
@@ -383,7 +411,7 @@ impl Guest {
         self.since.elapsed()
     }
 
-    /// QEMU's resident memory is not of interest here, but its end is: waits for it.
+    /// Waits until QEMU ends.
     pub(crate) fn wait_for_power_off(&mut self) -> ExitStatus {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -399,7 +427,7 @@ impl Guest {
         }
     }
 
-    /// What was seen so far.
+    /// What the node received so far.
     pub(crate) fn seen(&self) -> MutexGuard<'_, Seen> {
         self.shared.0.lock().unwrap()
     }
@@ -410,7 +438,7 @@ impl Guest {
         self.shared.1.notify_all();
     }
 
-    /// Waits until something was seen.
+    /// Waits until the node received what `find` looks for.
     pub(crate) fn wait<T>(&self, what: &str, mut find: impl FnMut(&Seen) -> Option<T>) -> T {
         let until = Instant::now() + PATIENCE;
         let mut seen = self.seen();
@@ -437,7 +465,7 @@ impl Guest {
         self.wait("the start", |seen| (seen.started > 0).then_some(()));
     }
 
-    /// Waits for a line of standard output that begins like this, and returns it.
+    /// Waits for a line of standard output that begins with `start`, and returns it.
     pub(crate) fn wait_line(&self, start: &str) -> String {
         self.wait(start, |seen| {
             seen.lines(Stream::Stdout)
@@ -454,17 +482,22 @@ impl Guest {
         event
     }
 
-    /// Says something on the control channel.
+    /// Sends a frame on the control channel.
     pub(crate) fn send(&self, frame: &HostFrame) {
+        self.send_bytes(&frame.encode());
+    }
+
+    /// Sends bytes on the control channel.
+    pub(crate) fn send_bytes(&self, bytes: &[u8]) {
         let control = self.wait("control", |seen| {
             seen.control
                 .as_ref()
                 .map(|stream| stream.try_clone().unwrap())
         });
-        (&control).write_all(&frame.encode()).unwrap();
+        (&control).write_all(bytes).unwrap();
     }
 
-    /// Says something on an exec channel, once it is there.
+    /// Sends a frame on an exec channel, once it is connected.
     pub(crate) fn send_exec(&self, session: u32, frame: &HostFrame) {
         let stream = self.wait("the exec channel", |seen| {
             Some(
@@ -510,7 +543,7 @@ impl Drop for Guest {
     }
 }
 
-/// One connection from the guest.
+/// Serves one connection from the guest.
 fn serve(mut stream: UnixStream, shared: &Shared) {
     let (seen, changed) = (&shared.0, &shared.1);
     let mut buffer = FrameBuffer::default();
@@ -566,8 +599,7 @@ fn take(
                 Channel::Control => {
                     seen.control = Some(copy);
                     if hello.phase == Phase::Waiting {
-                        let config = seen.config.clone().unwrap();
-                        answers.extend(HostFrame::Boot(Box::new(config)).encode());
+                        answers.extend(&seen.boot);
                     }
                 }
                 Channel::Log => seen.log = Some(copy),
@@ -604,6 +636,6 @@ fn take(
         GuestFrame::ExecRefused { session, reason } => {
             seen.exec.entry(session).or_default().refused = Some(reason);
         }
-        GuestFrame::ExecFailed { reason } => panic!("a node says this, no guest: {reason}"),
+        GuestFrame::ExecFailed { reason } => panic!("only a node sends this frame: {reason}"),
     }
 }

@@ -1,8 +1,8 @@
 //! `platform-init` in a real guest: QEMU without KVM, the kernel that a node would boot here (each
-//! guest's is said), the contract's frames.
+//! test prints it), the protocol's frames.
 //!
 //! Needs `cargo xtask guest`, vhost-device-vsock (in PATH or `PLATFORM_VHOST_DEVICE_VSOCK`) and the
-//! Debian packages qemu-system-x86, e2fsprogs and busybox-static; says so and skips without.
+//! Debian packages qemu-system-x86, e2fsprogs and busybox-static; without them each test prints what is missing and is skipped.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -12,3 +12,4 @@ mod environment;
 mod machine;
 mod output;
 mod proxy;
+mod versions;

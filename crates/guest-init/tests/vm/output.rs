@@ -1,4 +1,4 @@
-//! The app's output on its way to the node, when the node is well, slow or away.
+//! The app's output on its way to a node that is present, slow or away.
 
 use std::time::Instant;
 
@@ -46,7 +46,7 @@ fn every_byte_arrives_in_order_and_long_lines_in_pieces() {
 }
 
 #[test]
-fn a_node_that_restarts_finds_its_guest_and_loses_no_line() {
+fn a_guest_dials_a_restarted_node_and_loses_no_line() {
     let Some(tools) = Tools::find() else { return };
     let script = "echo first; while [ ! -e /go ]; do sleep 0.05; done; seq 1 3000; exit 5";
     let mut guest = Plan::new(&tools, config(script)).boot();
@@ -66,7 +66,7 @@ fn a_node_that_restarts_finds_its_guest_and_loses_no_line() {
     guest.change(|seen| seen.no_log_acks = false);
     let event = guest.wait("the exit", |seen| seen.exits.first().cloned());
     assert_eq!(event.exit_code, 5);
-    // The node goes away before it has written the end down.
+    // The node disconnects before it has recorded the end.
     guest.break_connections();
     guest.wait("the exit again", |seen| {
         (seen.exits.len() == 2).then_some(())
@@ -88,7 +88,7 @@ fn a_node_that_restarts_finds_its_guest_and_loses_no_line() {
 }
 
 #[test]
-fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
+fn a_node_that_does_not_read_loses_lines_and_never_blocks_the_app() {
     let Some(tools) = Tools::find() else { return };
     // 6 MB: more than every buffer on the way together.
     let line = "x".repeat(99);
@@ -139,7 +139,7 @@ fn a_node_that_does_not_read_costs_lines_and_never_blocks_the_app() {
     assert!(
         platform
             .iter()
-            .any(|line| line.contains("lines dropped here")),
+            .any(|line| line.contains("lines were dropped here")),
         "{platform:?}"
     );
 }

@@ -18,7 +18,7 @@ const EDGE: &str = "fd12:3456:789a:4::1";
 const NEIGHBOUR: &str = "fd12:3456:789a:3:0:7:0:16";
 const TAP: &str = "tap0";
 const PATIENCE: Duration = Duration::from_secs(60);
-/// What follows LOCAL's header is the edge's own.
+/// A PROXY v2 header: TCP over IPv4, from 192.0.2.7:4711 to 192.0.2.1:80.
 const HEADER: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00\x02\x01\x12\x67\x00\x50";
 
@@ -79,32 +79,32 @@ fn dial(from: &str, port: u16) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Says something, ends, and hears all that comes back.
-fn say(from: &str, port: u16, words: &[u8]) -> io::Result<Vec<u8>> {
+/// Sends bytes, shuts down, and returns all that comes back.
+fn exchange(from: &str, port: u16, words: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = dial(from, port)?;
     stream.write_all(words)?;
     stream.shutdown(Shutdown::Write)?;
-    let mut heard = Vec::new();
-    stream.read_to_end(&mut heard)?;
-    Ok(heard)
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer)
 }
 
-/// As [`say`], once the app listens.
-fn say_until_heard(from: &str, port: u16, words: &[u8]) -> Vec<u8> {
+/// As [`exchange`], once the app listens.
+fn exchange_when_ready(from: &str, port: u16, words: &[u8]) -> Vec<u8> {
     let until = Instant::now() + PATIENCE;
     loop {
-        match say(from, port, words) {
-            Ok(heard) if !heard.is_empty() => return heard,
+        match exchange(from, port, words) {
+            Ok(answer) if !answer.is_empty() => return answer,
             tried => assert!(Instant::now() < until, "{from} to {port}: {tried:?}"),
         }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Whether nothing was heard before the connection was closed.
-fn is_turned_away(heard: io::Result<Vec<u8>>) -> bool {
-    match heard {
-        Ok(heard) => heard.is_empty(),
+/// Whether the connection was closed without an answer.
+fn is_refused(answer: io::Result<Vec<u8>>) -> bool {
+    match answer {
+        Ok(answer) => answer.is_empty(),
         Err(error) => matches!(
             error.kind(),
             io::ErrorKind::ConnectionReset
@@ -122,13 +122,13 @@ fn platform_line(guest: &Guest, part: &str) {
 }
 
 #[test]
-fn edges_reach_an_app_through_the_adapter_and_nobody_else_does() {
+fn only_edges_reach_an_app_through_the_adapter() {
     let Some(tools) = Tools::find() else { return };
-    let test = "proxy::edges_reach_an_app_through_the_adapter_and_nobody_else_does";
+    let test = "proxy::only_edges_reach_an_app_through_the_adapter";
     if !has_a_network(test) {
         return;
     }
-    // Looks at the adapter, as root: it listens before the app runs, and has nothing.
+    // Inspects the adapter, as root: it listens before the app runs, and has no rights and no secrets.
     let script = r#"
         echo listening=$(grep -c ':EE49 .* 0A ' /proc/net/tcp6)
         adapter() { for p in /proc/[0-9]*; do
@@ -195,30 +195,29 @@ fn edges_reach_an_app_through_the_adapter_and_nobody_else_does() {
 
     // An edge, by the ingress port; the app's own ports are plain for everyone.
     let with_header = [HEADER, b"hello"].concat();
-    assert_eq!(say_until_heard(EDGE, 61001, &with_header), b"hello");
-    assert_eq!(say_until_heard(EDGE, 61002, &with_header), with_header);
-    assert_eq!(say(NEIGHBOUR, 8080, b"plain").unwrap(), b"plain");
-    // A neighbour, and an edge that says something else.
-    assert!(is_turned_away(say(NEIGHBOUR, 61001, &with_header)));
-    assert!(is_turned_away(say(EDGE, 61001, b"GET / HTTP/1.1\r\n\r\n")));
-    assert!(is_turned_away(say(
+    assert_eq!(exchange_when_ready(EDGE, 61001, &with_header), b"hello");
+    assert_eq!(exchange_when_ready(EDGE, 61002, &with_header), with_header);
+    assert_eq!(exchange(NEIGHBOUR, 8080, b"plain").unwrap(), b"plain");
+    // A neighbour, and an edge that sends no PROXY v2 header.
+    assert!(is_refused(exchange(NEIGHBOUR, 61001, &with_header)));
+    assert!(is_refused(exchange(EDGE, 61001, b"GET / HTTP/1.1\r\n\r\n")));
+    assert!(is_refused(exchange(
         EDGE,
         61001,
         b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\n"
     )));
 
-    // One that does not say all of its header has five seconds.
+    // A connection with a part of its header is closed after five seconds.
     match late.read(&mut [0]) {
         Ok(0) => {}
         Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
-        heard => panic!("{heard:?}"),
+        read => panic!("{read:?}"),
     }
     let waited = begun.elapsed();
     assert!(waited > Duration::from_millis(4500), "{waited:?}");
-    platform_line(&guest, " 1 of others than edges");
-    platform_line(&guest, " 1 of others than edges");
+    platform_line(&guest, " 1 not from edges");
 
-    // The adapter's death is not the app's: another serves what waits meanwhile.
+    // The app outlives the adapter: another adapter serves the connections that wait meanwhile.
     for round in 1..=2 {
         let kill = "for p in /proc/[0-9]*; do \
                     [ \"$(cat $p/comm)\" = platform-proxy ] && kill -9 ${p#/proc/}; done";
@@ -230,12 +229,12 @@ fn edges_reach_an_app_through_the_adapter_and_nobody_else_does() {
         guest.wait("the kill", |seen| seen.exec.get(&round)?.exit.clone());
         guest.wait("the line", |seen| {
             let lines = seen.lines(Stream::Platform);
-            let said = lines
+            let restarts = lines
                 .iter()
                 .filter(|line| line.contains("it is started again"));
-            (said.count() == round as usize).then_some(())
+            (restarts.count() == round as usize).then_some(())
         });
-        assert_eq!(say(EDGE, 61001, &with_header).unwrap(), b"hello");
+        assert_eq!(exchange(EDGE, 61001, &with_header).unwrap(), b"hello");
     }
 
     guest.send(&HostFrame::Stop { timeout_ms: 1 });
@@ -244,7 +243,7 @@ fn edges_reach_an_app_through_the_adapter_and_nobody_else_does() {
 }
 
 #[test]
-fn an_adapter_that_cannot_listen_is_a_boot_that_failed() {
+fn an_adapter_that_cannot_listen_fails_the_boot() {
     let Some(tools) = Tools::find() else { return };
     let mut config = config("true");
     config.proxy = vec![port(61001, 8080, ProxyProtocol::Strip); 2];

@@ -40,7 +40,7 @@ fn a_stripped_port_is_reached_through_the_adapter_and_outlives_it() {
     plain.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let logs = || cluster.ok(&["logs", "--app", "hello", "--process", "web"]);
     wait_for("the adapter's line", || {
-        logs().contains("1 without a header")
+        logs().contains("1 without a valid header")
     });
 
     let kill = "for p in /proc/[0-9]*; do \

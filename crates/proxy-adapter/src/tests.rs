@@ -1,4 +1,4 @@
-//! The adapter between real sockets on the loopback, with a client and an app of the test's.
+//! The adapter between real sockets on the loopback; the test is the client and the app.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,8 @@ use std::time::Duration;
 use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};
 use rustix::net::sockopt::set_socket_linger;
 
-use super::{LIMITS, Limits, Listener, serve};
+use crate::listener::Listener;
+use crate::server::{LIMITS, Limits, serve};
 
 /// Longest that anything awaited may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,10 +47,10 @@ impl Adapter {
             peers_mask: ALL_BITS,
         };
         let (line, lines) = mpsc::channel();
-        // It ends with the process of the test.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
-            let error = serve(vec![listener], limits, |said| {
-                let _ = line.send(said.to_owned());
+            let error = serve(vec![listener], limits, |text| {
+                let _ = line.send(text.to_owned());
             });
             panic!("{error}");
         });
@@ -70,7 +71,7 @@ impl Adapter {
         patient(self.app.accept().unwrap().0)
     }
 
-    /// A client whose header was taken, and the app's end.
+    /// A client whose header was accepted, and the app's end.
     fn join(&self) -> (TcpStream, TcpStream) {
         let mut client = self.client();
         client.write_all(&header()).unwrap();
@@ -110,7 +111,7 @@ fn read_all(stream: &mut TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// Waits until the other end closed without having said anything.
+/// Waits until the other end closed without having sent anything.
 fn closed(mut client: TcpStream) {
     match client.read(&mut [0; 8]) {
         Ok(0) => {}
@@ -120,7 +121,7 @@ fn closed(mut client: TcpStream) {
 }
 
 #[test]
-fn strip_hands_on_what_follows_the_header() {
+fn strip_forwards_the_bytes_after_the_header() {
     let adapter = Adapter::start(true);
     let mut client = adapter.client();
     client
@@ -135,10 +136,10 @@ fn strip_hands_on_what_follows_the_header() {
 }
 
 #[test]
-fn v2_hands_the_header_through_as_it_came() {
+fn v2_forwards_the_header_unchanged() {
     let adapter = Adapter::start(false);
     let mut sent = header();
-    // A field that nobody knows stays where it is.
+    // An unknown field is kept.
     sent[15] += 5;
     sent.extend([0xe0, 0, 2, 1, 2]);
     let mut client = adapter.client();
@@ -154,7 +155,7 @@ fn v2_hands_the_header_through_as_it_came() {
 }
 
 #[test]
-fn local_and_unspecified_are_handed_on() {
+fn local_and_unspecified_connections_reach_the_app() {
     let adapter = Adapter::start(true);
     for (command, block) in [
         (0x20, &b""[..]),
@@ -174,7 +175,7 @@ fn local_and_unspecified_are_handed_on() {
 }
 
 #[test]
-fn a_header_may_come_byte_by_byte() {
+fn a_header_that_arrives_byte_by_byte_is_accepted() {
     let adapter = Adapter::start(true);
     let mut client = adapter.client();
     client.set_nodelay(true).unwrap();
@@ -188,7 +189,7 @@ fn a_header_may_come_byte_by_byte() {
 }
 
 #[test]
-fn each_end_may_end_first_and_still_hear_the_other() {
+fn an_end_that_shuts_down_first_still_receives() {
     let adapter = Adapter::start(true);
     let (mut client, mut app) = adapter.join();
     client.write_all(b"to app").unwrap();
@@ -208,7 +209,7 @@ fn each_end_may_end_first_and_still_hear_the_other() {
 }
 
 #[test]
-fn a_mebibyte_goes_each_way_at_once() {
+fn a_mebibyte_arrives_each_way_at_once() {
     let adapter = Adapter::start(true);
     let (client, app) = adapter.join();
     let data = |seed: u32| -> Vec<u8> {
@@ -233,7 +234,7 @@ fn a_mebibyte_goes_each_way_at_once() {
 }
 
 #[test]
-fn an_end_that_does_not_read_is_waited_for_and_holds_up_nobody() {
+fn an_end_that_does_not_read_blocks_its_own_connection_only() {
     let adapter = Adapter::start(true);
     let (mut client, mut app) = adapter.join();
     client.set_nonblocking(true).unwrap();
@@ -257,7 +258,7 @@ fn an_end_that_does_not_read_is_waited_for_and_holds_up_nobody() {
 }
 
 #[test]
-fn many_connections_at_once_among_them_silent_ones() {
+fn silent_connections_do_not_block_others() {
     let adapter = Adapter::start(true);
     let silent: Vec<_> = (0..100).map(|_| adapter.client()).collect();
     let joined: Vec<_> = (0..200_u32)
@@ -279,26 +280,26 @@ fn many_connections_at_once_among_them_silent_ones() {
 }
 
 #[test]
-fn a_reset_is_a_reset_at_the_other_end() {
+fn a_reset_at_one_end_resets_the_other() {
     let adapter = Adapter::start(true);
     for app_breaks in [false, true] {
         let (client, app) = adapter.join();
-        let (breaks, mut hears) = if app_breaks {
+        let (resets, mut receives) = if app_breaks {
             (app, client)
         } else {
             (client, app)
         };
-        set_socket_linger(&breaks, Some(Duration::ZERO)).unwrap();
-        drop(breaks);
-        let error = hears.read(&mut [0; 8]).unwrap_err();
+        set_socket_linger(&resets, Some(Duration::ZERO)).unwrap();
+        drop(resets);
+        let error = receives.read(&mut [0; 8]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     }
 }
 
 #[test]
-fn what_is_no_header_reaches_no_app() {
+fn a_connection_without_a_valid_header_reaches_no_app() {
     let limits = Limits {
-        say: Duration::ZERO,
+        log_interval: Duration::ZERO,
         ..LIMITS
     };
     let adapter = Adapter::with(true, Ipv6Addr::LOCALHOST, limits);
@@ -325,7 +326,7 @@ fn what_is_no_header_reaches_no_app() {
         (changed(15, 14), "do not fit"),
     ] {
         let mut client = adapter.client();
-        // For the one that is longer than it was.
+        // Two more bytes, which the header with the longer length needs.
         client.write_all(&[&bytes[..], b"??"].concat()).unwrap();
         closed(client);
         let line = adapter.line();
@@ -340,19 +341,19 @@ fn what_is_no_header_reaches_no_app() {
 }
 
 #[test]
-fn who_is_no_edge_is_refused_at_once() {
+fn a_peer_that_is_not_an_edge_is_refused_at_once() {
     let adapter = Adapter::with(true, "fd00::1".parse().unwrap(), LIMITS);
     closed(adapter.client());
     assert_eq!(
         adapter.line(),
-        "PROXY adapter: refused connections: 1 of others than edges, 0 without a header, \
-         0 without an app; the last, from ::1: only edges may connect to this port"
+        "PROXY adapter: refused connections: 1 not from edges, 0 without a valid header, 0 while the app \
+         did not listen; the last, from ::1: only edges may connect to this port"
     );
     adapter.app_has_nothing();
 }
 
 #[test]
-fn a_header_that_does_not_come_in_time_is_not_waited_for() {
+fn a_late_header_is_refused() {
     let limits = Limits {
         header: Duration::from_millis(20),
         ..LIMITS
@@ -363,7 +364,7 @@ fn a_header_that_does_not_come_in_time_is_not_waited_for() {
     closed(client);
     assert!(adapter.line().contains("did not come in time"));
     adapter.app_has_nothing();
-    // One whose header was there is not concerned.
+    // A connection with a complete header has no deadline.
     let (mut client, mut app) = adapter.join();
     let late = adapter.client();
     closed(late);
@@ -372,7 +373,7 @@ fn a_header_that_does_not_come_in_time_is_not_waited_for() {
 }
 
 #[test]
-fn an_app_that_does_not_listen_is_said_and_the_client_is_let_go() {
+fn a_client_of_an_app_that_does_not_listen_is_refused_with_the_reason() {
     let Adapter {
         ingress,
         app,
@@ -387,7 +388,7 @@ fn an_app_that_does_not_listen_is_said_and_the_client_is_let_go() {
 }
 
 #[test]
-fn above_the_bound_a_connection_waits_for_another_to_end() {
+fn a_connection_above_the_limit_waits_until_another_ends() {
     let limits = Limits {
         connections: 2,
         ..LIMITS
@@ -405,23 +406,23 @@ fn above_the_bound_a_connection_waits_for_another_to_end() {
 }
 
 #[test]
-fn refusals_are_counted_and_said_now_and_then() {
+fn refusals_are_counted_and_logged_at_intervals() {
     let limits = Limits {
-        say: Duration::from_millis(200),
+        log_interval: Duration::from_millis(200),
         ..LIMITS
     };
     let adapter = Adapter::with(true, "fd00::1".parse().unwrap(), limits);
     for _ in 0..50 {
         closed(adapter.client());
     }
-    let mut told = 0;
+    let mut refused = 0;
     let mut lines = 0;
-    while told < 50 {
+    while refused < 50 {
         let line = adapter.line();
         let (_, rest) = line.split_once("connections: ").unwrap();
-        told += rest.split(' ').next().unwrap().parse::<u32>().unwrap();
+        refused += rest.split(' ').next().unwrap().parse::<u32>().unwrap();
         lines += 1;
     }
-    assert_eq!(told, 50);
+    assert_eq!(refused, 50);
     assert!(lines < 50, "{lines} lines");
 }

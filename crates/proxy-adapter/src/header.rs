@@ -1,11 +1,11 @@
 //! The PROXY protocol header, version 2 (haproxy's proxy-protocol.txt, section 2.2), read strictly.
-//! Pure: bytes in; a header's length, the wish for more bytes, or a refusal out.
+//! Pure: bytes in; a header's length, a request for more bytes, or a refusal out.
 //!
-//! What the header says about the client is the app's to know (`v2`) or nobody's (`strip`): here is
-//! only found out where it ends, and that it is one. As the specification has it, what follows LOCAL
-//! and UNSPEC is ignored; a checksum in it is checked all the same where one can be read.
+//! The adapter does not use the client's address in the header: this module finds where the header ends,
+//! and whether it is valid. As the specification has it, the bytes after LOCAL and UNSPEC are ignored; a
+//! checksum among them is checked all the same where one can be read.
 
-/// Largest header that is taken, in bytes, all of it counted.
+/// Largest header that is accepted, in bytes, signature and addresses included.
 pub(crate) const MAX_HEADER_BYTES: usize = 4096;
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
@@ -14,10 +14,10 @@ const FIXED_BYTES: usize = 16;
 /// The TLV that holds a CRC32C of the whole header, taken with its own value as zeros.
 const TLV_CRC32C: u8 = 0x03;
 
-/// Why bytes are not a header that we take.
+/// Why bytes are not a header that is accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Invalid {
-    /// They begin otherwise.
+    /// They do not begin with the signature.
     Signature,
     /// Version 1, which is text.
     VersionOne,
@@ -25,15 +25,15 @@ pub(crate) enum Invalid {
     Version,
     /// Neither LOCAL nor PROXY.
     Command,
-    /// No pair of family and transport that the specification has.
+    /// Not a pair of family and transport in the specification.
     Family,
     /// Longer than [`MAX_HEADER_BYTES`].
     TooLong,
     /// Shorter than the addresses of its family.
     TooShort,
-    /// What follows the addresses is not a list of type, length and value.
+    /// The bytes after the addresses are not a list of type, length and value.
     Tlv,
-    /// The checksum is not that of the header.
+    /// The checksum does not match the header.
     Checksum,
 }
 
@@ -54,10 +54,10 @@ impl Invalid {
     }
 }
 
-/// The length of the header that the bytes begin with, in bytes; `None`: it goes on.
+/// The length of the header that the bytes begin with, in bytes; `None`: it needs more bytes.
 ///
 /// # Errors
-/// The bytes are no header, however they may go on.
+/// The bytes are not a header, whatever follows them.
 pub(crate) fn parse(bytes: &[u8]) -> Result<Option<usize>, Invalid> {
     let begun = bytes.len().min(SIGNATURE.len());
     if bytes[..begun] != SIGNATURE[..begun] {
@@ -109,7 +109,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<usize>, Invalid> {
     }
 }
 
-/// Goes through the fields from `start` on, and checks the checksum if there is one.
+/// Reads the fields from `start` on, and checks the checksum if there is one.
 fn check_fields(header: &[u8], start: usize) -> Result<(), Invalid> {
     let mut at = start;
     let mut checksum = None;
@@ -166,7 +166,7 @@ mod tests {
 
     use super::{FIXED_BYTES, Invalid, MAX_HEADER_BYTES, TLV_CRC32C, crc32c, parse};
 
-    /// Headers of another writer's, without a checksum.
+    /// Headers by another implementation, without a checksum.
     fn header() -> impl Strategy<Value = ProxyHeader<'static>> {
         let addresses =
             prop_oneof![
@@ -208,7 +208,7 @@ mod tests {
         bytes
     }
 
-    /// With a checksum, by another's arithmetic.
+    /// The header with a checksum, computed by another implementation.
     fn with_checksum(mut header: ProxyHeader<'_>, after: &[u8]) -> Vec<u8> {
         let at = encode(&header).len();
         header.append_tlv(Tlv::Crc32c(0));
@@ -221,7 +221,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_a_header_or_its_beginning_or_none(
+        fn arbitrary_bytes_are_a_header_or_a_prefix_or_refused(
             begins in 0..20_usize,
             bytes in prop::collection::vec(any::<u8>(), 0..300),
         ) {
@@ -234,9 +234,9 @@ mod tests {
             }
         }
 
-        /// What another writer writes is read to its end and no further, and is not known before.
+        /// A header by another implementation is read to its end and no further, and not accepted before.
         #[test]
-        fn a_header_is_known_when_it_is_whole(
+        fn a_header_is_accepted_once_it_is_complete(
             header in header(),
             checked in any::<bool>(),
             follows in prop::collection::vec(any::<u8>(), 0..20),
@@ -249,15 +249,15 @@ mod tests {
             prop_assert_eq!(parse(&[bytes, follows].concat()), Ok(Some(length)));
         }
 
-        /// What we take, another reader takes, and finds as long.
+        /// Another implementation accepts the headers that this one accepts, with the same length.
         #[test]
-        fn what_is_taken_is_taken_by_others(
+        fn an_accepted_header_is_accepted_by_another_implementation(
             header in header(), at: prop::sample::Index, byte: u8,
         ) {
             let mut bytes = encode(&header);
             let at = at.index(bytes.len());
             bytes[at] = byte;
-            // The specification wants any family of LOCAL taken; the other reader looks at it.
+            // The specification accepts any family with LOCAL; the other implementation checks it.
             prop_assume!(bytes[12] != 0x20);
             if let Ok(Some(length)) = parse(&bytes) {
                 let read = ProxyHeader::parse(&bytes, ParseConfig::default());
@@ -265,10 +265,10 @@ mod tests {
             }
         }
 
-        /// Whatever byte is changed under a checksum: no other header is taken. But for the bytes
-        /// that say that there is a checksum, and UNSPEC, which says that nothing is to be read.
+        /// A header with a checksum and one changed byte is refused, except where the change removes the
+        /// checksum field or makes the family UNSPEC, after which nothing is read.
         #[test]
-        fn a_changed_byte_is_noticed(
+        fn a_checksum_detects_a_changed_byte(
             header in header(), at: prop::sample::Index, change in 1_u8..,
         ) {
             let mut bytes = with_checksum(header, b"more");
@@ -282,12 +282,12 @@ mod tests {
         }
 
         #[test]
-        fn the_arithmetic_is_that_of_others(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn the_checksum_equals_that_of_another_implementation(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert_eq!(crc32c(bytes.iter()), ::crc32c::crc32c(&bytes));
         }
     }
 
-    /// Whether another reader finds no checksum.
+    /// Whether another implementation finds no checksum.
     fn has_no_checksum(bytes: &[u8]) -> bool {
         let config = ParseConfig {
             include_tlvs: true,
@@ -295,13 +295,13 @@ mod tests {
         };
         match ProxyHeader::parse(bytes, config) {
             Ok((header, _)) => header.crc32c().is_none(),
-            // A family of LOCAL's that is none.
+            // LOCAL with an unknown family.
             Err(_) => bytes[12] == 0x20,
         }
     }
 
     #[test]
-    fn unix_addresses_are_long() {
+    fn a_header_with_unix_addresses_has_their_length() {
         let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x31\x00\xd7".to_vec();
         assert_eq!(parse(&bytes), Err(Invalid::TooShort));
         bytes[15] += 1;
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_checksum_comes_once_and_has_four_bytes() {
+    fn a_second_checksum_and_one_of_other_than_four_bytes_are_refused() {
         let bytes = |fields: &[u8]| {
             let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00".to_vec();
             bytes.push(12 + u8::try_from(fields.len()).unwrap());
@@ -324,7 +324,7 @@ mod tests {
         );
         let twice = bytes(&[3, 0, 4, 0, 0, 0, 0, 3, 0, 4, 0, 0, 0, 0]);
         assert_eq!(parse(&twice), Err(Invalid::Tlv));
-        // Of LOCAL too, where it can be read; what cannot is ignored.
+        // With LOCAL too, where it can be read; unreadable fields are ignored.
         let local = [
             &b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x00\x07"[..],
             &[3, 0, 4, 0, 0, 0, 0],
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_header_is_taken_and_a_longer_one_is_refused_at_its_length() {
+    fn the_longest_header_is_accepted_and_a_longer_one_is_refused_at_its_length() {
         let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x20\x00\x0f\xf0".to_vec();
         assert_eq!(parse(&bytes), Ok(None));
         bytes.resize(MAX_HEADER_BYTES, 0);

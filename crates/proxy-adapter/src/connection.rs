@@ -1,4 +1,4 @@
-//! One connection through the adapter: the client's end, the app's end, and what is between them.
+//! One connection through the adapter: the client's end, the app's end, and the bytes between them.
 
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -12,66 +12,39 @@ use rustix::net::{
     AddressFamily, Shutdown, SocketFlags, SocketType, connect, shutdown, socket_with,
 };
 
-use super::Listener;
-use super::header::{self, Invalid, MAX_HEADER_BYTES};
+use crate::header::{self, MAX_HEADER_BYTES};
+use crate::listener::Listener;
+use crate::refusals::Refusal;
 
-/// How often one end is read before other connections have their turn.
+/// Reads from one end before other connections have their turn.
 const READS_AT_ONCE: u32 = 16;
-/// How long an edge may be silent before it is asked whether it lives.
+/// Silence after which the kernel probes whether the edge is alive.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// Why a connection was closed by us.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
-    /// It is no edge's.
-    Foreign,
-    /// Its header was not there in time.
-    Late,
-    /// It ended within its header.
-    Cut,
-    /// Its header is not one.
-    Header(Invalid),
-    /// The app does not take connections.
-    App,
-}
-
-impl Refusal {
-    /// For people.
-    pub(super) fn text(self) -> &'static str {
-        match self {
-            Self::Foreign => "only edges may connect to this port",
-            Self::Late => "its PROXY header did not come in time",
-            Self::Cut => "it ended within its PROXY header",
-            Self::Header(invalid) => invalid.text(),
-            Self::App => "the app does not listen on its port",
-        }
-    }
-}
-
-/// What is next for a connection.
-pub(super) enum Turn {
-    /// Nothing until there is news of an end.
+/// What a connection needs next.
+pub(crate) enum Turn {
+    /// An event at one of its ends.
     Waits,
-    /// More of the same, when others had their turn.
+    /// Another turn, after the other connections had theirs.
     GoesOn,
-    /// The app's end is to be watched.
+    /// Events of the app's end: the connection to it was begun.
     Dials,
-    /// Both ends said all.
+    /// To be closed: both ends sent their last byte.
     Over,
-    /// It is to be closed.
+    /// To be closed for this reason.
     Refused(Refusal),
 }
 
 enum Stage {
     /// The header is being read, into `up`.
     Header { until: Instant },
-    /// The app was dialled.
+    /// The connection to the app was begun.
     Dialled,
-    /// Both ends are there.
+    /// Both ends are connected.
     Joined,
 }
 
-pub(super) struct Connection {
+pub(crate) struct Connection {
     client: OwnedFd,
     app: Option<OwnedFd>,
     stage: Stage,
@@ -81,13 +54,13 @@ pub(super) struct Connection {
     up: Flow,
     /// From app to client.
     down: Flow,
-    /// It is among those that go on when others had their turn.
-    pub(super) queued: bool,
+    /// Whether it waits for another turn.
+    pub(crate) queued: bool,
 }
 
 impl Connection {
-    pub(super) fn new(client: OwnedFd, peer: Ipv6Addr, listener: usize, until: Instant) -> Self {
-        // It works without them.
+    pub(crate) fn new(client: OwnedFd, peer: Ipv6Addr, listener: usize, until: Instant) -> Self {
+        // The connection works without these options.
         let _ = set_tcp_nodelay(&client, true);
         let _ = set_socket_keepalive(&client, true);
         let _ = set_tcp_keepidle(&client, KEEPALIVE);
@@ -103,32 +76,32 @@ impl Connection {
         }
     }
 
-    pub(super) fn client(&self) -> &OwnedFd {
+    pub(crate) fn client(&self) -> &OwnedFd {
         &self.client
     }
 
-    pub(super) fn app(&self) -> Option<&OwnedFd> {
+    pub(crate) fn app(&self) -> Option<&OwnedFd> {
         self.app.as_ref()
     }
 
-    pub(super) fn peer(&self) -> Ipv6Addr {
+    pub(crate) fn peer(&self) -> Ipv6Addr {
         self.peer
     }
 
-    pub(super) fn listener(&self) -> usize {
+    pub(crate) fn listener(&self) -> usize {
         self.listener
     }
 
-    /// Until when the header must be there; absent when it is.
-    pub(super) fn header_until(&self) -> Option<Instant> {
+    /// Deadline of the header; absent once the header is complete.
+    pub(crate) fn header_until(&self) -> Option<Instant> {
         match self.stage {
             Stage::Header { until } => Some(until),
             _ => None,
         }
     }
 
-    /// There was news of the app's end: if it was dialled, the dialling is over. False: in vain.
-    pub(super) fn app_answered(&mut self) -> bool {
+    /// Handles an event of the app's end, which ends the connecting to it. False: the app refused.
+    pub(crate) fn app_answered(&mut self) -> bool {
         if let (Stage::Dialled, Some(app)) = (&self.stage, &self.app) {
             if !matches!(socket_error(app), Ok(Ok(()))) {
                 return false;
@@ -138,25 +111,25 @@ impl Connection {
         true
     }
 
-    /// Bytes that are held for an end that does not take them.
-    pub(super) fn held(&self) -> usize {
+    /// Bytes held for an end that does not take them.
+    pub(crate) fn held(&self) -> usize {
         self.up.bytes.len() + self.down.bytes.len()
     }
 
-    /// Both ends hear of an end that is none: what was sent to them and not read is lost.
-    pub(super) fn break_off(&self) {
+    /// Makes the close of both ends a reset: bytes that were sent to them and not read are lost.
+    pub(crate) fn break_off(&self) {
         reset(&self.client);
         if let Some(app) = &self.app {
             reset(app);
         }
     }
 
-    /// Moves what can be moved.
-    pub(super) fn advance(&mut self, listener: &Listener, buffer: &mut [u8]) -> Turn {
+    /// Moves the bytes that can be moved.
+    pub(crate) fn advance(&mut self, listener: &Listener, buffer: &mut [u8]) -> Turn {
         match (&self.stage, &self.app) {
             (Stage::Header { .. }, _) => self.read_header(listener, buffer),
             (Stage::Joined, Some(app)) => {
-                // What the app said last is on its way before its end is noticed.
+                // The app's last bytes are carried before its end is noticed.
                 let down = self.down.carry(app, &self.client, buffer);
                 let up = self.up.carry(&self.client, app, buffer);
                 match (down, up) {
@@ -176,10 +149,10 @@ impl Connection {
     fn read_header(&mut self, listener: &Listener, buffer: &mut [u8]) -> Turn {
         let bytes = &mut self.up.bytes;
         let length = loop {
-            // The parser asks for no more than fits.
+            // The parser wants no more than fits.
             let room = MAX_HEADER_BYTES.saturating_sub(bytes.len());
             match rustix::io::read(&self.client, &mut buffer[..room]) {
-                // Somebody looked whether we are here.
+                // A peer that connects and leaves, to see whether the port is open.
                 Ok(0) if bytes.is_empty() => return Turn::Over,
                 Ok(0) => return Turn::Refused(Refusal::Cut),
                 Ok(length) => bytes.extend_from_slice(&buffer[..length]),
@@ -207,7 +180,7 @@ impl Connection {
     }
 }
 
-/// Begins to connect to the app.
+/// Begins the connection to the app.
 fn dial(listener: &Listener) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let app = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
@@ -219,27 +192,27 @@ fn dial(listener: &Listener) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Makes the close of a socket a reset.
-pub(super) fn reset(fd: &OwnedFd) {
+pub(crate) fn reset(fd: &OwnedFd) {
     let _ = set_socket_linger(fd, Some(Duration::ZERO));
 }
 
 /// One direction.
 #[derive(Default)]
 struct Flow {
-    /// Bytes that were read; those from `sent` on are to be written.
+    /// Bytes that were read; those from `sent` on wait to be written.
     bytes: Vec<u8>,
     sent: usize,
-    /// The end that is read from said all.
+    /// The source ended.
     ended: bool,
-    /// So the other was told.
-    told: bool,
+    /// The destination was shut down for writing.
+    shut_down: bool,
 }
 
-/// How far a direction is.
+/// How far a direction was carried.
 enum Carried {
-    /// As far as the ends let it.
+    /// As far as the ends allow now.
     Some,
-    /// It could go on.
+    /// As far as one turn allows.
     More,
     /// To its end.
     All,
@@ -248,7 +221,7 @@ enum Carried {
 impl Flow {
     /// Moves bytes, and the end after them.
     fn carry(&mut self, from: &OwnedFd, to: &OwnedFd, buffer: &mut [u8]) -> Result<Carried, Errno> {
-        if self.told {
+        if self.shut_down {
             return Ok(Carried::All);
         }
         for _ in 0..READS_AT_ONCE {
@@ -263,7 +236,7 @@ impl Flow {
             self.sent = 0;
             if self.ended {
                 shutdown(to, Shutdown::Write)?;
-                self.told = true;
+                self.shut_down = true;
                 return Ok(Carried::All);
             }
             match rustix::io::read(from, &mut *buffer) {
@@ -281,7 +254,7 @@ impl Flow {
     }
 }
 
-/// Writes what the end takes now.
+/// Writes the bytes that the end takes now, and returns their number.
 fn write(to: &OwnedFd, bytes: &[u8]) -> Result<usize, Errno> {
     loop {
         match rustix::io::write(to.as_fd(), bytes) {

@@ -1,1 +1,0 @@
-//! PID 1 of the guest.
