@@ -61,7 +61,7 @@ impl ApiFailure {
 
     /// 500: the cause goes to the log; the caller learns what failed.
     pub(crate) fn internal(error: &(dyn Error + 'static)) -> Self {
-        let cause = chain(error);
+        let cause = display::chain(error);
         tracing::error!(%cause, "a request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_failed", cause)
             .hint("this is not the request's fault; the server's log has more")
@@ -119,20 +119,4 @@ impl From<identity::KeyError> for ApiFailure {
     fn from(error: identity::KeyError) -> Self {
         Self::internal(&error)
     }
-}
-
-/// An error with its causes: `could not write a change: disk full`.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some libraries repeat the cause in the text.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }

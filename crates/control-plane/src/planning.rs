@@ -15,7 +15,6 @@ use scheduler::routes::{keep_frozen, routes};
 use store::{Store, StoreError};
 
 use crate::clock::{IdGenerator, now};
-use crate::failure::chain;
 use crate::limits::{MAX_PLAN_ROUNDS, PLAN_INTERVAL};
 use crate::state::{Published, Shared};
 
@@ -60,7 +59,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     findings_logged.clone_from(&current.findings);
                 }
             }
-            Err(error) => tracing::error!(error = %chain(&error), "trying again soon"),
+            Err(error) => tracing::error!(error = %display::chain(&error), "trying again soon"),
         }
     }
 }

@@ -30,7 +30,6 @@ use tower::ServiceExt as _;
 
 use crate::callers::Peer;
 use crate::clock::now;
-use crate::failure::chain;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
     SHUTDOWN_GRACE,
@@ -111,7 +110,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await
-        .map_err(|e| ServerError::Settle(chain(&e)))?;
+        .map_err(|e| ServerError::Settle(display::chain(&e)))?;
     let planner = tokio::spawn(planning::run(Arc::clone(&shared)));
 
     tracing::info!(%address, cluster = %shared.settings.id, "the server answers");
@@ -308,7 +307,7 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%from, error = %chain(&error), "a connection ended badly");
+        tracing::debug!(%from, error = %display::chain(&error), "a connection ended badly");
     }
 }
 

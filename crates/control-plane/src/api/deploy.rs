@@ -9,8 +9,9 @@ use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::{EnvKey, ReleaseNumber};
+use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
-use registry::{Platform, Problem, Reference, RegistryError, Resolved};
+use registry::{Problem, RegistryError};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Env, Release};
 use scheduler::release::{ReleaseError, secret_versions};
@@ -20,7 +21,7 @@ use scheduler::routes::taken_hosts;
 use super::{Body, InEnv, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::RESOLVE_TIMEOUT;
 use crate::state::App;
 
@@ -219,8 +220,8 @@ fn add_release(
 
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
 async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
-    let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
-        ApiFailure::refused("image_reference_invalid", chain(&e))
+    let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
+        ApiFailure::refused("image_reference_invalid", display::chain(&e))
     })?;
     let cluster = app.cluster().await?;
     let mut archs: BTreeSet<_> = cluster
@@ -259,14 +260,14 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Denied { .. } | Problem::Credentials { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_denied")
         }
-        Problem::NoSuchPlatform { .. } => {
+        Problem::Image(ImageError::NoSuchPlatform { .. }) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
         }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
         Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };
-    let failure = ApiFailure::new(status, code, chain(error));
+    let failure = ApiFailure::new(status, code, display::chain(error));
     match (&error.problem, error.problem.hint()) {
         (Problem::Denied { .. }, _) => failure.hint(denied),
         (_, Some(hint)) => failure.hint(hint),

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use registry::parse_registry;
+use oci::parse_registry;
 use scheduler::desired::pulls_from;
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ use super::deploy::registry_failed;
 use super::{Body, Params};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGIN_BYTES, RESOLVE_TIMEOUT};
 use crate::logins::{LoginError, credential};
 use crate::state::App;
@@ -57,7 +57,7 @@ pub(crate) async fn log_in(
         registry,
     };
     app.logins.keep(&row, &request.secret).await?;
-    app.registry.forget_login(&row.registry);
+    app.registry.discard_login(&row.registry);
     tracing::info!(user = %row.by, registry = %row.registry, "logged in to a registry");
     Ok(Json(row))
 }
@@ -76,7 +76,7 @@ pub(crate) async fn log_out(
         )
         .hint("`platform registries` lists where it is"));
     }
-    app.registry.forget_login(&registry);
+    app.registry.discard_login(&registry);
     tracing::info!(user = %user.name, registry, "logged out of a registry");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -102,7 +102,8 @@ pub(crate) async fn for_node(
 }
 
 fn named(registry: &str) -> Result<String, ApiFailure> {
-    parse_registry(registry).map_err(|error| ApiFailure::refused("registry_invalid", chain(&error)))
+    parse_registry(registry)
+        .map_err(|error| ApiFailure::refused("registry_invalid", display::chain(&error)))
 }
 
 impl From<LoginError> for ApiFailure {
