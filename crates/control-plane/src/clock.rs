@@ -1,4 +1,4 @@
-//! The clock and the dice, for the pure rooms that take them as arguments.
+//! Time and random ids, for the pure functions that take them as arguments.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
