@@ -10,8 +10,8 @@ use model::image::ImageConfig;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use crate::compression::Compression;
 use crate::error::{ImageError, printable};
-use crate::image::Compression;
 use crate::limits::{ImageLimits, MAX_INDEX_ENTRIES};
 use crate::platform::Platform;
 
