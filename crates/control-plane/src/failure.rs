@@ -7,9 +7,10 @@ use api::ApiError;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use scheduler::apply::Refused;
 use store::StoreError;
 
-/// What a caller is told instead of an answer.
+/// The error that a caller gets instead of an answer.
 #[derive(Debug)]
 pub(crate) struct ApiFailure {
     status: StatusCode,
@@ -53,7 +54,7 @@ impl ApiFailure {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
-    /// 409: it goes against what is there.
+    /// 409: it conflicts with the cluster state.
     pub(crate) fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
     }
@@ -98,6 +99,19 @@ impl IntoResponse for ApiFailure {
 impl From<StoreError> for ApiFailure {
     fn from(error: StoreError) -> Self {
         Self::internal(&error)
+    }
+}
+
+impl From<Refused> for ApiFailure {
+    fn from(refused: Refused) -> Self {
+        let failure = Self::conflict("refused", refused.to_string());
+        match refused {
+            Refused::EnvFrozen { .. } => failure.hint(
+                "start a server that is at least as new as the one that wrote the record, or restore the store from a \
+                 backup",
+            ),
+            _ => failure,
+        }
     }
 }
 

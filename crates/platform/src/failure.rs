@@ -8,6 +8,7 @@ use anstyle::{AnsiColor, Style};
 use api_client::ClientError;
 use control_plane::ServerError;
 use edge_proxy::EdgeError;
+use image_source::SourceError;
 use membership::JoinError;
 use node_agent::NodeError;
 use registry::RegistryError;
@@ -24,11 +25,11 @@ const HINT: Style = AnsiColor::Cyan.on_default();
 pub(crate) enum Failure {
     /// Everything was said already (diagnostics, a diff).
     Said,
-    /// The reader of our output left (`platform logs | head`): nobody is there to be told.
+    /// The reader of our output has closed it (`platform logs | head`): nothing can be printed any more.
     ReaderLeft,
     /// The user's own command ended with this status (`platform exec`), and said why itself.
     Ended(u8),
-    /// To be told.
+    /// A failure that is printed.
     Because {
         /// The failed operation, and its causes.
         error: anyhow::Error,
@@ -116,6 +117,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
             .or_else(|| {
                 let error = link.downcast_ref::<RegistryError>();
                 error.and_then(|error| error.problem.hint())
+            })
+            .or_else(|| {
+                let error = link.downcast_ref::<SourceError>();
+                Some(error?.problem.hint()?.to_owned())
             })
     })
 }

@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
     /// Only lines that are not older than this: `10m`
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     since: Option<Duration>,
-    /// Only what each instance said before it was last started again: its last words
+    /// Only the lines of each instance from before it was last started again
     #[arg(long, conflicts_with = "follow")]
     previous: bool,
     #[command(flatten)]
