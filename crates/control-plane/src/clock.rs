@@ -1,4 +1,4 @@
-//! The clock and the dice, for the pure rooms that take them as arguments.
+//! The clock and the random ids that the pure crates take as arguments.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
