@@ -3,8 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-# The vsock device of `make install`, and rustup's own place, where a login shell would have it.
-export PATH := $(CURDIR)/target/tools/bin:$(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin:/usr/sbin:/sbin
+# Every recipe begins with this file: it finds Rust and the tools of `make install`.
+export BASH_ENV := $(CURDIR)/demo/rust.sh
 
 help: ## This list; `make demo DEMO_EDGE_PORT=8081` chooses another port
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -39,6 +39,9 @@ test: install build ## The whole check: formatting, lints, structure, every test
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
 		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
 
+simulate: ## 10,000 runs of a simulated cluster under faults, on all processors; a failing seed prints its trace
+	cargo xtask simulate --seeds 10000
+
 images: install build ## Judge the root disks of real images by umoci, e2fsck and the kernel; root, npm, minutes
 	for image in debian nginx python node; do examples/images.sh $$image; done | tee target/images.txt
 	ROOT_DISK_IMAGES="$$(<target/images.txt)" cargo test --release -p root-disk --test images -- --nocapture
@@ -48,7 +51,8 @@ bench: install build ## Measure what we promise of boots, logs, root disks and d
 	cargo test --release -p microvm -p guest-init -- --ignored --nocapture --test-threads 1
 	cargo test --release -p platform --test manifest -- --ignored --nocapture
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
-	cargo run --release -p root-disk --example bench -- $$(<target/bench-images.txt)
+	mapfile -t images <target/bench-images.txt
+	cargo run --release -p root-disk --example bench -- "$${images[@]}"
 	demo/bench.sh
 
-.PHONY: help demo down install build kernel test images bench
+.PHONY: help demo down install build kernel test simulate images bench

@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# Measures what we promise of a deploy, on a cluster of its own beside whatever else runs; `make bench` runs it.
+# Measures deploys against their goals, on a cluster of its own beside whatever else runs; `make bench` runs it.
 #
 # From `platform deploy` to the first 200 through the edge, for the example app (three microVMs): with an empty
 # image cache, and with the image's root disk there.
 set -euo pipefail
 
-# Ports and folders of its own, before common.sh takes the demo's.
+# Ports and folders of its own, before cluster.sh takes the demo's.
 DEMO_DIR=$(mktemp -d /tmp/platform-bench.XXXXXX)
 DEMO_RUN_DIR=$DEMO_DIR/run
 DEMO_SERVER_PORT=7410 DEMO_EDGE_PORT=8090 DEMO_REGISTRY_PORT=5010
 export DEMO_DIR DEMO_RUN_DIR DEMO_SERVER_PORT DEMO_EDGE_PORT DEMO_REGISTRY_PORT
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# shellcheck source=demo/common.sh
-. "$here/common.sh"
+# shellcheck source=demo/cluster.sh
+. "$here/cluster.sh"
 
 rounds=${BENCH_ROUNDS:-3}
 cold_goal=15
@@ -28,31 +28,31 @@ main() {
 
     local round cold=() cached=()
     for ((round = 0; round < rounds; round++)); do
-        forget_app
-        forget_images
+        destroy_app
+        empty_image_cache
         cold+=("$(to_first_200)")
-        forget_app
+        destroy_app
         cached+=("$(to_first_200)")
     done
-    figure "deploy to first 200, cold image" $cold_goal "${cold[@]}"
-    figure "deploy to first 200, cached root disk" $cached_goal "${cached[@]}"
+    print_result "deploy to first 200, cold image" $cold_goal "${cold[@]}"
+    print_result "deploy to first 200, cached root disk" $cached_goal "${cached[@]}"
 }
 
-# figure TITLE GOAL SECONDS...
-figure() {
+# print_result TITLE GOAL SECONDS...
+print_result() {
     local title=$1 goal=$2
     shift 2
     printf '%-44s %6s s  (goal %s; all: %s)\n' "$title" "$(median "$@")" "$goal" "$*"
 }
 median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 
-forget_app() {
+destroy_app() {
     cli destroy --app hello --yes >/dev/null 2>&1
-    until_true 60 gone || die "the app does not go"
+    until_true 60 gone || die "the app is still there"
 }
 gone() { [ "$(cli ps --format json | tr -d '[:space:]')" = '[]' ]; }
 
-forget_images() {
+empty_image_cache() {
     alive node && kill -9 "$pid"
     until_true 5 eval '! alive node'
     rm -rf "$demo"/node/{blobs,disks,configs}

@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# Ends what up.sh started, and removes its data: no process, tap, mount, network namespace or nft rule of the
-# demo is left. `make down` runs it; it can be run again, and when nothing is up.
+# Ends what up.sh started and removes its data: no process, tap, mount, network namespace or nft rule of the demo is
+# left. `make down` runs it. It may be run at any time, also when nothing is up.
 set -euo pipefail
-# shellcheck source=demo/common.sh
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-PATH=$PATH:/usr/sbin:/sbin
+# shellcheck source=demo/cluster.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
 
 main() {
     [ "$(id -u)" -eq 0 ] || die "only root can end the demo" "try: sudo make down"
@@ -37,10 +36,10 @@ take_node_down() {
     show "$platform" node down --data-dir "$demo/node" --run-dir "$run" --log warn
 }
 
-# Nothing of the demo mounts anything on this machine; should that ever be wrong, its data stays.
+# The demo mounts nothing. Should a mount be there all the same, the data below it is kept.
 nothing_mounted() {
     local mounted
-    mounted=$(awk -v demo="$demo/" -v run="$run/" 'index($5, demo) == 1 || index($5, run) == 1 { print $5 }' /proc/self/mountinfo)
+    mounted=$(awk -v demo="${demo// /\\\\040}/" -v run="${run// /\\\\040}/" 'index($5, demo) == 1 || index($5, run) == 1 { print $5 }' /proc/self/mountinfo)
     [ -z "$mounted" ] || die "still mounted: $mounted" "try: umount, then make down"
 }
 

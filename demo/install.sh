@@ -2,16 +2,16 @@
 # Installs what a Debian 12 machine needs to build, test and run the platform: only what is missing.
 # Rust comes from rustup, and is yours to install.
 set -euo pipefail
-# shellcheck source=demo/common.sh
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=demo/cluster.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
 
 # To build: a C compiler and what our dependencies' C code is configured with.
 packages=(gcc g++ libc6-dev make cmake pkg-config)
 # To run: the VMM, the network, a registry.
 packages+=(qemu-system-x86 nftables iproute2 slirp4netns docker-registry curl ca-certificates)
-# To make images of Debian packages, and to judge what we make of them.
+# To make images of Debian packages, and to check the root disks made of them.
 packages+=(mmdebstrap umoci skopeo e2fsprogs busybox-static shellcheck)
-# To measure against: igzip, the quickest gzip there is.
+# For `make bench`: igzip, which root disks are measured against.
 packages+=(isal)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
@@ -26,10 +26,9 @@ main() {
 }
 
 find_rust() {
-    # rustup's own place, where a login shell would have it.
-    command -v cargo >/dev/null || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
     command -v cargo >/dev/null ||
-        die "Rust is missing" "install it from https://rustup.rs, then run this again"
+        die "there is no Rust in PATH, in ${CARGO_HOME:-$HOME/.cargo}/bin${SUDO_USER:+, or in the home of $SUDO_USER}" \
+            "install it from https://rustup.rs, then run this again"
     local wanted have
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$top/Cargo.toml")
     have=$(rustc --version | cut -d' ' -f2)

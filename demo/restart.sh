@@ -1,11 +1,10 @@
 #!/usr/bin/env bash
-# Kills one part of the demo's cluster with SIGKILL, and starts it again: what runs goes on meanwhile.
+# Kills one role of the demo's cluster with SIGKILL and starts it again. The microVMs run on meanwhile.
 #
 #   demo/restart.sh server|node|edge|registry
 set -euo pipefail
-# shellcheck source=demo/common.sh
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-PATH=$PATH:/usr/sbin:/sbin
+# shellcheck source=demo/cluster.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
 
 [ $# -eq 1 ] || die "which role?" "demo/restart.sh server|node|edge|registry"
 case $1 in server | node | edge | registry) ;; *) die "there is no role \`$1\`" "roles: server, node, edge, registry" ;; esac

@@ -4,24 +4,24 @@
 # What it starts: a registry, `platform server`, `platform node`, `platform edge`, and the app of examples/hello
 # in three microVMs. Everything is on the loopback and in /var/lib/platform-demo; `make down` ends it.
 set -euo pipefail
-# shellcheck source=demo/common.sh
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin:/usr/sbin:/sbin
+# shellcheck source=demo/cluster.sh
+. "$(dirname "${BASH_SOURCE[0]}")/cluster.sh"
 
-# Free space that a first build and its images take, in MiB, and memory that three microVMs take.
+# Free space in MiB that a first build takes, and that images and disks take; memory in MiB of three microVMs.
 build_space=8000
 data_space=1500
 memory_needed=1200
 
 main() {
     begun=$(now)
+    trap give_back EXIT
     if is_up; then
         say "The demo is up already: $page"
         how_to_go_on
         exit 0
     fi
     check_machine
-    step "What this machine lacks" "$top/demo/install.sh"
+    step "Packages and tools" "$top/demo/install.sh"
     step "Build the platform" make --no-print-directory -C "$top" build
     mkdir -p "$demo" && chmod 700 "$demo"
     keep_ports
@@ -52,6 +52,11 @@ step() {
     say "${bold}== $title${plain}"
     "$@"
     times+=("$(printf '%6s s  %s' "$(since "$start")" "$title")")
+}
+
+# Under sudo, what was built belongs to the owner of the clone, who can go on without sudo.
+give_back() {
+    [ -z "${SUDO_USER:-}" ] || [ ! -d "$top/target" ] || chown -R --reference="$top" "$top/target"
 }
 
 is_up() {
@@ -107,7 +112,7 @@ space() {
 
 # --- The steps -----------------------------------------------------------------------------------
 
-# For restart.sh and the next `make demo`; one that is named there wins.
+# For restart.sh and the next `make demo`, where a variable of the environment wins.
 keep_ports() {
     cat >"$demo/ports" <<PORTS
 : "\${DEMO_SERVER_PORT:=$server_port}" "\${DEMO_EDGE_PORT:=$edge_port}" "\${DEMO_REGISTRY_PORT:=$registry_port}"
@@ -139,7 +144,7 @@ start_server() {
     say "the server listens on https://127.0.0.1:$server_port; its first admin's configuration is $admin_config"
 }
 
-# So that `platform ps` finds this cluster, where you have no other.
+# `platform ps` finds this cluster, unless you have a configuration of your own.
 configure_user() {
     if [ ! -e "$user_config" ]; then
         mkdir -p "$(dirname "$user_config")"
@@ -147,8 +152,8 @@ configure_user() {
     fi
 }
 
-# join ROLE: a machine joins with a one-time token and keys of its own; from then on it is known by its
-# certificate, and needs no token again.
+# join ROLE: a machine joins once, with a one-time token and keys of its own. Afterwards its certificate identifies
+# it.
 join() {
     if ! alive "$1" && [ ! -e "$demo/$1/member.json" ]; then
         PLATFORM_TOKEN=$(show cli tokens create --role "$1" --ttl 5m)
@@ -170,10 +175,10 @@ deploy() {
 get_page() {
     until_true 20 page_is_there || {
         curl -s -H "Host: $host" "http://127.0.0.1:$edge_port/" >&2 || true
-        die "the page does not come" "the edge's log: $demo/edge.log"
+        die "the page is not served" "the edge's log: $demo/edge.log"
     }
     for _ in 1 2; do
-        # The name ends in .localhost: it is this machine, without DNS.
+        # A name below .localhost is this machine (RFC 6761); curl needs no DNS for it.
         show curl -s --max-time 10 --resolve "$host:$edge_port:127.0.0.1" "$page"
         say
     done
@@ -192,7 +197,7 @@ how_to_go_on() {
         say "  export PLATFORM_CONFIG=$admin_config      # you have a configuration of your own"
     fi
     cat <<TEXT
-  alias platform=$platform
+  alias platform=${platform@Q}
   curl $page                      # again, and the other instance answers
   platform logs -f --process web                         # a line per request
   platform exec -it --process web -- sh                  # a shell beside the app

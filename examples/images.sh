@@ -32,6 +32,8 @@ main() {
     local name=$1 registry=${2:-}
     [[ $name =~ ^($names)$ ]] || usage
     install_tools
+    # An image has the modes that a Dockerfile would give it, not those of the one who makes it.
+    umask 022
     mkdir -p "$work"
     # Two runs at once: the second one waits and then finds everything made.
     exec 9>"$work/lock"
@@ -76,7 +78,7 @@ key_of_hello() {
     suite
 }
 key_of_hostile() {
-    sha256sum "${BASH_SOURCE[0]}" "$top/Cargo.lock" "$here"/hostile/src/*.rs "$top"/crates/contract/src/*.rs |
+    sha256sum "${BASH_SOURCE[0]}" "$top/Cargo.lock" "$here"/hostile/src/*.rs "$top"/crates/{guest-protocol,model}/src/*.rs |
         cut -d' ' -f1
 }
 key_of_nginx() {

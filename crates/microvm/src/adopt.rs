@@ -3,21 +3,23 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
+use process_handle::{Identity, Process};
+
 use crate::cgroup::Cgroup;
 use crate::console::Pump;
-use crate::process::{self, Identity, Process};
 use crate::record::Record;
 use crate::vm::{Processes, finish};
-use crate::{AdoptError, Driver, HowEnded, Vm, run_dir};
+use crate::{AdoptError, HowEnded, Vm, drivers, run_dir};
 
 impl Vm {
-    /// The VM that was booted in this run directory, running or just ended; nothing when there was
-    /// none, or when its boot had not come to its VMM: then what had been started is ended.
+    /// The VM that was booted in this run directory, running or ended. Nothing when there was none, or when
+    /// its boot had not started the VMM: the processes that it had started are ended.
     ///
     /// When only one of QEMU's two processes is left, it is killed, and the VM is given as ended.
     ///
     /// # Errors
-    /// The record or a process cannot be examined. Nothing was killed then.
+    /// The record or a process cannot be examined: the VM may run, and nothing was killed. A caller must not
+    /// take this for an absent VM.
     pub async fn adopt(run_dir: &Path) -> Result<Option<Self>, AdoptError> {
         let file = |operation, path: std::path::PathBuf| {
             move |source| AdoptError::File {
@@ -32,8 +34,8 @@ impl Vm {
             }
             return Ok(None);
         };
-        let boot_id =
-            process::boot_id().map_err(file("read", "/proc/sys/kernel/random/boot_id".into()))?;
+        let boot_id = process_handle::boot_id()
+            .map_err(file("read", "/proc/sys/kernel/random/boot_id".into()))?;
         let same_boot = record.boot_id == boot_id;
         let vsock_device = find(record.vsock_device.as_ref().filter(|_| same_boot)).await?;
         let vmm = find(record.vmm.as_ref().filter(|_| same_boot)).await?;
@@ -46,9 +48,9 @@ impl Vm {
                 None
             }
         };
-        let one_process = matches!(record.driver, Driver::Firecracker);
+        let driver = drivers::of(record.driver);
         let (vmm, vsock_device) = match (vmm, vsock_device) {
-            (Some(vmm), vsock_device) if vsock_device.is_some() || one_process => {
+            (Some(vmm), vsock_device) if vsock_device.is_some() || !driver.has_vsock_process() => {
                 let processes = Processes {
                     vmm,
                     vsock_device,
@@ -57,7 +59,7 @@ impl Vm {
                 };
                 return Ok(Some(Self::watch(
                     record.instance,
-                    record.driver,
+                    driver,
                     run_dir.to_owned(),
                     processes,
                     pump,
@@ -78,7 +80,7 @@ impl Vm {
         Ok(record
             .vmm
             .is_some()
-            .then(|| Self::ended_already(record.instance, record.driver, run_dir.to_owned(), end)))
+            .then(|| Self::ended_already(record.instance, driver, run_dir.to_owned(), end)))
     }
 }
 

@@ -12,10 +12,10 @@ use model::InstanceId;
 const VMM_OVERHEAD_BYTES: u64 = 256 * 1024 * 1024;
 /// cgroup v2's weight of one core (its default).
 const WEIGHT_PER_CORE: u32 = 100;
-/// All our cgroups are below this one, at the root: outside the agent's own, whose end ends all
-/// within it when the agent is a systemd service.
+/// The parent of all VMs' cgroups, at the root. When the agent is a systemd service, systemd ends every process in
+/// the agent's own cgroup, so VMs are not below it.
 const PARENT: &str = "platform";
-/// Tries of removing a cgroup whose processes have just ended.
+/// Tries to remove a cgroup whose processes have just ended.
 const REMOVE_TRIES: u32 = 50;
 
 /// A cgroup of one VM.
@@ -25,7 +25,7 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup where this machine lets us, else says why not, once.
+    /// Makes the cgroup. Where the machine does not allow it, the reason is logged once.
     pub(crate) fn make(instance: InstanceId, memory_bytes: u64, cpu_millis: u32) -> Option<Self> {
         static SAID: Once = Once::new();
         match Self::try_make(instance, memory_bytes, cpu_millis) {
@@ -147,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_in_cgroup_v2s_range() {
+    fn cpu_weights_are_in_the_range_of_cgroup_v2() {
         assert_eq!(
             [0, 5, 250, 1000, 64_000, u32::MAX].map(weight),
             [1, 1, 25, 100, 6400, 10_000]
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_is_found_beside_version_1() {
+    fn the_cgroup_v2_mount_is_found_beside_version_1() {
         let mountinfo = "30 24 0:26 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n\
                          35 24 0:30 / /sys/fs/cgroup/unified rw,relatime shared:9 - cgroup2 cgroup2 rw\n";
         assert_eq!(

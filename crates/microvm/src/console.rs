@@ -1,8 +1,8 @@
-//! The serial console and the standard error of both processes, bounded whatever the guest does.
+//! The serial console and the standard error of a VM's processes, in files of bounded size.
 //!
-//! Both processes hold the FIFO open for reading and writing, so a write never fails for want of a
-//! reader; nobody blocks, since it is non-blocking and QEMU and the vsock device drop what does not
-//! fit. The pump moves what comes into `console.log`, and sets that aside at its bound.
+//! Both processes hold the FIFO open for reading and writing, so a write never fails for want of a reader. The FIFO
+//! is non-blocking, and QEMU and the vsock device drop output that does not fit, so no writer blocks. The pump
+//! moves the FIFO's content into `console.log`, and renames that file at its bound.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -15,21 +15,19 @@ use rustix::io::Errno;
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
+use crate::run_dir::{console_fifo, remove_if_there};
+
 /// Bound of `console.log` and of the one before it, in bytes each.
 const MAX_LOG_BYTES: u64 = 64 * 1024;
 /// Bytes of the end that [`console_tail`] gives.
 const MAX_TAIL_BYTES: u64 = 4 * 1024;
-/// Bytes taken at a time; a file may be larger than its bound by so much.
+/// Bytes of one read; a file may exceed its bound by this much.
 const READ_BYTES: usize = 16 * 1024;
-/// Pause after each read. A guest writes its serial console byte by byte, and a flood must not cost the
-/// agent a wake-up for each; what the FIFO does not hold meanwhile is lost.
+/// Pause after each read. A guest writes its serial console byte by byte, and a flood must not wake the agent for
+/// each byte. Output that the FIFO cannot hold meanwhile is lost.
 const READ_PAUSE: Duration = Duration::from_millis(20);
-/// How long the pump is waited for once both processes have ended.
+/// Longest wait for the pump once both processes have ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-
-pub(crate) fn fifo(run_dir: &Path) -> PathBuf {
-    run_dir.join("console.fifo")
-}
 
 fn log(run_dir: &Path) -> PathBuf {
     run_dir.join("console.log")
@@ -39,20 +37,20 @@ fn log_before(run_dir: &Path) -> PathBuf {
     run_dir.join("console.log.1")
 }
 
-/// What the processes of a VM are given of the console.
+/// The ends of the FIFO that a VM's processes are given.
 pub(crate) struct Ends {
-    /// Keeps the FIFO's content while the agent is away; nobody reads by it.
+    /// Keeps the FIFO's content while the agent is away; no process reads from it.
     pub(crate) keeper: File,
-    /// Where they write.
+    /// The end that they write to.
     pub(crate) writer: File,
 }
 
-/// Makes a new console, and forgets the one before.
+/// Makes a new console; the files of an earlier one are removed.
 pub(crate) fn make(run_dir: &Path) -> io::Result<Ends> {
-    for path in [fifo(run_dir), log(run_dir), log_before(run_dir)] {
-        crate::run_dir::remove_if_there(&path)?;
+    for path in [console_fifo(run_dir), log(run_dir), log_before(run_dir)] {
+        remove_if_there(&path)?;
     }
-    let fifo = fifo(run_dir);
+    let fifo = console_fifo(run_dir);
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
     let mut open = OpenOptions::new();
     open.write(true).custom_flags(libc::O_NONBLOCK);
@@ -62,21 +60,21 @@ pub(crate) fn make(run_dir: &Path) -> io::Result<Ends> {
     Ok(Ends { keeper, writer })
 }
 
-/// Moves what comes by the FIFO to the file, until both processes have ended.
+/// Moves the FIFO's content to the file until both processes have ended.
 pub(crate) struct Pump {
     task: JoinHandle<()>,
 }
 
 impl Pump {
     pub(crate) fn start(run_dir: &Path) -> io::Result<Self> {
-        let receiver = pipe::OpenOptions::new().open_receiver(fifo(run_dir))?;
+        let receiver = pipe::OpenOptions::new().open_receiver(console_fifo(run_dir))?;
         let run_dir = run_dir.to_owned();
         Ok(Self {
             task: tokio::spawn(async move { pump(receiver, &run_dir).await }),
         })
     }
 
-    /// Waits until everything that was written is in the file; both processes have ended.
+    /// Waits until all output is in the file. Called when both processes have ended.
     pub(crate) async fn finish(mut self) {
         if tokio::time::timeout(DRAIN_TIMEOUT, &mut self.task)
             .await
@@ -90,7 +88,7 @@ impl Pump {
 async fn pump(mut receiver: pipe::Receiver, run_dir: &Path) {
     let mut buffer = vec![0; READ_BYTES];
     loop {
-        // Watched while it is silent only: each byte would wake the agent once, read or not.
+        // Registered with the runtime only while the FIFO is empty: else each byte would wake the agent.
         if receiver.readable().await.is_err() {
             return;
         }
@@ -130,8 +128,8 @@ fn append(run_dir: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// The end of a VM's console: what the kernel, init, or a program of the VM said last. Control
-/// characters are removed, since the guest chose them. Empty when there is none.
+/// The end of a VM's console: the last output of the kernel, init, QEMU or the vsock device. Control characters
+/// are removed, because the guest chose them. Empty when there is no console.
 pub fn console_tail(run_dir: &Path) -> String {
     let mut bytes = end_of(&log(run_dir)).unwrap_or_default();
     let missing = usize::try_from(MAX_TAIL_BYTES).unwrap_or(usize::MAX) - bytes.len();
@@ -140,7 +138,7 @@ pub fn console_tail(run_dir: &Path) -> String {
         let start = before.len().saturating_sub(missing);
         bytes.splice(..0, before[start..].iter().copied());
     }
-    printable(&String::from_utf8_lossy(&bytes))
+    display::lines(&String::from_utf8_lossy(&bytes))
 }
 
 fn end_of(path: &Path) -> io::Result<Vec<u8>> {
@@ -152,42 +150,13 @@ fn end_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Without terminal escapes and other control characters; lines end with a newline only.
-fn printable(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\n' | '\t' => clean.push(character),
-            // A whole escape sequence goes: ESC [ parameters, final letter.
-            '\u{1b}' => {
-                if characters.next_if_eq(&'[').is_some() {
-                    while characters.next_if(|c| matches!(c, ' '..='?')).is_some() {}
-                    characters.next_if(|c| matches!(c, '@'..='~'));
-                }
-            }
-            other if other.is_control() => {}
-            other => clean.push(other),
-        }
-    }
-    clean.trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
 
     #[test]
-    fn escapes_are_removed() {
-        assert_eq!(
-            printable("\u{1b}c\u{1b}[?7l\u{1b}[2J\r\nKernel panic\u{7}: no init\r\n"),
-            "c\nKernel panic: no init"
-        );
-    }
-
-    #[test]
-    fn the_file_is_bounded_and_the_tail_is_the_end() {
+    fn the_console_file_is_bounded_and_its_tail_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         for number in 0..20_000 {
             append(dir.path(), format!("line {number}\n").as_bytes()).unwrap();
@@ -198,7 +167,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn writers_are_never_blocked_without_a_reader() {
+    async fn console_writers_never_block_without_a_reader() {
         let dir = tempfile::tempdir().unwrap();
         let mut ends = make(dir.path()).unwrap();
         let mut written = 0;

@@ -1,12 +1,13 @@
-//! What can fail, with the subject and a hint.
+//! Errors, each with its subject and a hint.
 
 use std::io;
 use std::path::PathBuf;
-use std::time::Duration;
+
+use state_file::FormatError;
 
 use crate::{Obstacle, ProgramsError};
 
-/// Why a VM could not be booted. Whatever had been started is ended again.
+/// Why a VM could not be booted. Processes that had been started are ended.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The spec asks for something that no VM can have.
@@ -26,7 +27,7 @@ pub enum BootError {
         /// The run directory.
         run_dir: PathBuf,
     },
-    /// What was left in the run directory could not be cleared.
+    /// An earlier VM of the run directory could not be examined.
     #[error(transparent)]
     Leftovers(#[from] AdoptError),
     /// A file of the VM could not be opened or made.
@@ -67,22 +68,22 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// Firecracker did not take a part of the VM, or did not answer.
-    #[error("firecracker does not {what}: {reason}; it said: {said}")]
+    /// Firecracker refused a part of the VM, or did not answer.
+    #[error("firecracker does not {what}: {reason}; its last output: {said}")]
     Firecracker {
-        /// What it was asked: the method and path of its API.
+        /// The request: method and path of its API.
         what: String,
         /// Its answer, or why there is none.
         reason: String,
-        /// Its last words.
+        /// The end of its output.
         said: String,
     },
     /// The vsock device ended, or did not begin to listen in time.
-    #[error("vhost-device-vsock {what}; it said: {said}")]
+    #[error("vhost-device-vsock {what}; its last output: {said}")]
     VsockDevice {
         /// What happened.
         what: String,
-        /// Its last words.
+        /// The end of its output.
         said: String,
     },
 }
@@ -123,13 +124,18 @@ pub enum AdoptError {
         #[source]
         source: io::Error,
     },
-    /// The record is not of this version of the platform.
-    #[error("{} is not a record of this version: {reason}", path.display())]
+    /// The record is there and cannot be understood: it is damaged, or a newer agent wrote it. The VM may run.
+    #[error(
+        "cannot read the record of a VM, {}, so the VM is left alone; hint: run the agent that wrote it, \
+         or end the VM by hand and delete its run directory",
+        path.display()
+    )]
     Record {
         /// The record.
         path: PathBuf,
         /// What is wrong with it.
-        reason: String,
+        #[source]
+        source: FormatError,
     },
     /// A process of the record could not be examined.
     #[error("cannot examine process {pid}")]
@@ -140,27 +146,4 @@ pub enum AdoptError {
         #[source]
         source: io::Error,
     },
-}
-
-/// Why the VMM did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// The connection failed.
-    #[error("cannot talk to the VMM by {}", path.display())]
-    Connection {
-        /// The socket.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// It did not answer: it is stopped, or hangs.
-    #[error("the VMM did not answer within {} ms", limit.as_millis())]
-    Timeout {
-        /// How long it was given.
-        limit: Duration,
-    },
-    /// Its answer is not what was asked for.
-    #[error("the VMM answered what is not understood: {0}")]
-    Answer(String),
 }

@@ -1,13 +1,12 @@
-//! The Firecracker driver: one process, in the jail that its jailer makes, told by its API what its VM is.
+//! The Firecracker driver: one process, in the jail that its jailer makes. Its API configures its VM.
 //!
-//! The same as under QEMU: the disks and their order, the tap, the console's FIFO, the cgroup, the
-//! sockets for vsock (this VMM has the device inside, and QEMU's speaks its convention). Different: it
-//! opens files and the tap by name, as its own user. So disks that it writes are given to that user, the tap
-//! persists until the network's room removes it, and the jail is in the network namespace of the
-//! tap.
+//! The same as under QEMU: the disks and their order, the tap, the console's FIFO, the cgroup, the sockets for
+//! vsock (the device is inside this VMM, and QEMU's vsock device follows its convention). Different: it opens files
+//! and the tap by name, as its own user. So disks that it writes are given to that user, the tap persists until
+//! `node-network` removes it, and the jail is in the network namespace of the tap.
 //!
-//! An agent that is killed between the start of the process and `InstanceStart` leaves a VMM without
-//! a running guest: it is adopted like any other, and ended by the boot watchdog.
+//! An agent that is killed between the start of the process and `InstanceStart` leaves a VMM without a running
+//! guest. It is adopted like any other, and the boot watchdog ends it.
 
 mod api;
 mod jail;
@@ -17,30 +16,52 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use process_handle::Process;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::jail::Jail;
 use self::tap::PersistentTap;
-use crate::boot::{Boot, GUEST_CID, Started, file, open_for_everyone};
 use crate::console::console_tail;
+use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, file, open_for_everyone};
 use crate::kernel::boot_arguments;
-use crate::process::Process;
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
-use crate::{BootError, Disk, Driver, Machine, StatusError, VmSpec, VmStatus, run_dir};
+use crate::{BootError, Disk, DriverKind, Machine, StatusError, VmSpec, VmStatus, run_dir};
 
-/// How long Firecracker may take until its API listens.
+/// Longest wait until Firecracker's API listens.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
+/// Pause between two tries.
 const API_POLL: Duration = Duration::from_millis(2);
 const MIB: u64 = 1024 * 1024;
-/// Rates are counted and refilled over this long.
+/// Period of the rate limits.
 const REFILL_MILLISECONDS: u64 = 1000;
 
-/// Starts the jailed VMM and gives it its VM; when it does not take it, it is ended.
-pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
+/// Firecracker under its jailer.
+#[derive(Debug)]
+pub(crate) struct Firecracker;
+
+impl Driver for Firecracker {
+    fn start<'a>(
+        &'a self,
+        boot: &'a mut Boot,
+        spec: VmSpec,
+    ) -> Answer<'a, Result<Started, BootError>> {
+        Box::pin(start(boot, spec))
+    }
+
+    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
+        Box::pin(status(run_dir))
+    }
+
+    fn has_vsock_process(&self) -> bool {
+        false
+    }
+}
+
+/// Starts the jailed VMM and configures its VM. A VMM that refuses a part of it is ended.
+async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
     let refused = |reason: &str| BootError::Spec {
         instance: spec.instance,
         reason: reason.to_owned(),
@@ -52,7 +73,7 @@ pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, Boot
         return Err(refused("Firecracker boots the platform's own kernel only"));
     }
     let programs = FirecrackerPrograms::find()?;
-    // Named here when they cannot be opened; the VMM opens them again, inside.
+    // The VMM opens these files again inside its jail, where an error would not name them.
     for path in [&spec.kernel.kernel, &spec.kernel.initramfs] {
         open_for_everyone(path, Some(user))?;
     }
@@ -78,7 +99,7 @@ pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, Boot
     };
     let parts = parts(&spec, tap.as_ref().map(|tap| tap.name.as_str()));
     let jail = Jail::new(boot, &spec, programs.firecracker, user);
-    // One may have it open: that is to be Firecracker.
+    // One process may have the tap open: Firecracker.
     drop(spec.nic);
     let launch = Launch {
         program: programs.jailer,
@@ -95,7 +116,7 @@ pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, Boot
         prepare: Some(prepare(jail, tap)),
     };
     let vmm = boot.start_vmm(programs::JAILER, launch).await?;
-    match tell(&boot.dir, &vmm, parts).await {
+    match configure(&boot.dir, &vmm, parts).await {
         Ok(()) => Ok(Started {
             vmm,
             vsock_device: None,
@@ -108,8 +129,8 @@ pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, Boot
     }
 }
 
-/// Asks Firecracker how its guest is.
-pub(crate) async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
+/// Asks Firecracker about its guest.
+async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
     let answer = api::call(run_dir, "GET", "/", None).await?;
     match answer.get("state").and_then(Value::as_str) {
         Some("Running") => Ok(VmStatus::Running),
@@ -128,8 +149,12 @@ fn prepare(jail: Jail, tap: Option<PersistentTap>) -> Prepare {
     })
 }
 
-/// Tells the VMM its VM, part by part, and starts it.
-async fn tell(run_dir: &Path, vmm: &Process, parts: Vec<(String, Value)>) -> Result<(), BootError> {
+/// Configures the VM, part by part, and starts it.
+async fn configure(
+    run_dir: &Path,
+    vmm: &Process,
+    parts: Vec<(String, Value)>,
+) -> Result<(), BootError> {
     wait_for_api(run_dir, vmm).await?;
     for (path, part) in parts {
         api::call(run_dir, "PUT", &path, Some(&part))
@@ -180,7 +205,7 @@ fn parts(spec: &VmSpec, tap: Option<&str>) -> Vec<(String, Value)> {
             json!({
                 "kernel_image_path": jail::KERNEL,
                 "initrd_path": jail::INITRAMFS,
-                "boot_args": boot_arguments(Driver::Firecracker, spec.kernel.machine, None),
+                "boot_args": boot_arguments(DriverKind::Firecracker, spec.kernel.machine, None),
             }),
         ),
     ];
@@ -242,7 +267,7 @@ mod tests {
     use crate::GuestKernel;
 
     #[test]
-    fn a_vm_with_everything() {
+    fn requests_of_a_vm_with_every_part() {
         let disk = |read_only| Disk {
             path: PathBuf::from("/somewhere"),
             read_only,
@@ -250,7 +275,7 @@ mod tests {
         let spec = VmSpec {
             instance: InstanceId(0xab),
             run_dir: PathBuf::from("/run/x"),
-            driver: Driver::Firecracker,
+            driver: DriverKind::Firecracker,
             kernel: GuestKernel::platform(Path::new("/guest")),
             vcpus: 2,
             cpu_millis: 1500,

@@ -1,4 +1,4 @@
-//! What a guest boots: kernel, initramfs and the boot arguments, the same for every instance.
+//! Kernel, initramfs and boot arguments: the same for every instance.
 //!
 //! The arguments were chosen by measuring Debian's cloud kernel 6.1 under TCG, on two cores that
 //! compiled meanwhile (256 MiB, start of QEMU to init, and processor time to power-off; 8 rounds,
@@ -18,7 +18,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::Driver;
+use crate::DriverKind;
 
 /// The machine that a kernel is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +32,12 @@ pub enum Machine {
 
 impl Machine {
     /// Most disks of one VM on this machine: root, scratch and volumes.
-    pub fn max_disks(self, driver: Driver) -> usize {
+    pub fn max_disks(self, driver: DriverKind) -> usize {
         match (self, driver) {
             // QEMU's microvm has eight places, of which NIC, randomness and vsock take three.
-            (Self::Microvm, Driver::QemuKvm | Driver::QemuTcg) => 5,
+            (Self::Microvm, DriverKind::QemuKvm | DriverKind::QemuTcg) => 5,
             // Interrupts, of which Firecracker has 19 to give and those three have theirs.
-            (Self::Microvm, Driver::Firecracker) => 16,
+            (Self::Microvm, DriverKind::Firecracker) => 16,
             // Slots of PCI.
             (Self::Pc, _) => 24,
         }
@@ -58,7 +58,7 @@ pub struct GuestKernel {
 
 /// Boot arguments of every guest, in this one place.
 ///
-/// - `console=ttyS0 quiet`: the console carries errors and last words only.
+/// - `console=ttyS0 quiet`: the console carries errors only.
 /// - `panic=-1`: a panic ends the VM at once, by a reboot that no VMM follows.
 /// - `no_timer_check`: the check of the timer's wiring waits for ticks, which a busy host delays.
 /// - `random.trust_cpu=on`: no wait for entropy; a virtio-rng feeds it from the host as well.
@@ -74,28 +74,27 @@ const NO_CIPHER_TESTS: &str = "cryptomgr.notests";
 
 /// Boot arguments for a guest. Under TCG `tsc_early_khz` and `tsc=reliable` come with them (see
 /// `tsc`), where the host's counter is constant; KVM has a clock of its own.
-pub(crate) fn boot_arguments(driver: Driver, machine: Machine, tsc_khz: Option<u64>) -> String {
+pub(crate) fn boot_arguments(driver: DriverKind, machine: Machine, tsc_khz: Option<u64>) -> String {
     let mut arguments = BOOT_ARGUMENTS.to_owned();
     let mut add = |argument: &str| {
         arguments.push(' ');
         arguments.push_str(argument);
     };
     add(match driver {
-        Driver::Firecracker => FIRECRACKER_REBOOT,
-        Driver::QemuKvm | Driver::QemuTcg => QEMU_REBOOT,
+        DriverKind::Firecracker => FIRECRACKER_REBOOT,
+        DriverKind::QemuKvm | DriverKind::QemuTcg => QEMU_REBOOT,
     });
     if machine == Machine::Pc {
         add(NO_CIPHER_TESTS);
     }
-    if let (Driver::QemuTcg, Some(khz)) = (driver, tsc_khz) {
+    if let (DriverKind::QemuTcg, Some(khz)) = (driver, tsc_khz) {
         add(&format!("tsc_early_khz={khz} tsc=reliable"));
     }
     arguments
 }
 
 impl GuestKernel {
-    /// What a directory holds: the platform's own kernel where it was built (`vmlinux`), else
-    /// Debian's (`vmlinuz`).
+    /// The kernel of a directory: the platform's own where it was built (`vmlinux`), else Debian's (`vmlinuz`).
     ///
     /// # Errors
     /// Neither is there, or its initramfs is missing.
@@ -109,7 +108,7 @@ impl GuestKernel {
 
     /// The boot arguments that a guest of this kernel gets from this driver. Measures this machine's
     /// time stamp counter the first time, which takes a moment.
-    pub fn arguments(&self, driver: Driver) -> String {
+    pub fn arguments(&self, driver: DriverKind) -> String {
         boot_arguments(driver, self.machine, crate::tsc::khz())
     }
 
@@ -134,7 +133,7 @@ impl GuestKernel {
     /// This kernel, or Debian's beside it for a VM with more disks than this one's machine has
     /// places for.
     #[must_use]
-    pub fn for_disks(&self, driver: Driver, disks: usize) -> Self {
+    pub fn for_disks(&self, driver: DriverKind, disks: usize) -> Self {
         let debian = self.kernel.parent().map(Self::debian);
         match debian.map(Self::complete) {
             Some(Ok(debian)) if disks > self.machine.max_disks(driver) => debian,
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_platforms_own_kernel_is_used_where_it_was_built() {
+    fn the_platforms_own_kernel_is_preferred_where_it_was_built() {
         let dir = tempfile::tempdir().unwrap();
         let make = |name: &str| std::fs::write(dir.path().join(name), "").unwrap();
         let error = GuestKernel::in_directory(dir.path()).unwrap_err();
@@ -179,7 +178,7 @@ mod tests {
         make("initramfs-builtin.cpio");
         let kernel = GuestKernel::in_directory(dir.path()).unwrap();
         assert_eq!(kernel.machine, Machine::Microvm);
-        let machine = |disks| kernel.for_disks(Driver::QemuTcg, disks).machine;
+        let machine = |disks| kernel.for_disks(DriverKind::QemuTcg, disks).machine;
         assert_eq!([machine(5), machine(6)], [Machine::Microvm, Machine::Pc]);
     }
 }

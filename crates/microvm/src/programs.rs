@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use crate::Driver;
+use crate::DriverKind;
 use crate::obstacle::{self, Obstacle};
 
 /// QEMU's name in Debian.
@@ -66,10 +66,10 @@ pub enum ProgramsError {
 ///
 /// # Errors
 /// One of them is in none of these places, or cannot be executed from where it is.
-pub fn check_programs(driver: Driver) -> Result<(), ProgramsError> {
+pub fn check_programs(driver: DriverKind) -> Result<(), ProgramsError> {
     match driver {
-        Driver::Firecracker => FirecrackerPrograms::find().map(|_| ()),
-        Driver::QemuKvm | Driver::QemuTcg => QemuPrograms::find().map(|_| ()),
+        DriverKind::Firecracker => FirecrackerPrograms::find().map(|_| ()),
+        DriverKind::QemuKvm | DriverKind::QemuTcg => QemuPrograms::find().map(|_| ()),
     }
 }
 
@@ -128,7 +128,7 @@ fn find_vsock_device() -> Option<PathBuf> {
         .or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")))
         .map(|home| home.join("bin").join(VSOCK_DEVICE));
     beside
-        .and_then(|path| program_at(&path))
+        .and_then(|path| file_at(&path))
         .or_else(|| find(VSOCK_DEVICE))
         .or_else(|| program_at(&cargo?))
 }

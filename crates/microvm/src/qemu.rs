@@ -1,4 +1,5 @@
-//! The QEMU driver: two processes, everything open before they start and handed over by number.
+//! The QEMU driver: two processes, whose files and sockets are opened before they start and handed over by
+//! number.
 
 mod command_line;
 mod qmp;
@@ -9,25 +10,47 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use process_handle::Process;
 use tokio::time::Instant;
 
 use self::command_line::CommandLine;
-use crate::boot::{Boot, GUEST_CID, Started, blocking, file, open_for_everyone};
 use crate::console::console_tail;
+use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, blocking, file, open_for_everyone};
 use crate::kernel::boot_arguments;
-use crate::process::Process;
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
-use crate::{BootError, Driver, StatusError, VmSpec, VmStatus, run_dir, tsc};
+use crate::{BootError, DriverKind, StatusError, VmSpec, VmStatus, run_dir, tsc};
 
-/// How long the vsock device may take until it listens.
+/// Longest wait until the vsock device listens.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often it is tried meanwhile.
+/// Pause between two tries.
 const VSOCK_POLL: Duration = Duration::from_millis(2);
 const MIB: u64 = 1024 * 1024;
 
+/// QEMU, with KVM or TCG as the spec says.
+#[derive(Debug)]
+pub(crate) struct Qemu;
+
+impl Driver for Qemu {
+    fn start<'a>(
+        &'a self,
+        boot: &'a mut Boot,
+        spec: VmSpec,
+    ) -> Answer<'a, Result<Started, BootError>> {
+        Box::pin(start(boot, spec))
+    }
+
+    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
+        Box::pin(status(run_dir))
+    }
+
+    fn has_vsock_process(&self) -> bool {
+        true
+    }
+}
+
 /// Starts both processes; when the second fails, the first is ended.
-pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
+async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
     let programs = QemuPrograms::find()?;
     let vsock_device = start_vsock_device(boot, programs.vsock_device).await?;
     match start_vmm(boot, spec, programs.qemu, &vsock_device).await {
@@ -43,8 +66,8 @@ pub(crate) async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, Boot
     }
 }
 
-/// Asks QEMU how its guest is.
-pub(crate) async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
+/// Asks QEMU about its guest.
+async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
     let answer = qmp::ask(run_dir, "query-status").await?;
     match answer.get("status").and_then(|status| status.as_str()) {
         Some("running") => Ok(VmStatus::Running),
@@ -67,7 +90,7 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
         exe: program.clone(),
         program,
         arguments: arguments.map(Into::into).into(),
-        // Its paths are relative: it need not reach the directories above.
+        // Its paths are relative, so the directories above may be closed to it.
         current_dir: run_dir::vsock_dir(&boot.dir),
         output: boot.copy_of(&boot.ends.writer)?,
         pass: vec![boot.copy_of(&boot.ends.keeper)?.into()],
@@ -131,7 +154,7 @@ async fn start_vmm(
         pass,
         user: boot.user,
         group: match spec.driver {
-            Driver::QemuKvm => kvm_group(),
+            DriverKind::QemuKvm => kvm_group(),
             _ => None,
         },
         prepare: None,

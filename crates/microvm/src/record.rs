@@ -1,52 +1,48 @@
 //! `vm.json`: what an agent that starts again needs to find a VM.
+//!
+//! The file has a version and is read tolerantly, in the way of `state_file`. Each version has a fixture in
+//! `tests/fixtures/vm-record`. It need not survive the machine, as its processes do not, so it is not synced.
+//!
+//! A record that is there and cannot be read is an error, and never means that there is no VM.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use model::InstanceId;
+use process_handle::Identity;
 use serde::{Deserialize, Serialize};
+use state_file::StateFormat;
 
-use crate::process::Identity;
-use crate::{AdoptError, Driver};
-
-/// The one version that is read and written.
-const VERSION: u32 = 1;
+use crate::{AdoptError, DriverKind, run_dir};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Record {
-    version: u32,
     /// The boot of the machine that the processes belong to.
     pub(crate) boot_id: String,
     pub(crate) instance: InstanceId,
-    pub(crate) driver: Driver,
+    pub(crate) driver: DriverKind,
     /// Their cgroup, where they have one.
     pub(crate) cgroup: Option<PathBuf>,
-    /// Both are written while the process still waits before its exec.
+    /// Written, as `vmm` is, while the process still waits before its exec.
     pub(crate) vsock_device: Option<Identity>,
     /// Absent: the boot did not come that far.
     pub(crate) vmm: Option<Identity>,
 }
 
-pub(crate) fn path(run_dir: &Path) -> PathBuf {
-    run_dir.join("vm.json")
-}
-
-/// The record while it is written: there still where an agent was killed at that.
-pub(crate) fn unfinished(run_dir: &Path) -> PathBuf {
-    run_dir.join("vm.json.new")
+impl StateFormat for Record {
+    /// The next version comes with an upgrade from this one ([`StateFormat::upgrade`]).
+    const VERSION: u32 = 1;
 }
 
 impl Record {
     pub(crate) fn new(
         boot_id: String,
         instance: InstanceId,
-        driver: Driver,
+        driver: DriverKind,
         cgroup: Option<PathBuf>,
     ) -> Self {
         Self {
-            version: VERSION,
             boot_id,
             instance,
             driver,
@@ -56,15 +52,19 @@ impl Record {
         }
     }
 
-    /// Replaces the record by rename. It need not survive the machine, as the processes do not.
+    /// Replaces the record by rename.
     pub(crate) fn write(&self, run_dir: &Path) -> io::Result<()> {
-        let temporary = unfinished(run_dir);
-        fs::write(&temporary, serde_json::to_vec_pretty(self)?)?;
-        fs::rename(temporary, path(run_dir))
+        let temporary = run_dir::unfinished_record(run_dir);
+        fs::write(
+            &temporary,
+            state_file::encode(self).map_err(io::Error::other)?,
+        )?;
+        fs::rename(temporary, run_dir::record(run_dir))
     }
 
+    /// The record of a run directory; nothing when there is none.
     pub(crate) fn read(run_dir: &Path) -> Result<Option<Self>, AdoptError> {
-        let path = path(run_dir);
+        let path = run_dir::record(run_dir);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -76,16 +76,81 @@ impl Record {
                 });
             }
         };
-        let record: Self = serde_json::from_slice(&text).map_err(|error| AdoptError::Record {
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
-        if record.version != VERSION {
-            return Err(AdoptError::Record {
-                path,
-                reason: format!("its version is {}, ours {VERSION}", record.version),
-            });
+        match state_file::decode(&text) {
+            Ok(record) => Ok(Some(record)),
+            Err(source) => Err(AdoptError::Record { path, source }),
         }
-        Ok(Some(record))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    /// The record of each fixture, by the version in its name.
+    fn fixtures() -> Vec<(u32, String)> {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/vm-record");
+        let mut found: Vec<_> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| {
+                let path = entry.unwrap().path();
+                let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+                let version = name.strip_prefix("version-").unwrap().parse().unwrap();
+                (version, fs::read_to_string(path).unwrap())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn every_version_of_the_record_is_read() {
+        let fixtures = fixtures();
+        let versions: Vec<u32> = fixtures.iter().map(|(version, _)| *version).collect();
+        assert_eq!(versions, Vec::from_iter(1..=Record::VERSION));
+        for (_, text) in fixtures {
+            let record: Record = state_file::decode(text.as_bytes()).unwrap();
+            assert_eq!(
+                record,
+                Record {
+                    boot_id: "0f2c7e0a-7d3f-4a53-9d53-6c2b1b5f3a10".to_owned(),
+                    instance: InstanceId(0xab),
+                    driver: DriverKind::QemuTcg,
+                    cgroup: Some("/sys/fs/cgroup/platform/vm-000000ab".into()),
+                    vsock_device: Some(Identity {
+                        pid: 4242,
+                        start_time: 981_234,
+                        exe: "/usr/local/bin/vhost-device-vsock".into(),
+                    }),
+                    vmm: Some(Identity {
+                        pid: 4243,
+                        start_time: 981_240,
+                        exe: "/usr/bin/qemu-system-x86_64".into(),
+                    }),
+                }
+            );
+        }
+    }
+
+    #[test]
+    fn the_record_is_written_in_the_newest_version() {
+        let (_, newest) = fixtures().pop().unwrap();
+        let record: Record = state_file::decode(newest.as_bytes()).unwrap();
+        let written: serde_json::Value =
+            serde_json::from_slice(&state_file::encode(&record).unwrap()).unwrap();
+        let newest: serde_json::Value = serde_json::from_str(&newest).unwrap();
+        assert_eq!(written, newest);
+    }
+
+    #[test]
+    fn fields_of_a_later_program_do_not_hide_a_vm() {
+        let (_, newest) = fixtures().pop().unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&newest).unwrap();
+        value["snapshot"] = "none".into();
+        value["vmm"]["cgroup_id"] = 7.into();
+        let text = value.to_string();
+        let record: Record = state_file::decode(text.as_bytes()).unwrap();
+        assert_eq!(record.vmm.unwrap().pid, 4243);
     }
 }

@@ -5,11 +5,11 @@
 //!   vm.json         the record (see `record`)
 //!   console.fifo    console.log, console.log.1 (see `console`)
 //!   qmp.sock        QEMU's monitor
-//!   jail/           Firecracker's, empty but for those inside (see `firecracker::jail`)
-//!   vsock/          the VM's user's: the only directory it can write
+//!   jail/           Firecracker's root: empty from outside (see `firecracker::jail`)
+//!   vsock/          belongs to the VM's user, which can write nowhere else
 //!     device        QEMU connects here to the vsock device
 //!     api           Firecracker's API
-//!     guest         what the host dials; `guest_<port>` is what the guest dials
+//!     guest         the host connects here; the guest connects to `guest_<port>`
 //! ```
 
 use std::fs;
@@ -34,6 +34,21 @@ pub(crate) fn vsock_dir(run_dir: &Path) -> PathBuf {
 
 pub(crate) fn jail_dir(run_dir: &Path) -> PathBuf {
     run_dir.join("jail")
+}
+
+/// The record (see `record`).
+pub(crate) fn record(run_dir: &Path) -> PathBuf {
+    run_dir.join("vm.json")
+}
+
+/// The record while it is written: an agent that is killed then leaves it.
+pub(crate) fn unfinished_record(run_dir: &Path) -> PathBuf {
+    run_dir.join("vm.json.new")
+}
+
+/// The console's FIFO (see `console`).
+pub(crate) fn console_fifo(run_dir: &Path) -> PathBuf {
+    run_dir.join("console.fifo")
 }
 
 pub(crate) fn qmp_socket(run_dir: &Path) -> PathBuf {
@@ -79,7 +94,7 @@ pub(crate) fn give_sockets(run_dir: &Path, uid: u32) -> io::Result<()> {
     give(&dir, uid, uid)
 }
 
-/// Does not follow symbolic links: the directory's owner is not trusted.
+/// Does not follow symbolic links, because the directory's owner is not trusted.
 fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     chownat(
         CWD,
@@ -91,7 +106,7 @@ fn give(path: &Path, uid: u32, gid: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// Binds by way of the directory's descriptor: a socket's path may have 107 bytes only.
+/// Binds by the directory's descriptor, because a socket's path is limited to 107 bytes.
 pub(crate) fn bind(dir: &Path, name: &str) -> io::Result<std::os::unix::net::UnixListener> {
     remove_if_there(&dir.join(name))?;
     let dir = open_dir(dir)?;
@@ -121,8 +136,29 @@ pub(crate) fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Removes what a VM that ended leaves behind: its sockets, its FIFO and its record, the record
-/// last. The console's file stays for its last words, the node's listeners are the node's.
+/// Removes the run directory of a VM that has ended, its console with it. No error when there is none.
+///
+/// # Errors
+/// It holds the record of a VM whose end was not seen, which is the only thing that names its processes; or a
+/// file cannot be removed.
+pub fn remove_run_dir(run_dir: &Path) -> io::Result<()> {
+    if record(run_dir).try_exists()? {
+        return Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            format!(
+                "{} holds the record of a VM that may run",
+                run_dir.display()
+            ),
+        ));
+    }
+    match fs::remove_dir_all(run_dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Removes the sockets, the FIFO and, last, the record of a VM that has ended. The console's files stay to be read;
+/// the node's listeners stay open.
 pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
     let sockets = vsock_dir(run_dir);
     for path in [
@@ -130,8 +166,8 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
         sockets.join(API_SOCKET),
         sockets.join(GUEST_SOCKET),
         qmp_socket(run_dir),
-        crate::console::fifo(run_dir),
-        crate::record::unfinished(run_dir),
+        console_fifo(run_dir),
+        unfinished_record(run_dir),
     ] {
         remove_if_there(&path)?;
     }
@@ -139,5 +175,5 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    remove_if_there(&crate::record::path(run_dir))
+    remove_if_there(&record(run_dir))
 }

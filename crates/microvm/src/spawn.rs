@@ -1,8 +1,8 @@
-//! Starts a process that outlives us, is recorded before it runs, and has nothing it does not need.
+//! Starts a process that outlives the agent, is recorded before it runs, and inherits only what it needs.
 //!
-//! The child forks, says its pid and waits; we record it and let it go; only then does it exec. If
-//! the agent dies meanwhile, the kernel kills the child (PDEATHSIG). So at no moment is there a
-//! process that no record names.
+//! The child sends its pid by a pipe and waits. The agent records it and releases it, and only then does the child
+//! exec. If the agent dies before the release, the kernel kills the child (PDEATHSIG). So every process has a
+//! record at any moment.
 //!
 //! A program is executed by the VM's own user, from wherever it is installed: the child keeps
 //! `CAP_DAC_OVERRIDE` up to its exec, so neither a closed folder (0700) on the way nor the umask that the
@@ -29,27 +29,27 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 /// on the machine belongs to them.
 pub const VMM_UIDS: (u32, u32) = (0x7000_0000, 0x0fff_ffff);
 
-/// Files that a process of a VM may have open. A QEMU has some tens. The vsock device has two for each
-/// connection of its guest, and 64 KiB of memory with them: so a guest that dials without end has some
-/// five hundred connections, and its device some 32 MiB.
+/// Most open files of a process of a VM. QEMU has some tens. The vsock device has two for each connection of its
+/// guest, and 64 KiB of memory with them: so a guest that dials without end gets some five hundred connections,
+/// which cost its device some 32 MiB.
 const MAX_OPEN_FILES: u64 = 1024;
 
-/// Lets the child go.
+/// Releases the child.
 const GO: u8 = 1;
 /// Ends the child before its exec.
 const NO: u8 = 0;
 
-/// The user that an instance's processes run as; nobody when we are not root, so as ourselves.
+/// The user that an instance's processes run as. Absent when the agent is not root: they run as the agent's user.
 pub(crate) fn user_of(instance: InstanceId) -> Option<u32> {
     rustix::process::geteuid()
         .is_root()
         .then(|| VMM_UIDS.0 + instance.0 % VMM_UIDS.1)
 }
 
-/// What to start.
+/// A process to start.
 pub(crate) struct Launch {
     pub(crate) program: PathBuf,
-    /// What `/proc/<pid>/exe` says in the end: the program itself, or what it becomes.
+    /// The final `/proc/<pid>/exe`: the program, or the one that it executes in turn.
     pub(crate) exe: PathBuf,
     pub(crate) arguments: Vec<OsString>,
     pub(crate) current_dir: PathBuf,
@@ -76,7 +76,10 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Lets the child exec, and says whether it could.
+    /// Releases the child to its exec.
+    ///
+    /// # Errors
+    /// The exec failed; `EACCES` when the program may not be executed.
     pub(crate) fn release(mut self) -> io::Result<()> {
         self.answer(GO)
     }
@@ -97,12 +100,12 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        // Never let go: the child ends before its exec.
+        // Not released: the child ends before its exec.
         let _ = self.answer(NO);
     }
 }
 
-/// Forks the child and waits until it says its pid. Blocks for some milliseconds.
+/// Forks the child and waits for its pid. Blocks for some milliseconds.
 pub(crate) fn start(launch: Launch) -> io::Result<Waiting> {
     use io::Read as _;
     let (pid_read, pid_write) = pipe_with(PipeFlags::CLOEXEC)?;
@@ -184,7 +187,7 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
             )?;
         }
         if let Some(user) = user {
-            leave_the_network()?;
+            enter_empty_namespaces()?;
             become_user(user, group)?;
         }
         rustix::thread::set_no_new_privs(true)?;
@@ -200,8 +203,8 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
 /// Closes at exec whatever was inherited, but for these.
 #[allow(unsafe_code, reason = "close_range has no safe wrapper")]
 fn close_all_but(pass: &[OwnedFd]) -> io::Result<()> {
-    // SAFETY: marking descriptors close-on-exec closes nothing now. An old kernel refuses it; what
-    // we opened ourselves is close-on-exec anyhow.
+    // SAFETY: marking descriptors close-on-exec closes nothing now. Linux before 5.11 refuses it; the agent's
+    // own descriptors are close-on-exec anyhow.
     unsafe {
         libc::syscall(
             libc::SYS_close_range,
@@ -216,13 +219,13 @@ fn close_all_but(pass: &[OwnedFd]) -> io::Result<()> {
     Ok(())
 }
 
-/// Moves the child to network and IPC namespaces of its own, with nothing in them: what it talks
-/// by is open already, or a socket in the file system.
+/// Moves the child to empty network and IPC namespaces of its own: its channels are open already, or sockets in
+/// the file system.
 #[allow(
     unsafe_code,
     reason = "unshare can break a process with threads; the child has one"
 )]
-fn leave_the_network() -> io::Result<()> {
+fn enter_empty_namespaces() -> io::Result<()> {
     // SAFETY: a system call without pointers; neither namespace is shared with another thread.
     if unsafe { libc::unshare(libc::CLONE_NEWNET | libc::CLONE_NEWIPC) } != 0 {
         return Err(io::Error::last_os_error());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use model::InstanceId;
 
-use crate::{Driver, GuestKernel};
+use crate::{DriverKind, GuestKernel};
 
 /// Most virtual processors of one VM.
 pub const MAX_VCPUS: u32 = 64;
@@ -26,7 +26,7 @@ pub struct VmSpec {
     /// Its directory for sockets, console and record; made when missing, belongs to this VM only.
     pub run_dir: PathBuf,
     /// How to run it.
-    pub driver: Driver,
+    pub driver: DriverKind,
     /// What it boots.
     pub kernel: GuestKernel,
     /// Virtual processors, 1 to [`MAX_VCPUS`]: the requested cores, rounded up.

@@ -74,14 +74,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_counter_that_stops_is_not_used() {
+    fn a_time_stamp_counter_that_stops_is_not_used() {
         assert!(is_constant("x\nflags\t\t: tsc constant_tsc nonstop_tsc\n"));
         assert!(!is_constant("flags\t\t: tsc constant_tsc\n"));
         assert!(!is_constant(""));
     }
 
     #[test]
-    fn two_measurements_agree() {
+    fn two_measurements_of_the_time_stamp_counter_agree() {
         if let (Some(one), Some(two)) = (measure(), measure()) {
             assert!(one.abs_diff(two) * 10_000 < one, "{one} {two}");
         }

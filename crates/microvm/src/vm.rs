@@ -1,4 +1,4 @@
-//! A VM that runs, or has ended.
+//! A VM that runs or has ended.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,18 +6,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use model::InstanceId;
+use process_handle::{Exit, Process};
 use tokio::sync::watch;
 
 use crate::cgroup::Cgroup;
 use crate::console::{Pump, console_tail};
-use crate::process::{Exit, Process};
-use crate::{Driver, StatusError, firecracker, qemu, run_dir};
+use crate::driver::Driver;
+use crate::{StatusError, VmStatus, run_dir};
 
-/// How long the VMM may take to end after its vsock device did so orderly: then the VMM's own end
-/// was the cause. After it, the device was lost.
+/// Longest time between an orderly end of the vsock device and the end of the VMM that caused it. A VMM that still
+/// runs after it has lost its device.
 const VMM_GRACE: Duration = Duration::from_millis(500);
 
-/// How a VM ended, and what was said last.
+/// How a VM ended, and the end of its console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VmEnd {
     /// How.
@@ -29,7 +30,7 @@ pub struct VmEnd {
 /// How a VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HowEnded {
-    /// The VMM exited: with 0 when the guest powered off or panicked, else it could not go on.
+    /// The VMM exited: with 0 when the guest powered off or panicked, else by an error of its own.
     Exited(i32),
     /// A signal ended the VMM, and it was not [`Vm::kill`]'s.
     Signal(i32),
@@ -37,7 +38,7 @@ pub enum HowEnded {
     Killed,
     /// The vsock device ended first, and the VMM was ended after it.
     VsockLost,
-    /// The VMM ended, and how is not known: it was not this agent that had started it.
+    /// The VMM ended in an unknown way: an earlier agent had started it.
     Unknown,
 }
 
@@ -54,20 +55,11 @@ impl std::fmt::Display for HowEnded {
     }
 }
 
-/// What the VMM says about its guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum VmStatus {
-    /// The guest runs.
-    Running,
-    /// It does not, for this reason in the VMM's words (`paused`, `io-error`, `internal-error`).
-    Stopped(String),
-}
-
 /// One VM. Dropping this changes nothing: the VM goes on, and is found again by [`Vm::adopt`].
 #[derive(Debug, Clone)]
 pub struct Vm {
     instance: InstanceId,
-    driver: Driver,
+    driver: &'static dyn Driver,
     run_dir: PathBuf,
     processes: Option<Arc<Processes>>,
     end: watch::Receiver<Option<VmEnd>>,
@@ -85,19 +77,19 @@ impl Vm {
     /// Watches both processes from now on.
     pub(crate) fn watch(
         instance: InstanceId,
-        driver: Driver,
+        driver: &'static dyn Driver,
         run_dir: PathBuf,
         processes: Processes,
         pump: Option<Pump>,
     ) -> Self {
         let processes = Arc::new(processes);
-        let (told, end) = watch::channel(None);
+        let (ended, end) = watch::channel(None);
         let watched = Arc::clone(&processes);
         let dir = run_dir.clone();
         tokio::spawn(async move {
             let how = watched.end_together().await;
             let end = finish(how, &dir, watched.cgroup.as_ref(), pump).await;
-            told.send_replace(Some(end));
+            ended.send_replace(Some(end));
         });
         Self {
             instance,
@@ -110,7 +102,7 @@ impl Vm {
 
     pub(crate) fn ended_already(
         instance: InstanceId,
-        driver: Driver,
+        driver: &'static dyn Driver,
         run_dir: PathBuf,
         end: VmEnd,
     ) -> Self {
@@ -140,20 +132,20 @@ impl Vm {
         self.end.borrow().clone()
     }
 
-    /// Waits until it has ended: both processes are gone, and with them its sockets, its cgroup and
-    /// its record. May be asked by several, at any time, and be cancelled.
+    /// Waits for its end: its processes are gone, and with them its sockets, its cgroup and its record. Cancel-safe;
+    /// several callers may wait.
     pub async fn ended(&self) -> VmEnd {
         let mut end = self.end.clone();
-        let told = end.wait_for(Option::is_some).await.ok();
-        match told.and_then(|end| end.clone()) {
+        let ended = end.wait_for(Option::is_some).await.ok();
+        match ended.and_then(|end| end.clone()) {
             Some(end) => end,
             // The runtime shuts down: nobody will look at the answer.
             None => std::future::pending().await,
         }
     }
 
-    /// Ends it at once, and waits until nothing is left. The guest is not asked: what it has not
-    /// written is lost.
+    /// Ends it at once, and waits until nothing is left. The guest is not asked, so writes that it has not flushed
+    /// are lost.
     pub async fn kill(&self) -> VmEnd {
         if let Some(processes) = &self.processes {
             processes.killed.store(true, Ordering::Relaxed);
@@ -162,20 +154,17 @@ impl Vm {
         self.ended().await
     }
 
-    /// Asks the VMM how its guest is. A VMM that is stopped or hangs does not answer in time.
+    /// Asks the VMM about its guest. A VMM that is stopped or hangs does not answer in time.
     ///
     /// # Errors
-    /// It did not answer, or not as it should.
+    /// The VMM did not answer, or its answer is not understood.
     pub async fn status(&self) -> Result<VmStatus, StatusError> {
-        match self.driver {
-            Driver::Firecracker => firecracker::status(&self.run_dir).await,
-            Driver::QemuKvm | Driver::QemuTcg => qemu::status(&self.run_dir).await,
-        }
+        self.driver.status(&self.run_dir).await
     }
 }
 
 impl Processes {
-    /// Waits for the end of one, ends the other.
+    /// Waits for the end of one process, and ends the other.
     async fn end_together(&self) -> HowEnded {
         let how = tokio::select! {
             biased;
@@ -218,7 +207,7 @@ async fn ended(process: Option<&Process>) -> Exit {
     }
 }
 
-/// After both processes: the console's rest, and everything that is to vanish.
+/// After the end of all processes: reads the rest of the console, and removes cgroup, sockets and record.
 pub(crate) async fn finish(
     how: HowEnded,
     dir: &Path,
@@ -233,7 +222,7 @@ pub(crate) async fn finish(
     }
     let console_tail = console_tail(dir);
     if let Err(error) = run_dir::clear(dir) {
-        // Whoever removed the directory meanwhile did our work; else the next boot does it.
+        // It was removed meanwhile, or the next boot clears it.
         tracing::debug!(%error, run_dir = %dir.display(), "run directory not cleared");
     }
     VmEnd { how, console_tail }

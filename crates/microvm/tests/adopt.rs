@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::error::Error as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsFd as _;
@@ -12,7 +13,9 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use microvm::{HowEnded, Vm, VmStatus, boot, console_tail};
+use microvm::{
+    AdoptError, BootError, GuestKernel, HowEnded, Vm, VmStatus, boot, console_tail, remove_run_dir,
+};
 use model::InstanceId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, kill_process};
@@ -81,7 +84,7 @@ fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
 }
 
 #[tokio::test]
-async fn a_running_vm_is_found_again() {
+async fn a_running_vm_is_adopted_by_the_next_agent() {
     if guest_dir().is_none() {
         return;
     }
@@ -110,7 +113,7 @@ async fn a_running_vm_is_found_again() {
 }
 
 #[tokio::test]
-async fn a_vm_that_ended_meanwhile_is_reported_with_its_words() {
+async fn a_vm_that_ended_without_an_agent_is_reported_with_its_console() {
     if guest_dir().is_none() {
         return;
     }
@@ -171,7 +174,7 @@ async fn a_vm_without_its_vsock_device_is_ended() {
 
 /// However far a boot had come when its agent was killed, nothing is left that is not known.
 #[tokio::test]
-async fn a_boot_that_was_interrupted_anywhere_is_cleared() {
+async fn a_boot_that_is_interrupted_at_any_moment_leaves_nothing() {
     if guest_dir().is_none() {
         return;
     }
@@ -206,24 +209,54 @@ async fn a_boot_that_was_interrupted_anywhere_is_cleared() {
     assert!(outcomes.contains_key("nothing"), "{outcomes:?}");
 }
 
-#[tokio::test]
-async fn a_record_of_another_boot_or_version_is_not_believed() {
-    let dir = tempfile::tempdir().unwrap();
+/// Writes a record whose processes are this test's own, with a start time that none has.
+fn write_record(run_dir: &Path, version: u32, boot_id: &str) {
     let me = std::process::id();
     let exe = std::env::current_exe().unwrap();
-    let write = |version: u32, boot_id: &str| {
-        let identity = format!(r#"{{"pid":{me},"start_time":0,"exe":{exe:?}}}"#);
-        let text = format!(
-            r#"{{"version":{version},"boot_id":{boot_id:?},"instance":"000000ab","driver":"qemu-tcg",
-                "cgroup":null,"vsock_device":{identity},"vmm":{identity}}}"#
-        );
-        fs::write(dir.path().join("vm.json"), text).unwrap();
-    };
-    write(1, "another");
+    let identity = format!(r#"{{"pid":{me},"start_time":0,"exe":{exe:?}}}"#);
+    let text = format!(
+        r#"{{"version":{version},"boot_id":{boot_id:?},"instance":"000000ab","driver":"qemu-tcg",
+            "cgroup":null,"vsock_device":{identity},"vmm":{identity},"added_later":true}}"#
+    );
+    fs::write(run_dir.join("vm.json"), text).unwrap();
+}
+
+#[tokio::test]
+async fn a_record_of_another_boot_of_the_machine_is_of_a_vm_that_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    write_record(dir.path(), 1, "another");
     fs::create_dir(dir.path().join("vsock")).unwrap();
     let vm = Vm::adopt(dir.path()).await.unwrap().unwrap();
     assert_eq!(vm.ended().await.how, HowEnded::Unknown);
-    write(2, "another");
-    let error = Vm::adopt(dir.path()).await.unwrap_err().to_string();
-    assert!(error.contains("version is 2"), "{error}");
+}
+
+#[tokio::test]
+async fn a_record_that_cannot_be_read_is_an_error_and_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let record = dir.path().join("vm.json");
+    let why = |error: AdoptError| error.source().unwrap().to_string();
+    write_record(dir.path(), 2, "another");
+    let error = Vm::adopt(dir.path()).await.unwrap_err();
+    assert!(error.to_string().contains("vm.json"), "{error}");
+    assert!(why(error).contains("version 2"));
+    // What only this file names is not removed with the directory.
+    assert!(remove_run_dir(dir.path()).is_err());
+    assert!(record.exists());
+    for damaged in ["", "{", "[]", r#"{"version":1}"#, r#"{"version":"x"}"#] {
+        fs::write(&record, damaged).unwrap();
+        let error = Vm::adopt(dir.path()).await.unwrap_err();
+        assert!(matches!(error, AdoptError::Record { .. }), "{damaged}");
+        assert_eq!(fs::read_to_string(&record).unwrap(), damaged);
+    }
+    // Nor does a boot in this directory pass over it.
+    let kernel = GuestKernel::debian(Path::new("/nowhere"));
+    let error = boot(spec(InstanceId(0xab), dir.path(), kernel)).await;
+    assert!(
+        matches!(error, Err(BootError::Leftovers(AdoptError::Record { .. }))),
+        "{error:?}"
+    );
+    fs::remove_file(&record).unwrap();
+    remove_run_dir(dir.path()).unwrap();
+    remove_run_dir(dir.path()).unwrap();
+    assert!(!dir.path().exists());
 }

@@ -1,5 +1,6 @@
-//! The whole way from an app in a real VM to the world outside of the cluster: init's addresses and routes,
-//! the tap, the node's rules, `slirp4netns`, and an uplink. The machine and the world are network namespaces.
+//! Egress from an app in a real VM to an external network: init's addresses and routes,
+//! the tap, the node's rules, `slirp4netns`, and an uplink. The machine and the
+//! external network are network namespaces.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -24,11 +25,11 @@ const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const SHOP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 #[test]
-fn an_app_reaches_the_world_by_name_and_is_refused_what_it_may_not() {
+fn an_app_reaches_an_external_service_by_name_and_nothing_of_the_machine() {
     let Some(guest) = guest_dir() else { return };
     in_a_network_of_its_own(
-        "an_app_reaches_the_world_by_name_and_is_refused_what_it_may_not",
-        reach_the_world(&guest),
+        "an_app_reaches_an_external_service_by_name_and_nothing_of_the_machine",
+        reach_an_external_service(&guest),
     );
 }
 
@@ -37,11 +38,11 @@ fn shell(lines: &str) {
     assert!(done.success(), "{lines}");
 }
 
-/// Binds in the world's namespace.
-fn in_the_world<T: Send + 'static>(bind: impl FnOnce() -> T + Send + 'static) -> T {
+/// Binds in the external network's namespace.
+fn in_the_external_network<T: Send + 'static>(bind: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(|| {
-        let world = fs::File::open("/run/netns/world").unwrap();
-        move_into_link_name_space(world.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        let external = fs::File::open("/run/netns/external").unwrap();
+        move_into_link_name_space(external.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
         bind()
     });
     thread.join().unwrap()
@@ -49,7 +50,7 @@ fn in_the_world<T: Send + 'static>(bind: impl FnOnce() -> T + Send + 'static) ->
 
 /// A shop that greets whoever comes by the address it sees, and a name server that knows the shop.
 fn open_the_shop() {
-    let shop = in_the_world(|| TcpListener::bind((SHOP, 80)).unwrap());
+    let shop = in_the_external_network(|| TcpListener::bind((SHOP, 80)).unwrap());
     std::thread::spawn(move || {
         for stream in shop.incoming() {
             let mut stream = stream.unwrap();
@@ -57,7 +58,7 @@ fn open_the_shop() {
             let _ = writeln!(stream, "welcome {peer}");
         }
     });
-    let names = in_the_world(|| UdpSocket::bind((NEIGHBOUR, 53)).unwrap());
+    let names = in_the_external_network(|| UdpSocket::bind((NEIGHBOUR, 53)).unwrap());
     std::thread::spawn(move || {
         let mut question = [0; 512];
         loop {
@@ -77,14 +78,14 @@ fn open_the_shop() {
     });
 }
 
-async fn reach_the_world(guest: &Path) {
+async fn reach_an_external_service(guest: &Path) {
     shell(
-        "ip netns add world
-         ip link add uplink type veth peer name inner netns world
+        "ip netns add external
+         ip link add uplink type veth peer name inner netns external
          ip addr add 203.0.113.2/24 dev uplink; ip link set dev uplink up
-         ip -n world link set dev lo up
-         ip -n world addr add 203.0.113.1/24 dev inner; ip -n world link set dev inner up
-         ip -n world addr add 198.51.100.1/32 dev lo
+         ip -n external link set dev lo up
+         ip -n external addr add 203.0.113.1/24 dev inner; ip -n external link set dev inner up
+         ip -n external addr add 198.51.100.1/32 dev lo
          ip route add default via 203.0.113.1
          echo nameserver 203.0.113.1 >/run/resolv.conf; mount --bind /run/resolv.conf /etc/resolv.conf",
     );

@@ -12,7 +12,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use microvm::{
-    BootError, Disk, Driver, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot, check_programs,
+    BootError, Disk, DriverKind, GuestKernel, HowEnded, Nic, Vm, VmSpec, VmStatus, boot,
+    check_programs,
 };
 use model::{InstanceId, NodeId};
 use node_network::{Endpoint, Network, NetworkSettings};
@@ -23,7 +24,7 @@ use support::{
 /// The kernel to boot; nothing, and said why, where Firecracker cannot even be started.
 fn kernel(dir: &Path, script: &str) -> Option<GuestKernel> {
     let own = GuestKernel::platform(&guest_dir()?);
-    let missing = if let Err(error) = check_programs(Driver::Firecracker) {
+    let missing = if let Err(error) = check_programs(DriverKind::Firecracker) {
         Some(error.to_string())
     } else if !own.kernel.exists() {
         Some("the platform's own kernel is not built; hint: make kernel".to_owned())
@@ -43,13 +44,13 @@ fn kernel(dir: &Path, script: &str) -> Option<GuestKernel> {
 
 fn firecracker_spec(instance: InstanceId, run_dir: &Path, kernel: GuestKernel) -> VmSpec {
     VmSpec {
-        driver: Driver::Firecracker,
+        driver: DriverKind::Firecracker,
         ..spec(instance, run_dir, kernel)
     }
 }
 
 /// What the guest says, where it can run.
-async fn hear(vm: &Vm, text: &str) {
+async fn wait_for_console(vm: &Vm, text: &str) {
     let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
     if !cpuinfo
         .split_whitespace()
@@ -88,7 +89,7 @@ async fn a_vm_is_jailed_started_and_found_again() {
     }
     let vm = boot(spec).await.unwrap();
     assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
-    hear(&vm, "root says: THE DISK").await;
+    wait_for_console(&vm, "root says: THE DISK").await;
 
     let pid = pid_of(instance, &run_dir, "firecracker");
     let proc = Path::new("/proc").join(pid.as_raw_nonzero().to_string());
@@ -157,7 +158,7 @@ async fn a_vm_is_jailed_started_and_found_again() {
 }
 
 #[tokio::test]
-async fn what_firecracker_does_not_take_is_named_and_nothing_is_left() {
+async fn a_part_that_firecracker_refuses_is_named_and_nothing_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let Some(mut kernel) = kernel(dir.path(), "") else {
         return;
@@ -180,13 +181,13 @@ async fn what_firecracker_does_not_take_is_named_and_nothing_is_left() {
 }
 
 #[test]
-fn its_tap_is_opened_by_name_and_outlives_it() {
+fn a_tap_of_firecracker_is_opened_by_name_and_outlives_the_vmm() {
     let dir = tempfile::tempdir().unwrap();
     let Some(kernel) = kernel(dir.path(), "ip link set eth0 up; echo UP; sleep 1000") else {
         return;
     };
     in_a_network_of_its_own(
-        "its_tap_is_opened_by_name_and_outlives_it",
+        "a_tap_of_firecracker_is_opened_by_name_and_outlives_the_vmm",
         with_tap(dir.path(), kernel),
     );
 }
@@ -225,12 +226,12 @@ async fn with_tap(dir: &Path, kernel: GuestKernel) {
         });
         let vm = boot(spec).await.unwrap();
         assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
-        hear(&vm, "UP").await;
+        wait_for_console(&vm, "UP").await;
         network.create_tap(&member).await.unwrap_err();
         vm.kill().await;
         assert!(links().contains(&tap.name), "{}", links());
     }
-    assert!(Driver::Firecracker.leaves_tap());
+    assert!(DriverKind::Firecracker.leaves_tap());
     network.release(instance).await.unwrap();
     assert!(!links().contains("tap"), "{}", links());
     Network::remove("fc").await.unwrap();

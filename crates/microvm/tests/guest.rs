@@ -43,7 +43,7 @@ fn is_hello(frame: &GuestFrame) -> bool {
 }
 
 #[tokio::test]
-async fn the_guest_dials_the_node_and_dials_again() {
+async fn a_guest_connects_to_the_node_and_connects_again() {
     let Some(guest) = guest_dir() else { return };
     let dir = tempfile::tempdir().unwrap();
     // A long path is no obstacle, though a socket's own may have 107 bytes only.
@@ -64,9 +64,9 @@ async fn the_guest_dials_the_node_and_dials_again() {
 }
 
 #[test]
-fn a_guest_is_reached_by_its_tap() {
+fn a_guest_answers_by_its_tap() {
     let Some(guest) = guest_dir() else { return };
-    in_a_network_of_its_own("a_guest_is_reached_by_its_tap", reach_by_tap(&guest));
+    in_a_network_of_its_own("a_guest_answers_by_its_tap", reach_by_tap(&guest));
 }
 
 async fn reach_by_tap(guest: &Path) {

@@ -40,18 +40,18 @@ fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
 }
 
 #[tokio::test]
-async fn a_guest_has_its_disks_and_powers_off() {
+async fn a_guest_has_its_disks_in_order_and_powers_off() {
     let Some(guest) = guest_dir() else { return };
-    has_its_disks_and_powers_off(InstanceId(0xa000_0001), GuestKernel::debian(&guest)).await;
+    guest_has_its_disks_and_powers_off(InstanceId(0xa000_0001), GuestKernel::debian(&guest)).await;
     let own = GuestKernel::platform(&guest);
     if own.kernel.exists() {
-        has_its_disks_and_powers_off(InstanceId(0xa000_000a), own).await;
+        guest_has_its_disks_and_powers_off(InstanceId(0xa000_000a), own).await;
     } else {
         eprintln!("NOT EXERCISED: the platform's own kernel; hint: make kernel");
     }
 }
 
-async fn has_its_disks_and_powers_off(instance: InstanceId, kernel: GuestKernel) {
+async fn guest_has_its_disks_and_powers_off(instance: InstanceId, kernel: GuestKernel) {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let (root, scratch) = (dir.path().join("root.img"), dir.path().join("scratch.img"));
@@ -103,15 +103,15 @@ async fn has_its_disks_and_powers_off(instance: InstanceId, kernel: GuestKernel)
 }
 
 #[test]
-fn every_place_of_the_machine_is_used() {
+fn a_vm_takes_the_largest_number_of_disks() {
     let Some(guest) = guest_dir() else { return };
-    in_a_network_of_its_own("every_place_of_the_machine_is_used", async move {
-        use_every_place(&guest).await;
+    in_a_network_of_its_own("a_vm_takes_the_largest_number_of_disks", async move {
+        boot_with_most_disks(&guest).await;
     });
 }
 
 /// As many disks as may be, in their order, and the other devices beside them, each with its driver.
-async fn use_every_place(guest: &Path) {
+async fn boot_with_most_disks(guest: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
     let instance = InstanceId(0xa000_0009);
@@ -252,7 +252,7 @@ async fn a_stopped_vmm_does_not_answer() {
 }
 
 #[tokio::test]
-async fn a_panic_ends_the_vm_with_its_words() {
+async fn a_kernel_panic_ends_the_vm_and_is_on_its_console() {
     let Some(guest) = guest_dir() else { return };
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
@@ -270,7 +270,7 @@ async fn a_panic_ends_the_vm_with_its_words() {
 }
 
 #[tokio::test]
-async fn a_vmm_that_refuses_says_why() {
+async fn a_vmm_that_refuses_its_spec_says_why() {
     let Some(guest) = guest_dir() else { return };
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");

@@ -1,46 +1,47 @@
-//! The way out of the namespace to the world: Debian's `slirp4netns`, one process a node (ADR 0004).
+//! Egress: Debian's `slirp4netns`, one process a node (ADR 0004).
 //!
-//! It is attached to the namespace from the machine: what leaves by the link `world` it sends on by
-//! sockets of its own. So nothing is forwarded by the machine, no rule is made there, and nothing is
-//! left of it when it ends. It is in a session of its own and in a file system with little in it.
+//! It is attached to the namespace from the machine: packets that leave by the uplink it sends on by sockets of
+//! its own. So the machine forwards nothing and has no rule for it, and nothing is left of it when it ends. It is
+//! in a session of its own and in a file system with little in it.
 //!
-//! No record is kept of it. It is known by what it executes, by the namespace that its command line
-//! names, and by being root's in our own network namespace; so an agent that was restarted finds it,
-//! and one that was killed at any moment leaves none behind unknown.
+//! No record is kept of it. Its program, its network namespace (the machine's), its user (root) and the namespace
+//! in its command line identify it. So an agent that was restarted finds it, and one that was killed at any
+//! moment leaves no unknown process behind.
+//!
+//! An earlier agent named the uplink `world`. Its `slirp4netns` outlives an upgrade of the agent, and the rules of
+//! this agent do not know its link: it is found by the old name, ended, and replaced. Connections by egress are
+//! reset once by that; those between instances and from edges are not touched.
 
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt as _, Interest};
+use process_handle::{Process, is_gone};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 use crate::NetworkError;
 use crate::command::{MAX_STDERR_BYTES, path, run};
-use crate::names::WORLD_LINK;
-use crate::rules::WORLD_NETWORK;
+use crate::names::{OLD_UPLINK, UPLINK};
+use crate::rules::UPLINK_NETWORK;
 
 /// The program.
 const PROGRAM: &str = "slirp4netns";
-/// How long its link may take to be up, and a process that was killed to end.
+/// Longest wait until its link is up, and for the end of a killed process.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause between two looks at its link.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// Files that it may have open: one for each connection.
 const OPEN_FILES: u32 = 1 << 18;
 
-/// A node's way out, as it was found or made.
+/// A node's running egress.
 #[derive(Debug)]
 pub struct Egress {
-    /// Whether names of the world can be resolved; if not, why, and what to do.
+    /// Whether public names can be resolved; if not, why, and what to do.
     pub resolves: Result<(), &'static str>,
     process: Slirp,
 }
@@ -55,16 +56,18 @@ impl Egress {
         }
     }
 
-    /// Waits until the way out is gone.
+    /// Waits until `slirp4netns` has ended.
     pub async fn ended(&self) {
-        self.process.ended().await;
+        self.process.process.ended().await;
     }
 }
 
-/// A process that is attached to a namespace of ours, held by a pidfd.
+/// A `slirp4netns` that is attached to a namespace of ours.
 #[derive(Debug)]
 pub(crate) struct Slirp {
-    pidfd: AsyncFd<OwnedFd>,
+    process: Process,
+    /// Whether an earlier agent started it, with [`OLD_UPLINK`].
+    pub(crate) is_old: bool,
 }
 
 impl Slirp {
@@ -88,40 +91,38 @@ impl Slirp {
 
     /// Holds the process, if it is one.
     fn hold(pid: i32, namespace: &Path) -> io::Result<Option<Self>> {
-        if !is_for(&fs::read(format!("/proc/{pid}/cmdline"))?, namespace) {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let link = || io::Result::Ok(link_of(&fs::read(proc.join("cmdline"))?, namespace));
+        if link()?.is_none() {
             return Ok(None);
         }
-        let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
-        // The pidfd is held first: what is read now is about this process or about none.
-        let proc = PathBuf::from(format!("/proc/{pid}"));
+        // Read again after the process is held: the answer is then about this process.
+        let process = Process::hold(pid)?;
         let exe = fs::read_link(proc.join("exe"))?;
         let ours = exe.file_name().is_some_and(|name| name == PROGRAM)
             && fs::read_to_string(proc.join("status"))?.contains("\nUid:\t0\t0\t")
-            && fs::metadata(proc.join("ns/net"))?.ino() == fs::metadata("/proc/self/ns/net")?.ino()
-            && is_for(&fs::read(proc.join("cmdline"))?, namespace);
-        if !ours {
-            return Ok(None);
-        }
-        Ok(Some(Self {
-            pidfd: register(pidfd)?,
+            && fs::metadata(proc.join("ns/net"))?.ino() == fs::metadata("/proc/self/ns/net")?.ino();
+        Ok(link()?.filter(|_| ours).map(|link| Self {
+            process,
+            is_old: link == OLD_UPLINK,
         }))
     }
 
     /// Starts one, and waits until its link is up.
     pub(crate) async fn start(namespace: &Path, name: &str, mtu: u32) -> Result<(), NetworkError> {
-        let (mtu, network) = (format!("--mtu={mtu}"), format!("--cidr={WORLD_NETWORK}"));
+        let (mtu, network) = (format!("--mtu={mtu}"), format!("--cidr={UPLINK_NETWORK}"));
         let namespace = namespace.to_string_lossy();
         #[rustfmt::skip]
         let line = [
             PROGRAM, "--configure", &mtu, &network,
-            // It gives up its rights but for low ports, most files and most system calls. No address
-            // leads to the machine's loopback.
+            // It keeps one capability (low ports), few files and few system calls. No address leads to the
+            // machine's loopback.
             "--enable-sandbox", "--enable-seccomp", "--disable-host-loopback",
-            "--netns-type=path", &namespace, WORLD_LINK,
+            "--netns-type=path", &namespace, UPLINK,
         ];
-        // Where more files than now need a capability that we lack, it has to do with fewer. Nobody
-        // reads what it writes once it runs. It takes the machine's mounts off its own root in a way
-        // that the machine would follow, the names of all namespaces among them, were it not a slave.
+        // `ulimit` fails without CAP_SYS_RESOURCE: then the limit of open files stays as it is. Nobody reads
+        // its output once it runs, hence no SIGPIPE. Its sandbox unmounts the machine's file systems, the names
+        // of all namespaces among them; a slave mount namespace keeps that from reaching the machine.
         let prepare = format!(
             "ulimit -n {OPEN_FILES} 2>/dev/null; trap '' PIPE; \
              exec setsid unshare --mount --propagation slave -- \"$@\""
@@ -143,7 +144,7 @@ impl Slirp {
         let given_up = Instant::now() + PATIENCE;
         loop {
             let routes = [
-                "ip", "-n", name, "-4", "route", "show", "default", "dev", WORLD_LINK,
+                "ip", "-n", name, "-4", "route", "show", "default", "dev", UPLINK,
             ];
             // Until its link is there, asking for its routes is an error.
             if run(&routes, "")
@@ -168,36 +169,22 @@ impl Slirp {
 
     /// Ends it, and waits for its end.
     pub(crate) async fn end(self) -> Result<(), NetworkError> {
-        // One that has ended already cannot be told to.
-        let _ = pidfd_send_signal(self.pidfd.get_ref().as_fd(), Signal::KILL);
-        tokio::time::timeout(PATIENCE, self.ended())
+        self.process.kill();
+        tokio::time::timeout(PATIENCE, self.process.ended())
             .await
+            .map(|_| ())
             .map_err(|_| NetworkError::CommandTimeout {
                 command: format!("{PROGRAM}, killed,"),
                 limit: PATIENCE,
             })
     }
-
-    async fn ended(&self) {
-        // A pidfd stays readable from the process's end on.
-        if self.pidfd.readable().await.is_err() {
-            // The runtime shuts down: nobody will look at the answer.
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
-#[allow(unsafe_code, reason = "AsyncFd wants a promise about its descriptor")]
-fn register(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    // SAFETY: an OwnedFd stays the same open descriptor until it is dropped, which the AsyncFd does.
-    unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(Into::into)
-}
-
-/// Why it ended at once.
+/// The error of a `slirp4netns` that ended at once.
 async fn refused(mut child: Child, line: &str) -> NetworkError {
     let mut stderr = Vec::new();
     if let Some(says) = child.stderr.take() {
-        // What it says is for people: as much as there is.
+        // For people to read: as much as there is.
         let _ = says
             .take(MAX_STDERR_BYTES as u64)
             .read_to_end(&mut stderr)
@@ -216,23 +203,17 @@ async fn refused(mut child: Child, line: &str) -> NetworkError {
     }
 }
 
-/// Whether a command line, as in `/proc`, is of a process that is attached to this namespace.
-fn is_for(command_line: &[u8], namespace: &Path) -> bool {
+/// The name of the link, where a command line (as in `/proc`) is of a process that is attached to this namespace.
+fn link_of(command_line: &[u8], namespace: &Path) -> Option<&'static str> {
     let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     let [program, .., value, link, b""] = words.as_slice() else {
-        return false;
+        return None;
     };
-    program.rsplit(|byte| *byte == b'/').next() == Some(PROGRAM.as_bytes())
-        && *value == namespace.as_os_str().as_encoded_bytes()
-        && *link == WORLD_LINK.as_bytes()
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    // ESRCH from pidfd_open and from reading a file of /proc, ENOENT from opening one.
-    matches!(
-        error.raw_os_error().map(Errno::from_raw_os_error),
-        Some(Errno::SRCH | Errno::NOENT)
-    )
+    let ours = program.rsplit(|byte| *byte == b'/').next() == Some(PROGRAM.as_bytes())
+        && *value == namespace.as_os_str().as_encoded_bytes();
+    [UPLINK, OLD_UPLINK]
+        .into_iter()
+        .find(|name| ours && *link == name.as_bytes())
 }
 
 #[cfg(test)]
@@ -240,17 +221,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_process_of_this_namespace_is_ours() {
+    fn only_a_slirp4netns_of_this_namespace_is_found() {
         let namespace = Path::new("/run/netns/platform-a");
-        let is = |line: &[u8]| is_for(line, namespace);
-        assert!(is(b"slirp4netns\0-c\0/run/netns/platform-a\0world\0"));
-        assert!(is(
-            b"/usr/bin/slirp4netns\0-c\0/run/netns/platform-a\0world\0"
-        ));
-        assert!(!is(b"slirp4netns\0-c\0/run/netns/platform-ab\0world\0"));
-        assert!(!is(b"slirp4netns\0-c\0/run/netns/platform-a\0tap0\0"));
-        assert!(!is(b"setsid\0slirp4netns\0/run/netns/platform-a\0world\0"));
-        assert!(!is(b"vi\0/run/netns/platform-a\0world\0"));
-        assert!(!is(b""));
+        let link = |line: &[u8]| link_of(line, namespace);
+        for (line, found) in [
+            (
+                &b"slirp4netns\0-c\0/run/netns/platform-a\0uplink\0"[..],
+                Some(UPLINK),
+            ),
+            (
+                b"/usr/bin/slirp4netns\0-c\0/run/netns/platform-a\0uplink\0",
+                Some(UPLINK),
+            ),
+            (
+                b"slirp4netns\0-c\0/run/netns/platform-a\0world\0",
+                Some(OLD_UPLINK),
+            ),
+            (b"slirp4netns\0-c\0/run/netns/platform-ab\0uplink\0", None),
+            (b"slirp4netns\0-c\0/run/netns/platform-a\0tap0\0", None),
+            (
+                b"setsid\0slirp4netns\0/run/netns/platform-a\0uplink\0",
+                None,
+            ),
+            (b"vi\0/run/netns/platform-a\0uplink\0", None),
+            (b"", None),
+        ] {
+            assert_eq!(link(line), found, "{}", String::from_utf8_lossy(line));
+        }
     }
 }

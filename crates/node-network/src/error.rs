@@ -1,4 +1,4 @@
-//! What can fail, with the subject and a hint.
+//! Errors, each with its subject and a hint.
 
 use std::io;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
-    /// A program said no.
+    /// A program failed.
     #[error("`{command}` failed: {stderr}; hint: {hint}")]
     Command {
         /// The command line, and for a batch the line that failed.
@@ -67,20 +67,20 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
-    /// The machine reaches no other network by IPv4, so its instances do not either.
+    /// The machine has no IPv4 route to other networks, so its instances have no egress.
     #[error(
-        "this machine has no default route for IPv4, so instances do not reach the world outside of the \
-         cluster; hint: give it one (`ip route add default via ..`), and they will within seconds"
+        "this machine has no default route for IPv4, so its instances have no egress; hint: add one \
+         (`ip route add default via ..`), and egress begins within seconds"
     )]
     NoUplink,
-    /// Processes could not be looked at.
-    #[error("cannot look for the process that leads to the world; hint: is this process root?")]
+    /// The processes of the machine could not be examined.
+    #[error("cannot look for the running slirp4netns; hint: is this process root?")]
     Process {
         /// Why.
         #[source]
         source: io::Error,
     },
-    /// A running VMM holds the tap: this instance runs already.
+    /// A running VMM holds the tap, so this instance runs already.
     #[error("the tap {name} is in use: the instance's VMM still runs")]
     TapBusy {
         /// The tap.

@@ -1,4 +1,4 @@
-//! The machine as it looks from outside of the namespace: what the rules of egress follow from. Pure.
+//! The machine's own IPv4 network, from which the rules of egress follow. Pure.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,18 +17,18 @@ impl fmt::Display for Block {
     }
 }
 
-/// What the rules have to know of the machine's own IPv4 network.
+/// The machine's own IPv4 network, as far as the rules depend on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetwork {
-    /// The machine's own addresses, and those at which it is reached with all others of a network. A
-    /// connection that comes from the machine itself passes no firewall that keeps others out.
+    /// The machine's own addresses, broadcast addresses of its networks among them. Instances are kept from
+    /// them: a connection of `slirp4netns` comes from the machine itself, so its firewall does not apply.
     pub(crate) own: BTreeSet<Block>,
     /// The first name server of the machine that has an IPv4 address.
     pub(crate) resolver: Option<Ipv4Addr>,
 }
 
-/// The machine's own addresses, from `ip -4 -json route show table local`. Loopback is left out: it is
-/// denied whatever the machine has.
+/// The machine's own addresses, from `ip -4 -json route show table local`. Loopback is left out, because the
+/// rules always deny it.
 pub(crate) fn own_addresses(routes: &str) -> Result<BTreeSet<Block>, serde_json::Error> {
     #[derive(serde::Deserialize)]
     struct Route {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_addresses_are_all_but_loopback() {
+    fn own_addresses_leave_out_loopback() {
         let routes = r#"[
             {"type":"local","dst":"127.0.0.0/8","dev":"lo","flags":[]},
             {"type":"local","dst":"127.0.0.1","dev":"lo"},
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_ipv4_server_counts() {
+    fn the_first_ipv4_name_server_is_the_resolver() {
         for (text, first) in [
             ("", None),
             ("# nameserver 192.0.2.1\nsearch example.org\n", None),

@@ -1,4 +1,4 @@
-//! Names of interfaces and namespaces, and the addresses that follow from others. Pure.
+//! Names of interfaces and namespaces, and addresses that are derived. Pure.
 
 use std::net::Ipv6Addr;
 
@@ -9,7 +9,7 @@ use crate::NetworkError;
 /// The longest suffix, in bytes: `plat-<suffix>` must fit an interface's 15 (IFNAMSIZ - 1).
 pub const MAX_SUFFIX_BYTES: usize = 10;
 
-/// What tells several workload networks on one machine apart (`a1b2c3`).
+/// Identifies one of several workload networks on a machine (`a1b2c3`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suffix(String);
 
@@ -34,11 +34,14 @@ impl Suffix {
     }
 }
 
-/// The namespace's end of the link to the machine.
+/// The namespace's end of the veth pair whose other end is in the machine's own network.
 pub(crate) const INSIDE_LINK: &str = "host";
 
-/// The namespace's link to the world outside of the cluster; there while `slirp4netns` is.
-pub(crate) const WORLD_LINK: &str = "world";
+/// The namespace's link for egress; it exists while `slirp4netns` runs.
+pub(crate) const UPLINK: &str = "uplink";
+/// The name that earlier agents gave to [`UPLINK`]. Their namespaces and `slirp4netns` processes are
+/// still there when such an agent is upgraded.
+pub(crate) const OLD_UPLINK: &str = "world";
 
 /// The tap of an instance, inside the namespace: `t<8 hexadecimal digits>`.
 pub fn tap_name(instance: InstanceId) -> String {
@@ -85,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn suffixes_are_checked() {
+    fn a_suffix_of_wrong_characters_or_length_is_refused() {
         for wrong in ["", "abcdefghijk", "Abc", "a/b", "a b", "a.b"] {
             assert!(Suffix::new(wrong).is_err(), "{wrong}");
         }

@@ -1,4 +1,4 @@
-//! Makes the network, and keeps it as wanted.
+//! Creates the workload network and keeps it in its wanted state.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use crate::command::{ip_batch, nft, run};
 use crate::egress::{Egress, Slirp};
 use crate::host_network::{self, HostNetwork};
 use crate::names::{
-    INSIDE_LINK, Suffix, WORLD_LINK, mac_of, mac_text, node_prefix, platform_address, tap_mac_of,
+    INSIDE_LINK, Suffix, UPLINK, mac_of, mac_text, node_prefix, platform_address, tap_mac_of,
     tap_name,
 };
 use crate::namespace::{self, Named};
@@ -23,15 +23,16 @@ const MAX_MTU: u32 = 65521;
 /// Routes to the whole cluster get this plus the node's number as their metric, so that several
 /// nodes on one machine each have theirs.
 const CLUSTER_ROUTE_METRIC: u32 = 2048;
-/// Metric of the route that leads what is for the world to the rules, which refuse it: the last of all.
+/// Metric of the default route by which packets meet the rules, which refuse them, while there is no uplink: the
+/// last of all routes.
 const NO_UPLINK_METRIC: u32 = u32::MAX;
 /// Where the machine's name servers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// What the workload network of a node follows from.
+/// The settings of a node's workload network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkSettings {
-    /// Tells several networks on one machine apart; see [`Suffix`].
+    /// Identifies this network among several on one machine; see [`Suffix`].
     pub suffix: String,
     /// The cluster's /48, as its first address.
     pub cluster_prefix: Ipv6Addr,
@@ -47,15 +48,15 @@ pub struct Network {
     cluster_prefix: Ipv6Addr,
     mtu: u32,
     namespace: String,
-    /// What the rules were made from. One rule set at a time, so that the last call's rules are those
-    /// that stay.
+    /// The inputs of the rules that are loaded. Locked while rules are loaded, so that the last call's rules
+    /// stay.
     loaded: tokio::sync::Mutex<Loaded>,
 }
 
 #[derive(Debug)]
 struct Loaded {
-    members: Vec<Endpoint>,
-    outside: HostNetwork,
+    endpoints: Vec<Endpoint>,
+    host: HostNetwork,
 }
 
 impl Network {
@@ -63,7 +64,7 @@ impl Network {
     /// connections of running instances are not disturbed. May be called at any time.
     ///
     /// # Errors
-    /// Settings that cannot be, or a refusal of the kernel, `ip` or `nft`.
+    /// Invalid settings, or a refusal of the kernel, `ip` or `nft`.
     pub async fn ensure(settings: &NetworkSettings) -> Result<Self, NetworkError> {
         let suffix = Suffix::new(&settings.suffix)?;
         if settings.cluster_prefix.to_bits() << 48 != 0 {
@@ -77,8 +78,8 @@ impl Network {
             mtu: settings.mtu,
             namespace: suffix.namespace(),
             loaded: tokio::sync::Mutex::new(Loaded {
-                members: Vec::new(),
-                outside: read_host_network().await?,
+                endpoints: Vec::new(),
+                host: read_host_network().await?,
             }),
         };
         network.ensure_namespace().await?;
@@ -101,12 +102,12 @@ impl Network {
     /// # Errors
     /// [`NetworkError::TapBusy`] when a VMM of this instance still runs, or a refusal of the
     /// kernel or `ip`.
-    pub async fn create_tap(&self, member: &Endpoint) -> Result<Tap, NetworkError> {
+    pub async fn create_tap(&self, endpoint: &Endpoint) -> Result<Tap, NetworkError> {
         let Endpoint {
             instance,
             address,
             ipv4,
-        } = *member;
+        } = *endpoint;
         let name = tap_name(instance);
         let mac = mac_of(instance);
         let fd = {
@@ -144,45 +145,44 @@ impl Network {
     ///
     /// # Errors
     /// A refusal of `nft`; the rules are then as before.
-    pub async fn apply_rules(&self, members: &[Endpoint]) -> Result<(), NetworkError> {
+    pub async fn apply_rules(&self, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
         let mut loaded = self.loaded.lock().await;
-        self.load(members, &loaded.outside).await?;
-        loaded.members = members.to_vec();
+        self.load(endpoints, &loaded.host).await?;
+        loaded.endpoints = endpoints.to_vec();
         Ok(())
     }
 
-    async fn load(&self, members: &[Endpoint], outside: &HostNetwork) -> Result<(), NetworkError> {
+    async fn load(&self, endpoints: &[Endpoint], host: &HostNetwork) -> Result<(), NetworkError> {
         nft(
             &self.namespace,
-            &rules::ruleset(self.cluster_prefix, members, outside),
+            &rules::ruleset(self.cluster_prefix, endpoints, host),
         )
         .await
     }
 
-    /// Makes sure of the way out to the world: rules that know the machine's own addresses and resolver as
-    /// they are now, and a process that leads there. One that is there is left alone. May be called at any time, and is to
-    /// be called again when it was an error, when the way out has ended, and now and then, because the
-    /// machine's addresses may change.
+    /// Ensures egress: rules that follow the machine's own addresses and resolver as they are now, and a running
+    /// `slirp4netns`, which is left alone when it runs. May be called at any time. The caller calls it again after
+    /// an error, when [`Egress::ended`] returns, and now and then, because the machine's addresses may change.
     ///
     /// # Errors
     /// [`NetworkError::NoUplink`] on a machine without a default route, or that `slirp4netns` is not installed or
-    /// does not start: instances are then told at once that there is no way out.
+    /// does not start. Instances are then refused at once.
     pub async fn ensure_egress(&self) -> Result<Egress, NetworkError> {
-        let outside = read_host_network().await?;
-        let resolver = outside.resolver;
+        let host = read_host_network().await?;
+        let resolver = host.resolver;
         let mut loaded = self.loaded.lock().await;
-        if outside != loaded.outside {
-            self.load(&loaded.members, &outside).await?;
-            loaded.outside = outside;
+        if host != loaded.host {
+            self.load(&loaded.endpoints, &host).await?;
+            loaded.host = host;
         }
         drop(loaded);
         let namespace = namespace::path_of(&self.namespace);
         let linked = links(Some(&self.namespace))
             .await?
             .iter()
-            .any(|link| link == WORLD_LINK);
+            .any(|link| link == UPLINK);
         let mut found = Slirp::find_all(&namespace)?;
-        if found.len() == 1 && linked {
+        if found.len() == 1 && linked && !found[0].is_old {
             return Ok(Egress::new(found.remove(0), resolver));
         }
         for slirp in found {
@@ -199,7 +199,7 @@ impl Network {
         match Slirp::find_all(&namespace)?.pop() {
             Some(slirp) => Ok(Egress::new(slirp, resolver)),
             None => Err(NetworkError::Process {
-                source: io::Error::other("it ended as soon as it was there"),
+                source: io::Error::other("slirp4netns ended at once"),
             }),
         }
     }
@@ -216,7 +216,7 @@ impl Network {
     /// of it, and it is no error when nothing was there.
     ///
     /// # Errors
-    /// A suffix that cannot be, or a refusal of `ip`.
+    /// An invalid suffix, or a refusal of `ip`.
     pub async fn remove(suffix: &str) -> Result<(), NetworkError> {
         let suffix = Suffix::new(suffix)?;
         let name = suffix.namespace();
@@ -227,7 +227,7 @@ impl Network {
             Named::Absent => {}
             Named::Stale => namespace::remove_stale_name(&name)?,
             Named::Present => {
-                // A VMM that still runs keeps the namespace alive without a name: take its taps.
+                // A VMM that still runs keeps the namespace alive without a name, so its tap is removed.
                 for link in links(Some(&name)).await? {
                     if link.starts_with('t') {
                         delete_link(Some(&name), &link).await?;
@@ -265,7 +265,7 @@ impl Network {
             // Sources are pinned by the rules.
             ("ipv4/conf/default/rp_filter", "0"),
             ("ipv4/conf/all/rp_filter", "0"),
-            // What is refused is refused at once, each time; the rules bound how often.
+            // Every refusal is sent; the rules bound how many.
             ("ipv4/icmp_ratelimit", "0"),
         ]
         .into_iter()
@@ -278,15 +278,15 @@ impl Network {
     }
 
     async fn ensure_link(&self, host_link: &str) -> Result<(), NetworkError> {
-        let outside = links(None).await?.iter().any(|link| link == host_link);
+        let on_host = links(None).await?.iter().any(|link| link == host_link);
         let inside = links(Some(&self.namespace))
             .await?
             .iter()
             .any(|link| link == INSIDE_LINK);
-        if outside && inside {
+        if on_host && inside {
             return Ok(());
         }
-        if outside {
+        if on_host {
             // Left over from a namespace that is gone.
             delete_link(None, host_link).await?;
         }
@@ -328,7 +328,7 @@ impl Network {
                 format!("addr replace {own}/128 dev lo nodad"),
                 format!("addr replace fe80::1/64 dev {INSIDE_LINK} nodad"),
                 format!("route replace {machine}/128 dev {INSIDE_LINK}"),
-                // While there is no way out, what is for the world meets the rules, which refuse it.
+                // Without an uplink, packets by this route meet the rules, which refuse them.
                 format!("route replace default dev lo metric {NO_UPLINK_METRIC}"),
             ],
         )

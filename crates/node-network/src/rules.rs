@@ -11,11 +11,11 @@ use guest_protocol::RESOLVER;
 use model::InstanceId;
 
 use crate::host_network::HostNetwork;
-use crate::names::{INSIDE_LINK, WORLD_LINK, tap_name};
+use crate::names::{INSIDE_LINK, UPLINK, tap_name};
 
 /// The one table that follows from the instances. Loading it again replaces it, all at once.
 pub(crate) const TABLE: &str = "inet platform";
-/// The table of what is counted. It is never deleted: the counts go on while rules are replaced.
+/// The table of counted connections. It is never deleted: the counts go on while rules are replaced.
 const COUNTS: &str = "inet platform_counts";
 /// Cluster and env network, whatever the node and the instance.
 const ENV_MASK: &str = "ffff:ffff:ffff:0:ffff:ffff::";
@@ -24,20 +24,20 @@ const ENV_MASK: &str = "ffff:ffff:ffff:0:ffff:ffff::";
 const ICMPV6_ERRORS: &str =
     "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
-/// What an instance may send, and what may be forwarded to it, in megabytes a second; so that one
-/// does not have the node's network for itself. Above it packets are dropped.
+/// Rate at which an instance may send, and at which packets are forwarded to it, in megabytes a second. Packets
+/// above it are dropped, so that no instance takes the node's whole network.
 const MEGABYTES_PER_SECOND: u32 = 250;
-/// How far it may be above for a moment, in megabytes.
+/// Burst above [`MEGABYTES_PER_SECOND`], in megabytes.
 const BURST_MEGABYTES: u32 = 25;
-/// A tap that is quiet for this long is forgotten by the limits.
+/// The limits drop their state of a tap that sent nothing for this long.
 const LIMIT_MEMORY: &str = "1m";
 
-/// The network of the link to the world, of those that belong to nobody (RFC 6890): `slirp4netns` gives the
-/// namespace its address 100, has 2 itself, and answers for names at 3, which is [`RESOLVER`].
-pub(crate) const WORLD_NETWORK: &str = "192.0.0.0/25";
-/// The namespace's own address at that link.
-const WORLD_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 100);
-/// Where no instance gets to, whatever the machine can reach: "this network"; other instances; loopback;
+/// The network of the uplink, one of those reserved by RFC 6890. `slirp4netns` gives the namespace its
+/// address 100, has 2 itself, and answers for names at 3, which is [`RESOLVER`].
+pub(crate) const UPLINK_NETWORK: &str = "192.0.0.0/25";
+/// The namespace's own address at the uplink.
+const UPLINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 100);
+/// Destinations that no instance reaches, whatever the machine can reach: "this network"; other instances; loopback;
 /// metadata of clouds (169.254.0.0/16; 192.0.0.192 and 100.100.100.200 are in the other blocks;
 /// 168.63.129.16), which hand the machine's credentials to whoever asks; our own link; multicast;
 /// reserved and broadcast.
@@ -46,21 +46,21 @@ const DENIED: &str = "{ 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 16
 /// TCP ports of the machine's own addresses that instances reach: what an edge serves, so that an app may
 /// call its own public URL.
 const PUBLIC_PORTS: &str = "{ 80, 443 }";
-/// Connections, and exchanges of packets that count as such, that one instance may have begun and not ended.
-/// The kernel holds 262144 for a namespace.
+/// Most open connections that one instance has begun, UDP exchanges among them. The kernel holds 262144 for a
+/// namespace.
 const MAX_CONNECTIONS: u32 = 2048;
-/// How many of those may be of TCP and lead to the world: `slirp4netns` takes 256 KiB of memory for each.
-const MAX_LEAVING: u32 = 512;
-/// How many of all instances may: 1 GiB then, and eight instances that want all they may have.
-const MAX_LEAVING_OF_ALL: u32 = 4096;
-/// How many exchanges of UDP one instance may begin with the world, in a second and at once; names are
-/// not among them. `slirp4netns` holds a socket for each until it was silent for four minutes.
+/// Most open TCP connections of one instance by egress: `slirp4netns` takes 256 KiB of memory for each.
+const MAX_EGRESS_CONNECTIONS: u32 = 512;
+/// The same of all instances together: 1 GiB of memory, eight instances at their own limit.
+const MAX_EGRESS_CONNECTIONS_OF_NODE: u32 = 4096;
+/// UDP exchanges that one instance may begin by egress: rate a second, and burst. Questions to the resolver do
+/// not count. `slirp4netns` holds a socket for each exchange until it was silent for four minutes.
 const UDP_PER_SECOND: (u32, u32) = (20, 200);
-/// How often one instance is told that it may not, in messages a second; above that it gets no answer. The
-/// kernel's own bound is one for the whole machine.
+/// Refusals that one instance is sent, in messages a second; further packets are dropped without an answer. The
+/// kernel's own limit is one for the whole machine.
 const REFUSALS_PER_SECOND: u32 = 100;
-/// How long an exchange of UDP packets counts after its last packet, in seconds, when there was one each
-/// way at most, as with names.
+/// How long a UDP exchange counts after its last packet, in seconds, when there was at most one packet each way,
+/// as with names.
 pub(crate) const UDP_MEMORY_SECONDS: u32 = 10;
 
 /// An instance as the rules know it.
@@ -77,8 +77,8 @@ pub struct Endpoint {
 /// An address's cluster and env network, with node and instance zero: what [`ENV_MASK`] leaves.
 fn env_of(address: Ipv6Addr) -> Ipv6Addr {
     let mut segments = address.segments();
-    for outside in [3, 6, 7] {
-        segments[outside] = 0;
+    for segment in [3, 6, 7] {
+        segments[segment] = 0;
     }
     Ipv6Addr::from(segments)
 }
@@ -91,16 +91,16 @@ fn chain_of(env: Ipv6Addr) -> String {
 /// The rules for exactly these instances; `cluster_prefix` is the cluster's /48.
 pub(crate) fn ruleset(
     cluster_prefix: Ipv6Addr,
-    members: &[Endpoint],
-    outside: &HostNetwork,
+    endpoints: &[Endpoint],
+    host: &HostNetwork,
 ) -> String {
     let platform = env_of(cluster_prefix);
-    let members: BTreeMap<InstanceId, &Endpoint> =
-        members.iter().map(|m| (m.instance, m)).collect();
+    let endpoints: BTreeMap<InstanceId, &Endpoint> =
+        endpoints.iter().map(|m| (m.instance, m)).collect();
     // An instance in network 0 would have the platform's rights: it gets no chain, so no rights.
-    let envs: BTreeSet<Ipv6Addr> = members
+    let envs: BTreeSet<Ipv6Addr> = endpoints
         .values()
-        .map(|member| env_of(member.address))
+        .map(|endpoint| env_of(endpoint.address))
         .filter(|env| *env != platform)
         .collect();
     let mut text = counts();
@@ -126,21 +126,27 @@ pub(crate) fn ruleset(
          \t\tiifname \"t*\" update @sent {{ iifname {limit} }} drop\n\
          \t\tip6 saddr {{ ::, fe80::/10 }} ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
          \t\tiifname \"{INSIDE_LINK}\" ip6 saddr & {ENV_MASK} == {platform} accept\n\
-         \t\tiifname \"{WORLD_LINK}\" ip daddr {WORLD_ADDRESS} accept\n"
+         \t\tiifname \"{UPLINK}\" ip daddr {UPLINK_ADDRESS} accept\n"
     );
-    if !members.is_empty() {
+    if !endpoints.is_empty() {
         let pins = |address: fn(&Endpoint) -> String| {
-            let pins: Vec<String> = members
+            let pins: Vec<String> = endpoints
                 .values()
-                .map(|member| format!("\"{}\" . {}", tap_name(member.instance), address(member)))
+                .map(|endpoint| {
+                    format!(
+                        "\"{}\" . {}",
+                        tap_name(endpoint.instance),
+                        address(endpoint)
+                    )
+                })
                 .collect();
             pins.join(", ")
         };
         let _ = writeln!(
             text,
             "\t\tiifname . ip6 saddr {{ {} }} accept\n\t\tiifname . ip saddr {{ {} }} accept",
-            pins(|member| member.address.to_string()),
-            pins(|member| member.ipv4.to_string()),
+            pins(|endpoint| endpoint.address.to_string()),
+            pins(|endpoint| endpoint.ipv4.to_string()),
         );
     }
     text.push_str("\t}\n");
@@ -151,7 +157,7 @@ pub(crate) fn ruleset(
             chain_of(*env)
         );
     }
-    text.push_str(&egress(outside));
+    text.push_str(&egress(host));
     let _ = write!(
         text,
         "\tchain forward {{\n\
@@ -163,14 +169,14 @@ pub(crate) fn ruleset(
          \t\tiifname \"t*\" meta nfproto ipv4 goto egress\n"
     );
     if !envs.is_empty() {
-        let jumps: Vec<String> = members
+        let jumps: Vec<String> = endpoints
             .values()
-            .filter(|member| env_of(member.address) != platform)
-            .map(|member| {
+            .filter(|endpoint| env_of(endpoint.address) != platform)
+            .map(|endpoint| {
                 format!(
                     "\"{}\" : goto {}",
-                    tap_name(member.instance),
-                    chain_of(env_of(member.address))
+                    tap_name(endpoint.instance),
+                    chain_of(env_of(endpoint.address))
                 )
             })
             .collect();
@@ -192,15 +198,15 @@ pub(crate) fn ruleset(
     text
 }
 
-/// How much one instance may have begun, in the cluster and outside.
+/// Limits on the connections of one instance, in the cluster and by egress.
 fn counts() -> String {
     let mut text = format!("add table {COUNTS}\n");
     for (set, flags) in [
-        ("begun", "flags dynamic;".to_owned()),
-        ("leaving", "flags dynamic;".to_owned()),
-        ("left", "flags dynamic;".to_owned()),
+        ("connections", "flags dynamic;".to_owned()),
+        ("egress_by_tap", "flags dynamic;".to_owned()),
+        ("egress_of_node", "flags dynamic;".to_owned()),
         (
-            "asking",
+            "egress_udp",
             format!("flags dynamic,timeout; timeout {LIMIT_MEMORY};"),
         ),
     ] {
@@ -214,25 +220,27 @@ fn counts() -> String {
         "add chain {COUNTS} forward {{ type filter hook forward priority filter - 1; policy accept; }}\n\
          flush chain {COUNTS} forward\n"
     );
-    let leaves = format!("oifname \"{WORLD_LINK}\"");
+    let by_egress = format!("oifname \"{UPLINK}\"");
     let (rate, burst) = UDP_PER_SECOND;
     for (which, over) in [
         (
             String::new(),
-            format!("add @begun {{ iifname ct count over {MAX_CONNECTIONS} }}"),
+            format!("add @connections {{ iifname ct count over {MAX_CONNECTIONS} }}"),
         ),
         (
-            format!("{leaves} meta l4proto tcp "),
-            format!("add @leaving {{ iifname ct count over {MAX_LEAVING} }}"),
+            format!("{by_egress} meta l4proto tcp "),
+            format!("add @egress_by_tap {{ iifname ct count over {MAX_EGRESS_CONNECTIONS} }}"),
         ),
         (
-            format!("{leaves} meta l4proto tcp "),
-            format!("add @left {{ oifname ct count over {MAX_LEAVING_OF_ALL} }}"),
-        ),
-        (
-            format!("{leaves} meta l4proto udp ip daddr != {RESOLVER} "),
+            format!("{by_egress} meta l4proto tcp "),
             format!(
-                "update @asking {{ iifname limit rate over {rate}/second burst {burst} packets }}"
+                "add @egress_of_node {{ oifname ct count over {MAX_EGRESS_CONNECTIONS_OF_NODE} }}"
+            ),
+        ),
+        (
+            format!("{by_egress} meta l4proto udp ip daddr != {RESOLVER} "),
+            format!(
+                "update @egress_udp {{ iifname limit rate over {rate}/second burst {burst} packets }}"
             ),
         ),
     ] {
@@ -244,10 +252,10 @@ fn counts() -> String {
     text
 }
 
-/// What may leave for the world, and how it is translated. What may not is told so at once.
-fn egress(outside: &HostNetwork) -> String {
+/// Which destinations egress reaches, and how it is translated. Other packets are refused at once.
+fn egress(host: &HostNetwork) -> String {
     let mut text = String::new();
-    let own: Vec<String> = outside.own.iter().map(ToString::to_string).collect();
+    let own: Vec<String> = host.own.iter().map(ToString::to_string).collect();
     let mut set = |name: &str, elements: &str| {
         let _ = write!(
             text,
@@ -266,16 +274,16 @@ fn egress(outside: &HostNetwork) -> String {
             own => format!("{{ {} }}", own.join(", ")),
         },
     );
-    let names = outside.resolver.map_or_else(String::new, |_| {
+    let names = host.resolver.map_or_else(String::new, |_| {
         format!(
-            "\t\tip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 oifname \"{WORLD_LINK}\" accept\n"
+            "\t\tip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 oifname \"{UPLINK}\" accept\n"
         )
     });
     let _ = write!(
         text,
         "\tchain translate {{\n\
          \t\ttype nat hook postrouting priority srcnat; policy accept;\n\
-         \t\toifname \"{WORLD_LINK}\" meta nfproto ipv4 masquerade\n\
+         \t\toifname \"{UPLINK}\" meta nfproto ipv4 masquerade\n\
          \t}}\n\
          \tchain refuse {{\n\
          \t\tupdate @refused {{ iifname limit rate over {REFUSALS_PER_SECOND}/second burst {REFUSALS_PER_SECOND} packets }} drop\n\
@@ -285,10 +293,10 @@ fn egress(outside: &HostNetwork) -> String {
          \tchain egress {{\n\
          \t\ttcp flags & (fin | syn | rst | ack) != syn goto refuse\n\
          {names}\
-         \t\toifname \"{WORLD_LINK}\" ip daddr @machine tcp dport {PUBLIC_PORTS} accept\n\
+         \t\toifname \"{UPLINK}\" ip daddr @machine tcp dport {PUBLIC_PORTS} accept\n\
          \t\tip daddr @machine goto refuse\n\
          \t\tip daddr @denied goto refuse\n\
-         \t\toifname \"{WORLD_LINK}\" meta l4proto {{ tcp, udp, icmp }} accept\n\
+         \t\toifname \"{UPLINK}\" meta l4proto {{ tcp, udp, icmp }} accept\n\
          \t\tgoto refuse\n\
          \t}}\n"
     );
@@ -302,7 +310,7 @@ mod tests {
     use crate::host_network::own_addresses;
     use expect_test::{Expect, expect};
 
-    fn member(id: u32, address: &str) -> Endpoint {
+    fn endpoint(id: u32, address: &str) -> Endpoint {
         Endpoint {
             instance: InstanceId(id),
             address: address.parse().unwrap(),
@@ -311,26 +319,26 @@ mod tests {
     }
 
     fn check(instances: &[(u32, &str)], expected: &Expect) {
-        let members: Vec<_> = instances
+        let endpoints: Vec<_> = instances
             .iter()
-            .map(|(id, address)| member(*id, address))
+            .map(|(id, address)| endpoint(*id, address))
             .collect();
-        let outside = HostNetwork::default();
+        let host = HostNetwork::default();
         let cluster = "fd12:3456:789a::".parse().unwrap();
-        expected.assert_eq(&ruleset(cluster, &members, &outside));
+        expected.assert_eq(&ruleset(cluster, &endpoints, &host));
     }
 
     fn check_egress(own: &str, resolver: Option<&str>, expected: &Expect) {
-        let outside = HostNetwork {
+        let host = HostNetwork {
             own: own_addresses(own).unwrap(),
             resolver: resolver.map(|address| address.parse().unwrap()),
         };
         // The frame keeps the indentation, which `expect!` would take off.
-        expected.assert_eq(&format!("table {{\n{}}}\n", egress(&outside)));
+        expected.assert_eq(&format!("table {{\n{}}}\n", egress(&host)));
     }
 
     #[test]
-    fn names_are_asked_of_the_machines_server() {
+    fn names_are_resolved_where_the_machine_has_a_resolver() {
         check_egress(
             r#"[{"dst":"203.0.113.2"},{"dst":"203.0.113.255"},{"dst":"10.1.0.0/16"}]"#,
             Some("203.0.113.53"),
@@ -346,7 +354,7 @@ mod tests {
                 	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta nfproto ipv4 masquerade
+                		oifname "uplink" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
                 		update @refused { iifname limit rate over 100/second burst 100 packets } drop
@@ -355,11 +363,11 @@ mod tests {
                 	}
                 	chain egress {
                 		tcp flags & (fin | syn | rst | ack) != syn goto refuse
-                		ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 oifname "world" accept
-                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 oifname "uplink" accept
+                		oifname "uplink" ip daddr @machine tcp dport { 80, 443 } accept
                 		ip daddr @machine goto refuse
                 		ip daddr @denied goto refuse
-                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		oifname "uplink" meta l4proto { tcp, udp, icmp } accept
                 		goto refuse
                 	}
                 }
@@ -368,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_asked_of_nobody_where_the_machine_has_no_server() {
+    fn names_are_refused_where_the_machine_has_no_resolver() {
         check_egress(
             "[]",
             None,
@@ -383,7 +391,7 @@ mod tests {
                 	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta nfproto ipv4 masquerade
+                		oifname "uplink" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
                 		update @refused { iifname limit rate over 100/second burst 100 packets } drop
@@ -392,10 +400,10 @@ mod tests {
                 	}
                 	chain egress {
                 		tcp flags & (fin | syn | rst | ack) != syn goto refuse
-                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		oifname "uplink" ip daddr @machine tcp dport { 80, 443 } accept
                 		ip daddr @machine goto refuse
                 		ip daddr @denied goto refuse
-                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		oifname "uplink" meta l4proto { tcp, udp, icmp } accept
                 		goto refuse
                 	}
                 }
@@ -404,21 +412,21 @@ mod tests {
     }
 
     #[test]
-    fn none_yet() {
+    fn rules_without_instances_admit_nothing() {
         check(
             &[],
             &expect![[r#"
                 add table inet platform_counts
-                add set inet platform_counts begun { type ifname; size 65535; flags dynamic; }
-                add set inet platform_counts leaving { type ifname; size 65535; flags dynamic; }
-                add set inet platform_counts left { type ifname; size 65535; flags dynamic; }
-                add set inet platform_counts asking { type ifname; size 65535; flags dynamic,timeout; timeout 1m; }
+                add set inet platform_counts connections { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts egress_by_tap { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts egress_of_node { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts egress_udp { type ifname; size 65535; flags dynamic,timeout; timeout 1m; }
                 add chain inet platform_counts forward { type filter hook forward priority filter - 1; policy accept; }
                 flush chain inet platform_counts forward
-                add rule inet platform_counts forward iifname "t*" ct state new add @begun { iifname ct count over 2048 } reject with icmpx admin-prohibited
-                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @leaving { iifname ct count over 512 } reject with icmpx admin-prohibited
-                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @left { oifname ct count over 4096 } reject with icmpx admin-prohibited
-                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto udp ip daddr != 192.0.0.3 ct state new update @asking { iifname limit rate over 20/second burst 200 packets } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" ct state new add @connections { iifname ct count over 2048 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "uplink" meta l4proto tcp ct state new add @egress_by_tap { iifname ct count over 512 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "uplink" meta l4proto tcp ct state new add @egress_of_node { oifname ct count over 4096 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "uplink" meta l4proto udp ip daddr != 192.0.0.3 ct state new update @egress_udp { iifname limit rate over 20/second burst 200 packets } reject with icmpx admin-prohibited
                 table inet platform
                 delete table inet platform
                 table inet platform {
@@ -437,7 +445,7 @@ mod tests {
                 		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
-                		iifname "world" ip daddr 192.0.0.100 accept
+                		iifname "uplink" ip daddr 192.0.0.100 accept
                 	}
                 	set denied {
                 		type ipv4_addr; flags interval; auto-merge;
@@ -448,7 +456,7 @@ mod tests {
                 	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta nfproto ipv4 masquerade
+                		oifname "uplink" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
                 		update @refused { iifname limit rate over 100/second burst 100 packets } drop
@@ -457,10 +465,10 @@ mod tests {
                 	}
                 	chain egress {
                 		tcp flags & (fin | syn | rst | ack) != syn goto refuse
-                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		oifname "uplink" ip daddr @machine tcp dport { 80, 443 } accept
                 		ip daddr @machine goto refuse
                 		ip daddr @denied goto refuse
-                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		oifname "uplink" meta l4proto { tcp, udp, icmp } accept
                 		goto refuse
                 	}
                 	chain forward {
@@ -485,7 +493,7 @@ mod tests {
     }
 
     #[test]
-    fn two_envs() {
+    fn instances_of_two_envs_are_kept_apart() {
         check(
             &[
                 (0xa1, "fd12:3456:789a:3:0:7:0:a1"),
@@ -494,16 +502,16 @@ mod tests {
             ],
             &expect![[r#"
                 add table inet platform_counts
-                add set inet platform_counts begun { type ifname; size 65535; flags dynamic; }
-                add set inet platform_counts leaving { type ifname; size 65535; flags dynamic; }
-                add set inet platform_counts left { type ifname; size 65535; flags dynamic; }
-                add set inet platform_counts asking { type ifname; size 65535; flags dynamic,timeout; timeout 1m; }
+                add set inet platform_counts connections { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts egress_by_tap { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts egress_of_node { type ifname; size 65535; flags dynamic; }
+                add set inet platform_counts egress_udp { type ifname; size 65535; flags dynamic,timeout; timeout 1m; }
                 add chain inet platform_counts forward { type filter hook forward priority filter - 1; policy accept; }
                 flush chain inet platform_counts forward
-                add rule inet platform_counts forward iifname "t*" ct state new add @begun { iifname ct count over 2048 } reject with icmpx admin-prohibited
-                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @leaving { iifname ct count over 512 } reject with icmpx admin-prohibited
-                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto tcp ct state new add @left { oifname ct count over 4096 } reject with icmpx admin-prohibited
-                add rule inet platform_counts forward iifname "t*" oifname "world" meta l4proto udp ip daddr != 192.0.0.3 ct state new update @asking { iifname limit rate over 20/second burst 200 packets } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" ct state new add @connections { iifname ct count over 2048 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "uplink" meta l4proto tcp ct state new add @egress_by_tap { iifname ct count over 512 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "uplink" meta l4proto tcp ct state new add @egress_of_node { oifname ct count over 4096 } reject with icmpx admin-prohibited
+                add rule inet platform_counts forward iifname "t*" oifname "uplink" meta l4proto udp ip daddr != 192.0.0.3 ct state new update @egress_udp { iifname limit rate over 20/second burst 200 packets } reject with icmpx admin-prohibited
                 table inet platform
                 delete table inet platform
                 table inet platform {
@@ -522,7 +530,7 @@ mod tests {
                 		iifname "t*" update @sent { iifname limit rate over 250 mbytes/second burst 25 mbytes } drop
                 		ip6 saddr { ::, fe80::/10 } ip6 hoplimit 255 icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept
                 		iifname "host" ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: accept
-                		iifname "world" ip daddr 192.0.0.100 accept
+                		iifname "uplink" ip daddr 192.0.0.100 accept
                 		iifname . ip6 saddr { "t000000a1" . fd12:3456:789a:3:0:7:0:a1, "t000000a2" . fd12:3456:789a:3:0:7:0:a2, "t000000a3" . fd12:3456:789a:3:0:8:0:a3 } accept
                 		iifname . ip saddr { "t000000a1" . 100.64.0.161, "t000000a2" . 100.64.0.162, "t000000a3" . 100.64.0.163 } accept
                 	}
@@ -541,7 +549,7 @@ mod tests {
                 	}
                 	chain translate {
                 		type nat hook postrouting priority srcnat; policy accept;
-                		oifname "world" meta nfproto ipv4 masquerade
+                		oifname "uplink" meta nfproto ipv4 masquerade
                 	}
                 	chain refuse {
                 		update @refused { iifname limit rate over 100/second burst 100 packets } drop
@@ -550,10 +558,10 @@ mod tests {
                 	}
                 	chain egress {
                 		tcp flags & (fin | syn | rst | ack) != syn goto refuse
-                		oifname "world" ip daddr @machine tcp dport { 80, 443 } accept
+                		oifname "uplink" ip daddr @machine tcp dport { 80, 443 } accept
                 		ip daddr @machine goto refuse
                 		ip daddr @denied goto refuse
-                		oifname "world" meta l4proto { tcp, udp, icmp } accept
+                		oifname "uplink" meta l4proto { tcp, udp, icmp } accept
                 		goto refuse
                 	}
                 	chain forward {
@@ -582,7 +590,7 @@ mod tests {
     fn an_instance_in_network_0_gets_no_rights() {
         let text = ruleset(
             "fd12:3456:789a::".parse().unwrap(),
-            &[member(1, "fd12:3456:789a:3::9")],
+            &[endpoint(1, "fd12:3456:789a:3::9")],
             &HostNetwork::default(),
         );
         assert!(!text.contains("vmap"));

@@ -1,5 +1,5 @@
-//! The way out, by the real `slirp4netns`: a machine with an uplink, a world behind it, and instances with whole
-//! kernels, each in a network namespace that the test made. Nothing leaves the machine that runs the test.
+//! Egress by the real `slirp4netns`: a machine with a default route, an external network behind it, and instances
+//! with whole kernels, each in a network namespace that the test made. Nothing leaves the machine that runs the test.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use guest_protocol::RESOLVER;
 use node_network::{Network, NetworkError};
-use support::{Guest, enter, ipv4, isolated, settings, shell, whole_guest, world};
+use support::{Guest, enter, ipv4, isolated, machine_state, settings, shell, whole_guest};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const OWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
@@ -21,15 +21,15 @@ const NEIGHBOUR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const FAR: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const FARTHER: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 
-/// The machine's uplink, and the world behind it.
-fn make_world() {
+/// The machine's default route, and the external network behind it.
+fn make_external_network() {
     shell(
-        "ip netns add world
-         ip link add uplink type veth peer name inner netns world
-         ip addr add 203.0.113.2/24 dev uplink; ip link set dev uplink up
-         ip -n world link set dev lo up
-         ip -n world addr add 203.0.113.1/24 dev inner; ip -n world link set dev inner up
-         ip -n world addr add 198.51.100.1/32 dev lo; ip -n world addr add 198.51.100.2/32 dev lo
+        "ip netns add external
+         ip link add wan type veth peer name inner netns external
+         ip addr add 203.0.113.2/24 dev wan; ip link set dev wan up
+         ip -n external link set dev lo up
+         ip -n external addr add 203.0.113.1/24 dev inner; ip -n external link set dev inner up
+         ip -n external addr add 198.51.100.1/32 dev lo; ip -n external addr add 198.51.100.2/32 dev lo
          ip route add default via 203.0.113.1
          : >/run/resolv.conf; mount --bind /run/resolv.conf /etc/resolv.conf",
     );
@@ -54,7 +54,7 @@ fn inside<T: Send + 'static>(namespace: &str, work: impl FnOnce() -> T + Send + 
     thread.join().unwrap()
 }
 
-/// Listens, tells whoever comes the address it is seen with, and gives back what it says.
+/// Listens; sends each client its own address as seen here, then echoes.
 fn serve(namespace: &str, address: Ipv4Addr, port: u16) {
     let listener = inside(namespace, move || {
         TcpListener::bind((address, port)).unwrap()
@@ -114,7 +114,7 @@ fn connect(namespace: &str, address: Ipv4Addr, port: u16) -> std::io::Result<Tcp
     Ok(stream)
 }
 
-/// Connects, and gives the address that the other end sees.
+/// Connects, and gives this client's address as the server sees it.
 fn seen_as(namespace: &str, address: Ipv4Addr, port: u16) -> Result<String, ErrorKind> {
     let mut stream = connect(namespace, address, port).map_err(|error| error.kind())?;
     let mut text = Vec::new();
@@ -136,8 +136,8 @@ fn ask(namespace: &str) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 
-/// The processes that lead from this test's namespace `platform-test` to its world.
-fn ways_out() -> Vec<PathBuf> {
+/// The `slirp4netns` processes of this test.
+fn egress_processes() -> Vec<PathBuf> {
     let namespace = std::fs::read_link("/proc/self/ns/net").unwrap();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap() {
@@ -155,22 +155,22 @@ fn ways_out() -> Vec<PathBuf> {
 const HOSTS_UNREACHABLE: Result<String, ErrorKind> = Err(ErrorKind::HostUnreachable);
 
 #[test]
-fn instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine() {
+fn egress_uses_the_machines_address_and_reaches_nothing_of_the_machine() {
     isolated(
-        "instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine",
+        "egress_uses_the_machines_address_and_reaches_nothing_of_the_machine",
         || async {
-            make_world();
-            serve("world", FAR, 8080);
-            serve("world", NEIGHBOUR, 5432);
-            answer_names("world", NEIGHBOUR);
+            make_external_network();
+            serve("external", FAR, 8080);
+            serve("external", NEIGHBOUR, 5432);
+            answer_names("external", NEIGHBOUR);
             serve("", OWN, 22);
             serve("", OWN, 80);
             serve("", Ipv4Addr::LOCALHOST, 22);
             let network = Network::ensure(&settings()).await.unwrap();
             let one = Guest::new(&network, 7, 0xa1).await;
             let two = Guest::new(&network, 7, 0xa2).await;
-            let (member, other) = (one.member(), two.member());
-            network.apply_rules(&[member, other]).await.unwrap();
+            let (endpoint, other) = (one.endpoint(), two.endpoint());
+            network.apply_rules(&[endpoint, other]).await.unwrap();
             let guest = whole_guest(one).await;
             let egress = network.ensure_egress().await.unwrap();
             assert_eq!(egress.resolves, Ok(()));
@@ -229,8 +229,8 @@ fn instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine(
                 HOSTS_UNREACHABLE
             );
             // One that it no longer has is somebody else's.
-            shell("ip addr del 10.5.5.5/32 dev lo; ip -n world addr add 10.5.5.5/32 dev lo");
-            serve("world", Ipv4Addr::new(10, 5, 5, 5), 23);
+            shell("ip addr del 10.5.5.5/32 dev lo; ip -n external addr add 10.5.5.5/32 dev lo");
+            serve("external", Ipv4Addr::new(10, 5, 5, 5), 23);
             network.ensure_egress().await.unwrap();
             assert_eq!(seen_as(&guest, Ipv4Addr::new(10, 5, 5, 5), 23), own);
 
@@ -240,11 +240,11 @@ fn instances_reach_the_world_by_the_machines_address_and_nothing_of_the_machine(
 }
 
 #[test]
-fn what_is_sent_to_the_world_arrives_whole() {
+fn a_large_upload_through_egress_arrives_whole() {
     const BYTES: usize = 64 << 20;
-    isolated("what_is_sent_to_the_world_arrives_whole", || async {
-        make_world();
-        let listener = inside("world", || TcpListener::bind((FAR, 8080)).unwrap());
+    isolated("a_large_upload_through_egress_arrives_whole", || async {
+        make_external_network();
+        let listener = inside("external", || TcpListener::bind((FAR, 8080)).unwrap());
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let taken = std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
@@ -252,7 +252,7 @@ fn what_is_sent_to_the_world_arrives_whole() {
         });
         let network = Network::ensure(&settings()).await.unwrap();
         let one = Guest::new(&network, 7, 0xa1).await;
-        network.apply_rules(&[one.member()]).await.unwrap();
+        network.apply_rules(&[one.endpoint()]).await.unwrap();
         let guest = whole_guest(one).await;
         network.ensure_egress().await.unwrap();
         let mut stream = connect(&guest, FAR, 8080).unwrap();
@@ -267,64 +267,61 @@ fn what_is_sent_to_the_world_arrives_whole() {
 }
 
 #[test]
-fn nothing_comes_in_unasked_and_sources_are_pinned() {
-    isolated(
-        "nothing_comes_in_unasked_and_sources_are_pinned",
-        || async {
-            make_world();
-            let network = Network::ensure(&settings()).await.unwrap();
-            let one = Guest::new(&network, 7, 0xa1).await;
-            let two = Guest::new(&network, 7, 0xa2).await;
-            network
-                .apply_rules(&[one.member(), two.member()])
-                .await
-                .unwrap();
-            let guest = whole_guest(one).await;
-            network.ensure_egress().await.unwrap();
+fn egress_lets_no_connection_in_and_pins_sources() {
+    isolated("egress_lets_no_connection_in_and_pins_sources", || async {
+        make_external_network();
+        let network = Network::ensure(&settings()).await.unwrap();
+        let one = Guest::new(&network, 7, 0xa1).await;
+        let two = Guest::new(&network, 7, 0xa2).await;
+        network
+            .apply_rules(&[one.endpoint(), two.endpoint()])
+            .await
+            .unwrap();
+        let guest = whole_guest(one).await;
+        network.ensure_egress().await.unwrap();
 
-            let (far, farther) = (udp("world", FAR, 9), udp("world", FARTHER, 9));
-            // A low port inside is none on the machine.
-            let socket = udp(&guest, Ipv4Addr::UNSPECIFIED, 500);
-            socket.send_to(b"question", (FAR, 9)).unwrap();
-            let (text, from) = receive(&far);
-            assert_eq!(text, "question");
-            assert_eq!(from.ip(), OWN);
-            assert!((32768..=60999).contains(&from.port()), "{from}");
-            // The same port of the machine, so in the order that they were sent in.
-            farther.send_to(b"unasked", from).unwrap();
-            far.send_to(b"answer", from).unwrap();
-            assert_eq!(receive(&socket).0, "answer");
+        let (far, farther) = (udp("external", FAR, 9), udp("external", FARTHER, 9));
+        // A low port inside is none on the machine.
+        let socket = udp(&guest, Ipv4Addr::UNSPECIFIED, 500);
+        socket.send_to(b"question", (FAR, 9)).unwrap();
+        let (text, from) = receive(&far);
+        assert_eq!(text, "question");
+        assert_eq!(from.ip(), OWN);
+        assert!((32768..=60999).contains(&from.port()), "{from}");
+        // The same port of the machine, so in the order that they were sent in.
+        farther.send_to(b"unasked", from).unwrap();
+        far.send_to(b"answer", from).unwrap();
+        assert_eq!(receive(&socket).0, "answer");
 
-            // What is dropped would have come first.
-            let machine = udp("", Ipv4Addr::LOCALHOST, 9);
-            two.send_ipv4((ipv4(0xa1), 4000), (FAR, 9), "of another");
-            two.send_ipv4((Ipv4Addr::new(10, 0, 0, 1), 4000), (FAR, 9), "of nobody");
-            two.send_ipv4((OWN, 4000), (FAR, 9), "of the machine");
-            two.send_ipv4((ipv4(0xa2), 4000), (Ipv4Addr::LOCALHOST, 9), "to loopback");
-            two.send_ipv4((ipv4(0xa2), 4000), (FAR, 9), "marker");
-            assert_eq!(receive(&far).0, "marker");
-            machine.set_nonblocking(true).unwrap();
-            assert!(machine.recv(&mut [0; 16]).is_err());
-            Network::remove("test").await.unwrap();
-        },
-    );
+        // A packet that passed would arrive before the marker.
+        let machine = udp("", Ipv4Addr::LOCALHOST, 9);
+        two.send_ipv4((ipv4(0xa1), 4000), (FAR, 9), "of another");
+        two.send_ipv4((Ipv4Addr::new(10, 0, 0, 1), 4000), (FAR, 9), "of nobody");
+        two.send_ipv4((OWN, 4000), (FAR, 9), "of the machine");
+        two.send_ipv4((ipv4(0xa2), 4000), (Ipv4Addr::LOCALHOST, 9), "to loopback");
+        two.send_ipv4((ipv4(0xa2), 4000), (FAR, 9), "marker");
+        assert_eq!(receive(&far).0, "marker");
+        machine.set_nonblocking(true).unwrap();
+        assert!(machine.recv(&mut [0; 16]).is_err());
+        Network::remove("test").await.unwrap();
+    });
 }
 
 #[test]
-fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
+fn egress_outlives_the_agent_is_restarted_and_leaves_nothing_behind() {
     isolated(
-        "the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing",
+        "egress_outlives_the_agent_is_restarted_and_leaves_nothing_behind",
         || async {
-            make_world();
-            serve("world", FAR, 8080);
+            make_external_network();
+            serve("external", FAR, 8080);
             let network = Network::ensure(&settings()).await.unwrap();
             let one = Guest::new(&network, 7, 0xa1).await;
-            let member = one.member();
-            network.apply_rules(&[member]).await.unwrap();
+            let endpoint = one.endpoint();
+            network.apply_rules(&[endpoint]).await.unwrap();
             let guest = whole_guest(one).await;
-            let before = world();
+            let before = machine_state();
             network.ensure_egress().await.unwrap();
-            let first = ways_out();
+            let first = egress_processes();
             assert_eq!(first.len(), 1);
             let mut stream = connect(&guest, FAR, 8080).unwrap();
             stream.read_exact(&mut [0; 12]).unwrap();
@@ -337,35 +334,35 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
             // The next agent finds it.
             drop(network);
             let network = Network::ensure(&settings()).await.unwrap();
-            network.apply_rules(&[member]).await.unwrap();
+            network.apply_rules(&[endpoint]).await.unwrap();
             let egress = network.ensure_egress().await.unwrap();
-            assert_eq!(ways_out(), first);
+            assert_eq!(egress_processes(), first);
             echo(b"second").unwrap();
 
-            // It is killed: another is made, and what went by the first ends at once.
+            // It is killed: another is started, and connections by the first are reset.
             let pid = first[0].file_name().unwrap().to_str().unwrap();
             shell(&format!("kill -9 {pid}"));
             tokio::time::timeout(PATIENCE, egress.ended())
                 .await
                 .unwrap();
             network.ensure_egress().await.unwrap();
-            let second = ways_out();
+            let second = egress_processes();
             assert!(second.len() == 1 && second != first);
             let ended = echo(b"third").and_then(|()| echo(b"fourth")).unwrap_err();
             assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
             // Its link is taken away.
-            shell("ip -n platform-test link delete dev world");
+            shell("ip -n platform-test link delete dev uplink");
             network.ensure_egress().await.unwrap();
-            assert!(ways_out().len() == 1 && ways_out() != second);
+            assert!(egress_processes().len() == 1 && egress_processes() != second);
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
-            // A machine without an uplink: instances are told at once, and an uplink may come later.
-            shell("ip route del default; ip -n platform-test link delete dev world");
+            // A machine without a default route: instances are refused at once, and a route may come later.
+            shell("ip route del default; ip -n platform-test link delete dev uplink");
             let none = network.ensure_egress().await.unwrap_err();
             assert!(matches!(none, NetworkError::NoUplink), "{none}");
-            assert_eq!(ways_out(), Vec::<PathBuf>::new());
+            assert_eq!(egress_processes(), Vec::<PathBuf>::new());
             assert_eq!(seen_as(&guest, FAR, 8080), HOSTS_UNREACHABLE);
             let asked = ask(&guest).unwrap_err();
             assert_eq!(asked.kind(), ErrorKind::HostUnreachable);
@@ -374,30 +371,77 @@ fn the_way_out_outlives_the_agent_is_made_again_and_leaves_nothing() {
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
             Network::remove("test").await.unwrap();
-            assert_eq!(ways_out(), Vec::<PathBuf>::new());
-            assert!(!world().contains("platform-test"));
+            assert_eq!(egress_processes(), Vec::<PathBuf>::new());
+            assert!(!machine_state().contains("platform-test"));
             assert!(before.contains("platform-test"));
         },
     );
 }
 
 #[test]
-fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
+fn egress_of_an_agent_that_named_the_uplink_world_is_replaced() {
     isolated(
-        "names_are_asked_of_the_machines_resolver_wherever_it_is",
+        "egress_of_an_agent_that_named_the_uplink_world_is_replaced",
         || async {
-            let loopback = Ipv4Addr::new(127, 0, 0, 53);
-            make_world();
-            answer_names("", loopback);
-            answer_names("", OWN);
-            answer_names("world", NEIGHBOUR);
-            answer_names("world", FAR);
+            make_external_network();
+            serve("external", FAR, 8080);
             let network = Network::ensure(&settings()).await.unwrap();
             let one = Guest::new(&network, 7, 0xa1).await;
-            network.apply_rules(&[one.member()]).await.unwrap();
+            network.apply_rules(&[one.endpoint()]).await.unwrap();
+            let guest = whole_guest(one).await;
+            // As that agent started it.
+            shell(
+                "setsid unshare --mount --propagation slave -- slirp4netns --configure --mtu=1420 \
+                   --cidr=192.0.0.0/25 --enable-sandbox --enable-seccomp --disable-host-loopback \
+                   --netns-type=path /run/netns/platform-test world </dev/null >/dev/null 2>&1 &",
+            );
+            let give_up = Instant::now() + PATIENCE;
+            let links = || shell("ip -n platform-test -o link");
+            while !links().contains("world") {
+                assert!(Instant::now() < give_up, "{}", links());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            let old = egress_processes();
+            assert_eq!(old.len(), 1);
+            network.ensure_egress().await.unwrap();
+            let new = egress_processes();
+            assert!(new.len() == 1 && new != old, "{old:?} {new:?}");
+            assert!(!links().contains("world"), "{}", links());
+            assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
+
+            // One that nobody replaced is ended with its network.
+            shell(
+                "setsid unshare --mount --propagation slave -- slirp4netns --configure \
+                   --cidr=192.0.0.0/25 --netns-type=path /run/netns/platform-test world \
+                   </dev/null >/dev/null 2>&1 &",
+            );
+            while egress_processes().len() < 2 {
+                assert!(Instant::now() < give_up, "the old one does not start");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Network::remove("test").await.unwrap();
+            assert_eq!(egress_processes(), Vec::<PathBuf>::new());
+        },
+    );
+}
+
+#[test]
+fn names_are_resolved_by_the_machines_resolver_wherever_it_is() {
+    isolated(
+        "names_are_resolved_by_the_machines_resolver_wherever_it_is",
+        || async {
+            let loopback = Ipv4Addr::new(127, 0, 0, 53);
+            make_external_network();
+            answer_names("", loopback);
+            answer_names("", OWN);
+            answer_names("external", NEIGHBOUR);
+            answer_names("external", FAR);
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            network.apply_rules(&[one.endpoint()]).await.unwrap();
             let guest = whole_guest(one).await;
             network.ensure_egress().await.unwrap();
-            let first = ways_out();
+            let first = egress_processes();
             for server in [FAR, OWN, NEIGHBOUR, loopback] {
                 name_server(Some(server));
                 // It looks at the file when it has changed, once a second at most.
@@ -416,7 +460,7 @@ fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
                 };
                 assert_eq!(seen_as(&guest, RESOLVER, 53), Ok(seen.to_string()));
             }
-            assert_eq!(ways_out(), first, "its connections live on");
+            assert_eq!(egress_processes(), first, "its connections live on");
 
             name_server(None);
             let egress = network.ensure_egress().await.unwrap();
@@ -428,11 +472,11 @@ fn names_are_asked_of_the_machines_resolver_wherever_it_is() {
 }
 
 #[test]
-fn a_machine_without_the_program_says_what_to_install() {
+fn a_machine_without_slirp4netns_says_what_to_install() {
     isolated(
-        "a_machine_without_the_program_says_what_to_install",
+        "a_machine_without_slirp4netns_says_what_to_install",
         || async {
-            make_world();
+            make_external_network();
             let network = Network::ensure(&settings()).await.unwrap();
             // A layer over it in which the program is not.
             shell(
@@ -444,7 +488,7 @@ fn a_machine_without_the_program_says_what_to_install() {
                 error.contains("hint: apt-get install slirp4netns"),
                 "{error}"
             );
-            assert_eq!(ways_out(), Vec::<PathBuf>::new());
+            assert_eq!(egress_processes(), Vec::<PathBuf>::new());
             shell("umount --lazy /usr/bin");
             network.ensure_egress().await.unwrap();
             Network::remove("test").await.unwrap();
@@ -453,18 +497,18 @@ fn a_machine_without_the_program_says_what_to_install() {
 }
 
 #[test]
-fn one_instance_begins_so_much_and_no_more() {
-    isolated("one_instance_begins_so_much_and_no_more", || async {
+fn the_udp_exchanges_of_one_instance_are_bounded() {
+    isolated("the_udp_exchanges_of_one_instance_are_bounded", || async {
         // At once, and in the seconds that this may take.
         const LIMIT: std::ops::RangeInclusive<usize> = 150..=400;
-        make_world();
+        make_external_network();
         let network = Network::ensure(&settings()).await.unwrap();
         let one = Guest::new(&network, 7, 0xa1).await;
         let two = Guest::new(&network, 7, 0xa2).await;
-        let members = [one.member(), two.member()];
-        network.apply_rules(&members).await.unwrap();
+        let endpoints = [one.endpoint(), two.endpoint()];
+        network.apply_rules(&endpoints).await.unwrap();
         network.ensure_egress().await.unwrap();
-        let far = udp("world", FAR, 9);
+        let far = udp("external", FAR, 9);
         let begun = || {
             let count = "/proc/sys/net/netfilter/nf_conntrack_count";
             inside("platform-test", move || {
@@ -481,7 +525,7 @@ fn one_instance_begins_so_much_and_no_more() {
         let held = begun();
         assert!(LIMIT.contains(&held), "{held}");
         // Replaced rules do not forget what was counted.
-        network.apply_rules(&members).await.unwrap();
+        network.apply_rules(&endpoints).await.unwrap();
         for port in 20_000..23_000 {
             one.send_ipv4((ipv4(0xa1), port), (FAR, 9), "flood");
         }
@@ -508,16 +552,16 @@ fn one_instance_begins_so_much_and_no_more() {
 }
 
 #[test]
-fn one_instance_has_so_many_connections_to_the_world_and_no_more() {
+fn the_egress_connections_of_one_instance_are_bounded() {
     isolated(
-        "one_instance_has_so_many_connections_to_the_world_and_no_more",
+        "the_egress_connections_of_one_instance_are_bounded",
         || async {
             const LIMIT: usize = 512;
-            make_world();
-            serve("world", FAR, 8080);
+            make_external_network();
+            serve("external", FAR, 8080);
             let network = Network::ensure(&settings()).await.unwrap();
             let one = Guest::new(&network, 7, 0xa1).await;
-            network.apply_rules(&[one.member()]).await.unwrap();
+            network.apply_rules(&[one.endpoint()]).await.unwrap();
             let guest = whole_guest(one).await;
             network.ensure_egress().await.unwrap();
             let (held, refused): (Vec<_>, Vec<_>) = (0..LIMIT + 20)
@@ -527,7 +571,7 @@ fn one_instance_has_so_many_connections_to_the_world_and_no_more() {
             for error in refused.into_iter().filter_map(Result::err) {
                 assert_eq!(error.kind(), ErrorKind::HostUnreachable);
             }
-            // One that is over counts no more.
+            // A connection that ended does not count.
             drop(held);
             let give_up = Instant::now() + PATIENCE;
             while let Err(error) = connect(&guest, FAR, 8080) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use model::InstanceId;
 use node_network::{Network, NetworkError, NetworkSettings};
-use support::{Guest, address, enter, isolated, settings, shell, whole_guest, world};
+use support::{Guest, address, enter, isolated, machine_state, settings, shell, whole_guest};
 
 fn host_socket() -> UdpSocket {
     let socket = UdpSocket::bind((address(0, 1), 0)).unwrap();
@@ -31,11 +31,11 @@ fn receive_text(socket: &UdpSocket) -> (String, SocketAddr) {
 }
 
 #[test]
-fn the_host_reaches_an_instance() {
-    isolated("the_host_reaches_an_instance", || async {
+fn the_machine_reaches_an_instance() {
+    isolated("the_machine_reaches_an_instance", || async {
         let network = Network::ensure(&settings()).await.unwrap();
         let guest = Guest::new(&network, 7, 0xa1).await;
-        network.apply_rules(&[guest.member()]).await.unwrap();
+        network.apply_rules(&[guest.endpoint()]).await.unwrap();
         let host = host_socket();
         host.send_to(b"hello", (guest.address, 9000)).unwrap();
         let packet = guest.receive();
@@ -53,71 +53,74 @@ fn the_host_reaches_an_instance() {
 }
 
 #[test]
-fn envs_are_apart_and_sources_are_pinned() {
-    isolated("envs_are_apart_and_sources_are_pinned", || async {
-        let network = Network::ensure(&settings()).await.unwrap();
-        let a = Guest::new(&network, 7, 0xa1).await;
-        let b = Guest::new(&network, 7, 0xa2).await;
-        let c = Guest::new(&network, 8, 0xa3).await;
-        let all = [a.member(), b.member(), c.member()];
-        let host = host_socket();
+fn packets_between_envs_are_dropped_and_sources_are_pinned() {
+    isolated(
+        "packets_between_envs_are_dropped_and_sources_are_pinned",
+        || async {
+            let network = Network::ensure(&settings()).await.unwrap();
+            let a = Guest::new(&network, 7, 0xa1).await;
+            let b = Guest::new(&network, 7, 0xa2).await;
+            let c = Guest::new(&network, 8, 0xa3).await;
+            let all = [a.endpoint(), b.endpoint(), c.endpoint()];
+            let host = host_socket();
 
-        // Nothing passes before the rules name the instances.
-        a.send_udp(b.address, 9000, "too early");
-        network.apply_rules(&all).await.unwrap();
+            // Nothing passes before the rules name the instances.
+            a.send_udp(b.address, 9000, "too early");
+            network.apply_rules(&all).await.unwrap();
 
-        a.send_udp(b.address, 9000, "same env");
-        assert_eq!(b.receive().text(), "same env");
+            a.send_udp(b.address, 9000, "same env");
+            assert_eq!(b.receive().text(), "same env");
 
-        // A tap's packets are handled in order: what is dropped would have come first.
-        c.send_udp(b.address, 9000, "cross env");
-        c.send_udp_from(a.address, b.address, 9000, "spoofed neighbour");
-        c.send_udp_from(address(0, 1), b.address, 9000, "spoofed platform");
-        c.send_udp_from("fe80::99".parse().unwrap(), b.address, 9000, "link-local");
-        // These two would pass if the source were not pinned: the sender is of the same env.
-        a.send_udp_from(address(7, 0xa9), b.address, 9000, "spoofed sibling");
-        a.send_udp_from(address(0, 1), b.address, 9000, "spoofed machine");
-        c.send_icmp_from(c.address, b.address, 128);
-        c.send_icmp_from(a.address, b.address, 2);
-        a.send_udp(b.address, 9000, "marker");
-        let packet = b.receive();
-        assert_eq!((packet.source, packet.text()), (a.address, "marker".into()));
+            // A tap's packets are handled in order: what is dropped would have come first.
+            c.send_udp(b.address, 9000, "cross env");
+            c.send_udp_from(a.address, b.address, 9000, "spoofed neighbour");
+            c.send_udp_from(address(0, 1), b.address, 9000, "spoofed platform");
+            c.send_udp_from("fe80::99".parse().unwrap(), b.address, 9000, "link-local");
+            // These two would pass if the source were not pinned: the sender is of the same env.
+            a.send_udp_from(address(7, 0xa9), b.address, 9000, "spoofed sibling");
+            a.send_udp_from(address(0, 1), b.address, 9000, "spoofed machine");
+            c.send_icmp_from(c.address, b.address, 128);
+            c.send_icmp_from(a.address, b.address, 2);
+            a.send_udp(b.address, 9000, "marker");
+            let packet = b.receive();
+            assert_eq!((packet.source, packet.text()), (a.address, "marker".into()));
 
-        // Packet Too Big passes from whoever it is, as long as it says who it is.
-        c.send_icmp_from(c.address, b.address, 2);
-        let packet = b.receive();
-        assert_eq!((packet.source, packet.icmp()), (c.address, Some(2)));
+            // Packet Too Big passes from whoever it is, as long as it says who it is.
+            c.send_icmp_from(c.address, b.address, 2);
+            let packet = b.receive();
+            assert_eq!((packet.source, packet.icmp()), (c.address, Some(2)));
 
-        // An instance does not begin a conversation with the machine.
-        let port = host.local_addr().unwrap().port();
-        a.send_udp(address(0, 1), port, "unasked");
-        let asked = host_socket();
-        asked.send_to(b"?", (a.address, 4000)).unwrap();
-        let question = a.receive();
-        a.send_udp(address(0, 1), question.source_port(), "asked");
-        assert_eq!(receive_text(&asked).0, "asked");
-        host.set_nonblocking(true).unwrap();
-        assert!(host.recv(&mut [0; 16]).is_err());
+            // An instance does not begin a conversation with the machine.
+            let port = host.local_addr().unwrap().port();
+            a.send_udp(address(0, 1), port, "unasked");
+            let asked = host_socket();
+            asked.send_to(b"?", (a.address, 4000)).unwrap();
+            let question = a.receive();
+            a.send_udp(address(0, 1), question.source_port(), "asked");
+            assert_eq!(receive_text(&asked).0, "asked");
+            host.set_nonblocking(true).unwrap();
+            assert!(host.recv(&mut [0; 16]).is_err());
 
-        // An instance that the rules no longer name is cut off.
-        network
-            .apply_rules(&[b.member(), c.member()])
-            .await
-            .unwrap();
-        a.send_udp(b.address, 9000, "gone");
-        c.send_icmp_from(c.address, b.address, 2);
-        assert_eq!(b.receive().icmp(), Some(2));
-    });
+            // An instance that the rules no longer name is cut off.
+            network
+                .apply_rules(&[b.endpoint(), c.endpoint()])
+                .await
+                .unwrap();
+            a.send_udp(b.address, 9000, "gone");
+            c.send_icmp_from(c.address, b.address, 2);
+            assert_eq!(b.receive().icmp(), Some(2));
+        },
+    );
 }
 
 #[test]
-fn what_is_too_big_is_told() {
-    isolated("what_is_too_big_is_told", || async {
+fn packet_too_big_reaches_the_sender() {
+    isolated("packet_too_big_reaches_the_sender", || async {
         let network = Network::ensure(&settings()).await.unwrap();
         let a = Guest::new(&network, 7, 0xa1).await;
         let b = Guest::new(&network, 7, 0xa2).await;
         network
-            .apply_rules(&[a.member(), b.member()])
+            .apply_rules(&[a.endpoint(), b.endpoint()])
             .await
             .unwrap();
         shell("ip -n platform-test link set dev t000000a2 mtu 1280");
@@ -129,17 +132,17 @@ fn what_is_too_big_is_told() {
 }
 
 #[test]
-fn a_second_agent_finds_everything_and_nothing_is_left_after_remove() {
+fn a_restarted_agent_disturbs_nothing_and_remove_leaves_nothing() {
     isolated(
-        "a_second_agent_finds_everything_and_nothing_is_left_after_remove",
+        "a_restarted_agent_disturbs_nothing_and_remove_leaves_nothing",
         || async {
-            let before = world();
+            let before = machine_state();
             let forwarding = "/proc/sys/net/ipv6/conf/all/forwarding";
             let network = Network::ensure(&settings()).await.unwrap();
             let a = Guest::new(&network, 7, 0xa1).await;
             let b = Guest::new(&network, 7, 0xa2).await;
             network
-                .apply_rules(&[a.member(), b.member()])
+                .apply_rules(&[a.endpoint(), b.endpoint()])
                 .await
                 .unwrap();
             drop(network);
@@ -147,7 +150,7 @@ fn a_second_agent_finds_everything_and_nothing_is_left_after_remove() {
             let network = Network::ensure(&settings()).await.unwrap();
             a.send_udp(b.address, 9000, "still");
             assert_eq!(b.receive().text(), "still");
-            let busy = network.create_tap(&a.member()).await;
+            let busy = network.create_tap(&a.endpoint()).await;
             assert!(
                 matches!(busy, Err(NetworkError::TapBusy { .. })),
                 "{busy:?}"
@@ -168,14 +171,14 @@ fn a_second_agent_finds_everything_and_nothing_is_left_after_remove() {
 
             // The VMM of `a` still holds its tap.
             Network::remove("test").await.unwrap();
-            assert_eq!(world(), before);
+            assert_eq!(machine_state(), before);
             Network::remove("test").await.unwrap();
 
             // A crash can leave the name without a namespace.
             std::fs::write("/run/netns/platform-test", "").unwrap();
             Network::ensure(&settings()).await.unwrap();
             Network::remove("test").await.unwrap();
-            assert_eq!(world(), before);
+            assert_eq!(machine_state(), before);
         },
     );
 }
@@ -191,7 +194,7 @@ fn two_nodes_on_one_machine_have_a_network_each() {
         };
         let _two = Network::ensure(&other).await.unwrap();
         let guest = Guest::new(&one, 7, 0xa1).await;
-        one.apply_rules(&[guest.member()]).await.unwrap();
+        one.apply_rules(&[guest.endpoint()]).await.unwrap();
         host_socket()
             .send_to(b"hello", (guest.address, 9000))
             .unwrap();
@@ -205,8 +208,8 @@ fn two_nodes_on_one_machine_have_a_network_each() {
 }
 
 #[test]
-fn settings_that_cannot_be_are_refused() {
-    isolated("settings_that_cannot_be_are_refused", || async {
+fn invalid_settings_are_refused() {
+    isolated("invalid_settings_are_refused", || async {
         let ensure = async |change: fn(&mut NetworkSettings)| {
             let mut settings = settings();
             change(&mut settings);
@@ -223,11 +226,11 @@ fn settings_that_cannot_be_are_refused() {
 
 /// A whole kernel as the guest, in a namespace of its own, behind a wire between two taps.
 #[test]
-fn connections_live_on_while_rules_are_replaced() {
-    isolated("connections_live_on_while_rules_are_replaced", || async {
+fn connections_survive_a_replacement_of_the_rules() {
+    isolated("connections_survive_a_replacement_of_the_rules", || async {
         let network = Network::ensure(&settings()).await.unwrap();
         let guest = Guest::new(&network, 7, 0xa1).await;
-        let (address, guest_member) = (guest.address, guest.member());
+        let (address, guest_member) = (guest.address, guest.endpoint());
         network.apply_rules(&[guest_member]).await.unwrap();
         let inside = whole_guest(guest).await;
         let (listening, listens) = std::sync::mpsc::channel();

@@ -4,7 +4,7 @@ use std::fmt;
 
 use model::Digest;
 
-use crate::limits::MAX_EXCERPT_CHARACTERS;
+use crate::limits::MAX_EXCERPT_BYTES;
 use crate::platform::Platform;
 
 /// An image, or a document of it, is refused. The same bytes are refused again at the next attempt.
@@ -130,11 +130,7 @@ impl ImageError {
 
 /// An excerpt of an untrusted text, for a terminal.
 pub(crate) fn printable(text: &str) -> String {
-    text.trim()
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .take(MAX_EXCERPT_CHARACTERS)
-        .collect()
+    display::one_line(text, MAX_EXCERPT_BYTES)
 }
 
 /// Several platforms, to be printed.

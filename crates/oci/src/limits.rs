@@ -32,5 +32,5 @@ impl Default for ImageLimits {
 pub const MAX_INDEX_ENTRIES: usize = 1024;
 /// Entries without a platform whose image is read, where no entry of an index has one.
 pub const MAX_UNLABELLED_ENTRIES: usize = 8;
-/// Longest excerpt of a document in an error, in characters.
-pub(crate) const MAX_EXCERPT_CHARACTERS: usize = 200;
+/// Longest excerpt of a document in an error, in bytes.
+pub(crate) const MAX_EXCERPT_BYTES: usize = 200;

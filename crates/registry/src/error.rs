@@ -111,9 +111,11 @@ impl Problem {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             Self::Unreachable { host, source, .. } => {
-                if chain_contains(source.as_ref(), "InvalidContentType")
-                    || chain_contains(source.as_ref(), "corrupt message")
-                {
+                let speaks = |of: &str| {
+                    let mut causes = display::causes(source.as_ref());
+                    causes.any(|cause| format!("{cause} {cause:?}").contains(of))
+                };
+                if speaks("InvalidContentType") || speaks("corrupt message") {
                     format!("if {host} speaks plain HTTP, list it as an insecure registry")
                 } else {
                     format!("is the registry running, and can this machine reach {host}?")
@@ -132,15 +134,4 @@ impl Problem {
             _ => return None,
         })
     }
-}
-
-fn chain_contains(error: &(dyn std::error::Error + 'static), needle: &str) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.to_string().contains(needle) || format!("{error:?}").contains(needle) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }

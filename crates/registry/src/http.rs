@@ -339,16 +339,13 @@ fn check_redirect(
 }
 
 fn request_failure(host: &str, error: reqwest::Error) -> Failure {
-    let mut source = std::error::Error::source(&error);
-    while let Some(inner) = source {
-        if let Some(refused) = inner.downcast_ref::<RefusedRedirect>() {
-            return Failure::Permanent(Problem::UnsafeRedirect {
-                host: host.to_owned(),
-                target: printable(&refused.target),
-                reason: refused.reason,
-            });
-        }
-        source = inner.source();
+    let refused = display::causes(&error).find_map(|cause| cause.downcast_ref::<RefusedRedirect>());
+    if let Some(refused) = refused {
+        return Failure::Permanent(Problem::UnsafeRedirect {
+            host: host.to_owned(),
+            target: printable(&refused.target),
+            reason: refused.reason,
+        });
     }
     Failure::transient(error.without_url())
 }

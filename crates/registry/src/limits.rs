@@ -56,8 +56,8 @@ pub(crate) const MAX_TOKEN_ANSWER_BYTES: u64 = 64 << 10;
 pub(crate) const MAX_REDIRECTS: usize = 5;
 /// Largest error answer whose message is read, in bytes.
 pub(crate) const MAX_ERROR_ANSWER_BYTES: u64 = 16 << 10;
-/// Longest part of a registry's or helper's message that is shown, in characters.
-pub(crate) const MAX_MESSAGE_CHARACTERS: usize = 200;
+/// Longest part of a registry's or helper's message that is shown, in bytes.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 200;
 /// Pieces of a blob between the network and the disk; each is at most a few hundred KiB.
 pub(crate) const PIECES_IN_FLIGHT: usize = 16;
 /// Bytes between two reports of progress.

@@ -1,4 +1,4 @@
-//! Logging the cluster in to registries, and what a node is told of it.
+//! Logs the cluster in to registries, and gives a node the logins that it needs.
 
 use api::user::{RegistryLoginRequest, RegistryRow};
 use axum::Json;
@@ -13,7 +13,7 @@ use super::deploy::registry_failed;
 use super::{Body, Params};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGIN_BYTES, RESOLVE_TIMEOUT};
 use crate::logins::{LoginError, credential};
 use crate::state::App;
@@ -89,7 +89,7 @@ pub(crate) async fn for_node(
     NodeCaller(node): NodeCaller,
     Params(which): Params<Which>,
 ) -> Result<Response, ApiFailure> {
-    if !pulls_from(&app.snapshot().await?.cluster, node, &which.registry) {
+    if !pulls_from(&app.cluster().await?, node, &which.registry) {
         return Err(ApiFailure::new(
             StatusCode::FORBIDDEN,
             "registry_not_needed",
@@ -103,7 +103,8 @@ pub(crate) async fn for_node(
 }
 
 fn named(registry: &str) -> Result<String, ApiFailure> {
-    parse_registry(registry).map_err(|error| ApiFailure::refused("registry_invalid", chain(&error)))
+    parse_registry(registry)
+        .map_err(|error| ApiFailure::refused("registry_invalid", display::chain(&error)))
 }
 
 impl From<LoginError> for ApiFailure {

@@ -16,7 +16,7 @@ use guest_protocol::{
     BootConfig, BootFailure, Channel, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
     GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, Phase, Stream,
 };
-use microvm::{Driver, GuestKernel, Machine};
+use microvm::{DriverKind, GuestKernel, Machine};
 use model::instance::ExitEvent;
 
 /// Longest that anything awaited may take; two busy cores without KVM are slow.
@@ -337,7 +337,7 @@ fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
     let scratch = (guest.path("scratch.ext4"), "off");
     let others = volumes.iter().map(|path| (path.clone(), "off"));
     let disks: Vec<_> = [root, scratch].into_iter().chain(others).collect();
-    let kernel = tools.kernel.for_disks(Driver::QemuTcg, disks.len());
+    let kernel = tools.kernel.for_disks(DriverKind::QemuTcg, disks.len());
     eprintln!("kernel: {}", kernel.kernel.display());
     // The machine, its bus's suffix of device names, and options of the network device.
     let (machine, bus, nic) = match kernel.machine {
@@ -366,7 +366,7 @@ fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
         .arg("-initrd")
         .arg(&kernel.initramfs)
         .arg("-append")
-        .arg(kernel.arguments(Driver::QemuTcg))
+        .arg(kernel.arguments(DriverKind::QemuTcg))
         .arg("-serial")
         .arg(format!("file:{}", guest.path("console.log").display()))
         .arg("-device")

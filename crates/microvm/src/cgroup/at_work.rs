@@ -1,5 +1,5 @@
-//! The cap and the weight at work, on a machine that has cgroup v2 with its controllers: a guest of our
-//! own, since the machine that runs the tests may have version 1. This very test program runs in it.
+//! The memory cap and the CPU weight at work, on a machine with cgroup v2 and its controllers: a guest, because the
+//! machine that runs the tests may have version 1. This test program runs in the guest.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::ExitStatusExt as _;
@@ -12,11 +12,11 @@ use crate::{GuestKernel, boot};
 mod support;
 
 const INSIDE: &str = "MICROVM_TEST_IN_GUEST";
-const TEST: &str = "cgroup::at_work::a_cap_and_a_weight_are_the_kernels_to_keep";
+const TEST: &str = "cgroup::at_work::memory_cap_and_cpu_weight_of_a_cgroup_hold";
 const MIB: u64 = 1024 * 1024;
 
 #[tokio::test]
-async fn a_cap_and_a_weight_are_the_kernels_to_keep() {
+async fn memory_cap_and_cpu_weight_of_a_cgroup_hold() {
     if std::env::var_os(INSIDE).is_some() {
         memory_is_capped();
         processors_are_weighted();

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_come_in_pieces_and_say_yes_or_no() {
+    fn an_answer_of_the_api_is_read_in_pieces() {
         let yes = "HTTP/1.1 204 \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n\r\n";
         assert_eq!(text(yes), "null");
         let info = "HTTP/1.1 200 \r\nContent-Length: 19\r\n\r\n{\"state\":\"Running\"}";
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_an_error() {
+    fn bytes_that_are_no_answer_are_an_error() {
         for received in [
             "220 smtp ready\r\n\r\n",
             "HTTP/1.1 yes\r\n\r\n",

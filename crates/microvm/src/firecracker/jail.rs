@@ -1,8 +1,8 @@
-//! What is in Firecracker's jail before its jailer shuts it.
+//! The content of Firecracker's jail.
 //!
 //! The jailer makes a root of its own below `<base>/<program>/<id>/root`, copies the VMM there, makes
-//! `/dev/kvm` and `/dev/net/tun`, moves into it by `pivot_root`, and becomes the VM's user. We lay out what the VM
-//! is made of, in a mount namespace that only this process will have: a tmpfs for the base, since `/run`
+//! `/dev/kvm` and `/dev/net/tun`, moves into it by `pivot_root`, and becomes the VM's user. The VM's files
+//! are laid out before, in a mount namespace that only this process has: a tmpfs for the base, since `/run`
 //! allows no devices, and in it each file, bound from where it is. All of it vanishes with the process: the
 //! machine's own mounts never change.
 
@@ -17,7 +17,7 @@ use rustix::mount::{
 };
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
-use crate::boot::Boot;
+use crate::driver::Boot;
 use crate::{Disk, VmSpec, run_dir};
 
 /// The kernel, inside.
@@ -38,14 +38,14 @@ pub(crate) fn disk(index: usize) -> String {
     format!("/disk{index}")
 }
 
-/// A jail to be.
+/// A jail that is to be made.
 pub(crate) struct Jail {
     base: PathBuf,
     root: PathBuf,
     firecracker: PathBuf,
     instance: InstanceId,
     user: u32,
-    /// What is bound: from where, to which path inside, and whether it may be written.
+    /// Bind mounts: source, path inside, and whether it is writable.
     bound: Vec<(PathBuf, String, bool)>,
 }
 
@@ -87,12 +87,12 @@ impl Jail {
         arguments.push("--".into());
         let mut add = |words: [&str; 2]| arguments.extend(words.map(Into::into));
         add(["--api-sock", API_SOCKET]);
-        // The console is for last words.
+        // The console carries errors only.
         add(["--level", "Warning"]);
         arguments
     }
 
-    /// What the VMM's `/proc/<pid>/exe` says: its path in its own root.
+    /// The VMM's `/proc/<pid>/exe`: its path in its own root.
     pub(crate) fn exe(&self) -> PathBuf {
         Path::new("/").join(self.firecracker.file_name().unwrap_or_default())
     }
@@ -100,7 +100,7 @@ impl Jail {
     /// Lays everything out, in a mount namespace of the calling thread's own.
     ///
     /// # Errors
-    /// What the kernel refuses; the machine's mounts are as they were.
+    /// The kernel refused a mount. The machine's mounts are unchanged.
     pub(crate) fn furnish(&self) -> io::Result<()> {
         leave_mount_namespace()?;
         let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space, unshare_unsafe};
 
-/// A tap, made ready; nobody has it open.
+/// A tap that persists and that no process has open.
 pub(crate) struct PersistentTap {
     pub(crate) name: String,
     namespace: OwnedFd,
@@ -17,7 +17,7 @@ impl PersistentTap {
     /// Makes an open tap ready; the caller then closes it.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refused it.
     pub(crate) fn make(tap: &OwnedFd, user: u32) -> io::Result<Self> {
         let name = name_of(tap)?;
         let namespace = namespace_of(tap)?;
@@ -29,7 +29,7 @@ impl PersistentTap {
     /// Moves the calling thread to the tap's network namespace.
     ///
     /// # Errors
-    /// What the kernel refuses.
+    /// The kernel refused it.
     pub(crate) fn enter_namespace(self) -> io::Result<()> {
         let namespace = File::from(self.namespace);
         move_into_link_name_space(
@@ -43,7 +43,7 @@ impl PersistentTap {
 /// Moves the calling thread to a network namespace with nothing in it.
 ///
 /// # Errors
-/// What the kernel refuses.
+/// The kernel refused it.
 #[allow(
     unsafe_code,
     reason = "unsharing can break a thread that relies on what it shared"

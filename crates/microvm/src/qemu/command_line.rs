@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use model::InstanceId;
 
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
-use crate::{Driver, Machine};
+use crate::{DriverKind, Machine};
 
 /// Memory for translated code under TCG, in MiB; QEMU's own default is 1 GiB. Small is enough: the
 /// kernel and an app need some tens.
@@ -14,7 +14,7 @@ const TRANSLATION_BUFFER_MIB: u32 = 64;
 /// What a command line follows from.
 pub(crate) struct CommandLine {
     pub(crate) instance: InstanceId,
-    pub(crate) driver: Driver,
+    pub(crate) driver: DriverKind,
     pub(crate) machine: Machine,
     pub(crate) vcpus: u32,
     pub(crate) memory_mib: u64,
@@ -42,11 +42,11 @@ impl CommandLine {
         let mut words: Vec<String> = Vec::new();
         let mut add = |option: &str, value: String| words.extend([option.to_owned(), value]);
         let accelerator = match self.driver {
-            Driver::QemuKvm => "kvm".to_owned(),
+            DriverKind::QemuKvm => "kvm".to_owned(),
             _ => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
         };
         let processor = match self.driver {
-            Driver::QemuKvm => "host",
+            DriverKind::QemuKvm => "host",
             _ => "max",
         };
         // The machine, and what its bus calls our devices.
@@ -159,7 +159,7 @@ mod tests {
     use crate::kernel::boot_arguments;
     use expect_test::expect;
 
-    fn line(driver: Driver, machine: Machine) -> String {
+    fn line(driver: DriverKind, machine: Machine) -> String {
         let line = CommandLine {
             instance: InstanceId(0xab),
             driver,
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn debians_kernel_under_tcg() {
+    fn command_line_of_debians_kernel_under_tcg() {
         expect![[r#"
             -nodefaults
             -no-user-config
@@ -219,11 +219,11 @@ mod tests {
             -device virtio-net-pci,netdev=net,mac=02:01:00:00:00:ab,romfile=
             -device virtio-rng-pci
             -chardev socket,id=vsock,fd=15
-            -device vhost-user-vsock-pci,chardev=vsock"#]].assert_eq(&line(Driver::QemuTcg, Machine::Pc));
+            -device vhost-user-vsock-pci,chardev=vsock"#]].assert_eq(&line(DriverKind::QemuTcg, Machine::Pc));
     }
 
     #[test]
-    fn the_platforms_kernel_under_kvm() {
+    fn command_line_of_the_platforms_kernel_under_kvm() {
         expect![[r#"
             -nodefaults
             -no-user-config
@@ -259,6 +259,6 @@ mod tests {
             -device virtio-net-device,netdev=net,mac=02:01:00:00:00:ab
             -device virtio-rng-device
             -chardev socket,id=vsock,fd=15
-            -device vhost-user-vsock-device,chardev=vsock"#]].assert_eq(&line(Driver::QemuKvm, Machine::Microvm));
+            -device vhost-user-vsock-device,chardev=vsock"#]].assert_eq(&line(DriverKind::QemuKvm, Machine::Microvm));
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use std::process::Command;
 
-use microvm::{Driver, GuestKernel, VmSpec};
+use microvm::{DriverKind, GuestKernel, VmSpec};
 use model::InstanceId;
 
 /// The one switch that leaves these tests out, on a machine where they cannot run.
@@ -178,7 +178,7 @@ pub(crate) fn spec(instance: InstanceId, run_dir: &Path, kernel: GuestKernel) ->
     VmSpec {
         instance,
         run_dir: run_dir.to_owned(),
-        driver: Driver::QemuTcg,
+        driver: DriverKind::QemuTcg,
         kernel,
         vcpus: 1,
         cpu_millis: 500,

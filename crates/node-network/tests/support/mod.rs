@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) const PREFIX: Ipv6Addr = Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0);
 
-/// Runs `body` in a fresh world; `name` is the test's own.
+/// Runs `body` on a machine of its own, of namespaces; `name` is the test's.
 pub(crate) fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
     if std::env::var_os(SKIP).is_some() {
         eprintln!("SKIPPED: {SKIP} is set");
@@ -92,8 +92,8 @@ pub(crate) fn shell(line: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Everything that could be left behind.
-pub(crate) fn world() -> String {
+/// All links, routes, namespaces and rules of the machine.
+pub(crate) fn machine_state() -> String {
     shell(
         "ip -o link; ip -4 route show table all; ip -6 route show table all; ip netns; nft list ruleset; ls /run/netns || :",
     )
@@ -121,7 +121,7 @@ pub(crate) async fn whole_guest(guest: Guest) -> String {
         instance,
         address,
         ipv4,
-    } = guest.member();
+    } = guest.endpoint();
     let tap = format!("t{}", nic.id);
     shell(&format!("ip netns exec {namespace} nft flush ruleset"));
     for line in [
@@ -189,12 +189,12 @@ impl Packet {
 impl Guest {
     pub(crate) async fn new(network: &Network, env: u32, id: u32) -> Self {
         let address = address(env, id);
-        let member = Endpoint {
+        let endpoint = Endpoint {
             instance: InstanceId(id),
             address,
             ipv4: ipv4(id),
         };
-        let Tap { fd, mac, name } = network.create_tap(&member).await.unwrap();
+        let Tap { fd, mac, name } = network.create_tap(&endpoint).await.unwrap();
         assert_eq!(name, format!("t{id:08x}"));
         Self {
             id: InstanceId(id),
@@ -204,7 +204,7 @@ impl Guest {
         }
     }
 
-    pub(crate) fn member(&self) -> Endpoint {
+    pub(crate) fn endpoint(&self) -> Endpoint {
         Endpoint {
             instance: self.id,
             address: self.address,

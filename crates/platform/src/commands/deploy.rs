@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// The manifest; `-` is standard input
     #[arg(value_name = "FILE", default_value = manifest_file::DEFAULT)]
     file: PathBuf,
-    /// The image, by digest or by tag; else the one that the manifest names
+    /// The image, by digest or by tag [default: the image in the manifest]
     #[arg(long, value_name = "REF")]
     image: Option<String>,
     /// First log the cluster in to the image's registry with what `docker login` left here

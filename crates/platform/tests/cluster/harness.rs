@@ -1,9 +1,14 @@
-//! A whole cluster of its own for one test: a real registry, a server, a node, an edge, on free
-//! ports of the loopback and in a folder of its own. Ended by pid, however the test ends.
+//! A whole cluster for one test: a real registry, a server, a node, an edge, on free ports of the
+//! loopback. Ended by pid, however the test ends.
+//!
+//! Everything lies where a newcomer's clone may lie: in a folder that others may not enter, with a blank in its
+//! path, made under umask 077. The programs and the guest are copied there, in the layout of `target`, and the
+//! roles find them by themselves.
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,12 +17,15 @@ use serde_json::Value;
 
 /// The one switch that leaves these tests out, on a machine where they cannot run.
 const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
-/// How long a condition is waited for: three microVMs boot under TCG on two busy cores.
+/// Longest wait for a condition: three microVMs boot under TCG on two busy cores.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Pause between two looks at a condition.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Pause between two checks of a condition.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 pub(crate) const HOST: &str = "hello.localhost";
+/// The programs, relative to the cluster's folder.
+const PLATFORM: &str = "target/release/platform";
+pub(crate) const VSOCK_DEVICE: &str = "target/release/vhost-device-vsock";
 
 fn top() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -33,7 +41,7 @@ pub(crate) fn manifest(changes: &[(&str, &str)]) -> String {
     text
 }
 
-/// What a command said.
+/// The exit status and output of a command.
 pub(crate) struct Said {
     pub(crate) status: i32,
     pub(crate) stdout: String,
@@ -52,7 +60,7 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts everything but an app; nothing when these tests are switched off.
+    /// Starts everything but an app. Nothing when these tests are switched off.
     pub(crate) fn start() -> Option<Self> {
         if std::env::var_os(SKIP).is_some() {
             eprintln!("SKIPPED: {SKIP} is set");
@@ -64,9 +72,8 @@ impl Cluster {
         );
         let [server, edge, registry] = free_ports();
         let mut cluster = Self {
-            // Short, because sockets lie in it.
             dir: tempfile::Builder::new()
-                .prefix("platform-")
+                .prefix("a clone ")
                 .tempdir_in("/tmp")
                 .unwrap(),
             server,
@@ -76,6 +83,8 @@ impl Cluster {
             vms: BTreeSet::new(),
             image: String::new(),
         };
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        cluster.copy_programs();
         cluster.start_registry();
         cluster.image = cluster.push("hello");
         cluster.start_role("server");
@@ -98,6 +107,43 @@ impl Cluster {
     /// A file of the cluster's.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Copies the programs and the guest, in the layout of `target`.
+    fn copy_programs(&self) {
+        std::fs::create_dir_all(self.path("target/release")).unwrap();
+        std::fs::create_dir_all(self.path("target/guest")).unwrap();
+        let program = |from: &Path, to: PathBuf| {
+            std::fs::copy(from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+            std::fs::set_permissions(to, std::fs::Permissions::from_mode(0o700)).unwrap();
+        };
+        program(
+            Path::new(env!("CARGO_BIN_EXE_platform")),
+            self.path(PLATFORM),
+        );
+        // `make install` puts the vsock device there.
+        let device = top().join("target/tools/bin/vhost-device-vsock");
+        program(&device, self.path(VSOCK_DEVICE));
+        for file in [
+            "vmlinuz",
+            "initramfs.cpio",
+            "vmlinux",
+            "initramfs-builtin.cpio",
+        ] {
+            let from = top().join("target/guest").join(file);
+            if from.exists() {
+                std::fs::copy(from, self.path("target/guest").join(file)).unwrap();
+            }
+        }
+    }
+
+    /// The program, with an environment of its own.
+    fn platform(&self) -> Command {
+        let mut command = Command::new(self.path(PLATFORM));
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+        command.env_remove("PLATFORM_TOKEN");
+        command
     }
 
     fn start_registry(&mut self) {
@@ -141,15 +187,13 @@ impl Cluster {
 
     fn role(&self, role: &str) -> Command {
         let server = format!("https://{}", self.server);
-        let mut command = platform();
+        let mut command = self.platform();
         command.arg(role).arg("--data-dir").arg(self.path(role));
         match role {
             "server" => command.args(["--listen", &self.server.to_string()]),
             "node" => command
                 .args(["--server", &server, "--name", "test", "--run-dir"])
-                .arg(self.path("run"))
-                .arg("--guest")
-                .arg(top().join("target/guest")),
+                .arg(self.path("run")),
             _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
         };
         command
@@ -190,7 +234,7 @@ impl Cluster {
 
     /// The command line, to be run.
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = platform();
+        let mut command = self.platform();
         command
             .args(arguments)
             .env("PLATFORM_CONFIG", self.path("server/client.json"))
@@ -203,7 +247,7 @@ impl Cluster {
         Self::said(self.command(arguments))
     }
 
-    /// Runs the command line as if for a terminal: with all that a terminal would get.
+    /// Runs the command line with the colours that a terminal gets.
     pub(crate) fn cli_on_a_terminal(&self, arguments: &[&str]) -> Said {
         let mut command = self.command(arguments);
         command.env("CLICOLOR_FORCE", "1");
@@ -236,7 +280,7 @@ impl Cluster {
         said.stdout
     }
 
-    /// What a lister says, for programs.
+    /// The JSON that a command prints.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
         let mut arguments = arguments.to_vec();
         arguments.extend(["--format", "json"]);
@@ -283,7 +327,7 @@ impl Cluster {
         self.edge
     }
 
-    /// Every instance whose microVM was ever seen in the run folder.
+    /// Notes every instance that has a folder in the run folder.
     fn note_vms(&mut self) {
         let Ok(entries) = std::fs::read_dir(self.path("run")) else {
             return;
@@ -294,7 +338,7 @@ impl Cluster {
         self.vms.extend(names);
     }
 
-    /// What of this cluster there is on the machine: processes, links, namespaces, mounts.
+    /// Traces of this cluster on the machine: processes, links, namespaces, mounts.
     fn traces(&self) -> Vec<String> {
         let dir = self.dir.path().to_string_lossy().into_owned();
         let vms = self.vms.iter().map(|id| format!("instance-{id}"));
@@ -339,6 +383,8 @@ impl Cluster {
                 .map(str::to_owned),
         );
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        // A blank is written in octal there (proc(5)).
+        let dir = dir.replace(' ', "\\040");
         traces.extend(
             mounts
                 .lines()
@@ -358,7 +404,7 @@ impl Cluster {
         files.status.success()
     }
 
-    /// What a role has logged.
+    /// The log of a role.
     pub(crate) fn log(&self, role: &str) -> String {
         std::fs::read_to_string(self.path(&format!("{role}.log"))).unwrap()
     }
@@ -368,7 +414,7 @@ impl Cluster {
         self.note_vms();
         assert!(
             !self.traces().is_empty(),
-            "traces are recognised while it is up"
+            "traces are found while the cluster is up"
         );
         self.end();
         let left = self.traces();
@@ -380,7 +426,8 @@ impl Cluster {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let down = platform()
+        let down = self
+            .platform()
             .args(["node", "down", "--data-dir"])
             .arg(self.path("node"))
             .arg("--run-dir")
@@ -416,19 +463,6 @@ pub(crate) fn vmm_of(id: &str) -> Option<i32> {
     vmms.first().map(|(pid, _)| *pid)
 }
 
-fn platform() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_platform"));
-    // `make install` puts the vsock device there.
-    let tools = top().join("target/tools/bin");
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.env(
-        "PATH",
-        format!("{}:{path}:/usr/sbin:/sbin", tools.display()),
-    );
-    command.env_remove("PLATFORM_TOKEN");
-    command
-}
-
 fn free_ports<const N: usize>() -> [SocketAddr; N] {
     // All at once, so that they differ.
     let listeners: [TcpListener; N] =
@@ -452,7 +486,7 @@ fn processes(named: &str) -> Vec<(i32, String)> {
     found
 }
 
-/// Looks until the condition holds.
+/// Waits until the condition holds.
 pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
@@ -460,7 +494,7 @@ pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
             begun.elapsed() < PATIENCE,
             "{what}: not within {PATIENCE:?}"
         );
-        std::thread::sleep(LOOK_EVERY);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 

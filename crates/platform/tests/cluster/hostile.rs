@@ -1,5 +1,5 @@
-//! A hostile tenant on the node of a good one: root in its guest, and in a hurry. What it does costs
-//! the good one nothing, the agent no memory, the machine no disk; what a user sees of it is plain.
+//! A hostile tenant on the node of a good one, root in its guest. Its attacks cost the good tenant nothing, the
+//! agent no memory, and the machine no disk; a user sees no terminal escape of it.
 //!
 //! Bounds that are asserted: the agent's resident memory never grows by more than 1 % of the machine's
 //! memory, nor by more than [`AGENT_GROWTH_BYTES`]; a flooded serial console takes it a fifth of a core
@@ -20,11 +20,11 @@ use crate::harness::{Cluster, HOST, get, manifest, vmm, vmm_of, wait_for};
 const HOSTILE: &str = include_str!("../../../../examples/hostile/platform.toml");
 
 const MIB: u64 = 1 << 20;
-/// What the agent's resident memory may grow by at any moment, over what it is before.
+/// Most growth of the agent's resident memory, in bytes.
 const AGENT_GROWTH_BYTES: u64 = 16 * MIB;
-/// What the vsock device of one instance may have resident.
+/// Most resident memory of one instance's vsock device, in bytes.
 const VSOCK_DEVICE_BYTES: u64 = 64 * MIB;
-/// What an instance's log and console may take on disk: two files of 8 MiB, two of 80 KiB.
+/// Most bytes on disk of an instance's log and console: two files of 8 MiB, two of 80 KiB.
 const LOG_BYTES: u64 = 17 * MIB;
 const CONSOLE_BYTES: u64 = 2 * 80 * 1024 + 8 * 1024;
 /// Connections of the attack `frames` that the node closes as breaches.
@@ -76,7 +76,7 @@ fn vsock_device(cluster: &Cluster, id: &str) -> u32 {
     pids.find(here).unwrap()
 }
 
-/// Asks the good app without a pause, until told; gives the number of answers and the slowest.
+/// Requests the good app's page without a pause until it is stopped; counts the answers.
 struct Neighbour {
     stop: Arc<AtomicBool>,
     asking: std::thread::JoinHandle<(u32, Duration)>,
@@ -106,7 +106,7 @@ impl Neighbour {
     }
 }
 
-/// The agent's figures over the attacks.
+/// The agent's resource use over the attacks.
 struct Agent {
     pid: u32,
     before: u64,
@@ -124,7 +124,7 @@ impl Agent {
         }
     }
 
-    /// Runs something, and asserts what it cost the agent.
+    /// Runs something, and asserts its cost to the agent.
     fn during<T>(&self, what: &str, act: impl FnOnce() -> T) -> T {
         // The peak begins anew.
         std::fs::write(format!("/proc/{}/clear_refs", self.pid), "5").unwrap();
@@ -158,10 +158,10 @@ impl Attacker<'_> {
         [&["exec", &self.id, "--", "/hostile"], words].concat()
     }
 
-    /// Runs an attack to its end; gives what it says.
+    /// Runs an attack to its end; gives its output.
     fn attack(&self, words: &[&str]) -> String {
         let what = words.join(" ");
-        // What it did before may have cost it its own line to the node: that comes back.
+        // The attack before may have broken the guest's own connection to the node: it dials again.
         wait_for("the guest to listen", || {
             let rows = self.cluster.json(&["top", "--app", "hostile"]);
             rows[0]["stats"].is_object()
@@ -218,8 +218,7 @@ impl Attacker<'_> {
     }
 }
 
-/// Without the colours. What else a terminal would obey fails the test: nothing moves, clears, renames
-/// or rings.
+/// The text without colours. Any other control sequence fails the test.
 fn plain(text: &str) -> String {
     let mut plain = String::new();
     let mut rest = text;
@@ -239,7 +238,7 @@ fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap()
 }
 
-/// A reader of the log that never reads.
+/// A client that follows the log and never reads.
 fn stuck_reader(cluster: &Cluster) -> Child {
     cluster
         .command(&["logs", "--app", "hostile", "-f"])
@@ -251,7 +250,7 @@ fn stuck_reader(cluster: &Cluster) -> Child {
 }
 
 #[test]
-fn a_hostile_tenant_costs_itself_and_nobody_else() {
+fn a_hostile_tenant_costs_only_itself() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
@@ -284,7 +283,7 @@ fn a_hostile_tenant_costs_itself_and_nobody_else() {
     };
     assert_eq!(noted(&attacker.log(&[])), Some(32), "said at 1, 2, 4 .. 32");
 
-    // Hellos in init's place: it takes its place again, and nobody is told another's config.
+    // Hellos in the place of init: init connects again, and nobody gets another instance's config.
     let said = attacker.attack(&["hellos"]);
     assert!(!said.contains("!!"), "{said}");
 
@@ -302,7 +301,7 @@ fn a_hostile_tenant_costs_itself_and_nobody_else() {
     attacker.files_are_bounded();
     stuck.kill().unwrap();
     stuck.wait().unwrap();
-    // Times are those of this boot, and what is read on a terminal is whole lines of its own.
+    // Times are of this boot, and on a terminal each line has its own prefix.
     let lines = attacker.log(&["--tail", "2000"]);
     let at = |line: &serde_json::Value| line["at"].as_u64().unwrap();
     let (first, last) = (lines.iter().map(at).min(), lines.iter().map(at).max());
@@ -332,7 +331,7 @@ fn a_hostile_tenant_costs_itself_and_nobody_else() {
     assert!(used <= took / 5, "the agent ran {used:?} of {took:?}");
     attacker.files_are_bounded();
 
-    // Two ends, and a boot that is said to have failed long after: its own end, counted.
+    // Two exits, and a boot failure reported after the app ran: each ends the instance once, and is counted.
     attacker.last_attack("ends", 1);
     let log = attacker.log(&["--previous"]);
     let total = log.iter().find_map(|line| {
@@ -347,7 +346,7 @@ fn a_hostile_tenant_costs_itself_and_nobody_else() {
         assert!(!plain(&shown.stdout).is_empty(), "{}", shown.stderr);
     }
 
-    // It is stopped as anyone is, while it says hello without a pause.
+    // It is stopped like any instance, while it sends hellos without a pause.
     let mut busy = cluster
         .command(&attacker.command(&["redial", "100"]))
         .stdout(Stdio::piped())
@@ -364,7 +363,7 @@ fn a_hostile_tenant_costs_itself_and_nobody_else() {
     eprintln!("stopped within {:.1} s", begun.elapsed().as_secs_f64());
     busy.wait().unwrap();
 
-    // An app that fails, with last words for a terminal.
+    // An app that fails, and logs control sequences before.
     let dies = HOSTILE.replace("[\"wait\"]", "[\"die\"]").replace(
         "{ policy = \"always\", max_retries = 10 }",
         "{ policy = \"never\" }",

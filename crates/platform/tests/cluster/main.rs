@@ -1,5 +1,5 @@
-//! The main job, end to end, with everything real: a registry, the three roles, microVMs on
-//! whatever this machine has (TCG where there is no KVM).
+//! A whole cluster, end to end, with everything real: a registry, the three roles, microVMs on whatever this
+//! machine has (TCG where there is no KVM).
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,8 +11,9 @@ mod volumes;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 
-use harness::{Cluster, get, manifest, vmm, wait_for};
+use harness::{Cluster, VSOCK_DEVICE, get, manifest, vmm, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 /// The value of a line `name   value` of the example's page.
@@ -28,7 +29,7 @@ fn sigkill(pid: i32) {
 }
 
 #[test]
-fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind() {
+fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
@@ -39,8 +40,8 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
         (2, 1)
     );
 
-    // Whether the machine that runs this has an uplink or not, the node says so.
-    harness::wait_for("a word about egress", || {
+    // The node reports its egress, whether or not the machine that runs this has an uplink.
+    wait_for("the state of egress", || {
         let reason = &cluster.json(&["nodes"])[0]["egress"]["reason"];
         reason.as_str().is_some_and(|reason| !reason.is_empty())
     });
@@ -82,21 +83,21 @@ fn an_image_answers_from_microvms_is_scaled_replaced_and_leaves_nothing_behind()
     wait_for("one instance", || cluster.instances().len() == 2);
     assert_eq!(cluster.get("/").0, 200);
 
-    // A release that exits at once: the reason, its exit and its last words; the old one stays.
+    // A release that exits at once: the deploy shows its exit and its last lines; the old release stays.
     let before = cluster.instances();
     let exits = manifest(&[(
         r#"command = ["/usr/bin/hello", "web"]"#,
-        "command = [\"/bin/sh\", \"-c\", \"echo these are my last words; exit 7\"]\n\
+        "command = [\"/bin/sh\", \"-c\", \"echo these are my last lines; exit 7\"]\n\
          restart = { policy = \"never\" }",
     )]);
     let refused = cluster.deploy(&exits, &cluster.image);
     let said = refused.stdout + &refused.stderr;
     assert_eq!(refused.status, 1, "{said}");
     assert!(
-        said.contains("exit code 7") && said.contains("these are my last words"),
+        said.contains("exit code 7") && said.contains("these are my last lines"),
         "{said}"
     );
-    // A process that was rolled already is rolled back: same release and number, new instances.
+    // A process type that was replaced already is reverted: same release and number, new instances.
     wait_for("the old release alone to run", || {
         let now = cluster.instances();
         now.len() == before.len()
@@ -131,16 +132,16 @@ fn commands_run_beside_the_app(cluster: &Cluster) {
     assert_eq!(cluster.cli(&missing).status, 127);
 
     let web = cluster.ready("web").remove(0);
-    terminal::a_shell_has_the_terminals_size_and_hears_of_its_changes(cluster, &web);
+    terminal::a_shell_has_the_terminals_size_and_follows_its_changes(cluster, &web);
 
-    let figures = cluster.json(&["top", "--app", "hello"]);
-    let figures = figures.as_array().unwrap();
-    assert_eq!(figures.len(), 3);
-    for row in figures {
+    let stats = cluster.json(&["top", "--app", "hello"]);
+    let stats = stats.as_array().unwrap();
+    assert_eq!(stats.len(), 3);
+    for row in stats {
         assert!(row["stats"]["memory_bytes"].as_u64() > Some(0), "{row}");
     }
 
-    // A signal that the app does not survive: it is back, and its log says how it ended.
+    // A signal ends the app: it is started again, and its log says how it ended.
     let worker = cluster.ready("worker").remove(0);
     cluster.ok(&["signal", &worker, "USR1"]);
     wait_for("the worker to be back", || {
@@ -163,11 +164,11 @@ fn commands_run_beside_the_app(cluster: &Cluster) {
 }
 
 #[test]
-fn every_role_may_be_killed_and_what_runs_goes_on() {
+fn instances_and_connections_survive_a_kill_of_each_role() {
     let Some(mut cluster) = Cluster::start() else {
         return;
     };
-    // Its health is judged by a command in the guest.
+    // Its health check is a command in the guest.
     let checked = manifest(&[(
         "type = \"http\"\nport = 8080\npath = \"/healthz\"",
         "type = \"command\"\ncommand = [\"/bin/sh\", \"-c\", \"test $PLATFORM_PROCESS = web\"]",
@@ -233,7 +234,37 @@ fn every_role_may_be_killed_and_what_runs_goes_on() {
 }
 
 #[test]
-fn what_cannot_be_deployed_says_why_and_changes_nothing() {
+fn a_denied_permission_fails_the_deploy_at_once_and_names_the_program() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let device = cluster.path(VSOCK_DEVICE);
+    let set_mode = |mode| {
+        std::fs::set_permissions(&device, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let one = manifest(&[("min = 2", "min = 1")]);
+    set_mode(0o600);
+    let refused = cluster.deploy(&one, &cluster.image);
+    let said = refused.stdout + &refused.stderr;
+    assert_eq!(refused.status, 1, "{said}");
+    let reason = format!(
+        "{} cannot be executed: the file's mode 0600",
+        device.display()
+    );
+    assert!(said.contains(&reason), "{said}");
+    // Booting again would not help, and does not happen.
+    assert!(!said.contains("given up after"), "{said}");
+    wait_for("the cluster to be as it was", || {
+        cluster.json(&["ps"]).as_array().unwrap().is_empty()
+    });
+    set_mode(0o700);
+    let deployed = cluster.deploy(&one, &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    cluster.down();
+}
+
+#[test]
+fn a_deploy_that_is_refused_says_why_and_changes_nothing() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
@@ -273,7 +304,7 @@ fn what_cannot_be_deployed_says_why_and_changes_nothing() {
         cluster.json(&["ps"]).as_array().unwrap().is_empty()
     });
 
-    // An image that no one here wrote, by the tag it was pushed under.
+    // An ordinary image, by tag.
     let nginx = cluster.push("nginx");
     let text = std::fs::read_to_string(
         std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/nginx/platform.toml"),
@@ -285,7 +316,7 @@ fn what_cannot_be_deployed_says_why_and_changes_nothing() {
     let pinned = nginx.split('@').nth(1).unwrap();
     assert!(
         (deployed.stdout + &deployed.stderr).contains(pinned),
-        "it says what it pinned"
+        "deploy prints the digest that it pinned"
     );
     let (status, page) = get(cluster.edge(), "nginx.localhost", "/");
     assert_eq!(status, 200);

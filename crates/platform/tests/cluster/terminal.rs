@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex};
 use crate::harness::{Cluster, wait_for};
 
 /// A shell in an instance, on a terminal that `script` makes for the command line.
-pub(crate) fn a_shell_has_the_terminals_size_and_hears_of_its_changes(cluster: &Cluster, id: &str) {
+pub(crate) fn a_shell_has_the_terminals_size_and_follows_its_changes(cluster: &Cluster, id: &str) {
     let exec = cluster.command(&["exec", "-it", id, "--", "/bin/sh"]);
     let words = [exec.get_program()].into_iter().chain(exec.get_args());
-    let words: Vec<_> = words.map(|word| word.to_str().unwrap()).collect();
+    let words: Vec<_> = words
+        .map(|word| format!("'{}'", word.to_str().unwrap()))
+        .collect();
     let line = format!("tty; stty rows 24 cols 80; exec {}", words.join(" "));
     let envs = exec
         .get_envs()
@@ -34,7 +36,7 @@ pub(crate) fn a_shell_has_the_terminals_size_and_hears_of_its_changes(cluster: &
             }
         }
     });
-    // What is typed is seen too, so it must not hold what is waited for.
+    // The terminal echoes the input, so the input must not contain the awaited output.
     let mut typed = |text: &str| keys.write_all(text.as_bytes()).unwrap();
     let shows = |text: &str| shown.lock().unwrap().contains(text);
     wait_for("the terminal's name", || shows("/dev/pts/"));
@@ -51,7 +53,7 @@ pub(crate) fn a_shell_has_the_terminals_size_and_hears_of_its_changes(cluster: &
         typed("echo size $(stty size)\n");
         shows("size 30 100")
     });
-    // An interrupt is the command's, not the command line's.
+    // An interrupt reaches the command in the guest, and does not end the command line.
     typed("sh -c 'echo be''gun; exec sleep 1000'\n");
     wait_for("a command", || shows("begun"));
     typed("\x03");

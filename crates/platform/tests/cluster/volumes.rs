@@ -1,5 +1,5 @@
-//! What outlives an instance: its volume, over a killed VMM, a new release and a destroyed env; and
-//! what only it is told: its secrets.
+//! A volume outlives its instance: over a killed VMM, a new release and a destroyed env. Secrets reach the
+//! instance only.
 
 use serde_json::Value;
 
@@ -50,7 +50,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
     let deployed = cluster.deploy(COUNTER, &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
     starts(&cluster, 1, "open-1");
-    // Neither as it is nor as our JSON has bytes; but for the app's own log of it.
+    // Neither as text nor as bytes in JSON. (The app's own log, which has it, is left out.)
     for written in ["open-1", "111,112,101,110,45,49"] {
         assert!(!cluster.is_on_disk(written));
     }
@@ -61,7 +61,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
         panic!("one instance is wanted");
     };
     assert_eq!(made[0]["instance"], first.as_str());
-    // The agent has the secrets in memory: it needs no server to start it again.
+    // The agent keeps the secrets in memory, so it restarts the instance without the server.
     cluster.kill_role("server");
     let killed = vmm(first);
     sigkill(killed);
@@ -72,7 +72,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
     wait_for("the server", || cluster.cli(&["ps"]).status == 0);
     starts(&cluster, 2, "open-1");
 
-    // The new release's instance gets the volume when the old one is gone, and the new secret.
+    // The new release's instance gets the new secret, and the volume once the old instance is gone.
     cluster.ok(&[&set[..], &["KEY=open-2", "--deploy"]].concat());
     wait_for("the new release", || {
         let ready = cluster.ready("count");
@@ -85,7 +85,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
     assert_eq!(refused.status, 1);
     assert!(refused.stderr.contains(&second[0]), "{}", refused.stderr);
 
-    // An agent that begins while the server is away has none: what must boot waits for it.
+    // An agent that starts while the server is away has no secrets: the instance waits to boot.
     cluster.kill_role("server");
     cluster.kill_role("node");
     sigkill(vmm(&second[0]));

@@ -185,14 +185,8 @@ pub(crate) async fn fetch(
 }
 
 /// An error and its causes in one line, with addresses that differ from run to run replaced.
-pub(crate) fn chain(error: &dyn std::error::Error, host: &str) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text.replace(host, "HOST")
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static), host: &str) -> String {
+    display::chain(error).replace(host, "HOST")
 }
 
 /// Node agents spawn fetches, so the future must be `Send`: this must compile.

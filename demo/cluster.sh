@@ -1,8 +1,10 @@
-# What the demo's scripts share: where things are, how a process is started, found again and ended.
+# What the demo's scripts share: its folders and ports, its processes, its roles.
 # Sourced by up.sh, down.sh and restart.sh.
 # shellcheck shell=bash disable=SC2034
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=demo/rust.sh
+. "$top/demo/rust.sh"
 
 # The demo's own folders; a cluster of yours in /var/lib/platform is never touched.
 demo=${DEMO_DIR:-/var/lib/platform-demo}
@@ -15,9 +17,9 @@ server_port=${DEMO_SERVER_PORT:-7400}
 edge_port=${DEMO_EDGE_PORT:-8080}
 registry_port=${DEMO_REGISTRY_PORT:-5000}
 
-# The program that all of this is about: every role, and the command line.
+# The program: every role, and the command line.
 platform=$top/target/release/platform
-# Where the command line finds the cluster, where you have no other.
+# The link by which the command line finds the demo's cluster, unless you have a configuration of your own.
 user_config=${XDG_CONFIG_HOME:-$HOME/.config}/platform/config.json
 admin_config=$demo/server/client.json
 host=hello.localhost
@@ -31,7 +33,7 @@ fi
 
 say() { printf '%s\n' "$*"; }
 
-# die WHAT HOW-TO-MEND...
+# die ERROR HINT...
 die() {
     printf '%s\n' "${red}error${plain}: $1" >&2
     shift
@@ -66,8 +68,8 @@ until_true() {
 
 # --- Processes -----------------------------------------------------------------------------------
 #
-# A process is known by its pid, its start time and its program, kept in $demo/NAME.pid: a pid alone
-# may belong to someone else by now.
+# A process is known by its pid, its start time and its program, kept in $demo/NAME.pid: the kernel may have given
+# the pid to another process since.
 
 # "state start-time" of a pid, from the fields after the program's name.
 stat_of() {
@@ -100,7 +102,7 @@ launch() {
     local state start
     read -r state start < <(stat_of "$started") || true
     printf '%s %s %s\n' "$started" "${start:-0}" "$program" >"$demo/$name.pid"
-    # Until it is what it was started as; or it ended at once.
+    # setsid becomes the program, or the program ends at once.
     until_true 5 launched "$name" || true
     alive "$name" || died "$name"
 }
@@ -109,7 +111,7 @@ launched() { alive "$1" || ! stat_of "$pid"; }
 died() {
     say "${faint}the last lines of $demo/$1.log:${plain}" >&2
     tail -n 15 "$demo/$1.log" >&2 || true
-    die "the $1 ended at once" "mend what it says, then run this again"
+    die "the $1 ended at once" "correct what they say, then run this again"
 }
 
 # finish NAME SECONDS: asks it to end, and ends it.
@@ -130,8 +132,8 @@ finish() {
 
 # --- The roles -----------------------------------------------------------------------------------
 
-# start ROLE: starts one part of the cluster, if it does not run. Node and edge join with the token in
-# PLATFORM_TOKEN the first time; from then on they are known by their certificate.
+# start ROLE: starts a role that does not run. Node and edge join with the token in PLATFORM_TOKEN the first time;
+# afterwards their certificate identifies them.
 start() {
     alive "$1" && return
     case $1 in
@@ -149,7 +151,7 @@ start() {
     esac
 }
 
-# serves ROLE: whether it does its work.
+# serves ROLE: whether the role answers.
 serves() {
     case $1 in
         registry) curl -fs -o /dev/null "http://127.0.0.1:$registry_port/v2/" ;;

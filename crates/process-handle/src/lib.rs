@@ -1,4 +1,10 @@
-//! A process that is not mistaken for another one, and whose end is noticed whoever started it.
+//! Another process, held by a pidfd: signals reach it and no other, and its end is noticed whether or not it
+//! is a child.
+//!
+//! A pid alone is not enough, because the kernel gives it to another process later. An [`Identity`] can be
+//! written down and is compared with the process before its pidfd is used.
+//!
+//! Deliberately absent: starting processes. Each user of this crate starts its own kind.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,43 +22,46 @@ use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// How long a child that was let go may take to its exec, when it is looked for just then.
+/// How long a process that is found between fork and exec may take to its exec.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often it is looked at meanwhile.
+/// Pause between two looks at it.
 const EXEC_POLL: Duration = Duration::from_millis(5);
 
-/// What one process is known by, within one boot of the machine.
+/// What identifies a process within one boot of the machine ([`boot_id`]). Readers of a stored identity ignore
+/// fields that they do not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Identity {
-    /// Its number, which is used again later.
-    pub(crate) pid: i32,
-    /// When it started, in clock ticks since the machine's boot (proc(5), `/proc/<pid>/stat` 22).
-    pub(crate) start_time: u64,
-    /// What it executes, without symbolic links.
-    pub(crate) exe: PathBuf,
+pub struct Identity {
+    /// The pid.
+    pub pid: i32,
+    /// When the process started, in clock ticks since the machine's boot (proc(5), `/proc/<pid>/stat` 22).
+    pub start_time: u64,
+    /// The program that it executes, without symbolic links.
+    pub exe: PathBuf,
 }
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Exit {
-    /// It exited with this code.
+pub enum Exit {
+    /// The process exited with this code.
     Code(i32),
-    /// This signal ended it.
+    /// This signal ended the process.
     Signal(i32),
-    /// It was not our child, so only that it ended is known.
+    /// The process was not a child of this one, so its exit status is not known.
     Unknown,
 }
 
-/// A process held by a pidfd: its number cannot be used again for our signals.
+/// A process held by a pidfd. Dropping it leaves the process alone.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     pidfd: AsyncFd<OwnedFd>,
 }
 
 impl Process {
-    /// Holds a process that is known to be the right one, such as a child.
-    pub(crate) fn hold(pid: i32) -> io::Result<Self> {
+    /// Holds the process that has this pid now: a child, or one that the caller then examines.
+    ///
+    /// # Errors
+    /// No process has this pid (see [`is_gone`]), or the kernel refuses.
+    pub fn hold(pid: i32) -> io::Result<Self> {
         let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         Ok(Self {
@@ -60,8 +69,12 @@ impl Process {
         })
     }
 
-    /// The process of this identity, or nothing when it has ended.
-    pub(crate) async fn find(identity: &Identity) -> io::Result<Option<Self>> {
+    /// The process of this identity, or nothing when it has ended. Waits for up to a second for the exec of
+    /// a process that has the pid and the start time, and another program.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub async fn find(identity: &Identity) -> io::Result<Option<Self>> {
         let process = match Self::hold(identity.pid) {
             Ok(process) => process,
             Err(error) if is_gone(&error) => return Ok(None),
@@ -78,7 +91,7 @@ impl Process {
         loop {
             match exe(identity.pid) {
                 Ok(exe) if exe == identity.exe => return Ok(Some(process)),
-                // An agent that was killed just now had let it go, and its exec is yet to come.
+                // An agent that was killed just now may have released it: its exec is about to come.
                 Ok(_) if tokio::time::Instant::now() < give_up => {
                     tokio::time::sleep(EXEC_POLL).await;
                 }
@@ -89,8 +102,9 @@ impl Process {
         }
     }
 
-    /// Waits for the end, and reaps a child. The exit is known to the first who asks.
-    pub(crate) async fn ended(&self) -> Exit {
+    /// Waits for the end, and reaps a child. The first caller gets a child's exit, later ones
+    /// [`Exit::Unknown`].
+    pub async fn ended(&self) -> Exit {
         // A pidfd stays readable from the process's end on.
         if self.pidfd.readable().await.is_err() {
             // The runtime shuts down: nobody will look at the answer.
@@ -109,8 +123,8 @@ impl Process {
         }
     }
 
-    /// SIGKILL; nothing happens when it has ended.
-    pub(crate) fn kill(&self) {
+    /// Sends SIGKILL. Does nothing when the process has ended.
+    pub fn kill(&self) {
         let _ = pidfd_send_signal(self.pidfd.get_ref(), Signal::KILL);
     }
 }
@@ -121,7 +135,9 @@ fn register(pidfd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) }.map_err(Into::into)
 }
 
-fn is_gone(error: &io::Error) -> bool {
+/// Whether an error about a process means that it has ended: of [`Process::hold`], and of reading its files in
+/// `/proc`.
+pub fn is_gone(error: &io::Error) -> bool {
     // ESRCH from pidfd_open and from reading a file of /proc, ENOENT from opening one.
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
@@ -131,7 +147,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 struct Stat {
     start_time: u64,
-    /// It has ended and waits to be reaped.
+    /// The process has ended and waits to be reaped.
     dead: bool,
 }
 
@@ -154,11 +170,15 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
-pub(crate) fn start_time(pid: i32) -> io::Result<u64> {
+/// When a process started ([`Identity::start_time`]).
+///
+/// # Errors
+/// It has ended, or `/proc` cannot be read.
+pub fn start_time(pid: i32) -> io::Result<u64> {
     Ok(stat(pid)?.start_time)
 }
 
-/// What the process executes. A file that was replaced meanwhile (an upgrade) keeps its name.
+/// The program that a process executes. A file that was replaced since (an upgrade) keeps its name.
 fn exe(pid: i32) -> io::Result<PathBuf> {
     let path = fs::read_link(format!("/proc/{pid}/exe"))?;
     Ok(without_deleted(&path))
@@ -170,8 +190,11 @@ fn without_deleted(path: &Path) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(bytes))
 }
 
-/// The machine's current boot: identities of another one are of processes long gone.
-pub(crate) fn boot_id() -> io::Result<String> {
+/// The id of the machine's current boot (random(4)). An identity of another boot is of a process that has ended.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())
@@ -183,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_cannot_forge_the_start_time() {
+    fn a_process_name_cannot_forge_the_start_time() {
         let text = b"7 (x) R 1 2) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n";
         let stat = parse_stat(text).unwrap();
         assert_eq!(stat.start_time, 4242);
@@ -191,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upgraded_program_keeps_its_name() {
+    fn an_identity_matches_a_program_that_was_replaced_by_an_upgrade() {
         assert_eq!(
             without_deleted(Path::new("/usr/bin/qemu (deleted)")),
             Path::new("/usr/bin/qemu")
@@ -199,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn this_process_is_found_and_a_younger_one_of_its_number_is_not() {
+    async fn a_process_is_found_by_its_identity_and_another_with_its_pid_is_not() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let mut identity = Identity {
             pid,
@@ -212,5 +235,22 @@ mod tests {
         identity.start_time -= 1;
         identity.exe = PathBuf::from("/bin/true");
         assert!(Process::find(&identity).await.unwrap().is_none());
+    }
+
+    #[test]
+    fn an_identity_with_fields_of_a_newer_version_is_read() {
+        let text = r#"{"pid":7,"start_time":42,"exe":"/usr/bin/qemu","cgroup_id":9}"#;
+        let identity: Identity = serde_json::from_str(text).unwrap();
+        assert_eq!((identity.pid, identity.start_time), (7, 42));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_killed_child_is_seen_with_its_signal() {
+        let child = std::process::Command::new("sleep").arg("1000").spawn();
+        let pid = i32::try_from(child.unwrap().id()).unwrap();
+        let process = Process::hold(pid).unwrap();
+        process.kill();
+        assert_eq!(process.ended().await, Exit::Signal(9));
+        assert_eq!(process.ended().await, Exit::Unknown);
     }
 }

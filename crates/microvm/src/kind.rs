@@ -1,0 +1,33 @@
+//! The drivers by name.
+
+/// The driver that runs a VM. Its name is also its name in a VM's record, so it never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DriverKind {
+    /// Firecracker under its jailer, on the processor's own virtualization.
+    Firecracker,
+    /// QEMU on the processor's own virtualization.
+    QemuKvm,
+    /// QEMU translating the guest's instructions: slower, needs nothing of the machine.
+    QemuTcg,
+}
+
+impl DriverKind {
+    /// The name in reports: `firecracker`, `qemu-kvm`, `qemu-tcg`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Firecracker => "firecracker",
+            Self::QemuKvm => "qemu-kvm",
+            Self::QemuTcg => "qemu-tcg",
+        }
+    }
+
+    /// Whether a VM's tap outlives its VMM: Firecracker opens it by name, so it has to persist, and
+    /// the caller of [`crate::boot`] removes it.
+    pub fn leaves_tap(self) -> bool {
+        match self {
+            Self::Firecracker => true,
+            Self::QemuKvm | Self::QemuTcg => false,
+        }
+    }
+}
