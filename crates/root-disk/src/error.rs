@@ -62,14 +62,6 @@ pub enum DiskError {
         /// Why not.
         source: io::Error,
     },
-    /// A file of the cache's own is not what the cache writes.
-    #[error("`{}` is damaged", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
-    },
 }
 
 impl DiskError {
@@ -77,7 +69,7 @@ impl DiskError {
     /// room and its errors may pass; a bad image stays bad.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoSpace { .. } | Self::Io { .. } | Self::Damaged { .. } => true,
+            Self::NoSpace { .. } | Self::Io { .. } => true,
             Self::Layer { source, .. } => matches!(
                 **source,
                 // What lies on this host may have rotted; it is fetched again.
