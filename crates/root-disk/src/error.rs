@@ -129,7 +129,9 @@ pub enum LayerError {
         actual: Digest,
     },
     /// The decompressed bytes have another digest than the config names.
-    #[error("its decompressed bytes have the digest {actual}, and the config says the diff_id is {expected}")]
+    #[error(
+        "its decompressed bytes have the digest {actual}, and the config says the diff_id is {expected}"
+    )]
     DiffId {
         /// The config's diff_id.
         expected: Digest,
@@ -291,9 +293,7 @@ pub enum EntryProblem {
         field: &'static str,
     },
     /// More extended attributes than ext4 stores: about 4000 bytes a file.
-    #[error(
-        "its extended attributes have {bytes} bytes, over the {allowed} that ext4 stores"
-    )]
+    #[error("its extended attributes have {bytes} bytes, over the {allowed} that ext4 stores")]
     XattrsTooLarge {
         /// Their encoded size.
         bytes: usize,

@@ -1,6 +1,6 @@
-//! What of the images stays on this node: who needs which disk, and what goes when they take too much.
+//! Which images stay on this node: the pins, and the eviction of the rest over the budget.
 //!
-//! `node_core::cache` decides; an image is kept while an instance of this node has it ([`ImageUse`]), and while the
+//! `node_core::cache` decides; an image is pinned while an instance of this node uses it ([`ImageUse`]), and while the
 //! control plane names it among the last releases.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,8 +80,8 @@ impl ImageCache {
         }
     }
 
-    /// The images of the last releases, that stay although nothing runs them.
-    pub(crate) fn pin(&self, last_releases: impl IntoIterator<Item = Digest>) {
+    /// Replaces the set of images that are pinned although no instance uses them: those of the last releases.
+    pub(crate) fn set_pinned(&self, last_releases: impl IntoIterator<Item = Digest>) {
         lock(&self.needs).last_releases = last_releases.into_iter().collect();
     }
 

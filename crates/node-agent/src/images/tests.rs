@@ -154,7 +154,7 @@ async fn a_budget_keeps_what_runs_and_the_last_releases() {
         age(dir.path(), 60 - number as u64);
     }
     let running = images.used_by_instance(&served.images[0].digest);
-    images.pin([served.images[1].digest.clone()]);
+    images.set_pinned([served.images[1].digest.clone()]);
     images.look_again().await;
     assert_eq!(listed(&images, &served).len(), 4);
 
