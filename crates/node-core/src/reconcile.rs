@@ -168,7 +168,7 @@ mod tests {
             instances: run.iter().map(|id| wanted(*id)).collect(),
             stop: stop.iter().map(|id| InstanceId(*id)).collect(),
             remove_volumes: Vec::new(),
-            keep_images: Vec::new(),
+            pinned_images: Vec::new(),
         }
     }
 

@@ -338,7 +338,7 @@ impl Images for SimHost {
         Box::new(digest.clone())
     }
 
-    fn keep(&self, _: Vec<Digest>) {}
+    fn set_pinned(&self, _: Vec<Digest>) {}
 
     fn list(&self) -> Vec<CachedImage> {
         Vec::new()

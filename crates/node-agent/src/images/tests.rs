@@ -154,7 +154,7 @@ async fn a_budget_keeps_what_runs_and_the_last_releases() {
         age(dir.path(), 60 - number as u64);
     }
     let running = images.used_by_instance(&served.images[0].digest);
-    images.keep([served.images[1].digest.clone()]);
+    images.set_pinned([served.images[1].digest.clone()]);
     images.look_again().await;
     assert_eq!(listed(&images, &served).len(), 4);
 
@@ -169,8 +169,8 @@ async fn a_budget_keeps_what_runs_and_the_last_releases() {
         rows.find(|row| row.image.digest == *digest).unwrap()
     };
     let (first, second) = (row(&served.images[0].digest), row(&served.images[1].digest));
-    assert_eq!((first.instances, first.kept), (1, false));
-    assert_eq!((second.instances, second.kept), (0, true));
+    assert_eq!((first.instances, first.pinned), (1, false));
+    assert_eq!((second.instances, second.pinned), (0, true));
 
     // What is cached needs no registry, also for the next agent on this folder.
     let before = served.asked();
