@@ -68,9 +68,8 @@ impl FromRequestParts<App> for InEnv {
     }
 }
 
-/// The query of a long poll.
+/// The query of a member's long poll; fields of a newer member are ignored.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Poll {
     #[serde(default)]
     pub(crate) after: u64,

@@ -19,7 +19,6 @@ use crate::logins::{LoginError, credential};
 use crate::state::App;
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Which {
     registry: String,
 }

@@ -107,7 +107,6 @@ pub(crate) async fn delete(
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct OfInstance {
     instance: InstanceId,
 }
