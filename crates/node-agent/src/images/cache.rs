@@ -118,9 +118,9 @@ impl ImageCache {
         let (blobs, disks, needs) = (self.blobs.clone(), self.disks.clone(), self.needs.clone());
         let records = self.records.clone();
         let removed = blocking(move || {
-            let held = held(&blobs, &disks, &lock(&needs))?;
+            let entries = entries(&blobs, &disks, &lock(&needs))?;
             let mut freed = 0;
-            for item in evict(&held, budget_bytes) {
+            for item in evict(&entries, budget_bytes) {
                 match &item {
                     Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
                     Item::Disk(digest) => {
@@ -134,10 +134,10 @@ impl ImageCache {
                         let _ = std::fs::remove_file(record_path(&records, digest));
                     }
                 }
-                let bytes = held.iter().find(|held| held.key == item);
-                freed += bytes.map_or(0, |held| held.bytes);
+                let bytes = entries.iter().find(|entry| entry.key == item);
+                freed += bytes.map_or(0, |entry| entry.bytes);
             }
-            let rest = held.iter().map(|held| held.bytes).sum::<u64>() - freed;
+            let rest = entries.iter().map(|entry| entry.bytes).sum::<u64>() - freed;
             Ok::<_, String>((freed, rest))
         })
         .await;
@@ -182,7 +182,7 @@ impl ImageCache {
 }
 
 /// Every layer and disk.
-fn held(
+fn entries(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
     needs: &Needs,
@@ -191,14 +191,14 @@ fn held(
     let disks = disks.map(|disk| CacheEntry {
         bytes: disk.allocated_bytes,
         last_used: millis(disk.last_used),
-        kept: needs.need(&disk.digest),
+        pinned: needs.need(&disk.digest),
         key: Item::Disk(disk.digest),
     });
     let blobs = blobs.list().map_err(|e| chain(&e))?.into_iter();
     let blobs = blobs.map(|blob| CacheEntry {
         bytes: blob.size,
         last_used: millis(blob.last_used),
-        kept: false,
+        pinned: false,
         key: Item::Blob(blob.digest),
     });
     Ok(disks.chain(blobs).collect())
