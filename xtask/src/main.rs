@@ -20,7 +20,7 @@ enum Chore {
     Kernel(kernel::Options),
     /// Simulate clusters under faults: `--seed N` replays one run, `--seeds N` makes many.
     Simulate(simulate::Options),
-    /// Check what a reviewer should not have to look for: floors, file sizes, documents in step.
+    /// Check what a reviewer should not have to look for: layers, rings, words, file sizes, documents.
     Tidy,
 }
 

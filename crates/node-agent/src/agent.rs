@@ -27,7 +27,7 @@ use crate::host::{Egress, Host, HostError, HostResult};
 use crate::instance_task::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
-use crate::text::chain;
+use display::chain;
 
 /// How long one poll for the desired state waits.
 pub const POLL_WAIT: Duration = Duration::from_secs(25);

@@ -245,7 +245,7 @@ fn judge(exit: &ExitEvent, words: &[u8]) -> Result<(), String> {
     let words = String::from_utf8_lossy(words);
     let last = words.lines().rfind(|line| !line.trim().is_empty());
     Err(match last {
-        Some(line) => format!("{exit}: {}", crate::text::plain(line, PROBE_WORDS_BYTES)),
+        Some(line) => format!("{exit}: {}", display::one_line(line, PROBE_WORDS_BYTES)),
         None => exit.to_string(),
     })
 }

@@ -27,7 +27,7 @@ use crate::clock::Clock;
 use crate::framed::{FramedError, FramedGuest};
 use crate::guest_calls::{Call, ExecChannel, GuestCalls};
 use crate::host::{GuestListener, GuestStream, Log};
-use crate::text::plain;
+use display::one_line;
 
 /// A connection must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -321,8 +321,8 @@ impl GuestServer {
                     }
                     Some(GuestFrame::BootFailed(failure)) => {
                         let failure = BootFailure {
-                            step: plain(&failure.step, MAX_STEP_BYTES),
-                            reason: plain(&failure.reason, MAX_REASON_BYTES),
+                            step: one_line(&failure.step, MAX_STEP_BYTES),
+                            reason: one_line(&failure.reason, MAX_REASON_BYTES),
                             exit_code: failure.exit_code,
                         };
                         self.tell_end(GuestEvent::BootFailed(failure)).await?;
@@ -332,7 +332,7 @@ impl GuestServer {
                     }
                     Some(GuestFrame::Stats(stats)) => self.calls.set_stats(stats),
                     Some(GuestFrame::ExecRefused { session, reason }) => {
-                        self.calls.refused(session, plain(&reason, MAX_REASON_BYTES));
+                        self.calls.refused(session, one_line(&reason, MAX_REASON_BYTES));
                     }
                     Some(_) => return Err(ConnectionEnd::Contract("not a control frame")),
                 },

@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use model::Digest;
 use model::image::ImageConfig;
 use model::instance::PinnedImage;
-use registry::{BlobCache, FetchProgress, FetchedImage, Registry, RegistryError};
-use root_disk::{CachedDisk, DiskCache, DiskError, Layer};
+use oci::LocalImage;
+use registry::{BlobCache, FetchProgress, Registry, RegistryError};
+use root_disk::{CachedDisk, DiskCache, DiskError};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
@@ -188,7 +189,7 @@ impl ImageCache {
         &self,
         image: &PinnedImage,
         progress: &Progress,
-    ) -> Result<FetchedImage, PrepareError> {
+    ) -> Result<LocalImage, PrepareError> {
         let say = |step: FetchProgress| progress(describe(&step));
         let fetched = self.registry.fetch_image(image, &self.blobs, &say).await;
         fetched.map_err(|source| PrepareError::Fetch {
@@ -200,29 +201,16 @@ impl ImageCache {
     async fn build(
         &self,
         image: &PinnedImage,
-        fetched: &FetchedImage,
+        fetched: &LocalImage,
     ) -> Result<CachedDisk, DiskError> {
-        let layers: Vec<Layer> = fetched
-            .layers
-            .iter()
-            .map(|blob| Layer {
-                path: blob.path.clone(),
-                digest: blob.digest.clone(),
-                diff_id: blob.diff_id.clone(),
-                compression: match blob.compression {
-                    registry::Compression::None => root_disk::Compression::None,
-                    registry::Compression::Gzip => root_disk::Compression::Gzip,
-                    registry::Compression::Zstd => root_disk::Compression::Zstd,
-                },
-            })
-            .collect();
+        let layers = fetched.layers.clone();
         let disks = self.disks.clone();
         let digest = image.digest.clone();
         blocking(move || disks.build(&digest, &layers)).await
     }
 
     /// Removes layers that are not what they were when they arrived. True: there was one.
-    async fn drop_rotted(&self, fetched: &FetchedImage) -> bool {
+    async fn drop_rotted(&self, fetched: &LocalImage) -> bool {
         let blobs = self.blobs.clone();
         let layers: Vec<_> = fetched
             .layers

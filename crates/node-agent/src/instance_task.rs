@@ -28,7 +28,7 @@ use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
 use crate::secrets::Secrets;
-use crate::text::chain;
+use display::chain;
 
 /// Until it was ready once, an instance within its grace is probed at least this often.
 const STARTUP_PROBE_INTERVAL: Duration = Duration::from_millis(250);

@@ -47,7 +47,6 @@ mod probes;
 mod record;
 mod secrets;
 mod streams;
-mod text;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};

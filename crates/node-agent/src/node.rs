@@ -27,9 +27,9 @@ use crate::host::Host;
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
-use crate::text::chain;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, streams};
+use display::chain;
 
 /// Runs the agent until `shutdown`.
 pub(crate) async fn run(

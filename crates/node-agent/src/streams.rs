@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use api::node::{InstanceStats, SignalAnswer};
+use api::node::{InstanceStats, SignalAnswer, StreamRefused};
 use api::node::{LogLine, LogsWanted, StreamRequest, StreamWanted};
 use api_client::{ApiClient, ClientError};
 use bytes::Bytes;
@@ -68,6 +68,16 @@ async fn serve_one(
             client.open_stream(&stream, body).await
         }
         StreamWanted::Exec(wanted) => exec::serve(client, &stream, wanted, directory).await,
+        StreamWanted::Unsupported { what } => {
+            let reason = format!("this node does not know what to send for `{what}`");
+            tracing::warn!(
+                reason,
+                "refused a stream; the server is newer than this node"
+            );
+            client
+                .refuse_stream(&stream, &StreamRefused { reason })
+                .await
+        }
         StreamWanted::Stats { instances } => {
             let asked = instances.into_iter().map(|id| stats(directory, id));
             let answers: Vec<InstanceStats> = join_all(asked).await;

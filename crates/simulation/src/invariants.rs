@@ -30,7 +30,7 @@ fn is_ready(cluster: &ClusterState, instance: &Instance) -> bool {
         .get(&instance.node)
         .is_some_and(|node| node.online);
     let report = instance.report.as_ref();
-    online && !instance.terminating && report.is_some_and(|report| report.ready)
+    online && !instance.is_terminating() && report.is_some_and(|report| report.ready)
 }
 
 /// How many instances of a process type are ready, as the server knows it.
@@ -132,7 +132,7 @@ pub(crate) fn check_plan(world: &World, floors: &Floors, cluster: &ClusterState)
         for backend in &route.backends {
             let instance = cluster.instances.get(&backend.instance);
             let serves = instance.is_some_and(|i| {
-                !i.terminating && i.report.as_ref().is_some_and(|report| report.ready)
+                !i.is_terminating() && i.report.as_ref().is_some_and(|report| report.ready)
             });
             if !serves {
                 world.violate(format!(
@@ -154,7 +154,7 @@ pub(crate) fn leftovers(machine: &Machine, cluster: &ClusterState) -> Option<Str
             .volumes
             .iter()
             .filter(|(_, volume)| volume.node == node);
-        mine.filter(|(_, volume)| volume.made || !only_made)
+        mine.filter(|(_, volume)| volume.is_made() || !only_made)
             .map(|(id, _)| *id)
             .collect()
     };

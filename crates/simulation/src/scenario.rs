@@ -12,6 +12,7 @@ use node_agent::host::Host;
 use node_agent::{Clock, Directory};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
+use scheduler::apply::{Command, apply};
 use scheduler::fixtures::{
     cluster, database, deploy, digest, key, manifest, name, process, worker,
 };
@@ -732,11 +733,12 @@ impl Scenario {
         }
         self.world.trace("delete the volumes");
         self.server.change(|cluster| {
-            for volume in cluster.volumes.values_mut() {
-                volume.deleting = true;
-            }
-            for node in cluster.nodes.values_mut() {
-                node.generation.0 += 1;
+            let ids: Vec<_> = cluster.volumes.keys().copied().collect();
+            for id in ids {
+                if let Err(refused) = apply(cluster, &Command::DeleteVolume { id }) {
+                    self.world
+                        .violate(format!("the deletion of {id} is refused: {refused}"));
+                }
             }
         });
         let gone = |scenario: &Self| {

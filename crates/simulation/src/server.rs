@@ -11,10 +11,11 @@ use futures_util::future::BoxFuture;
 use model::instance::SecretBundle;
 use model::{Generation, InstanceId, NodeId};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
+use scheduler::apply::{Command, apply};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
-use scheduler::planner::{Action, apply, plan};
-use scheduler::reports::record;
+use scheduler::planner::{Action, plan};
+use scheduler::reports::unknown;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -176,7 +177,9 @@ impl Server {
             let floors = invariants::ready_floors(&state.cluster);
             for action in &planned.actions {
                 self.trace(action);
-                apply(&mut state.cluster, action);
+                if let Err(refused) = apply(&mut state.cluster, &Command::Plan(action.clone())) {
+                    world.violate(format!("an action of the planner is refused: {refused}"));
+                }
             }
             state.actions += planned.actions.len() as u64;
             invariants::check_plan(world, &floors, &state.cluster);
@@ -220,13 +223,22 @@ impl Server {
         if !state.up {
             return Err(HostError::transient("cannot connect to the server"));
         }
-        let recorded = record(&mut state.cluster, node, report);
+        let unknown = unknown(&state.cluster, node, report);
+        let command = Command::Report {
+            node,
+            report: Box::new(report.clone()),
+            now: self.world.now(),
+        };
+        if let Err(refused) = apply(&mut state.cluster, &command) {
+            self.world
+                .violate(format!("a report of {node} is refused: {refused}"));
+        }
         let restored = state.restored;
         state.heard.insert(node, Instant::now());
         drop(state);
         let running = self.world.running();
         let lives = |id: &&InstanceId| running.contains_key(*id);
-        if let Some(id) = recorded.unknown.iter().find(lives)
+        if let Some(id) = unknown.instances.iter().find(lives)
             && !restored
             && !late
         {

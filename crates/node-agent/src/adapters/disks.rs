@@ -11,8 +11,8 @@ use model::{InstanceId, VolumeId};
 
 use crate::blocking::blocking;
 use crate::host::{Disks, HostError, HostResult};
-use crate::text::chain;
 use crate::volumes::{VolumeError, Volumes};
+use display::chain;
 
 const SCRATCH: &str = "scratch.ext4";
 

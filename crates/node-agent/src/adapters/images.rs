@@ -8,7 +8,7 @@ use model::instance::PinnedImage;
 
 use crate::host::{HostError, HostResult, ImagePin, Images, PreparedImage, Progress};
 use crate::images::ImageCache;
-use crate::text::chain;
+use display::chain;
 
 impl Images for ImageCache {
     fn prepare<'a>(

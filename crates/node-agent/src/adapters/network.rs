@@ -10,7 +10,7 @@ use node_network::{Endpoint, NetworkError};
 
 use crate::host::{Egress, HostError, HostResult, Network, NetworkProbe};
 use crate::probes;
-use crate::text::chain;
+use display::chain;
 
 /// The network of this node.
 #[derive(Debug)]

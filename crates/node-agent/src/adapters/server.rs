@@ -10,7 +10,7 @@ use model::instance::SecretBundle;
 use model::{Generation, InstanceId};
 
 use crate::host::{HostError, HostResult, Server};
-use crate::text::chain;
+use display::chain;
 
 impl Server for ApiClient {
     fn desired(

@@ -12,7 +12,7 @@ use tokio::net::UnixListener;
 
 use crate::blocking::blocking;
 use crate::host::{GuestListener, GuestStream, HostError, HostResult, Vm, VmRequest, Vmm};
-use crate::text::chain;
+use display::chain;
 
 /// The VMs of this node.
 #[derive(Debug)]

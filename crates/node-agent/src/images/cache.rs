@@ -14,7 +14,7 @@ use node_core::cache::{CacheEntry, evict};
 
 use super::{ImageCache, read_record, record_path};
 use crate::blocking::blocking;
-use crate::text::chain;
+use display::chain;
 
 /// Who needs which disk, and which there are.
 #[derive(Debug, Default)]
