@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 
 /// A registry of a few images in memory, on a loopback port, for as long as the process lives.
-struct Served {
+pub(crate) struct Served {
     host: String,
     asked: Arc<AtomicUsize>,
-    images: Vec<PinnedImage>,
+    pub(crate) images: Vec<PinnedImage>,
 }
 
 fn digest(bytes: &[u8]) -> Digest {
@@ -44,7 +44,7 @@ fn layer(seed: u8, length: usize) -> Vec<u8> {
 
 impl Served {
     /// Images of one layer each, of so many bytes.
-    fn start(count: u8, layer_bytes: usize) -> Self {
+    pub(crate) fn start(count: u8, layer_bytes: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let mut content = HashMap::new();
@@ -95,7 +95,7 @@ impl Served {
         self.asked.load(Ordering::SeqCst)
     }
 
-    fn open(&self, dir: &Path, budget_bytes: u64) -> ImageCache {
+    pub(crate) fn open(&self, dir: &Path, budget_bytes: u64) -> ImageCache {
         assert!(self.host.starts_with("127.0.0.1:"));
         let registry = Registry::new(RegistryOptions::default()).unwrap();
         ImageCache::open(dir, registry, budget_bytes).unwrap()
