@@ -39,6 +39,9 @@ test: install build ## The whole check: formatting, lints, structure, every test
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
 		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
 
+simulate: ## 10,000 runs of a simulated cluster under faults, on all processors; a failing seed prints its trace
+	cargo xtask simulate --seeds 10000
+
 images: install build ## Judge the root disks of real images by umoci, e2fsck and the kernel; root, npm, minutes
 	for image in debian nginx python node; do examples/images.sh $$image; done | tee target/images.txt
 	ROOT_DISK_IMAGES="$$(<target/images.txt)" cargo test --release -p root-disk --test images -- --nocapture
@@ -52,4 +55,4 @@ bench: install build ## Measure what we promise of boots, logs, root disks and d
 	cargo run --release -p root-disk --example bench -- "$${images[@]}"
 	demo/bench.sh
 
-.PHONY: help demo down install build kernel test images bench
+.PHONY: help demo down install build kernel test simulate images bench

@@ -4,6 +4,7 @@
 mod apt;
 mod guest;
 mod kernel;
+mod simulate;
 mod tidy;
 mod tools;
 
@@ -17,7 +18,9 @@ enum Chore {
     Guest(guest::Options),
     /// Build the platform's own guest kernel, in target/guest, where guests find it. Takes minutes.
     Kernel(kernel::Options),
-    /// Check what a reviewer should not have to look for: floors, file sizes, documents in step.
+    /// Simulate clusters under faults: `--seed N` replays one run, `--seeds N` makes many.
+    Simulate(simulate::Options),
+    /// Check what a reviewer should not have to look for: layers, rings, words, file sizes, documents.
     Tidy,
 }
 
@@ -30,6 +33,7 @@ fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Guest(options) => guest::run(&options),
         Chore::Kernel(options) => kernel::run(&options),
+        Chore::Simulate(options) => simulate::run(&root(), &options),
         Chore::Tidy => tidy::tidy(&root()),
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use api::edge::RouteTable;
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::exec::EXEC_PROTOCOL;
-use api::node::{DesiredState, NodeReport, PullSecret, StreamRequest};
+use api::node::{DesiredState, NodeReport, PullSecret, StreamRefused, StreamRequest};
+use api::protocol::{PROTOCOL_HEADER, PROTOCOL_VERSION};
 use api::user::{
     CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EnvRow, ImageRow,
     InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
@@ -19,7 +20,7 @@ use futures_util::{Stream, StreamExt as _};
 use guest_protocol::Frame;
 use model::instance::SecretBundle;
 use model::{EnvKey, Generation, InstanceId, ReleaseNumber, VolumeId};
-use reqwest::header::{CONNECTION, UPGRADE};
+use reqwest::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use rustls::RootCertStore;
 use rustls::client::WantsClientCert;
@@ -129,6 +130,7 @@ impl ApiClient {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
+            .default_headers(protocol_headers())
             .tcp_keepalive(KEEPALIVE)
             .tcp_nodelay(true)
             .build()
@@ -228,6 +230,17 @@ impl ApiClient {
     ) -> Result<(), ClientError> {
         let path = paths::NODE_STREAM.replace("{stream}", stream);
         self.call_empty("answering a call", self.post(&path).json(answer))
+            .await
+    }
+
+    /// Says that the node cannot open a stream that was asked for.
+    pub async fn refuse_stream(
+        &self,
+        stream: &str,
+        refused: &StreamRefused,
+    ) -> Result<(), ClientError> {
+        let path = paths::NODE_STREAM_REFUSED.replace("{stream}", stream);
+        self.call_empty("refusing a stream", self.post(&path).json(refused))
             .await
     }
 
@@ -334,13 +347,13 @@ impl ApiClient {
             .await
     }
 
-    /// The figures of every instance, or of those of one env.
+    /// The stats of every instance, or of those of one env.
     pub async fn stats(&self, env: Option<&EnvKey>) -> Result<Vec<StatsRow>, ClientError> {
         let mut request = self.get(paths::STATS);
         if let Some(key) = env {
             request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
         }
-        self.call("asking for figures", request).await
+        self.call("asking for stats", request).await
     }
 
     /// Every env.
@@ -629,6 +642,12 @@ impl ApiClient {
         }
         self.parsed(operation, response, limit).await.map(Some)
     }
+}
+
+/// Which protocol version the caller speaks; the server looks at it for members.
+fn protocol_headers() -> HeaderMap {
+    let name = HeaderName::from_static(PROTOCOL_HEADER);
+    HeaderMap::from_iter([(name, HeaderValue::from(PROTOCOL_VERSION))])
 }
 
 fn env_path(template: &str, env: &EnvKey) -> String {

@@ -1,4 +1,4 @@
-//! The file by which a user's commands know a cluster.
+//! The file that says which cluster a user's commands are for.
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -6,16 +6,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// Where a cluster is, how it is known, and who the user is. `platform server` writes one for its
+/// A cluster's URL and CA, and the user's token. `platform server` writes one for its
 /// first admin; it is a JSON file that only its owner may read.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ClientConfig {
     /// The server's URL: `https://127.0.0.1:7400`.
     pub server: String,
     /// The user's bearer token. Secret.
     pub token: String,
-    /// The cluster's CA, PEM: the only one that is trusted.
+    /// The cluster's CA, PEM. No other CA is trusted.
     pub ca_pem: String,
 }
 

@@ -136,7 +136,7 @@ impl ClientError {
         let server = server.to_owned();
         let source = source.without_url();
         let cause = innermost(&source);
-        let tls = chain(&source)
+        let tls = display::causes(&source)
             .find_map(|e| e.downcast_ref::<rustls::Error>())
             .map(tls_cause);
         if let Some(cause) = tls {
@@ -168,19 +168,8 @@ impl ClientError {
     }
 }
 
-fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| {
-        let error: &'a (dyn Error + 'static) = *error;
-        // An io::Error around another error is its own source only through `get_ref`.
-        match error.downcast_ref::<std::io::Error>() {
-            Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
-            None => error.source(),
-        }
-    })
-}
-
 fn innermost(error: &(dyn Error + 'static)) -> String {
-    chain(error)
+    display::causes(error)
         .last()
         .map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 /// Where hosts lead. Whole, never a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RouteTable {
     /// Grows with every change.
     pub generation: Generation,
@@ -19,7 +18,6 @@ pub struct RouteTable {
 
 /// Where one host leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Route {
     /// The env it belongs to.
     pub env: EnvKey,
@@ -33,7 +31,6 @@ pub struct Route {
 
 /// One ready instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Backend {
     /// The instance.
     pub instance: InstanceId,

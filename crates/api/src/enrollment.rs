@@ -26,7 +26,6 @@ impl std::fmt::Display for EnrollRole {
 
 /// Asks to join the cluster (ADR 0004): the one call that needs neither bearer token nor certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct EnrollRequest {
     /// The secret part of the one-time token.
     pub token: String,
@@ -44,7 +43,6 @@ pub struct EnrollRequest {
 
 /// What a machine has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Hardware {
     /// Architecture in the OCI's words: `amd64`, `arm64`.
     pub arch: String,
@@ -56,7 +54,6 @@ pub struct Hardware {
 
 /// The answer to [`EnrollRequest`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct EnrollResponse {
     /// Who the caller is from now on.
     pub member: Member,

@@ -3,13 +3,17 @@
 //! - [`user`]: people and their programs, with a bearer token.
 //! - [`node`] and [`edge`]: members, with the client certificate they got when they enrolled. They only dial out: they
 //!   fetch their whole desired state by long poll, and report.
-//! - [`enrollment`]: whoever holds a one-time enrollment token, for one call.
+//! - [`enrollment`]: the holder of a one-time enrollment token, for one call.
 //! - [`exec`]: what travels on an exec stream, between a user and a guest.
+//!
+//! Requests of members name their [`protocol`] version. Messages between members and the server ignore unknown fields
+//! on receipt; requests of users do not.
 
 pub mod edge;
 pub mod enrollment;
 pub mod exec;
 pub mod node;
+pub mod protocol;
 pub mod user;
 
 use serde::{Deserialize, Serialize};
@@ -28,8 +32,10 @@ pub mod paths {
     /// GET, a node: `?wait_ms=N` -> `Vec<StreamRequest>`: streams it is asked to open.
     pub const NODE_STREAMS: &str = "/v1/node/streams";
     /// POST, a node: the body is the stream: lines of JSON ([`crate::node::LogLine`]), or one answer of
-    /// [`crate::calls`]. GET with an upgrade to [`crate::exec::EXEC_PROTOCOL`], for a command.
+    /// [`crate::node::StreamWanted`]. GET with an upgrade to [`crate::exec::EXEC_PROTOCOL`], for a command.
     pub const NODE_STREAM: &str = "/v1/node/streams/{stream}";
+    /// POST, a node: [`crate::node::StreamRefused`]: the node cannot open a stream that it was asked for.
+    pub const NODE_STREAM_REFUSED: &str = "/v1/node/streams/{stream}/refused";
     /// GET, a node: `?instance=ID` -> `Vec<SecretBundle>`: what an instance placed on it boots with.
     pub const NODE_SECRETS: &str = "/v1/node/secrets";
     /// GET, an edge: `?after=GENERATION&wait_ms=N` -> [`crate::edge::RouteTable`], or 204.
@@ -77,6 +83,7 @@ pub mod paths {
     /// GET, a user: `?follow=&process=&instance=&tail=` -> lines of JSON ([`crate::node::LogLine`]).
     pub const LOGS: &str = "/v1/apps/{app}/envs/{env}/logs";
 }
+
 /// Longest long poll that a server grants, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;
 /// Largest request body that a server reads, in bytes (streams excepted).

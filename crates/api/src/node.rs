@@ -18,11 +18,11 @@ pub struct DesiredState {
     pub generation: Generation,
     /// The instances to run.
     pub instances: Vec<InstanceSpec>,
-    /// Instances this node once had that are to be stopped and forgotten. An unknown instance that
-    /// is in neither list (an empty or restored store) is left running and reported.
+    /// Instances that this node is to stop. An instance that is in neither list (an empty or restored store) is left
+    /// running and reported.
     pub stop: Vec<InstanceId>,
     /// Volumes of this node that were deleted: their disks are to be removed. One that is not named
-    /// is kept, whoever knows of it.
+    /// is kept.
     #[serde(default)]
     pub remove_volumes: Vec<VolumeId>,
     /// Images whose disks are to stay in the node's cache although nothing runs them now: those of the last
@@ -33,9 +33,8 @@ pub struct DesiredState {
 
 /// What a node sees and does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct NodeReport {
-    /// The generation it has taken up.
+    /// The generation of the desired state that it has applied (the observed generation).
     pub generation: Generation,
     /// Which VMM driver it uses, and why.
     pub driver: DriverChoice,
@@ -59,7 +58,6 @@ pub const MAX_REPORTED_IMAGES: usize = 500;
 
 /// A root disk in a node's cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CachedImage {
     /// The image it was built from; another repository's name of the same digest shares the disk.
     pub image: PinnedImage,
@@ -75,7 +73,7 @@ pub struct CachedImage {
 
 /// What to show to a registry. Its `Debug` shows no secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum PullSecret {
     /// A user's name and password, or an access token in its place.
     Basic {
@@ -109,7 +107,6 @@ impl std::fmt::Debug for PullSecret {
 
 /// The VMM driver a node uses.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DriverChoice {
     /// `firecracker`, `qemu-kvm` or `qemu-tcg`.
     pub name: String,
@@ -119,7 +116,6 @@ pub struct DriverChoice {
 
 /// Whether the instances of a node reach the world outside of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct EgressState {
     /// They do.
     pub on: bool,
@@ -129,7 +125,6 @@ pub struct EgressState {
 
 /// What a node says about one instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct InstanceReport {
     /// The instance.
     pub id: InstanceId,
@@ -154,9 +149,8 @@ pub struct InstanceReport {
 /// Lines in [`InstanceReport::log_tail`].
 pub const MAX_LOG_TAIL: usize = 20;
 
-/// A stream that a node is asked to open at [`paths::NODE_STREAM`].
+/// A stream that a node is asked to open at [`NODE_STREAM`](crate::paths::NODE_STREAM).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct StreamRequest {
     /// Its id: a random number, in hexadecimal.
     pub stream: String,
@@ -164,9 +158,16 @@ pub struct StreamRequest {
     pub wanted: StreamWanted,
 }
 
-/// What a node is to send on a stream, and how it opens it.
+/// What a node answers instead of opening a stream that it cannot open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub struct StreamRefused {
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// What a node is to send on a stream, and how it opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum StreamWanted {
     /// By POST: lines of JSON ([`LogLine`]).
     Logs(LogsWanted),
@@ -177,18 +178,56 @@ pub enum StreamWanted {
         /// Of which instances.
         instances: Vec<InstanceId>,
     },
-    /// By POST: [`SignalAnswer`](crate::node::SignalAnswer).
+    /// By POST: [`SignalAnswer`].
     Signal {
         /// To the app of which instance.
         instance: InstanceId,
         /// Signal name.
         signal: String,
     },
+    /// Something that this node does not know: the server is newer. It is answered by a [`StreamRefused`]. It is
+    /// never sent.
+    #[serde(skip_serializing)]
+    Unsupported {
+        /// What the server wants, in its word, and why it cannot be understood; for people.
+        what: String,
+    },
+}
+
+impl<'de> Deserialize<'de> for StreamWanted {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Known {
+            Logs(LogsWanted),
+            Exec(ExecWanted),
+            Stats {
+                instances: Vec<InstanceId>,
+            },
+            Signal {
+                instance: InstanceId,
+                signal: String,
+            },
+        }
+        let json = serde_json::Value::deserialize(from)?;
+        let name = match &json {
+            serde_json::Value::Object(fields) => fields.keys().next().cloned(),
+            other => other.as_str().map(str::to_owned),
+        };
+        Ok(match serde_json::from_value(json) {
+            Ok(Known::Logs(wanted)) => Self::Logs(wanted),
+            Ok(Known::Exec(wanted)) => Self::Exec(wanted),
+            Ok(Known::Stats { instances }) => Self::Stats { instances },
+            Ok(Known::Signal { instance, signal }) => Self::Signal { instance, signal },
+            Err(error) => Self::Unsupported {
+                what: format!("{}: {error}", name.unwrap_or_default()),
+            },
+        })
+    }
 }
 
 /// Which log lines are wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LogsWanted {
     /// Of which instances.
     pub instances: Vec<InstanceId>,
@@ -208,7 +247,6 @@ pub const MAX_STREAM_LINE_BYTES: usize = 6 * guest_protocol::MAX_LOG_PIECE_BYTES
 
 /// One line of an instance's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct LogLine {
     /// The instance.
     pub instance: InstanceId,
@@ -227,7 +265,6 @@ pub struct LogLine {
 
 /// A command that a node is asked to run in one of its guests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ExecWanted {
     /// In which instance.
     pub instance: InstanceId,
@@ -239,15 +276,13 @@ pub struct ExecWanted {
 
 /// What a node answers when asked to pass a signal on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SignalAnswer {
     /// Why the guest did not get it; absent when it did.
     pub refused: Option<String>,
 }
 
-/// What a node answers when asked for figures: one for each instance asked for.
+/// What a node answers when asked for stats: one for each instance asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct InstanceStats {
     /// The instance.
     pub instance: InstanceId,

@@ -1,4 +1,7 @@
 //! What users and the server say to each other.
+//!
+//! The server refuses fields of a request that it does not know: a misspelt one would be ignored otherwise. A client
+//! ignores fields of an answer that it does not know: the server may be newer.
 
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -12,7 +15,6 @@ use crate::node::{CachedImage, DriverChoice, EgressState, InstanceReport, PullSe
 
 /// A root disk in a node's cache, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ImageRow {
     /// The node.
     pub node: NodeId,
@@ -29,12 +31,26 @@ pub struct RegistryLoginRequest {
     /// The registry, as in image references: `ghcr.io`, `docker.io`, `registry.example.com:5000`.
     pub registry: String,
     /// What to show there. It is tried before it is kept.
+    #[serde(deserialize_with = "strict_secret")]
     pub secret: PullSecret,
+}
+
+/// [`PullSecret`] as users write it, with no unknown fields; a node ignores those.
+fn strict_secret<'de, D: serde::Deserializer<'de>>(from: D) -> Result<PullSecret, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+    enum Strict {
+        Basic { user: String, password: String },
+        IdentityToken { token: String },
+    }
+    Ok(match Strict::deserialize(from)? {
+        Strict::Basic { user, password } => PullSecret::Basic { user, password },
+        Strict::IdentityToken { token } => PullSecret::IdentityToken { token },
+    })
 }
 
 /// A registry that the cluster is logged in to, for people; the secret is never shown again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RegistryRow {
     /// The registry.
     pub registry: String,
@@ -85,7 +101,6 @@ pub struct CreateTokenRequest {
 
 /// A one-time enrollment token; this is the only time it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct CreateTokenResponse {
     /// The token, for `platform node --token`. It carries the CA's fingerprint, so that the new
     /// machine knows the right server.
@@ -108,7 +123,6 @@ pub struct DeployRequest {
 
 /// A release that was recorded; its rollout has begun.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct DeployResponse {
     /// The release.
     pub release: ReleaseNumber,
@@ -130,7 +144,6 @@ pub struct ScaleRequest {
 
 /// How a rollout goes. `revision` changes whenever anything of it does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RolloutStatus {
     /// For the next long poll.
     pub revision: u64,
@@ -164,7 +177,6 @@ pub enum RolloutPhase {
 
 /// One instance, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct InstanceRow {
     /// The instance.
     pub id: InstanceId,
@@ -180,7 +192,7 @@ pub struct InstanceRow {
     pub node_name: String,
     /// Its address.
     pub address: Ipv6Addr,
-    /// Whether it is on its way out.
+    /// Whether it is wanted no longer.
     pub terminating: bool,
     /// When it was planned.
     pub created_at: Timestamp,
@@ -190,7 +202,6 @@ pub struct InstanceRow {
 
 /// One node, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct NodeRow {
     /// The node.
     pub id: NodeId,
@@ -244,9 +255,8 @@ impl std::fmt::Debug for SetSecretsRequest {
     }
 }
 
-/// One secret bundle, for people; what is in its files is shown to nobody.
+/// One secret bundle, for people; the contents of its files are never shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct SecretRow {
     /// The bundle.
     pub name: String,
@@ -262,7 +272,6 @@ pub struct SecretRow {
 
 /// One volume, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct VolumeRow {
     /// The volume.
     pub id: VolumeId,
@@ -292,7 +301,6 @@ pub struct VolumeRow {
 
 /// One env, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct EnvRow {
     /// The env.
     pub env: EnvKey,
@@ -349,9 +357,8 @@ pub struct SignalRequest {
     pub signal: String,
 }
 
-/// The figures of one instance, for people.
+/// The stats of one instance, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct StatsRow {
     /// The instance.
     pub id: InstanceId,

@@ -1,4 +1,4 @@
-//! The first start: the cluster's CA, its address range, the key that seals secrets, the first admin.
+//! The first start creates the cluster: its CA, its address range, the key that seals secrets, the first admin.
 
 use std::net::Ipv6Addr;
 use std::path::Path;
@@ -70,8 +70,8 @@ pub(crate) fn seal_key(path: &Path) -> Result<SealKey, ServerError> {
 }
 
 /// Sees to it that `client.json` lets its reader in here: the token, the CA and the URL are right.
-/// Where they are not (the first start, another store, a lost file), a new admin token is made;
-/// whoever can start a server owns its store anyway.
+/// Where they are not (the first start, another store, a lost file), a new admin token is made: the user that starts a
+/// server owns its store anyway.
 pub(crate) async fn write_client_config(
     path: &Path,
     store: &Store,

@@ -1,11 +1,15 @@
-//! Who calls: a user by token, a node or an edge by certificate. A handler names the kind it
-//! serves by taking it as an argument, and others never reach it.
+//! The kinds of callers: a user by token, a node or an edge by certificate. A handler names the kind it serves by taking
+//! it as an argument; other callers never reach it. A member is served only when it speaks a protocol version that this
+//! server serves ([`api::protocol`]).
+
+use std::sync::PoisonError;
 
 use api::enrollment::Member;
+use api::protocol::{self, PROTOCOL_HEADER, SERVED_PROTOCOL_VERSIONS};
 use axum::extract::FromRequestParts;
-use http::StatusCode;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
+use http::{HeaderMap, StatusCode};
 use identity::UserToken;
 use model::{EdgeId, NodeId};
 
@@ -95,6 +99,7 @@ async fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFai
         .hint("enroll first; users' tokens do not open it"));
     };
     if app.store.is_member(member).await? {
+        check_protocol(&parts.headers, app, Some(member))?;
         Ok(member)
     } else {
         Err(ApiFailure::new(
@@ -103,6 +108,52 @@ async fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFai
             format!("{member} is not a member of this cluster"),
         )
         .hint("was the store restored from before it enrolled? enroll again with a new token"))
+    }
+}
+
+/// The caller speaks a protocol version that this server serves.
+#[derive(Debug)]
+pub(crate) struct Protocol;
+
+impl FromRequestParts<App> for Protocol {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        check_protocol(&parts.headers, app, None).map(|()| Self)
+    }
+}
+
+/// Refuses a member that is too old or too new. Each is logged once, until it is served again.
+fn check_protocol(
+    headers: &HeaderMap,
+    app: &App,
+    member: Option<Member>,
+) -> Result<(), ApiFailure> {
+    let header = headers.get(PROTOCOL_HEADER);
+    // A value that is not text is not a number either.
+    let text = header.map(|value| value.to_str().unwrap_or_default());
+    let checked = protocol::check(text, &SERVED_PROTOCOL_VERSIONS);
+    let mut refused = app.refused.lock().unwrap_or_else(PoisonError::into_inner);
+    match checked {
+        Ok(_) => {
+            if let Some(member) = member {
+                refused.remove(&member);
+            }
+            Ok(())
+        }
+        Err(refusal) => {
+            if let Some(member) = member
+                && refused.insert(member)
+            {
+                tracing::warn!(%member, %refusal, "refused a member");
+            }
+            let message = refusal.to_string();
+            Err(ApiFailure::new(
+                StatusCode::BAD_REQUEST,
+                "protocol_version",
+                message,
+            ))
+        }
     }
 }
 

@@ -7,9 +7,10 @@ use api::ApiError;
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
+use scheduler::apply::Refused;
 use store::StoreError;
 
-/// What a caller is told instead of an answer.
+/// The error that a caller gets instead of an answer.
 #[derive(Debug)]
 pub(crate) struct ApiFailure {
     status: StatusCode,
@@ -53,14 +54,14 @@ impl ApiFailure {
         Self::new(StatusCode::NOT_FOUND, code, message)
     }
 
-    /// 409: it goes against what is there.
+    /// 409: it conflicts with the cluster state.
     pub(crate) fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, code, message)
     }
 
     /// 500: the cause goes to the log; the caller learns what failed.
     pub(crate) fn internal(error: &(dyn Error + 'static)) -> Self {
-        let cause = chain(error);
+        let cause = display::chain(error);
         tracing::error!(%cause, "a request failed");
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_failed", cause)
             .hint("this is not the request's fault; the server's log has more")
@@ -101,24 +102,21 @@ impl From<StoreError> for ApiFailure {
     }
 }
 
+impl From<Refused> for ApiFailure {
+    fn from(refused: Refused) -> Self {
+        let failure = Self::conflict("refused", refused.to_string());
+        match refused {
+            Refused::EnvFrozen { .. } => failure.hint(
+                "start a server that is at least as new as the one that wrote the record, or restore the store from a \
+                 backup",
+            ),
+            _ => failure,
+        }
+    }
+}
+
 impl From<identity::KeyError> for ApiFailure {
     fn from(error: identity::KeyError) -> Self {
         Self::internal(&error)
     }
-}
-
-/// An error with its causes: `could not write a change: disk full`.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Some libraries repeat the cause in the text.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }

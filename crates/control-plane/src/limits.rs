@@ -31,7 +31,7 @@ pub const MAX_LOG_READERS: usize = 128;
 pub const MAX_EXECS: usize = 128;
 /// How long a node may take to answer a call about its instances: guests are asked meanwhile.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(8);
-/// Largest answer of a node to a call, in bytes: figures of its instances.
+/// Largest answer of a node to a call, in bytes: stats of its instances.
 pub(crate) const MAX_CALL_ANSWER_BYTES: usize = 1024 * 1024;
 /// A command's stream is cut when its node has been offline at two checks in a row, this far apart.
 pub(crate) const EXEC_NODE_CHECK: Duration = Duration::from_secs(10);
@@ -45,7 +45,7 @@ pub(crate) const STREAM_OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) const STREAM_RESUME_PAUSE: Duration = Duration::from_secs(2);
 /// Pieces of a log stream between the nodes and one reader; a slower reader slows the nodes down.
 pub(crate) const STREAM_BUFFER_PIECES: usize = 64;
-/// An empty line is sent to a silent log reader this often, so that one who left is noticed.
+/// An empty line is sent to a silent log reader this often, so that a closed connection is noticed.
 pub(crate) const STREAM_SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// Longest tail that a reader may ask for, in lines for each instance.
 pub(crate) const MAX_TAIL: u32 = 10_000;

@@ -87,10 +87,7 @@ impl Logins {
     pub(crate) async fn check(&self) -> Result<(), StoreError> {
         for login in self.store.registry_logins().await? {
             if let Err(error) = self.open(&login.registry).await {
-                tracing::warn!(
-                    cause = crate::failure::chain(&error),
-                    "a registry login is lost"
-                );
+                tracing::warn!(cause = display::chain(&error), "a registry login is lost");
             }
         }
         Ok(())

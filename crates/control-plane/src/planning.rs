@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use api::edge::RouteTable;
 use identity::KeyError;
+use scheduler::apply::{Command, Refused};
+use scheduler::cluster_state::ClusterState;
 use scheduler::planner::{Action, Finding, plan};
-use scheduler::routes::routes;
-use store::{Change, Store, StoreError};
+use scheduler::routes::{keep_frozen, routes};
+use store::{Store, StoreError};
 
 use crate::clock::{IdGenerator, now};
-use crate::failure::chain;
 use crate::limits::{MAX_PLAN_ROUNDS, PLAN_INTERVAL};
 use crate::state::{Published, Shared};
 
@@ -23,6 +24,9 @@ pub(crate) enum PlanError {
     /// The store failed.
     #[error("could not plan")]
     Store(#[from] StoreError),
+    /// The plan does not fit the cluster state it was made for.
+    #[error("could not plan")]
+    Refused(#[from] Refused),
     /// There is no randomness.
     #[error("could not plan")]
     Key(#[from] KeyError),
@@ -31,6 +35,7 @@ pub(crate) enum PlanError {
 /// Plans until the server ends.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut findings_logged = Vec::new();
+    let mut unreadable_logged = Vec::new();
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
@@ -41,6 +46,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         match settle(&shared).await {
             Ok(()) => {
                 let current = Arc::clone(&shared.published.borrow());
+                if current.cluster.unreadable != unreadable_logged {
+                    for record in &current.cluster.unreadable {
+                        tracing::error!(%record, "a record is kept as it is, and its env is frozen");
+                    }
+                    unreadable_logged.clone_from(&current.cluster.unreadable);
+                }
                 if current.findings != findings_logged {
                     for finding in &current.findings {
                         tracing::debug!(env = %finding.env, "{}", finding.message);
@@ -48,7 +59,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     findings_logged.clone_from(&current.findings);
                 }
             }
-            Err(error) => tracing::error!(error = %chain(&error), "trying again soon"),
+            Err(error) => tracing::error!(error = %display::chain(&error), "trying again soon"),
         }
     }
 }
@@ -67,11 +78,11 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
             break;
         }
     }
-    let snapshot = shared.snapshot().await?;
+    let cluster = shared.cluster().await?;
     let before = Arc::clone(&shared.published.borrow());
-    let table = route_table(&shared.store, &before.routes, &snapshot.cluster).await?;
+    let table = route_table(&shared.store, &before.routes, &cluster).await?;
     let after = Published {
-        snapshot,
+        cluster,
         routes: table,
         findings,
     };
@@ -85,9 +96,10 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
 pub(crate) async fn route_table(
     store: &Store,
     before: &RouteTable,
-    cluster: &scheduler::cluster_state::ClusterState,
+    cluster: &ClusterState,
 ) -> Result<RouteTable, StoreError> {
-    let routes = routes(cluster);
+    let mut routes = routes(cluster);
+    keep_frozen(cluster, &before.routes, &mut routes);
     if before.generation.0 > 0 && before.routes == routes {
         Ok(before.clone())
     } else {
@@ -99,11 +111,11 @@ pub(crate) async fn route_table(
 async fn one_round(shared: &Shared) -> Result<(bool, Vec<Finding>), PlanError> {
     let mut ids = IdGenerator::new()?;
     let (actions, findings) = shared
-        .store
-        .update(&shared.online(), |snapshot| {
-            let plan = plan(&snapshot.cluster, now(), &mut || ids.next());
-            let changes = plan.actions.iter().cloned().map(Change::Planned).collect();
-            Ok::<_, StoreError>((changes, (plan.actions, plan.findings)))
+        .change(|cluster| {
+            let plan = plan(cluster, now(), &mut || ids.next());
+            let commands = plan.actions.iter().cloned().map(Command::Plan);
+            let commands = commands.collect();
+            Ok::<_, PlanError>((commands, (plan.actions, plan.findings)))
         })
         .await?;
     for action in &actions {
@@ -128,7 +140,7 @@ fn log(action: &Action) {
             "placed an instance"
         ),
         Action::Terminate { id, reason } => {
-            tracing::info!(instance = %id, %reason, "an instance is to leave");
+            tracing::info!(instance = %id, %reason, "terminating an instance");
         }
         Action::Delete { id } => tracing::info!(instance = %id, "an instance is gone"),
         Action::SetRollout { env, rollout } => tracing::info!(

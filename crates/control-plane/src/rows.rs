@@ -9,7 +9,6 @@ use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, Env, Instance};
 use scheduler::planner::Finding;
 use scheduler::rollout::wanted_counts;
-use store::Snapshot;
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
 const REVISION_MASK: u64 = (1 << 53) - 1;
@@ -34,7 +33,7 @@ pub(crate) fn instance_row(
         node: instance.node,
         node_name: node_name(cluster, instance.node),
         address: instance.spec.address,
-        terminating: instance.terminating,
+        terminating: instance.is_terminating(),
         created_at: instance.created_at,
         report: instance.report.clone(),
     }
@@ -80,8 +79,8 @@ pub(crate) fn volume_rows(
             node: volume.node,
             node_name: node_name(cluster, volume.node),
             instance: cluster.user_of(*id).map(|instance| instance.spec.id),
-            made: volume.made,
-            deleting: volume.deleting,
+            made: volume.is_made(),
+            deleting: volume.is_deleting(),
             created_at: volume.created_at,
         })
         .collect();
@@ -96,22 +95,20 @@ fn node_name(cluster: &ClusterState, id: NodeId) -> String {
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
-pub(crate) fn node_rows(snapshot: &Snapshot) -> Vec<NodeRow> {
-    let cluster = &snapshot.cluster;
+pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
     cluster
         .nodes
         .iter()
         .map(|(id, node)| {
-            let detail = snapshot.nodes.get(id);
             let instances = cluster.instances.values().filter(|i| i.node == *id).count();
             NodeRow {
                 id: *id,
                 name: node.name.clone(),
                 region: node.region.clone(),
                 hardware: node.hardware.clone(),
-                driver: detail.and_then(|detail| detail.driver.clone()),
-                egress: detail.and_then(|detail| detail.egress.clone()),
-                seen_at: detail.and_then(|detail| detail.seen_at),
+                driver: node.driver.clone(),
+                egress: node.egress.clone(),
+                seen_at: node.seen_at,
                 online: node.online,
                 instances: u32::try_from(instances).unwrap_or(u32::MAX),
                 prefix: node_prefix(cluster.settings.prefix, *id),
@@ -131,7 +128,8 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
     for instance in cluster.instances.values() {
-        let serves = !instance.terminating && instance.report.as_ref().is_some_and(|r| r.ready);
+        let serves =
+            !instance.is_terminating() && instance.report.as_ref().is_some_and(|r| r.ready);
         if serves && key_of(instance) == *key {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;

@@ -1,4 +1,4 @@
-//! Secret bundles: sealed and opened here, so that the store never sees what is in them.
+//! Secret bundles: sealed and opened here, so that the store never sees their contents.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
 //! The listener: TLS with optional client certificates, connections, an orderly end.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -9,7 +8,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ::api::edge::RouteTable;
 use ::api::enrollment::Member;
 use axum::Router;
 use axum::extract::Request;
@@ -17,7 +15,6 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use identity::ClusterCa;
-use model::Generation;
 use registry::{Credentials, Registry, RegistryOptions};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -33,7 +30,6 @@ use tower::ServiceExt as _;
 
 use crate::callers::Peer;
 use crate::clock::now;
-use crate::failure::chain;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
     SHUTDOWN_GRACE,
@@ -86,14 +82,11 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         credentials: Credentials::Source(Arc::new(logins.clone())),
         limits: registry::Limits::default(),
     })?;
-    let snapshot = store.snapshot(&BTreeSet::new()).await?;
-    let presence = Presence::starting(snapshot.cluster.nodes.keys().copied(), Instant::now());
+    let cluster = store.load().await?;
+    let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
     let nothing_published = Published {
-        snapshot,
-        routes: RouteTable {
-            generation: Generation(0),
-            routes: BTreeMap::new(),
-        },
+        cluster,
+        routes: store.routes().await?,
         findings: Vec::new(),
     };
     let shared = Arc::new(Shared {
@@ -111,12 +104,13 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         execs: Arc::new(Semaphore::new(MAX_EXECS)),
         unknown: Mutex::default(),
         caches: Mutex::default(),
+        refused: Mutex::default(),
         shutdown: shutdown.clone(),
     });
     // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await
-        .map_err(|e| ServerError::Settle(chain(&e)))?;
+        .map_err(|e| ServerError::Settle(display::chain(&e)))?;
     let planner = tokio::spawn(planning::run(Arc::clone(&shared)));
 
     tracing::info!(%address, cluster = %shared.settings.id, "the server answers");
@@ -313,7 +307,7 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%from, error = %chain(&error), "a connection ended badly");
+        tracing::debug!(%from, error = %display::chain(&error), "a connection ended badly");
     }
 }
 

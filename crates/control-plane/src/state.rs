@@ -5,13 +5,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use api::edge::RouteTable;
+use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
-use model::{InstanceId, NodeId, VolumeId};
+use model::NodeId;
 use registry::Registry;
-use scheduler::cluster_state::ClusterSettings;
+use scheduler::apply::{Command, Refused, apply};
+use scheduler::changes::Changes;
+use scheduler::cluster_state::{ClusterSettings, ClusterState};
 use scheduler::planner::Finding;
-use store::{Snapshot, Store, StoreError};
+use scheduler::reports::Unknown;
+use store::{Store, StoreError};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -21,20 +25,13 @@ use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
 
-/// The cluster state as the planner last left it, for whoever waits for a change.
+/// The cluster state as the planner last left it, for the callers that wait for a change.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Published {
-    pub(crate) snapshot: Snapshot,
+    pub(crate) cluster: ClusterState,
     pub(crate) routes: RouteTable,
     /// What waits, and why.
     pub(crate) findings: Vec<Finding>,
-}
-
-/// What a node has and the store does not know there.
-#[derive(Debug, Default)]
-pub(crate) struct Unknown {
-    pub(crate) instances: Vec<InstanceId>,
-    pub(crate) volumes: Vec<VolumeId>,
 }
 
 /// What the parts of a running server share.
@@ -52,10 +49,12 @@ pub(crate) struct Shared {
     pub(crate) published: watch::Sender<Arc<Published>>,
     pub(crate) log_readers: Arc<Semaphore>,
     pub(crate) execs: Arc<Semaphore>,
-    /// What each node last reported that the store does not know, so that each is logged once.
+    /// What each node last reported that the store does not know, so that it is logged once.
     pub(crate) unknown: Mutex<BTreeMap<NodeId, Unknown>>,
     /// What each node last said is in its image cache.
     pub(crate) caches: Mutex<BTreeMap<NodeId, Vec<CachedImage>>>,
+    /// Members that were refused for their protocol version, so that each is logged once.
+    pub(crate) refused: Mutex<BTreeSet<Member>>,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -68,8 +67,29 @@ impl Shared {
     }
 
     /// The cluster state as it is now: it has every write that was acknowledged before.
-    pub(crate) async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.store.snapshot(&self.online()).await
+    pub(crate) async fn cluster(&self) -> Result<ClusterState, StoreError> {
+        let mut cluster = self.store.load().await?;
+        cluster.set_online(&self.online());
+        Ok(cluster)
+    }
+
+    /// Looks at the cluster state, decides, applies the commands and writes what they change, all in one transaction.
+    /// When `decide` returns no command or refuses, nothing is written.
+    pub(crate) async fn change<T, E: From<StoreError> + From<Refused>>(
+        &self,
+        decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E>,
+    ) -> Result<T, E> {
+        let online = self.online();
+        let deciding = self.store.update(|cluster| {
+            cluster.set_online(&online);
+            let (commands, result) = decide(cluster)?;
+            let mut changes = Changes::default();
+            for command in &commands {
+                changes.then(apply(cluster, command)?);
+            }
+            Ok((changes, result))
+        });
+        deciding.await
     }
 
     /// Waits until `look` finds something in what is published, for as long as `wait`.

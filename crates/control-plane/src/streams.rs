@@ -1,4 +1,4 @@
-//! Streams: asked of nodes, opened by them, joined to the one who wants them.
+//! Streams: asked of nodes, opened by them, joined to the caller that wants them.
 //!
 //! ```text
 //! reader: GET logs ----> ask(node) --> the node's queue <--long poll-- node
@@ -45,17 +45,20 @@ pub(crate) enum Waiting {
     /// A reader of logs.
     Logs(Open),
     /// A user's command.
-    Exec(oneshot::Sender<Upgraded>),
+    Exec(oneshot::Sender<Answered<Upgraded>>),
     /// A call that waits for its answer.
-    Answer(oneshot::Sender<Bytes>),
+    Answer(oneshot::Sender<Answered<Bytes>>),
 }
+
+/// What a node opened, or why it refused, for people.
+pub(crate) type Answered<T> = Result<T, String>;
 
 /// One stream of logs, asked for or open. However it ends, its reader is told once, by its drop.
 #[derive(Debug)]
 pub(crate) struct Open {
     /// Where its lines go.
     pub(crate) lines: Lines,
-    /// How far it is, for whoever asked.
+    /// How far it is, for its reader.
     pub(crate) end: Ended,
     /// Who asked. The queue is bounded by the streams that were asked for: each sends once.
     ended: mpsc::UnboundedSender<Ended>,

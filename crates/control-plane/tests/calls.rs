@@ -1,11 +1,11 @@
-//! Commands, signals and figures: from a user, through the server, to a node, and back.
+//! Commands, signals and stats: from a user, through the server, to a node, and back.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 
 use api::exec::UserFrame;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
-use api::node::{StreamRequest, StreamWanted};
+use api::node::{StreamRefused, StreamRequest, StreamWanted};
 use api::user::{ExecQuery, SignalRequest};
 use api_client::ApiClient;
 use guest_protocol::{GuestFrame, GuestStats, Stream};
@@ -157,7 +157,7 @@ async fn what_cannot_be_run_is_refused_with_the_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn signals_and_figures_are_asked_of_the_node() {
+async fn signals_and_stats_are_asked_of_the_node() {
     let folder = tempfile::tempdir().unwrap();
     let (server, _registry, node, ids) = running_env(folder.path()).await;
     let send = async |signal: &str, refused: Option<&str>| {
@@ -186,6 +186,20 @@ async fn signals_and_figures_are_asked_of_the_node() {
     };
     let refused = server.user.signal(ids[1], &nonsense).await.unwrap_err();
     assert_eq!(refused.code(), Some("not_a_signal"));
+
+    // A node that is older than the server does not know every call.
+    let request = SignalRequest {
+        signal: "HUP".to_owned(),
+    };
+    let (sent, ()) = tokio::join!(server.user.signal(ids[1], &request), async {
+        let StreamRequest { stream, .. } = asked(&node.client).await;
+        let reason = "this node does not know signals".to_owned();
+        let refused = StreamRefused { reason };
+        node.client.refuse_stream(&stream, &refused).await.unwrap();
+    });
+    let refused = sent.unwrap_err();
+    assert_eq!(refused.code(), Some("node_unsupported"));
+    assert!(refused.to_string().contains("does not know signals"));
 
     let (rows, ()) = tokio::join!(server.user.stats(None), async {
         let StreamRequest { stream, wanted } = asked(&node.client).await;

@@ -1,4 +1,4 @@
-//! Whom and what the API refuses, with which words.
+//! The requests that the API refuses, and its messages.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::EnrollRole;
+use api::protocol::{OLDEST_PROTOCOL_VERSION, PROTOCOL_HEADER, PROTOCOL_VERSION};
 use api::user::{CreateTokenRequest, DeployRequest, LogsQuery, ScaleRequest};
 use api::{ApiError, MAX_BODY_BYTES, paths};
 use api_client::{ApiClient, ClientConfig, ClientError};
@@ -426,5 +427,93 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
         ..LogsQuery::default()
     };
     assert_eq!(refusal(server.user.logs(&key, &nobody).await).0, 404);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_is_served_by_the_protocol_version_that_it_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let joined = server.join(EnrollRole::Node).await;
+    let edge = server.join(EnrollRole::Edge).await;
+    let ca = &server.config.ca_pem;
+    let (node, edge, nobody) = (
+        plain(ca, Some(&joined)),
+        plain(ca, Some(&edge)),
+        plain(ca, None),
+    );
+    let ask = async |client: &Client, path: &str, version: Option<u32>| {
+        let mut request = client.get(format!("{}{path}", server.ready.url));
+        if let Some(version) = version {
+            request = request.header(PROTOCOL_HEADER, version);
+        }
+        request.send().await.unwrap()
+    };
+    let refused = async |response: reqwest::Response| {
+        assert_eq!(response.status(), StatusCode::BAD_REQUEST);
+        let body = response.bytes().await.unwrap();
+        let error: ApiError = serde_json::from_slice(&body).unwrap();
+        assert_eq!(error.code, "protocol_version");
+        error.message
+    };
+    let (oldest, newest) = (OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION);
+    for version in oldest..=newest {
+        for (client, path) in [(&node, paths::NODE_DESIRED), (&edge, paths::EDGE_ROUTES)] {
+            let response = ask(client, path, Some(version)).await;
+            assert!(response.status().is_success(), "{path} {version}");
+        }
+    }
+    for (client, path) in [
+        (&node, paths::NODE_DESIRED),
+        (&node, paths::NODE_STREAMS),
+        (&edge, paths::EDGE_ROUTES),
+    ] {
+        for old in [None, Some(oldest - 1)] {
+            let message = refused(ask(client, path, old).await).await;
+            let versions = format!(
+                "speaks protocol version {}, and this server serves",
+                old.unwrap_or(1)
+            );
+            assert!(message.contains(&versions), "{message}");
+            assert!(
+                message.ends_with("upgrade `platform` on the member"),
+                "{message}"
+            );
+        }
+        let message = refused(ask(client, path, Some(newest + 1)).await).await;
+        assert!(
+            message.contains("upgrade `platform` on the server"),
+            "{message}"
+        );
+    }
+
+    // A report with a field that this server does not know is taken.
+    let said = report(model::Generation(1), Vec::new());
+    let mut said = serde_json::to_value(&said).unwrap();
+    said["added_later"] = serde_json::json!({"by": "a newer node"});
+    let response = node
+        .post(format!("{}{}", server.ready.url, paths::NODE_REPORT))
+        .header(PROTOCOL_HEADER, newest)
+        .body(said.to_string())
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(response.status(), StatusCode::NO_CONTENT);
+
+    // A machine that is too old is refused before its token is spent.
+    let token = server.token(EnrollRole::Node).await;
+    let key = identity::MemberKey::generate().unwrap();
+    let request = enroll_request(&token, &key);
+    let too_old = nobody
+        .post(format!("{}{}", server.ready.url, paths::ENROLL))
+        .body(serde_json::to_string(&request).unwrap())
+        .send()
+        .await
+        .unwrap();
+    refused(too_old).await;
+    let verifier = identity::pinned_root(token.ca_fingerprint);
+    ApiClient::enroll(&server.ready.url, verifier, &request)
+        .await
+        .unwrap();
     server.stop().await;
 }

@@ -92,7 +92,7 @@ pub(crate) fn shown(text: &str) -> String {
         .chars()
         .take(SHOWN_CHARS)
         .flat_map(|c| {
-            let hidden = c.is_control() || is_bidi_control(c);
+            let hidden = display::is_hidden(c);
             let escaped = hidden.then(|| c.escape_unicode());
             let plain = (!hidden).then_some(c);
             escaped.into_iter().flatten().chain(plain)
@@ -102,14 +102,6 @@ pub(crate) fn shown(text: &str) -> String {
         out.push('…');
     }
     out
-}
-
-/// Characters that make a line read otherwise than it is (Unicode TR 9; CVE-2021-42574).
-pub(crate) fn is_bidi_control(c: char) -> bool {
-    matches!(
-        c,
-        '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}'
-    )
 }
 
 fn is_label(text: &str) -> bool {

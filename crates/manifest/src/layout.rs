@@ -484,7 +484,7 @@ fn key_text(key: &str) -> String {
             '\n' => out.push_str("\\n"),
             '\t' => out.push_str("\\t"),
             '\r' => out.push_str("\\r"),
-            c if c.is_control() || crate::formats::is_bidi_control(c) => {
+            c if display::is_hidden(c) => {
                 out.push_str(&format!("\\u{:04X}", u32::from(c)));
             }
             c => out.push(c),

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 
 /// A whole manifest (ADR 0002).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// The app.
     pub app: AppName,
@@ -25,7 +24,6 @@ pub struct Manifest {
 
 /// One process type: what command runs, and how it scales (ADR 0001).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Process {
     /// Replaces the image's Cmd; absent: the image's own.
     pub command: Option<Vec<String>>,
@@ -55,7 +53,6 @@ pub struct Process {
 
 /// What an instance needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Resources {
     /// A request, in thousandths of a core.
     pub cpu_millis: u32,
@@ -67,7 +64,6 @@ pub struct Resources {
 
 /// How many instances run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Scaling {
     /// At first, and never fewer but by `scale`.
     pub min: u32,
@@ -77,7 +73,6 @@ pub struct Scaling {
 
 /// How a new release replaces the old.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Deploy {
     /// In which way.
     pub strategy: Strategy,
@@ -99,7 +94,6 @@ pub enum Strategy {
 
 /// Where a host name leads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct RouteTarget {
     /// The process type.
     pub process: ProcessName,

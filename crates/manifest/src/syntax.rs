@@ -14,7 +14,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use crate::diagnostic::{Code, Finding, Path, Sink};
-use crate::formats::is_bidi_control;
+use display::is_bidi_control;
 use scan::{Scan, error_span, scan};
 
 /// Largest text that is read, in bytes.

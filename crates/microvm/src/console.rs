@@ -138,7 +138,7 @@ pub fn console_tail(run_dir: &Path) -> String {
         let start = before.len().saturating_sub(missing);
         bytes.splice(..0, before[start..].iter().copied());
     }
-    printable(&String::from_utf8_lossy(&bytes))
+    display::lines(&String::from_utf8_lossy(&bytes))
 }
 
 fn end_of(path: &Path) -> io::Result<Vec<u8>> {
@@ -150,39 +150,10 @@ fn end_of(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Without terminal escapes and other control characters; lines end with a newline only.
-fn printable(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        match character {
-            '\n' | '\t' => clean.push(character),
-            // A whole escape sequence goes: ESC [ parameters, final letter.
-            '\u{1b}' => {
-                if characters.next_if_eq(&'[').is_some() {
-                    while characters.next_if(|c| matches!(c, ' '..='?')).is_some() {}
-                    characters.next_if(|c| matches!(c, '@'..='~'));
-                }
-            }
-            other if other.is_control() => {}
-            other => clean.push(other),
-        }
-    }
-    clean.trim().to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
     use super::*;
-
-    #[test]
-    fn terminal_escapes_are_removed_from_the_console() {
-        assert_eq!(
-            printable("\u{1b}c\u{1b}[?7l\u{1b}[2J\r\nKernel panic\u{7}: no init\r\n"),
-            "c\nKernel panic: no init"
-        );
-    }
 
     #[test]
     fn the_console_file_is_bounded_and_its_tail_is_kept() {

@@ -1,145 +1,103 @@
-//! The agent: takes up what the control plane wants, keeps one task per instance, and reports.
+//! The agent of one node: applies the desired state, keeps one task per instance, and reports.
+//!
+//! An instance whose record cannot be read is [`Unreadable`]: its VM may run, so it is reported as it
+//! was and with the reason, keeps its volumes and its tap, and is not started. Reading is tried
+//! again with each reconciliation. When the desired state names it as a stop, its VM is ended by the
+//! VM's own record.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::enrollment::{EnrollRole, Hardware, Member};
-use api::node::{DesiredState, DriverChoice, EgressState, NodeReport};
-use api_client::ApiClient;
-use guest_protocol::RESOLVER;
-use membership::{Applicant, Membership};
-use microvm::{GuestKernel, Vm};
-use model::{Generation, InstanceId, NodeId};
+use api::enrollment::Hardware;
+use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
+use model::instance::{InstanceSpec, InstanceState};
+use model::{Generation, InstanceId, NodeId, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
-use node_network::{Network, NetworkSettings};
-use registry::{Credentials, Registry, RegistryOptions};
 use tokio::sync::{Mutex, Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::images::Images;
-use crate::instance_task::InstanceHandle;
-use crate::logins::ServerLogins;
-use crate::machine::{Clock, Machine, instances_dir};
-use crate::streams::{self, Directory};
-use crate::volumes::Volumes;
-use crate::{DownOptions, NodeError, NodeOptions, chain, hardware};
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::host::{Egress, Host, HostError, HostResult};
+use crate::instance_task::{InstanceHandle, Resumed};
+use crate::machine::{Machine, instances_dir};
+use crate::record::{self, DESIRED_FILE, DesiredFile};
+use display::chain;
 
 /// How long one poll for the desired state waits.
-const POLL_WAIT: Duration = Duration::from_secs(25);
+pub const POLL_WAIT: Duration = Duration::from_secs(25);
 /// Pause after a poll or a report that failed, or a desired state that was refused.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Reports go out when something changed, and at least this often: the sign of life.
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
-/// The machine is compared with what is wanted when something changed, and at least this often.
+/// The machine is compared with the desired state when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// The image cache is brought within its budget this often.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
-/// The way out to the world is looked after when it has ended, and this often: so long may an address that
-/// the machine was given stay unknown to the rules.
+/// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
+/// an address that the machine was given.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// Name under which a desired state that could not be read is kept.
+const UNREADABLE_DESIRED_FILE: &str = "desired.json.unreadable";
 
-/// `desired.json`: the desired state that was applied last.
-#[derive(Debug, serde::Serialize, serde::Deserialize)]
-#[serde(transparent)]
-struct DesiredFile(DesiredState);
-
-impl state_file::StateFormat for DesiredFile {
-    const VERSION: u32 = 1;
+/// What an agent is told about its node.
+#[derive(Debug, Clone)]
+pub struct AgentSettings {
+    /// The cluster's random id.
+    pub cluster: String,
+    /// The node.
+    pub node: NodeId,
+    /// The VMM driver, for reports.
+    pub driver: DriverChoice,
+    /// The machine's hardware, for reports.
+    pub hardware: Hardware,
+    /// What guests learn about the node.
+    pub facts: NodeFacts,
+    /// Times of the instances' life cycles.
+    pub timing: Timing,
+    /// The folder of the agent's files.
+    pub data_dir: PathBuf,
 }
 
-fn desired_file(data_dir: &Path) -> PathBuf {
-    data_dir.join("desired.json")
-}
-
-/// Runs the agent until `shutdown`.
-pub(crate) async fn run(
-    options: NodeOptions,
+/// Runs the agent on a host until `shutdown`. Its VMs go on without it.
+///
+/// # Errors
+/// What an agent before this one left cannot be taken over. Once the agent runs, it goes on whatever
+/// happens to the server.
+pub async fn run(
+    settings: AgentSettings,
+    host: Host,
+    clock: Clock,
+    directory: Directory,
     shutdown: CancellationToken,
-) -> Result<(), NodeError> {
-    let _lock = lock(&options.data_dir)?;
-    let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
-    let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
-    microvm::check_programs(choice.driver)?;
-    let hardware = hardware::find(options.memory_bytes).map_err(NodeError::Hardware)?;
-    tracing::info!(
-        driver = choice.driver.name(),
-        reason = choice.reason,
-        "chose the VMM driver"
-    );
-
-    let applicant = Applicant {
-        role: EnrollRole::Node,
-        server: options.server.clone(),
-        token: options.token.clone(),
-        name: options.name.clone(),
-        region: options.region.clone(),
-        hardware: hardware.clone(),
-    };
-    let membership = Membership::load_or_join(&options.data_dir, &applicant).await?;
-    let node = node_id(&membership)?;
-    let client = membership.client().map_err(NodeError::Client)?;
-    let network = Network::ensure(&NetworkSettings {
-        suffix: network_suffix(&membership, node),
-        cluster_prefix: membership.cluster_prefix,
-        node,
-        mtu: membership.mtu,
-    })
-    .await?;
-    let registry = Registry::new(RegistryOptions {
-        insecure: options.insecure_registries.clone(),
-        mirrors: options.registry_mirrors.clone(),
-        credentials: Credentials::Source(Arc::new(ServerLogins(client.clone()))),
-        limits: registry::Limits::default(),
-    })
-    .map_err(NodeError::Registry)?;
-    let images = Images::open(&options.data_dir, registry, options.image_cache_bytes);
-    let images = images.map_err(|source| NodeError::Folder {
-        path: options.data_dir.clone(),
-        source,
-    })?;
-    let volumes = Volumes::open(&options.data_dir).map_err(|source| NodeError::Folder {
-        path: options.data_dir.clone(),
-        source,
-    })?;
-    let directory = Directory::default();
+) -> HostResult<()> {
     let machine = Arc::new(Machine {
-        server: client.clone(),
-        images,
-        volumes,
-        directory: directory.clone(),
-        facts: NodeFacts {
-            region: membership.region.clone(),
-            node_name: membership.name.clone(),
-            mtu: membership.mtu,
-            resolvers: vec![RESOLVER.into()],
-        },
-        timing: Timing::default(),
-        clock: Clock::start(),
+        host,
+        holders: crate::holders::VolumeHolders::default(),
+        directory,
+        facts: settings.facts,
+        timing: settings.timing,
+        clock,
         changed: Notify::new(),
-        network,
         egress: watch::Sender::new(None),
         admitted: Mutex::default(),
-        driver: choice.driver,
-        kernel,
-        data_dir: options.data_dir.clone(),
-        run_dir: options.run_dir.clone(),
+        data_dir: settings.data_dir,
     });
     let mut agent = Agent {
-        cluster: membership.cluster.clone(),
-        node,
+        cluster: settings.cluster,
+        node: settings.node,
         desired: None,
-        driver: DriverChoice {
-            name: choice.driver.name().to_owned(),
-            reason: choice.reason,
-        },
-        hardware,
+        desired_is_unreadable: false,
+        written: Generation(0),
+        driver: settings.driver,
+        hardware: settings.hardware,
         instances: BTreeMap::new(),
+        volumes: Vec::new(),
         machine,
     };
     agent.resume().await?;
@@ -147,24 +105,27 @@ pub(crate) async fn run(
     let (generation_sender, generation) = watch::channel(agent.generation());
     let (desired_sender, mut desired) = mpsc::channel(1);
     let (report_sender, report) = watch::channel(agent.report());
+    let machine = &agent.machine;
     let _tasks = [
-        spawn(tidy_images(agent.machine.clone())),
-        spawn(keep_egress(agent.machine.clone())),
-        spawn(fetch_desired(client.clone(), generation, desired_sender)),
-        spawn(send_reports(client.clone(), report)),
-        spawn(streams::serve(client, directory)),
+        spawn(tidy_images(machine.clone())),
+        spawn(keep_egress(machine.clone())),
+        spawn(fetch_desired(machine.clone(), generation, desired_sender)),
+        spawn(send_reports(machine.clone(), report)),
     ];
-    tracing::info!(%node, server = membership.server, "the node is up");
     let mut timer = tokio::time::interval(RECONCILE_INTERVAL);
     loop {
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => return Ok(()),
             Some(state) = desired.recv() => {
-                agent.apply(state);
+                agent.apply(state).await;
                 generation_sender.send_replace(agent.generation());
             }
-            () = agent.machine.changed.notified() => agent.reconcile(),
-            _ = timer.tick() => agent.reconcile(),
+            () = agent.machine.changed.notified() => agent.reconcile().await,
+            _ = timer.tick() => {
+                agent.read_again().await;
+                agent.reconcile().await;
+            }
         }
         report_sender.send_replace(agent.report());
     }
@@ -174,93 +135,189 @@ fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<(
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
-/// One agent per data folder.
-fn lock(data_dir: &Path) -> Result<File, NodeError> {
-    let folder = |source| NodeError::Folder {
-        path: data_dir.to_owned(),
-        source,
-    };
-    std::fs::create_dir_all(data_dir).map_err(folder)?;
-    let file = File::create(data_dir.join("agent.lock")).map_err(folder)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(NodeError::Busy(data_dir.to_owned())),
-        Err(std::fs::TryLockError::Error(source)) => Err(folder(source)),
-    }
-}
-
-fn node_id(membership: &Membership) -> Result<NodeId, NodeError> {
-    match membership.member {
-        Member::Node(id) => Ok(id),
-        Member::Edge(_) => Err(NodeError::NotANode(membership.member)),
-    }
-}
-
-/// The cluster's last 24 random bits and the node's number: several nodes of several clusters can
-/// live on one machine.
-fn network_suffix(membership: &Membership, node: NodeId) -> String {
-    let [_, _, _, a, b, c, ..] = membership.cluster_prefix.octets();
-    format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)
+fn desired_file(data_dir: &Path) -> PathBuf {
+    data_dir.join(DESIRED_FILE)
 }
 
 struct Agent {
     cluster: String,
     node: NodeId,
     desired: Option<DesiredState>,
+    /// Whether there is a desired state on disk that could not be read.
+    desired_is_unreadable: bool,
+    /// The generation of the desired state that is on disk. Reports name this one: a stop is
+    /// acknowledged only when an agent that restarts knows of it.
+    written: Generation,
     driver: DriverChoice,
     hardware: Hardware,
-    instances: BTreeMap<InstanceId, InstanceHandle>,
+    instances: BTreeMap<InstanceId, Instance>,
+    /// The volumes whose disks are here, as last listed.
+    volumes: Vec<VolumeId>,
     machine: Arc<Machine>,
 }
 
-impl Agent {
-    /// Goes on where the agent before us ended, without asking anyone.
-    async fn resume(&mut self) -> Result<(), NodeError> {
-        let dir = instances_dir(&self.machine.data_dir);
-        let folder = |source| NodeError::Folder {
-            path: dir.clone(),
-            source,
-        };
-        std::fs::create_dir_all(&dir).map_err(folder)?;
-        for entry in std::fs::read_dir(&dir).map_err(folder)? {
-            let path = entry.map_err(folder)?.path();
-            let name = path
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
-            let Ok(id) = name.parse::<InstanceId>() else {
-                continue;
-            };
-            match InstanceHandle::resume(&path, &self.machine) {
-                Ok(Some(handle)) => {
-                    self.instances.insert(id, handle);
+/// One instance of this node.
+enum Instance {
+    Known(InstanceHandle),
+    Unreadable(Box<Unreadable>),
+}
+
+/// An instance whose record is there and could not be read.
+struct Unreadable {
+    /// Why, for people.
+    reason: String,
+    /// Its spec, where the desired state names it.
+    spec: Option<InstanceSpec>,
+    /// Whether it was stopped and nothing of its VM is left.
+    stopped: bool,
+}
+
+impl Instance {
+    fn seen(&self) -> SeenInstance {
+        match self {
+            Self::Known(handle) => {
+                let status = handle.status();
+                SeenInstance {
+                    state: status.report.state,
+                    stop_asked: status.stop_asked,
                 }
-                Ok(None) => {}
-                // Its VM goes on unwatched; a damaged record must not stop the others.
-                Err(error) => tracing::error!(%error, instance = %id, "cannot resume an instance"),
+            }
+            Self::Unreadable(unreadable) => SeenInstance {
+                state: unreadable.state(),
+                stop_asked: unreadable.stopped,
+            },
+        }
+    }
+
+    fn report(&self, id: InstanceId) -> InstanceReport {
+        match self {
+            Self::Known(handle) => handle.status().report,
+            Self::Unreadable(unreadable) => unreadable.report(id),
+        }
+    }
+}
+
+impl Unreadable {
+    /// Until it is known to be gone it counts as running: its VM may write to its volumes.
+    fn state(&self) -> InstanceState {
+        if self.stopped {
+            InstanceState::Stopped
+        } else {
+            InstanceState::Running
+        }
+    }
+
+    fn report(&self, id: InstanceId) -> InstanceReport {
+        let failure = format!("cannot resume the instance: {}", self.reason);
+        InstanceReport {
+            id,
+            state: self.state(),
+            ready: false,
+            restarts: 0,
+            detail: failure.clone(),
+            last_exit: None,
+            failure: Some(failure),
+            log_tail: Vec::new(),
+            started_at: None,
+        }
+    }
+}
+
+impl Agent {
+    /// Goes on where the agent before this one ended, without asking the server.
+    async fn resume(&mut self) -> HostResult<()> {
+        let machine = self.machine.clone();
+        let desired = self.read_desired().await;
+        let dir = instances_dir(&machine.data_dir);
+        let names = machine.host.files.list(&dir).await.map_err(|error| {
+            HostError::transient(format!("cannot list {}: {error}", dir.display()))
+        })?;
+        let ids = names
+            .iter()
+            .filter_map(|name| name.parse::<InstanceId>().ok());
+        let mut unreadable = Vec::new();
+        for id in ids {
+            match InstanceHandle::resume(id, &machine).await {
+                Ok(Resumed::Instance(handle)) => {
+                    self.instances.insert(id, Instance::Known(handle));
+                }
+                Ok(Resumed::NoRecord) => unreadable.extend(self.without_record(id).await),
+                Err(reason) => unreadable.push((id, reason)),
             }
         }
-        let mut admitted = self.machine.admitted.lock().await;
-        for (id, handle) in &self.instances {
-            admitted.insert(*id, handle.address());
+        self.volumes = machine.host.disks.list_volumes().await?;
+        for (id, reason) in unreadable {
+            tracing::error!(instance = %id, reason, "cannot resume an instance; its VM is left as it is");
+            let named = desired.iter().flat_map(|desired| &desired.instances);
+            let spec = named.into_iter().find(|spec| spec.id == id).cloned();
+            // Without its spec its volumes are unknown: every one that no other instance has may be its.
+            let volumes = match &spec {
+                Some(spec) => spec.volumes.iter().map(|volume| volume.id).collect(),
+                None => self.volumes.clone(),
+            };
+            machine.holders.acquire_free(id, &volumes);
+            let stopped = false;
+            let instance = Unreadable {
+                reason,
+                spec,
+                stopped,
+            };
+            self.instances
+                .insert(id, Instance::Unreadable(Box::new(instance)));
         }
-        self.machine.apply_rules(&admitted).await?;
-        drop(admitted);
-        let file = desired_file(&self.machine.data_dir);
-        match state_file::read::<DesiredFile>(&file) {
-            Ok(Some(DesiredFile(desired))) => self.apply(desired),
-            Ok(None) => {}
-            // The control plane will say it again.
-            Err(error) => {
-                tracing::warn!(error = chain(&error), "cannot read the last desired state");
-            }
+        let admitted = self.instances.iter().filter_map(|(id, instance)| {
+            let address = match instance {
+                Instance::Known(handle) => handle.address(),
+                Instance::Unreadable(unreadable) => unreadable.spec.as_ref()?.address,
+            };
+            Some((*id, address))
+        });
+        *machine.admitted.lock().await = admitted.collect();
+        machine.apply_rules(&*machine.admitted.lock().await).await?;
+        if let Some(desired) = desired {
+            self.apply(desired).await;
         }
         Ok(())
     }
 
-    /// Makes a newer desired state ours; one that is refused changes nothing.
-    fn apply(&mut self, desired: DesiredState) {
+    /// Looks after a folder without a record. Its start was never written down, so it has no VM, and the
+    /// folder is removed. Where a VM may run, the record was lost: then the reason is returned.
+    async fn without_record(&self, id: InstanceId) -> Option<(InstanceId, String)> {
+        let host = &self.machine.host;
+        match host.vmm.adopt(id).await {
+            Ok(None) => {
+                let dir = self.machine.instance_dir(id);
+                if let Err(error) = host.files.remove_folder(&dir).await {
+                    tracing::warn!(%error, instance = %id, "cannot remove a folder without a record");
+                }
+                None
+            }
+            Ok(Some(_)) => Some((id, "it has a VM and no record".to_owned())),
+            Err(error) => Some((id, format!("it has no record: {error}"))),
+        }
+    }
+
+    /// The desired state on disk.
+    async fn read_desired(&mut self) -> Option<DesiredState> {
+        let path = desired_file(&self.machine.data_dir);
+        match record::read::<DesiredFile>(&*self.machine.host.files, &path).await {
+            Ok(None) => None,
+            Ok(Some(DesiredFile(desired))) => {
+                self.written = desired.generation;
+                Some(desired)
+            }
+            Err(error) => {
+                // The server sends it again; the file stays until then, and beside the new one afterwards.
+                self.desired_is_unreadable = true;
+                tracing::error!(path = %path.display(), error = chain(&error), "cannot read the last desired state");
+                None
+            }
+        }
+    }
+
+    /// Applies a desired state; one that is refused changes nothing.
+    async fn apply(&mut self, desired: DesiredState) {
+        self.list_volumes().await;
         let actions = match reconcile(&desired, &self.seen()) {
             Ok(actions) => actions,
             Err(refused) => {
@@ -268,139 +325,227 @@ impl Agent {
                 return;
             }
         };
-        if desired.generation != self.generation()
-            && let Err(error) = state_file::write(
-                &desired_file(&self.machine.data_dir),
-                &DesiredFile(desired.clone()),
-            )
-        {
-            // Without it a restarted agent would ask again: it may go on.
-            tracing::warn!(error = chain(&error), "cannot keep the desired state");
-        }
-        self.machine.images.keep(desired.keep_images.clone());
+        self.machine.host.images.keep(desired.keep_images.clone());
         self.desired = Some(desired);
-        for action in actions {
-            self.act(action);
-        }
+        self.write_desired().await;
+        self.act(actions).await;
     }
 
-    /// Compares again: an instance changed, or something could not be begun the last time.
-    fn reconcile(&mut self) {
-        let Some(desired) = &self.desired else { return };
-        match reconcile(desired, &self.seen()) {
-            Ok(actions) => {
-                for action in actions {
-                    self.act(action);
+    /// Writes the desired state to disk, unless it is there already.
+    async fn write_desired(&mut self) {
+        let Some(desired) = self.desired.as_ref() else {
+            return;
+        };
+        if desired.generation == self.written {
+            return;
+        }
+        let path = desired_file(&self.machine.data_dir);
+        let files = &self.machine.host.files;
+        if self.desired_is_unreadable {
+            let aside = self.machine.data_dir.join(UNREADABLE_DESIRED_FILE);
+            match files.rename(&path, &aside).await {
+                Ok(()) => self.desired_is_unreadable = false,
+                Err(error) => {
+                    tracing::warn!(%error, path = %path.display(), "cannot keep the desired state");
+                    return;
                 }
             }
-            Err(refused) => tracing::error!(%refused, "our own desired state does not fit"),
+        }
+        let generation = desired.generation;
+        match record::write(&**files, &path, &DesiredFile(desired.clone())).await {
+            Ok(()) => self.written = generation,
+            // The next reconciliation tries again; until then no report names this generation.
+            Err(error) => tracing::warn!(error = chain(&error), "cannot write the desired state"),
         }
     }
 
-    /// The generation taken up; 0 before the first.
+    /// Compares again: an instance changed, or an action failed the last time.
+    async fn reconcile(&mut self) {
+        self.list_volumes().await;
+        self.write_desired().await;
+        let Some(desired) = &self.desired else { return };
+        match reconcile(desired, &self.seen()) {
+            Ok(actions) => self.act(actions).await,
+            Err(refused) => tracing::error!(%refused, "the applied desired state is refused"),
+        }
+    }
+
+    /// The generation of the applied desired state; 0 before the first.
     fn generation(&self) -> Generation {
         self.desired
             .as_ref()
             .map_or(Generation(0), |desired| desired.generation)
     }
 
-    fn act(&mut self, action: NodeAction) {
-        match action {
-            NodeAction::Start(spec) => {
-                let id = spec.id;
-                self.reap(id);
-                match InstanceHandle::start(*spec, &self.machine) {
-                    Ok(handle) => {
-                        self.instances.insert(id, handle);
-                    }
-                    // The next reconciliation tries again.
-                    Err(error) => {
-                        tracing::error!(%error, instance = %id, "cannot begin an instance");
-                    }
+    async fn act(&mut self, actions: Vec<NodeAction>) {
+        for action in actions {
+            match action {
+                NodeAction::Start(spec) => self.start(*spec).await,
+                NodeAction::Stop(id) => self.stop(id).await,
+                NodeAction::Reap(id) => self.reap(id).await,
+                NodeAction::RemoveVolume(id) => self.remove_volume(id).await,
+                NodeAction::KeepUnknown(id) => {
+                    tracing::debug!(instance = %id, "no desired state names this instance; it is kept");
                 }
-            }
-            NodeAction::Stop(id) => {
-                if let Some(handle) = self.instances.get(&id) {
-                    handle.stop();
-                }
-            }
-            NodeAction::Reap(id) => self.reap(id),
-            NodeAction::RemoveVolume(id) => match self.machine.volumes.remove(id) {
-                Ok(()) => tracing::info!(volume = %id, "removed the disk of a deleted volume"),
-                // The next reconciliation tries again.
-                Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
-            },
-            NodeAction::KeepUnknown(id) => {
-                tracing::debug!(instance = %id, "nobody asked for this instance; it is left as it is");
             }
         }
     }
 
-    fn reap(&mut self, id: InstanceId) {
-        if let Some(handle) = self.instances.remove(&id) {
-            handle.reap(id, &self.machine);
+    async fn start(&mut self, spec: InstanceSpec) {
+        let id = spec.id;
+        self.reap(id).await;
+        match InstanceHandle::start(spec, &self.machine).await {
+            Ok(handle) => {
+                self.instances.insert(id, Instance::Known(handle));
+            }
+            // The next reconciliation tries again.
+            Err(reason) => tracing::error!(reason, instance = %id, "cannot start an instance"),
+        }
+    }
+
+    async fn stop(&mut self, id: InstanceId) {
+        match self.instances.get_mut(&id) {
+            Some(Instance::Known(handle)) => handle.stop(),
+            Some(Instance::Unreadable(unreadable)) => {
+                // The next reconciliation tries again.
+                match end_vm(&self.machine, id).await {
+                    Ok(()) => {
+                        tracing::warn!(instance = %id, "stopped an instance without its record");
+                        unreadable.stopped = true;
+                        self.machine.changed.notify_one();
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, instance = %id, "cannot stop an instance without its record");
+                    }
+                }
+            }
+            None => {}
+        }
+    }
+
+    async fn reap(&mut self, id: InstanceId) {
+        if self.instances.remove(&id).is_none() {
+            return;
+        }
+        self.machine.directory.remove(id);
+        let dir = self.machine.instance_dir(id);
+        if let Err(error) = self.machine.host.files.remove_folder(&dir).await {
+            tracing::warn!(%error, instance = %id, "cannot remove a stopped instance's folder");
+        }
+    }
+
+    async fn remove_volume(&mut self, id: VolumeId) {
+        if let Some(holder) = self.machine.holders.holder(id) {
+            tracing::debug!(volume = %id, %holder, "a deleted volume is still in use");
+            return;
+        }
+        match self.machine.host.disks.remove_volume(id).await {
+            Ok(()) => tracing::info!(volume = %id, "removed the disk of a deleted volume"),
+            // The next reconciliation tries again.
+            Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
+        }
+        self.list_volumes().await;
+    }
+
+    /// Tries again to read the records that could not be read.
+    async fn read_again(&mut self) {
+        let machine = self.machine.clone();
+        for (id, instance) in &mut self.instances {
+            let Instance::Unreadable(unreadable) = instance else {
+                continue;
+            };
+            if unreadable.stopped {
+                continue;
+            }
+            match InstanceHandle::resume(*id, &machine).await {
+                Ok(Resumed::Instance(handle)) => {
+                    let address = handle.address();
+                    *instance = Instance::Known(handle);
+                    if let Err(error) = machine.admit([(*id, address)]).await {
+                        tracing::warn!(%error, instance = %id, "cannot admit a resumed instance");
+                    }
+                }
+                // What was there and is gone was removed by hand, and its VM was not.
+                Ok(Resumed::NoRecord) => {
+                    "its record is gone".clone_into(&mut unreadable.reason);
+                }
+                Err(reason) => unreadable.reason = reason,
+            }
+        }
+    }
+
+    /// Lists the volumes; when that fails, the last list holds.
+    async fn list_volumes(&mut self) {
+        match self.machine.host.disks.list_volumes().await {
+            Ok(volumes) => self.volumes = volumes,
+            Err(error) => tracing::warn!(%error, "cannot list the volumes"),
         }
     }
 
     fn seen(&self) -> Seen {
-        let see = |handle: &InstanceHandle| {
-            let status = handle.status();
-            SeenInstance {
-                state: status.report.state,
-                stop_asked: status.stop_asked,
-            }
-        };
+        let instances = self.instances.iter();
         Seen {
             cluster: self.cluster.clone(),
             node: self.node,
             generation: self.generation(),
-            instances: self
-                .instances
-                .iter()
-                .map(|(id, handle)| (*id, see(handle)))
+            instances: instances
+                .map(|(id, instance)| (*id, instance.seen()))
                 .collect(),
             volumes: self
-                .machine
                 .volumes
-                .list()
-                .into_iter()
-                .map(|id| {
-                    (
-                        id,
-                        self.instances.values().any(|i| i.volumes().contains(&id)),
-                    )
-                })
+                .iter()
+                .map(|id| (*id, self.is_used(*id)))
                 .collect(),
         }
     }
 
+    /// Whether an instance of this node has a volume or may start with it.
+    fn is_used(&self, volume: VolumeId) -> bool {
+        self.machine.holders.holder(volume).is_some()
+            || self.instances.values().any(|instance| match instance {
+                Instance::Known(handle) => handle.volumes().contains(&volume),
+                Instance::Unreadable(_) => false,
+            })
+    }
+
     fn report(&self) -> NodeReport {
         NodeReport {
-            generation: self.generation(),
+            generation: self.written,
             driver: self.driver.clone(),
             egress: self.machine.egress.borrow().clone(),
             hardware: self.hardware.clone(),
             instances: self
                 .instances
-                .values()
-                .map(|handle| handle.status().report)
+                .iter()
+                .map(|(id, instance)| instance.report(*id))
                 .collect(),
-            volumes: self.machine.volumes.list(),
-            images: self.machine.images.listed(),
+            volumes: self.volumes.clone(),
+            images: self.machine.host.images.list(),
         }
     }
 }
 
+/// Ends the VM of an instance whose record could not be read, and gives back what the instance held.
+async fn end_vm(machine: &Machine, id: InstanceId) -> HostResult<()> {
+    if let Some(vm) = machine.host.vmm.adopt(id).await? {
+        vm.kill().await;
+    }
+    machine.host.vmm.remove(id).await?;
+    machine.leave_network(id).await;
+    machine.holders.release(id);
+    Ok(())
+}
+
 /// Brings every desired state that is newer than ours.
 async fn fetch_desired(
-    client: ApiClient,
+    machine: Arc<Machine>,
     mut generation: watch::Receiver<Generation>,
     sender: mpsc::Sender<DesiredState>,
 ) {
     let mut quiet = false;
     loop {
         let after = *generation.borrow_and_update();
-        match client.desired(after, POLL_WAIT).await {
+        match machine.host.server.desired(after, POLL_WAIT).await {
             Ok(None) => quiet = false,
             Ok(Some(state)) => {
                 quiet = false;
@@ -408,7 +553,7 @@ async fn fetch_desired(
                 if sender.send(state).await.is_err() {
                     return;
                 }
-                // Ask again only once it was taken up; one that was refused comes again later.
+                // Ask again only once it was applied; one that was refused comes again later.
                 let taken = generation.wait_for(|ours| *ours >= offered);
                 if let Ok(Err(_)) = tokio::time::timeout(RETRY_PAUSE, taken).await {
                     return;
@@ -416,10 +561,7 @@ async fn fetch_desired(
             }
             Err(error) => {
                 if !quiet {
-                    tracing::warn!(
-                        error = chain(&error),
-                        "cannot reach the server; going on without"
-                    );
+                    tracing::warn!(%error, "cannot reach the server; going on without it");
                 }
                 quiet = true;
                 tokio::time::sleep(RETRY_PAUSE).await;
@@ -433,24 +575,21 @@ async fn tidy_images(machine: Arc<Machine>) {
     let mut timer = tokio::time::interval(TIDY_INTERVAL);
     loop {
         timer.tick().await;
-        machine.images.tidy().await;
+        machine.host.images.tidy().await;
     }
 }
 
-/// Keeps the way out to the world, and says when that changes.
+/// Keeps the egress, and says when its state changes.
 async fn keep_egress(machine: Arc<Machine>) {
     loop {
-        let (egress, on, reason) = match machine.network.ensure_egress().await {
-            Ok(egress) => {
-                let reason = egress.resolves.err().unwrap_or("by slirp4netns").to_owned();
-                (Some(egress), true, reason)
-            }
-            Err(error) => (None, false, chain(&error)),
+        let (on, reason, ended) = match machine.host.network.ensure_egress().await {
+            Ok(Egress { reason, ended }) => (true, reason, Some(ended)),
+            Err(error) => (false, error.reason, None),
         };
         let state = Some(EgressState { on, reason });
-        let changed = machine.egress.send_if_modified(|said| {
-            let changed = *said != state;
-            said.clone_from(&state);
+        let changed = machine.egress.send_if_modified(|known| {
+            let changed = *known != state;
+            known.clone_from(&state);
             changed
         });
         if changed && let Some(EgressState { on, reason }) = state {
@@ -461,27 +600,27 @@ async fn keep_egress(machine: Arc<Machine>) {
             }
             machine.changed.notify_one();
         }
-        // One that ends as soon as it was made is made again at this pace at most.
+        // An egress that ends as soon as it was made is made again at this pace at most.
         tokio::time::sleep(RETRY_PAUSE).await;
         let ended = async {
-            match &egress {
-                Some(egress) => egress.ended().await,
+            match ended {
+                Some(ended) => ended.await,
                 None => std::future::pending().await,
             }
         };
-        // Whatever woke us: it is looked at again.
+        // Whether it ended or the time is over: it is ensured again.
         let _ = tokio::time::timeout(EGRESS_INTERVAL, ended).await;
     }
 }
 
 /// Sends the newest report when it changed, and as a sign of life.
-async fn send_reports(client: ApiClient, mut report: watch::Receiver<NodeReport>) {
+async fn send_reports(machine: Arc<Machine>, mut report: watch::Receiver<NodeReport>) {
     loop {
         let newest = report.borrow_and_update().clone();
-        let pause = match client.report(&newest).await {
+        let pause = match machine.host.server.report(newest).await {
             Ok(()) => REPORT_INTERVAL,
             Err(error) => {
-                tracing::debug!(error = chain(&error), "cannot report");
+                tracing::debug!(%error, "cannot report");
                 tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             }
@@ -490,43 +629,5 @@ async fn send_reports(client: ApiClient, mut report: watch::Receiver<NodeReport>
         if let Ok(Err(_)) = tokio::time::timeout(pause, report.changed()).await {
             return;
         }
-    }
-}
-
-/// Stops every microVM of the node that kept its things there, and removes its network.
-pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
-    let _lock = lock(&options.data_dir)?;
-    let mut failed = Vec::new();
-    if options.run_dir.exists() {
-        let folder = |source| NodeError::Folder {
-            path: options.run_dir.clone(),
-            source,
-        };
-        for entry in std::fs::read_dir(&options.run_dir).map_err(folder)? {
-            let path = entry.map_err(folder)?.path();
-            match Vm::adopt(&path).await {
-                Ok(vm) => {
-                    if let Some(vm) = vm {
-                        vm.kill().await;
-                    }
-                    std::fs::remove_dir_all(&path).map_err(folder)?;
-                }
-                Err(error) => failed.push(chain(&error)),
-            }
-        }
-    }
-    if !failed.is_empty() {
-        return Err(NodeError::Left(failed.join("; ")));
-    }
-    if let Some(membership) = Membership::load(&options.data_dir).map_err(NodeError::State)? {
-        Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
-    }
-    let instances = instances_dir(&options.data_dir);
-    match std::fs::remove_dir_all(&instances) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
-            path: instances,
-            source: error,
-        }),
-        _ => Ok(()),
     }
 }

@@ -13,11 +13,11 @@ use api_client::{ApiClient, NodeExec};
 use guest_protocol::{GuestFrame, HostFrame};
 use tokio::time::{Instant, sleep_until};
 
+use crate::directory::Directory;
 use crate::framed::GuestReader;
 use crate::guest_calls::{ExecSession, exec_failed, is_output};
-use crate::streams::Directory;
 
-/// A command that neither says nor is commands anything for this long is ended.
+/// A command with neither input nor output for this long is ended.
 const IDLE_LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// Runs one command to its end.

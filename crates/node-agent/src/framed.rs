@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use guest_protocol::{Frame as _, FrameBuffer, FrameError, GuestFrame, HostFrame};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{ReadHalf, WriteHalf};
 use tokio::time::timeout;
+
+use crate::host::GuestStream;
 
 /// A frame must be taken by the guest within this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes asked for by one read.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Why a guest cannot be heard or commands any more.
+/// Why a connection to a guest is of no more use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FramedError {
     #[error("the connection broke: {0}")]
@@ -33,8 +34,8 @@ pub(crate) struct FramedGuest {
 }
 
 impl FramedGuest {
-    pub(crate) fn new(stream: UnixStream) -> Self {
-        let (reader, writer) = stream.into_split();
+    pub(crate) fn new(stream: Box<dyn GuestStream>) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
         Self {
             says: GuestReader {
                 reader,
@@ -62,7 +63,7 @@ impl FramedGuest {
 /// What a guest says. Holds at most one frame and one read's bytes.
 #[derive(Debug)]
 pub(crate) struct GuestReader {
-    reader: OwnedReadHalf,
+    reader: ReadHalf<Box<dyn GuestStream>>,
     buffer: FrameBuffer,
     chunk: Vec<u8>,
 }
@@ -90,7 +91,7 @@ impl GuestReader {
 
 /// What a guest hears.
 #[derive(Debug)]
-pub(crate) struct GuestWriter(OwnedWriteHalf);
+pub(crate) struct GuestWriter(WriteHalf<Box<dyn GuestStream>>);
 
 impl GuestWriter {
     /// Tells the guest, however long it takes to listen.

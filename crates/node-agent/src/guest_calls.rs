@@ -50,7 +50,7 @@ pub(crate) enum CallError {
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) frame: HostFrame,
-    /// GuestCommands when the guest has the frame; closed when nobody waits for that any more.
+    /// Told when the guest has the frame; closed when nobody waits for that any more.
     pub(crate) heard: oneshot::Sender<()>,
 }
 
@@ -232,7 +232,7 @@ impl GuestCalls {
         };
         match timeout(CALL_TIMEOUT, saying).await {
             Ok(Some(())) => Ok(()),
-            // Its connection broke while it was commands: it is not commands twice.
+            // Its connection broke while it was sent: it is not sent twice.
             _ => Err(CallError::Silent("listen")),
         }
     }
@@ -245,10 +245,7 @@ fn judge(exit: &ExitEvent, words: &[u8]) -> Result<(), String> {
     let words = String::from_utf8_lossy(words);
     let last = words.lines().rfind(|line| !line.trim().is_empty());
     Err(match last {
-        Some(line) => format!(
-            "{exit}: {}",
-            crate::guest_link::plain(line, PROBE_WORDS_BYTES)
-        ),
+        Some(line) => format!("{exit}: {}", display::one_line(line, PROBE_WORDS_BYTES)),
         None => exit.to_string(),
     })
 }

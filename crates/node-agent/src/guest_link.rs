@@ -1,9 +1,9 @@
 //! The node's end of the vsock line to one guest (`guest_protocol`).
 //!
-//! The guest dials; each connection comes in on the instance's own Unix socket, so it needs no proof
-//! of who it is, and nothing it says about itself is believed. What is commands to the guest is kept as
-//! a level (the boot config, the wish to stop, the acknowledged end) and commands again on every new
-//! control connection, so that a lost connection or a restarted agent loses nothing.
+//! The guest dials. Each connection comes in on the instance's own socket, so the guest needs no proof
+//! of its identity, and nothing it says about itself is believed. The node's commands (the boot config,
+//! the stop, the acknowledged end) are kept as a level and sent again on every new control connection,
+//! so that a lost connection or a restarted agent loses nothing.
 //!
 //! A hostile guest is bounded: so many connections, so many bytes a frame, one control and one log
 //! connection at a time, exec channels only where one was asked for, one end. What breaks the
@@ -19,15 +19,15 @@ use guest_protocol::{
     BootConfig, BootFailure, Channel, FrameError, GuestFrame, Hello, HostFrame, Phase, refusal,
 };
 use model::instance::ExitEvent;
-use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::clock::Clock;
 use crate::framed::{FramedError, FramedGuest};
 use crate::guest_calls::{Call, ExecChannel, GuestCalls};
-use crate::logs::InstanceLog;
-use crate::machine::Clock;
+use crate::host::{GuestListener, GuestStream, Log};
+use display::one_line;
 
 /// A connection must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ pub(crate) enum GuestEvent {
     },
 }
 
-/// What the guest is to know; commands on every new control connection, and when it changes.
+/// The commands for the guest, sent on every new control connection and when they change.
 #[derive(Debug, Clone, Default)]
 struct GuestCommands {
     boot: Option<Arc<BootConfig>>,
@@ -79,7 +79,7 @@ pub(crate) struct GuestLink {
 
 impl GuestLink {
     /// Serves the guest that dials this socket.
-    pub(crate) fn serve(listener: UnixListener, log: Arc<InstanceLog>, clock: Clock) -> Self {
+    pub(crate) fn serve(listener: Box<dyn GuestListener>, log: Arc<dyn Log>, clock: Clock) -> Self {
         let commands = watch::Sender::new(GuestCommands::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         let protocol_violations = Arc::new(AtomicU64::new(0));
@@ -144,13 +144,13 @@ impl GuestLink {
 struct GuestServer {
     commands: watch::Receiver<GuestCommands>,
     events: mpsc::Sender<GuestEvent>,
-    log: Arc<InstanceLog>,
+    log: Arc<dyn Log>,
     clock: Clock,
     protocol_violations: Arc<AtomicU64>,
     calls: GuestCalls,
-    /// CacheEntry by the one control connection.
+    /// Locked by the one control connection.
     queue: Arc<Mutex<mpsc::Receiver<Call>>>,
-    /// The end that was commands, if one was: there is no other.
+    /// The end that was reported, if one was: there is no other.
     end: Arc<Mutex<Option<GuestEvent>>>,
 }
 
@@ -174,7 +174,7 @@ enum ConnectionEnd {
 }
 
 impl GuestServer {
-    async fn serve(self, listener: UnixListener) {
+    async fn serve(self, mut listener: Box<dyn GuestListener>) {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         // The newest connection of each kind wins: the guest dials again only when it lost the old.
         let control_epoch = Arc::new(watch::Sender::new(0_u64));
@@ -186,7 +186,7 @@ impl GuestServer {
                 return;
             };
             let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a guest's connection");
                     // Out of descriptors, most likely: others must close some first.
@@ -206,20 +206,20 @@ impl GuestServer {
                     Err(end @ ConnectionEnd::Log(_)) => {
                         tracing::warn!(%end, "closed a guest's connection");
                     }
-                    Err(end) => line.breached(&end),
+                    Err(end) => line.breached(&end).await,
                 }
             });
         }
     }
 
-    /// Counts a protocol_violation of the contract, and says so where the instance's owner looks.
-    fn breached(&self, end: &ConnectionEnd) {
+    /// Counts a protocol violation, and says so where the instance's owner looks.
+    async fn breached(&self, end: &ConnectionEnd) {
         let count = self.protocol_violations.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             tracing::warn!(%end, count, "closed a guest's connection");
             let line =
                 format!("closed {count} connection(s) of this guest so far; this one: {end}");
-            if let Err(error) = self.log.note(self.clock.now(), &line) {
+            if let Err(error) = self.log.note(self.clock.now(), line).await {
                 tracing::warn!(%error, "cannot write an instance's log");
             }
         }
@@ -227,7 +227,7 @@ impl GuestServer {
 
     async fn connection(
         &self,
-        stream: UnixStream,
+        stream: Box<dyn GuestStream>,
         slot: OwnedSemaphorePermit,
         control_epoch: &watch::Sender<u64>,
         log_epoch: &watch::Sender<u64>,
@@ -250,6 +250,7 @@ impl GuestServer {
             Channel::Control => {
                 let mut replaced = newest(control_epoch);
                 tokio::select! {
+                    biased;
                     end = self.control(frames, hello) => end,
                     _ = replaced.changed() => Err(ConnectionEnd::Replaced),
                 }
@@ -257,6 +258,7 @@ impl GuestServer {
             Channel::Log => {
                 let mut replaced = newest(log_epoch);
                 tokio::select! {
+                    biased;
                     end = self.log(frames) => end,
                     _ = replaced.changed() => Err(ConnectionEnd::Replaced),
                 }
@@ -286,6 +288,7 @@ impl GuestServer {
         let mut queue = self.queue.lock().await;
         loop {
             tokio::select! {
+                biased;
                 Some(call) = queue.recv() => {
                     // What its caller gave up is not said late.
                     if !call.heard.is_closed() {
@@ -318,8 +321,8 @@ impl GuestServer {
                     }
                     Some(GuestFrame::BootFailed(failure)) => {
                         let failure = BootFailure {
-                            step: plain(&failure.step, MAX_STEP_BYTES),
-                            reason: plain(&failure.reason, MAX_REASON_BYTES),
+                            step: one_line(&failure.step, MAX_STEP_BYTES),
+                            reason: one_line(&failure.reason, MAX_REASON_BYTES),
                             exit_code: failure.exit_code,
                         };
                         self.tell_end(GuestEvent::BootFailed(failure)).await?;
@@ -329,7 +332,7 @@ impl GuestServer {
                     }
                     Some(GuestFrame::Stats(figures)) => self.calls.take_figures(figures),
                     Some(GuestFrame::ExecRefused { session, reason }) => {
-                        self.calls.refused(session, plain(&reason, MAX_REASON_BYTES));
+                        self.calls.refused(session, one_line(&reason, MAX_REASON_BYTES));
                     }
                     Some(_) => return Err(ConnectionEnd::Contract("not a control frame")),
                 },
@@ -353,7 +356,8 @@ impl GuestServer {
             }
             // An unwritable log is not acknowledged: the guest keeps what fits and counts the rest.
             let now = self.clock.now();
-            let seq = self.log.append(now, records).map_err(ConnectionEnd::Log)?;
+            let appended = self.log.append(now, records).await;
+            let seq = appended.map_err(ConnectionEnd::Log)?;
             frames.write(&HostFrame::LogAck { seq }).await?;
         }
     }
@@ -364,7 +368,7 @@ impl GuestServer {
         self.calls.set_running(false);
         let mut end = self.end.lock().await;
         match &*end {
-            Some(commands) if *commands == event => Ok(()),
+            Some(told) if *told == event => Ok(()),
             Some(_) => Err(ConnectionEnd::Contract("a second end")),
             None => {
                 *end = Some(event.clone());
@@ -385,19 +389,6 @@ impl GuestServer {
 fn newest(epoch: &watch::Sender<u64>) -> watch::Receiver<u64> {
     epoch.send_modify(|number| *number += 1);
     epoch.subscribe()
-}
-
-/// A guest's words on one line, cut to a length: they are read in tables and logs.
-pub(crate) fn plain(text: &str, limit: usize) -> String {
-    let mut plain: String = text
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
-    if plain.len() > limit {
-        plain.truncate(plain.floor_char_boundary(limit));
-        plain.push('…');
-    }
-    plain
 }
 
 #[cfg(test)]

@@ -17,18 +17,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use model::Digest;
 use model::image::ImageConfig;
 use model::instance::PinnedImage;
-use registry::{BlobCache, FetchProgress, FetchedImage, Registry, RegistryError};
-use root_disk::{CachedDisk, DiskCache, DiskError, Layer};
+use oci::LocalImage;
+use registry::{BlobCache, FetchProgress, Registry, RegistryError};
+use root_disk::{CachedDisk, DiskCache, DiskError};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
-pub(crate) use self::cache::ImageUse;
 use self::cache::Needs;
+use crate::blocking::blocking;
+use crate::host::{PreparedImage, Progress};
 
-/// Every image of this node.
+/// The images of this node and their root disks.
 #[derive(Debug)]
-pub(crate) struct Images {
+pub(crate) struct ImageCache {
     registry: Registry,
     blobs: BlobCache,
     disks: Arc<DiskCache>,
@@ -37,7 +39,7 @@ pub(crate) struct Images {
     budget_bytes: u64,
     /// One image is prepared by one task at a time; the others wait for it.
     preparing: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
-    /// CacheEntry for reading while an image is prepared, and for writing while something is removed: its layers must
+    /// Held for reading while an image is prepared, and for writing while something is removed: its layers must
     /// not vanish between their fetch and the disk.
     removing: RwLock<()>,
     needs: Arc<Mutex<Needs>>,
@@ -52,15 +54,6 @@ struct ImageRecord {
 
 impl StateFormat for ImageRecord {
     const VERSION: u32 = 1;
-}
-
-/// An image that can be booted.
-#[derive(Debug, Clone)]
-pub(crate) struct PreparedImage {
-    /// The read-only root disk, checked.
-    pub(crate) disk: PathBuf,
-    /// The image's config.
-    pub(crate) config: ImageConfig,
 }
 
 /// Why an image cannot be prepared.
@@ -106,7 +99,7 @@ impl PrepareError {
     }
 }
 
-impl Images {
+impl ImageCache {
     /// Keeps images in `dir`, and removes layers and disks that nobody needs where they take more than
     /// `budget_bytes`.
     ///
@@ -115,7 +108,7 @@ impl Images {
     pub(crate) fn open(dir: &Path, registry: Registry, budget_bytes: u64) -> io::Result<Self> {
         let records = dir.join("images");
         std::fs::create_dir_all(&records)?;
-        let images = Self {
+        Ok(Self {
             registry,
             blobs: BlobCache::open(dir.join("blobs")).map_err(io::Error::other)?,
             disks: Arc::new(DiskCache::open(&dir.join("disks")).map_err(io::Error::other)?),
@@ -124,9 +117,7 @@ impl Images {
             preparing: Mutex::default(),
             removing: RwLock::default(),
             needs: Arc::default(),
-        };
-        images.look_again();
-        Ok(images)
+        })
     }
 
     /// Finds or makes the root disk; `progress` hears what is being done, for people.
@@ -136,7 +127,7 @@ impl Images {
     pub(crate) async fn prepare(
         &self,
         image: &PinnedImage,
-        progress: &(dyn Fn(String) + Send + Sync),
+        progress: &Progress,
     ) -> Result<PreparedImage, PrepareError> {
         let gate = {
             let mut preparing = self
@@ -160,14 +151,14 @@ impl Images {
             }
             prepared => prepared,
         };
-        self.look_again();
+        self.look_again().await;
         prepared
     }
 
     async fn prepare_alone(
         &self,
         image: &PinnedImage,
-        progress: &(dyn Fn(String) + Send + Sync),
+        progress: &Progress,
     ) -> Result<PreparedImage, PrepareError> {
         let _stays = self.removing.read().await;
         if let Some(prepared) = self.lookup(image).await? {
@@ -187,7 +178,7 @@ impl Images {
             image: image.clone(),
             source: Box::new(source),
         })?;
-        self.keep_record(image, &fetched.config)?;
+        self.keep_record(image, &fetched.config).await?;
         Ok(PreparedImage {
             disk: disk.path,
             config: fetched.config,
@@ -197,8 +188,8 @@ impl Images {
     async fn fetch(
         &self,
         image: &PinnedImage,
-        progress: &(dyn Fn(String) + Send + Sync),
-    ) -> Result<FetchedImage, PrepareError> {
+        progress: &Progress,
+    ) -> Result<LocalImage, PrepareError> {
         let say = |step: FetchProgress| progress(describe(&step));
         let fetched = self.registry.fetch_image(image, &self.blobs, &say).await;
         fetched.map_err(|source| PrepareError::Fetch {
@@ -210,29 +201,16 @@ impl Images {
     async fn build(
         &self,
         image: &PinnedImage,
-        fetched: &FetchedImage,
+        fetched: &LocalImage,
     ) -> Result<CachedDisk, DiskError> {
-        let layers: Vec<Layer> = fetched
-            .layers
-            .iter()
-            .map(|blob| Layer {
-                path: blob.path.clone(),
-                digest: blob.digest.clone(),
-                diff_id: blob.diff_id.clone(),
-                compression: match blob.compression {
-                    registry::Compression::None => root_disk::Compression::None,
-                    registry::Compression::Gzip => root_disk::Compression::Gzip,
-                    registry::Compression::Zstd => root_disk::Compression::Zstd,
-                },
-            })
-            .collect();
+        let layers = fetched.layers.clone();
         let disks = self.disks.clone();
         let digest = image.digest.clone();
         blocking(move || disks.build(&digest, &layers)).await
     }
 
     /// Removes layers that are not what they were when they arrived. True: there was one.
-    async fn drop_rotted(&self, fetched: &FetchedImage) -> bool {
+    async fn drop_rotted(&self, fetched: &LocalImage) -> bool {
         let blobs = self.blobs.clone();
         let layers: Vec<_> = fetched
             .layers
@@ -251,44 +229,50 @@ impl Images {
     }
 
     async fn lookup(&self, image: &PinnedImage) -> Result<Option<PreparedImage>, PrepareError> {
-        let Some(record) = self.record(&image.digest) else {
-            return Ok(None);
-        };
-        let disks = self.disks.clone();
+        let (records, disks) = (self.records.clone(), self.disks.clone());
         let digest = image.digest.clone();
-        let disk = blocking(move || disks.lookup(&digest))
-            .await
-            .map_err(|source| PrepareError::Disk {
-                image: image.clone(),
-                source: Box::new(source),
-            })?;
-        Ok(disk.map(|disk| PreparedImage {
-            disk: disk.path,
-            config: record.config,
-        }))
+        let found = blocking(move || {
+            let Some(record) = read_record(&records, &digest) else {
+                return Ok(None);
+            };
+            Ok(disks.lookup(&digest)?.map(|disk| PreparedImage {
+                disk: disk.path,
+                config: record.config,
+            }))
+        });
+        found.await.map_err(|source| PrepareError::Disk {
+            image: image.clone(),
+            source: Box::new(source),
+        })
     }
 
-    fn keep_record(&self, image: &PinnedImage, config: &ImageConfig) -> Result<(), PrepareError> {
+    async fn keep_record(
+        &self,
+        image: &PinnedImage,
+        config: &ImageConfig,
+    ) -> Result<(), PrepareError> {
         let record = ImageRecord {
             image: image.clone(),
             config: config.clone(),
         };
-        state_file::write(&self.record_path(&image.digest), &record).map_err(|source| {
-            PrepareError::Record {
-                image: image.clone(),
-                source,
-            }
+        let path = record_path(&self.records, &image.digest);
+        let kept = blocking(move || state_file::write(&path, &record)).await;
+        kept.map_err(|source| PrepareError::Record {
+            image: image.clone(),
+            source,
         })
     }
+}
 
-    /// What is kept beside a disk. One that cannot be read (an older agent wrote it) is as good as none.
-    fn record(&self, digest: &Digest) -> Option<ImageRecord> {
-        state_file::read(&self.record_path(digest)).ok().flatten()
-    }
+/// The record beside a disk. The disk of one that cannot be read is made anew, and the record with it.
+fn read_record(records: &Path, digest: &Digest) -> Option<ImageRecord> {
+    state_file::read(&record_path(records, digest))
+        .ok()
+        .flatten()
+}
 
-    fn record_path(&self, digest: &Digest) -> PathBuf {
-        self.records.join(format!("{}.json", digest.hex()))
-    }
+fn record_path(records: &Path, digest: &Digest) -> PathBuf {
+    records.join(format!("{}.json", digest.hex()))
 }
 
 /// `fetched 2 of 5 layers, 12 of 40 MB`.
@@ -301,11 +285,4 @@ fn describe(step: &FetchProgress) -> String {
         megabytes(step.done_bytes),
         megabytes(step.total_bytes)
     )
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
 }

@@ -8,29 +8,27 @@
 use std::collections::VecDeque;
 use std::future::pending;
 use std::net::Ipv6Addr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::{BootFailure, Phase, refusal};
-use microvm::Vm;
 use model::image::ImageConfig;
 use model::instance::{InstanceSpec, InstanceState};
 use model::{InstanceId, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_link::{GuestEvent, GuestLink};
-use crate::images::{ImageUse, PreparedImage};
-use crate::logs::InstanceLog;
+use crate::host::{HostError, HostResult, ImagePin, Log, PreparedImage, Progress, Vm, VmRequest};
 use crate::machine::Machine;
 use crate::probes::probe;
+use crate::record::{self, INSTANCE_FILE, InstanceFile};
 use crate::secrets::Secrets;
+use display::chain;
 
 /// Until it was ready once, an instance within its grace is probed at least this often.
 const STARTUP_PROBE_INTERVAL: Duration = Duration::from_millis(250);
@@ -39,27 +37,17 @@ const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 /// An adopted guest that waits for its config gets this long until its secrets are there.
 const SECRETS_TIMEOUT: Duration = Duration::from_secs(10);
 
-const RECORD: &str = "instance.json";
-const SCRATCH: &str = "scratch.ext4";
-const LOG: &str = "log";
-
-/// What is kept of an instance on disk.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Record {
-    spec: InstanceSpec,
-    life: Lifecycle,
-}
-
-impl state_file::StateFormat for Record {
-    const VERSION: u32 = 1;
-}
+/// Pause before a record that could not be written is written again.
+const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// Pause before a VM that could not be looked for is looked for again.
+const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the agent sees of an instance.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct InstanceStatus {
     /// Whether it was asked to stop.
     pub(crate) stop_asked: bool,
-    /// What the control plane is commands.
+    /// What the control plane is told.
     pub(crate) report: InstanceReport,
 }
 
@@ -68,65 +56,92 @@ pub(crate) struct InstanceStatus {
 pub(crate) struct InstanceHandle {
     stop: watch::Sender<bool>,
     status: watch::Receiver<InstanceStatus>,
-    dir: PathBuf,
     address: Ipv6Addr,
     volumes: Vec<VolumeId>,
     _task: AbortOnDropHandle<()>,
     /// Its root disk stays in the cache for as long as there is a handle.
-    _image: ImageUse,
+    _image: ImagePin,
+}
+
+/// What there is of an instance that an agent before this one had.
+pub(crate) enum Resumed {
+    /// The instance, which goes on.
+    Instance(InstanceHandle),
+    /// Its folder has no record.
+    NoRecord,
 }
 
 impl InstanceHandle {
     /// Begins the life of an instance.
-    pub(crate) fn start(spec: InstanceSpec, machine: &Arc<Machine>) -> std::io::Result<Self> {
+    ///
+    /// # Errors
+    /// For people: its log cannot be opened.
+    pub(crate) async fn start(spec: InstanceSpec, machine: &Arc<Machine>) -> Result<Self, String> {
         let life = Lifecycle::new(&spec, machine.timing);
-        Self::spawn(Record { spec, life }, machine, Event::Start)
+        Self::spawn(spec, life, machine, Event::Start).await
     }
 
-    /// Goes on with an instance that an agent before us had: finds its VM, or finds that it is gone.
-    pub(crate) fn resume(dir: &Path, machine: &Arc<Machine>) -> std::io::Result<Option<Self>> {
-        let record =
-            state_file::read::<Record>(&dir.join(RECORD)).map_err(std::io::Error::other)?;
-        // A folder without a record: its start was never written down, so nothing was done.
-        let Some(record) = record else {
-            return Ok(None);
+    /// Goes on with an instance that an agent before this one had: finds its VM, or finds that it is
+    /// gone.
+    ///
+    /// # Errors
+    /// For people: its record cannot be read, or its log cannot be opened. Its VM may run.
+    pub(crate) async fn resume(id: InstanceId, machine: &Arc<Machine>) -> Result<Resumed, String> {
+        let path = machine.instance_dir(id).join(INSTANCE_FILE);
+        let record = record::read::<InstanceFile>(&*machine.host.files, &path).await;
+        let InstanceFile { spec, progress } = match record {
+            Ok(Some(record)) => record,
+            Ok(None) => return Ok(Resumed::NoRecord),
+            Err(error) => {
+                return Err(format!(
+                    "cannot read `{}`: {}",
+                    path.display(),
+                    chain(&error)
+                ));
+            }
         };
-        // Unless it stopped its VM may run: before anyone else begins, its volumes are its own.
-        if record.life.state() != InstanceState::Stopped
-            && let Err(error) = machine.volumes.take(record.spec.id, &record.spec.volumes)
+        // What was acquired for it while its record could not be read.
+        machine.holders.release(id);
+        let life = Lifecycle::resume(&spec, machine.timing, progress);
+        // Unless it stopped its VM may run: before another instance starts, its volumes are its own.
+        if life.state() != InstanceState::Stopped
+            && let Err(error) = machine.holders.acquire(id, &spec.volumes)
         {
-            // Another that ends has it still. What runs is to be watched nevertheless.
-            tracing::warn!(error = crate::chain(&error), instance = %record.spec.id, "resuming");
+            // Another instance that ends has it still. What runs is watched nevertheless.
+            tracing::warn!(%error, instance = %id, "resuming an instance without its volumes");
         }
-        Self::spawn(record, machine, Event::NotFound).map(Some)
+        let handle = Self::spawn(spec, life, machine, Event::NotFound).await?;
+        Ok(Resumed::Instance(handle))
     }
 
-    fn spawn(record: Record, machine: &Arc<Machine>, first: Event) -> std::io::Result<Self> {
-        let id = record.spec.id;
-        let address = record.spec.address;
-        let volumes = record.spec.volumes.iter().map(|v| v.id).collect();
-        let image = machine.images.used_by_instance(&record.spec.image.digest);
-        let dir = machine.instance_dir(id);
-        std::fs::create_dir_all(&dir)?;
-        let log = Arc::new(InstanceLog::open(&dir.join(LOG))?);
-        machine
-            .directory
-            .add(id, record.spec.process.clone(), log.clone());
-        let log_tail = match record.life.state() {
+    async fn spawn(
+        spec: InstanceSpec,
+        life: Lifecycle,
+        machine: &Arc<Machine>,
+        first: Event,
+    ) -> Result<Self, String> {
+        let id = spec.id;
+        let address = spec.address;
+        let volumes = spec.volumes.iter().map(|v| v.id).collect();
+        let image = machine.host.images.pin(&spec.image.digest);
+        let log = machine.host.logs.open(id, spec.process.clone()).await;
+        let log = log.map_err(|error| error.reason)?;
+        let log_tail = match life.state() {
             InstanceState::Running => Vec::new(),
-            _ => log.log_tail(MAX_LOG_TAIL),
+            _ => log.tail(MAX_LOG_TAIL).await,
         };
-        let report = record.life.report(machine.clock.now(), log_tail.clone());
+        let report = life.report(machine.clock.now(), log_tail.clone());
         let status = InstanceStatus {
-            stop_asked: record.life.stop_asked(),
+            stop_asked: life.stop_asked(),
             report,
         };
-        let (sight_sender, status) = watch::channel(status);
+        let (status_sender, status) = watch::channel(status);
         let stop = watch::Sender::new(false);
         let task = InstanceTask {
-            record,
+            spec,
+            life,
+            unwritten: None,
             machine: machine.clone(),
-            dir: dir.clone(),
             log,
             log_tail,
             detail: None,
@@ -140,13 +155,12 @@ impl InstanceHandle {
             running_since: None,
             next_probe: None,
             stop: stop.subscribe(),
-            status: sight_sender,
+            status: status_sender,
         };
         let task = AbortOnDropHandle::new(tokio::spawn(task.run(first)));
         Ok(Self {
             stop,
             status,
-            dir,
             address,
             volumes,
             _task: task,
@@ -173,32 +187,30 @@ impl InstanceHandle {
     pub(crate) fn status(&self) -> InstanceStatus {
         self.status.borrow().clone()
     }
-
-    /// Removes what is kept of a stopped instance, its log too.
-    pub(crate) fn reap(self, id: InstanceId, machine: &Machine) {
-        machine.directory.remove(id);
-        let Self { dir, .. } = self;
-        if let Err(error) = std::fs::remove_dir_all(&dir) {
-            tracing::warn!(%error, instance = %id, "cannot remove a stopped instance's folder");
-        }
-    }
 }
 
-type Preparing = JoinHandle<Result<PreparedImage, (bool, String)>>;
+/// Everything that a boot needs.
+struct Prepared {
+    image: PreparedImage,
+    /// The VM's own disks: scratch, then the volumes.
+    disks: Vec<PathBuf>,
+}
 
 struct InstanceTask {
-    record: Record,
+    spec: InstanceSpec,
+    life: Lifecycle,
+    /// Why the record on disk is older than `life`; absent: it is not.
+    unwritten: Option<String>,
     machine: Arc<Machine>,
-    dir: PathBuf,
-    log: Arc<InstanceLog>,
+    log: Arc<dyn Log>,
     log_tail: Vec<String>,
     /// What the preparation says it is doing.
     detail: Option<watch::Receiver<String>>,
-    preparing: Option<AbortOnDrop>,
-    prepared: Option<PreparedImage>,
+    preparing: Option<AbortOnDropHandle<HostResult<Prepared>>>,
+    prepared: Option<Prepared>,
     secrets: Arc<Secrets>,
     link: Option<GuestLink>,
-    vm: Option<Vm>,
+    vm: Option<Box<dyn Vm>>,
     end_acknowledged: bool,
     /// How this boot ended, for the log.
     end_note: Option<String>,
@@ -206,14 +218,6 @@ struct InstanceTask {
     next_probe: Option<Instant>,
     stop: watch::Receiver<bool>,
     status: watch::Sender<InstanceStatus>,
-}
-
-struct AbortOnDrop(Preparing);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 impl InstanceTask {
@@ -225,100 +229,106 @@ impl InstanceTask {
         }
         loop {
             while let Some(event) = events.pop_front() {
-                self.take(event, &mut events).await;
+                self.on_event(event, &mut events).await;
             }
             events.extend(self.next().await);
         }
     }
 
     fn id(&self) -> InstanceId {
-        self.record.spec.id
+        self.spec.id
     }
 
-    /// Looks for the VM of an agent before us.
+    /// Looks for the VM that an agent before this one booted.
     async fn find(&mut self, events: &mut VecDeque<Event>) {
-        match self.machine.adopt(self.id()).await {
-            Ok(Some(vm)) => {
-                tracing::info!(instance = %self.id(), "adopted the running microVM");
-                self.vm = Some(vm);
-                let spec = &self.record.spec;
-                if let Err(error) = self.machine.volumes.take(spec.id, &spec.volumes) {
-                    tracing::warn!(error = crate::chain(&error), instance = %spec.id, "adopting");
+        let Some(vm) = self.adopt().await else {
+            events.push_back(Event::NotFound);
+            return;
+        };
+        tracing::info!(instance = %self.id(), "adopted the running microVM");
+        self.vm = Some(vm);
+        let spec = &self.spec;
+        if let Err(error) = self.machine.holders.acquire(spec.id, &spec.volumes) {
+            tracing::warn!(%error, instance = %spec.id, "adopted a VM without its volumes");
+        }
+        self.running_since = Some(Instant::now());
+        self.next_probe = Some(Instant::now());
+        match self.listen().await {
+            Ok(()) => {
+                if self.life.state() == InstanceState::Booting {
+                    self.send_config_again().await;
                 }
-                self.running_since = Some(Instant::now());
-                self.next_probe = Some(Instant::now());
-                match self.listen() {
-                    Ok(()) => {
-                        if self.record.life.state() == InstanceState::Booting {
-                            self.tell_config_again().await;
-                        }
-                        events.push_back(Event::Adopted);
-                    }
-                    Err(reason) => {
-                        self.kill_vm().await;
-                        events.push_back(Event::NotFound);
-                        tracing::warn!(instance = %self.id(), reason, "cannot reach an adopted guest");
-                    }
-                }
+                events.push_back(Event::Adopted);
             }
-            Ok(None) => events.push_back(Event::NotFound),
             Err(error) => {
-                tracing::warn!(instance = %self.id(), error = crate::chain(&error), "cannot adopt");
+                tracing::warn!(instance = %self.id(), %error, "cannot reach an adopted guest");
+                self.kill_vm().await;
                 events.push_back(Event::NotFound);
             }
         }
     }
 
-    /// The agent may have died before the guest asked for its config.
-    async fn tell_config_again(&mut self) {
-        let prepared = self
-            .machine
-            .images
-            .prepare(&self.record.spec.image, &|_| ())
-            .await;
-        // The server may be away: then the boot watchdog deals with the guest, as below.
-        let spec = &self.record.spec;
-        let secrets = self.secrets.get(&self.machine.server, spec, &|_| ());
+    /// The VM, or none once that is certain: while the VM's record cannot be read, one may run.
+    async fn adopt(&self) -> Option<Box<dyn Vm>> {
+        loop {
+            match self.machine.host.vmm.adopt(self.id()).await {
+                Ok(vm) => return vm,
+                Err(error) => {
+                    tracing::warn!(instance = %self.id(), %error, "cannot find out whether a VM runs");
+                    let detail = format!("cannot find out whether its VM runs: {error}");
+                    let now = self.machine.clock.now();
+                    let mut report = self.life.report(now, self.log_tail.clone());
+                    report.ready = false;
+                    report.detail = detail;
+                    self.publish(report);
+                }
+            }
+            sleep(ADOPT_RETRY_PAUSE).await;
+        }
+    }
+
+    /// The agent before this one may have ended before the guest asked for its config.
+    async fn send_config_again(&mut self) {
+        let images = &self.machine.host.images;
+        let prepared = images.prepare(&self.spec.image, &|_| ()).await;
+        // The server may be away: then the boot watchdog ends the guest, as below.
+        let spec = &self.spec;
+        let secrets = self.secrets.get(&*self.machine.host.server, spec, &|_| ());
         if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {
             tracing::warn!(instance = %self.id(), "no secrets for an adopted guest");
             return;
         }
         match prepared {
             Ok(prepared) => {
-                if let Err(reason) = self.tell_config(&prepared.config) {
-                    tracing::warn!(instance = %self.id(), reason, "no config for an adopted guest");
+                if let Err(error) = self.send_config(&prepared.config) {
+                    tracing::warn!(instance = %self.id(), %error, "no config for an adopted guest");
                 }
             }
-            // The boot watchdog deals with the guest.
-            Err(error) => {
-                tracing::warn!(instance = %self.id(), error = crate::chain(&error), "no image");
-            }
+            // The boot watchdog ends the guest.
+            Err(error) => tracing::warn!(instance = %self.id(), %error, "no image"),
         }
     }
 
-    async fn take(&mut self, event: Event, events: &mut VecDeque<Event>) {
-        let before = self.record.life.clone();
-        let state_before = before.state();
+    async fn on_event(&mut self, event: Event, events: &mut VecDeque<Event>) {
+        let before = self.life.progress().clone();
+        let state_before = self.life.state();
         tracing::debug!(instance = %self.id(), state = %state_before, ?event);
-        let effects = match self.record.life.step(self.machine.clock.now(), event) {
+        let effects = match self.life.step(self.machine.clock.now(), event) {
             Ok(effects) => effects,
             Err(refused) => {
                 tracing::debug!(%refused);
                 return;
             }
         };
-        let state = self.record.life.state();
+        let state = self.life.state();
         if state != state_before {
             let running = state == InstanceState::Running;
             self.running_since = running.then(Instant::now);
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
-        if self.record.life != before
-            && let Err(error) = state_file::write(&self.dir.join(RECORD), &self.record)
-        {
-            // The machine goes on; the next agent will know a little less.
-            tracing::warn!(instance = %self.id(), error = crate::chain(&error), "cannot keep the record");
+        if *self.life.progress() != before {
+            self.write_record().await;
         }
         for effect in effects {
             self.perform(effect, events).await;
@@ -326,32 +336,45 @@ impl InstanceTask {
         self.show();
     }
 
-    /// The next thing that happens. Cancel-safe in every branch.
+    /// Writes the record. Where that fails the instance goes on, and it is tried again; until then no VM
+    /// is booted and no end is reported, because an agent that restarts would not know of it.
+    async fn write_record(&mut self) {
+        let path = self.machine.instance_dir(self.id()).join(INSTANCE_FILE);
+        let record = InstanceFile {
+            spec: self.spec.clone(),
+            progress: self.life.progress().clone(),
+        };
+        let written = record::write(&*self.machine.host.files, &path, &record).await;
+        self.unwritten = written.err().map(|error| {
+            let cause = chain(&error);
+            tracing::warn!(instance = %self.id(), cause, "cannot write the record");
+            format!("cannot write its record: {cause}")
+        });
+    }
+
+    /// The next events. Cancel-safe in every branch.
     async fn next(&mut self) -> Vec<Event> {
-        let wake_at = self
-            .record
-            .life
-            .wake_at()
-            .map(|at| self.machine.clock.instant(at));
-        let probe_at = match (&self.record.spec.healthcheck, self.record.life.state()) {
+        let wake_at = self.life.wake_at().map(|at| self.machine.clock.instant(at));
+        let probe_at = match (&self.spec.healthcheck, self.life.state()) {
             (Some(_), InstanceState::Running) => self.next_probe,
             _ => None,
         };
-        let stopping = self.record.life.stop_asked();
+        let stopping = self.life.stop_asked();
         let happened = tokio::select! {
             biased;
             () = asked(&mut self.stop), if !stopping => Wakeup::StopAsked,
-            // What the guest said before its VMM ended comes first.
+            // The guest's events from before its VMM ended come first.
             event = next_guest_event(&mut self.link) => Wakeup::Guest(event),
-            end = ended(self.vm.as_ref()) => Wakeup::VmEnded(end),
+            end = ended(self.vm.as_deref()) => Wakeup::VmEnded(end),
             prepared = prepared(&mut self.preparing) => Wakeup::Prepared(prepared),
             () = changed(&mut self.detail) => Wakeup::DetailChanged,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
+            () = sleep(WRITE_RETRY_PAUSE), if self.unwritten.is_some() => Wakeup::WriteAgain,
         };
         match happened {
             Wakeup::StopAsked => vec![Event::StopAsked],
-            Wakeup::Guest(said) => self.on_guest_event(said),
+            Wakeup::Guest(event) => self.on_guest_event(event),
             Wakeup::VmEnded(reason) => {
                 self.vm = None;
                 vec![Event::VmmLost { reason }]
@@ -360,11 +383,14 @@ impl InstanceTask {
                 self.preparing = None;
                 self.detail = None;
                 vec![match prepared {
-                    Ok(image) => {
-                        self.prepared = Some(image);
+                    Ok(prepared) => {
+                        self.prepared = Some(prepared);
                         Event::Prepared
                     }
-                    Err((retryable, reason)) => Event::PrepareFailed { retryable, reason },
+                    Err(HostError { reason, transient }) => Event::PrepareFailed {
+                        retryable: transient,
+                        reason,
+                    },
                 }]
             }
             Wakeup::DetailChanged => {
@@ -372,18 +398,22 @@ impl InstanceTask {
                 vec![]
             }
             Wakeup::Due => self
-                .record
                 .life
                 .due(self.machine.clock.now())
                 .into_iter()
                 .collect(),
             Wakeup::ProbeDue => self.probe().await.into_iter().collect(),
+            Wakeup::WriteAgain => {
+                self.write_record().await;
+                self.show();
+                vec![]
+            }
         }
     }
 
-    fn on_guest_event(&mut self, said: GuestEvent) -> Vec<Event> {
-        let booting = self.record.life.state() == InstanceState::Booting;
-        match said {
+    fn on_guest_event(&mut self, event: GuestEvent) -> Vec<Event> {
+        let booting = self.life.state() == InstanceState::Booting;
+        match event {
             GuestEvent::Hello(Phase::Running) | GuestEvent::Started if booting => {
                 vec![Event::GuestStarted]
             }
@@ -397,12 +427,12 @@ impl InstanceTask {
                 self.end_acknowledged = true;
                 self.end_note = Some(format!("ended: {exit}"));
                 let mut events = Vec::new();
-                // The word that it had started was lost with a connection.
+                // The event that it had started was lost with a connection.
                 events.extend(booting.then_some(Event::GuestStarted));
                 events.push(Event::Exited(exit));
                 events
             }
-            // Of a guest that runs it is an app's lie, and costs it a connection only.
+            // A guest that runs was accepted before: this is an app's doing and costs one connection.
             GuestEvent::Refused { .. } if !booting => vec![],
             GuestEvent::Refused { contract } => vec![Event::BootFailed(BootFailure {
                 step: "agree on a protocol version".to_owned(),
@@ -413,13 +443,15 @@ impl InstanceTask {
     }
 
     async fn probe(&mut self) -> Option<Event> {
-        let health = self.record.spec.healthcheck.as_ref()?;
+        let health = self.spec.healthcheck.as_ref()?;
         let within = Duration::from_millis(health.timeout_ms);
+        let network = &*self.machine.host.network;
         let calls = self.link.as_ref().map(GuestLink::calls);
         let result = tokio::select! {
-            result = probe(&health.probe, self.record.spec.address, calls, within) => result,
-            // A stop does not wait for a slow probe; asked again, it is found at once.
-            () = asked(&mut self.stop), if !self.record.life.stop_asked() => {
+            biased;
+            result = probe(&health.probe, self.spec.address, network, calls, within) => result,
+            // A stop does not wait for a slow probe.
+            () = asked(&mut self.stop), if !self.life.stop_asked() => {
                 return Some(Event::StopAsked);
             }
         };
@@ -427,7 +459,7 @@ impl InstanceTask {
             .running_since
             .map_or(Duration::ZERO, |since| since.elapsed());
         let interval = Duration::from_millis(health.interval_ms);
-        let starting = !self.record.life.ready() && age < Duration::from_millis(health.grace_ms);
+        let starting = !self.life.ready() && age < Duration::from_millis(health.grace_ms);
         self.next_probe = Some(
             Instant::now()
                 + if starting {
@@ -447,18 +479,15 @@ impl InstanceTask {
             Effect::StartPreparing => self.start_preparing(),
             Effect::BootVm => events.push_back(match self.boot().await {
                 Ok(()) => Event::VmmStarted,
-                Err((retryable, reason)) => Event::VmmFailed { retryable, reason },
+                Err(HostError { reason, transient }) => Event::VmmFailed {
+                    retryable: transient,
+                    reason,
+                },
             }),
             Effect::AskStop => self.ask_stop(),
             Effect::KillVm => self.kill_vm().await,
             Effect::CleanUp => {
-                self.preparing = None;
-                self.detail = None;
-                self.prepared = None;
-                self.remove_scratch();
-                self.machine.leave_network(self.id()).await;
-                self.machine.remove_run_dir(self.id());
-                self.machine.volumes.release(self.id());
+                self.clean_up().await;
                 events.push_back(Event::CleanedUp);
             }
             // The timer is read off the life cycle, and every step is shown.
@@ -466,84 +495,89 @@ impl InstanceTask {
         }
     }
 
+    async fn clean_up(&mut self) {
+        if let Some(preparing) = self.preparing.take() {
+            preparing.abort();
+            // What it was doing when it was ended is over before its disks are removed.
+            let _ = preparing.await;
+        }
+        self.detail = None;
+        self.prepared = None;
+        let host = &self.machine.host;
+        if let Err(error) = host.disks.remove_scratch(self.id()).await {
+            tracing::warn!(instance = %self.id(), %error, "cannot remove the scratch disk");
+        }
+        self.machine.leave_network(self.id()).await;
+        if let Err(error) = host.vmm.remove(self.id()).await {
+            tracing::warn!(instance = %self.id(), %error, "cannot remove what is left of a VM");
+        }
+        self.machine.holders.release(self.id());
+    }
+
     fn start_preparing(&mut self) {
-        let (said, detail) = watch::channel(String::new());
+        let (told, detail) = watch::channel(String::new());
         let machine = self.machine.clone();
-        let spec = self.record.spec.clone();
+        let spec = self.spec.clone();
         let secrets = self.secrets.clone();
-        let scratch = self.dir.join(SCRATCH);
-        let scratch_bytes = self.record.spec.scratch_bytes;
-        self.remove_scratch();
         self.detail = Some(detail);
-        self.preparing = Some(AbortOnDrop(tokio::spawn(async move {
-            let say = move |step| {
-                said.send_replace(step);
+        self.preparing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            let progress = move |step| {
+                told.send_replace(step);
             };
-            let prepared = machine
-                .images
-                .prepare(&spec.image, &say)
-                .await
-                .map_err(|error| (error.is_transient(), crate::chain(&error)))?;
-            secrets
-                .get(&machine.server, &spec, &say)
-                .await
-                .map_err(|error| (true, crate::chain(&error)))?;
-            tokio::task::spawn_blocking(move || {
-                root_disk::format_empty(&scratch, scratch_bytes, "scratch").map_err(|error| {
-                    let cause = crate::chain(&error);
-                    (true, format!("cannot make the scratch disk: {cause}"))
-                })?;
-                spec.volumes
-                    .iter()
-                    .try_for_each(|volume| machine.volumes.prepare(volume))
-                    .map_err(|error| (error.is_transient(), crate::chain(&error)))
-            })
-            .await
-            .map_err(|error| (true, error.to_string()))??;
-            Ok(prepared)
+            prepare(&machine, &spec, &secrets, &progress).await
         })));
     }
 
-    /// Boots the VM; a failure says whether trying again may help, and why it failed.
-    async fn boot(&mut self) -> Result<(), (bool, String)> {
-        let retryable = |reason| (true, reason);
+    async fn boot(&mut self) -> HostResult<()> {
+        if let Some(why) = &self.unwritten {
+            return Err(HostError::transient(why.clone()));
+        }
         let Some(prepared) = self.prepared.take() else {
-            return Err(retryable("the root disk was not prepared".to_owned()));
+            return Err(HostError::transient("the root disk was not prepared"));
         };
-        let attempt = self.record.life.restarts() + 1;
-        let line = format!("starting {} (start {attempt})", self.record.spec.image);
-        self.log
-            .begin_boot(self.machine.clock.now(), &line)
-            .map_err(|error| retryable(format!("cannot write the instance's log: {error}")))?;
+        let attempt = self.life.restarts() + 1;
+        let line = format!("starting {} (start {attempt})", self.spec.image);
+        let begun = self.log.begin_boot(self.machine.clock.now(), line).await;
+        begun.map_err(|error| {
+            HostError::transient(format!("cannot write the instance's log: {error}"))
+        })?;
         self.end_acknowledged = false;
-        self.listen().map_err(retryable)?;
-        self.tell_config(&prepared.config).map_err(retryable)?;
-        let spec = &self.record.spec;
-        let volumes = self.machine.volumes.take(spec.id, &spec.volumes);
-        let mut own = vec![self.dir.join(SCRATCH)];
-        own.extend(volumes.map_err(|error| retryable(crate::chain(&error)))?);
-        self.vm = Some(self.machine.boot(spec, prepared.disk, own).await?);
+        self.listen().await?;
+        self.send_config(&prepared.image.config)?;
+        let spec = &self.spec;
+        let acquired = self.machine.holders.acquire(spec.id, &spec.volumes);
+        acquired.map_err(|held| HostError::transient(held.to_string()))?;
+        let nic = self.machine.enter_network(spec).await?;
+        let vm = VmRequest {
+            instance: spec.id,
+            cpu_millis: spec.cpu_millis,
+            memory_bytes: spec.memory_bytes,
+            root: prepared.image.disk,
+            disks: prepared.disks,
+            nic,
+        };
+        self.vm = Some(self.machine.host.vmm.boot(vm).await?);
         Ok(())
     }
 
-    fn listen(&mut self) -> Result<(), String> {
-        let listener = self.machine.listen_for_guest(self.id())?;
+    async fn listen(&mut self) -> HostResult<()> {
+        let listener = self.machine.host.vmm.listen(self.id()).await?;
         let link = GuestLink::serve(listener, self.log.clone(), self.machine.clock);
         let calls = Some(link.calls().clone());
         self.machine.directory.set_calls(self.id(), calls);
         self.link = Some(link);
-        // An agent before us may have asked already; asking again is harmless.
-        if self.record.life.state() == InstanceState::Stopping {
+        // The agent before this one may have asked already; asking again is harmless.
+        if self.life.state() == InstanceState::Stopping {
             self.ask_stop();
         }
         Ok(())
     }
 
-    fn tell_config(&self, image: &ImageConfig) -> Result<(), String> {
-        let spec = &self.record.spec;
+    fn send_config(&self, image: &ImageConfig) -> HostResult<()> {
+        let spec = &self.spec;
         let secrets = self.secrets.known().unwrap_or_default();
         let config = node_core::boot::boot_config(image, spec, &secrets, &self.machine.facts)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| HostError::permanent(error.to_string()))?;
         if let Some(link) = &self.link {
             link.boot(config);
         }
@@ -552,11 +586,11 @@ impl InstanceTask {
 
     fn ask_stop(&self) {
         if let Some(link) = &self.link {
-            link.stop(self.record.spec.stop.timeout_ms);
+            link.stop(self.spec.stop.timeout_ms);
         }
     }
 
-    /// Ends the VM. One whose end was said and written down may first sync its disks.
+    /// Ends the VM. One whose end was reported and written down may first sync its disks.
     async fn kill_vm(&mut self) {
         if let Some(vm) = self.vm.take() {
             if self.end_acknowledged {
@@ -572,48 +606,49 @@ impl InstanceTask {
         }
         if let Some(link) = self.link.take() {
             self.machine.directory.set_calls(self.id(), None);
-            self.log_tail = self.log.log_tail(MAX_LOG_TAIL);
+            self.log_tail = self.log.tail(MAX_LOG_TAIL).await;
             // After the guest's last lines, which came in while it powered off.
             if let Some(line) = self.end_note.take() {
-                self.note(&line);
+                self.note(line).await;
             }
             if link.protocol_violations() > 0 {
                 let count = link.protocol_violations();
-                self.note(&format!("{count} connection(s) broke the boot contract"));
+                self.note(format!("{count} connection(s) broke the boot contract"))
+                    .await;
             }
         }
     }
 
-    /// Says something in the instance's log, where its owner looks.
-    fn note(&self, line: &str) {
-        if let Err(error) = self.log.note(self.machine.clock.now(), line) {
+    /// Adds a line to the instance's log, where its owner looks.
+    async fn note(&self, line: String) {
+        if let Err(error) = self.log.note(self.machine.clock.now(), line).await {
             tracing::warn!(%error, instance = %self.id(), "cannot write an instance's log");
-        }
-    }
-
-    fn remove_scratch(&self) {
-        match std::fs::remove_file(self.dir.join(SCRATCH)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, instance = %self.id(), "cannot remove the scratch disk");
-            }
-            _ => {}
         }
     }
 
     /// Shows the agent what changed.
     fn show(&mut self) {
         let mut report = self
-            .record
             .life
             .report(self.machine.clock.now(), self.log_tail.clone());
         if let Some(detail) = &mut self.detail {
-            let said = detail.borrow_and_update();
-            if !said.is_empty() {
-                report.detail.clone_from(&said);
+            let step = detail.borrow_and_update();
+            if !step.is_empty() {
+                report.detail.clone_from(&step);
             }
         }
+        if let Some(why) = &self.unwritten
+            && matches!(report.state, InstanceState::Stopped | InstanceState::Failed)
+        {
+            report.state = InstanceState::Stopping;
+            report.detail.clone_from(why);
+        }
+        self.publish(report);
+    }
+
+    fn publish(&self, report: InstanceReport) {
         let status = InstanceStatus {
-            stop_asked: self.record.life.stop_asked(),
+            stop_asked: self.life.stop_asked(),
             report,
         };
         let changed = self.status.send_if_modified(|old| {
@@ -633,10 +668,11 @@ enum Wakeup {
     StopAsked,
     Guest(GuestEvent),
     VmEnded(String),
-    Prepared(Result<PreparedImage, (bool, String)>),
+    Prepared(HostResult<Prepared>),
     DetailChanged,
     Due,
     ProbeDue,
+    WriteAgain,
 }
 
 async fn asked(stop: &mut watch::Receiver<bool>) {
@@ -655,20 +691,41 @@ async fn next_guest_event(link: &mut Option<GuestLink>) -> GuestEvent {
     }
 }
 
-async fn ended(vm: Option<&Vm>) -> String {
+async fn ended(vm: Option<&dyn Vm>) -> String {
     match vm {
-        Some(vm) => vm.ended().await.how.to_string(),
+        Some(vm) => vm.ended().await,
         None => pending().await,
     }
 }
 
-async fn prepared(preparing: &mut Option<AbortOnDrop>) -> Result<PreparedImage, (bool, String)> {
+async fn prepared(
+    preparing: &mut Option<AbortOnDropHandle<HostResult<Prepared>>>,
+) -> HostResult<Prepared> {
     match preparing {
-        Some(AbortOnDrop(task)) => task
-            .await
-            .unwrap_or_else(|error| Err((true, format!("the preparation broke: {error}")))),
+        Some(task) => task.await.unwrap_or_else(|error| {
+            Err(HostError::transient(format!(
+                "the preparation broke: {error}"
+            )))
+        }),
         None => pending().await,
     }
+}
+
+/// Fetches the image and the secrets of an instance, and makes its disks.
+async fn prepare(
+    machine: &Machine,
+    spec: &InstanceSpec,
+    secrets: &Secrets,
+    progress: &Progress,
+) -> HostResult<Prepared> {
+    let host = &machine.host;
+    let image = host.images.prepare(&spec.image, progress).await?;
+    secrets.get(&*host.server, spec, progress).await?;
+    let mut disks = vec![host.disks.make_scratch(spec.id, spec.scratch_bytes).await?];
+    for volume in &spec.volumes {
+        disks.push(host.disks.prepare_volume(volume.clone()).await?);
+    }
+    Ok(Prepared { image, disks })
 }
 
 async fn changed(detail: &mut Option<watch::Receiver<String>>) {

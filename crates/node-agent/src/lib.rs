@@ -1,50 +1,62 @@
-//! The node agent: reconciles one machine with what the control plane wants of it.
+//! The node agent: reconciles one machine with the desired state of the control plane.
 //!
-//! Decisions are `cluster`'s: what to start and stop (`node_core::reconcile`), how an instance lives
-//! (`node_core::instance`), what its guest is commands (`node_core::boot`). Here they are performed:
+//! The decisions are `node-core`'s: what to start and stop (`node_core::reconcile`), how an instance
+//! lives (`node_core::instance`), what its guest runs (`node_core::boot`). This crate performs them:
 //!
 //! ```text
-//! agent ── long poll, reports ── server         one per node: takes up desired states
+//! agent ── desired state, reports ── server     one per node
 //!   └ instance_task   one per instance: its life cycle, its events and effects
-//!       ├ images      registry -> blobs -> root disk, shared by digest, within a budget
-//!       ├ machine     tap, rules, VMM, folders
-//!       ├ secrets     fetched to boot with, in memory only
-//!       ├ volumes     disks that outlive instances
 //!       ├ guest_link  vsock: config in, logs and exit out
-//!       │  └ guest_calls  commands, signals, figures of a running guest
+//!       │  └ guest_calls  commands, signals, stats of a running guest
+//!       ├ secrets     fetched to boot with, in memory only
 //!       └ probes      health, over the network or by a command
-//! streams                 what the server asks to be opened: logs, exec, calls
+//!   ═══ host: traits for VMM, network, images, disks, server, files, logs ═══
+//! adapters            the real ones: microvm, node-network, images, volumes, api-client, files
+//! streams             what the server asks to be opened: logs, exec, calls
 //! ```
 //!
-//! The agent may be killed at any moment: everything it needs is on disk or can be seen on the
+//! Nothing above the line touches the machine: crate `simulation` runs it on a simulated one.
+//!
+//! The agent may be killed at any moment: everything it needs is on disk or can be observed on the
 //! machine, and its VMs and their connections go on without it.
 //!
 //! Deliberately absent, until its issue: the overlay to other nodes.
 
-mod agent;
+mod adapters;
+pub mod agent;
 mod backlog;
+mod blocking;
+mod clock;
+#[cfg(any(test, feature = "conformance"))]
+pub mod conformance;
+mod directory;
 mod exec;
 mod framed;
 mod guest_calls;
 mod guest_link;
 mod hardware;
+mod holders;
+pub mod host;
 mod images;
 mod instance_task;
 mod logins;
 mod logs;
 mod machine;
+mod node;
 mod probes;
+mod record;
 mod secrets;
 mod streams;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
-use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
+
+pub use crate::clock::Clock;
+pub use crate::directory::Directory;
 
 /// How a node runs.
 #[derive(Debug, Clone)]
@@ -89,7 +101,7 @@ pub struct DownOptions {
 /// Why a node cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// A folder of its cannot be used.
+    /// One of its folders cannot be used.
     #[error("cannot use the folder {}", path.display())]
     Folder {
         /// The folder.
@@ -109,8 +121,8 @@ pub enum NodeError {
     /// The guest's kernel or initramfs is missing.
     #[error("cannot find what guests boot")]
     Guest(#[source] io::Error),
-    /// The machine cannot be looked at.
-    #[error("cannot see what this machine has")]
+    /// The machine's hardware cannot be read.
+    #[error("cannot read the hardware of this machine")]
     Hardware(#[source] io::Error),
     /// It is no member of a cluster and could not become one.
     #[error(transparent)]
@@ -130,6 +142,9 @@ pub enum NodeError {
     /// The workload network cannot be made or removed.
     #[error("cannot set up the workload network")]
     Network(#[from] node_network::NetworkError),
+    /// What an agent before this one left cannot be taken over.
+    #[error("cannot resume the instances of this node")]
+    Resume(#[source] host::HostError),
     /// Some microVMs could not be ended.
     #[error("cannot end every microVM: {0}")]
     Left(String),
@@ -140,7 +155,7 @@ pub enum NodeError {
 /// # Errors
 /// What kept it from starting. Once it runs, it goes on whatever happens to the server.
 pub async fn run(options: NodeOptions, shutdown: CancellationToken) -> Result<(), NodeError> {
-    agent::run(options, shutdown).await
+    node::run(options, shutdown).await
 }
 
 /// Stops every microVM of this node and removes its network from the machine.
@@ -148,17 +163,5 @@ pub async fn run(options: NodeOptions, shutdown: CancellationToken) -> Result<()
 /// # Errors
 /// What could not be removed.
 pub async fn down(options: &DownOptions) -> Result<(), NodeError> {
-    agent::down(options).await
-}
-
-/// An error with its causes, on one line, for logs and reports.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(next) = cause {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ": {next}");
-        cause = next.source();
-    }
-    text
+    node::down(options).await
 }

@@ -22,7 +22,7 @@ use guest_protocol::{Frame, FrameBuffer, GuestFrame, LogRecord, Stream};
 use model::Timestamp;
 
 use crate::backlog::{Backlog, Follower};
-use crate::guest_link::plain;
+use display::one_line;
 
 /// The current file is moved aside when it is this large, in bytes; two are kept.
 const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
@@ -204,7 +204,7 @@ impl InstanceLog {
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
         records[boot..]
             .iter()
-            .map(|record| plain(&String::from_utf8_lossy(&record.line), MAX_WORDS_BYTES))
+            .map(|record| one_line(&String::from_utf8_lossy(&record.line), MAX_WORDS_BYTES))
             .collect()
     }
 

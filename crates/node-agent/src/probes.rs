@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_calls::GuestCalls;
+use crate::host::{Network, NetworkProbe};
 
 /// Makes one probe.
 ///
@@ -19,22 +20,41 @@ use crate::guest_calls::GuestCalls;
 pub(crate) async fn probe(
     probe: &Probe,
     address: Ipv6Addr,
+    network: &dyn Network,
     guest: Option<&GuestCalls>,
     within: Duration,
 ) -> Result<(), String> {
     let attempt = async {
         match probe {
-            Probe::Tcp { port } => connect(address, *port).await.map(drop),
-            Probe::Http { port, path } => get(address, *port, path).await,
+            Probe::Tcp { port } => {
+                let probe = NetworkProbe::Tcp { port: *port };
+                network.probe(address, probe).await
+            }
+            Probe::Http { port, path } => {
+                let (port, path) = (*port, path.clone());
+                let probe = NetworkProbe::Http { port, path };
+                network.probe(address, probe).await
+            }
             Probe::Command { command } => match guest {
                 Some(guest) => guest.probe(command.clone()).await,
-                None => Err("its guest cannot be asked".to_owned()),
+                None => Err("its guest is not connected".to_owned()),
             },
         }
     };
     tokio::time::timeout(within, attempt)
         .await
         .unwrap_or_else(|_| Err(format!("no answer within {} ms", within.as_millis())))
+}
+
+/// Makes a probe over this machine's network.
+///
+/// # Errors
+/// For people: what the instance did not do.
+pub(crate) async fn over_network(address: Ipv6Addr, probe: &NetworkProbe) -> Result<(), String> {
+    match probe {
+        NetworkProbe::Tcp { port } => connect(address, *port).await.map(drop),
+        NetworkProbe::Http { port, path } => get(address, *port, path).await,
+    }
 }
 
 async fn connect(address: Ipv6Addr, port: u16) -> Result<TcpStream, String> {
@@ -95,18 +115,23 @@ mod tests {
         port
     }
 
+    /// A probe over the loopback, within `millis`.
+    async fn within(millis: u64, probe: NetworkProbe) -> Result<(), String> {
+        let attempt = over_network(Ipv6Addr::LOCALHOST, &probe);
+        tokio::time::timeout(Duration::from_millis(millis), attempt)
+            .await
+            .unwrap_or_else(|_| Err("no answer".to_owned()))
+    }
+
     async fn check(answer: &'static str) -> Result<(), String> {
         let port = server(answer).await;
-        let http = Probe::Http {
-            port,
-            path: "/healthz".to_owned(),
-        };
-        let result = probe(&http, Ipv6Addr::LOCALHOST, None, Duration::from_millis(300)).await;
+        let path = "/healthz".to_owned();
+        let result = within(300, NetworkProbe::Http { port, path }).await;
         result.map_err(|reason| reason.replace(&port.to_string(), "PORT"))
     }
 
     #[tokio::test]
-    async fn http_is_judged_by_its_status() {
+    async fn an_http_probe_passes_by_its_status() {
         assert_eq!(check("HTTP/1.1 204 No Content\r\n\r\n").await, Ok(()));
         assert_eq!(check("HTTP/1.1 302 Found\r\n\r\n").await, Ok(()));
         assert_eq!(
@@ -115,7 +140,7 @@ mod tests {
                 .unwrap_err(),
             "GET /healthz on port PORT answered 503 Service Unavailable"
         );
-        assert_eq!(check("").await.unwrap_err(), "no answer within 300 ms");
+        assert_eq!(check("").await.unwrap_err(), "no answer");
         assert!(
             check("SSH-2.0-x\r\n")
                 .await
@@ -125,19 +150,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tcp_needs_a_listener() {
+    async fn a_tcp_probe_needs_a_listener() {
         let port = server("").await;
-        let within = Duration::from_secs(1);
-        assert_eq!(
-            probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, None, within).await,
-            Ok(())
-        );
+        assert_eq!(within(1000, NetworkProbe::Tcp { port }).await, Ok(()));
         let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        let refused = probe(&Probe::Tcp { port }, Ipv6Addr::LOCALHOST, None, within)
-            .await
-            .unwrap_err();
+        let refused = within(1000, NetworkProbe::Tcp { port }).await.unwrap_err();
         assert!(refused.starts_with("cannot connect to port"), "{refused}");
     }
 }

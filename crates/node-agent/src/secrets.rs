@@ -7,8 +7,9 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
-use api_client::{ApiClient, ClientError};
 use model::instance::{InstanceSpec, SecretBundle};
+
+use crate::host::{HostError, Progress, Server};
 
 /// Pause before the server is asked again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -22,10 +23,10 @@ impl Secrets {
     /// through `say`.
     pub(crate) async fn get(
         &self,
-        server: &ApiClient,
+        server: &dyn Server,
         spec: &InstanceSpec,
-        say: &(dyn Fn(String) + Send + Sync),
-    ) -> Result<Vec<SecretBundle>, ClientError> {
+        say: &Progress,
+    ) -> Result<Vec<SecretBundle>, HostError> {
         if spec.secrets.is_empty() {
             return Ok(Vec::new());
         }
@@ -36,13 +37,13 @@ impl Secrets {
         let names = names.join(", ");
         say(format!("fetching secret bundles: {names}"));
         loop {
-            match server.instance_secrets(spec.id).await {
+            match server.secrets(spec.id).await {
                 Ok(bundles) => {
                     *self.lock() = Some(bundles.clone());
                     return Ok(bundles);
                 }
-                Err(error) if error.is_transient() => {
-                    let cause = crate::chain(&error);
+                Err(error) if error.transient => {
+                    let cause = error.reason;
                     say(format!(
                         "waiting for the server, which has its secret bundles ({names}): {cause}"
                     ));

@@ -1,12 +1,10 @@
 //! Streams that the control plane asks for (logs, commands, calls of instances): the node dials, since
 //! nodes only dial out.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::node::{InstanceStats, SignalAnswer};
+use api::node::{InstanceStats, SignalAnswer, StreamRefused};
 use api::node::{LogLine, LogsWanted, StreamRequest, StreamWanted};
 use api_client::{ApiClient, ClientError};
 use bytes::Bytes;
@@ -16,9 +14,10 @@ use guest_protocol::LogRecord;
 use model::{InstanceId, ProcessName, Timestamp};
 use tokio::task::JoinSet;
 
+use crate::blocking::blocking;
+use crate::directory::{Directory, Entry};
 use crate::exec;
-use crate::guest_calls::GuestCalls;
-use crate::logs::{InstanceLog, Past, begins_boot};
+use crate::logs::{Past, begins_boot};
 
 /// How long one poll for stream requests waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);
@@ -28,67 +27,6 @@ const POLL_PAUSE: Duration = Duration::from_secs(1);
 const MAX_STREAMS: usize = 64;
 /// Lines of the past that one stream sends at most, for each instance.
 const MAX_TAIL_LINES: usize = 10_000;
-
-/// What streams reach of each instance of this node: its log, and while it has a VM, its guest.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Directory(Arc<Mutex<BTreeMap<InstanceId, Entry>>>);
-
-#[derive(Debug, Clone)]
-struct Entry {
-    process: ProcessName,
-    log: Arc<InstanceLog>,
-    calls: Option<GuestCalls>,
-}
-
-impl Directory {
-    /// Makes an instance's log readable.
-    pub(crate) fn add(&self, id: InstanceId, process: ProcessName, log: Arc<InstanceLog>) {
-        let entry = Entry {
-            process,
-            log,
-            calls: None,
-        };
-        self.with(|entries| entries.insert(id, entry));
-    }
-
-    /// The instance has a guest to be called; absent: it has none any more.
-    pub(crate) fn set_calls(&self, id: InstanceId, calls: Option<GuestCalls>) {
-        self.with(|entries| {
-            if let Some(entry) = entries.get_mut(&id) {
-                entry.calls = calls;
-            }
-        });
-    }
-
-    /// The instance is gone.
-    pub(crate) fn remove(&self, id: InstanceId) {
-        self.with(|entries| entries.remove(&id));
-    }
-
-    fn get(&self, id: InstanceId) -> Option<Entry> {
-        self.with(|entries| entries.get(&id).cloned())
-    }
-
-    /// For whoever calls the instance's guest.
-    ///
-    /// # Errors
-    /// There is none; for people.
-    pub(crate) fn calls(&self, id: InstanceId) -> Result<GuestCalls, String> {
-        match self.get(id) {
-            None => Err(format!("instance {id} is not on this node")),
-            Some(Entry { calls: None, .. }) => {
-                Err(format!("instance {id} does not run at the moment"))
-            }
-            Some(Entry {
-                calls: Some(calls), ..
-            }) => Ok(calls),
-        }
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut BTreeMap<InstanceId, Entry>) -> T) -> T {
-        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
 
 /// Asks for stream requests and serves them, until dropped.
 pub(crate) async fn serve(client: ApiClient, directory: Directory) {
@@ -125,10 +63,21 @@ async fn serve_one(
 ) -> Result<(), ClientError> {
     match wanted {
         StreamWanted::Logs(wanted) => {
-            let body = lines(directory, &wanted).map(|line| Ok::<_, Infallible>(to_json(&line)));
+            let lines = lines(directory, &wanted).await;
+            let body = lines.map(|line| Ok::<_, Infallible>(to_json(&line)));
             client.open_stream(&stream, body).await
         }
         StreamWanted::Exec(wanted) => exec::serve(client, &stream, wanted, directory).await,
+        StreamWanted::Unsupported { what } => {
+            let reason = format!("this node does not know what to send for `{what}`");
+            tracing::warn!(
+                reason,
+                "refused a stream; the server is newer than this node"
+            );
+            client
+                .refuse_stream(&stream, &StreamRefused { reason })
+                .await
+        }
         StreamWanted::Stats { instances } => {
             let asked = instances.into_iter().map(|id| figures(directory, id));
             let answers: Vec<InstanceStats> = join_all(asked).await;
@@ -174,7 +123,10 @@ fn to_json(line: &LogLine) -> Bytes {
 }
 
 /// The wanted lines: the past of all instances in the order of time, then, when followed, what comes.
-fn lines(directory: &Directory, wanted: &LogsWanted) -> impl Stream<Item = LogLine> + Send + use<> {
+async fn lines(
+    directory: &Directory,
+    wanted: &LogsWanted,
+) -> impl Stream<Item = LogLine> + Send + use<> {
     let tail = (wanted.tail as usize).min(MAX_TAIL_LINES);
     let mut past = Vec::new();
     let mut coming = stream::SelectAll::new();
@@ -187,7 +139,8 @@ fn lines(directory: &Directory, wanted: &LogsWanted) -> impl Stream<Item = LogLi
             since: wanted.since,
             previous: wanted.previous,
         };
-        let (records, follower) = match log.follow(asked) {
+        let followed = blocking(move || log.follow(asked)).await;
+        let (records, follower) = match followed {
             Ok(both) => both,
             Err(error) => {
                 tracing::warn!(%error, instance = %id, "cannot read an instance's log");
@@ -252,9 +205,12 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use std::sync::Arc;
+
     use guest_protocol::Stream as OutputStream;
 
     use super::*;
+    use crate::logs::InstanceLog;
 
     const LATE: Timestamp = Timestamp(1_000_000);
 
@@ -292,7 +248,7 @@ mod tests {
             follow: true,
             previous: false,
         };
-        let mut stream = Box::pin(lines(&logs, &wanted));
+        let mut stream = Box::pin(lines(&logs, &wanted).await);
         both[1].append(LATE, vec![record(4, "e", 0)]).unwrap();
         let mut texts = Vec::new();
         while texts.len() < 6 {
@@ -306,7 +262,11 @@ mod tests {
             tail: 1,
             ..wanted
         };
-        let texts: Vec<_> = lines(&logs, &ends).map(|line| line.text).collect().await;
+        let texts: Vec<_> = lines(&logs, &ends)
+            .await
+            .map(|line| line.text)
+            .collect()
+            .await;
         assert_eq!(texts, ["d", "e"]);
     }
 }

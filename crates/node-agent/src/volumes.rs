@@ -1,22 +1,18 @@
-//! Volumes of this node: a sparse raw disk each, made once, and who has it.
+//! The disks of this node's volumes: a sparse raw file each, made once.
 //!
 //! A disk is formatted under another name and gets its own when it is complete and synced, so that a
 //! file `<volume>.ext4` is always a whole file system. It goes when a user deletes the volume, and for
 //! nothing else. What guests write is never mounted or read here: the kernel that mounts it next, a
 //! guest's, mends it from its journal (ADR 0003).
 //!
-//! The planner gives a volume to one instance at a time; here it is held to that once more, over
-//! restarts of the agent, too: an instance has its volumes from its record on until nothing of its VM
-//! is left.
+//! Deliberately absent: which instance has a volume ([`crate::holders`]).
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use model::VolumeId;
 use model::instance::AttachedVolume;
-use model::{InstanceId, VolumeId};
 use root_disk::DiskError;
 
 /// Why a volume cannot be used.
@@ -52,16 +48,6 @@ pub(crate) enum VolumeError {
         /// Why it failed.
         source: io::Error,
     },
-    /// Another instance of this node has it.
-    #[error("volume {name} ({id}) still belongs to instance {holder}")]
-    Taken {
-        /// The volume's name.
-        name: String,
-        /// The volume.
-        id: VolumeId,
-        /// Who has it.
-        holder: InstanceId,
-    },
 }
 
 impl VolumeError {
@@ -72,10 +58,9 @@ impl VolumeError {
 }
 
 /// The volumes of this node.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Volumes {
     dir: PathBuf,
-    holders: Mutex<BTreeMap<VolumeId, InstanceId>>,
 }
 
 impl Volumes {
@@ -83,39 +68,37 @@ impl Volumes {
     pub(crate) fn open(data_dir: &Path) -> io::Result<Self> {
         let dir = data_dir.join("volumes");
         std::fs::create_dir_all(&dir)?;
-        Ok(Self {
-            dir,
-            holders: Mutex::default(),
-        })
+        Ok(Self { dir })
     }
 
     fn path(&self, id: VolumeId) -> PathBuf {
         self.dir.join(format!("{id}.ext4"))
     }
 
-    /// Every volume whose disk is here.
-    pub(crate) fn list(&self) -> Vec<VolumeId> {
-        let entries = match std::fs::read_dir(&self.dir) {
-            Ok(entries) => entries,
-            Err(error) => {
-                tracing::warn!(%error, dir = %self.dir.display(), "cannot list the volumes");
-                return Vec::new();
-            }
+    /// Every volume whose disk is here, sorted. Blocks.
+    ///
+    /// # Errors
+    /// The folder cannot be read.
+    pub(crate) fn list(&self) -> Result<Vec<VolumeId>, VolumeError> {
+        let failed = |source| VolumeError::Io {
+            path: self.dir.clone(),
+            source,
         };
-        let mut ids: Vec<VolumeId> = entries
-            .flatten()
-            .filter_map(|entry| {
-                let name = entry.file_name();
-                name.to_str()?.strip_suffix(".ext4")?.parse().ok()
-            })
-            .collect();
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let id = name.to_str().and_then(|name| name.strip_suffix(".ext4"));
+            ids.extend(id.and_then(|id| id.parse::<VolumeId>().ok()));
+        }
         ids.sort_unstable();
-        ids
+        Ok(ids)
     }
 
-    /// Sees to it that the disk is there: makes it, unless it was there before. Blocks for
-    /// milliseconds.
-    pub(crate) fn prepare(&self, volume: &AttachedVolume) -> Result<(), VolumeError> {
+    /// The disk of a volume, made unless it was made before. Blocks for milliseconds.
+    ///
+    /// # Errors
+    /// The disk was made before and is gone, or cannot be made.
+    pub(crate) fn prepare(&self, volume: &AttachedVolume) -> Result<PathBuf, VolumeError> {
         let (id, name) = (volume.id, &volume.name);
         let path = self.path(id);
         let io = |path: &Path, source| VolumeError::Io {
@@ -123,7 +106,7 @@ impl Volumes {
             source,
         };
         if path.try_exists().map_err(|error| io(&path, error))? {
-            return Ok(());
+            return Ok(path);
         }
         if volume.made {
             let name = name.clone();
@@ -138,43 +121,17 @@ impl Volumes {
         })?;
         std::fs::rename(&making, &path).map_err(|error| io(&path, error))?;
         let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
-        synced.map_err(|error| io(&self.dir, error))
+        synced.map_err(|error| io(&self.dir, error))?;
+        Ok(path)
     }
 
-    /// Gives an instance its volumes, all or none: their disks, in its order. Asking again is fine.
-    pub(crate) fn take(
-        &self,
-        instance: InstanceId,
-        volumes: &[AttachedVolume],
-    ) -> Result<Vec<PathBuf>, VolumeError> {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        for volume in volumes {
-            let holder = holders.get(&volume.id).copied();
-            if let Some(holder) = holder.filter(|holder| *holder != instance) {
-                return Err(VolumeError::Taken {
-                    name: volume.name.clone(),
-                    id: volume.id,
-                    holder,
-                });
-            }
-        }
-        holders.extend(volumes.iter().map(|volume| (volume.id, instance)));
-        Ok(volumes.iter().map(|v| self.path(v.id)).collect())
-    }
-
-    /// Takes everything back that an instance has: nothing of its VM is left.
-    pub(crate) fn release(&self, instance: InstanceId) {
-        let mut holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        holders.retain(|_, holder| *holder != instance);
-    }
-
-    /// Removes the disk of a volume that was deleted, for good.
-    pub(crate) fn remove(&self, id: VolumeId) -> io::Result<()> {
-        let holders = self.holders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(holder) = holders.get(&id) {
-            return Err(io::Error::other(format!("instance {holder} has it")));
-        }
-        std::fs::remove_file(self.path(id))
+    /// Removes the disk of a volume that was deleted, for good. Blocks.
+    ///
+    /// # Errors
+    /// The file system refused.
+    pub(crate) fn remove(&self, id: VolumeId) -> Result<(), VolumeError> {
+        let path = self.path(id);
+        std::fs::remove_file(&path).map_err(|source| VolumeError::Io { path, source })
     }
 }
 
@@ -198,40 +155,22 @@ mod tests {
     fn a_disk_is_made_once_and_stays() {
         let dir = tempfile::tempdir().unwrap();
         let volumes = Volumes::open(dir.path()).unwrap();
-        assert_eq!(volumes.list(), []);
+        assert_eq!(volumes.list().unwrap(), []);
         volumes.prepare(&volume(false)).unwrap();
         let path = dir.path().join("volumes/0000da7a.ext4");
         std::fs::write(&path, b"what a guest wrote").unwrap();
         volumes.prepare(&volume(false)).unwrap();
         volumes.prepare(&volume(true)).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"what a guest wrote");
-        assert_eq!(volumes.list(), [VolumeId(0xda7a)]);
+        assert_eq!(volumes.list().unwrap(), [VolumeId(0xda7a)]);
         volumes.remove(VolumeId(0xda7a)).unwrap();
-        assert_eq!(volumes.list(), []);
+        assert_eq!(volumes.list().unwrap(), []);
         let lost = volumes.prepare(&volume(true)).unwrap_err();
         assert!(!lost.is_transient());
         assert!(
             lost.to_string()
                 .contains("platform volumes delete 0000da7a")
         );
-        assert_eq!(volumes.list(), []);
-    }
-
-    #[test]
-    fn one_instance_at_a_time_has_a_volume() {
-        let dir = tempfile::tempdir().unwrap();
-        let volumes = Volumes::open(dir.path()).unwrap();
-        let (one, two) = (InstanceId(1), InstanceId(2));
-        volumes.prepare(&volume(false)).unwrap();
-        let disks = volumes.take(one, &[volume(false)]).unwrap();
-        assert_eq!(disks, [dir.path().join("volumes/0000da7a.ext4")]);
-        volumes.take(one, &[volume(true)]).unwrap();
-        let taken = volumes.take(two, &[volume(true)]).unwrap_err();
-        assert!(taken.is_transient() && taken.to_string().ends_with("instance 00000001"));
-        assert!(volumes.remove(VolumeId(0xda7a)).is_err());
-        volumes.release(two);
-        volumes.take(two, &[volume(true)]).unwrap_err();
-        volumes.release(one);
-        volumes.take(two, &[volume(true)]).unwrap();
+        assert_eq!(volumes.list().unwrap(), []);
     }
 }

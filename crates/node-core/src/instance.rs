@@ -21,7 +21,7 @@
 //! Events come in with the time, a new state and effects come out; the node carries the effects of
 //! one instance out in order, one at a time, and hands in what became of them. What belongs to a
 //! VM that was killed is dropped by the node: after [`Effect::KillVm`] nothing of it comes in any
-//! more. The whole value is written down with each step, so that an agent that was restarted goes
+//! more. The [`Progress`] is written down with each step, so that an agent that was restarted goes
 //! on where it was ([`Event::Adopted`], [`Event::NotFound`]): ready instances stay ready.
 //!
 //! Time is the node's: milliseconds that only grow while the agent runs. There is at most one
@@ -47,6 +47,7 @@ mod states;
 #[cfg(test)]
 mod tests;
 mod transitions;
+mod upgrade;
 
 use api::node::InstanceReport;
 use guest_protocol::BootFailure;
@@ -77,7 +78,7 @@ pub const DRAIN_MS: u64 = 2_000;
 pub const STOP_MARGIN_MS: u64 = 5_000;
 
 /// Times that the node chooses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
     /// The boot watchdog, in milliseconds.
     pub boot_timeout_ms: u64,
@@ -188,40 +189,101 @@ pub struct IllegalEvent {
     pub event: Box<Event>,
 }
 
-/// How far a stop is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Stop {
-    Draining,
-    Asked,
-    Cleaning,
-}
-
-/// Where one instance is in its life, with what is needed to go on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own beside the state"
-)]
-pub struct Lifecycle {
+/// What an instance's spec and its node say about its life. It does not change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Rules {
     id: InstanceId,
     restart: RestartPolicy,
     health: Option<HealthCheck>,
     has_ports: bool,
     stop_timeout_ms: u64,
     timing: Timing,
-    state: InstanceState,
-    stop: Option<Stop>,
-    stop_asked: bool,
-    wake_at: Option<Timestamp>,
-    started_at: Option<Timestamp>,
-    ready: bool,
-    healthy_in_row: u32,
-    unhealthy_in_row: u32,
-    /// What the last probe got instead of a success; absent: it passed, or there was none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    probe_failure: Option<String>,
-    ran_last_time: bool,
+}
+
+/// Where an instance is in its life, with what is needed to go on from there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+enum State {
+    /// Nothing was done yet.
+    Created,
+    /// Its image is fetched and its disks are made.
+    Preparing,
+    /// Its VM boots.
+    Booting {
+        /// When the guest must have said that the app runs.
+        watchdog: Timestamp,
+    },
+    /// The app runs.
+    Running {
+        started_at: Timestamp,
+        readiness: Readiness,
+    },
+    /// It waits for its restart.
+    Backoff {
+        until: Timestamp,
+        /// Whether the app ran before, so that what comes is a restart.
+        ran: bool,
+    },
+    /// It comes to its end.
+    Stopping {
+        /// Whether the stop was asked; else it ended by itself and is not restarted.
+        asked: bool,
+        step: StopStep,
+    },
+    /// Nothing of it runs.
+    Stopped {
+        /// Whether the stop was asked.
+        asked: bool,
+    },
+    /// It is given up.
+    Failed,
+}
+
+/// Whether a running app takes traffic, and what that takes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "readiness", rename_all = "snake_case")]
+enum Readiness {
+    /// There is no health check: ready when it still runs then.
+    Settling { until: Timestamp },
+    /// The health check decides.
+    Probing {
+        /// Probes in a row that passed.
+        passed: u32,
+        /// Probes in a row that failed, after the grace.
+        failed: u32,
+        /// Why the last one failed; absent: it passed, or there was none.
+        reason: Option<String>,
+    },
+    /// Ready.
+    Ready {
+        /// Probes in a row that failed, after the grace.
+        failed: u32,
+    },
+}
+
+/// How far a stop is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "snake_case")]
+enum StopStep {
+    /// Edges learn the new routes.
+    Draining {
+        until: Timestamp,
+        started_at: Timestamp,
+    },
+    /// The app was asked to end.
+    Asked {
+        until: Timestamp,
+        started_at: Timestamp,
+    },
+    /// What is left is removed.
+    Cleaning,
+}
+
+/// How far an instance is: what is written down of its life. The rest follows from its spec.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    state: State,
+    /// Whether the app ever ran.
     ran_once: bool,
     restarts: u32,
     ends_in_row: u32,
@@ -231,26 +293,18 @@ pub struct Lifecycle {
     failure: Option<String>,
 }
 
+/// The life of one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lifecycle {
+    rules: Rules,
+    progress: Progress,
+}
+
 impl Lifecycle {
     /// A life that has not begun.
     pub fn new(spec: &InstanceSpec, timing: Timing) -> Self {
-        Self {
-            id: spec.id,
-            restart: spec.restart.clone(),
-            health: spec.healthcheck.clone(),
-            has_ports: !spec.ports.is_empty(),
-            stop_timeout_ms: spec.stop.timeout_ms,
-            timing,
-            state: InstanceState::Created,
-            stop: None,
-            stop_asked: false,
-            wake_at: None,
-            started_at: None,
-            ready: false,
-            healthy_in_row: 0,
-            unhealthy_in_row: 0,
-            probe_failure: None,
-            ran_last_time: false,
+        let progress = Progress {
+            state: State::Created,
             ran_once: false,
             restarts: 0,
             ends_in_row: 0,
@@ -258,126 +312,193 @@ impl Lifecycle {
             boots_in_row: 0,
             last_exit: None,
             failure: None,
-        }
+        };
+        Self::resume(spec, timing, progress)
+    }
+
+    /// A life that goes on.
+    pub fn resume(spec: &InstanceSpec, timing: Timing, progress: Progress) -> Self {
+        let rules = Rules {
+            id: spec.id,
+            restart: spec.restart.clone(),
+            health: spec.healthcheck.clone(),
+            has_ports: !spec.ports.is_empty(),
+            stop_timeout_ms: spec.stop.timeout_ms,
+            timing,
+        };
+        Self { rules, progress }
+    }
+
+    /// What is written down.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
     }
 
     /// The instance.
     pub fn id(&self) -> InstanceId {
-        self.id
+        self.rules.id
     }
 
     /// Where it is.
     pub fn state(&self) -> InstanceState {
-        self.state
+        match &self.progress.state {
+            State::Created => InstanceState::Created,
+            State::Preparing => InstanceState::Preparing,
+            State::Booting { .. } => InstanceState::Booting,
+            State::Running { .. } => InstanceState::Running,
+            State::Backoff { .. } => InstanceState::Backoff,
+            State::Stopping { .. } => InstanceState::Stopping,
+            State::Stopped { .. } => InstanceState::Stopped,
+            State::Failed => InstanceState::Failed,
+        }
     }
 
     /// Whether it takes traffic.
     pub fn ready(&self) -> bool {
-        self.ready
+        matches!(
+            self.progress.state,
+            State::Running {
+                readiness: Readiness::Ready { .. },
+                ..
+            }
+        )
     }
 
     /// Whether it was asked to stop, and so will not start again.
     pub fn stop_asked(&self) -> bool {
-        self.stop_asked
+        matches!(
+            self.progress.state,
+            State::Stopping { asked: true, .. } | State::Stopped { asked: true }
+        )
     }
 
     /// Times it was started again.
     pub fn restarts(&self) -> u32 {
-        self.restarts
+        self.progress.restarts
+    }
+
+    fn started_at(&self) -> Option<Timestamp> {
+        match self.progress.state {
+            State::Running { started_at, .. }
+            | State::Stopping {
+                step: StopStep::Draining { started_at, .. } | StopStep::Asked { started_at, .. },
+                ..
+            } => Some(started_at),
+            _ => None,
+        }
+    }
+
+    /// The one timer: when it is due, and the event that happens then.
+    fn timer(&self) -> Option<(Timestamp, Event)> {
+        match &self.progress.state {
+            State::Booting { watchdog } => Some((*watchdog, Event::BootTimeout)),
+            State::Running {
+                readiness: Readiness::Settling { until },
+                ..
+            } => Some((*until, Event::Settled)),
+            State::Backoff { until, .. } => Some((*until, Event::BackoffElapsed)),
+            State::Stopping { step, .. } => match step {
+                StopStep::Draining { until, .. } => Some((*until, Event::DrainElapsed)),
+                StopStep::Asked { until, .. } => Some((*until, Event::StopTimeout)),
+                StopStep::Cleaning => None,
+            },
+            State::Created
+            | State::Preparing
+            | State::Running { .. }
+            | State::Stopped { .. }
+            | State::Failed => None,
+        }
     }
 
     /// When to ask [`Lifecycle::due`]; absent: never.
     pub fn wake_at(&self) -> Option<Timestamp> {
-        self.wake_at
+        self.timer().map(|(at, _)| at)
     }
 
     /// The event of the timer, once its time is reached.
     pub fn due(&self, now: Timestamp) -> Option<Event> {
-        if self.wake_at.is_none_or(|at| now < at) {
-            return None;
-        }
-        match (self.state, self.stop) {
-            (InstanceState::Booting, _) => Some(Event::BootTimeout),
-            (InstanceState::Running, _) => Some(Event::Settled),
-            (InstanceState::Backoff, _) => Some(Event::BackoffElapsed),
-            (InstanceState::Stopping, Some(Stop::Draining)) => Some(Event::DrainElapsed),
-            (InstanceState::Stopping, Some(Stop::Asked)) => Some(Event::StopTimeout),
-            (InstanceState::Stopping, Some(Stop::Cleaning) | None)
-            | (
-                InstanceState::Created
-                | InstanceState::Preparing
-                | InstanceState::Stopped
-                | InstanceState::Failed,
-                _,
-            ) => None,
-        }
+        let (at, event) = self.timer()?;
+        (now >= at).then_some(event)
     }
 
     /// Takes one event in; what the node is to do comes out. An illegal event changes nothing.
     pub fn step(&mut self, now: Timestamp, event: Event) -> Result<Vec<Effect>, IllegalEvent> {
-        let effects = match self.state {
-            InstanceState::Created => self.in_created(now, &event),
-            InstanceState::Preparing => self.in_preparing(now, &event),
-            InstanceState::Booting => self.in_booting(now, &event),
-            InstanceState::Running => self.in_running(now, &event),
-            InstanceState::Stopping => self.in_stopping(now, &event),
-            InstanceState::Backoff => self.in_backoff(&event),
-            InstanceState::Stopped | InstanceState::Failed => self.in_end(&event),
+        let effects = match self.progress.state.clone() {
+            State::Created => self.in_created(now, &event),
+            State::Preparing => self.in_preparing(now, &event),
+            State::Booting { .. } => self.in_booting(now, &event),
+            State::Running {
+                started_at,
+                readiness,
+            } => self.in_running(now, &event, started_at, &readiness),
+            State::Stopping { asked, step } => self.in_stopping(now, &event, asked, step),
+            State::Backoff { until, ran } => self.in_backoff(now, &event, until, ran),
+            State::Stopped { .. } | State::Failed => self.in_end(&event),
         };
         effects.ok_or_else(|| IllegalEvent {
-            id: self.id,
-            state: self.state,
+            id: self.rules.id,
+            state: self.state(),
             event: Box::new(event),
         })
     }
 
-    /// What the node says about it. `log_tail` are the lines the app logged before its last end.
+    /// What the node reports about it. `log_tail` are the lines the app logged before its last end.
     pub fn report(&self, now: Timestamp, log_tail: Vec<String>) -> InstanceReport {
         InstanceReport {
-            id: self.id,
-            state: self.state,
-            ready: self.ready,
-            restarts: self.restarts,
+            id: self.rules.id,
+            state: self.state(),
+            ready: self.ready(),
+            restarts: self.progress.restarts,
             detail: self.detail(now),
-            last_exit: self.last_exit.clone(),
-            failure: self.failure.clone(),
+            last_exit: self.progress.last_exit.clone(),
+            failure: self.progress.failure.clone(),
             log_tail,
-            started_at: self.started_at,
+            started_at: self.started_at(),
         }
     }
 
     fn detail(&self, now: Timestamp) -> String {
-        let seconds = self
-            .wake_at
-            .map_or(0, |at| at.millis_since(now).div_ceil(1000));
-        match (self.state, self.stop) {
-            (InstanceState::Backoff, _) => format!("next start in {seconds} s"),
-            (InstanceState::Booting, _) => format!("boot {}", self.boots_in_row + 1),
-            (InstanceState::Running, _) if self.ready => String::new(),
-            (InstanceState::Running, _) => match (&self.health, &self.probe_failure) {
-                (None, _) => "about to be ready".to_owned(),
-                (Some(health), Some(reason)) if self.unhealthy_in_row > 0 => {
-                    let (seen, limit) = (self.unhealthy_in_row, health.unhealthy);
-                    format!(
-                        "health check failed {seen} times in a row, {limit} are too many: {reason}"
-                    )
-                }
-                (Some(_), Some(reason)) => format!("health check not passed yet: {reason}"),
-                (Some(health), None) => {
-                    let (seen, wanted) = (self.healthy_in_row, health.healthy);
-                    format!("health check passed {seen} of {wanted} times")
-                }
+        match &self.progress.state {
+            State::Backoff { until, .. } => {
+                let seconds = until.millis_since(now).div_ceil(1000);
+                format!("next start in {seconds} s")
+            }
+            State::Booting { .. } => format!("boot {}", self.progress.boots_in_row + 1),
+            State::Running { readiness, .. } => self.readiness_detail(readiness),
+            State::Stopping { step, .. } => match step {
+                StopStep::Draining { .. } => "draining".to_owned(),
+                StopStep::Asked { .. } => "asked to stop".to_owned(),
+                StopStep::Cleaning => "cleaning up".to_owned(),
             },
-            (InstanceState::Stopping, Some(Stop::Draining)) => "draining".to_owned(),
-            (InstanceState::Stopping, Some(Stop::Asked)) => "asked to stop".to_owned(),
-            (InstanceState::Stopping, Some(Stop::Cleaning) | None) => "cleaning up".to_owned(),
-            (
-                InstanceState::Created
-                | InstanceState::Preparing
-                | InstanceState::Stopped
-                | InstanceState::Failed,
-                _,
-            ) => String::new(),
+            State::Created | State::Preparing | State::Stopped { .. } | State::Failed => {
+                String::new()
+            }
+        }
+    }
+
+    fn readiness_detail(&self, readiness: &Readiness) -> String {
+        let limits = self.rules.health.as_ref();
+        let (wanted, limit) = limits.map_or((0, 0), |health| (health.healthy, health.unhealthy));
+        match readiness {
+            Readiness::Ready { .. } => String::new(),
+            Readiness::Settling { .. } => "about to be ready".to_owned(),
+            Readiness::Probing {
+                reason: Some(reason),
+                failed: 0,
+                ..
+            } => format!("health check not passed yet: {reason}"),
+            Readiness::Probing {
+                reason: Some(reason),
+                failed,
+                ..
+            } => format!(
+                "health check failed {failed} times in a row, {limit} are too many: {reason}"
+            ),
+            Readiness::Probing {
+                reason: None,
+                passed,
+                ..
+            } => format!("health check passed {passed} of {wanted} times"),
         }
     }
 }

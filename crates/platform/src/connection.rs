@@ -71,7 +71,7 @@ fn users_own() -> Option<PathBuf> {
 /// Which app and env.
 #[derive(Debug, Args)]
 pub(crate) struct EnvArguments {
-    /// The app; else the one that ./platform.toml names
+    /// The app [default: the app in ./platform.toml]
     #[arg(long, value_name = "APP")]
     pub(crate) app: Option<AppName>,
     /// The env of the app [default: prod]

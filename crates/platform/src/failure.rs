@@ -8,6 +8,7 @@ use anstyle::{AnsiColor, Style};
 use api_client::ClientError;
 use control_plane::ServerError;
 use edge_proxy::EdgeError;
+use image_source::SourceError;
 use membership::JoinError;
 use node_agent::NodeError;
 use registry::RegistryError;
@@ -24,11 +25,11 @@ const HINT: Style = AnsiColor::Cyan.on_default();
 pub(crate) enum Failure {
     /// Everything was said already (diagnostics, a diff).
     Said,
-    /// The reader of our output left (`platform logs | head`): nobody is there to be told.
+    /// The reader of our output has closed it (`platform logs | head`): nothing can be printed any more.
     ReaderLeft,
     /// The user's own command ended with this status (`platform exec`), and said why itself.
     Ended(u8),
-    /// To be told.
+    /// A failure that is printed.
     Because {
         /// The failed operation, and its causes.
         error: anyhow::Error,
@@ -75,7 +76,7 @@ impl Failure {
         }
         if let Self::Because { error, hint } = self {
             let mut text = format!("{ERROR}error{ERROR:#}: ");
-            for (depth, message) in chain(error.as_ref()).into_iter().enumerate() {
+            for (depth, message) in messages(error.as_ref()).into_iter().enumerate() {
                 if depth > 0 {
                     text.push_str(&format!("  {FAINT}caused by{FAINT:#}: "));
                 }
@@ -93,28 +94,18 @@ impl Failure {
     }
 }
 
-fn links<'e>(error: &'e (dyn Error + 'static)) -> impl Iterator<Item = &'e (dyn Error + 'static)> {
-    std::iter::successors(Some(error), |error| (*error).source())
-}
-
-/// The messages from the outermost to the innermost, without those that only repeat.
-fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
-    let mut messages: Vec<String> = Vec::new();
-    for link in links(error) {
-        let message = link.to_string();
-        if !messages.last().is_some_and(|last| last.contains(&message)) {
-            messages.push(message);
-        }
-        // It names the innermost cause itself; between are only the library's own words.
-        if link.downcast_ref::<ClientError>().is_some() {
-            break;
-        }
-    }
-    messages
+/// The messages of an error and its causes. A [`ClientError`] names its innermost cause itself: what lies
+/// between are its library's own words.
+fn messages(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut end = false;
+    let causes = display::causes(error).take_while(|cause| {
+        !std::mem::replace(&mut end, cause.downcast_ref::<ClientError>().is_some())
+    });
+    display::messages_of(causes)
 }
 
 fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
-    links(error).find_map(|link| {
+    display::causes(error).find_map(|link| {
         link.downcast_ref::<ClientError>()
             .and_then(ClientError::hint)
             .or_else(|| link.downcast_ref::<EdgeError>().and_then(EdgeError::hint))
@@ -126,6 +117,10 @@ fn hint_of(error: &(dyn Error + 'static)) -> Option<String> {
             .or_else(|| {
                 let error = link.downcast_ref::<RegistryError>();
                 error.and_then(|error| error.problem.hint())
+            })
+            .or_else(|| {
+                let error = link.downcast_ref::<SourceError>();
+                Some(error?.problem.hint()?.to_owned())
             })
     })
 }

@@ -86,18 +86,12 @@ impl Table {
     }
 }
 
-/// A text from elsewhere on one line of a terminal: control characters are shown, not obeyed.
+/// Longest text in a cell or a message line, in bytes.
+const MAX_LINE_BYTES: usize = 4000;
+
+/// A text from elsewhere on one line of a terminal, without control characters.
 pub(crate) fn one_line(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
-        return text.to_owned();
-    }
-    text.chars()
-        .map(|c| match c {
-            '\t' | '\n' => " ".to_owned(),
-            c if c.is_control() => c.escape_default().to_string(),
-            c => c.to_string(),
-        })
-        .collect()
+    display::one_line(text, MAX_LINE_BYTES)
 }
 
 #[cfg(test)]

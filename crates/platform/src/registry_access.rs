@@ -1,22 +1,21 @@
-//! How this program reaches registries: flags that several commands have, and what docker knows of logins.
+//! Access to registries: flags that several commands have, and the credentials of docker.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::PullSecret;
 use clap::Args;
-use registry::{
-    Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions, parse_registry,
-};
+use oci::parse_registry;
+use registry::{Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions};
 
 use crate::failure::Failure;
 
-/// How registries are spoken to.
+/// Flags for access to registries.
 #[derive(Debug, Args)]
 pub(crate) struct RegistryArguments {
-    /// A registry (`host:port`) to which plain HTTP may be spoken; repeatable. Loopback always may
+    /// A registry (`host:port`) to reach over plain HTTP; repeatable. Loopback registries always are
     #[arg(long = "insecure-registry", value_name = "HOST", value_parser = host)]
     insecure: Vec<String>,
-    /// A mirror to ask first for what is known by digest, such as `docker.io=mirror.example.com`;
+    /// A mirror that serves a registry's images by digest, such as `docker.io=mirror.example.com`;
     /// repeatable
     #[arg(long = "registry-mirror", value_name = "REGISTRY=MIRROR", value_parser = mirror)]
     mirrors: Vec<(String, String)>,
@@ -27,7 +26,7 @@ impl RegistryArguments {
         self.insecure.iter().cloned().collect()
     }
 
-    /// By the registry they stand in for, in the order of the flags.
+    /// The mirrors by the registry that they mirror, in the order of the flags.
     pub(crate) fn mirrors(&self) -> BTreeMap<String, Vec<String>> {
         let mut mirrors: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (registry, mirror) in &self.mirrors {
@@ -39,7 +38,7 @@ impl RegistryArguments {
         mirrors
     }
 
-    /// A client with the logins of docker (or podman) of this user.
+    /// A client with the credentials of `docker login` (or `podman login`) of this user.
     pub(crate) fn client(&self) -> Result<Registry, Failure> {
         let credentials = match DockerConfig::find_user()? {
             Some(config) => Credentials::Docker(config),
@@ -65,8 +64,8 @@ fn mirror(text: &str) -> Result<(String, String), String> {
     Ok((host(registry)?, host(mirror)?))
 }
 
-/// What `docker login` (or `podman login`) of this user left for a registry.
-pub(crate) async fn dockers_login(registry: &str) -> Result<PullSecret, Failure> {
+/// The credential of `docker login` (or `podman login`) of this user for a registry.
+pub(crate) async fn docker_login(registry: &str) -> Result<PullSecret, Failure> {
     let found = match DockerConfig::find_user()? {
         Some(config) => config.find(registry).await?,
         None => None,
@@ -74,12 +73,13 @@ pub(crate) async fn dockers_login(registry: &str) -> Result<PullSecret, Failure>
     match found {
         Some(Credential::Basic { user, password }) => Ok(PullSecret::Basic { user, password }),
         Some(Credential::IdentityToken(token)) => Ok(PullSecret::IdentityToken { token }),
-        None => Err(
-            Failure::new(format!("docker is not logged in to {registry} here")).hint(format!(
-                "`docker login {registry}` first; or `platform registries login {registry} \
+        None => Err(Failure::new(format!(
+            "docker is not logged in to {registry} on this machine"
+        ))
+        .hint(format!(
+            "run `docker login {registry}` first, or `platform registries login {registry} \
                  --username USER --password-stdin`"
-            )),
-        ),
+        ))),
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn registries_and_mirrors_are_named_as_in_references() {
+    fn flags_name_registries_and_mirrors_as_references_do() {
         assert_eq!(
             host("https://index.docker.io/v1/"),
             Ok("docker.io".to_owned())

@@ -83,8 +83,8 @@ pub(crate) async fn watch(
     }
 }
 
-/// Why a release is not what serves now: the reason, and what it leaves out of each instance's
-/// failure and last lines.
+/// Why a release does not serve: the reason, and the failures and last log lines of its instances that the reason does
+/// not have.
 pub(crate) fn explain(status: &RolloutStatus) -> String {
     let mut text = if status.reason.is_empty() {
         "no reason was given".to_owned()
@@ -105,12 +105,12 @@ pub(crate) fn explain(status: &RolloutStatus) -> String {
         let Some(report) = &row.report else { continue };
         let words = what_happened(report);
         // Ten instances that fail alike need one explanation.
-        let told = text.contains(&words)
+        let is_said = text.contains(&words)
             && report
                 .log_tail
                 .last()
                 .is_none_or(|last| text.contains(&one_line(last)));
-        if told {
+        if is_said {
             continue;
         }
         text.push_str(&format!(
@@ -155,10 +155,7 @@ fn shown(row: &InstanceRow) -> Shown {
         } else {
             "created"
         };
-        let (state, detail) = (
-            state.to_owned(),
-            "its node has not taken it up yet".to_owned(),
-        );
+        let (state, detail) = (state.to_owned(), "waiting for the node".to_owned());
         return Shown {
             style: BUSY,
             state,
@@ -365,7 +362,7 @@ mod tests {
     fn each_step_of_an_instance_has_its_words() {
         check(
             Value::Null,
-            expect!["web 0000000a on box: created, its node has not taken it up yet"],
+            expect!["web 0000000a on box: created, waiting for the node"],
         );
         check(
             report("preparing", json!({ "detail": "fetching 3 of 5 layers" })),

@@ -1,12 +1,15 @@
 //! Blobs on disk by their digest, shared by all images of a node.
 //!
-//! `<dir>/blobs/sha256/<hex>` holds a blob (manifest, config or layer) that had this digest when it was put there:
-//! it was written to `<dir>/tmp`, hashed on its way, synced, and renamed. So a name never stands
-//! for half a blob, whatever is killed when. Disks rot later, so whoever reads a blob checks it again:
-//! [`BlobCache::read`] hashes manifests and configs, `root-disk` hashes the layers while it unpacks them; what it finds
-//! corrupt, the caller drops by [`BlobCache::remove`] and fetches again.
+//! `<dir>/blobs/sha256/<hex>` is a blob (manifest, config or layer) that had this digest when it was written:
+//! it was written to `<dir>/tmp`, hashed on the way, synced, and renamed. A crash at any moment leaves no partial
+//! blob under a digest. Disks rot, so each reader checks a blob again: [`BlobCache::read`] hashes manifests and
+//! configs, `root-disk` hashes the layers while it unpacks them, and [`BlobCache::verify`] removes a layer that is
+//! damaged, so that it is fetched again.
 //!
-//! Temporary files are locked by whoever writes them; the ones that no one holds are removed when the cache is opened.
+//! The cache has no index and no record: a blob's name is its digest, and its modification time is its last use. A
+//! program of any version can read the directory.
+//!
+//! The writer of a temporary file locks it. Temporary files without a lock are removed when the cache is opened.
 //! Several processes may share a directory.
 
 use std::collections::BTreeMap;
@@ -17,6 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::SystemTime;
 
 use model::Digest;
+use oci::digest_of;
 use sha2::{Digest as _, Sha256};
 
 /// Read at once when a blob is hashed, in bytes.
@@ -32,11 +36,11 @@ pub struct BlobCache {
 struct Inner {
     blobs: PathBuf,
     temporary: PathBuf,
-    /// Who fetches which blob; an entry lives as long as someone fetches or waits.
+    /// The blobs that are being fetched; an entry lives as long as a task fetches or waits.
     in_flight: Mutex<BTreeMap<Digest, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-/// A blob that is in the cache.
+/// A blob of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedBlob {
     /// Its file.
@@ -45,26 +49,26 @@ pub struct CachedBlob {
     pub size: u64,
 }
 
-/// A blob of the cache, for those who decide what goes.
+/// A blob of the cache, with what eviction needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedBlob {
-    /// Its digest. It was not checked.
+    /// Its digest, by its name; the bytes are not checked.
     pub digest: Digest,
     /// Its length, in bytes.
     pub size: u64,
-    /// When it was last looked up or put there.
+    /// Time of its last lookup, or when it was written.
     pub last_used: SystemTime,
 }
 
-/// The cache could not do something.
+/// An operation of the cache failed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {operation} {}", path.display())]
 pub struct CacheError {
-    /// What was tried.
+    /// The operation.
     pub operation: &'static str,
-    /// On which file or directory.
+    /// The file or directory.
     pub path: PathBuf,
-    /// Why not; a full disk is [`io::ErrorKind::StorageFull`].
+    /// The cause; a full disk is [`io::ErrorKind::StorageFull`].
     #[source]
     pub source: io::Error,
 }
@@ -81,7 +85,7 @@ fn failed<'a>(
 }
 
 impl BlobCache {
-    /// Opens the cache in `dir`, makes it where it is not there, and removes what was left half done.
+    /// Opens the cache in `dir`, creates it if it does not exist, and removes temporary files that no process writes.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, CacheError> {
         let dir = dir.as_ref();
         let inner = Inner {
@@ -105,8 +109,7 @@ impl BlobCache {
         self.inner.blobs.join(digest.hex())
     }
 
-    /// The blob, if it is there. It had this digest when it was put there; see the module's text for who
-    /// checks it again.
+    /// The blob, if it is cached. It had this digest when it was written; its reader checks it again (module doc).
     pub fn lookup(&self, digest: &Digest) -> Result<Option<CachedBlob>, CacheError> {
         let path = self.path(digest);
         match fs::metadata(&path) {
@@ -122,8 +125,8 @@ impl BlobCache {
         }
     }
 
-    /// The bytes of a small blob, hashed again. One that rotted, or is over `limit` bytes, is removed and
-    /// counts as not there.
+    /// The bytes of a small blob, hashed again. A blob that is damaged, or over `limit` bytes, is removed and
+    /// counts as not cached.
     pub fn read(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
         let path = self.path(digest);
         let file = match File::open(&path) {
@@ -139,13 +142,13 @@ impl BlobCache {
             touch(&path);
             return Ok(Some(bytes));
         }
-        tracing::warn!(%digest, "a cached blob is corrupt; it is dropped");
+        tracing::warn!(%digest, "a cached blob is damaged; it is removed");
         self.remove(digest)?;
         Ok(None)
     }
 
-    /// Hashes a blob of any size. One that rotted is removed. False: it is not there (any more).
-    /// Blocks for as long as reading takes.
+    /// Hashes a blob of any size, and removes it if it is damaged. Returns whether the cache has the blob. Blocks
+    /// while it reads the whole blob.
     pub fn verify(&self, digest: &Digest) -> Result<bool, CacheError> {
         let path = self.path(digest);
         let mut file = match File::open(&path) {
@@ -164,12 +167,12 @@ impl BlobCache {
         if Digest::from_sha256(&hasher.finalize().into()) == *digest {
             return Ok(true);
         }
-        tracing::warn!(%digest, "a cached blob is corrupt; it is dropped");
+        tracing::warn!(%digest, "a cached blob is damaged; it is removed");
         self.remove(digest)?;
         Ok(false)
     }
 
-    /// Every blob, in the order of digests; not checked.
+    /// All blobs, in the order of digests; not checked.
     pub fn list(&self) -> Result<Vec<ListedBlob>, CacheError> {
         let dir = &self.inner.blobs;
         let mut blobs = Vec::new();
@@ -179,7 +182,7 @@ impl BlobCache {
                 .file_name()
                 .to_str()
                 .map(|hex| format!("sha256:{hex}").parse());
-            // A blob that is removed meanwhile is not an error.
+            // A concurrent removal is no error.
             if let (Some(Ok(digest)), Ok(metadata)) = (digest, entry.metadata()) {
                 blobs.push(ListedBlob {
                     digest,
@@ -192,7 +195,7 @@ impl BlobCache {
         Ok(blobs)
     }
 
-    /// Forgets a blob; one that is not there is no error. Readers that have it open go on.
+    /// Removes a blob, if it is cached. A process that has it open can still read it.
     pub fn remove(&self, digest: &Digest) -> Result<(), CacheError> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
@@ -203,8 +206,7 @@ impl BlobCache {
         }
     }
 
-    /// Waits until no one else in this process fetches the blob. Whoever gets the guard looks it up
-    /// again first.
+    /// Waits until no other task of this process fetches the blob. The caller looks it up again first.
     pub(crate) async fn claim(&self, digest: &Digest) -> tokio::sync::OwnedMutexGuard<()> {
         let lock = {
             let mut in_flight = self
@@ -223,7 +225,7 @@ impl BlobCache {
         lock.lock_owned().await
     }
 
-    /// Begins a blob; it is in the cache only after [`BlobWriter::commit`].
+    /// Begins to write a blob; [`BlobWriter::commit`] puts it into the cache.
     pub(crate) fn begin(&self) -> Result<BlobWriter, CacheError> {
         let dir = &self.inner.temporary;
         let file = tempfile::Builder::new()
@@ -239,7 +241,7 @@ impl BlobCache {
         })
     }
 
-    /// Puts a small blob whose digest the caller knows to be right.
+    /// Caches a small blob. The caller has checked that the bytes have this digest.
     pub(crate) async fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let (cache, digest, bytes) = (self.clone(), digest.clone(), bytes.to_vec());
         let path = cache.path(&digest);
@@ -255,7 +257,7 @@ impl BlobCache {
     }
 }
 
-/// A blob on its way into the cache. Dropped before [`BlobWriter::commit`], it leaves nothing.
+/// A blob that is being written. Dropped before [`BlobWriter::commit`], it leaves nothing.
 pub(crate) struct BlobWriter {
     file: tempfile::NamedTempFile,
     hasher: Sha256,
@@ -272,7 +274,7 @@ impl BlobWriter {
             .map_err(failed("write", self.file.path()))
     }
 
-    /// The digest of what was written so far.
+    /// The digest of the bytes written so far.
     pub(crate) fn digest(&self) -> Digest {
         Digest::from_sha256(&self.hasher.clone().finalize().into())
     }
@@ -298,7 +300,7 @@ impl BlobWriter {
     }
 }
 
-/// Notes a use, for who decides what goes. If it cannot be noted, the blob seems unused.
+/// Sets the time of the last use. If that fails, the blob looks less used than it is and is evicted earlier.
 fn touch(path: &Path) {
     let _ = File::options()
         .append(true)
@@ -306,12 +308,7 @@ fn touch(path: &Path) {
         .and_then(|file| file.set_modified(SystemTime::now()));
 }
 
-/// The digest of these bytes.
-pub(crate) fn digest_of(bytes: &[u8]) -> Digest {
-    Digest::from_sha256(&Sha256::digest(bytes).into())
-}
-
-/// Removes a temporary file that no living process writes. What cannot be judged is left.
+/// Removes a temporary file that no process writes. A file whose lock cannot be read is left.
 fn remove_unlocked(path: &Path) {
     let Ok(file) = File::open(path) else { return };
     match file.try_lock() {
@@ -326,14 +323,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_a_blob_is_never_seen_and_is_cleaned_up() {
+    fn a_partial_blob_is_never_visible_and_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let cache = BlobCache::open(dir.path()).unwrap();
         fs::write(dir.path().join("tmp/blob-left-by-a-crash"), b"half").unwrap();
         let mut writer = cache.begin().unwrap();
         writer.write(b"whole").unwrap();
 
-        // Another process opens the cache meanwhile: the orphan goes, the living file stays.
+        // Another process opens the cache: the orphan is removed, the locked file stays.
         BlobCache::open(dir.path()).unwrap();
         let left = fs::read_dir(dir.path().join("tmp")).unwrap().count();
         assert_eq!(left, 1);
@@ -356,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn rot_is_noticed_and_dropped() {
+    async fn a_damaged_blob_is_noticed_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let cache = BlobCache::open(dir.path()).unwrap();
         let digest = digest_of(b"manifest");

@@ -1,8 +1,8 @@
-//! Where user names and passwords for registries come from.
+//! User names and passwords for registries.
 //!
-//! The CLI reads what `docker login` (or `podman login`) left: its `config.json`, and the credential
-//! helpers named there. A server asks its store and a node asks its server, each at the moment a registry
-//! wants a credential ([`CredentialSource`]).
+//! The CLI reads the `config.json` of `docker login` (or `podman login`) and asks the credential helpers that it
+//! names. The server asks its store and a node asks its server, each when a registry requires a
+//! credential ([`CredentialSource`]).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,16 +17,18 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use crate::printable::printable;
+
 /// Longest wait for a credential helper.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Largest answer of a credential helper, in bytes.
 const MAX_HELPER_ANSWER_BYTES: u64 = 64 << 10;
 /// Largest `config.json`, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// What docker calls its own registry in `config.json`.
+/// The key of docker's own registry in `config.json`.
 const DOCKER_IO_KEY: &str = "https://index.docker.io/v1/";
 
-/// What to show to one registry.
+/// A credential for one registry.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Credential {
     /// A user's name and password, or an access token in its place.
@@ -36,7 +38,7 @@ pub enum Credential {
         /// Password.
         password: String,
     },
-    /// An `OAuth2` refresh token, which only a token service takes.
+    /// An `OAuth2` refresh token, which only a token service accepts.
     IdentityToken(String),
 }
 
@@ -49,26 +51,26 @@ impl fmt::Debug for Credential {
     }
 }
 
-/// Where to look for a credential.
+/// Where credentials are looked up.
 #[derive(Debug, Clone, Default)]
 pub enum Credentials {
     /// Nowhere.
     #[default]
     Anonymous,
-    /// Here, by registry (`ghcr.io`, `localhost:5000`).
+    /// In this table, by registry (`ghcr.io`, `localhost:5000`).
     Fixed(BTreeMap<String, Credential>),
-    /// Where docker keeps them.
+    /// In docker's configuration.
     Docker(DockerConfig),
-    /// With whoever this is.
+    /// From this source.
     Source(Arc<dyn CredentialSource>),
 }
 
-/// Someone who knows credentials, asked when a registry wants one.
+/// A source of credentials, asked when a registry requires one.
 pub trait CredentialSource: fmt::Debug + Send + Sync {
     /// The credential for this registry, if there is one.
     ///
     /// # Errors
-    /// It cannot be found out; [`CredentialsError::Source`] where that may pass.
+    /// The lookup fails; [`CredentialsError::Source`] where another attempt may succeed.
     fn find<'a>(
         &'a self,
         registry: &'a str,
@@ -93,37 +95,37 @@ impl Credentials {
 /// Credentials could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialsError {
-    /// The file is there and cannot be read.
+    /// The file exists and cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The file is not what docker writes.
+    /// The file does not have docker's format.
     #[error("{} is not a docker config: {reason}", path.display())]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// What is wrong; never the content.
+        /// The defect; never the content.
         reason: String,
     },
-    /// Who knows could not be asked.
-    #[error("who knows them could not be asked")]
+    /// The [`CredentialSource`] failed.
+    #[error("the credentials could not be looked up")]
     Source(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The helper program failed.
     #[error("credential helper `docker-credential-{helper}` failed: {reason}")]
     Helper {
         /// Its name in the config.
         helper: String,
-        /// What it said, or what happened to it.
+        /// Its message, or how it failed.
         reason: String,
     },
 }
 
-/// A docker `config.json`, as far as it is about registries.
+/// The credentials in a docker `config.json`.
 #[derive(Debug, Clone, Default)]
 pub struct DockerConfig {
     path: PathBuf,
@@ -159,8 +161,8 @@ struct HelperAnswer {
 }
 
 impl DockerConfig {
-    /// The user's own: `$DOCKER_CONFIG/config.json`, else `$REGISTRY_AUTH_FILE`, else
-    /// `~/.docker/config.json`, else `$XDG_RUNTIME_DIR/containers/auth.json`; the first that is there.
+    /// The user's own configuration: the first that exists of `$DOCKER_CONFIG/config.json`, `$REGISTRY_AUTH_FILE`,
+    /// `~/.docker/config.json` and `$XDG_RUNTIME_DIR/containers/auth.json`.
     pub fn find_user() -> Result<Option<Self>, CredentialsError> {
         let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let candidates = [
@@ -189,7 +191,7 @@ impl DockerConfig {
             path: path.to_owned(),
             reason,
         };
-        // serde_json's text may quote a value, that is a secret; its place is enough.
+        // serde_json's message may quote a value, which is a secret; its position is enough.
         let raw: RawConfig = serde_json::from_slice(&text)
             .map_err(|e| malformed(format!("line {}, column {}", e.line(), e.column())))?;
         let mut auths = BTreeMap::new();
@@ -216,12 +218,12 @@ impl DockerConfig {
         })
     }
 
-    /// The file it came from.
+    /// The file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The credential for this registry. In docker's order: the registry's helper, the store, the file itself.
+    /// The credential for this registry: as in docker, from the registry's helper, else the store, else the file.
     pub async fn find(&self, registry: &str) -> Result<Option<Credential>, CredentialsError> {
         if let Some(helper) = self.helpers.get(registry).or(self.store.as_ref()) {
             let key = if registry == "docker.io" {
@@ -238,7 +240,7 @@ impl DockerConfig {
 }
 
 /// `https://index.docker.io/v1/` -> `docker.io`, `ghcr.io` -> `ghcr.io`. Entries of podman for a part
-/// of a registry (`quay.io/team`) are left out: they must not be shown to all of it.
+/// of a registry (`quay.io/team`) are left out: they must not be sent to the whole registry.
 fn registry_of_key(key: &str) -> Option<String> {
     let rest = key
         .strip_prefix("https://")
@@ -293,14 +295,14 @@ async fn ask_helper(helper: &str, key: &str) -> Result<Option<Credential>, Crede
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
     if !name_ok {
-        return Err(failed("its name is not one of a program".to_owned()));
+        return Err(failed("its name is not the name of a program".to_owned()));
     }
     ask_program(&format!("docker-credential-{helper}"), key)
         .await
         .map_err(failed)
 }
 
-/// What a helper program answers to `get`; or why it cannot be used.
+/// The answer of a helper program to `get`; or why it cannot be used.
 async fn ask_program(program: &str, key: &str) -> Result<Option<Credential>, String> {
     let ask = async {
         let mut child = tokio::process::Command::new(program)
@@ -328,7 +330,7 @@ async fn ask_program(program: &str, key: &str) -> Result<Option<Credential>, Str
         .map_err(|_| format!("no answer in {} s", HELPER_TIMEOUT.as_secs()))?
         .map_err(|error| error.to_string())?;
     if !status.success() {
-        let text = crate::document::printable(&String::from_utf8_lossy(&answer));
+        let text = printable(&String::from_utf8_lossy(&answer));
         if text.contains("credentials not found") {
             return Ok(None);
         }
@@ -351,7 +353,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_docker_login_left_is_found() {
+    async fn credentials_of_docker_login_are_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         let text = r#"{"auths": {
@@ -378,10 +380,10 @@ mod tests {
         assert_eq!(find("empty.example").await, None);
     }
 
-    /// A program that stands for docker's helpers, as their protocol has it: the registry on
-    /// standard input, an answer on standard output.
+    /// The script follows the protocol of docker's helpers: the registry on standard input, the answer on standard
+    /// output.
     #[tokio::test]
-    async fn a_helper_program_is_asked_as_docker_asks_it() {
+    async fn a_credential_helper_is_asked_as_docker_asks_it() {
         let dir = tempfile::tempdir().unwrap();
         let ask = async |script: &str| {
             let program = dir.path().join("docker-credential-test");
@@ -416,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_config_is_refused_without_showing_its_secrets() {
+    fn a_malformed_config_is_refused_without_its_secrets_in_the_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         for text in [

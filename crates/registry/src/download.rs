@@ -1,31 +1,32 @@
-//! One blob from a registry into the cache: streamed, hashed on its way, resumed where it was cut off.
+//! One blob from a registry into the cache: streamed, hashed on the way, resumed where it was cut off.
 //!
-//! The network side runs here; hashing and writing run in a blocking thread of their own behind a
-//! short queue, so both overlap. Nothing is in the cache before the digest and the size matched.
+//! The network side runs here; hashing and writing run in a blocking thread behind a short queue, so that both
+//! overlap. A blob enters the cache only when its digest and size are right.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use model::Digest;
+use oci::{Descriptor, ImageError};
 use reqwest::StatusCode;
 use reqwest::header::CONTENT_RANGE;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::cache::{BlobCache, CachedBlob};
-use crate::document::Descriptor;
 use crate::error::Problem;
+use crate::http::{Failure, Repository};
 use crate::limits::PIECES_IN_FLIGHT;
-use crate::transport::{Asked, Failure, Place, Transport, asks_on};
+use crate::transport::{Endpoint, Transport, asks_on};
 
-/// Told how many bytes of the blob are there.
+/// Called with the number of bytes of the blob that arrived.
 pub(crate) type OnBytes<'a> = dyn Fn(u64) + Send + Sync + 'a;
 
-/// The blob, from the cache or else from the registry. Two callers that want the same one share the work.
+/// The blob, from the cache or else from the registry. Concurrent callers share one download.
 pub(crate) async fn blob(
     transport: &Arc<Transport>,
-    place: &Place,
+    repository: &Repository,
     wanted: &Descriptor,
     cache: &BlobCache,
     on_bytes: &OnBytes<'_>,
@@ -36,58 +37,65 @@ pub(crate) async fn blob(
             on_bytes(wanted.size);
             return Ok(found);
         }
-        tracing::warn!(digest = %wanted.digest, "a cached blob has the wrong size; it is dropped");
+        tracing::warn!(digest = %wanted.digest, "a cached blob has the wrong size; it is removed");
         cache.remove(&wanted.digest)?;
     }
-    for mirror in transport.mirrors(place) {
-        match passes(transport, &mirror, wanted, cache, on_bytes).await {
+    for mirror in transport.mirrors(repository) {
+        match from_endpoint(transport, &mirror, wanted, cache, on_bytes).await {
             Err(problem) if asks_on(&mirror, &problem) => {}
             result => return result,
         }
     }
-    passes(transport, &transport.itself(place), wanted, cache, on_bytes).await
+    let registry = transport.registry(repository);
+    from_endpoint(transport, &registry, wanted, cache, on_bytes).await
 }
 
-/// From one place: in one try, or two where the pieces of the first do not fit.
-async fn passes(
+/// Downloads from one endpoint, and once more where the resumed pieces of the first download do not fit.
+async fn from_endpoint(
     transport: &Arc<Transport>,
-    Asked { place, attempts }: &Asked,
+    Endpoint {
+        repository,
+        attempts,
+    }: &Endpoint,
     wanted: &Descriptor,
     cache: &BlobCache,
     on_bytes: &OnBytes<'_>,
 ) -> Result<CachedBlob, Problem> {
-    let (result, resumed) = pass(transport, place, wanted, cache, on_bytes, *attempts).await;
+    let (result, resumed) =
+        download(transport, repository, wanted, cache, on_bytes, *attempts).await;
     match result {
-        // Perhaps the pieces do not belong together: the second half came from another server.
-        Err(Problem::WrongDigest { .. }) if resumed => {
-            pass(transport, place, wanted, cache, on_bytes, 1).await.0
+        // The pieces may not belong together: the second half came from another server.
+        Err(Problem::Image(ImageError::WrongDigest { .. })) if resumed => {
+            let again = download(transport, repository, wanted, cache, on_bytes, 1);
+            again.await.0
         }
         other => other,
     }
 }
 
-/// One try from the first byte, in several attempts that each go on where the last one ended.
-/// Says also whether there was more than one.
-async fn pass(
+/// Downloads a blob from its first byte on, in attempts that each resume where the last one ended. The result also
+/// says whether there was more than one attempt.
+async fn download(
     transport: &Arc<Transport>,
-    place: &Place,
+    repository: &Repository,
     wanted: &Descriptor,
     cache: &BlobCache,
     on_bytes: &OnBytes<'_>,
     attempts: u32,
 ) -> (Result<CachedBlob, Problem>, bool) {
     let mut made = 0;
-    let limits = &transport.limits;
+    let limits = transport.limits();
     let longest = limits.blob_grace
         + Duration::from_secs(wanted.size / limits.slowest_bytes_per_second.max(1));
     let work = async {
-        let mut sink = Sink::start(cache, wanted.clone(), place.registry.clone())?;
+        let mut sink = Sink::start(cache, wanted.clone(), repository.registry.clone())?;
         loop {
-            let attempt = attempt(transport, place, wanted, &mut sink, on_bytes).await;
+            let attempt = attempt(transport, repository, wanted, &mut sink, on_bytes).await;
             let Err(failure) = attempt else { break };
             made += 1;
             transport
-                .pause(&place.registry, made, attempts, failure)
+                .http
+                .pause(&repository.registry, made, attempts, failure)
                 .await?;
         }
         sink.finish().await
@@ -95,7 +103,7 @@ async fn pass(
     let result = match tokio::time::timeout(longest, work).await {
         Ok(result) => result,
         Err(_) => Err(Problem::Unreachable {
-            host: place.registry.clone(),
+            host: repository.registry.clone(),
             attempts: made + 1,
             source: format!(
                 "{} of {} bytes took longer than {} s",
@@ -109,41 +117,41 @@ async fn pass(
     (result, made > 0)
 }
 
-/// One request: from what is there already to the end of the blob.
+/// One request, from the first byte that is missing to the end of the blob.
 async fn attempt(
     transport: &Transport,
-    place: &Place,
+    repository: &Repository,
     wanted: &Descriptor,
     sink: &mut Sink,
     on_bytes: &OnBytes<'_>,
 ) -> Result<(), Failure> {
-    let host = &place.registry;
+    let origin = &repository.registry;
     let offset = sink.received;
     if offset == wanted.size {
         return Ok(());
     }
     let path = format!("blobs/{}", wanted.digest);
-    let mut response = transport.get(place, &path, "*/*", offset).await?;
+    let mut response = transport.get(repository, &path, "*/*", offset).await?;
     let starts_at = if response.status() == StatusCode::PARTIAL_CONTENT {
         let range = response.headers().get(CONTENT_RANGE);
         let start = range.and_then(|value| range_start(value.to_str().ok()?));
         if start != Some(offset) {
-            return Err(Failure::passing(
-                "it answers with another range than was asked for",
+            return Err(Failure::transient(
+                "it answers with another range than the requested one",
             ));
         }
         offset
     } else {
-        // The range was ignored, which a server may do: what we have is skipped.
+        // A server may ignore the range: the bytes that arrived already are skipped.
         0
     };
     let wrong_size = |actual: u64| {
-        Failure::Final(Problem::WrongSize {
-            host: host.clone(),
+        Failure::Permanent(Problem::Image(ImageError::WrongSize {
+            origin: origin.clone(),
             digest: wanted.digest.clone(),
             expected: wanted.size,
             actual,
-        })
+        }))
     };
     if let Some(length) = response.content_length() {
         let end = starts_at.saturating_add(length);
@@ -152,7 +160,7 @@ async fn attempt(
         }
     }
     let mut position = starts_at;
-    while let Some(piece) = transport.piece(&mut response).await? {
+    while let Some(piece) = transport.http.piece(&mut response).await? {
         let skip = usize::try_from(sink.received - position).unwrap_or(usize::MAX);
         position += piece.len() as u64;
         if position > wanted.size {
@@ -164,7 +172,7 @@ async fn attempt(
         }
     }
     if sink.received < wanted.size {
-        return Err(Failure::passing(format!(
+        return Err(Failure::transient(format!(
             "cut off after {} of {} bytes",
             sink.received, wanted.size
         )));
@@ -185,11 +193,11 @@ fn range_start(value: &str) -> Option<u64> {
 
 enum Piece {
     Data(Bytes),
-    /// Everything was sent. A queue that ends without it was given up.
+    /// The blob is complete. A queue that ends without this message was abandoned.
     End,
 }
 
-/// The thread that hashes and writes.
+/// The thread that hashes and writes a blob.
 struct Sink {
     queue: mpsc::Sender<Piece>,
     thread: JoinHandle<Result<Option<CachedBlob>, Problem>>,
@@ -197,7 +205,7 @@ struct Sink {
 }
 
 impl Sink {
-    fn start(cache: &BlobCache, wanted: Descriptor, host: String) -> Result<Self, Problem> {
+    fn start(cache: &BlobCache, wanted: Descriptor, origin: String) -> Result<Self, Problem> {
         let mut writer = cache.begin()?;
         let (queue, mut pieces) = mpsc::channel(PIECES_IN_FLIGHT);
         let thread = tokio::task::spawn_blocking(move || {
@@ -210,11 +218,12 @@ impl Sink {
             }
             let actual: Digest = writer.digest();
             if actual != wanted.digest {
-                return Err(Problem::WrongDigest {
-                    host,
+                return Err(ImageError::WrongDigest {
+                    origin,
                     digest: wanted.digest,
                     actual,
-                });
+                }
+                .into());
             }
             Ok(Some(writer.commit(&wanted.digest)?))
         });
@@ -228,8 +237,8 @@ impl Sink {
     async fn write(&mut self, bytes: Bytes) -> Result<(), Failure> {
         let length = bytes.len() as u64;
         if self.queue.send(Piece::Data(bytes)).await.is_err() {
-            // The thread ended by itself: the disk is full, say. It knows why.
-            return Err(Failure::Final(self.reason().await));
+            // The thread ended early, for example because the disk is full.
+            return Err(Failure::Permanent(self.problem().await));
         }
         self.received += length;
         Ok(())
@@ -240,22 +249,15 @@ impl Sink {
         match (&mut self.thread).await {
             Ok(Ok(Some(blob))) if sent.is_ok() => Ok(blob),
             Ok(Err(problem)) => Err(problem),
-            _ => Err(given_up()),
+            // The runtime shuts down and no longer runs blocking threads.
+            _ => Err(Problem::ShuttingDown),
         }
     }
 
-    async fn reason(&mut self) -> Problem {
+    async fn problem(&mut self) -> Problem {
         match (&mut self.thread).await {
             Ok(Err(problem)) => problem,
-            _ => given_up(),
+            _ => Problem::ShuttingDown,
         }
-    }
-}
-
-/// The runtime shuts down; blocking threads are no longer served.
-fn given_up() -> Problem {
-    Problem::Malformed {
-        document: "download",
-        reason: "it was given up because the program ends".to_owned(),
     }
 }

@@ -22,7 +22,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use root_disk::{Compression, Layer, Limits, build};
+use ::oci::{Compression, LayerFile};
+use root_disk::{Limits, build};
 
 const RUNS: usize = 5;
 /// The most memory that a build may have resident, in MiB.
@@ -117,7 +118,7 @@ fn sync_file(path: &Path) {
     File::open(path).unwrap().sync_all().unwrap();
 }
 
-fn unpack(layer: &Layer, to: &Path) {
+fn unpack(layer: &LayerFile, to: &Path) {
     let mut igzip = Command::new("igzip")
         .arg("-dc")
         .arg(&layer.path)
@@ -145,7 +146,7 @@ fn unpack_and_format(image: &str, dir: &Path) {
     sync_file(&disk);
 }
 
-fn erofs(layers: &[Layer], dir: &Path) -> Option<f64> {
+fn erofs(layers: &[LayerFile], dir: &Path) -> Option<f64> {
     let help = Command::new("mkfs.erofs").arg("--help").output().ok()?;
     let help = [help.stdout, help.stderr].concat();
     let knows = String::from_utf8_lossy(&help).contains("--tar");

@@ -1,40 +1,40 @@
-//! From layers to a disk.
+//! Merges layers into a disk.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use model::Digest;
+use oci::LayerFile;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::DiskError;
 use crate::ext4::{self, BLOCK, BlockWriter, DATA_START, Identity, MAX_DISK_BLOCKS};
-use crate::limits::within;
+use crate::limits::{Limits, within};
 use crate::merge::{MergeError, Merger};
 use crate::stream::Layers;
 use crate::tar::{Archive, Input};
-use crate::{Layer, Limits};
 
 /// A finished disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuiltDisk {
-    /// Of the whole file.
+    /// Digest of the whole file.
     pub sha256: Digest,
-    /// Of the whole file, holes included.
+    /// Size of the whole file with its holes, in bytes.
     pub size_bytes: u64,
 }
 
-/// Names of files that are not finished begin so; whoever finds one that no process writes may remove it.
+/// Prefix of the names of unfinished files, which may be removed when no process writes them.
 pub(crate) const UNFINISHED_PREFIX: &str = ".unfinished-";
 
-/// Merges the layers, the base first, into a read-only ext4 disk at `output`. The file appears there, or
-/// replaces what is there, when everything was right and is on stable storage; until then, and after an
-/// error, `output` is as it was. Equal layers give equal bytes.
+/// Merges the layers, the base first, into a read-only ext4 disk at `output`. The file is created or
+/// replaced when the disk is whole and on stable storage; until then, and after an
+/// error, `output` is unchanged. Equal layers give equal bytes.
 ///
 /// # Errors
-/// A layer that is not what its digests say, broken, hostile or over a limit; or what the host's file system
-/// says.
-pub fn build(layers: &[Layer], output: &Path, limits: &Limits) -> Result<BuiltDisk, DiskError> {
+/// A layer has another digest than expected, is broken, hostile or over a limit; or the host's file system
+/// fails.
+pub fn build(layers: &[LayerFile], output: &Path, limits: &Limits) -> Result<BuiltDisk, DiskError> {
     if layers.is_empty() {
         return Err(DiskError::NoLayers);
     }
@@ -45,7 +45,7 @@ pub fn build(layers: &[Layer], output: &Path, limits: &Limits) -> Result<BuiltDi
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    // Gone by itself when anything below fails.
+    // Removed on drop when a step below fails.
     let unfinished = tempfile::Builder::new()
         .prefix(UNFINISHED_PREFIX)
         .permissions(Permissions::from_mode(0o644))
@@ -66,7 +66,12 @@ pub fn build(layers: &[Layer], output: &Path, limits: &Limits) -> Result<BuiltDi
     Ok(built)
 }
 
-fn write(layers: &[Layer], file: File, output: &Path, limits: &Limits) -> Result<File, DiskError> {
+fn write(
+    layers: &[LayerFile],
+    file: File,
+    output: &Path,
+    limits: &Limits,
+) -> Result<File, DiskError> {
     let end = u32::try_from(limits.disk_bytes / BLOCK as u64)
         .unwrap_or(u32::MAX)
         .min(MAX_DISK_BLOCKS);
@@ -102,8 +107,8 @@ fn write(layers: &[Layer], file: File, output: &Path, limits: &Limits) -> Result
     ext4::finish(&mut tree, writer, output, &identity(layers), &freed)
 }
 
-/// The same for the same content, however it is compressed.
-fn identity(layers: &[Layer]) -> Identity {
+/// Label and UUID of the disk. They depend on the content of the layers and not on its compression.
+fn identity(layers: &[LayerFile]) -> Identity {
     let mut hasher = Sha256::new();
     hasher.update(b"root disk 1");
     for layer in layers {
@@ -112,7 +117,7 @@ fn identity(layers: &[Layer]) -> Identity {
     Identity::from_hash(&hasher.finalize().into(), *b"root\0\0\0\0\0\0\0\0\0\0\0\0")
 }
 
-/// Waits for stable storage, and hashes what is written meanwhile.
+/// Waits for stable storage, and hashes the file meanwhile.
 fn sync_and_hash(file: &File) -> std::io::Result<BuiltDisk> {
     std::thread::scope(|scope| {
         let synced = scope.spawn(|| file.sync_all());

@@ -1,11 +1,15 @@
 //! Disks by the digest of their image.
 //!
-//! Two files a disk: `<hex>.ext4`, and `<hex>.json` with its checksum and size, written after it. Both
-//! appear by rename when they are on stable storage; a disk without the other file is none. A disk is read
-//! whole and hashed before its first use in a process, and again when its inode, size or times change; rot
+//! A disk has two files: `<hex>.ext4`, and the record `<hex>.json` with its checksum and size, which is written after
+//! it. Both are renamed into place when they are on stable storage; a disk without a record is not used. A disk is
+//! read whole and hashed before its first use in a process, and again when its inode, size or times change; damage
 //! that changes none of these is noticed by the next process.
 //!
-//! Deliberately absent: the decision what to remove. [`DiskCache::list`] tells sizes and last uses.
+//! A record has a `version`; fields that this program does not know are ignored. A record of a newer version, one that
+//! cannot be read, and a disk that does not match its record are logged and removed, and the disk is built again: a
+//! cache is never trusted, and nothing is lost with it.
+//!
+//! Deliberately absent: the decision which disks to remove. [`DiskCache::list`] returns sizes and last uses.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -16,34 +20,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use model::Digest;
+use oci::LayerFile;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{BuiltDisk, UNFINISHED_PREFIX, hash};
-use crate::{DiskError, Layer, Limits};
+use crate::error::DiskError;
+use crate::limits::Limits;
 
 /// A disk of the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CachedDisk {
-    /// The file; never changed, only replaced or removed.
+    /// The file. It is replaced or removed, and never changed.
     pub path: PathBuf,
-    /// Of the whole file.
+    /// Digest of the whole file.
     pub sha256: Digest,
-    /// Of the whole file, holes included.
+    /// Size of the whole file with its holes, in bytes.
     pub size_bytes: u64,
 }
 
-/// A disk of the cache, for those who decide what goes.
+/// A disk of the cache, with what eviction needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedDisk {
     /// The image's digest.
     pub digest: Digest,
-    /// The file. It was not checked.
+    /// The file. It is not checked.
     pub path: PathBuf,
-    /// Of the whole file, holes included.
+    /// Size of the whole file with its holes, in bytes.
     pub size_bytes: u64,
-    /// What it takes on this host, in bytes.
+    /// Bytes that it takes on this host's disk.
     pub allocated_bytes: u64,
-    /// When it was last looked up or built.
+    /// Time of its last lookup, or when it was built.
     pub last_used: SystemTime,
 }
 
@@ -52,21 +58,30 @@ pub struct ListedDisk {
 pub struct DiskCache {
     dir: PathBuf,
     limits: Limits,
-    /// Who works on a disk holds its gate; others that want the same one wait.
-    gates: Mutex<BTreeMap<Digest, Arc<Mutex<()>>>>,
-    /// The disks that were hashed and right, as they were then.
+    /// A lock for each disk that is being looked up, built or removed.
+    locks: Mutex<BTreeMap<Digest, Arc<Mutex<()>>>>,
+    /// The disks whose hash was right, and what their files looked like then.
     checked: Mutex<HashMap<Digest, (Stamp, CachedDisk)>>,
 }
 
-/// What `<hex>.json` says.
+/// Version of a [`Record`] that this program writes, and the newest that it reads.
+const RECORD_VERSION: u32 = 1;
+
+/// The content of `<hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Record {
+    /// The first records had no version; their fields are those of version 1.
+    #[serde(default = "first_version")]
+    version: u32,
     sha256: Digest,
     size_bytes: u64,
 }
 
-/// What changes when somebody writes to a file.
+fn first_version() -> u32 {
+    1
+}
+
+/// Attributes of a file that change when it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Stamp {
     device: u64,
@@ -89,13 +104,13 @@ impl Stamp {
 }
 
 impl DiskCache {
-    /// Keeps disks in `dir`, which is made where it is not there, and removes what was left unfinished. One
-    /// process at a time uses a directory.
+    /// Opens the cache in `dir`, creates it if it does not exist, and removes unfinished disks. One process at a time
+    /// uses a directory.
     pub fn open(dir: &Path) -> Result<DiskCache, DiskError> {
         Self::open_with_limits(dir, Limits::default())
     }
 
-    /// The same, for images within other limits.
+    /// The same, with other limits on images.
     pub fn open_with_limits(dir: &Path, limits: Limits) -> Result<DiskCache, DiskError> {
         fs::create_dir_all(dir).map_err(|error| DiskError::io("create", dir, error))?;
         for entry in fs::read_dir(dir).map_err(|error| DiskError::io("list", dir, error))? {
@@ -105,52 +120,54 @@ impl DiskCache {
                 .file_name()
                 .as_encoded_bytes()
                 .starts_with(UNFINISHED_PREFIX.as_bytes());
-            // A disk whose process was killed before it wrote the record.
-            let lone = path
+            // The process was killed before it wrote the record.
+            let without_record = path
                 .extension()
                 .is_some_and(|extension| extension == "ext4")
                 && !path.with_extension("json").exists();
-            if unfinished || lone {
+            if unfinished || without_record {
                 remove_file(&path)?;
             }
         }
         Ok(Self {
             dir: dir.to_owned(),
             limits,
-            gates: Mutex::default(),
+            locks: Mutex::default(),
             checked: Mutex::default(),
         })
     }
 
-    /// The disk of an image, its checksum checked; none where there is none, or it was damaged: then it is
-    /// removed, too. Waits while the same one is being built.
+    /// The disk of an image, its checksum checked. A damaged disk is removed and counts as absent. Waits while the
+    /// same disk is being built.
     ///
     /// # Errors
-    /// The host's file system.
+    /// The host's file system fails.
     pub fn lookup(&self, digest: &Digest) -> Result<Option<CachedDisk>, DiskError> {
-        let gate = self.gate(digest);
-        let _turn = lock(&gate);
-        self.lookup_alone(digest)
+        let own = self.disk_lock(digest);
+        let _locked = lock(&own);
+        self.lookup_locked(digest)
     }
 
-    /// The disk of an image, built if it is not there. Of several callers for the same image one builds, the
-    /// others wait and get the same.
+    /// The disk of an image, built if it is not cached. Of concurrent callers for the same image one builds the disk,
+    /// and the others wait for it.
     ///
     /// # Errors
-    /// As [`crate::build`]; the cache is then as it was.
-    pub fn build(&self, digest: &Digest, layers: &[Layer]) -> Result<CachedDisk, DiskError> {
-        let gate = self.gate(digest);
-        let _turn = lock(&gate);
-        if let Some(disk) = self.lookup_alone(digest)? {
+    /// As [`crate::build`]; the cache is then unchanged.
+    pub fn build(&self, digest: &Digest, layers: &[LayerFile]) -> Result<CachedDisk, DiskError> {
+        let own = self.disk_lock(digest);
+        let _locked = lock(&own);
+        if let Some(disk) = self.lookup_locked(digest)? {
             return Ok(disk);
         }
         let path = self.disk_path(digest);
-        let built = crate::build(layers, &path, &self.limits)
+        let built = crate::build::build(layers, &path, &self.limits)
             .and_then(|built| self.write_record(digest, built));
-        let Record { sha256, size_bytes } = match built {
+        let Record {
+            sha256, size_bytes, ..
+        } = match built {
             Ok(record) => record,
             Err(error) => {
-                // Without its record it is no disk of the cache. The error tells more than another one.
+                // A disk without a record is not used. If it cannot be removed, the first error says more.
                 let _ = fs::remove_file(&path);
                 return Err(error);
             }
@@ -168,10 +185,10 @@ impl DiskCache {
         Ok(disk)
     }
 
-    /// All disks, by digest; not checked.
+    /// All disks, in the order of digests; not checked.
     ///
     /// # Errors
-    /// The host's file system.
+    /// The host's file system fails.
     pub fn list(&self) -> Result<Vec<ListedDisk>, DiskError> {
         let mut disks = Vec::new();
         for entry in
@@ -188,7 +205,7 @@ impl DiskCache {
                 continue;
             };
             let path = self.disk_path(&digest);
-            // One that vanishes meanwhile is not listed.
+            // A disk that is removed meanwhile is not listed.
             let record = self
                 .record_path(&digest)
                 .metadata()
@@ -207,28 +224,28 @@ impl DiskCache {
         Ok(disks)
     }
 
-    /// Removes the disk of an image; false where there is none. Who has it open keeps what he has.
+    /// Removes the disk of an image, and returns whether there was one. A process that has it open can still read it.
     ///
     /// # Errors
-    /// The host's file system.
+    /// The host's file system fails.
     pub fn remove(&self, digest: &Digest) -> Result<bool, DiskError> {
-        let gate = self.gate(digest);
-        let _turn = lock(&gate);
-        self.remove_alone(digest)
+        let own = self.disk_lock(digest);
+        let _locked = lock(&own);
+        self.remove_locked(digest)
     }
 
-    fn remove_alone(&self, digest: &Digest) -> Result<bool, DiskError> {
+    fn remove_locked(&self, digest: &Digest) -> Result<bool, DiskError> {
         lock(&self.checked).remove(digest);
-        // The record first: a disk without it is none, so nobody sees half of the removal.
+        // The record first: without it the disk is not used, whatever stops the removal.
         let record = remove_file(&self.record_path(digest))?;
         let disk = remove_file(&self.disk_path(digest))?;
         Ok(record && disk)
     }
 
-    fn lookup_alone(&self, digest: &Digest) -> Result<Option<CachedDisk>, DiskError> {
+    fn lookup_locked(&self, digest: &Digest) -> Result<Option<CachedDisk>, DiskError> {
         let record_path = self.record_path(digest);
         let record = match fs::read(&record_path) {
-            Ok(text) => serde_json::from_slice::<Record>(&text),
+            Ok(text) => read_record(&text),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(DiskError::io("read", &record_path, error)),
         };
@@ -238,43 +255,52 @@ impl DiskCache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(DiskError::io("read", &path, error)),
         };
-        if let (Ok(record), Some(file)) = (record, file) {
-            let failed = |error| DiskError::io("read", &path, error);
-            let stamp = Stamp::of(&file.metadata().map_err(failed)?);
-            let known = lock(&self.checked).get(digest).cloned();
-            let expected = BuiltDisk {
-                sha256: record.sha256,
-                size_bytes: record.size_bytes,
-            };
-            let right = match known {
-                Some((known, disk)) if known == stamp => disk.sha256 == expected.sha256,
-                // Of another size it need not be read.
-                _ => stamp.size == expected.size_bytes && hash(&file).map_err(failed)? == expected,
-            };
-            if right {
-                let BuiltDisk { sha256, size_bytes } = expected;
-                let disk = CachedDisk {
-                    path,
-                    sha256,
-                    size_bytes,
+        let damage = match (record, file) {
+            (Err(reason), _) => format!("its record cannot be used: {reason}"),
+            (Ok(_), None) => "the disk is missing".to_owned(),
+            (Ok(record), Some(file)) => {
+                let failed = |error| DiskError::io("read", &path, error);
+                let stamp = Stamp::of(&file.metadata().map_err(failed)?);
+                let known = lock(&self.checked).get(digest).cloned();
+                let expected = BuiltDisk {
+                    sha256: record.sha256,
+                    size_bytes: record.size_bytes,
                 };
-                lock(&self.checked).insert(digest.clone(), (stamp, disk.clone()));
-                // For who decides what goes. If it cannot be noted, the disk seems unused.
-                let _ = File::options()
-                    .append(true)
-                    .open(&record_path)
-                    .and_then(|file| file.set_modified(SystemTime::now()));
-                return Ok(Some(disk));
+                let right = match known {
+                    Some((known, disk)) if known == stamp => disk.sha256 == expected.sha256,
+                    // Of another size it need not be read.
+                    _ => {
+                        stamp.size == expected.size_bytes
+                            && hash(&file).map_err(failed)? == expected
+                    }
+                };
+                if right {
+                    let BuiltDisk { sha256, size_bytes } = expected;
+                    let disk = CachedDisk {
+                        path,
+                        sha256,
+                        size_bytes,
+                    };
+                    lock(&self.checked).insert(digest.clone(), (stamp, disk.clone()));
+                    // The time of the last use. If it cannot be set, the disk is evicted earlier.
+                    let _ = File::options()
+                        .append(true)
+                        .open(&record_path)
+                        .and_then(|file| file.set_modified(SystemTime::now()));
+                    return Ok(Some(disk));
+                }
+                "the disk has other bytes than its record says".to_owned()
             }
-        }
-        tracing::warn!(%digest, path = %path.display(), "a cached root disk is damaged; it is removed");
-        self.remove_alone(digest)?;
+        };
+        tracing::warn!(%digest, path = %path.display(), damage, "a cached root disk cannot be used; it is removed and built again");
+        self.remove_locked(digest)?;
         Ok(None)
     }
 
     fn write_record(&self, digest: &Digest, built: BuiltDisk) -> Result<Record, DiskError> {
         let path = self.record_path(digest);
         let record = Record {
+            version: RECORD_VERSION,
             sha256: built.sha256,
             size_bytes: built.size_bytes,
         };
@@ -295,11 +321,11 @@ impl DiskCache {
         Ok(record)
     }
 
-    fn gate(&self, digest: &Digest) -> Arc<Mutex<()>> {
-        let mut gates = lock(&self.gates);
-        // Gates nobody waits at are of no more use.
-        gates.retain(|_, gate| Arc::strong_count(gate) > 1);
-        gates.entry(digest.clone()).or_default().clone()
+    fn disk_lock(&self, digest: &Digest) -> Arc<Mutex<()>> {
+        let mut locks = lock(&self.locks);
+        // Locks that no thread holds or waits for are dropped.
+        locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+        locks.entry(digest.clone()).or_default().clone()
     }
 
     fn disk_path(&self, digest: &Digest) -> PathBuf {
@@ -311,12 +337,24 @@ impl DiskCache {
     }
 }
 
-/// What a panic left is still whole: nothing here is half changed while it is held.
+/// A value is never inconsistent while it is locked, so a panic of another thread does no harm.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether it was there.
+/// A record that this program can use, or why it cannot.
+fn read_record(text: &[u8]) -> Result<Record, String> {
+    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if record.version > RECORD_VERSION {
+        return Err(format!(
+            "it has version {}, and this program reads up to {RECORD_VERSION}",
+            record.version
+        ));
+    }
+    Ok(record)
+}
+
+/// Removes a file, and returns whether it existed.
 fn remove_file(path: &Path) -> Result<bool, DiskError> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),

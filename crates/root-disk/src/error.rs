@@ -4,8 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use model::Digest;
-
-use crate::Compression;
+use oci::Compression;
 
 /// Why a disk was not made, or a cache not read.
 #[derive(Debug, thiserror::Error)]

@@ -1,19 +1,19 @@
-//! The layers as streams: one thread reads, checks the digest and decompresses; one hashes what comes out;
-//! the caller's reads the archive. Chunks go round, so memory is constant.
+//! The layers as streams: one thread reads, checks the digest and decompresses; one hashes the decompressed
+//! bytes; the caller's reads the archive. Chunks are reused, so memory is constant.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Seek as _, SeekFrom};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::Scope;
 
 use model::Digest;
+use oci::{Compression, LayerFile};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{LayerError, OverLimit};
 use crate::limits::{Limits, ZSTD_WINDOW_LOG, within};
 use crate::tar::{Chunk, Chunks};
-use crate::{Compression, Layer};
 
 /// Bytes of a chunk.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -25,7 +25,7 @@ const READ_BYTES: usize = 256 * 1024;
 /// From the thread that decompresses.
 enum Message {
     Chunk(Chunk),
-    /// The layer is at its end, and its digest is right.
+    /// The layer ended, and its digest is right.
     End,
     Failed(LayerError),
 }
@@ -44,7 +44,7 @@ pub(crate) struct Layers {
     /// Decompressed bytes, of all layers.
     expanded: u64,
     allowed: u64,
-    /// The current layer's end, good or bad, was seen.
+    /// The current layer ended or failed.
     ended: bool,
 }
 
@@ -52,7 +52,7 @@ impl Layers {
     /// Starts the threads. They end when this is dropped.
     pub(crate) fn start<'scope>(
         scope: &'scope Scope<'scope, '_>,
-        layers: &'scope [Layer],
+        layers: &'scope [LayerFile],
         limits: &Limits,
     ) -> Self {
         let (to_reader, messages) = sync_channel(WAITING_CHUNKS);
@@ -89,8 +89,8 @@ impl Layers {
         }
     }
 
-    /// After the current layer was read to its end: what it is, decompressed, must be what the config says.
-    pub(crate) fn finish_layer(&mut self, layer: &Layer) -> Result<(), LayerError> {
+    /// Checks the diff_id of the current layer, which was read to its end.
+    pub(crate) fn finish_layer(&mut self, layer: &LayerFile) -> Result<(), LayerError> {
         self.ended = false;
         let sum = self.hashes.recv().map_err(|_| vanished(layer))?;
         let actual = Digest::from_sha256(&sum);
@@ -103,9 +103,9 @@ impl Layers {
         })
     }
 
-    /// An error in an archive is of no interest if the archive is not the right one at all: reads on to find
-    /// out, within the limits.
-    pub(crate) fn blame(&mut self, layer: &Layer, error: LayerError) -> LayerError {
+    /// The error to report for a layer: a wrong digest or diff_id explains a broken archive. Reads the layer to its
+    /// end, within the limits.
+    pub(crate) fn blame(&mut self, layer: &LayerFile, error: LayerError) -> LayerError {
         if !matches!(error, LayerError::Archive { .. } | LayerError::Entry { .. }) {
             return error;
         }
@@ -120,7 +120,7 @@ impl Layers {
     }
 }
 
-fn vanished(layer: &Layer) -> LayerError {
+fn vanished(layer: &LayerFile) -> LayerError {
     LayerError::Read {
         path: layer.path.clone(),
         source: io::Error::other("a thread of the reader ended early"),
@@ -168,10 +168,10 @@ impl Layers {
     }
 }
 
-/// The last one to use a chunk gives its memory back.
+/// Reuses the memory of a chunk, if this is its last use.
 fn recycle(spare: &Sender<Vec<u8>>, chunk: Chunk) {
     if let Some(buffer) = Arc::into_inner(chunk) {
-        // When nobody wants it, it is dropped.
+        // Dropped if the reader has ended.
         let _ = spare.send(buffer);
     }
 }
@@ -193,10 +193,10 @@ fn hash(chunks: &Receiver<ToHash>, sums: &Sender<[u8; 32]>, spare: &Sender<Vec<u
     }
 }
 
-/// Why a layer's thread stops.
+/// Why the reading thread stops.
 enum Stop {
     Failed(LayerError),
-    /// Nobody listens any more.
+    /// The receiver is gone.
     Unwanted,
 }
 
@@ -207,16 +207,18 @@ struct Producer {
 }
 
 impl Producer {
-    fn layer(&self, layer: &Layer) -> Result<(), Stop> {
+    fn layer(&self, layer: &LayerFile) -> Result<(), Stop> {
         let unreadable = |source| {
             Stop::Failed(LayerError::Read {
                 path: layer.path.clone(),
                 source,
             })
         };
-        let file = File::open(&layer.path).map_err(unreadable)?;
+        let mut file = File::open(&layer.path).map_err(unreadable)?;
+        file.seek(SeekFrom::Start(layer.offset))
+            .map_err(unreadable)?;
         let mut input = HashingFile {
-            file: BufReader::with_capacity(READ_BYTES, file),
+            file: BufReader::with_capacity(READ_BYTES, file.take(layer.size)),
             hasher: Sha256::new(),
         };
         let produced = match layer.compression {
@@ -236,7 +238,7 @@ impl Producer {
         if let Err(Failure::Unwanted) = produced {
             return Err(Stop::Unwanted);
         }
-        // What a decompressor left, and what comes after its failure, is the layer's, too.
+        // The digest covers also the bytes that the decompressor left or failed before.
         input.drain().map_err(unreadable)?;
         let actual = Digest::from_sha256(&input.hasher.finalize().into());
         if actual != layer.digest {
@@ -260,7 +262,7 @@ impl Producer {
         self.to_hasher.send(ToHash::End).map_err(|_| Stop::Unwanted)
     }
 
-    /// Sends everything that can be read.
+    /// Sends all bytes of a reader.
     fn produce(&self, reader: &mut impl Read) -> Result<(), Failure> {
         loop {
             let mut buffer = self.spares.try_recv().unwrap_or_default();
@@ -301,9 +303,9 @@ enum Failure {
     Unwanted,
 }
 
-/// A file, hashed as far as it has been read.
+/// A byte range of a file, hashed as far as it has been read.
 struct HashingFile {
-    file: BufReader<File>,
+    file: BufReader<io::Take<File>>,
     hasher: Sha256,
 }
 

@@ -1,4 +1,4 @@
-//! The cache: shared work, damage noticed, nothing half done.
+//! The cache: shared builds, damage noticed, no partial disk.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -7,10 +7,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use root_disk::{DiskCache, DiskError, Layer};
+use oci::LayerFile;
+use root_disk::{DiskCache, DiskError};
 use support::archive::{Tar, digest};
 
-fn a_layer(dir: &Path) -> Layer {
+fn a_layer(dir: &Path) -> LayerFile {
     let mut tar = Tar::default();
     for number in 0..200 {
         tar.file(&format!("file-{number}"), &vec![1; 100_000]);
@@ -28,7 +29,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn built_found_listed_removed() {
+fn a_disk_is_built_found_listed_and_removed() {
     let dir = tempfile::tempdir().unwrap();
     let layer = a_layer(dir.path());
     let disks = dir.path().join("disks");
@@ -54,7 +55,7 @@ fn built_found_listed_removed() {
         (&image, &built.path, built.size_bytes)
     );
     assert!(listed[0].allocated_bytes >= 20_000_000 && listed.len() == 1);
-    // Built again it does not read the layers.
+    // A cached disk is returned without reading the layers.
     fs::remove_file(&layer.path).unwrap();
     assert_eq!(cache.build(&image, &[layer]).unwrap(), built);
     assert!(cache.remove(&image).unwrap());
@@ -63,7 +64,7 @@ fn built_found_listed_removed() {
 }
 
 #[test]
-fn damage_is_noticed_removed_and_repaired() {
+fn a_damaged_disk_or_record_is_removed_and_built_again() {
     let dir = tempfile::tempdir().unwrap();
     let layer = a_layer(dir.path());
     let disks = dir.path().join("disks");
@@ -83,7 +84,11 @@ fn damage_is_noticed_removed_and_repaired() {
         byte[0] ^= 1;
         std::os::unix::fs::FileExt::write_all_at(&file, &byte, 1_000_000).unwrap();
     };
-    let damages: [(&str, &dyn Fn()); 6] = [
+    let newer = format!(
+        r#"{{"version":2,"sha256":"{}","size_bytes":{}}}"#,
+        built.sha256, built.size_bytes
+    );
+    let damages: [(&str, &dyn Fn()); 7] = [
         ("a bit", &|| flip(&built.path)),
         ("shorter", &|| {
             fs::File::options()
@@ -96,6 +101,7 @@ fn damage_is_noticed_removed_and_repaired() {
         ("empty", &|| fs::write(&built.path, b"").unwrap()),
         ("no disk", &|| fs::remove_file(&built.path).unwrap()),
         ("no JSON", &|| fs::write(&record, b"{").unwrap()),
+        ("newer record", &|| fs::write(&record, &newer).unwrap()),
         ("no record", &|| fs::remove_file(&record).unwrap()),
     ];
     for (name, damage) in damages {
@@ -111,7 +117,33 @@ fn damage_is_noticed_removed_and_repaired() {
 }
 
 #[test]
-fn many_callers_share_one_build() {
+fn records_without_a_version_and_with_unknown_fields_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let layer = a_layer(dir.path());
+    let disks = dir.path().join("disks");
+    let image = digest(b"image");
+    let built = DiskCache::open(&disks)
+        .unwrap()
+        .build(&image, std::slice::from_ref(&layer))
+        .unwrap();
+    let record = built.path.with_extension("json");
+    let (sha256, size) = (&built.sha256, built.size_bytes);
+    for text in [
+        format!(r#"{{"sha256":"{sha256}","size_bytes":{size}}}"#),
+        format!(r#"{{"version":1,"sha256":"{sha256}","size_bytes":{size},"later":[1]}}"#),
+    ] {
+        fs::write(&record, &text).unwrap();
+        let cache = DiskCache::open(&disks).unwrap();
+        assert_eq!(
+            cache.lookup(&image).unwrap().as_ref(),
+            Some(&built),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn concurrent_callers_share_one_build() {
     let dir = tempfile::tempdir().unwrap();
     let layer = a_layer(dir.path());
     let disks = dir.path().join("disks");
@@ -135,7 +167,7 @@ fn many_callers_share_one_build() {
 }
 
 #[test]
-fn a_bad_layer_leaves_nothing() {
+fn a_refused_layer_leaves_no_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut layer = a_layer(dir.path());
     let disks = dir.path().join("disks");
@@ -154,7 +186,7 @@ fn a_bad_layer_leaves_nothing() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_removed() {
+fn unfinished_files_of_a_killed_process_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join(".unfinished-x"), b"half").unwrap();
     DiskCache::open(dir.path()).unwrap();
@@ -162,7 +194,7 @@ fn what_a_killed_process_left_is_removed() {
 }
 
 #[test]
-fn a_full_disk_is_told_and_leaves_nothing() {
+fn a_full_disk_is_reported_and_leaves_no_file() {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root may mount");
         return;

@@ -13,7 +13,7 @@ use support::{LoopMount, fsck};
 const MIB: u64 = 1024 * 1024;
 
 #[test]
-fn every_size_is_clean_sparse_and_quick() {
+fn an_empty_disk_of_any_size_is_clean_sparse_and_quick() {
     let dir = tempfile::tempdir().unwrap();
     for size in [
         MIB,
@@ -45,7 +45,7 @@ fn every_size_is_clean_sparse_and_quick() {
 }
 
 #[test]
-fn a_volume_of_every_size_is_clean_and_sparse() {
+fn a_volume_of_any_size_is_clean_and_sparse() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("volume");
     for mib in [16, 127, 128, 1024, 1025, 3000, 20 * 1024] {
@@ -67,7 +67,7 @@ fn a_volume_of_every_size_is_clean_and_sparse() {
 
 /// What a guest leaves behind that is killed: the next mount mends it.
 #[test]
-fn a_volume_whose_writer_was_killed_is_mended_by_the_kernel() {
+fn the_kernel_recovers_a_volume_after_its_writer_was_killed() {
     let dir = tempfile::tempdir().unwrap();
     let (path, killed) = (dir.path().join("volume"), dir.path().join("killed"));
     format_volume(&path, 64 * MIB, "data", 7).unwrap();
@@ -116,7 +116,7 @@ fn sizes_and_labels_out_of_range_are_refused() {
 }
 
 #[test]
-fn the_kernel_writes_on_it() {
+fn the_kernel_writes_on_a_scratch_disk() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     format_empty(&path, 300 * MIB, "scratch").unwrap();
@@ -134,7 +134,7 @@ fn the_kernel_writes_on_it() {
 
 /// The two disks of a guest, as its init mounts them.
 #[test]
-fn scratch_and_root_make_an_overlay() {
+fn a_root_disk_and_a_scratch_disk_make_an_overlay() {
     let dir = tempfile::tempdir().unwrap();
     let (root, scratch) = (dir.path().join("root"), dir.path().join("scratch"));
     let mut tar = Tar::default();

@@ -8,16 +8,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use root_disk::{
-    ArchiveProblem, Compression, DiskError, EntryProblem, Layer, LayerError, Limits, build,
-};
+use oci::{Compression, LayerFile};
+use root_disk::{ArchiveProblem, DiskError, EntryProblem, LayerError, Limits, build};
 use support::archive::{Header, Tar, digest, layer_of, stored_layer};
 use support::{compare, fsck};
 
 /// The error of a build that must fail, after which everything around it is as it was: the disk that was
 /// there, and what the names in the archive would reach if they were paths of the host.
 #[track_caller]
-fn refused(layers: &[Layer], dir: &Path, limits: &Limits) -> DiskError {
+fn refused(layers: &[LayerFile], dir: &Path, limits: &Limits) -> DiskError {
     let output = dir.join("out");
     fs::create_dir_all(output.join("d")).unwrap();
     for canary in ["disk", "file", "f", "l", "d/f", "../x", "../file"] {
@@ -45,7 +44,7 @@ fn seen(dir: &Path) -> Vec<String> {
 #[track_caller]
 fn layer_error(tars: &[&Tar]) -> LayerError {
     let dir = tempfile::tempdir().unwrap();
-    let layers: Vec<Layer> = tars.iter().map(|tar| tar.layer(dir.path())).collect();
+    let layers: Vec<LayerFile> = tars.iter().map(|tar| tar.layer(dir.path())).collect();
     match refused(&layers, dir.path(), &Limits::default()) {
         error @ DiskError::Layer { .. } if error.is_transient() => panic!("transient: {error:?}"),
         DiskError::Layer { number, source, .. } => {
@@ -87,7 +86,7 @@ fn tar_by(make: impl FnOnce(&mut Tar)) -> Tar {
 #[track_caller]
 fn passes(tars: &[&Tar]) {
     let dir = tempfile::tempdir().unwrap();
-    let layers: Vec<Layer> = tars.iter().map(|tar| tar.layer(dir.path())).collect();
+    let layers: Vec<LayerFile> = tars.iter().map(|tar| tar.layer(dir.path())).collect();
     let disk = dir.path().join("disk");
     if let Err(error) = build(&layers, &disk, &Limits::default()) {
         panic!("{error:?}");
@@ -96,7 +95,7 @@ fn passes(tars: &[&Tar]) {
 }
 
 #[test]
-fn names() {
+fn hostile_names_are_refused() {
     for (name, problem) in [
         ("../x", EntryProblem::ParentInPath),
         ("a/../../x", EntryProblem::ParentInPath),
@@ -133,7 +132,7 @@ fn names() {
 }
 
 #[test]
-fn the_root() {
+fn the_root_stays_a_directory() {
     for name in ["/", ".", "./", "././/"] {
         for type_flag in [b'0', b'1', b'2', b'3', b'6'] {
             let header = Header {
@@ -153,7 +152,7 @@ fn the_root() {
 }
 
 #[test]
-fn symlinks_and_what_is_beneath() {
+fn entries_below_symlinks_stay_in_the_image() {
     let dir = tempfile::tempdir().unwrap();
     let canary = dir.path().join("canary");
     fs::create_dir(&canary).unwrap();
@@ -255,7 +254,7 @@ fn symlinks_and_what_is_beneath() {
 }
 
 #[test]
-fn hard_links() {
+fn hostile_hard_links_are_refused() {
     for target in ["../../etc/passwd", "a/../f", "..", ""] {
         let problem = entry_problem(&[&tar(|t| t.file("f", b"").hard_link("l", target))]);
         assert!(
@@ -306,7 +305,7 @@ fn hard_links() {
 }
 
 #[test]
-fn odd_whiteouts() {
+fn malformed_whiteouts_are_refused() {
     let base = tar(|t| t.directory("d/").file("d/f", b"f"));
     for name in [
         ".wh.",
@@ -361,7 +360,7 @@ fn odd_whiteouts() {
 }
 
 #[test]
-fn sizes_that_disagree() {
+fn headers_with_contradicting_sizes_are_refused() {
     for (header, pax) in [(1024, &b"0"[..]), (0, b"1024"), (512, b"511")] {
         let made = tar(|t| {
             t.pax(&[("size", pax)])
@@ -417,7 +416,7 @@ fn sizes_that_disagree() {
 }
 
 #[test]
-fn extended_headers() {
+fn malformed_extended_headers_are_refused() {
     for records in [
         &b"garbage"[..],
         b"12 path=a/b",
@@ -527,7 +526,7 @@ fn extended_headers() {
 }
 
 #[test]
-fn headers() {
+fn malformed_headers_are_refused() {
     let negative = tar_by(|t| {
         t.raw(&Header::default(), |block| {
             block[124..136].fill(0xff);
@@ -603,7 +602,7 @@ fn headers() {
 }
 
 #[test]
-fn sparse_maps() {
+fn malformed_sparse_maps_are_refused() {
     let huge = format!("{}", i64::MAX);
     for (map, size, content) in [
         ("0,4,2,4", "10", &b"12345678"[..]),
@@ -669,7 +668,7 @@ fn sparse_maps() {
 }
 
 #[test]
-fn what_the_digests_do_not_say() {
+fn layers_with_other_bytes_than_their_digests_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let archive = tar(|t| t.file("f", &[7; 100_000])).finish();
     let limits = Limits::default();
@@ -689,8 +688,9 @@ fn what_the_digests_do_not_say() {
             let path = dir.path().join("bad");
             fs::write(&path, bad).unwrap();
             let error = refused(
-                &[Layer {
+                &[LayerFile {
                     path,
+                    size: bad.len() as u64,
                     ..good.clone()
                 }],
                 dir.path(),
@@ -706,7 +706,7 @@ fn what_the_digests_do_not_say() {
             assert!(error.is_transient());
         }
         let error = refused(
-            &[Layer {
+            &[LayerFile {
                 diff_id: digest(b"other"),
                 ..good.clone()
             }],
@@ -747,7 +747,7 @@ fn what_the_digests_do_not_say() {
     let gzip = layer_of(dir.path(), &archive, Compression::Gzip);
     for compression in [Compression::None, Compression::Zstd] {
         refused(
-            &[Layer {
+            &[LayerFile {
                 compression,
                 ..gzip.clone()
             }],
@@ -758,7 +758,7 @@ fn what_the_digests_do_not_say() {
 }
 
 #[test]
-fn bombs() {
+fn decompression_bombs_end_at_a_limit() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits {
         expanded_bytes: 1 << 28,
@@ -848,7 +848,7 @@ fn bombs() {
 }
 
 #[test]
-fn ten_million_empty_entries() {
+fn ten_million_empty_entries_end_at_a_limit() {
     let dir = tempfile::tempdir().unwrap();
     let one = tar(|t| t.file("same", b"")).0;
     let many = one.repeat(10_000);

@@ -24,7 +24,7 @@ fn wanted() -> Option<String> {
 }
 
 /// Two builds are equal, `e2fsck` finds nothing, and the kernel shows what `umoci` unpacks.
-fn judge(image: &str) {
+fn compare(image: &str) {
     // Not on a tmpfs: it has no user attributes, and the trees are large.
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     let layers = oci::layers(image);
@@ -46,16 +46,16 @@ fn judge(image: &str) {
 }
 
 #[test]
-fn real_images() {
+fn real_images_are_as_umoci_unpacks_them() {
     for image in wanted().iter().flat_map(|images| images.lines()) {
-        judge(image);
+        compare(image);
     }
 }
 
 /// 20 000 files in one directory, a file of 1 GiB, one of 6 GiB that is nearly all holes, targets of 4000
 /// bytes, owners beyond 2^31, devices, and times before 1970.
 #[test]
-fn a_hard_image() {
+fn an_image_of_edge_cases_is_as_umoci_unpacks_it() {
     if wanted().is_none() {
         return;
     }
@@ -74,7 +74,7 @@ fn a_hard_image() {
     assert!(status.success());
     fs::remove_dir_all(&tree).unwrap();
     let image = oci::image_of(&archive, dir.path());
-    judge(&image);
+    compare(&image);
 }
 
 fn make_hard_tree(tree: &Path) {

@@ -7,11 +7,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use root_disk::{BuiltDisk, Compression, Layer, Limits, build};
+use oci::{Compression, LayerFile};
+use root_disk::{BuiltDisk, Limits, build};
 use support::archive::{Header, Tar, layer_of};
 use support::{LoopMount, compare, fsck, oracle};
 
-fn built(layers: &[Layer], disk: &Path) -> BuiltDisk {
+fn built(layers: &[LayerFile], disk: &Path) -> BuiltDisk {
     match build(layers, disk, &Limits::default()) {
         Ok(built) => built,
         Err(error) => panic!("{error:?}"),
@@ -19,7 +20,7 @@ fn built(layers: &[Layer], disk: &Path) -> BuiltDisk {
 }
 
 /// Builds, checks with `e2fsck`, mounts, and compares with the other unpacking.
-fn check(layers: &[Layer], directory_times: bool) {
+fn check(layers: &[LayerFile], directory_times: bool) {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     built(layers, &disk);
@@ -34,7 +35,7 @@ fn check(layers: &[Layer], directory_times: bool) {
 }
 
 /// The paths of a disk, with the content of files and the targets of symlinks.
-fn listed(layers: &[Layer]) -> Option<Vec<String>> {
+fn listed(layers: &[LayerFile]) -> Option<Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk");
     built(layers, &disk);
@@ -58,14 +59,14 @@ fn listed(layers: &[Layer]) -> Option<Vec<String>> {
 #[track_caller]
 fn check_list(tars: &[&Tar], expected: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
-    let layers: Vec<Layer> = tars.iter().map(|tar| tar.layer(dir.path())).collect();
+    let layers: Vec<LayerFile> = tars.iter().map(|tar| tar.layer(dir.path())).collect();
     if let Some(lines) = listed(&layers) {
         assert_eq!(lines, expected);
     }
 }
 
 #[test]
-fn one_layer_of_everything() {
+fn one_layer_with_every_kind_of_entry_is_merged() {
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Tar::default();
     tar.directory("./")
@@ -144,6 +145,27 @@ fn one_layer_of_everything() {
     }
 }
 
+/// The layers of a docker archive are ranges of one file.
+#[test]
+fn a_layer_is_read_from_a_range_of_a_larger_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tar = Tar::default();
+    tar.file("a", b"content");
+    let whole = layer_of(dir.path(), &tar.finish(), Compression::Gzip);
+    let stored = std::fs::read(&whole.path).unwrap();
+    let path = dir.path().join("larger");
+    std::fs::write(&path, [&[7; 1000], &stored[..], &[9; 1000]].concat()).unwrap();
+    let range = LayerFile {
+        path,
+        offset: 1000,
+        ..whole.clone()
+    };
+    assert_eq!(
+        built(&[range], &dir.path().join("range")),
+        built(&[whole], &dir.path().join("whole"))
+    );
+}
+
 #[test]
 fn upper_layers_hide_replace_and_add() {
     let dir = tempfile::tempdir().unwrap();
@@ -184,7 +206,7 @@ fn upper_layers_hide_replace_and_add() {
 }
 
 #[test]
-fn whiteouts_spare_their_own_layer_in_any_order() {
+fn whiteouts_spare_entries_of_their_own_layer_in_any_order() {
     let mut base = Tar::default();
     base.directory("d/")
         .file("d/old", b"old")
@@ -222,7 +244,7 @@ fn a_file_replaces_a_directory_and_all_below_it() {
 }
 
 #[test]
-fn access_control_lists_are_the_kernels() {
+fn access_control_lists_have_the_kernels_format() {
     let dir = tempfile::tempdir().unwrap();
     let acl = b"\x02\0\0\0\x01\0\x06\0\xff\xff\xff\xff\x02\0\x04\0\xe8\x03\0\0\x04\0\x04\0\xff\xff\xff\xff\
         \x10\0\x06\0\xff\xff\xff\xff\x20\0\x04\0\xff\xff\xff\xff";
@@ -287,7 +309,7 @@ fn paths_lead_through_symlinks_of_the_image() {
 }
 
 #[test]
-fn removed_content_is_zeros_and_takes_no_room() {
+fn removed_content_is_zeroed_and_takes_no_space() {
     let dir = tempfile::tempdir().unwrap();
     let mut base = Tar::default();
     base.file("secret", &b"hidden ".repeat(2_000_000))
@@ -307,7 +329,7 @@ fn removed_content_is_zeros_and_takes_no_room() {
 }
 
 #[test]
-fn the_same_bytes_whatever_the_compression_and_the_day() {
+fn a_disk_does_not_depend_on_compression_and_time() {
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Tar::default();
     for number in 0..3000 {
@@ -335,7 +357,7 @@ fn the_same_bytes_whatever_the_compression_and_the_day() {
 }
 
 #[test]
-fn sparse_files_of_every_kind() {
+fn sparse_files_of_every_format_are_merged() {
     let dir = tempfile::tempdir().unwrap();
     let tree = dir.path().join("tree");
     fs::create_dir(&tree).unwrap();

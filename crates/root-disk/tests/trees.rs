@@ -10,11 +10,12 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 use std::process::Command;
 
-use root_disk::{Compression, Layer, Limits, build};
+use oci::{Compression, LayerFile};
+use root_disk::{Limits, build};
 use support::archive::{Header, Tar, layer_of};
 use support::{LoopMount, compare, fsck, oracle};
 
-fn check(layers: &[Layer], dir: &Path) {
+fn check(layers: &[LayerFile], dir: &Path) {
     let disk = dir.join("disk");
     let built = build(layers, &disk, &Limits::default()).unwrap();
     fsck(&disk);
@@ -31,7 +32,7 @@ fn check(layers: &[Layer], dir: &Path) {
 }
 
 #[test]
-fn a_hard_tree() {
+fn a_tree_of_edge_cases_is_as_the_kernel_sees_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Tar::default();
     tar.directory("./").directory("many/").directory("deep/");
@@ -198,7 +199,7 @@ fn a_sparse_tree_with_attributes_by_gnu_tar() {
 }
 
 #[test]
-fn parts_of_this_machine() {
+fn directories_of_this_machine_become_a_disk() {
     let dir = tempfile::tempdir().unwrap();
     let tar = dir.path().join("tar");
     let parts: Vec<&str> = [
@@ -236,7 +237,7 @@ fn parts_of_this_machine() {
 
 /// More inodes than the blocks need groups for; and a disk that ends right behind a group's begin.
 #[test]
-fn geometries() {
+fn disks_of_many_sizes_are_clean() {
     let dir = tempfile::tempdir().unwrap();
     for count in [32_000, 33_000, 70_000] {
         let mut tar = Tar::default();

@@ -1,10 +1,33 @@
 //! What the control plane knows, as one value: the planner's input.
+//!
+//! [`crate::apply`] is the only code that changes it. The life of an instance here is what the control plane decided and
+//! what the node acknowledged; what the VM does is the node's truth ([`Instance::report`]).
+//!
+//! ```text
+//!                  first ready report              Terminate
+//!      New ---------------------> Established ---------------+
+//!       |                                                    v     no longer there, in a report of the
+//!       +----------------------- Terminate ----------> Terminating ----------------------------> Gone --Delete--> (none)
+//!                                                            node's current generation
+//! ```
+//!
+//! A volume, whose disk outlives instances, releases and envs:
+//!
+//! ```text
+//!                the disk is there               a user deletes it
+//!      Planned -----------------> Made ----------------------+
+//!       |                                                    v     no longer there, in a report of the
+//!       +------------- a user deletes it -------------> Deleting -------------------------> Deleted --Reap--> (none)
+//!                                                            node's current generation
+//! ```
+//!
+//! The instances and volumes of a node that was removed are deleted from any state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use api::enrollment::Hardware;
-use api::node::InstanceReport;
+use api::node::{DriverChoice, EgressState, InstanceReport};
 use api::user::RolloutPhase;
 use manifest::Manifest;
 use model::instance::{InstanceSpec, PinnedImage};
@@ -14,33 +37,117 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Everything the planner looks at.
+/// Everything the control plane knows of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterState {
     /// Settings of the whole cluster.
     pub settings: ClusterSettings,
     /// Every node that was not removed.
     pub nodes: BTreeMap<NodeId, Node>,
-    /// Every env, those on their way out too.
+    /// Every env, those that are being destroyed too.
     pub envs: BTreeMap<EnvKey, Env>,
-    /// Every instance that is not forgotten.
+    /// Every instance that is not deleted.
     pub instances: BTreeMap<InstanceId, Instance>,
     /// Every volume; they outlive instances, releases and envs.
     pub volumes: BTreeMap<VolumeId, Volume>,
+    /// The newest version of each secret bundle of each env, of envs that have no release yet too.
+    pub secrets: BTreeMap<EnvKey, BTreeMap<String, u32>>,
+    /// The highest env network that was ever given out; 0 before the first.
+    pub last_network: EnvNetwork,
+    /// The records that this server cannot read. Usually none.
+    pub unreadable: Vec<UnreadableRecord>,
 }
 
 impl ClusterState {
-    /// The instance that has this volume, one on its way out too: until its node said that it is
-    /// gone it may write.
+    /// The instance that has this volume, a terminating one too: until its node has said that it is gone, it may
+    /// write.
     pub fn user_of(&self, volume: VolumeId) -> Option<&Instance> {
         let has = |instance: &&Instance| instance.spec.volumes.iter().any(|v| v.id == volume);
         self.instances.values().find(has)
     }
+
+    /// Says which nodes reported lately; the others did not.
+    pub fn set_online(&mut self, online: &BTreeSet<NodeId>) {
+        for (id, node) in &mut self.nodes {
+            node.online = online.contains(id);
+        }
+    }
+
+    /// Whether the node is a member, also when its record cannot be read.
+    pub fn has_node(&self, node: NodeId) -> bool {
+        self.nodes.contains_key(&node)
+            || (self.unreadable.iter()).any(|record| record.subject == Subject::Node(node))
+    }
+
+    /// The first unreadable record of this env, if there is one. Such an env is frozen: nothing of it is planned or
+    /// changed, because what the record says (which volumes an instance has, which release is wanted) is not known.
+    pub fn frozen_by(&self, env: &EnvKey) -> Option<&UnreadableRecord> {
+        (self.unreadable.iter()).find(|record| record.env.as_ref() == Some(env))
+    }
+
+    /// The instances whose records cannot be read. Their ids, addresses, volumes and memory stay taken, and their
+    /// nodes are never told to stop them.
+    pub fn unreadable_instances(&self) -> impl Iterator<Item = (InstanceId, Option<NodeId>)> {
+        (self.unreadable.iter()).filter_map(|record| match record.subject {
+            Subject::Instance(id) => Some((id, record.node)),
+            _ => None,
+        })
+    }
 }
 
-/// Settings of the whole cluster, made at its birth.
+/// A stored record that this server cannot read: a newer server wrote it, or it is damaged. It is kept as it is, and
+/// never treated as absent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadableRecord {
+    /// What the record is about.
+    pub subject: Subject,
+    /// The env it belongs to, where it belongs to one.
+    pub env: Option<EnvKey>,
+    /// The node it belongs to, where it belongs to one.
+    pub node: Option<NodeId>,
+    /// Why it cannot be read, for people.
+    pub cause: String,
+}
+
+impl std::fmt::Display for UnreadableRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { subject, cause, .. } = self;
+        write!(f, "the record of {subject} cannot be read: {cause}")
+    }
+}
+
+/// What a record is about.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A node.
+    Node(NodeId),
+    /// An env.
+    Env(EnvKey),
+    /// A release of an env.
+    Release(EnvKey, ReleaseNumber),
+    /// An instance.
+    Instance(InstanceId),
+    /// A volume.
+    Volume(VolumeId),
+    /// A row whose key cannot be read, in words.
+    Row(String),
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(id) => write!(f, "node {id}"),
+            Self::Env(key) => write!(f, "env {key}"),
+            Self::Release(key, number) => write!(f, "release {number} of {key}"),
+            Self::Instance(id) => write!(f, "instance {id}"),
+            Self::Volume(id) => write!(f, "volume {id}"),
+            Self::Row(row) => f.write_str(row),
+        }
+    }
+}
+
+/// Settings of the whole cluster, chosen when it is created.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct ClusterSettings {
     /// Random id; state of another cluster is refused.
     pub id: String,
@@ -50,7 +157,7 @@ pub struct ClusterSettings {
     pub mtu: u32,
 }
 
-/// One node, as the planner sees it.
+/// One node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
@@ -59,11 +166,21 @@ pub struct Node {
     pub region: String,
     /// What it has.
     pub hardware: Hardware,
-    /// Whether it reported lately. Nothing new is placed on a node that did not.
+    /// Its WireGuard public key, base64.
+    pub wireguard_key: Option<String>,
+    /// The VMM driver it uses; absent until it reported.
+    pub driver: Option<DriverChoice>,
+    /// Whether its instances reach networks outside of the cluster; absent until it reported.
+    pub egress: Option<EgressState>,
+    /// When it last reported, to within [`crate::reports::SEEN_GRANULARITY_MS`]; absent until it reported.
+    pub seen_at: Option<Timestamp>,
+    /// When it joined.
+    pub enrolled_at: Timestamp,
+    /// Whether it reported lately. Nothing new is placed on a node that did not. Not stored: only the server that
+    /// listens to the nodes knows.
     pub online: bool,
-    /// The generation of its desired state. It grows whenever an instance of this node is created,
-    /// begins to leave or is forgotten, and past any larger one that the node reports (the store
-    /// was restored from a backup).
+    /// The generation of its desired state. It grows whenever an instance of this node is created, begins to
+    /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
     pub generation: Generation,
 }
 
@@ -84,7 +201,6 @@ pub struct Env {
 
 /// An immutable (image digest, manifest, secret versions).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Release {
     /// The manifest.
     pub manifest: Manifest,
@@ -101,7 +217,6 @@ pub struct Release {
 
 /// How an env gets from one release to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Rollout {
     /// The release that was deployed last: what `phase` and `reason` are about.
     pub release: ReleaseNumber,
@@ -124,20 +239,63 @@ pub struct Instance {
     pub spec: InstanceSpec,
     /// Where it runs.
     pub node: NodeId,
-    /// True once it was decided that it goes; it is forgotten when its node says it is gone.
-    pub terminating: bool,
     /// When it was planned.
     pub created_at: Timestamp,
+    /// How far its life is, as decided here.
+    pub phase: InstancePhase,
     /// What its node last said; absent until it said anything, or when it no longer lists it.
     pub report: Option<InstanceReport>,
-    /// True once it was ready at any time: it is then no longer a candidate that never came up.
-    pub was_ready: bool,
-    /// True once its node, with the stop taken up, said that it is gone; the planner then forgets
-    /// it. The rule is [`crate::reports::apply_report`].
-    pub stop_acknowledged: bool,
 }
 
-/// What a volume belongs to. It is made when an instance first needs it, and found by this again.
+impl Instance {
+    /// A new instance; its node has said nothing of it yet.
+    pub fn new(spec: InstanceSpec, node: NodeId, created_at: Timestamp) -> Self {
+        Self {
+            spec,
+            node,
+            created_at,
+            phase: InstancePhase::New,
+            report: None,
+        }
+    }
+
+    /// Whether it is wanted no longer; its node may still run it.
+    pub fn is_terminating(&self) -> bool {
+        match self.phase {
+            InstancePhase::New | InstancePhase::Established => false,
+            InstancePhase::Terminating { .. } | InstancePhase::Gone => true,
+        }
+    }
+
+    /// Whether it was ready at any time. One that never was is still a candidate that may never come up.
+    pub fn was_ready(&self) -> bool {
+        match self.phase {
+            InstancePhase::New | InstancePhase::Gone => false,
+            InstancePhase::Established => true,
+            InstancePhase::Terminating { was_ready, .. } => was_ready,
+        }
+    }
+}
+
+/// How far the life of an instance is. The diagram is in the [module](self).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InstancePhase {
+    /// Wanted, and never ready so far.
+    New,
+    /// Wanted, and ready at some time.
+    Established,
+    /// Wanted no longer; its node is told to stop it.
+    Terminating {
+        /// Whether it was ready at any time.
+        was_ready: bool,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Its node has said that it is gone; the planner deletes it next.
+    Gone,
+}
+
+/// What a volume belongs to: a later instance with the same key gets the same volume.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct VolumeKey {
     /// The env. A later env of the same name finds the volume, too.
@@ -173,11 +331,41 @@ pub struct Volume {
     pub size_bytes: u64,
     /// When it was planned.
     pub created_at: Timestamp,
-    /// True once its node said that it has the disk.
-    pub made: bool,
-    /// True from the user's word until nothing of it is left.
-    pub deleting: bool,
-    /// True once its node, with the deletion taken up, said that the disk is gone; the planner then
-    /// forgets it. The rule is [`crate::reports::apply_volume_report`].
-    pub deletion_acknowledged: bool,
+    /// How far its life is.
+    pub phase: VolumePhase,
+}
+
+impl Volume {
+    /// Whether its node has said that the disk is there.
+    pub fn is_made(&self) -> bool {
+        match self.phase {
+            VolumePhase::Planned | VolumePhase::Deleted => false,
+            VolumePhase::Made => true,
+            VolumePhase::Deleting { made } => made,
+        }
+    }
+
+    /// Whether a user has deleted it.
+    pub fn is_deleting(&self) -> bool {
+        match self.phase {
+            VolumePhase::Planned | VolumePhase::Made => false,
+            VolumePhase::Deleting { .. } | VolumePhase::Deleted => true,
+        }
+    }
+}
+
+/// How far the life of a volume is. The diagram is in the [module](self).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumePhase {
+    /// Its disk is made with its first instance.
+    Planned,
+    /// Its node has said that the disk is there.
+    Made,
+    /// A user deleted it; its node is told to remove the disk.
+    Deleting {
+        /// Whether the node has said that the disk was there.
+        made: bool,
+    },
+    /// Its node has said that the disk is gone; the planner deletes the record next.
+    Deleted,
 }

@@ -1,8 +1,8 @@
 //! What one node is to run: the cluster state, seen from it.
 //!
-//! Leaving instances are named as stops, for as long as the cluster state remembers them, which is until
-//! the node has said that they are gone ([`crate::reports`]). So a stop is always said by name: an
-//! instance that is in neither list (an empty or restored store) is left running.
+//! Terminating instances are named as stops until the node has said that they are gone ([`crate::reports`]). So a stop
+//! always names its instance: one that is in neither list (an empty or restored store, a record that cannot be read)
+//! is left running.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +16,7 @@ use crate::cluster_state::ClusterState;
 pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<InstanceId>) {
     let (mut run, mut stop) = (Vec::new(), Vec::new());
     for instance in cluster.instances.values().filter(|i| i.node == node) {
-        if instance.terminating {
+        if instance.is_terminating() {
             stop.push(instance.spec.id);
         } else {
             run.push(instance.spec.clone());
@@ -38,7 +38,7 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
         remove_volumes: cluster
             .volumes
             .iter()
-            .filter(|(_, volume)| volume.node == node && volume.deleting)
+            .filter(|(_, volume)| volume.node == node && volume.is_deleting())
             .map(|(id, _)| *id)
             .collect(),
         keep_images: keep_images(cluster, node).into_iter().collect(),
@@ -54,10 +54,14 @@ fn keep_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
     let Some(arch) = cluster.nodes.get(&node).map(|node| &node.hardware.arch) else {
         return BTreeSet::new();
     };
-    let here: BTreeSet<EnvKey> = (cluster.instances.values())
+    let instances = cluster.instances.values();
+    let readable = instances
         .filter(|instance| instance.node == node)
-        .map(|instance| instance.spec.env_key())
-        .collect();
+        .map(|instance| instance.spec.env_key());
+    let unreadable = (cluster.unreadable.iter())
+        .filter(|record| record.node == Some(node))
+        .filter_map(|record| record.env.clone());
+    let here: BTreeSet<EnvKey> = readable.chain(unreadable).collect();
     let envs = here.iter().filter_map(|key| cluster.envs.get(key));
     envs.flat_map(|env| {
         let last = env.releases.keys().rev().take(KEPT_RELEASES).copied();
@@ -72,7 +76,9 @@ fn keep_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
 /// Whether `node` has to pull from this registry: only then it is given the login.
 pub fn pulls_from(cluster: &ClusterState, node: NodeId, registry: &str) -> bool {
     cluster.instances.values().any(|instance| {
-        instance.node == node && !instance.terminating && instance.spec.image.registry == registry
+        instance.node == node
+            && !instance.is_terminating()
+            && instance.spec.image.registry == registry
     })
 }
 
@@ -85,7 +91,7 @@ mod tests {
     use model::{Generation, ReleaseNumber, Timestamp};
 
     #[test]
-    fn a_node_gets_its_own_and_every_stop_by_name() {
+    fn a_desired_state_has_the_instances_of_its_node_and_names_every_stop() {
         let mut cluster = cluster(2);
         let release = manifest(&[("web", process(3))]);
         deploy(&mut cluster, "shop/prod", release, Timestamp(0));
@@ -97,7 +103,10 @@ mod tests {
                 release: 1,
                 node,
             };
-            put.into_cluster(&mut cluster).terminating = id == 2;
+            let instance = put.into_cluster(&mut cluster);
+            if id == 2 {
+                instance.terminate();
+            }
         }
         cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(4);
         let state = desired_state(&cluster, NodeId(1)).unwrap();
@@ -109,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_keeps_the_images_of_the_last_releases_and_gets_logins_for_its_own() {
+    fn a_desired_state_keeps_the_images_of_the_last_releases() {
         let mut cluster = cluster(2);
         for _ in 0..6 {
             let release = manifest(&[("web", process(1))]);
@@ -147,7 +156,7 @@ mod tests {
             .instances
             .get_mut(&InstanceId(1))
             .unwrap()
-            .terminating = true;
+            .terminate();
         assert!(!pulls_from(&cluster, NodeId(1), &registry));
     }
 }

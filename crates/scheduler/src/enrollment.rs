@@ -1,8 +1,7 @@
-//! Who may join, under which name and number (ADR 0004).
+//! Which machines may join, under which name and number (ADR 0004).
 //!
-//! A token is good for one member, of one role, until it expires. That exactly one of many
-//! concurrent users gets it is the store's work (one atomic update); this is the decision it
-//! guards, and the error for the others.
+//! A token is good for one member, of one role, until it expires. The store sees to it that exactly one of several
+//! concurrent callers spends a token (one transaction); the decision is made here.
 
 use std::collections::BTreeSet;
 
@@ -13,9 +12,9 @@ use model::{EdgeId, NodeId, Timestamp};
 /// Longest life of a token, in seconds.
 pub const MAX_TOKEN_SECONDS: u64 = 86_400;
 /// Name of a member whose machine has no usable host name.
-const NAMELESS: &str = "machine";
+const DEFAULT_NAME: &str = "machine";
 
-/// What is kept of a one-time token; its secret only as a hash, elsewhere.
+/// A one-time token without its secret, of which the store keeps a hash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRecord {
     /// What its user becomes.
@@ -47,7 +46,7 @@ pub enum EnrollmentRefused {
     /// All numbers were given out.
     #[error("all {0} node or edge numbers of this cluster were given out")]
     NoNumberLeft(u16),
-    /// A token's life is 1 second to [`MAX_TOKEN_SECONDS`].
+    /// A token lives 1 to [`MAX_TOKEN_SECONDS`] seconds.
     #[error("a token lives 1 to {MAX_TOKEN_SECONDS} seconds, not {0}")]
     TokenLife(u64),
 }
@@ -112,7 +111,7 @@ pub fn unique_name(wanted: &str, taken: &BTreeSet<String>) -> String {
         .collect();
     name.truncate(MAX_NAME_BYTES);
     let name = name.trim_matches('-');
-    let name = if name.is_empty() { NAMELESS } else { name };
+    let name = if name.is_empty() { DEFAULT_NAME } else { name };
     if !taken.contains(name) {
         return name.to_owned();
     }
@@ -178,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_once_until_it_expires() {
+    fn a_token_is_accepted_once_until_it_expires() {
         let node = token(EnrollRole::Node);
         let at = |now| admit(Some(&node), &request(), Timestamp(now));
         assert_eq!(at(999), Ok(EnrollRole::Node));
@@ -194,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_brings_key_and_hardware_and_an_edge_need_not() {
+    fn a_node_must_name_its_key_and_hardware_and_an_edge_need_not() {
         let bare = EnrollRequest {
             wireguard_public_key: None,
             hardware: Hardware::default(),
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn names_become_labels_of_their_own() {
+    fn a_member_gets_a_unique_dns_label_for_its_name() {
         let taken = BTreeSet::from(["box".to_owned(), "box-2".to_owned()]);
         for (wanted, name) in [
             ("box", "box-3"),
@@ -251,7 +250,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_name_becomes_a_free_label(wanted in ".{0,80}", again in 0_usize..12) {
+        fn any_wanted_name_becomes_a_unique_dns_label(wanted in ".{0,80}", again in 0_usize..12) {
             let mut taken = BTreeSet::new();
             for _ in 0..=again {
                 let name = unique_name(&wanted, &taken);

@@ -22,8 +22,10 @@ use model::{
     Timestamp, VolumeId,
 };
 
+use crate::apply::{Command, apply};
 use crate::cluster_state::{
-    ClusterSettings, ClusterState, Env, Instance, Node, Release, Volume, VolumeKey,
+    ClusterSettings, ClusterState, Env, Instance, InstancePhase, Node, Release, Volume, VolumeKey,
+    VolumePhase,
 };
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
@@ -54,6 +56,11 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
     let node = Node {
         name: format!("node-{number}"),
         region: "local".to_owned(),
+        wireguard_key: None,
+        driver: None,
+        egress: None,
+        seen_at: None,
+        enrolled_at: Timestamp(0),
         hardware: Hardware {
             arch: "amd64".to_owned(),
             cpus: 4,
@@ -77,6 +84,9 @@ pub fn cluster(nodes: u16) -> ClusterState {
         envs: BTreeMap::new(),
         instances: BTreeMap::new(),
         volumes: BTreeMap::new(),
+        secrets: BTreeMap::new(),
+        last_network: EnvNetwork(0),
+        unreadable: Vec::new(),
     }
 }
 
@@ -187,25 +197,32 @@ pub fn release(manifest: Manifest) -> Release {
 
 /// Deploys the next release, as the control plane does.
 pub fn deploy(cluster: &mut ClusterState, env: &str, manifest: Manifest, now: Timestamp) {
-    let network = cluster.envs.len() as u32 + 1;
     let known = cluster.envs.get(&key(env));
-    let number = known
-        .and_then(|env| env.releases.keys().next_back())
-        .map_or(1, |last| last.0 + 1);
-    let begun = rollout::begin(known.map(|e| &e.rollout), ReleaseNumber(number), now);
-    let entry = cluster.envs.entry(key(env)).or_insert_with(|| Env {
-        network: EnvNetwork(network),
-        releases: BTreeMap::new(),
-        rollout: begun.clone(),
-        scale: BTreeMap::new(),
-        destroying: false,
-    });
-    let release = release(manifest);
-    entry.releases.insert(ReleaseNumber(number), release);
-    entry.rollout = begun;
+    let last = known.and_then(|env| env.releases.keys().next_back());
+    let number = ReleaseNumber(last.map_or(1, |last| last.0 + 1));
+    let begun = rollout::begin(known.map(|e| &e.rollout), number, now);
+    let command = match known {
+        Some(_) => Command::AddRelease {
+            env: key(env),
+            number,
+            release: Box::new(release(manifest)),
+            rollout: begun,
+        },
+        None => Command::CreateEnv {
+            key: key(env),
+            env: Box::new(Env {
+                network: EnvNetwork(cluster.last_network.0 + 1),
+                releases: BTreeMap::from([(number, release(manifest))]),
+                rollout: begun,
+                scale: BTreeMap::new(),
+                destroying: false,
+            }),
+        },
+    };
+    apply(cluster, &command).unwrap();
 }
 
-/// Where an instance is put into a cluster by hand.
+/// An instance that a test puts into a cluster.
 pub struct InstanceFixture {
     pub id: u32,
     pub env: &'static str,
@@ -229,15 +246,7 @@ impl InstanceFixture {
             volumes: &[],
         };
         let spec = instance_spec(&who, &env.releases[&ReleaseNumber(self.release)]).unwrap();
-        let instance = Instance {
-            spec,
-            node,
-            terminating: false,
-            created_at: Timestamp(0),
-            report: None,
-            was_ready: false,
-            stop_acknowledged: false,
-        };
+        let instance = Instance::new(spec, node, Timestamp(0));
         cluster.instances.insert(id, instance);
         cluster.instances.get_mut(&id).unwrap()
     }
@@ -259,9 +268,7 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
         node: instance.node,
         size_bytes: 1024 * MIB,
         created_at: Timestamp(0),
-        made: true,
-        deleting: false,
-        deletion_acknowledged: false,
+        phase: VolumePhase::Made,
     });
     instance.node = volume.node;
     instance.spec.volumes = vec![AttachedVolume {
@@ -269,18 +276,29 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
         name: "data".to_owned(),
         ordinal,
         size_bytes: volume.size_bytes,
-        made: volume.made,
+        made: volume.is_made(),
     }];
 }
 
 impl Instance {
-    /// Says that its node reported it ready.
+    /// As if its node had reported it ready.
     pub fn make_ready(&mut self) -> &mut Self {
-        self.was_ready = true;
+        self.phase = InstancePhase::Established;
         self.report = Some(InstanceReport {
             ready: true,
             ..report(self.spec.id, InstanceState::Running)
         });
+        self
+    }
+}
+
+impl Instance {
+    /// As if the planner had terminated it.
+    pub fn terminate(&mut self) -> &mut Self {
+        self.phase = InstancePhase::Terminating {
+            was_ready: self.was_ready(),
+            reason: "a test".to_owned(),
+        };
         self
     }
 }
@@ -328,7 +346,7 @@ pub fn spec(process: Process) -> InstanceSpec {
     put.into_cluster(&mut cluster).spec.clone()
 }
 
-/// What a cluster looks like, for people: nodes, rollouts, instances.
+/// A cluster as text, for people: rollouts and instances.
 pub fn show(cluster: &ClusterState) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
@@ -354,7 +372,7 @@ pub fn show(cluster: &ClusterState) -> String {
             Some(r) if r.ready => "ready".to_owned(),
             Some(r) => r.state.to_string(),
         };
-        let terminating = if instance.terminating {
+        let terminating = if instance.is_terminating() {
             " terminating"
         } else {
             ""

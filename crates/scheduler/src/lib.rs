@@ -3,13 +3,20 @@
 //! State and time go in, actions come out; no I/O, clock, randomness, async or hash-ordered map is
 //! here, so that every decision can be replayed, shown and tested without a machine.
 //!
+//! ```text
+//! planner: Action --+
+//! user ------------ +--> apply(ClusterState, Command) --> Changes --> the store
+//! node: report -----+
+//! ```
+//!
+//! - [`apply`]: carries every change out on the cluster state; [`changes`]: the records that it changed.
 //! - [`planner`]: what is to change now: instances created, terminated, deleted; rollouts.
 //! - [`rollout`]: how an env gets from one release to another, and when that failed.
 //! - [`placement`]: which node takes an instance, or why none does.
 //! - [`release`]: a process of a release as the complete description of one instance.
 //! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the state.
 //! - [`routes`]: where hosts lead.
-//! - [`enrollment`]: who may join, under which name and number.
+//! - [`enrollment`]: which machines may join, under which name and number.
 
 #![cfg_attr(
     test,
@@ -22,6 +29,8 @@
     )
 )]
 
+pub mod apply;
+pub mod changes;
 pub mod cluster_state;
 pub mod desired;
 pub mod enrollment;

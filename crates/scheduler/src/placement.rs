@@ -1,24 +1,24 @@
 //! Which node takes an instance.
 //!
-//! A node can take it when it is online, the release has an image for its architecture, and the
-//! memory of everything placed on it plus this instance's fits: memory is a hard cap, and an
-//! instance on its way out holds its memory until it is gone. Among those, the one with the fewest
-//! instances of the same process of the same env, so that one machine's end takes as few as
-//! possible; then the one with the least CPU asked for, then the least memory, each as a share of
-//! what it has; then the lowest id.
+//! A node can take it when it is online, the release has an image for its architecture, and the memory of everything
+//! placed on it plus this instance's fits: memory is a hard cap, and a terminating instance holds its memory until it
+//! is gone. A node with an instance whose record cannot be read takes none: how much memory that holds is not known.
+//! Among the nodes that can, the one with the fewest instances of the same process of the same env is chosen, so that
+//! the loss of one machine costs as few as possible; then the one with the least CPU asked for, then the least memory,
+//! each as a share of its hardware; then the lowest id.
 //!
 //! An instance that has volumes already goes to their node and to no other: a volume never moves.
 //!
-//! Deliberately absent: moving what is placed already.
+//! Deliberately absent: moving placed instances.
 
 use std::collections::BTreeMap;
 
 use model::instance::InstanceSpec;
 use model::{EnvKey, NodeId, ProcessName};
 
-use crate::cluster_state::{Instance, Node};
+use crate::cluster_state::{ClusterState, Node};
 
-/// What is to be placed.
+/// The instance that is to be placed.
 #[derive(Debug, Clone, Copy)]
 pub struct Demand<'a> {
     /// The env.
@@ -49,6 +49,9 @@ pub enum IneligibleReason {
         /// The image's.
         has: String,
     },
+    /// How much memory is free is not known.
+    #[error("{0} of its instances have records that this server cannot read; upgrade the server")]
+    Unreadable(u32),
     /// Not enough memory is free.
     #[error("{free_mib} of its {total_mib} MiB are free, {wanted_mib} MiB are needed")]
     Memory {
@@ -61,28 +64,29 @@ pub enum IneligibleReason {
     },
 }
 
-/// No node can take an instance: why, node by node.
+/// No node can take an instance, and why, node by node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacementError {
-    /// Name and obstacle of every node that was asked.
-    pub obstacles: BTreeMap<NodeId, (String, IneligibleReason)>,
+    /// Name of every node that was asked, and why it cannot.
+    pub reasons: BTreeMap<NodeId, (String, IneligibleReason)>,
     /// The only node that was asked, because one of its volumes, with this name, is there.
     pub pinned: Option<(NodeId, String)>,
 }
 
 impl PlacementError {
-    /// True when some node that was asked is online, so that waiting alone need not mend it.
-    pub fn any_online(&self) -> bool {
-        let offline =
-            |(_, obstacle): &(String, IneligibleReason)| *obstacle == IneligibleReason::Offline;
-        !self.obstacles.values().all(offline)
+    /// Whether some node cannot take the instance because of what the release asks for.
+    pub fn is_the_fault_of_the_release(&self) -> bool {
+        self.reasons.values().any(|(_, reason)| match reason {
+            IneligibleReason::Offline | IneligibleReason::Unreadable(_) => false,
+            IneligibleReason::Architecture { .. } | IneligibleReason::Memory { .. } => true,
+        })
     }
 }
 
 impl std::fmt::Display for PlacementError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.pinned {
-            Some((node, volume)) if self.obstacles.is_empty() => {
+            Some((node, volume)) if self.reasons.is_empty() => {
                 return write!(
                     f,
                     "its volume {volume} is on {node}, which was removed; `platform volumes delete` \
@@ -90,15 +94,15 @@ impl std::fmt::Display for PlacementError {
                 );
             }
             Some((_, volume)) => write!(f, "the node of its volume {volume} cannot take it")?,
-            None if self.obstacles.is_empty() => {
+            None if self.reasons.is_empty() => {
                 return f
                     .write_str("there is no node yet; add one with `platform node --token ..`");
             }
             None => f.write_str("no node can take it")?,
         }
-        for (index, (id, (name, obstacle))) in self.obstacles.iter().enumerate() {
+        for (index, (id, (name, reason))) in self.reasons.iter().enumerate() {
             let mark = if index == 0 { ':' } else { ';' };
-            write!(f, "{mark} {name} ({id}): {obstacle}")?;
+            write!(f, "{mark} {name} ({id}): {reason}")?;
         }
         Ok(())
     }
@@ -111,6 +115,8 @@ impl std::error::Error for PlacementError {}
 struct Promised {
     cpu_millis: u64,
     memory_bytes: u64,
+    /// Instances whose records cannot be read.
+    unreadable: u32,
     staying: BTreeMap<(EnvKey, ProcessName), u32>,
 }
 
@@ -122,17 +128,19 @@ pub struct Placement<'w> {
 }
 
 impl<'w> Placement<'w> {
-    /// What these instances are promised on these nodes.
-    pub fn new<'i>(
-        nodes: &'w BTreeMap<NodeId, Node>,
-        instances: impl IntoIterator<Item = &'i Instance>,
-    ) -> Self {
+    /// What the instances of `cluster` are promised on these nodes.
+    pub fn new(nodes: &'w BTreeMap<NodeId, Node>, cluster: &ClusterState) -> Self {
         let mut placement = Self {
             nodes,
             promised: BTreeMap::new(),
         };
-        for instance in instances {
-            placement.promise(instance.node, &instance.spec, instance.terminating);
+        for instance in cluster.instances.values() {
+            placement.promise(instance.node, &instance.spec, instance.is_terminating());
+        }
+        for (_, node) in cluster.unreadable_instances() {
+            if let Some(node) = node {
+                placement.promised.entry(node).or_default().unreadable += 1;
+            }
         }
         placement
     }
@@ -150,14 +158,14 @@ impl<'w> Placement<'w> {
 
     /// The best node for one more instance, or why there is none.
     pub fn choose(&self, demand: &Demand<'_>) -> Result<NodeId, PlacementError> {
-        let mut obstacles = BTreeMap::new();
+        let mut reasons = BTreeMap::new();
         let mut best = None;
         let nothing = Promised::default();
         let asked = |id: &NodeId| demand.pinned.is_none_or(|(node, _)| node == *id);
         for (id, node) in self.nodes.iter().filter(|(id, _)| asked(id)) {
             let promised = self.promised.get(id).unwrap_or(&nothing);
-            if let Some(obstacle) = obstacle(node, promised, demand) {
-                obstacles.insert(*id, (node.name.clone(), obstacle));
+            if let Some(reason) = reason(node, promised, demand) {
+                reasons.insert(*id, (node.name.clone(), reason));
                 continue;
             }
             let key = (demand.env.clone(), demand.process.clone());
@@ -175,11 +183,11 @@ impl<'w> Placement<'w> {
             .pinned
             .map(|(node, volume)| (node, volume.to_owned()));
         best.map(|(_, _, _, id)| id)
-            .ok_or(PlacementError { obstacles, pinned })
+            .ok_or(PlacementError { reasons, pinned })
     }
 }
 
-fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<IneligibleReason> {
+fn reason(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<IneligibleReason> {
     const MIB: u64 = 1 << 20;
     let hardware = &node.hardware;
     let free = hardware.memory_bytes.saturating_sub(promised.memory_bytes);
@@ -190,6 +198,8 @@ fn obstacle(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<Ine
             arch: hardware.arch.clone(),
             has: demand.archs.join(", "),
         })
+    } else if promised.unreadable > 0 {
+        Some(IneligibleReason::Unreadable(promised.unreadable))
     } else if demand.memory_bytes > free {
         Some(IneligibleReason::Memory {
             free_mib: free / MIB,
@@ -210,7 +220,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::cluster_state::ClusterState;
     use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, manifest, name, process};
     use expect_test::{Expect, expect};
     use model::Timestamp;
@@ -225,7 +234,7 @@ mod tests {
         pinned: Option<(NodeId, &str)>,
         expected: Expect,
     ) {
-        let chosen = Placement::new(&cluster.nodes, cluster.instances.values()).choose(&Demand {
+        let chosen = Placement::new(&cluster.nodes, cluster).choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
             cpu_millis: 100,
@@ -256,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn ties_go_to_the_lowest_id() {
+    fn the_lowest_id_wins_a_tie() {
         check(&with(&[]), 256, expect!["n1"]);
     }
 
@@ -271,10 +280,12 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_holds_its_memory_and_is_not_spread_from() {
+    fn a_terminating_instance_holds_its_memory_and_is_not_spread_from() {
         let mut cluster = with(&[("web", 1), ("web", 2), ("web", 3)]);
         for instance in cluster.instances.values_mut() {
-            instance.terminating = instance.node == NodeId(3);
+            if instance.node == NodeId(3) {
+                instance.terminate();
+            }
         }
         check(&cluster, 256, expect!["n3"]);
         check(
@@ -287,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn every_node_says_why_not() {
+    fn a_placement_error_names_the_reason_of_every_node() {
         let mut cluster = with(&[]);
         cluster.nodes.get_mut(&NodeId(1)).unwrap().online = false;
         cluster.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
@@ -307,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_volumes_goes_where_they_are_or_nowhere() {
+    fn an_instance_with_volumes_is_placed_on_their_node_or_nowhere() {
         let mut cluster = with(&[("web", 2), ("web", 2)]);
         let data = |number| Some((NodeId(number), "data"));
         check_pinned(&cluster, 256, data(2), expect!["n2"]);

@@ -1,31 +1,34 @@
-//! What is to change now: instances that come, leave and are forgotten, and rollouts.
+//! What is to change now: instances created, terminated and deleted, and rollouts.
 //!
-//! [`plan`] looks at the whole cluster state and answers with the changes that can be made at once, and
-//! with what waits and why. It is called again on every report and on a timer; planning a cluster
-//! to which the plan was applied changes nothing. For each process type of each env:
+//! [`plan`] looks at the whole cluster state and answers with the changes that can be made at once, and with a
+//! [`Finding`] for everything that waits. It is called again on every report and on a timer; planning a cluster to
+//! which the plan was applied changes nothing. For each process type of each env:
 //!
 //! - `n` instances of the wanted release are to be ready ([`rollout::wanted_counts`]).
-//! - Where instances of other releases, or ones on their way out, serve, at most `n + max_surge`
-//!   exist at a time, those on their way out on online nodes counted, because they hold their
-//!   memory. Where nothing serves, all that is missing is made at once.
-//! - An old instance leaves when `n - max_unavailable` others are ready without it, and every new
-//!   one that is not ready yet counts as one that may be missing. What cannot serve leaves first.
-//! - Of too many of the wanted release, those that are not ready leave first, then the newest.
-//! - The instances of a process type that a new release dropped leave last, when all else is ready.
-//! - A failed instance outside of a rollout is replaced [`REPLACE_AFTER_MS`] after it was made.
+//! - Where instances of other releases, or terminating ones, serve, at most `n + max_surge` exist at a time.
+//!   Terminating instances on online nodes count, because they hold their memory. Where nothing serves, all that is
+//!   missing is created at once.
+//! - An old instance is terminated when `n - max_unavailable` others are ready without it; every new instance that is
+//!   not ready yet counts as unavailable. Instances that cannot serve are terminated first.
+//! - Of too many instances of the wanted release, those that are not ready are terminated first, then the newest.
+//! - The instances of a process type that a new release dropped are terminated last, when all else is ready.
+//! - A failed instance outside of a rollout is replaced [`REPLACE_AFTER_MS`] after it was created.
 //!
-//! Where a process type asks for volumes, its instances are numbered: each of the ordinals from 0 to
-//! `n - 1` is one instance and its own volumes, which are made with the first instance of that
-//! ordinal and stay on its node. An ordinal is held by its instance until that is forgotten, on an
-//! offline node, too, so that no volume ever has two writers. So a rollout stops an instance first
-//! and starts its successor then, at least one at a time, and never surges; of too many, the highest
-//! ordinals leave. Volumes are deleted by users only.
+//! Where a process type asks for volumes, its instances are numbered: each of the ordinals from 0 to `n - 1` is one
+//! instance and its own volumes, which are made with the first instance of that ordinal and stay on its node. An
+//! instance holds its ordinal until it is deleted, on an offline node too, so that no volume ever has two writers. So a
+//! rollout stops an instance before it starts its successor, at least one at a time, and never surges; of too many,
+//! the highest ordinals are terminated. Only users delete volumes.
 //!
-//! Instances on nodes that are offline are kept and do not count as ready. Deliberately absent for
-//! now: their eviction, with the brake that keeps a mass of lapsed leases from evicting masses.
-//! Its place is where [`InstanceHealth::Unknown`] is looked at. Also absent: moving instances to balance.
+//! An env with a record that this server cannot read is frozen: nothing of it changes, and a finding says why.
+//!
+//! Instances on nodes that are offline are kept and do not count as ready. Deliberately absent: their eviction, with
+//! a limit that keeps many lapsed nodes at once from evicting everything. It belongs where [`InstanceHealth::Unknown`]
+//! is looked at. Also absent: moving instances to balance.
 
 mod env;
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -34,22 +37,23 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::instance::InstanceSpec;
-use model::{EnvKey, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
+use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
-use crate::cluster_state::{ClusterState, Instance, Rollout, Volume, VolumeKey};
+use crate::apply::{Command, apply};
+use crate::cluster_state::{ClusterState, InstancePhase, Rollout, Subject, VolumeKey, VolumePhase};
 use crate::placement::Placement;
 use overlay::address_plan::egress_address;
 
 #[cfg(doc)]
 use crate::rollout::{self, InstanceHealth};
 
-/// How long after it was made a failed instance is replaced, in milliseconds. The wait keeps what
-/// can never run from being made over and over.
+/// How long after it was created a failed instance is replaced, in milliseconds. The wait keeps an instance that can
+/// never run from being created over and over.
 pub const REPLACE_AFTER_MS: u64 = 5 * 60 * 1000;
 /// Passes over one env within one plan; each sees what the one before changed.
 const MAX_PASSES: u32 = 16;
 
-/// What is to change, and what waits.
+/// The changes that can be made now, and what waits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The changes, in order. Empty: nothing is to change.
@@ -58,26 +62,26 @@ pub struct Plan {
     pub findings: Vec<Finding>,
 }
 
-/// One change. Everything in it is chosen; whoever carries it out only obeys.
+/// One change. Everything in it is chosen: [`crate::apply`] only carries it out.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// A new volume; the instance that needs it comes next.
     MakeVolume(Box<PlannedVolume>),
-    /// A volume that was deleted is gone; nothing more is kept of it.
+    /// The disk of a deleted volume is gone: its record is deleted.
     DeleteVolume {
         /// The volume.
         id: VolumeId,
     },
     /// A new instance.
     Create(Box<PlacedInstance>),
-    /// An instance begins to leave.
+    /// An instance is wanted no longer.
     Terminate {
         /// The instance.
         id: InstanceId,
         /// Why, for people.
         reason: String,
     },
-    /// An instance is gone; nothing more is kept of it.
+    /// An instance is gone: its record is deleted.
     Delete {
         /// The instance.
         id: InstanceId,
@@ -122,7 +126,7 @@ pub struct PlannedVolume {
     pub created_at: Timestamp,
 }
 
-/// What waits, and why.
+/// Something that waits, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// The env.
@@ -142,8 +146,8 @@ impl std::fmt::Display for Finding {
     }
 }
 
-/// What is to change in this cluster state at `now`. `draw` gives random numbers for new ids; ids in use
-/// are passed over.
+/// The changes that this cluster state needs at `now`. `draw` gives random numbers for new ids; ids in use are passed
+/// over.
 pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Plan {
     let mut planner = Planner {
         given: cluster,
@@ -158,8 +162,8 @@ pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u3
         let env = planner.by_env.entry(instance.spec.env_key()).or_default();
         env.insert(*id);
     }
-    planner.forget_gone();
-    planner.forget_volumes();
+    planner.delete_gone_instances();
+    planner.delete_gone_volumes();
     let mut findings = Vec::new();
     for key in cluster.envs.keys() {
         for _ in 0..MAX_PASSES {
@@ -177,68 +181,9 @@ pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u3
     }
 }
 
-/// Carries one action out on the cluster state; the store does the same on its tables. The generation of
-/// the node concerned grows with each Create, Terminate, Delete and DeleteVolume.
-pub fn apply(cluster: &mut ClusterState, action: &Action) {
-    let touched = match action {
-        Action::MakeVolume(planned) => {
-            let PlannedVolume {
-                id,
-                key,
-                node,
-                size_bytes,
-                created_at,
-            } = planned.as_ref().clone();
-            let volume = Volume {
-                key,
-                node,
-                size_bytes,
-                created_at,
-                made: false,
-                deleting: false,
-                deletion_acknowledged: false,
-            };
-            cluster.volumes.insert(id, volume);
-            None
-        }
-        Action::DeleteVolume { id } => cluster.volumes.remove(id).map(|volume| volume.node),
-        Action::Create(placed) => {
-            let instance = Instance {
-                spec: placed.spec.clone(),
-                node: placed.node,
-                terminating: false,
-                created_at: placed.created_at,
-                report: None,
-                was_ready: false,
-                stop_acknowledged: false,
-            };
-            cluster.instances.insert(placed.spec.id, instance);
-            Some(placed.node)
-        }
-        Action::Terminate { id, reason: _ } => cluster.instances.get_mut(id).map(|instance| {
-            instance.terminating = true;
-            instance.node
-        }),
-        Action::Delete { id } => cluster.instances.remove(id).map(|instance| instance.node),
-        Action::SetRollout { env, rollout } => {
-            if let Some(env) = cluster.envs.get_mut(env) {
-                env.rollout = rollout.clone();
-            }
-            None
-        }
-        Action::RemoveEnv { env } => {
-            cluster.envs.remove(env);
-            None
-        }
-    };
-    if let Some(node) = touched.and_then(|id| cluster.nodes.get_mut(&id)) {
-        node.generation = Generation(node.generation.0.saturating_add(1));
-    }
-}
-
 /// A plan in the making.
 struct Planner<'w, 'd> {
-    /// The cluster state as given; its nodes do not change while planning.
+    /// The cluster state as given; its nodes do not change while planning, but for their generations.
     given: &'w ClusterState,
     /// The cluster state with the actions so far; copied only when there is one.
     working: Cow<'w, ClusterState>,
@@ -252,8 +197,18 @@ struct Planner<'w, 'd> {
 }
 
 impl<'w> Planner<'w, '_> {
-    /// Takes an action into the plan and the working cluster state.
+    /// Takes an action into the plan and the working cluster state. One that does not fit is dropped: the plan holds
+    /// nothing that [`apply`] refuses.
     fn take(&mut self, action: Action) {
+        let command = Command::Plan(action);
+        let refused = apply(self.working.to_mut(), &command).err();
+        debug_assert_eq!(refused, None, "{command:?}");
+        let Command::Plan(action) = command else {
+            return;
+        };
+        if refused.is_some() {
+            return;
+        }
         match &action {
             Action::Create(placed) => {
                 let env = placed.spec.env_key();
@@ -263,7 +218,7 @@ impl<'w> Planner<'w, '_> {
                 }
             }
             Action::Delete { id } => {
-                let known = self.working.instances.get(id);
+                let known = self.given.instances.get(id);
                 if let Some(ids) = known.and_then(|i| self.by_env.get_mut(&i.spec.env_key())) {
                     ids.remove(id);
                 }
@@ -276,7 +231,6 @@ impl<'w> Planner<'w, '_> {
             | Action::SetRollout { .. }
             | Action::RemoveEnv { .. } => {}
         }
-        apply(self.working.to_mut(), &action);
         self.actions.push(action);
     }
 
@@ -284,24 +238,24 @@ impl<'w> Planner<'w, '_> {
     fn placement(&mut self) -> &mut Placement<'w> {
         let (given, working) = (self.given, &self.working);
         self.placement
-            .get_or_insert_with(|| Placement::new(&given.nodes, working.instances.values()))
+            .get_or_insert_with(|| Placement::new(&given.nodes, working))
     }
 
     /// Instances that are gone: their node said so, or their node was removed.
-    fn forget_gone(&mut self) {
+    fn delete_gone_instances(&mut self) {
         for (id, instance) in &self.given.instances {
-            let acknowledged = instance.terminating && instance.stop_acknowledged;
-            if acknowledged || !self.given.nodes.contains_key(&instance.node) {
+            let is_gone = instance.phase == InstancePhase::Gone;
+            if is_gone || !self.given.has_node(instance.node) {
                 self.take(Action::Delete { id: *id });
             }
         }
     }
 
     /// Deleted volumes that are gone: their node said so, or their node was removed.
-    fn forget_volumes(&mut self) {
+    fn delete_gone_volumes(&mut self) {
         for (id, volume) in &self.given.volumes {
-            let node_is_gone = !self.given.nodes.contains_key(&volume.node);
-            if volume.deleting && (volume.deletion_acknowledged || node_is_gone) {
+            let node_is_gone = !self.given.has_node(volume.node);
+            if volume.phase == VolumePhase::Deleted || (volume.is_deleting() && node_is_gone) {
                 self.take(Action::DeleteVolume { id: *id });
             }
         }
@@ -309,8 +263,13 @@ impl<'w> Planner<'w, '_> {
 
     /// An id that no volume has.
     fn fresh_volume_id(&mut self) -> VolumeId {
+        let unreadable = &self.given.unreadable;
+        let taken = |id: VolumeId| {
+            self.working.volumes.contains_key(&id)
+                || (unreadable.iter()).any(|record| record.subject == Subject::Volume(id))
+        };
         let mut id = VolumeId((self.draw)());
-        while id.0 == 0 || self.working.volumes.contains_key(&id) {
+        while id.0 == 0 || taken(id) {
             id = VolumeId(id.0.wrapping_add(1));
         }
         id
@@ -320,7 +279,12 @@ impl<'w> Planner<'w, '_> {
     fn fresh_id(&mut self) -> InstanceId {
         let same = |a: InstanceId, b: InstanceId| egress_address(a) == egress_address(b);
         let mut id = InstanceId((self.draw)());
-        while id.0 == 0 || self.working.instances.keys().any(|other| same(*other, id)) {
+        let unreadable: Vec<_> = self.given.unreadable_instances().collect();
+        let taken = |id: InstanceId| {
+            self.working.instances.keys().any(|other| same(*other, id))
+                || unreadable.iter().any(|(other, _)| same(*other, id))
+        };
+        while id.0 == 0 || taken(id) {
             id = InstanceId(id.0.wrapping_add(1));
         }
         id

@@ -1,80 +1,112 @@
 //! What a node's report means for the cluster state.
 //!
-//! The node owns the truth of its instances; the cluster state holds its last word about each. A terminating
-//! instance is forgotten only when its node says that it is gone, and only a report that has taken
-//! up the node's current generation counts: that generation carries every stop, so what such a
-//! report lists as stopped, or does not list, was stopped and will not start again.
+//! The node owns the truth of its instances; the cluster state holds the node's last report of each. A terminating
+//! instance is gone only when its node says so, and only a report of the node's current generation counts: that
+//! generation carries every stop, so an instance that such a report lists as stopped, or does not list, was stopped and
+//! will not start again.
 //!
 //! ```text
 //! Terminate -> generation 7 carries the stop -> report{generation 6, running}   not yet
-//!                                           report{generation 7, stopping}  not yet
-//!                                           report{generation 7, stopped}   acknowledged: delete
-//!                                           report{generation 7, absent}    acknowledged: delete
+//!                                              report{generation 7, stopping}  not yet
+//!                                              report{generation 7, stopped}   gone: delete
+//!                                              report{generation 7, absent}    gone: delete
 //! ```
 //!
-//! A volume that is being deleted is forgotten by the same rule, once its disk is no longer listed.
+//! A volume that is being deleted is gone by the same rule, once its disk is no longer listed.
 //!
-//! A report of a generation larger than ours means that this store was restored from an older
-//! backup. The generation then jumps past it, so that the node takes our state up again, and
-//! nothing is acknowledged until it did. Whether the node is online is not decided here: that
-//! needs a clock.
+//! A report of a generation larger than ours means that this store was restored from an older backup. The generation
+//! then jumps past it, so that the node applies our state again, and nothing is gone until it did. Whether the node is
+//! online is not decided here: that needs a clock that cannot jump.
 
 use api::node::NodeReport;
 use model::instance::InstanceState;
-use model::{Generation, InstanceId, NodeId, VolumeId};
+use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 
-use crate::cluster_state::{ClusterState, Instance, Volume};
+use crate::changes::Changes;
+use crate::cluster_state::{
+    ClusterState, Instance, InstancePhase, Node, Subject, Volume, VolumePhase,
+};
 
-/// What a report changed.
+/// How old [`Node::seen_at`] may be before a report that says nothing new changes it, in milliseconds: such a report
+/// costs no write.
+pub const SEEN_GRANULARITY_MS: u64 = 60_000;
+
+/// What a node has and the cluster state does not know there: the store was restored from an older backup.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Recorded {
-    /// Instances whose record changed: to be stored.
-    pub changed: Vec<InstanceId>,
-    /// Volumes whose record changed: to be stored.
-    pub changed_volumes: Vec<VolumeId>,
-    /// Instances that the node runs and the cluster state does not know there. They are left running.
-    pub unknown: Vec<InstanceId>,
-    /// Volumes whose disks the node has and the cluster state does not know there. They are kept.
-    pub unknown_volumes: Vec<VolumeId>,
-    /// The node's new generation, where its report was ahead of us: to be stored.
-    pub raised_to: Option<Generation>,
+pub struct Unknown {
+    /// Instances that the node runs. They are left running.
+    pub instances: Vec<InstanceId>,
+    /// Volumes whose disks the node has. They are kept.
+    pub volumes: Vec<VolumeId>,
 }
 
-/// Takes one node's report into the cluster state. Nothing happens for a node that the cluster state lacks.
-pub fn record(cluster: &mut ClusterState, node: NodeId, report: &NodeReport) -> Recorded {
-    let mut recorded = Recorded::default();
-    let Some(known) = cluster.nodes.get_mut(&node) else {
-        return recorded;
+/// What the node of this report has and the cluster state does not know there.
+pub fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unknown {
+    let unreadable =
+        |subject: Subject| (cluster.unreadable.iter()).any(|record| record.subject == subject);
+    let is_unknown_instance = |id: &InstanceId| {
+        cluster.instances.get(id).is_none_or(|i| i.node != node)
+            && !unreadable(Subject::Instance(*id))
     };
-    if report.generation > known.generation {
-        known.generation = Generation(report.generation.0.saturating_add(1));
-        recorded.raised_to = Some(known.generation);
+    let is_unknown_volume = |id: &VolumeId| {
+        cluster.volumes.get(id).is_none_or(|v| v.node != node) && !unreadable(Subject::Volume(*id))
+    };
+    let instances = report.instances.iter().map(|reported| reported.id);
+    let volumes = report.volumes.iter().copied();
+    Unknown {
+        instances: instances.filter(is_unknown_instance).collect(),
+        volumes: volumes.filter(is_unknown_volume).collect(),
     }
-    let generation = known.generation;
-    for (id, instance) in &mut cluster.instances {
-        if instance.node == node && apply_report(instance, generation, report) {
-            recorded.changed.push(*id);
-        }
-    }
-    for (id, volume) in &mut cluster.volumes {
-        if volume.node == node && apply_volume_report(*id, volume, generation, report) {
-            recorded.changed_volumes.push(*id);
-        }
-    }
-    recorded.unknown = report
-        .instances
-        .iter()
-        .map(|reported| reported.id)
-        .filter(|id| cluster.instances.get(id).is_none_or(|i| i.node != node))
-        .collect();
-    let is_unknown = |id: &&VolumeId| cluster.volumes.get(*id).is_none_or(|v| v.node != node);
-    recorded.unknown_volumes = report.volumes.iter().filter(is_unknown).copied().collect();
-    recorded
 }
 
-/// Takes what a report of its node says into one instance; true when that changed anything.
-/// `generation` is the node's current one, as the control plane last counted it.
-pub fn apply_report(instance: &mut Instance, generation: Generation, report: &NodeReport) -> bool {
+/// Takes a node's report into the cluster state. Nothing changes for a node that the cluster state lacks.
+pub(crate) fn apply_report(
+    cluster: &mut ClusterState,
+    id: NodeId,
+    report: &NodeReport,
+    now: Timestamp,
+) -> Changes {
+    let mut changes = Changes::default();
+    let Some(node) = cluster.nodes.get_mut(&id) else {
+        return changes;
+    };
+    if apply_to_node(node, report, now) {
+        changes.nodes.insert(id, node.clone());
+    }
+    let generation = node.generation;
+    for (instance_id, instance) in &mut cluster.instances {
+        if instance.node == id && apply_to_instance(instance, generation, report) {
+            changes
+                .instances
+                .insert(*instance_id, Some(instance.clone()));
+        }
+    }
+    for (volume_id, volume) in &mut cluster.volumes {
+        if volume.node == id && apply_to_volume(*volume_id, volume, generation, report) {
+            changes.volumes.insert(*volume_id, Some(volume.clone()));
+        }
+    }
+    changes
+}
+
+/// True when the report changes the node's record.
+fn apply_to_node(node: &mut Node, report: &NodeReport, now: Timestamp) -> bool {
+    let before = node.clone();
+    node.hardware.clone_from(&report.hardware);
+    node.driver = Some(report.driver.clone());
+    node.egress.clone_from(&report.egress);
+    if report.generation > node.generation {
+        node.generation = Generation(report.generation.0.saturating_add(1));
+    }
+    let is_old = |at: Timestamp| now.0.abs_diff(at.0) >= SEEN_GRANULARITY_MS;
+    if *node != before || node.seen_at.is_none_or(is_old) {
+        node.seen_at = Some(now);
+    }
+    *node != before
+}
+
+/// True when the report changes the instance's record. `generation` is the node's current one.
+fn apply_to_instance(instance: &mut Instance, generation: Generation, report: &NodeReport) -> bool {
     let reported = report
         .instances
         .iter()
@@ -82,36 +114,56 @@ pub fn apply_report(instance: &mut Instance, generation: Generation, report: &No
     let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
     let gone =
         reported.is_none_or(|r| matches!(r.state, InstanceState::Stopped | InstanceState::Failed));
-    let acknowledged = instance.terminating && report.generation == generation && gone;
-
+    let next = match &instance.phase {
+        InstancePhase::New if ready => Some(InstancePhase::Established),
+        InstancePhase::Terminating { .. } if gone && report.generation == generation => {
+            Some(InstancePhase::Gone)
+        }
+        InstancePhase::Terminating {
+            was_ready: false,
+            reason,
+        } if ready => Some(InstancePhase::Terminating {
+            was_ready: true,
+            reason: reason.clone(),
+        }),
+        InstancePhase::New
+        | InstancePhase::Established
+        | InstancePhase::Terminating { .. }
+        | InstancePhase::Gone => None,
+    };
     let mut changed = false;
+    if let Some(next) = next {
+        instance.phase = next;
+        changed = true;
+    }
     if instance.report.as_ref() != reported {
         instance.report = reported.cloned();
-        changed = true;
-    }
-    if ready && !instance.was_ready {
-        instance.was_ready = true;
-        changed = true;
-    }
-    if acknowledged && !instance.stop_acknowledged {
-        instance.stop_acknowledged = true;
         changed = true;
     }
     changed
 }
 
-/// Takes what a report of its node says into one volume; true when that changed anything.
-pub fn apply_volume_report(
+/// True when the report changes the volume's record.
+fn apply_to_volume(
     id: VolumeId,
     volume: &mut Volume,
     generation: Generation,
     report: &NodeReport,
 ) -> bool {
     let there = report.volumes.contains(&id);
-    let acknowledged = volume.deleting && report.generation == generation && !there;
-    let changed = (there && !volume.made) || (acknowledged && !volume.deletion_acknowledged);
-    volume.made |= there;
-    volume.deletion_acknowledged |= acknowledged;
+    let next = match volume.phase {
+        VolumePhase::Planned if there => VolumePhase::Made,
+        VolumePhase::Deleting { made: false } if there => VolumePhase::Deleting { made: true },
+        VolumePhase::Deleting { .. } if !there && report.generation == generation => {
+            VolumePhase::Deleted
+        }
+        same @ (VolumePhase::Planned
+        | VolumePhase::Made
+        | VolumePhase::Deleting { .. }
+        | VolumePhase::Deleted) => same,
+    };
+    let changed = next != volume.phase;
+    volume.phase = next;
     changed
 }
 
@@ -120,9 +172,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::apply::{Command, Refused, apply};
+    use crate::cluster_state::UnreadableRecord;
     use crate::fixtures::{InstanceFixture, attach, cluster, deploy, manifest, process, report};
     use api::node::{DriverChoice, InstanceReport};
-    use model::Timestamp;
 
     fn two() -> ClusterState {
         let mut cluster = cluster(2);
@@ -166,99 +219,173 @@ mod tests {
         }
     }
 
+    fn take(cluster: &mut ClusterState, node: NodeId, report: &NodeReport) -> Changes {
+        let command = Command::Report {
+            node,
+            report: Box::new(report.clone()),
+            now: Timestamp(1),
+        };
+        apply(cluster, &command).unwrap()
+    }
+
+    fn phase(cluster: &ClusterState, id: u32) -> &InstancePhase {
+        &cluster.instances[&InstanceId(id)].phase
+    }
+
     #[test]
-    fn what_a_node_says_is_kept_and_said_once() {
+    fn a_report_changes_only_the_records_it_says_something_new_of() {
         let mut cluster = two();
         let said = says(
             7,
             &[(1, InstanceState::Running), (9, InstanceState::Running)],
         );
-        let recorded = record(&mut cluster, NodeId(1), &said);
-        assert_eq!(recorded.changed, [InstanceId(1)]);
-        assert_eq!(recorded.unknown, [InstanceId(9)]);
-        assert!(cluster.instances[&InstanceId(1)].was_ready);
-        assert_eq!(record(&mut cluster, NodeId(1), &said).changed, []);
-        // It was there and no longer is: nothing is known of it.
-        let recorded = record(&mut cluster, NodeId(1), &says(7, &[]));
-        assert_eq!(recorded.changed, [InstanceId(1)]);
+        let changes = take(&mut cluster, NodeId(1), &said);
+        let changed: Vec<_> = changes.instances.keys().copied().collect();
+        assert_eq!(changed, [InstanceId(1)]);
+        let strangers = unknown(&cluster, NodeId(1), &said);
+        assert_eq!(strangers.instances, [InstanceId(9)]);
+        assert_eq!(*phase(&cluster, 1), InstancePhase::Established);
+        assert!(take(&mut cluster, NodeId(1), &said).is_empty());
+        // The node lists it no longer: nothing is known of it.
+        let changes = take(&mut cluster, NodeId(1), &says(7, &[]));
+        assert_eq!(changes.instances.len(), 1);
         assert_eq!(cluster.instances[&InstanceId(1)].report, None);
-        assert!(cluster.instances[&InstanceId(1)].was_ready);
-        // Another node's word does not count.
+        assert_eq!(*phase(&cluster, 1), InstancePhase::Established);
+        // Another node's report does not count.
         let said = says(0, &[(1, InstanceState::Running)]);
-        let recorded = record(&mut cluster, NodeId(2), &said);
+        assert!(take(&mut cluster, NodeId(2), &said).instances.is_empty());
         assert_eq!(
-            (recorded.changed, recorded.unknown),
-            (vec![], vec![InstanceId(1)])
+            unknown(&cluster, NodeId(2), &said).instances,
+            [InstanceId(1)]
         );
-        assert_eq!(record(&mut cluster, NodeId(3), &said), Recorded::default());
+        let from_a_stranger = Command::Report {
+            node: NodeId(3),
+            report: Box::new(said),
+            now: Timestamp(1),
+        };
+        let refused = apply(&mut cluster, &from_a_stranger);
+        assert_eq!(refused, Err(Refused::NoNode(NodeId(3))));
     }
 
     #[test]
-    fn a_stop_is_acknowledged_by_who_has_heard_of_it() {
-        let acknowledged = |said: &NodeReport| {
+    fn a_report_that_says_nothing_new_is_written_once_a_minute() {
+        let mut cluster = two();
+        let at = |cluster: &mut ClusterState, now| {
+            let command = Command::Report {
+                node: NodeId(1),
+                report: Box::new(says(7, &[])),
+                now: Timestamp(now),
+            };
+            apply(cluster, &command).unwrap();
+            cluster.nodes[&NodeId(1)].seen_at.unwrap().0
+        };
+        assert_eq!(at(&mut cluster, 5), 5);
+        assert_eq!(at(&mut cluster, 4 + SEEN_GRANULARITY_MS), 5);
+        assert_eq!(
+            at(&mut cluster, 5 + SEEN_GRANULARITY_MS),
+            5 + SEEN_GRANULARITY_MS
+        );
+    }
+
+    #[test]
+    fn an_instance_is_gone_when_a_report_of_the_current_generation_says_so() {
+        let gone = |said: &NodeReport| {
             let mut cluster = two();
             cluster
                 .instances
                 .get_mut(&InstanceId(1))
                 .unwrap()
-                .terminating = true;
-            record(&mut cluster, NodeId(1), said);
-            assert!(!cluster.instances[&InstanceId(2)].stop_acknowledged);
-            cluster.instances[&InstanceId(1)].stop_acknowledged
+                .terminate();
+            take(&mut cluster, NodeId(1), said);
+            assert_ne!(*phase(&cluster, 2), InstancePhase::Gone);
+            *phase(&cluster, 1) == InstancePhase::Gone
         };
-        assert!(!acknowledged(&says(6, &[(1, InstanceState::Stopped)])));
-        assert!(!acknowledged(&says(6, &[])));
-        assert!(!acknowledged(&says(7, &[(1, InstanceState::Stopping)])));
-        assert!(acknowledged(&says(7, &[(1, InstanceState::Stopped)])));
-        assert!(acknowledged(&says(7, &[(1, InstanceState::Failed)])));
-        assert!(acknowledged(&says(7, &[])));
+        assert!(!gone(&says(6, &[(1, InstanceState::Stopped)])));
+        assert!(!gone(&says(6, &[])));
+        assert!(!gone(&says(7, &[(1, InstanceState::Stopping)])));
+        assert!(gone(&says(7, &[(1, InstanceState::Stopped)])));
+        assert!(gone(&says(7, &[(1, InstanceState::Failed)])));
+        assert!(gone(&says(7, &[])));
     }
 
     #[test]
-    fn a_node_ahead_of_the_store_acknowledges_nothing() {
+    fn a_terminating_instance_may_still_become_ready() {
         let mut cluster = two();
         cluster
             .instances
             .get_mut(&InstanceId(1))
             .unwrap()
-            .terminating = true;
-        let recorded = record(&mut cluster, NodeId(1), &says(30, &[]));
-        assert_eq!(recorded.raised_to, Some(Generation(31)));
-        assert!(!cluster.instances[&InstanceId(1)].stop_acknowledged);
-        let recorded = record(&mut cluster, NodeId(1), &says(31, &[]));
-        assert_eq!(recorded.raised_to, None);
-        assert!(cluster.instances[&InstanceId(1)].stop_acknowledged);
+            .terminate();
+        assert!(!cluster.instances[&InstanceId(1)].was_ready());
+        let said = says(6, &[(1, InstanceState::Running)]);
+        take(&mut cluster, NodeId(1), &said);
+        let instance = &cluster.instances[&InstanceId(1)];
+        assert!(instance.is_terminating() && instance.was_ready());
     }
 
     #[test]
-    fn a_volume_is_gone_when_the_node_that_knows_says_so() {
+    fn nothing_is_gone_by_a_report_of_a_node_that_is_ahead_of_the_store() {
+        let mut cluster = two();
+        cluster
+            .instances
+            .get_mut(&InstanceId(1))
+            .unwrap()
+            .terminate();
+        take(&mut cluster, NodeId(1), &says(30, &[]));
+        assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
+        assert_ne!(*phase(&cluster, 1), InstancePhase::Gone);
+        take(&mut cluster, NodeId(1), &says(31, &[]));
+        assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
+        assert_eq!(*phase(&cluster, 1), InstancePhase::Gone);
+    }
+
+    #[test]
+    fn a_volume_is_deleted_when_a_report_of_the_current_generation_lacks_its_disk() {
         let mut cluster = two();
         attach(&mut cluster, 1, 0);
+        cluster.instances.remove(&InstanceId(1));
         let id = VolumeId(0xd0);
-        cluster.volumes.get_mut(&id).unwrap().made = false;
+        cluster.volumes.get_mut(&id).unwrap().phase = VolumePhase::Planned;
         let mut said = says(7, &[]);
         said.volumes = vec![id];
-        let changed = |cluster: &mut ClusterState, said: &NodeReport| {
-            record(cluster, NodeId(1), said).changed_volumes
+        let after = |cluster: &mut ClusterState, said: &NodeReport| {
+            let changes = take(cluster, NodeId(1), said);
+            let changed = changes.volumes.get(&id);
+            changed.map(|volume| volume.as_ref().unwrap().phase)
         };
-        assert_eq!(changed(&mut cluster, &said), [id]);
-        assert!(cluster.volumes[&id].made);
+        assert_eq!(after(&mut cluster, &said), Some(VolumePhase::Made));
         let ghost = VolumeId(0x9057);
         said.volumes.push(ghost);
-        assert_eq!(
-            record(&mut cluster, NodeId(1), &said).unknown_volumes,
-            [ghost]
-        );
-        assert_eq!(changed(&mut cluster, &said), []);
+        assert_eq!(unknown(&cluster, NodeId(1), &said).volumes, [ghost]);
+        assert_eq!(after(&mut cluster, &said), None);
 
-        let volume = cluster.volumes.get_mut(&id).unwrap();
-        volume.deleting = true;
-        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(8);
+        apply(&mut cluster, &Command::DeleteVolume { id }).unwrap();
+        assert_eq!(
+            cluster.volumes[&id].phase,
+            VolumePhase::Deleting { made: true }
+        );
         // A node that has not heard of it may still make the disk.
         said.volumes.clear();
-        assert_eq!(changed(&mut cluster, &said), []);
+        assert_eq!(after(&mut cluster, &said), None);
         said.generation = Generation(8);
-        assert_eq!(changed(&mut cluster, &said), [id]);
-        assert!(cluster.volumes[&id].deletion_acknowledged);
+        assert_eq!(after(&mut cluster, &said), Some(VolumePhase::Deleted));
+    }
+
+    #[test]
+    fn an_instance_with_an_unreadable_record_is_not_unknown() {
+        let mut cluster = two();
+        cluster.instances.remove(&InstanceId(1));
+        let said = says(7, &[(1, InstanceState::Running)]);
+        assert_eq!(
+            unknown(&cluster, NodeId(1), &said).instances,
+            [InstanceId(1)]
+        );
+        cluster.unreadable = vec![UnreadableRecord {
+            subject: Subject::Instance(InstanceId(1)),
+            env: None,
+            node: Some(NodeId(1)),
+            cause: "a test".to_owned(),
+        }];
+        assert_eq!(unknown(&cluster, NodeId(1), &said), Unknown::default());
     }
 }

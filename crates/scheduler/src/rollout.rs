@@ -15,18 +15,17 @@
 //! - was started again [`MAX_NEW_RESTARTS`] times and is not ready;
 //! - was never ready and is older than [`READY_DEADLINE_MS`];
 //!
-//! or when an instance has found no place for that long. What cannot be its fault does not fail it:
-//! an instance on a node that is offline is waited for. (The time it was offline counts once it is
-//! back, so it had better be up by then: it goes on while it is away.)
+//! or when an instance could not be placed for that long. An instance on a node that is offline does not fail it. (The
+//! time the node was offline counts once it is back: the instance runs on meanwhile, and is then ready or late.)
 //!
 //! After a failure with a release to go back to, that one is wanted again, at its full numbers.
 //! Where the manifest says `auto_revert = false`, the new release does not give way: its ready
-//! instances stay, the others leave, and what is missing is filled by the previous release. With
-//! nothing to go back to, all its instances leave, so that the cluster is as it was.
+//! instances stay, the others are terminated, and the previous release fills the gaps. With no release to go back
+//! to, all its instances are terminated, so that the cluster is as it was.
 //!
-//! The reason keeps the instance, what its node said, and the app's last words.
+//! The reason names the instance, what its node reported, and the last lines of its log.
 //!
-//! Deliberately absent: which instances come and go ([`crate::planner`]).
+//! Deliberately absent: which instances are created and terminated ([`crate::planner`]).
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -40,13 +39,13 @@ use crate::cluster_state::{Env, Instance, Rollout};
 
 /// Restarts after which a new instance that is not ready fails its release.
 pub const MAX_NEW_RESTARTS: u32 = 3;
-/// How long a new instance may take until it is ready, or until it finds a place, in milliseconds.
+/// How long a new instance may take until it is ready, or until it is placed, in milliseconds.
 pub const READY_DEADLINE_MS: u64 = 5 * 60 * 1000;
-/// Longest line of an app's last words in a reason, in characters.
+/// Longest log line in a reason, in characters.
 const MAX_REASON_LINE: usize = 300;
 
-/// The rollout of a new release, given the one under way or done. What was rolled out wholly last,
-/// or is being reverted to, is what the new one goes back to.
+/// The rollout of a new release, given the one before it. A revert goes back to the release that was rolled out wholly
+/// last, or that is being reverted to.
 pub fn begin(before: Option<&Rollout>, release: ReleaseNumber, now: Timestamp) -> Rollout {
     let previous = before.and_then(|before| match before.phase {
         RolloutPhase::Done => Some(before.release),
@@ -165,15 +164,15 @@ pub fn check_scale(env: &Env, wanted: &BTreeMap<ProcessName, u32>) -> Result<(),
     Ok(())
 }
 
-/// How an instance stands, by what its node said last.
+/// How well an instance does its work, by its node's last report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceHealth {
     /// It is ready.
     Ready,
-    /// It serves nobody (no port, no health check), did its work and ended with exit code 0, and
-    /// its policy does not start it again. As good as ready.
+    /// It has no port and no health check, ended with exit code 0, and its restart policy does not start it again. As
+    /// good as ready.
     Completed,
-    /// It is on its way, or unhealthy for a while.
+    /// It starts, or is unhealthy for a while.
     Pending,
     /// Its node is offline: nothing is known of it, it may well serve.
     Unknown,
@@ -184,7 +183,7 @@ pub enum InstanceHealth {
 }
 
 impl InstanceHealth {
-    /// How `instance` stands, given whether its node is online.
+    /// The health of `instance`, given whether its node is online.
     pub fn of(instance: &Instance, online: bool) -> Self {
         let Some(report) = instance.report.as_ref().filter(|_| online) else {
             return if online { Self::Pending } else { Self::Unknown };
@@ -210,7 +209,7 @@ impl InstanceHealth {
         }
     }
 
-    /// Whether it does all that is wanted of it.
+    /// Whether it does its work.
     pub fn is_well(self) -> bool {
         matches!(self, Self::Ready | Self::Completed)
     }
@@ -227,11 +226,11 @@ pub fn failure(
     let age = now.millis_since(instance.created_at);
     let what = match health {
         InstanceHealth::Ready | InstanceHealth::Completed | InstanceHealth::Unknown => return None,
-        InstanceHealth::Pending if instance.was_ready || age < READY_DEADLINE_MS => return None,
+        InstanceHealth::Pending if instance.was_ready() || age < READY_DEADLINE_MS => return None,
         InstanceHealth::Pending => {
             let minutes = READY_DEADLINE_MS / 60_000;
             let at = match &instance.report {
-                None => "its node has not taken it up".to_owned(),
+                None => "waiting for the node".to_owned(),
                 Some(report) if report.detail.is_empty() => report.state.to_string(),
                 Some(report) => format!("{} ({})", report.state, report.detail),
             };
@@ -261,7 +260,7 @@ pub fn failure(
         let _ = write!(reason, ": {exit}");
     }
     if !report.log_tail.is_empty() {
-        reason.push_str("\nlast words:");
+        reason.push_str("\nlast log lines:");
         let skip = report.log_tail.len().saturating_sub(MAX_LOG_TAIL);
         for line in report.log_tail.iter().skip(skip) {
             let line: String = line.chars().take(MAX_REASON_LINE).collect();
@@ -290,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_goes_back_to_what_was_whole_last() {
+    fn a_rollout_goes_back_to_the_last_whole_release() {
         let previous = |before: Option<Rollout>| {
             let begun = begin(before.as_ref(), ReleaseNumber(9), Timestamp(5));
             assert_eq!(begun.wanted, ReleaseNumber(9));
@@ -313,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn scale_is_held_to_the_manifest() {
+    fn scale_stays_within_the_manifest() {
         let mut cluster = cluster(1);
         deploy(
             &mut cluster,

@@ -5,12 +5,13 @@
 //! are those of the wanted release, and for as long as an older one's instances serve, that one's
 //! too: a release that cannot become healthy takes no host away.
 //!
-//! Backends are ready and not terminating: an instance on its way out loses its traffic first, and its
-//! node lets it drain before it stops. Where nobody behind a host is on a node that reports, those
-//! last known to be ready are named instead: a server that was restarted has heard of nobody yet,
-//! and an edge does better to try them than to turn everyone away.
+//! Backends are ready and not terminating: a terminating instance loses its traffic first, and its node lets it drain
+//! before it stops. Where no backend of a host is on an online node, the instances that were last reported ready are
+//! named instead: a restarted server has no reports yet, and an edge does better to try them than to answer 503.
+//!
+//! An env that is frozen, because a record of it cannot be read, keeps the routes it had ([`keep_frozen`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use api::edge::{Backend, Route};
@@ -23,10 +24,10 @@ use crate::cluster_state::{ClusterState, Env, Instance, Release};
 use crate::rollout;
 use overlay::ingress::edge_port;
 
-/// What instances must have in common to be behind one route.
+/// What the backends of one route have in common.
 type Manner = (ProcessName, Option<ProxyProtocol>);
 
-/// Backends of one host that are spoken to in one manner.
+/// The backends of one host with one process type and PROXY protocol.
 #[derive(Default)]
 struct Group {
     newest: Option<ReleaseNumber>,
@@ -52,6 +53,31 @@ pub fn routes(cluster: &ClusterState) -> BTreeMap<String, Route> {
         }
     }
     table
+}
+
+/// Keeps the routes of frozen envs as they were `before`: what a record that cannot be read says of them is not known.
+/// Backends of readable instances are current all the same, where the host is still known from a readable release.
+pub fn keep_frozen(
+    cluster: &ClusterState,
+    before: &BTreeMap<String, Route>,
+    table: &mut BTreeMap<String, Route>,
+) {
+    let unreadable: BTreeSet<_> = cluster.unreadable_instances().map(|(id, _)| id).collect();
+    let frozen = before
+        .iter()
+        .filter(|(_, route)| cluster.frozen_by(&route.env).is_some());
+    for (host, route) in frozen {
+        match table.get_mut(host) {
+            Some(current) if current.env == route.env => {
+                let backends = route.backends.iter();
+                let kept = backends.filter(|backend| unreadable.contains(&backend.instance));
+                current.backends.extend(kept.cloned());
+            }
+            _ => {
+                table.insert(host.clone(), route.clone());
+            }
+        }
+    }
 }
 
 /// The hosts of a manifest that lead to another env already. To be asked before a release is made.
@@ -86,10 +112,11 @@ pub fn taken_hosts(
 
 fn serves(instance: &Instance) -> bool {
     let report = instance.report.as_ref();
-    !instance.terminating && report.is_some_and(|r| r.ready && r.state == InstanceState::Running)
+    !instance.is_terminating()
+        && report.is_some_and(|r| r.ready && r.state == InstanceState::Running)
 }
 
-/// The release whose hosts are there even when nobody serves them (the edge then answers 503).
+/// The release whose hosts are routed even when they have no backend (the edge then answers 503).
 fn announced(env: &Env) -> Option<ReleaseNumber> {
     let rollout = &env.rollout;
     match rollout.phase {
@@ -141,8 +168,8 @@ fn env_routes(
         }
     }
     let chosen = hosts.into_iter().filter_map(|(host, groups)| {
-        // One route is spoken in one manner: that of the announced release where any of its
-        // instances serve, else the newest that does.
+        // All backends of a route have the same process type and PROXY protocol: those of the announced release where
+        // any of its instances serve, else those of the newest release that serves.
         let (manner, group) = groups.into_iter().max_by_key(|(_, group)| {
             let reports = !group.reporting.is_empty();
             let wanted = group.newest.is_some() && group.newest == announced;
@@ -180,6 +207,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::cluster_state::{Subject, UnreadableRecord};
     use crate::fixtures::{InstanceFixture, cluster, deploy, key, manifest, process};
     use expect_test::{Expect, expect};
     use model::{InstanceId, NodeId, Timestamp};
@@ -242,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn what_leaves_takes_no_traffic() {
+    fn a_terminating_instance_gets_no_traffic() {
         let mut cluster = rolling();
         for id in [1, 3] {
             cluster
                 .instances
                 .get_mut(&InstanceId(id))
                 .unwrap()
-                .terminating = true;
+                .terminate();
         }
         check(
             &cluster,
@@ -260,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn those_last_known_serve_while_nobody_reports() {
+    fn instances_last_reported_ready_are_backends_while_no_node_reports() {
         let mut cluster = rolling();
         cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
         check(
@@ -279,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn backends_of_one_host_are_spoken_to_in_one_manner() {
+    fn backends_of_one_host_share_the_proxy_protocol() {
         let mut cluster = rolling();
         let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         let second = env.releases.values_mut().next_back().unwrap();
@@ -305,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_without_backends_stays_and_a_failed_one_goes() {
+    fn a_host_without_backends_stays_and_the_host_of_a_failed_release_goes() {
         let mut cluster = rolling();
         cluster.instances.clear();
         check(
@@ -321,6 +349,39 @@ mod tests {
         let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
         (env.rollout.phase, env.destroying) = (RolloutPhase::Done, true);
         check(&cluster, expect![""]);
+    }
+
+    #[test]
+    fn a_frozen_env_keeps_its_routes() {
+        let mut cluster = rolling();
+        let before = routes(&cluster);
+        let frozen = |cluster: &ClusterState| {
+            let mut table = routes(cluster);
+            keep_frozen(cluster, &before, &mut table);
+            table
+        };
+        let unreadable = |subject| UnreadableRecord {
+            subject,
+            env: Some(key("shop/prod")),
+            node: Some(NodeId(1)),
+            cause: "a test".to_owned(),
+        };
+        // One instance cannot be read: it stays a backend, and a readable one that is no longer ready does not.
+        cluster.instances.remove(&InstanceId(1));
+        cluster.instances.get_mut(&InstanceId(2)).unwrap().report = None;
+        cluster.unreadable = vec![unreadable(Subject::Instance(InstanceId(1)))];
+        let table = frozen(&cluster);
+        let backends = &table["web.example.com"].backends;
+        let ids: Vec<_> = backends.iter().map(|b| b.instance.0).collect();
+        assert_eq!(ids, [3, 1]);
+        // The env cannot be read: its hosts stay, also against another env that claims them.
+        let env = cluster.envs.remove(&key("shop/prod")).unwrap();
+        cluster.unreadable = vec![unreadable(Subject::Env(key("shop/prod")))];
+        assert_eq!(frozen(&cluster), before);
+        cluster.envs.insert(key("shop/other"), env);
+        assert_eq!(frozen(&cluster), before);
+        cluster.unreadable.clear();
+        assert_ne!(frozen(&cluster), before);
     }
 
     #[test]

@@ -3,24 +3,31 @@
 use std::collections::BTreeSet;
 
 use api::enrollment::{EnrollRequest, EnrollRole, Member};
-use model::{EdgeId, NodeId, Timestamp};
+use model::{EdgeId, Generation, NodeId, Timestamp};
+use scheduler::apply::{Command, apply};
+use scheduler::cluster_state::Node;
 use scheduler::enrollment::{
     EnrollmentRefused, TokenRecord, admit, next_edge, next_node, unique_name,
 };
 use sqlx::{Row as _, SqliteConnection};
 
+use crate::load::load;
 use crate::open::commit;
-use crate::rows::{number, to_i64, to_json};
+use crate::rows::{number, to_i64};
+use crate::write::write;
 use crate::{EnrollError, Store, StoreError};
 
-/// Who was let in.
+/// A machine that joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Enrolled {
-    /// As what.
+    /// As which member.
     pub member: Member,
     /// Under which name.
     pub name: String,
 }
+
+/// The generation of a new node's desired state, in which it has no instances.
+const FIRST_GENERATION: Generation = Generation(1);
 
 impl Store {
     /// Writes a user's token by its hash. `name` is for people.
@@ -51,8 +58,7 @@ impl Store {
             .map_err(StoreError::query("look up a user's token"))
     }
 
-    /// Writes a one-time enrollment token by its hash, and forgets those that expired unused more
-    /// than a day ago.
+    /// Writes a one-time enrollment token by its hash, and deletes those that expired unused more than a day ago.
     pub async fn add_enrollment_token(
         &self,
         hash: &[u8; 32],
@@ -78,7 +84,7 @@ impl Store {
         commit(tx, operation).await
     }
 
-    /// Lets the holder of a token in, once: the token is spent and the member written in one
+    /// Enrolls the holder of a token, once: the token is spent and the member written in one
     /// transaction, and of any number of callers at once one succeeds. A refusal spends nothing.
     pub async fn enroll(
         &self,
@@ -137,7 +143,10 @@ async fn load_token(
     let role = match row.get(0) {
         "node" => EnrollRole::Node,
         "edge" => EnrollRole::Edge,
-        other => return Err(StoreError::corrupt("a token's role", other)),
+        other => {
+            let cause = format!("the role of a token is `{other}`");
+            return Err(StoreError::Unreadable { cause });
+        }
     };
     let used_at = row
         .get::<Option<i64>, _>(2)
@@ -163,19 +172,22 @@ async fn add_node(
         .await
         .map_err(StoreError::query("give a node its number"))?;
     let name = unique_name(&request.name, &names(db, "SELECT name FROM nodes").await?);
-    sqlx::query(
-        "INSERT INTO nodes (id, name, region, hardware_json, wireguard_key, enrolled_at) \
-         VALUES (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(id.0)
-    .bind(&name)
-    .bind(&request.region)
-    .bind(to_json("a node's hardware", &request.hardware)?)
-    .bind(&request.wireguard_public_key)
-    .bind(to_i64("a time", now.0)?)
-    .execute(db)
-    .await
-    .map_err(StoreError::query("write a node"))?;
+    let node = Node {
+        name: name.clone(),
+        region: request.region.clone(),
+        hardware: request.hardware.clone(),
+        wireguard_key: request.wireguard_public_key.clone(),
+        driver: None,
+        egress: None,
+        seen_at: None,
+        enrolled_at: now,
+        online: false,
+        generation: FIRST_GENERATION,
+    };
+    let mut cluster = load(&mut *db).await?;
+    let node = Box::new(node);
+    let changes = apply(&mut cluster, &Command::AddNode { id, node });
+    write(db, &changes.map_err(StoreError::Refused)?).await?;
     Ok(Enrolled {
         member: Member::Node(id),
         name,

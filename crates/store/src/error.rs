@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use scheduler::apply::Refused;
 use scheduler::enrollment::EnrollmentRefused;
 
 /// Why the store could not be opened, read or written.
@@ -19,7 +20,21 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
-    /// The schema is newer than this program, or was changed by hand.
+    /// A newer server has brought the store to a schema that this one does not know.
+    #[error(
+        "the store {} has schema {found}, and this server knows schemas up to {known}: start a server that is at \
+         least as new as the one that used the store last, or restore a backup from before the upgrade",
+        path.display()
+    )]
+    NewerSchema {
+        /// The database file.
+        path: PathBuf,
+        /// The newest schema that this server does not know.
+        found: i64,
+        /// The newest schema that this server knows.
+        known: i64,
+    },
+    /// The schema was changed by hand, or the database says no.
     #[error("could not bring the store {} to this version's schema", path.display())]
     Migrate {
         /// The database file.
@@ -37,14 +52,15 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
-    /// What is stored cannot be understood.
-    #[error("the store holds {what} that cannot be read: {cause}")]
-    Corrupt {
-        /// Which value.
-        what: String,
-        /// What is wrong with it.
+    /// A row that is needed for everything cannot be read.
+    #[error("a row of the store cannot be read: {cause}")]
+    Unreadable {
+        /// Which value, and what is wrong with it.
         cause: String,
     },
+    /// A command does not fit the cluster state.
+    #[error(transparent)]
+    Refused(#[from] Refused),
     /// A value is too large to be stored.
     #[error("{what} cannot be stored: {cause}")]
     Unstorable {
@@ -61,13 +77,6 @@ pub enum StoreError {
 impl StoreError {
     pub(crate) fn query(operation: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |source| Self::Query { operation, source }
-    }
-
-    pub(crate) fn corrupt(what: impl Into<String>, cause: impl std::fmt::Display) -> Self {
-        Self::Corrupt {
-            what: what.into(),
-            cause: cause.to_string(),
-        }
     }
 }
 

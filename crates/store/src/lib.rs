@@ -1,33 +1,34 @@
 //! The control plane's state in SQL: SQLite, one file.
 //!
-//! Every change is one transaction, begun with `BEGIN IMMEDIATE` on the one writing connection and
-//! committed with `synchronous=FULL`: what a caller was told is done survives `kill -9` and a loss
-//! of power, and half a change does not exist. Decisions are not made here. [`Store::update`]
-//! loads the [`scheduler::cluster_state::ClusterState`] inside the transaction, hands it to a pure function, and
-//! writes the [`Change`]s it returns, so that nothing can come between the look and the act.
+//! The store knows records and no commands: [`Store::load`] reads the
+//! [`scheduler::cluster_state::ClusterState`], and [`Store::write`] writes the [`scheduler::changes::Changes`] that
+//! [`scheduler::apply`] returned. What an action means is written down there, and only there.
 //!
-//! A node's generation grows in the same transaction in which its desired state changes, and only
-//! then.
+//! Every write is one transaction, begun with `BEGIN IMMEDIATE` on the one writing connection and committed with
+//! `synchronous=FULL`: an acknowledged write survives `kill -9` and a loss of power, and half a write does not exist.
+//! [`Store::update`] loads, decides and writes in one transaction, so that nothing can change in between.
+//!
+//! JSON in rows has a version ([`JSON_VERSION`]). A row that cannot be read is kept, and named in
+//! [`scheduler::cluster_state::ClusterState::unreadable`].
 //!
 //! Deliberately absent: PostgreSQL and the fenced lease by which several servers would share it
 //! (a later issue: [`StoreError::UnknownStore`] says so), and any cache: SQLite's own is enough.
 
-mod change;
 mod enroll;
 mod error;
 mod load;
 mod logins;
 mod open;
+mod record;
 mod report;
 mod routes;
 mod rows;
 mod secrets;
-mod volumes;
+mod write;
 
-pub use change::Change;
 pub use enroll::Enrolled;
 pub use error::{EnrollError, StoreError};
-pub use load::{NodeDetail, Snapshot};
 pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store};
-pub use report::{ReportEffect, SEEN_GRANULARITY_MS};
+pub use record::JSON_VERSION;
+pub use report::ReportEffect;
 pub use secrets::SealedBundle;

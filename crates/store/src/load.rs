@@ -1,209 +1,342 @@
 //! Reading the cluster state.
+//!
+//! A row that cannot be read is kept, and named in [`ClusterState::unreadable`]: it never means that its subject is
+//! absent, and never that nothing can be read. Only the settings of the cluster have to be readable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use api::node::{DriverChoice, EgressState};
-use model::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
-use scheduler::cluster_state::{ClusterState, Env, Instance, Node};
+use api::enrollment::Hardware;
+use model::instance::InstanceSpec;
+use model::{
+    EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
+};
+use scheduler::changes::EnvRecord;
+use scheduler::cluster_state::{
+    ClusterState, Env, Instance, InstancePhase, Node, Release, Subject, UnreadableRecord, Volume,
+    VolumeKey, VolumePhase,
+};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::rows::{env_key, from_json, number};
+use crate::record::{Record, from_json};
+use crate::rows::{env_key, in_range, number};
 use crate::secrets::newest_versions;
-use crate::volumes::load_volumes;
 use crate::{Store, StoreError};
 
-/// The cluster state at one moment, with what is not the planner's business.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Snapshot {
-    /// What the planner looks at.
-    pub cluster: ClusterState,
-    /// More about each node.
-    pub nodes: BTreeMap<NodeId, NodeDetail>,
-    /// The newest version of each secret bundle of each env, those of envs that are not there yet too.
-    pub secrets: BTreeMap<EnvKey, BTreeMap<String, u32>>,
-    /// The highest env network that was ever given out; 0 before the first.
-    pub last_network: EnvNetwork,
-}
-
-/// What the planner does not look at.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeDetail {
-    /// The VMM driver it uses; absent until it reported.
-    pub driver: Option<DriverChoice>,
-    /// Whether its instances reach networks outside of the cluster; absent until it reported.
-    pub egress: Option<EgressState>,
-    /// When it last reported, to within [`crate::SEEN_GRANULARITY_MS`].
-    pub seen_at: Option<Timestamp>,
-}
-
 impl Store {
-    /// The cluster state as it is now. `online` are the nodes that reported lately, which only their
-    /// listener knows.
-    pub async fn snapshot(&self, online: &BTreeSet<NodeId>) -> Result<Snapshot, StoreError> {
-        let mut transaction = self
-            .reader
-            .begin()
-            .await
-            .map_err(StoreError::query("begin to read"))?;
-        let snapshot = load(&mut transaction, online).await?;
-        transaction
-            .rollback()
-            .await
-            .map_err(StoreError::query("end reading"))?;
-        Ok(snapshot)
+    /// The cluster state as it is now, with every node offline: only the listener of the nodes knows better.
+    pub async fn load(&self) -> Result<ClusterState, StoreError> {
+        let mut transaction =
+            (self.reader.begin().await).map_err(StoreError::query("begin to read"))?;
+        let cluster = load(&mut transaction).await?;
+        let ended = transaction.rollback().await;
+        ended.map_err(StoreError::query("end reading"))?;
+        Ok(cluster)
     }
 }
 
 /// Reads everything inside the caller's transaction.
-pub(crate) async fn load(
+pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
+    let mut unreadable = Vec::new();
+    let mut cluster = empty(&mut *db).await?;
+    cluster.nodes = load_nodes(&mut *db, &mut unreadable).await?;
+    cluster.envs = load_envs(&mut *db, &mut unreadable).await?;
+    let rows = sqlx::query(INSTANCES).fetch_all(&mut *db).await;
+    let rows = rows.map_err(StoreError::query("read the instances"))?;
+    cluster.instances = readable(&rows, instance, &mut unreadable);
+    let rows = sqlx::query(VOLUMES).fetch_all(&mut *db).await;
+    let rows = rows.map_err(StoreError::query("read the volumes"))?;
+    cluster.volumes = readable(&rows, volume, &mut unreadable);
+    cluster.secrets = newest_versions(db).await?;
+    cluster.unreadable = unreadable;
+    Ok(cluster)
+}
+
+/// Reads the part of the cluster state that a report of this node is about: the node, its instances and its volumes;
+/// `None` when there is no such node. What cannot be read of a node is what its report says anew, so it is read as if
+/// the node had not reported yet.
+pub(crate) async fn load_node(
     db: &mut SqliteConnection,
-    online: &BTreeSet<NodeId>,
-) -> Result<Snapshot, StoreError> {
-    let row = sqlx::query("SELECT settings_json, last_network FROM cluster")
-        .fetch_optional(&mut *db)
+    id: NodeId,
+) -> Result<Option<ClusterState>, StoreError> {
+    let mut unreadable = Vec::new();
+    let row = sqlx::query(NODE).bind(id.0).fetch_optional(&mut *db).await;
+    let Some(row) = row.map_err(StoreError::query("read a node"))? else {
+        return Ok(None);
+    };
+    let mut cluster = empty(&mut *db).await?;
+    let node = match node(&row) {
+        Ok((_, node)) => node,
+        Err(_) => node_columns(&row).map_err(|cause| StoreError::Unreadable { cause })?,
+    };
+    cluster.nodes.insert(id, node);
+    let rows = sqlx::query(INSTANCES_OF_NODE).bind(id.0);
+    let rows = rows.fetch_all(&mut *db).await;
+    let rows = rows.map_err(StoreError::query("read a node's instances"))?;
+    cluster.instances = readable(&rows, instance, &mut unreadable);
+    let rows = sqlx::query(VOLUMES_OF_NODE).bind(id.0).fetch_all(db).await;
+    let rows = rows.map_err(StoreError::query("read a node's volumes"))?;
+    cluster.volumes = readable(&rows, volume, &mut unreadable);
+    cluster.unreadable = unreadable;
+    Ok(Some(cluster))
+}
+
+/// The cluster before anything joined it.
+async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
+    let row = sqlx::query("SELECT settings_json, last_network, json_version FROM cluster")
+        .fetch_optional(db)
         .await
         .map_err(StoreError::query("read the cluster's settings"))?
         .ok_or(StoreError::NoCluster)?;
-    let (cluster_nodes, nodes) = load_nodes(&mut *db, online).await?;
-    let cluster = ClusterState {
-        settings: from_json("the cluster's settings", row.get(0))?,
-        nodes: cluster_nodes,
-        envs: load_envs(&mut *db).await?,
-        instances: load_instances(&mut *db).await?,
-        volumes: load_volumes(&mut *db).await?,
-    };
-    Ok(Snapshot {
-        cluster,
-        nodes,
-        secrets: newest_versions(&mut *db).await?,
+    let settings = from_json(row.get(2), row.get(0));
+    Ok(ClusterState {
+        settings: settings.map_err(|cause| StoreError::Unreadable { cause })?,
+        nodes: BTreeMap::new(),
+        envs: BTreeMap::new(),
+        instances: BTreeMap::new(),
+        volumes: BTreeMap::new(),
+        secrets: BTreeMap::new(),
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
+        unreadable: Vec::new(),
     })
 }
 
-type Nodes = (BTreeMap<NodeId, Node>, BTreeMap<NodeId, NodeDetail>);
+/// The rows that can be read, by key; the others are added to `unreadable`.
+fn readable<K: Ord, V>(
+    rows: &[SqliteRow],
+    read: impl Fn(&SqliteRow) -> Result<(K, V), UnreadableRecord>,
+    unreadable: &mut Vec<UnreadableRecord>,
+) -> BTreeMap<K, V> {
+    let mut values = BTreeMap::new();
+    for row in rows {
+        match read(row) {
+            Ok((key, value)) => drop(values.insert(key, value)),
+            Err(record) => unreadable.push(record),
+        }
+    }
+    values
+}
+
+/// JSON that may be absent.
+fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, String> {
+    text.map(|text| from_json(version, text)).transpose()
+}
+
+const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
+     json_version, hardware_json, driver_json, egress_json FROM nodes";
+const NODE: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
+     json_version, hardware_json, driver_json, egress_json FROM nodes WHERE id = ?";
 
 async fn load_nodes(
     db: &mut SqliteConnection,
-    online: &BTreeSet<NodeId>,
-) -> Result<Nodes, StoreError> {
-    let rows = sqlx::query(
-        "SELECT id, name, region, hardware_json, driver_json, seen_at, generation, egress_json FROM nodes",
-    )
-    .fetch_all(db)
-    .await
-    .map_err(StoreError::query("read the nodes"))?;
-    let mut nodes = BTreeMap::new();
-    let mut details = BTreeMap::new();
-    for row in rows {
-        let id = NodeId(number("a node's number", row.get(0))?);
-        nodes.insert(
-            id,
-            Node {
-                name: row.get(1),
-                region: row.get(2),
-                hardware: from_json("a node's hardware", row.get(3))?,
-                online: online.contains(&id),
-                generation: Generation(number("a generation", row.get(6))?),
-            },
-        );
-        let driver = row
-            .get::<Option<&str>, _>(4)
-            .map(|text| from_json("a node's driver", text))
-            .transpose()?;
-        let seen_at = row
-            .get::<Option<i64>, _>(5)
-            .map(|at| number("a time", at).map(Timestamp))
-            .transpose()?;
-        let egress = row
-            .get::<Option<&str>, _>(7)
-            .map(|text| from_json("a node's egress", text))
-            .transpose()?;
-        let detail = NodeDetail {
-            driver,
-            egress,
-            seen_at,
-        };
-        details.insert(id, detail);
-    }
-    Ok((nodes, details))
+    unreadable: &mut Vec<UnreadableRecord>,
+) -> Result<BTreeMap<NodeId, Node>, StoreError> {
+    let rows = sqlx::query(NODES).fetch_all(db).await;
+    let rows = rows.map_err(StoreError::query("read the nodes"))?;
+    Ok(readable(&rows, node, unreadable))
 }
 
-async fn load_envs(db: &mut SqliteConnection) -> Result<BTreeMap<EnvKey, Env>, StoreError> {
-    let rows =
-        sqlx::query("SELECT app, env, network, rollout_json, scale_json, destroying FROM envs")
-            .fetch_all(&mut *db)
-            .await
-            .map_err(StoreError::query("read the envs"))?;
-    let mut envs = BTreeMap::new();
-    for row in rows {
-        let key = env_key(row.get(0), row.get(1))?;
-        let env = Env {
-            network: EnvNetwork(number("an env's network", row.get(2))?),
-            releases: BTreeMap::new(),
-            rollout: from_json("a rollout", row.get(3))?,
-            scale: from_json("a scale", row.get(4))?,
-            destroying: row.get(5),
+fn node(row: &SqliteRow) -> Result<(NodeId, Node), UnreadableRecord> {
+    let id = in_range("a node's number", row.get(0)).map(NodeId);
+    let read = || {
+        let version = row.get(7);
+        let node = Node {
+            hardware: from_json(version, row.get(8))?,
+            driver: optional(version, row.get(9))?,
+            egress: optional(version, row.get(10))?,
+            ..node_columns(row)?
         };
-        envs.insert(key, env);
-    }
-    let rows = sqlx::query("SELECT app, env, number, release_json FROM releases")
+        Ok((id.clone()?, node))
+    };
+    read().map_err(|cause| UnreadableRecord {
+        subject: (id.clone()).map_or_else(|_| other_row("nodes", row), Subject::Node),
+        env: None,
+        node: id.clone().ok(),
+        cause,
+    })
+}
+
+/// A node without what its reports say.
+fn node_columns(row: &SqliteRow) -> Result<Node, String> {
+    let seen_at = row.get::<Option<i64>, _>(6);
+    let seen_at = seen_at.map(|at| in_range("a time", at)).transpose()?;
+    Ok(Node {
+        name: row.get(1),
+        region: row.get(2),
+        generation: Generation(in_range("a generation", row.get(3))?),
+        wireguard_key: row.get(4),
+        enrolled_at: Timestamp(in_range("a time", row.get(5))?),
+        seen_at: seen_at.map(Timestamp),
+        hardware: Hardware::default(),
+        driver: None,
+        egress: None,
+        online: false,
+    })
+}
+
+fn other_row(table: &str, row: &SqliteRow) -> Subject {
+    Subject::Row(format!("row {} of {table}", row.get::<i64, _>(0)))
+}
+
+async fn load_envs(
+    db: &mut SqliteConnection,
+    unreadable: &mut Vec<UnreadableRecord>,
+) -> Result<BTreeMap<EnvKey, Env>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT app, env, network, rollout_json, scale_json, destroying, json_version FROM envs",
+    )
+    .fetch_all(&mut *db)
+    .await
+    .map_err(StoreError::query("read the envs"))?;
+    let records = readable(&rows, env_record, unreadable);
+    let rows = sqlx::query("SELECT app, env, number, release_json, json_version FROM releases")
         .fetch_all(db)
         .await
         .map_err(StoreError::query("read the releases"))?;
-    for row in rows {
-        let key = env_key(row.get(0), row.get(1))?;
-        let release = ReleaseNumber(number("a release's number", row.get(2))?);
-        if let Some(env) = envs.get_mut(&key) {
-            env.releases
-                .insert(release, from_json("a release", row.get(3))?);
-        }
+    let mut releases: BTreeMap<EnvKey, BTreeMap<ReleaseNumber, Release>> = BTreeMap::new();
+    for ((key, number), release) in readable(&rows, release, unreadable) {
+        releases.entry(key).or_default().insert(number, release);
     }
-    Ok(envs)
+    let with_releases = |(key, record): (EnvKey, EnvRecord)| {
+        let releases = releases.remove(&key).unwrap_or_default();
+        (key, record.with(releases))
+    };
+    Ok(records.into_iter().map(with_releases).collect())
 }
 
-const INSTANCES: &str = "SELECT id, node, spec_json, terminating, created_at, report_json, \
-     was_ready, stop_acknowledged FROM instances";
-const INSTANCES_OF_NODE: &str = "SELECT id, node, spec_json, terminating, created_at, report_json, \
-     was_ready, stop_acknowledged FROM instances WHERE node = ?";
-
-async fn load_instances(
-    db: &mut SqliteConnection,
-) -> Result<BTreeMap<InstanceId, Instance>, StoreError> {
-    let rows = sqlx::query(INSTANCES).fetch_all(db).await;
-    instances(&rows.map_err(StoreError::query("read the instances"))?)
+fn env_record(row: &SqliteRow) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
+    let key = env_key(row.get(0), row.get(1));
+    let read = || {
+        let version = row.get(6);
+        let record = EnvRecord {
+            network: EnvNetwork(in_range("an env's network", row.get(2))?),
+            rollout: from_json(version, row.get(3))?,
+            scale: from_json(version, row.get(4))?,
+            destroying: row.get(5),
+        };
+        Ok((key.clone()?, record))
+    };
+    read().map_err(|cause| UnreadableRecord {
+        subject: key.clone().map_or_else(
+            |_| Subject::Row(format!("row {}/{} of envs", text(row, 0), text(row, 1))),
+            Subject::Env,
+        ),
+        env: key.clone().ok(),
+        node: None,
+        cause,
+    })
 }
 
-/// The instances of one node.
-pub(crate) async fn load_instances_of(
-    db: &mut SqliteConnection,
-    node: NodeId,
-) -> Result<BTreeMap<InstanceId, Instance>, StoreError> {
-    let rows = sqlx::query(INSTANCES_OF_NODE)
-        .bind(node.0)
-        .fetch_all(db)
-        .await;
-    instances(&rows.map_err(StoreError::query("read a node's instances"))?)
+fn text(row: &SqliteRow, column: usize) -> &str {
+    row.get(column)
 }
 
-fn instances(rows: &[SqliteRow]) -> Result<BTreeMap<InstanceId, Instance>, StoreError> {
-    rows.iter()
-        .map(|row| {
-            let report = row
-                .get::<Option<&str>, _>(5)
-                .map(|text| from_json("an instance's report", text))
-                .transpose()?;
-            let instance = Instance {
-                node: NodeId(number("a node's number", row.get(1))?),
-                spec: from_json("an instance's spec", row.get(2))?,
-                terminating: row.get(3),
-                created_at: Timestamp(number("a time", row.get(4))?),
-                report,
+type ReleaseKey = (EnvKey, ReleaseNumber);
+
+fn release(row: &SqliteRow) -> Result<(ReleaseKey, Release), UnreadableRecord> {
+    let env = env_key(row.get(0), row.get(1));
+    let number = in_range("a release's number", row.get(2)).map(ReleaseNumber);
+    let read = || {
+        let release = from_json(row.get(4), row.get(3))?;
+        Ok(((env.clone()?, number.clone()?), release))
+    };
+    read().map_err(|cause| UnreadableRecord {
+        subject: match (env.clone(), number.clone()) {
+            (Ok(env), Ok(number)) => Subject::Release(env, number),
+            _ => Subject::Row(format!(
+                "row {}/{} {} of releases",
+                text(row, 0),
+                text(row, 1),
+                row.get::<i64, _>(2)
+            )),
+        },
+        env: env.clone().ok(),
+        node: None,
+        cause,
+    })
+}
+
+const INSTANCES: &str = "SELECT id, node, app, env, spec_json, phase, was_ready, reason, \
+     created_at, report_json, json_version FROM instances";
+const INSTANCES_OF_NODE: &str = "SELECT id, node, app, env, spec_json, phase, was_ready, reason, \
+     created_at, report_json, json_version FROM instances WHERE node = ?";
+
+fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord> {
+    let id = in_range("an instance's id", row.get(0)).map(InstanceId);
+    let node = in_range("a node's number", row.get(1)).map(NodeId);
+    let env = env_key(row.get(2), row.get(3));
+    let read = || {
+        let version = row.get(10);
+        let phase = match text(row, 5) {
+            "new" => InstancePhase::New,
+            "established" => InstancePhase::Established,
+            "terminating" => InstancePhase::Terminating {
                 was_ready: row.get(6),
-                stop_acknowledged: row.get(7),
-            };
-            let id = InstanceId(number("an instance's id", row.get(0))?);
-            Ok((id, instance))
-        })
-        .collect()
+                reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
+            },
+            "gone" => InstancePhase::Gone,
+            other => return Err(format!("its phase is `{other}`")),
+        };
+        let spec: InstanceSpec = from_json(version, row.get(4))?;
+        // The node says it again within seconds.
+        let report = optional(version, row.get(9)).unwrap_or_else(|cause| {
+            tracing::warn!(instance = %spec.id, %cause, "waiting for the node's next report");
+            None
+        });
+        let instance = Instance {
+            spec,
+            node: node.clone()?,
+            created_at: Timestamp(in_range("a time", row.get(8))?),
+            phase,
+            report,
+        };
+        env.clone()?;
+        Ok((id.clone()?, instance))
+    };
+    read().map_err(|cause| UnreadableRecord {
+        subject: (id.clone()).map_or_else(|_| other_row("instances", row), Subject::Instance),
+        env: env.clone().ok(),
+        node: node.clone().ok(),
+        cause,
+    })
+}
+
+const VOLUMES: &str = "SELECT id, node, app, env, process, name, ordinal, size_bytes, created_at, \
+     phase, made FROM volumes";
+const VOLUMES_OF_NODE: &str = "SELECT id, node, app, env, process, name, ordinal, size_bytes, \
+     created_at, phase, made FROM volumes WHERE node = ?";
+
+fn volume(row: &SqliteRow) -> Result<(VolumeId, Volume), UnreadableRecord> {
+    let id = in_range("a volume's id", row.get(0)).map(VolumeId);
+    let node = in_range("a node's number", row.get(1)).map(NodeId);
+    let env = env_key(row.get(2), row.get(3));
+    let read = || {
+        let phase = match text(row, 9) {
+            "planned" => VolumePhase::Planned,
+            "made" => VolumePhase::Made,
+            "deleting" => VolumePhase::Deleting { made: row.get(10) },
+            "deleted" => VolumePhase::Deleted,
+            other => return Err(format!("its phase is `{other}`")),
+        };
+        let process = text(row, 4).parse();
+        let volume = Volume {
+            key: VolumeKey {
+                env: env.clone()?,
+                process: process.map_err(|e| format!("its process type: {e}"))?,
+                name: row.get(5),
+                ordinal: in_range("its ordinal", row.get(6))?,
+            },
+            node: node.clone()?,
+            size_bytes: in_range("its size", row.get(7))?,
+            created_at: Timestamp(in_range("a time", row.get(8))?),
+            phase,
+        };
+        Ok((id.clone()?, volume))
+    };
+    read().map_err(|cause| UnreadableRecord {
+        subject: (id.clone()).map_or_else(|_| other_row("volumes", row), Subject::Volume),
+        env: env.clone().ok(),
+        node: node.clone().ok(),
+        cause,
+    })
 }

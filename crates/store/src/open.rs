@@ -1,4 +1,4 @@
-//! Opening the store, and the cluster's bootstrap.
+//! Opening the store, and creating the cluster in it.
 
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use model::Timestamp;
 use scheduler::cluster_state::ClusterSettings;
-use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{Row as _, Sqlite, Transaction};
 
-use crate::rows::{from_json, to_i64, to_json};
+use crate::record::{JSON_VERSION, from_json, to_json};
+use crate::rows::to_i64;
 use crate::{StoreError, error};
 
 /// Connections that only read.
@@ -32,7 +33,7 @@ pub struct Store {
     pub(crate) reader: SqlitePool,
 }
 
-/// What was made at the cluster's bootstrap.
+/// What is made once, when the cluster is created.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClusterRecord {
     /// Its settings.
@@ -90,9 +91,16 @@ impl Store {
         migrator()
             .run(&writer)
             .await
-            .map_err(|source| StoreError::Migrate {
-                path: path.clone(),
-                source,
+            .map_err(|source| match source {
+                MigrateError::VersionMissing(found) => StoreError::NewerSchema {
+                    path: path.clone(),
+                    found,
+                    known: MIGRATIONS.last().map_or(0, |(number, ..)| *number),
+                },
+                source => StoreError::Migrate {
+                    path: path.clone(),
+                    source,
+                },
             })?;
         let reader = SqlitePoolOptions::new()
             .max_connections(READERS)
@@ -109,35 +117,37 @@ impl Store {
         self.writer.close().await;
     }
 
-    /// What was made at the cluster's bootstrap, if it was born.
+    /// What was made when the cluster was created, if it was.
     pub async fn cluster(&self) -> Result<Option<ClusterRecord>, StoreError> {
-        let row = sqlx::query("SELECT settings_json, ca_cert_pem, ca_key_pem FROM cluster")
-            .fetch_optional(&self.reader)
-            .await
-            .map_err(StoreError::query("read the cluster's settings"))?;
+        let row =
+            sqlx::query("SELECT settings_json, ca_cert_pem, ca_key_pem, json_version FROM cluster")
+                .fetch_optional(&self.reader)
+                .await
+                .map_err(StoreError::query("read the cluster's settings"))?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(ClusterRecord {
-            settings: from_json("the cluster's settings", row.get(0))?,
+            settings: from_json(row.get(3), row.get(0))
+                .map_err(|cause| StoreError::Unreadable { cause })?,
             ca_cert_pem: row.get(1),
             ca_key_pem: row.get(2),
         }))
     }
 
-    /// Writes the cluster's bootstrap. Does nothing when there is a cluster already; ask
-    /// [`Self::cluster`] afterwards.
+    /// Creates the cluster. Does nothing when there is one already; ask [`Self::cluster`] afterwards.
     pub async fn create_cluster(
         &self,
         record: &ClusterRecord,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO cluster (one, settings_json, ca_cert_pem, ca_key_pem, created_at) \
-             VALUES (1, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO cluster (one, settings_json, ca_cert_pem, ca_key_pem, created_at, json_version) \
+             VALUES (1, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
-        .bind(to_json("the cluster's settings", &record.settings)?)
+        .bind(to_json(&record.settings)?)
         .bind(&record.ca_cert_pem)
         .bind(&record.ca_key_pem)
         .bind(to_i64("a time", now.0)?)
+        .bind(JSON_VERSION)
         .execute(&self.writer)
         .await
         .map_err(StoreError::query("write the cluster's settings"))?;

@@ -1,8 +1,6 @@
 //! Values to and from columns.
 
 use model::{EnvKey, NameError};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use crate::StoreError;
 
@@ -15,22 +13,16 @@ pub(crate) fn to_i64(what: &'static str, value: u64) -> Result<i64, StoreError> 
 }
 
 pub(crate) fn number<T: TryFrom<i64>>(what: &str, value: i64) -> Result<T, StoreError> {
-    T::try_from(value).map_err(|_| StoreError::corrupt(what, format!("{value} is out of range")))
+    in_range(what, value).map_err(|cause| StoreError::Unreadable { cause })
 }
 
-pub(crate) fn to_json(what: &'static str, value: &impl Serialize) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|e| StoreError::Unstorable {
-        what,
-        cause: e.to_string(),
-    })
+/// [`number`] with a cause that can be kept with a record.
+pub(crate) fn in_range<T: TryFrom<i64>>(what: &str, value: i64) -> Result<T, String> {
+    T::try_from(value).map_err(|_| format!("{what} is out of range: {value}"))
 }
 
-pub(crate) fn from_json<T: DeserializeOwned>(what: &str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|e| StoreError::corrupt(what, e))
-}
-
-pub(crate) fn env_key(app: &str, env: &str) -> Result<EnvKey, StoreError> {
-    let bad = |e: NameError| StoreError::corrupt("the name of an env", e);
+pub(crate) fn env_key(app: &str, env: &str) -> Result<EnvKey, String> {
+    let bad = |e: NameError| format!("{app}/{env} is not the name of an env: {e}");
     Ok(EnvKey {
         app: app.parse().map_err(bad)?,
         env: env.parse().map_err(bad)?,

@@ -103,7 +103,9 @@ pub(crate) async fn newest_versions(
     .map_err(StoreError::query("read the versions of the secret bundles"))?;
     let mut newest: BTreeMap<EnvKey, BTreeMap<String, u32>> = BTreeMap::new();
     for row in rows {
-        let versions = newest.entry(env_key(row.get(0), row.get(1))?).or_default();
+        let key = env_key(row.get(0), row.get(1));
+        let key = key.map_err(|cause| StoreError::Unreadable { cause })?;
+        let versions = newest.entry(key).or_default();
         versions.insert(row.get(2), number("a version", row.get(3))?);
     }
     Ok(newest)

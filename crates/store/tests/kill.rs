@@ -4,13 +4,11 @@
 
 mod support;
 
-use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use model::{InstanceId, NodeId};
-use store::Change;
 use support::*;
 
 /// Tells the child where the store is.
@@ -31,21 +29,11 @@ async fn child_that_writes() {
         return;
     };
     let store = open(Path::new(&folder)).await;
-    let first = store
-        .snapshot(&BTreeSet::new())
-        .await
-        .unwrap()
-        .last_network
-        .0
-        + 1;
+    let first = store.load().await.unwrap().last_network.0 + 1;
     let mut out = std::io::stdout();
     for number in first.. {
-        let added = Change::AddEnv {
-            key: env_key(&app(number)),
-            env: env(&app(number), number),
-        };
-        let created = placed(&app(number), number, InstanceId(number), NodeId(1));
-        write(&store, vec![added, created]).await;
+        let instance = placed(&app(number), number, InstanceId(number), NodeId(1));
+        write(&store, vec![created(&app(number), number), instance]).await;
         writeln!(out, "acknowledged {number}").unwrap();
         out.flush().unwrap();
     }
@@ -88,14 +76,13 @@ fn acknowledged_writes_survive_a_kill() {
 
         runtime.block_on(async {
             let store = open(folder.path()).await;
-            let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-            let written = snapshot.last_network.0;
+            let cluster = store.load().await.unwrap();
+            let written = cluster.last_network.0;
             // One more may have been committed and not said.
             assert!(
                 (acknowledged..=acknowledged + 1).contains(&written),
                 "{acknowledged} acknowledged, {written} there"
             );
-            let cluster = snapshot.cluster;
             assert_eq!(cluster.envs.len(), written as usize);
             assert_eq!(cluster.instances.len(), written as usize);
             assert_eq!(

@@ -3,72 +3,71 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 
 use api::edge::Route;
 use api::enrollment::{EnrollRole, Member};
-use model::instance::InstanceState;
+use api::node::NodeReport;
 use model::{
     EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
 };
-use scheduler::cluster_state::VolumeKey;
+use scheduler::apply::{Command, Refused, apply};
+use scheduler::changes::Changes;
+use scheduler::cluster_state::{Instance, InstancePhase, VolumeKey, VolumePhase};
 use scheduler::enrollment::EnrollmentRefused;
 use scheduler::planner::{Action, PlannedVolume};
+use scheduler::reports::{SEEN_GRANULARITY_MS, Unknown};
 use scheduler::rollout::begin;
 use sqlx::Connection as _;
-use store::{Change, EnrollError, ReportEffect, SEEN_GRANULARITY_MS, Store, StoreError};
+use store::{EnrollError, ReportEffect, Store, StoreError};
 use support::*;
 
 const LATER: Timestamp = Timestamp(NOW.0 + 60_000);
 
 async fn generation(store: &Store, node: NodeId) -> u64 {
-    let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-    snapshot.cluster.nodes[&node].generation.0
+    store.load().await.unwrap().nodes[&node].generation.0
 }
 
 #[tokio::test]
-async fn what_was_written_is_read() {
+async fn a_written_cluster_state_is_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let node = add_node(&store, "box").await;
     let id = InstanceId(7);
-    let added = Change::AddEnv {
-        key: env_key("shop"),
-        env: env("shop", 1),
-    };
+    let added = created("shop", 1);
     write(&store, vec![added, placed("shop", 1, id, node)]).await;
     write(
         &store,
         vec![
-            Change::AddRelease {
-                key: env_key("shop"),
+            Command::AddRelease {
+                env: env_key("shop"),
                 number: ReleaseNumber(2),
                 release: Box::new(release("shop")),
                 rollout: begin(None, ReleaseNumber(2), NOW),
             },
-            Change::SetScale {
-                key: env_key("shop"),
+            Command::SetScale {
+                env: env_key("shop"),
                 scale: BTreeMap::from([("web".parse().unwrap(), 3)]),
             },
-            Change::Destroy {
-                key: env_key("shop"),
+            Command::DestroyEnv {
+                env: env_key("shop"),
             },
         ],
     )
     .await;
-    let before = store.snapshot(&BTreeSet::from([node])).await.unwrap();
+    let before = store.load().await.unwrap();
     store.close().await;
 
     let store = open(folder.path()).await;
-    let after = store.snapshot(&BTreeSet::from([node])).await.unwrap();
+    let after = store.load().await.unwrap();
     assert_eq!(before, after);
-    let env = &after.cluster.envs[&env_key("shop")];
+    let env = &after.envs[&env_key("shop")];
     assert_eq!(env.releases.len(), 2);
     assert_eq!(env.rollout.release, ReleaseNumber(2));
     assert_eq!(env.scale.len(), 1);
     assert!(env.destroying);
-    assert!(after.cluster.nodes[&node].online);
+    assert!(!after.nodes[&node].online, "only a listener knows");
     assert_eq!(after.last_network, EnvNetwork(1));
     assert_eq!(store.cluster().await.unwrap().unwrap().settings, settings());
     let mode = std::fs::metadata(folder.path().join("platform.db"))
@@ -79,15 +78,12 @@ async fn what_was_written_is_read() {
 }
 
 #[tokio::test]
-async fn only_the_nodes_concerned_get_a_new_generation() {
+async fn only_the_node_of_a_changed_instance_gets_a_new_generation() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let (one, two) = (add_node(&store, "a").await, add_node(&store, "b").await);
     let id = InstanceId(7);
-    let added = Change::AddEnv {
-        key: env_key("shop"),
-        env: env("shop", 1),
-    };
+    let added = created("shop", 1);
     write(&store, vec![added]).await;
     let at = async || (generation(&store, one).await, generation(&store, two).await);
     assert_eq!(at().await, (1, 1));
@@ -99,16 +95,18 @@ async fn only_the_nodes_concerned_get_a_new_generation() {
         ],
     )
     .await;
-    assert_eq!(at().await, (2, 1), "once for a transaction");
-    let leave = Change::Planned(Action::Terminate {
+    assert_eq!(at().await, (3, 1));
+    let terminate = Command::Plan(Action::Terminate {
         id,
         reason: "scaled down".to_owned(),
     });
-    write(&store, vec![leave.clone()]).await;
-    assert_eq!(at().await, (3, 1));
-    write(&store, vec![leave]).await;
-    assert_eq!(at().await, (3, 1), "it was terminating already");
-    write(&store, vec![Change::Planned(Action::Delete { id })]).await;
+    write(&store, vec![terminate.clone()]).await;
+    assert_eq!(at().await, (4, 1));
+    let again = update(&store, vec![terminate]).await.unwrap_err();
+    assert!(matches!(
+        again,
+        StoreError::Refused(Refused::InstanceTerminating(_))
+    ));
     assert_eq!(at().await, (4, 1));
 }
 
@@ -116,33 +114,34 @@ async fn only_the_nodes_concerned_get_a_new_generation() {
 async fn a_change_that_cannot_be_written_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
-    let before = store.snapshot(&BTreeSet::new()).await.unwrap();
-    let added = Change::AddEnv {
-        key: env_key("shop"),
-        env: env("shop", 1),
+    let before = store.load().await.unwrap();
+    // A batch of which the last record has no place: its node is not there.
+    let mut changes = Changes::default();
+    let mut later = before.clone();
+    changes.then(apply(&mut later, &created("shop", 1)).unwrap());
+    let Command::Plan(Action::Create(placed)) = placed("shop", 1, InstanceId(1), NodeId(99)) else {
+        panic!("an instance is created");
     };
-    let changes = vec![added, placed("shop", 1, InstanceId(1), NodeId(99))];
-    let failed = store
-        .update(&BTreeSet::new(), |_| Ok::<_, StoreError>((changes, ())))
-        .await;
+    let instance = Instance::new(placed.spec, NodeId(99), NOW);
+    changes.instances.insert(InstanceId(1), Some(instance));
+    let failed = store.write(&changes).await;
     assert!(
         matches!(failed, Err(StoreError::Query { .. })),
         "{failed:?}"
     );
-    let missing = Change::Destroy {
-        key: env_key("nothing"),
+    let missing = Command::DestroyEnv {
+        env: env_key("nothing"),
     };
-    let failed = store
-        .update(&BTreeSet::new(), |_| {
-            Ok::<_, StoreError>((vec![missing], ()))
-        })
-        .await;
-    assert!(matches!(failed, Err(StoreError::Unstorable { .. })));
-    assert_eq!(store.snapshot(&BTreeSet::new()).await.unwrap(), before);
+    let failed = update(&store, vec![created("shop", 1), missing]).await;
+    assert!(matches!(
+        failed,
+        Err(StoreError::Refused(Refused::NoEnv(_)))
+    ));
+    assert_eq!(store.load().await.unwrap(), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_64_uses_of_a_token_at_once_one_succeeds() {
+async fn one_of_64_concurrent_uses_of_a_token_succeeds() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let hash = [7; 32];
@@ -165,12 +164,11 @@ async fn of_64_uses_of_a_token_at_once_one_succeeds() {
         }
     }
     assert_eq!((enrolled, refused), (1, 63));
-    let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-    assert_eq!(snapshot.cluster.nodes.len(), 1);
+    assert_eq!(store.load().await.unwrap().nodes.len(), 1);
 }
 
 #[tokio::test]
-async fn a_refused_token_lets_nobody_in() {
+async fn a_refused_token_enrolls_no_machine_and_is_not_spent() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let unknown = store.enroll(&[1; 32], &request("a"), NOW).await;
@@ -230,7 +228,7 @@ async fn names_and_numbers_are_unique() {
 }
 
 #[tokio::test]
-async fn users_are_known_by_their_token() {
+async fn a_user_is_found_by_the_hash_of_their_token() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     store.add_user_token(&[1; 32], "admin", NOW).await.unwrap();
@@ -240,32 +238,31 @@ async fn users_are_known_by_their_token() {
 }
 
 #[tokio::test]
-async fn a_report_is_written_when_it_says_something_new() {
+async fn a_report_is_written_when_it_differs_from_the_last() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let node = add_node(&store, "box").await;
     let (id, stray) = (InstanceId(7), InstanceId(99));
-    let added = Change::AddEnv {
-        key: env_key("shop"),
-        env: env("shop", 1),
-    };
+    let added = created("shop", 1);
     write(&store, vec![added, placed("shop", 1, id, node)]).await;
 
     let good = report(Generation(2), vec![running(id), running(stray)]);
     let new = |changed| {
         Some(ReportEffect {
             changed,
-            unknown: vec![stray],
-            unknown_volumes: Vec::new(),
+            unknown: Unknown {
+                instances: vec![stray],
+                volumes: Vec::new(),
+            },
         })
     };
     assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(true));
     assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(false));
-    let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-    let instance = &snapshot.cluster.instances[&id];
+    let cluster = store.load().await.unwrap();
+    let instance = &cluster.instances[&id];
     assert_eq!(instance.report, Some(running(id)));
-    assert!(instance.was_ready && !instance.stop_acknowledged);
-    let detail = &snapshot.nodes[&node];
+    assert_eq!(instance.phase, InstancePhase::Established);
+    let detail = &cluster.nodes[&node];
     assert_eq!(detail.driver, Some(good.driver.clone()));
     assert_eq!(detail.egress, good.egress);
     assert_eq!(detail.seen_at, Some(NOW));
@@ -273,7 +270,7 @@ async fn a_report_is_written_when_it_says_something_new() {
     let soon = Timestamp(NOW.0 + SEEN_GRANULARITY_MS - 1);
     store.report(node, &good, soon).await.unwrap();
     let late = Timestamp(NOW.0 + SEEN_GRANULARITY_MS);
-    let at = async || store.snapshot(&BTreeSet::new()).await.unwrap().nodes[&node].seen_at;
+    let at = async || store.load().await.unwrap().nodes[&node].seen_at;
     assert_eq!(at().await, Some(NOW), "nothing new, not written");
     store.report(node, &good, late).await.unwrap();
     assert_eq!(at().await, Some(late));
@@ -282,36 +279,7 @@ async fn a_report_is_written_when_it_says_something_new() {
 }
 
 #[tokio::test]
-async fn a_stop_is_acknowledged_by_a_report_that_took_it_up() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    let node = add_node(&store, "box").await;
-    let id = InstanceId(7);
-    let added = Change::AddEnv {
-        key: env_key("shop"),
-        env: env("shop", 1),
-    };
-    write(&store, vec![added, placed("shop", 1, id, node)]).await;
-    let leave = Change::Planned(Action::Terminate {
-        id,
-        reason: "destroyed".to_owned(),
-    });
-    write(&store, vec![leave]).await;
-    let acknowledged = async |generation| {
-        let mut stopped = running(id);
-        stopped.state = InstanceState::Stopped;
-        stopped.ready = false;
-        let report = report(Generation(generation), vec![stopped]);
-        store.report(node, &report, NOW).await.unwrap();
-        let snapshot = store.snapshot(&BTreeSet::new()).await.unwrap();
-        snapshot.cluster.instances[&id].stop_acknowledged
-    };
-    assert!(!acknowledged(2).await, "an older generation");
-    assert!(acknowledged(3).await);
-}
-
-#[tokio::test]
-async fn a_node_that_is_ahead_of_a_restored_store_is_caught_up_with() {
+async fn a_restored_store_passes_the_generation_of_its_node() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let node = add_node(&store, "box").await;
@@ -321,7 +289,7 @@ async fn a_node_that_is_ahead_of_a_restored_store_is_caught_up_with() {
 }
 
 #[tokio::test]
-async fn the_route_table_grows_by_changes_only() {
+async fn the_generation_of_the_route_table_grows_with_changes_only() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let empty = BTreeMap::new();
@@ -345,7 +313,7 @@ async fn the_route_table_grows_by_changes_only() {
 }
 
 #[tokio::test]
-async fn a_cluster_is_born_once() {
+async fn a_cluster_is_created_once() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let mut other = store.cluster().await.unwrap().unwrap();
@@ -378,11 +346,15 @@ async fn other_stores_and_newer_schemas_are_refused() {
     .unwrap();
     db.close().await.unwrap();
     let error = Store::open(&url).await.unwrap_err();
-    assert!(matches!(error, StoreError::Migrate { .. }), "{error}");
+    assert!(
+        matches!(error, StoreError::NewerSchema { found: 999, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("has schema 999"), "{error}");
 }
 
 #[tokio::test]
-async fn a_volume_outlives_its_env_and_goes_when_its_node_says_so() {
+async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
     let node = add_node(&store, "a").await;
@@ -399,54 +371,53 @@ async fn a_volume_outlives_its_env_and_goes_when_its_node_says_so() {
         size_bytes: 5 << 30,
         created_at: NOW,
     };
-    let added = Change::AddEnv {
-        key: env_key("shop"),
-        env: env("shop", 1),
-    };
-    let made = Change::Planned(Action::MakeVolume(Box::new(planned.clone())));
-    write(&store, vec![added, made.clone()]).await;
+    let made = Command::Plan(Action::MakeVolume(Box::new(planned.clone())));
+    write(&store, vec![created("shop", 1), made]).await;
     assert_eq!(generation(&store, node).await, 1);
-    let removed = Action::RemoveEnv {
+    let destroyed = Command::DestroyEnv {
         env: env_key("shop"),
     };
-    write(&store, vec![Change::Planned(removed)]).await;
+    let removed = Command::Plan(Action::RemoveEnv {
+        env: env_key("shop"),
+    });
+    write(&store, vec![destroyed, removed]).await;
     drop(store);
 
     let store = open(folder.path()).await;
-    let volume = async || {
-        let cluster = store.snapshot(&BTreeSet::new()).await.unwrap().cluster;
-        cluster.volumes.get(&id).cloned()
-    };
+    let volume = async || store.load().await.unwrap().volumes.get(&id).cloned();
     let known = volume().await.unwrap();
     assert_eq!((&known.key, known.node), (&planned.key, node));
-    assert_eq!((known.size_bytes, known.made), (5 << 30, false));
-    // What belongs to one thing is one volume.
-    let twice = Change::Planned(Action::MakeVolume(Box::new(PlannedVolume {
+    assert_eq!(
+        (known.size_bytes, known.phase),
+        (5 << 30, VolumePhase::Planned)
+    );
+    // A key belongs to one volume.
+    let twice = Command::Plan(Action::MakeVolume(Box::new(PlannedVolume {
         id: VolumeId(9),
         ..planned
     })));
-    let failed = store
-        .update(&BTreeSet::new(), |_| Ok::<_, StoreError>((vec![twice], ())))
-        .await;
-    assert!(matches!(failed, Err(StoreError::Query { .. })));
+    let failed = update(&store, vec![twice]).await;
+    assert!(matches!(
+        failed,
+        Err(StoreError::Refused(Refused::VolumeExists(_)))
+    ));
 
     let mut said = report(Generation(1), Vec::new());
     said.volumes = vec![id];
-    let effect = store.report(node, &said, NOW).await.unwrap().unwrap();
-    assert!(effect.changed && volume().await.unwrap().made);
-    let effect = store.report(node, &said, NOW).await.unwrap().unwrap();
-    assert!(!effect.changed);
-
-    write(&store, vec![Change::DeleteVolume { id }]).await;
-    write(&store, vec![Change::DeleteVolume { id }]).await;
+    let changed = async |said: NodeReport| {
+        let effect = store.report(node, &said, NOW).await.unwrap().unwrap();
+        (effect.changed, volume().await.unwrap().phase)
+    };
+    assert_eq!(changed(said.clone()).await, (true, VolumePhase::Made));
+    assert_eq!(changed(said.clone()).await, (false, VolumePhase::Made));
+    let deleting = VolumePhase::Deleting { made: true };
+    write(&store, vec![Command::DeleteVolume { id }]).await;
     assert_eq!(generation(&store, node).await, 2);
     said.volumes.clear();
-    store.report(node, &said, NOW).await.unwrap();
-    assert!(!volume().await.unwrap().deletion_acknowledged);
+    assert_eq!(changed(said.clone()).await, (false, deleting));
     said.generation = Generation(2);
-    store.report(node, &said, NOW).await.unwrap();
-    assert!(volume().await.unwrap().deletion_acknowledged);
-    let delete = Change::Planned(Action::DeleteVolume { id });
+    assert_eq!(changed(said.clone()).await, (true, VolumePhase::Deleted));
+    let delete = Command::Plan(Action::DeleteVolume { id });
     write(&store, vec![delete]).await;
     assert_eq!(volume().await, None);
     assert_eq!(generation(&store, node).await, 3);

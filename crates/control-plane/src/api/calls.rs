@@ -1,5 +1,5 @@
-//! Calls on running instances: a command, a signal, figures. The server only finds the instance's
-//! node, asks it, and joins what it opens to the user.
+//! Calls on running instances: a command, a signal, stats. The server only finds the instance's node, asks it, and
+//! joins the stream that the node opens to the user's.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ use crate::limits::{
     CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, STREAM_OPEN_TIMEOUT,
 };
 use crate::state::App;
-use crate::streams::Waiting;
+use crate::streams::{Answered, Waiting};
 
 /// A request to go on with [`EXEC_PROTOCOL`] instead of HTTP.
 pub(crate) struct Upgrade(pub(crate) OnUpgrade);
@@ -165,13 +165,13 @@ pub(crate) async fn signal(
     }
 }
 
-/// The figures of every instance, or of those of an app or an env.
+/// The stats of every instance, or of those of an app or an env.
 pub(crate) async fn stats(
     State(app): State<App>,
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     let mut rows: BTreeMap<InstanceId, StatsRow> = cluster
         .instances
         .values()
@@ -229,7 +229,7 @@ pub(crate) async fn stats(
 }
 
 async fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     match cluster.instances.get(&instance) {
         Some(found) => Ok(found.node),
         None => Err(ApiFailure::not_found(
@@ -263,7 +263,7 @@ async fn open<T>(
     node: NodeId,
     wanted: StreamWanted,
     within: Duration,
-    waiting: impl FnOnce(oneshot::Sender<T>) -> Waiting,
+    waiting: impl FnOnce(oneshot::Sender<Answered<T>>) -> Waiting,
 ) -> Result<T, ApiFailure> {
     let away = |code: &str, text: String| {
         ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, code, text)
@@ -281,8 +281,14 @@ async fn open<T>(
         opened = tokio::time::timeout(within, receiver) => opened,
         () = app.shutdown.cancelled() => return Err(ApiFailure::stopping()),
     };
-    if let Ok(Ok(opened)) = opened {
-        return Ok(opened);
+    match opened {
+        Ok(Ok(Ok(opened))) => return Ok(opened),
+        Ok(Ok(Err(reason))) => {
+            let text = format!("{node} refused: {reason}");
+            let failure = ApiFailure::new(StatusCode::NOT_IMPLEMENTED, "node_unsupported", text);
+            return Err(failure.hint("upgrade `platform` on the node"));
+        }
+        Ok(Err(_)) | Err(_) => {}
     }
     app.streams.give_up(node, &stream);
     let text = format!("{node} did not answer within {} s", within.as_secs());

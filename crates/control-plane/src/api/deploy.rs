@@ -9,18 +9,19 @@ use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::{EnvKey, ReleaseNumber};
+use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
-use registry::{Platform, Problem, Reference, RegistryError, Resolved};
-use scheduler::cluster_state::{Env, Release};
+use registry::{Problem, RegistryError};
+use scheduler::apply::Command;
+use scheduler::cluster_state::{ClusterState, Env, Release};
 use scheduler::release::{ReleaseError, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
-use store::{Change, Snapshot};
 
 use super::{Body, InEnv, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::RESOLVE_TIMEOUT;
 use crate::state::App;
 
@@ -38,7 +39,7 @@ pub(crate) async fn deploy(
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
     // What the release would be refused for anyway is said before the registry is asked.
-    check_against(&app.snapshot().await?, &key, &manifest)?;
+    check_against(&app.cluster().await?, &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;
 
@@ -54,10 +55,9 @@ pub(crate) async fn deploy(
         created_at: now(),
     };
     let number = app
-        .store
-        .update(&app.online(), |snapshot| {
-            let secrets = check_against(snapshot, &key, &release.manifest)?;
-            add_release(snapshot, &key, Release { secrets, ..release })
+        .change(|cluster| {
+            let secrets = check_against(cluster, &key, &release.manifest)?;
+            add_release(cluster, &key, Release { secrets, ..release })
         })
         .await?;
     tracing::info!(
@@ -85,22 +85,21 @@ pub(crate) async fn redeploy(
     user: User,
     InEnv(key): InEnv,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
-    let wanted = |snapshot: &Snapshot| {
-        let env = snapshot.cluster.envs.get(&key);
+    let wanted = |cluster: &ClusterState| {
+        let env = cluster.envs.get(&key);
         let env = env.ok_or_else(|| no_such_env(&key))?;
         let release = env.releases.get(&env.rollout.wanted).cloned();
         release.ok_or_else(|| no_such_env(&key))
     };
-    let release = wanted(&app.snapshot().await?)?;
+    let release = wanted(&app.cluster().await?)?;
     app.secrets.check_fit(&key, &release.manifest).await?;
     let (number, release) = app
-        .store
-        .update(&app.online(), |snapshot| {
-            let mut release = wanted(snapshot)?;
-            release.secrets = check_against(snapshot, &key, &release.manifest)?;
+        .change(|cluster| {
+            let mut release = wanted(cluster)?;
+            release.secrets = check_against(cluster, &key, &release.manifest)?;
             release.created_at = now();
-            let (changes, number) = add_release(snapshot, &key, release.clone())?;
-            Ok::<_, ApiFailure>((changes, (number, release)))
+            let (commands, number) = add_release(cluster, &key, release.clone())?;
+            Ok::<_, ApiFailure>((commands, (number, release)))
         })
         .await?;
     tracing::info!(user = %user.name, env = %key, release = %number, "deployed again");
@@ -139,16 +138,15 @@ fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {
 /// Whether the env, its secret bundles, the volumes and the hosts are fit for this release; the
 /// versions of the bundles that it gets.
 fn check_against(
-    snapshot: &Snapshot,
+    cluster: &ClusterState,
     key: &EnvKey,
     manifest: &Manifest,
 ) -> Result<BTreeMap<String, u32>, ApiFailure> {
-    let cluster = &snapshot.cluster;
     if cluster.envs.get(key).is_some_and(|env| env.destroying) {
         return Err(is_destroyed(key));
     }
     let nothing = BTreeMap::new();
-    let newest = snapshot.secrets.get(key).unwrap_or(&nothing);
+    let newest = cluster.secrets.get(key).unwrap_or(&nothing);
     let secrets = secret_versions(manifest, newest).map_err(|refusal| {
         let bundle = match &refusal {
             ReleaseError::NoSecretBundle { bundle, .. } => bundle.as_str(),
@@ -184,23 +182,23 @@ fn check_against(
 }
 
 fn add_release(
-    snapshot: &Snapshot,
+    cluster: &ClusterState,
     key: &EnvKey,
     release: Release,
-) -> Result<(Vec<Change>, ReleaseNumber), ApiFailure> {
+) -> Result<(Vec<Command>, ReleaseNumber), ApiFailure> {
     let now = release.created_at;
-    let (change, number) = if let Some(env) = snapshot.cluster.envs.get(key) {
+    let (command, number) = if let Some(env) = cluster.envs.get(key) {
         let last = env.releases.keys().next_back().map_or(0, |last| last.0);
         let number = ReleaseNumber(last + 1);
-        let change = Change::AddRelease {
-            key: key.clone(),
+        let command = Command::AddRelease {
+            env: key.clone(),
             number,
             release: Box::new(release),
             rollout: begin(Some(&env.rollout), number, now),
         };
-        (change, number)
+        (command, number)
     } else {
-        let network = next_network(snapshot.last_network).ok_or_else(|| {
+        let network = next_network(cluster.last_network).ok_or_else(|| {
             ApiFailure::conflict("cluster_full", "no env network is left in this cluster")
         })?;
         let number = ReleaseNumber(1);
@@ -211,21 +209,21 @@ fn add_release(
             scale: BTreeMap::new(),
             destroying: false,
         };
-        let change = Change::AddEnv {
+        let command = Command::CreateEnv {
             key: key.clone(),
-            env,
+            env: Box::new(env),
         };
-        (change, number)
+        (command, number)
     };
-    Ok((vec![change], number))
+    Ok((vec![command], number))
 }
 
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
 async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
-    let reference: Reference = image.parse().map_err(|e: registry::ReferenceError| {
-        ApiFailure::refused("image_reference_invalid", chain(&e))
+    let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
+        ApiFailure::refused("image_reference_invalid", display::chain(&e))
     })?;
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     let mut archs: BTreeSet<_> = cluster
         .nodes
         .values()
@@ -262,14 +260,14 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Denied { .. } | Problem::Credentials { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_denied")
         }
-        Problem::NoSuchPlatform { .. } => {
+        Problem::Image(ImageError::NoSuchPlatform { .. }) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
         }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
         Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };
-    let failure = ApiFailure::new(status, code, chain(error));
+    let failure = ApiFailure::new(status, code, display::chain(error));
     match (&error.problem, error.problem.hint()) {
         (Problem::Denied { .. }, _) => failure.hint(denied),
         (_, Some(hint)) => failure.hint(hint),

@@ -10,7 +10,7 @@ use scheduler::enrollment::{EnrollmentRefused, token_expiry};
 use store::EnrollError;
 
 use super::Body;
-use crate::callers::User;
+use crate::callers::{Protocol, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::MAX_REGION_BYTES;
@@ -37,10 +37,10 @@ pub(crate) async fn create_token(
     Ok((StatusCode::CREATED, Json(response)))
 }
 
-/// Lets the holder of a token in, once. Whatever is wrong with the request is found before the
-/// token is spent.
+/// Enrolls the holder of a token, once. A request that cannot be served is refused before the token is spent.
 pub(crate) async fn enroll(
     State(app): State<App>,
+    _: Protocol,
     Body(request): Body<EnrollRequest>,
 ) -> Result<(StatusCode, Json<EnrollResponse>), ApiFailure> {
     check(&request)?;

@@ -1,13 +1,13 @@
-//! What users see and change of envs, instances and nodes.
+//! Envs, instances and nodes, as users see and change them.
 
 use api::user::{EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use model::{AppName, EnvKey, EnvName, ReleaseNumber};
+use scheduler::apply::Command;
 use scheduler::rollout::check_scale;
 use serde::Deserialize;
-use store::Change;
 
 use super::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
 use crate::callers::User;
@@ -20,7 +20,7 @@ pub(crate) async fn nodes(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<NodeRow>>, ApiFailure> {
-    Ok(Json(rows::node_rows(&app.snapshot().await?)))
+    Ok(Json(rows::node_rows(&app.cluster().await?)))
 }
 
 #[derive(Debug, Deserialize)]
@@ -43,8 +43,8 @@ pub(crate) async fn instances(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
-    let snapshot = app.snapshot().await?;
-    Ok(Json(rows::instance_rows(&snapshot.cluster, |instance| {
+    let cluster = app.cluster().await?;
+    Ok(Json(rows::instance_rows(&cluster, |instance| {
         filter.keeps(&instance.spec.env_key())
     })))
 }
@@ -54,7 +54,7 @@ pub(crate) async fn envs(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<EnvRow>>, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     let rows = cluster.envs.iter();
     Ok(Json(
         rows.map(|(key, env)| rows::env_row(&cluster, key, env))
@@ -70,10 +70,8 @@ pub(crate) async fn scale(
     Body(request): Body<ScaleRequest>,
 ) -> Result<Json<EnvRow>, ApiFailure> {
     let row = app
-        .store
-        .update(&app.online(), |snapshot| {
-            let mut env = snapshot
-                .cluster
+        .change(|cluster| {
+            let mut env = cluster
                 .envs
                 .get(&key)
                 .ok_or_else(|| no_such_env(&key))?
@@ -84,12 +82,12 @@ pub(crate) async fn scale(
             check_scale(&env, &request.processes)
                 .map_err(|refusal| ApiFailure::refused("scale_refused", refusal.to_string()))?;
             env.scale.extend(request.processes.clone());
-            let change = Change::SetScale {
-                key: key.clone(),
-                scale: env.scale.clone(),
+            let command = Command::SetScale {
+                env: key.clone(),
+                scale: request.processes.clone(),
             };
-            let row = rows::env_row(&snapshot.cluster, &key, &env);
-            Ok((vec![change], row))
+            let row = rows::env_row(cluster, &key, &env);
+            Ok((vec![command], row))
         })
         .await?;
     tracing::info!(user = %user.name, env = %key, processes = ?request.processes, "scaled");
@@ -103,14 +101,12 @@ pub(crate) async fn destroy(
     user: User,
     InEnv(key): InEnv,
 ) -> Result<StatusCode, ApiFailure> {
-    app.store
-        .update(&app.online(), |snapshot| {
-            let cluster = &snapshot.cluster;
-            let env = cluster.envs.get(&key).ok_or_else(|| no_such_env(&key))?;
-            let change = (!env.destroying).then(|| Change::Destroy { key: key.clone() });
-            Ok::<_, ApiFailure>((change.into_iter().collect(), ()))
-        })
-        .await?;
+    app.change(|cluster| {
+        let env = cluster.envs.get(&key).ok_or_else(|| no_such_env(&key))?;
+        let command = (!env.destroying).then(|| Command::DestroyEnv { env: key.clone() });
+        Ok::<_, ApiFailure>((command.into_iter().collect(), ()))
+    })
+    .await?;
     tracing::info!(user = %user.name, env = %key, "destroying");
     app.wake.notify_one();
     Ok(StatusCode::ACCEPTED)
@@ -141,7 +137,7 @@ pub(crate) async fn rollout(
     }
     let changed = app
         .wait_for(granted(poll.wait_ms), |published| {
-            let cluster = &published.snapshot.cluster;
+            let cluster = &published.cluster;
             match rows::rollout_status(cluster, &published.findings, &key, release) {
                 Some(status) => (status.revision != now.revision).then_some(Some(status)),
                 None => Some(None),
@@ -161,10 +157,10 @@ async fn status_in_store(
     key: &EnvKey,
     release: Option<ReleaseNumber>,
 ) -> Result<RolloutStatus, ApiFailure> {
-    let snapshot = app.snapshot().await?;
+    let cluster = app.cluster().await?;
     let findings = app.published.borrow().findings.clone();
-    rows::rollout_status(&snapshot.cluster, &findings, key, release).ok_or_else(|| {
-        match (snapshot.cluster.envs.contains_key(key), release) {
+    rows::rollout_status(&cluster, &findings, key, release).ok_or_else(|| {
+        match (cluster.envs.contains_key(key), release) {
             (true, Some(release)) => ApiFailure::not_found(
                 "release_not_found",
                 format!("{key} has no release {release}"),

@@ -16,7 +16,7 @@ pub(crate) async fn images(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     let online = app.online();
     let caches = {
         let caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);

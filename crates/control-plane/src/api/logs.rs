@@ -46,7 +46,7 @@ pub(crate) async fn to_user(
                 format!("{MAX_LOG_READERS} users read logs already"),
             )
         })?;
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     if !cluster.envs.contains_key(&key) {
         return Err(no_such_env(&key));
     }
@@ -89,7 +89,7 @@ fn wanted(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Instances 
         .collect()
 }
 
-/// One user who reads, and the streams that feed them.
+/// The reader of an env's logs, and the streams of its nodes.
 struct Reader {
     app: App,
     key: EnvKey,
@@ -125,7 +125,7 @@ impl Reader {
         }
     }
 
-    /// Asks the nodes until all was said. With `follow` that is when the reader leaves or the env is
+    /// Asks the nodes until every line was sent. With `follow` that is when the reader leaves or the env is
     /// gone: instances that come later are asked for, too, and streams that broke again.
     async fn run(mut self, cluster: ClusterState, _slot: OwnedSemaphorePermit) {
         let app = App::clone(&self.app);
@@ -144,11 +144,11 @@ impl Reader {
                 }
                 _ = resume.tick(), if self.query.follow => {
                     let current = Arc::clone(&published.borrow_and_update());
-                    self.ask_for_missing(&current.snapshot.cluster).await;
+                    self.ask_for_missing(&current.cluster).await;
                 }
                 Ok(()) = published.changed(), if self.query.follow => {
                     let current = Arc::clone(&published.borrow_and_update());
-                    let cluster = &current.snapshot.cluster;
+                    let cluster = &current.cluster;
                     if !cluster.envs.contains_key(&self.key) {
                         return;
                     }
@@ -172,7 +172,7 @@ impl Reader {
             let told = std::mem::replace(&mut progress.told, !end.opened);
             if !end.opened
                 && !told
-                && let Some(instance) = cluster.snapshot.cluster.instances.get(id)
+                && let Some(instance) = cluster.cluster.instances.get(id)
             {
                 unheard.insert(*id, instance.spec.process.clone());
             }

@@ -41,6 +41,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::NODE_DESIRED, get(nodes::desired))
         .route(paths::NODE_REPORT, post(nodes::report))
         .route(paths::NODE_STREAMS, get(nodes::streams))
+        .route(paths::NODE_STREAM_REFUSED, post(nodes::refuse_stream))
         .route(paths::NODE_SECRETS, get(secrets::for_node))
         .route(paths::NODE_PULL_SECRET, get(registries::for_node))
         .route(paths::EDGE_ROUTES, get(edges::routes))
@@ -176,7 +177,7 @@ pub(crate) fn no_such_env(key: &EnvKey) -> ApiFailure {
         .hint("`platform envs` lists those there are")
 }
 
-/// 409 for an env on its way out.
+/// 409 for an env that is being destroyed.
 pub(crate) fn is_destroyed(key: &EnvKey) -> ApiFailure {
     ApiFailure::conflict("env_destroying", format!("{key} is being destroyed"))
         .hint("wait until `platform envs` no longer lists it")

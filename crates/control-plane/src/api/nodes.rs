@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRequest};
+use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
@@ -11,6 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::NodeId;
 use scheduler::desired::desired_state;
+use scheduler::reports::Unknown;
 
 use super::calls::{Upgrade, switching};
 use super::{Body, Params, Poll, granted, logs};
@@ -18,7 +19,7 @@ use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::MAX_CALL_ANSWER_BYTES;
-use crate::state::{App, Shared, Unknown};
+use crate::state::{App, Shared};
 use crate::streams::Waiting;
 
 /// The node's whole desired state, once it is newer than the one it has.
@@ -29,7 +30,7 @@ pub(crate) async fn desired(
 ) -> Result<Response, ApiFailure> {
     let newer = app
         .wait_for(granted(poll.wait_ms), |published| {
-            let cluster = &published.snapshot.cluster;
+            let cluster = &published.cluster;
             let generation = cluster.nodes.get(&node)?.generation;
             (generation.0 > poll.after).then(|| desired_state(cluster, node))?
         })
@@ -40,7 +41,7 @@ pub(crate) async fn desired(
     })
 }
 
-/// What the node sees and does.
+/// A node reports what it has and does.
 pub(crate) async fn report(
     State(app): State<App>,
     NodeCaller(node): NodeCaller,
@@ -53,11 +54,7 @@ pub(crate) async fn report(
         ));
     };
     let came_back = app.presence.mark(node, Instant::now());
-    let unknown = Unknown {
-        instances: effect.unknown,
-        volumes: effect.unknown_volumes,
-    };
-    log_unknown(&app, node, unknown);
+    log_unknown(&app, node, effect.unknown);
     keep_cache(&app, node, report.images);
     if effect.changed || came_back {
         app.wake.notify_one();
@@ -72,7 +69,7 @@ fn keep_cache(app: &Shared, node: NodeId, mut images: Vec<CachedImage>) {
     caches.insert(node, images);
 }
 
-/// Says once which instances and volumes a node has that this store does not know there: it was
+/// Logs once which instances and volumes a node has that this store does not know there: it was
 /// restored from an older backup.
 fn log_unknown(app: &Shared, node: NodeId, unknown: Unknown) {
     let mut known = app.unknown.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,8 +121,8 @@ pub(crate) async fn stream(
             let answer = to_bytes(body, MAX_CALL_ANSWER_BYTES)
                 .await
                 .map_err(|e| ApiFailure::bad_request(format!("the answer: {e}")))?;
-            // Whoever asked may have left meanwhile.
-            let _ = sender.send(answer);
+            // The caller may have left meanwhile.
+            let _ = sender.send(Ok(answer));
             Ok(StatusCode::NO_CONTENT)
         }
         Some(Waiting::Exec(_)) => Err(ApiFailure::bad_request(format!(
@@ -133,6 +130,25 @@ pub(crate) async fn stream(
         ))),
         None => Err(not_asked(node, &stream)),
     }
+}
+
+/// A node cannot open a stream that it was asked for.
+pub(crate) async fn refuse_stream(
+    State(app): State<App>,
+    NodeCaller(node): NodeCaller,
+    Path(stream): Path<String>,
+    Body(StreamRefused { reason }): Body<StreamRefused>,
+) -> Result<StatusCode, ApiFailure> {
+    tracing::warn!(%node, reason, "a node refused a stream");
+    match app.streams.claim(node, &stream) {
+        // Its reader is told that the stream has ended.
+        Some(Waiting::Logs(open)) => drop(open),
+        // The caller may have left meanwhile.
+        Some(Waiting::Answer(sender)) => drop(sender.send(Err(reason))),
+        Some(Waiting::Exec(sender)) => drop(sender.send(Err(reason))),
+        None => return Err(not_asked(node, &stream)),
+    }
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A node opens the stream of a command that it was asked to run.
@@ -148,7 +164,7 @@ pub(crate) async fn exec_stream(
     tokio::spawn(async move {
         match upgrade.0.await {
             // A user who left drops it, and the node ends the command.
-            Ok(connection) => drop(sender.send(connection)),
+            Ok(connection) => drop(sender.send(Ok(connection))),
             Err(error) => tracing::debug!(%node, %error, "a command's stream was not upgraded"),
         }
     });
@@ -158,6 +174,6 @@ pub(crate) async fn exec_stream(
 fn not_asked(node: NodeId, stream: &str) -> ApiFailure {
     ApiFailure::not_found(
         "stream_not_found",
-        format!("stream {stream} was not asked of {node}, or whoever wanted it has left"),
+        format!("stream {stream} was not asked of {node}, or its reader has left"),
     )
 }

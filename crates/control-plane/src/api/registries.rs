@@ -1,11 +1,11 @@
-//! Logging the cluster in to registries, and what a node is told of it.
+//! Logs the cluster in to registries, and gives a node the logins that it needs.
 
 use api::user::{RegistryLoginRequest, RegistryRow};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use registry::parse_registry;
+use oci::parse_registry;
 use scheduler::desired::pulls_from;
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ use super::deploy::registry_failed;
 use super::{Body, Params};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
-use crate::failure::{ApiFailure, chain};
+use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGIN_BYTES, RESOLVE_TIMEOUT};
 use crate::logins::{LoginError, credential};
 use crate::state::App;
@@ -58,7 +58,7 @@ pub(crate) async fn log_in(
         registry,
     };
     app.logins.keep(&row, &request.secret).await?;
-    app.registry.forget_login(&row.registry);
+    app.registry.discard_login(&row.registry);
     tracing::info!(user = %row.by, registry = %row.registry, "logged in to a registry");
     Ok(Json(row))
 }
@@ -77,7 +77,7 @@ pub(crate) async fn log_out(
         )
         .hint("`platform registries` lists where it is"));
     }
-    app.registry.forget_login(&registry);
+    app.registry.discard_login(&registry);
     tracing::info!(user = %user.name, registry, "logged out of a registry");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -89,7 +89,7 @@ pub(crate) async fn for_node(
     NodeCaller(node): NodeCaller,
     Params(which): Params<Which>,
 ) -> Result<Response, ApiFailure> {
-    if !pulls_from(&app.snapshot().await?.cluster, node, &which.registry) {
+    if !pulls_from(&app.cluster().await?, node, &which.registry) {
         return Err(ApiFailure::new(
             StatusCode::FORBIDDEN,
             "registry_not_needed",
@@ -103,7 +103,8 @@ pub(crate) async fn for_node(
 }
 
 fn named(registry: &str) -> Result<String, ApiFailure> {
-    parse_registry(registry).map_err(|error| ApiFailure::refused("registry_invalid", chain(&error)))
+    parse_registry(registry)
+        .map_err(|error| ApiFailure::refused("registry_invalid", display::chain(&error)))
 }
 
 impl From<LoginError> for ApiFailure {

@@ -8,8 +8,9 @@ use axum::extract::{Path, State};
 use http::StatusCode;
 use model::instance::SecretBundle;
 use model::{AppName, EnvKey, EnvName, InstanceId, ProcessName};
+use scheduler::apply::Command;
+use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
-use store::{Change, Snapshot};
 
 use super::{Body, InEnv, Params, is_destroyed};
 use crate::callers::{NodeCaller, User};
@@ -38,7 +39,7 @@ pub(crate) async fn list(
     _user: User,
     InEnv(key): InEnv,
 ) -> Result<Json<Vec<SecretRow>>, ApiFailure> {
-    let live = live_versions(&app.snapshot().await?, &key);
+    let live = live_versions(&app.cluster().await?, &key);
     let bundles = app.secrets.newest(&key).await?;
     let rows = bundles.into_iter().map(|(name, bundle)| SecretRow {
         live: live.get(&name).copied(),
@@ -58,13 +59,8 @@ pub(crate) async fn set(
     Body(request): Body<SetSecretsRequest>,
 ) -> Result<Json<SecretRow>, ApiFailure> {
     let (key, name) = path.parts();
-    let snapshot = app.snapshot().await?;
-    if snapshot
-        .cluster
-        .envs
-        .get(&key)
-        .is_some_and(|env| env.destroying)
-    {
+    let cluster = app.cluster().await?;
+    if cluster.envs.get(&key).is_some_and(|env| env.destroying) {
         return Err(is_destroyed(&key));
     }
     let version = app.secrets.set(&key, &name, request).await?;
@@ -75,7 +71,7 @@ pub(crate) async fn set(
         .remove(&name)
         .ok_or_else(|| no_such_bundle(&key, &name))?;
     Ok(Json(SecretRow {
-        live: live_versions(&snapshot, &key).get(&name).copied(),
+        live: live_versions(&cluster, &key).get(&name).copied(),
         name,
         version: bundle.version,
         files: bundle.files.into_keys().collect(),
@@ -90,23 +86,22 @@ pub(crate) async fn delete(
     Path(path): Path<InBundle>,
 ) -> Result<StatusCode, ApiFailure> {
     let (key, name) = path.parts();
-    app.store
-        .update(&app.online(), |snapshot| {
-            let versions = snapshot.secrets.get(&key);
-            if !versions.is_some_and(|versions| versions.contains_key(&name)) {
-                return Err(no_such_bundle(&key, &name));
-            }
-            if let Some(release) = needed_by(snapshot, &key, &name) {
-                return Err(ApiFailure::conflict(
-                    "secret_in_use",
-                    format!("the secret bundle {name} of {key} is needed by {release}"),
-                )
-                .hint("deploy a manifest without it first"));
-            }
-            let (key, name) = (key.clone(), name.clone());
-            Ok((vec![Change::DeleteSecrets { key, name }], ()))
-        })
-        .await?;
+    app.change(|cluster| {
+        let versions = cluster.secrets.get(&key);
+        if !versions.is_some_and(|versions| versions.contains_key(&name)) {
+            return Err(no_such_bundle(&key, &name));
+        }
+        if let Some(release) = needed_by(cluster, &key, &name) {
+            return Err(ApiFailure::conflict(
+                "secret_in_use",
+                format!("the secret bundle {name} of {key} is needed by {release}"),
+            )
+            .hint("deploy a manifest without it first"));
+        }
+        let (env, bundle) = (key.clone(), name.clone());
+        Ok((vec![Command::DeleteSecrets { env, bundle }], ()))
+    })
+    .await?;
     tracing::info!(user = %user.name, env = %key, bundle = %name, "deleted secrets");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -123,7 +118,7 @@ pub(crate) async fn for_node(
     NodeCaller(node): NodeCaller,
     Params(of): Params<OfInstance>,
 ) -> Result<Json<Vec<SecretBundle>>, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     let instance = cluster.instances.get(&of.instance);
     let Some(instance) = instance.filter(|instance| instance.node == node) else {
         return Err(ApiFailure::not_found(
@@ -140,8 +135,8 @@ pub(crate) async fn for_node(
 }
 
 /// The versions that the wanted release has.
-fn live_versions(snapshot: &Snapshot, key: &EnvKey) -> BTreeMap<String, u32> {
-    let env = snapshot.cluster.envs.get(key);
+fn live_versions(cluster: &ClusterState, key: &EnvKey) -> BTreeMap<String, u32> {
+    let env = cluster.envs.get(key);
     let release = env.and_then(|env| env.releases.get(&env.rollout.wanted));
     release
         .map(|release| release.secrets.clone())
@@ -149,8 +144,8 @@ fn live_versions(snapshot: &Snapshot, key: &EnvKey) -> BTreeMap<String, u32> {
 }
 
 /// A release that runs or may be gone back to, and has the bundle.
-fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<model::ReleaseNumber> {
-    let env = snapshot.cluster.envs.get(key)?;
+fn needed_by(cluster: &ClusterState, key: &EnvKey, name: &str) -> Option<model::ReleaseNumber> {
+    let env = cluster.envs.get(key)?;
     let rollout = &env.rollout;
     let mut in_use: Vec<_> = [
         Some(rollout.wanted),
@@ -160,7 +155,7 @@ fn needed_by(snapshot: &Snapshot, key: &EnvKey, name: &str) -> Option<model::Rel
     .into_iter()
     .flatten()
     .collect();
-    let instances = snapshot.cluster.instances.values();
+    let instances = cluster.instances.values();
     in_use.extend(
         instances
             .filter(|instance| instance.spec.env_key() == *key)

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use model::VolumeId;
-use store::Change;
+use scheduler::apply::Command;
 
 use super::Params;
 use super::envs::Filter;
@@ -20,7 +20,7 @@ pub(crate) async fn volumes(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<VolumeRow>>, ApiFailure> {
-    let cluster = app.snapshot().await?.cluster;
+    let cluster = app.cluster().await?;
     Ok(Json(rows::volume_rows(&cluster, |env| filter.keeps(env))))
 }
 
@@ -31,9 +31,7 @@ pub(crate) async fn delete(
     Path(id): Path<VolumeId>,
 ) -> Result<StatusCode, ApiFailure> {
     let of = app
-        .store
-        .update(&app.online(), |snapshot| {
-            let cluster = &snapshot.cluster;
+        .change(|cluster| {
             let Some(volume) = cluster.volumes.get(&id) else {
                 return Err(ApiFailure::not_found(
                     "volume_not_found",
@@ -51,8 +49,8 @@ pub(crate) async fn delete(
                     "scale down below its number, or destroy the env, and wait until it is gone",
                 ));
             }
-            let change = (!volume.deleting).then_some(Change::DeleteVolume { id });
-            Ok((change.into_iter().collect(), volume.key.clone()))
+            let command = (!volume.is_deleting()).then_some(Command::DeleteVolume { id });
+            Ok((command.into_iter().collect(), volume.key.clone()))
         })
         .await?;
     tracing::info!(user = %user.name, volume = %id, %of, "deleting a volume");

@@ -10,6 +10,10 @@ use guest_protocol::{
 };
 use model::Timestamp;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::adapters::{FileLog, UnixGuestListener};
+use crate::logs::InstanceLog;
 
 use super::*;
 
@@ -96,7 +100,11 @@ fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
     let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
     let socket = dir.join("guest.sock");
     (
-        GuestLink::serve(UnixListener::bind(&socket).unwrap(), log, Clock::start()),
+        GuestLink::serve(
+            Box::new(UnixGuestListener(UnixListener::bind(&socket).unwrap())),
+            Arc::new(FileLog(log)),
+            Clock::start(),
+        ),
         socket,
     )
 }
@@ -417,12 +425,12 @@ async fn there_is_one_end_and_its_words_are_plain() {
         exit_code: None,
     };
     guest.say(&GuestFrame::BootFailed(forged.clone())).await;
-    let Some(GuestEvent::BootFailed(commands)) = link.next().await else {
+    let Some(GuestEvent::BootFailed(failure)) = link.next().await else {
         panic!("no failure");
     };
-    assert_eq!(commands.step, "mount root");
-    assert!(commands.reason.len() < 1010 && !commands.reason.contains('\u{1b}'));
-    // Again, on a connection of its own: heard, and not commands twice.
+    assert_eq!(failure.step, "mount root");
+    assert!(failure.reason.len() < 1010 && !failure.reason.contains('\u{1b}'));
+    // Again, on a connection of its own: heard, and not told twice.
     let mut again = Guest::dial(&socket, Channel::Control, Phase::Failed).await;
     again.say(&GuestFrame::BootFailed(forged)).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Failed)));
@@ -430,9 +438,11 @@ async fn there_is_one_end_and_its_words_are_plain() {
     again.say(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(again.hear().await, None);
     breached(&link, 1).await;
+    // The line is written after the violation is counted.
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
-    let said = log.log_tail(9).join("\n");
-    assert!(said.contains("a second end"), "{said}");
+    while !log.log_tail(9).join("\n").contains("a second end") {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// This process's resident memory, in bytes.

@@ -12,8 +12,9 @@ use model::instance::PinnedImage;
 use model::{Digest, Timestamp};
 use node_core::cache::{CacheEntry, evict};
 
-use super::{Images, blocking};
-use crate::chain;
+use super::{ImageCache, read_record, record_path};
+use crate::blocking::blocking;
+use display::chain;
 
 /// Who needs which disk, and which there are.
 #[derive(Debug, Default)]
@@ -66,8 +67,8 @@ enum Item {
     Blob(Digest),
 }
 
-impl Images {
-    /// Says that an instance has an image, from before it is prepared until the instance is forgotten.
+impl ImageCache {
+    /// Says that an instance has an image, from before it is prepared until the instance is reaped.
     pub(crate) fn used_by_instance(&self, digest: &Digest) -> ImageUse {
         *lock(&self.needs)
             .instances
@@ -130,8 +131,7 @@ impl Images {
                         }
                         disks.remove(digest).map_err(|e| chain(&e))?;
                         // Without its disk it says nothing.
-                        let _ =
-                            std::fs::remove_file(records.join(format!("{}.json", digest.hex())));
+                        let _ = std::fs::remove_file(record_path(&records, digest));
                     }
                 }
                 let bytes = held.iter().find(|held| held.key == item);
@@ -149,31 +149,33 @@ impl Images {
                     rest_bytes = rest,
                     "removed unused images"
                 );
-                self.look_again();
+                self.look_again().await;
             }
             Err(cause) => tracing::warn!(cause, "cannot remove unused images"),
         }
     }
 
     /// Looks which disks there are.
-    pub(super) fn look_again(&self) {
-        let listed = match self.disks.list() {
-            Ok(listed) => listed,
+    pub(crate) async fn look_again(&self) {
+        let (disks, records) = (self.disks.clone(), self.records.clone());
+        let listed = blocking(move || {
+            let mut seen = Vec::new();
+            for disk in disks.list()? {
+                seen.extend(read_record(&records, &disk.digest).map(|record| Seen {
+                    image: record.image,
+                    size_bytes: disk.allocated_bytes,
+                    last_used: Timestamp(millis(disk.last_used)),
+                }));
+            }
+            Ok::<_, root_disk::DiskError>(seen)
+        });
+        let mut seen = match listed.await {
+            Ok(seen) => seen,
             Err(error) => {
                 tracing::warn!(cause = chain(&error), "cannot list the disks");
                 return;
             }
         };
-        let mut seen: Vec<Seen> = listed
-            .into_iter()
-            .filter_map(|disk| {
-                Some(Seen {
-                    image: self.record(&disk.digest)?.image,
-                    size_bytes: disk.allocated_bytes,
-                    last_used: Timestamp(millis(disk.last_used)),
-                })
-            })
-            .collect();
         seen.sort_by(|a, b| (b.last_used, &a.image).cmp(&(a.last_used, &b.image)));
         lock(&self.needs).disks = seen;
     }

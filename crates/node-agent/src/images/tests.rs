@@ -95,10 +95,10 @@ impl Served {
         self.asked.load(Ordering::SeqCst)
     }
 
-    fn open(&self, dir: &Path, budget_bytes: u64) -> Images {
+    fn open(&self, dir: &Path, budget_bytes: u64) -> ImageCache {
         assert!(self.host.starts_with("127.0.0.1:"));
         let registry = Registry::new(RegistryOptions::default()).unwrap();
-        Images::open(dir, registry, budget_bytes).unwrap()
+        ImageCache::open(dir, registry, budget_bytes).unwrap()
     }
 }
 
@@ -119,12 +119,12 @@ fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -
     stream.write_all(bytes)
 }
 
-async fn prepare(images: &Images, image: &PinnedImage) -> Result<PreparedImage, PrepareError> {
+async fn prepare(images: &ImageCache, image: &PinnedImage) -> Result<PreparedImage, PrepareError> {
     images.prepare(image, &|_| ()).await
 }
 
 /// The listed images by their place in `served`, those last used first.
-fn listed(images: &Images, served: &Served) -> Vec<usize> {
+fn listed(images: &ImageCache, served: &Served) -> Vec<usize> {
     let place = |image| served.images.iter().position(|i| *i == image).unwrap();
     let listed = images.listed().into_iter();
     listed.map(|cached| place(cached.image)).collect()
@@ -155,7 +155,7 @@ async fn a_budget_keeps_what_runs_and_the_last_releases() {
     }
     let running = images.used_by_instance(&served.images[0].digest);
     images.keep([served.images[1].digest.clone()]);
-    images.look_again();
+    images.look_again().await;
     assert_eq!(listed(&images, &served).len(), 4);
 
     // 8 MB of layers and disks: the layers and the disk that nobody needs and was used longest ago go.

@@ -2,15 +2,16 @@
 
 use guest_protocol::BootFailure;
 use model::Timestamp;
-use model::instance::InstanceState;
 
-use super::{Effect, Event, Lifecycle, MAX_PREPARE_ATTEMPTS, Stop};
+use super::{
+    BACKOFF_MAX_MS, Effect, Event, Lifecycle, MAX_PREPARE_ATTEMPTS, Readiness, State, StopStep,
+};
 
 impl Lifecycle {
     pub(super) fn in_created(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
         match event {
-            Event::Start => Some(self.prepare()),
-            Event::StopAsked => Some(self.stop_now(false)),
+            Event::Start => Some(self.prepare(false)),
+            Event::StopAsked => Some(self.clean(true, false)),
             // Nothing was done yet.
             Event::NotFound => Some(Vec::new()),
             // Its record was lost and its VM was not.
@@ -37,20 +38,21 @@ impl Lifecycle {
     pub(super) fn in_preparing(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
         match event {
             Event::Prepared => {
-                self.prepares_in_row = 0;
+                self.progress.prepares_in_row = 0;
                 Some(self.boot(now, true))
             }
             Event::PrepareFailed { retryable, reason } => {
-                self.failure = Some(reason.clone());
-                self.prepares_in_row += 1;
-                let tries_left = self.ran_once || self.prepares_in_row < MAX_PREPARE_ATTEMPTS;
+                self.progress.failure = Some(reason.clone());
+                self.progress.prepares_in_row += 1;
+                let attempts = self.progress.prepares_in_row;
+                let tries_left = self.progress.ran_once || attempts < MAX_PREPARE_ATTEMPTS;
                 Some(if *retryable && tries_left {
-                    self.back_off(now, self.prepares_in_row - 1)
+                    self.back_off(now, attempts - 1, false)
                 } else {
                     self.give_up()
                 })
             }
-            Event::StopAsked => Some(self.stop_now(false)),
+            Event::StopAsked => Some(self.clean(true, false)),
             // The agent ended while it prepared; what was done is done again.
             Event::NotFound => Some(vec![Effect::StartPreparing]),
             // The VM was booted and that was not written down.
@@ -86,7 +88,7 @@ impl Lifecycle {
                 let why = format!("the guest could not {step}: {reason}");
                 Some(if let Some(126 | 127) = exit_code {
                     // The root disk will be the same another time.
-                    self.failure = Some(why);
+                    self.progress.failure = Some(why);
                     self.give_up()
                 } else {
                     self.boot_missed(now, why)
@@ -97,7 +99,7 @@ impl Lifecycle {
                 Some(if *retryable {
                     self.boot_missed(now, why)
                 } else {
-                    self.failure = Some(why);
+                    self.progress.failure = Some(why);
                     self.give_up()
                 })
             }
@@ -105,18 +107,17 @@ impl Lifecycle {
                 Some(self.boot_missed(now, format!("the VM ended while booting: {reason}")))
             }
             Event::BootTimeout => {
-                let seconds = self.timing.boot_timeout_ms / 1000;
+                let seconds = self.rules.timing.boot_timeout_ms / 1000;
                 Some(self.boot_missed(now, format!("the guest did not start within {seconds} s")))
             }
             // The agent was away when the app started, and ended.
             Event::Exited(exit) => {
                 self.run(now);
-                Some(self.app_ended(now, exit))
+                Some(self.app_ended(now, now, exit))
             }
-            Event::StopAsked => Some(self.stop_now(true)),
+            Event::StopAsked => Some(self.clean(true, true)),
             Event::Adopted => {
-                let watchdog = Timestamp(now.0.saturating_add(self.timing.boot_timeout_ms));
-                self.wake_at = Some(watchdog);
+                let watchdog = self.watch_boot(now);
                 Some(vec![Effect::ScheduleAt(watchdog)])
             }
             Event::NotFound => {
@@ -135,44 +136,50 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn in_running(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
+    pub(super) fn in_running(
+        &mut self,
+        now: Timestamp,
+        event: &Event,
+        started_at: Timestamp,
+        readiness: &Readiness,
+    ) -> Option<Vec<Effect>> {
         match event {
             // The guest says it again when it dials again.
             Event::GuestStarted => Some(Vec::new()),
-            Event::Settled if self.health.is_none() => {
-                self.wake_at = None;
-                Some(self.now_ready())
-            }
-            Event::HealthPassed => Some(self.probe_passed()),
-            Event::HealthFailed { reason } => Some(self.probe_failed(now, reason)),
-            Event::Exited(exit) => Some(self.app_ended(now, exit)),
+            Event::Settled => match readiness {
+                Readiness::Settling { .. } => Some(self.become_ready(started_at)),
+                Readiness::Probing { .. } | Readiness::Ready { .. } => None,
+            },
+            Event::HealthPassed => self.probe_passed(started_at, readiness),
+            Event::HealthFailed { reason } => self.probe_failed(now, reason, started_at, readiness),
+            Event::Exited(exit) => Some(self.app_ended(now, started_at, exit)),
             Event::VmmLost { reason } => {
-                Some(self.ended(now, true, format!("the VM ended: {reason}")))
+                let why = format!("the VM ended: {reason}");
+                Some(self.ended(now, started_at, Some(why)))
             }
             Event::NotFound => {
                 let why = "the VM ended while the agent was away".to_owned();
-                Some(self.ended(now, true, why))
+                Some(self.ended(now, started_at, Some(why)))
             }
-            // A lie, since its app ran; but no other end will be believed, so this one is its end.
+            // It cannot be true of a guest whose app ran. No other end of this guest is believed, so
+            // this one is its end.
             Event::BootFailed(BootFailure { step, reason, .. }) => {
                 let why = format!("the guest could not {step}: {reason}");
-                Some(self.ended(now, true, why))
+                Some(self.ended(now, started_at, Some(why)))
             }
             Event::StopAsked => {
-                self.stop_asked = true;
-                Some(if self.has_ports && self.ready {
-                    self.drain(now)
+                let serves = matches!(readiness, Readiness::Ready { .. });
+                Some(if self.rules.has_ports && serves {
+                    self.drain(now, started_at)
                 } else {
-                    self.ask_stop(now)
+                    self.ask_stop(now, started_at)
                 })
             }
-            Event::Adopted => Some(if self.ready || self.health.is_some() {
-                Vec::new()
-            } else {
-                self.settle(now)
+            Event::Adopted => Some(match readiness {
+                Readiness::Settling { .. } => self.settle(now, started_at),
+                Readiness::Probing { .. } | Readiness::Ready { .. } => Vec::new(),
             }),
-            Event::Settled
-            | Event::Start
+            Event::Start
             | Event::Prepared
             | Event::PrepareFailed { .. }
             | Event::VmmStarted
@@ -185,72 +192,86 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn in_stopping(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
-        match event {
-            Event::StopAsked => {
-                self.stop_asked = true;
+    pub(super) fn in_stopping(
+        &mut self,
+        now: Timestamp,
+        event: &Event,
+        asked: bool,
+        step: StopStep,
+    ) -> Option<Vec<Effect>> {
+        match (event, step) {
+            (Event::StopAsked, step) => {
+                self.progress.state = State::Stopping { asked: true, step };
                 Some(Vec::new())
             }
-            Event::DrainElapsed if self.stop == Some(Stop::Draining) => Some(self.ask_stop(now)),
-            Event::StopTimeout if self.stop == Some(Stop::Asked) => Some(self.clean(true)),
-            Event::Exited(exit) => {
-                self.last_exit = Some(exit.clone());
-                Some(match self.stop {
-                    Some(Stop::Cleaning) => Vec::new(),
-                    _ => self.clean(true),
+            (Event::DrainElapsed, StopStep::Draining { started_at, .. }) => {
+                Some(self.ask_stop(now, started_at))
+            }
+            (Event::StopTimeout, StopStep::Asked { .. }) => Some(self.clean(asked, true)),
+            (Event::Exited(exit), step) => {
+                self.progress.last_exit = Some(exit.clone());
+                Some(match step {
+                    StopStep::Cleaning => Vec::new(),
+                    StopStep::Draining { .. } | StopStep::Asked { .. } => self.clean(asked, true),
                 })
             }
-            Event::VmmLost { .. } => Some(match self.stop {
-                Some(Stop::Cleaning) => Vec::new(),
-                _ => self.clean(false),
-            }),
-            Event::NotFound => Some(self.clean(false)),
-            Event::CleanedUp if self.stop == Some(Stop::Cleaning) => {
-                self.stop = None;
-                self.state = InstanceState::Stopped;
+            (Event::VmmLost { .. }, StopStep::Cleaning) => Some(Vec::new()),
+            (Event::VmmLost { .. } | Event::NotFound, _) => Some(self.clean(asked, false)),
+            (Event::CleanedUp, StopStep::Cleaning) => {
+                self.progress.state = State::Stopped { asked };
                 Some(vec![Effect::Report])
             }
-            Event::Adopted => Some(match self.stop {
-                Some(Stop::Draining) => self.drain(now),
-                Some(Stop::Asked) => self.ask_stop(now),
-                Some(Stop::Cleaning) | None => self.clean(true),
-            }),
+            (Event::Adopted, StopStep::Draining { started_at, .. }) => {
+                Some(self.drain(now, started_at))
+            }
+            (Event::Adopted, StopStep::Asked { started_at, .. }) => {
+                Some(self.ask_stop(now, started_at))
+            }
+            (Event::Adopted, StopStep::Cleaning) => Some(self.clean(asked, true)),
             // What was on its way when the stop was asked.
-            Event::Prepared
-            | Event::PrepareFailed { .. }
-            | Event::VmmStarted
-            | Event::VmmFailed { .. }
-            | Event::GuestStarted
-            | Event::BootFailed(_)
-            | Event::HealthPassed
-            | Event::HealthFailed { .. } => Some(Vec::new()),
-            Event::DrainElapsed
-            | Event::StopTimeout
-            | Event::CleanedUp
-            | Event::Start
-            | Event::BootTimeout
-            | Event::Settled
-            | Event::BackoffElapsed => None,
+            (
+                Event::Prepared
+                | Event::PrepareFailed { .. }
+                | Event::VmmStarted
+                | Event::VmmFailed { .. }
+                | Event::GuestStarted
+                | Event::BootFailed(_)
+                | Event::HealthPassed
+                | Event::HealthFailed { .. },
+                _,
+            ) => Some(Vec::new()),
+            (
+                Event::DrainElapsed
+                | Event::StopTimeout
+                | Event::CleanedUp
+                | Event::Start
+                | Event::BootTimeout
+                | Event::Settled
+                | Event::BackoffElapsed,
+                _,
+            ) => None,
         }
     }
 
-    pub(super) fn in_backoff(&mut self, event: &Event) -> Option<Vec<Effect>> {
+    pub(super) fn in_backoff(
+        &mut self,
+        now: Timestamp,
+        event: &Event,
+        until: Timestamp,
+        ran: bool,
+    ) -> Option<Vec<Effect>> {
         match event {
-            Event::BackoffElapsed => Some(self.prepare()),
-            Event::StopAsked => Some(self.stop_now(false)),
+            Event::BackoffElapsed => Some(self.prepare(ran)),
+            Event::StopAsked => Some(self.clean(true, false)),
             Event::CleanedUp => Some(Vec::new()),
             Event::NotFound => {
-                let again = self.wake_at.map(Effect::ScheduleAt);
-                let mut effects = vec![Effect::CleanUp];
-                effects.extend(again);
-                Some(effects)
+                let schedule = self.wait_again(now, until, ran);
+                Some(vec![Effect::CleanUp, schedule])
             }
             // It was to be killed when the agent ended.
             Event::Adopted => {
-                let again = self.wake_at.map(Effect::ScheduleAt);
-                let mut effects = vec![Effect::KillVm, Effect::CleanUp];
-                effects.extend(again);
-                Some(effects)
+                let schedule = self.wait_again(now, until, ran);
+                Some(vec![Effect::KillVm, Effect::CleanUp, schedule])
             }
             Event::Start
             | Event::Prepared
@@ -270,14 +291,24 @@ impl Lifecycle {
         }
     }
 
+    /// A restarted agent has another clock: the wait is bounded by the longest there is.
+    fn wait_again(&mut self, now: Timestamp, until: Timestamp, ran: bool) -> Effect {
+        let latest = Timestamp(now.0.saturating_add(BACKOFF_MAX_MS));
+        let until = until.min(latest);
+        self.progress.state = State::Backoff { until, ran };
+        Effect::ScheduleAt(until)
+    }
+
     /// Stopped and failed: nothing runs.
     pub(super) fn in_end(&mut self, event: &Event) -> Option<Vec<Effect>> {
         match event {
-            Event::StopAsked if self.state == InstanceState::Stopped => {
-                self.stop_asked = true;
+            Event::StopAsked if self.progress.state == State::Failed => {
+                Some(self.clean(true, false))
+            }
+            Event::StopAsked => {
+                self.progress.state = State::Stopped { asked: true };
                 Some(vec![Effect::Report])
             }
-            Event::StopAsked => Some(self.stop_now(false)),
             Event::CleanedUp => Some(Vec::new()),
             Event::NotFound => Some(vec![Effect::CleanUp]),
             // It was to be killed when the agent ended.

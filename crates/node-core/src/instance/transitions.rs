@@ -1,29 +1,24 @@
 //! The ways from one state to another, with their effects.
 
 use model::Timestamp;
-use model::instance::{ExitEvent, InstanceState, RestartWhen};
+use model::instance::{ExitEvent, RestartWhen};
 
 use super::{
-    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, SETTLE_MS,
-    STABLE_RUN_MS, STOP_MARGIN_MS, Stop,
+    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, Readiness, SETTLE_MS,
+    STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep,
 };
 
 impl Lifecycle {
-    pub(super) fn prepare(&mut self) -> Vec<Effect> {
-        // What ran before is now started again; preparing again is not starting again.
-        if self.ran_last_time {
-            self.ran_last_time = false;
-            self.restarts += 1;
-        }
-        self.state = InstanceState::Preparing;
-        self.wake_at = None;
+    /// Prepares a boot. `ran` says that the app ran before: then it is started again, while preparing
+    /// again is not starting again.
+    pub(super) fn prepare(&mut self, ran: bool) -> Vec<Effect> {
+        self.progress.restarts += u32::from(ran);
+        self.progress.state = State::Preparing;
         vec![Effect::StartPreparing, Effect::Report]
     }
 
     pub(super) fn boot(&mut self, now: Timestamp, start: bool) -> Vec<Effect> {
-        let watchdog = Timestamp(now.0.saturating_add(self.timing.boot_timeout_ms));
-        self.state = InstanceState::Booting;
-        self.wake_at = Some(watchdog);
+        let watchdog = self.watch_boot(now);
         let mut effects = vec![Effect::ScheduleAt(watchdog)];
         if start {
             effects.push(Effect::BootVm);
@@ -32,184 +27,230 @@ impl Lifecycle {
         effects
     }
 
+    pub(super) fn watch_boot(&mut self, now: Timestamp) -> Timestamp {
+        let watchdog = Timestamp(now.0.saturating_add(self.rules.timing.boot_timeout_ms));
+        self.progress.state = State::Booting { watchdog };
+        watchdog
+    }
+
     pub(super) fn run(&mut self, now: Timestamp) -> Vec<Effect> {
-        self.state = InstanceState::Running;
-        self.started_at = Some(now);
-        self.ran_last_time = true;
-        self.ran_once = true;
-        self.boots_in_row = 0;
-        self.healthy_in_row = 0;
-        self.unhealthy_in_row = 0;
-        self.probe_failure = None;
-        self.wake_at = None;
-        let mut effects = match self.health {
-            Some(_) => Vec::new(),
-            None => self.settle(now),
+        self.progress.ran_once = true;
+        self.progress.boots_in_row = 0;
+        let mut effects = if self.rules.health.is_some() {
+            self.running(
+                now,
+                Readiness::Probing {
+                    passed: 0,
+                    failed: 0,
+                    reason: None,
+                },
+            );
+            Vec::new()
+        } else {
+            self.settle(now, now)
         };
         effects.push(Effect::Report);
         effects
     }
 
-    pub(super) fn settle(&mut self, now: Timestamp) -> Vec<Effect> {
-        let at = Timestamp(now.0.saturating_add(SETTLE_MS));
-        self.wake_at = Some(at);
-        vec![Effect::ScheduleAt(at)]
+    fn running(&mut self, started_at: Timestamp, readiness: Readiness) {
+        self.progress.state = State::Running {
+            started_at,
+            readiness,
+        };
     }
 
-    pub(super) fn now_ready(&mut self) -> Vec<Effect> {
-        self.ready = true;
-        self.failure = None;
+    pub(super) fn settle(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {
+        let until = Timestamp(now.0.saturating_add(SETTLE_MS));
+        self.running(started_at, Readiness::Settling { until });
+        vec![Effect::ScheduleAt(until)]
+    }
+
+    pub(super) fn become_ready(&mut self, started_at: Timestamp) -> Vec<Effect> {
+        self.progress.failure = None;
+        self.running(started_at, Readiness::Ready { failed: 0 });
         vec![Effect::Report]
     }
 
-    pub(super) fn probe_passed(&mut self) -> Vec<Effect> {
-        self.unhealthy_in_row = 0;
-        self.probe_failure = None;
-        self.healthy_in_row = self.healthy_in_row.saturating_add(1);
-        let enough = self.health.as_ref().map_or(0, |health| health.healthy);
-        if !self.ready && self.healthy_in_row >= enough {
-            self.now_ready()
+    pub(super) fn probe_passed(
+        &mut self,
+        started_at: Timestamp,
+        readiness: &Readiness,
+    ) -> Option<Vec<Effect>> {
+        let enough = self.rules.health.as_ref()?.healthy;
+        let passed = match readiness {
+            Readiness::Settling { .. } => return None,
+            Readiness::Ready { .. } => {
+                self.running(started_at, Readiness::Ready { failed: 0 });
+                return Some(Vec::new());
+            }
+            Readiness::Probing { passed, .. } => passed.saturating_add(1),
+        };
+        Some(if passed >= enough {
+            self.become_ready(started_at)
         } else {
+            let probing = Readiness::Probing {
+                passed,
+                failed: 0,
+                reason: None,
+            };
+            self.running(started_at, probing);
             Vec::new()
-        }
+        })
     }
 
-    pub(super) fn probe_failed(&mut self, now: Timestamp, reason: &str) -> Vec<Effect> {
-        self.healthy_in_row = 0;
-        let Some(health) = &self.health else {
-            return Vec::new();
+    pub(super) fn probe_failed(
+        &mut self,
+        now: Timestamp,
+        reason: &str,
+        started_at: Timestamp,
+        readiness: &Readiness,
+    ) -> Option<Vec<Effect>> {
+        let (grace_ms, too_many) = {
+            let health = self.rules.health.as_ref()?;
+            (health.grace_ms, health.unhealthy)
         };
-        // While it is waited for, people see what it waits for; the same again is no news.
-        let news = !self.ready && self.probe_failure.as_deref() != Some(reason);
-        let told = || news.then_some(Effect::Report).into_iter().collect();
-        self.probe_failure = Some(reason.to_owned());
-        let age = self.started_at.map_or(0, |at| now.millis_since(at));
-        if age < health.grace_ms {
-            return told();
-        }
-        self.unhealthy_in_row = self.unhealthy_in_row.saturating_add(1);
-        if self.unhealthy_in_row < health.unhealthy {
-            return told();
-        }
-        let seen = self.unhealthy_in_row;
-        let why = format!("the health check failed {seen} times in a row: {reason}");
-        if self.restart.when == RestartWhen::Never {
-            let changed = self.ready;
-            self.ready = false;
-            self.failure = Some(why);
-            return if changed {
+        let (ready, before, known) = match readiness {
+            Readiness::Settling { .. } => return None,
+            Readiness::Ready { failed } => (true, *failed, None),
+            Readiness::Probing { failed, reason, .. } => (false, *failed, reason.as_deref()),
+        };
+        let counts = now.millis_since(started_at) >= grace_ms;
+        let failed = before.saturating_add(u32::from(counts));
+        if counts && failed >= too_many {
+            let why = format!("the health check failed {failed} times in a row: {reason}");
+            if self.rules.restart.when != RestartWhen::Never {
+                return Some(self.ended(now, started_at, Some(why)));
+            }
+            self.progress.failure = Some(why);
+            self.running(started_at, probing_failed(failed, reason));
+            return Some(if ready {
                 vec![Effect::Report]
             } else {
                 Vec::new()
-            };
+            });
         }
-        self.ended(now, true, why)
+        if ready {
+            self.running(started_at, Readiness::Ready { failed });
+            return Some(Vec::new());
+        }
+        // While it is waited for, people see what it waits for; the same reason again is no news.
+        let news = known != Some(reason);
+        self.running(started_at, probing_failed(failed, reason));
+        Some(news.then_some(Effect::Report).into_iter().collect())
     }
 
-    pub(super) fn app_ended(&mut self, now: Timestamp, exit: &ExitEvent) -> Vec<Effect> {
-        self.last_exit = Some(exit.clone());
+    pub(super) fn app_ended(
+        &mut self,
+        now: Timestamp,
+        started_at: Timestamp,
+        exit: &ExitEvent,
+    ) -> Vec<Effect> {
+        self.progress.last_exit = Some(exit.clone());
         let failed = exit.exit_code != 0 || exit.signal.is_some();
-        self.ended(now, failed, format!("the app ended: {exit}"))
+        let why = failed.then(|| format!("the app ended: {exit}"));
+        self.ended(now, started_at, why)
     }
 
-    /// A running instance ended by itself: again, by the policy, or not.
-    pub(super) fn ended(&mut self, now: Timestamp, failed: bool, why: String) -> Vec<Effect> {
-        self.ready = false;
-        let ran_ms = self.started_at.take().map_or(0, |at| now.millis_since(at));
-        self.failure = failed.then_some(why);
-        let again = match self.restart.when {
+    /// A running instance ended by itself, for this reason if it failed: again, by the policy, or not.
+    pub(super) fn ended(
+        &mut self,
+        now: Timestamp,
+        started_at: Timestamp,
+        failure: Option<String>,
+    ) -> Vec<Effect> {
+        let failed = failure.is_some();
+        self.progress.failure = failure;
+        let again = match self.rules.restart.when {
             RestartWhen::Always => true,
             RestartWhen::OnFailure => failed,
             RestartWhen::Never => false,
         };
         if !again {
-            self.state = InstanceState::Stopping;
-            return self.clean(true);
+            return self.clean(false, true);
         }
-        if ran_ms >= STABLE_RUN_MS {
-            self.ends_in_row = 0;
+        if now.millis_since(started_at) >= STABLE_RUN_MS {
+            self.progress.ends_in_row = 0;
         }
-        self.ends_in_row = self.ends_in_row.saturating_add(1);
-        if self.ends_in_row > self.restart.max_retries {
-            let last = self.failure.take();
+        self.progress.ends_in_row = self.progress.ends_in_row.saturating_add(1);
+        if self.progress.ends_in_row > self.rules.restart.max_retries {
+            let last = self.progress.failure.take();
             let last = last.unwrap_or_else(|| "the app ended with exit code 0".to_owned());
-            let retries = self.restart.max_retries;
-            self.failure = Some(format!(
+            let retries = self.rules.restart.max_retries;
+            self.progress.failure = Some(format!(
                 "given up after {retries} restarts in a row: {last}"
             ));
             return self.give_up();
         }
-        self.back_off(now, self.ends_in_row - 1)
+        self.back_off(now, self.progress.ends_in_row - 1, true)
     }
 
     /// A boot that did not lead to a running app. This is not the app's fault.
     pub(super) fn boot_missed(&mut self, now: Timestamp, why: String) -> Vec<Effect> {
-        self.boots_in_row = self.boots_in_row.saturating_add(1);
-        if self.boots_in_row >= MAX_BOOT_ATTEMPTS {
-            self.failure = Some(format!("given up after {} boots: {why}", self.boots_in_row));
+        self.progress.boots_in_row = self.progress.boots_in_row.saturating_add(1);
+        let boots = self.progress.boots_in_row;
+        if boots >= MAX_BOOT_ATTEMPTS {
+            self.progress.failure = Some(format!("given up after {boots} boots: {why}"));
             return self.give_up();
         }
-        self.failure = Some(why);
-        self.back_off(now, self.boots_in_row - 1)
+        self.progress.failure = Some(why);
+        self.back_off(now, boots - 1, false)
     }
 
-    pub(super) fn back_off(&mut self, now: Timestamp, doublings: u32) -> Vec<Effect> {
+    pub(super) fn back_off(&mut self, now: Timestamp, doublings: u32, ran: bool) -> Vec<Effect> {
         let wait = 1_u64
             .checked_shl(doublings)
             .and_then(|factor| BACKOFF_FIRST_MS.checked_mul(factor))
             .map_or(BACKOFF_MAX_MS, |wait| wait.min(BACKOFF_MAX_MS));
-        let at = Timestamp(now.0.saturating_add(wait));
-        self.state = InstanceState::Backoff;
-        self.ready = false;
-        self.wake_at = Some(at);
-        let schedule = Effect::ScheduleAt(at);
+        let until = Timestamp(now.0.saturating_add(wait));
+        self.progress.state = State::Backoff { until, ran };
+        let schedule = Effect::ScheduleAt(until);
         vec![Effect::KillVm, Effect::CleanUp, schedule, Effect::Report]
     }
 
     pub(super) fn give_up(&mut self) -> Vec<Effect> {
-        self.state = InstanceState::Failed;
-        self.ready = false;
-        self.started_at = None;
-        self.wake_at = None;
+        self.progress.state = State::Failed;
         vec![Effect::KillVm, Effect::CleanUp, Effect::Report]
     }
 
-    pub(super) fn drain(&mut self, now: Timestamp) -> Vec<Effect> {
-        let at = Timestamp(now.0.saturating_add(self.timing.drain_ms));
-        self.state = InstanceState::Stopping;
-        self.ready = false;
-        self.stop = Some(Stop::Draining);
-        self.wake_at = Some(at);
-        vec![Effect::ScheduleAt(at), Effect::Report]
+    pub(super) fn drain(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {
+        let until = Timestamp(now.0.saturating_add(self.rules.timing.drain_ms));
+        self.progress.state = State::Stopping {
+            asked: true,
+            step: StopStep::Draining { until, started_at },
+        };
+        vec![Effect::ScheduleAt(until), Effect::Report]
     }
 
-    pub(super) fn ask_stop(&mut self, now: Timestamp) -> Vec<Effect> {
-        let wait = self.stop_timeout_ms.saturating_add(STOP_MARGIN_MS);
-        let at = Timestamp(now.0.saturating_add(wait));
-        self.state = InstanceState::Stopping;
-        self.ready = false;
-        self.stop = Some(Stop::Asked);
-        self.wake_at = Some(at);
-        vec![Effect::AskStop, Effect::ScheduleAt(at), Effect::Report]
+    pub(super) fn ask_stop(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {
+        let wait = self.rules.stop_timeout_ms.saturating_add(STOP_MARGIN_MS);
+        let until = Timestamp(now.0.saturating_add(wait));
+        self.progress.state = State::Stopping {
+            asked: true,
+            step: StopStep::Asked { until, started_at },
+        };
+        vec![Effect::AskStop, Effect::ScheduleAt(until), Effect::Report]
     }
 
-    /// Stops where no app runs that could be asked.
-    pub(super) fn stop_now(&mut self, vm: bool) -> Vec<Effect> {
-        self.stop_asked = true;
-        self.clean(vm)
-    }
-
-    pub(super) fn clean(&mut self, vm: bool) -> Vec<Effect> {
-        self.state = InstanceState::Stopping;
-        self.ready = false;
-        self.started_at = None;
-        self.stop = Some(Stop::Cleaning);
-        self.wake_at = None;
+    /// Ends what is left. `asked` says that the stop was asked; `vm` that there may be a VM.
+    pub(super) fn clean(&mut self, asked: bool, vm: bool) -> Vec<Effect> {
+        self.progress.state = State::Stopping {
+            asked,
+            step: StopStep::Cleaning,
+        };
         let mut effects = Vec::new();
         if vm {
             effects.push(Effect::KillVm);
         }
         effects.extend([Effect::CleanUp, Effect::Report]);
         effects
+    }
+}
+
+fn probing_failed(failed: u32, reason: &str) -> Readiness {
+    Readiness::Probing {
+        passed: 0,
+        failed,
+        reason: Some(reason.to_owned()),
     }
 }

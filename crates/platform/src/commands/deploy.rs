@@ -8,13 +8,13 @@ use api::user::{DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhas
 use api_client::ApiClient;
 use clap::Args;
 use model::EnvKey;
-use registry::Reference;
+use oci::Reference;
 
 use crate::commands::{manifest_file, ps};
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, note, one_line};
-use crate::registry_access::dockers_login;
+use crate::registry_access::docker_login;
 use crate::rollout;
 use crate::units::parse_duration;
 
@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// The manifest; `-` is standard input
     #[arg(value_name = "FILE", default_value = manifest_file::DEFAULT)]
     file: PathBuf,
-    /// The image, by digest or by tag; else the one that the manifest names
+    /// The image, by digest or by tag [default: the image in the manifest]
     #[arg(long, value_name = "REF")]
     image: Option<String>,
     /// First log the cluster in to the image's registry with what `docker login` left here
@@ -84,7 +84,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     if arguments.with_registry_auth {
         let registry = image.parse::<Reference>()?.registry().to_owned();
-        let secret = dockers_login(&registry).await?;
+        let secret = docker_login(&registry).await?;
         client
             .registry_login(&RegistryLoginRequest { registry, secret })
             .await?;

@@ -21,7 +21,7 @@ Examples:
   platform destroy                              the env prod of ./platform.toml's app; asks first
   platform destroy --app shop --env test --yes";
 
-/// Stop all instances of an env and forget its releases, routes and secrets
+/// Stop all instances of an env and delete its releases, routes and secrets
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Arguments {

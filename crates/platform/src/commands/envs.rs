@@ -1,4 +1,4 @@
-//! `platform envs`: what is deployed.
+//! `platform envs`: the envs of the cluster.
 
 use api::user::{EnvRow, RolloutPhase};
 use clap::Args;
@@ -7,7 +7,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 
-/// List what is deployed: each app's envs, their release, processes and hosts
+/// List the envs: their release, processes and hosts
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  platform envs --format json | jq -r '.[].hosts[]'")]
 pub(crate) struct Arguments {

@@ -101,7 +101,7 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     let healthy = |row: &&InstanceRow| {
         let report = row.report.as_ref();
         let runs = report.is_some_and(|r| r.state == InstanceState::Running);
-        // A running one before none: one that is not healthy is what people want to look into.
+        // A running instance that is not ready is better than none: it is what people want to look into.
         (runs, report.is_some_and(|r| r.ready), !row.terminating)
     };
     let of_process = rows
@@ -192,7 +192,7 @@ async fn say(
                     () = came(interrupt) => *int,
                     () = came(terminate) => *term,
                 } } => {
-                    // The command may do with it what it likes; whoever asks twice means it.
+                    // The command decides what the first signal does; the second ends it.
                     if std::mem::replace(&mut asked_before, true) {
                         return Err(Failure::Ended(130));
                     }

@@ -54,7 +54,7 @@ pub(crate) struct Arguments {
     /// Only lines that are not older than this: `10m`
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     since: Option<Duration>,
-    /// Only what each instance said before it was last started again: its last words
+    /// Only the lines of each instance from before it was last started again
     #[arg(long, conflicts_with = "follow")]
     previous: bool,
     #[command(flatten)]
@@ -108,58 +108,6 @@ fn text(line: &LogLine) -> String {
         rfc3339(line.at),
         line.process,
         line.instance,
-        harmless(&line.text),
+        display::coloured_line(&line.text),
     )
-}
-
-/// An app's text for a terminal: it may use colours, and nothing else that a terminal obeys.
-fn harmless(text: &str) -> String {
-    const RESET: &str = "\x1b[0m";
-    if !text.chars().any(|c| c.is_control() && c != '\t') {
-        return text.to_owned();
-    }
-    let mut shown = String::with_capacity(text.len() + RESET.len());
-    let mut coloured = false;
-    let mut rest = text;
-    while let Some(c) = rest.chars().next() {
-        if let Some(sequence) = colour_sequence(rest) {
-            shown.push_str(sequence);
-            coloured = true;
-            rest = &rest[sequence.len()..];
-            continue;
-        }
-        if c.is_control() && c != '\t' {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-        rest = &rest[c.len_utf8()..];
-    }
-    if coloured {
-        shown.push_str(RESET);
-    }
-    shown
-}
-
-/// The sequence for colours (SGR) that the text begins with: `ESC [ digits ; … m`.
-fn colour_sequence(text: &str) -> Option<&str> {
-    let parameters = text.strip_prefix("\x1b[")?;
-    let end = parameters.find(|c: char| !c.is_ascii_digit() && c != ';')?;
-    parameters[end..]
-        .starts_with('m')
-        .then(|| &text[..=(2 + end)])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_app_can_colour_its_lines_and_nothing_else() {
-        assert_eq!(harmless("plain\ttext ü"), "plain\ttext ü");
-        assert_eq!(harmless("\x1b[1;31mred"), "\x1b[1;31mred\x1b[0m");
-        assert_eq!(harmless("\x1b[2Jgone"), r"\u{1b}[2Jgone");
-        assert_eq!(harmless("a\rb\x1b]0;title\x07"), r"a\rb\u{1b}]0;title\u{7}");
-        assert_eq!(harmless("\x1b[3"), r"\u{1b}[3");
-    }
 }

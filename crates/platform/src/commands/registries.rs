@@ -5,12 +5,12 @@ use std::io::Read as _;
 use api::node::PullSecret;
 use api::user::{RegistryLoginRequest, RegistryRow};
 use clap::{Args, Subcommand};
-use registry::parse_registry;
+use oci::parse_registry;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
-use crate::registry_access::dockers_login;
+use crate::registry_access::docker_login;
 use crate::units;
 
 /// Longest password or token that is read from standard input, in bytes.
@@ -125,7 +125,7 @@ async fn login(arguments: LoginArguments) -> Result<(), Failure> {
             user,
             password: password_on_stdin()?,
         },
-        None => dockers_login(&registry).await?,
+        None => docker_login(&registry).await?,
     };
     let request = RegistryLoginRequest { registry, secret };
     let row = arguments

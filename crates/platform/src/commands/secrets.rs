@@ -39,7 +39,7 @@ pub(crate) struct SetArguments {
     /// The bundle
     #[arg(value_name = "BUNDLE")]
     bundle: ProcessName,
-    /// `KEY=VALUE`, or `KEY=@FILE` for what is in a file, `KEY=@-` for standard input. A value on
+    /// `KEY=VALUE`, or `KEY=@FILE` for the content of a file, `KEY=@-` for standard input. A value on
     /// the command line can be seen by other users of this machine
     #[arg(value_name = "KEY=VALUE", value_parser = parse)]
     files: Vec<(String, Value)>,
@@ -57,7 +57,7 @@ pub(crate) struct SetArguments {
     format: FormatArguments,
 }
 
-/// List the bundles: names of their files, never what is in them
+/// List the bundles: the names of their files, never the contents
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
     #[command(flatten)]

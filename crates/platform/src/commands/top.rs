@@ -71,7 +71,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
-/// The figures at one time.
+/// The stats at one time.
 struct Look {
     at: Instant,
     rows: Vec<StatsRow>,

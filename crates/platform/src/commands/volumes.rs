@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(300);
 
 const EXAMPLES: &str = "\
 Examples:
-  platform volumes                      every volume, where it is and who has it
+  platform volumes                      every volume, its node and its instance
   platform volumes --app shop
   platform volumes delete 1f2e3d4c      for good, with all that is in it; asks first
 

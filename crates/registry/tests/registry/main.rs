@@ -1,8 +1,7 @@
-//! The crate against a real registry, and against one that lies.
+//! The crate against a real registry, and against hostile ones.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod files;
-mod lies;
-mod real;
+mod distribution;
+mod hostile;
 mod server;
 mod support;

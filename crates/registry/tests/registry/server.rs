@@ -213,15 +213,15 @@ async fn answer(mut stream: TcpStream, answer: Answer) -> std::io::Result<()> {
     stream.shutdown().await
 }
 
-/// A script that serves one image honestly, except where `lie` has something else to say.
+/// A script that serves one image correctly, except where `answer` returns another answer.
 pub(crate) fn serving(
     image: &super::support::Image,
-    lie: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
+    answer: impl Fn(&Asked) -> Option<Answer> + Send + Sync + 'static,
 ) -> impl Fn(&Asked) -> Answer + Send + Sync + 'static {
     let image = image.clone();
     let blobs = image.blobs();
     move |asked| {
-        if let Some(answer) = lie(asked) {
+        if let Some(answer) = answer(asked) {
             return answer;
         }
         let name = asked.path.rsplit('/').next().unwrap();

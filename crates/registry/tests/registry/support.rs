@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use model::Digest;
 use model::instance::PinnedImage;
+use oci::{LocalImage, Reference};
 use registry::{
-    BlobCache, Credentials, FetchProgress, FetchedImage, Limits, Registry, RegistryError,
-    RegistryOptions,
+    BlobCache, Credentials, FetchProgress, Limits, Registry, RegistryError, RegistryOptions,
 };
 use sha2::Digest as _;
 
@@ -164,33 +164,40 @@ impl Cache {
     }
 }
 
-/// Fetches, and gathers what progress was told.
+/// Fetches, and gathers what progress was reported.
 pub(crate) async fn fetch(
     registry: &Registry,
     image: &PinnedImage,
     cache: &Cache,
-) -> (Result<FetchedImage, RegistryError>, Vec<FetchProgress>) {
-    let told = Arc::new(Mutex::new(Vec::new()));
+) -> (Result<LocalImage, RegistryError>, Vec<FetchProgress>) {
+    let reported = Arc::new(Mutex::new(Vec::new()));
     let result = {
-        let told = Arc::clone(&told);
+        let reported = Arc::clone(&reported);
         registry
             .fetch_image(image, &cache.cache, &move |progress| {
-                told.lock().unwrap().push(progress);
+                reported.lock().unwrap().push(progress);
             })
             .await
     };
     cache.assert_sound();
-    let told = told.lock().unwrap().clone();
-    (result, told)
+    let reported = reported.lock().unwrap().clone();
+    (result, reported)
 }
 
 /// An error and its causes in one line, with addresses that differ from run to run replaced.
-pub(crate) fn chain(error: &dyn std::error::Error, host: &str) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text.replace(host, "HOST")
+pub(crate) fn chain(error: &(dyn std::error::Error + 'static), host: &str) -> String {
+    display::chain(error).replace(host, "HOST")
+}
+
+/// Node agents spawn fetches, so the future must be `Send`: this must compile.
+#[allow(dead_code, reason = "it is enough that it compiles")]
+fn a_fetch_may_be_spawned(registry: Registry, cache: BlobCache, reference: Reference) {
+    tokio::spawn(async move {
+        let image = pinned("localhost", &digest(b""));
+        let text = String::new();
+        let _ = registry
+            .fetch_image(&image, &cache, &|_| assert!(text.is_empty()))
+            .await;
+        let _ = registry.resolve(&reference, &[]).await;
+    });
 }

@@ -1,10 +1,10 @@
 //! The blocks of a directory: one as it comes; more than one with an index over the names' hashes
 //! (`dir_index`), so that the guest's kernel finds a name among many at once.
 
-use crate::ext4::BLOCK;
 use crate::ext4::bytes::{put16, put32};
 use crate::ext4::checksum::crc;
 use crate::ext4::dirhash::{HALF_MD4, hash};
+use crate::ext4::layout::BLOCK;
 
 /// The checksum of a block of names looks like an unused name.
 const TAIL_BYTES: usize = 12;

@@ -12,9 +12,9 @@ use crate::ext4::directory::{self, DirectoryInodes};
 use crate::ext4::groups::{self, Geometry, Usage};
 use crate::ext4::inode::{self, INODE_BYTES};
 use crate::ext4::journal::{JOURNAL_INODE, Journal};
+use crate::ext4::layout::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, ROOT_INODE};
 use crate::ext4::superblock::{self, Identity};
 use crate::ext4::writer::{BlockWriter, append_extent};
-use crate::ext4::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, ROOT_INODE};
 use crate::tree::{Blocks, Directory, Kind, Metadata, Node};
 
 /// One inode for so many bytes of the disk: enough for trees of small files, 3 % of the disk.

@@ -1,9 +1,9 @@
 //! The tree of runs of one inode: up to four in the inode, else blocks of 340 below it.
 
 use crate::error::DiskError;
-use crate::ext4::BLOCK;
 use crate::ext4::bytes::{low16, put16, put32};
 use crate::ext4::checksum::{Seed, crc};
+use crate::ext4::layout::BLOCK;
 use crate::ext4::writer::BlockWriter;
 use crate::tree::{Blocks, Extent};
 

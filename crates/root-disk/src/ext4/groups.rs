@@ -11,12 +11,12 @@ use crate::error::DiskError;
 use crate::ext4::bytes::low16;
 use crate::ext4::checksum::{Seed, crc};
 use crate::ext4::inode::INODE_BYTES;
+use crate::ext4::layout::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE};
 use crate::ext4::superblock::{
     DESCRIPTOR_BYTES, Group, Identity, SUPERBLOCK_AT, SUPERBLOCK_BYTES, Totals, descriptor,
     superblock,
 };
 use crate::ext4::writer::BlockWriter;
-use crate::ext4::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE};
 
 /// Inodes of one block of a table.
 const INODES_PER_BLOCK: u32 = (BLOCK / INODE_BYTES) as u32;

@@ -11,9 +11,10 @@ use crate::ext4::checksum::Seed;
 use crate::ext4::directory::{self, DirectoryInodes, Name};
 use crate::ext4::groups::{self, Geometry, Usage};
 use crate::ext4::inode::{self, FAST_SYMLINK_BYTES, INODE_BYTES, XATTR_AREA};
+use crate::ext4::layout::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, ROOT_INODE};
 use crate::ext4::superblock::Identity;
 use crate::ext4::writer::{BlockWriter, append_extent};
-use crate::ext4::{BLOCK, BLOCKS_PER_GROUP, FIRST_INODE, ROOT_INODE, extents, xattr};
+use crate::ext4::{extents, xattr};
 use crate::tree::{Blocks, Extent, Kind, NodeId, Tree};
 
 /// Blocks kept for the group descriptors, which are written when their number is known. What is not

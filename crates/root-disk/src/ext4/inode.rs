@@ -3,7 +3,8 @@
 use crate::ext4::bytes::{high16, high32, low16, low32, put16, put32};
 use crate::ext4::checksum::{Seed, crc};
 use crate::ext4::directory::TYPE_DIRECTORY;
-use crate::ext4::{BLOCK, extents, xattr};
+use crate::ext4::layout::BLOCK;
+use crate::ext4::{extents, xattr};
 use crate::tree::{Blocks, Kind, Node, Time};
 
 /// Bytes of an inode.

@@ -1,7 +1,7 @@
 //! The journal (jbd2) of a disk that outlives its writer, empty: its superblock, and blocks that are holes.
 
 use crate::error::DiskError;
-use crate::ext4::BLOCK;
+use crate::ext4::layout::BLOCK;
 use crate::ext4::writer::{BlockWriter, append_extent};
 use crate::tree::{Blocks, Kind, Metadata, Node};
 

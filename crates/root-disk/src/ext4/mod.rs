@@ -1,15 +1,14 @@
-//! Writing ext4, as Linux 6.1 mounts it and `e2fsck -fn` finds nothing to say about (kernel documentation,
-//! filesystems/ext4).
+//! Writes ext4 that Linux 6.1 mounts and `e2fsck -fn` accepts (kernel documentation, filesystems/ext4).
 //!
-//! The disk in order: the superblock, room for the group descriptors, then blocks as they are appended
-//! (content of files, then directories and what inodes have no room for), then all bitmaps and all inode
-//! tables. Data is never moved and written once. Checksums (`metadata_csum`) are on.
+//! A disk begins with the superblock and space for the group descriptors. Then come the blocks in the order in
+//! which they are appended (content of files, then directories and overflow of inodes), then all bitmaps and inode
+//! tables. Data is written once and never moved. Checksums (`metadata_csum`) are on.
 //!
-//! Volumes have a journal; a root disk, which is never written, and a scratch disk, which dies with its
+//! Volumes have a journal. A root disk, which is never written, and a scratch disk, which is deleted with its
 //! instance, have none.
 //!
-//! Deliberately absent: backups of the superblock, resizing (Linux does not resize what has no such backups),
-//! 64-bit block numbers (disks end at 4 TiB).
+//! Deliberately absent: backups of the superblock, resizing (which needs these backups), and 64-bit block numbers
+//! (a disk has at most 4 TiB).
 
 mod bytes;
 mod checksum;
@@ -21,20 +20,13 @@ mod groups;
 mod image;
 mod inode;
 mod journal;
+mod layout;
 mod superblock;
 mod writer;
 pub(crate) mod xattr;
 
 pub use empty::{format_empty, format_volume};
 pub(crate) use image::{DATA_START, MAX_DISK_BLOCKS, finish};
+pub(crate) use layout::BLOCK;
 pub(crate) use superblock::Identity;
 pub(crate) use writer::{BlockWriter, Content};
-
-/// Bytes of a block.
-pub(crate) const BLOCK: usize = 4096;
-/// Blocks of a group: as many as one block has bits.
-const BLOCKS_PER_GROUP: u32 = BLOCK as u32 * 8;
-/// The root directory's number.
-const ROOT_INODE: u32 = 2;
-/// The first that is not reserved.
-const FIRST_INODE: u32 = 11;

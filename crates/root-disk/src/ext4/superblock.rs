@@ -8,7 +8,7 @@ use crate::ext4::bytes::{low16, put16, put32};
 use crate::ext4::checksum::{Seed, crc};
 use crate::ext4::inode::INODE_BYTES;
 use crate::ext4::journal::JOURNAL_INODE;
-use crate::ext4::{BLOCKS_PER_GROUP, FIRST_INODE};
+use crate::ext4::layout::{BLOCKS_PER_GROUP, FIRST_INODE};
 
 /// Bytes of a superblock.
 pub(crate) const SUPERBLOCK_BYTES: usize = 1024;

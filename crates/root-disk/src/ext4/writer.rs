@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use crate::error::{DiskError, OverLimit};
-use crate::ext4::BLOCK;
+use crate::ext4::layout::BLOCK;
 use crate::tree::Extent;
 
 /// Bytes that are written at once.

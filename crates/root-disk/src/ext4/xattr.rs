@@ -1,9 +1,9 @@
 //! Extended attributes: in the inode where they fit, else in one block beside it.
 
 use crate::error::EntryProblem;
-use crate::ext4::BLOCK;
 use crate::ext4::bytes::{put16, put32};
 use crate::ext4::checksum::{Seed, crc};
+use crate::ext4::layout::BLOCK;
 use crate::tree::Xattr;
 
 const MAGIC: u32 = 0xea02_0000;

@@ -4,7 +4,8 @@ use std::io::Write as _;
 use std::path::Path;
 
 use model::Digest;
-use root_disk::{Compression, Layer};
+use oci::{Compression, LayerFile};
+
 use sha2::{Digest as _, Sha256};
 
 /// A header to be; the defaults are those of an empty file.
@@ -195,8 +196,8 @@ impl Tar {
         bytes
     }
 
-    /// A layer of it in `dir`.
-    pub(crate) fn layer(&self, dir: &Path) -> Layer {
+    /// A layer of this archive in `dir`.
+    pub(crate) fn layer(&self, dir: &Path) -> LayerFile {
         layer_of(dir, &self.finish(), Compression::None)
     }
 }
@@ -206,8 +207,8 @@ pub(crate) fn digest(bytes: &[u8]) -> Digest {
     Digest::from_sha256(&Sha256::digest(bytes).into())
 }
 
-/// A layer of these bytes, compressed, as a file in `dir`.
-pub(crate) fn layer_of(dir: &Path, archive: &[u8], compression: Compression) -> Layer {
+/// A layer of this archive, compressed, as a file in `dir`.
+pub(crate) fn layer_of(dir: &Path, archive: &[u8], compression: Compression) -> LayerFile {
     let stored = match compression {
         Compression::None => archive.to_vec(),
         Compression::Gzip => {
@@ -221,18 +222,20 @@ pub(crate) fn layer_of(dir: &Path, archive: &[u8], compression: Compression) -> 
     stored_layer(dir, &stored, archive, compression)
 }
 
-/// A layer of which the stored bytes are these.
+/// A layer with these stored bytes.
 pub(crate) fn stored_layer(
     dir: &Path,
     stored: &[u8],
     archive: &[u8],
     compression: Compression,
-) -> Layer {
+) -> LayerFile {
     let digest = digest(stored);
     let path = dir.join(digest.hex());
     std::fs::write(&path, stored).unwrap();
-    Layer {
+    LayerFile {
         path,
+        offset: 0,
+        size: stored.len() as u64,
         digest,
         diff_id: self::digest(archive),
         compression,

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use model::Digest;
-use root_disk::{Compression, Layer};
+use oci::{Compression, LayerFile};
+
 use serde_json::Value;
 
 /// The layers of an image `DIRECTORY:TAG`, the base first.
-pub(crate) fn layers(image: &str) -> Vec<Layer> {
+pub(crate) fn layers(image: &str) -> Vec<LayerFile> {
     let (layout, tag) = image.rsplit_once(':').expect("DIRECTORY:TAG");
     let layout = Path::new(layout);
     let index: Value =
@@ -27,8 +28,10 @@ pub(crate) fn layers(image: &str) -> Vec<Layer> {
     layers
         .iter()
         .zip(diff_ids)
-        .map(|(layer, diff_id)| Layer {
+        .map(|(layer, diff_id)| LayerFile {
             path: blob(layout, layer),
+            offset: 0,
+            size: layer["size"].as_u64().unwrap(),
             digest: digest(&layer["digest"]),
             diff_id: digest(diff_id),
             compression: match layer["mediaType"].as_str().unwrap().rsplit('.').next() {

@@ -6,10 +6,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use root_disk::{Compression, Layer};
+use oci::{Compression, LayerFile};
 
 /// Unpacks layers into an empty directory.
-pub(crate) fn unpack(layers: &[Layer], root: &Path) {
+pub(crate) fn unpack(layers: &[LayerFile], root: &Path) {
     for layer in layers {
         let archive = decompressed(layer);
         hide(&archive, root);
@@ -34,7 +34,7 @@ pub(crate) fn unpack(layers: &[Layer], root: &Path) {
     }
 }
 
-fn decompressed(layer: &Layer) -> Vec<u8> {
+fn decompressed(layer: &LayerFile) -> Vec<u8> {
     let stored = fs::read(&layer.path).unwrap();
     match layer.compression {
         Compression::None => stored,

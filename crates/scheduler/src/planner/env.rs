@@ -1,4 +1,4 @@
-//! One pass over one env: what can change there at once, given what is there now.
+//! One pass over one env: the changes that can be made at once.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -31,7 +31,7 @@ struct InstanceView {
 }
 
 impl InstanceView {
-    /// An instance that another release's will replace, and that serves nobody and never did.
+    /// Whether an instance of another release can be terminated at once: it serves nobody and never did.
     fn is_expendable(&self) -> bool {
         match self.health {
             InstanceHealth::Terminated => true,
@@ -40,8 +40,8 @@ impl InstanceView {
         }
     }
 
-    /// Who leaves first of too many: not ready before ready, then the newest.
-    fn leaving_order(&self) -> (u8, Reverse<Timestamp>, Reverse<InstanceId>) {
+    /// The order in which too many are terminated: not ready before ready, then the newest.
+    fn termination_order(&self) -> (u8, Reverse<Timestamp>, Reverse<InstanceId>) {
         let rank = match self.health {
             InstanceHealth::Terminated => 0,
             InstanceHealth::CrashLoop => 1,
@@ -70,7 +70,7 @@ impl Goal {
     }
 }
 
-/// Makes the changes that can be made at once; returns what waits.
+/// Makes the changes that can be made at once; returns the findings.
 pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> {
     let given = planner.given;
     let (Some(env), Some(working)) = (given.envs.get(key), planner.working.envs.get(key)) else {
@@ -79,6 +79,13 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
     // Planning changes nothing else of an env.
     let rollout = working.rollout.clone();
     let views = views(planner, key);
+    if let Some(record) = given.frozen_by(key) {
+        return vec![Finding {
+            env: key.clone(),
+            process: None,
+            message: format!("nothing of it is changed: {record}"),
+        }];
+    }
     if env.destroying {
         return destroy(planner, key, &views);
     }
@@ -93,8 +100,11 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
     let goal = match (rollout.phase, rollout::serving_before(env, &rollout)) {
         (RolloutPhase::Failed, None) => {
             for view in views.iter().filter(|view| !view.terminating) {
-                let reason = format!("{} failed, and nothing was there before", rollout.release);
-                leave(planner, view, reason);
+                let reason = format!(
+                    "{} failed, and there is no release to go back to",
+                    rollout.release
+                );
+                terminate(planner, view, reason);
             }
             return findings;
         }
@@ -129,9 +139,9 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
             wanted: *wanted as usize,
         };
         let mine: Vec<&InstanceView> = views.iter().filter(|s| s.process == *process).collect();
-        if let Err(stuck) = task.advance(planner, &mine) {
-            let message = stuck.to_string();
-            if rollout.phase == RolloutPhase::Rolling && task.is_too_late(&stuck, planner) {
+        if let Err(why) = task.advance(planner, &mine) {
+            let message = why.to_string();
+            if rollout.phase == RolloutPhase::Rolling && task.is_too_late(&why, planner) {
                 let reason = format!("there is no instance of {process}: {message}");
                 let next = rollout::after_failure(env, &rollout, process, reason);
                 set_rollout(planner, key, next);
@@ -174,15 +184,15 @@ fn views(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<InstanceView> {
                 ordinal: instance.spec.ordinal(),
                 health: InstanceHealth::of(instance, online),
                 online,
-                terminating: instance.terminating,
-                was_ready: instance.was_ready,
+                terminating: instance.is_terminating(),
+                was_ready: instance.was_ready(),
                 created_at: instance.created_at,
             }
         })
         .collect()
 }
 
-fn leave(planner: &mut Planner<'_, '_>, view: &InstanceView, reason: String) {
+fn terminate(planner: &mut Planner<'_, '_>, view: &InstanceView, reason: String) {
     planner.take(Action::Terminate {
         id: view.id,
         reason,
@@ -196,14 +206,14 @@ fn set_rollout(planner: &mut Planner<'_, '_>, key: &EnvKey, rollout: Rollout) {
     });
 }
 
-/// All leave; the env goes with the last.
+/// All instances are terminated; the env is removed when the last is gone.
 fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, views: &[InstanceView]) -> Vec<Finding> {
     if views.is_empty() {
         planner.take(Action::RemoveEnv { env: key.clone() });
         return Vec::new();
     }
     for view in views.iter().filter(|view| !view.terminating) {
-        leave(planner, view, "its env is destroyed".to_owned());
+        terminate(planner, view, "its env is destroyed".to_owned());
     }
     let waits = views.iter().map(|view| {
         let node = planner.node_name(view.node);
@@ -221,7 +231,7 @@ fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, views: &[InstanceView]) 
     waits.collect()
 }
 
-/// What is to be said about instances that stay and are not well.
+/// The findings about instances that are wanted and do not do their work.
 fn unhealthy(
     planner: &Planner<'_, '_>,
     key: &EnvKey,
@@ -233,7 +243,7 @@ fn unhealthy(
         let what = match view.health {
             InstanceHealth::Unknown => "its node is offline; it is kept".to_owned(),
             InstanceHealth::Terminated | InstanceHealth::CrashLoop | InstanceHealth::Pending => {
-                planner.last_word(view.id, phase)
+                planner.last_report(view.id, phase)
             }
             InstanceHealth::Ready | InstanceHealth::Completed => return None,
         };
@@ -262,7 +272,7 @@ fn evaluate(
             return Some(rollout::after_failure(env, rollout, &view.process, reason));
         }
     }
-    // What leaves on an offline node may be long in going and holds nothing up.
+    // A terminating instance on an offline node may take long to go: the rollout does not wait for it.
     let old_left = views
         .iter()
         .any(|view| view.release != rollout.release && (!view.terminating || view.online));
@@ -284,8 +294,8 @@ fn evaluate(
     })
 }
 
-/// Instances of process types that the wanted release does not have leave when all else is well,
-/// so that a revert finds them; those of a release that failed leave at once.
+/// Terminates the instances of process types that the wanted release does not have: when all else is well, so that a
+/// revert finds them; those of a release that failed at once.
 fn drop_processes(
     planner: &mut Planner<'_, '_>,
     counts: &BTreeMap<ProcessName, u32>,
@@ -305,19 +315,19 @@ fn drop_processes(
         let failed = rollout.phase != RolloutPhase::Rolling && view.release == rollout.release;
         if settled || failed {
             let reason = format!("release {} has no process {}", goal.make, view.process);
-            leave(planner, view, reason);
+            terminate(planner, view, reason);
         }
     }
 }
 
-/// Why an instance that is wanted could not be made.
+/// Why a wanted instance cannot be created now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Blocked {
     #[error(transparent)]
     PlacementError(#[from] PlacementError),
     #[error(transparent)]
     Release(#[from] ReleaseError),
-    /// The volumes that are left to it have another instance until that is gone.
+    /// Each of its volumes has another instance until that is gone.
     #[error("volume {volume} is held by instance {instance} until that is gone: {why}")]
     Held {
         volume: String,
@@ -329,7 +339,7 @@ pub(super) enum Blocked {
     Deleting(VolumeKey),
 }
 
-/// Bringing one process type of one env nearer to its goal.
+/// One process type of one env, and its goal.
 pub(super) struct Task<'a> {
     pub(super) key: &'a EnvKey,
     env: &'a Env,
@@ -341,7 +351,7 @@ pub(super) struct Task<'a> {
 }
 
 impl Task<'_> {
-    /// Lets go what can go, makes what can be made.
+    /// Terminates and creates the instances that can be now.
     fn advance(
         &self,
         planner: &mut Planner<'_, '_>,
@@ -354,27 +364,27 @@ impl Task<'_> {
                 going.push(view);
             } else if self.goal.keeps(view) {
                 if !rolling && planner.is_due_for_replacement(view) {
-                    leave(planner, view, "it failed; another is made".to_owned());
+                    terminate(planner, view, "it failed; another is made".to_owned());
                     going.push(view);
                 } else {
                     mine.push(view);
                 }
             } else if view.is_expendable() {
                 let reason = format!("never served, and {} is wanted", self.goal.make);
-                leave(planner, view, reason);
+                terminate(planner, view, reason);
                 going.push(view);
             } else {
                 old.push(view);
             }
         }
-        // The last of this order stay; who is numbered past the last wanted one goes in any case.
-        mine.sort_by_key(|view| (Reverse(view.ordinal), view.leaving_order()));
+        // The last of this order stay; an instance with an ordinal past the last wanted one is terminated in any case.
+        mine.sort_by_key(|view| (Reverse(view.ordinal), view.termination_order()));
         let past_the_last =
             |view: &&InstanceView| view.ordinal.is_some_and(|n| n as usize >= self.wanted);
         let past = mine.iter().take_while(|view| past_the_last(view)).count();
         let too_many = past.max(mine.len().saturating_sub(self.wanted));
         for view in mine.drain(..too_many) {
-            leave(
+            terminate(
                 planner,
                 view,
                 format!("more than the {} wanted", self.wanted),
@@ -385,7 +395,7 @@ impl Task<'_> {
         self.make_missing(planner, &mine, &old, &going)
     }
 
-    /// Lets old instances go, as far as enough are ready without them.
+    /// Terminates old instances, as far as enough are ready without them.
     fn scale_down_old<'s>(
         &self,
         planner: &mut Planner<'_, '_>,
@@ -398,7 +408,7 @@ impl Task<'_> {
         let new_well = well(mine);
         let mut may_go = (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_well));
         let mut well_may_go = (new_well + well(old)).saturating_sub(least);
-        old.sort_by_key(|view| view.leaving_order());
+        old.sort_by_key(|view| view.termination_order());
         old.retain(|view| {
             let is_well = view.health.is_well();
             if may_go == 0 || (is_well && well_may_go == 0) {
@@ -406,13 +416,13 @@ impl Task<'_> {
             }
             may_go -= 1;
             well_may_go -= usize::from(is_well);
-            leave(planner, view, format!("{} replaces it", self.goal.make));
+            terminate(planner, view, format!("{} replaces it", self.goal.make));
             going.push(view);
             false
         });
     }
 
-    /// Makes what is missing, as far as the surge allows and nodes have room.
+    /// Creates missing instances, as far as the surge allows and nodes have room.
     fn make_missing(
         &self,
         planner: &mut Planner<'_, '_>,
@@ -421,7 +431,7 @@ impl Task<'_> {
         going: &[&InstanceView],
     ) -> Result<(), Blocked> {
         let missing = self.wanted.saturating_sub(mine.len());
-        // Those on offline nodes may never say that they are gone; they hold nothing up.
+        // An offline node may never say that an instance is gone: the others do not wait for it.
         let going = || going.iter().filter(|view| view.online);
         let others_serve = !old.is_empty() || going().any(|view| view.was_ready);
         let may_come = if others_serve {
@@ -436,11 +446,11 @@ impl Task<'_> {
                 self.make_one(planner, None)?;
                 continue;
             }
-            // On offline nodes, too, an ordinal is held.
+            // An instance on an offline node holds its ordinal too.
             let free = ordinals.find(|ordinal| self.holder_of(planner, *ordinal).is_none());
             match free {
                 Some(ordinal) => self.make_one(planner, Some(ordinal))?,
-                None => return self.waits_for_a_holder(planner),
+                None => return self.wait_for_a_holder(planner),
             }
         }
         Ok(())
@@ -452,7 +462,7 @@ impl Task<'_> {
             return Ok(());
         };
         let known = ordinal.map_or_else(BTreeMap::new, |n| self.volumes_of(planner, n));
-        if let Some((_, volume)) = known.values().find(|(_, volume)| volume.deleting) {
+        if let Some((_, volume)) = known.values().find(|(_, volume)| volume.is_deleting()) {
             return Err(Blocked::Deleting(volume.key.clone()));
         }
         let first = known.iter().next();
@@ -491,14 +501,13 @@ impl Task<'_> {
     }
 
     /// Whether a rollout that cannot make an instance has waited long enough.
-    fn is_too_late(&self, stuck: &Blocked, planner: &Planner<'_, '_>) -> bool {
-        match stuck {
-            // Nothing but another release mends it.
+    fn is_too_late(&self, blocked: &Blocked, planner: &Planner<'_, '_>) -> bool {
+        match blocked {
+            // Only another release helps.
             Blocked::Release(_) => true,
-            // A volume comes free when its node says so: that is not the release's fault.
+            // A volume comes free when its node says so: not the fault of the release.
             Blocked::Held { .. } | Blocked::Deleting(_) => false,
-            // No node can be asked: nor is that.
-            Blocked::PlacementError(no_place) if !no_place.any_online() => false,
+            Blocked::PlacementError(error) if !error.is_the_fault_of_the_release() => false,
             Blocked::PlacementError(_) => {
                 let since = planner
                     .newest_of(self.key, self.rollout.release)
@@ -510,14 +519,14 @@ impl Task<'_> {
         }
     }
 
-    /// What has volumes stops before its successor starts: at least one is then unavailable.
+    /// An instance with volumes stops before its successor starts: at least one is then unavailable.
     fn max_unavailable(&self) -> usize {
         let process = self.release.manifest.processes.get(self.process);
         let unavailable = process.map_or(0, |p| p.deploy.max_unavailable as usize);
         unavailable.max(usize::from(self.is_numbered()))
     }
 
-    /// With neither surge nor unavailability nothing could ever move: one more is then allowed.
+    /// With neither surge nor unavailability no rollout could proceed: a surge of one is then allowed.
     fn max_surge(&self) -> usize {
         if self.is_numbered() {
             return 0;
@@ -534,8 +543,11 @@ impl<'w> Planner<'w, '_> {
     }
 
     fn node_name(&self, node: NodeId) -> &'w str {
-        let node = self.given.nodes.get(&node);
-        node.map_or("a node that was removed", |node| node.name.as_str())
+        match self.given.nodes.get(&node) {
+            Some(node) => &node.name,
+            None if self.given.has_node(node) => "a node whose record cannot be read",
+            None => "a node that was removed",
+        }
     }
 
     fn arch_of(&self, node: NodeId) -> &'w str {
@@ -543,7 +555,7 @@ impl<'w> Planner<'w, '_> {
         node.map_or("", |node| node.hardware.arch.as_str())
     }
 
-    /// When the last instance of a release was made: as long as some are, it is on its way.
+    /// When the last instance of a release was created: as long as some are created, the rollout proceeds.
     fn newest_of(&self, key: &EnvKey, release: ReleaseNumber) -> Option<Timestamp> {
         let ids = self.by_env.get(key).into_iter().flatten();
         let instances = ids.filter_map(|id| self.working.instances.get(id));
@@ -551,7 +563,7 @@ impl<'w> Planner<'w, '_> {
         mine.map(|instance| instance.created_at).max()
     }
 
-    /// A failed instance that was made long enough ago.
+    /// Whether this instance failed and was created long enough ago.
     fn is_due_for_replacement(&self, view: &InstanceView) -> bool {
         let report = self.working.instances.get(&view.id);
         let state = report.and_then(|i| i.report.as_ref()).map(|r| r.state);
@@ -560,11 +572,11 @@ impl<'w> Planner<'w, '_> {
             && self.now.millis_since(view.created_at) >= REPLACE_AFTER_MS
     }
 
-    /// What an instance's node said last about it.
-    fn last_word(&self, id: InstanceId, phase: RolloutPhase) -> String {
+    /// The last report of an instance, for people.
+    fn last_report(&self, id: InstanceId, phase: RolloutPhase) -> String {
         let instance = self.working.instances.get(&id);
         let Some(report) = instance.and_then(|i| i.report.as_ref()) else {
-            return "its node has not taken it up yet".to_owned();
+            return "waiting for the node".to_owned();
         };
         let mut text = report.state.to_string();
         if !report.detail.is_empty() {

@@ -1,4 +1,4 @@
-//! Volumes: which ordinals are free, where their disks are, and what is to be made.
+//! Volumes: which ordinals are free, where their disks are, and which are to be made.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ impl Task<'_> {
         process.is_some_and(|process| !process.volumes.is_empty())
     }
 
-    /// The instance that has the volumes of this ordinal, one that is terminating too.
+    /// The instance that has the volumes of this ordinal, a terminating one too.
     pub(super) fn holder_of(&self, planner: &Planner<'_, '_>, ordinal: u32) -> Option<InstanceId> {
         let mut ids = planner.by_env.get(self.key).into_iter().flatten();
         let holds = |id: &&InstanceId| {
@@ -27,13 +27,13 @@ impl Task<'_> {
         ids.find(holds).copied()
     }
 
-    /// Nothing can be made before one that is terminating is gone.
-    pub(super) fn waits_for_a_holder(&self, planner: &Planner<'_, '_>) -> Result<(), Blocked> {
+    /// No instance can be created before a terminating one is gone: says which.
+    pub(super) fn wait_for_a_holder(&self, planner: &Planner<'_, '_>) -> Result<(), Blocked> {
         let terminating = (0..).take(self.wanted).find_map(|ordinal| {
             let id = self.holder_of(planner, ordinal)?;
             let holder = planner.working.instances.get(&id)?;
             let volume = holder.spec.volumes.first()?;
-            holder.terminating.then(|| Blocked::Held {
+            holder.is_terminating().then(|| Blocked::Held {
                 volume: format!("{} {ordinal}", volume.name),
                 instance: id,
                 why: if planner.is_online(holder.node) {
@@ -60,7 +60,7 @@ impl Task<'_> {
             .collect()
     }
 
-    /// The volumes of an instance on `node`: those there are, of whatever size, and new ones.
+    /// The volumes of an instance on `node`: the known ones, of whatever size, and new ones.
     pub(super) fn attach_volumes(
         &self,
         planner: &mut Planner<'_, '_>,
@@ -72,7 +72,7 @@ impl Task<'_> {
         let mut attached = Vec::new();
         for wanted in process.map_or(&[][..], |process| &process.volumes) {
             let (id, size_bytes, made) = if let Some((id, volume)) = known.get(&wanted.name) {
-                (*id, volume.size_bytes, volume.made)
+                (*id, volume.size_bytes, volume.is_made())
             } else {
                 let id = planner.fresh_volume_id();
                 let size_bytes = wanted.size_bytes;

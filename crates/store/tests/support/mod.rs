@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
@@ -11,11 +11,13 @@ use manifest::Manifest;
 use model::instance::{InstanceState, PinnedImage};
 use model::{Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use overlay::address_plan::instance_address;
+use scheduler::apply::{Command, apply};
+use scheduler::changes::Changes;
 use scheduler::cluster_state::{ClusterSettings, Env, Release};
 use scheduler::planner::{Action, PlacedInstance};
 use scheduler::release::{Identity, instance_spec};
 use scheduler::rollout::begin;
-use store::{Change, ClusterRecord, Store, StoreError};
+use store::{ClusterRecord, Store, StoreError};
 
 pub(crate) const NOW: Timestamp = Timestamp(1_700_000_000_000);
 pub(crate) const ONE: ReleaseNumber = ReleaseNumber(1);
@@ -113,7 +115,7 @@ pub(crate) fn env(app: &str, network: u32) -> Env {
     }
 }
 
-pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> Change {
+pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> Command {
     let key = env_key(app);
     let process = "web".parse().unwrap();
     let who = Identity {
@@ -125,19 +127,35 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
         arch: "amd64",
         volumes: &[],
     };
-    Change::Planned(Action::Create(Box::new(PlacedInstance {
+    Command::Plan(Action::Create(Box::new(PlacedInstance {
         spec: instance_spec(&who, &release(app)).unwrap(),
         node,
         created_at: NOW,
     })))
 }
 
-/// Writes these changes, whatever the cluster state is.
-pub(crate) async fn write(store: &Store, changes: Vec<Change>) {
-    store
-        .update(&BTreeSet::new(), |_| Ok::<_, StoreError>((changes, ())))
-        .await
-        .unwrap();
+/// Applies these commands and writes what they change.
+pub(crate) async fn write(store: &Store, commands: Vec<Command>) {
+    update(store, commands).await.unwrap();
+}
+
+pub(crate) async fn update(store: &Store, commands: Vec<Command>) -> Result<(), StoreError> {
+    let applied = store.update(|cluster| {
+        let mut changes = Changes::default();
+        for command in &commands {
+            changes.then(apply(cluster, command)?);
+        }
+        Ok::<_, StoreError>((changes, ()))
+    });
+    applied.await
+}
+
+/// An env that is created.
+pub(crate) fn created(app: &str, network: u32) -> Command {
+    Command::CreateEnv {
+        key: env_key(app),
+        env: Box::new(env(app, network)),
+    }
 }
 
 pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> NodeReport {

@@ -1,4 +1,4 @@
-//! `platform image disk`: the root disk of an image, as a node would build it.
+//! `platform image disk`: builds the root disk of an image as a node builds it.
 
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
@@ -9,19 +9,20 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use model::Digest;
-use registry::{BlobCache, FetchProgress, Platform, Registry, Source, SourceImage};
-use root_disk::{BuiltDisk, Layer};
+use oci::{ImageLimits, LayerFile, LocalImage, Platform};
+use registry::{BlobCache, FetchProgress};
+use root_disk::BuiltDisk;
 use serde::Serialize;
 
-use super::REFERENCES;
+use super::{ImageName, REFERENCES};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, note};
 use crate::registry_access::RegistryArguments;
 use crate::units;
 
-/// Without a terminal, progress is told this often.
-const TELL_INTERVAL: Duration = Duration::from_secs(2);
-/// The spinner turns this often.
+/// Time between two lines of progress, where there is no terminal.
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
+/// Time between two frames of the spinner.
 const SPINNER_TICK: Duration = Duration::from_millis(100);
 
 /// Build the read-only ext4 root disk of an image, the same to the byte as a node builds it
@@ -30,11 +31,11 @@ const SPINNER_TICK: Duration = Duration::from_millis(100);
 pub(crate) struct Arguments {
     /// The image
     #[arg(value_name = "REF")]
-    image: Source,
-    /// Where the disk is written; a file that is there is replaced once the disk is whole
+    image: ImageName,
+    /// The file to write; an existing file is replaced once the disk is whole
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// For which platform, such as `linux/arm64` [default: this machine's]
+    /// The platform, such as `linux/arm64` [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
     #[command(flatten)]
@@ -43,28 +44,27 @@ pub(crate) struct Arguments {
     format: FormatArguments,
 }
 
-/// What is printed.
+/// The output.
 #[derive(Debug, Serialize)]
 struct Report {
     reference: String,
-    /// Of what the reference names: an index or an image.
+    /// Digest of the index or manifest that the reference names.
     image_digest: Digest,
-    /// Of the image manifest that was built.
+    /// Digest of the manifest of the image that was built.
     resolved_digest: Digest,
     platform: String,
     output: PathBuf,
-    /// Of the disk, holes included.
+    /// Size of the disk with its holes.
     size_bytes: u64,
-    /// Of the disk.
+    /// Checksum of the disk.
     sha256: Digest,
-    /// In all.
+    /// Time of the whole command.
     seconds: f64,
     fetch_seconds: f64,
     build_seconds: f64,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let registry = arguments.registries.client()?;
     let platform = arguments.platform.unwrap_or_else(Platform::host);
     if arguments.output.is_dir() {
         return Err(Failure::new(format!(
@@ -72,7 +72,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             arguments.output.display()
         )));
     }
-    // Beside the output, so that the disk gets there by a rename; all of it goes when this ends.
+    // Beside the output, so that a rename puts the disk there. Removed with everything in it at the end.
     let folder = folder_of(&arguments.output);
     let work = tempfile::Builder::new()
         .prefix(".platform-image-")
@@ -81,15 +81,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
     let begun = Instant::now();
     let building = async {
-        let fetched = fetch(&registry, &arguments.image, &platform, work.path()).await?;
+        let fetched = fetch(
+            &arguments.image,
+            &arguments.registries,
+            &platform,
+            work.path(),
+        )
+        .await?;
         let fetch_seconds = begun.elapsed().as_secs_f64();
-        let disk = build(&fetched, work.path(), &arguments.output).await?;
+        let disk = build(&fetched.image, work.path(), &arguments.output).await?;
         Ok::<_, Failure>((fetched, fetch_seconds, disk))
     };
     let (fetched, fetch_seconds, disk) = tokio::select! {
         built = building => built?,
         _ = tokio::signal::ctrl_c() => {
-            return Err(Failure::new("interrupted; nothing was left behind"));
+            return Err(Failure::new("interrupted; no file was left behind"));
         }
     };
     let seconds = begun.elapsed().as_secs_f64();
@@ -117,22 +123,50 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-async fn fetch(
-    registry: &Registry,
-    image: &Source,
-    platform: &Platform,
-    work: &Path,
-) -> Result<SourceImage, Failure> {
-    let blobs = BlobCache::open(work)?;
-    let progress = Progress::new();
-    let fetched = registry
-        .fetch_source(image, platform, &blobs, &|step| progress.show(step))
-        .await;
-    progress.end();
-    Ok(fetched?)
+/// An image whose layers are on this machine.
+struct Fetched {
+    /// Digest of the index or manifest that the reference names.
+    ref_digest: Digest,
+    image: LocalImage,
 }
 
-async fn build(fetched: &SourceImage, work: &Path, output: &Path) -> Result<BuiltDisk, Failure> {
+/// Fetches the image from its registry into `work`; a local image stays where it is.
+async fn fetch(
+    image: &ImageName,
+    registries: &RegistryArguments,
+    platform: &Platform,
+    work: &Path,
+) -> Result<Fetched, Failure> {
+    match image {
+        ImageName::Registry(reference) => {
+            let registry = registries.client()?;
+            let platforms = std::slice::from_ref(platform);
+            let resolved = registry.resolve(reference, platforms).await?;
+            let image = reference.pinned_image(&resolved.by_arch[&platform.key()]);
+            let blobs = BlobCache::open(work)?;
+            let progress = Progress::new();
+            let image = registry
+                .fetch_image(&image, &blobs, &|step| progress.show(step))
+                .await;
+            progress.end();
+            Ok(Fetched {
+                ref_digest: resolved.ref_digest,
+                image: image?,
+            })
+        }
+        ImageName::Local(source) => {
+            let (source, platform) = (source.clone(), platform.clone());
+            let open = move || image_source::open(&source, &platform, &ImageLimits::default());
+            let opened = tokio::task::spawn_blocking(open).await??;
+            Ok(Fetched {
+                ref_digest: opened.ref_digest,
+                image: opened.image,
+            })
+        }
+    }
+}
+
+async fn build(image: &LocalImage, work: &Path, output: &Path) -> Result<BuiltDisk, Failure> {
     let spinner = std::io::stderr().is_terminal().then(|| {
         let spinner = ProgressBar::new_spinner().with_message("building the root disk");
         spinner.enable_steady_tick(SPINNER_TICK);
@@ -141,7 +175,7 @@ async fn build(fetched: &SourceImage, work: &Path, output: &Path) -> Result<Buil
     if spinner.is_none() {
         note("building the root disk");
     }
-    let layers: Vec<Layer> = fetched.image.layers.iter().map(layer).collect();
+    let layers: Vec<LayerFile> = image.layers.clone();
     let (unfinished, finished) = (work.join("disk.ext4"), output.to_owned());
     let built = tokio::task::spawn_blocking(move || {
         let disk = root_disk::build(&layers, &unfinished, &root_disk::Limits::default())?;
@@ -155,20 +189,6 @@ async fn build(fetched: &SourceImage, work: &Path, output: &Path) -> Result<Buil
         spinner.finish_and_clear();
     }
     Ok(built??)
-}
-
-/// A layer of the registry's as the disk's builder takes it.
-fn layer(blob: &registry::LayerBlob) -> Layer {
-    Layer {
-        path: blob.path.clone(),
-        digest: blob.digest.clone(),
-        diff_id: blob.diff_id.clone(),
-        compression: match blob.compression {
-            registry::Compression::None => root_disk::Compression::None,
-            registry::Compression::Gzip => root_disk::Compression::Gzip,
-            registry::Compression::Zstd => root_disk::Compression::Zstd,
-        },
-    }
 }
 
 fn print(report: &Report, format: Format) -> Result<(), Failure> {
@@ -194,17 +214,17 @@ fn print(report: &Report, format: Format) -> Result<(), Failure> {
     Ok(())
 }
 
-/// How far a fetch is: a bar on a terminal, a line now and then elsewhere.
+/// Shows the progress of a fetch: as a bar on a terminal, as lines elsewhere.
 struct Progress {
     bar: Option<ProgressBar>,
-    told: Mutex<Instant>,
+    reported: Mutex<Instant>,
 }
 
 impl Progress {
     fn new() -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            // The template is fixed and right; the default one would do as well.
+            // The template is valid; with the default one the bar would work as well.
             if let Ok(style) = ProgressStyle::with_template(
                 "  {msg} {wide_bar} {bytes} of {total_bytes}, {bytes_per_sec}",
             ) {
@@ -214,7 +234,7 @@ impl Progress {
         });
         Self {
             bar,
-            told: Mutex::new(Instant::now()),
+            reported: Mutex::new(Instant::now()),
         }
     }
 
@@ -229,14 +249,14 @@ impl Progress {
             bar.set_message(layers);
             return;
         }
-        let Ok(mut told) = self.told.lock() else {
+        let Ok(mut reported) = self.reported.lock() else {
             return;
         };
         let done = step.done_layers == step.total_layers;
-        if done || told.elapsed() >= TELL_INTERVAL {
-            *told = Instant::now();
-            let (there, all) = (units::size(step.done_bytes), units::size(step.total_bytes));
-            note(format!("{layers}, {there} of {all}"));
+        if done || reported.elapsed() >= REPORT_INTERVAL {
+            *reported = Instant::now();
+            let (arrived, all) = (units::size(step.done_bytes), units::size(step.total_bytes));
+            note(format!("{layers}, {arrived} of {all}"));
         }
     }
 

@@ -1,14 +1,14 @@
-//! `platform image inspect`: what an image is, without its layers.
+//! `platform image inspect`: describes an image without fetching its layers.
 
 use std::collections::BTreeMap;
 
 use clap::Args;
 use model::Digest;
 use model::image::ImageConfig;
-use registry::{ImageDescription, Platform, Resolved, Source};
+use oci::{ImageDescription, ImageLimits, Platform, Resolved};
 use serde::Serialize;
 
-use super::REFERENCES;
+use super::{ImageName, REFERENCES};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, one_line};
 use crate::registry_access::RegistryArguments;
@@ -20,7 +20,7 @@ use crate::units;
 pub(crate) struct Arguments {
     /// The image
     #[arg(value_name = "REF")]
-    image: Source,
+    image: ImageName,
     /// Only this platform, such as `linux/arm64` [default: all; in text, this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
@@ -30,15 +30,15 @@ pub(crate) struct Arguments {
     format: FormatArguments,
 }
 
-/// What is printed as JSON.
+/// The output as JSON.
 #[derive(Debug, Serialize)]
 struct Inspected<'a> {
     reference: String,
     digest: &'a Digest,
     is_index: bool,
-    /// Every Linux image that is there, in the index's order.
+    /// Every Linux image of the reference, in the index's order.
     platforms: Vec<Offered<'a>>,
-    /// Those that were asked for, by architecture and variant.
+    /// The requested images, by architecture and variant.
     images: BTreeMap<&'a str, Described<'a>>,
 }
 
@@ -65,10 +65,18 @@ struct Layer<'a> {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let registry = arguments.registries.client()?;
     let wanted: Vec<Platform> = arguments.platform.into_iter().collect();
-    let resolved = registry.resolve_source(&arguments.image, &wanted).await?;
     let reference = arguments.image.to_string();
+    let resolved = match arguments.image {
+        ImageName::Registry(reference) => {
+            let registry = arguments.registries.client()?;
+            registry.resolve(&reference, &wanted).await?
+        }
+        ImageName::Local(source) => {
+            let resolve = move || image_source::resolve(&source, &wanted, &ImageLimits::default());
+            tokio::task::spawn_blocking(resolve).await??
+        }
+    };
     if arguments.format.format == Format::Json {
         return output::json(&inspected(reference, &resolved));
     }
@@ -102,7 +110,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(layers(image).print()?)
 }
 
-/// This machine's image, else the first.
+/// The image for this machine's architecture, else the first image.
 fn shown(resolved: &Resolved) -> Option<(&String, &ImageDescription)> {
     let host = Platform::host().architecture;
     let mut images = resolved.images.iter();
@@ -145,7 +153,7 @@ fn inspected(reference: String, resolved: &Resolved) -> Inspected<'_> {
     }
 }
 
-/// What the config says, in the words of a Dockerfile; what it does not say is left out.
+/// The settings of the config, named as in a Dockerfile. Absent ones are left out.
 fn config_lines(config: &ImageConfig) -> Vec<(&'static str, String)> {
     let words = |words: &[String]| match words {
         [] => String::new(),

@@ -1,0 +1,44 @@
+//! The image cache behind its trait.
+
+use api::node::CachedImage;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use model::Digest;
+use model::instance::PinnedImage;
+
+use crate::host::{HostError, HostResult, ImagePin, Images, PreparedImage, Progress};
+use crate::images::ImageCache;
+use display::chain;
+
+impl Images for ImageCache {
+    fn prepare<'a>(
+        &'a self,
+        image: &'a PinnedImage,
+        progress: &'a Progress,
+    ) -> BoxFuture<'a, HostResult<PreparedImage>> {
+        async move {
+            let prepared = Self::prepare(self, image, progress).await;
+            prepared.map_err(|error| HostError {
+                transient: error.is_transient(),
+                reason: chain(&error),
+            })
+        }
+        .boxed()
+    }
+
+    fn pin(&self, digest: &Digest) -> ImagePin {
+        Box::new(self.used_by_instance(digest))
+    }
+
+    fn keep(&self, last_releases: Vec<Digest>) {
+        Self::keep(self, last_releases);
+    }
+
+    fn list(&self) -> Vec<CachedImage> {
+        self.listed()
+    }
+
+    fn tidy(&self) -> BoxFuture<'_, ()> {
+        Self::tidy(self).boxed()
+    }
+}

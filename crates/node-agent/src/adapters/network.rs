@@ -1,0 +1,69 @@
+//! The node's network namespace, its taps, rules and egress.
+
+use std::net::Ipv6Addr;
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use microvm::Nic;
+use model::InstanceId;
+use node_network::{Endpoint, NetworkError};
+
+use crate::host::{Egress, HostError, HostResult, Network, NetworkProbe};
+use crate::probes;
+use display::chain;
+
+/// The network of this node.
+#[derive(Debug)]
+pub(crate) struct HostNetwork(pub(crate) node_network::Network);
+
+impl Network for HostNetwork {
+    fn create_tap(&self, endpoint: Endpoint) -> BoxFuture<'_, HostResult<Nic>> {
+        async move {
+            let tap = self.0.create_tap(&endpoint).await;
+            let tap = tap.map_err(|error| {
+                failed(&format!("make the tap of {}", endpoint.instance), &error)
+            })?;
+            Ok(Nic {
+                tap: tap.fd,
+                mac: tap.mac,
+            })
+        }
+        .boxed()
+    }
+
+    fn apply_rules(&self, endpoints: Vec<Endpoint>) -> BoxFuture<'_, HostResult<()>> {
+        async move {
+            let applied = self.0.apply_rules(&endpoints).await;
+            applied.map_err(|error| failed("apply the network rules", &error))
+        }
+        .boxed()
+    }
+
+    fn release(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
+        async move {
+            let released = self.0.release(id).await;
+            released.map_err(|error| failed(&format!("remove the tap of {id}"), &error))
+        }
+        .boxed()
+    }
+
+    fn ensure_egress(&self) -> BoxFuture<'_, HostResult<Egress>> {
+        async move {
+            let egress = self.0.ensure_egress().await;
+            let egress = egress.map_err(|error| HostError::transient(chain(&error)))?;
+            Ok(Egress {
+                reason: egress.resolves.err().unwrap_or("by slirp4netns").to_owned(),
+                ended: async move { egress.ended().await }.boxed(),
+            })
+        }
+        .boxed()
+    }
+
+    fn probe(&self, address: Ipv6Addr, probe: NetworkProbe) -> BoxFuture<'_, Result<(), String>> {
+        async move { probes::over_network(address, &probe).await }.boxed()
+    }
+}
+
+fn failed(operation: &str, error: &NetworkError) -> HostError {
+    HostError::transient(format!("cannot {operation}: {}", chain(error)))
+}

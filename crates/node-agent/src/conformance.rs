@@ -1,0 +1,276 @@
+//! What every implementation of the traits of [`crate::host`] does: the real adapters of this crate and
+//! the simulated host of crate `simulation` pass the same tests.
+//!
+//! A test is a function that panics where the implementation differs.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "a test fails by panicking"
+)]
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::enrollment::Hardware;
+use api::node::{DriverChoice, NodeReport};
+use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
+use model::instance::{AttachedVolume, PinnedImage};
+use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use tokio::io::AsyncReadExt as _;
+use tokio::time::timeout;
+
+use crate::host::{
+    Disks, Files, GuestStream, Images, Logs, Network, Server, VmRequest, Vmm, endpoint,
+};
+
+/// Time enough for a guest to boot on a busy machine without hardware virtualization.
+const BOOT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// Files: whole replacement, listing, renaming and removal, below an empty folder.
+pub async fn files(files: &dyn Files, folder: &Path) {
+    let path = folder.join("instances/1/instance.json");
+    assert_eq!(files.read(&path).await.unwrap(), None);
+    assert!(
+        files
+            .list(&folder.join("instances"))
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    files.replace(&path, b"one".to_vec()).await.unwrap();
+    files.replace(&path, b"two".to_vec()).await.unwrap();
+    assert_eq!(files.read(&path).await.unwrap().unwrap(), b"two");
+    let other = folder.join("instances/0/instance.json");
+    files.replace(&other, b"other".to_vec()).await.unwrap();
+    let names = files.list(&folder.join("instances")).await.unwrap();
+    assert_eq!(names, ["0", "1"]);
+    let aside = path.with_file_name("aside");
+    files.rename(&path, &aside).await.unwrap();
+    assert_eq!(files.read(&path).await.unwrap(), None);
+    assert_eq!(files.read(&aside).await.unwrap().unwrap(), b"two");
+    let error = files.rename(&path, &aside).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    for _ in 0..2 {
+        files
+            .remove_folder(&folder.join("instances/1"))
+            .await
+            .unwrap();
+        assert_eq!(files.list(&folder.join("instances")).await.unwrap(), ["0"]);
+    }
+}
+
+/// Disks: scratch disks come and go, volumes are made once and stay until they are removed.
+pub async fn disks(disks: &dyn Disks) {
+    let id = InstanceId(0xc0f0);
+    let scratch = disks.make_scratch(id, 16 << 20).await.unwrap();
+    assert_eq!(disks.make_scratch(id, 16 << 20).await.unwrap(), scratch);
+    for _ in 0..2 {
+        disks.remove_scratch(id).await.unwrap();
+    }
+    let volume = |made| AttachedVolume {
+        id: VolumeId(0xda7a),
+        name: "data".to_owned(),
+        ordinal: 0,
+        size_bytes: 16 << 20,
+        made,
+    };
+    assert!(disks.list_volumes().await.unwrap().is_empty());
+    let lost = disks.prepare_volume(volume(true)).await.unwrap_err();
+    assert!(!lost.transient, "{lost}");
+    let path = disks.prepare_volume(volume(false)).await.unwrap();
+    for made in [false, true] {
+        assert_eq!(disks.prepare_volume(volume(made)).await.unwrap(), path);
+    }
+    assert_eq!(disks.list_volumes().await.unwrap(), [VolumeId(0xda7a)]);
+    disks.remove_volume(VolumeId(0xda7a)).await.unwrap();
+    assert!(disks.list_volumes().await.unwrap().is_empty());
+}
+
+/// Logs: records are written once, in order, and survive the one who opened the log.
+pub async fn logs(logs: &dyn Logs) {
+    let id = InstanceId(0xc0f0);
+    let process = || "web".parse().unwrap();
+    let record = |seq: u64, text: &str| LogRecord {
+        seq,
+        at_nanos: 0,
+        stream: Stream::Stdout,
+        partial: false,
+        dropped: 0,
+        line: text.as_bytes().to_vec(),
+    };
+    let now = Timestamp(10);
+    let log = logs.open(id, process()).await.unwrap();
+    log.begin_boot(Timestamp(1), "start 1".to_owned())
+        .await
+        .unwrap();
+    let two = vec![record(1, "a"), record(2, "b")];
+    assert_eq!(log.append(now, two).await.unwrap(), 2);
+    drop(log);
+    let log = logs.open(id, process()).await.unwrap();
+    let again = vec![record(2, "b"), record(3, "c")];
+    assert_eq!(log.append(now, again).await.unwrap(), 3);
+    log.note(now, "ended".to_owned()).await.unwrap();
+    assert_eq!(log.tail(10).await, ["a", "b", "c", "ended"]);
+    assert_eq!(log.tail(2).await, ["c", "ended"]);
+    log.begin_boot(Timestamp(11), "start 2".to_owned())
+        .await
+        .unwrap();
+    assert_eq!(
+        log.append(Timestamp(12), vec![record(1, "d")])
+            .await
+            .unwrap(),
+        1
+    );
+    assert_eq!(log.tail(10).await, ["d"]);
+}
+
+/// The network: taps come and go, rules are replaced as a whole.
+pub async fn network(network: &dyn Network, id: InstanceId, address: std::net::Ipv6Addr) {
+    let member = endpoint(id, address);
+    network.apply_rules(Vec::new()).await.unwrap();
+    let nic = network.create_tap(member).await.unwrap();
+    network.apply_rules(vec![member]).await.unwrap();
+    drop(nic);
+    for _ in 0..2 {
+        network.release(id).await.unwrap();
+    }
+    drop(network.create_tap(member).await.unwrap());
+    network.release(id).await.unwrap();
+    network.apply_rules(Vec::new()).await.unwrap();
+    let probe = crate::host::NetworkProbe::Tcp { port: 8080 };
+    let answer = timeout(Duration::from_secs(5), network.probe(address, probe)).await;
+    assert!(!matches!(answer, Ok(Ok(()))), "nothing listens there");
+}
+
+/// Images: `good` is there and becomes a root disk, `unknown` is not in its registry.
+pub async fn images(images: &dyn Images, good: &PinnedImage, unknown: &PinnedImage) {
+    let refused = images.prepare(unknown, &|_| ()).await.unwrap_err();
+    assert!(!refused.transient, "{refused}");
+    let pin = images.pin(&good.digest);
+    let first = images.prepare(good, &|_| ()).await.unwrap();
+    let again = images.prepare(good, &|_| ()).await.unwrap();
+    assert_eq!(first.disk, again.disk);
+    assert_eq!(first.config, again.config);
+    assert!(!first.config.cmd.is_empty());
+    images.keep(vec![good.digest.clone()]);
+    images.tidy().await;
+    drop(pin);
+    images.tidy().await;
+    assert_eq!(
+        images.prepare(good, &|_| ()).await.unwrap().disk,
+        first.disk
+    );
+}
+
+/// The server, with a node that has nothing: a desired state comes when its generation grows.
+pub async fn server(server: &dyn Server, node: NodeId, hardware: Hardware) {
+    let report = |generation| NodeReport {
+        generation,
+        driver: DriverChoice {
+            name: "test".to_owned(),
+            reason: "a test".to_owned(),
+        },
+        egress: None,
+        hardware: hardware.clone(),
+        instances: Vec::new(),
+        volumes: Vec::new(),
+        images: Vec::new(),
+    };
+    server.report(report(Generation(0))).await.unwrap();
+    let wait = Duration::from_millis(200);
+    let none = server.desired(Generation(1000), wait).await.unwrap();
+    assert_eq!(none, None);
+    // A node that is ahead: the store was restored, and the generation jumps past the node's.
+    server.report(report(Generation(1000))).await.unwrap();
+    let desired = server.desired(Generation(1000), BOOT_PATIENCE).await;
+    let desired = desired.unwrap().unwrap();
+    assert!(desired.generation > Generation(1000));
+    assert_eq!((desired.node, desired.instances.len()), (node, 0));
+    let refused = server.secrets(InstanceId(0xc0f0)).await.unwrap_err();
+    assert!(!refused.transient, "{refused}");
+}
+
+/// What a VM needs.
+#[derive(Debug, Clone)]
+pub struct VmParts {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its address.
+    pub address: std::net::Ipv6Addr,
+    /// A root disk.
+    pub root: PathBuf,
+    /// A scratch disk.
+    pub scratch: PathBuf,
+}
+
+/// VMs: booted once, found again by whoever comes next, ended, and then gone.
+pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
+    let id = parts.id;
+    let member = endpoint(id, parts.address);
+    assert!(vmm.adopt(id).await.unwrap().is_none());
+    network.apply_rules(vec![member]).await.unwrap();
+    let request = async |root: PathBuf| VmRequest {
+        instance: id,
+        cpu_millis: 100,
+        memory_bytes: 256 << 20,
+        root,
+        disks: vec![parts.scratch.clone()],
+        nic: network.create_tap(member).await.unwrap(),
+    };
+
+    // A boot that fails leaves nothing that runs.
+    let missing = request(parts.root.with_file_name("missing")).await;
+    vmm.boot(missing).await.unwrap_err();
+    if let Some(vm) = vmm.adopt(id).await.unwrap() {
+        timeout(BOOT_PATIENCE, vm.ended()).await.unwrap();
+    }
+    vmm.remove(id).await.unwrap();
+    network.release(id).await.unwrap();
+
+    let mut listener = vmm.listen(id).await.unwrap();
+    let vm = vmm.boot(request(parts.root.clone()).await).await.unwrap();
+    let stream = timeout(BOOT_PATIENCE, listener.accept()).await.unwrap();
+    assert_eq!(hello(stream.unwrap()).await, Phase::Waiting);
+
+    // The agent is replaced: its successor listens and finds the same VM, whose guest dials again.
+    drop((vm, listener));
+    let mut listener = vmm.listen(id).await.unwrap();
+    let vm = vmm.adopt(id).await.unwrap().unwrap();
+    let stream = timeout(BOOT_PATIENCE, listener.accept()).await.unwrap();
+    assert_eq!(hello(stream.unwrap()).await, Phase::Waiting);
+    assert!(
+        timeout(Duration::from_millis(100), vm.ended())
+            .await
+            .is_err()
+    );
+
+    vm.kill().await;
+    timeout(BOOT_PATIENCE, vm.ended()).await.unwrap();
+    vm.kill().await;
+    for _ in 0..2 {
+        vmm.remove(id).await.unwrap();
+    }
+    assert!(vmm.adopt(id).await.unwrap().is_none());
+    network.release(id).await.unwrap();
+    network.apply_rules(Vec::new()).await.unwrap();
+}
+
+/// How far the guest says that it is.
+async fn hello(mut stream: Box<dyn GuestStream>) -> Phase {
+    let mut buffer = FrameBuffer::default();
+    loop {
+        if let Some(frame) = buffer.next::<GuestFrame>().unwrap() {
+            let GuestFrame::Hello(hello) = frame else {
+                panic!("the first frame is no hello: {frame:?}");
+            };
+            return hello.phase;
+        }
+        let mut chunk = [0; 4096];
+        let count = timeout(BOOT_PATIENCE, stream.read(&mut chunk)).await;
+        let count = count.unwrap().unwrap();
+        assert!(count > 0, "the guest hung up");
+        buffer.push(&chunk[..count]);
+    }
+}

@@ -1,0 +1,192 @@
+//! A node from its options: finds what the machine has, joins the cluster, and runs the agent on the
+//! real host.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use api::enrollment::{EnrollRole, Member};
+use api::node::DriverChoice;
+use guest_protocol::RESOLVER;
+use membership::{Applicant, Membership};
+use microvm::{GuestKernel, Vm};
+use model::NodeId;
+use node_core::boot::NodeFacts;
+use node_core::instance::Timing;
+use node_network::{Network, NetworkSettings};
+use registry::{Credentials, Registry, RegistryOptions};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::adapters::{HostDisks, HostFiles, HostLogs, HostNetwork, MicroVms};
+use crate::agent::{self, AgentSettings};
+use crate::blocking::blocking;
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::host::Host;
+use crate::images::ImageCache;
+use crate::logins::ServerLogins;
+use crate::machine::instances_dir;
+use crate::volumes::Volumes;
+use crate::{DownOptions, NodeError, NodeOptions, hardware, streams};
+use display::chain;
+
+/// Runs the agent until `shutdown`.
+pub(crate) async fn run(
+    options: NodeOptions,
+    shutdown: CancellationToken,
+) -> Result<(), NodeError> {
+    let _lock = lock(&options.data_dir)?;
+    let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
+    let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
+    microvm::check_programs(choice.driver)?;
+    let hardware = hardware::find(options.memory_bytes).map_err(NodeError::Hardware)?;
+    tracing::info!(
+        driver = choice.driver.name(),
+        reason = choice.reason,
+        "chose the VMM driver"
+    );
+
+    let applicant = Applicant {
+        role: EnrollRole::Node,
+        server: options.server.clone(),
+        token: options.token.clone(),
+        name: options.name.clone(),
+        region: options.region.clone(),
+        hardware: hardware.clone(),
+    };
+    let membership = Membership::load_or_join(&options.data_dir, &applicant).await?;
+    let node = node_id(&membership)?;
+    let client = membership.client().map_err(NodeError::Client)?;
+    let network = Network::ensure(&NetworkSettings {
+        suffix: network_suffix(&membership, node),
+        cluster_prefix: membership.cluster_prefix,
+        node,
+        mtu: membership.mtu,
+    })
+    .await?;
+    let registry = Registry::new(RegistryOptions {
+        insecure: options.insecure_registries.clone(),
+        mirrors: options.registry_mirrors.clone(),
+        credentials: Credentials::Source(Arc::new(ServerLogins(client.clone()))),
+        limits: registry::Limits::default(),
+    })
+    .map_err(NodeError::Registry)?;
+    let (data_dir, budget_bytes) = (options.data_dir.clone(), options.image_cache_bytes);
+    let opened = blocking(move || {
+        let images = ImageCache::open(&data_dir, registry, budget_bytes)?;
+        Ok((images, Volumes::open(&data_dir)?))
+    });
+    let (images, volumes) = opened.await.map_err(|source| NodeError::Folder {
+        path: options.data_dir.clone(),
+        source,
+    })?;
+    images.look_again().await;
+    let directory = Directory::default();
+    let instances_dir = instances_dir(&options.data_dir);
+    let host = Host {
+        vmm: Arc::new(MicroVms {
+            driver: choice.driver,
+            kernel,
+            run_dir: options.run_dir.clone(),
+        }),
+        network: Arc::new(HostNetwork(network)),
+        images: Arc::new(images),
+        disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes)),
+        server: Arc::new(client.clone()),
+        files: Arc::new(HostFiles),
+        logs: Arc::new(HostLogs {
+            instances_dir,
+            directory: directory.clone(),
+        }),
+    };
+    let settings = AgentSettings {
+        cluster: membership.cluster.clone(),
+        node,
+        driver: DriverChoice {
+            name: choice.driver.name().to_owned(),
+            reason: choice.reason,
+        },
+        hardware,
+        facts: NodeFacts {
+            region: membership.region.clone(),
+            node_name: membership.name.clone(),
+            mtu: membership.mtu,
+            resolvers: vec![RESOLVER.into()],
+        },
+        timing: Timing::default(),
+        data_dir: options.data_dir.clone(),
+    };
+    let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, directory.clone())));
+    tracing::info!(%node, server = membership.server, "the node is up");
+    agent::run(settings, host, Clock::start(), directory, shutdown)
+        .await
+        .map_err(NodeError::Resume)
+}
+
+/// One agent per data folder.
+fn lock(data_dir: &Path) -> Result<File, NodeError> {
+    let folder = |source| NodeError::Folder {
+        path: data_dir.to_owned(),
+        source,
+    };
+    std::fs::create_dir_all(data_dir).map_err(folder)?;
+    let file = File::create(data_dir.join("agent.lock")).map_err(folder)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(NodeError::Busy(data_dir.to_owned())),
+        Err(std::fs::TryLockError::Error(source)) => Err(folder(source)),
+    }
+}
+
+fn node_id(membership: &Membership) -> Result<NodeId, NodeError> {
+    match membership.member {
+        Member::Node(id) => Ok(id),
+        Member::Edge(_) => Err(NodeError::NotANode(membership.member)),
+    }
+}
+
+/// The cluster's last 24 random bits and the node's number: several nodes of several clusters can
+/// live on one machine.
+fn network_suffix(membership: &Membership, node: NodeId) -> String {
+    let [_, _, _, a, b, c, ..] = membership.cluster_prefix.octets();
+    format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)
+}
+
+/// Stops every microVM of the node with these folders, and removes its network.
+pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
+    let _lock = lock(&options.data_dir)?;
+    let mut failed = Vec::new();
+    if options.run_dir.exists() {
+        let folder = |source| NodeError::Folder {
+            path: options.run_dir.clone(),
+            source,
+        };
+        for entry in std::fs::read_dir(&options.run_dir).map_err(folder)? {
+            let path = entry.map_err(folder)?.path();
+            match Vm::adopt(&path).await {
+                Ok(vm) => {
+                    if let Some(vm) = vm {
+                        vm.kill().await;
+                    }
+                    std::fs::remove_dir_all(&path).map_err(folder)?;
+                }
+                Err(error) => failed.push(chain(&error)),
+            }
+        }
+    }
+    if !failed.is_empty() {
+        return Err(NodeError::Left(failed.join("; ")));
+    }
+    if let Some(membership) = Membership::load(&options.data_dir).map_err(NodeError::State)? {
+        Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
+    }
+    let instances = instances_dir(&options.data_dir);
+    match std::fs::remove_dir_all(&instances) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
+            path: instances,
+            source: error,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,107 @@
+//! The first version of a written life: one structure of twenty fields, of which not every combination
+//! has a meaning.
+
+use model::Timestamp;
+use model::instance::{ExitEvent, InstanceState};
+use serde::Deserialize;
+
+use super::{Progress, Readiness, State, StopStep};
+
+/// A life as version 1 of `instance.json` has it. What follows from the spec is not read.
+#[derive(Debug, Deserialize)]
+struct FirstVersion {
+    state: InstanceState,
+    stop: Option<Stop>,
+    stop_asked: bool,
+    wake_at: Option<Timestamp>,
+    started_at: Option<Timestamp>,
+    ready: bool,
+    healthy_in_row: u32,
+    unhealthy_in_row: u32,
+    #[serde(default)]
+    probe_failure: Option<String>,
+    /// The health check of the spec; present: there is one.
+    health: Option<serde_json::Value>,
+    ran_last_time: bool,
+    ran_once: bool,
+    restarts: u32,
+    ends_in_row: u32,
+    prepares_in_row: u32,
+    boots_in_row: u32,
+    last_exit: Option<ExitEvent>,
+    failure: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Stop {
+    Draining,
+    Asked,
+    Cleaning,
+}
+
+impl Progress {
+    /// A life from version 1 of `instance.json`.
+    ///
+    /// # Errors
+    /// The value is no such life.
+    pub fn from_first_version(life: serde_json::Value) -> Result<Self, serde_json::Error> {
+        let old: FirstVersion = serde_json::from_value(life)?;
+        // Timers were optional. One that is missing is due at once.
+        let timer = old.wake_at.unwrap_or(Timestamp(0));
+        let started_at = old.started_at.unwrap_or(timer);
+        let state = match old.state {
+            InstanceState::Created => State::Created,
+            InstanceState::Preparing => State::Preparing,
+            InstanceState::Booting => State::Booting { watchdog: timer },
+            InstanceState::Running => State::Running {
+                started_at,
+                readiness: if old.ready {
+                    Readiness::Ready {
+                        failed: old.unhealthy_in_row,
+                    }
+                } else if old.health.is_some() {
+                    Readiness::Probing {
+                        passed: old.healthy_in_row,
+                        failed: old.unhealthy_in_row,
+                        reason: old.probe_failure,
+                    }
+                } else {
+                    Readiness::Settling { until: timer }
+                },
+            },
+            InstanceState::Stopping => State::Stopping {
+                asked: old.stop_asked,
+                step: match old.stop {
+                    Some(Stop::Draining) => StopStep::Draining {
+                        until: timer,
+                        started_at,
+                    },
+                    Some(Stop::Asked) => StopStep::Asked {
+                        until: timer,
+                        started_at,
+                    },
+                    Some(Stop::Cleaning) | None => StopStep::Cleaning,
+                },
+            },
+            InstanceState::Stopped => State::Stopped {
+                asked: old.stop_asked,
+            },
+            InstanceState::Backoff => State::Backoff {
+                until: timer,
+                ran: old.ran_last_time,
+            },
+            InstanceState::Failed => State::Failed,
+        };
+        Ok(Self {
+            state,
+            ran_once: old.ran_once,
+            restarts: old.restarts,
+            ends_in_row: old.ends_in_row,
+            prepares_in_row: old.prepares_in_row,
+            boots_in_row: old.boots_in_row,
+            last_exit: old.last_exit,
+            failure: old.failure,
+        })
+    }
+}

@@ -1,0 +1,462 @@
+//! The one place where the cluster state changes.
+//!
+//! Whoever wants a change (the planner, a user, a node that reports) makes a [`Command`]. [`apply`] carries it out on
+//! the cluster state and returns the [`Changes`], which the store writes; or it refuses, and nothing has changed. No
+//! command is carried out anywhere else: the store knows records and no commands.
+//!
+//! A refusal is the last guard, not the message for a user: callers look before they ask.
+
+use api::node::NodeReport;
+use model::{
+    EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+};
+use std::collections::BTreeMap;
+
+use crate::changes::{Changes, EnvRecord};
+use crate::cluster_state::{
+    ClusterState, Env, Instance, InstancePhase, Node, Release, Rollout, Volume, VolumePhase,
+};
+use crate::planner::Action;
+use crate::reports::apply_report;
+
+/// One change of the cluster state. Everything in it is chosen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// The planner decided it.
+    Plan(Action),
+    /// A node joined.
+    AddNode {
+        /// Its number, never given before.
+        id: NodeId,
+        /// The node.
+        node: Box<Node>,
+    },
+    /// A node reported.
+    Report {
+        /// The node.
+        node: NodeId,
+        /// What it said.
+        report: Box<NodeReport>,
+        /// When.
+        now: Timestamp,
+    },
+    /// A user deployed to an env that is not there yet.
+    CreateEnv {
+        /// Its key.
+        key: EnvKey,
+        /// The env, with its first releases.
+        env: Box<Env>,
+    },
+    /// A user deployed to an env that is there.
+    AddRelease {
+        /// The env.
+        env: EnvKey,
+        /// The release's number.
+        number: ReleaseNumber,
+        /// The release.
+        release: Box<Release>,
+        /// The rollout that begins with it.
+        rollout: Rollout,
+    },
+    /// A user set how many instances of process types are wanted.
+    SetScale {
+        /// The env.
+        env: EnvKey,
+        /// Process type to instances; process types that are not named keep their number.
+        scale: BTreeMap<ProcessName, u32>,
+    },
+    /// A user destroys an env.
+    DestroyEnv {
+        /// The env.
+        env: EnvKey,
+    },
+    /// A user deletes a volume.
+    DeleteVolume {
+        /// The volume.
+        id: VolumeId,
+    },
+    /// A user deletes a secret bundle, every version of it.
+    DeleteSecrets {
+        /// The env.
+        env: EnvKey,
+        /// The bundle.
+        bundle: String,
+    },
+}
+
+impl From<Action> for Command {
+    fn from(action: Action) -> Self {
+        Self::Plan(action)
+    }
+}
+
+/// Why a command was not carried out. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// There is no such node.
+    #[error("there is no node {0}")]
+    NoNode(NodeId),
+    /// The number is taken.
+    #[error("node {0} is there already")]
+    NodeExists(NodeId),
+    /// There is no such env.
+    #[error("there is no env {0}")]
+    NoEnv(EnvKey),
+    /// The env is there already.
+    #[error("env {0} is there already")]
+    EnvExists(EnvKey),
+    /// The env is being destroyed.
+    #[error("env {0} is being destroyed")]
+    EnvDestroying(EnvKey),
+    /// The env is not being destroyed, and was to be removed.
+    #[error("env {0} is not being destroyed")]
+    EnvNotDestroying(EnvKey),
+    /// A record of the env cannot be read, so nothing of it is changed.
+    #[error("nothing of env {env} is changed: {record}")]
+    EnvFrozen {
+        /// The env.
+        env: EnvKey,
+        /// The record, and why it cannot be read.
+        record: String,
+    },
+    /// The env has an instance, and was to be removed.
+    #[error("env {env} still has instance {instance}")]
+    EnvNotEmpty {
+        /// The env.
+        env: EnvKey,
+        /// One of its instances.
+        instance: InstanceId,
+    },
+    /// The release is there already.
+    #[error("env {env} has a release {number} already")]
+    ReleaseExists {
+        /// The env.
+        env: EnvKey,
+        /// The release.
+        number: ReleaseNumber,
+    },
+    /// There is no such instance.
+    #[error("there is no instance {0}")]
+    NoInstance(InstanceId),
+    /// The id is taken.
+    #[error("instance {0} is there already")]
+    InstanceExists(InstanceId),
+    /// The instance is terminating already.
+    #[error("instance {0} is terminating already")]
+    InstanceTerminating(InstanceId),
+    /// Its node has not said that the instance is gone.
+    #[error("the node of instance {0} has not said that it is gone")]
+    InstanceNotGone(InstanceId),
+    /// There is no such volume.
+    #[error("there is no volume {0}")]
+    NoVolume(VolumeId),
+    /// The id is taken, or another volume belongs to the same thing.
+    #[error("volume {0} is there already")]
+    VolumeExists(VolumeId),
+    /// An instance has the volume.
+    #[error("volume {volume} belongs to instance {instance}")]
+    VolumeInUse {
+        /// The volume.
+        volume: VolumeId,
+        /// The instance.
+        instance: InstanceId,
+    },
+    /// The volume is being deleted already.
+    #[error("volume {0} is being deleted already")]
+    VolumeDeleting(VolumeId),
+    /// Its node has not said that the disk is gone.
+    #[error("the node of volume {0} has not said that its disk is gone")]
+    VolumeNotDeleted(VolumeId),
+    /// There is no such secret bundle.
+    #[error("env {env} has no secret bundle {bundle}")]
+    NoSecretBundle {
+        /// The env.
+        env: EnvKey,
+        /// The bundle.
+        bundle: String,
+    },
+}
+
+/// Carries a command out on the cluster state, and says which records changed. The generation of a node grows with
+/// each change of its desired state: an instance created, terminated or deleted, a volume deleted.
+///
+/// # Errors
+/// The command does not fit the cluster state, which has not changed then.
+pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, Refused> {
+    match command {
+        Command::Plan(action) => apply_action(cluster, action),
+        Command::AddNode { id, node } => {
+            if cluster.has_node(*id) {
+                return Err(Refused::NodeExists(*id));
+            }
+            cluster.nodes.insert(*id, node.as_ref().clone());
+            Ok(Changes {
+                nodes: BTreeMap::from([(*id, node.as_ref().clone())]),
+                ..Changes::default()
+            })
+        }
+        Command::Report { node, report, now } => {
+            if !cluster.nodes.contains_key(node) {
+                return Err(Refused::NoNode(*node));
+            }
+            Ok(apply_report(cluster, *node, report, *now))
+        }
+        Command::CreateEnv { key, env } => create_env(cluster, key, env),
+        Command::AddRelease {
+            env: key,
+            number,
+            release,
+            rollout,
+        } => {
+            let env = changeable(cluster, key)?;
+            if env.releases.contains_key(number) {
+                return Err(Refused::ReleaseExists {
+                    env: key.clone(),
+                    number: *number,
+                });
+            }
+            env.releases.insert(*number, release.as_ref().clone());
+            env.rollout = rollout.clone();
+            let mut changes = written_env(key, env);
+            let added = ((key.clone(), *number), release.as_ref().clone());
+            changes.releases.extend([added]);
+            Ok(changes)
+        }
+        Command::SetScale { env: key, scale } => {
+            let env = changeable(cluster, key)?;
+            env.scale.extend(scale.clone());
+            Ok(written_env(key, env))
+        }
+        Command::DestroyEnv { env: key } => {
+            let env = changeable(cluster, key)?;
+            env.destroying = true;
+            Ok(written_env(key, env))
+        }
+        Command::DeleteVolume { id } => delete_volume(cluster, *id),
+        Command::DeleteSecrets { env, bundle } => delete_secrets(cluster, env, bundle),
+    }
+}
+
+fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, Refused> {
+    match action {
+        Action::MakeVolume(planned) => {
+            let taken =
+                |(id, volume): (&VolumeId, &Volume)| *id == planned.id || volume.key == planned.key;
+            if cluster.volumes.iter().any(taken) {
+                return Err(Refused::VolumeExists(planned.id));
+            }
+            if !cluster.nodes.contains_key(&planned.node) {
+                return Err(Refused::NoNode(planned.node));
+            }
+            let volume = Volume {
+                key: planned.key.clone(),
+                node: planned.node,
+                size_bytes: planned.size_bytes,
+                created_at: planned.created_at,
+                phase: VolumePhase::Planned,
+            };
+            cluster.volumes.insert(planned.id, volume.clone());
+            Ok(Changes {
+                volumes: BTreeMap::from([(planned.id, Some(volume))]),
+                ..Changes::default()
+            })
+        }
+        Action::DeleteVolume { id } => {
+            let volume = cluster.volumes.get(id).ok_or(Refused::NoVolume(*id))?;
+            let node = volume.node;
+            let node_is_gone = !cluster.has_node(node);
+            match volume.phase {
+                VolumePhase::Deleted => {}
+                VolumePhase::Deleting { .. } if node_is_gone => {}
+                VolumePhase::Planned | VolumePhase::Made | VolumePhase::Deleting { .. } => {
+                    return Err(Refused::VolumeNotDeleted(*id));
+                }
+            }
+            cluster.volumes.remove(id);
+            let mut changes = next_generation(cluster, node);
+            changes.volumes.insert(*id, None);
+            Ok(changes)
+        }
+        Action::Create(placed) => {
+            let id = placed.spec.id;
+            let taken = |(other, _)| other == id;
+            if cluster.instances.contains_key(&id) || cluster.unreadable_instances().any(taken) {
+                return Err(Refused::InstanceExists(id));
+            }
+            if !cluster.nodes.contains_key(&placed.node) {
+                return Err(Refused::NoNode(placed.node));
+            }
+            changeable(cluster, &placed.spec.env_key())?;
+            for volume in &placed.spec.volumes {
+                if let Some(user) = cluster.user_of(volume.id) {
+                    return Err(Refused::VolumeInUse {
+                        volume: volume.id,
+                        instance: user.spec.id,
+                    });
+                }
+            }
+            let instance = Instance::new(placed.spec.clone(), placed.node, placed.created_at);
+            cluster.instances.insert(id, instance.clone());
+            let mut changes = next_generation(cluster, placed.node);
+            changes.instances.insert(id, Some(instance));
+            Ok(changes)
+        }
+        Action::Terminate { id, reason } => {
+            let instance = (cluster.instances.get_mut(id)).ok_or(Refused::NoInstance(*id))?;
+            let was_ready = match instance.phase {
+                InstancePhase::New => false,
+                InstancePhase::Established => true,
+                InstancePhase::Terminating { .. } | InstancePhase::Gone => {
+                    return Err(Refused::InstanceTerminating(*id));
+                }
+            };
+            instance.phase = InstancePhase::Terminating {
+                was_ready,
+                reason: reason.clone(),
+            };
+            let (node, instance) = (instance.node, instance.clone());
+            let mut changes = next_generation(cluster, node);
+            changes.instances.insert(*id, Some(instance));
+            Ok(changes)
+        }
+        Action::Delete { id } => {
+            let instance = cluster.instances.get(id).ok_or(Refused::NoInstance(*id))?;
+            let node = instance.node;
+            if instance.phase != InstancePhase::Gone && cluster.has_node(node) {
+                return Err(Refused::InstanceNotGone(*id));
+            }
+            cluster.instances.remove(id);
+            let mut changes = next_generation(cluster, node);
+            changes.instances.insert(*id, None);
+            Ok(changes)
+        }
+        Action::SetRollout { env: key, rollout } => {
+            not_frozen(cluster, key)?;
+            let env = cluster.envs.get_mut(key);
+            let env = env.ok_or_else(|| Refused::NoEnv(key.clone()))?;
+            env.rollout = rollout.clone();
+            Ok(written_env(key, env))
+        }
+        Action::RemoveEnv { env: key } => remove_env(cluster, key),
+    }
+}
+
+fn create_env(cluster: &mut ClusterState, key: &EnvKey, env: &Env) -> Result<Changes, Refused> {
+    not_frozen(cluster, key)?;
+    if cluster.envs.contains_key(key) {
+        return Err(Refused::EnvExists(key.clone()));
+    }
+    let mut changes = written_env(key, env);
+    let releases = env.releases.iter();
+    let releases = releases.map(|(number, release)| ((key.clone(), *number), release.clone()));
+    changes.releases.extend(releases);
+    cluster.last_network = cluster.last_network.max(env.network);
+    cluster.envs.insert(key.clone(), env.clone());
+    Ok(changes)
+}
+
+fn remove_env(cluster: &mut ClusterState, key: &EnvKey) -> Result<Changes, Refused> {
+    not_frozen(cluster, key)?;
+    let env = cluster.envs.get(key);
+    let env = env.ok_or_else(|| Refused::NoEnv(key.clone()))?;
+    if !env.destroying {
+        return Err(Refused::EnvNotDestroying(key.clone()));
+    }
+    let mut instances = cluster.instances.iter();
+    if let Some((id, _)) = instances.find(|(_, instance)| instance.spec.env_key() == *key) {
+        return Err(Refused::EnvNotEmpty {
+            env: key.clone(),
+            instance: *id,
+        });
+    }
+    cluster.envs.remove(key);
+    cluster.secrets.remove(key);
+    let mut changes = Changes::default();
+    changes.deleted_envs.insert(key.clone());
+    Ok(changes)
+}
+
+fn delete_volume(cluster: &mut ClusterState, id: VolumeId) -> Result<Changes, Refused> {
+    let volume = cluster.volumes.get(&id).ok_or(Refused::NoVolume(id))?;
+    not_frozen(cluster, &volume.key.env)?;
+    if let Some(user) = cluster.user_of(id) {
+        return Err(Refused::VolumeInUse {
+            volume: id,
+            instance: user.spec.id,
+        });
+    }
+    let made = match volume.phase {
+        VolumePhase::Planned => false,
+        VolumePhase::Made => true,
+        VolumePhase::Deleting { .. } | VolumePhase::Deleted => {
+            return Err(Refused::VolumeDeleting(id));
+        }
+    };
+    let volume = Volume {
+        phase: VolumePhase::Deleting { made },
+        ..volume.clone()
+    };
+    cluster.volumes.insert(id, volume.clone());
+    let mut changes = next_generation(cluster, volume.node);
+    changes.volumes.insert(id, Some(volume));
+    Ok(changes)
+}
+
+fn delete_secrets(
+    cluster: &mut ClusterState,
+    env: &EnvKey,
+    bundle: &str,
+) -> Result<Changes, Refused> {
+    not_frozen(cluster, env)?;
+    let bundles = cluster.secrets.get_mut(env);
+    if bundles.and_then(|bundles| bundles.remove(bundle)).is_none() {
+        return Err(Refused::NoSecretBundle {
+            env: env.clone(),
+            bundle: bundle.to_owned(),
+        });
+    }
+    cluster.secrets.retain(|_, bundles| !bundles.is_empty());
+    let mut changes = Changes::default();
+    (changes.deleted_secrets).insert((env.clone(), bundle.to_owned()));
+    Ok(changes)
+}
+
+fn not_frozen(cluster: &ClusterState, env: &EnvKey) -> Result<(), Refused> {
+    match cluster.frozen_by(env) {
+        None => Ok(()),
+        Some(record) => Err(Refused::EnvFrozen {
+            env: env.clone(),
+            record: record.to_string(),
+        }),
+    }
+}
+
+/// The env, when it is neither frozen nor being destroyed.
+fn changeable<'c>(cluster: &'c mut ClusterState, key: &EnvKey) -> Result<&'c mut Env, Refused> {
+    not_frozen(cluster, key)?;
+    match cluster.envs.get_mut(key) {
+        None => Err(Refused::NoEnv(key.clone())),
+        Some(env) if env.destroying => Err(Refused::EnvDestroying(key.clone())),
+        Some(env) => Ok(env),
+    }
+}
+
+fn written_env(key: &EnvKey, env: &Env) -> Changes {
+    Changes {
+        envs: BTreeMap::from([(key.clone(), EnvRecord::of(env))]),
+        ..Changes::default()
+    }
+}
+
+/// The node's desired state changes. A node that was removed has none.
+fn next_generation(cluster: &mut ClusterState, id: NodeId) -> Changes {
+    let mut changes = Changes::default();
+    if let Some(node) = cluster.nodes.get_mut(&id) {
+        node.generation = Generation(node.generation.0.saturating_add(1));
+        changes.nodes.insert(id, node.clone());
+    }
+    changes
+}
+
+#[cfg(test)]
+mod tests;

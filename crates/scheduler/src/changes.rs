@@ -1,0 +1,144 @@
+//! What a command changed, record by record: what the store writes.
+//!
+//! Each entry is a whole record as it is from now on, or `None` where the record is deleted. A later change of a record
+//! replaces an earlier one, so that a batch of commands writes each record once.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, VolumeId};
+
+use crate::cluster_state::{ClusterState, Env, Instance, Node, Release, Rollout, Volume};
+
+/// The difference between a cluster state and an earlier one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Nodes written.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Envs deleted, with their releases and secret bundles, before anything is written.
+    pub deleted_envs: BTreeSet<EnvKey>,
+    /// Envs written.
+    pub envs: BTreeMap<EnvKey, EnvRecord>,
+    /// Releases added. A release never changes.
+    pub releases: BTreeMap<(EnvKey, ReleaseNumber), Release>,
+    /// Instances written or deleted.
+    pub instances: BTreeMap<InstanceId, Option<Instance>>,
+    /// Volumes written or deleted.
+    pub volumes: BTreeMap<VolumeId, Option<Volume>>,
+    /// Secret bundles deleted, with every version.
+    pub deleted_secrets: BTreeSet<(EnvKey, String)>,
+}
+
+/// What is stored of an env beside its releases.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EnvRecord {
+    /// [`Env::network`].
+    pub network: EnvNetwork,
+    /// [`Env::rollout`].
+    pub rollout: Rollout,
+    /// [`Env::scale`].
+    pub scale: BTreeMap<ProcessName, u32>,
+    /// [`Env::destroying`].
+    pub destroying: bool,
+}
+
+impl EnvRecord {
+    /// The env without its releases.
+    pub fn of(env: &Env) -> Self {
+        Self {
+            network: env.network,
+            rollout: env.rollout.clone(),
+            scale: env.scale.clone(),
+            destroying: env.destroying,
+        }
+    }
+
+    /// The env with these releases.
+    pub fn with(self, releases: BTreeMap<ReleaseNumber, Release>) -> Env {
+        Env {
+            network: self.network,
+            releases,
+            rollout: self.rollout,
+            scale: self.scale,
+            destroying: self.destroying,
+        }
+    }
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    pub fn is_empty(&self) -> bool {
+        let Self {
+            nodes,
+            deleted_envs,
+            envs,
+            releases,
+            instances,
+            volumes,
+            deleted_secrets,
+        } = self;
+        nodes.is_empty()
+            && deleted_envs.is_empty()
+            && envs.is_empty()
+            && releases.is_empty()
+            && instances.is_empty()
+            && volumes.is_empty()
+            && deleted_secrets.is_empty()
+    }
+
+    /// Adds what changed after this.
+    pub fn then(&mut self, later: Self) {
+        // An env that is deleted takes what was written of it before along.
+        for key in &later.deleted_envs {
+            self.envs.remove(key);
+            self.releases.retain(|(of, _), _| of != key);
+            self.deleted_secrets.retain(|(of, _)| of != key);
+        }
+        self.deleted_envs.extend(later.deleted_envs);
+        self.nodes.extend(later.nodes);
+        self.envs.extend(later.envs);
+        self.releases.extend(later.releases);
+        self.instances.extend(later.instances);
+        self.volumes.extend(later.volumes);
+        self.deleted_secrets.extend(later.deleted_secrets);
+    }
+
+    /// Makes a copy of the earlier cluster state equal to the later one, as the store does with its tables.
+    pub fn patch(&self, cluster: &mut ClusterState) {
+        for key in &self.deleted_envs {
+            cluster.envs.remove(key);
+            cluster.secrets.remove(key);
+        }
+        cluster.nodes.extend(self.nodes.clone());
+        for (key, record) in &self.envs {
+            let before = cluster.envs.remove(key);
+            let releases = before.map(|env| env.releases).unwrap_or_default();
+            let env = record.clone().with(releases);
+            cluster.last_network = cluster.last_network.max(env.network);
+            cluster.envs.insert(key.clone(), env);
+        }
+        for ((key, number), release) in &self.releases {
+            if let Some(env) = cluster.envs.get_mut(key) {
+                env.releases.insert(*number, release.clone());
+            }
+        }
+        put(&mut cluster.instances, &self.instances);
+        put(&mut cluster.volumes, &self.volumes);
+        for (key, bundle) in &self.deleted_secrets {
+            if let Some(bundles) = cluster.secrets.get_mut(key) {
+                bundles.remove(bundle);
+                if bundles.is_empty() {
+                    cluster.secrets.remove(key);
+                }
+            }
+        }
+    }
+}
+
+fn put<K: Ord + Copy, V: Clone>(to: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
+    for (key, value) in changes {
+        match value {
+            Some(value) => to.insert(*key, value.clone()),
+            None => to.remove(key),
+        };
+    }
+}

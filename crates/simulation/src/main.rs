@@ -1,0 +1,98 @@
+//! `simulate`: replays one run of the simulation, or makes many.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use clap::Parser;
+use simulation::{Outcome, run};
+
+/// Simulates clusters under faults. A run is a seed: the same seed is the same run.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask simulate")]
+struct Options {
+    /// Replay this run and print its trace.
+    #[arg(long, conflicts_with = "seeds")]
+    seed: Option<u64>,
+    /// Make this many runs, on all processors.
+    #[arg(long, default_value_t = 1_000)]
+    seeds: u64,
+    /// The seed of the first of them.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+}
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    match options.seed {
+        Some(seed) => replay(seed),
+        None => many(options.first, options.seeds),
+    }
+}
+
+fn replay(seed: u64) -> Result<()> {
+    let outcome = run(seed);
+    for line in &outcome.trace {
+        print(line);
+    }
+    match outcome.violation {
+        Some(violation) => bail!("seed {seed}: {violation}"),
+        None => Ok(()),
+    }
+}
+
+/// Prints a line of a trace, which is this program's output.
+#[allow(clippy::print_stdout, reason = "a trace is this program's output")]
+fn print(line: &str) {
+    println!("{line}");
+}
+
+fn many(first: u64, count: u64) -> Result<()> {
+    let begun = Instant::now();
+    let threads = std::thread::available_parallelism()?.get();
+    let (next, steps) = (AtomicU64::new(0), AtomicU64::new(0));
+    let failed: Mutex<Vec<Outcome>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    if at >= count {
+                        return;
+                    }
+                    let outcome = run(first.wrapping_add(at));
+                    steps.fetch_add(outcome.steps, Ordering::Relaxed);
+                    if outcome.violation.is_some() {
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.push(outcome);
+                    }
+                }
+            });
+        }
+    });
+    let seconds = begun.elapsed().as_secs_f64();
+    let steps = steps.into_inner();
+    print(&format!(
+        "{count} runs, {steps} steps in {seconds:.1} s: {:.0} steps a second",
+        steps as f64 / seconds
+    ));
+    let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    failed.sort_by_key(|outcome| outcome.seed);
+    let Some(worst) = failed.iter().min_by_key(|outcome| outcome.trace.len()) else {
+        return Ok(());
+    };
+    for line in &worst.trace {
+        print(line);
+    }
+    for outcome in &failed {
+        let violation = outcome.violation.as_deref().unwrap_or_default();
+        let line = violation.lines().next().unwrap_or_default();
+        print(&format!("seed {}: {line}", outcome.seed));
+    }
+    bail!(
+        "{} of {count} runs failed; the shortest trace is above. Replay one: cargo xtask simulate --seed {}",
+        failed.len(),
+        worst.seed
+    );
+}

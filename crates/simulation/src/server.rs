@@ -1,0 +1,407 @@
+//! The simulated server: the real scheduler on a cluster state that survives crashes of the server, and
+//! each node's faulty link to it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::node::{DesiredState, NodeReport};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use model::instance::SecretBundle;
+use model::{Generation, InstanceId, NodeId};
+use node_agent::host::{HostError, HostResult, Server as ServerApi};
+use scheduler::apply::{Command, apply};
+use scheduler::cluster_state::ClusterState;
+use scheduler::desired::desired_state;
+use scheduler::planner::{Action, plan};
+use scheduler::reports::unknown;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::invariants;
+use crate::world::World;
+
+/// A node that did not report for this long is offline.
+const ONLINE_WITHIN: Duration = Duration::from_secs(10);
+/// The planner runs at least this often.
+const PLAN_INTERVAL: Duration = Duration::from_secs(2);
+/// Rounds of one planning.
+const MAX_PLAN_ROUNDS: u32 = 16;
+/// A request without an answer is given up after this time.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The server. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Server {
+    world: World,
+    state: Arc<Mutex<State>>,
+    /// Wakes everyone who waits for a change of the cluster state, in the order in which they came: a
+    /// `watch` wakes in random order.
+    changed: Arc<Notify>,
+}
+
+struct State {
+    cluster: ClusterState,
+    up: bool,
+    heard: BTreeMap<NodeId, Instant>,
+    /// An older cluster state, to restore.
+    backup: Option<ClusterState>,
+    /// Whether an older state was restored: nodes may have what it does not know.
+    restored: bool,
+    /// Actions that were planned so far.
+    actions: u64,
+    /// Whether something changed since the last planning.
+    unplanned: bool,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Server")
+    }
+}
+
+impl Server {
+    pub(crate) fn new(world: &World, cluster: ClusterState) -> Self {
+        let heard = cluster
+            .nodes
+            .keys()
+            .map(|id| (*id, Instant::now()))
+            .collect();
+        Self {
+            world: world.clone(),
+            state: Arc::new(Mutex::new(State {
+                cluster,
+                up: true,
+                heard,
+                backup: None,
+                restored: false,
+                actions: 0,
+                unplanned: true,
+            })),
+            changed: Arc::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at the cluster state.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&ClusterState) -> T) -> T {
+        look(&self.lock().cluster)
+    }
+
+    /// Changes the cluster state as a user does.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut ClusterState)) {
+        change(&mut self.lock().cluster);
+        self.wake();
+    }
+
+    pub(crate) fn wake(&self) {
+        self.lock().unplanned = true;
+        self.changed.notify_waiters();
+    }
+
+    pub(crate) fn actions(&self) -> u64 {
+        self.lock().actions
+    }
+
+    /// The server ends; its cluster state stays.
+    pub(crate) fn crash(&self) {
+        self.lock().up = false;
+        self.wake();
+    }
+
+    /// The server starts. It takes every node for online until the node could have reported.
+    pub(crate) fn start(&self) {
+        let mut state = self.lock();
+        state.up = true;
+        let nodes: Vec<_> = state.cluster.nodes.keys().copied().collect();
+        state.heard = nodes.into_iter().map(|id| (id, Instant::now())).collect();
+        drop(state);
+        self.wake();
+    }
+
+    pub(crate) fn back_up(&self) {
+        let mut state = self.lock();
+        state.backup = Some(state.cluster.clone());
+    }
+
+    /// Puts the backup in place of the cluster state. False: there is none.
+    pub(crate) fn restore(&self) -> bool {
+        let mut state = self.lock();
+        let Some(backup) = state.backup.clone() else {
+            return false;
+        };
+        state.cluster = backup;
+        state.restored = true;
+        drop(state);
+        self.wake();
+        true
+    }
+
+    /// Plans whenever something changed, and in intervals.
+    pub(crate) async fn run(self) {
+        loop {
+            if !self.lock().unplanned {
+                // Whatever comes first: it plans again.
+                let _ = timeout(PLAN_INTERVAL, self.changed.notified()).await;
+            }
+            self.world.latency(1, 20).await;
+            self.lock().unplanned = false;
+            self.plan();
+        }
+    }
+
+    /// One planning, applied to the cluster state.
+    fn plan(&self) {
+        let mut state = self.lock();
+        if !state.up {
+            return;
+        }
+        let state = &mut *state;
+        for (id, node) in &mut state.cluster.nodes {
+            let heard = state.heard.get(id);
+            node.online = heard.is_some_and(|at| at.elapsed() < ONLINE_WITHIN);
+        }
+        let before = state.actions;
+        for _ in 0..MAX_PLAN_ROUNDS {
+            self.world.step();
+            let world = &self.world;
+            let mut draw = || world.draw(|rng| rng.next() as u32);
+            let planned = plan(&state.cluster, world.now(), &mut draw);
+            if planned.actions.is_empty() {
+                break;
+            }
+            let floors = invariants::ready_floors(&state.cluster);
+            for action in &planned.actions {
+                self.trace(action);
+                if let Err(refused) = apply(&mut state.cluster, &Command::Plan(action.clone())) {
+                    world.violate(format!("an action of the planner is refused: {refused}"));
+                }
+            }
+            state.actions += planned.actions.len() as u64;
+            invariants::check_plan(world, &floors, &state.cluster);
+        }
+        if state.actions != before {
+            self.changed.notify_waiters();
+        }
+    }
+
+    fn trace(&self, action: &Action) {
+        let line = match action {
+            Action::Create(placed) => {
+                let spec = &placed.spec;
+                format!(
+                    "server places {} ({} {}) on {}",
+                    spec.id, spec.process, spec.release, placed.node
+                )
+            }
+            Action::Terminate { id, reason } => {
+                self.world.terminated(*id);
+                format!("server terminates {id}: {reason}")
+            }
+            Action::Delete { id } => format!("server deletes {id}"),
+            Action::MakeVolume(volume) => {
+                format!("server makes volume {} on {}", volume.id, volume.node)
+            }
+            Action::DeleteVolume { id } => format!("server deletes volume {id}"),
+            Action::SetRollout { rollout, .. } => format!(
+                "server sets the rollout of {} to {:?}: {}",
+                rollout.release,
+                rollout.phase,
+                rollout.reason.lines().next().unwrap_or_default()
+            ),
+            Action::RemoveEnv { env } => format!("server removes {env}"),
+        };
+        self.world.trace(line);
+    }
+
+    fn receive(&self, node: NodeId, report: &NodeReport, late: bool) -> HostResult<()> {
+        let mut state = self.lock();
+        if !state.up {
+            return Err(HostError::transient("cannot connect to the server"));
+        }
+        let unknown = unknown(&state.cluster, node, report);
+        let command = Command::Report {
+            node,
+            report: Box::new(report.clone()),
+            now: self.world.now(),
+        };
+        if let Err(refused) = apply(&mut state.cluster, &command) {
+            self.world
+                .violate(format!("a report of {node} is refused: {refused}"));
+        }
+        let restored = state.restored;
+        state.heard.insert(node, Instant::now());
+        drop(state);
+        let running = self.world.running();
+        let lives = |id: &&InstanceId| running.contains_key(*id);
+        if let Some(id) = unknown.instances.iter().find(lives)
+            && !restored
+            && !late
+        {
+            let what = format!("{node} runs {id}, which the server deleted");
+            self.world.violate(what);
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// The link of a node.
+    pub(crate) fn link(&self, node: NodeId) -> Link {
+        Link {
+            server: self.clone(),
+            node,
+            faults: Arc::default(),
+        }
+    }
+}
+
+/// What is wrong with a link.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Faults {
+    /// Nothing passes.
+    pub(crate) partitioned: bool,
+    /// How many messages in a hundred are lost.
+    pub(crate) loss_percent: u64,
+    /// How many reports in a hundred arrive after the node gave them up.
+    pub(crate) late_percent: u64,
+    /// How many answers in a hundred are a desired state that is not this node's.
+    pub(crate) wrong_state_percent: u64,
+}
+
+/// A node's connection to the server.
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    server: Server,
+    node: NodeId,
+    faults: Arc<Mutex<Faults>>,
+}
+
+impl Link {
+    pub(crate) fn faults(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn world(&self) -> &World {
+        &self.server.world
+    }
+
+    /// One message on its way.
+    async fn pass(&self) -> HostResult<()> {
+        self.world().latency(1, 50).await;
+        let Faults {
+            partitioned,
+            loss_percent,
+            ..
+        } = self.faults().clone();
+        if partitioned || self.world().draw(|rng| rng.percent(loss_percent)) {
+            sleep(REQUEST_TIMEOUT).await;
+            return Err(HostError::transient("the server did not answer"));
+        }
+        Ok(())
+    }
+
+    fn chance(&self, percent: u64) -> bool {
+        percent > 0 && self.world().draw(|rng| rng.percent(percent))
+    }
+
+    /// A desired state that must not stop anything: of another cluster, for another node, older, or empty.
+    fn wrong_state(&self, after: Generation) -> Option<DesiredState> {
+        let state = self.server.lock();
+        let mut wrong = desired_state(&state.cluster, self.node)?;
+        drop(state);
+        wrong
+            .stop
+            .extend(wrong.instances.iter().map(|spec| spec.id));
+        wrong.instances.clear();
+        wrong.generation = Generation(after.0 + 1);
+        match self.world().draw(|rng| rng.below(4)) {
+            0 => "cluster-2".clone_into(&mut wrong.cluster),
+            1 => wrong.node = NodeId(self.node.0 + 1),
+            2 => wrong.generation = Generation(after.0.checked_sub(1)?),
+            _ => wrong.stop.clear(),
+        }
+        self.world()
+            .trace(format!("{} gets a wrong desired state", self.node));
+        Some(wrong)
+    }
+}
+
+impl ServerApi for Link {
+    fn desired(
+        &self,
+        after: Generation,
+        wait: Duration,
+    ) -> BoxFuture<'_, HostResult<Option<DesiredState>>> {
+        async move {
+            self.pass().await?;
+            let wrong_state_percent = self.faults().wrong_state_percent;
+            if self.chance(wrong_state_percent)
+                && let Some(wrong) = self.wrong_state(after)
+            {
+                return Ok(Some(wrong));
+            }
+            let newer = async {
+                loop {
+                    {
+                        let state = self.server.lock();
+                        if !state.up {
+                            return Err(HostError::transient("cannot connect to the server"));
+                        }
+                        let node = state.cluster.nodes.get(&self.node);
+                        if node.is_some_and(|node| node.generation > after) {
+                            return Ok(desired_state(&state.cluster, self.node));
+                        }
+                    }
+                    self.server.changed.notified().await;
+                }
+            };
+            let newer = timeout(wait, newer).await.unwrap_or(Ok(None))?;
+            self.pass().await?;
+            Ok(newer)
+        }
+        .boxed()
+    }
+
+    fn report(&self, report: NodeReport) -> BoxFuture<'_, HostResult<()>> {
+        async move {
+            let late_percent = self.faults().late_percent;
+            if self.chance(late_percent) {
+                let (link, late) = (self.clone(), report);
+                tokio::spawn(async move {
+                    link.world().latency(5_000, 20_000).await;
+                    if !link.faults().partitioned {
+                        link.world()
+                            .trace(format!("a late report of {} arrives", link.node));
+                        let _ = link.server.receive(link.node, &late, true);
+                    }
+                });
+                sleep(REQUEST_TIMEOUT).await;
+                return Err(HostError::transient("the server did not answer"));
+            }
+            self.pass().await?;
+            self.server.receive(self.node, &report, false)?;
+            // A lost answer makes the node send the report again.
+            self.pass().await
+        }
+        .boxed()
+    }
+
+    fn secrets(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Vec<SecretBundle>>> {
+        async move {
+            self.pass().await?;
+            let instance = self.server.with(|cluster| {
+                let instance = cluster.instances.get(&id);
+                instance.is_some_and(|instance| instance.node == self.node)
+            });
+            if !instance {
+                return Err(HostError::permanent("there is no such instance"));
+            }
+            Ok(Vec::new())
+        }
+        .boxed()
+    }
+}

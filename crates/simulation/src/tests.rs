@@ -1,0 +1,316 @@
+//! The simulated host passes the conformance tests, runs repeat, and seeds pass.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+use std::time::Duration;
+
+use model::instance::{InstanceSpec, InstanceState, PinnedImage};
+use model::{InstanceId, NodeId};
+use node_agent::conformance::{self, VmParts};
+use node_agent::host::{Disks as _, Images as _};
+use scheduler::fixtures::{cluster, database, deploy, digest, key, manifest, name, process};
+use tokio::time::sleep;
+
+use crate::host::SimHost;
+use crate::invariants;
+use crate::machine::Machine;
+use crate::scenario::{DATA_DIR, Node, in_simulated_time, run};
+use crate::server::Server;
+use crate::world::{App, World};
+
+/// Seeds that every `cargo test` runs; `make simulate` runs many more.
+const SEEDS: u64 = 300;
+/// The env of these tests.
+const ENV: &str = "shop/prod";
+
+fn image(number: u8) -> PinnedImage {
+    PinnedImage {
+        registry: "127.0.0.1:5000".to_owned(),
+        repository: "shop".to_owned(),
+        digest: digest(number),
+    }
+}
+
+fn host(seed: u64, leaves_tap: bool) -> SimHost {
+    SimHost(Machine::new(&World::new(seed), NodeId(1), leaves_tap))
+}
+
+/// Both kinds of drivers: those whose VMs take their tap along, and those that leave it.
+fn with_hosts<T: Future<Output = ()>>(test: impl Fn(SimHost) -> T) {
+    for leaves_tap in [false, true] {
+        in_simulated_time(async {
+            let host = host(7, leaves_tap);
+            test(host.clone()).await;
+            assert_eq!(host.0.world.violation(), None);
+        });
+    }
+}
+
+#[test]
+fn simulated_files_conform() {
+    with_hosts(async |host| conformance::files(&host, Path::new("/data")).await);
+}
+
+#[test]
+fn simulated_disks_conform() {
+    with_hosts(async |host| conformance::disks(&host).await);
+}
+
+#[test]
+fn simulated_logs_conform() {
+    with_hosts(async |host| conformance::logs(&host).await);
+}
+
+#[test]
+fn simulated_network_conforms() {
+    with_hosts(async |host| {
+        conformance::network(&host, InstanceId(1), "fd00::1".parse().unwrap()).await;
+    });
+}
+
+#[test]
+fn simulated_images_conform() {
+    with_hosts(async |host| {
+        host.0.world.set_app(digest(9), App::NoImage);
+        conformance::images(&host, &image(1), &image(9)).await;
+    });
+}
+
+#[test]
+fn simulated_vms_conform() {
+    with_hosts(async |host| {
+        let id = InstanceId(1);
+        let parts = VmParts {
+            id,
+            address: "fd00::1".parse().unwrap(),
+            root: host.prepare(&image(1), &|_| ()).await.unwrap().disk,
+            scratch: host.make_scratch(id, 1).await.unwrap(),
+        };
+        // Nobody asked this instance to stop, and its guest has no app yet: it may be ended.
+        conformance::vmm(&host, &host, &parts).await;
+    });
+}
+
+#[test]
+fn the_simulated_server_conforms() {
+    in_simulated_time(async {
+        let world = World::new(7);
+        let server = Server::new(&world, cluster(1));
+        let link = server.link(NodeId(1));
+        let hardware = server.with(|cluster| cluster.nodes[&NodeId(1)].hardware.clone());
+        conformance::server(&link, NodeId(1), hardware).await;
+    });
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in 0..20 {
+        assert_eq!(run(seed), run(seed));
+    }
+    assert_ne!(run(1).trace, run(2).trace);
+}
+
+#[test]
+fn every_seed_passes() {
+    let threads = std::thread::available_parallelism().unwrap().get() as u64;
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            scope.spawn(move || {
+                for seed in (thread..SEEDS).step_by(threads as usize) {
+                    let outcome = run(seed);
+                    if let Some(violation) = outcome.violation {
+                        let trace = outcome.trace.join("\n");
+                        panic!(
+                            "{trace}\nseed {seed}: {violation}\nreplay it: cargo xtask simulate --seed {seed}"
+                        );
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// One node and its server, with no faults but those of the test.
+struct Small {
+    world: World,
+    server: Server,
+    node: Node,
+}
+
+impl Small {
+    /// A node with one instance of this process that is ready.
+    async fn start(process: manifest::Process) -> Self {
+        let world = World::new(7);
+        let server = Server::new(&world, cluster(1));
+        tokio::spawn(server.clone().run());
+        let now = world.now();
+        server.change(|cluster| deploy(cluster, ENV, manifest(&[("web", process)]), now));
+        let mut node = Node::new(&world, &server, NodeId(1), false);
+        node.start();
+        let small = Self {
+            world,
+            server,
+            node,
+        };
+        small.until_ready(1).await;
+        small
+    }
+
+    async fn until(&self, what: &str, there: impl Fn(&Self) -> bool) {
+        for _ in 0..2_000 {
+            assert_eq!(self.world.violation(), None);
+            if there(self) {
+                return;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        let trace = self.world.take_trace().join("\n");
+        panic!("{trace}\nnever: {what}");
+    }
+
+    async fn until_ready(&self, count: u32) {
+        let web = name("web");
+        self.until("it is ready", |small| {
+            let ready = |cluster: &_| invariants::ready(cluster, &key(ENV), &web);
+            small.server.with(ready) == count
+        })
+        .await;
+    }
+
+    fn instance(&self) -> InstanceSpec {
+        self.server
+            .with(|cluster| cluster.instances.values().next().unwrap().spec.clone())
+    }
+
+    fn record(&self) -> std::path::PathBuf {
+        let id = self.instance().id.to_string();
+        Path::new(DATA_DIR)
+            .join("instances")
+            .join(id)
+            .join("instance.json")
+    }
+
+    /// Replaces the instance's record while no agent runs.
+    fn rewrite(&mut self, rewrite: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
+        self.node.kill();
+        let path = self.record();
+        let mut state = self.node.machine.lock();
+        let content = state.files.get_mut(&path).unwrap();
+        let new = rewrite(content);
+        std::mem::replace(content, new)
+    }
+}
+
+#[test]
+fn an_instance_whose_record_has_an_added_field_survives_a_restart_of_the_agent() {
+    in_simulated_time(async {
+        let mut small = Small::start(process(1)).await;
+        small.rewrite(|content| {
+            let text = String::from_utf8(content.to_vec()).unwrap();
+            text.replacen('{', "{\"added\": {\"later\": true},", 1)
+                .into_bytes()
+        });
+        small.node.start();
+        sleep(Duration::from_secs(30)).await;
+        small.until_ready(1).await;
+        assert_eq!(small.node.machine.boots(), 1, "the VM was adopted");
+    });
+}
+
+#[test]
+fn an_instance_whose_record_cannot_be_read_is_reported_and_keeps_what_it_has() {
+    for damaged in [&b"{\"spec\": "[..], b"{\"version\": 99}"] {
+        in_simulated_time(async {
+            let mut small = Small::start(database(1)).await;
+            let id = small.instance().id;
+            let before = small.rewrite(|_| damaged.to_vec());
+            small.node.start();
+            let reported = |small: &Small| {
+                small.server.with(|cluster| {
+                    let report = cluster.instances[&id].report.as_ref();
+                    let failure = report.and_then(|report| report.failure.clone());
+                    failure.is_some_and(|failure| failure.starts_with("cannot resume the instance"))
+                })
+            };
+            small.until("it is reported", reported).await;
+            sleep(Duration::from_secs(120)).await;
+            assert!(reported(&small));
+            let state = |small: &Small| {
+                small.server.with(|cluster| {
+                    let report = cluster.instances[&id].report.as_ref();
+                    report.map(|report| (report.state, report.ready))
+                })
+            };
+            assert_eq!(state(&small), Some((InstanceState::Running, false)));
+            let machine = &small.node.machine;
+            assert_eq!((machine.boots(), machine.running()), (1, vec![id]));
+            assert!(machine.lock().taps.contains(&id));
+            assert!(machine.lock().admitted.contains_key(&id));
+
+            // Its record is put back: it goes on.
+            let path = small.record();
+            machine.lock().files.insert(path, before);
+            small.until_ready(1).await;
+            assert_eq!(small.node.machine.boots(), 1);
+        });
+    }
+}
+
+#[test]
+fn an_instance_whose_record_cannot_be_read_is_stopped_when_it_is_named() {
+    in_simulated_time(async {
+        let mut small = Small::start(database(1)).await;
+        small.rewrite(|_| Vec::new());
+        small.node.start();
+        small.server.change(|cluster| {
+            cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
+        });
+        small
+            .until("the env is gone", |small| {
+                small.server.with(|cluster| cluster.envs.is_empty())
+            })
+            .await;
+        assert!(small.node.machine.running().is_empty());
+        assert!(small.node.machine.lock().taps.is_empty());
+    });
+}
+
+#[test]
+fn a_vm_that_cannot_be_looked_for_is_not_booted_a_second_time() {
+    in_simulated_time(async {
+        let mut small = Small::start(process(1)).await;
+        let id = small.instance().id;
+        small.node.kill();
+        small.node.machine.lock().unreadable_vms.insert(id);
+        small.node.start();
+        sleep(Duration::from_secs(300)).await;
+        assert_eq!(small.world.violation(), None);
+        assert_eq!(small.node.machine.boots(), 1);
+        small.node.machine.lock().unreadable_vms.clear();
+        small.until_ready(1).await;
+        assert_eq!(small.node.machine.boots(), 1);
+    });
+}
+
+#[test]
+fn a_stop_that_cannot_be_written_down_is_not_acknowledged() {
+    in_simulated_time(async {
+        let small = Small::start(process(1)).await;
+        let id = small.instance().id;
+        small.node.machine.lock().disk_full = true;
+        small.server.change(|cluster| {
+            cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
+        });
+        sleep(Duration::from_secs(120)).await;
+        assert!(small.node.machine.running().is_empty());
+        let known = |small: &Small| {
+            small
+                .server
+                .with(|cluster| cluster.instances.contains_key(&id))
+        };
+        assert!(known(&small), "an agent that restarts would start it again");
+        small.node.machine.lock().disk_full = false;
+        small.until("it is deleted", |small| !known(small)).await;
+    });
+}

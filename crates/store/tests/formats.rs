@@ -1,0 +1,175 @@
+//! Rows of older versions are read, and rows that cannot be read are kept and named.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::path::Path;
+
+use model::instance::InstanceState;
+use model::{EnvNetwork, InstanceId, NodeId, ReleaseNumber, VolumeId};
+use scheduler::apply::{Command, Refused};
+use scheduler::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase};
+use scheduler::desired::desired_state;
+use scheduler::planner::plan;
+use sqlx::{Connection as _, SqliteConnection};
+use store::{JSON_VERSION, Store, StoreError};
+use support::*;
+
+/// A store as commit f29f308 left it.
+const VERSION_1: &str = include_str!("fixtures/json_version_1.sql");
+
+async fn execute(folder: &Path, sql: &'static str) {
+    let url = format!("sqlite:{}?mode=rwc", folder.join("platform.db").display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(sql).execute(&mut db).await.unwrap();
+    db.close().await.unwrap();
+}
+
+async fn version_1(folder: &Path) -> Store {
+    execute(folder, VERSION_1).await;
+    open(folder).await
+}
+
+fn subjects(cluster: &ClusterState) -> Vec<Subject> {
+    (cluster.unreadable.iter())
+        .map(|record| record.subject.clone())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_store_of_version_1_is_read_as_it_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = version_1(folder.path()).await;
+    let cluster = store.load().await.unwrap();
+    assert_eq!(cluster.unreadable, []);
+    assert_eq!(cluster.settings, settings());
+    assert_eq!(cluster.last_network, EnvNetwork(2));
+
+    let node = &cluster.nodes[&NodeId(1)];
+    assert_eq!((node.name.as_str(), node.generation.0), ("box", 8));
+    assert_eq!(node.driver.as_ref().unwrap().name, "qemu-tcg");
+    assert_eq!(node.egress.as_ref().unwrap().reason, "no uplink");
+    assert_eq!(cluster.nodes[&NodeId(2)].driver, None);
+
+    let env = &cluster.envs[&env_key("shop")];
+    assert_eq!(env.rollout.reason, "it failed");
+    assert_eq!(env.scale[&"web".parse().unwrap()], 3);
+    assert_eq!(env.releases[&ReleaseNumber(2)].secrets["database"], 1);
+    assert!(cluster.envs[&env_key("old")].destroying);
+    assert_eq!(cluster.secrets[&env_key("shop")]["database"], 1);
+
+    let phase = |id| cluster.instances[&InstanceId(id)].phase.clone();
+    assert_eq!(phase(1), InstancePhase::Established);
+    assert_eq!(phase(2), InstancePhase::New);
+    let terminating = InstancePhase::Terminating {
+        was_ready: true,
+        reason: "more than the 2 wanted".to_owned(),
+    };
+    assert_eq!(phase(3), terminating);
+    assert_eq!(phase(4), InstancePhase::Gone);
+    assert_eq!(phase(5), InstancePhase::New);
+    let failed = cluster.instances[&InstanceId(2)].report.as_ref().unwrap();
+    assert_eq!(failed.state, InstanceState::Failed);
+    assert_eq!(failed.log_tail, ["no such file"]);
+
+    let volume = |id| cluster.volumes[&VolumeId(id)].phase;
+    assert_eq!(volume(0xd0), VolumePhase::Made);
+    assert_eq!(volume(0xd1), VolumePhase::Planned);
+    assert_eq!(volume(0xd2), VolumePhase::Deleting { made: true });
+    assert_eq!(volume(0xd3), VolumePhase::Deleted);
+    let routes = store.routes().await.unwrap();
+    assert_eq!(routes.routes["shop.example.com"].backends.len(), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_row_of_version_1_is_written_with_the_current_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = version_1(folder.path()).await;
+    let cluster = store.load().await.unwrap();
+    let said = report(cluster.nodes[&NodeId(1)].generation, Vec::new());
+    let later = model::Timestamp(NOW.0 + 120_000);
+    store.report(NodeId(1), &said, later).await.unwrap();
+    store.close().await;
+    let url = format!("sqlite:{}", folder.path().join("platform.db").display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    let versions: Vec<i64> = sqlx::query_scalar("SELECT json_version FROM nodes ORDER BY id")
+        .fetch_all(&mut db)
+        .await
+        .unwrap();
+    assert_eq!(versions, [JSON_VERSION, 1]);
+}
+
+#[tokio::test]
+async fn rows_that_cannot_be_read_are_kept_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    version_1(folder.path()).await.close().await;
+    execute(
+        folder.path(),
+        "UPDATE instances SET json_version = 99 WHERE id = 1;
+         UPDATE instances SET report_json = '{' WHERE id = 2;
+         UPDATE releases SET release_json = '[]' WHERE app = 'shop' AND number = 2;
+         UPDATE envs SET rollout_json = '{}' WHERE app = 'old';
+         UPDATE nodes SET hardware_json = '7' WHERE id = 2;
+         UPDATE volumes SET phase = 'frozen' WHERE id = 209;",
+    )
+    .await;
+    let store = open(folder.path()).await;
+    let cluster = store.load().await.unwrap();
+    let expected = [
+        Subject::Node(NodeId(2)),
+        Subject::Env(env_key("old")),
+        Subject::Release(env_key("shop"), ReleaseNumber(2)),
+        Subject::Instance(InstanceId(1)),
+        Subject::Volume(VolumeId(209)),
+    ];
+    assert_eq!(subjects(&cluster), expected);
+    let newer = &cluster.unreadable[3];
+    assert_eq!(
+        newer.to_string(),
+        "the record of instance 00000001 cannot be read: an instance's spec has version 99, and this server reads up \
+         to 2: upgrade the server"
+    );
+    assert_eq!(
+        (newer.node, &newer.env),
+        (Some(NodeId(1)), &Some(env_key("shop")))
+    );
+    // A report is said again: the instance is readable without it.
+    assert_eq!(cluster.instances[&InstanceId(2)].report, None);
+
+    // The node is not told to stop the instance, and nothing of its env changes.
+    assert_eq!(desired_state(&cluster, NodeId(1)).unwrap().stop.len(), 2);
+    let planned = plan(&cluster, NOW, &mut || 1);
+    let frozen = planned.findings.iter();
+    let frozen = frozen.filter(|f| f.message.starts_with("nothing of it is changed"));
+    assert_eq!(frozen.count(), 1, "{planned:?}");
+    let again = update(&store, vec![placed("shop", 1, InstanceId(1), NodeId(1))]).await;
+    assert!(matches!(
+        again,
+        Err(StoreError::Refused(Refused::InstanceExists(_)))
+    ));
+    let destroy = Command::DestroyEnv {
+        env: env_key("shop"),
+    };
+    let refused = update(&store, vec![destroy]).await;
+    assert!(matches!(
+        refused,
+        Err(StoreError::Refused(Refused::EnvFrozen { .. }))
+    ));
+
+    // A node's report brings back what could not be read of the node.
+    let said = report(model::Generation(2), Vec::new());
+    store.report(NodeId(2), &said, NOW).await.unwrap().unwrap();
+    let cluster = store.load().await.unwrap();
+    assert_eq!(subjects(&cluster), expected[1..]);
+    assert_eq!(cluster.nodes[&NodeId(2)].hardware, hardware());
+    // The rows are as they were.
+    execute(
+        folder.path(),
+        "UPDATE instances SET json_version = 1 WHERE id = 1;",
+    )
+    .await;
+    let healed = store.load().await.unwrap();
+    assert!(healed.instances.contains_key(&InstanceId(1)));
+    store.close().await;
+}
