@@ -323,6 +323,13 @@ impl Cluster {
         (status, String::from_utf8_lossy(&body).into_owned())
     }
 
+    /// Waits until the edge serves the example app: it hears of a route shortly after the deploy is done.
+    pub(crate) fn wait_until_served(&self) {
+        wait_for("the edge to serve the app", || {
+            self.get("/healthz").0 == 200
+        });
+    }
+
     pub(crate) fn edge(&self) -> SocketAddr {
         self.edge
     }
