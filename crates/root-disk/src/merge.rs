@@ -155,7 +155,7 @@ impl<'a> Merger<'a> {
             return Ok(Placed::Done);
         }
         if let Some(child) = existing {
-            self.forget(child.node);
+            self.detach(child.node);
         }
         Ok(Placed::At { directory, name })
     }
@@ -353,7 +353,7 @@ impl<'a> Merger<'a> {
                 });
             }
             // The target may be below a directory that is replaced by the link.
-            self.forget(child.node);
+            self.detach(child.node);
             if matches!(self.tree.node(target).kind, Kind::Gone) {
                 return Err(EntryProblem::HardLinkTarget {
                     target: entry.name.escape_ascii().to_string(),
@@ -401,7 +401,7 @@ impl<'a> Merger<'a> {
                         if let Some(directory) = self.tree.directory_mut(directory) {
                             directory.children.remove(name);
                         }
-                        self.forget(child.node);
+                        self.detach(child.node);
                     }
                     Some(child) => self.hide_lower(child.node),
                     None => {}
@@ -434,13 +434,13 @@ impl<'a> Merger<'a> {
                 keep
             });
             for node in hidden {
-                self.forget(node);
+                self.detach(node);
             }
         }
     }
 
     /// A name of this node is no more; with its last one, and all of a directory's, its blocks are free.
-    fn forget(&mut self, node: NodeId) {
+    fn detach(&mut self, node: NodeId) {
         let mut left = vec![node];
         while let Some(id) = left.pop() {
             let node = self.tree.node_mut(id);

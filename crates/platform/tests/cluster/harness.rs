@@ -244,17 +244,17 @@ impl Cluster {
 
     /// Runs the command line.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Said {
-        Self::said(self.command(arguments))
+        Self::run_command(self.command(arguments))
     }
 
     /// Runs the command line with the colours that a terminal gets.
     pub(crate) fn cli_on_a_terminal(&self, arguments: &[&str]) -> Said {
         let mut command = self.command(arguments);
         command.env("CLICOLOR_FORCE", "1");
-        Self::said(command)
+        Self::run_command(command)
     }
 
-    fn said(mut command: Command) -> Said {
+    fn run_command(mut command: Command) -> Said {
         let output = command.output().unwrap();
         Said {
             status: output.status.code().unwrap_or(-1),
