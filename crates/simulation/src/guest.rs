@@ -36,7 +36,7 @@ impl Connection {
                 let mut connection = Self { stream, buffer };
                 let hello = GuestFrame::Hello(Hello {
                     contract: CONTRACT_VERSION,
-                    channel: channel.clone(),
+                    channel,
                     phase: phase.clone(),
                 });
                 if connection.write(&hello).await.is_ok() {

@@ -24,7 +24,7 @@ use node_network::Endpoint;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::machine::Machine;
+use crate::machine::{Machine, SimVm};
 use crate::simulator::App;
 
 /// Folder of root disks, a file for each image digest.
@@ -71,7 +71,7 @@ impl Vmm for SimHost {
                 if machine.simulator.draw(|rng| rng.percent(percent)) {
                     return Err(HostError::transient("cannot start the VMM: simulated"));
                 }
-                if machine.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if machine.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     machine
                         .simulator
                         .violate(format!("{id} is booted while its VM runs"));
@@ -146,7 +146,7 @@ impl Vmm for SimHost {
     fn remove(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
             self.perform(5, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
                         .simulator
                         .violate(format!("the record of {id} is removed while its VM runs"));
@@ -224,7 +224,7 @@ impl Network for SimHost {
         async move {
             let id = endpoint.instance;
             self.perform(50, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     return Err(HostError::transient(format!("the tap of {id} is in use")));
                 }
                 self.0.lock().taps.insert(id);
@@ -253,7 +253,7 @@ impl Network for SimHost {
     fn release(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
             self.perform(20, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
                         .simulator
                         .violate(format!("the tap of {id} is released while its VM runs"));
@@ -360,7 +360,7 @@ impl Disks for SimHost {
                         "cannot make the scratch disk: disk full",
                     ));
                 }
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
                         .simulator
                         .violate(format!("the scratch disk of {id} is replaced under its VM"));
@@ -376,7 +376,7 @@ impl Disks for SimHost {
     fn remove_scratch(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
             self.perform(5, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
                         .simulator
                         .violate(format!("the scratch disk of {id} is removed under its VM"));
