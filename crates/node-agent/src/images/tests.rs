@@ -110,7 +110,14 @@ fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -
         .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
     {}
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let bytes = &content[path.rsplit('/').next().unwrap_or_default()];
+    let Some(bytes) = content.get(path.rsplit('/').next().unwrap_or_default()) else {
+        let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#;
+        let length = body.len();
+        return write!(
+            stream,
+            "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+    };
     write!(
         stream,
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
