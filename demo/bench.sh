@@ -8,8 +8,9 @@ set -euo pipefail
 # Ports and folders of its own, before cluster.sh takes the demo's.
 DEMO_DIR=$(mktemp -d /tmp/platform-bench.XXXXXX)
 DEMO_RUN_DIR=$DEMO_DIR/run
+DEMO_PROFILE=dist
 DEMO_SERVER_PORT=7410 DEMO_EDGE_PORT=8090 DEMO_REGISTRY_PORT=5010
-export DEMO_DIR DEMO_RUN_DIR DEMO_SERVER_PORT DEMO_EDGE_PORT DEMO_REGISTRY_PORT
+export DEMO_PROFILE DEMO_DIR DEMO_RUN_DIR DEMO_SERVER_PORT DEMO_EDGE_PORT DEMO_REGISTRY_PORT
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=demo/cluster.sh
 . "$here/cluster.sh"

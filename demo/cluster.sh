@@ -17,8 +17,9 @@ server_port=${DEMO_SERVER_PORT:-7400}
 edge_port=${DEMO_EDGE_PORT:-8080}
 registry_port=${DEMO_REGISTRY_PORT:-5000}
 
-# The program: every role, and the command line.
-platform=$top/target/release/platform
+# The program: every role, and the command line. `demo/bench.sh` measures that of profile `dist`.
+profile=${DEMO_PROFILE:-release}
+platform=$top/target/$profile/platform
 # The link by which the command line finds the demo's cluster, unless you have a configuration of your own.
 user_config=${XDG_CONFIG_HOME:-$HOME/.config}/platform/config.json
 admin_config=$demo/server/client.json

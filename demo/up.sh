@@ -22,7 +22,9 @@ main() {
     fi
     check_machine
     step "Packages and tools" "$top/demo/install.sh"
-    step "Build the platform" make --no-print-directory -C "$top" build
+    local target=build
+    [ "$profile" = release ] || target=$profile
+    step "Build the platform" make --no-print-directory -C "$top" "$target"
     mkdir -p "$demo" && chmod 700 "$demo"
     keep_ports
 

@@ -5,8 +5,10 @@
 //! order, and a console node. The same inputs give the same bytes: the archive's files have owner
 //! 0 and time 0. A run whose inputs did not change does nothing but check them.
 //!
-//! A second initramfs, without modules, is for a kernel that has everything built in: the platform's own, which is
-//! another chore's (`kernel`).
+//! A second initramfs, without modules, is for a kernel that has everything built in: the platform's own, which
+//! `cargo xtask kernel` builds.
+//!
+//! With `--profile dist` the folder is `target/dist/guest`, beside the platform that is shipped.
 //!
 //! Absent on purpose: any compression of the initramfs. Unpacking costs more boot time than the bytes do.
 
@@ -77,24 +79,67 @@ pub(crate) struct Options {
     /// Use this `.deb` of a Debian kernel instead of asking apt for the current one.
     #[arg(long, value_name = "FILE")]
     kernel_package: Option<PathBuf>,
+    /// Build init as the tests boot it, or as it is shipped.
+    #[arg(long, value_enum, default_value_t = Profile::Release)]
+    profile: Profile,
     /// Also build what `make bench` measures of init on this machine itself, with the same flags.
     #[arg(long)]
     natively: bool,
 }
 
-/// Builds `target/guest`.
+/// A profile of Cargo.toml.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Profile {
+    /// Checks for integer overflow.
+    Release,
+    /// Optimised throughout.
+    Dist,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Dist => "dist",
+        }
+    }
+
+    /// Where what guests boot is put, from the workspace's root.
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Release => DEFAULT_FOLDER,
+            Self::Dist => "target/dist/guest",
+        }
+    }
+}
+
+/// Where tests and the demo look for what guests boot, and where `cargo xtask kernel` puts its kernel.
+const DEFAULT_FOLDER: &str = "target/guest";
+
+/// Builds the folder of the profile.
 pub(crate) fn run(options: &Options) -> Result<()> {
     let root = workspace_root()?;
-    let out = root.join("target/guest");
-    let cache = out.join("cache");
-    fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;
+    let profile = options.profile;
+    let out = root.join(profile.folder());
+    // Both profiles share what is downloaded.
+    let cache = root.join(DEFAULT_FOLDER).join("cache");
+    for folder in [&out, &cache] {
+        fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
+    }
+    let own_kernel = root.join(DEFAULT_FOLDER).join("vmlinux");
+    if profile == Profile::Dist && own_kernel.is_file() {
+        let kernel =
+            fs::read(&own_kernel).with_context(|| format!("read {}", own_kernel.display()))?;
+        replace(&out.join("vmlinux"), &kernel)?;
+    }
 
     if options.natively {
-        let program = compile(&root, &["--example", "natively"], "examples/natively")?;
+        let what = ["--example", "natively"];
+        let program = compile(&root, profile, &what, "examples/natively")?;
         replace(&out.join("natively"), &program)?;
         make_executable(&out.join("natively"))?;
     }
-    let init = build_init(&root)?;
+    let init = build_init(&root, profile)?;
     let package = match &options.kernel_package {
         Some(path) => path.clone(),
         None => current_kernel(&cache)?,
@@ -145,8 +190,8 @@ fn workspace_root() -> Result<PathBuf> {
 
 /// Builds platform-init and returns its bytes. Only the last crate is compiled with these flags, so
 /// nothing else in the shared target directory is built a second time.
-fn build_init(root: &Path) -> Result<Vec<u8>> {
-    let bytes = compile(root, &["--bin", "platform-init"], "platform-init")?;
+fn build_init(root: &Path, profile: Profile) -> Result<Vec<u8>> {
+    let bytes = compile(root, profile, &["--bin", "platform-init"], "platform-init")?;
     ensure!(
         !has_interpreter(&bytes)?,
         "platform-init came out dynamically linked: is libc6-dev (libc.a) installed?"
@@ -160,18 +205,25 @@ fn build_init(root: &Path) -> Result<Vec<u8>> {
 }
 
 /// Compiles one target of guest-init as init is, and reads the program.
-fn compile(root: &Path, what: &[&str], program: &str) -> Result<Vec<u8>> {
+fn compile(root: &Path, profile: Profile, what: &[&str], program: &str) -> Result<Vec<u8>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
         .current_dir(root)
-        .args(["rustc", "--release", "--quiet", "-p", "guest-init"])
+        .args([
+            "rustc",
+            "--profile",
+            profile.name(),
+            "--quiet",
+            "-p",
+            "guest-init",
+        ])
         .args(what)
         .arg("--")
         .args(INIT_FLAGS)
         .status()
         .context("run cargo rustc for platform-init")?;
     ensure!(status.success(), "{program} does not build (see above)");
-    let path = root.join("target/release").join(program);
+    let path = root.join("target").join(profile.name()).join(program);
     fs::read(&path).with_context(|| format!("read {}", path.display()))
 }
 
@@ -181,7 +233,7 @@ fn has_interpreter(elf: &[u8]) -> Result<bool> {
     let number = |at: usize, bytes: usize| -> Result<u64> {
         let slice = elf
             .get(at..at + bytes)
-            .context("platform-init is no whole ELF file")?;
+            .context("platform-init is a truncated ELF file")?;
         Ok(slice
             .iter()
             .rev()

@@ -1,4 +1,4 @@
-//! Time and random ids, for the pure functions that take them as arguments.
+//! The clock and the random ids that the pure crates take as arguments.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

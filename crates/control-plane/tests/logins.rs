@@ -130,7 +130,7 @@ async fn the_image_cache_of_a_node_is_listed_while_it_is_online() {
         size_bytes: 1 << 20,
         last_used: Timestamp(7),
         instances: 0,
-        kept: true,
+        pinned: true,
     };
     let said = NodeReport {
         images: vec![cached.clone()],

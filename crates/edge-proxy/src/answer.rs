@@ -6,7 +6,7 @@ use http::header::{self, HeaderValue};
 use http::{Response, StatusCode};
 use http_body_util::{Either, Full};
 
-use crate::body::AnswerBody;
+use crate::response_body::AnswerBody;
 
 /// Seconds after which a client may ask again when no instance is ready.
 const RETRY_AFTER_SECONDS: u64 = 2;

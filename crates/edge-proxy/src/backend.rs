@@ -12,11 +12,11 @@ use hyper_util::rt::TokioIo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::body::ClientBody;
 use crate::limits::{
     AVOID_AFTER_FAILURE, CONNECT_TIMEOUT, MAX_HEAD_BYTES, MAX_HEADERS, MAX_IDLE_AGE,
     MAX_IDLE_PER_BACKEND,
 };
+use crate::request_body::ClientBody;
 use crate::socket;
 
 /// Idle connections, and which backends failed lately.
@@ -53,7 +53,7 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Keeps the connection for a later request to the same backend.
-    pub(crate) fn give_back(self) {
+    pub(crate) fn release(self) {
         if self.sender.is_closed() {
             return;
         }

@@ -21,10 +21,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::answer;
 use crate::backend::{Backends, ConnectError, Lease};
-use crate::body::{AnswerBody, BackendBody, Upload};
 use crate::headers::{self, AskedHost};
 use crate::limits::{MAX_ATTEMPTS, REQUEST_STALL_TIMEOUT, RESPONSE_HEAD_TIMEOUT};
 use crate::proxy_header;
+use crate::request_body::Upload;
+use crate::response_body::{AnswerBody, BackendBody};
 use crate::routes::{HostRoute, Routes};
 
 /// What all connections share.
@@ -159,7 +160,7 @@ async fn forward(
                     NoAnswer::TooLate(_) | NoAnswer::ClientStalled => false,
                 };
                 failure = Some(error);
-                if upload.touched() || !harmless {
+                if upload.is_started() || !harmless {
                     break;
                 }
             }

@@ -9,13 +9,14 @@
 
 mod answer;
 mod backend;
-mod body;
 mod follow;
 mod forward;
 mod headers;
 mod limits;
 mod listener;
 mod proxy_header;
+mod request_body;
+mod response_body;
 mod routes;
 mod socket;
 #[cfg(test)]

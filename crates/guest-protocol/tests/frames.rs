@@ -209,3 +209,11 @@ fn each_error_names_what_is_wrong_with_the_bytes() {
         Err(FrameError::Body { frame_type: 6, .. })
     ));
 }
+
+#[test]
+#[should_panic(expected = "attempt to add with overflow")]
+fn arithmetic_that_overflows_panics_in_tests() {
+    // The profile of the tests has overflow checks: without them this sum is 0.
+    let length = std::hint::black_box(u32::MAX);
+    std::hint::black_box(length + 1);
+}

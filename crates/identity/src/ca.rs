@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::member::{MAX_CSR_BYTES, common_name};
-use crate::{KeyError, random};
+use crate::{KeyError, generate_key, random};
 
 /// Life of the CA, in days.
 pub const CA_DAYS: u64 = 3650;
@@ -233,10 +233,6 @@ pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];
     out.copy_from_slice(digest(&SHA256, bytes).as_ref());
     out
-}
-
-pub(crate) fn generate_key(what: &'static str) -> Result<KeyPair, KeyError> {
-    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| KeyError::new(what, e))
 }
 
 fn params(common_name: &str, days: u64, now: Timestamp) -> Result<CertificateParams, CaError> {

@@ -1,7 +1,7 @@
 //! Keys, the cluster's CA, certificates and tokens (ADR 0004).
 //!
 //! - [`ClusterCa`]: the cluster's own root. It signs members' client certificates and the
-//!   servers' certificates, and nothing else in the world.
+//!   servers' certificates, and nothing else.
 //! - [`MemberKey`]: the key a node or edge makes for itself; only its request leaves the machine.
 //! - [`WireguardKey`]: a node's overlay key.
 //! - [`EnrollmentToken`], [`UserToken`]: bearer secrets; servers keep their hash only.
@@ -35,8 +35,7 @@ pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
 pub use wireguard::{WireguardKey, is_wireguard_public_key};
 
-/// The system's random generator failed, or a key could not be made of its bytes. There is
-/// nothing to do but to stop.
+/// The system's random generator failed, or no key could be made of its bytes. The caller can only stop.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("could not make {what}: {cause}")]
 pub struct KeyError {
@@ -60,4 +59,10 @@ pub fn random<const N: usize>(what: &'static str) -> Result<[u8; N], KeyError> {
     let mut bytes = [0; N];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|cause| KeyError::new(what, cause))?;
     Ok(bytes)
+}
+
+/// A new ECDSA P-256 key; `what` it is for is for the error only.
+fn generate_key(what: &'static str) -> Result<rcgen::KeyPair, KeyError> {
+    rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+        .map_err(|cause| KeyError::new(what, cause))
 }

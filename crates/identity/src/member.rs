@@ -3,8 +3,7 @@
 use api::enrollment::Member;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
-use crate::KeyError;
-use crate::ca::generate_key;
+use crate::{KeyError, generate_key};
 
 /// Longest certificate request that is looked at, in bytes of PEM. One for P-256 has about 500.
 pub const MAX_CSR_BYTES: usize = 8 * 1024;

@@ -111,7 +111,7 @@ mod tests {
         expect![[r"
             NODE   STATE
             n1     online
-            n1000  away\u{1b}[2J x
+            n1000  away [2J x
         "]]
         .assert_eq(&plain);
     }

@@ -2,25 +2,21 @@
 //! program.
 //!
 //! `hello` (or `hello web`) serves HTTP; `hello worker` logs a line every few seconds. Both read
-//! `/etc/hello/hello.toml` from the image, may be told otherwise by variables, end on SIGTERM after
-//! what they had begun, and need no root. What the platform puts into the environment
-//! (`PLATFORM_*`, `PORT`) is shown on the page, and nothing else of it is used.
+//! `/etc/hello/hello.toml` from the image, which variables override, end on SIGTERM after the requests in
+//! progress, and need no root. The page shows the platform's variables (`PLATFORM_*`, `PORT`), of which only
+//! `PORT` is used.
 
 mod config;
+mod log;
 mod request;
 mod server;
+mod signals;
 mod worker;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use config::Config;
-
-/// Everything goes to standard output, a line at a time.
-pub(crate) fn log(line: &str) {
-    // If no one reads our log there is no one to tell.
-    let _ = writeln!(io::stdout().lock(), "{line}");
-}
 
 fn main() -> ExitCode {
     let mode = std::env::args().nth(1).unwrap_or_else(|| "web".to_owned());

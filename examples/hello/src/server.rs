@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::config::Config;
-use crate::log;
+use crate::log::log;
 use crate::request::{self, Refused, Request};
-use crate::worker::signals;
+use crate::signals::signals;
 
 /// A connection that is silent for so long is closed.
 const IDLE_TIMEOUT: Duration = Duration::from_mins(1);

@@ -12,7 +12,7 @@ use model::instance::ExitEvent;
 
 use crate::connection::{Connection, hello, raw};
 use crate::output::ESCAPES;
-use crate::report;
+use crate::report::report;
 
 /// Connections of random bytes among the malformed ones.
 const RANDOM: u64 = 20;

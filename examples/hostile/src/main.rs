@@ -8,6 +8,7 @@
 mod attacks;
 mod connection;
 mod output;
+mod report;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -44,11 +45,4 @@ fn main() -> ExitCode {
 fn number(word: &str) -> io::Result<usize> {
     word.parse()
         .map_err(|error| io::Error::other(format!("{word}: {error}")))
-}
-
-/// Prints what an attack did.
-fn report(line: &str) -> io::Result<()> {
-    let mut out = io::stdout();
-    writeln!(out, "{line}")?;
-    out.flush()
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::report;
+use crate::report::report;
 
 /// Sequences that a terminal obeys: clear, title, carriage return, cursor up, backspace, C1's CSI, a bell; and
 /// a line that looks like the platform's.

@@ -8,8 +8,6 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The layer of contracts. Its crates may import one another: the API carries the guest protocol's frames.
 const CONTRACTS: u32 = 1;
-/// The layer of decisions. Its crates may import one another.
-const DECISIONS: u32 = 2;
 
 /// Checks the table of layers in the text of ARCHITECTURE.md against `cargo metadata`.
 ///
@@ -67,7 +65,7 @@ pub(super) fn check(root: &Path, architecture: &str, findings: &mut Vec<String>)
 
 /// Whether a crate of one layer may import a crate of another.
 fn may_import(layer: u32, imported: u32) -> bool {
-    imported < layer || (imported == layer && matches!(layer, CONTRACTS | DECISIONS))
+    imported < layer || (layer == CONTRACTS && imported == CONTRACTS)
 }
 
 /// The rows `| 2 | `store` | ... |` of the table: crate to layer.
@@ -97,6 +95,6 @@ mod tests {
     #[test]
     fn a_mechanism_imports_no_mechanism_and_nothing_from_above() {
         assert!(may_import(3, 2) && may_import(3, 0) && may_import(1, 1));
-        assert!(!may_import(3, 3) && !may_import(3, 4) && !may_import(0, 0) && !may_import(5, 5));
+        assert!(!may_import(3, 3) && !may_import(3, 4) && !may_import(2, 2) && !may_import(0, 0));
     }
 }

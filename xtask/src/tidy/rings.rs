@@ -2,7 +2,8 @@
 //!
 //! The files of a crate's `src` are read as tokens, so comments and texts do not count, and macros do. A path that begins with
 //! `crate`, `super`, `self` or the name of a submodule is an import of the file that defines what it names;
-//! a re-export (`pub use`) is followed to that file. Code under `#[cfg(test)]` is left out. A file with the comment
+//! a re-export (`pub use`) is followed to that file. A submodule that imports from the modules around it makes no ring
+//! with them: they declare it, and are read with it. Code under `#[cfg(test)]` is left out. A file with the comment
 //! `// ring: why` is left out too.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -93,7 +94,7 @@ fn graph(folder: &str, sources: &[&Source]) -> Result<BTreeMap<String, BTreeSet<
             .named
             .iter()
             .filter_map(|path| home(&files, path, 0))
-            .filter(|home| home != module && counts(home))
+            .filter(|home| !module.starts_with(home) && counts(home))
             .map(|home| files[&home].path.clone())
             .collect();
         graph.insert(file.path.clone(), imports);
@@ -120,10 +121,9 @@ fn home(files: &BTreeMap<Module, File>, path: &[String], followed: usize) -> Opt
     let file = &files[module];
     if followed < MAX_REEXPORTS
         && let Some(name) = rest.first()
+        && let Some(target) = file.exported.get(name)
     {
-        if let Some(target) = file.exported.get(name) {
-            return home(files, target, followed + 1);
-        }
+        return home(files, target, followed + 1);
     }
     Some(module.to_vec())
 }
@@ -399,6 +399,18 @@ mod tests {
         let b = ("b.rs", "use crate::c::C; pub struct B;");
         let c = ("c.rs", "mod inner; pub struct C; fn f() { g(super::b::B) }");
         assert_eq!(findings(&[LIB, b, c, INNER]), [RING]);
+    }
+
+    #[test]
+    fn a_submodule_may_import_from_the_modules_around_it() {
+        let b = ("b.rs", "pub struct B;");
+        let c = ("c.rs", "mod inner; use inner::D; pub struct C;");
+        let inner = (
+            "c/inner.rs",
+            "use super::C; use crate::LIMIT; pub struct D;",
+        );
+        let lib = ("lib.rs", "mod b; mod c; use c::C; const LIMIT: u8 = 1;");
+        assert_eq!(findings(&[lib, b, c, inner]), [""; 0]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use scheduler::desired::pulls_from;
 use serde::Deserialize;
 
 use super::deploy::registry_failed;
-use super::{Body, Params};
+use super::extract::{Body, Params};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;

@@ -17,13 +17,16 @@ use model::InstanceId;
 /// The one switch that leaves these tests out, on a machine where they cannot run.
 const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
 
-/// The artifacts of `cargo xtask guest`; nothing when these tests are switched off.
+/// The artifacts of `cargo xtask guest`, or those in `PLATFORM_GUEST_DIR`; nothing when these tests are switched off.
 pub(crate) fn guest_dir() -> Option<PathBuf> {
     if std::env::var_os(SKIP).is_some() {
         eprintln!("SKIPPED: {SKIP} is set");
         return None;
     }
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest");
+    let dir = std::env::var_os("PLATFORM_GUEST_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),
+        PathBuf::from,
+    );
     assert!(
         dir.join("vmlinuz").exists(),
         "no guest kernel: cargo xtask guest makes it; {SKIP}=1 leaves this test out"

@@ -136,12 +136,15 @@ pub(crate) fn host_name() -> String {
         .into_owned()
 }
 
-/// `target/release/platform` has its guest in `target/guest`.
+/// The folder `guest` beside this program (`target/dist`) or beside this program's folder (`target/release` and
+/// `target/guest`), else where a package has it.
 fn default_guest() -> PathBuf {
-    let beside = std::env::current_exe()
-        .ok()
-        .and_then(|program| Some(program.parent()?.parent()?.join("guest")));
-    beside
-        .filter(|folder| folder.is_dir())
+    let program = std::env::current_exe().unwrap_or_default();
+    program
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|folder| folder.join("guest"))
+        .find(|folder| folder.is_dir())
         .unwrap_or_else(|| Path::new(PACKAGED_GUEST).to_owned())
 }

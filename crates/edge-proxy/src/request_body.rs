@@ -1,5 +1,4 @@
-//! Bodies on their way through: the client's, which can be taken back while nothing of it was
-//! read, and the backend's, which gives its connection back when it ended.
+//! The body of a client's request. Until a backend has read a part of it, it can go to another backend.
 
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,22 +7,16 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-use crate::backend::Lease;
-
-/// What the edge answers with: a backend's body, or a text of its own.
-pub(crate) type AnswerBody = Either<BackendBody, Full<Bytes>>;
-
-/// The client's body, kept here while one attempt after the other reads it.
+/// The client's body. Attempts to reach a backend read it, one after another.
 #[derive(Debug)]
 pub(crate) struct Upload {
     body: Mutex<Incoming>,
-    /// Which attempt may read; an earlier one, dying slowly, may not.
+    /// The attempt that may read. Earlier attempts get [`UploadError::Superseded`].
     attempt: AtomicU64,
-    /// Whether any attempt has read a frame: then no other backend can be given the whole body.
-    touched: AtomicBool,
+    /// Whether an attempt has read a frame: then no other backend can get the whole body.
+    is_started: AtomicBool,
     progress: Mutex<Progress>,
 }
 
@@ -33,15 +26,15 @@ struct Progress {
     waits_for_client: bool,
 }
 
-/// Why a body broke off.
+/// Why a body ended early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UploadError {
-    /// The client went away or sent what is no body.
+    /// The client disconnected, or its body is malformed.
     #[error("the client's request body broke off")]
     Client(#[source] hyper::Error),
-    /// Another backend is being tried.
-    #[error("the request was given to another backend")]
-    TakenBack,
+    /// Another attempt reads the body now.
+    #[error("the request was sent to another backend")]
+    Superseded,
 }
 
 impl Upload {
@@ -49,7 +42,7 @@ impl Upload {
         Arc::new(Self {
             body: Mutex::new(body),
             attempt: AtomicU64::new(0),
-            touched: AtomicBool::new(false),
+            is_started: AtomicBool::new(false),
             progress: Mutex::new(Progress {
                 at: Instant::now(),
                 waits_for_client: false,
@@ -57,7 +50,7 @@ impl Upload {
         })
     }
 
-    /// The body for one more attempt; the ones before can read no more.
+    /// The body for a new attempt. Earlier attempts can no longer read.
     pub(crate) fn begin(self: &Arc<Self>) -> ClientBody {
         ClientBody {
             attempt: self.attempt.fetch_add(1, Ordering::SeqCst) + 1,
@@ -65,12 +58,12 @@ impl Upload {
         }
     }
 
-    /// Whether a backend may already have had a part of the body.
-    pub(crate) fn touched(&self) -> bool {
-        self.touched.load(Ordering::SeqCst)
+    /// Whether a backend may have got a part of the body.
+    pub(crate) fn is_started(&self) -> bool {
+        self.is_started.load(Ordering::SeqCst)
     }
 
-    /// When the body last moved, and whether it is the client that is waited for.
+    /// When bytes last moved, and whether the client is to send the next.
     pub(crate) fn progress(&self) -> (Instant, bool) {
         let progress = *lock(&self.progress);
         (progress.at, progress.waits_for_client)
@@ -99,7 +92,7 @@ impl Body for ClientBody {
         let upload = &self.upload;
         let mut body = lock(&upload.body);
         if upload.attempt.load(Ordering::SeqCst) != self.attempt {
-            return Poll::Ready(Some(Err(UploadError::TakenBack)));
+            return Poll::Ready(Some(Err(UploadError::Superseded)));
         }
         let polled = Pin::new(&mut *body).poll_frame(context);
         let mut progress = lock(&upload.progress);
@@ -114,7 +107,7 @@ impl Body for ClientBody {
                     waits_for_client: false,
                 };
                 if frame.is_some() {
-                    upload.touched.store(true, Ordering::SeqCst);
+                    upload.is_started.store(true, Ordering::SeqCst);
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(UploadError::Client)))
             }
@@ -127,57 +120,5 @@ impl Body for ClientBody {
 
     fn size_hint(&self) -> SizeHint {
         lock(&self.upload.body).size_hint()
-    }
-}
-
-/// A backend's body. When it was read to its end, its connection may be used again.
-#[derive(Debug)]
-pub(crate) struct BackendBody {
-    body: Incoming,
-    lease: Option<Lease>,
-}
-
-impl BackendBody {
-    pub(crate) fn new(body: Incoming, lease: Option<Lease>) -> Self {
-        Self { body, lease }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
-            lease.give_back();
-        }
-    }
-}
-
-impl Body for BackendBody {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        if let Poll::Ready(None) = polled {
-            self.give_back();
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for BackendBody {
-    fn drop(&mut self) {
-        // A body of known length is not polled again once its last byte was seen.
-        if self.body.is_end_stream() {
-            self.give_back();
-        }
     }
 }
