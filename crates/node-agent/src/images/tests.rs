@@ -110,7 +110,11 @@ fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -
         .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
     {}
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let bytes = &content[path.rsplit('/').next().unwrap_or_default()];
+    let Some(bytes) = content.get(path.rsplit('/').next().unwrap_or_default()) else {
+        return stream.write_all(
+            b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        );
+    };
     write!(
         stream,
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
