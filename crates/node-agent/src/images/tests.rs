@@ -111,8 +111,11 @@ fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -
     {}
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
     let Some(bytes) = content.get(path.rsplit('/').next().unwrap_or_default()) else {
-        return stream.write_all(
-            b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#;
+        let length = body.len();
+        return write!(
+            stream,
+            "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
         );
     };
     write!(
