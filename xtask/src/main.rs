@@ -24,16 +24,11 @@ enum Chore {
     Tidy,
 }
 
-/// The repository's root: xtask is built in place.
-fn root() -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::Guest(options) => guest::run(&options),
         Chore::Kernel(options) => kernel::run(&options),
-        Chore::Simulate(options) => simulate::run(&root(), &options),
-        Chore::Tidy => tidy::tidy(&root()),
+        Chore::Simulate(options) => simulate::run(&tools::root(), &options),
+        Chore::Tidy => tidy::tidy(&tools::root()),
     }
 }
