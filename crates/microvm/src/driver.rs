@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
 use process_handle::{Identity, Process};
+use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cgroup::Cgroup;
 use crate::obstacle::{self, Obstacle};
@@ -143,15 +144,46 @@ pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Erro
     }
 }
 
-/// Opens a file that the VMM opens again by descriptor, as its own user. The folders above may be closed to
-/// that user; the file itself must be readable by everyone.
-pub(crate) fn open_for_everyone(path: &Path, user: Option<u32>) -> Result<OwnedFd, BootError> {
+/// A file that a VMM opens again by its name, as its own user: it must be readable by everyone.
+///
+/// # Errors
+/// The file cannot be opened, or the VM's user may not read it.
+pub(crate) fn check_readable(path: &Path, user: Option<u32>) -> Result<(), BootError> {
+    match open_readable(path, user)? {
+        (_, true) => Ok(()),
+        (_, false) => Err(BootError::NotWorldReadable(path.to_owned())),
+    }
+}
+
+/// Opens a file that a VMM opens again by descriptor, as its own user. The folders above may be closed to that
+/// user. When the file is closed to it as well, this is a copy in memory, which lives as long as the VM.
+///
+/// # Errors
+/// The file cannot be opened or copied.
+pub(crate) fn open_for_user(path: &Path, user: Option<u32>) -> Result<OwnedFd, BootError> {
+    let (mut opened, readable) = open_readable(path, user)?;
+    if readable {
+        return Ok(opened.into());
+    }
+    tracing::warn!(
+        path = %path.display(),
+        "each VM holds a copy of this file in memory, because its user may not read it; hint: chmod a+r"
+    );
+    let copy = memfd_create("guest", MemfdFlags::CLOEXEC)
+        .map_err(io::Error::from)
+        .and_then(|copy| {
+            let mut copy = File::from(copy);
+            io::copy(&mut opened, &mut copy)?;
+            Ok(copy)
+        });
+    Ok(copy.map_err(file("copy", path))?.into())
+}
+
+/// Opens a file, and says whether the VM's user may read it.
+fn open_readable(path: &Path, user: Option<u32>) -> Result<(File, bool), BootError> {
     let opened = File::open(path).map_err(file("open", path))?;
     let mode = opened.metadata().map_err(file("examine", path))?.mode();
-    if user.is_some() && mode & 0o004 == 0 {
-        return Err(BootError::NotWorldReadable(path.to_owned()));
-    }
-    Ok(opened.into())
+    Ok((opened, user.is_none() || mode & 0o004 != 0))
 }
 
 pub(crate) async fn blocking<T, W>(work: W) -> io::Result<T>
@@ -162,4 +194,40 @@ where
     tokio::task::spawn_blocking(work)
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::io::{Read as _, Seek as _};
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_the_vms_user_may_not_read_is_copied_for_qemu_and_named_for_firecracker() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("initramfs");
+        std::fs::write(&path, "initramfs").unwrap();
+        let set_mode = |mode| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set_mode(0o644);
+        check_readable(&path, Some(7)).unwrap();
+        set_mode(0o600);
+        check_readable(&path, None).unwrap();
+        let error = check_readable(&path, Some(7)).unwrap_err();
+        assert!(!error.is_transient());
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("chmod a+r {}", path.display()))
+        );
+        let mut copy = File::from(open_for_user(&path, Some(7)).unwrap());
+        assert!(copy.metadata().unwrap().mode() & 0o004 != 0);
+        copy.rewind().unwrap();
+        let mut text = String::new();
+        copy.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "initramfs");
+    }
 }

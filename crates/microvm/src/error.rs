@@ -41,7 +41,7 @@ pub enum BootError {
         #[source]
         source: io::Error,
     },
-    /// The kernel or the initramfs is not readable by the user that the VMM runs as.
+    /// The VMM opens this file by name, and its user may not read it (Firecracker only).
     #[error(
         "{} must be readable by everyone (it is no secret): chmod a+r {}", .0.display(), .0.display()
     )]

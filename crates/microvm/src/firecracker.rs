@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use self::jail::Jail;
 use self::tap::PersistentTap;
 use crate::console::console_tail;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, file, open_for_everyone};
+use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, check_readable, file};
 use crate::kernel::boot_arguments;
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
@@ -75,11 +75,11 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
     let programs = FirecrackerPrograms::find()?;
     // The VMM opens these files again inside its jail, where an error would not name them.
     for path in [&spec.kernel.kernel, &spec.kernel.initramfs] {
-        open_for_everyone(path, Some(user))?;
+        check_readable(path, Some(user))?;
     }
     for disk in &spec.disks {
         if disk.read_only {
-            open_for_everyone(&disk.path, Some(user))?;
+            check_readable(&disk.path, Some(user))?;
         } else {
             File::open(&disk.path).map_err(file("open", &disk.path))?;
             std::os::unix::fs::chown(&disk.path, Some(user), Some(user))

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use self::command_line::CommandLine;
 use crate::console::console_tail;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, blocking, file, open_for_everyone};
+use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, blocking, file, open_for_user};
 use crate::kernel::boot_arguments;
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
@@ -107,8 +107,8 @@ async fn start_vmm(
     program: PathBuf,
     vsock_device: &Process,
 ) -> Result<Process, BootError> {
-    let kernel = open_for_everyone(&spec.kernel.kernel, boot.user)?;
-    let initramfs = open_for_everyone(&spec.kernel.initramfs, boot.user)?;
+    let kernel = open_for_user(&spec.kernel.kernel, boot.user)?;
+    let initramfs = open_for_user(&spec.kernel.initramfs, boot.user)?;
     let mut disks = Vec::new();
     for disk in &spec.disks {
         let opened: OwnedFd = OpenOptions::new()
