@@ -31,9 +31,18 @@ find_rust() {
             "install it from https://rustup.rs, then run this again"
     local wanted have
     wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' "$top/Cargo.toml")
-    have=$(rustc --version | cut -d' ' -f2)
+    have=$(cd "$top" && as_owner_of "${RUSTUP_HOME:-$HOME/.rustup}" rustc --version | cut -d' ' -f2)
     printf '%s\n%s\n' "$wanted" "$have" | sort -V -C ||
         die "Rust $have is too old: $wanted is needed" "try: rustup update"
+}
+
+# as_owner_of FOLDER COMMAND...: rustup installs the toolchain of rust-toolchain.toml on its first use, which under sudo
+# must not leave root's files in a user's home.
+as_owner_of() {
+    local owner
+    owner=$(stat -c %U "$1" 2>/dev/null || echo root)
+    shift
+    if [ "$owner" = root ]; then "$@"; else runuser -u "$owner" -- "$@"; fi
 }
 
 install_packages() {

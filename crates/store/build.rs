@@ -24,6 +24,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             return Err(format!("{file}: the next migration has the number {expected}").into());
         }
         let path = std::path::absolute(file)?;
+        let path = path
+            .to_str()
+            .ok_or_else(|| format!("{}: the path is not UTF-8", path.display()))?;
         writeln!(list, "({number}, {name:?}, include_str!({path:?})),")?;
     }
     list.push(']');

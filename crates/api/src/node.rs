@@ -25,10 +25,10 @@ pub struct DesiredState {
     /// is kept.
     #[serde(default)]
     pub remove_volumes: Vec<VolumeId>,
-    /// Images whose disks are to stay in the node's cache although nothing runs them now: those of the last
-    /// releases, for a way back. Sorted.
-    #[serde(default)]
-    pub keep_images: Vec<Digest>,
+    /// Images whose disks the node never evicts from its cache: those of the last releases, so that a rollback needs no
+    /// registry. Sorted. Agents before protocol 2 stored them as `keep_images`.
+    #[serde(default, alias = "keep_images")]
+    pub pinned_images: Vec<Digest>,
 }
 
 /// What a node sees and does.
@@ -59,16 +59,17 @@ pub const MAX_REPORTED_IMAGES: usize = 500;
 /// A root disk in a node's cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CachedImage {
-    /// The image it was built from; another repository's name of the same digest shares the disk.
+    /// The image from which it was built. Images of other repositories with the same digest share the disk.
     pub image: PinnedImage,
-    /// What the disk takes on the host, in bytes.
+    /// Bytes that the disk takes on the node.
     pub size_bytes: u64,
-    /// When it was last built or looked up.
+    /// Time of its last lookup, or when it was built.
     pub last_used: Timestamp,
     /// Instances of the node that use it.
     pub instances: u32,
-    /// Whether it stays, used or not, for it is one of the last releases.
-    pub kept: bool,
+    /// Whether it is never evicted, because it is the image of one of the last releases
+    /// ([`DesiredState::pinned_images`]).
+    pub pinned: bool,
 }
 
 /// What to show to a registry. Its `Debug` shows no secret.

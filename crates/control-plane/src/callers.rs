@@ -69,7 +69,10 @@ impl FromRequestParts<App> for NodeCaller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
         match member(parts, app, "a node").await? {
-            Member::Node(id) => Ok(Self(id)),
+            member @ Member::Node(id) => {
+                check_protocol(&parts.headers, app, Some(member))?;
+                Ok(Self(id))
+            }
             Member::Edge(id) => Err(forbidden(format!("this call is for nodes, not for {id}"))),
         }
     }
@@ -80,7 +83,10 @@ impl FromRequestParts<App> for EdgeCaller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
         match member(parts, app, "an edge").await? {
-            Member::Edge(id) => Ok(Self(id)),
+            member @ Member::Edge(id) => {
+                check_protocol(&parts.headers, app, Some(member))?;
+                Ok(Self(id))
+            }
             Member::Node(id) => Err(forbidden(format!("this call is for edges, not for {id}"))),
         }
     }
@@ -99,7 +105,6 @@ async fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFai
         .hint("enroll first; users' tokens do not open it"));
     };
     if app.store.is_member(member).await? {
-        check_protocol(&parts.headers, app, Some(member))?;
         Ok(member)
     } else {
         Err(ApiFailure::new(

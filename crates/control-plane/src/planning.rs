@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use api::edge::RouteTable;
 use identity::KeyError;
+use scheduler::action::Action;
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::ClusterState;
-use scheduler::planner::{Action, Finding, plan};
+use scheduler::planner::{Finding, plan};
 use scheduler::routes::{keep_frozen, routes};
 use store::{Store, StoreError};
 

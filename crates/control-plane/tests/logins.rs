@@ -130,7 +130,7 @@ async fn what_nodes_cache_is_listed_for_as_long_as_they_report() {
         size_bytes: 1 << 20,
         last_used: Timestamp(7),
         instances: 0,
-        kept: true,
+        pinned: true,
     };
     let said = NodeReport {
         images: vec![cached.clone()],

@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn causes_include_the_error_inside_an_io_error() {
         let error = io::Error::other(RepeatsItsCause(io::Error::from(io::ErrorKind::NotFound)));
-        assert!(causes(&error).any(|cause| cause.is::<RepeatsItsCause>()));
+        assert!(causes(&error).any(<dyn Error>::is::<RepeatsItsCause>));
         assert_eq!(causes(&error).count(), 3);
     }
 }

@@ -116,7 +116,7 @@ impl Checker<'_, '_> {
             }
             ("boolean", DeValue::Boolean(yes)) => Some(Value::Bool(*yes)),
             (_, found) => {
-                let message = format!("expected {}, found {}", wanted(at), found_kind(found));
+                let message = format!("expected {}, found {}", wanted(at), kind_of(found));
                 let hint = self.type_hint(at, found);
                 self.refuse(Code::WrongType, span, message, hint);
                 None
@@ -525,7 +525,7 @@ fn wanted(at: At<'_>) -> &'static str {
     }
 }
 
-fn found_kind(value: &DeValue<'_>) -> &'static str {
+fn kind_of(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "an integer",

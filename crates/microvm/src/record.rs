@@ -108,7 +108,7 @@ mod tests {
     fn every_version_of_the_record_is_read() {
         let fixtures = fixtures();
         let versions: Vec<u32> = fixtures.iter().map(|(version, _)| *version).collect();
-        assert_eq!(versions, Vec::from_iter(1..=Record::VERSION));
+        assert_eq!(versions, (1..=Record::VERSION).collect::<Vec<_>>());
         for (_, text) in fixtures {
             let record: Record = state_file::decode(text.as_bytes()).unwrap();
             assert_eq!(

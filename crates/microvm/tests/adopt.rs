@@ -213,7 +213,7 @@ async fn a_boot_that_is_interrupted_at_any_moment_leaves_nothing() {
 fn write_record(run_dir: &Path, version: u32, boot_id: &str) {
     let me = std::process::id();
     let exe = std::env::current_exe().unwrap();
-    let identity = format!(r#"{{"pid":{me},"start_time":0,"exe":{exe:?}}}"#);
+    let identity = format!(r#"{{"pid":{me},"start_time":0,"exe":"{}"}}"#, exe.display());
     let text = format!(
         r#"{{"version":{version},"boot_id":{boot_id:?},"instance":"000000ab","driver":"qemu-tcg",
             "cgroup":null,"vsock_device":{identity},"vmm":{identity},"added_later":true}}"#

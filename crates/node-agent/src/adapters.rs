@@ -6,6 +6,8 @@ mod images;
 mod logs;
 mod network;
 mod server;
+#[cfg(test)]
+mod tests;
 mod vmm;
 
 pub(crate) use disks::HostDisks;

@@ -325,7 +325,10 @@ impl Agent {
                 return;
             }
         };
-        self.machine.host.images.keep(desired.keep_images.clone());
+        self.machine
+            .host
+            .images
+            .set_pinned(desired.pinned_images.clone());
         self.desired = Some(desired);
         self.write_desired().await;
         self.act(actions).await;

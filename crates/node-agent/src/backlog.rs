@@ -31,7 +31,7 @@ impl Ring {
         self.first + self.records.len() as u64
     }
 
-    fn forget_first(&mut self) {
+    fn drop_first(&mut self) {
         if let Some(record) = self.records.pop_front() {
             self.bytes -= cost(&record);
             self.first += 1;
@@ -64,7 +64,7 @@ impl Backlog {
             ring.bytes += cost(record);
             ring.records.push_back(Arc::new(record.clone()));
             while ring.bytes > MAX_BYTES {
-                ring.forget_first();
+                ring.drop_first();
             }
         }
         self.count.send_replace(ring.next());

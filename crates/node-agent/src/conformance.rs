@@ -154,7 +154,7 @@ pub async fn images(images: &dyn Images, good: &PinnedImage, unknown: &PinnedIma
     assert_eq!(first.disk, again.disk);
     assert_eq!(first.config, again.config);
     assert!(!first.config.cmd.is_empty());
-    images.keep(vec![good.digest.clone()]);
+    images.set_pinned(vec![good.digest.clone()]);
     images.tidy().await;
     drop(pin);
     images.tidy().await;

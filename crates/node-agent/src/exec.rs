@@ -63,7 +63,7 @@ async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFra
     let to_guest = async {
         while let Ok(Some(frame)) = user.heard.next().await {
             if hears.write(&HostFrame::from(frame)).await.is_err() {
-                // What it said last is still to be read.
+                // Its last frames are still to be read.
                 std::future::pending::<()>().await;
             }
             touch();
@@ -74,7 +74,7 @@ async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFra
         () = to_guest => None,
         () = idle(&moved) => {
             let minutes = IDLE_LIMIT.as_secs() / 60;
-            Some(exec_failed(format!("ended: nothing was said for {minutes} minutes")))
+            Some(exec_failed(format!("ended: no input or output for {minutes} minutes")))
         }
     }
 }

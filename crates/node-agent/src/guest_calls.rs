@@ -1,4 +1,4 @@
-//! Calls on a running guest: commands beside its app, signals, figures.
+//! Calls on a running guest: commands beside its app, signals, stats.
 //!
 //! ```text
 //! caller --- Exec{session} ---> queue ---> control connection ---> guest
@@ -46,12 +46,12 @@ pub(crate) enum CallError {
     Silent(&'static str),
 }
 
-/// What is to be said on the control connection.
+/// A frame for the control connection.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) frame: HostFrame,
     /// Told when the guest has the frame; closed when nobody waits for that any more.
-    pub(crate) heard: oneshot::Sender<()>,
+    pub(crate) delivered: oneshot::Sender<()>,
 }
 
 /// A handle for whoever calls a guest. Cheap to clone.
@@ -62,8 +62,8 @@ pub(crate) struct GuestCalls(Arc<Shared>);
 struct Shared {
     queue: mpsc::Sender<Call>,
     running: watch::Sender<bool>,
-    /// The newest figures, and how many there were.
-    figures: watch::Sender<(u64, GuestStats)>,
+    /// The newest stats, and how often they came.
+    stats: watch::Sender<(u64, GuestStats)>,
     expected: Mutex<BTreeMap<u32, Expected>>,
     next_session: AtomicU32,
     user_slots: Arc<Semaphore>,
@@ -95,7 +95,7 @@ impl GuestCalls {
         let shared = Shared {
             queue,
             running: watch::Sender::new(false),
-            figures: watch::Sender::new((0, GuestStats::default())),
+            stats: watch::Sender::new((0, GuestStats::default())),
             expected: Mutex::default(),
             next_session: AtomicU32::new(first_session),
             user_slots: Arc::new(Semaphore::new(MAX_USER_SESSIONS)),
@@ -103,16 +103,16 @@ impl GuestCalls {
         (Self(Arc::new(shared)), calls)
     }
 
-    /// Whether the app runs, as far as the guest said.
+    /// Whether the app runs, by the guest's last report.
     pub(crate) fn set_running(&self, running: bool) {
         self.0.running.send_replace(running);
     }
 
-    /// The guest says figures, asked or not.
-    pub(crate) fn take_figures(&self, figures: GuestStats) {
+    /// The guest sent stats, asked or not.
+    pub(crate) fn set_stats(&self, stats: GuestStats) {
         self.0
-            .figures
-            .send_modify(|(count, newest)| (*count, *newest) = (*count + 1, figures));
+            .stats
+            .send_modify(|(count, newest)| (*count, *newest) = (*count + 1, stats));
     }
 
     /// Whether a command's channel with this number is waited for; at most once for each.
@@ -140,13 +140,13 @@ impl GuestCalls {
         self.say(HostFrame::Signal { signal }).await
     }
 
-    /// The guest's figures.
-    pub(crate) async fn figures(&self) -> Result<GuestStats, CallError> {
-        let mut figures = self.0.figures.subscribe();
+    /// The guest's stats.
+    pub(crate) async fn stats(&self) -> Result<GuestStats, CallError> {
+        let mut stats = self.0.stats.subscribe();
         self.say(HostFrame::Stats).await?;
-        match timeout(CALL_TIMEOUT, figures.changed()).await {
-            Ok(Ok(())) => Ok(figures.borrow().1.clone()),
-            _ => Err(CallError::Silent("say its figures")),
+        match timeout(CALL_TIMEOUT, stats.changed()).await {
+            Ok(Ok(())) => Ok(stats.borrow().1.clone()),
+            _ => Err(CallError::Silent("answer with its stats")),
         }
     }
 
@@ -225,10 +225,10 @@ impl GuestCalls {
         if !*self.0.running.borrow() {
             return Err(CallError::NotRunning);
         }
-        let (heard, hearing) = oneshot::channel();
+        let (delivered, delivery) = oneshot::channel();
         let saying = async {
-            self.0.queue.send(Call { frame, heard }).await.ok()?;
-            hearing.await.ok()
+            self.0.queue.send(Call { frame, delivered }).await.ok()?;
+            delivery.await.ok()
         };
         match timeout(CALL_TIMEOUT, saying).await {
             Ok(Some(())) => Ok(()),

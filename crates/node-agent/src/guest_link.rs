@@ -7,7 +7,7 @@
 //!
 //! A hostile guest is bounded: so many connections, so many bytes a frame, one control and one log
 //! connection at a time, exec channels only where one was asked for, one end. What breaks the
-//! contract closes its connection, is counted, and is said in the instance's log: at the first, the
+//! contract closes its connection, is counted, and is noted in the instance's log: at the first, the
 //! second, the fourth and so on, so that the log is not flooded either.
 
 use std::io;
@@ -31,7 +31,7 @@ use display::one_line;
 
 /// A connection must say hello within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections of one guest at a time, those that have not said hello yet too; others wait in the
+/// Connections of one guest at a time, those without a hello too; others wait in the
 /// kernel's queue.
 const MAX_CONNECTIONS: usize = 16;
 /// Events of one guest that may wait for its instance.
@@ -44,7 +44,7 @@ const MAX_REASON_BYTES: usize = 1000;
 /// What the guest reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GuestEvent {
-    /// It dialled and said how far it is.
+    /// It dialled and named its phase.
     Hello(Phase),
     /// Its app runs.
     Started,
@@ -206,14 +206,14 @@ impl GuestServer {
                     Err(end @ ConnectionEnd::Log(_)) => {
                         tracing::warn!(%end, "closed a guest's connection");
                     }
-                    Err(end) => line.breached(&end).await,
+                    Err(end) => line.on_violation(&end).await,
                 }
             });
         }
     }
 
     /// Counts a protocol violation, and says so where the instance's owner looks.
-    async fn breached(&self, end: &ConnectionEnd) {
+    async fn on_violation(&self, end: &ConnectionEnd) {
         let count = self.protocol_violations.fetch_add(1, Ordering::Relaxed) + 1;
         if count.is_power_of_two() {
             tracing::warn!(%end, count, "closed a guest's connection");
@@ -290,10 +290,10 @@ impl GuestServer {
             tokio::select! {
                 biased;
                 Some(call) = queue.recv() => {
-                    // What its caller gave up is not said late.
-                    if !call.heard.is_closed() {
+                    // A call that its caller gave up is not sent late.
+                    if !call.delivered.is_closed() {
                         frames.write(&call.frame).await?;
-                        let _ = call.heard.send(());
+                        let _ = call.delivered.send(());
                     }
                 }
                 changed = commands.changed() => {
@@ -330,7 +330,7 @@ impl GuestServer {
                     Some(GuestFrame::Exited(event)) => {
                         self.tell_end(GuestEvent::Exited(event)).await?;
                     }
-                    Some(GuestFrame::Stats(figures)) => self.calls.take_figures(figures),
+                    Some(GuestFrame::Stats(stats)) => self.calls.set_stats(stats),
                     Some(GuestFrame::ExecRefused { session, reason }) => {
                         self.calls.refused(session, one_line(&reason, MAX_REASON_BYTES));
                     }

@@ -4,7 +4,7 @@ use std::io;
 
 use api::enrollment::Hardware;
 
-/// Share of the machine's memory that instances may use where nothing else was said, in percent.
+/// Share of the machine's memory that instances may use where the options do not say otherwise, in percent.
 const MEMORY_SHARE_PERCENT: u64 = 80;
 
 /// Finds what this machine has; `memory_bytes` is how much of it instances may use.

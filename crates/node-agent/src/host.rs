@@ -192,8 +192,8 @@ pub trait Images: Debug + Send + Sync {
     /// Pins the root disk of an image in the cache until the pin is dropped.
     fn pin(&self, digest: &Digest) -> ImagePin;
 
-    /// Replaces the set of images of the last releases, which stay although nothing runs them.
-    fn keep(&self, last_releases: Vec<Digest>);
+    /// Replaces the set of images that are pinned although no instance uses them: those of the last releases.
+    fn set_pinned(&self, images: Vec<Digest>);
 
     /// The root disks in the cache, those last used first.
     fn list(&self) -> Vec<CachedImage>;

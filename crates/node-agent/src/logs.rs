@@ -26,8 +26,8 @@ use display::one_line;
 
 /// The current file is moved aside when it is this large, in bytes; two are kept.
 const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
-/// Longest of the last words of a boot, in bytes each: they go into every report.
-const MAX_WORDS_BYTES: usize = 500;
+/// Longest line of a log tail, in bytes: the tail goes into every report.
+const MAX_TAIL_LINE_BYTES: usize = 500;
 
 const NANOS_PER_MILLI: u64 = 1_000_000;
 
@@ -193,7 +193,7 @@ impl InstanceLog {
         Ok((past, follower))
     }
 
-    /// The texts of the last `lines` records of the last boot, cut to [`MAX_WORDS_BYTES`] each.
+    /// The texts of the last `lines` records of the last boot, cut to [`MAX_TAIL_LINE_BYTES`] each.
     pub(crate) fn log_tail(&self, lines: usize) -> Vec<String> {
         let _inner = self.lock();
         let wanted = Past {
@@ -204,7 +204,7 @@ impl InstanceLog {
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
         records[boot..]
             .iter()
-            .map(|record| one_line(&String::from_utf8_lossy(&record.line), MAX_WORDS_BYTES))
+            .map(|record| one_line(&String::from_utf8_lossy(&record.line), MAX_TAIL_LINE_BYTES))
             .collect()
     }
 

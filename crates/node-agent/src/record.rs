@@ -148,6 +148,8 @@ mod tests {
         let bytes = std::fs::read(fixtures(1).join("desired.json")).unwrap();
         let DesiredFile(desired) = state_file::decode(&bytes).unwrap();
         assert_eq!(desired.instances.len(), 1);
+        // The first version named the field `keep_images`.
+        assert_eq!(desired.pinned_images.len(), 1);
         let written = state_file::encode(&DesiredFile(desired.clone())).unwrap();
         let again: DesiredFile = state_file::decode(&written).unwrap();
         assert_eq!(again.0, desired);

@@ -79,7 +79,7 @@ async fn serve_one(
                 .await
         }
         StreamWanted::Stats { instances } => {
-            let asked = instances.into_iter().map(|id| figures(directory, id));
+            let asked = instances.into_iter().map(|id| stats(directory, id));
             let answers: Vec<InstanceStats> = join_all(asked).await;
             client.answer_stream(&stream, &answers).await
         }
@@ -99,12 +99,12 @@ async fn serve_one(
     }
 }
 
-async fn figures(directory: &Directory, instance: InstanceId) -> InstanceStats {
-    let figures = match directory.calls(instance) {
-        Ok(calls) => calls.figures().await.map_err(|error| error.to_string()),
+async fn stats(directory: &Directory, instance: InstanceId) -> InstanceStats {
+    let stats = match directory.calls(instance) {
+        Ok(calls) => calls.stats().await.map_err(|error| error.to_string()),
         Err(reason) => Err(reason),
     };
-    let (stats, reason) = match figures {
+    let (stats, reason) = match stats {
         Ok(stats) => (Some(stats), None),
         Err(reason) => (None, Some(reason)),
     };

@@ -1,36 +1,36 @@
-//! What goes from a node's image cache when it is over its budget.
+//! Which entries a node evicts from its image cache when the cache is over its budget.
 
-/// One thing in the cache: a root disk, a layer.
+/// An entry of the cache: a root disk, a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheEntry<K> {
     /// Its name.
     pub key: K,
-    /// What it takes, in bytes.
+    /// Its size on the node's disk, in bytes.
     pub bytes: u64,
     /// When it was last used, in milliseconds since 1970.
     pub last_used: u64,
-    /// Whether it stays whatever the budget says: an instance runs from it, or it is of one of the last releases.
-    pub kept: bool,
+    /// Whether it is never evicted: an instance runs from it, or it is the image of one of the last releases.
+    pub pinned: bool,
 }
 
-/// What is to be removed so that the rest fits into `budget_bytes`: the longest unused first, and no more than
-/// needed. What is kept counts and stays, so the rest may still be over the budget.
-pub fn evict<K: Ord + Clone>(held: &[CacheEntry<K>], budget_bytes: u64) -> Vec<K> {
-    let total = held
+/// The entries to evict so that the rest fits into `budget_bytes`: the least recently used first, and no more than
+/// necessary. Pinned entries count and stay, so the rest may still be over the budget.
+pub fn evict<K: Ord + Clone>(entries: &[CacheEntry<K>], budget_bytes: u64) -> Vec<K> {
+    let total = entries
         .iter()
-        .fold(0u64, |sum, held| sum.saturating_add(held.bytes));
+        .fold(0u64, |sum, entry| sum.saturating_add(entry.bytes));
     let mut over = total.saturating_sub(budget_bytes);
-    let mut free: Vec<&CacheEntry<K>> = held.iter().filter(|held| !held.kept).collect();
-    free.sort_by(|a, b| (a.last_used, &a.key).cmp(&(b.last_used, &b.key)));
-    let mut gone = Vec::new();
-    for held in free {
+    let mut unpinned: Vec<&CacheEntry<K>> = entries.iter().filter(|entry| !entry.pinned).collect();
+    unpinned.sort_by(|a, b| (a.last_used, &a.key).cmp(&(b.last_used, &b.key)));
+    let mut evicted = Vec::new();
+    for entry in unpinned {
         if over == 0 {
             break;
         }
-        over = over.saturating_sub(held.bytes);
-        gone.push(held.key.clone());
+        over = over.saturating_sub(entry.bytes);
+        evicted.push(entry.key.clone());
     }
-    gone
+    evicted
 }
 
 #[cfg(test)]
@@ -40,18 +40,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_unused_goes_first() {
-        let held = |key, bytes, last_used, kept| CacheEntry {
+    fn the_least_recently_used_entry_is_evicted_first() {
+        let entry = |key, bytes, last_used, pinned| CacheEntry {
             key,
             bytes,
             last_used,
-            kept,
+            pinned,
         };
         let cache = [
-            held("new", 10, 9, false),
-            held("running", 50, 1, true),
-            held("old", 10, 2, false),
-            held("older", 10, 1, false),
+            entry("new", 10, 9, false),
+            entry("running", 50, 1, true),
+            entry("old", 10, 2, false),
+            entry("older", 10, 1, false),
         ];
         assert_eq!(evict(&cache, 80), [""; 0]);
         assert_eq!(evict(&cache, 79), ["older"]);
@@ -61,29 +61,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fits_or_nothing_is_left_to_remove(
-            things in proptest::collection::vec((0..100u64, 0..20u64, any::<bool>()), 0..20),
+        fn the_rest_fits_or_every_entry_left_is_pinned(
+            entries in proptest::collection::vec((0..100u64, 0..20u64, any::<bool>()), 0..20),
             budget in 0..1500u64,
         ) {
-            let held: Vec<_> = (0..)
-                .zip(things)
-                .map(|(key, (bytes, last_used, kept))| CacheEntry { key, bytes, last_used, kept })
+            let entries: Vec<_> = (0..)
+                .zip(entries)
+                .map(|(key, (bytes, last_used, pinned))| CacheEntry { key, bytes, last_used, pinned })
                 .collect();
-            let gone = evict(&held, budget);
-            let (mut rest, mut free) = (0, 0);
-            for held in &held {
-                if gone.contains(&held.key) {
-                    prop_assert!(!held.kept);
+            let evicted = evict(&entries, budget);
+            let (mut rest, mut unpinned) = (0, 0);
+            for entry in &entries {
+                if evicted.contains(&entry.key) {
+                    prop_assert!(!entry.pinned);
                 } else {
-                    rest += held.bytes;
-                    free += u64::from(!held.kept);
+                    rest += entry.bytes;
+                    unpinned += u64::from(!entry.pinned);
                 }
             }
-            prop_assert!(rest <= budget || free == 0);
-            // The last one that goes was needed.
-            if let Some(last) = gone.last() {
+            prop_assert!(rest <= budget || unpinned == 0);
+            // The last eviction was necessary.
+            if let Some(last) = evicted.last() {
                 let last: usize = *last;
-                prop_assert!(rest + held[last].bytes > budget);
+                prop_assert!(rest + entries[last].bytes > budget);
             }
         }
     }

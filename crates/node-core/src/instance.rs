@@ -118,15 +118,15 @@ pub enum Event {
         /// The operation, its subject, its cause.
         reason: String,
     },
-    /// The guest says that the app was started.
+    /// The guest reports that the app was started.
     GuestStarted,
-    /// The guest says that it could not start the app.
+    /// The guest reports that it could not start the app.
     BootFailed(BootFailure),
-    /// The guest says that the app ended.
+    /// The guest reports that the app ended.
     Exited(ExitEvent),
-    /// The VMM process is gone, and no exit was said.
+    /// The VMM process is gone, and no exit was reported.
     VmmLost {
-        /// How it ended, and its console's last words.
+        /// How it ended, and the end of its console.
         reason: String,
     },
     /// The boot watchdog's time is up.

@@ -1,8 +1,9 @@
 //! What a node is to do: its desired state against what it sees.
 //!
 //! By level and idempotent: asked again with nothing changed, it answers nothing new. A node stops
-//! only what is named as a stop, and removes only the volumes that are named. A desired state of another cluster, for another node, or older
-//! than the one taken up is refused whole, and then everything goes on as it is.
+//! only what is named as a stop, and removes only the volumes that are named. A desired state of another
+//! cluster, for another node, or older than the applied one is refused whole, and then everything goes on
+//! as it is.
 //!
 //! Deliberately absent: how an instance starts and stops ([`crate::instance`]).
 
@@ -19,7 +20,7 @@ pub struct Seen {
     pub cluster: String,
     /// The node it is.
     pub node: NodeId,
-    /// The generation it has taken up; 0 before the first.
+    /// The generation it has applied; 0 before the first.
     pub generation: Generation,
     /// Every instance it knows of.
     pub instances: BTreeMap<InstanceId, SeenInstance>,
@@ -39,19 +40,19 @@ pub struct SeenInstance {
 /// One thing for the node to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeAction {
-    /// Begin the life of an instance; a stopped one of the same id is forgotten first.
+    /// Begin the life of an instance; a stopped one of the same id is reaped first.
     Start(Box<InstanceSpec>),
     /// Ask an instance to stop.
     Stop(InstanceId),
-    /// A stopped instance that the control plane has forgotten: reap it, its record and logs too.
+    /// A stopped instance that the control plane has deleted: reap it, its record and logs too.
     Reap(InstanceId),
-    /// An instance that nobody named: leave it as it is and report it.
+    /// An instance that the desired state does not name: leave it as it is and report it.
     KeepUnknown(InstanceId),
     /// A volume was deleted: remove its disk.
     RemoveVolume(VolumeId),
 }
 
-/// Why a desired state is not taken up. Everything goes on as it is.
+/// Why a desired state is not applied. Everything goes on as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DesiredRefused {
     /// It is of another cluster.
@@ -70,11 +71,11 @@ pub enum DesiredRefused {
         /// The node named.
         theirs: NodeId,
     },
-    /// It is older than the one taken up: the store was restored from a backup, and the control
+    /// It is older than the applied one: the store was restored from a backup, and the control
     /// plane will count past it once it has this node's report.
-    #[error("the desired state has generation {theirs}, generation {ours} was taken up already")]
+    #[error("the desired state has generation {theirs}, generation {ours} is applied already")]
     Older {
-        /// The generation taken up.
+        /// The applied generation.
         ours: Generation,
         /// The generation offered.
         theirs: Generation,
@@ -128,7 +129,7 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
         }
     }
     for id in &desired.remove_volumes {
-        // One that an instance still has is removed when that is gone.
+        // A volume that an instance still has is removed when the instance is gone.
         if seen.volumes.get(id) == Some(&false) {
             actions.push(NodeAction::RemoveVolume(*id));
         }
@@ -136,7 +137,7 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
     for spec in &desired.instances {
         let start = match seen.instances.get(&spec.id) {
             None => true,
-            // Stopped by an earlier word, wanted again by a later one.
+            // Stopped by an earlier desired state, wanted again by a later one.
             Some(known) => known.stop_asked && known.state == InstanceState::Stopped,
         };
         if start {
@@ -168,7 +169,7 @@ mod tests {
             instances: run.iter().map(|id| wanted(*id)).collect(),
             stop: stop.iter().map(|id| InstanceId(*id)).collect(),
             remove_volumes: Vec::new(),
-            keep_images: Vec::new(),
+            pinned_images: Vec::new(),
         }
     }
 

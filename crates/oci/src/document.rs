@@ -10,8 +10,8 @@ use model::image::ImageConfig;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use crate::error::{ImageError, printable};
-use crate::image::Compression;
+use crate::compression::Compression;
+use crate::error::{ImageError, excerpt};
 use crate::limits::{ImageLimits, MAX_INDEX_ENTRIES};
 use crate::platform::Platform;
 
@@ -198,7 +198,7 @@ pub fn read_document(
 ) -> Result<Document, ImageError> {
     let wrong_type = |content_type: &str, reason: &str| ImageError::WrongContentType {
         origin: origin.to_owned(),
-        content_type: printable(content_type),
+        content_type: excerpt(content_type),
         reason: reason.to_owned(),
     };
     let known = |media_type: &str| match media_type {
@@ -228,14 +228,14 @@ pub fn read_document(
     {
         return Err(wrong_type(
             content_type,
-            &format!("the document calls itself `{}`", printable(media_type)),
+            &format!("the document calls itself `{}`", excerpt(media_type)),
         ));
     }
     let has_layers = raw.layers.is_some() || raw.config.is_some();
     let is_index = match content_type.or(raw.media_type.as_deref()) {
         Some(media_type) => known(media_type).ok_or_else(|| ImageError::NotAnImage {
             digest: digest.clone(),
-            kind: printable(media_type),
+            kind: excerpt(media_type),
         })?,
         None => raw.manifests.is_some(),
     };
@@ -309,7 +309,7 @@ fn read_manifest(
         };
         return Err(ImageError::NotAnImage {
             digest: digest.clone(),
-            kind: printable(&kind),
+            kind: excerpt(&kind),
         });
     }
     let over = |what: String, actual: u64, limit: u64, unit: &'static str| ImageError::OverLimit {
@@ -380,20 +380,20 @@ fn layer_compression(
         foreign if foreign.contains(".foreign.") || foreign.contains(".nondistributable.") => {
             return Err(ImageError::ForeignLayer {
                 digest: layer.clone(),
-                media_type: printable(foreign),
+                media_type: excerpt(foreign),
             });
         }
         unknown if unknown.contains(".layer.") || unknown.contains(".rootfs.") => {
             return Err(ImageError::UnknownLayer {
                 digest: layer.clone(),
-                media_type: printable(unknown),
+                media_type: excerpt(unknown),
             });
         }
         // buildkit's attestations have an image's config and layers of in-toto statements.
         artifact => {
             return Err(ImageError::NotAnImage {
                 digest: manifest.clone(),
-                kind: printable(artifact),
+                kind: excerpt(artifact),
             });
         }
     })
@@ -403,7 +403,7 @@ fn read_descriptor(document: &'static str, raw: &RawDescriptor) -> Result<Descri
     let digest = raw.digest.parse().map_err(|_| {
         malformed(
             document,
-            format!("`{}` is not a sha256 digest", printable(&raw.digest)),
+            format!("`{}` is not a sha256 digest", excerpt(&raw.digest)),
         )
     })?;
     Ok(Descriptor {
@@ -443,7 +443,7 @@ pub fn read_config(bytes: &[u8], layers: usize) -> Result<Config, ImageError> {
         .iter()
         .map(|text| {
             text.parse()
-                .map_err(|_| wrong(format!("`{}` is not a sha256 digest", printable(text))))
+                .map_err(|_| wrong(format!("`{}` is not a sha256 digest", excerpt(text))))
         })
         .collect::<Result<Vec<Digest>, _>>()?;
     let run = raw.config.unwrap_or_default();
@@ -495,17 +495,11 @@ fn check_user(text: &str) -> Result<(), String> {
             continue;
         }
         if number || part.chars().any(|c| c.is_control() || c == '/') {
-            return Err(format!(
-                "its User `{}` is not USER[:GROUP]",
-                printable(text)
-            ));
+            return Err(format!("its User `{}` is not USER[:GROUP]", excerpt(text)));
         }
     }
     if parts > 2 {
-        return Err(format!(
-            "its User `{}` is not USER[:GROUP]",
-            printable(text)
-        ));
+        return Err(format!("its User `{}` is not USER[:GROUP]", excerpt(text)));
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use display::one_line;
 use model::Digest;
 
 use crate::limits::MAX_EXCERPT_BYTES;
@@ -109,7 +110,7 @@ impl ImageError {
     pub fn malformed(document: &'static str, reason: &str) -> Self {
         Self::Malformed {
             document,
-            reason: printable(reason),
+            reason: excerpt(reason),
         }
     }
 
@@ -129,8 +130,8 @@ impl ImageError {
 }
 
 /// An excerpt of an untrusted text, for a terminal.
-pub(crate) fn printable(text: &str) -> String {
-    display::one_line(text, MAX_EXCERPT_BYTES)
+pub(crate) fn excerpt(text: &str) -> String {
+    one_line(text, MAX_EXCERPT_BYTES)
 }
 
 /// Several platforms, to be printed.

@@ -1,33 +1,12 @@
 //! An image as a value: its config and layers, without and with the layers' bytes.
 
-use std::fmt;
 use std::path::PathBuf;
 
 use model::Digest;
 use model::image::ImageConfig;
 
+use crate::compression::Compression;
 use crate::document::{Config, ImageManifest};
-
-/// How a layer is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Compression {
-    /// A plain tar archive.
-    None,
-    /// RFC 1952; several members in a row are one stream.
-    Gzip,
-    /// RFC 8878; several frames in a row are one stream.
-    Zstd,
-}
-
-impl fmt::Display for Compression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::Gzip => "gzip",
-            Self::Zstd => "zstd",
-        })
-    }
-}
 
 /// An image without its layers' bytes.
 #[derive(Debug, Clone)]

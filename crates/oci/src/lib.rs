@@ -11,6 +11,7 @@
 //!
 //! Deliberately absent: building and signing images, and artifacts that are not container images.
 
+mod compression;
 mod digest;
 mod document;
 mod error;
@@ -20,13 +21,14 @@ mod platform;
 mod reference;
 mod resolution;
 
+pub use compression::Compression;
 pub use digest::{digest_of, verify};
 pub use document::{
     Config, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, EntryPlatform, ImageManifest,
     IndexEntry, OCI_INDEX, OCI_MANIFEST, read_config, read_document,
 };
 pub use error::{ImageError, Platforms};
-pub use image::{Compression, ImageDescription, LayerDescription, LayerFile, LocalImage};
+pub use image::{ImageDescription, LayerDescription, LayerFile, LocalImage};
 pub use limits::{ImageLimits, MAX_INDEX_ENTRIES, MAX_UNLABELLED_ENTRIES};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, is_loopback, parse_registry};

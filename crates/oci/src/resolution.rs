@@ -146,7 +146,7 @@ impl Resolution {
     /// # Errors
     /// [`ImageError::NestedIndex`] if the entry is an index.
     pub fn next(&self) -> Result<Option<&Descriptor>, ImageError> {
-        let wanted = self.chosen().into_iter().map(|(_, entry)| entry);
+        let wanted = self.chosen().into_values();
         let unlabelled = self
             .unlabelled
             .iter()

@@ -17,7 +17,7 @@ pub(crate) struct RegistryArguments {
     insecure: Vec<String>,
     /// A mirror that serves a registry's images by digest, such as `docker.io=mirror.example.com`;
     /// repeatable
-    #[arg(long = "registry-mirror", value_name = "REGISTRY=MIRROR", value_parser = mirror)]
+    #[arg(long = "registry-mirror", value_name = "REGISTRY=MIRROR", value_parser = parse_mirror)]
     mirrors: Vec<(String, String)>,
 }
 
@@ -57,7 +57,7 @@ fn host(text: &str) -> Result<String, String> {
     parse_registry(text).map_err(|error| error.reason.to_owned())
 }
 
-fn mirror(text: &str) -> Result<(String, String), String> {
+fn parse_mirror(text: &str) -> Result<(String, String), String> {
     let (registry, mirror) = text
         .split_once('=')
         .ok_or_else(|| "write REGISTRY=MIRROR: `docker.io=mirror.example.com`".to_owned())?;
@@ -96,7 +96,7 @@ mod tests {
         assert_eq!(host("[::1]:5000"), Ok("[::1]:5000".to_owned()));
         assert!(host("ghcr.io/team").is_err());
         let pair = ("docker.io".to_owned(), "10.0.0.1:5000".to_owned());
-        assert_eq!(mirror("docker.io=10.0.0.1:5000"), Ok(pair));
-        assert!(mirror("docker.io").is_err());
+        assert_eq!(parse_mirror("docker.io=10.0.0.1:5000"), Ok(pair));
+        assert!(parse_mirror("docker.io").is_err());
     }
 }

@@ -194,11 +194,11 @@ struct Progress {
     release: ReleaseNumber,
     /// On a terminal: a spinner per instance.
     bars: Option<MultiProgress>,
-    lines: BTreeMap<InstanceId, Line>,
+    lines: BTreeMap<InstanceId, ProgressLine>,
     reason: String,
 }
 
-struct Line {
+struct ProgressLine {
     shown: Shown,
     at: Instant,
     bar: Option<ProgressBar>,
@@ -270,7 +270,7 @@ impl Progress {
         }
         self.lines.insert(
             row.id,
-            Line {
+            ProgressLine {
                 shown: new,
                 at: now,
                 bar,

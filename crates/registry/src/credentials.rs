@@ -17,7 +17,7 @@ use futures_util::future::BoxFuture;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::printable::printable;
+use crate::limits::MAX_MESSAGE_BYTES;
 
 /// Longest wait for a credential helper.
 const HELPER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -330,7 +330,7 @@ async fn ask_program(program: &str, key: &str) -> Result<Option<Credential>, Str
         .map_err(|_| format!("no answer in {} s", HELPER_TIMEOUT.as_secs()))?
         .map_err(|error| error.to_string())?;
     if !status.success() {
-        let text = printable(&String::from_utf8_lossy(&answer));
+        let text = display::one_line(&String::from_utf8_lossy(&answer), MAX_MESSAGE_BYTES);
         if text.contains("credentials not found") {
             return Ok(None);
         }

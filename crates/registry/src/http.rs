@@ -10,14 +10,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use display::one_line;
 use oci::{ImageError, is_loopback};
 use reqwest::header::RETRY_AFTER;
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
 use crate::error::Problem;
-use crate::limits::{Limits, MAX_ERROR_ANSWER_BYTES, MAX_REDIRECTS};
-use crate::printable::printable;
+use crate::limits::{Limits, MAX_ERROR_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_REDIRECTS};
 
 /// A repository of a registry. The root of a registry's API has an empty name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -343,7 +343,7 @@ fn request_failure(host: &str, error: reqwest::Error) -> Failure {
     if let Some(refused) = refused {
         return Failure::Permanent(Problem::UnsafeRedirect {
             host: host.to_owned(),
-            target: printable(&refused.target),
+            target: one_line(&refused.target, MAX_MESSAGE_BYTES),
             reason: refused.reason,
         });
     }
@@ -383,7 +383,7 @@ fn error_reason(bytes: &[u8]) -> String {
         }
         Err(_) => String::from_utf8_lossy(bytes).into_owned(),
     };
-    printable(&text)
+    one_line(&text, MAX_MESSAGE_BYTES)
 }
 
 /// The pause after attempt number `made`: doubled each time, with up to half of it added at random.

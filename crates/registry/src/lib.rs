@@ -31,7 +31,6 @@ mod fetch;
 mod http;
 mod limits;
 mod options;
-mod printable;
 mod progress;
 mod resolve;
 mod token;

@@ -1,6 +1,7 @@
 //! The answer to a 401: user name and password, or a token from the service that the registry names.
 
 use base64::Engine as _;
+use display::one_line;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
@@ -9,8 +10,7 @@ use crate::challenge::{self, Challenge};
 use crate::credentials::Credential;
 use crate::error::Problem;
 use crate::http::{Failure, Http, Repository, host_of};
-use crate::limits::MAX_TOKEN_ANSWER_BYTES;
-use crate::printable::printable;
+use crate::limits::{MAX_MESSAGE_BYTES, MAX_TOKEN_ANSWER_BYTES};
 
 /// The answer of a token service; both names are in use.
 #[derive(Deserialize)]
@@ -68,7 +68,7 @@ async fn token(
     let host = &repository.registry;
     let unsafe_realm = |reason: &'static str| Problem::UnsafeRedirect {
         host: host.clone(),
-        target: printable(realm),
+        target: one_line(realm, MAX_MESSAGE_BYTES),
         reason,
     };
     let mut url = Url::parse(realm)

@@ -1,8 +1,8 @@
-//! How long a root disk takes to build, and how much memory, beside the floor and what others use.
+//! How long a root disk takes to build, and how much memory, beside the baseline and what others use.
 //!
 //! `bench IMAGE ..`, each an OCI layout as `DIRECTORY:TAG`; `make bench` gives it those of
 //! `examples/images.sh`. Ours is the time from the layers to a disk on stable storage, digests and diff_ids
-//! checked. The floor is the least that anything could do: `igzip -dc LAYER | dd conv=fsync` of every layer. The
+//! checked. The baseline is the least that anything could do: `igzip -dc LAYER | dd conv=fsync` of every layer. The
 //! page cache is warm, nothing is waiting to be written, and of `RUNS` runs in turn the median counts.
 //!
 //! The others: `umoci unpack` and `mke2fs -d`, once; `mkfs.erofs --tar`, where erofs-utils knows it (1.7; Debian
@@ -28,7 +28,7 @@ use root_disk::{Limits, build};
 const RUNS: usize = 5;
 /// The most memory that a build may have resident, in MiB.
 const RSS_GOAL: u64 = 64;
-/// The images of the figures, and how many times the floor each may take.
+/// The images of the figures, and how many times the baseline each may take.
 const GOALS: [(&str, f64); 2] = [("tools", 1.9), ("modules", 3.4)];
 
 fn main() {
@@ -49,13 +49,13 @@ fn bench(image: &str) {
     );
     let dir = tempfile::Builder::new().tempdir_in("/var/tmp").unwrap();
     let (disk, raw) = (dir.path().join("ours.ext4"), dir.path().join("raw"));
-    let mut floors = Vec::new();
+    let mut baselines = Vec::new();
     let mut ours = Vec::new();
     let mut sums = Vec::new();
     let mut rss = 0;
     for _ in 0..RUNS {
         sync();
-        floors.push(seconds(|| {
+        baselines.push(seconds(|| {
             for layer in &layers {
                 unpack(layer, &raw);
             }
@@ -73,11 +73,11 @@ fn bench(image: &str) {
         sums.iter().all(|built| *built == sums[0]),
         "two builds differ"
     );
-    let (floor, ours) = (median(floors), median(ours));
-    let ratio = ours / floor;
+    let (baseline, ours) = (median(baselines), median(ours));
+    let ratio = ours / baseline;
     let goal = GOALS.iter().find(|(image, _)| *image == name);
     println!(
-        "root disk of {name}: {ours:.2} s, {ratio:.2} times the floor of {floor:.2} s{}; peak RSS {rss} MiB \
+        "root disk of {name}: {ours:.2} s, {ratio:.2} times the baseline of {baseline:.2} s{}; peak RSS {rss} MiB \
          (goal {RSS_GOAL}); {} MiB, {RUNS} builds equal",
         goal.map_or_else(String::new, |(_, goal)| format!(" (goal {goal})")),
         sums[0].size_bytes >> 20,

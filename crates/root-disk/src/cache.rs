@@ -5,9 +5,9 @@
 //! read whole and hashed before its first use in a process, and again when its inode, size or times change; damage
 //! that changes none of these is noticed by the next process.
 //!
-//! A record has a `version`; fields that this program does not know are ignored. A record of a newer version, one that
-//! cannot be read, and a disk that does not match its record are logged and removed, and the disk is built again: a
-//! cache is never trusted, and nothing is lost with it.
+//! A record is a versioned file (`state_file`). A record of a newer version, one that is damaged, and a disk that does
+//! not match its record are logged and removed, and the disk is built again: a cache is never trusted, and nothing is
+//! lost with it.
 //!
 //! Deliberately absent: the decision which disks to remove. [`DiskCache::list`] returns sizes and last uses.
 
@@ -19,9 +19,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use display::chain;
 use model::Digest;
 use oci::LayerFile;
 use serde::{Deserialize, Serialize};
+use state_file::StateFormat;
 
 use crate::build::{BuiltDisk, UNFINISHED_PREFIX, hash};
 use crate::error::DiskError;
@@ -64,21 +66,15 @@ pub struct DiskCache {
     checked: Mutex<HashMap<Digest, (Stamp, CachedDisk)>>,
 }
 
-/// Version of a [`Record`] that this program writes, and the newest that it reads.
-const RECORD_VERSION: u32 = 1;
-
 /// The content of `<hex>.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    /// The first records had no version; their fields are those of version 1.
-    #[serde(default = "first_version")]
-    version: u32,
     sha256: Digest,
     size_bytes: u64,
 }
 
-fn first_version() -> u32 {
-    1
+impl StateFormat for Record {
+    const VERSION: u32 = 1;
 }
 
 /// Attributes of a file that change when it is written.
@@ -162,9 +158,7 @@ impl DiskCache {
         let path = self.disk_path(digest);
         let built = crate::build::build(layers, &path, &self.limits)
             .and_then(|built| self.write_record(digest, built));
-        let Record {
-            sha256, size_bytes, ..
-        } = match built {
+        let Record { sha256, size_bytes } = match built {
             Ok(record) => record,
             Err(error) => {
                 // A disk without a record is not used. If it cannot be removed, the first error says more.
@@ -245,7 +239,7 @@ impl DiskCache {
     fn lookup_locked(&self, digest: &Digest) -> Result<Option<CachedDisk>, DiskError> {
         let record_path = self.record_path(digest);
         let record = match fs::read(&record_path) {
-            Ok(text) => read_record(&text),
+            Ok(bytes) => state_file::decode::<Record>(&bytes),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(DiskError::io("read", &record_path, error)),
         };
@@ -256,7 +250,7 @@ impl DiskCache {
             Err(error) => return Err(DiskError::io("read", &path, error)),
         };
         let damage = match (record, file) {
-            (Err(reason), _) => format!("its record cannot be used: {reason}"),
+            (Err(error), _) => format!("its record cannot be used: {}", chain(&error)),
             (Ok(_), None) => "the disk is missing".to_owned(),
             (Ok(record), Some(file)) => {
                 let failed = |error| DiskError::io("read", &path, error);
@@ -300,19 +294,15 @@ impl DiskCache {
     fn write_record(&self, digest: &Digest, built: BuiltDisk) -> Result<Record, DiskError> {
         let path = self.record_path(digest);
         let record = Record {
-            version: RECORD_VERSION,
             sha256: built.sha256,
             size_bytes: built.size_bytes,
         };
-        let text = serde_json::to_vec_pretty(&record).map_err(|source| DiskError::Damaged {
-            path: path.clone(),
-            source,
-        })?;
         let write = || {
+            let bytes = state_file::encode(&record).map_err(io::Error::other)?;
             let mut file = tempfile::Builder::new()
                 .prefix(UNFINISHED_PREFIX)
                 .tempfile_in(&self.dir)?;
-            file.write_all(&text)?;
+            file.write_all(&bytes)?;
             file.as_file().sync_all()?;
             file.persist(&path).map_err(|error| error.error)?;
             File::open(&self.dir)?.sync_all()
@@ -340,18 +330,6 @@ impl DiskCache {
 /// A value is never inconsistent while it is locked, so a panic of another thread does no harm.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A record that this program can use, or why it cannot.
-fn read_record(text: &[u8]) -> Result<Record, String> {
-    let record: Record = serde_json::from_slice(text).map_err(|error| error.to_string())?;
-    if record.version > RECORD_VERSION {
-        return Err(format!(
-            "it has version {}, and this program reads up to {RECORD_VERSION}",
-            record.version
-        ));
-    }
-    Ok(record)
 }
 
 /// Removes a file, and returns whether it existed.

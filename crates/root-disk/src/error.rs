@@ -1,4 +1,4 @@
-//! What can go wrong, told by operation and subject.
+//! Errors, named by operation and subject.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 use model::Digest;
 use oci::Compression;
 
-/// Why a disk was not made, or a cache not read.
+/// A disk was not built, or an operation of the cache failed.
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
-    /// An image with nothing in it cannot be booted.
+    /// An image without layers cannot be booted.
     #[error("the image has no layers")]
     NoLayers,
     /// A layer is damaged, hostile, or over a limit.
     #[error("layer {number} ({}) cannot be used", digest.short())]
     Layer {
-        /// Counted from 1, the base.
+        /// Number of the layer; the base is 1.
         number: usize,
-        /// Of the layer as it is stored.
+        /// Digest of the layer as stored.
         digest: Digest,
-        /// What is wrong with it.
+        /// The defect.
         #[source]
         source: Box<LayerError>,
     },
@@ -29,65 +29,57 @@ pub enum DiskError {
     /// A disk of this size cannot be formatted.
     #[error("cannot format a disk of {size_bytes} bytes: it must have {min} to {max} bytes")]
     Size {
-        /// As it was asked for.
+        /// The requested size, in bytes.
         size_bytes: u64,
         /// The smallest that can be formatted, in bytes.
         min: u64,
         /// The largest that can be formatted, in bytes.
         max: u64,
     },
-    /// A label that ext4 has no room for.
+    /// A label that is longer than ext4 allows.
     #[error("`{label}` is too long for the label of a disk: 16 bytes at most")]
     Label {
-        /// As it was asked for.
+        /// The requested label.
         label: String,
     },
-    /// The host's disk, or the quota on it, is full. Nothing partial was left behind.
+    /// The host's disk, or the quota on it, is full. No partial file was left behind.
     #[error("no space left to {operation} `{}`; free some and try again", path.display())]
     NoSpace {
-        /// What was tried: `write`, `create`.
+        /// The operation: `write`, `create`.
         operation: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// As the kernel said it.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The host's file system refused.
+    /// The host's file system failed.
     #[error("cannot {operation} `{}`", path.display())]
     Io {
-        /// What was tried: `write`, `create`.
+        /// The operation: `write`, `create`.
         operation: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
-    },
-    /// A file of the cache's own is not what the cache writes.
-    #[error("`{}` is damaged", path.display())]
-    Damaged {
-        /// Which file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
     },
 }
 
 impl DiskError {
-    /// Whether trying again may help, without anyone changing the image: the host's disk may get
-    /// room and its errors may pass; a bad image stays bad.
+    /// Whether another attempt with the same image may succeed. Errors of the host's disk may pass; a refused image is
+    /// refused again.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoSpace { .. } | Self::Io { .. } | Self::Damaged { .. } => true,
+            Self::NoSpace { .. } | Self::Io { .. } => true,
             Self::Layer { source, .. } => matches!(
                 **source,
-                // What lies on this host may have rotted; it is fetched again.
+                // The layer may be damaged on this host's disk; it is fetched again.
                 LayerError::Digest { .. } | LayerError::Read { .. }
             ),
             Self::NoLayers | Self::OverLimit(_) | Self::Size { .. } | Self::Label { .. } => false,
         }
     }
 
-    /// An error of the host's file system, sorted.
+    /// The error for a failure of the host's file system.
     pub(crate) fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
         match source.kind() {
@@ -105,105 +97,107 @@ impl DiskError {
     }
 }
 
-/// A limit that an image does not keep.
+/// The image is over a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the image is over the limit `{limit}` of {allowed} {unit}")]
 pub struct OverLimit {
     /// A field of [`crate::Limits`], or one of the constants beside it.
     pub limit: &'static str,
-    /// As many are allowed.
+    /// The limit.
     pub allowed: u64,
-    /// Of what: `bytes`, `entries`.
+    /// Its unit: `bytes`, `entries`.
     pub unit: &'static str,
 }
 
-/// What is wrong with a layer.
+/// A layer is refused, or cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     /// The file cannot be read.
     #[error("cannot read `{}`", path.display())]
     Read {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The stored bytes are others than the manifest names.
-    #[error("its content is {actual}, and the manifest says {expected}")]
+    /// The stored bytes have another digest than the manifest names.
+    #[error("its bytes have the digest {actual}, and the manifest says {expected}")]
     Digest {
-        /// By the manifest.
+        /// The manifest's digest.
         expected: Digest,
-        /// By its bytes.
+        /// The digest of the bytes.
         actual: Digest,
     },
-    /// The bytes, decompressed, are others than the config names.
-    #[error("decompressed it is {actual}, and the config says the diff_id is {expected}")]
+    /// The decompressed bytes have another digest than the config names.
+    #[error(
+        "its decompressed bytes have the digest {actual}, and the config says the diff_id is {expected}"
+    )]
     DiffId {
-        /// By the config.
+        /// The config's diff_id.
         expected: Digest,
-        /// By its bytes.
+        /// The digest of the bytes.
         actual: Digest,
     },
-    /// It is no such stream, or a broken one.
+    /// The bytes are not a stream of this format, or a broken one.
     #[error("cannot decompress it as {compression}")]
     Decompress {
-        /// By the manifest's media type.
+        /// The compression by the manifest's media type.
         compression: Compression,
-        /// What the decompressor says.
+        /// The decompressor's error.
         source: io::Error,
     },
-    /// It is no tar archive, or a broken one.
+    /// The bytes are not a tar archive, or a broken one.
     #[error("the archive is broken at byte {offset}")]
     Archive {
-        /// Where in the decompressed archive.
+        /// Offset in the decompressed archive, in bytes.
         offset: u64,
-        /// How.
+        /// The defect.
         source: ArchiveProblem,
     },
-    /// An entry that no honest image has.
+    /// An entry that is malformed or hostile.
     #[error("the entry `{name}` is refused")]
     Entry {
-        /// As the archive has it; bytes that are no printable ASCII are escaped.
+        /// The name in the archive; bytes other than printable ASCII are escaped.
         name: String,
-        /// Why.
+        /// The reason.
         source: EntryProblem,
     },
-    /// The limit is reached in this layer.
+    /// The image is over a limit from this layer on.
     #[error(transparent)]
     OverLimit(#[from] OverLimit),
 }
 
-/// How an archive is broken.
+/// The defect of an archive.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveProblem {
-    /// The end came within an entry.
+    /// The archive ends inside an entry.
     #[error("it ends in the middle of an entry")]
     Truncated,
-    /// A header's checksum is wrong; or this is no header.
+    /// The checksum of a header is wrong, or the block is not a header.
     #[error("the checksum of this header is wrong")]
     HeaderChecksum,
-    /// One zero block, and then something else than the second.
-    #[error("a block of zeros that is not the end")]
+    /// A single block of zeros; the end of an archive has two.
+    #[error("one block of zeros, where the end of an archive has two")]
     LoneZeroBlock,
-    /// A number in a header is none, is negative or does not fit.
+    /// A number in a header is malformed, negative or too large.
     #[error("the {field} of this header is not a number in its range")]
     HeaderNumber {
-        /// Which.
+        /// The field.
         field: &'static str,
     },
-    /// A type of entry that containers do not have.
+    /// A type of entry that does not occur in layers.
     #[error("an entry of the unknown type {}", type_flag.escape_ascii())]
     EntryType {
-        /// The header's byte 156.
+        /// Byte 156 of the header.
         type_flag: u8,
     },
-    /// An extended header is not made of `length key=value` records.
+    /// An extended header does not consist of `length key=value` records.
     #[error("the extended header is malformed: {problem}")]
     Pax {
-        /// What is wrong.
+        /// The defect.
         problem: &'static str,
     },
-    /// An extended header that no entry follows, or a second one.
+    /// An extended header without an entry after it, or two in a row.
     #[error("an extended header is followed by another one, or by nothing")]
     StackedHeaders,
     /// Header and extended header name different sizes, so that two readers see two archives.
@@ -214,7 +208,7 @@ pub enum ArchiveProblem {
         /// In the extended header.
         pax: u64,
     },
-    /// Content where the type has none.
+    /// Content of an entry whose type has none.
     #[error("an entry that is not a file has {size} bytes of content")]
     UnexpectedContent {
         /// In bytes.
@@ -223,7 +217,7 @@ pub enum ArchiveProblem {
     /// The map of a sparse file is malformed.
     #[error("the map of a sparse file is malformed: {problem}")]
     Sparse {
-        /// What is wrong.
+        /// The defect.
         problem: &'static str,
     },
 }
@@ -231,10 +225,10 @@ pub enum ArchiveProblem {
 /// Why an entry is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EntryProblem {
-    /// No name at all.
+    /// An empty name.
     #[error("the name is empty")]
     EmptyName,
-    /// A name from `/` on.
+    /// A name that begins with `/`.
     #[error("the name is absolute")]
     AbsoluteName,
     /// A `..` in a name, or in the target of a hard link.
@@ -246,69 +240,67 @@ pub enum EntryProblem {
     /// A component over 255 bytes, or a path over 4095.
     #[error("the path is too long")]
     PathTooLong,
-    /// Deeper than [`crate::limits::MAX_DEPTH`].
+    /// A path deeper than [`crate::limits::MAX_DEPTH`].
     #[error("it is too deep in the tree")]
     TooDeep,
-    /// `/` must stay a directory.
+    /// An entry that would replace `/` by something other than a directory.
     #[error("the root of the image must be a directory")]
     RootNotDirectory,
-    /// A file whose name ends in a slash: some readers make it a directory.
+    /// A file whose name ends in a slash. Some readers make it a directory.
     #[error("a name that ends with a slash is for directories")]
     SlashAfterFile,
-    /// The path leads through something that is no directory and no symlink to one.
+    /// A path through something that is neither a directory nor a symlink to one.
     #[error("the path leads through `{through}`, which is {what}")]
     NotThroughDirectory {
         /// The component.
         through: String,
-        /// What it is instead.
+        /// Its type.
         what: &'static str,
     },
-    /// A symlink in the path leads up, out of the image.
+    /// A path through a symlink that leads above the image's root.
     #[error("the path leads through the symlink `{through}` out of the image")]
     LeavesImage {
         /// The component.
         through: String,
     },
-    /// As Linux does: 40 symlinks in a path, and no more.
+    /// A path through more than 40 symlinks, Linux's limit.
     #[error("the path leads through too many symlinks")]
     SymlinkLoop,
-    /// Empty, over 4095 bytes, or with a NUL byte.
+    /// A target that is empty, over 4095 bytes, or has a NUL byte.
     #[error("the target of the symlink is empty, too long, or has a NUL byte")]
     SymlinkTarget,
     /// A hard link to nothing, to a directory, through a symlink, or to itself.
     #[error("the target `{target}` of the hard link is {what}")]
     HardLinkTarget {
-        /// As the archive has it.
+        /// The target in the archive.
         target: String,
-        /// What it is.
+        /// The defect.
         what: &'static str,
     },
-    /// More names than ext4 can count.
+    /// More names than ext4 allows.
     #[error("the file would have more than 65000 names")]
     TooManyLinks,
     /// A whiteout of nothing, of `.` or `..`, of a whiteout, with content, of another type, or as a directory.
     #[error("the whiteout is malformed: {what}")]
     Whiteout {
-        /// What it is.
+        /// The defect.
         what: &'static str,
     },
-    /// Mode, owner or device out of range.
+    /// A mode, owner or device number out of range.
     #[error("its {field} is out of range")]
     Number {
-        /// Which.
+        /// The field.
         field: &'static str,
     },
-    /// More than ext4 has room for: about 4000 bytes a file.
-    #[error(
-        "its extended attributes have {bytes} bytes, over the {allowed} that ext4 has room for"
-    )]
+    /// More extended attributes than ext4 stores: about 4000 bytes a file.
+    #[error("its extended attributes have {bytes} bytes, over the {allowed} that ext4 stores")]
     XattrsTooLarge {
-        /// As encoded.
+        /// Their encoded size.
         bytes: usize,
-        /// In one block.
+        /// The space in one block.
         allowed: usize,
     },
-    /// An attribute that the kernel would refuse.
+    /// An extended attribute that the kernel refuses.
     #[error("the extended attribute `{attribute}` is malformed")]
     Xattr {
         /// Its name.

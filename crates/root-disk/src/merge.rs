@@ -1,9 +1,9 @@
-//! Layers on top of each other, as the OCI image spec says (image-spec, layer.md), in one pass from the
+//! Applies layers on top of each other as the OCI image spec says (image-spec, layer.md), in one pass from the
 //! base up.
 //!
-//! Everything happens in the tree in memory: a path leads through the image's own symlinks and never
-//! through the host. Where the spec is silent: directories that no entry tells of belong to root, mode 0755,
-//! time zero; a hard link's own metadata count for nothing; overlayfs's own attributes are left out.
+//! All paths are resolved in the tree in memory, through the image's own symlinks and never
+//! through the host. Where the spec is silent: directories without an entry are owned by root, with mode 0755 and
+//! time zero; the metadata of a hard link's entry are ignored; attributes of overlayfs are left out.
 
 use crate::error::{DiskError, EntryProblem, LayerError, OverLimit};
 use crate::ext4::{BlockWriter, Content, xattr};
@@ -13,15 +13,15 @@ use crate::resolve::{Missing, Resolved};
 use crate::tar::{Archive, Chunks, Entry, EntryKind};
 use crate::tree::{Blocks, Child, Directory, Extent, Kind, Metadata, Node, NodeId, Tree};
 
-/// Bytes that a name in a directory takes besides its own.
+/// Memory of a name in a directory besides its own bytes.
 const NAME_MEMORY: u64 = 64;
 
-/// An image on its way.
+/// An image that is being merged.
 #[derive(Debug)]
 pub(crate) struct Merger<'a> {
     pub(crate) tree: Tree,
     pub(crate) writer: BlockWriter,
-    /// Blocks that were written and that nothing names any more.
+    /// Blocks of removed content.
     pub(crate) freed: Vec<Extent>,
     limits: &'a Limits,
     /// The layer that is being applied.
@@ -31,12 +31,12 @@ pub(crate) struct Merger<'a> {
     tree_bytes: u64,
 }
 
-/// What stops a layer.
+/// Why a layer was not applied.
 #[derive(Debug)]
 pub(crate) enum MergeError {
-    /// The layer itself.
+    /// The layer is refused.
     Layer(LayerError),
-    /// The disk that is being written.
+    /// The disk cannot be written.
     Disk(DiskError),
 }
 
@@ -75,7 +75,7 @@ impl<'a> Merger<'a> {
         }
     }
 
-    /// Applies the layer of this number on top of those before.
+    /// Applies the layer with this number on top of the layers before it.
     pub(crate) fn apply<C: Chunks>(
         &mut self,
         layer: u16,
@@ -109,8 +109,8 @@ impl<'a> Merger<'a> {
         Ok(())
     }
 
-    /// Everything about an entry that does not need its content: whiteouts, the root, hard links,
-    /// directories that are there; for others, the directory they belong to.
+    /// Applies entries that need no content: whiteouts, the root, hard links, existing directories. For other entries
+    /// returns the directory and the name.
     fn place<'e>(&mut self, entry: &'e Entry) -> Result<Placed<'e>, EntryProblem> {
         let components = path::of_entry(&entry.name)?;
         match path::whiteout(&components)? {
@@ -131,7 +131,7 @@ impl<'a> Merger<'a> {
             return Err(EntryProblem::SlashAfterFile);
         }
         check_kind(&entry.kind)?;
-        // A hard link's target is looked at first: nothing of the tree is touched for a bad one.
+        // The target of a hard link first, so that a refused link changes nothing in the tree.
         let target = match &entry.kind {
             EntryKind::HardLink { target } => Some(self.hard_link_target(target)?),
             _ => None,
@@ -155,12 +155,12 @@ impl<'a> Merger<'a> {
             return Ok(Placed::Done);
         }
         if let Some(child) = existing {
-            self.forget(child.node);
+            self.detach(child.node);
         }
         Ok(Placed::At { directory, name })
     }
 
-    /// Adds what is new: the name is free, but for a node that is gone.
+    /// Adds a new node. Its name is free or belongs to a removed node.
     fn add<C: Chunks>(
         &mut self,
         archive: &mut Archive<C>,
@@ -245,14 +245,14 @@ impl<'a> Merger<'a> {
         self.tree.add(metadata, kind)
     }
 
-    /// Gives a node a name that is free, but for a node that is gone.
+    /// Gives a node a name, which is free or belongs to a removed node.
     fn insert(&mut self, directory: NodeId, name: &[u8], node: NodeId) {
         self.tree_bytes += name.len() as u64 + NAME_MEMORY;
         self.tree.node_mut(node).links += 1;
         self.touch(directory, name, node);
     }
 
-    /// Names a node as this layer does.
+    /// Marks a name as an entry of this layer.
     fn touch(&mut self, directory: NodeId, name: &[u8], node: NodeId) {
         let child = Child {
             node,
@@ -267,7 +267,7 @@ impl<'a> Merger<'a> {
         }
     }
 
-    /// The directory that these components lead to, made where it is not there.
+    /// The directory with this path, created where it does not exist.
     fn directory_for(&mut self, components: &[&[u8]]) -> Result<NodeId, EntryProblem> {
         let mut from = Tree::ROOT;
         let mut components = components;
@@ -353,7 +353,7 @@ impl<'a> Merger<'a> {
                 });
             }
             // The target may be below a directory that is replaced by the link.
-            self.forget(child.node);
+            self.detach(child.node);
             if matches!(self.tree.node(target).kind, Kind::Gone) {
                 return Err(EntryProblem::HardLinkTarget {
                     target: entry.name.escape_ascii().to_string(),
@@ -401,7 +401,7 @@ impl<'a> Merger<'a> {
                         if let Some(directory) = self.tree.directory_mut(directory) {
                             directory.children.remove(name);
                         }
-                        self.forget(child.node);
+                        self.detach(child.node);
                     }
                     Some(child) => self.hide_lower(child.node),
                     None => {}
@@ -434,13 +434,13 @@ impl<'a> Merger<'a> {
                 keep
             });
             for node in hidden {
-                self.forget(node);
+                self.detach(node);
             }
         }
     }
 
     /// A name of this node is no more; with its last one, and all of a directory's, its blocks are free.
-    fn forget(&mut self, node: NodeId) {
+    fn detach(&mut self, node: NodeId) {
         let mut left = vec![node];
         while let Some(id) = left.pop() {
             let node = self.tree.node_mut(id);

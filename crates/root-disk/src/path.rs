@@ -1,9 +1,9 @@
-//! Names as archives have them, to components of a path in the image.
+//! From the names in archives to the components of a path in the image.
 
 use crate::error::EntryProblem;
 use crate::limits::{MAX_NAME_BYTES, MAX_PATH_BYTES};
 
-/// The components of an entry's name, from the root; none for the root itself.
+/// The components of an entry's name from the root on; empty for the root itself.
 pub(crate) fn of_entry(name: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     if name.first() == Some(&b'/') && !name.iter().all(|byte| *byte == b'/') {
         return Err(EntryProblem::AbsoluteName);
@@ -11,7 +11,7 @@ pub(crate) fn of_entry(name: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     components(name)
 }
 
-/// The components of a hard link's target. Some builders write it from `/` on.
+/// The components of a hard link's target. Some builders write it with a leading `/`.
 pub(crate) fn of_link_target(target: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     components(target)
 }
@@ -38,20 +38,20 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     Ok(components)
 }
 
-/// What the last component of a name asks for, by the image spec's reserved names.
+/// The meaning of the last component of a name, by the image spec's reserved names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Whiteout<'a> {
-    /// Nothing: it is a name.
+    /// An ordinary name.
     No,
-    /// What lower layers have by this name is hidden.
+    /// Hides this name in the lower layers.
     Name(&'a [u8]),
-    /// All that lower layers have in this directory is hidden.
+    /// Hides everything that the lower layers have in this directory (opaque).
     Opaque,
 }
 
 const PREFIX: &[u8] = b".wh.";
 
-/// Sorts out the reserved names.
+/// Recognises the reserved names.
 pub(crate) fn whiteout<'a>(components: &[&'a [u8]]) -> Result<Whiteout<'a>, EntryProblem> {
     let malformed = |what| Err(EntryProblem::Whiteout { what });
     let Some((last, above)) = components.split_last() else {

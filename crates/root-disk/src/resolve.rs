@@ -1,29 +1,29 @@
-//! Where a path leads in the tree, through symlinks, as in a root of its own.
+//! Path resolution in the tree, through the image's symlinks, confined to the tree's root.
 
 use crate::error::EntryProblem;
 use crate::limits::{MAX_SYMLINK_STEPS, MAX_SYMLINKS};
 use crate::tree::{Kind, NodeId, Tree};
 
-/// Where a path leads.
+/// The result of path resolution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resolved {
     Directory(NodeId),
     Missing(Missing),
 }
 
-/// A component of the path itself is not there.
+/// A component of the path itself does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Missing {
-    /// The directory it would be in.
+    /// The directory that would contain it.
     pub(crate) directory: NodeId,
     /// Components of the path from the missing one on.
     pub(crate) left: usize,
 }
 
 impl Tree {
-    /// Walks from a directory along components. With `touch`, every name on the way is marked as named by
-    /// that layer. A symlink that leads to nothing, to something else than a directory, or above the root,
-    /// is refused: an honest archive has no entry below it.
+    /// Resolves components from a directory on. With `touch`, every name on the way is marked as an entry of
+    /// that layer. A symlink that leads to nothing, to something other than a directory, or above the root,
+    /// is refused: an entry below it is malformed or hostile.
     pub(crate) fn resolve(
         &mut self,
         from: NodeId,
@@ -58,7 +58,7 @@ impl Tree {
         symlinks: &mut u32,
     ) -> Result<NodeId, EntryProblem> {
         let mut at = from;
-        // What is still to be walked, the next target last; each with how far it has been walked.
+        // Targets that are not yet resolved, the current one last; each with the number of resolved components.
         let mut targets: Vec<(Box<[u8]>, usize)> = Vec::new();
         let mut next = Some(symlink);
         for _ in 0..MAX_SYMLINK_STEPS {

@@ -1,15 +1,15 @@
-//! The image's tree in memory: everything but the content of files, which is on the disk already.
+//! The image's tree in memory: everything except the content of files, which is on the disk already.
 //!
-//! Names and targets are bytes. Nodes are numbered by their place in one list, so that hard links
-//! are nothing but two names of one number.
+//! Names and targets are bytes. The number of a node is its index in one list; hard links are several names of
+//! one number.
 
 use std::collections::BTreeMap;
 
-/// A node's place in [`Tree::nodes`].
+/// The index of a node in [`Tree::nodes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct NodeId(pub(crate) u32);
 
-/// A point in time, as ext4 can hold it or not.
+/// A time of an archive, which may be out of ext4's range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Time {
     /// Since 1970, negative before.
@@ -25,22 +25,22 @@ pub(crate) struct Extent {
     pub(crate) logical: u32,
     /// First block on the disk.
     pub(crate) physical: u32,
-    /// How many.
+    /// Number of blocks.
     pub(crate) blocks: u32,
 }
 
 /// An extended attribute as ext4 names it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Xattr {
-    /// Stands for the name's prefix (`user.`: 1).
+    /// Number of the name's prefix (`user.`: 1).
     pub(crate) index: u8,
     /// The name without its prefix.
     pub(crate) name: Box<[u8]>,
-    /// In the form that ext4 stores.
+    /// In ext4's format.
     pub(crate) value: Box<[u8]>,
 }
 
-/// What all kinds of nodes have.
+/// The attributes of every kind of node.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Metadata {
     /// The low twelve bits of the mode.
@@ -49,11 +49,11 @@ pub(crate) struct Metadata {
     pub(crate) gid: u32,
     pub(crate) modified: Time,
     pub(crate) accessed: Time,
-    /// Sorted as ext4 wants them.
+    /// In ext4's order.
     pub(crate) xattrs: Vec<Xattr>,
 }
 
-/// Where the content of a node is.
+/// The blocks of a node's content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Blocks {
     /// The runs; or, where `depth` is not zero, the blocks of the extent tree below the inode.
@@ -67,7 +67,7 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    /// These runs, all of them content.
+    /// The blocks of a content with these runs.
     pub(crate) fn of(extents: Vec<Extent>) -> Self {
         let data_blocks = extents.iter().map(|extent| extent.blocks).sum();
         Self {
@@ -83,7 +83,7 @@ impl Blocks {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Child {
     pub(crate) node: NodeId,
-    /// The last layer that named it, or something below it. Whiteouts spare what their own layer named.
+    /// The last layer that has an entry for it or below it. A whiteout spares entries of its own layer.
     pub(crate) layer: u16,
 }
 
@@ -91,19 +91,19 @@ pub(crate) struct Child {
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     pub(crate) children: BTreeMap<Box<[u8]>, Child>,
-    /// The directory it is in; of the root: itself.
+    /// The parent directory; of the root: itself.
     pub(crate) parent: Option<NodeId>,
     /// Components from the root.
     pub(crate) depth: u32,
-    /// The last layer that hid what those below it have here, if any: it need not do so again.
+    /// The last layer whose opaque whiteout was applied here, if any; it is applied once.
     pub(crate) cleared_by: Option<u16>,
-    /// Known when it has been written.
+    /// Set when the directory is written.
     pub(crate) blocks: Blocks,
-    /// Known when it has been written.
+    /// Set when the directory is written.
     pub(crate) indexed: bool,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Debug)]
 pub(crate) enum Kind {
     Directory(Box<Directory>),
@@ -124,24 +124,24 @@ pub(crate) enum Kind {
         minor: u32,
     },
     Fifo,
-    /// Removed, its content freed. Nothing names it any more.
+    /// Removed, and its content freed. It has no name.
     Gone,
 }
 
-/// An inode to be.
+/// A future inode.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) metadata: Metadata,
     pub(crate) kind: Kind,
-    /// Names of it, for all but directories.
+    /// Number of its names; not used for directories.
     pub(crate) links: u32,
     /// Its inode number; zero until it has one.
     pub(crate) number: u32,
-    /// Where its extended attributes are, when the inode has no room for them.
+    /// The block of its extended attributes, where they do not fit into the inode.
     pub(crate) xattr_block: Option<u32>,
 }
 
-/// The whole.
+/// The tree of an image.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) nodes: Vec<Node>,
@@ -151,7 +151,7 @@ impl Tree {
     /// The root is the first node.
     pub(crate) const ROOT: NodeId = NodeId(0);
 
-    /// Nothing but a root that belongs to root.
+    /// A tree with only a root directory, owned by root.
     pub(crate) fn new() -> Self {
         let mut tree = Self { nodes: Vec::new() };
         tree.add(
@@ -164,7 +164,7 @@ impl Tree {
         tree
     }
 
-    /// Adds a node that nothing names yet. The caller keeps the number of nodes within 32 bits.
+    /// Adds a node without a name. The caller keeps the number of nodes within 32 bits.
     pub(crate) fn add(&mut self, metadata: Metadata, kind: Kind) -> NodeId {
         let id = NodeId(u32::try_from(self.nodes.len()).unwrap_or(u32::MAX));
         self.nodes.push(Node {
@@ -193,7 +193,7 @@ impl Tree {
         }
     }
 
-    /// The same, to be changed.
+    /// As [`Self::directory`], mutable.
     pub(crate) fn directory_mut(&mut self, id: NodeId) -> Option<&mut Directory> {
         match &mut self.node_mut(id).kind {
             Kind::Directory(directory) => Some(directory),

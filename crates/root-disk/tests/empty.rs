@@ -4,7 +4,6 @@
 mod support;
 
 use std::os::unix::fs::MetadataExt as _;
-use std::time::Instant;
 
 use root_disk::{DiskError, Limits, build, format_empty, format_volume};
 use support::archive::Tar;
@@ -13,7 +12,7 @@ use support::{LoopMount, fsck};
 const MIB: u64 = 1024 * 1024;
 
 #[test]
-fn an_empty_disk_of_any_size_is_clean_sparse_and_quick() {
+fn an_empty_disk_of_any_size_is_clean_and_sparse() {
     let dir = tempfile::tempdir().unwrap();
     for size in [
         MIB,
@@ -27,9 +26,7 @@ fn an_empty_disk_of_any_size_is_clean_sparse_and_quick() {
         1024 * 1024 * MIB,
     ] {
         let path = dir.path().join(format!("{size}.ext4"));
-        let start = Instant::now();
         format_empty(&path, size, "scratch").unwrap();
-        let took = start.elapsed();
         let metadata = path.metadata().unwrap();
         assert_eq!(metadata.len(), size);
         assert!(
@@ -37,7 +34,6 @@ fn an_empty_disk_of_any_size_is_clean_sparse_and_quick() {
             "{size}: {} sectors",
             metadata.blocks()
         );
-        assert!(took.as_millis() < 1000, "{size}: {took:?}");
         if size <= 20 * 1024 * MIB {
             fsck(&path);
         }

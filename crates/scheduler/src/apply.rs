@@ -12,11 +12,11 @@ use model::{
 };
 use std::collections::BTreeMap;
 
+use crate::action::Action;
 use crate::changes::{Changes, EnvRecord};
 use crate::cluster_state::{
     ClusterState, Env, Instance, InstancePhase, Node, Release, Rollout, Volume, VolumePhase,
 };
-use crate::planner::Action;
 use crate::reports::apply_report;
 
 /// One change of the cluster state. Everything in it is chosen.

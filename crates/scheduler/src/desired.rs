@@ -41,7 +41,7 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
             .filter(|(_, volume)| volume.node == node && volume.is_deleting())
             .map(|(id, _)| *id)
             .collect(),
-        keep_images: keep_images(cluster, node).into_iter().collect(),
+        pinned_images: pinned_images(cluster, node).into_iter().collect(),
     })
 }
 
@@ -50,7 +50,7 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
 pub const KEPT_RELEASES: usize = 3;
 
 /// The images that `node` is to keep although it may not run them now.
-fn keep_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
+fn pinned_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
     let Some(arch) = cluster.nodes.get(&node).map(|node| &node.hardware.arch) else {
         return BTreeSet::new();
     };
@@ -144,10 +144,13 @@ mod tests {
         }
         .into_cluster(&mut cluster);
 
-        let kept = desired_state(&cluster, NodeId(1)).unwrap().keep_images;
+        let pinned = desired_state(&cluster, NodeId(1)).unwrap().pinned_images;
         let expected = [1, 4, 5, 6].map(|number| Digest::from_sha256(&[number; 32]));
-        assert_eq!(kept, expected);
-        assert_eq!(desired_state(&cluster, NodeId(2)).unwrap().keep_images, []);
+        assert_eq!(pinned, expected);
+        assert_eq!(
+            desired_state(&cluster, NodeId(2)).unwrap().pinned_images,
+            []
+        );
 
         assert!(pulls_from(&cluster, NodeId(1), &registry));
         assert!(!pulls_from(&cluster, NodeId(1), "other.example"));

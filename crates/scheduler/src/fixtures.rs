@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::unwrap_used,
+    clippy::missing_panics_doc,
     missing_docs,
     reason = "a test fails by panicking; its fixtures are named after what they are"
 )]

@@ -11,6 +11,7 @@
 //!
 //! - [`apply`]: carries every change out on the cluster state; [`changes`]: the records that it changed.
 //! - [`planner`]: what is to change now: instances created, terminated, deleted; rollouts.
+//! - [`action`]: what the planner may decide.
 //! - [`rollout`]: how an env gets from one release to another, and when that failed.
 //! - [`placement`]: which node takes an instance, or why none does.
 //! - [`release`]: a process of a release as the complete description of one instance.
@@ -29,6 +30,7 @@
     )
 )]
 
+pub mod action;
 pub mod apply;
 pub mod changes;
 pub mod cluster_state;

@@ -36,11 +36,11 @@ mod volumes;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::instance::InstanceSpec;
-use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
+use model::{EnvKey, InstanceId, ProcessName, Timestamp, VolumeId};
 
+use crate::action::Action;
 use crate::apply::{Command, apply};
-use crate::cluster_state::{ClusterState, InstancePhase, Rollout, Subject, VolumeKey, VolumePhase};
+use crate::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase};
 use crate::placement::Placement;
 use overlay::address_plan::egress_address;
 

@@ -1,5 +1,7 @@
 //! A simulated guest: the guest's side of `guest-protocol`, with an app that behaves as the release says.
 
+// ring: a machine runs guests, and a guest acts on its machine.
+
 use std::io;
 
 use guest_protocol::{
@@ -12,7 +14,7 @@ use tokio::sync::watch;
 use tokio::time::{Duration, sleep};
 
 use crate::machine::{Machine, VmKey};
-use crate::world::App;
+use crate::simulator::App;
 
 /// Pause before a guest dials again, in milliseconds.
 const DIAL_PAUSE: Duration = Duration::from_millis(500);
@@ -28,13 +30,13 @@ struct Connection {
 impl Connection {
     async fn dial(machine: &Machine, vm: VmKey, channel: Channel, phase: Phase) -> Self {
         loop {
-            machine.world.latency(1, 5).await;
+            machine.simulator.latency(1, 5).await;
             if let Some(stream) = machine.dial(&vm).await {
                 let buffer = FrameBuffer::default();
                 let mut connection = Self { stream, buffer };
                 let hello = GuestFrame::Hello(Hello {
                     contract: CONTRACT_VERSION,
-                    channel: channel.clone(),
+                    channel,
                     phase: phase.clone(),
                 });
                 if connection.write(&hello).await.is_ok() {
@@ -79,7 +81,7 @@ struct Guest {
 
 /// Runs a guest until it powers off; the outcome is its VMM's exit.
 pub(crate) async fn run(machine: Machine, vm: VmKey, app: App, mut crash: watch::Receiver<bool>) {
-    machine.world.latency(500, 3_000).await;
+    machine.simulator.latency(500, 3_000).await;
     let hangs = match app {
         App::Hangs => true,
         App::HangsOnce => machine.first_time(vm.image_key()),
@@ -152,7 +154,7 @@ impl Guest {
                 Some(HostFrame::Stop { .. }) if running && !self.stopping => {
                     self.stopping = true;
                     self.machine.stop_was_asked(&self.vm);
-                    self.machine.world.latency(10, STOP_MILLIS).await;
+                    self.machine.simulator.latency(10, STOP_MILLIS).await;
                     self.ended(connection, exit(0, true)).await
                 }
                 Some(HostFrame::ExitAck) if self.end.is_some() => return true,
@@ -169,7 +171,7 @@ impl Guest {
     }
 
     async fn start(&mut self, connection: &mut Connection) -> io::Result<()> {
-        self.machine.world.latency(50, 500).await;
+        self.machine.simulator.latency(50, 500).await;
         if self.app == App::NotFound {
             self.machine.disturb(self.vm.id);
             self.phase = Phase::Failed;

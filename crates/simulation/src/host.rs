@@ -24,8 +24,8 @@ use node_network::Endpoint;
 use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 
-use crate::machine::Machine;
-use crate::world::App;
+use crate::machine::{Machine, SimVm};
+use crate::simulator::App;
 
 /// Folder of root disks, a file for each image digest.
 const ROOT_DISKS: &str = "/disks";
@@ -41,13 +41,13 @@ pub(crate) struct SimHost(pub(crate) Machine);
 impl SimHost {
     /// Takes up to `high` milliseconds and performs `effect` at one end of that time.
     async fn perform<T>(&self, high: u64, effect: impl FnOnce() -> T) -> T {
-        let world = &self.0.world;
-        if world.draw(|rng| rng.percent(50)) {
+        let simulator = &self.0.simulator;
+        if simulator.draw(|rng| rng.percent(50)) {
             let outcome = effect();
-            world.latency(0, high).await;
+            simulator.latency(0, high).await;
             outcome
         } else {
-            world.latency(0, high).await;
+            simulator.latency(0, high).await;
             effect()
         }
     }
@@ -68,12 +68,12 @@ impl Vmm for SimHost {
             let machine = &self.0;
             let booted = self.perform(200, || {
                 let percent = machine.lock().boot_failures_percent;
-                if machine.world.draw(|rng| rng.percent(percent)) {
+                if machine.simulator.draw(|rng| rng.percent(percent)) {
                     return Err(HostError::transient("cannot start the VMM: simulated"));
                 }
-                if machine.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if machine.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     machine
-                        .world
+                        .simulator
                         .violate(format!("{id} is booted while its VM runs"));
                 }
                 let name = vm.root.file_name().unwrap_or_default().to_string_lossy();
@@ -103,11 +103,13 @@ impl Vmm for SimHost {
                 }
                 let Some(address) = machine.lock().admitted.get(&id).copied() else {
                     machine
-                        .world
+                        .simulator
                         .violate(format!("{id} boots before it is admitted to the network"));
                     return Err(HostError::transient("not admitted"));
                 };
-                machine.world.trace(format!("{} boots {id}", machine.node));
+                machine
+                    .simulator
+                    .trace(format!("{} boots {id}", machine.node));
                 machine.start_vm(id, image, address, volumes);
                 Ok(())
             });
@@ -127,7 +129,7 @@ impl Vmm for SimHost {
 
     fn adopt(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Option<Box<dyn Vm>>>> {
         async move {
-            self.0.world.latency(1, 20).await;
+            self.0.simulator.latency(1, 20).await;
             if self.0.lock().unreadable_vms.contains(&id) {
                 return Err(HostError::transient("cannot read `vm.json`: simulated"));
             }
@@ -144,9 +146,9 @@ impl Vmm for SimHost {
     fn remove(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
             self.perform(5, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
-                        .world
+                        .simulator
                         .violate(format!("the record of {id} is removed while its VM runs"));
                 }
                 let mut state = self.0.lock();
@@ -222,7 +224,7 @@ impl Network for SimHost {
         async move {
             let id = endpoint.instance;
             self.perform(50, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     return Err(HostError::transient(format!("the tap of {id} is in use")));
                 }
                 self.0.lock().taps.insert(id);
@@ -251,9 +253,9 @@ impl Network for SimHost {
     fn release(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
             self.perform(20, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
-                        .world
+                        .simulator
                         .violate(format!("the tap of {id} is released while its VM runs"));
                 }
                 self.0.lock().taps.remove(&id);
@@ -276,7 +278,7 @@ impl Network for SimHost {
 
     fn probe(&self, address: Ipv6Addr, _: NetworkProbe) -> BoxFuture<'_, Result<(), String>> {
         async move {
-            self.0.world.latency(1, 5).await;
+            self.0.simulator.latency(1, 5).await;
             let state = self.0.lock();
             let vm = state
                 .vms
@@ -300,7 +302,7 @@ impl Images for SimHost {
         progress: &'a Progress,
     ) -> BoxFuture<'a, HostResult<PreparedImage>> {
         async move {
-            let app = self.0.world.app(&image.digest);
+            let app = self.0.simulator.app(&image.digest);
             let prepared = PreparedImage {
                 disk: Path::new(ROOT_DISKS).join(image.digest.to_string()),
                 config: ImageConfig {
@@ -308,12 +310,12 @@ impl Images for SimHost {
                     ..ImageConfig::default()
                 },
             };
-            self.0.world.latency(1, 10).await;
+            self.0.simulator.latency(1, 10).await;
             if self.0.lock().cached.contains(&image.digest) {
                 return Ok(prepared);
             }
             progress("fetched 0 of 1 layers".to_owned());
-            self.0.world.latency(300, 3_000).await;
+            self.0.simulator.latency(300, 3_000).await;
             if app == App::NoImage {
                 return Err(HostError::permanent("cannot fetch: manifest unknown"));
             }
@@ -338,7 +340,7 @@ impl Images for SimHost {
         Box::new(digest.clone())
     }
 
-    fn keep(&self, _: Vec<Digest>) {}
+    fn set_pinned(&self, _: Vec<Digest>) {}
 
     fn list(&self) -> Vec<CachedImage> {
         Vec::new()
@@ -358,9 +360,9 @@ impl Disks for SimHost {
                         "cannot make the scratch disk: disk full",
                     ));
                 }
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
-                        .world
+                        .simulator
                         .violate(format!("the scratch disk of {id} is replaced under its VM"));
                 }
                 self.0.lock().scratch.insert(id);
@@ -374,9 +376,9 @@ impl Disks for SimHost {
     fn remove_scratch(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
             self.perform(5, || {
-                if self.0.lock().vms.get(&id).is_some_and(|vm| vm.runs()) {
+                if self.0.lock().vms.get(&id).is_some_and(SimVm::runs) {
                     self.0
-                        .world
+                        .simulator
                         .violate(format!("the scratch disk of {id} is removed under its VM"));
                 }
                 self.0.lock().scratch.remove(&id);
@@ -414,7 +416,7 @@ impl Disks for SimHost {
 
     fn list_volumes(&self) -> BoxFuture<'_, HostResult<Vec<VolumeId>>> {
         async move {
-            self.0.world.step();
+            self.0.simulator.step();
             Ok(self.0.lock().volumes.iter().copied().collect())
         }
         .boxed()
@@ -422,13 +424,13 @@ impl Disks for SimHost {
 
     fn remove_volume(&self, id: VolumeId) -> BoxFuture<'_, HostResult<()>> {
         async move {
-            if let Some(writer) = self.0.world.writer(id) {
+            if let Some(writer) = self.0.simulator.writer(id) {
                 let what = format!("volume {id} is removed under instance {writer}");
-                self.0.world.violate(what);
+                self.0.simulator.violate(what);
             }
             self.perform(5, || self.0.lock().volumes.remove(&id)).await;
             self.0
-                .world
+                .simulator
                 .trace(format!("{} removes volume {id}", self.0.node));
             Ok(())
         }
@@ -439,7 +441,7 @@ impl Disks for SimHost {
 impl Files for SimHost {
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Option<Vec<u8>>>> {
         async move {
-            self.0.world.latency(0, 2).await;
+            self.0.simulator.latency(0, 2).await;
             Ok(self.0.lock().files.get(path).cloned())
         }
         .boxed()
@@ -475,7 +477,7 @@ impl Files for SimHost {
 
     fn list<'a>(&'a self, folder: &'a Path) -> BoxFuture<'a, io::Result<Vec<String>>> {
         async move {
-            self.0.world.latency(0, 2).await;
+            self.0.simulator.latency(0, 2).await;
             let state = self.0.lock();
             let inside = state.files.keys().filter_map(|path| {
                 let name = path.strip_prefix(folder).ok()?.components().next()?;
@@ -510,7 +512,7 @@ impl Files for SimHost {
 impl Logs for SimHost {
     fn open(&self, id: InstanceId, _: ProcessName) -> BoxFuture<'_, HostResult<Arc<dyn Log>>> {
         async move {
-            self.0.world.latency(0, 2).await;
+            self.0.simulator.latency(0, 2).await;
             if self.0.lock().disk_full && !self.0.lock().logs.contains_key(&id) {
                 return Err(HostError::transient("cannot open the log: disk full"));
             }

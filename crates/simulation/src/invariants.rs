@@ -10,10 +10,10 @@ use scheduler::rollout::wanted_counts;
 use scheduler::routes::routes;
 
 use crate::machine::Machine;
-use crate::world::World;
+use crate::simulator::Simulator;
 
 /// The least number of ready instances that a plan may leave, by env and process type.
-pub(crate) type Floors = BTreeMap<(EnvKey, ProcessName), Floor>;
+pub(crate) type Minimums = BTreeMap<(EnvKey, ProcessName), Floor>;
 
 /// What a process type must keep.
 #[derive(Debug, Clone, Copy)]
@@ -54,8 +54,8 @@ fn ready_where(
 }
 
 /// What the next plan must leave: the minimum of each process type, or what there is of it.
-pub(crate) fn ready_floors(cluster: &ClusterState) -> Floors {
-    let mut floors = Floors::new();
+pub(crate) fn ready_minimums(cluster: &ClusterState) -> Minimums {
+    let mut minimums = Minimums::new();
     for (key, env) in &cluster.envs {
         let failed = env.rollout.phase == RolloutPhase::Failed && env.rollout.previous.is_none();
         if env.destroying || failed {
@@ -80,10 +80,10 @@ pub(crate) fn ready_floors(cluster: &ClusterState) -> Floors {
                     .ordinal()
                     .is_none_or(|ordinal| ordinal < count)
             });
-            floors.insert((key.clone(), name), Floor { wanted, there });
+            minimums.insert((key.clone(), name), Floor { wanted, there });
         }
     }
-    floors
+    minimums
 }
 
 fn has_volumes(cluster: &ClusterState, env: &EnvKey, process: &ProcessName) -> bool {
@@ -96,19 +96,19 @@ fn has_volumes(cluster: &ClusterState, env: &EnvKey, process: &ProcessName) -> b
 }
 
 /// Checks a cluster state to which a plan was applied.
-pub(crate) fn check_plan(world: &World, floors: &Floors, cluster: &ClusterState) {
+pub(crate) fn check_plan(simulator: &Simulator, minimums: &Minimums, cluster: &ClusterState) {
     // A plan that reverts a rollout wants other counts afterwards.
-    let after = ready_floors(cluster);
-    for ((env, process), floor) in floors {
+    let after = ready_minimums(cluster);
+    for ((env, process), minimum) in minimums {
         let name = (env.clone(), process.clone());
         let Some(Floor { wanted, .. }) = after.get(&name) else {
             continue;
         };
-        let floor = &floor.wanted.min(*wanted).min(floor.there);
+        let minimum = &minimum.wanted.min(*wanted).min(minimum.there);
         let left = ready(cluster, env, process);
-        if left < *floor {
-            world.violate(format!(
-                "a plan leaves {left} ready instances of {env} {process}, {floor} are the minimum"
+        if left < *minimum {
+            simulator.violate(format!(
+                "a plan leaves {left} ready instances of {env} {process}, {minimum} are the minimum"
             ));
         }
     }
@@ -116,15 +116,15 @@ pub(crate) fn check_plan(world: &World, floors: &Floors, cluster: &ClusterState)
     let mut volumes = BTreeSet::new();
     for instance in cluster.instances.values() {
         if !addresses.insert(instance.spec.address) {
-            world.violate(format!("address {} is used twice", instance.spec.address));
+            simulator.violate(format!("address {} is used twice", instance.spec.address));
         }
         for volume in &instance.spec.volumes {
             if !volumes.insert(volume.id) {
-                world.violate(format!("volume {} has two instances", volume.id));
+                simulator.violate(format!("volume {} has two instances", volume.id));
             }
             let home = cluster.volumes.get(&volume.id).map(|volume| volume.node);
             if home != Some(instance.node) {
-                world.violate(format!("volume {} is not where its instance is", volume.id));
+                simulator.violate(format!("volume {} is not where its instance is", volume.id));
             }
         }
     }
@@ -135,7 +135,7 @@ pub(crate) fn check_plan(world: &World, floors: &Floors, cluster: &ClusterState)
                 !i.is_terminating() && i.report.as_ref().is_some_and(|report| report.ready)
             });
             if !serves {
-                world.violate(format!(
+                simulator.violate(format!(
                     "a route leads to {}, which is not ready",
                     backend.instance
                 ));
@@ -208,8 +208,8 @@ pub(crate) fn all_ready(cluster: &ClusterState) -> bool {
 }
 
 /// Nodes that run VMs of a process type.
-pub(crate) fn vms_of(world: &World, cluster: &ClusterState, process: &ProcessName) -> u32 {
-    let running: BTreeMap<InstanceId, NodeId> = world.running();
+pub(crate) fn vms_of(simulator: &Simulator, cluster: &ClusterState, process: &ProcessName) -> u32 {
+    let running: BTreeMap<InstanceId, NodeId> = simulator.running();
     let mine = running.keys().filter(|id| {
         let instance = cluster.instances.get(id);
         instance.is_some_and(|instance| instance.spec.process == *process)

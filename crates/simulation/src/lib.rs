@@ -24,7 +24,7 @@ mod machine;
 mod rng;
 mod scenario;
 mod server;
-mod world;
+mod simulator;
 
 #[cfg(test)]
 mod tests;

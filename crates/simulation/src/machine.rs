@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use crate::guest;
-use crate::world::World;
+use crate::simulator::Simulator;
 
 /// Bytes that a connection between guest and node holds in each direction.
 const CONNECTION_BYTES: usize = 16 * 1024;
@@ -23,7 +23,7 @@ const ACCEPT_QUEUE: usize = 16;
 /// A machine. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Machine {
-    pub(crate) world: World,
+    pub(crate) simulator: Simulator,
     pub(crate) node: NodeId,
     state: Arc<Mutex<State>>,
 }
@@ -95,9 +95,9 @@ impl SimVm {
 }
 
 impl Machine {
-    pub(crate) fn new(world: &World, node: NodeId, leaves_tap: bool) -> Self {
+    pub(crate) fn new(simulator: &Simulator, node: NodeId, leaves_tap: bool) -> Self {
         Self {
-            world: world.clone(),
+            simulator: simulator.clone(),
             node,
             state: Arc::new(Mutex::new(State {
                 leaves_tap,
@@ -144,7 +144,7 @@ impl Machine {
         address: Ipv6Addr,
         volumes: Vec<VolumeId>,
     ) {
-        let app = self.world.app(&image);
+        let app = self.simulator.app(&image);
         let mut state = self.lock();
         state.boots += 1;
         let key = VmKey {
@@ -154,7 +154,7 @@ impl Machine {
         };
         if state.vms.get(&id).is_some_and(SimVm::runs) {
             drop(state);
-            self.world
+            self.simulator
                 .violate(format!("{} boots instance {id} twice", self.node));
             return;
         }
@@ -170,7 +170,7 @@ impl Machine {
         };
         state.vms.insert(id, vm);
         drop(state);
-        self.world.vm_started(self.node, id, volumes);
+        self.simulator.vm_started(self.node, id, volumes);
         let machine = self.clone();
         self.spawn_in_vm(id, async move {
             guest::run(machine.clone(), key, app, crashes).await;
@@ -208,8 +208,8 @@ impl Machine {
             state.taps.remove(&id);
         }
         drop(state);
-        self.world.vm_ended(id);
-        self.world
+        self.simulator.vm_ended(id);
+        self.simulator
             .trace(format!("{} VM of {id} ended: {how}", self.node));
     }
 
@@ -288,7 +288,7 @@ impl Machine {
             .get(&id)
             .is_some_and(|vm| vm.runs() && !vm.disturbed);
         if well {
-            self.world.vm_stopped_by_its_node(self.node, id);
+            self.simulator.vm_stopped_by_its_node(self.node, id);
         }
     }
 

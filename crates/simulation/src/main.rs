@@ -71,11 +71,11 @@ fn many(first: u64, count: u64) -> Result<()> {
             });
         }
     });
-    let seconds = begun.elapsed().as_secs_f64();
+    let millis = begun.elapsed().as_millis().max(1);
     let steps = steps.into_inner();
     print(&format!(
-        "{count} runs, {steps} steps in {seconds:.1} s: {:.0} steps a second",
-        steps as f64 / seconds
+        "{count} runs, {steps} steps in {millis} ms: {} steps a second",
+        u128::from(steps) * 1000 / millis
     ));
     let mut failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
     failed.sort_by_key(|outcome| outcome.seed);

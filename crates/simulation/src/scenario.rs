@@ -25,7 +25,7 @@ use crate::invariants;
 use crate::machine::Machine;
 use crate::rng::Rng;
 use crate::server::{Faults, Link, Server};
-use crate::world::{App, World};
+use crate::simulator::{App, Simulator};
 
 /// The env of every run.
 const ENV: &str = "shop/prod";
@@ -59,14 +59,14 @@ pub struct Outcome {
 /// The runtime cannot be made.
 pub fn run(seed: u64) -> Outcome {
     in_simulated_time(async move {
-        let world = World::new(seed);
-        Scenario::new(&world).play().await;
-        world.trace("the end");
+        let simulator = Simulator::new(seed);
+        Scenario::new(&simulator).play().await;
+        simulator.trace("the end");
         Outcome {
             seed,
-            violation: world.violation(),
-            steps: world.steps(),
-            trace: world.take_trace(),
+            violation: simulator.violation(),
+            steps: simulator.steps(),
+            trace: simulator.take_trace(),
         }
     })
 }
@@ -93,9 +93,14 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(world: &World, server: &Server, id: NodeId, leaves_tap: bool) -> Self {
+    pub(crate) fn new(
+        simulator: &Simulator,
+        server: &Server,
+        id: NodeId,
+        leaves_tap: bool,
+    ) -> Self {
         Self {
-            machine: Machine::new(world, id, leaves_tap),
+            machine: Machine::new(simulator, id, leaves_tap),
             link: server.link(id),
             agent: None,
         }
@@ -105,7 +110,7 @@ impl Node {
     pub(crate) fn start(&mut self) {
         let (machine, link) = (self.machine.clone(), self.link.clone());
         machine
-            .world
+            .simulator
             .trace(format!("{} starts its agent", machine.node));
         let agent = async move {
             loop {
@@ -119,12 +124,12 @@ impl Node {
                     files: Arc::new(host.clone()),
                     logs: Arc::new(host),
                 };
-                let clock = Clock::start_at(machine.world.now());
+                let clock = Clock::start_at(machine.simulator.now());
                 let settings = settings(machine.node);
                 let shutdown = CancellationToken::new();
                 let ended = agent::run(settings, host, clock, Directory::default(), shutdown).await;
                 machine
-                    .world
+                    .simulator
                     .trace(format!("{} agent ended: {ended:?}", machine.node));
                 sleep(AGENT_RESTART_PAUSE).await;
             }
@@ -138,7 +143,7 @@ impl Node {
             let machine = &self.machine;
             machine.agent_ended();
             machine
-                .world
+                .simulator
                 .trace(format!("{} loses its agent", machine.node));
         }
     }
@@ -237,7 +242,7 @@ const BAD_APPS: [App; 6] = [
 const GOOD_APPS: [App; 3] = [App::Healthy, App::SlowImage, App::HangsOnce];
 
 struct Scenario {
-    world: World,
+    simulator: Simulator,
     server: Server,
     _planner: AbortOnDropHandle<()>,
     nodes: Vec<Node>,
@@ -257,8 +262,8 @@ struct Deployed {
 }
 
 impl Scenario {
-    fn new(world: &World) -> Self {
-        let (count, weather, leaves_tap) = world.draw(|rng| {
+    fn new(simulator: &Simulator) -> Self {
+        let (count, weather, leaves_tap) = simulator.draw(|rng| {
             let weather = match rng.below(10) {
                 0..2 => Weather::Calm,
                 2 => Weather::Restored,
@@ -266,17 +271,17 @@ impl Scenario {
             };
             (1 + rng.below(3) as u16, weather, rng.percent(50))
         });
-        world.trace(format!("{count} nodes, {weather:?}"));
-        let server = Server::new(world, cluster(count));
+        simulator.trace(format!("{count} nodes, {weather:?}"));
+        let server = Server::new(simulator, cluster(count));
         let planner = AbortOnDropHandle::new(tokio::spawn(server.clone().run()));
         let nodes = (1..=count).map(|id| {
-            let mut node = Node::new(world, &server, NodeId(id), leaves_tap);
+            let mut node = Node::new(simulator, &server, NodeId(id), leaves_tap);
             node.start();
             node
         });
         Self {
             nodes: nodes.collect(),
-            world: world.clone(),
+            simulator: simulator.clone(),
             server,
             _planner: planner,
             weather,
@@ -285,7 +290,7 @@ impl Scenario {
     }
 
     fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
-        self.world.draw(draw)
+        self.simulator.draw(draw)
     }
 
     async fn play(&mut self) {
@@ -298,7 +303,7 @@ impl Scenario {
         }
         let operations = self.draw(|rng| 3 + rng.below(10));
         for _ in 0..operations {
-            if self.world.violation().is_some() {
+            if self.simulator.violation().is_some() {
                 return;
             }
             if self.weather == Weather::Calm {
@@ -336,7 +341,7 @@ impl Scenario {
             release.is_some_and(|r| {
                 r.resolved
                     .values()
-                    .all(|image| self.world.app(&image.digest).is_good())
+                    .all(|image| self.simulator.app(&image.digest).is_good())
             })
         });
         // That a release of which no instance was wanted cannot run is not known before it is scaled.
@@ -374,9 +379,9 @@ impl Scenario {
             let phase = self.phase();
             self.server.with(|cluster| {
                 fewest = fewest.min(invariants::ready(cluster, &key(ENV), &web));
-                most = most.max(invariants::vms_of(&self.world, cluster, &web));
+                most = most.max(invariants::vms_of(&self.simulator, cluster, &web));
             });
-            if phase != RolloutPhase::Rolling || self.world.violation().is_some() {
+            if phase != RolloutPhase::Rolling || self.simulator.violation().is_some() {
                 break;
             }
             sleep(LOOK).await;
@@ -398,16 +403,16 @@ impl Scenario {
             None => (RolloutPhase::Failed, release),
         };
         if (phase, wanted) != expected {
-            self.world.violate(format!(
+            self.simulator.violate(format!(
                 "the rollout of {release} ends as {phase:?} on {wanted}, expected {expected:?}"
             ));
         }
         let stops_first = u32::from(deployed.volumes);
         let unavailable = deployed.unavailable.max(stops_first);
-        let floor = deployed.count.saturating_sub(unavailable).min(start);
-        if before.is_some() && fewest < floor {
-            self.world.violate(format!(
-                "{fewest} instances were ready during the rollout of {release}, {floor} are the minimum"
+        let minimum = deployed.count.saturating_sub(unavailable).min(start);
+        if before.is_some() && fewest < minimum {
+            self.simulator.violate(format!(
+                "{fewest} instances were ready during the rollout of {release}, {minimum} are the minimum"
             ));
         }
         let surge = if deployed.volumes {
@@ -418,7 +423,7 @@ impl Scenario {
         let ceiling = deployed.count.max(start) + surge;
         // A revert does not wait for what it ends: then there may be more for a moment.
         if phase == RolloutPhase::Done && most > ceiling {
-            self.world.violate(format!(
+            self.simulator.violate(format!(
                 "{most} VMs ran during the rollout of {release}, {ceiling} are the maximum"
             ));
         }
@@ -456,7 +461,7 @@ impl Scenario {
             health.interval_ms = interval_ms;
         }
         let processes = [("web", web), ("worker", worker(workers))];
-        let now = self.world.now();
+        let now = self.simulator.now();
         let mut number = 0;
         self.server.change(|cluster| {
             deploy(cluster, ENV, manifest(&processes), now);
@@ -470,13 +475,13 @@ impl Scenario {
                 }
             }
         });
-        self.world.set_app(digest(number as u8), app);
+        self.simulator.set_app(digest(number as u8), app);
         deployed.count = self.server.with(|cluster| {
             let env = &cluster.envs[&key(ENV)];
             let counts = scheduler::rollout::wanted_counts(env, ReleaseNumber(number));
             counts.get(&name("web")).copied().unwrap_or_default()
         });
-        self.world.trace(format!(
+        self.simulator.trace(format!(
             "deploy v{number}: {} of {app:?}, surge {}, unavailable {}, volumes {}, {workers} workers",
             deployed.count, deployed.surge, deployed.unavailable, deployed.volumes
         ));
@@ -485,7 +490,7 @@ impl Scenario {
 
     fn scale(&self) {
         let count = self.draw(|rng| rng.below(5) as u32);
-        self.world.trace(format!("scale web to {count}"));
+        self.simulator.trace(format!("scale web to {count}"));
         self.server.change(|cluster| {
             if let Some(env) = cluster.envs.get_mut(&key(ENV)) {
                 env.scale.insert(name("web"), count);
@@ -508,7 +513,7 @@ impl Scenario {
         let machine = self.nodes[at].machine.clone();
         let running = machine.running();
         let victim = self.draw(|rng| rng.pick(&running));
-        self.world
+        self.simulator
             .trace(format!("{operation:?} on {}", machine.node));
         match operation {
             Operation::Deploy => {
@@ -540,14 +545,14 @@ impl Scenario {
                 let wait = self.draw(|rng| rng.millis(0, 60_000));
                 sleep(wait).await;
                 self.server.start();
-                self.world.trace("the server is back");
+                self.simulator.trace("the server is back");
             }
             Operation::DiskFull => machine.lock().disk_full = true,
             Operation::RegistryDown => machine.lock().registry_down = true,
             Operation::LossyLink => {
                 let mut faults = self.nodes[at].link.faults();
-                faults.loss_percent = self.world.draw(|rng| rng.below(50));
-                faults.late_percent = self.world.draw(|rng| rng.below(30));
+                faults.loss_percent = self.simulator.draw(|rng| rng.below(50));
+                faults.late_percent = self.simulator.draw(|rng| rng.below(30));
             }
             Operation::FailingBoots => machine.lock().boot_failures_percent = 50,
             Operation::WrongStates => self.nodes[at].link.faults().wrong_state_percent = 20,
@@ -561,7 +566,8 @@ impl Scenario {
             Operation::BackUp => self.server.back_up(),
             Operation::Restore => {
                 if self.server.restore() {
-                    self.world.trace("the server has the state of its backup");
+                    self.simulator
+                        .trace("the server has the state of its backup");
                 }
             }
             Operation::Heal => self.heal(),
@@ -588,7 +594,8 @@ impl Scenario {
             records.cloned().collect()
         };
         if let Some(path) = self.draw(|rng| rng.pick(&paths)) {
-            self.world.trace(format!("{} is damaged", path.display()));
+            self.simulator
+                .trace(format!("{} is damaged", path.display()));
             let mut state = machine.lock();
             if let Some(content) = state.files.get_mut(&path) {
                 let before = std::mem::replace(content, b"{\"spec\": ".to_vec());
@@ -600,7 +607,7 @@ impl Scenario {
 
     /// Ends every fault.
     fn heal(&mut self) {
-        self.world.trace("everything is healed");
+        self.simulator.trace("everything is healed");
         for (at, path, before) in self.damaged.drain(..) {
             let mut state = self.nodes[at].machine.lock();
             if let Some(content) = state.files.get_mut(&path)
@@ -624,7 +631,7 @@ impl Scenario {
     async fn until(&self, what: &str, there: impl Fn(&Self) -> Result<(), String>) -> bool {
         let mut missing = String::new();
         for _ in 0..CONVERGE_SECONDS * 2 {
-            if self.world.violation().is_some() {
+            if self.simulator.violation().is_some() {
                 return false;
             }
             match there(self) {
@@ -634,7 +641,7 @@ impl Scenario {
             sleep(LOOK).await;
         }
         let show = self.server.with(scheduler::fixtures::show);
-        self.world.violate(format!(
+        self.simulator.violate(format!(
             "after {CONVERGE_SECONDS} s it is not so that {what}: {missing}\n{show}"
         ));
         false
@@ -701,13 +708,14 @@ impl Scenario {
         sleep(Duration::from_secs(REST_SECONDS)).await;
         let after = state();
         if before != after {
-            self.world.violate("the cluster does not rest".to_owned());
+            self.simulator
+                .violate("the cluster does not rest".to_owned());
         }
     }
 
     /// Destroys the env and its volumes; nothing is left.
     async fn remove_everything(&mut self) {
-        self.world.trace("destroy");
+        self.simulator.trace("destroy");
         let volumes = self.server.with(|cluster| cluster.volumes.clone());
         self.server.change(|cluster| {
             if let Some(env) = cluster.envs.get_mut(&key(ENV)) {
@@ -728,15 +736,15 @@ impl Scenario {
             return;
         }
         if self.server.with(|cluster| cluster.volumes != volumes) {
-            self.world
+            self.simulator
                 .violate("volumes changed as their env was destroyed");
         }
-        self.world.trace("delete the volumes");
+        self.simulator.trace("delete the volumes");
         self.server.change(|cluster| {
             let ids: Vec<_> = cluster.volumes.keys().copied().collect();
             for id in ids {
                 if let Err(refused) = apply(cluster, &Command::DeleteVolume { id }) {
-                    self.world
+                    self.simulator
                         .violate(format!("the deletion of {id} is refused: {refused}"));
                 }
             }

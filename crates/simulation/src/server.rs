@@ -11,16 +11,17 @@ use futures_util::future::BoxFuture;
 use model::instance::SecretBundle;
 use model::{Generation, InstanceId, NodeId};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
+use scheduler::action::Action;
 use scheduler::apply::{Command, apply};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
-use scheduler::planner::{Action, plan};
+use scheduler::planner::plan;
 use scheduler::reports::unknown;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::invariants;
-use crate::world::World;
+use crate::simulator::Simulator;
 
 /// A node that did not report for this long is offline.
 const ONLINE_WITHIN: Duration = Duration::from_secs(10);
@@ -34,7 +35,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The server. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Server {
-    world: World,
+    simulator: Simulator,
     state: Arc<Mutex<State>>,
     /// Wakes everyone who waits for a change of the cluster state, in the order in which they came: a
     /// `watch` wakes in random order.
@@ -62,14 +63,14 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    pub(crate) fn new(world: &World, cluster: ClusterState) -> Self {
+    pub(crate) fn new(simulator: &Simulator, cluster: ClusterState) -> Self {
         let heard = cluster
             .nodes
             .keys()
             .map(|id| (*id, Instant::now()))
             .collect();
         Self {
-            world: world.clone(),
+            simulator: simulator.clone(),
             state: Arc::new(Mutex::new(State {
                 cluster,
                 up: true,
@@ -148,7 +149,7 @@ impl Server {
                 // Whatever comes first: it plans again.
                 let _ = timeout(PLAN_INTERVAL, self.changed.notified()).await;
             }
-            self.world.latency(1, 20).await;
+            self.simulator.latency(1, 20).await;
             self.lock().unplanned = false;
             self.plan();
         }
@@ -167,22 +168,22 @@ impl Server {
         }
         let before = state.actions;
         for _ in 0..MAX_PLAN_ROUNDS {
-            self.world.step();
-            let world = &self.world;
-            let mut draw = || world.draw(|rng| rng.next() as u32);
-            let planned = plan(&state.cluster, world.now(), &mut draw);
+            self.simulator.step();
+            let simulator = &self.simulator;
+            let mut draw = || simulator.draw(|rng| rng.next() as u32);
+            let planned = plan(&state.cluster, simulator.now(), &mut draw);
             if planned.actions.is_empty() {
                 break;
             }
-            let floors = invariants::ready_floors(&state.cluster);
+            let minimums = invariants::ready_minimums(&state.cluster);
             for action in &planned.actions {
                 self.trace(action);
                 if let Err(refused) = apply(&mut state.cluster, &Command::Plan(action.clone())) {
-                    world.violate(format!("an action of the planner is refused: {refused}"));
+                    simulator.violate(format!("an action of the planner is refused: {refused}"));
                 }
             }
             state.actions += planned.actions.len() as u64;
-            invariants::check_plan(world, &floors, &state.cluster);
+            invariants::check_plan(simulator, &minimums, &state.cluster);
         }
         if state.actions != before {
             self.changed.notify_waiters();
@@ -199,7 +200,7 @@ impl Server {
                 )
             }
             Action::Terminate { id, reason } => {
-                self.world.terminated(*id);
+                self.simulator.terminated(*id);
                 format!("server terminates {id}: {reason}")
             }
             Action::Delete { id } => format!("server deletes {id}"),
@@ -215,7 +216,7 @@ impl Server {
             ),
             Action::RemoveEnv { env } => format!("server removes {env}"),
         };
-        self.world.trace(line);
+        self.simulator.trace(line);
     }
 
     fn receive(&self, node: NodeId, report: &NodeReport, late: bool) -> HostResult<()> {
@@ -227,23 +228,23 @@ impl Server {
         let command = Command::Report {
             node,
             report: Box::new(report.clone()),
-            now: self.world.now(),
+            now: self.simulator.now(),
         };
         if let Err(refused) = apply(&mut state.cluster, &command) {
-            self.world
+            self.simulator
                 .violate(format!("a report of {node} is refused: {refused}"));
         }
         let restored = state.restored;
         state.heard.insert(node, Instant::now());
         drop(state);
-        let running = self.world.running();
+        let running = self.simulator.running();
         let lives = |id: &&InstanceId| running.contains_key(*id);
         if let Some(id) = unknown.instances.iter().find(lives)
             && !restored
             && !late
         {
             let what = format!("{node} runs {id}, which the server deleted");
-            self.world.violate(what);
+            self.simulator.violate(what);
         }
         self.wake();
         Ok(())
@@ -285,19 +286,19 @@ impl Link {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn world(&self) -> &World {
-        &self.server.world
+    fn simulator(&self) -> &Simulator {
+        &self.server.simulator
     }
 
     /// One message on its way.
     async fn pass(&self) -> HostResult<()> {
-        self.world().latency(1, 50).await;
+        self.simulator().latency(1, 50).await;
         let Faults {
             partitioned,
             loss_percent,
             ..
         } = self.faults().clone();
-        if partitioned || self.world().draw(|rng| rng.percent(loss_percent)) {
+        if partitioned || self.simulator().draw(|rng| rng.percent(loss_percent)) {
             sleep(REQUEST_TIMEOUT).await;
             return Err(HostError::transient("the server did not answer"));
         }
@@ -305,7 +306,7 @@ impl Link {
     }
 
     fn chance(&self, percent: u64) -> bool {
-        percent > 0 && self.world().draw(|rng| rng.percent(percent))
+        percent > 0 && self.simulator().draw(|rng| rng.percent(percent))
     }
 
     /// A desired state that must not stop anything: of another cluster, for another node, older, or empty.
@@ -318,13 +319,13 @@ impl Link {
             .extend(wrong.instances.iter().map(|spec| spec.id));
         wrong.instances.clear();
         wrong.generation = Generation(after.0 + 1);
-        match self.world().draw(|rng| rng.below(4)) {
+        match self.simulator().draw(|rng| rng.below(4)) {
             0 => "cluster-2".clone_into(&mut wrong.cluster),
             1 => wrong.node = NodeId(self.node.0 + 1),
             2 => wrong.generation = Generation(after.0.checked_sub(1)?),
             _ => wrong.stop.clear(),
         }
-        self.world()
+        self.simulator()
             .trace(format!("{} gets a wrong desired state", self.node));
         Some(wrong)
     }
@@ -372,9 +373,9 @@ impl ServerApi for Link {
             if self.chance(late_percent) {
                 let (link, late) = (self.clone(), report);
                 tokio::spawn(async move {
-                    link.world().latency(5_000, 20_000).await;
+                    link.simulator().latency(5_000, 20_000).await;
                     if !link.faults().partitioned {
-                        link.world()
+                        link.simulator()
                             .trace(format!("a late report of {} arrives", link.node));
                         let _ = link.server.receive(link.node, &late, true);
                     }

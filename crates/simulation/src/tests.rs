@@ -17,7 +17,7 @@ use crate::invariants;
 use crate::machine::Machine;
 use crate::scenario::{DATA_DIR, Node, in_simulated_time, run};
 use crate::server::Server;
-use crate::world::{App, World};
+use crate::simulator::{App, Simulator};
 
 /// Seeds that every `cargo test` runs; `make simulate` runs many more.
 const SEEDS: u64 = 300;
@@ -33,7 +33,7 @@ fn image(number: u8) -> PinnedImage {
 }
 
 fn host(seed: u64, leaves_tap: bool) -> SimHost {
-    SimHost(Machine::new(&World::new(seed), NodeId(1), leaves_tap))
+    SimHost(Machine::new(&Simulator::new(seed), NodeId(1), leaves_tap))
 }
 
 /// Both kinds of drivers: those whose VMs take their tap along, and those that leave it.
@@ -42,7 +42,7 @@ fn with_hosts<T: Future<Output = ()>>(test: impl Fn(SimHost) -> T) {
         in_simulated_time(async {
             let host = host(7, leaves_tap);
             test(host.clone()).await;
-            assert_eq!(host.0.world.violation(), None);
+            assert_eq!(host.0.simulator.violation(), None);
         });
     }
 }
@@ -72,7 +72,7 @@ fn simulated_network_conforms() {
 #[test]
 fn simulated_images_conform() {
     with_hosts(async |host| {
-        host.0.world.set_app(digest(9), App::NoImage);
+        host.0.simulator.set_app(digest(9), App::NoImage);
         conformance::images(&host, &image(1), &image(9)).await;
     });
 }
@@ -95,8 +95,8 @@ fn simulated_vms_conform() {
 #[test]
 fn the_simulated_server_conforms() {
     in_simulated_time(async {
-        let world = World::new(7);
-        let server = Server::new(&world, cluster(1));
+        let simulator = Simulator::new(7);
+        let server = Server::new(&simulator, cluster(1));
         let link = server.link(NodeId(1));
         let hardware = server.with(|cluster| cluster.nodes[&NodeId(1)].hardware.clone());
         conformance::server(&link, NodeId(1), hardware).await;
@@ -133,7 +133,7 @@ fn every_seed_passes() {
 
 /// One node and its server, with no faults but those of the test.
 struct Small {
-    world: World,
+    simulator: Simulator,
     server: Server,
     node: Node,
 }
@@ -141,15 +141,15 @@ struct Small {
 impl Small {
     /// A node with one instance of this process that is ready.
     async fn start(process: manifest::Process) -> Self {
-        let world = World::new(7);
-        let server = Server::new(&world, cluster(1));
+        let simulator = Simulator::new(7);
+        let server = Server::new(&simulator, cluster(1));
         tokio::spawn(server.clone().run());
-        let now = world.now();
+        let now = simulator.now();
         server.change(|cluster| deploy(cluster, ENV, manifest(&[("web", process)]), now));
-        let mut node = Node::new(&world, &server, NodeId(1), false);
+        let mut node = Node::new(&simulator, &server, NodeId(1), false);
         node.start();
         let small = Self {
-            world,
+            simulator,
             server,
             node,
         };
@@ -159,13 +159,13 @@ impl Small {
 
     async fn until(&self, what: &str, there: impl Fn(&Self) -> bool) {
         for _ in 0..2_000 {
-            assert_eq!(self.world.violation(), None);
+            assert_eq!(self.simulator.violation(), None);
             if there(self) {
                 return;
             }
             sleep(Duration::from_millis(500)).await;
         }
-        let trace = self.world.take_trace().join("\n");
+        let trace = self.simulator.take_trace().join("\n");
         panic!("{trace}\nnever: {what}");
     }
 
@@ -285,7 +285,7 @@ fn a_vm_that_cannot_be_looked_for_is_not_booted_a_second_time() {
         small.node.machine.lock().unreadable_vms.insert(id);
         small.node.start();
         sleep(Duration::from_secs(300)).await;
-        assert_eq!(small.world.violation(), None);
+        assert_eq!(small.simulator.violation(), None);
         assert_eq!(small.node.machine.boots(), 1);
         small.node.machine.lock().unreadable_vms.clear();
         small.until_ready(1).await;

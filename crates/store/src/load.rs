@@ -3,6 +3,11 @@
 //! A row that cannot be read is kept, and named in [`ClusterState::unreadable`]: it never means that its subject is
 //! absent, and never that nothing can be read. Only the settings of the cluster have to be readable.
 
+#![allow(
+    clippy::result_large_err,
+    reason = "an unreadable record is rare, is kept whole, and goes into the cluster state as it is"
+)]
+
 use std::collections::BTreeMap;
 
 use api::enrollment::Hardware;

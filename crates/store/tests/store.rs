@@ -12,11 +12,11 @@ use api::node::NodeReport;
 use model::{
     EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
 };
+use scheduler::action::{Action, PlannedVolume};
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::changes::Changes;
 use scheduler::cluster_state::{Instance, InstancePhase, VolumeKey, VolumePhase};
 use scheduler::enrollment::EnrollmentRefused;
-use scheduler::planner::{Action, PlannedVolume};
 use scheduler::reports::{SEEN_GRANULARITY_MS, Unknown};
 use scheduler::rollout::begin;
 use sqlx::Connection as _;

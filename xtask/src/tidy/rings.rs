@@ -121,10 +121,9 @@ fn home(files: &BTreeMap<Module, File>, path: &[String], followed: usize) -> Opt
     let file = &files[module];
     if followed < MAX_REEXPORTS
         && let Some(name) = rest.first()
+        && let Some(target) = file.exported.get(name)
     {
-        if let Some(target) = file.exported.get(name) {
-            return home(files, target, followed + 1);
-        }
+        return home(files, target, followed + 1);
     }
     Some(module.to_vec())
 }

@@ -25,7 +25,7 @@ use tokio::io::{AsyncWriteExt as _, copy, split};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::envs::Filter;
-use super::{Body, Params};
+use super::extract::{Body, Params};
 use crate::callers::User;
 use crate::failure::ApiFailure;
 use crate::limits::{

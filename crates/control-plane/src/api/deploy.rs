@@ -18,7 +18,7 @@ use scheduler::release::{ReleaseError, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
 
-use super::{Body, InEnv, is_destroyed, no_such_env};
+use super::extract::{Body, InEnv, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::clock::now;
 use crate::failure::ApiFailure;

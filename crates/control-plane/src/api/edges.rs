@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 
-use super::{Params, Poll, granted};
+use super::extract::{Params, Poll, granted};
 use crate::callers::EdgeCaller;
 use crate::failure::ApiFailure;
 use crate::state::App;

@@ -9,7 +9,7 @@ use identity::{CaError, EnrollmentToken, check_request, is_wireguard_public_key,
 use scheduler::enrollment::{EnrollmentRefused, token_expiry};
 use store::EnrollError;
 
-use super::Body;
+use super::extract::Body;
 use crate::callers::{Protocol, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;

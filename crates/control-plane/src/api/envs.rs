@@ -9,7 +9,7 @@ use scheduler::apply::Command;
 use scheduler::rollout::check_scale;
 use serde::Deserialize;
 
-use super::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
+use super::extract::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::failure::ApiFailure;
 use crate::rows;

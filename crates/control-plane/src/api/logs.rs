@@ -18,7 +18,7 @@ use scheduler::cluster_state::ClusterState;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{InEnv, Params, no_such_env};
+use super::extract::{InEnv, Params, no_such_env};
 use crate::callers::User;
 use crate::clock::now;
 use crate::failure::ApiFailure;

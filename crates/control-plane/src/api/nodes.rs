@@ -14,7 +14,8 @@ use scheduler::desired::desired_state;
 use scheduler::reports::Unknown;
 
 use super::calls::{Upgrade, switching};
-use super::{Body, Params, Poll, granted, logs};
+use super::extract::{Body, Params, Poll, granted};
+use super::logs;
 use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;

@@ -10,7 +10,7 @@ use scheduler::desired::pulls_from;
 use serde::Deserialize;
 
 use super::deploy::registry_failed;
-use super::{Body, Params};
+use super::extract::{Body, Params};
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
@@ -19,7 +19,6 @@ use crate::logins::{LoginError, credential};
 use crate::state::App;
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct Which {
     registry: String,
 }

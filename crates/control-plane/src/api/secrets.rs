@@ -12,7 +12,7 @@ use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
 
-use super::{Body, InEnv, Params, is_destroyed};
+use super::extract::{Body, InEnv, Params, is_destroyed};
 use crate::callers::{NodeCaller, User};
 use crate::failure::ApiFailure;
 use crate::state::App;
@@ -107,7 +107,6 @@ pub(crate) async fn delete(
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct OfInstance {
     instance: InstanceId,
 }

@@ -7,8 +7,8 @@ use http::StatusCode;
 use model::VolumeId;
 use scheduler::apply::Command;
 
-use super::Params;
 use super::envs::Filter;
+use super::extract::Params;
 use crate::callers::User;
 use crate::failure::ApiFailure;
 use crate::rows;

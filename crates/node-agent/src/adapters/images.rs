@@ -30,8 +30,8 @@ impl Images for ImageCache {
         Box::new(self.used_by_instance(digest))
     }
 
-    fn keep(&self, last_releases: Vec<Digest>) {
-        Self::keep(self, last_releases);
+    fn set_pinned(&self, images: Vec<Digest>) {
+        Self::set_pinned(self, images);
     }
 
     fn list(&self) -> Vec<CachedImage> {

@@ -202,7 +202,7 @@ async fn a_guest_of_an_unserved_version_is_told_why_it_is_refused() {
         assert_eq!(guest.hear().await, None);
         assert_eq!(link.next().await, Some(GuestEvent::Refused { contract }));
     }
-    breached(&link, 3).await;
+    violations(&link, 3).await;
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn running_guest(dir: &Path) -> (GuestLink, Guest, std::path::PathBuf) {
 }
 
 /// Waits until so many connections were closed for what came on them.
-async fn breached(link: &GuestLink, count: u64) {
+async fn violations(link: &GuestLink, count: u64) {
     let waiting = async {
         while link.protocol_violations() < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -306,15 +306,15 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
     assert!(matches!(input, Some(HostFrame::ExecInput { bytes }) if bytes == b"ls\n"));
     drop(session);
 
-    let (figures, ()) = tokio::join!(calls.figures(), async {
+    let (stats, ()) = tokio::join!(calls.stats(), async {
         assert_eq!(guest.hear().await, Some(HostFrame::Stats));
-        let figures = guest_protocol::GuestStats {
+        let stats = guest_protocol::GuestStats {
             processes: 3,
             ..Default::default()
         };
-        guest.say(&GuestFrame::Stats(figures)).await;
+        guest.say(&GuestFrame::Stats(stats)).await;
     });
-    assert_eq!(figures.unwrap().processes, 3);
+    assert_eq!(stats.unwrap().processes, 3);
     assert_eq!(link.protocol_violations(), 0);
 }
 
@@ -373,7 +373,7 @@ async fn commands_are_bounded_and_need_a_running_app() {
     assert_eq!(probed, Ok(()));
     let mut uninvited = Guest::dial(&socket, Channel::Exec { session: 7 }, Phase::Running).await;
     assert_eq!(uninvited.hear().await, None);
-    breached(&link, 1).await;
+    violations(&link, 1).await;
     // A user who leaves ends their command, and makes room.
     sessions.pop();
     assert_eq!(channels.pop().unwrap().hear().await, None);
@@ -437,7 +437,7 @@ async fn there_is_one_end_and_its_words_are_plain() {
     // Another end is a lie, and costs the connection.
     again.say(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(again.hear().await, None);
-    breached(&link, 1).await;
+    violations(&link, 1).await;
     // The line is written after the violation is counted.
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
     while !log.log_tail(9).join("\n").contains("a second end") {
@@ -552,7 +552,7 @@ async fn flood() {
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 8 << 20, "{grown} bytes more after 10k connections");
-    breached(&link, 5000).await;
+    violations(&link, 5000).await;
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
     let said = log.log_tail(20);
     assert!(

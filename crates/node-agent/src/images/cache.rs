@@ -1,6 +1,6 @@
-//! What of the images stays on this node: who needs which disk, and what goes when they take too much.
+//! Which images stay on this node: the pins, and the eviction of the rest over the budget.
 //!
-//! `node_core::cache` decides; an image is kept while an instance of this node has it ([`ImageUse`]), and while the
+//! `node_core::cache` decides; an image is pinned while an instance of this node uses it ([`ImageUse`]), and while the
 //! control plane names it among the last releases.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,8 +80,8 @@ impl ImageCache {
         }
     }
 
-    /// The images of the last releases, that stay although nothing runs them.
-    pub(crate) fn keep(&self, last_releases: impl IntoIterator<Item = Digest>) {
+    /// Replaces the set of images that are pinned although no instance uses them: those of the last releases.
+    pub(crate) fn set_pinned(&self, last_releases: impl IntoIterator<Item = Digest>) {
         lock(&self.needs).last_releases = last_releases.into_iter().collect();
     }
 
@@ -99,7 +99,7 @@ impl ImageCache {
                     .get(&seen.image.digest)
                     .copied()
                     .unwrap_or(0),
-                kept: needs.last_releases.contains(&seen.image.digest),
+                pinned: needs.last_releases.contains(&seen.image.digest),
             })
             .collect()
     }
@@ -118,9 +118,9 @@ impl ImageCache {
         let (blobs, disks, needs) = (self.blobs.clone(), self.disks.clone(), self.needs.clone());
         let records = self.records.clone();
         let removed = blocking(move || {
-            let held = held(&blobs, &disks, &lock(&needs))?;
+            let entries = entries(&blobs, &disks, &lock(&needs))?;
             let mut freed = 0;
-            for item in evict(&held, budget_bytes) {
+            for item in evict(&entries, budget_bytes) {
                 match &item {
                     Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
                     Item::Disk(digest) => {
@@ -134,10 +134,10 @@ impl ImageCache {
                         let _ = std::fs::remove_file(record_path(&records, digest));
                     }
                 }
-                let bytes = held.iter().find(|held| held.key == item);
-                freed += bytes.map_or(0, |held| held.bytes);
+                let entry = entries.iter().find(|entry| entry.key == item);
+                freed += entry.map_or(0, |entry| entry.bytes);
             }
-            let rest = held.iter().map(|held| held.bytes).sum::<u64>() - freed;
+            let rest = entries.iter().map(|entry| entry.bytes).sum::<u64>() - freed;
             Ok::<_, String>((freed, rest))
         })
         .await;
@@ -182,7 +182,7 @@ impl ImageCache {
 }
 
 /// Every layer and disk.
-fn held(
+fn entries(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
     needs: &Needs,
@@ -191,14 +191,14 @@ fn held(
     let disks = disks.map(|disk| CacheEntry {
         bytes: disk.allocated_bytes,
         last_used: millis(disk.last_used),
-        kept: needs.need(&disk.digest),
+        pinned: needs.need(&disk.digest),
         key: Item::Disk(disk.digest),
     });
     let blobs = blobs.list().map_err(|e| chain(&e))?.into_iter();
     let blobs = blobs.map(|blob| CacheEntry {
         bytes: blob.size,
         last_used: millis(blob.last_used),
-        kept: false,
+        pinned: false,
         key: Item::Blob(blob.digest),
     });
     Ok(disks.chain(blobs).collect())

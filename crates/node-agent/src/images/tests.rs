@@ -13,10 +13,10 @@ use sha2::{Digest as _, Sha256};
 use super::*;
 
 /// A registry of a few images in memory, on a loopback port, for as long as the process lives.
-struct Served {
+pub(crate) struct Served {
     host: String,
     asked: Arc<AtomicUsize>,
-    images: Vec<PinnedImage>,
+    pub(crate) images: Vec<PinnedImage>,
 }
 
 fn digest(bytes: &[u8]) -> Digest {
@@ -44,7 +44,7 @@ fn layer(seed: u8, length: usize) -> Vec<u8> {
 
 impl Served {
     /// Images of one layer each, of so many bytes.
-    fn start(count: u8, layer_bytes: usize) -> Self {
+    pub(crate) fn start(count: u8, layer_bytes: usize) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let mut content = HashMap::new();
@@ -95,7 +95,7 @@ impl Served {
         self.asked.load(Ordering::SeqCst)
     }
 
-    fn open(&self, dir: &Path, budget_bytes: u64) -> ImageCache {
+    pub(crate) fn open(&self, dir: &Path, budget_bytes: u64) -> ImageCache {
         assert!(self.host.starts_with("127.0.0.1:"));
         let registry = Registry::new(RegistryOptions::default()).unwrap();
         ImageCache::open(dir, registry, budget_bytes).unwrap()
@@ -110,7 +110,14 @@ fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -
         .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
     {}
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
-    let bytes = &content[path.rsplit('/').next().unwrap_or_default()];
+    let Some(bytes) = content.get(path.rsplit('/').next().unwrap_or_default()) else {
+        let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#;
+        let length = body.len();
+        return write!(
+            stream,
+            "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+        );
+    };
     write!(
         stream,
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
@@ -154,7 +161,7 @@ async fn a_budget_keeps_what_runs_and_the_last_releases() {
         age(dir.path(), 60 - number as u64);
     }
     let running = images.used_by_instance(&served.images[0].digest);
-    images.keep([served.images[1].digest.clone()]);
+    images.set_pinned([served.images[1].digest.clone()]);
     images.look_again().await;
     assert_eq!(listed(&images, &served).len(), 4);
 
@@ -169,8 +176,8 @@ async fn a_budget_keeps_what_runs_and_the_last_releases() {
         rows.find(|row| row.image.digest == *digest).unwrap()
     };
     let (first, second) = (row(&served.images[0].digest), row(&served.images[1].digest));
-    assert_eq!((first.instances, first.kept), (1, false));
-    assert_eq!((second.instances, second.kept), (0, true));
+    assert_eq!((first.instances, first.pinned), (1, false));
+    assert_eq!((second.instances, second.pinned), (0, true));
 
     // What is cached needs no registry, also for the next agent on this folder.
     let before = served.asked();

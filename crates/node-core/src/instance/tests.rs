@@ -1,4 +1,4 @@
-//! Lives, told as events and effects.
+//! Scenarios: events of one life and their effects.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,14 +11,14 @@ use proptest::prelude::*;
 use super::{Effect, Event, Lifecycle, MAX_BOOT_ATTEMPTS, STABLE_RUN_MS, Timing};
 use scheduler::fixtures::{exit, process, spec, worker};
 
-/// A life, and what was told of it.
+/// A life and the record of its events.
 struct Scenario {
     life: Lifecycle,
     now: u64,
     text: String,
 }
 
-fn tale(process: manifest::Process) -> Scenario {
+fn scenario(process: manifest::Process) -> Scenario {
     Scenario {
         life: Lifecycle::new(&spec(process), Timing::default()),
         now: 0,
@@ -62,13 +62,13 @@ impl Scenario {
     }
 
     fn running(self) -> Self {
-        let mut tale = self
+        let mut scenario = self
             .on(Event::Start)
             .on(Event::Prepared)
             .on(Event::VmmStarted)
             .on(Event::GuestStarted);
-        tale.text.clear();
-        tale
+        scenario.text.clear();
+        scenario
     }
 
     fn check(&self, expected: Expect) {
@@ -112,8 +112,8 @@ fn unhealthy() -> Event {
 }
 
 #[test]
-fn a_good_life() {
-    tale(process(1))
+fn an_instance_that_runs_and_is_stopped_goes_through_every_state() {
+    scenario(process(1))
         .on(Event::Start)
         .after(10)
         .on(Event::Prepared)
@@ -150,12 +150,12 @@ fn a_good_life() {
 }
 
 #[test]
-fn without_a_health_check_it_must_last_a_little() {
-    tale(worker(1)).running().wait().check(expect![[r#"
+fn an_app_without_a_health_check_is_ready_when_it_lasts() {
+    scenario(worker(1)).running().wait().check(expect![[r#"
           2000 Settled -> running ready: Report
         restarts 0
     "#]]);
-    tale(worker(1))
+    scenario(worker(1))
         .running()
         .after(1999)
         .on(Event::Exited(exit(0)))
@@ -166,8 +166,8 @@ fn without_a_health_check_it_must_last_a_little() {
 }
 
 #[test]
-fn without_ports_nothing_drains_and_a_deaf_app_is_killed() {
-    tale(worker(1))
+fn an_instance_without_ports_does_not_drain_and_is_killed_when_it_ignores_its_stop() {
+    scenario(worker(1))
         .running()
         .on(Event::StopAsked)
         .wait()
@@ -181,18 +181,19 @@ fn without_ports_nothing_drains_and_a_deaf_app_is_killed() {
 }
 
 #[test]
-fn ends_in_a_row_wait_longer_and_are_given_up() {
+fn restarts_in_a_row_back_off_longer_until_the_instance_is_given_up() {
     let mut web = worker(1);
     web.restart.max_retries = 2;
-    let again = |tale: Scenario| {
-        tale.on(Event::CleanedUp)
+    let again = |scenario: Scenario| {
+        scenario
+            .on(Event::CleanedUp)
             .wait()
             .on(Event::Prepared)
             .on(Event::GuestStarted)
             .on(Event::Exited(exit(3)))
     };
-    let tale = tale(web).running().on(Event::Exited(exit(3)));
-    again(again(tale)).check(expect![[r#"
+    let scenario = scenario(web).running().on(Event::Exited(exit(3)));
+    again(again(scenario)).check(expect![[r#"
              0 Exited 3 -> backoff: KillVm, CleanUp, wake at 1000, Report
              0 CleanedUp -> backoff: 
           1000 BackoffElapsed -> preparing: StartPreparing, Report
@@ -209,10 +210,10 @@ fn ends_in_a_row_wait_longer_and_are_given_up() {
 }
 
 #[test]
-fn a_stable_run_ends_the_row() {
+fn a_stable_run_resets_the_backoff() {
     let mut web = worker(1);
     web.restart.max_retries = 1;
-    tale(web)
+    scenario(web)
         .running()
         .on(Event::Exited(exit(3)))
         .wait()
@@ -234,12 +235,12 @@ fn a_stable_run_ends_the_row() {
 fn the_backoff_doubles_to_a_minute() {
     let mut web = worker(1);
     web.restart.max_retries = u32::MAX;
-    let mut tale = tale(web).running();
+    let mut scenario = scenario(web).running();
     let mut waits = Vec::new();
     for _ in 0..40 {
-        tale = tale.on(Event::Exited(exit(1)));
-        waits.push(tale.life.wake_at().unwrap().0 - tale.now);
-        tale = tale.wait().on(Event::Prepared).on(Event::GuestStarted);
+        scenario = scenario.on(Event::Exited(exit(1)));
+        waits.push(scenario.life.wake_at().unwrap().0 - scenario.now);
+        scenario = scenario.wait().on(Event::Prepared).on(Event::GuestStarted);
     }
     assert_eq!(
         waits[..8],
@@ -249,11 +250,11 @@ fn the_backoff_doubles_to_a_minute() {
 }
 
 #[test]
-fn policies_decide_who_starts_again() {
+fn the_restart_policy_decides_whether_an_instance_starts_again() {
     let ends = |when, event: Event| {
         let mut web = worker(1);
         web.restart.when = when;
-        tale(web).running().on(event).life.state()
+        scenario(web).running().on(event).life.state()
     };
     let lost = || Event::VmmLost {
         reason: "killed".to_owned(),
@@ -268,8 +269,8 @@ fn policies_decide_who_starts_again() {
 }
 
 #[test]
-fn failing_health_after_the_grace_starts_it_again() {
-    tale(process(1))
+fn a_health_check_that_fails_after_the_grace_restarts_the_instance() {
+    scenario(process(1))
         .running()
         .on(Event::HealthPassed)
         .on(Event::HealthPassed)
@@ -301,11 +302,14 @@ fn failing_health_after_the_grace_starts_it_again() {
 }
 
 #[test]
-fn until_it_is_ready_it_says_what_its_probes_get() {
+fn an_instance_that_is_not_ready_reports_what_its_probes_get() {
     let refused = Event::HealthFailed {
         reason: "cannot connect".to_owned(),
     };
-    let starting = tale(process(1)).running().on(refused.clone()).on(refused);
+    let starting = scenario(process(1))
+        .running()
+        .on(refused.clone())
+        .on(refused);
     starting.check(expect![[r#"
              0 HealthFailed { reason: "cannot connect" } -> running: Report
              0 HealthFailed { reason: "cannot connect" } -> running: 
@@ -330,10 +334,10 @@ fn until_it_is_ready_it_says_what_its_probes_get() {
 }
 
 #[test]
-fn never_to_be_restarted_it_stays_unready() {
+fn an_unhealthy_instance_with_policy_never_stays_unready() {
     let mut web = process(1);
     web.restart.when = RestartWhen::Never;
-    tale(web)
+    scenario(web)
         .running()
         .on(Event::HealthPassed)
         .on(Event::HealthPassed)
@@ -356,8 +360,8 @@ fn never_to_be_restarted_it_stays_unready() {
 }
 
 #[test]
-fn what_cannot_be_prepared_is_tried_or_not() {
-    tale(process(1))
+fn a_failed_preparation_is_retried_only_where_that_may_help() {
+    scenario(process(1))
         .on(Event::Start)
         .on(failed(false))
         .check(expect![[r#"
@@ -365,7 +369,7 @@ fn what_cannot_be_prepared_is_tried_or_not() {
                  0 PrepareFailed { retryable: false, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
             restarts 0; fetch shop: no
         "#]]);
-    let mut retried = tale(process(1)).on(Event::Start);
+    let mut retried = scenario(process(1)).on(Event::Start);
     for _ in 0..4 {
         retried = retried.on(failed(true)).wait();
     }
@@ -386,7 +390,7 @@ fn what_cannot_be_prepared_is_tried_or_not() {
 
 #[test]
 fn a_guest_that_hangs_is_booted_again_until_it_is_given_up() {
-    let mut hanging = tale(process(1)).on(Event::Start).on(Event::Prepared);
+    let mut hanging = scenario(process(1)).on(Event::Start).on(Event::Prepared);
     for _ in 1..MAX_BOOT_ATTEMPTS {
         hanging = hanging.wait().wait().on(Event::Prepared);
     }
@@ -414,7 +418,7 @@ fn a_guest_that_runs_and_says_that_it_could_not_boot_has_said_its_end() {
         reason: "well".to_owned(),
         exit_code: Some(127),
     });
-    tale(process(1)).running().on(lie).check(expect![[r#"
+    scenario(process(1)).running().on(lie).check(expect![[r#"
              0 BootFailed(BootFailure { step: "lie", reason: "well", exit_code: Some(127) }) -> backoff: KillVm, CleanUp, wake at 1000, Report
         restarts 0, next start in 1 s; the guest could not lie: well
     "#]]);
@@ -429,7 +433,7 @@ fn a_command_that_does_not_exist_fails_at_once() {
             exit_code,
         })
     };
-    let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
+    let booting = || scenario(process(1)).on(Event::Start).on(Event::Prepared);
     booting().on(failure(Some(127))).check(expect![[r#"
              0 Start -> preparing: StartPreparing, Report
              0 Prepared -> booting: wake at 60000, BootVm, Report
@@ -446,7 +450,7 @@ fn a_command_that_does_not_exist_fails_at_once() {
 
 #[test]
 fn a_vmm_that_this_machine_forbids_to_start_fails_the_instance_at_once() {
-    let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
+    let booting = || scenario(process(1)).on(Event::Start).on(Event::Prepared);
     booting().on(vmm_failed(false)).check(expect![[r#"
              0 Start -> preparing: StartPreparing, Report
              0 Prepared -> booting: wake at 60000, BootVm, Report
@@ -462,10 +466,10 @@ fn a_vmm_that_this_machine_forbids_to_start_fails_the_instance_at_once() {
 }
 
 #[test]
-fn an_agent_that_comes_back_goes_on() {
+fn an_instance_goes_on_after_its_agent_restarted() {
     // Ready it was, and ready it stays.
     let web = || {
-        tale(process(1))
+        scenario(process(1))
             .running()
             .on(Event::HealthPassed)
             .on(Event::HealthPassed)
@@ -509,7 +513,7 @@ fn an_agent_that_comes_back_goes_on() {
             restarts 0
         "#]]);
     // It booted when the agent went, and has ended when it came.
-    let booting = || tale(process(1)).on(Event::Start).on(Event::Prepared);
+    let booting = || scenario(process(1)).on(Event::Start).on(Event::Prepared);
     booting()
         .after(500)
         .on(Event::Adopted)
@@ -521,7 +525,7 @@ fn an_agent_that_comes_back_goes_on() {
                500 Exited 1 -> backoff: KillVm, CleanUp, wake at 1500, Report
             restarts 0, next start in 1 s; the app ended: exit code 1
         "#]]);
-    tale(process(1))
+    scenario(process(1))
         .on(Event::Start)
         .on(Event::NotFound)
         .check(expect![[r#"
@@ -529,7 +533,7 @@ fn an_agent_that_comes_back_goes_on() {
                  0 NotFound -> preparing: StartPreparing
             restarts 0
         "#]]);
-    tale(process(1))
+    scenario(process(1))
         .on(Event::Adopted)
         .on(Event::GuestStarted)
         .check(expect![[r#"
@@ -540,8 +544,8 @@ fn an_agent_that_comes_back_goes_on() {
 }
 
 #[test]
-fn what_cannot_happen_is_refused() {
-    tale(process(1))
+fn an_illegal_event_is_refused() {
+    scenario(process(1))
         .on(Event::GuestStarted)
         .on(Event::Start)
         .on(Event::Start)

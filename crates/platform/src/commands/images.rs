@@ -41,10 +41,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 fn table(images: &[ImageRow]) -> Table {
     let now = units::now();
-    let mut table = Table::new(["NODE", "IMAGE", "DIGEST", "SIZE", "LAST USED", "STAYS FOR"]);
+    let mut table = Table::new(["NODE", "IMAGE", "DIGEST", "SIZE", "LAST USED", "USED BY"]);
     for row in images {
         let cached = &row.cached;
-        let stays_for = match (cached.instances, cached.kept) {
+        let used_by = match (cached.instances, cached.pinned) {
             (0, false) => "-".to_owned(),
             (0, true) => "the last releases".to_owned(),
             (1, _) => "1 instance".to_owned(),
@@ -56,7 +56,7 @@ fn table(images: &[ImageRow]) -> Table {
             cached.image.digest.short().to_owned(),
             units::size(cached.size_bytes),
             units::age(now, cached.last_used),
-            stays_for,
+            used_by,
         ]);
     }
     table

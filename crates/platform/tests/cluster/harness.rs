@@ -244,17 +244,17 @@ impl Cluster {
 
     /// Runs the command line.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Said {
-        Self::said(self.command(arguments))
+        Self::run_command(self.command(arguments))
     }
 
     /// Runs the command line with the colours that a terminal gets.
     pub(crate) fn cli_on_a_terminal(&self, arguments: &[&str]) -> Said {
         let mut command = self.command(arguments);
         command.env("CLICOLOR_FORCE", "1");
-        Self::said(command)
+        Self::run_command(command)
     }
 
-    fn said(mut command: Command) -> Said {
+    fn run_command(mut command: Command) -> Said {
         let output = command.output().unwrap();
         Said {
             status: output.status.code().unwrap_or(-1),
@@ -321,6 +321,13 @@ impl Cluster {
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let (status, body) = get(self.edge, HOST, path);
         (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    /// Waits until the edge serves the example app: it hears of a route shortly after the deploy is done.
+    pub(crate) fn wait_until_served(&self) {
+        wait_for("the edge to serve the app", || {
+            self.get("/healthz").0 == 200
+        });
     }
 
     pub(crate) fn edge(&self) -> SocketAddr {

@@ -262,6 +262,7 @@ fn a_hostile_tenant_costs_only_itself() {
     let began = now_ms();
     let deployed = cluster.deploy(HOSTILE, &image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    cluster.wait_until_served();
     let neighbour = Neighbour::start(cluster.edge());
     let attacker = Attacker {
         cluster: &cluster,

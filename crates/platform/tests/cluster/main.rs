@@ -46,6 +46,7 @@ fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
         reason.as_str().is_some_and(|reason| !reason.is_empty())
     });
 
+    cluster.wait_until_served();
     // The page, from both instances in turn, with the platform's variables in it.
     let mut answered = BTreeSet::new();
     for _ in 0..4 {
@@ -112,7 +113,7 @@ fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
         cluster.json(&["envs"]).as_array().unwrap().is_empty()
             && cluster.json(&["ps"]).as_array().unwrap().is_empty()
     });
-    assert_eq!(cluster.get("/").0, 404);
+    wait_for("the edge to have no route", || cluster.get("/").0 == 404);
     cluster.down();
 }
 
@@ -182,6 +183,7 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
         .unwrap();
     let vmm_before = vmm(web["id"].as_str().unwrap());
 
+    cluster.wait_until_served();
     // Clients that download slowly: one from the instance itself, one through the edge.
     let path = "/download?bytes=4000000&rate=400000";
     let edge = cluster.edge();
@@ -318,6 +320,9 @@ fn a_deploy_that_is_refused_says_why_and_changes_nothing() {
         (deployed.stdout + &deployed.stderr).contains(pinned),
         "deploy prints the digest that it pinned"
     );
+    wait_for("the edge to serve nginx", || {
+        get(cluster.edge(), "nginx.localhost", "/").0 == 200
+    });
     let (status, page) = get(cluster.edge(), "nginx.localhost", "/");
     assert_eq!(status, 200);
     assert!(String::from_utf8_lossy(&page).contains("Welcome to nginx"));

@@ -24,6 +24,7 @@ fn a_stripped_port_is_reached_through_the_adapter_and_outlives_it() {
     ]);
     let deployed = cluster.deploy(&stripped, &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    cluster.wait_until_served();
     // The app reads HTTP: had it got the header, it would not answer so.
     for _ in 0..3 {
         assert_eq!(cluster.get("/").0, 200);

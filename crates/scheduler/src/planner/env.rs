@@ -7,7 +7,8 @@ use api::user::RolloutPhase;
 use model::instance::InstanceState;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 
-use super::{Action, Finding, PlacedInstance, Planner, REPLACE_AFTER_MS};
+use super::{Finding, Planner, REPLACE_AFTER_MS};
+use crate::action::{Action, PlacedInstance};
 use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
 use crate::placement::{Demand, PlacementError};
 use crate::release::{Identity, ReleaseError, instance_spec};

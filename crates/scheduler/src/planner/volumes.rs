@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use model::instance::AttachedVolume;
 use model::{InstanceId, NodeId, VolumeId};
 
+use super::Planner;
 use super::env::{Blocked, Task};
-use super::{Action, PlannedVolume, Planner};
+use crate::action::{Action, PlannedVolume};
 use crate::cluster_state::{Volume, VolumeKey};
 
 impl Task<'_> {

@@ -41,7 +41,7 @@ impl App {
 
 /// Handle to the shared state. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct World(Arc<Shared>);
+pub(crate) struct Simulator(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -62,8 +62,8 @@ struct Inner {
     terminated: BTreeSet<InstanceId>,
 }
 
-impl World {
-    /// A world that begins now, in the time of the runtime.
+impl Simulator {
+    /// A simulator that begins now, in the time of the runtime.
     pub(crate) fn new(seed: u64) -> Self {
         Self(Arc::new(Shared {
             clock: Clock::start_at(START),

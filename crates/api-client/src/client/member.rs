@@ -1,0 +1,126 @@
+//! The calls of members: nodes and edges.
+
+use std::time::Duration;
+
+use api::edge::RouteTable;
+use api::node::{DesiredState, NodeReport, PullSecret, StreamRefused, StreamRequest};
+use api::paths;
+use bytes::Bytes;
+use futures_util::Stream;
+use model::instance::SecretBundle;
+use model::{Generation, InstanceId};
+use serde::Serialize;
+
+use super::{ApiClient, millis};
+use crate::{ClientError, NodeExec};
+
+/// A node's calls.
+impl ApiClient {
+    /// The node's desired state, once it is newer than `after`; `None` when nothing newer came
+    /// within `wait`.
+    pub async fn desired(
+        &self,
+        after: Generation,
+        wait: Duration,
+    ) -> Result<Option<DesiredState>, ClientError> {
+        let request = self
+            .get(paths::NODE_DESIRED)
+            .query(&[("after", after.0)])
+            .query(&[("wait_ms", millis(wait))]);
+        self.poll("fetching the desired state", request, wait).await
+    }
+
+    /// What to show to a registry that an instance of this node comes from; `None` when the cluster is not logged
+    /// in there.
+    pub async fn pull_secret(&self, registry: &str) -> Result<Option<PullSecret>, ClientError> {
+        let request = self
+            .get(paths::NODE_PULL_SECRET)
+            .query(&[("registry", registry)]);
+        self.poll("asking for a pull secret", request, Duration::ZERO)
+            .await
+    }
+
+    /// Tells the server what the node sees and does.
+    pub async fn report(&self, report: &NodeReport) -> Result<(), ClientError> {
+        self.call_empty("reporting", self.post(paths::NODE_REPORT).json(report))
+            .await
+    }
+
+    /// The secret bundles that an instance of this node boots with.
+    pub async fn instance_secrets(&self, id: InstanceId) -> Result<Vec<SecretBundle>, ClientError> {
+        let request = self.get(paths::NODE_SECRETS);
+        let request = request.query(&[("instance", id.to_string())]);
+        self.call("fetching secret bundles", request).await
+    }
+
+    /// Streams that the node is asked to open; empty when none was asked for within `wait`.
+    pub async fn streams(&self, wait: Duration) -> Result<Vec<StreamRequest>, ClientError> {
+        let request = self
+            .get(paths::NODE_STREAMS)
+            .query(&[("wait_ms", millis(wait))]);
+        Ok(self
+            .poll("asking for streams to open", request, wait)
+            .await?
+            .unwrap_or_default())
+    }
+
+    /// Sends a stream that was asked for. Returns when the body has ended or the reader has left,
+    /// whichever comes first; both are fine.
+    pub async fn open_stream<S, E>(&self, stream: &str, body: S) -> Result<(), ClientError>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send + 'static,
+        E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        let operation = "sending a stream";
+        let path = paths::NODE_STREAM.replace("{stream}", stream);
+        let request = self.post(&path).body(reqwest::Body::wrap_stream(body));
+        let response = self.send(operation, request, Duration::ZERO).await?;
+        self.accepted(operation, response).await.map(|_| ())
+    }
+
+    /// Answers a stream that asked for one value.
+    pub async fn answer_stream<T: Serialize>(
+        &self,
+        stream: &str,
+        answer: &T,
+    ) -> Result<(), ClientError> {
+        let path = paths::NODE_STREAM.replace("{stream}", stream);
+        self.call_empty("answering a call", self.post(&path).json(answer))
+            .await
+    }
+
+    /// Says that the node cannot open a stream that was asked for.
+    pub async fn refuse_stream(
+        &self,
+        stream: &str,
+        refused: &StreamRefused,
+    ) -> Result<(), ClientError> {
+        let path = paths::NODE_STREAM_REFUSED.replace("{stream}", stream);
+        self.call_empty("refusing a stream", self.post(&path).json(refused))
+            .await
+    }
+
+    /// Opens a stream that asked for a command: its user is at the other end.
+    pub async fn open_exec(&self, stream: &str) -> Result<NodeExec, ClientError> {
+        let path = paths::NODE_STREAM.replace("{stream}", stream);
+        self.upgrade("opening a command's stream", self.get(&path))
+            .await
+    }
+}
+
+/// An edge's calls.
+impl ApiClient {
+    /// The route table, once it is newer than `after`; `None` when nothing newer came within
+    /// `wait`.
+    pub async fn routes(
+        &self,
+        after: Generation,
+        wait: Duration,
+    ) -> Result<Option<RouteTable>, ClientError> {
+        let request = self
+            .get(paths::EDGE_ROUTES)
+            .query(&[("after", after.0)])
+            .query(&[("wait_ms", millis(wait))]);
+        self.poll("fetching the routes", request, wait).await
+    }
+}

@@ -1,0 +1,95 @@
+//! Parsing at the border, for every route: bodies, queries, paths, and the refusals that several routes give.
+
+use std::time::Duration;
+
+use ::api::{MAX_BODY_BYTES, MAX_WAIT_MS};
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use http::StatusCode;
+use http::request::Parts;
+use model::EnvKey;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::failure::ApiFailure;
+use crate::state::App;
+
+/// A body of JSON.
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
+    type Rejection = ApiFailure;
+
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiFailure> {
+        let bytes =
+            Bytes::from_request(request, app)
+                .await
+                .map_err(|rejection: BytesRejection| {
+                    let status = rejection.status();
+                    let what = if status == StatusCode::PAYLOAD_TOO_LARGE {
+                        format!("the body is over {MAX_BODY_BYTES} bytes")
+                    } else {
+                        format!("the body could not be read: {}", rejection.body_text())
+                    };
+                    ApiFailure::new(status, "bad_body", what)
+                })?;
+        serde_json::from_slice(&bytes)
+            .map(Self)
+            .map_err(|e| ApiFailure::bad_request(format!("the body is not as expected: {e}")))
+    }
+}
+
+/// The query of the URL.
+pub(crate) struct Params<T>(pub(crate) T);
+
+impl<T: DeserializeOwned> FromRequestParts<App> for Params<T> {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        Query::from_request_parts(parts, app)
+            .await
+            .map(|Query(params)| Self(params))
+            .map_err(|rejection: QueryRejection| ApiFailure::bad_request(rejection.body_text()))
+    }
+}
+
+/// `{app}` and `{env}` of the path.
+pub(crate) struct InEnv(pub(crate) EnvKey);
+
+impl FromRequestParts<App> for InEnv {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
+        Path::from_request_parts(parts, app)
+            .await
+            .map(|Path(key)| Self(key))
+            .map_err(|rejection: PathRejection| ApiFailure::bad_request(rejection.body_text()))
+    }
+}
+
+/// The query of a member's long poll; fields of a newer member are ignored.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Poll {
+    #[serde(default)]
+    pub(crate) after: u64,
+    #[serde(default)]
+    pub(crate) wait_ms: u64,
+}
+
+/// The wait that is granted.
+pub(crate) fn granted(wait_ms: u64) -> Duration {
+    Duration::from_millis(wait_ms.min(MAX_WAIT_MS))
+}
+
+/// 404 for an env.
+pub(crate) fn no_such_env(key: &EnvKey) -> ApiFailure {
+    ApiFailure::not_found("env_not_found", format!("there is no env {key}"))
+        .hint("`platform envs` lists those there are")
+}
+
+/// 409 for an env that is being destroyed.
+pub(crate) fn is_destroyed(key: &EnvKey) -> ApiFailure {
+    ApiFailure::conflict("env_destroying", format!("{key} is being destroyed"))
+        .hint("wait until `platform envs` no longer lists it")
+}
