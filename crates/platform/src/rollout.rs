@@ -393,8 +393,8 @@ mod tests {
             ],
         );
         check(
-            report("failed", json!({ "failure": "cannot fetch a layer\u{7}" })),
-            expect![[r"web 0000000a on box: failed, cannot fetch a layer\u{7}"]],
+            report("failed", json!({ "failure": "cannot fetch\u{7}a layer" })),
+            expect![[r"web 0000000a on box: failed, cannot fetch a layer"]],
         );
     }
 
