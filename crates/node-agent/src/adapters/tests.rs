@@ -123,6 +123,11 @@ fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
         tokio::runtime::Runtime::new().unwrap().block_on(body());
         return;
     }
+    // The vsock device of `make install` is not on everyone's PATH.
+    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools/bin");
+    let mut path = tools.into_os_string();
+    path.push(":");
+    path.push(std::env::var_os("PATH").unwrap_or_default());
     let output = Command::new("unshare")
         .args(["--net", "--mount", "--propagation", "private"])
         .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
@@ -132,6 +137,7 @@ fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
+        .env("PATH", path)
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned()
