@@ -23,7 +23,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::apt;
-use crate::tools::{hash_of, is_current, output, read_record, replace, sha256};
+use crate::tools::{hash_of, is_current, output, read_record, replace, root, sha256};
 
 /// The meta package whose one dependency is the current kernel.
 const KERNEL_META_PACKAGE: &str = "linux-image-cloud-amd64";
@@ -62,13 +62,10 @@ const INIT_FLAGS: &[&str] = &[
     "-Clink-arg=-Wl,-O2",
     "-Clink-arg=-Wl,--build-id=none",
     "-Clink-arg=-Wl,--no-eh-frame-hdr",
-    // std and the C library bring their own unwind tables: an eleventh of the program that nothing reads.
-    concat!(
-        "-Clink-arg=-T",
-        env!("CARGO_MANIFEST_DIR"),
-        "/src/guest/init.ld"
-    ),
 ];
+/// A linker script, relative to the repository's root. std and the C library bring their own unwind tables, an
+/// eleventh of the program that nothing reads: it leaves them out.
+const INIT_LINKER_SCRIPT: &str = "xtask/src/guest/init.ld";
 
 /// Largest platform-init, in bytes (ADR 0003): it is in the memory of every guest.
 const MAX_INIT_BYTES: usize = 1536 * 1024;
@@ -118,7 +115,7 @@ const DEFAULT_FOLDER: &str = "target/guest";
 
 /// Builds the folder of the profile.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let root = workspace_root()?;
+    let root = root().canonicalize()?;
     let profile = options.profile;
     let out = root.join(profile.folder());
     // Both profiles share what is downloaded.
@@ -180,14 +177,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 /// The directory of the workspace's Cargo.toml.
-fn workspace_root() -> Result<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    Ok(here
-        .parent()
-        .context("xtask has no parent directory")?
-        .to_path_buf())
-}
-
 /// Builds platform-init and returns its bytes. Only the last crate is compiled with these flags, so
 /// nothing else in the shared target directory is built a second time.
 fn build_init(root: &Path, profile: Profile) -> Result<Vec<u8>> {
@@ -220,6 +209,10 @@ fn compile(root: &Path, profile: Profile, what: &[&str], program: &str) -> Resul
         .args(what)
         .arg("--")
         .args(INIT_FLAGS)
+        .arg(format!(
+            "-Clink-arg=-T{}",
+            root.join(INIT_LINKER_SCRIPT).display()
+        ))
         .status()
         .context("run cargo rustc for platform-init")?;
     ensure!(status.success(), "{program} does not build (see above)");

@@ -20,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
 use crate::apt;
-use crate::tools::{hash_of, is_current, output, read_record, replace, sha256};
+use crate::tools::{hash_of, is_current, output, read_record, replace, root, sha256};
 
 /// Raised when this task makes another kernel of the same inputs.
 const RECIPE: &str = "1";
@@ -60,7 +60,7 @@ pub(crate) struct Options {
 /// # Errors
 /// What is missing, or the step that failed with its words.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let root = crate::root().canonicalize()?;
+    let root = root().canonicalize()?;
     let out = root.join("target/guest");
     let cache = out.join("cache");
     fs::create_dir_all(&cache).with_context(|| format!("make {}", cache.display()))?;

@@ -24,16 +24,11 @@ enum Task {
     Tidy,
 }
 
-/// The repository's root: xtask is built in place.
-fn root() -> std::path::PathBuf {
-    std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Guest(options) => guest::run(&options),
         Task::Kernel(options) => kernel::run(&options),
-        Task::Simulate(options) => simulate::run(&root(), &options),
-        Task::Tidy => tidy::tidy(&root()),
+        Task::Simulate(options) => simulate::run(&tools::root(), &options),
+        Task::Tidy => tidy::tidy(&tools::root()),
     }
 }

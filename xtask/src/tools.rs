@@ -4,11 +4,19 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use sha2::{Digest, Sha256};
+
+/// The repository's root. `cargo run` names it at run time, so that a clone that was moved or copied with its
+/// `target` works on itself and not on the folder that it was built in.
+pub(crate) fn root() -> PathBuf {
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    xtask.join("..")
+}
 
 /// Runs a command and returns its standard output; its standard error is shown when it fails.
 pub(crate) fn output(command: &mut Command) -> Result<String> {

@@ -1,4 +1,4 @@
-//! A connection upgraded to exec frames: what a user's command says and hears.
+//! A connection upgraded to exec frames: the input and output of a command.
 
 use std::io;
 use std::time::Duration;

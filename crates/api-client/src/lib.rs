@@ -7,8 +7,8 @@
 //! ([`ApiClient::enroll`]). The only root that is trusted is the cluster's own CA, and proxies of
 //! the environment are not asked: a control plane is dialled directly.
 //!
-//! Deliberately absent: retries. Whoever calls knows whether and how long to go on;
-//! [`ClientError::is_transient`] says whether it makes sense.
+//! Deliberately absent: retries. The caller knows whether and how long to go on; [`ClientError::is_transient`] says whether
+//! it makes sense.
 
 mod client;
 mod config;

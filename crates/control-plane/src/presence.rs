@@ -1,8 +1,8 @@
 //! Which nodes reported lately, by a monotonic clock.
 //!
 //! It is kept in memory only. A server that has just started knows nothing of the time before, and
-//! takes every node for online until it could have reported: all being lost at once is not what a
-//! restart of the server means.
+//! takes every node for online until it could have reported: a restart of the server does not mean that every node is
+//! lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};

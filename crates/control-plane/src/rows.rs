@@ -1,4 +1,4 @@
-//! The cluster state as people are shown it.
+//! The cluster state as rows for users.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

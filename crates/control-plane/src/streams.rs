@@ -5,7 +5,7 @@
 //!         <-- lines --- channel <------ claim(stream) <------- POST -- node
 //! ```
 //!
-//! So it is with a command's streams ([`Waiting::Exec`]: the node's GET is upgraded and joined to
+//! The same goes for a command's streams ([`Waiting::Exec`]: the node's GET is upgraded and joined to
 //! the user's connection) and with calls that have one answer ([`Waiting::Answer`]).
 //!
 //! Logs: one bounded channel per reader carries whole lines of all its nodes, so a slow reader slows the

@@ -110,7 +110,7 @@ async fn a_command_talks_both_ways_and_its_end_arrives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn either_end_that_leaves_is_noticed_by_the_other() {
+async fn an_exec_stream_ends_when_either_end_closes_it() {
     let folder = tempfile::tempdir().unwrap();
     let (server, _registry, node, ids) = running_env(folder.path()).await;
     let query = shell();
@@ -135,7 +135,7 @@ async fn either_end_that_leaves_is_noticed_by_the_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_cannot_be_run_is_refused_with_the_cause() {
+async fn a_command_that_cannot_run_is_refused_with_the_cause() {
     let folder = tempfile::tempdir().unwrap();
     let (server, _registry, node, ids) = running_env(folder.path()).await;
     let code = async |id, query: &ExecQuery| {

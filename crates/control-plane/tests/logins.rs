@@ -116,7 +116,7 @@ async fn a_private_image_is_deployed_with_a_login_that_lies_sealed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nodes_cache_is_listed_for_as_long_as_they_report() {
+async fn the_image_cache_of_a_node_is_listed_while_it_is_online() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let (id, node) = server.join_node().await;

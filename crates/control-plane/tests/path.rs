@@ -137,7 +137,7 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_desired_state_is_whole_and_a_stop_is_said_by_name() {
+async fn a_desired_state_is_whole_and_names_every_stop() {
     let folder = tempfile::tempdir().unwrap();
     let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
     let (id, node) = server.join_node().await;

@@ -1,4 +1,4 @@
-//! Joins the cluster once, and keeps what proves it: the same for nodes and edges (ADR 0004).
+//! Joins the cluster once, and keeps the credentials: the same for nodes and edges (ADR 0004).
 //!
 //! The keys are made here and never leave the machine. The first time, a one-time token is needed;
 //! its fingerprint of the CA is the only trust the machine starts with. Afterwards the certificate
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_missing_is_named() {
+    async fn a_missing_server_or_token_is_named() {
         let url = "https://127.0.0.1:1";
         assert!(refusal(None, None).await.ends_with("no server was given"));
         assert!(

@@ -1,4 +1,4 @@
-//! What the roles say while they run: human lines on standard error.
+//! The logs of the roles: lines for people on standard error.
 
 use std::io::IsTerminal as _;
 

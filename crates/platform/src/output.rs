@@ -1,4 +1,4 @@
-//! What commands print on standard output: tables for people, JSON for programs.
+//! The output of commands: tables for people, JSON for programs.
 
 use std::fmt::Display;
 use std::io::{self, Write as _};

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn a_release_error_names_what_the_release_lacks() {
         let (env, web, ghost) = (key("shop/prod"), name("web"), name("ghost"));
         let error = |process, arch, manifest| {
             let who = Identity {

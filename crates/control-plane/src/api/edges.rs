@@ -1,4 +1,4 @@
-//! What edges call.
+//! The calls of edges.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,4 +1,4 @@
-//! What the nodes hold in their image caches.
+//! The image caches of the nodes.
 
 use std::sync::PoisonError;
 

@@ -1,4 +1,4 @@
-//! Logs: from the nodes' streams to the user who reads.
+//! Logs: from the nodes' streams to their reader.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What nodes call.
+//! The calls of nodes.
 
 use std::sync::PoisonError;
 use std::time::Instant;

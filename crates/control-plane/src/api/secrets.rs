@@ -1,4 +1,4 @@
-//! Secret bundles: users set, list and delete them; nodes get what their instances boot with.
+//! Secret bundles: users set, list and delete them; nodes get the bundles that their instances boot with.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! `platform images`: what the nodes hold in their image caches.
+//! `platform images`: the image caches of the nodes.
 
 use api::user::ImageRow;
 use clap::Args;

@@ -1,4 +1,4 @@
-//! `platform logs`: what the instances say.
+//! `platform logs`: the log lines of instances.
 
 use std::io::Write as _;
 use std::time::Duration;

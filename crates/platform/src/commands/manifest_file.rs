@@ -1,4 +1,4 @@
-//! The manifest file that commands are about: read, held right or wrong, and its mistakes shown.
+//! The manifest file of a command: read, validated, and its mistakes shown.
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;

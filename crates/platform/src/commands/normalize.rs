@@ -1,4 +1,4 @@
-//! `platform normalize`: what a manifest means, as canonical JSON.
+//! `platform normalize`: a manifest as canonical JSON.
 
 use std::path::PathBuf;
 

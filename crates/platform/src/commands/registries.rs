@@ -1,4 +1,4 @@
-//! `platform registries`: where the cluster may pull from as somebody.
+//! `platform registries`: the registries that the cluster is logged in to.
 
 use std::io::Read as _;
 

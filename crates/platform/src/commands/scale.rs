@@ -70,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_wanted_is_read() {
+    fn counts_of_process_types_are_parsed() {
         assert!(matches!(parse("web=3"), Ok((p, 3)) if p.as_str() == "web"));
         for wrong in ["web", "web=", "web=-1", "=3", "Web=1", "web=1=2"] {
             assert!(parse(wrong).is_err(), "{wrong}");

@@ -1,4 +1,4 @@
-//! `platform tokens`: what lets a machine join.
+//! `platform tokens`: enrollment tokens, with which machines join.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! `platform top`: what instances use, as their guests say.
+//! `platform top`: CPU and memory that instances use, by their guests' stats.
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal as _, Write as _};
