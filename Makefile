@@ -43,7 +43,10 @@ check: ## Format, lints, structure, dependency rules and the tests of the pure c
 	cargo xtask tidy
 	if command -v shellcheck >/dev/null; then shellcheck -x demo/*.sh examples/*.sh
 	else echo "skipped: shellcheck is not installed (make install)"; fi
-	if command -v cargo-deny >/dev/null; then cargo deny --all-features check
+	if command -v cargo-deny >/dev/null; then
+		cargo deny --all-features check bans licenses sources
+		if cargo deny fetch db 2>/dev/null; then cargo deny --all-features check advisories
+		else echo "skipped: advisories, because their database cannot be fetched"; fi
 	else echo "skipped: the rules of deny.toml, because cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
 	echo "== tests of the pure crates"
 	cargo test --release $(addprefix -p ,$(PURE)) -- --quiet

@@ -14,7 +14,7 @@ memory_needed=1200
 
 main() {
     begun=$(now)
-    trap give_back EXIT
+    trap restore_owner EXIT
     if is_up; then
         say "The demo is up already: $page"
         how_to_go_on
@@ -57,7 +57,7 @@ step() {
 }
 
 # Under sudo, what was built belongs to the owner of the clone, who can go on without sudo.
-give_back() {
+restore_owner() {
     [ -z "${SUDO_USER:-}" ] || [ ! -d "$top/target" ] || chown -R --reference="$top" "$top/target"
 }
 

@@ -1,4 +1,4 @@
-//! Debian's packages: what is current, a package's file in our cache, and what a chore needs installed.
+//! Debian's packages: what is current, a package's file in our cache, and the installation of packages that a task needs.
 
 use std::fs;
 use std::path::{Path, PathBuf};

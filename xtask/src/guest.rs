@@ -348,7 +348,7 @@ fn initramfs(init: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
     archive.finish()
 }
 
-/// Hash of all that decides the output: init, the kernel package, and this chore itself.
+/// Hash of all that decides the output: init, the kernel package, and this task itself.
 fn inputs_hash(init: &[u8], package: &Path) -> Result<String> {
     let package = fs::read(package).with_context(|| format!("read {}", package.display()))?;
     Ok(hash_of(&[

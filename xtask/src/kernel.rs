@@ -3,7 +3,7 @@
 //! Debian's source package of the kernel, with its fixes, configured by `xtask/kernel/guest.config` and
 //! nothing else. The result is an ELF file with a PVH entry, which QEMU's microvm machine and
 //! Firecracker boot without firmware. It is kept by the hash of its inputs: source package, config,
-//! compiler, recipe. It takes two cores six to ten minutes, so it is a chore of its own: where it was
+//! compiler, recipe. It takes two cores six to ten minutes, so it is a task of its own: where it was
 //! run, guests boot this kernel, elsewhere Debian's.
 //!
 //! It may be interrupted at any moment; the next run goes on where it was. The same inputs give the
@@ -22,7 +22,7 @@ use serde_json::json;
 use crate::apt;
 use crate::tools::{hash_of, is_current, output, read_record, replace, root, sha256};
 
-/// Raised when this chore makes another kernel of the same inputs.
+/// Raised when this task makes another kernel of the same inputs.
 const RECIPE: &str = "1";
 /// The source package; its minor series is Debian 12's, as are the fixes in it.
 const SOURCE_PACKAGE: &str = "linux-source-6.1";

@@ -1,4 +1,4 @@
-//! Chores of the repository, run as `cargo xtask <chore>`. A chore is a module; this file only
+//! The repository's own tasks, run as `cargo xtask <task>`. A task is a module; this file only
 //! names them.
 
 mod apt;
@@ -10,10 +10,10 @@ mod tools;
 
 use clap::Parser;
 
-/// The chores.
+/// The tasks.
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Chores of the repository")]
-enum Chore {
+#[command(name = "cargo xtask", about = "The repository's own tasks")]
+enum Task {
     /// Build what every guest boots: platform-init, its initramfs, and the kernel, in target/guest.
     Guest(guest::Options),
     /// Build the platform's own guest kernel, in target/guest, where guests find it. Takes minutes.
@@ -25,10 +25,10 @@ enum Chore {
 }
 
 fn main() -> anyhow::Result<()> {
-    match Chore::parse() {
-        Chore::Guest(options) => guest::run(&options),
-        Chore::Kernel(options) => kernel::run(&options),
-        Chore::Simulate(options) => simulate::run(&tools::root(), &options),
-        Chore::Tidy => tidy::tidy(&tools::root()),
+    match Task::parse() {
+        Task::Guest(options) => guest::run(&options),
+        Task::Kernel(options) => kernel::run(&options),
+        Task::Simulate(options) => simulate::run(&tools::root(), &options),
+        Task::Tidy => tidy::tidy(&tools::root()),
     }
 }

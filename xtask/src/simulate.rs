@@ -1,5 +1,5 @@
 //! `cargo xtask simulate`: runs of the simulated cluster. The simulation is a program of its own, so that
-//! the other chores do not wait for the node's crates to be built.
+//! the other tasks do not wait for the node's crates to be built.
 
 use std::path::Path;
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! What chores share: run a command, write a file whole, hash, remember what an artifact was made from.
+//! What tasks share: run a command, write a file whole, hash, remember what an artifact was made from.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -38,7 +38,7 @@ pub struct NodeReport {
     pub generation: Generation,
     /// Which VMM driver it uses, and why.
     pub driver: DriverChoice,
-    /// Whether its instances reach the world outside of the cluster; absent until it has looked.
+    /// Whether its instances reach the internet; absent until it has looked.
     #[serde(default)]
     pub egress: Option<EgressState>,
     /// What it has.
@@ -115,7 +115,7 @@ pub struct DriverChoice {
     pub reason: String,
 }
 
-/// Whether the instances of a node reach the world outside of the cluster.
+/// Whether the instances of a node reach the internet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EgressState {
     /// They do.

@@ -11,7 +11,7 @@
 //! | version | what changed |
 //! |---|---|
 //! | 1 | members that send no version: up to commit f29f308. Not served: they refuse fields that they do not know |
-//! | 2 | the header; `last_words` of an instance's report is `log_tail`; a node may refuse a stream |
+//! | 2 | the header; `last_words` (old word: the name in version 1) of an instance's report is `log_tail`; a node may refuse a stream |
 
 use std::ops::RangeInclusive;
 

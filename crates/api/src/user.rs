@@ -213,7 +213,7 @@ pub struct NodeRow {
     pub hardware: Hardware,
     /// The driver it uses; absent until it reported.
     pub driver: Option<DriverChoice>,
-    /// Whether its instances reach the world outside of the cluster; absent until it reported.
+    /// Whether its instances reach the internet; absent until it reported.
     pub egress: Option<EgressState>,
     /// When it last reported.
     pub seen_at: Option<Timestamp>,

@@ -1,4 +1,4 @@
-//! Joins the cluster once (ADR 0004), then keeps the route table in step with the server, and on disk for when the server is away.
+//! Enrolls the edge (ADR 0004), follows the server's route table, and keeps it on disk for when the server is away.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

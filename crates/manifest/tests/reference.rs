@@ -1,4 +1,4 @@
-//! The reference page and the schema are in step with the types.
+//! The reference page and the schema are generated from the types.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use expect_test::expect_file;

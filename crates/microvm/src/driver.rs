@@ -15,7 +15,7 @@ use process_handle::{Identity, Process};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cgroup::Cgroup;
-use crate::obstacle::{self, Obstacle};
+use crate::denial::{self, Denial};
 use crate::record::Record;
 use crate::spawn::{self, Launch};
 use crate::{BootError, StatusError, VmSpec, VmStatus, console, programs, run_dir};
@@ -112,7 +112,7 @@ impl Boot {
             Err(source) if source.raw_os_error() == Some(libc::EACCES) => {
                 Err(BootError::Forbidden {
                     operation: "start",
-                    obstacle: obstacle::to_execution(&started).unwrap_or(Obstacle::Unseen),
+                    denial: denial::to_execution(&started).unwrap_or(Denial::Unseen),
                     path: started,
                     source,
                 })
@@ -132,7 +132,7 @@ pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Erro
     move |source| match source.raw_os_error() {
         Some(libc::EACCES) => BootError::Forbidden {
             operation,
-            obstacle: obstacle::to_opening(&path),
+            denial: denial::to_opening(&path),
             path,
             source,
         },

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use state_file::FormatError;
 
-use crate::{Obstacle, ProgramsError};
+use crate::{Denial, ProgramsError};
 
 /// Why a VM could not be booted. Processes that had been started are ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,14 +47,14 @@ pub enum BootError {
     )]
     NotWorldReadable(PathBuf),
     /// Permission to open a file of the VM, or to execute a program, was denied.
-    #[error("cannot {operation} {}: {obstacle}", path.display())]
+    #[error("cannot {operation} {}: {denial}", path.display())]
     Forbidden {
         /// What was tried.
         operation: &'static str,
         /// On which file.
         path: PathBuf,
         /// What forbids it.
-        obstacle: Obstacle,
+        denial: Denial,
         /// The kernel's answer.
         #[source]
         source: io::Error,

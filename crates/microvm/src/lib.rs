@@ -23,7 +23,7 @@
 //!   VMM's seccomp filter. QEMU is in empty network and IPC namespaces, and its files are opened before and handed
 //!   over. Firecracker is in a jail that holds its files.
 //! - Programs and files may lie anywhere: below folders that others may not enter, on a file system mounted
-//!   `noexec` (files only). A denied permission is an error that names what forbids it ([`Obstacle`]).
+//!   `noexec` (files only). A denied permission is an error that names what forbids it ([`Denial`]).
 //! - The serial console goes to a FIFO that the processes hold open. A running agent moves its content into a file
 //!   of bounded size; without an agent the kernel keeps the first 64 KiB and drops the rest. So a guest can
 //!   neither fill the host's disk nor block on a missing reader, and the end of the console is there after the
@@ -41,13 +41,13 @@ mod boot;
 mod cgroup;
 mod choice;
 mod console;
+mod denial;
 mod driver;
 mod drivers;
 mod error;
 mod firecracker;
 mod kernel;
 mod kind;
-mod obstacle;
 mod programs;
 mod qemu;
 mod record;
@@ -61,10 +61,10 @@ mod vm;
 pub use boot::boot;
 pub use choice::{Choice, KvmFact, NoDriver, Probe, choose_driver, probe};
 pub use console::console_tail;
+pub use denial::Denial;
 pub use error::{AdoptError, BootError};
 pub use kernel::{GuestKernel, Machine};
 pub use kind::DriverKind;
-pub use obstacle::Obstacle;
 pub use programs::{ProgramsError, check_programs};
 pub use run_dir::{guest_socket, listen_for_guest, remove_run_dir};
 pub use spawn::VMM_UIDS;

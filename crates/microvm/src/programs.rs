@@ -4,7 +4,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use crate::DriverKind;
-use crate::obstacle::{self, Obstacle};
+use crate::denial::{self, Denial};
 
 /// QEMU's name in Debian.
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
@@ -51,12 +51,12 @@ pub enum ProgramsError {
         hint: &'static str,
     },
     /// The program is there, and cannot be executed.
-    #[error("{} cannot be executed: {obstacle}", program.display())]
+    #[error("{} cannot be executed: {denial}", program.display())]
     NotExecutable {
         /// The program.
         program: PathBuf,
         /// What forbids it.
-        obstacle: Obstacle,
+        denial: Denial,
     },
 }
 
@@ -157,8 +157,8 @@ fn file_at(path: &Path) -> Option<PathBuf> {
 }
 
 fn executable(program: PathBuf) -> Result<PathBuf, ProgramsError> {
-    match obstacle::to_execution(&program) {
+    match denial::to_execution(&program) {
         None => Ok(program),
-        Some(obstacle) => Err(ProgramsError::NotExecutable { program, obstacle }),
+        Some(denial) => Err(ProgramsError::NotExecutable { program, denial }),
     }
 }

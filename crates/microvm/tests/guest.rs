@@ -46,7 +46,7 @@ fn is_hello(frame: &GuestFrame) -> bool {
 async fn a_guest_connects_to_the_node_and_connects_again() {
     let Some(guest) = guest_dir() else { return };
     let dir = tempfile::tempdir().unwrap();
-    // A long path is no obstacle, though a socket's own may have 107 bytes only.
+    // A long path is no denial, though a socket's own may have 107 bytes only.
     let run_dir = dir.path().join("x".repeat(100)).join("run");
     let instance = InstanceId(0xc000_0001);
     let listener = listen_for_guest(&run_dir, HOST_PORT).unwrap();

@@ -528,7 +528,7 @@ impl Agent {
     }
 }
 
-/// Ends the VM of an instance whose record could not be read, and gives back what the instance held.
+/// Ends the VM of an instance whose record could not be read, and releases the instance's resources.
 async fn end_vm(machine: &Machine, id: InstanceId) -> HostResult<()> {
     if let Some(vm) = machine.host.vmm.adopt(id).await? {
         vm.kill().await;
@@ -597,7 +597,7 @@ async fn keep_egress(machine: Arc<Machine>) {
         });
         if changed && let Some(EgressState { on, reason }) = state {
             if on {
-                tracing::info!(reason, "instances reach the world outside of the cluster");
+                tracing::info!(reason, "instances reach the internet");
             } else {
                 tracing::warn!(reason, "going on without egress");
             }

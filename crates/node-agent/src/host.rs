@@ -144,7 +144,7 @@ pub trait Network: Debug + Send + Sync {
     /// Removes the tap of an instance. No error when there is none.
     fn release(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>>;
 
-    /// Makes sure that instances reach the world outside of the cluster.
+    /// Makes sure that instances reach the internet.
     fn ensure_egress(&self) -> BoxFuture<'_, HostResult<Egress>>;
 
     /// Makes one health probe over the network.

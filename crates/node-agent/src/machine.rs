@@ -28,7 +28,7 @@ pub(crate) struct Machine {
     pub(crate) clock: Clock,
     /// Notified when something that is reported has changed.
     pub(crate) changed: Notify,
-    /// Whether instances reach the world outside of the cluster, as last observed.
+    /// Whether instances reach the internet, as last observed.
     pub(crate) egress: watch::Sender<Option<EgressState>>,
     /// The instances that may use the network; the rules are made from this, whole.
     pub(crate) admitted: Mutex<BTreeMap<InstanceId, Ipv6Addr>>,

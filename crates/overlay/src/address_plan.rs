@@ -64,7 +64,7 @@ pub fn instance_address(
     Ipv6Addr::from_bits(bits)
 }
 
-/// What an instance sends to the world outside of the cluster from.
+/// What an instance sends to the internet from.
 pub fn egress_address(instance: InstanceId) -> Ipv4Addr {
     Ipv4Addr::from_bits(EGRESS_PREFIX.to_bits() | (instance.0 & ((1 << EGRESS_BITS) - 1)))
 }

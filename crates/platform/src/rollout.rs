@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_is_explained_once_with_the_last_words() {
+    fn a_failure_is_explained_once_with_the_log_tail() {
         let exit = json!({
             "exit_code": 1, "signal": null, "oom_killed": false, "requested_stop": false, "at": 0,
         });

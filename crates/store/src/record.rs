@@ -8,7 +8,7 @@
 //! | version | what changed |
 //! |---|---|
 //! | 1 | rows without a version: up to commit f29f308 |
-//! | 2 | `last_words` of an instance's report is `log_tail` |
+//! | 2 | `last_words` (old word: the name in version 1) of an instance's report is `log_tail` |
 //!
 //! To change a format: raise [`JSON_VERSION`], add a row to the table, an arm to the `upgrade` of the type, and a fixture
 //! of the version before to `tests/fixtures/`.
@@ -77,6 +77,7 @@ impl Record for InstanceReport {
     fn upgrade(from: i64, json: &mut Value) {
         if from == 1
             && let Some(report) = json.as_object_mut()
+            // old word: the name in version 1
             && let Some(lines) = report.remove("last_words")
         {
             report.insert("log_tail".to_owned(), lines);
@@ -141,9 +142,10 @@ mod tests {
     }
 
     #[test]
-    fn the_log_tail_of_version_1_was_called_last_words() {
-        let text = r#"{"id":"00000007","state":"failed","ready":false,"restarts":3,"detail":"","last_exit":null,
-            "failure":"given up","last_words":["no such file"],"started_at":null}"#;
+    fn the_log_tail_of_version_1_had_another_name() {
+        // old word: the name in version 1
+        let text = r#"{"id":"00000007","state":"failed","last_words":["no such file"],"ready":false,"restarts":3,
+            "detail":"","last_exit":null,"failure":"given up","started_at":null}"#;
         let report: InstanceReport = from_json(1, text).unwrap();
         assert_eq!(report.log_tail, ["no such file"]);
     }

@@ -210,7 +210,7 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
     }
 }
 
-/// A node that takes up whatever it is told at once, and says that all of it runs.
+/// A node that applies every desired state at once, and reports that all of it runs.
 pub(crate) struct ObedientNode {
     pub(crate) id: NodeId,
     pub(crate) joined: Arc<Joined>,

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
-/// List the nodes: what they have, how they run instances, whether those reach the world, whether they are there
+/// List the nodes: what they have, how they run instances, whether those reach the internet, whether they are there
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  platform nodes --format json | jq '.[].driver'")]
 pub(crate) struct Arguments {

@@ -8,7 +8,7 @@ use rustix::fs::{Access, AtFlags, CWD, StatVfsMountFlags, accessat, statvfs};
 
 /// What forbids a file to be executed or opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum Denial {
     /// The path leads through this folder, which this process may not enter.
     Folder {
         /// The folder.
@@ -34,7 +34,7 @@ pub enum Obstacle {
     Unseen,
 }
 
-impl fmt::Display for Obstacle {
+impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder { path, mode, owner } => write!(
@@ -61,12 +61,12 @@ impl fmt::Display for Obstacle {
 }
 
 /// What stops this process from executing a program; nothing when it can be executed.
-pub(crate) fn to_execution(program: &Path) -> Option<Obstacle> {
+pub(crate) fn to_execution(program: &Path) -> Option<Denial> {
     let no_exec = || {
         let stat = statvfs(program).ok()?;
         stat.f_flag
             .contains(StatVfsMountFlags::NOEXEC)
-            .then(|| Obstacle::NoExec {
+            .then(|| Denial::NoExec {
                 mount_point: mount_point(program),
             })
     };
@@ -76,34 +76,34 @@ pub(crate) fn to_execution(program: &Path) -> Option<Obstacle> {
 }
 
 /// What stopped this process from opening a file, as far as it can be seen.
-pub(crate) fn to_opening(path: &Path) -> Obstacle {
+pub(crate) fn to_opening(path: &Path) -> Denial {
     folder(path)
         .or_else(|| file_mode(path, Access::READ_OK))
         .or_else(|| file_mode(path, Access::WRITE_OK))
-        .unwrap_or(Obstacle::Unseen)
+        .unwrap_or(Denial::Unseen)
 }
 
 /// The first folder on the way that may not be entered.
-fn folder(path: &Path) -> Option<Obstacle> {
+fn folder(path: &Path) -> Option<Denial> {
     let mut folders: Vec<_> = path.ancestors().skip(1).collect();
     folders.reverse();
     let closed = folders
         .into_iter()
         .find(|folder| !folder.as_os_str().is_empty() && !may(folder, Access::EXEC_OK))?;
     let metadata = closed.metadata().ok()?;
-    Some(Obstacle::Folder {
+    Some(Denial::Folder {
         path: closed.to_owned(),
         mode: metadata.mode() & 0o7777,
         owner: metadata.uid(),
     })
 }
 
-fn file_mode(path: &Path, access: Access) -> Option<Obstacle> {
+fn file_mode(path: &Path, access: Access) -> Option<Denial> {
     if may(path, access) {
         return None;
     }
     let metadata = path.metadata().ok()?;
-    Some(Obstacle::Mode {
+    Some(Denial::Mode {
         mode: metadata.mode() & 0o7777,
         owner: metadata.uid(),
     })
@@ -139,10 +139,10 @@ mod tests {
         let program = dir.path().join("program");
         fs::write(&program, "").unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o640)).unwrap();
-        let obstacle = to_execution(&program).unwrap();
+        let denial = to_execution(&program).unwrap();
         assert!(
-            matches!(obstacle, Obstacle::Mode { mode: 0o640, .. }),
-            "{obstacle}"
+            matches!(denial, Denial::Mode { mode: 0o640, .. }),
+            "{denial}"
         );
         fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
         assert_eq!(to_execution(&program), None);
