@@ -86,6 +86,7 @@ pub async fn run(
         changed: Notify::new(),
         egress: watch::Sender::new(None),
         admitted: Mutex::default(),
+        resumed: CancellationToken::new(),
         data_dir: settings.data_dir,
     });
     let mut agent = Agent {
@@ -274,6 +275,7 @@ impl Agent {
         });
         *machine.admitted.lock().await = admitted.collect();
         machine.apply_rules(&*machine.admitted.lock().await).await?;
+        machine.resumed.cancel();
         if let Some(desired) = desired {
             self.apply(desired).await;
         }

@@ -241,6 +241,7 @@ impl InstanceTask {
 
     /// Looks for the VM that an agent before this one booted.
     async fn find(&mut self, events: &mut VecDeque<Event>) {
+        self.machine.resumed.cancelled().await;
         let Some(vm) = self.adopt().await else {
             events.push_back(Event::NotFound);
             return;

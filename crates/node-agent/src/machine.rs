@@ -11,6 +11,7 @@ use model::instance::InstanceSpec;
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use tokio::sync::{Mutex, Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::directory::Directory;
@@ -32,6 +33,9 @@ pub(crate) struct Machine {
     pub(crate) egress: watch::Sender<Option<EgressState>>,
     /// The instances that may use the network; the rules are made from this, whole.
     pub(crate) admitted: Mutex<BTreeMap<InstanceId, Ipv6Addr>>,
+    /// Cancelled once every instance of the agent before this one is known and admitted: until then a
+    /// resumed instance does nothing, because it could change rules that lack the others.
+    pub(crate) resumed: CancellationToken,
     pub(crate) data_dir: PathBuf,
 }
 

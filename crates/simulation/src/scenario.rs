@@ -37,6 +37,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const CONVERGE_SECONDS: u64 = 60 * 60;
 /// How long a cluster must rest, in seconds.
 const REST_SECONDS: u64 = 60;
+/// How deep the tasks of an agent own one another: a task is dropped after its owner.
+const TASK_DEPTH: u32 = 8;
 /// Pause before an agent that ended by itself is started again.
 const AGENT_RESTART_PAUSE: Duration = Duration::from_secs(2);
 
@@ -138,8 +140,14 @@ impl Node {
     }
 
     /// Kills the agent. Its VMs go on.
-    pub(crate) fn kill(&mut self) {
-        if self.agent.take().is_some() {
+    pub(crate) async fn kill(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.abort();
+            // Its tasks end one after the other, and none of them acts after this.
+            let _ = agent.await;
+            for _ in 0..TASK_DEPTH {
+                tokio::task::yield_now().await;
+            }
             let machine = &self.machine;
             machine.agent_ended();
             machine
@@ -525,7 +533,7 @@ impl Scenario {
             Operation::Scale => self.scale(),
             Operation::KillAgent => self.restart_agent(at).await,
             Operation::Reboot => {
-                self.nodes[at].kill();
+                self.nodes[at].kill().await;
                 machine.reboot();
                 self.restart_agent(at).await;
             }
@@ -575,7 +583,7 @@ impl Scenario {
     }
 
     async fn restart_agent(&mut self, at: usize) {
-        self.nodes[at].kill();
+        self.nodes[at].kill().await;
         let wait = self.draw(|rng| rng.millis(0, 15_000));
         sleep(wait).await;
         self.nodes[at].start();
@@ -583,7 +591,7 @@ impl Scenario {
 
     /// Damages the record of an instance while no agent runs.
     async fn damage_record(&mut self, at: usize) {
-        self.nodes[at].kill();
+        self.nodes[at].kill().await;
         let machine = self.nodes[at].machine.clone();
         let paths: Vec<_> = {
             let state = machine.lock();
@@ -704,6 +712,8 @@ impl Scenario {
                 .collect();
             (self.server.actions(), generations, boots, files)
         };
+        // A node that was given a wrong state reports first.
+        sleep(Duration::from_secs(REST_SECONDS)).await;
         let before = state();
         sleep(Duration::from_secs(REST_SECONDS)).await;
         let after = state();

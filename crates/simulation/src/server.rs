@@ -323,7 +323,12 @@ impl Link {
             0 => "cluster-2".clone_into(&mut wrong.cluster),
             1 => wrong.node = NodeId(self.node.0 + 1),
             2 => wrong.generation = Generation(after.0.checked_sub(1)?),
-            _ => wrong.stop.clear(),
+            _ => {
+                // Far ahead, as of another store. One of the very next generation cannot be told from this
+                // store's own before generations have an incarnation.
+                wrong.generation = Generation(after.0 + 1_000);
+                wrong.stop.clear();
+            }
         }
         self.simulator()
             .trace(format!("{} gets a wrong desired state", self.node));

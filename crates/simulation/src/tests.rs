@@ -192,8 +192,8 @@ impl Small {
     }
 
     /// Replaces the instance's record while no agent runs.
-    fn rewrite(&mut self, rewrite: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
-        self.node.kill();
+    async fn rewrite(&mut self, rewrite: impl FnOnce(&[u8]) -> Vec<u8>) -> Vec<u8> {
+        self.node.kill().await;
         let path = self.record();
         let mut state = self.node.machine.lock();
         let content = state.files.get_mut(&path).unwrap();
@@ -206,11 +206,13 @@ impl Small {
 fn an_instance_whose_record_has_an_added_field_survives_a_restart_of_the_agent() {
     in_simulated_time(async {
         let mut small = Small::start(process(1)).await;
-        small.rewrite(|content| {
-            let text = String::from_utf8(content.to_vec()).unwrap();
-            text.replacen('{', "{\"added\": {\"later\": true},", 1)
-                .into_bytes()
-        });
+        small
+            .rewrite(|content| {
+                let text = String::from_utf8(content.to_vec()).unwrap();
+                text.replacen('{', "{\"added\": {\"later\": true},", 1)
+                    .into_bytes()
+            })
+            .await;
         small.node.start();
         sleep(Duration::from_secs(30)).await;
         small.until_ready(1).await;
@@ -224,7 +226,7 @@ fn an_instance_whose_record_cannot_be_read_is_reported_and_keeps_what_it_has() {
         in_simulated_time(async {
             let mut small = Small::start(database(1)).await;
             let id = small.instance().id;
-            let before = small.rewrite(|_| damaged.to_vec());
+            let before = small.rewrite(|_| damaged.to_vec()).await;
             small.node.start();
             let reported = |small: &Small| {
                 small.server.with(|cluster| {
@@ -261,7 +263,7 @@ fn an_instance_whose_record_cannot_be_read_is_reported_and_keeps_what_it_has() {
 fn an_instance_whose_record_cannot_be_read_is_stopped_when_it_is_named() {
     in_simulated_time(async {
         let mut small = Small::start(database(1)).await;
-        small.rewrite(|_| Vec::new());
+        small.rewrite(|_| Vec::new()).await;
         small.node.start();
         small.server.change(|cluster| {
             cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
@@ -281,7 +283,7 @@ fn a_vm_that_cannot_be_looked_for_is_not_booted_a_second_time() {
     in_simulated_time(async {
         let mut small = Small::start(process(1)).await;
         let id = small.instance().id;
-        small.node.kill();
+        small.node.kill().await;
         small.node.machine.lock().unreadable_vms.insert(id);
         small.node.start();
         sleep(Duration::from_secs(300)).await;
