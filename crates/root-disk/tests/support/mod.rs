@@ -75,15 +75,20 @@ impl LoopMount {
 
 impl Drop for LoopMount {
     fn drop(&mut self) {
-        // A program that another test starts has this test's open files until it executes: the mount is busy so long.
-        let until = Instant::now() + UMOUNT_TIMEOUT;
-        loop {
-            let umount = Command::new("umount").arg(self.dir.path()).output();
-            if umount.as_ref().is_ok_and(|umount| umount.status.success()) {
-                return;
-            }
-            assert!(Instant::now() < until, "{umount:?}");
-            std::thread::sleep(Duration::from_millis(20));
+        umount(self.dir.path());
+    }
+}
+
+/// Unmounts. A program that another test starts has this test's open files until it executes: so long the mount is
+/// busy.
+pub(crate) fn umount(path: &Path) {
+    let until = Instant::now() + UMOUNT_TIMEOUT;
+    loop {
+        let umount = Command::new("umount").arg(path).output();
+        if umount.as_ref().is_ok_and(|umount| umount.status.success()) {
+            return;
         }
+        assert!(Instant::now() < until, "{umount:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
