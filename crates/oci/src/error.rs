@@ -5,7 +5,7 @@ use std::fmt;
 use display::one_line;
 use model::Digest;
 
-use crate::limits::MAX_EXCERPT_BYTES;
+use crate::limits::{MAX_EXCERPT_BYTES, MAX_NESTED_LEVELS};
 use crate::platform::Platform;
 
 /// An image, or a document of it, is refused. The same bytes are refused again at the next attempt.
@@ -73,10 +73,18 @@ pub enum ImageError {
         /// Its artifact type, or its config's media type.
         kind: String,
     },
-    /// An index inside an index. It is refused because it makes the choice of an image ambiguous.
-    #[error("{digest} is an index where an image manifest is needed; nested indexes are refused")]
-    NestedIndex {
-        /// The inner index.
+    /// An index where only the manifest of one image will do.
+    #[error("{digest} is an index where an image manifest is needed")]
+    NotAManifest {
+        /// The index.
+        digest: Digest,
+    },
+    /// Indexes within indexes within indexes.
+    #[error(
+        "{digest} is an index within indexes, deeper than the {MAX_NESTED_LEVELS} levels that are followed"
+    )]
+    NestedTooDeep {
+        /// The innermost index.
         digest: Digest,
     },
     /// There is no image for any of these platforms.
