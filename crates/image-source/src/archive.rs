@@ -11,8 +11,8 @@ use std::path::Path;
 
 use model::Digest;
 use oci::{
-    COMPRESSION_MAGIC_BYTES, Compression, Descriptor, ImageDescription, ImageError, ImageLimits, ImageManifest, LayerFile,
-    Reference, digest_of, read_config,
+    COMPRESSION_MAGIC_BYTES, Compression, Descriptor, ImageDescription, ImageError, ImageLimits,
+    ImageManifest, LayerFile, Reference, digest_of, read_config,
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};

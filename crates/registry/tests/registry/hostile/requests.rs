@@ -90,7 +90,9 @@ async fn a_second_401_is_final() {
     check(
         known,
         &server,
-        expect!["cannot resolve HOST/test/app:latest: HOST denies access, the login is wrong or has expired: Unauthorized"],
+        expect![
+            "cannot resolve HOST/test/app:latest: HOST denies access, the login is wrong or has expired: Unauthorized"
+        ],
     );
     assert_eq!(server.asked().len(), 3);
     let sent = server.asked()[2].authorization.clone();
