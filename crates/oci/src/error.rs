@@ -14,7 +14,11 @@ use crate::platform::Platform;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// The bytes have another digest than their descriptor names.
-    #[error("{origin} served other bytes than {digest}: they have the digest {actual}")]
+    #[error(
+        "{origin} served other bytes than {}: they have the digest {}",
+        short(digest),
+        short(actual)
+    )]
     WrongDigest {
         /// The source of the bytes.
         origin: String,
@@ -24,7 +28,10 @@ pub enum ImageError {
         actual: Digest,
     },
     /// There are more or fewer bytes than the descriptor says.
-    #[error("{origin} served {actual} bytes as {digest}, which has {expected} bytes")]
+    #[error(
+        "{origin} served {actual} bytes as {}, which has {expected} bytes",
+        short(digest)
+    )]
     WrongSize {
         /// The source of the bytes.
         origin: String,
@@ -66,7 +73,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A manifest of something else than a container image: an attestation, a chart, a signature.
-    #[error("{digest} is not a container image but `{kind}`")]
+    #[error("{} is not a container image but `{kind}`", short(digest))]
     NotAnImage {
         /// The manifest.
         digest: Digest,
@@ -74,14 +81,15 @@ pub enum ImageError {
         kind: String,
     },
     /// An index where only the manifest of one image will do.
-    #[error("{digest} is an index where an image manifest is needed")]
+    #[error("{} is an index where an image manifest is needed", short(digest))]
     NotAManifest {
         /// The index.
         digest: Digest,
     },
     /// Indexes within indexes within indexes.
     #[error(
-        "{digest} is an index within indexes, deeper than the {MAX_NESTED_LEVELS} levels that are followed"
+        "{} is an index within indexes, deeper than the {MAX_NESTED_LEVELS} levels that are followed",
+        short(digest)
     )]
     NestedTooDeep {
         /// The innermost index.
@@ -135,6 +143,11 @@ impl ImageError {
             _ => None,
         }
     }
+}
+
+/// A digest within a message: what failed names the image with all its digits.
+fn short(digest: &Digest) -> String {
+    format!("sha256:{}…", digest.short())
 }
 
 /// An excerpt of an untrusted text, for a terminal.
