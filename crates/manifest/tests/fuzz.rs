@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 96] = [
+const PIECES: [&str; 98] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -105,6 +105,8 @@ const PIECES: [&str; 96] = [
     "proxy_protocol = \"v2\"\n",
     "type = \"http\"\n",
     "path = \"/healthz\"\n",
+    "host = \"shop.example.com\"\n",
+    "headers = { X-Forwarded-Proto = \"https\", host = 'a' }\n",
     "interval = \"5s\"\n",
     "grace = \"1500ms\"\n",
     "healthy = 2\n",

@@ -220,6 +220,7 @@ impl Unreadable {
             failure: Some(failure),
             log_tail: Vec::new(),
             started_at: None,
+            preparing_ms: 0,
         }
     }
 }

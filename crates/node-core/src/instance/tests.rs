@@ -448,6 +448,54 @@ fn a_command_that_does_not_exist_fails_at_once() {
     "#]]);
 }
 
+/// No layers that can be merged, no command, no such user: the next attempt has the same image.
+#[test]
+fn case_what_another_attempt_cannot_change_is_not_tried_again() {
+    scenario(process(1))
+        .on(Event::Start)
+        .on(failed(false))
+        .check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 PrepareFailed { retryable: false, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
+        restarts 0; fetch shop: no
+    "#]]);
+    let no_user = Event::BootFailed(BootFailure {
+        step: "find the user".to_owned(),
+        reason: "no user `shop` in /etc/passwd".to_owned(),
+        exit_code: Some(126),
+    });
+    scenario(process(1))
+        .on(Event::Start)
+        .on(Event::Prepared)
+        .on(no_user)
+        .check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+             0 BootFailed(BootFailure { step: "find the user", reason: "no user `shop` in /etc/passwd", exit_code: Some(126) }) -> failed: KillVm, CleanUp, Report
+        restarts 0; the guest could not find the user: no user `shop` in /etc/passwd
+    "#]]);
+}
+
+/// The deadline of a rollout leaves it out.
+#[test]
+fn case_the_time_of_a_pull_is_reported_apart_from_that_of_the_app() {
+    let preparing_ms = |scenario: &Scenario| {
+        let report = scenario.life.report(Timestamp(scenario.now), Vec::new());
+        report.preparing_ms
+    };
+    let pulling = scenario(process(1)).on(Event::Start).after(400_000);
+    assert_eq!(preparing_ms(&pulling), 0, "it is under way");
+    let failed = pulling.on(failed(true));
+    assert_eq!(preparing_ms(&failed), 400_000);
+    let booting = failed.wait().after(100_000).on(Event::Prepared);
+    assert_eq!(preparing_ms(&booting), 500_000);
+    let running = booting.on(Event::VmmStarted).on(Event::GuestStarted);
+    // Starting again is the app's own time.
+    let again = running.after(10).on(Event::Exited(exit(1))).wait();
+    let again = again.after(50_000).on(Event::Prepared);
+    assert_eq!(preparing_ms(&again), 500_000);
+}
+
 #[test]
 fn a_vmm_that_this_machine_forbids_to_start_fails_the_instance_at_once() {
     let booting = || scenario(process(1)).on(Event::Start).on(Event::Prepared);
