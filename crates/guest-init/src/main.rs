@@ -14,6 +14,7 @@
 //! kernel command line.
 
 mod adapter;
+mod bpf;
 mod clock;
 mod console;
 mod early;
