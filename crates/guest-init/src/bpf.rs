@@ -266,7 +266,9 @@ impl Assembler {
 /// The words of an address, as the kernel has them: 4 bytes in network order as a number of this machine.
 fn words(address: Ipv6Addr) -> [i32; 4] {
     let octets = address.octets();
-    let word = |at: usize| i32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]]);
+    let word = |at: usize| {
+        i32::from_ne_bytes([octets[at], octets[at + 1], octets[at + 2], octets[at + 3]])
+    };
     [word(0), word(4), word(8), word(12)]
 }
 
@@ -485,7 +487,12 @@ impl Steering {
         let lookup = lookup_program(address, &ports, &sockets);
         let links = [
             attach(BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS, &count, cgroup)?,
-            attach(BPF_PROG_TYPE_SK_LOOKUP, BPF_SK_LOOKUP, &lookup, network_namespace)?,
+            attach(
+                BPF_PROG_TYPE_SK_LOOKUP,
+                BPF_SK_LOOKUP,
+                &lookup,
+                network_namespace,
+            )?,
         ];
         Ok(Self {
             _ports: ports,
@@ -534,7 +541,8 @@ mod tests {
     }
 
     #[test]
-    fn connections_are_steered_to_the_forwarder_where_nothing_listens_on_ipv6_and_something_elsewhere() {
+    fn connections_are_steered_to_the_forwarder_where_nothing_listens_on_ipv6_and_something_elsewhere()
+     {
         let Some(cgroup) = privileged() else {
             assert!(std::env::var_os("PLATFORM_REQUIRE_VM").is_none());
             eprintln!("skipped: needs root and cgroup2");

@@ -224,8 +224,14 @@ impl BpfAttributes {
     /// The pointers in the attributes are to what the command expects there, and live through the call.
     unsafe fn call(&self, command: libc::c_int) -> io::Result<libc::c_int> {
         // SAFETY: the attributes are of the size given; their pointers are the caller's promise.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, command, ptr::from_ref(self), size_of::<Self>()) };
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command,
+                ptr::from_ref(self),
+                size_of::<Self>(),
+            )
+        };
         check(result as libc::c_int)
     }
 }
@@ -281,11 +287,7 @@ impl BpfMap {
 }
 
 /// Loads a BPF program, after the kernel has proved it harmless.
-pub(crate) fn bpf_program(
-    kind: u32,
-    attach: u32,
-    instructions: &[[u8; 8]],
-) -> io::Result<OwnedFd> {
+pub(crate) fn bpf_program(kind: u32, attach: u32, instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
     let license = b"Apache-2.0\0";
     let attributes = BpfAttributes::new()
         .number(0, kind)

@@ -8,7 +8,8 @@
 
 use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
 use model::image::ImageConfig;
-use model::instance::{InstanceSpec, SecretBundle};
+use model::instance::{InstanceSpec, Probe, SecretBundle};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use overlay::address_plan::egress_address;
@@ -89,6 +90,8 @@ pub fn boot_config(
         .map(|(volume, letter)| VolumeMount {
             device: format!("/dev/vd{letter}"),
             name: volume.name.clone(),
+            path: volume.path.clone(),
+            owner: volume.owner.clone(),
         })
         .collect();
     let user = spec.user.as_deref().unwrap_or(&image.user);
@@ -117,7 +120,23 @@ pub fn boot_config(
         image_volumes: image.volumes.clone(),
         secrets: secrets.to_vec(),
         proxy: proxy_ports(spec),
+        ports: declared_ports(spec),
+        secret_modes: spec
+            .secrets
+            .iter()
+            .filter_map(|bundle| Some((bundle.name.clone(), bundle.mode?)))
+            .collect(),
     })
+}
+
+/// The ports that the manifest names: those that the app is to be reached at though it listens on loopback only.
+fn declared_ports(spec: &InstanceSpec) -> Vec<u16> {
+    let probed = match spec.healthcheck.as_ref().map(|health| &health.probe) {
+        Some(Probe::Http { port, .. } | Probe::Tcp { port }) => Some(*port),
+        Some(Probe::Command { .. }) | None => None,
+    };
+    let ports = spec.ports.iter().map(|port| port.port).chain(probed);
+    ports.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The ports of the guest's PROXY adapter: only the platform's own network may connect.
@@ -208,6 +227,8 @@ fn environment(
         }
     };
     set("PATH", DEFAULT_PATH.to_owned());
+    // As container engines do: a shell sets it by itself, other programs count on it.
+    set("HOSTNAME", hostname(spec));
     for variable in &image.env {
         // An entry without `=` sets nothing.
         if let Some((name, value)) = variable.split_once('=')
@@ -278,6 +299,8 @@ mod tests {
 
     fn volume(name: String) -> AttachedVolume {
         AttachedVolume {
+            path: None,
+            owner: None,
             id: VolumeId(1),
             name,
             ordinal: 0,

@@ -9,6 +9,7 @@
 mod commands;
 mod endings;
 mod environment;
+mod forward;
 mod machine;
 mod output;
 mod proxy;
