@@ -510,6 +510,7 @@ mod tests {
     use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
     use std::os::fd::AsFd as _;
     use std::process::Command;
+    use std::time::Instant;
 
     use super::Steering;
 
@@ -540,6 +541,21 @@ mod tests {
         Some(File::open(cgroup).unwrap())
     }
 
+    /// Connections that are measured.
+    const MEASURED: u32 = 2000;
+
+    /// What a connection to an app on IPv6 takes.
+    fn micros_per_connection() -> f64 {
+        let listener = TcpListener::bind((ADDRESS, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let since = Instant::now();
+        for _ in 0..MEASURED {
+            let stream = TcpStream::connect(address).unwrap();
+            drop((stream, listener.accept().unwrap()));
+        }
+        since.elapsed().as_secs_f64() * 1e6 / f64::from(MEASURED)
+    }
+
     #[test]
     fn connections_are_steered_to_the_forwarder_where_nothing_listens_on_ipv6_and_something_elsewhere()
      {
@@ -551,6 +567,7 @@ mod tests {
         let forwarder = TcpListener::bind("[::1]:6").unwrap();
         forwarder.set_nonblocking(true).unwrap();
         let namespace = File::open("/proc/thread-self/ns/net").unwrap();
+        let without = micros_per_connection();
         let declared = [8080];
         let _steering = Steering::begin(
             ADDRESS,
@@ -561,6 +578,11 @@ mod tests {
             cgroup.as_fd(),
         )
         .unwrap();
+        eprintln!(
+            "a connection to an app on IPv6: {without:.1} us without the programs, {:.1} us with them",
+            micros_per_connection()
+        );
+
         // Where a connection to a port of the instance goes.
         let reached = |port: u16| {
             let address = SocketAddr::from((ADDRESS, port));

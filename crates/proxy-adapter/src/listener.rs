@@ -48,25 +48,25 @@ impl Port {
     }
 }
 
-/// Most ports that are told of.
+/// Most ports that are reported.
 const MAX_NOTICES: usize = 256;
 
-/// Tells init of each port that is forwarded to, once.
+/// Reports to init each port that is forwarded to, once.
 pub(crate) struct Notices {
     pipe: OwnedFd,
-    told: BTreeSet<u16>,
+    reported: BTreeSet<u16>,
 }
 
 impl Notices {
     pub(crate) fn new(pipe: OwnedFd) -> Self {
         Self {
             pipe,
-            told: BTreeSet::new(),
+            reported: BTreeSet::new(),
         }
     }
 
-    pub(crate) fn tell(&mut self, port: u16) {
-        if self.told.len() < MAX_NOTICES && self.told.insert(port) {
+    pub(crate) fn report(&mut self, port: u16) {
+        if self.reported.len() < MAX_NOTICES && self.reported.insert(port) {
             // Init reads them all; a port that it does not get is not shown.
             let _ = rustix::io::write(&self.pipe, &port.to_ne_bytes());
         }

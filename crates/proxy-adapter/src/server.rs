@@ -267,22 +267,17 @@ impl<L: FnMut(&str)> Server<L> {
         self.begin(connection, until);
     }
 
-    /// Dials the app where it listens on this port. The place that was known for it is dialled first.
+    /// Dials the app where it listens on this port.
     fn dial(&mut self, listener: usize, port: u16) -> Option<OwnedFd> {
-        let Port::Forwarded {
-            targets, notices, ..
-        } = &mut self.ports[listener]
-        else {
-            return None;
-        };
-        notices.tell(port);
-        for _ in 0..2 {
-            match dial(targets.find(port)?) {
-                Ok(app) => return Some(app),
-                Err(_) => targets.forget(port),
+        match &mut self.ports[listener] {
+            Port::Forwarded {
+                targets, notices, ..
+            } => {
+                notices.report(port);
+                dial(targets.find(port)?).ok()
             }
+            Port::Ingress(_) => None,
         }
-        None
     }
 
     /// Serves a connection. `until`: the deadline of its header, where it has one.
@@ -340,9 +335,6 @@ impl<L: FnMut(&str)> Server<L> {
         };
         let listener = connection.listener();
         if let Some(port) = connection.take_port() {
-            if let Port::Forwarded { targets, .. } = &mut self.ports[listener] {
-                targets.forget(port);
-            }
             if let Some(app) = self.dial(listener, port)
                 && self.watch(&app, number, true)
                 && let Some(Some(connection)) = self.connections.get_mut(number)

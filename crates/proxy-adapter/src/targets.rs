@@ -1,14 +1,11 @@
-//! Where the app listens, for the forwarder: the kernel's tables of TCP sockets, read when a connection is to be
-//! forwarded to a port for the first time, or when the place known for it refuses.
+//! Where the app listens, for the forwarder: the kernel's tables of TCP sockets, read for each connection. What was found is
+//! not kept: the app may listen elsewhere now, and what it has on loopback may be private.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 
-/// Ports whose place is kept. More: all are looked up again.
-const MAX_KNOWN: usize = 1024;
 /// Bytes of a table that are read at most. Listeners come first in it, 150 bytes each.
 const MAX_TABLE_BYTES: u64 = 1024 * 1024;
 /// Bytes read at a time: the kernel gives a page at most.
@@ -16,27 +13,20 @@ const READ_BYTES: usize = 4096;
 /// A listener's state in the table.
 const LISTEN: &str = "0A";
 
-/// The tables and what was found in them.
+/// The tables.
 pub(crate) struct Targets {
-    /// `/proc/net/tcp` and `/proc/net/tcp6`, or nothing.
+    /// `/proc/net/tcp` and `/proc/net/tcp6`.
     tables: Vec<OwnedFd>,
-    known: BTreeMap<u16, SocketAddr>,
 }
 
 impl Targets {
     pub(crate) fn new(tables: Vec<OwnedFd>) -> Self {
-        Self {
-            tables,
-            known: BTreeMap::new(),
-        }
+        Self { tables }
     }
 
     /// Where a port's listener is reached. The instance's own IPv6 address is never the answer: the kernel finds what
     /// listens there by itself.
-    pub(crate) fn find(&mut self, port: u16) -> Option<SocketAddr> {
-        if let Some(known) = self.known.get(&port) {
-            return Some(*known);
-        }
+    pub(crate) fn find(&self, port: u16) -> Option<SocketAddr> {
         let mut best: Option<(u8, IpAddr)> = None;
         for table in &self.tables {
             read_listeners(table, |address, listening| {
@@ -46,18 +36,11 @@ impl Targets {
                     best = Some(best.map_or(found, |best| best.min(found)));
                 }
             });
+            if best.is_some_and(|(rank, _)| rank == 0) {
+                break;
+            }
         }
-        let found = SocketAddr::new(best?.1, port);
-        if self.known.len() >= MAX_KNOWN {
-            self.known.clear();
-        }
-        self.known.insert(port, found);
-        Some(found)
-    }
-
-    /// The place known for a port refused a connection.
-    pub(crate) fn forget(&mut self, port: u16) {
-        self.known.remove(&port);
+        Some(SocketAddr::new(best?.1, port))
     }
 }
 
@@ -174,25 +157,18 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_a_port_is_found_and_found_again_after_a_move() {
+    fn the_place_of_a_port_is_where_the_app_listens_now() {
         let tables =
             ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| File::open(path).unwrap().into());
-        let mut targets = Targets::new(tables.into());
+        let targets = Targets::new(tables.into());
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let port = address.port();
         assert_eq!(targets.find(port), Some(address));
         drop(listener);
         let moved = TcpListener::bind(("127.0.0.2", port)).unwrap();
-        assert_eq!(
-            targets.find(port),
-            Some(address),
-            "it is not looked up again"
-        );
-        targets.forget(port);
         assert_eq!(targets.find(port), Some(moved.local_addr().unwrap()));
         drop(moved);
-        targets.forget(port);
         assert_eq!(targets.find(port), None);
     }
 }

@@ -514,7 +514,7 @@ fn a_forwarded_connection_reaches_the_app_wherever_it_listens_now() {
         // As a connection to a port that nobody listens on.
         closed(forwarded.client());
     }
-    // Each port is told of once.
+    // Each port is reported once.
     let mut port = [0; 2];
     forwarded.ports.read_exact(&mut port).unwrap();
     assert_eq!(u16::from_ne_bytes(port), forwarded.address.port());

@@ -393,6 +393,7 @@ END
             table inet nat { chain out { type nat hook postrouting priority 100; masquerade; }; }
             table inet filter { chain in { type filter hook input priority 0; ct state established accept; tcp dport 9 reject; }; }
 END
+        exec 2>&1
         iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE && iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT \
             && echo iptables=yes
     "#;

@@ -53,7 +53,8 @@ fn case_an_app_on_ipv4_or_on_loopback_is_served_at_its_ipv6_address() {
         chmod +x /www/cgi-bin/peer
         dd if=/dev/zero of=/www/big bs=1M count=8 2>/dev/null
         for at in 0.0.0.0:8080 127.0.0.1:8081 [::1]:8082 [::]:8083 127.0.0.1:8084; do
-            httpd -f -p $at -h /www &
+            /bin/httpd -f -p $at -h /www &
+            echo $! > /${at##*:}
         done
         until [ $(grep -c ' 0A ' /proc/net/tcp) -ge 3 ] && [ $(grep -c ' 0A ' /proc/net/tcp6) -ge 3 ]; do :; done
         echo ready
@@ -102,7 +103,11 @@ fn case_an_app_on_ipv4_or_on_loopback_is_served_at_its_ipv6_address() {
 
     // An app that listens on IPv6 later gets its port, and what comes from then on, beside open connections.
     let open = dial(NEIGHBOUR, 8080).unwrap();
-    let second = format!("httpd -p [{GUEST}]:8080 -h /www && echo listens");
+    let second = format!(
+        "/bin/httpd -f -p [{GUEST}]:8080 -h /www </dev/null >/dev/null 2>&1 & echo $! > /second
+         until grep -q ':1F90 .* 0A ' /proc/net/tcp6 || [ ! -d /proc/$! ]; do :; done
+         [ -d /proc/$! ] && echo listens"
+    );
     assert_eq!(run(&guest, 3, &second), "listens\n");
     assert!(
         get(NEIGHBOUR, 8080, "/cgi-bin/peer")
@@ -111,14 +116,14 @@ fn case_an_app_on_ipv4_or_on_loopback_is_served_at_its_ipv6_address() {
     );
     drop(open);
     // What ends is not reached any more: here the one on IPv6, then the other too.
-    let end = |address: &str| format!("pkill -f 'httpd .*{address}:8080'; sleep 0.1");
-    run(&guest, 4, &end(GUEST));
+    let end = |file: &str| format!("p=$(cat /{file}); kill $p; while [ -d /proc/$p ]; do :; done");
+    run(&guest, 4, &end("second"));
     assert!(
         get(NEIGHBOUR, 8080, "/cgi-bin/peer")
             .unwrap()
             .contains("127.0.0.1")
     );
-    run(&guest, 5, &end("0.0.0.0"));
+    run(&guest, 5, &end("8080"));
     let refused = get(NEIGHBOUR, 8080, "/").unwrap_err();
     assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
     run(
