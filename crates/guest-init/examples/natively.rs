@@ -12,8 +12,12 @@
 
 #[path = "../src/adapter.rs"]
 mod adapter;
+#[path = "../src/bpf.rs"]
+mod bpf;
 #[path = "../src/clock.rs"]
 mod clock;
+#[path = "../src/confined.rs"]
+mod confined;
 #[path = "../src/console.rs"]
 mod console;
 #[path = "../src/early.rs"]
@@ -24,10 +28,14 @@ mod etc;
 mod exec;
 #[path = "../src/execute.rs"]
 mod execute;
+#[path = "../src/forward.rs"]
+mod forward;
 #[path = "../src/link.rs"]
 mod link;
 #[path = "../src/logs.rs"]
 mod logs;
+#[path = "../src/modules.rs"]
+mod modules;
 #[path = "../src/netlink.rs"]
 mod netlink;
 #[path = "../src/output.rs"]
@@ -48,6 +56,8 @@ mod supervise;
 mod sys;
 #[path = "../src/user.rs"]
 mod user;
+#[path = "../src/volume.rs"]
+mod volume;
 
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;

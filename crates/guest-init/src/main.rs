@@ -5,8 +5,11 @@
 //! - [`early`]: in the initramfs, devices and kernel modules;
 //! - [`supervise`]: the life of a guest from boot to power off, and the loop while the app runs;
 //! - [`plan`] decides the steps of the boot, [`execute`] performs them;
+//! - [`modules`]: kernel modules that are loaded on demand;
+//! - [`volume`]: a volume's places, content and owner;
 //! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it;
-//! - [`adapter`]: the process of the PROXY adapter (`proxy_adapter`), which is this program under another name;
+//! - [`adapter`] and [`forward`]: the processes of the PROXY adapter and of the forwarder (`proxy_adapter`), which are this program
+//!   under other names ([`confined`]); [`bpf`]: which connections are forwarded;
 //! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
 //! However init ends, the machine is powered off: it never hangs in silence. Absent on purpose:
@@ -14,14 +17,18 @@
 //! kernel command line.
 
 mod adapter;
+mod bpf;
 mod clock;
+mod confined;
 mod console;
 mod early;
 mod etc;
 mod exec;
 mod execute;
+mod forward;
 mod link;
 mod logs;
+mod modules;
 mod netlink;
 mod output;
 mod plan;
@@ -32,15 +39,30 @@ mod stats;
 mod supervise;
 mod sys;
 mod user;
+mod volume;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // Init has no arguments that are not UTF-8.
     let mut arguments = std::env::args_os().filter_map(|argument| argument.into_string().ok());
-    if arguments.next().as_deref() == Some(proxy_adapter::NAME) {
-        proxy_adapter::run(arguments, sys::inherited);
-        return ExitCode::FAILURE;
+    match arguments.next().as_deref() {
+        Some(proxy_adapter::ADAPTER_NAME) => {
+            proxy_adapter::run_adapter(arguments, sys::inherited);
+            return ExitCode::FAILURE;
+        }
+        Some(proxy_adapter::FORWARDER_NAME) => {
+            proxy_adapter::run_forwarder(arguments, sys::inherited);
+            return ExitCode::FAILURE;
+        }
+        Some(modules::MODPROBE) => {
+            return if modules::modprobe(arguments) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
+        _ => {}
     }
     if std::process::id() != 1 {
         console::print("this program runs as PID 1 of a guest only");

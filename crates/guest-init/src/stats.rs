@@ -17,13 +17,18 @@ pub(crate) fn read() -> GuestStats {
     GuestStats {
         cpu_micros: field(&format!("{APP_CGROUP}/cpu.stat"), "usage_usec"),
         memory_bytes: number(&format!("{APP_CGROUP}/memory.current")),
-        memory_total_bytes: field("/proc/meminfo", "MemTotal:") * 1024,
+        memory_total_bytes: memory_total(),
         scratch_used_bytes: disk.map_or(0, |disk| {
             disk.f_blocks.saturating_sub(disk.f_bfree) * disk.f_frsize
         }),
         network_bytes: (network("rx"), network("tx")),
         processes: u32::try_from(number(&format!("{APP_CGROUP}/pids.current"))).unwrap_or(u32::MAX),
     }
+}
+
+/// Memory of the guest, in bytes.
+pub(crate) fn memory_total() -> u64 {
+    field("/proc/meminfo", "MemTotal:") * 1024
 }
 
 /// How often the kernel killed a process of the app because memory ran out.

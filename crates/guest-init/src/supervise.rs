@@ -16,7 +16,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream,
+    BootConfig, BootFailure, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream,
 };
 use model::instance::ExitEvent;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -28,6 +28,7 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 use crate::adapter::Adapter;
 use crate::exec::{ExecToken, MAX_SESSIONS, Session};
 use crate::execute::{self, Booted};
+use crate::forward::{Forward, ForwardToken};
 use crate::link::{Event, Link};
 use crate::output::{Output, OutputToken};
 use crate::plan::{APP_CGROUP, boot_plan};
@@ -73,6 +74,10 @@ pub(crate) fn run() -> io::Result<()> {
             let mut guest = Guest::new(signals, control, State::Running(running));
             if let Some((adapter, output)) = booted.adapter {
                 guest.adapter = Some(adapter);
+                guest.output.read_from(Stream::Platform, output);
+            }
+            if let Some((forward, output)) = booted.forward {
+                guest.forward = Some(forward);
                 guest.output.read_from(Stream::Platform, output);
             }
             guest.output.read_from(Stream::Stdout, app.stdout);
@@ -187,6 +192,7 @@ enum Token {
     Signals,
     Control,
     Output(OutputToken),
+    Forward(ForwardToken),
     Exec(u32, ExecToken),
 }
 
@@ -223,6 +229,8 @@ struct Guest {
     sessions: Vec<Session>,
     /// Where the instance has one, while the app runs.
     adapter: Option<Adapter>,
+    /// Where the kernel can have one, while the app runs.
+    forward: Option<Forward>,
     kill_at: Option<Instant>,
     requested_stop: bool,
 }
@@ -236,6 +244,7 @@ impl Guest {
             state,
             sessions: Vec::new(),
             adapter: None,
+            forward: None,
             kill_at: None,
             requested_stop: false,
         };
@@ -255,6 +264,16 @@ impl Guest {
     fn report_end(&mut self) {
         if let State::Reporting(frame) = &self.state {
             self.control.send(frame);
+        }
+    }
+
+    /// Sends the ports that are forwarded to, where there are any, on the present connection.
+    fn report_forwarded(&mut self) {
+        let ports = self.forward.as_ref().map_or(&[][..], Forward::ports);
+        if !ports.is_empty() {
+            let ports = ports.to_vec();
+            self.control
+                .send(&GuestFrame::Forwarded(Forwarded { ports }));
         }
     }
 
@@ -321,6 +340,7 @@ impl Guest {
             end,
             sessions,
             self.adapter.as_ref().and_then(Adapter::deadline),
+            self.forward.as_ref().and_then(Forward::deadline),
             self.kill_at,
             self.control.deadline(),
             self.output.deadline(),
@@ -346,6 +366,9 @@ impl Guest {
         for (token, fd, flags) in self.output.interests() {
             add(Token::Output(token), fd, flags);
         }
+        for (token, fd) in self.forward.iter().flat_map(Forward::interests) {
+            add(Token::Forward(token), fd, PollFlags::IN);
+        }
         for session in &self.sessions {
             for (token, fd, flags) in session.interests() {
                 add(Token::Exec(session.number(), token), fd, flags);
@@ -368,9 +391,24 @@ impl Guest {
             Token::Control => {
                 for event in self.control.ready(&phase, now) {
                     match event {
-                        Event::Connected => self.report_end(),
+                        Event::Connected => {
+                            self.report_end();
+                            self.report_forwarded();
+                        }
                         Event::Frame(frame) => self.handle(frame, now),
                         Event::Refused | Event::Lost => {}
+                    }
+                }
+            }
+            Token::Forward(token) => {
+                if let Some(forward) = &mut self.forward {
+                    let (ports, lines) = forward.ready(token, now);
+                    if let Some(ports) = ports {
+                        self.control
+                            .send(&GuestFrame::Forwarded(Forwarded { ports }));
+                    }
+                    for line in lines {
+                        self.output.log(&line);
                     }
                 }
             }
@@ -507,10 +545,17 @@ impl Guest {
                 .log("the PROXY adapter ended; it is started again");
             return;
         }
+        if let Some(forward) = self.forward.as_mut().filter(|forward| forward.has_pid(pid)) {
+            forward.ended(now);
+            self.output
+                .log("the forwarder ended; another is started for the next connection");
+            return;
+        }
         match std::mem::replace(&mut self.state, State::Over) {
             State::Running(running) if running.pid == pid => {
                 self.kill_at = None;
                 self.adapter = None;
+                self.forward = None;
                 let event = exit_event(status, self.requested_stop);
                 // Processes that outlive the app are killed: all but init, whatever their cgroup.
                 let _ = sys::kill(-1, libc::SIGKILL);

@@ -68,6 +68,19 @@ text!(
     VariableName
 );
 text!(
+    /// The permissions of a file: four octal digits whose first is 0; its owner reads it.
+    #[schemars(extend("pattern" = formats::FILE_MODE), extend("examples" = ["0444"]))]
+    FileMode
+);
+text!(
+    /// A path in the guest, from the root on, of letters, digits and `._@+-`, without `.` and `..` and without a slash at the end.
+    #[schemars(
+        extend("pattern" = formats::GUEST_PATH, "maxLength" = 255),
+        extend("examples" = ["/var/lib/mysql"])
+    )]
+    GuestPath
+);
+text!(
     /// A text without NUL characters, as programs can receive it.
     #[schemars(
         extend("pattern" = formats::TEXT, "maxLength" = MAX_TEXT_CHARS),
@@ -183,10 +196,11 @@ pub(crate) struct Process {
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_VARIABLES, "x-layout" = "inline"))]
     pub(crate) env: BTreeMap<VariableName, Text>,
-    /// Secret bundles. The files of each are under `/run/secrets/<bundle>/`.
+    /// Secret bundles. The files of each are under `/run/secrets/<bundle>/`. All users in the guest may read them, because
+    /// an app may start as root and become another user; `{ name = "database", mode = "0400" }` in place of the name says who may.
     #[serde(default)]
     #[schemars(length(max = MAX_SECRETS), extend("examples" = [["database"]]))]
-    pub(crate) secrets: Vec<Label>,
+    pub(crate) secrets: Vec<Secret>,
     /// How an instance is asked to stop.
     #[serde(default)]
     pub(crate) stop: Stop,
@@ -541,7 +555,47 @@ impl Default for Scaling {
     }
 }
 
-/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`, and belongs to the user. Each
+/// A secret bundle of a process type: its name, or a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Secret {
+    /// The name of the bundle.
+    Name(Label),
+    /// The bundle, and who may read it.
+    Bundle(SecretBundle),
+}
+
+impl Secret {
+    /// The bundle's name.
+    pub(crate) fn name(&self) -> &Label {
+        match self {
+            Self::Name(name) | Self::Bundle(SecretBundle { name, .. }) => name,
+        }
+    }
+
+    /// Its mode, where it has one.
+    pub(crate) fn mode(&self) -> Option<&FileMode> {
+        match self {
+            Self::Name(_) => None,
+            Self::Bundle(bundle) => bundle.mode.as_ref(),
+        }
+    }
+}
+
+/// A secret bundle, and who may read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-layout" = "inline"))]
+pub(crate) struct SecretBundle {
+    /// The name of the bundle.
+    #[schemars(extend("examples" = ["database"]))]
+    pub(crate) name: Label,
+    /// Mode of its files, which belong to the app's user. Absent: 0444.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<FileMode>,
+}
+
+/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`. Each
 /// instance of the process type has one of its own, which stays on its node and keeps its size; a
 /// later instance gets it when the one before is gone. Only `platform volumes delete` deletes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -556,6 +610,15 @@ pub(crate) struct Volume {
         extend("examples" = ["1GiB"])
     )]
     pub(crate) size: Size,
+    /// Where else the volume is, for an image that keeps its data elsewhere. An empty volume first gets what the image
+    /// has there. Absent: at `/mnt/volumes/<name>` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<GuestPath>,
+    /// To whom the volume belongs, in a form as `user`. What belonged to the owner before goes with it, at the start of an instance. Absent: to
+    /// the app's user; if that is root, an empty volume gets the owner and mode of the image's directory at
+    /// `path` or at `/mnt/volumes/<name>`, else all users may write to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<User>,
 }
 
 /// How a new release replaces the one before.

@@ -32,6 +32,10 @@ pub(crate) const HTTP_PATH: &str = r"^/[!-\x22$-~]*$";
 pub(crate) const HEADER_NAME: &str = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$";
 /// Visible ASCII characters, and spaces between them (RFC 9110, 5.5).
 pub(crate) const HEADER_VALUE: &str = r"^[!-~]([ -~]*[!-~])?$";
+/// Permissions of a file, in octal: its owner reads it.
+pub(crate) const FILE_MODE: &str = "^0[4-7][0-7]{2}$";
+/// An absolute path in the guest.
+pub(crate) const GUEST_PATH: &str = r"^(/\.?[A-Za-z0-9_@+-][A-Za-z0-9._@+-]*)+$";
 
 /// What is wrong with a text, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +70,8 @@ pub(crate) fn check(pattern: &str, text: &str) -> Result<(), Refusal> {
         HTTP_PATH => http_path(text),
         HEADER_NAME => header_name(text),
         HEADER_VALUE => header_value(text),
+        FILE_MODE => file_mode(text),
+        GUEST_PATH => guest_path(text),
         // A pattern without a rule would let everything pass; the test `every_pattern_has_a_rule`
         // sees to it that there is none.
         _ => refuse(
@@ -88,6 +94,8 @@ pub(crate) fn noun(pattern: &str) -> &'static str {
         HTTP_PATH => "a path such as \"/healthz\"",
         HEADER_NAME => "the name of a header",
         HEADER_VALUE => "the value of a header",
+        FILE_MODE => "a mode such as \"0444\"",
+        GUEST_PATH => "a path such as \"/var/lib/mysql\"",
         _ => "a string",
     }
 }
@@ -163,6 +171,34 @@ fn variable_name(text: &str) -> Result<(), Refusal> {
         "use 1 to 255 letters, digits and underscores, not starting with a digit, such as \
          `RUST_LOG`",
     )
+}
+
+fn file_mode(text: &str) -> Result<(), Refusal> {
+    let octal = |bytes: &[u8]| bytes.iter().all(|b| matches!(b, b'0'..=b'7'));
+    match text.as_bytes() {
+        [b'0', b'4'..=b'7', rest @ ..] if rest.len() == 2 && octal(rest) => Ok(()),
+        _ => refuse(
+            format!("`{}` is not a mode", shown(text)),
+            "write four octal digits whose first is 0 and by which the owner reads the file, such as \"0444\" or \"0400\"",
+        ),
+    }
+}
+
+fn guest_path(text: &str) -> Result<(), Refusal> {
+    let ok = |name: &str| {
+        let rest = name.strip_prefix('.').unwrap_or(name).as_bytes();
+        rest.first().is_some_and(|first| *first != b'.')
+            && rest
+                .iter()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b'+' | b'-'))
+    };
+    match text.strip_prefix('/') {
+        Some(names) if names.split('/').all(ok) => Ok(()),
+        _ => refuse(
+            format!("`{}` is not a path in the guest", shown(text)),
+            "write it from the root on, without `.`, `..` and a slash at the end, such as \"/var/lib/mysql\"",
+        ),
+    }
 }
 
 fn no_nul(text: &str) -> Result<(), Refusal> {
@@ -416,6 +452,8 @@ mod tests {
         HTTP_PATH,
         HEADER_NAME,
         HEADER_VALUE,
+        FILE_MODE,
+        GUEST_PATH,
     ];
 
     /// The rules by hand accept what their patterns accept, and nothing else.

@@ -68,6 +68,8 @@ fn process(written: &authored::Process) -> Option<Process> {
         Some(instance::Volume {
             name: volume.name.0.clone(),
             size_bytes: bytes(&volume.size)?,
+            path: volume.path.as_ref().map(|path| path.0.clone()),
+            owner: volume.owner.as_ref().map(|owner| owner.0.clone()),
         })
     });
     let healthcheck = match &written.healthcheck {
@@ -79,7 +81,19 @@ fn process(written: &authored::Process) -> Option<Process> {
         command: written.command.as_deref().map(texts),
         user: written.user.as_ref().map(|user| user.0.clone()),
         env: variables(&written.env),
-        secrets: written.secrets.iter().map(|name| name.0.clone()).collect(),
+        secrets: written
+            .secrets
+            .iter()
+            .map(|secret| secret.name().0.clone())
+            .collect(),
+        secret_modes: written
+            .secrets
+            .iter()
+            .filter_map(|secret| {
+                let mode = u32::from_str_radix(&secret.mode()?.0, 8).ok()?;
+                Some((secret.name().0.clone(), mode))
+            })
+            .collect(),
         stop: StopPolicy {
             signal: written.stop.signal.map(signal_name),
             timeout_ms: millis(&written.stop.timeout)?,
@@ -216,7 +230,17 @@ fn write_process(process: &Process) -> authored::Process {
         command: process.command.as_deref().map(write_texts),
         user: process.user.clone().map(authored::User),
         env: write_variables(&process.env),
-        secrets: process.secrets.iter().cloned().map(Label).collect(),
+        secrets: process
+            .secrets
+            .iter()
+            .map(|name| match process.secret_modes.get(name) {
+                None => authored::Secret::Name(Label(name.clone())),
+                Some(mode) => authored::Secret::Bundle(authored::SecretBundle {
+                    name: Label(name.clone()),
+                    mode: Some(authored::FileMode(format!("{mode:04o}"))),
+                }),
+            })
+            .collect(),
         stop: authored::Stop {
             signal: process.stop.signal.as_deref().and_then(read_signal),
             timeout: write_duration(process.stop.timeout_ms),
@@ -246,6 +270,8 @@ fn write_process(process: &Process) -> authored::Process {
             .map(|volume| authored::Volume {
                 name: Label(volume.name.clone()),
                 size: write_size(volume.size_bytes),
+                path: volume.path.clone().map(authored::GuestPath),
+                owner: volume.owner.clone().map(authored::User),
             })
             .collect(),
         deploy: authored::Deploy {

@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 98] = [
+const PIECES: [&str; 101] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -95,6 +95,9 @@ const PIECES: [&str; 98] = [
     "command = [ # why\n  \"/srv/shop\", # program\n]\n",
     "user = \"shop:4294967295\"\n",
     "secrets = [\"database\", \"database\"]\n",
+    "secrets = [{ name = \"database\", mode = \"0400\" }]\n",
+    "path = \"/var/lib/shop\"\n",
+    "owner = \"1000:1000\"\n",
     "signal = \"SIGTERM\"\n",
     "timeout = \"10s\"\n",
     "policy = \"on-failure\"\n",

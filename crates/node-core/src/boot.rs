@@ -8,7 +8,8 @@
 
 use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
 use model::image::ImageConfig;
-use model::instance::{InstanceSpec, SecretBundle};
+use model::instance::{InstanceSpec, Probe, SecretBundle};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use overlay::address_plan::egress_address;
@@ -85,6 +86,8 @@ pub fn boot_config(
         .map(|(volume, letter)| VolumeMount {
             device: format!("/dev/vd{letter}"),
             name: volume.name.clone(),
+            path: volume.path.clone(),
+            owner: volume.owner.clone(),
         })
         .collect();
     let user = spec.user.as_deref().unwrap_or(&image.user);
@@ -113,6 +116,12 @@ pub fn boot_config(
         image_volumes: image.volumes.clone(),
         secrets: secrets.to_vec(),
         proxy: proxy_ports(spec),
+        ports: declared_ports(spec),
+        secret_modes: spec
+            .secrets
+            .iter()
+            .filter_map(|bundle| Some((bundle.name.clone(), bundle.mode?)))
+            .collect(),
     })
 }
 
@@ -135,6 +144,16 @@ pub fn argv(image: &ImageConfig, command: Option<&[String]>) -> Option<Vec<Strin
     argv.first()
         .is_some_and(|program| !program.is_empty())
         .then_some(argv)
+}
+
+/// The ports that the manifest names: those that the app is to be reached at though it listens on loopback only.
+fn declared_ports(spec: &InstanceSpec) -> Vec<u16> {
+    let probed = match spec.healthcheck.as_ref().map(|health| &health.probe) {
+        Some(Probe::Http { port, .. } | Probe::Tcp { port }) => Some(*port),
+        Some(Probe::Command { .. }) | None => None,
+    };
+    let ports = spec.ports.iter().map(|port| port.port).chain(probed);
+    ports.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The ports of the guest's PROXY adapter: only the platform's own network may connect.
@@ -225,6 +244,8 @@ fn environment(
         }
     };
     set("PATH", DEFAULT_PATH.to_owned());
+    // As container engines do: a shell sets it by itself, other programs count on it.
+    set("HOSTNAME", hostname(spec));
     for variable in &image.env {
         // An entry without `=` sets nothing.
         if let Some((name, value)) = variable.split_once('=')
@@ -295,6 +316,8 @@ mod tests {
 
     fn volume(name: String) -> AttachedVolume {
         AttachedVolume {
+            path: None,
+            owner: None,
             id: VolumeId(1),
             name,
             ordinal: 0,
@@ -363,20 +386,21 @@ mod tests {
             &image(),
             &spec,
             expect![[r#"
-            web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
-            PATH=/opt/bin:/bin
-            LEVEL=info
-            HOME=/home
-            PLATFORM_APP=shop
-            PLATFORM_ENV=prod
-            PLATFORM_PROCESS=web
-            PLATFORM_RELEASE=v1
-            PLATFORM_INSTANCE=1f2e3d4c
-            PLATFORM_REGION=local
-            PLATFORM_NODE=node-1
-            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
-            PORT=8080
-        "#]],
+                web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
+                PATH=/opt/bin:/bin
+                HOSTNAME=web-1f2e3d4c
+                LEVEL=info
+                HOME=/home
+                PLATFORM_APP=shop
+                PLATFORM_ENV=prod
+                PLATFORM_PROCESS=web
+                PLATFORM_RELEASE=v1
+                PLATFORM_INSTANCE=1f2e3d4c
+                PLATFORM_REGION=local
+                PLATFORM_NODE=node-1
+                PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+                PORT=8080
+            "#]],
         );
     }
 
@@ -392,21 +416,22 @@ mod tests {
             &image(),
             &spec,
             expect![[r#"
-            web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
-            PATH=/opt/bin:/bin
-            LEVEL=info
-            HOME=/srv
-            PLATFORM_APP=shop
-            PLATFORM_ENV=prod
-            PLATFORM_PROCESS=web
-            PLATFORM_RELEASE=v1
-            PLATFORM_INSTANCE=1f2e3d4c
-            PLATFORM_REGION=local
-            PLATFORM_NODE=node-1
-            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
-            /dev/vdc is data
-            /dev/vdd is more
-        "#]],
+                web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
+                PATH=/opt/bin:/bin
+                HOSTNAME=web-1f2e3d4c
+                LEVEL=info
+                HOME=/srv
+                PLATFORM_APP=shop
+                PLATFORM_ENV=prod
+                PLATFORM_PROCESS=web
+                PLATFORM_RELEASE=v1
+                PLATFORM_INSTANCE=1f2e3d4c
+                PLATFORM_REGION=local
+                PLATFORM_NODE=node-1
+                PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+                /dev/vdc is data
+                /dev/vdd is more
+            "#]],
         );
     }
 

@@ -98,6 +98,7 @@ pub fn process(min: u32) -> Process {
         user: None,
         env: BTreeMap::new(),
         secrets: Vec::new(),
+        secret_modes: BTreeMap::new(),
         stop: StopPolicy {
             signal: None,
             timeout_ms: 10_000,
@@ -144,6 +145,8 @@ pub fn process(min: u32) -> Process {
 pub fn database(min: u32) -> Process {
     Process {
         volumes: vec![model::instance::Volume {
+            path: None,
+            owner: None,
             name: "data".to_owned(),
             size_bytes: 1024 * MIB,
         }],
@@ -275,6 +278,8 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
     });
     instance.node = volume.node;
     instance.spec.volumes = vec![AttachedVolume {
+        path: None,
+        owner: None,
         id,
         name: "data".to_owned(),
         ordinal,

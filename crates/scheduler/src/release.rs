@@ -156,6 +156,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         Some(version) => Ok(SecretVersion {
             name: bundle.clone(),
             version: *version,
+            mode: process.secret_modes.get(bundle).copied(),
         }),
         None => Err(ReleaseError::NoSecretBundle {
             process: who.process.clone(),

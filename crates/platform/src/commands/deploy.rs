@@ -212,6 +212,9 @@ fn announce(env: &EnvKey, image: &str, release: &DeployResponse) {
             note(format!("on {arch}: {digest}"));
         }
     }
+    for warning in &release.warnings {
+        note(format!("warning: {}", one_line(warning)));
+    }
 }
 
 /// Says how it ended.
