@@ -266,8 +266,10 @@ impl Agent {
             self.instances
                 .insert(id, Instance::Unreadable(Box::new(instance)));
         }
+        // A stopped instance has left the network, and may be deleted before its task runs.
         let admitted = self.instances.iter().filter_map(|(id, instance)| {
             let address = match instance {
+                Instance::Known(handle) if handle.is_stopped() => return None,
                 Instance::Known(handle) => handle.address(),
                 Instance::Unreadable(unreadable) => unreadable.spec.as_ref()?.address,
             };

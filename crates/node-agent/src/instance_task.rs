@@ -183,6 +183,11 @@ impl InstanceHandle {
         &self.volumes
     }
 
+    /// Whether nothing of it runs and nothing will.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.status.borrow().report.state == InstanceState::Stopped
+    }
+
     /// What there is to see now.
     pub(crate) fn status(&self) -> InstanceStatus {
         self.status.borrow().clone()
