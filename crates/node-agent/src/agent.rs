@@ -17,7 +17,7 @@ use model::{Generation, InstanceId, NodeId, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -85,7 +85,7 @@ pub async fn run(
         clock,
         changed: Notify::new(),
         egress: watch::Sender::new(None),
-        admitted: Mutex::default(),
+        admission: Admission::default(),
         resumed: CancellationToken::new(),
         data_dir: settings.data_dir,
     });
@@ -276,8 +276,7 @@ impl Agent {
             };
             Some((*id, address))
         });
-        *machine.admitted.lock().await = admitted.collect();
-        machine.apply_rules(&*machine.admitted.lock().await).await?;
+        machine.admit(admitted.collect::<Vec<_>>()).await?;
         machine.resumed.cancel();
         if let Some(desired) = desired {
             self.apply(desired).await;

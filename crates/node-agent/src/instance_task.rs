@@ -338,7 +338,7 @@ impl InstanceTask {
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
-        if *self.life.progress() != before {
+        if !self.life.progress().is_same_but_for_probes(&before) {
             self.write_record().await;
         }
         for effect in effects {

@@ -304,6 +304,29 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+impl Progress {
+    /// Whether two are the same but for the probes that are counted in a row. Those counts alone are not worth a write to
+    /// disk for each probe: an agent that is restarted counts again.
+    pub fn is_same_but_for_probes(&self, other: &Self) -> bool {
+        let without_counts = |progress: &Self| {
+            let mut progress = progress.clone();
+            if let State::Running { readiness, .. } = &mut progress.state {
+                match readiness {
+                    Readiness::Settling { .. } => {}
+                    Readiness::Probing {
+                        passed,
+                        failed,
+                        reason,
+                    } => (*passed, *failed, *reason) = (0, 0, None),
+                    Readiness::Ready { failed } => *failed = 0,
+                }
+            }
+            progress
+        };
+        without_counts(self) == without_counts(other)
+    }
+}
+
 /// The life of one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lifecycle {

@@ -112,6 +112,28 @@ fn unhealthy() -> Event {
 }
 
 #[test]
+fn probes_are_written_down_only_when_they_change_something() {
+    let mut life = scenario(process(8080)).running().life;
+    let mut now = 20_000;
+    let mut step = |event: Event| {
+        let before = life.progress().clone();
+        now += 1_000;
+        life.step(Timestamp(now), event).unwrap();
+        !life.progress().is_same_but_for_probes(&before)
+    };
+    let healthy = (0..10)
+        .map(|_| step(Event::HealthPassed))
+        .filter(|written| *written);
+    assert_eq!(healthy.count(), 1, "it became ready");
+    let one_fails = [unhealthy(), Event::HealthPassed, unhealthy()];
+    assert_eq!(one_fails.map(&mut step), [false; 3]);
+    let too_many = (0..10)
+        .map(|_| step(unhealthy()))
+        .take_while(|written| !written);
+    assert!(too_many.count() < 9, "it is unready in the end");
+}
+
+#[test]
 fn an_instance_that_runs_and_is_stopped_goes_through_every_state() {
     scenario(process(1))
         .on(Event::Start)

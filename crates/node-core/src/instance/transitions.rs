@@ -127,7 +127,7 @@ impl Lifecycle {
         let counts = now.millis_since(started_at) >= grace_ms;
         let failed = before.saturating_add(u32::from(counts));
         if counts && failed >= too_many {
-            let why = format!("the health check failed {failed} times in a row: {reason}");
+            let why = format!("the health check failed {too_many} times in a row: {reason}");
             if self.rules.restart.when != RestartWhen::Never {
                 return Some(self.ended(now, started_at, Some(why)));
             }
