@@ -130,7 +130,16 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => true,
-            Self::Api { status, .. } => *status >= 500 || *status == 429,
+            // A member that is refused for its version or its membership goes on with what it was last told: an operator
+            // upgrades the one or the other.
+            Self::Api { status, error, .. } => {
+                *status >= 500
+                    || *status == 429
+                    || matches!(
+                        error.code.as_str(),
+                        api::error_code::PROTOCOL_VERSION | api::error_code::NOT_A_MEMBER
+                    )
+            }
             Self::Setup { .. } | Self::Tls { .. } | Self::Answer { .. } => false,
         }
     }
