@@ -12,6 +12,10 @@
 
 #[path = "../src/adapter.rs"]
 mod adapter;
+#[path = "../src/app.rs"]
+mod app;
+#[path = "../src/boot.rs"]
+mod boot;
 #[path = "../src/clock.rs"]
 mod clock;
 #[path = "../src/console.rs"]
@@ -28,8 +32,14 @@ mod execute;
 mod link;
 #[path = "../src/logs.rs"]
 mod logs;
+#[path = "../src/namespace.rs"]
+mod namespace;
+#[path = "../src/namespace_init.rs"]
+mod namespace_init;
 #[path = "../src/netlink.rs"]
 mod netlink;
+#[path = "../src/oom.rs"]
+mod oom;
 #[path = "../src/output.rs"]
 mod output;
 #[path = "../src/plan.rs"]
@@ -46,6 +56,8 @@ mod stats;
 mod supervise;
 #[path = "../src/sys.rs"]
 mod sys;
+#[path = "../src/unmount.rs"]
+mod unmount;
 #[path = "../src/user.rs"]
 mod user;
 

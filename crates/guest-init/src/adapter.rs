@@ -21,7 +21,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_w
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::plan::ADAPTER_CGROUP;
-use crate::spawn::{self, Program, StartError, Streams};
+use crate::spawn::{self, Executable, Namespaces, Program, StartError, Streams};
 use crate::user::User;
 
 /// Most memory of the adapter, in bytes, the kernel's buffers of its connections included. The kernel kills
@@ -145,8 +145,9 @@ impl Adapter {
             environment: &[],
             working_dir: "/",
             user: &nobody,
-            cgroup: ADAPTER_CGROUP,
-            adapter: Some(&kept),
+            cgroup: Some(ADAPTER_CGROUP),
+            executable: Executable::Adapter(&kept),
+            namespaces: Namespaces::Init,
         };
         let streams = Streams::Pipes {
             input: None,

@@ -4,8 +4,11 @@
 //! One thread, no async. Where to find what:
 //! - [`early`]: in the initramfs, devices and kernel modules;
 //! - [`supervise`]: the life of a guest from boot to power off, and the loop while the app runs;
-//! - [`plan`] decides the steps of the boot, [`execute`] performs them;
-//! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it;
+//! - [`boot`]: the boot config from the node, and the boot; [`plan`] decides the steps of the boot, [`execute`] performs them;
+//! - [`app`], [`namespace`]: the app and the namespaces it lives in; [`namespace_init`]: their PID 1, which is this program
+//!   under another name;
+//! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it; [`oom`]: kills for
+//!   want of memory;
 //! - [`adapter`]: the process of the PROXY adapter (`proxy_adapter`), which is this program under another name;
 //! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
@@ -14,6 +17,8 @@
 //! kernel command line.
 
 mod adapter;
+mod app;
+mod boot;
 mod clock;
 mod console;
 mod early;
@@ -22,7 +27,10 @@ mod exec;
 mod execute;
 mod link;
 mod logs;
+mod namespace;
+mod namespace_init;
 mod netlink;
+mod oom;
 mod output;
 mod plan;
 mod run_dir;
@@ -31,6 +39,7 @@ mod spawn;
 mod stats;
 mod supervise;
 mod sys;
+mod unmount;
 mod user;
 
 use std::process::ExitCode;
@@ -38,9 +47,13 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // Init has no arguments that are not UTF-8.
     let mut arguments = std::env::args_os().filter_map(|argument| argument.into_string().ok());
-    if arguments.next().as_deref() == Some(proxy_adapter::NAME) {
-        proxy_adapter::run(arguments, sys::inherited);
-        return ExitCode::FAILURE;
+    match arguments.next().as_deref() {
+        Some(proxy_adapter::NAME) => {
+            proxy_adapter::run(arguments, sys::inherited);
+            return ExitCode::FAILURE;
+        }
+        Some(namespace_init::NAME) => return namespace_init::run(),
+        _ => {}
     }
     if std::process::id() != 1 {
         console::print("this program runs as PID 1 of a guest only");
