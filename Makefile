@@ -34,7 +34,7 @@ kernel: install ## The platform's own guest kernel: ten minutes once, then guest
 # The crates without I/O (ARCHITECTURE.md, layers 0 to 2), and the repository's own tasks.
 PURE := model display state-file api guest-protocol manifest oci overlay scheduler node-core xtask
 
-check: ## Format, lints, structure, dependency rules and the tests of the pure crates; no root, two minutes when warm
+lint: ## Format, lints, structure and dependency rules; no root
 	@echo "== format, lints, structure"
 	cargo fmt --version >/dev/null 2>&1 || rustup component add rustfmt
 	cargo clippy --version >/dev/null 2>&1 || rustup component add clippy
@@ -48,10 +48,12 @@ check: ## Format, lints, structure, dependency rules and the tests of the pure c
 		if cargo deny fetch db 2>/dev/null; then cargo deny --all-features check advisories
 		else echo "skipped: advisories, because their database cannot be fetched"; fi
 	else echo "skipped: the rules of deny.toml, because cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
-	echo "== tests of the pure crates"
+
+check: lint ## `make lint` and the tests of the pure crates; no root, two minutes when warm
+	@echo "== tests of the pure crates"
 	cargo test --release $(addprefix -p ,$(PURE)) -- --quiet
 
-test: install check build ## All of `make check`, then every test; root
+test: install lint build ## `make lint`, then every test; root
 	@echo "== tests"
 	cargo test --release --workspace 2>&1 | tee target/test.log
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
@@ -76,4 +78,4 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo test --profile dist -p platform --test manifest -- --ignored --nocapture
 	demo/bench.sh
 
-.PHONY: help demo down install build dist kernel check test simulate images bench
+.PHONY: help demo down install build dist kernel lint check test simulate images bench

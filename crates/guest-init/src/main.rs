@@ -4,10 +4,12 @@
 //! One thread, no async. Where to find what:
 //! - [`early`]: in the initramfs, devices and kernel modules;
 //! - [`supervise`]: the life of a guest from boot to power off, and the loop while the app runs;
-//! - [`plan`] decides the steps of the boot, [`execute`] performs them;
-//! - [`modules`]: kernel modules that are loaded on demand;
-//! - [`volume`]: a volume's places, content and owner;
-//! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it;
+//! - [`boot`]: the boot config from the node, and the boot; [`plan`] decides the steps of the boot, [`execute`] performs them;
+//! - [`modules`]: kernel modules that are loaded on demand; [`volume`]: a volume's places, content and owner;
+//! - [`app`], [`namespace`]: the app and the namespaces it lives in; [`namespace_init`]: their PID 1, which is this program
+//!   under another name;
+//! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it; [`oom`]: kills for
+//!   want of memory;
 //! - [`adapter`] and [`forward`]: the processes of the PROXY adapter and of the forwarder (`proxy_adapter`), which are this program
 //!   under other names ([`confined`]); [`bpf`]: which connections are forwarded;
 //! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
@@ -17,6 +19,8 @@
 //! kernel command line.
 
 mod adapter;
+mod app;
+mod boot;
 mod bpf;
 mod clock;
 mod confined;
@@ -29,7 +33,10 @@ mod forward;
 mod link;
 mod logs;
 mod modules;
+mod namespace;
+mod namespace_init;
 mod netlink;
+mod oom;
 mod output;
 mod plan;
 mod run_dir;
@@ -38,6 +45,7 @@ mod spawn;
 mod stats;
 mod supervise;
 mod sys;
+mod unmount;
 mod user;
 mod volume;
 
@@ -62,6 +70,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
+        Some(namespace_init::NAME) => return namespace_init::run(),
         _ => {}
     }
     if std::process::id() != 1 {

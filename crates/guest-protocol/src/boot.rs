@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::instance::{ProxyProtocol, SecretBundle};
+use model::instance::{Init, ProxyProtocol, SecretBundle};
 use serde::{Deserialize, Serialize};
 
 /// Directory of secret bundles in the guest: `/run/secrets/<bundle>/`.
@@ -32,6 +32,9 @@ pub struct BootConfig {
     pub user: String,
     /// Name of the signal that stops the app: the manifest's, else the image's, else SIGTERM.
     pub stop_signal: String,
+    /// Who is PID 1 of the app's PID namespace. A node leaves out the default, so that guests of version 2 boot.
+    #[serde(default, skip_serializing_if = "Init::is_platform")]
+    pub init: Init,
     /// The network.
     pub network: GuestNetwork,
     /// Block device of the read-only root disk (`/dev/vda`).
@@ -81,6 +84,7 @@ impl std::fmt::Debug for BootConfig {
             .field("environment", &names)
             .field("working_dir", &self.working_dir)
             .field("user", &self.user)
+            .field("init", &self.init)
             .field("network", &self.network)
             .field("volumes", &self.volumes)
             .field("secrets", &self.secrets)

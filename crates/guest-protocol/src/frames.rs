@@ -96,12 +96,13 @@ pub enum GuestFrame {
 pub enum HostFrame {
     /// What to run; once, to a guest that waits for it.
     Boot(Box<BootConfig>),
-    /// Send the app [`BootConfig::stop_signal`], then SIGKILL after the timeout.
+    /// Send the app [`BootConfig::stop_signal`], and what is left of it when its main process has ended. After the
+    /// timeout, send SIGKILL to all.
     Stop {
         /// Milliseconds until SIGKILL.
         timeout_ms: u64,
     },
-    /// Send this signal to the app.
+    /// Send this signal to the app's main process.
     Signal {
         /// Signal name, `SIGHUP`.
         signal: String,
@@ -189,6 +190,17 @@ pub struct GuestStats {
     pub network_bytes: (u64, u64),
     /// Processes.
     pub processes: u32,
+    /// Resident memory of init, bytes; 0: not known. It is none of the app's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub init_memory_bytes: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde asks for"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Ports that connections are forwarded to.
@@ -207,6 +219,10 @@ pub struct ExecRequest {
     pub argv: Vec<String>,
     /// Rows and columns of a terminal; absent: pipes.
     pub terminal: Option<(u16, u16)>,
+    /// The type of the user's terminal, the value of `TERM`. Absent: the app's own, else `xterm`. A node sends it only to
+    /// guests that ignore what they do not know ([`ignores_unknown_fields`](crate::ignores_unknown_fields)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal_type: Option<String>,
 }
 
 impl Frame for GuestFrame {

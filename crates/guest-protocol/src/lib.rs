@@ -59,4 +59,6 @@ pub use frames::{
     Hello, HostFrame, Phase,
 };
 pub use log::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
-pub use version::{CONTRACT_VERSION, OLDEST_SERVED_VERSION, is_served, refusal};
+pub use version::{
+    CONTRACT_VERSION, OLDEST_SERVED_VERSION, ignores_unknown_fields, is_served, refusal,
+};

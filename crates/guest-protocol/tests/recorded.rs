@@ -15,7 +15,7 @@ use guest_protocol::{
     OLDEST_SERVED_VERSION, Phase, ProxyPort, Stream, VolumeMount,
 };
 use model::Timestamp;
-use model::instance::{ExitEvent, ProxyProtocol, SecretBundle};
+use model::instance::{ExitEvent, Init, ProxyProtocol, SecretBundle};
 use serde_json::Value;
 
 fn hello(contract: u32, channel: Channel, phase: Phase) -> GuestFrame {
@@ -89,6 +89,7 @@ fn guest_frames(contract: u32) -> Vec<(&'static str, GuestFrame)> {
                 scratch_used_bytes: 4096,
                 network_bytes: (1000, 2000),
                 processes: 3,
+                init_memory_bytes: 0,
             }),
         ),
         (
@@ -135,6 +136,7 @@ fn boot_config() -> BootConfig {
         working_dir: "/srv".to_owned(),
         user: "shop:shop".to_owned(),
         stop_signal: "SIGTERM".to_owned(),
+        init: Init::Platform,
         network: GuestNetwork {
             address: "fd00:1:2:3::4".parse().unwrap(),
             ipv4: "10.128.0.5".parse().unwrap(),
@@ -185,6 +187,7 @@ fn host_frames() -> Vec<(&'static str, HostFrame)> {
                 session: 7,
                 argv: vec!["ls".to_owned(), "-l".to_owned()],
                 terminal: None,
+                terminal_type: None,
             }),
         ),
         (
@@ -193,6 +196,7 @@ fn host_frames() -> Vec<(&'static str, HostFrame)> {
                 session: 8,
                 argv: vec!["sh".to_owned()],
                 terminal: Some((24, 80)),
+                terminal_type: None,
             }),
         ),
         ("exit acknowledged", HostFrame::ExitAck),

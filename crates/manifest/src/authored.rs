@@ -176,6 +176,10 @@ pub(crate) struct Process {
     /// The user to run as. Absent: the image's User, else root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<User>,
+    /// Who is PID 1 of the PID namespace that the app lives in. Absent: the image where its command is an init that
+    /// insists on it (s6-overlay's `/init`, systemd, runit), else the platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init: Option<Init>,
     /// Variables of this process.
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_VARIABLES, "x-layout" = "inline"))]
@@ -212,6 +216,18 @@ pub(crate) struct Process {
     /// How a new release replaces the one before.
     #[serde(default)]
     pub(crate) deploy: Deploy,
+}
+
+/// Who is PID 1 of the PID namespace that an app lives in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Init {
+    /// The platform, as with `docker run --init`: it reaps orphans, passes on the signals that PID 1 gets, and has the
+    /// app's outputs at `/proc/1/fd`. The app is an ordinary process, which a stop signal ends by default.
+    Platform,
+    /// The app itself. When it ends, the kernel kills every other process of the instance at once; a stop signal
+    /// that it does not handle does nothing, and SIGKILL follows at `stop.timeout`.
+    Image,
 }
 
 /// How an instance is asked to stop.

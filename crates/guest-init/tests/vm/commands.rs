@@ -10,6 +10,7 @@ fn request(session: u32, argv: &[&str], terminal: Option<(u16, u16)>) -> HostFra
         session,
         argv,
         terminal,
+        terminal_type: None,
     })
 }
 

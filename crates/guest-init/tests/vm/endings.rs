@@ -109,6 +109,7 @@ fn a_signal_reaches_the_app_alone_and_a_signal_to_init_stops_the_guest() {
         session: 1,
         argv: ["kill", "1"].map(str::to_owned).to_vec(),
         terminal: None,
+        terminal_type: None,
     }));
     let event = guest.finish();
     assert_eq!(event.exit_code, 0);

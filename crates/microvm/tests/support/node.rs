@@ -169,6 +169,7 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
         working_dir: "/".to_owned(),
         user: String::new(),
         stop_signal: "SIGTERM".to_owned(),
+        init: model::instance::Init::Platform,
         network: GuestNetwork {
             address: "fd12:3456:789a:3:0:7:c000:2".parse().unwrap(),
             ipv4: "100.64.0.2".parse().unwrap(),

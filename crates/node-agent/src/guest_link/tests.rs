@@ -70,6 +70,7 @@ fn config() -> BootConfig {
         working_dir: "/".to_owned(),
         user: "0".to_owned(),
         stop_signal: "SIGTERM".to_owned(),
+        init: model::instance::Init::Platform,
         network: GuestNetwork {
             address: "fd00::1".parse().unwrap(),
             ipv4: "100.64.0.1".parse().unwrap(),
