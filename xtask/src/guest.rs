@@ -2,7 +2,7 @@
 //!
 //! `platform-init` is built statically; the kernel is Debian's cloud kernel, downloaded but not
 //! installed; the initramfs holds init, the modules that kernel needs for our devices in load
-//! order, and a console node. The same inputs give the same bytes: the archive's files have owner
+//! order, those that a guest loads on demand, and a console node. The same inputs give the same bytes: the archive's files have owner
 //! 0 and time 0. A run whose inputs did not change does nothing but check them.
 //!
 //! A second initramfs, without modules, is for a kernel that has everything built in: the platform's own, which
@@ -491,4 +491,25 @@ fn make_executable(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("make {} executable", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::aliases;
+
+    #[test]
+    fn names_and_aliases_lead_to_the_modules_to_load_in_order() {
+        let module = |name: &str, info: &str| (name.to_owned(), info.replace('|', "\0").into());
+        let first = module("a-b.ko", "code|alias=net-pf-16-proto-12|depends=|");
+        let second = module("c.ko", "|depends=a_b|alias=char-major-10-200|name=c");
+        let text = aliases(&[first, second.clone()]).unwrap();
+        assert_eq!(
+            text,
+            "a_b a-b.ko\nnet-pf-16-proto-12 a-b.ko\nc a-b.ko c.ko\nchar-major-10-200 a-b.ko c.ko\n"
+        );
+        let error = aliases(&[second]).unwrap_err().to_string();
+        assert!(error.contains("c.ko needs a_b"), "{error}");
+    }
 }

@@ -569,6 +569,7 @@ mod tests {
         let namespace = File::open("/proc/thread-self/ns/net").unwrap();
         let without = micros_per_connection();
         let declared = [8080];
+        let since = Instant::now();
         let _steering = Steering::begin(
             ADDRESS,
             IPV4.parse().unwrap(),
@@ -578,8 +579,9 @@ mod tests {
             cgroup.as_fd(),
         )
         .unwrap();
+        let begun = since.elapsed().as_secs_f64() * 1e3;
         eprintln!(
-            "a connection to an app on IPv6: {without:.1} us without the programs, {:.1} us with them",
+            "{begun:.2} ms to begin; a connection to an app on IPv6: {without:.1} us without the programs, {:.1} us with them",
             micros_per_connection()
         );
 

@@ -366,20 +366,21 @@ mod tests {
             &image(),
             &spec,
             expect![[r#"
-            web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
-            PATH=/opt/bin:/bin
-            LEVEL=info
-            HOME=/home
-            PLATFORM_APP=shop
-            PLATFORM_ENV=prod
-            PLATFORM_PROCESS=web
-            PLATFORM_RELEASE=v1
-            PLATFORM_INSTANCE=1f2e3d4c
-            PLATFORM_REGION=local
-            PLATFORM_NODE=node-1
-            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
-            PORT=8080
-        "#]],
+                web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
+                PATH=/opt/bin:/bin
+                HOSTNAME=web-1f2e3d4c
+                LEVEL=info
+                HOME=/home
+                PLATFORM_APP=shop
+                PLATFORM_ENV=prod
+                PLATFORM_PROCESS=web
+                PLATFORM_RELEASE=v1
+                PLATFORM_INSTANCE=1f2e3d4c
+                PLATFORM_REGION=local
+                PLATFORM_NODE=node-1
+                PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+                PORT=8080
+            "#]],
         );
     }
 
@@ -395,21 +396,22 @@ mod tests {
             &image(),
             &spec,
             expect![[r#"
-            web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
-            PATH=/opt/bin:/bin
-            LEVEL=info
-            HOME=/srv
-            PLATFORM_APP=shop
-            PLATFORM_ENV=prod
-            PLATFORM_PROCESS=web
-            PLATFORM_RELEASE=v1
-            PLATFORM_INSTANCE=1f2e3d4c
-            PLATFORM_REGION=local
-            PLATFORM_NODE=node-1
-            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
-            /dev/vdc is data
-            /dev/vdd is more
-        "#]],
+                web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
+                PATH=/opt/bin:/bin
+                HOSTNAME=web-1f2e3d4c
+                LEVEL=info
+                HOME=/srv
+                PLATFORM_APP=shop
+                PLATFORM_ENV=prod
+                PLATFORM_PROCESS=web
+                PLATFORM_RELEASE=v1
+                PLATFORM_INSTANCE=1f2e3d4c
+                PLATFORM_REGION=local
+                PLATFORM_NODE=node-1
+                PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+                /dev/vdc is data
+                /dev/vdd is more
+            "#]],
         );
     }
 

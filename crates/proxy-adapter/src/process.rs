@@ -84,8 +84,8 @@ fn forwarded(
     let (listener, ipv4, ipv6, ports) = (fd()?, fd()?, fd()?, fd()?);
     let memory_bytes = arguments.next()?.parse().ok()?;
     let port = Port::Forwarded {
+        targets: Targets::new(vec![ipv4, ipv6], &listener),
         fd: listener,
-        targets: Targets::new(vec![ipv4, ipv6]),
         notices: Notices::new(ports),
     };
     Some((vec![port], Limits::of_forwarder(memory_bytes)))

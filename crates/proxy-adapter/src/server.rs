@@ -334,14 +334,13 @@ impl<L: FnMut(&str)> Server<L> {
             return;
         };
         let listener = connection.listener();
-        if let Some(port) = connection.take_port() {
-            if let Some(app) = self.dial(listener, port)
-                && self.watch(&app, number, true)
-                && let Some(Some(connection)) = self.connections.get_mut(number)
-            {
-                connection.redial(app);
-                return;
-            }
+        if let Some(port) = connection.take_port()
+            && let Some(app) = self.dial(listener, port)
+            && self.watch(&app, number, true)
+            && let Some(Some(connection)) = self.connections.get_mut(number)
+        {
+            connection.redial(app);
+            return;
         }
         self.refuse(number, Refusal::App);
     }

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
+use rustix::net::getsockname;
 
 /// Bytes of a table that are read at most. Listeners come first in it, 150 bytes each.
 const MAX_TABLE_BYTES: u64 = 1024 * 1024;
@@ -17,11 +18,17 @@ const LISTEN: &str = "0A";
 pub(crate) struct Targets {
     /// `/proc/net/tcp` and `/proc/net/tcp6`.
     tables: Vec<OwnedFd>,
+    /// The forwarder's own listener, which would forward to itself.
+    own: Option<SocketAddr>,
 }
 
 impl Targets {
-    pub(crate) fn new(tables: Vec<OwnedFd>) -> Self {
-        Self { tables }
+    pub(crate) fn new(tables: Vec<OwnedFd>, listener: &OwnedFd) -> Self {
+        let own = getsockname(listener).ok();
+        Self {
+            tables,
+            own: own.and_then(|own| own.try_into().ok()),
+        }
     }
 
     /// Where a port's listener is reached. The instance's own IPv6 address is never the answer: the kernel finds what
@@ -31,6 +38,7 @@ impl Targets {
         for table in &self.tables {
             read_listeners(table, |address, listening| {
                 if listening == port
+                    && self.own != Some(SocketAddr::new(address, port))
                     && let Some(found) = rank(address)
                 {
                     best = Some(best.map_or(found, |best| best.min(found)));
@@ -160,7 +168,10 @@ mod tests {
     fn the_place_of_a_port_is_where_the_app_listens_now() {
         let tables =
             ["/proc/net/tcp", "/proc/net/tcp6"].map(|path| File::open(path).unwrap().into());
-        let targets = Targets::new(tables.into());
+        let own = TcpListener::bind("[::1]:0").unwrap();
+        let own_port = own.local_addr().unwrap().port();
+        let targets = Targets::new(tables.into(), &own.into());
+        assert_eq!(targets.find(own_port), None);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let port = address.port();

@@ -467,9 +467,10 @@ impl Forwarded {
         let tables = ["/proc/net/tcp", "/proc/net/tcp6"]
             .map(|path| std::fs::File::open(path).unwrap().into());
         let (ports, notices) = rustix::pipe::pipe().unwrap();
+        let listener = listener.into();
         let port = Port::Forwarded {
-            fd: listener.into(),
-            targets: Targets::new(tables.into()),
+            targets: Targets::new(tables.into(), &listener),
+            fd: listener,
             notices: Notices::new(notices),
         };
         let limits = Limits {
