@@ -31,7 +31,7 @@ pub struct BootConfig {
     pub user: String,
     /// Name of the signal that stops the app: the manifest's, else the image's, else SIGTERM.
     pub stop_signal: String,
-    /// Who is PID 1 of the app's PID namespace. A node leaves out the default, so that guests of version 2 boot.
+    /// Who is PID 1 of the app's PID namespace.
     #[serde(default, skip_serializing_if = "Init::is_platform")]
     pub init: Init,
     /// The network.

@@ -305,6 +305,17 @@ fn this_version_writes_what_its_recording_has() {
 #[test]
 fn node_frames_are_those_of_version_2_as_long_as_its_strict_guests_are_served() {
     assert_eq!(recording(&host_frames()), V2_NODE);
+    // Whatever the fields that were added since say.
+    let added = host_frames().into_iter().map(|(name, mut frame)| {
+        match &mut frame {
+            HostFrame::Boot(config) => config.init = Init::Image,
+            HostFrame::Exec(request) => request.terminal_type = Some("xterm-256color".to_owned()),
+            _ => {}
+        }
+        assert_eq!(frame.clone().for_version(CONTRACT_VERSION), frame, "{name}");
+        (name, frame.for_version(2))
+    });
+    assert_eq!(recording(&added.collect::<Vec<_>>()), V2_NODE);
 }
 
 /// Adds a field to every object that is one of our structs.

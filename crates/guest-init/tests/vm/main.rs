@@ -10,6 +10,7 @@ mod commands;
 mod endings;
 mod environment;
 mod machine;
+mod namespace;
 mod output;
 mod proxy;
 mod versions;
