@@ -18,7 +18,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use guest_protocol::{BootConfig, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream};
+use guest_protocol::{
+    BootConfig, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream,
+};
 use model::instance::ExitEvent;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -444,8 +446,9 @@ impl Guest {
                 let (signal, warning) = running.stop_signal();
                 if running.is_pid_1() && !namespace::has_handler(running.pid, signal) {
                     self.output.log(&format!(
-                        "the app is PID 1 and does not handle signal {signal}, which does nothing then: it is killed                          after {} s",
-                        timeout.as_secs()
+                        "the app is PID 1 and does not handle {}, which does nothing then: it is killed after {} s",
+                        running.config.stop_signal,
+                        timeout.as_secs_f64()
                     ));
                 }
                 // It may have ended just now.

@@ -32,7 +32,7 @@ pub struct BootConfig {
     pub user: String,
     /// Name of the signal that stops the app: the manifest's, else the image's, else SIGTERM.
     pub stop_signal: String,
-    /// Who is PID 1 of the app's PID namespace. A node leaves out the default, so that guests of version 2 boot.
+    /// Who is PID 1 of the app's PID namespace.
     #[serde(default, skip_serializing_if = "Init::is_platform")]
     pub init: Init,
     /// The network.
@@ -55,23 +55,6 @@ pub struct BootConfig {
     /// Modes of the files of secret bundles, by name; 0444 for others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secret_modes: BTreeMap<String, u32>,
-}
-
-impl BootConfig {
-    /// This config for a guest of a version of the protocol. Guests of version 2 refuse fields that they do not know: they get those
-    /// of their own version.
-    #[must_use]
-    pub fn for_version(&self, contract: u32) -> Self {
-        let mut config = self.clone();
-        if contract <= 2 {
-            config.ports.clear();
-            config.secret_modes.clear();
-            for volume in &mut config.volumes {
-                (volume.path, volume.owner) = (None, None);
-            }
-        }
-        config
-    }
 }
 
 impl std::fmt::Debug for BootConfig {

@@ -1,6 +1,6 @@
 //! The frames of both directions, and the channels they travel on.
 
-use model::instance::ExitEvent;
+use model::instance::{ExitEvent, Init};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::BootConfig;
@@ -8,7 +8,7 @@ use crate::codec::{
     Frame, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES, from_json, json,
 };
 use crate::log::{LOG_FRAME, LogRecord, Stream};
-use crate::version::is_served;
+use crate::version::{ignores_unknown_fields, is_served};
 
 /// The context id of the host, as guests see it (virtio spec, 5.10.4: `VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;
@@ -219,10 +219,31 @@ pub struct ExecRequest {
     pub argv: Vec<String>,
     /// Rows and columns of a terminal; absent: pipes.
     pub terminal: Option<(u16, u16)>,
-    /// The type of the user's terminal, the value of `TERM`. Absent: the app's own, else `xterm`. A node sends it only to
-    /// guests that ignore what they do not know ([`ignores_unknown_fields`](crate::ignores_unknown_fields)).
+    /// The type of the user's terminal, the value of `TERM`. Absent: the app's own, else `xterm`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub terminal_type: Option<String>,
+}
+
+impl HostFrame {
+    /// The frame as a guest of this version reads it: without the fields of later versions, where it would refuse those.
+    #[must_use]
+    pub fn for_version(mut self, version: u32) -> Self {
+        if !ignores_unknown_fields(version) {
+            match &mut self {
+                Self::Boot(config) => {
+                    config.init = Init::default();
+                    config.ports.clear();
+                    config.secret_modes.clear();
+                    for volume in &mut config.volumes {
+                        (volume.path, volume.owner) = (None, None);
+                    }
+                }
+                Self::Exec(request) => request.terminal_type = None,
+                _ => {}
+            }
+        }
+        self
+    }
 }
 
 impl Frame for GuestFrame {

@@ -12,7 +12,7 @@ pub fn is_served(version: u32) -> bool {
 }
 
 /// Whether guests of this version ignore fields that they do not know. Those of version 2 refuse the frame.
-pub fn ignores_unknown_fields(version: u32) -> bool {
+pub(crate) fn ignores_unknown_fields(version: u32) -> bool {
     version >= 3
 }
 

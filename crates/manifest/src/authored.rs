@@ -218,15 +218,15 @@ pub(crate) struct Process {
     pub(crate) deploy: Deploy,
 }
 
-/// Who is PID 1 of the PID namespace that an app lives in.
+/// Who is PID 1 of the PID namespace that an app lives in: `platform` the platform's own program, as with `docker run
+/// --init`, which reaps orphans, passes on the signals that PID 1 gets, and has the app's outputs at `/proc/1/fd`;
+/// `image` the app itself, whose end ends every other process at once, and which gets no signal that it does not
+/// handle, so that a stop is SIGKILL at `stop.timeout` then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
 pub(crate) enum Init {
-    /// The platform, as with `docker run --init`: it reaps orphans, passes on the signals that PID 1 gets, and has the
-    /// app's outputs at `/proc/1/fd`. The app is an ordinary process, which a stop signal ends by default.
     Platform,
-    /// The app itself. When it ends, the kernel kills every other process of the instance at once; a stop signal
-    /// that it does not handle does nothing, and SIGKILL follows at `stop.timeout`.
     Image,
 }
 

@@ -30,7 +30,7 @@ pub struct Process {
     /// User to run as; absent: the image's, else root.
     pub user: Option<String>,
     /// Who is PID 1; absent: the image where its command is known to insist on it, else the platform.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<Init>,
     /// Variables of this process; they win over [`Manifest::env`].
     pub env: BTreeMap<String, String>,

@@ -30,7 +30,7 @@ pub struct InstanceSpec {
     pub user: Option<String>,
     /// Who is PID 1 of the app's PID namespace. Absent: the image where its command is known to insist on it
     /// (`node_core::boot`), else the platform.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<Init>,
     /// The manifest's variables for this process, the `[env]` table merged in.
     pub variables: BTreeMap<String, String>,
