@@ -154,13 +154,18 @@ impl Assembler {
         self.jump(0x15, register, 0, label);
     }
 
+    /// Jumps unless the register, a pointer, is null.
+    pub(crate) fn goto_unless_null(&mut self, register: Register, label: Label) {
+        self.jump(0x55, register, 0, label);
+    }
+
     /// Jumps unless the registers are equal.
     pub(crate) fn goto_if_different(&mut self, left: Register, right: Register, label: Label) {
         self.jumps.push((self.instructions.len(), label));
         self.emit(0x5d, left, right, 0, 0);
     }
 
-    pub(crate) fn jump(&mut self, code: u8, register: Register, value: i32, label: Label) {
+    fn jump(&mut self, code: u8, register: Register, value: i32, label: Label) {
         self.jumps.push((self.instructions.len(), label));
         self.emit(code, register, 0, 0, value);
     }

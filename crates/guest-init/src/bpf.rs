@@ -223,7 +223,7 @@ fn count_program(address: Ipv6Addr, ipv4: Ipv4Addr, cookie: u64, ports: &BpfMap)
     program.load(R2, R6, ops::LOCAL_PORT);
     program.store(R10, -4, R2);
     look_up(&mut program, ports);
-    program.jump(0x55, R0, 0, Label::Add);
+    program.goto_unless_null(R0, Label::Add);
     // The first listener of this port. One on loopback counts for declared ports only, and these have an entry.
     program.goto_if_equal(R7, -1, Label::End);
     program.goto_if_equal(R9, Count::Loopback as i32, Label::End);
