@@ -728,7 +728,7 @@ fn meaning() {
         (
             "[processes.web]\ninit = 'tini'",
             expect![[r#"
-                wrong_type 3:8 processes.web.init: expected something else, found a string [-]
+                not_allowed 3:8 processes.web.init: `tini` is not allowed here [allowed: "platform", "image"]
             "#]],
         ),
         (
