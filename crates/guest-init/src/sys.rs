@@ -102,8 +102,6 @@ pub(crate) struct Birth<'a> {
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Whether it is PID 1 of a new PID namespace, in a new mount namespace.
     pub(crate) in_new_namespaces: bool,
-    /// Its pid in the innermost PID namespace; absent: the kernel chooses.
-    pub(crate) pid: Option<i32>,
 }
 
 /// Starts a child.
@@ -119,14 +117,8 @@ pub(crate) fn fork(birth: Birth<'_>) -> io::Result<Forked> {
     if birth.in_new_namespaces {
         args.flags |= (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     }
-    let pid = birth.pid.unwrap_or_default();
-    if birth.pid.is_some() {
-        args.set_tid = (&raw const pid).addr() as u64;
-        args.set_tid_size = 1;
-    }
-    // SAFETY: without CLONE_VM and with no stack given this is a fork. `set_tid` is the address of a pid that
-    // lives through the call. The C library is not informed, which matters to programs with threads and to
-    // callers of raise(3): this program has neither.
+    // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library is not informed,
+    // which matters to programs with threads and to callers of raise(3): this program has neither.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match check(pid as libc::c_int)? {
         0 => Ok(Forked::Child),
