@@ -18,7 +18,7 @@ use rustix::process::{Pid, Resource, Rlimit, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::namespace::AppNamespace;
-use crate::sys::{self, Birth, Forked};
+use crate::sys::{self, ForkOptions, Forked};
 use crate::user::User;
 
 /// Searched when the environment has no `PATH`.
@@ -215,17 +215,17 @@ fn fork(program: &Program<'_>) -> Result<Forked, StartError> {
         .map(File::open)
         .transpose()
         .map_err(prepare("open the cgroup"))?;
-    let mut birth = Birth {
+    let mut options = ForkOptions {
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
-        ..Birth::default()
+        ..ForkOptions::default()
     };
     match program.namespaces {
-        Namespaces::Init => sys::fork(birth),
+        Namespaces::Init => sys::fork(options),
         Namespaces::New => {
-            birth.in_new_namespaces = true;
-            sys::fork(birth)
+            options.in_new_namespaces = true;
+            sys::fork(options)
         }
-        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(birth),
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(options),
     }
     .map_err(prepare("fork"))
 }
