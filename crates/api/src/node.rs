@@ -282,6 +282,9 @@ pub struct ExecWanted {
     pub command: Vec<String>,
     /// Rows and columns of a terminal; absent: pipes.
     pub terminal: Option<(u16, u16)>,
+    /// Type of the user's terminal; absent: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal_type: Option<String>,
 }
 
 /// What a node answers when asked to pass a signal on.

@@ -333,6 +333,20 @@ pub struct ExecQuery {
     /// Columns of the user's terminal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub columns: Option<u16>,
+    /// Type of the user's terminal, the value of `TERM`: see [`is_terminal_type`]. Absent: the app's own, else `xterm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal_type: Option<String>,
+}
+
+/// Longest type of a terminal, in bytes.
+const MAX_TERMINAL_TYPE_BYTES: usize = 64;
+
+/// Whether this can be the type of a terminal, as terminfo names them (`xterm-256color`).
+pub fn is_terminal_type(text: &str) -> bool {
+    (1..=MAX_TERMINAL_TYPE_BYTES).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && byte != b'/')
 }
 
 /// A list as one value of a query.
@@ -389,9 +403,20 @@ mod tests {
             command: vec!["sh".to_owned(), "-c".to_owned(), "a & \"b\"".to_owned()],
             rows: Some(24),
             columns: Some(80),
+            terminal_type: Some("xterm-256color".to_owned()),
         };
         let value = serde_json::to_value(&query).unwrap();
         assert_eq!(value["command"], r#"["sh","-c","a & \"b\""]"#);
         assert_eq!(serde_json::from_value::<ExecQuery>(value).unwrap(), query);
+    }
+
+    #[test]
+    fn a_terminal_has_a_type_that_terminfo_could_have() {
+        for text in ["xterm", "screen-256color", "rxvt+pcfkeys"] {
+            assert!(is_terminal_type(text), "{text}");
+        }
+        for text in ["", "a b", "../x", "x\u{1b}", &"x".repeat(65)] {
+            assert!(!is_terminal_type(text), "{text:?}");
+        }
     }
 }

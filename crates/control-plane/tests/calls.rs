@@ -50,6 +50,7 @@ fn shell() -> ExecQuery {
         command: ["sh", "-c", "cat; exit 7"].map(str::to_owned).to_vec(),
         rows: Some(24),
         columns: Some(80),
+        terminal_type: Some("screen-256color".to_owned()),
     }
 }
 
@@ -66,6 +67,7 @@ async fn a_command_talks_both_ways_and_its_end_arrives() {
                 instance: ids[0],
                 command: shell().command,
                 terminal: Some((24, 80)),
+                terminal_type: Some("screen-256color".to_owned()),
             };
             assert_eq!(wanted, StreamWanted::Exec(expected));
             node.client.open_exec(&stream).await.unwrap()
@@ -149,6 +151,9 @@ async fn a_command_that_cannot_run_is_refused_with_the_cause() {
     let mut long = shell();
     long.command.push("x".repeat(20_000));
     assert_eq!(code(ids[0], &long).await, "bad_request");
+    let mut strange = shell();
+    strange.terminal_type = Some("a b".to_owned());
+    assert_eq!(code(ids[0], &strange).await, "bad_request");
     // A node's certificate runs nothing, and a stream that was not asked for is not opened.
     let refused = node.client.exec(ids[0], &shell()).await.unwrap_err();
     assert_eq!(refused.code(), Some("forbidden"));

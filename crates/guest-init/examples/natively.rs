@@ -12,6 +12,12 @@
 
 #[path = "../src/adapter.rs"]
 mod adapter;
+#[path = "../src/app.rs"]
+mod app;
+#[path = "../src/assembler.rs"]
+mod assembler;
+#[path = "../src/boot.rs"]
+mod boot;
 #[path = "../src/bpf.rs"]
 mod bpf;
 #[path = "../src/clock.rs"]
@@ -36,8 +42,14 @@ mod link;
 mod logs;
 #[path = "../src/modules.rs"]
 mod modules;
+#[path = "../src/namespace.rs"]
+mod namespace;
+#[path = "../src/namespace_init.rs"]
+mod namespace_init;
 #[path = "../src/netlink.rs"]
 mod netlink;
+#[path = "../src/oom.rs"]
+mod oom;
 #[path = "../src/output.rs"]
 mod output;
 #[path = "../src/plan.rs"]
@@ -54,6 +66,8 @@ mod stats;
 mod supervise;
 #[path = "../src/sys.rs"]
 mod sys;
+#[path = "../src/unmount.rs"]
+mod unmount;
 #[path = "../src/user.rs"]
 mod user;
 #[path = "../src/volume.rs"]

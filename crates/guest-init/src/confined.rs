@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::spawn::{self, Program, StartError, Streams};
+use crate::spawn::{self, Executable, Namespaces, Program, StartError, Streams};
 use crate::user::User;
 
 /// User and group id of `nobody`.
@@ -102,8 +102,9 @@ impl Confined {
             environment: &[],
             working_dir: "/",
             user: &nobody,
-            cgroup: self.cgroup,
-            adapter: Some(kept),
+            cgroup: Some(self.cgroup),
+            executable: Executable::Adapter(kept),
+            namespaces: Namespaces::Init,
         };
         let streams = Streams::Pipes {
             input: None,

@@ -1,7 +1,7 @@
 //! Commands that run beside the app, for `platform exec` and command health checks: on a terminal, or
 //! on three pipes. Each has a channel of its own, and is killed when that breaks.
 
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::time::{Duration, Instant};
@@ -14,8 +14,11 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::termios::Winsize;
 
 use crate::link::{Event, Link};
+use crate::namespace::AppNamespace;
 use crate::plan::APP_CGROUP;
-use crate::spawn::{self, EXIT_NOT_EXECUTABLE, Program, StartError, Streams};
+use crate::spawn::{
+    self, EXIT_NOT_EXECUTABLE, Executable, Namespaces, Program, StartError, Streams,
+};
 use crate::user::User;
 use crate::{clock, signals, sys};
 
@@ -30,8 +33,24 @@ const LINGER: Duration = Duration::from_secs(5);
 const DIAL_LIMIT: Duration = Duration::from_secs(10);
 /// Bytes read from a pipe at a time.
 const READ_BYTES: usize = 16 * 1024;
+/// The variable with the type of a terminal.
+const TERM: &str = "TERM";
+/// The type of a terminal where neither the node nor the app's environment names one.
+const DEFAULT_TERMINAL_TYPE: &str = "xterm";
 /// End of input, as typed on a terminal.
 const END_OF_TRANSMISSION: u8 = 4;
+
+/// The app that a command runs beside.
+pub(crate) struct Beside<'a> {
+    /// Its environment and working directory.
+    pub(crate) config: &'a BootConfig,
+    /// Its user.
+    pub(crate) user: &'a User,
+    /// Its namespaces.
+    pub(crate) namespace: &'a AppNamespace,
+    /// Its main process.
+    pub(crate) main: i32,
+}
 
 /// One command and its channel.
 pub(crate) struct Session {
@@ -159,8 +178,7 @@ impl Session {
     pub(crate) fn ready(
         &mut self,
         token: ExecToken,
-        config: &BootConfig,
-        user: &User,
+        beside: &Beside<'_>,
         phase: &Phase,
         now: Instant,
     ) {
@@ -174,7 +192,7 @@ impl Session {
                     match event {
                         Event::Connected => {
                             self.dial_until = None;
-                            self.start(config, user);
+                            self.start(beside);
                         }
                         Event::Frame(frame) => self.handle(frame),
                         // A channel that was never connected is dialled again.
@@ -215,10 +233,10 @@ impl Session {
         }
     }
 
-    fn start(&mut self, config: &BootConfig, user: &User) {
+    fn start(&mut self, beside: &Beside<'_>) {
         let started = match self.request.terminal {
-            Some((rows, columns)) => self.start_on_terminal(rows, columns, config, user),
-            None => self.start_on_pipes(config, user),
+            Some((rows, columns)) => self.start_on_terminal(rows, columns, beside),
+            None => self.start_on_pipes(beside),
         };
         if let Err(error) = started {
             self.link.send(&GuestFrame::ExecOutput {
@@ -236,7 +254,7 @@ impl Session {
         }
     }
 
-    fn start_on_pipes(&mut self, config: &BootConfig, user: &User) -> Result<(), StartError> {
+    fn start_on_pipes(&mut self, beside: &Beside<'_>) -> Result<(), StartError> {
         let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(prepare("make a pipe"));
         let (input, ours_in) = pipe()?;
         let (ours_out, output) = pipe()?;
@@ -249,7 +267,7 @@ impl Session {
             output,
             error,
         };
-        self.pid = Some(self.spawn(config, user, &config.environment, streams)?);
+        self.pid = Some(self.spawn(beside, &beside.config.environment, streams)?);
         self.input = Some(ours_in);
         self.outputs = vec![(Stream::Stdout, ours_out), (Stream::Stderr, ours_err)];
         Ok(())
@@ -259,8 +277,7 @@ impl Session {
         &mut self,
         rows: u16,
         columns: u16,
-        config: &BootConfig,
-        user: &User,
+        beside: &Beside<'_>,
     ) -> Result<(), StartError> {
         let open = || -> std::io::Result<(OwnedFd, OwnedFd)> {
             let master: OwnedFd = OpenOptions::new()
@@ -283,31 +300,32 @@ impl Session {
             what: "open a terminal",
             source,
         })?;
-        let mut environment = config.environment.clone();
-        if !environment.iter().any(|(name, _)| name == "TERM") {
-            environment.push(("TERM".to_owned(), "xterm".to_owned()));
-        }
+        let environment = terminal_environment(
+            &beside.config.environment,
+            self.request.terminal_type.as_deref(),
+        );
         self.input = Some(duplicate(&master)?);
         self.terminal = Some(duplicate(&master)?);
         self.outputs = vec![(Stream::Stdout, master)];
-        self.pid = Some(self.spawn(config, user, &environment, Streams::Terminal(terminal))?);
+        self.pid = Some(self.spawn(beside, &environment, Streams::Terminal(terminal))?);
         Ok(())
     }
 
     fn spawn(
         &self,
-        config: &BootConfig,
-        user: &User,
+        beside: &Beside<'_>,
         environment: &[(String, String)],
         streams: Streams,
     ) -> Result<i32, StartError> {
+        let cgroup = cgroup(beside.main);
         let program = Program {
             argv: &self.request.argv,
             environment,
-            working_dir: &config.working_dir,
-            user,
-            cgroup: APP_CGROUP,
-            adapter: None,
+            working_dir: &beside.config.working_dir,
+            user: beside.user,
+            cgroup: Some(&cgroup),
+            executable: Executable::Image,
+            namespaces: Namespaces::Beside(beside.namespace),
         };
         spawn::spawn(&program, streams)
     }
@@ -386,6 +404,34 @@ impl Session {
     }
 }
 
+/// The cgroup of a command: the app's own. An app that divides it among cgroups of its own (systemd does) leaves no room
+/// for processes in it: then that of the main process.
+fn cgroup(main: i32) -> String {
+    let divided = fs::read_to_string(format!("{APP_CGROUP}/cgroup.subtree_control"))
+        .is_ok_and(|controllers| !controllers.trim().is_empty());
+    divided
+        .then(|| AppNamespace::cgroup_of(main))
+        .flatten()
+        .unwrap_or_else(|| APP_CGROUP.to_owned())
+}
+
+/// The environment of a command on a terminal: `TERM` is the type of the user's, where the node names it.
+fn terminal_environment(
+    environment: &[(String, String)],
+    terminal_type: Option<&str>,
+) -> Vec<(String, String)> {
+    let known = environment.iter().rfind(|(name, _)| name == TERM);
+    let value = terminal_type
+        .or(known.map(|(_, value)| value.as_str()))
+        .unwrap_or(DEFAULT_TERMINAL_TYPE);
+    environment
+        .iter()
+        .filter(|(name, _)| name != TERM)
+        .cloned()
+        .chain([(TERM.to_owned(), value.to_owned())])
+        .collect()
+}
+
 fn prepare(what: &'static str) -> impl FnOnce(Errno) -> StartError {
     move |error| StartError::Prepare {
         what,
@@ -399,5 +445,26 @@ fn window(rows: u16, columns: u16) -> Winsize {
         ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::terminal_environment;
+
+    #[test]
+    fn a_terminal_has_the_type_of_the_users_and_one_only() {
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let term = |environment: &[(String, String)], wanted| {
+            terminal_environment(environment, wanted)
+                .into_iter()
+                .filter(|(name, _)| name == "TERM")
+                .map(|(_, value)| value)
+                .collect::<Vec<_>>()
+        };
+        let set = [variable("TERM", "dumb"), variable("PATH", "/bin")];
+        assert_eq!(term(&set, Some("screen-256color")), ["screen-256color"]);
+        assert_eq!(term(&set, None), ["dumb"]);
+        assert_eq!(term(&set[1..], None), ["xterm"]);
     }
 }

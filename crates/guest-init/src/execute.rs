@@ -13,17 +13,16 @@ use model::instance::SecretBundle;
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::adapter::{Adapter, AdapterError};
+use crate::app::App;
 use crate::etc;
 use crate::forward::Forward;
 use crate::modules;
 use crate::netlink::{self, NetworkError};
-use crate::output::PIPE_BYTES;
 use crate::plan::{APP_CGROUP, Access, LOWER, Mount, NEW_ROOT, SCRATCH, Step};
 use crate::run_dir;
-use crate::spawn::{self, Program, StartError, Streams};
+use crate::spawn::StartError;
 use crate::user::{self, User, UserError};
 use crate::volume;
 
@@ -102,16 +101,6 @@ impl StepError {
 fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StepError {
     let path = path.display().to_string();
     move |source| StepError::File { what, path, source }
-}
-
-/// The app, just started.
-pub(crate) struct App {
-    /// Its pid.
-    pub(crate) pid: i32,
-    /// Its standard output.
-    pub(crate) stdout: OwnedFd,
-    /// Its standard error.
-    pub(crate) stderr: OwnedFd,
 }
 
 /// The results of the steps so far.
@@ -201,7 +190,7 @@ pub(crate) fn perform(
         }
         Step::StartApp => {
             let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
-            booted.app = Some(start_app(config, user)?);
+            booted.app = Some(App::start(config, user)?);
             Ok(())
         }
     }
@@ -532,45 +521,4 @@ fn make_cgroup() -> Result<(), StepError> {
         let _ = fs::write(control, optional);
     }
     make_directory(Path::new(APP_CGROUP))
-}
-
-fn start_app(config: &BootConfig, user: &User) -> Result<App, StepError> {
-    let pipe = || {
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| StepError::File {
-            what: "make",
-            path: "a pipe".to_owned(),
-            source: error.into(),
-        })
-    };
-    let ((stdout, output), (stderr, error)) = (pipe()?, pipe()?);
-    for end in [&stdout, &stderr] {
-        rustix::io::ioctl_fionbio(end, true).map_err(|error| StepError::File {
-            what: "set up",
-            path: "a pipe".to_owned(),
-            source: error.into(),
-        })?;
-        // A smaller pipe is slower, and works.
-        let _ = rustix::pipe::fcntl_setpipe_size(end, PIPE_BYTES);
-    }
-    let program = Program {
-        argv: &config.argv,
-        environment: &config.environment,
-        working_dir: &config.working_dir,
-        user,
-        cgroup: APP_CGROUP,
-        adapter: None,
-    };
-    let pid = spawn::spawn(
-        &program,
-        Streams::Pipes {
-            input: None,
-            output,
-            error,
-        },
-    )?;
-    Ok(App {
-        pid,
-        stdout,
-        stderr,
-    })
 }

@@ -4,12 +4,14 @@
 //! One thread, no async. Where to find what:
 //! - [`early`]: in the initramfs, devices and kernel modules;
 //! - [`supervise`]: the life of a guest from boot to power off, and the loop while the app runs;
-//! - [`plan`] decides the steps of the boot, [`execute`] performs them;
-//! - [`modules`]: kernel modules that are loaded on demand;
-//! - [`volume`]: a volume's places, content and owner;
-//! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it;
+//! - [`boot`]: the boot config from the node, and the boot; [`plan`] decides the steps of the boot, [`execute`] performs them;
+//! - [`modules`]: kernel modules that are loaded on demand; [`volume`]: a volume's places, content and owner;
+//! - [`app`], [`namespace`]: the app and the namespaces it lives in; [`namespace_init`]: their PID 1, which is this program
+//!   under another name;
+//! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it; [`oom`]: kills for
+//!   want of memory;
 //! - [`adapter`] and [`forward`]: the processes of the PROXY adapter and of the forwarder (`proxy_adapter`), which are this program
-//!   under other names ([`confined`]); [`bpf`]: which connections are forwarded;
+//!   under other names ([`confined`]); [`bpf`], [`assembler`]: which connections are forwarded;
 //! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
 //! However init ends, the machine is powered off: it never hangs in silence. Absent on purpose:
@@ -17,6 +19,9 @@
 //! kernel command line.
 
 mod adapter;
+mod app;
+mod assembler;
+mod boot;
 mod bpf;
 mod clock;
 mod confined;
@@ -29,7 +34,10 @@ mod forward;
 mod link;
 mod logs;
 mod modules;
+mod namespace;
+mod namespace_init;
 mod netlink;
+mod oom;
 mod output;
 mod plan;
 mod run_dir;
@@ -38,6 +46,7 @@ mod spawn;
 mod stats;
 mod supervise;
 mod sys;
+mod unmount;
 mod user;
 mod volume;
 
@@ -62,6 +71,7 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
+        Some(namespace_init::NAME) => return namespace_init::run(),
         _ => {}
     }
     if std::process::id() != 1 {

@@ -334,7 +334,7 @@ mod tests {
 
     use expect_test::{Expect, expect};
     use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
-    use model::instance::{ProxyProtocol, SecretBundle};
+    use model::instance::{Init, ProxyProtocol, SecretBundle};
 
     use super::{Step, boot_plan};
 
@@ -346,6 +346,7 @@ mod tests {
             working_dir: "/".to_owned(),
             user: String::new(),
             stop_signal: "SIGTERM".to_owned(),
+            init: Init::Platform,
             network: GuestNetwork {
                 address: "fd00::1:0:2".parse().unwrap(),
                 ipv4: "100.64.0.2".parse().unwrap(),

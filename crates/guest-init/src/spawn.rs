@@ -10,12 +10,15 @@ use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Resource, Rlimit};
+use rustix::process::{Pid, Resource, Rlimit, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
-use crate::sys::{self, Forked};
+use crate::namespace::AppNamespace;
+use crate::sys::{self, ForkOptions, Forked};
 use crate::user::User;
 
 /// Searched when the environment has no `PATH`.
@@ -38,11 +41,37 @@ pub(crate) struct Program<'a> {
     pub(crate) working_dir: &'a str,
     /// The user that runs it.
     pub(crate) user: &'a User,
-    /// The directory of the cgroup it starts in.
-    pub(crate) cgroup: &'a str,
-    /// Absent for a program of the image. For the PROXY adapter, which is this program itself under the name
-    /// in `argv`, without rights: the descriptors that it keeps, under the same numbers.
-    pub(crate) adapter: Option<&'a [BorrowedFd<'a>]>,
+    /// The directory of the cgroup it starts in; absent: init's own.
+    pub(crate) cgroup: Option<&'a str>,
+    /// Whose program it is.
+    pub(crate) executable: Executable<'a>,
+    /// Where it runs.
+    pub(crate) namespaces: Namespaces<'a>,
+}
+
+/// Whose program one is.
+#[derive(Clone, Copy)]
+pub(crate) enum Executable<'a> {
+    /// The image's, looked up by the name in `argv`.
+    Image,
+    /// The PROXY adapter: this program itself under the name in `argv`, without rights. It keeps these
+    /// descriptors, under the same numbers.
+    Adapter(&'a [BorrowedFd<'a>]),
+    /// PID 1 of the app's namespace: this program itself under the name in `argv`, with every signal blocked.
+    NamespaceInit,
+}
+
+/// The PID and mount namespaces of a program.
+#[derive(Clone, Copy)]
+pub(crate) enum Namespaces<'a> {
+    /// Init's.
+    Init,
+    /// New ones: it is their PID 1.
+    New,
+    /// The app's: it is the main process, the first one after PID 1.
+    Main(&'a AppNamespace),
+    /// The app's: it runs beside the main process.
+    Beside(&'a AppNamespace),
 }
 
 /// A program's standard streams.
@@ -115,6 +144,8 @@ const STAGES: &[&str] = &[
     "set user",
     "drop privileges",
     "keep listeners open",
+    "enter the app's namespaces",
+    "mount /proc",
 ];
 /// This program, though its file in the initramfs is removed.
 const OWN_PROGRAM: &str = "/proc/self/exe";
@@ -130,8 +161,7 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
     let exec = Exec::new(program)?;
     let (read, write) =
         pipe_with(PipeFlags::CLOEXEC).map_err(|error| prepare("make a pipe")(error.into()))?;
-    let cgroup = File::open(program.cgroup).map_err(prepare("open the cgroup"))?;
-    let pid = match sys::fork_into(cgroup.as_fd()).map_err(prepare("fork"))? {
+    let pid = match fork(program)? {
         Forked::Parent(pid) => pid,
         Forked::Child => {
             let (stage, error) = child(program, &exec, &streams);
@@ -142,7 +172,7 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
             sys::exit_now(i32::from(EXIT_NOT_FOUND))
         }
     };
-    drop((write, streams, cgroup));
+    drop((write, streams));
     let mut report = Vec::new();
     File::from(read)
         .read_to_end(&mut report)
@@ -151,6 +181,8 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
     let Some((stage, Some(code))) = report.split_first().map(|(s, r)| (*s, r.first_chunk())) else {
         return Ok(pid);
     };
+    // It is ending. A zombie would keep its namespace.
+    let _ = waitpid(Pid::from_raw(pid), WaitOptions::empty());
     let source = io::Error::from_raw_os_error(i32::from_ne_bytes(*code));
     if stage != 0 {
         let what = STAGES.get(usize::from(stage)).copied().unwrap_or("start");
@@ -175,6 +207,29 @@ pub(crate) fn spawn(program: &Program<'_>, streams: Streams) -> Result<i32, Star
     })
 }
 
+/// Starts the child, where the program belongs.
+fn fork(program: &Program<'_>) -> Result<Forked, StartError> {
+    let prepare = |what| move |source| StartError::Prepare { what, source };
+    let cgroup = program
+        .cgroup
+        .map(File::open)
+        .transpose()
+        .map_err(prepare("open the cgroup"))?;
+    let mut options = ForkOptions {
+        cgroup: cgroup.as_ref().map(AsFd::as_fd),
+        ..ForkOptions::default()
+    };
+    match program.namespaces {
+        Namespaces::Init => sys::fork(options),
+        Namespaces::New => {
+            options.in_new_namespaces = true;
+            sys::fork(options)
+        }
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(options),
+    }
+    .map_err(prepare("fork"))
+}
+
 fn exists(path: &CString) -> bool {
     path.to_str().is_ok_and(|path| Path::new(path).is_file())
 }
@@ -194,9 +249,11 @@ impl Exec {
             .iter()
             .rev()
             .find_map(|(name, value)| (name == "PATH").then_some(value.as_str()));
-        let command = match program.adapter {
-            Some(_) => OWN_PROGRAM,
-            None => program.argv.first().map_or("", String::as_str),
+        let of_the_image = matches!(program.executable, Executable::Image);
+        let command = if of_the_image {
+            program.argv.first().map_or("", String::as_str)
+        } else {
+            OWN_PROGRAM
         };
         let mut environment = program
             .environment
@@ -204,7 +261,7 @@ impl Exec {
             .map(|(name, value)| text(format!("{name}={value}")))
             .collect::<Result<Vec<_>, _>>()?;
         let has_home = program.environment.iter().any(|(name, _)| name == "HOME");
-        if !has_home && program.adapter.is_none() {
+        if !has_home && !matches!(program.executable, Executable::Adapter(_)) {
             environment.push(text(format!("HOME={}", program.user.home))?);
         }
         Ok(Self {
@@ -250,16 +307,26 @@ fn child(program: &Program<'_>, exec: &Exec, streams: &Streams) -> (u8, io::Erro
 }
 
 fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io::Error)> {
-    let at = |stage: u8| move |error: rustix::io::Errno| (stage, io::Error::from(error));
+    let at = |stage: u8| move |error: Errno| (stage, io::Error::from(error));
+    match program.namespaces {
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.enter().map_err(at(10))?,
+        Namespaces::Init | Namespaces::New => {}
+    }
+    // Each namespace has its own view of processes. It is mounted by the app's first process, not by
+    // the platform's PID 1, so that the app need not wait for that.
+    let is_app = matches!(program.executable, Executable::Image);
+    if is_app && matches!(program.namespaces, Namespaces::New | Namespaces::Main(_)) {
+        mount_proc().map_err(at(11))?;
+    }
     rustix::process::setsid().map_err(at(1))?;
     set_streams(streams, program.user).map_err(|error| (2, error))?;
     if let Streams::Terminal(_) = streams {
         rustix::process::ioctl_tiocsctty(io::stdin()).map_err(at(3))?;
     }
     rustix::process::chdir(program.working_dir).map_err(at(4))?;
-    let (current, maximum) = match program.adapter {
-        Some(_) => (proxy_adapter::OPEN_FILES, proxy_adapter::OPEN_FILES),
-        None => OPEN_FILES,
+    let (current, maximum) = match program.executable {
+        Executable::Adapter(_) => (proxy_adapter::OPEN_FILES, proxy_adapter::OPEN_FILES),
+        Executable::Image | Executable::NamespaceInit => OPEN_FILES,
     };
     let limit = Rlimit {
         current: Some(current),
@@ -267,14 +334,14 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
     };
     // Fails without the capability, which only `examples/natively.rs` lacks.
     let _ = rustix::process::setrlimit(Resource::Nofile, limit);
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::process::umask(Mode::from_raw_mode(0o022));
     let user = program.user;
     let groups: Vec<_> = user
         .groups
         .iter()
         .map(|gid| rustix::fs::Gid::from_raw(*gid))
         .collect();
-    if let Some(kept) = program.adapter {
+    if let Executable::Adapter(kept) = program.executable {
         confine().map_err(at(8))?;
         for fd in kept {
             fcntl_setfd(fd, FdFlags::empty()).map_err(at(9))?;
@@ -283,8 +350,18 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
     rustix::thread::set_thread_groups(&groups).map_err(at(5))?;
     rustix::thread::set_thread_gid(rustix::fs::Gid::from_raw(user.gid)).map_err(at(6))?;
     rustix::thread::set_thread_uid(rustix::fs::Uid::from_raw(user.uid)).map_err(at(7))?;
-    sys::reset_signals();
+    // PID 1 of the namespace loses no signal that comes before it waits for the first.
+    if !matches!(program.executable, Executable::NamespaceInit) {
+        sys::reset_signals();
+    }
     Ok(())
+}
+
+/// Replaces the `/proc` of init's processes by one of the app's.
+fn mount_proc() -> rustix::io::Result<()> {
+    unmount("/proc", UnmountFlags::DETACH)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, None)
 }
 
 /// Makes this process and what it executes unable to gain rights; it has none once its user is not root.
@@ -301,8 +378,11 @@ fn confine() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Puts the streams at descriptors 0 to 2, owned by the user: a program that opens
-/// `/dev/stdout` anew needs the permission.
+/// Mode of the pipes of a program's outputs: a program that opens `/dev/stdout` anew needs the permission, and so does
+/// one that has changed its user since.
+const OUTPUT_MODE: Mode = Mode::from_raw_mode(0o622);
+
+/// Puts the streams at descriptors 0 to 2, owned by the user.
 fn set_streams(streams: &Streams, user: &User) -> io::Result<()> {
     let null;
     let fds = match streams {
@@ -328,6 +408,11 @@ fn set_streams(streams: &Streams, user: &User) -> io::Result<()> {
     };
     for fd in owned {
         rustix::fs::fchown(fd, Some(uid), None)?;
+    }
+    if let Streams::Pipes { output, error, .. } = streams {
+        for fd in [output, error] {
+            rustix::fs::fchmod(fd, OUTPUT_MODE)?;
+        }
     }
     sys::replace_standard_streams(fds)
 }

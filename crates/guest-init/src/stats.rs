@@ -23,17 +23,13 @@ pub(crate) fn read() -> GuestStats {
         }),
         network_bytes: (network("rx"), network("tx")),
         processes: u32::try_from(number(&format!("{APP_CGROUP}/pids.current"))).unwrap_or(u32::MAX),
+        init_memory_bytes: field("/proc/self/status", "VmRSS:") * 1024,
     }
 }
 
 /// Memory of the guest, in bytes.
 pub(crate) fn memory_total() -> u64 {
     field("/proc/meminfo", "MemTotal:") * 1024
-}
-
-/// How often the kernel killed a process of the app because memory ran out.
-pub(crate) fn oom_kills() -> u64 {
-    field(&format!("{APP_CGROUP}/memory.events"), "oom_kill")
 }
 
 fn number(path: &str) -> u64 {

@@ -1,48 +1,49 @@
 //! The life of a guest: boot, run, end; and the loop that serves it.
 //!
 //! ```text
-//!  waiting --Boot--> starting --app runs--> running --app ended--> ending --all dead--> exited
-//!     |                  |                                                                |
-//!     +---- early step   +---- step failed -----> failed                                  |
-//!                                                    +---------- ExitAck -----------------+--> off
+//!  waiting --Boot--> starting --app runs--> running --main process ended--> draining --none left--> ending
+//!     |                  |                                                                             |
+//!     +---- early step   +---- step failed --> failed           off <--ExitAck-- exited <--all dead----+
+//!                                                +-------ExitAck--^
 //! ```
+//!
+//! The app is its main process. What that leaves when it ends gets the stop signal as well, and time to end: after
+//! a requested stop the rest of the stop's timeout, after an end by itself [`DRAIN_TIMEOUT`]. Then everything is
+//! killed.
 //!
 //! The end is reported to the node only when every process is dead and every volume unmounted, because the
 //! node may destroy the VM as soon as it has the report.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream,
+    BootConfig, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream,
 };
 use model::instance::ExitEvent;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::Timespec;
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
 use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use crate::adapter::Adapter;
-use crate::exec::{ExecToken, MAX_SESSIONS, Session};
-use crate::execute::{self, Booted};
+use crate::boot::{boot, failed, pause, wait_for_boot};
+use crate::exec::{Beside, ExecToken, MAX_SESSIONS, Session};
 use crate::forward::{Forward, ForwardToken};
 use crate::link::{Event, Link};
+use crate::namespace::AppNamespace;
+use crate::oom::{self, KernelLog};
 use crate::output::{Output, OutputToken};
-use crate::plan::{APP_CGROUP, boot_plan};
+use crate::unmount::unmount_volumes;
 use crate::user::User;
-use crate::{clock, console, early, signals, stats, sys};
+use crate::{clock, early, namespace, signals, stats, sys};
 
-/// How long the app may take to stop when the guest itself is asked to end (`kill 1`).
-const OWN_STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the processes that the main process leaves may take to stop when it ended by itself.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long killed processes may take to disappear: the kernel may be waiting for a disk.
 const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last lines may take to be acknowledged after the node has the exit.
 const LOG_FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
-/// After this long without a boot config the console says what init is waiting for.
-const QUIET_WAIT: Duration = Duration::from_secs(10);
 
 /// Runs the guest from boot to end. Returns when the machine is to be powered off.
 ///
@@ -70,6 +71,7 @@ pub(crate) fn run() -> io::Result<()> {
                 user,
                 volumes: booted.volumes,
                 pid: app.pid,
+                namespace: app.namespace,
             };
             let mut guest = Guest::new(signals, control, State::Running(running));
             if let Some((adapter, output)) = booted.adapter {
@@ -94,102 +96,11 @@ pub(crate) fn run() -> io::Result<()> {
     }
 }
 
-fn failed(step: String, reason: String, exit_code: Option<u8>) -> GuestFrame {
-    console::print(&format!("{step}: {reason}"));
-    GuestFrame::BootFailed(BootFailure {
-        step,
-        reason,
-        exit_code,
-    })
-}
-
-fn boot(config: &BootConfig) -> Result<(User, execute::App, Booted), GuestFrame> {
-    let mut booted = Booted::default();
-    for step in boot_plan(config) {
-        if let Err(error) = execute::perform(&step, config, &mut booted) {
-            unmount_volumes(&booted.volumes);
-            return Err(failed(step.name(), error.to_string(), error.exit_code()));
-        }
-    }
-    match (booted.user.take(), booted.app.take()) {
-        (Some(user), Some(app)) => Ok((user, app, booted)),
-        _ => Err(failed(
-            "start the app".to_owned(),
-            "the boot plan has no such step".to_owned(),
-            None,
-        )),
-    }
-}
-
-/// Dials the node until it sends the boot config. Returns also the frames that came right after it.
-fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)> {
-    let since = Instant::now();
-    let mut printed = false;
-    loop {
-        let now = Instant::now();
-        control.tick(now);
-        if control.is_hopeless() {
-            return Err(io::Error::other(
-                "this machine has no vsock device, so no node can be asked for a boot config",
-            ));
-        }
-        if !printed && now.duration_since(since) > QUIET_WAIT {
-            printed = true;
-            let reason = control
-                .last_error()
-                .map_or("no boot config yet".to_owned(), io::Error::to_string);
-            console::print(&format!("waiting for the node: {reason}"));
-        }
-        let deadline = control
-            .deadline()
-            .or((!printed).then_some(since + QUIET_WAIT));
-        let Some((fd, flags)) = control.interest(false, true) else {
-            pause(&mut [], deadline);
-            continue;
-        };
-        let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
-        pause(&mut polled, deadline);
-        if polled[0].revents().is_empty() {
-            continue;
-        }
-        let mut events = control.ready(&Phase::Waiting, Instant::now()).into_iter();
-        while let Some(event) = events.next() {
-            match event {
-                Event::Frame(HostFrame::Boot(config)) => {
-                    let rest = events.filter_map(|event| match event {
-                        Event::Frame(frame) => Some(frame),
-                        _ => None,
-                    });
-                    return Ok((*config, rest.collect()));
-                }
-                Event::Refused => {
-                    return Err(io::Error::other(
-                        "without the node's boot config there is nothing to run",
-                    ));
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
-/// Waits until a descriptor is ready, or until a deadline.
-fn pause(fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
-    let timeout = deadline.map(|deadline| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        }
-    });
-    // A wake-up without an event is harmless, and errors of a descriptor are found by its owner.
-    let _ = poll(fds, timeout.as_ref());
-}
-
 /// What the loop waits for: one of the guest's descriptors.
 #[derive(Debug, Clone, Copy)]
 enum Token {
     Signals,
+    KernelLog,
     Control,
     Output(OutputToken),
     Forward(ForwardToken),
@@ -200,7 +111,13 @@ enum Token {
 enum State {
     /// The app runs.
     Running(Running),
-    /// The app ended; the processes that it left are being killed.
+    /// The app's main process ended; those that it left have been asked to end.
+    Draining {
+        running: Running,
+        event: ExitEvent,
+        until: Instant,
+    },
+    /// Every process is being killed.
     Ending {
         running: Running,
         event: ExitEvent,
@@ -218,11 +135,33 @@ struct Running {
     config: BootConfig,
     user: User,
     volumes: Vec<String>,
+    /// The main process, by the pid that init sees.
     pid: i32,
+    namespace: AppNamespace,
+}
+
+impl Running {
+    /// The main process is PID 1 of its namespace: the image brings an init of its own.
+    fn is_pid_1(&self) -> bool {
+        self.namespace.has_pid_1(self.pid)
+    }
+
+    /// The signal that stops the app, and a warning where the one that is wanted does not exist.
+    fn stop_signal(&self) -> (i32, Option<String>) {
+        let name = &self.config.stop_signal;
+        match signals::number(name) {
+            Some(signal) => (signal, None),
+            None => {
+                let warning = format!("there is no signal {name:?}: stopping by SIGTERM");
+                (libc::SIGTERM, Some(warning))
+            }
+        }
+    }
 }
 
 struct Guest {
     signals: OwnedFd,
+    kernel_log: KernelLog,
     control: Link,
     output: Output,
     state: State,
@@ -237,10 +176,18 @@ struct Guest {
 
 impl Guest {
     fn new(signals: OwnedFd, control: Link, state: State) -> Self {
+        let kernel_log = KernelLog::open();
+        let mut output = Output::new(Instant::now());
+        if let Err(error) = &kernel_log {
+            output.log(&format!(
+                "kills for want of memory are not reported: /dev/kmsg: {error}"
+            ));
+        }
         let mut guest = Self {
             signals,
+            kernel_log: KernelLog::new(kernel_log.ok()),
             control,
-            output: Output::new(Instant::now()),
+            output,
             state,
             sessions: Vec::new(),
             adapter: None,
@@ -254,7 +201,7 @@ impl Guest {
 
     fn phase(&self) -> Phase {
         match &self.state {
-            State::Running(_) | State::Ending { .. } => Phase::Running,
+            State::Running(_) | State::Draining { .. } | State::Ending { .. } => Phase::Running,
             State::Reporting(GuestFrame::BootFailed(_)) => Phase::Failed,
             _ => Phase::Exited,
         }
@@ -305,6 +252,7 @@ impl Guest {
         if let Err(error) = self.control.flush() {
             self.control.lost(Some(error), now);
         }
+        self.kernel_log.tick(now);
         self.output.tick(now);
         for session in &mut self.sessions {
             session.tick(now);
@@ -318,7 +266,16 @@ impl Guest {
         }
         if self.kill_at.is_some_and(|at| at <= now) {
             self.kill_at = None;
-            kill_app();
+            // The main process's end is what follows.
+            kill_all();
+        }
+        if let State::Draining { until, .. } = &self.state
+            && *until <= now
+        {
+            self.output.log(
+                "processes that the app's main process left did not stop in time: they are killed",
+            );
+            self.kill(now);
         }
         if let State::Ending { until, .. } = &self.state
             && *until <= now
@@ -332,7 +289,9 @@ impl Guest {
 
     fn deadline(&self) -> Option<Instant> {
         let end = match &self.state {
-            State::Ending { until, .. } | State::Acknowledged { until } => Some(*until),
+            State::Draining { until, .. }
+            | State::Ending { until, .. }
+            | State::Acknowledged { until } => Some(*until),
             _ => None,
         };
         let sessions = self.sessions.iter().filter_map(Session::deadline).min();
@@ -342,6 +301,7 @@ impl Guest {
             self.adapter.as_ref().and_then(Adapter::deadline),
             self.forward.as_ref().and_then(Forward::deadline),
             self.kill_at,
+            self.kernel_log.deadline(),
             self.control.deadline(),
             self.output.deadline(),
         ]
@@ -360,6 +320,9 @@ impl Guest {
             tokens.push(token);
             fds.push(PollFd::from_borrowed_fd(fd, flags));
         };
+        if let Some(fd) = self.kernel_log.interest() {
+            add(Token::KernelLog, fd, PollFlags::IN);
+        }
         if let Some((fd, flags)) = self.control.interest(false, true) {
             add(Token::Control, fd, flags);
         }
@@ -387,6 +350,7 @@ impl Guest {
         let phase = self.phase();
         match token {
             Token::Signals => self.take_signals(now),
+            Token::KernelLog => self.take_kernel_log(now),
             Token::Output(token) => self.output.ready(token, &phase, now),
             Token::Control => {
                 for event in self.control.ready(&phase, now) {
@@ -413,13 +377,21 @@ impl Guest {
                 }
             }
             Token::Exec(number, token) => {
-                if let State::Running(running) | State::Ending { running, .. } = &self.state
+                if let State::Running(running)
+                | State::Draining { running, .. }
+                | State::Ending { running, .. } = &self.state
                     && let Some(session) = self
                         .sessions
                         .iter_mut()
                         .find(|session| session.number() == number)
                 {
-                    session.ready(token, &running.config, &running.user, &phase, now);
+                    let beside = Beside {
+                        config: &running.config,
+                        user: &running.user,
+                        namespace: &running.namespace,
+                        main: running.pid,
+                    };
+                    session.ready(token, &beside, &phase, now);
                 }
             }
         }
@@ -471,43 +443,54 @@ impl Guest {
 
     /// Signals the app, and kills it and all its processes when it has not ended in time.
     fn stop(&mut self, timeout: Duration, now: Instant) {
-        let State::Running(running) = &self.state else {
-            return;
-        };
-        let name = &running.config.stop_signal;
-        let signal = signals::number(name).unwrap_or_else(|| {
-            self.output
-                .log(&format!("there is no signal {name:?}: stopping by SIGTERM"));
-            libc::SIGTERM
-        });
-        // It may have ended just now.
-        let _ = sys::kill(running.pid, signal);
-        let kill_at = now.checked_add(timeout).unwrap_or(now);
-        self.kill_at = Some(self.kill_at.map_or(kill_at, |at| at.min(kill_at)));
-    }
-
-    fn take_signals(&mut self, now: Instant) {
-        const INFO_BYTES: usize = size_of::<libc::signalfd_siginfo>();
-        let mut bytes = [0; INFO_BYTES * 8];
-        while let Ok(length) = rustix::io::read(&self.signals, &mut bytes) {
-            if length == 0 {
-                break;
-            }
-            for info in bytes[..length].chunks_exact(INFO_BYTES) {
-                let number = info.first_chunk().map_or(0, |n| i32::from_ne_bytes(*n));
-                let ends = [
-                    libc::SIGTERM,
-                    libc::SIGINT,
-                    libc::SIGPWR,
-                    libc::SIGUSR1,
-                    libc::SIGUSR2,
-                ];
-                if ends.contains(&number) {
-                    self.stop(OWN_STOP_TIMEOUT, now);
+        let at = now.checked_add(timeout).unwrap_or(now);
+        match &mut self.state {
+            State::Running(running) => {
+                let (signal, warning) = running.stop_signal();
+                if running.is_pid_1() && !namespace::has_handler(running.pid, signal) {
+                    self.output.log(&format!(
+                        "the app is PID 1 and does not handle {}, which does nothing then: it is killed after {} s",
+                        running.config.stop_signal,
+                        timeout.as_secs_f64()
+                    ));
+                }
+                // It may have ended just now.
+                let _ = sys::kill(running.pid, signal);
+                self.kill_at = Some(self.kill_at.map_or(at, |earlier| earlier.min(at)));
+                if let Some(warning) = warning {
+                    self.output.log(&warning);
                 }
             }
+            State::Draining { until, .. } => *until = at.min(*until),
+            _ => {}
         }
+    }
+
+    /// Reads the signals that wait. They all say the same: children have ended. Nothing in the guest can send init
+    /// another, since init is in no namespace of the app.
+    fn take_signals(&mut self, now: Instant) {
+        let mut bytes = [0; size_of::<libc::signalfd_siginfo>() * 8];
+        while rustix::io::read(&self.signals, &mut bytes).is_ok_and(|length| length > 0) {}
         self.reap(now);
+    }
+
+    /// Reports the kernel's kills for want of memory.
+    fn take_kernel_log(&mut self, now: Instant) {
+        for kill in self.kernel_log.read(now) {
+            let name = kill.name;
+            let main = match &self.state {
+                State::Running(running)
+                | State::Draining { running, .. }
+                | State::Ending { running, .. } => running.pid == kill.pid,
+                _ => false,
+            };
+            let whose = if main { "the app's main process " } else { "" };
+            let pid = oom::pid_within(kill.pid).map_or(String::new(), |pid| format!("pid {pid}, "));
+            let mebibytes = kill.kibibytes / 1024;
+            self.output.log(&format!(
+                "out of memory: the kernel killed {whose}{name} ({pid}{mebibytes} MiB)"
+            ));
+        }
     }
 
     /// Reaps all children: init's own and orphans.
@@ -531,12 +514,11 @@ impl Guest {
     }
 
     fn child_ended(&mut self, pid: i32, status: WaitStatus, now: Instant) {
-        if let Some(session) = self
-            .sessions
-            .iter_mut()
-            .find(|session| session.has_pid(pid))
-        {
-            session.ended(exit_event(status, false));
+        if self.sessions.iter().any(|session| session.has_pid(pid)) {
+            let oom_killed = self.was_oom_killed(pid, status, now);
+            if let Some(session) = self.sessions.iter_mut().find(|s| s.has_pid(pid)) {
+                session.ended(exit_event(status, oom_killed, false));
+            }
             return;
         }
         if let Some(adapter) = self.adapter.as_mut().filter(|adapter| adapter.has_pid(pid)) {
@@ -553,12 +535,61 @@ impl Guest {
         }
         match std::mem::replace(&mut self.state, State::Over) {
             State::Running(running) if running.pid == pid => {
-                self.kill_at = None;
+                self.main_ended(running, status, now);
+            }
+            draining @ State::Draining { .. } => {
+                let over = matches!(
+                    &draining,
+                    State::Draining { running, .. } if running.namespace.has_pid_1(pid)
+                );
+                self.state = draining;
+                if over {
+                    self.report_reboot(status);
+                    self.kill(now);
+                }
+            }
+            other => self.state = other,
+        }
+    }
+
+    /// The main process ended: what it left is asked to end too. With an image's own PID 1 nothing is left.
+    fn main_ended(&mut self, running: Running, status: WaitStatus, now: Instant) {
+        let until = self.kill_at.take().unwrap_or(now + DRAIN_TIMEOUT);
+        // Whether memory ran out is asked at the end: the kernel logs it after the kill.
+        let event = exit_event(status, false, self.requested_stop);
+        let is_pid_1 = running.is_pid_1();
+        if !is_pid_1 {
+            let (signal, _) = running.stop_signal();
+            // Without resources for it, all are killed at the timeout.
+            let _ = running.namespace.signal_all(signal);
+            running.namespace.main_ended();
+        }
+        self.state = State::Draining {
+            running,
+            event,
+            until,
+        };
+        if is_pid_1 {
+            self.report_reboot(status);
+            self.kill(now);
+        }
+    }
+
+    /// PID 1 of a namespace dies of these signals for one reason only (reboot(2)).
+    fn report_reboot(&mut self, status: WaitStatus) {
+        if let Some(libc::SIGHUP | libc::SIGINT) = status.terminating_signal() {
+            self.output
+                .log("the app asked for a reboot or a power-off: all its processes were killed");
+        }
+    }
+
+    /// Kills what is left.
+    fn kill(&mut self, now: Instant) {
+        match std::mem::replace(&mut self.state, State::Over) {
+            State::Draining { running, event, .. } => {
                 self.adapter = None;
                 self.forward = None;
-                let event = exit_event(status, self.requested_stop);
-                // Processes that outlive the app are killed: all but init, whatever their cgroup.
-                let _ = sys::kill(-1, libc::SIGKILL);
+                kill_all();
                 self.state = State::Ending {
                     running,
                     event,
@@ -569,11 +600,23 @@ impl Guest {
         }
     }
 
+    /// Whether a process that ended was killed because memory ran out.
+    fn was_oom_killed(&mut self, pid: i32, status: WaitStatus, now: Instant) -> bool {
+        if status.terminating_signal() != Some(libc::SIGKILL) {
+            return false;
+        }
+        self.take_kernel_log(now);
+        self.kernel_log.take_victim(pid)
+    }
+
     /// Every process is dead: unmounts the volumes and reports the end.
     fn end(&mut self) {
-        if let State::Ending { running, event, .. } =
-            std::mem::replace(&mut self.state, State::Over)
+        self.take_kernel_log(Instant::now());
+        if let State::Ending {
+            running, mut event, ..
+        } = std::mem::replace(&mut self.state, State::Over)
         {
+            event.oom_killed = self.kernel_log.take_victim(running.pid);
             unmount_volumes(&running.volumes);
             self.state = State::Reporting(GuestFrame::Exited(event));
             self.report_end();
@@ -582,7 +625,7 @@ impl Guest {
 }
 
 /// How a process ended, by the platform's rules.
-fn exit_event(status: WaitStatus, requested_stop: bool) -> ExitEvent {
+fn exit_event(status: WaitStatus, oom_killed: bool, requested_stop: bool) -> ExitEvent {
     let signal = status
         .terminating_signal()
         .and_then(|signal| u8::try_from(signal).ok());
@@ -592,33 +635,14 @@ fn exit_event(status: WaitStatus, requested_stop: bool) -> ExitEvent {
     ExitEvent {
         exit_code: signal.map_or(code.unwrap_or(0), |signal| signal.saturating_add(128)),
         signal,
-        oom_killed: stats::oom_kills() > 0,
+        oom_killed,
         requested_stop,
         at: clock::now(),
     }
 }
 
-/// Kills the app and all processes in its cgroup.
-fn kill_app() {
-    if fs::write(format!("{APP_CGROUP}/cgroup.kill"), "1").is_err() {
-        // A kernel before 5.14, or an app that took its cgroup apart.
-        let _ = sys::kill(-1, libc::SIGKILL);
-    }
-}
-
-/// Syncs the volumes and unmounts them. A volume that is still in use is made read-only, which leaves its
-/// file system clean as well.
-fn unmount_volumes(volumes: &[String]) {
-    for volume in volumes.iter().rev() {
-        if let Ok(directory) = fs::File::open(volume) {
-            let _ = rustix::fs::syncfs(&directory);
-        }
-        if unmount(volume.as_str(), UnmountFlags::empty()).is_err() {
-            let remounted = mount_remount(volume.as_str(), MountFlags::RDONLY, "");
-            let _ = unmount(volume.as_str(), UnmountFlags::DETACH);
-            if let Err(error) = remounted {
-                console::print(&format!("{volume} is left mounted: {error}"));
-            }
-        }
-    }
+/// Kills every process but init, the app's and the platform's.
+fn kill_all() {
+    // There may be none.
+    let _ = sys::kill(-1, libc::SIGKILL);
 }

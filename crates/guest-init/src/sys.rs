@@ -94,21 +94,51 @@ struct CloneArgs {
 /// `CLONE_INTO_CGROUP` of linux/sched.h.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Starts a child in a cgroup. Moving a running child there would make the kernel wait for every processor,
-/// which takes longer than the whole rest of a boot.
-pub(crate) fn fork_into(cgroup: BorrowedFd<'_>) -> io::Result<Forked> {
-    let args = CloneArgs {
-        flags: CLONE_INTO_CGROUP,
+/// Where a child is born.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct ForkOptions<'a> {
+    /// Its cgroup; absent: its parent's. Moving a running child there would make the kernel wait for every
+    /// processor, which takes longer than the whole rest of a boot.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it is PID 1 of a new PID namespace, in a new mount namespace.
+    pub(crate) in_new_namespaces: bool,
+}
+
+/// Starts a child.
+pub(crate) fn fork(options: ForkOptions<'_>) -> io::Result<Forked> {
+    let mut args = CloneArgs {
         exit_signal: libc::SIGCHLD as u64,
-        cgroup: u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX),
         ..CloneArgs::default()
     };
+    if let Some(cgroup) = options.cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX);
+    }
+    if options.in_new_namespaces {
+        args.flags |= (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    }
     // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library is not informed,
     // which matters to programs with threads and to callers of raise(3): this program has neither.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match check(pid as libc::c_int)? {
         0 => Ok(Forked::Child),
         pid => Ok(Forked::Parent(pid)),
+    }
+}
+
+/// Waits for the next signal, all of which must be blocked, and returns its number.
+pub(crate) fn next_signal() -> i32 {
+    // SAFETY: as in `signal_fd`. No information about the signal is asked for.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        loop {
+            let signal = libc::sigwaitinfo(&raw const all, ptr::null_mut());
+            // Negative: interrupted, because this process was stopped and continued.
+            if signal > 0 {
+                return signal;
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use model::instance::{ProxyProtocol, SecretBundle};
+use model::instance::{Init, ProxyProtocol, SecretBundle};
 use serde::{Deserialize, Serialize};
 
 /// Directory of secret bundles in the guest: `/run/secrets/<bundle>/`.
@@ -32,6 +32,9 @@ pub struct BootConfig {
     pub user: String,
     /// Name of the signal that stops the app: the manifest's, else the image's, else SIGTERM.
     pub stop_signal: String,
+    /// Who is PID 1 of the app's PID namespace.
+    #[serde(default, skip_serializing_if = "Init::is_platform")]
+    pub init: Init,
     /// The network.
     pub network: GuestNetwork,
     /// Block device of the read-only root disk (`/dev/vda`).
@@ -54,23 +57,6 @@ pub struct BootConfig {
     pub secret_modes: BTreeMap<String, u32>,
 }
 
-impl BootConfig {
-    /// This config for a guest of a version of the protocol. Guests of version 2 refuse fields that they do not know: they get those
-    /// of their own version.
-    #[must_use]
-    pub fn for_version(&self, contract: u32) -> Self {
-        let mut config = self.clone();
-        if contract <= 2 {
-            config.ports.clear();
-            config.secret_modes.clear();
-            for volume in &mut config.volumes {
-                (volume.path, volume.owner) = (None, None);
-            }
-        }
-        config
-    }
-}
-
 impl std::fmt::Debug for BootConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Variables may hold secrets: their names only.
@@ -81,6 +67,7 @@ impl std::fmt::Debug for BootConfig {
             .field("environment", &names)
             .field("working_dir", &self.working_dir)
             .field("user", &self.user)
+            .field("init", &self.init)
             .field("network", &self.network)
             .field("volumes", &self.volumes)
             .field("secrets", &self.secrets)

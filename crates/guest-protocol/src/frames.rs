@@ -1,6 +1,6 @@
 //! The frames of both directions, and the channels they travel on.
 
-use model::instance::ExitEvent;
+use model::instance::{ExitEvent, Init};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::BootConfig;
@@ -8,7 +8,7 @@ use crate::codec::{
     Frame, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES, from_json, json,
 };
 use crate::log::{LOG_FRAME, LogRecord, Stream};
-use crate::version::is_served;
+use crate::version::{ignores_unknown_fields, is_served};
 
 /// The context id of the host, as guests see it (virtio spec, 5.10.4: `VMADDR_CID_HOST`).
 pub const HOST_CID: u32 = 2;
@@ -96,12 +96,13 @@ pub enum GuestFrame {
 pub enum HostFrame {
     /// What to run; once, to a guest that waits for it.
     Boot(Box<BootConfig>),
-    /// Send the app [`BootConfig::stop_signal`], then SIGKILL after the timeout.
+    /// Send the app [`BootConfig::stop_signal`], and what is left of it when its main process has ended. After the
+    /// timeout, send SIGKILL to all.
     Stop {
         /// Milliseconds until SIGKILL.
         timeout_ms: u64,
     },
-    /// Send this signal to the app.
+    /// Send this signal to the app's main process.
     Signal {
         /// Signal name, `SIGHUP`.
         signal: String,
@@ -190,6 +191,17 @@ pub struct GuestStats {
     pub network_bytes: (u64, u64),
     /// Processes.
     pub processes: u32,
+    /// Resident memory of init, bytes; 0: not known. It is none of the app's.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub init_memory_bytes: u64,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde asks for"
+)]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Ports that connections are forwarded to.
@@ -208,6 +220,31 @@ pub struct ExecRequest {
     pub argv: Vec<String>,
     /// Rows and columns of a terminal; absent: pipes.
     pub terminal: Option<(u16, u16)>,
+    /// The type of the user's terminal, the value of `TERM`. Absent: the app's own, else `xterm`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal_type: Option<String>,
+}
+
+impl HostFrame {
+    /// The frame as a guest of this version reads it: without the fields of later versions, where it would refuse those.
+    #[must_use]
+    pub fn for_version(mut self, version: u32) -> Self {
+        if !ignores_unknown_fields(version) {
+            match &mut self {
+                Self::Boot(config) => {
+                    config.init = Init::default();
+                    config.ports.clear();
+                    config.secret_modes.clear();
+                    for volume in &mut config.volumes {
+                        (volume.path, volume.owner) = (None, None);
+                    }
+                }
+                Self::Exec(request) => request.terminal_type = None,
+                _ => {}
+            }
+        }
+        self
+    }
 }
 
 impl Frame for GuestFrame {

@@ -40,8 +40,9 @@
 //! connection; a new value of an enum ([`Channel`], [`Phase`], [`Stream`]); a field that is removed, or whose meaning
 //! changes; any change of a body that is not a JSON object. The hello's type and its field `contract` never change.
 //!
-//! Version 2 is strict: its guests refuse any field or frame type that they do not know. As long as it is served, the
-//! node's frames are byte for byte those of version 2, which a test holds against a recording of it.
+//! Version 2 is strict: its guests refuse any field or frame type that they do not know. As long as it is served, what
+//! the node sends them ([`HostFrame::for_version`]) is byte for byte of version 2, which a test holds against a
+//! recording of it; a field that was added since is not written where it has its default.
 //! `tests/fixtures` has the recorded bytes of each served version; the oldest goes with the version.
 
 mod boot;

@@ -11,6 +11,11 @@ pub fn is_served(version: u32) -> bool {
     (OLDEST_SERVED_VERSION..=CONTRACT_VERSION).contains(&version)
 }
 
+/// Whether guests of this version ignore fields that they do not know. Those of version 2 refuse the frame.
+pub(crate) fn ignores_unknown_fields(version: u32) -> bool {
+    version >= 3
+}
+
 /// Why a node refuses a guest of a version that it does not serve, and what to do about it.
 pub fn refusal(version: u32) -> String {
     let advice = if version < OLDEST_SERVED_VERSION {

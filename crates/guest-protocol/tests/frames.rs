@@ -107,6 +107,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
                     session,
                     argv,
                     terminal,
+                    terminal_type: None,
                 })
             }),
         Just(HostFrame::ExitAck),

@@ -192,6 +192,10 @@ pub(crate) struct Process {
     /// The user to run as. Absent: the image's User, else root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) user: Option<User>,
+    /// Who is PID 1 of the PID namespace that the app lives in. Absent: the image where its command is an init that
+    /// insists on it (s6-overlay's `/init`, systemd, runit), else the platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) init: Option<Init>,
     /// Variables of this process.
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_VARIABLES, "x-layout" = "inline"))]
@@ -228,6 +232,18 @@ pub(crate) struct Process {
     /// How a new release replaces the one before.
     #[serde(default)]
     pub(crate) deploy: Deploy,
+}
+
+/// Who is PID 1 of the PID namespace that an app lives in: `platform` the platform's own program, as with `docker run
+/// --init`, which reaps orphans, passes on the signals that PID 1 gets, and has the app's outputs at `/proc/1/fd`;
+/// `image` the app itself, whose end ends every other process at once, and which gets no signal that it does not
+/// handle, so that a stop is SIGKILL at `stop.timeout` then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum Init {
+    Platform,
+    Image,
 }
 
 /// How an instance is asked to stop.

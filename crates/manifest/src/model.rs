@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use model::instance::{HealthCheck, Port, RestartPolicy, StopPolicy, Volume};
+use model::instance::{HealthCheck, Init, Port, RestartPolicy, StopPolicy, Volume};
 use model::{AppName, ProcessName};
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +29,9 @@ pub struct Process {
     pub command: Option<Vec<String>>,
     /// User to run as; absent: the image's, else root.
     pub user: Option<String>,
+    /// Who is PID 1; absent: the image where its command is known to insist on it, else the platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
     /// Variables of this process; they win over [`Manifest::env`].
     pub env: BTreeMap<String, String>,
     /// Secret bundles.

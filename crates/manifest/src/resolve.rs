@@ -80,6 +80,10 @@ fn process(written: &authored::Process) -> Option<Process> {
     Some(Process {
         command: written.command.as_deref().map(texts),
         user: written.user.as_ref().map(|user| user.0.clone()),
+        init: written.init.map(|init| match init {
+            authored::Init::Platform => instance::Init::Platform,
+            authored::Init::Image => instance::Init::Image,
+        }),
         env: variables(&written.env),
         secrets: written
             .secrets
@@ -229,6 +233,10 @@ fn write_process(process: &Process) -> authored::Process {
     authored::Process {
         command: process.command.as_deref().map(write_texts),
         user: process.user.clone().map(authored::User),
+        init: process.init.map(|init| match init {
+            instance::Init::Platform => authored::Init::Platform,
+            instance::Init::Image => authored::Init::Image,
+        }),
         env: write_variables(&process.env),
         secrets: process
             .secrets

@@ -47,6 +47,7 @@ fn the_whole_manifest() {
                     user: Some(
                         "shop",
                     ),
+                    init: None,
                     env: {
                         "ROLE": "web",
                     },
@@ -727,6 +728,12 @@ fn meaning() {
             "[processes.web]\nenv = { PORT = '80' }\nports = [{ port = 81 }]",
             expect![[r#"
                 overridden 3:16 processes.web.env.PORT: `PORT` is "80", but the first port is 81 [leave it out: the platform sets `PORT` to the first of the `ports`]
+            "#]],
+        ),
+        (
+            "[processes.web]\ninit = 'tini'",
+            expect![[r#"
+                not_allowed 3:8 processes.web.init: `tini` is not allowed here [allowed: "platform", "image"]
             "#]],
         ),
         (

@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 101] = [
+const PIECES: [&str; 102] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -94,6 +94,7 @@ const PIECES: [&str; 101] = [
     "command = [\"/srv/shop\", 'serve']\n",
     "command = [ # why\n  \"/srv/shop\", # program\n]\n",
     "user = \"shop:4294967295\"\n",
+    "init = \"image\"\n",
     "secrets = [\"database\", \"database\"]\n",
     "secrets = [{ name = \"database\", mode = \"0400\" }]\n",
     "path = \"/var/lib/shop\"\n",

@@ -11,6 +11,7 @@ fn statements() -> impl Strategy<Value = String> {
         "command = ['/srv/shop', \"serve\"]",
         "command = [ # why\n  \"/srv/shop\" # program\n  , # comma\n  # last\n]",
         "user = \"shop\" # drops privileges",
+        "init = 'image'",
         "env = { B = \"2\", A = \"1\" }",
         "env.C = '''\nlines\n'''",
         "secrets = [\n\n\"database\"]",

@@ -522,9 +522,10 @@ fn natively(dir: &Path, program: &str) -> String {
     const SCRIPT: &str = "
         mount -t tmpfs tmpfs /mnt
         cp \"$1/start\" /mnt/start; cp \"$1/$2\" /mnt/measured; cp \"$1/config\" /mnt/config
-        mkdir /mnt/dev
+        mkdir /mnt/dev /mnt/old
         ip link add eth0 type veth peer name far; ip link set far up
-        exec chroot /mnt /start <\"$1/config\"
+        cd /mnt; pivot_root . old; cd /
+        exec /start </config
     ";
     let output = Command::new("unshare")
         .args(["--mount", "--propagation", "private", "--pid", "--fork"])
@@ -570,11 +571,15 @@ fn output_and_stop() {
         for (name, kernel) in kernels() {
             let mut bench = Bench::new().await;
             let (mut rates, mut stops) = (Vec::new(), Vec::new());
-            let mut init = 0.0;
+            let (mut init, mut pid_1) = (0.0, 0.0);
             for _ in 0..3 {
                 let mut guest = bench.boot(&kernel, config(&["sh", "-c", &script])).await;
                 let seen = guest.until("go", |seen| seen.lines.iter().any(|l| l == "GO"));
-                init = kib(&seen.await.lines[0]);
+                // The app sees PID 1 of its own namespace.
+                pid_1 = kib(&seen.await.lines[0]);
+                guest.node.say(HostFrame::Stats);
+                let seen = guest.until("stats", |seen| seen.init_memory_bytes > 0);
+                init = seen.await.init_memory_bytes as f64;
                 let since = Instant::now();
                 let whole = LINES * (LINE_BYTES - 1);
                 let done = guest.until("lines", |seen| seen.bytes >= whole).await;
@@ -588,9 +593,15 @@ fn output_and_stop() {
             }
             figure(
                 &format!("init's resident memory, {name}"),
-                init / 1024.0,
+                init / 1024.0 / 1024.0,
                 "MiB",
                 "goal 2.00",
+            );
+            figure(
+                &format!("resident memory of PID 1 of the app's namespace, {name}"),
+                pid_1 / 1024.0,
+                "MiB",
+                "none",
             );
             figure(
                 &format!("output, app to node, {name}"),

@@ -28,6 +28,10 @@ pub struct InstanceSpec {
     pub command: Option<Vec<String>>,
     /// User to run as, in the OCI form `user[:group]`. Absent: the image's User, else root.
     pub user: Option<String>,
+    /// Who is PID 1 of the app's PID namespace. Absent: the image where its command is known to insist on it
+    /// (`node_core::boot`), else the platform.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
     /// The manifest's variables for this process, the `[env]` table merged in.
     pub variables: BTreeMap<String, String>,
     /// Ports the app listens on, in the manifest's order; the first becomes `PORT`.
@@ -66,6 +70,25 @@ impl InstanceSpec {
     /// Which of its process type's volumes it has; absent when it has none.
     pub fn ordinal(&self) -> Option<u32> {
         self.volumes.first().map(|volume| volume.ordinal)
+    }
+}
+
+/// Who is PID 1 of the PID namespace that an app lives in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Init {
+    /// The platform: it reaps orphans and passes signals on, and the app is a process like any other. As with
+    /// `docker run --init`.
+    #[default]
+    Platform,
+    /// The app itself, for images with an init of their own that insists on being PID 1.
+    Image,
+}
+
+impl Init {
+    /// Whether it is the platform, the default.
+    pub fn is_platform(&self) -> bool {
+        *self == Self::Platform
     }
 }
 
@@ -306,7 +329,7 @@ pub struct ExitEvent {
     pub exit_code: u8,
     /// The signal that ended it, by number, if one did.
     pub signal: Option<u8>,
-    /// True when the guest kernel's counter says the out-of-memory killer struck.
+    /// True when the guest's kernel killed the app's main process because memory ran out.
     pub oom_killed: bool,
     /// True when the platform had asked it to stop.
     pub requested_stop: bool,

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::directory::Directory;
 use crate::framed::GuestReader;
-use crate::guest_calls::{ExecSession, exec_failed, is_output};
+use crate::guest_calls::{ExecSession, Terminal, exec_failed, is_output};
 
 /// A command with neither input nor output for this long is ended.
 const IDLE_LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -29,8 +29,12 @@ pub(crate) async fn serve(
 ) -> Result<(), api_client::ClientError> {
     let mut user = client.open_exec(stream).await?;
     let id = wanted.instance;
+    let terminal = wanted.terminal.map(|size| Terminal {
+        size,
+        kind: wanted.terminal_type,
+    });
     let end = match directory.calls(id) {
-        Ok(calls) => match calls.exec(wanted.command, wanted.terminal).await {
+        Ok(calls) => match calls.exec(wanted.command, terminal).await {
             Ok(session) => relay(&mut user, session).await,
             Err(error) => Some(exec_failed(format!("instance {id}: {error}"))),
         },

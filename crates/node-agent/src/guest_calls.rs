@@ -46,6 +46,15 @@ pub(crate) enum CallError {
     Silent(&'static str),
 }
 
+/// A user's terminal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Terminal {
+    /// Rows and columns.
+    pub(crate) size: (u16, u16),
+    /// Its type, the value of `TERM`; absent: not known.
+    pub(crate) kind: Option<String>,
+}
+
 /// A frame for the control connection.
 #[derive(Debug)]
 pub(crate) struct Call {
@@ -154,7 +163,7 @@ impl GuestCalls {
     pub(crate) async fn exec(
         &self,
         argv: Vec<String>,
-        terminal: Option<(u16, u16)>,
+        terminal: Option<Terminal>,
     ) -> Result<ExecSession, CallError> {
         let slot = Arc::clone(&self.0.user_slots)
             .try_acquire_owned()
@@ -196,7 +205,7 @@ impl GuestCalls {
     async fn begin(
         &self,
         argv: Vec<String>,
-        terminal: Option<(u16, u16)>,
+        terminal: Option<Terminal>,
         user_slot: Option<OwnedSemaphorePermit>,
     ) -> Result<ExecSession, CallError> {
         let session = self.0.next_session.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +218,8 @@ impl GuestCalls {
         let request = ExecRequest {
             session,
             argv,
-            terminal,
+            terminal: terminal.as_ref().map(|terminal| terminal.size),
+            terminal_type: terminal.and_then(|terminal| terminal.kind),
         };
         self.say(HostFrame::Exec(request)).await?;
         match timeout(CALL_TIMEOUT, channel).await {

@@ -8,7 +8,7 @@
 
 use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
 use model::image::ImageConfig;
-use model::instance::{InstanceSpec, Probe, SecretBundle};
+use model::instance::{Init, InstanceSpec, Probe, SecretBundle};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -91,6 +91,7 @@ pub fn boot_config(
         })
         .collect();
     let user = spec.user.as_deref().unwrap_or(&image.user);
+    let init = spec.init.unwrap_or_else(|| init_of(&argv));
     Ok(BootConfig {
         hostname: hostname(spec),
         argv,
@@ -103,6 +104,7 @@ pub fn boot_config(
         // By number, because an image need not have an /etc/passwd.
         user: if user.is_empty() { "0" } else { user }.to_owned(),
         stop_signal: stop_signal(image, spec)?,
+        init,
         network: GuestNetwork {
             address: spec.address,
             ipv4: egress_address(spec.id),
@@ -168,6 +170,29 @@ fn proxy_ports(spec: &InstanceSpec) -> Vec<ProxyPort> {
             peers_mask,
         })
         .collect()
+}
+
+/// Programs that do not work unless they are PID 1: systemd, the many `/init` of s6-overlay, `/sbin/init`, phusion's
+/// `my_init`, runit, OpenRC. Those that also work as another process (tini, dumb-init, s6-svscan, supervisord) are
+/// not among them: the platform's PID 1 gives their children the time to stop.
+const INITS: [&str; 6] = [
+    "init",
+    "my_init",
+    "openrc-init",
+    "runit",
+    "runit-init",
+    "systemd",
+];
+
+/// Who is PID 1 where the manifest names nobody: the command, where it is a program that insists on it.
+fn init_of(argv: &[String]) -> Init {
+    let program = argv.first().map(String::as_str).unwrap_or_default();
+    let name = program.rsplit('/').next().unwrap_or(program);
+    if INITS.contains(&name) {
+        Init::Image
+    } else {
+        Init::Platform
+    }
 }
 
 /// The name of the signal that stops the app: the manifest's, else the image's, else SIGTERM.
@@ -501,6 +526,33 @@ mod tests {
             error: 25 volumes are wanted, an instance can have 24
         "#]],
         );
+    }
+
+    #[test]
+    fn case_programs_that_insist_on_it_are_pid_1_and_the_manifest_decides_before_all() {
+        let init = |entrypoint: &str, wanted: Option<Init>| {
+            let mut image = image();
+            image.entrypoint = words(&[entrypoint]);
+            let mut spec = spec(process(1));
+            spec.init = wanted;
+            boot_config(&image, &spec, &[], &facts()).unwrap().init
+        };
+        for program in [
+            "/init",
+            "init",
+            "/sbin/init",
+            "/lib/systemd/systemd",
+            "systemd",
+            "/sbin/my_init",
+            "/sbin/runit",
+        ] {
+            assert_eq!(init(program, None), Init::Image, "{program}");
+            assert_eq!(init(program, Some(Init::Platform)), Init::Platform);
+        }
+        for program in ["/entry", "/usr/bin/tini", "/init.sh", "/init/run", "sh"] {
+            assert_eq!(init(program, None), Init::Platform, "{program}");
+            assert_eq!(init(program, Some(Init::Image)), Init::Image);
+        }
     }
 
     #[test]

@@ -96,6 +96,7 @@ pub fn process(min: u32) -> Process {
     Process {
         command: None,
         user: None,
+        init: None,
         env: BTreeMap::new(),
         secrets: Vec::new(),
         secret_modes: BTreeMap::new(),

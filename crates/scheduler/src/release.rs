@@ -179,6 +179,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         image: image.clone(),
         command: process.command.clone(),
         user: process.user.clone(),
+        init: process.init,
         variables,
         ports: process.ports.clone(),
         healthcheck: healthcheck(manifest, who.process, process),

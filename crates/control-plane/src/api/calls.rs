@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::exec::EXEC_PROTOCOL;
 use api::node::StreamWanted;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
-use api::user::{ExecQuery, MAX_EXEC_COMMAND_BYTES, SignalRequest, StatsRow};
+use api::user::{ExecQuery, MAX_EXEC_COMMAND_BYTES, SignalRequest, StatsRow, is_terminal_type};
 use axum::Json;
 use axum::body::Body as HttpBody;
 use axum::extract::{FromRequestParts, Path, State};
@@ -71,9 +71,17 @@ pub(crate) async fn exec(
     Params(query): Params<ExecQuery>,
     upgrade: Upgrade,
 ) -> Result<Response, ApiFailure> {
+    if let Some(text) = &query.terminal_type
+        && !is_terminal_type(text)
+    {
+        return Err(ApiFailure::bad_request(
+            "`terminal_type` is no type of a terminal, as TERM has it",
+        ));
+    }
     let wanted = ExecWanted {
         instance,
         terminal: query.rows.zip(query.columns),
+        terminal_type: query.terminal_type,
         command: checked(query.command)?,
     };
     let slot = Arc::clone(&app.execs).try_acquire_owned().map_err(|_| {

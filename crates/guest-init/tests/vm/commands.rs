@@ -4,12 +4,13 @@ use guest_protocol::{ExecRequest, HostFrame};
 
 use crate::machine::{ExecSeen, Guest, Plan, Tools, config};
 
-fn request(session: u32, argv: &[&str], terminal: Option<(u16, u16)>) -> HostFrame {
+pub(crate) fn request(session: u32, argv: &[&str], terminal: Option<(u16, u16)>) -> HostFrame {
     let argv = argv.iter().map(|&word| word.to_owned()).collect();
     HostFrame::Exec(ExecRequest {
         session,
         argv,
         terminal,
+        terminal_type: terminal.map(|_| "screen-256color".to_owned()),
     })
 }
 
@@ -21,7 +22,7 @@ fn wait_output(guest: &Guest, session: u32, text: &str) {
 }
 
 /// Standard output, standard error, exit code of a session that ended.
-fn ended(guest: &Guest, session: u32) -> (String, String, u8) {
+pub(crate) fn ended(guest: &Guest, session: u32) -> (String, String, u8) {
     guest.wait("the command's end", |seen| {
         let ExecSeen {
             stdout,
@@ -89,9 +90,10 @@ fn commands_run_on_pipes_and_on_a_terminal_and_stats_are_answered() {
             },
         );
     };
-    type_in("stty size; tty\n");
+    type_in("stty size; tty; echo type=$TERM\n");
     wait_output(&guest, 5, "24 80");
     wait_output(&guest, 5, "/dev/pts/0");
+    wait_output(&guest, 5, "type=screen-256color");
     guest.send_exec(
         5,
         &HostFrame::ExecResize {

@@ -25,6 +25,11 @@ fn an_apps_output_and_exit_code_reach_the_node() {
     let seen = guest.seen();
     assert_eq!(seen.lines(Stream::Stdout), ["out", "rest"]);
     assert_eq!(seen.lines(Stream::Stderr), ["err"]);
+    assert_eq!(
+        seen.lines(Stream::Platform),
+        [""; 0],
+        "nothing was left that had to be killed"
+    );
     assert_eq!(seen.control_phases(), [Phase::Waiting]);
     drop(seen);
     let console = guest.console();
@@ -92,32 +97,53 @@ fn an_app_that_ignores_its_stop_signal_is_killed_at_the_timeout() {
 }
 
 #[test]
-fn a_signal_reaches_the_app_alone_and_a_signal_to_init_stops_the_guest() {
+fn case_what_a_main_process_leaves_has_the_rest_of_the_timeout_to_stop() {
     let Some(tools) = Tools::find() else { return };
-    let script = "trap 'echo hup' HUP; trap 'echo term; exit 0' TERM; echo ready; \
-                  while :; do sleep 0.05; done";
-    let mut guest = Plan::new(&tools, config(script)).boot();
-    guest.wait_line("ready");
-    guest.send(&HostFrame::Signal {
-        signal: "SIGHUP".to_owned(),
-    });
-    guest.wait_line("hup");
-    guest.send(&HostFrame::Signal {
-        signal: "SIGNOPE".to_owned(),
-    });
-    guest.send(&HostFrame::Exec(guest_protocol::ExecRequest {
-        session: 1,
-        argv: ["kill", "1"].map(str::to_owned).to_vec(),
-        terminal: None,
-    }));
+    // A shell that does not replace itself by what it starts: the signal ends it at once. One of those that it
+    // leaves is in a session of its own.
+    let child = "trap \"echo $0 draining; sleep 1; echo $0 drained; exit 0\" TERM; echo $0 up; \
+                 while :; do sleep 0.05; done";
+    let script =
+        format!("child='{child}'; sh -c \"$child\" first & setsid sh -c \"$child\" second & wait");
+    let mut guest = Plan::new(&tools, config(&script)).boot();
+    guest.wait_line("first up");
+    guest.wait_line("second up");
+    guest.send(&HostFrame::Stop { timeout_ms: 50_000 });
     let event = guest.finish();
-    assert_eq!(event.exit_code, 0);
-    assert!(!event.requested_stop, "the platform did not ask");
-    let seen = guest.seen();
-    assert_eq!(seen.lines(Stream::Stdout), ["ready", "hup", "term"]);
+    assert_eq!((event.exit_code, event.signal), (143, Some(15)));
+    assert!(event.requested_stop);
+    let lines = guest.seen().lines(Stream::Stdout);
+    for line in [
+        "first draining",
+        "first drained",
+        "second draining",
+        "second drained",
+    ] {
+        assert!(lines.iter().any(|known| known == line), "{line}: {lines:?}");
+    }
+    // The last one's end is the end: the timeout did not come.
+    assert_eq!(guest.seen().lines(Stream::Platform), [""; 0]);
+}
+
+#[test]
+fn case_what_an_app_leaves_that_ends_by_itself_has_a_moment_to_stop() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "sh -c 'trap \"echo drained; exit 0\" USR1; echo up; while :; do sleep 0.05; done' & \
+                  (trap '' USR1; echo deaf; sleep 1000; sleep 1000) & \
+                  while [ ! -e /end ]; do sleep 0.05; done; exit 5";
+    let mut config = config(script);
+    config.stop_signal = "SIGUSR1".to_owned();
+    let mut guest = Plan::new(&tools, config).boot();
+    guest.wait_line("up");
+    guest.wait_line("deaf");
+    guest.send(&crate::commands::request(1, &["touch", "/end"], None));
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (5, None));
+    assert!(!event.requested_stop);
+    guest.wait_line("drained");
     assert_eq!(
-        seen.lines(Stream::Platform),
-        ["there is no signal \"SIGNOPE\""]
+        guest.seen().lines(Stream::Platform),
+        ["processes that the app's main process left did not stop in time: they are killed"]
     );
 }
 
@@ -135,13 +161,51 @@ fn orphans_are_reaped_and_killed_when_the_app_ends() {
 }
 
 #[test]
-fn an_out_of_memory_kill_is_reported_by_the_kernels_counter() {
+fn case_a_kill_of_the_main_process_for_want_of_memory_is_the_apps_end() {
     let Some(tools) = Tools::find() else { return };
     let script = "echo eating; exec tail /dev/zero";
     let mut guest = Plan::new(&tools, config(script)).boot();
     let event = guest.finish();
     assert_eq!((event.exit_code, event.signal), (137, Some(9)));
     assert!(event.oom_killed && !event.requested_stop);
+    let platform = guest.seen().lines(Stream::Platform).join("\n");
+    assert!(
+        platform
+            .starts_with("out of memory: the kernel killed the app's main process tail (pid 2, "),
+        "{platform}"
+    );
+}
+
+#[test]
+fn case_a_kill_of_another_process_for_want_of_memory_is_reported_when_it_happens() {
+    let Some(tools) = Tools::find() else { return };
+    // A child of the app, as a worker of a server is.
+    let script = "tail /dev/zero; echo child $?; while [ ! -e /end ]; do sleep 0.05; done; exit 0";
+    let mut guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_line("child 137");
+    guest.wait("the report", |seen| {
+        let lines = seen.lines(Stream::Platform);
+        let first = lines.first()?;
+        assert!(
+            first.starts_with("out of memory: the kernel killed tail (pid 3, "),
+            "{first}"
+        );
+        Some(())
+    });
+    // A command beside the app: its own end tells it.
+    guest.send(&crate::commands::request(1, &["tail", "/dev/zero"], None));
+    let exit = guest.wait("the command's end", |seen| seen.exec.get(&1)?.exit.clone());
+    assert_eq!((exit.exit_code, exit.oom_killed), (137, true));
+    // A record that a process of the app forges is none of the kernel's; one that is killed otherwise is no victim.
+    let forged = "echo '<3>Out of memory: Killed process 2 (sh) total-vm:1kB, anon-rss:1kB' > /dev/kmsg; kill -9 $$";
+    guest.send(&crate::commands::request(2, &["sh", "-c", forged], None));
+    let exit = guest.wait("the command's end", |seen| seen.exec.get(&2)?.exit.clone());
+    assert_eq!((exit.exit_code, exit.oom_killed), (137, false));
+    guest.send(&crate::commands::request(3, &["touch", "/end"], None));
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (0, None));
+    assert!(!event.oom_killed, "the app itself was not killed");
+    assert_eq!(guest.seen().lines(Stream::Platform).len(), 2);
 }
 
 #[test]

@@ -113,6 +113,7 @@ pub(crate) fn config(script: &str) -> BootConfig {
         working_dir: "/".to_owned(),
         user: String::new(),
         stop_signal: "SIGTERM".to_owned(),
+        init: model::instance::Init::Platform,
         network: GuestNetwork {
             address: "fd00:1::15".parse().unwrap(),
             ipv4: "100.64.0.15".parse().unwrap(),

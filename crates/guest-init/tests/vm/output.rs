@@ -56,6 +56,7 @@ fn a_guest_dials_a_restarted_node_and_loses_no_line() {
         session: 9,
         argv: ["touch", "/go"].map(str::to_owned).to_vec(),
         terminal: None,
+        terminal_type: None,
     }));
     guest.wait_line("100");
     guest.break_connections();
@@ -104,6 +105,7 @@ fn a_node_that_does_not_read_loses_lines_and_never_blocks_the_app() {
             session,
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             terminal: None,
+            terminal_type: None,
         })
     };
     guest.send(&exec(
@@ -163,6 +165,7 @@ fn log_throughput() {
         session: 1,
         argv: ["touch", "/go"].map(str::to_owned).to_vec(),
         terminal: None,
+        terminal_type: None,
     }));
     let since = Instant::now();
     guest.wait("the exit", |seen| seen.exits.first().cloned());

@@ -128,22 +128,37 @@ fn only_edges_reach_an_app_through_the_adapter() {
     if !has_a_network(test) {
         return;
     }
-    // Inspects the adapter, as root: it listens before the app runs, and has no rights and no secrets.
+    // The adapter listens before the app runs, and has no rights and no secrets. It is in another PID namespace than the
+    // app: the kernel inspects it, which runs the handler of core dumps in init's namespaces.
     let script = r#"
         echo listening=$(grep -c ':EE49 .* 0A ' /proc/net/tcp6)
-        adapter() { for p in /proc/[0-9]*; do
-            [ "$(head -c 14 $p/cmdline)" = platform-proxy ] && echo ${p#/proc/}
-        done; }
-        holds() { grep rw /proc/$1/maps | while IFS='- ' read -r from to rest; do
-            dd if=/proc/$1/mem bs=4096 skip=$((0x$from / 4096)) count=$(((0x$to - 0x$from) / 4096)) 2>/dev/null
-        done | grep -c hunter2; }
-        p=$(adapter)
-        grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs)' /proc/$p/status | while read -r n v; do echo $n$v; done
-        echo cgroup=$(cat /proc/$p/cgroup) environ=$(wc -c < /proc/$p/environ)
-        echo files=$(grep 'open files' /proc/$p/limits | awk '{ print $4, $5 }')
-        echo fds=$(ls /proc/$p/fd)
+        cat > /holds <<'END'
+            holds() { grep rw /proc/$1/maps | while IFS='- ' read -r from to rest; do
+                dd if=/proc/$1/mem bs=4096 skip=$((0x$from / 4096)) count=$(((0x$to - 0x$from) / 4096)) 2>/dev/null
+            done | grep -c hunter2; }
+END
+        cat > /inspect <<'END'
+#!/bin/sh
+            exec > /inspecting 2>&1
+            . /holds
+            for d in /proc/[0-9]*; do
+                [ "$(head -c 14 $d/cmdline)" = platform-proxy ] && p=${d#/proc/}
+            done
+            grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs)' /proc/$p/status | while read -r n v; do echo $n$v; done
+            echo cgroup=$(cat /proc/$p/cgroup) environ=$(wc -c < /proc/$p/environ)
+            echo files=$(grep 'open files' /proc/$p/limits | awk '{ print $4, $5 }')
+            echo fds=$(ls /proc/$p/fd)
+            echo held=$(holds $p)
+            mv /inspecting /inspected
+END
+        chmod +x /inspect
+        echo '|/inspect' > /proc/sys/kernel/core_pattern
+        sh -c 'kill -SEGV $$'
+        until [ -e /inspected ]; do :; done
+        cat /inspected
+        . /holds
         secret=$(cat /run/secrets/database/password)
-        echo held=$(holds $p) own=$(($(holds $$) > 0))
+        echo own=$(($(holds $$) > 0))
         nc -ll -p 8080 -e cat &
         nc -ll -p 9090 -e cat &
         echo ready
@@ -184,7 +199,8 @@ fn only_edges_reach_an_app_through_the_adapter() {
         "NoNewPrivs:1",
         "cgroup=0::/proxy environ=0",
         "files=32896 32896",
-        "held=0 own=1",
+        "held=0",
+        "own=1",
     ] {
         let found = lines.iter().map(|line| line.replace('\t', " "));
         assert!(
@@ -219,12 +235,12 @@ fn only_edges_reach_an_app_through_the_adapter() {
 
     // The app outlives the adapter: another adapter serves the connections that wait meanwhile.
     for round in 1..=2 {
-        let kill = "for p in /proc/[0-9]*; do \
-                    [ \"$(cat $p/comm)\" = platform-proxy ] && kill -9 ${p#/proc/}; done";
+        let kill = "echo 1 > /sys/fs/cgroup/proxy/cgroup.kill";
         guest.send(&HostFrame::Exec(ExecRequest {
             session: round,
             argv: ["sh", "-c", kill].map(str::to_owned).to_vec(),
             terminal: None,
+            terminal_type: None,
         }));
         guest.wait("the kill", |seen| seen.exec.get(&round)?.exit.clone());
         guest.wait("the line", |seen| {

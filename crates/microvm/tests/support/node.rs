@@ -24,6 +24,8 @@ pub(crate) struct Seen {
     pub(crate) started: bool,
     pub(crate) failure: Option<String>,
     pub(crate) exited: bool,
+    /// Resident memory of its init, in bytes, once it was asked for its stats.
+    pub(crate) init_memory_bytes: u64,
     /// Bytes of output, newlines not counted, and lines that were dropped.
     pub(crate) bytes: usize,
     pub(crate) dropped: u32,
@@ -146,6 +148,7 @@ fn take(seen: &mut Seen, frame: GuestFrame) {
             seen.failure = Some(format!("{}: {}", failure.step, failure.reason));
         }
         GuestFrame::Exited(_) => seen.exited = true,
+        GuestFrame::Stats(stats) => seen.init_memory_bytes = stats.init_memory_bytes,
         GuestFrame::Log(record) => {
             seen.dropped += record.dropped;
             if record.stream != Stream::Platform {
@@ -169,6 +172,7 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
         working_dir: "/".to_owned(),
         user: String::new(),
         stop_signal: "SIGTERM".to_owned(),
+        init: model::instance::Init::Platform,
         network: GuestNetwork {
             address: "fd12:3456:789a:3:0:7:c000:2".parse().unwrap(),
             ipv4: "100.64.0.2".parse().unwrap(),

@@ -70,6 +70,7 @@ fn config() -> BootConfig {
         working_dir: "/".to_owned(),
         user: "0".to_owned(),
         stop_signal: "SIGTERM".to_owned(),
+        init: model::instance::Init::Platform,
         network: GuestNetwork {
             address: "fd00::1".parse().unwrap(),
             ipv4: "100.64.0.1".parse().unwrap(),
@@ -294,9 +295,13 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
     let (mut link, mut guest, socket) = running_guest(dir.path()).await;
     let calls = link.calls().clone();
     let argv = vec!["sh".to_owned()];
+    let terminal = crate::guest_calls::Terminal {
+        size: (24, 80),
+        kind: Some("screen".to_owned()),
+    };
     let (session, input) = tokio::join!(
         async {
-            let mut session = calls.exec(argv.clone(), Some((24, 80))).await.unwrap();
+            let mut session = calls.exec(argv.clone(), Some(terminal)).await.unwrap();
             let frame = HostFrame::ExecInput {
                 bytes: b"ls\n".to_vec(),
             };

@@ -5,8 +5,8 @@ use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::AsFd as _;
 
 use api::exec::UserFrame;
-use api::user::ExecQuery;
 use api::user::InstanceRow;
+use api::user::{ExecQuery, is_terminal_type};
 use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
 use clap::Args;
 use guest_protocol::{GuestFrame, Stream};
@@ -25,8 +25,8 @@ Examples:
   platform exec --process web -- cat /etc/hostname   in any instance of web
   platform exec -i --process db -- psql < dump.sql   with this input
 
-It runs as the app's user, with its variables, in its working directory; nothing but what the image
-has is there. It ends when the connection does. The exit status is the command's; 1 and a message
+It runs as the app's user, with its variables, in its working directory, and sees the app's processes;
+nothing but what the image has is there. On a terminal TERM is yours. It ends when the connection does. The exit status is the command's; 1 and a message
 when it could not be run or its end is not known.";
 
 /// Bytes of input sent at a time.
@@ -72,6 +72,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         command: arguments.command,
         rows: size.map(|(rows, _)| rows),
         columns: size.map(|(_, columns)| columns),
+        terminal_type: size
+            .and_then(|_| std::env::var("TERM").ok())
+            .filter(|text| is_terminal_type(text)),
     };
     let UserExec { heard, said } = client.exec(instance, &query).await?;
     // From here on the terminal is the command's: keys are sent, not acted on.

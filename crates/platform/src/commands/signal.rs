@@ -3,6 +3,7 @@
 use api::user::SignalRequest;
 use clap::Args;
 use model::InstanceId;
+use node_core::boot::signal_name;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
@@ -32,9 +33,27 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         signal: arguments.signal,
     };
     client.signal(arguments.instance, &request).await?;
-    note(format!(
-        "sent {} to the app of {}",
-        request.signal, arguments.instance
-    ));
+    note(sent(&request.signal, arguments.instance));
     Ok(())
+}
+
+/// What was done, with the signal's name whatever it was asked for by.
+fn sent(signal: &str, instance: InstanceId) -> String {
+    let name = signal_name(signal).unwrap_or_else(|| signal.to_owned());
+    format!("sent {name} to the app of {instance}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_a_signal_that_was_sent_by_number_is_named() {
+        for (signal, name) in [("1", "SIGHUP"), ("usr1", "SIGUSR1"), ("37", "SIGRTMIN+3")] {
+            assert_eq!(
+                sent(signal, InstanceId(0x1f0c_2b7a)),
+                format!("sent {name} to the app of 1f0c2b7a")
+            );
+        }
+    }
 }
