@@ -440,7 +440,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [&str; 11] = [
+    const ALL: [&str; 13] = [
         LABEL,
         VARIABLE_NAME,
         TEXT,
