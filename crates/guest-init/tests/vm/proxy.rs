@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{ExecRequest, HostFrame, ProxyPort, Stream};
-use model::instance::{ProxyProtocol, SecretBundle};
+use model::instance::ProxyProtocol;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
 
 use crate::machine::{Guest, Plan, Tools, config};
@@ -128,22 +128,11 @@ fn only_edges_reach_an_app_through_the_adapter() {
     if !has_a_network(test) {
         return;
     }
-    // Inspects the adapter, as root: it listens before the app runs, and has no rights and no secrets.
+    // The adapter listens before the app runs. Root in the app's namespace sees nothing of it; what rights it has is
+    // tested in `confinement.rs`.
     let script = r#"
         echo listening=$(grep -c ':EE49 .* 0A ' /proc/net/tcp6)
-        adapter() { for p in /proc/[0-9]*; do
-            [ "$(head -c 14 $p/cmdline)" = platform-proxy ] && echo ${p#/proc/}
-        done; }
-        holds() { grep rw /proc/$1/maps | while IFS='- ' read -r from to rest; do
-            dd if=/proc/$1/mem bs=4096 skip=$((0x$from / 4096)) count=$(((0x$to - 0x$from) / 4096)) 2>/dev/null
-        done | grep -c hunter2; }
-        p=$(adapter)
-        grep -E '^(Uid|Gid|Groups|Cap...|NoNewPrivs)' /proc/$p/status | while read -r n v; do echo $n$v; done
-        echo cgroup=$(cat /proc/$p/cgroup) environ=$(wc -c < /proc/$p/environ)
-        echo files=$(grep 'open files' /proc/$p/limits | awk '{ print $4, $5 }')
-        echo fds=$(ls /proc/$p/fd)
-        secret=$(cat /run/secrets/database/password)
-        echo held=$(holds $p) own=$(($(holds $$) > 0))
+        echo seen=$(cat /proc/[0-9]*/comm | grep -c platform-proxy)
         nc -ll -p 8080 -e cat &
         nc -ll -p 9090 -e cat &
         echo ready
@@ -155,10 +144,6 @@ fn only_edges_reach_an_app_through_the_adapter() {
         port(61001, 8080, ProxyProtocol::Strip),
         port(61002, 9090, ProxyProtocol::V2),
     ];
-    config.secrets = vec![SecretBundle {
-        name: "database".to_owned(),
-        files: [("password".to_owned(), b"hunter2\n".to_vec())].into(),
-    }];
     let mut guest = Plan {
         tap: Some(TAP),
         ..Plan::new(&tools, config)
@@ -171,26 +156,8 @@ fn only_edges_reach_an_app_through_the_adapter() {
 
     let lines = guest.seen().lines(Stream::Stdout);
     let all = lines.join("\n");
-    for line in [
-        "listening=1",
-        "Uid:65534 65534 65534 65534",
-        "Gid:65534 65534 65534 65534",
-        "Groups:",
-        "CapInh:0000000000000000",
-        "CapPrm:0000000000000000",
-        "CapEff:0000000000000000",
-        "CapBnd:0000000000000000",
-        "CapAmb:0000000000000000",
-        "NoNewPrivs:1",
-        "cgroup=0::/proxy environ=0",
-        "files=2176 2176",
-        "held=0 own=1",
-    ] {
-        let found = lines.iter().map(|line| line.replace('\t', " "));
-        assert!(
-            found.into_iter().any(|found| found.trim() == line),
-            "{line}\n{all}"
-        );
+    for line in ["listening=1", "seen=0"] {
+        assert!(lines.iter().any(|known| known == line), "{line}\n{all}");
     }
 
     // An edge, by the ingress port; the app's own ports are plain for everyone.
@@ -219,8 +186,7 @@ fn only_edges_reach_an_app_through_the_adapter() {
 
     // The app outlives the adapter: another adapter serves the connections that wait meanwhile.
     for round in 1..=2 {
-        let kill = "for p in /proc/[0-9]*; do \
-                    [ \"$(cat $p/comm)\" = platform-proxy ] && kill -9 ${p#/proc/}; done";
+        let kill = "echo 1 > /sys/fs/cgroup/proxy/cgroup.kill";
         guest.send(&HostFrame::Exec(ExecRequest {
             session: round,
             argv: ["sh", "-c", kill].map(str::to_owned).to_vec(),
