@@ -2,7 +2,7 @@
 //!
 //! `platform-init` is built statically; the kernel is Debian's cloud kernel, downloaded but not
 //! installed; the initramfs holds init, the modules that kernel needs for our devices in load
-//! order, and a console node. The same inputs give the same bytes: the archive's files have owner
+//! order, those that a guest loads on demand, and a console node. The same inputs give the same bytes: the archive's files have owner
 //! 0 and time 0. A run whose inputs did not change does nothing but check them.
 //!
 //! A second initramfs, without modules, is for a kernel that has everything built in: the platform's own, which
@@ -14,6 +14,7 @@
 
 mod cpio;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,67 @@ const MODULES: &[&str] = &[
     "net/vmw_vsock/vmw_vsock_virtio_transport",
     "fs/overlayfs/overlay",
     "drivers/char/hw_random/virtio-rng",
+];
+
+/// The modules of Debian's kernel that the guest loads when something asks for them (`guest-init`, `modules.rs`): netfilter, tun and
+/// fuse. Each comes after the ones it uses.
+const DEMANDED: &[&str] = &[
+    "drivers/net/tun",
+    "fs/fuse/fuse",
+    "net/netfilter/nfnetlink",
+    "lib/libcrc32c",
+    "net/netfilter/nf_tables",
+    "net/netfilter/x_tables",
+    "net/netfilter/nft_compat",
+    "net/ipv4/netfilter/nf_defrag_ipv4",
+    "net/ipv6/netfilter/nf_defrag_ipv6",
+    "net/netfilter/nf_conntrack",
+    "net/netfilter/nft_ct",
+    "net/netfilter/nft_limit",
+    "net/netfilter/nft_log",
+    "net/netfilter/nf_nat",
+    "net/netfilter/nft_masq",
+    "net/netfilter/nft_nat",
+    "net/netfilter/nft_redir",
+    "net/ipv4/netfilter/nf_reject_ipv4",
+    "net/ipv6/netfilter/nf_reject_ipv6",
+    "net/netfilter/nft_reject",
+    "net/netfilter/nft_reject_inet",
+    "net/ipv4/netfilter/nft_reject_ipv4",
+    "net/ipv6/netfilter/nft_reject_ipv6",
+    "net/netfilter/nft_chain_nat",
+    "net/netfilter/nft_hash",
+    "net/netfilter/nft_quota",
+    "net/netfilter/nft_fib",
+    "net/ipv6/netfilter/nft_fib_ipv6",
+    "net/ipv4/netfilter/nft_fib_ipv4",
+    "net/netfilter/nft_fib_inet",
+    "net/netfilter/xt_addrtype",
+    "net/netfilter/xt_comment",
+    "net/netfilter/xt_conntrack",
+    "net/netfilter/xt_mark",
+    "net/netfilter/xt_multiport",
+    "net/netfilter/xt_state",
+    "net/netfilter/xt_limit",
+    "net/netfilter/xt_MASQUERADE",
+    "net/netfilter/xt_REDIRECT",
+    "net/netfilter/xt_LOG",
+    "net/netfilter/xt_nat",
+    "net/netfilter/xt_tcpudp",
+    "net/netfilter/xt_TCPMSS",
+    "net/ipv4/netfilter/ip_tables",
+    "net/ipv4/netfilter/iptable_filter",
+    "net/ipv4/netfilter/iptable_nat",
+    "net/ipv4/netfilter/iptable_mangle",
+    "net/ipv4/netfilter/iptable_raw",
+    "net/ipv6/netfilter/ip6_tables",
+    "net/ipv6/netfilter/ip6table_filter",
+    "net/ipv6/netfilter/ip6table_nat",
+    "net/ipv6/netfilter/ip6table_mangle",
+    "net/ipv6/netfilter/ip6table_raw",
+    "net/ipv4/netfilter/ipt_REJECT",
+    "net/ipv6/netfilter/ip6t_REJECT",
+    "net/netfilter/nf_log_syslog",
 ];
 
 /// How platform-init is compiled and linked: static, at a fixed address (nothing to relocate at
@@ -154,8 +216,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
 
     let kernel = unpack_kernel(&package)?;
-    let with_modules = initramfs(&init, &kernel.modules)?;
-    let builtin = initramfs(&init, &[])?;
+    let with_modules = initramfs(&init, &kernel.modules, &kernel.demanded)?;
+    let builtin = initramfs(&init, &[], &[])?;
     replace(&out.join("vmlinuz"), &kernel.image)?;
     replace(&out.join("platform-init"), &init)?;
     make_executable(&out.join("platform-init"))?;
@@ -266,6 +328,8 @@ struct Kernel {
     image: Vec<u8>,
     /// Names and contents, in load order. Those built into the kernel are not among them.
     modules: Vec<(String, Vec<u8>)>,
+    /// Likewise, those that are loaded on demand.
+    demanded: Vec<(String, Vec<u8>)>,
 }
 
 fn unpack_kernel(package: &Path) -> Result<Kernel> {
@@ -293,24 +357,28 @@ fn unpack_kernel_into(package: &Path, directory: &Path) -> Result<Kernel> {
         .find(|path| path.is_dir())
         .context("no lib/modules in it")?;
     let builtin = fs::read_to_string(tree.join("modules.builtin"))?;
-    let mut modules = Vec::new();
-    for module in MODULES {
-        if builtin
-            .lines()
-            .any(|line| line == format!("kernel/{module}.ko"))
-        {
-            continue;
+    let read = |wanted: &[&str]| -> Result<Vec<_>> {
+        let mut modules = Vec::new();
+        for module in wanted {
+            if builtin
+                .lines()
+                .any(|line| line == format!("kernel/{module}.ko"))
+            {
+                continue;
+            }
+            let name = module.rsplit('/').next().unwrap_or(module);
+            modules.push((
+                format!("{name}.ko"),
+                read_module(&tree.join("kernel"), module)?,
+            ));
         }
-        let name = module.rsplit('/').next().unwrap_or(module);
-        modules.push((
-            format!("{name}.ko"),
-            read_module(&tree.join("kernel"), module)?,
-        ));
-    }
+        Ok(modules)
+    };
     Ok(Kernel {
         version,
         image,
-        modules,
+        modules: read(MODULES)?,
+        demanded: read(DEMANDED)?,
     })
 }
 
@@ -330,7 +398,47 @@ fn read_module(kernel: &Path, module: &str) -> Result<Vec<u8>> {
     fs::read(&plain).with_context(|| format!("read {}", plain.display()))
 }
 
-fn initramfs(init: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
+/// Values of a key in a module's section `.modinfo`, where each is a C string `key=value`.
+fn modinfo<'m>(module: &'m [u8], key: &'m str) -> impl Iterator<Item = &'m str> {
+    module
+        .split(|byte| *byte == 0)
+        .filter_map(|text| std::str::from_utf8(text).ok())
+        .filter_map(move |text| text.strip_prefix(key)?.strip_prefix('='))
+}
+
+/// The list from which the guest knows which modules to load, in which order, for a name or an alias.
+fn aliases(modules: &[(String, Vec<u8>)]) -> Result<String> {
+    let plain = |name: &str| name.trim_end_matches(".ko").replace('-', "_");
+    let mut files: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    let mut text = String::new();
+    for (file, module) in modules {
+        let mut needed: Vec<&str> = Vec::new();
+        let depends = modinfo(module, "depends").flat_map(|names| names.split(','));
+        for name in depends.filter(|name| !name.is_empty()) {
+            let known = files.get(&plain(name)).with_context(|| {
+                format!("{file} needs {name}, which DEMANDED does not name before it")
+            })?;
+            for file in known {
+                if !needed.contains(file) {
+                    needed.push(file);
+                }
+            }
+        }
+        needed.push(file);
+        let name = plain(file);
+        for alias in [name.as_str()].into_iter().chain(modinfo(module, "alias")) {
+            writeln!(text, "{alias} {}", needed.join(" "))?;
+        }
+        files.insert(name, needed);
+    }
+    Ok(text)
+}
+
+fn initramfs(
+    init: &[u8],
+    modules: &[(String, Vec<u8>)],
+    demanded: &[(String, Vec<u8>)],
+) -> Result<Vec<u8>> {
     let mut archive = cpio::Archive::default();
     archive.directory("dev")?;
     archive.character_device("dev/console", 0o600, (5, 1))?;
@@ -345,6 +453,12 @@ fn initramfs(init: &[u8], modules: &[(String, Vec<u8>)]) -> Result<Vec<u8>> {
         writeln!(order, "{name}")?;
     }
     archive.file("modules/order", 0o644, order.as_bytes())?;
+    archive.directory("modules/demand")?;
+    for (name, bytes) in demanded {
+        archive.file(&format!("modules/demand/{name}"), 0o644, bytes)?;
+    }
+    let aliases = aliases(demanded)?;
+    archive.file("modules/demand/aliases", 0o644, aliases.as_bytes())?;
     archive.finish()
 }
 
@@ -377,4 +491,25 @@ fn make_executable(path: &Path) -> Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("make {} executable", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::aliases;
+
+    #[test]
+    fn names_and_aliases_lead_to_the_modules_to_load_in_order() {
+        let module = |name: &str, info: &str| (name.to_owned(), info.replace('|', "\0").into());
+        let first = module("a-b.ko", "code|alias=net-pf-16-proto-12|depends=|");
+        let second = module("c.ko", "|depends=a_b|alias=char-major-10-200|name=c");
+        let text = aliases(&[first, second.clone()]).unwrap();
+        assert_eq!(
+            text,
+            "a_b a-b.ko\nnet-pf-16-proto-12 a-b.ko\nc a-b.ko c.ko\nchar-major-10-200 a-b.ko c.ko\n"
+        );
+        let error = aliases(&[second]).unwrap_err().to_string();
+        assert!(error.contains("c.ko needs a_b"), "{error}");
+    }
 }

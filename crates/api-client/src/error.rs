@@ -117,6 +117,14 @@ impl ClientError {
         }
     }
 
+    /// How long to wait before the same call may succeed, where the server names it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Api { error, .. } => error.retry_after_ms.map(Duration::from_millis),
+            _ => None,
+        }
+    }
+
     /// Whether the same call may succeed later without anyone doing anything: the server is away
     /// or in trouble, but did not say no.
     pub fn is_transient(&self) -> bool {

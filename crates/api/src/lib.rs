@@ -99,4 +99,7 @@ pub struct ApiError {
     /// What to do about it, where we know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The same request may succeed after this time, in milliseconds: a registry asked for it. Absent: nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }

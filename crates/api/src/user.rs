@@ -132,6 +132,9 @@ pub struct DeployResponse {
     pub resolved_image_digest: BTreeMap<String, Digest>,
     /// The tag that was resolved, if the reference had one.
     pub pinned_tag: Option<String>,
+    /// For people: what is probably not as it is meant.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// Sets how many instances of processes are wanted.

@@ -32,7 +32,7 @@ use crate::callers::Peer;
 use crate::clock::now;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
-    SHUTDOWN_GRACE,
+    REGISTRY_PAUSE, SHUTDOWN_GRACE,
 };
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
@@ -80,7 +80,11 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         insecure: options.insecure_registries,
         mirrors: options.registry_mirrors,
         credentials: Credentials::Source(Arc::new(logins.clone())),
-        limits: registry::Limits::default(),
+        limits: registry::Limits {
+            retry_after_max: REGISTRY_PAUSE,
+            longer_wait: registry::LongerWait::Return,
+            ..registry::Limits::default()
+        },
     })?;
     let cluster = store.load().await?;
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());

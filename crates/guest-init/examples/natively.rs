@@ -16,8 +16,12 @@ mod adapter;
 mod app;
 #[path = "../src/boot.rs"]
 mod boot;
+#[path = "../src/bpf.rs"]
+mod bpf;
 #[path = "../src/clock.rs"]
 mod clock;
+#[path = "../src/confined.rs"]
+mod confined;
 #[path = "../src/console.rs"]
 mod console;
 #[path = "../src/early.rs"]
@@ -28,10 +32,14 @@ mod etc;
 mod exec;
 #[path = "../src/execute.rs"]
 mod execute;
+#[path = "../src/forward.rs"]
+mod forward;
 #[path = "../src/link.rs"]
 mod link;
 #[path = "../src/logs.rs"]
 mod logs;
+#[path = "../src/modules.rs"]
+mod modules;
 #[path = "../src/namespace.rs"]
 mod namespace;
 #[path = "../src/namespace_init.rs"]
@@ -60,6 +68,8 @@ mod sys;
 mod unmount;
 #[path = "../src/user.rs"]
 mod user;
+#[path = "../src/volume.rs"]
+mod volume;
 
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;

@@ -1,54 +1,33 @@
-//! Init's side of the PROXY adapter (`proxy_adapter`): its listeners, its process, and the process's
-//! replacement.
+//! Init's side of the PROXY adapter (`proxy_adapter`): its listeners and its process.
 //!
-//! Init opens the listeners before the app starts, and keeps them: while a process that died is replaced,
-//! connections wait instead of being refused. The process executes this program anew, so that nothing of
-//! init's memory is in it: no config, no secret. It shares nothing with the app: another user without rights,
-//! another cgroup with a memory limit of its own.
+//! Init opens the listeners before the app starts, and keeps them: while a process that ended is replaced,
+//! connections wait instead of being refused.
 
-use std::fs;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use guest_protocol::BootConfig;
 use model::instance::ProxyProtocol;
 use proxy_adapter::Listener;
-use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::sockopt::{set_ipv6_v6only, set_socket_reuseaddr};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, listen, socket_with};
-use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::confined::Confined;
 use crate::plan::ADAPTER_CGROUP;
-use crate::spawn::{self, Executable, Namespaces, Program, StartError, Streams};
-use crate::user::User;
+use crate::spawn::StartError;
 
 /// Most memory of the adapter, in bytes, the kernel's buffers of its connections included. The kernel kills
 /// it above this limit, and it is started again.
-const MAX_MEMORY_BYTES: &str = "50331648";
+const MAX_MEMORY_BYTES: u64 = 48 * 1024 * 1024;
 /// Connections of one port that wait for the adapter.
 const BACKLOG: i32 = 1024;
-/// User and group id of `nobody`.
-const NOBODY: u32 = 65_534;
-/// Shortest and longest pause before a process that died is replaced.
-const RESTART: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(10));
-/// After a process that lived this long the next pause is the shortest again.
-const GOOD_LIFE: Duration = Duration::from_secs(10);
 
 /// The adapter of this guest.
 pub(crate) struct Adapter {
-    arguments: Vec<String>,
     listeners: Vec<Listener>,
-    /// The writing end of its output.
-    output: OwnedFd,
-    process: Process,
-    pause: Duration,
-}
-
-enum Process {
-    Runs { pid: i32, since: Instant },
-    Ended { until: Instant },
+    process: Confined,
 }
 
 /// Why the adapter could not be started.
@@ -86,11 +65,6 @@ impl Adapter {
         config: &BootConfig,
         now: Instant,
     ) -> Result<(Self, OwnedFd), AdapterError> {
-        let prepare = |what| move |source| AdapterError::Prepare { what, source };
-        let cgroup = Path::new(ADAPTER_CGROUP);
-        fs::create_dir_all(cgroup).map_err(prepare("make the adapter's cgroup"))?;
-        fs::write(cgroup.join("memory.max"), MAX_MEMORY_BYTES)
-            .map_err(prepare("bound the adapter's memory"))?;
         let address = config.network.address;
         let listeners = config
             .proxy
@@ -111,78 +85,32 @@ impl Adapter {
                 })
             })
             .collect::<Result<Vec<_>, AdapterError>>()?;
-        let (output, writing) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)
-            .map_err(|error| prepare("make a pipe")(error.into()))?;
-        let mut adapter = Self {
-            arguments: proxy_adapter::arguments(&listeners),
-            listeners,
-            output: writing,
-            process: Process::Ended { until: now },
-            pause: RESTART.0,
-        };
+        let arguments = proxy_adapter::adapter_arguments(&listeners);
+        let (process, output) = Confined::prepare(arguments, ADAPTER_CGROUP, MAX_MEMORY_BYTES, now)
+            .map_err(|(what, source)| AdapterError::Prepare { what, source })?;
+        let mut adapter = Self { listeners, process };
         adapter.run(now)?;
         Ok((adapter, output))
     }
 
     fn run(&mut self, now: Instant) -> Result<(), StartError> {
-        let clone = || {
-            self.output
-                .try_clone()
-                .map_err(|source| StartError::Prepare {
-                    what: "hand over its output",
-                    source,
-                })
-        };
-        let nobody = User {
-            uid: NOBODY,
-            gid: NOBODY,
-            groups: Vec::new(),
-            home: String::new(),
-        };
         let kept: Vec<BorrowedFd<'_>> = self.listeners.iter().map(|l| l.fd.as_fd()).collect();
-        let program = Program {
-            argv: &self.arguments,
-            environment: &[],
-            working_dir: "/",
-            user: &nobody,
-            cgroup: Some(ADAPTER_CGROUP),
-            executable: Executable::Adapter(&kept),
-            namespaces: Namespaces::Init,
-        };
-        let streams = Streams::Pipes {
-            input: None,
-            output: clone()?,
-            error: clone()?,
-        };
-        let pid = spawn::spawn(&program, streams)?;
-        self.process = Process::Runs { pid, since: now };
-        Ok(())
+        self.process.run(&kept, now)
     }
 
     /// Whether the adapter's process has this pid.
     pub(crate) fn has_pid(&self, pid: i32) -> bool {
-        matches!(self.process, Process::Runs { pid: own, .. } if own == pid)
+        self.process.has_pid(pid)
     }
 
-    /// Handles the end of the process: it is replaced after a pause, longer each time.
+    /// Handles the end of the process: it is replaced after a pause.
     pub(crate) fn ended(&mut self, now: Instant) {
-        if let Process::Runs { since, .. } = self.process
-            && now.duration_since(since) >= GOOD_LIFE
-        {
-            self.pause = RESTART.0;
-        }
-        self.process = Process::Ended {
-            until: now + self.pause,
-        };
-        self.pause = (self.pause * 4).min(RESTART.1);
+        self.process.ended(now);
     }
 
     /// When [`Self::tick`] has something to do.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        match self.process {
-            Process::Ended { until } => Some(until),
-            Process::Runs { .. } => None,
-        }
+        self.process.due()
     }
 
     /// Replaces a process that ended, once the pause is over.
@@ -190,19 +118,19 @@ impl Adapter {
     /// # Errors
     /// The process does not start; the next try is after another pause.
     pub(crate) fn tick(&mut self, now: Instant) -> Result<(), StartError> {
-        match self.process {
-            Process::Ended { until } if until <= now => {
-                self.run(now).inspect_err(|_| self.ended(now))
-            }
-            _ => Ok(()),
+        if self.process.is_due(now) {
+            return self.run(now);
         }
+        Ok(())
     }
 }
 
-fn listen_on(address: Ipv6Addr, port: u16) -> rustix::io::Result<OwnedFd> {
+/// A listening socket of IPv6 alone, whose connections do not keep an app from listening on their port.
+pub(crate) fn listen_on(address: Ipv6Addr, port: u16) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let fd = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
     set_socket_reuseaddr(&fd, true)?;
+    set_ipv6_v6only(&fd, true)?;
     bind(&fd, &SocketAddrV6::new(address, port, 0, 0))?;
     listen(&fd, BACKLOG)?;
     Ok(fd)

@@ -1,11 +1,13 @@
 //! The steps in the initramfs before the boot config is known: devices and the kernel's modules.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
+
+use crate::modules;
 
 /// Names of module files, one a line, in load order. Absent where the kernel has every module built in.
 const MODULE_ORDER: &str = "/modules/order";
@@ -55,19 +57,12 @@ pub(crate) fn prepare() -> Result<(), EarlyError> {
         Err(error) => return Err(EarlyError::Order(error)),
     };
     for module in order.lines().filter(|line| !line.is_empty()) {
-        load(&Path::new("/modules").join(module)).map_err(|source| EarlyError::Module {
-            module: module.to_owned(),
-            source,
+        modules::load(&Path::new("/modules").join(module)).map_err(|source| {
+            EarlyError::Module {
+                module: module.to_owned(),
+                source,
+            }
         })?;
     }
     Ok(())
-}
-
-fn load(path: &Path) -> io::Result<()> {
-    let file = File::open(path)?;
-    match rustix::system::finit_module(&file, c"", 0) {
-        // Loaded already.
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }

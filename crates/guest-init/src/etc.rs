@@ -1,10 +1,11 @@
 //! The text of `/etc/hosts` and `/etc/resolv.conf`. Pure; an image's own lines are kept.
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// `/etc/hosts`: the image's lines, and lines for localhost and the guest's own name where they are missing.
-pub(crate) fn hosts(existing: &[u8], hostname: &str, address: Ipv6Addr) -> Vec<u8> {
+/// `/etc/hosts`: the image's lines, and lines for localhost and the guest's own name where they are missing. The name
+/// has an IPv4 address too, because programs without IPv6 look themselves up.
+pub(crate) fn hosts(existing: &[u8], hostname: &str, address: Ipv6Addr, ipv4: Ipv4Addr) -> Vec<u8> {
     let mut added = String::new();
     let loopback = |line: &[&[u8]], address: &[u8]| {
         line.first() == Some(&address) && line[1..].contains(&b"localhost".as_slice())
@@ -20,7 +21,7 @@ pub(crate) fn hosts(existing: &[u8], hostname: &str, address: Ipv6Addr) -> Vec<u
     }
     let named = |line: &Vec<&[u8]>| line.iter().skip(1).any(|name| *name == hostname.as_bytes());
     if !lines.iter().any(named) {
-        let _ = writeln!(added, "{address}\t{hostname}");
+        let _ = writeln!(added, "{address}\t{hostname}\n{ipv4}\t{hostname}");
     }
     let mut text = existing.to_vec();
     if !added.is_empty() && text.last().is_some_and(|byte| *byte != b'\n') {
@@ -57,13 +58,14 @@ mod tests {
     use super::{hosts, resolv_conf};
 
     const ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 7);
+    const IPV4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 7);
 
     #[allow(clippy::needless_pass_by_value, reason = "expect! makes a value")]
     fn check(existing: &str, expected: Expect) {
-        let text = hosts(existing.as_bytes(), "web-1", ADDRESS);
+        let text = hosts(existing.as_bytes(), "web-1", ADDRESS, IPV4);
         expected.assert_eq(&String::from_utf8_lossy(&text));
         assert_eq!(
-            hosts(&text, "web-1", ADDRESS),
+            hosts(&text, "web-1", ADDRESS, IPV4),
             text,
             "a second time adds nothing"
         );
@@ -77,6 +79,7 @@ mod tests {
             127.0.0.1	localhost
             ::1	localhost ip6-localhost ip6-loopback
             fd00::7	web-1
+            100.64.0.7	web-1
         "#]],
         );
     }
@@ -92,6 +95,7 @@ mod tests {
                 ::1 ip6-localhost
                 ::1	localhost ip6-localhost ip6-loopback
                 fd00::7	web-1
+                100.64.0.7	web-1
             "#]],
         );
     }

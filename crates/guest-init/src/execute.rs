@@ -1,5 +1,6 @@
 //! Performs the steps of the boot plan ([`crate::plan`]), each by a few system calls.
 
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
@@ -16,11 +17,14 @@ use rustix::mount::{MountFlags, UnmountFlags};
 use crate::adapter::{Adapter, AdapterError};
 use crate::app::App;
 use crate::etc;
+use crate::forward::Forward;
+use crate::modules;
 use crate::netlink::{self, NetworkError};
 use crate::plan::{APP_CGROUP, Access, LOWER, Mount, NEW_ROOT, SCRATCH, Step};
 use crate::run_dir;
 use crate::spawn::StartError;
 use crate::user::{self, User, UserError};
+use crate::volume;
 
 /// How long a disk may take to appear after its driver was loaded.
 const DEVICE_WAIT: Duration = Duration::from_secs(10);
@@ -87,6 +91,8 @@ impl StepError {
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Start(error) => error.exit_code(),
+            // The image's users will be the same another time.
+            Self::User(_) => Some(126),
             _ => None,
         }
     }
@@ -102,12 +108,16 @@ fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StepError 
 pub(crate) struct Booted {
     /// The user that the app runs as.
     pub(crate) user: Option<User>,
+    /// The kernel modules of the initramfs, on their way to the new root.
+    modules: Option<OwnedFd>,
     /// Mounted volumes, which are unmounted at the end.
     pub(crate) volumes: Vec<String>,
     /// Warnings for the instance's log.
     pub(crate) notes: Vec<String>,
     /// The PROXY adapter and its output, where the instance has one.
     pub(crate) adapter: Option<(Adapter, OwnedFd)>,
+    /// The forwarder and its output, where the kernel can have one.
+    pub(crate) forward: Option<(Forward, OwnedFd)>,
     /// The app.
     pub(crate) app: Option<App>,
 }
@@ -124,7 +134,10 @@ pub(crate) fn perform(
     match step {
         Step::MountDisk(disk) => mount_disk(disk),
         Step::MountOverlay => mount_overlay(),
-        Step::SwitchRoot => switch_root(),
+        Step::SwitchRoot => {
+            booted.modules = modules::keep().map_err(file("keep", Path::new("/modules")))?;
+            switch_root()
+        }
         Step::Mount(filesystem) => mount(filesystem),
         Step::MountRun => run_dir::mount().map_err(|source| StepError::File {
             what: "mount",
@@ -132,6 +145,8 @@ pub(crate) fn perform(
             source,
         }),
         Step::DeviceLinks => device_links(),
+        Step::Modules => modules::offer(booted.modules.take().as_ref())
+            .map_err(file("prepare", Path::new("/dev"))),
         Step::Setting { name, value } => {
             let path = Path::new("/proc/sys").join(name);
             fs::write(&path, value).map_err(file("write", &path))
@@ -139,7 +154,10 @@ pub(crate) fn perform(
         Step::Hostname(name) => set_hostname(name),
         Step::Hosts(network, name) => {
             let existing = read_bounded("/etc/hosts")?;
-            write_etc("/etc/hosts", &etc::hosts(&existing, name, network.address))
+            write_etc(
+                "/etc/hosts",
+                &etc::hosts(&existing, name, network.address, network.ipv4),
+            )
         }
         Step::Resolvers(network) => write_etc(
             "/etc/resolv.conf",
@@ -147,24 +165,25 @@ pub(crate) fn perform(
         ),
         Step::Network(network) => Ok(netlink::configure(network)?),
         Step::ResolveUser(text) => {
-            let (passwd, group) = (read_bounded("/etc/passwd")?, read_bounded("/etc/group")?);
-            booted.user = Some(user::resolve(text, &passwd, &group)?);
+            booted.user = Some(resolve_user(text)?);
             Ok(())
         }
         Step::Secrets(bundles) => {
-            write_secrets(bundles, booted.user.as_ref().ok_or(StepError::NoUser)?)
+            let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
+            write_secrets(bundles, &config.secret_modes, user)
         }
-        Step::MountVolume(mount, volume) => {
-            mount_disk(volume)?;
-            booted.volumes.push(volume.target.clone());
-            booted.notes.extend(volume_damage(mount));
-            give_volume(
-                &volume.target,
-                booted.user.as_ref().ok_or(StepError::NoUser)?,
-            )
-        }
+        Step::MountVolume(volume, disk) => mount_volume(volume, disk, booted),
         Step::Directory { path, .. } => make_directory(Path::new(path)),
         Step::Cgroup => make_cgroup(),
+        Step::Forward(..) => {
+            match Forward::prepare(config, Instant::now()) {
+                Ok(forward) => booted.forward = Some(forward),
+                Err((what, error)) => booted.notes.push(format!(
+                    "an app that listens on IPv4 only is not reached here: {what}: {error}"
+                )),
+            }
+            Ok(())
+        }
         Step::StartAdapter(..) => {
             booted.adapter = Some(Adapter::start(config, Instant::now())?);
             Ok(())
@@ -386,7 +405,14 @@ fn change_owner(path: &Path, uid: u32, gid: u32) -> Result<(), StepError> {
         .map_err(|error| file("change the owner of", path)(error.into()))
 }
 
-fn write_secrets(bundles: &[SecretBundle], user: &User) -> Result<(), StepError> {
+/// Mode of a secret's file where the manifest has none: the app owns the VM, and may become any user in it.
+const SECRET_MODE: u32 = 0o444;
+
+fn write_secrets(
+    bundles: &[SecretBundle],
+    modes: &BTreeMap<String, u32>,
+    user: &User,
+) -> Result<(), StepError> {
     mount(&Mount {
         what: "secrets".to_owned(),
         source: "tmpfs".to_owned(),
@@ -396,6 +422,7 @@ fn write_secrets(bundles: &[SecretBundle], user: &User) -> Result<(), StepError>
         options: "mode=755,size=16m",
     })?;
     for bundle in bundles {
+        let mode = modes.get(&bundle.name).copied().unwrap_or(SECRET_MODE);
         let directory = Path::new(SECRETS_DIR).join(file_name(&bundle.name)?);
         fs::create_dir(&directory).map_err(file("make directory", &directory))?;
         for (name, content) in &bundle.files {
@@ -408,9 +435,14 @@ fn write_secrets(bundles: &[SecretBundle], user: &User) -> Result<(), StepError>
                 .and_then(|mut open| open.write_all(content))
                 .map_err(file("write", &path))?;
             change_owner(&path, user.uid, user.gid)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                .map_err(file("set the mode of", &path))?;
         }
         change_owner(&directory, user.uid, user.gid)?;
-        fs::set_permissions(&directory, fs::Permissions::from_mode(0o500))
+        // Who may read a file may enter its directory.
+        let readable = (mode & 0o444) | 0o400;
+        let mode = readable | readable >> 2;
+        fs::set_permissions(&directory, fs::Permissions::from_mode(mode))
             .map_err(file("set the mode of", &directory))?;
     }
     Ok(())
@@ -438,15 +470,46 @@ fn volume_damage(volume: &VolumeMount) -> Option<String> {
     })
 }
 
-/// Makes the app's user the owner of a volume. For root it stays as it is, because an app that starts as root
-/// and drops its privileges may have changed the owner itself.
-fn give_volume(target: &str, user: &User) -> Result<(), StepError> {
-    let path = Path::new(target);
-    let owner = fs::metadata(path).map_err(file("stat", path))?.uid();
-    if user.uid == 0 || owner == user.uid {
+/// Mounts a volume at its places.
+fn mount_volume(volume: &VolumeMount, disk: &Mount, booted: &mut Booted) -> Result<(), StepError> {
+    let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
+    let owner = match &volume.owner {
+        Some(owner) => Some(resolve_user(owner)?),
+        None => None,
+    };
+    let top = Path::new(&disk.target);
+    let mount_point = fs::metadata(top).ok().filter(fs::Metadata::is_dir);
+    mount_disk(disk)?;
+    booted.volumes.push(disk.target.clone());
+    booted.notes.extend(volume_damage(volume));
+    let prepared = volume::prepare(
+        top,
+        volume,
+        mount_point.as_ref(),
+        owner.as_ref(),
+        user,
+        Instant::now,
+    );
+    let notes = prepared.map_err(|(what, path, error)| file(what, &path)(error))?;
+    booted.notes.extend(notes);
+    let Some(path) = &volume.path else {
         return Ok(());
-    }
-    change_owner(path, user.uid, user.gid)
+    };
+    make_directory(Path::new(path))?;
+    rustix::mount::mount_bind(top, path.as_str()).map_err(|error| StepError::Mount {
+        from: disk.target.clone(),
+        target: path.clone(),
+        hint: mount_hint(error),
+        source: error.into(),
+    })?;
+    booted.volumes.push(path.clone());
+    Ok(())
+}
+
+/// Resolves `user[:group]` by the image's files.
+fn resolve_user(text: &str) -> Result<User, StepError> {
+    let (passwd, group) = (read_bounded("/etc/passwd")?, read_bounded("/etc/group")?);
+    Ok(user::resolve(text, &passwd, &group)?)
 }
 
 fn make_cgroup() -> Result<(), StepError> {

@@ -7,9 +7,12 @@
 //! - [`boot`]: the boot config from the node, and the boot; [`plan`] decides the steps of the boot, [`execute`] performs them;
 //! - [`app`], [`namespace`]: the app and the namespaces it lives in; [`namespace_init`]: their PID 1, which is this program
 //!   under another name;
+//! - [`modules`]: kernel modules that are loaded on demand;
+//! - [`volume`]: a volume's places, content and owner; [`unmount`]: its end;
 //! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it; [`oom`]: kills for
 //!   want of memory;
-//! - [`adapter`]: the process of the PROXY adapter (`proxy_adapter`), which is this program under another name;
+//! - [`adapter`] and [`forward`]: the processes of the PROXY adapter and of the forwarder (`proxy_adapter`), which are this program
+//!   under other names ([`confined`]); [`bpf`]: which connections are forwarded;
 //! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
 //! However init ends, the machine is powered off: it never hangs in silence. Absent on purpose:
@@ -19,14 +22,18 @@
 mod adapter;
 mod app;
 mod boot;
+mod bpf;
 mod clock;
+mod confined;
 mod console;
 mod early;
 mod etc;
 mod exec;
 mod execute;
+mod forward;
 mod link;
 mod logs;
+mod modules;
 mod namespace;
 mod namespace_init;
 mod netlink;
@@ -41,6 +48,7 @@ mod supervise;
 mod sys;
 mod unmount;
 mod user;
+mod volume;
 
 use std::process::ExitCode;
 
@@ -48,11 +56,22 @@ fn main() -> ExitCode {
     // Init has no arguments that are not UTF-8.
     let mut arguments = std::env::args_os().filter_map(|argument| argument.into_string().ok());
     match arguments.next().as_deref() {
-        Some(proxy_adapter::NAME) => {
-            proxy_adapter::run(arguments, sys::inherited);
+        Some(proxy_adapter::ADAPTER_NAME) => {
+            proxy_adapter::run_adapter(arguments, sys::inherited);
+            return ExitCode::FAILURE;
+        }
+        Some(proxy_adapter::FORWARDER_NAME) => {
+            proxy_adapter::run_forwarder(arguments, sys::inherited);
             return ExitCode::FAILURE;
         }
         Some(namespace_init::NAME) => return namespace_init::run(),
+        Some(modules::MODPROBE) => {
+            return if modules::modprobe(arguments) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
         _ => {}
     }
     if std::process::id() != 1 {

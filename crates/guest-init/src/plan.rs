@@ -28,6 +28,8 @@ pub(crate) const NEW_ROOT: &str = "/root";
 pub(crate) const APP_CGROUP: &str = "/sys/fs/cgroup/app";
 /// The PROXY adapter's cgroup.
 pub(crate) const ADAPTER_CGROUP: &str = "/sys/fs/cgroup/proxy";
+/// The forwarder's cgroup.
+pub(crate) const FORWARD_CGROUP: &str = "/sys/fs/cgroup/forward";
 /// The one network interface, as the kernel names the first.
 pub(crate) const INTERFACE: &str = "eth0";
 
@@ -80,6 +82,8 @@ pub(crate) enum Step {
     MountRun,
     /// Links such as `/dev/stdout`.
     DeviceLinks,
+    /// Devices whose driver may not be loaded yet, and modules on demand.
+    Modules,
     /// One kernel setting.
     Setting {
         /// File below `/proc/sys`.
@@ -110,6 +114,9 @@ pub(crate) enum Step {
     },
     /// Make the app's cgroup, with the memory controller.
     Cgroup,
+    /// Have connections forwarded to where the app listens, if it does not on the instance's address: these ports on
+    /// loopback too.
+    Forward(Ipv6Addr, Vec<u16>),
     /// Start the PROXY adapter on the instance's address.
     StartAdapter(Ipv6Addr, Vec<ProxyPort>),
     /// Start the app.
@@ -127,6 +134,7 @@ impl Step {
             Self::SwitchRoot => "switch to the overlay".to_owned(),
             Self::MountRun => "mount /run".to_owned(),
             Self::DeviceLinks => "make device links".to_owned(),
+            Self::Modules => "offer kernel modules".to_owned(),
             Self::Setting { name, .. } => format!("set {name}"),
             Self::Hostname(_) => "set the hostname".to_owned(),
             Self::Hosts(..) => "write /etc/hosts".to_owned(),
@@ -136,6 +144,7 @@ impl Step {
             Self::Secrets(_) => "write the secrets".to_owned(),
             Self::Directory { what, .. } => format!("make the {what}"),
             Self::Cgroup => "make the app's cgroup".to_owned(),
+            Self::Forward(..) => "prepare the forwarder".to_owned(),
             Self::StartAdapter(..) => "start the PROXY adapter".to_owned(),
             Self::StartApp => "start the app".to_owned(),
         }
@@ -153,10 +162,12 @@ impl fmt::Display for Step {
             ),
             Self::MountOverlay => write!(f, "{SCRATCH} over {LOWER} on {NEW_ROOT}"),
             Self::SwitchRoot => write!(f, "{NEW_ROOT} becomes /"),
-            Self::MountRun | Self::DeviceLinks | Self::StartApp => Ok(()),
+            Self::MountRun | Self::DeviceLinks | Self::Modules | Self::StartApp => Ok(()),
             Self::Setting { value, .. } => f.write_str(value),
             Self::Hostname(name) => f.write_str(name),
-            Self::Hosts(network, name) => write!(f, "{name} is {}", network.address),
+            Self::Hosts(network, name) => {
+                write!(f, "{name} is {} and {}", network.address, network.ipv4)
+            }
             Self::Resolvers(network) => write!(f, "{:?}", network.resolvers),
             Self::Network(network) => write!(
                 f,
@@ -173,6 +184,7 @@ impl fmt::Display for Step {
             }
             Self::Directory { path, .. } => f.write_str(path),
             Self::Cgroup => f.write_str(APP_CGROUP),
+            Self::Forward(address, ports) => write!(f, "{address}, loopback of {ports:?}"),
             Self::StartAdapter(address, ports) => ports.iter().try_for_each(|port| {
                 write!(
                     f,
@@ -236,6 +248,7 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
         kernel("/dev/shm", "tmpfs", Access::Data, "mode=1777"),
         kernel("/dev/mqueue", "mqueue", Access::NoPrograms, ""),
         Step::DeviceLinks,
+        Step::Modules,
         Step::MountRun,
         kernel("/sys/fs/cgroup", "cgroup2", Access::NoPrograms, ""),
         // Users other than root may listen on port 80 and send pings: the VM is the boundary.
@@ -246,6 +259,19 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
         Step::Setting {
             name: "net/ipv4/ping_group_range",
             value: "0 2147483647",
+        },
+        // What Elasticsearch and Redis ask the machine for, which only root may set. The VM's memory is the bound.
+        Step::Setting {
+            name: "vm/max_map_count",
+            value: "262144",
+        },
+        Step::Setting {
+            name: "vm/overcommit_memory",
+            value: "1",
+        },
+        Step::Setting {
+            name: "net/core/somaxconn",
+            value: "4096",
         },
         Step::Hostname(config.hostname.clone()),
         Step::Hosts(config.network.clone(), config.hostname.clone()),
@@ -283,6 +309,7 @@ pub(crate) fn boot_plan(config: &BootConfig) -> Vec<Step> {
         path: config.working_dir.clone(),
     });
     steps.push(Step::Cgroup);
+    steps.push(Step::Forward(config.network.address, config.ports.clone()));
     if !config.proxy.is_empty() {
         // The adapter dials the app for each of its connections: closed ones in TIME-WAIT must not use up its
         // ports.
@@ -333,6 +360,8 @@ mod tests {
             image_volumes: Vec::new(),
             secrets: Vec::new(),
             proxy: Vec::new(),
+            ports: Vec::new(),
+            secret_modes: BTreeMap::new(),
         }
     }
 
@@ -361,16 +390,21 @@ mod tests {
             mount /dev/shm: tmpfs on /dev/shm, tmpfs Data mode=1777
             mount /dev/mqueue: mqueue on /dev/mqueue, mqueue NoPrograms
             make device links:
+            offer kernel modules:
             mount /run:
             mount /sys/fs/cgroup: cgroup2 on /sys/fs/cgroup, cgroup2 NoPrograms
             set net/ipv4/ip_unprivileged_port_start: 0
             set net/ipv4/ping_group_range: 0 2147483647
+            set vm/max_map_count: 262144
+            set vm/overcommit_memory: 1
+            set net/core/somaxconn: 4096
             set the hostname: web-1
-            write /etc/hosts: web-1 is fd00::1:0:2
+            write /etc/hosts: web-1 is fd00::1:0:2 and 100.64.0.2
             set up the network: eth0 fd00::1:0:2/128 100.64.0.2/32 via fe80::1 mtu 1420
             find the user: ""
             make the working directory: /
             make the app's cgroup: /sys/fs/cgroup/app
+            prepare the forwarder: fd00::1:0:2, loopback of []
             start the app:
         "#]],
         );
@@ -384,10 +418,14 @@ mod tests {
         config.network.resolvers = vec!["fd00::53".parse().unwrap()];
         config.volumes = vec![
             VolumeMount {
+                path: None,
+                owner: None,
                 device: "/dev/vdc".to_owned(),
                 name: "data".to_owned(),
             },
             VolumeMount {
+                path: None,
+                owner: None,
                 device: "/dev/vdd".to_owned(),
                 name: "media".to_owned(),
             },
@@ -397,6 +435,7 @@ mod tests {
             name: "database".to_owned(),
             files: BTreeMap::from([("password".to_owned(), b"hunter2".to_vec())]),
         }];
+        config.ports = vec![8080];
         config.proxy = vec![ProxyPort {
             ingress: 61001,
             port: 8080,
@@ -418,12 +457,16 @@ mod tests {
             mount /dev/shm: tmpfs on /dev/shm, tmpfs Data mode=1777
             mount /dev/mqueue: mqueue on /dev/mqueue, mqueue NoPrograms
             make device links:
+            offer kernel modules:
             mount /run:
             mount /sys/fs/cgroup: cgroup2 on /sys/fs/cgroup, cgroup2 NoPrograms
             set net/ipv4/ip_unprivileged_port_start: 0
             set net/ipv4/ping_group_range: 0 2147483647
+            set vm/max_map_count: 262144
+            set vm/overcommit_memory: 1
+            set net/core/somaxconn: 4096
             set the hostname: web-1
-            write /etc/hosts: web-1 is fd00::1:0:2
+            write /etc/hosts: web-1 is fd00::1:0:2 and 100.64.0.2
             write /etc/resolv.conf: [fd00::53]
             set up the network: eth0 fd00::1:0:2/128 100.64.0.2/32 via fe80::1 mtu 1420
             find the user: "shop:staff"
@@ -433,6 +476,7 @@ mod tests {
             make the image's volume: /var/lib/shop
             make the working directory: /srv/shop
             make the app's cgroup: /sys/fs/cgroup/app
+            prepare the forwarder: fd00::1:0:2, loopback of [8080]
             set net/ipv4/tcp_tw_reuse: 1
             start the PROXY adapter: [fd00::1:0:2]:61001 to 8080 by Strip for fd00:: & ffff:ffff:ffff:0:ffff:ffff::
             start the app:

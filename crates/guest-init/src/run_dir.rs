@@ -55,16 +55,19 @@ pub(crate) fn mount() -> io::Result<()> {
     Ok(())
 }
 
-struct Budget {
-    bytes: u64,
-    entries: u32,
+/// How much may be copied.
+pub(crate) struct Budget {
+    /// Bytes of file content.
+    pub(crate) bytes: u64,
+    /// Files and directories.
+    pub(crate) entries: u32,
 }
 
 /// Copies the content of a directory. False: it exceeds the budget.
-fn copy_children(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
+pub(crate) fn copy_children(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
     // Few names, and no descriptor kept open on the way down.
     let names: Vec<OsString> = fs::read_dir(from)?
-        .take(MAX_ENTRIES as usize + 1)
+        .take(budget.entries as usize + 1)
         .map(|entry| Ok(entry?.file_name()))
         .collect::<io::Result<_>>()?;
     for name in names {

@@ -17,7 +17,7 @@ pub(crate) fn read() -> GuestStats {
     GuestStats {
         cpu_micros: field(&format!("{APP_CGROUP}/cpu.stat"), "usage_usec"),
         memory_bytes: number(&format!("{APP_CGROUP}/memory.current")),
-        memory_total_bytes: field("/proc/meminfo", "MemTotal:") * 1024,
+        memory_total_bytes: memory_total(),
         scratch_used_bytes: disk.map_or(0, |disk| {
             disk.f_blocks.saturating_sub(disk.f_bfree) * disk.f_frsize
         }),
@@ -25,6 +25,11 @@ pub(crate) fn read() -> GuestStats {
         processes: u32::try_from(number(&format!("{APP_CGROUP}/pids.current"))).unwrap_or(u32::MAX),
         init_memory_bytes: field("/proc/self/status", "VmRSS:") * 1024,
     }
+}
+
+/// Memory of the guest, in bytes.
+pub(crate) fn memory_total() -> u64 {
+    field("/proc/meminfo", "MemTotal:") * 1024
 }
 
 fn number(path: &str) -> u64 {

@@ -18,7 +18,9 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
-use guest_protocol::{BootConfig, Channel, ExecRequest, GuestFrame, HostFrame, Phase, Stream};
+use guest_protocol::{
+    BootConfig, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream,
+};
 use model::instance::ExitEvent;
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
@@ -27,6 +29,7 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 use crate::adapter::Adapter;
 use crate::boot::{boot, failed, pause, wait_for_boot};
 use crate::exec::{Beside, ExecToken, MAX_SESSIONS, Session};
+use crate::forward::{Forward, ForwardToken};
 use crate::link::{Event, Link};
 use crate::namespace::AppNamespace;
 use crate::oom::{self, KernelLog};
@@ -75,6 +78,10 @@ pub(crate) fn run() -> io::Result<()> {
                 guest.adapter = Some(adapter);
                 guest.output.read_from(Stream::Platform, output);
             }
+            if let Some((forward, output)) = booted.forward {
+                guest.forward = Some(forward);
+                guest.output.read_from(Stream::Platform, output);
+            }
             guest.output.read_from(Stream::Stdout, app.stdout);
             guest.output.read_from(Stream::Stderr, app.stderr);
             for note in booted.notes {
@@ -96,6 +103,7 @@ enum Token {
     KernelLog,
     Control,
     Output(OutputToken),
+    Forward(ForwardToken),
     Exec(u32, ExecToken),
 }
 
@@ -160,6 +168,8 @@ struct Guest {
     sessions: Vec<Session>,
     /// Where the instance has one, while the app runs.
     adapter: Option<Adapter>,
+    /// Where the kernel can have one, while the app runs.
+    forward: Option<Forward>,
     kill_at: Option<Instant>,
     requested_stop: bool,
 }
@@ -181,6 +191,7 @@ impl Guest {
             state,
             sessions: Vec::new(),
             adapter: None,
+            forward: None,
             kill_at: None,
             requested_stop: false,
         };
@@ -200,6 +211,16 @@ impl Guest {
     fn report_end(&mut self) {
         if let State::Reporting(frame) = &self.state {
             self.control.send(frame);
+        }
+    }
+
+    /// Sends the ports that are forwarded to, where there are any, on the present connection.
+    fn report_forwarded(&mut self) {
+        let ports = self.forward.as_ref().map_or(&[][..], Forward::ports);
+        if !ports.is_empty() {
+            let ports = ports.to_vec();
+            self.control
+                .send(&GuestFrame::Forwarded(Forwarded { ports }));
         }
     }
 
@@ -278,6 +299,7 @@ impl Guest {
             end,
             sessions,
             self.adapter.as_ref().and_then(Adapter::deadline),
+            self.forward.as_ref().and_then(Forward::deadline),
             self.kill_at,
             self.kernel_log.deadline(),
             self.control.deadline(),
@@ -307,6 +329,9 @@ impl Guest {
         for (token, fd, flags) in self.output.interests() {
             add(Token::Output(token), fd, flags);
         }
+        for (token, fd) in self.forward.iter().flat_map(Forward::interests) {
+            add(Token::Forward(token), fd, PollFlags::IN);
+        }
         for session in &self.sessions {
             for (token, fd, flags) in session.interests() {
                 add(Token::Exec(session.number(), token), fd, flags);
@@ -330,9 +355,24 @@ impl Guest {
             Token::Control => {
                 for event in self.control.ready(&phase, now) {
                     match event {
-                        Event::Connected => self.report_end(),
+                        Event::Connected => {
+                            self.report_end();
+                            self.report_forwarded();
+                        }
                         Event::Frame(frame) => self.handle(frame, now),
                         Event::Refused | Event::Lost => {}
+                    }
+                }
+            }
+            Token::Forward(token) => {
+                if let Some(forward) = &mut self.forward {
+                    let (ports, lines) = forward.ready(token, now);
+                    if let Some(ports) = ports {
+                        self.control
+                            .send(&GuestFrame::Forwarded(Forwarded { ports }));
+                    }
+                    for line in lines {
+                        self.output.log(&line);
                     }
                 }
             }
@@ -487,6 +527,12 @@ impl Guest {
                 .log("the PROXY adapter ended; it is started again");
             return;
         }
+        if let Some(forward) = self.forward.as_mut().filter(|forward| forward.has_pid(pid)) {
+            forward.ended(now);
+            self.output
+                .log("the forwarder ended; another is started for the next connection");
+            return;
+        }
         match std::mem::replace(&mut self.state, State::Over) {
             State::Running(running) if running.pid == pid => {
                 self.main_ended(running, status, now);
@@ -542,6 +588,7 @@ impl Guest {
         match std::mem::replace(&mut self.state, State::Over) {
             State::Draining { running, event, .. } => {
                 self.adapter = None;
+                self.forward = None;
                 kill_all();
                 self.state = State::Ending {
                     running,

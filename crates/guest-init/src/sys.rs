@@ -11,7 +11,7 @@
 
 use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
 /// Which side of a fork this is.
@@ -223,4 +223,141 @@ pub(crate) fn terminal_of(master: BorrowedFd<'_>) -> io::Result<OwnedFd> {
             libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC,
         ))
     }
+}
+
+/// The first 72 bytes of the union `bpf_attr` of linux/bpf.h.
+#[repr(C, align(8))]
+struct BpfAttributes([u8; 72]);
+
+impl BpfAttributes {
+    fn new() -> Self {
+        Self([0; 72])
+    }
+
+    fn number(mut self, at: usize, value: u32) -> Self {
+        self.0[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        self
+    }
+
+    fn fd(self, at: usize, fd: BorrowedFd<'_>) -> Self {
+        self.number(at, fd.as_raw_fd().cast_unsigned())
+    }
+
+    fn pointer<T>(mut self, at: usize, to: &[T]) -> Self {
+        self.0[at..at + 8].copy_from_slice(&(to.as_ptr() as u64).to_ne_bytes());
+        self
+    }
+
+    /// Calls bpf(2).
+    ///
+    /// # Safety
+    /// The pointers in the attributes are to what the command expects there, and live through the call.
+    unsafe fn call(&self, command: libc::c_int) -> io::Result<libc::c_int> {
+        // SAFETY: the attributes are of the size given; their pointers are the caller's promise.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                command,
+                ptr::from_ref(self),
+                size_of::<Self>(),
+            )
+        };
+        check(result as libc::c_int)
+    }
+}
+
+/// A map of BPF programs.
+pub(crate) struct BpfMap {
+    fd: OwnedFd,
+    key_bytes: u32,
+    value_bytes: u32,
+}
+
+impl BpfMap {
+    /// Makes a map.
+    pub(crate) fn create(
+        kind: u32,
+        key_bytes: u32,
+        value_bytes: u32,
+        entries: u32,
+        flags: u32,
+    ) -> io::Result<Self> {
+        let numbers = [kind, key_bytes, value_bytes, entries, flags];
+        let attributes = (0..)
+            .step_by(4)
+            .zip(numbers)
+            .fold(BpfAttributes::new(), |attributes, (at, number)| {
+                attributes.number(at, number)
+            });
+        // SAFETY: BPF_MAP_CREATE (0) takes no pointers.
+        let fd = owned(unsafe { attributes.call(0) }?)?;
+        Ok(Self {
+            fd,
+            key_bytes,
+            value_bytes,
+        })
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Sets the value of a key. Both have the map's sizes.
+    pub(crate) fn set(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
+        if (key.len(), value.len()) != (self.key_bytes as usize, self.value_bytes as usize) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let attributes = BpfAttributes::new()
+            .fd(0, self.as_fd())
+            .pointer(8, key)
+            .pointer(16, value);
+        // SAFETY: BPF_MAP_UPDATE_ELEM (2) reads as many bytes as the map's keys and values have.
+        unsafe { attributes.call(2) }.map(|_| ())
+    }
+}
+
+/// Loads a BPF program, after the kernel has proved it harmless.
+pub(crate) fn bpf_program(kind: u32, attach: u32, instructions: &[[u8; 8]]) -> io::Result<OwnedFd> {
+    let license = b"Apache-2.0\0";
+    let attributes = BpfAttributes::new()
+        .number(0, kind)
+        .number(4, instructions.len() as u32)
+        .pointer(8, instructions)
+        .pointer(16, license)
+        .number(68, attach);
+    // SAFETY: BPF_PROG_LOAD (5) reads the instructions, of which it has the number, and a C string.
+    owned(unsafe { attributes.call(5) }?)
+}
+
+/// Attaches a BPF program for as long as the descriptor is open.
+pub(crate) fn bpf_link(
+    program: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    attach: u32,
+) -> io::Result<OwnedFd> {
+    let attributes = BpfAttributes::new()
+        .fd(0, program)
+        .fd(4, target)
+        .number(8, attach);
+    // SAFETY: BPF_LINK_CREATE (28) takes no pointers for these programs.
+    owned(unsafe { attributes.call(28) }?)
+}
+
+/// The number by which BPF programs know the network namespace of a socket.
+pub(crate) fn network_namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE` of asm-generic/socket.h.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to a u64 and to its length, alive through the call.
+    check(unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    })?;
+    Ok(cookie)
 }

@@ -1,5 +1,6 @@
 //! What a guest is to run, and the fixed places in it.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use model::instance::{Init, ProxyProtocol, SecretBundle};
@@ -48,6 +49,30 @@ pub struct BootConfig {
     pub secrets: Vec<SecretBundle>,
     /// Ports of the guest's PROXY adapter. Empty: the guest runs no adapter.
     pub proxy: Vec<ProxyPort>,
+    /// Ports at which the app is reached though it listens on loopback only: the manifest's, and the health check's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+    /// Modes of the files of secret bundles, by name; 0444 for others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secret_modes: BTreeMap<String, u32>,
+}
+
+impl BootConfig {
+    /// This config for a guest of a version of the protocol. Guests of version 2 refuse fields that they do not know: they get those
+    /// of their own version.
+    #[must_use]
+    pub fn for_version(&self, contract: u32) -> Self {
+        let mut config = self.clone();
+        if contract <= 2 {
+            config.init = Init::default();
+            config.ports.clear();
+            config.secret_modes.clear();
+            for volume in &mut config.volumes {
+                (volume.path, volume.owner) = (None, None);
+            }
+        }
+        config
+    }
 }
 
 impl std::fmt::Debug for BootConfig {
@@ -107,4 +132,10 @@ pub struct VolumeMount {
     pub device: String,
     /// The volume's name.
     pub name: String,
+    /// Where it is found beside `/mnt/volumes/<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Whose it is, `user[:group]` as [`BootConfig::user`]. Absent: the app's user's, or what the image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }

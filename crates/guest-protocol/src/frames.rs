@@ -1,10 +1,12 @@
 //! The frames of both directions, and the channels they travel on.
 
-use model::instance::{ExitEvent, Init};
+use model::instance::ExitEvent;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::BootConfig;
-use crate::codec::{Frame, FrameError, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES, from_json, json};
+use crate::codec::{
+    Frame, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES, from_json, json,
+};
 use crate::log::{LOG_FRAME, LogRecord, Stream};
 use crate::version::{ignores_unknown_fields, is_served};
 
@@ -12,6 +14,9 @@ use crate::version::{ignores_unknown_fields, is_served};
 pub const HOST_CID: u32 = 2;
 /// The vsock port the node listens on for each guest; on the host it is the socket `<uds>_1024`.
 pub const HOST_PORT: u32 = 1024;
+
+/// The type of [`GuestFrame::Forwarded`].
+const FORWARDED_FRAME: u8 = IGNORABLE + 11;
 
 /// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +62,9 @@ pub enum GuestFrame {
     Exited(ExitEvent),
     /// The answer to [`HostFrame::Stats`].
     Stats(GuestStats),
+    /// Connections to these ports are forwarded, because nothing listens on them over IPv6: all such ports so far. A receiver
+    /// that does not know it skips it.
+    Forwarded(Forwarded),
     /// One line of output, or a piece of one. On the log channel only.
     Log(LogRecord),
     /// On an exec channel: output.
@@ -163,7 +171,8 @@ pub struct BootFailure {
     pub step: String,
     /// Why it failed.
     pub reason: String,
-    /// 127 when the command was not found, 126 when it was not executable; absent otherwise.
+    /// 127 when the command was not found, 126 when it cannot be executed, also because there is no such user; absent
+    /// otherwise: another boot may succeed.
     pub exit_code: Option<u8>,
 }
 
@@ -195,6 +204,13 @@ fn is_zero(number: &u64) -> bool {
     *number == 0
 }
 
+/// Ports that connections are forwarded to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forwarded {
+    /// In ascending order.
+    pub ports: Vec<u16>,
+}
+
 /// A command to run beside the app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
@@ -215,7 +231,7 @@ impl HostFrame {
     pub fn for_version(mut self, version: u32) -> Self {
         if !ignores_unknown_fields(version) {
             match &mut self {
-                Self::Boot(config) => config.init = Init::default(),
+                Self::Boot(config) => **config = config.for_version(version),
                 Self::Exec(request) => request.terminal_type = None,
                 _ => {}
             }
@@ -244,6 +260,7 @@ impl Frame for GuestFrame {
             Self::ExecExited(event) => (8, json(event)),
             Self::ExecFailed { reason } => (9, json(reason)),
             Self::ExecRefused { session, reason } => (10, json(&(session, reason))),
+            Self::Forwarded(forwarded) => (FORWARDED_FRAME, json(forwarded)),
         }
     }
 
@@ -275,6 +292,7 @@ impl Frame for GuestFrame {
                 let (session, reason) = from_json(frame_type, body)?;
                 Self::ExecRefused { session, reason }
             }
+            FORWARDED_FRAME => Self::Forwarded(from_json(frame_type, body)?),
             other => return Err(FrameError::Type(other)),
         })
     }

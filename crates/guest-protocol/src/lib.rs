@@ -56,8 +56,8 @@ pub use boot::{
 };
 pub use codec::{Frame, FrameBuffer, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES};
 pub use frames::{
-    BootFailure, Channel, ExecRequest, GuestFrame, GuestStats, HOST_CID, HOST_PORT, Hello,
-    HostFrame, Phase,
+    BootFailure, Channel, ExecRequest, Forwarded, GuestFrame, GuestStats, HOST_CID, HOST_PORT,
+    Hello, HostFrame, Phase,
 };
 pub use log::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 pub use version::{CONTRACT_VERSION, OLDEST_SERVED_VERSION, is_served, refusal};

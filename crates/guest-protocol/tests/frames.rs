@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use guest_protocol::{
-    BootFailure, CONTRACT_VERSION, Channel, ExecRequest, Frame, FrameBuffer, FrameError,
+    BootFailure, CONTRACT_VERSION, Channel, ExecRequest, Forwarded, Frame, FrameBuffer, FrameError,
     GuestFrame, GuestStats, Hello, HostFrame, LogRecord, MAX_LOG_PIECE_BYTES, Phase, Stream,
 };
 use model::Timestamp;
@@ -86,6 +86,8 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
             }),
         (stream(), bytes()).prop_map(|(stream, bytes)| GuestFrame::ExecOutput { stream, bytes }),
         exit().prop_map(GuestFrame::ExecExited),
+        proptest::collection::vec(any::<u16>(), 0..4)
+            .prop_map(|ports| GuestFrame::Forwarded(Forwarded { ports })),
         ".*".prop_map(|reason| GuestFrame::ExecFailed { reason }),
     ]
 }

@@ -147,6 +147,8 @@ fn boot_config() -> BootConfig {
         root_device: "/dev/vda".to_owned(),
         scratch_device: "/dev/vdb".to_owned(),
         volumes: vec![VolumeMount {
+            path: None,
+            owner: None,
             device: "/dev/vdc".to_owned(),
             name: "data".to_owned(),
         }],
@@ -162,6 +164,8 @@ fn boot_config() -> BootConfig {
             peers: "fd00:1:2::".parse().unwrap(),
             peers_mask: "ffff:ffff:ffff::".parse().unwrap(),
         }],
+        ports: Vec::new(),
+        secret_modes: BTreeMap::new(),
     }
 }
 
@@ -316,6 +320,17 @@ fn node_frames_are_those_of_version_2_as_long_as_its_strict_guests_are_served() 
         (name, frame.for_version(2))
     });
     assert_eq!(recording(&added.collect::<Vec<_>>()), V2_NODE);
+}
+
+#[test]
+fn a_guest_of_version_2_gets_the_boot_config_of_its_version() {
+    let mut config = boot_config();
+    config.ports = vec![8080];
+    config.secret_modes = BTreeMap::from([("database".to_owned(), 0o400)]);
+    config.volumes[0].path = Some("/data".to_owned());
+    config.volumes[0].owner = Some("shop".to_owned());
+    assert_eq!(config.for_version(2), boot_config());
+    assert_eq!(config.for_version(3), config);
 }
 
 /// Adds a field to every object that is one of our structs.

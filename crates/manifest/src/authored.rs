@@ -37,6 +37,8 @@ pub(crate) const MAX_VOLUMES: usize = 16;
 pub(crate) const MAX_ROUTES: usize = 1024;
 /// Longest host name, in characters, which are ASCII (RFC 1035, 2.3.4).
 pub(crate) const MAX_HOST_CHARS: usize = 253;
+/// Most headers of a health check.
+pub(crate) const MAX_HEADERS: usize = 16;
 /// Most restarts in a row.
 pub(crate) const MAX_RETRIES: u32 = 1_000_000;
 /// Most consecutive probes that are counted.
@@ -64,6 +66,19 @@ text!(
     /// digit. Names that start with `PLATFORM_` are the platform's own.
     #[schemars(extend("pattern" = formats::VARIABLE_NAME), extend("examples" = ["RUST_LOG"]))]
     VariableName
+);
+text!(
+    /// The permissions of a file: four octal digits whose first is 0; its owner reads it.
+    #[schemars(extend("pattern" = formats::FILE_MODE), extend("examples" = ["0444"]))]
+    FileMode
+);
+text!(
+    /// A path in the guest, from the root on, of letters, digits and `._@+-`, without `.` and `..` and without a slash at the end.
+    #[schemars(
+        extend("pattern" = formats::GUEST_PATH, "maxLength" = 255),
+        extend("examples" = ["/var/lib/mysql"])
+    )]
+    GuestPath
 );
 text!(
     /// A text without NUL characters, as programs can receive it.
@@ -111,6 +126,20 @@ text!(
         extend("examples" = ["/healthz"])
     )]
     HttpPath
+);
+
+text!(
+    /// The name of an HTTP header: letters, digits and `!#$%&'*+.^_`|~-`.
+    #[schemars(extend("pattern" = formats::HEADER_NAME), extend("examples" = ["X-Forwarded-Proto"]))]
+    HeaderName
+);
+text!(
+    /// The value of an HTTP header: printable ASCII characters, with spaces only between them.
+    #[schemars(
+        extend("pattern" = formats::HEADER_VALUE, "maxLength" = 1024),
+        extend("examples" = ["https"])
+    )]
+    HeaderValue
 );
 
 /// A platform manifest: what an app runs, and how (ADR 0002).
@@ -171,10 +200,11 @@ pub(crate) struct Process {
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_VARIABLES, "x-layout" = "inline"))]
     pub(crate) env: BTreeMap<VariableName, Text>,
-    /// Secret bundles. The files of each are under `/run/secrets/<bundle>/`.
+    /// Secret bundles. The files of each are under `/run/secrets/<bundle>/`. All users in the guest may read them, because
+    /// an app may start as root and become another user; `{ name = "database", mode = "0400" }` in place of the name says who may.
     #[serde(default)]
     #[schemars(length(max = MAX_SECRETS), extend("examples" = [["database"]]))]
-    pub(crate) secrets: Vec<Label>,
+    pub(crate) secrets: Vec<Secret>,
     /// How an instance is asked to stop.
     #[serde(default)]
     pub(crate) stop: Stop,
@@ -381,11 +411,17 @@ pub(crate) enum ProxyProtocol {
     },
     {
         "if": { "properties": { "type": { "const": "tcp" } }, "required": ["type"] },
-        "then": { "required": ["port"], "properties": { "path": false, "command": false } }
+        "then": {
+            "required": ["port"],
+            "properties": { "path": false, "host": false, "headers": false, "command": false }
+        }
     },
     {
         "if": { "properties": { "type": { "const": "command" } }, "required": ["type"] },
-        "then": { "required": ["command"], "properties": { "port": false, "path": false } }
+        "then": {
+            "required": ["command"],
+            "properties": { "port": false, "path": false, "host": false, "headers": false }
+        }
     }
 ]))]
 pub(crate) struct HealthCheck {
@@ -400,6 +436,15 @@ pub(crate) struct HealthCheck {
     /// The path to ask for, with a query if wanted. For `http`; absent: `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) path: Option<HttpPath>,
+    /// The host name to ask for, in the header `Host`: many apps answer for the names that they know only. For `http`;
+    /// absent: the first of the process's `routes`, in the order of names and those to this port first, else the
+    /// instance's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<HostName>,
+    /// Further headers to send. For `http`; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = MAX_HEADERS, "x-layout" = "inline"))]
+    pub(crate) headers: Option<BTreeMap<HeaderName, HeaderValue>>,
     /// The program with its arguments. For `command`, where it is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = MAX_ARGUMENTS), extend("examples" = [["/srv/shop", "check"]]))]
@@ -412,7 +457,8 @@ pub(crate) struct HealthCheck {
     #[serde(default = "HealthCheck::default_timeout")]
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "10m"))]
     pub(crate) timeout: Duration,
-    /// Failures do not count until an instance is this old.
+    /// Failures do not count until an instance is this old. A release whose instances take longer than 5 minutes to
+    /// become ready fails; a longer grace extends that.
     #[serde(default = "HealthCheck::default_grace")]
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub(crate) grace: Duration,
@@ -525,7 +571,47 @@ impl Default for Scaling {
     }
 }
 
-/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`, and belongs to the user. Each
+/// A secret bundle of a process type: its name, or a table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Secret {
+    /// The name of the bundle.
+    Name(Label),
+    /// The bundle, and who may read it.
+    Bundle(SecretBundle),
+}
+
+impl Secret {
+    /// The bundle's name.
+    pub(crate) fn name(&self) -> &Label {
+        match self {
+            Self::Name(name) | Self::Bundle(SecretBundle { name, .. }) => name,
+        }
+    }
+
+    /// Its mode, where it has one.
+    pub(crate) fn mode(&self) -> Option<&FileMode> {
+        match self {
+            Self::Name(_) => None,
+            Self::Bundle(bundle) => bundle.mode.as_ref(),
+        }
+    }
+}
+
+/// A secret bundle, and who may read it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("x-layout" = "inline"))]
+pub(crate) struct SecretBundle {
+    /// The name of the bundle.
+    #[schemars(extend("examples" = ["database"]))]
+    pub(crate) name: Label,
+    /// Mode of its files, which belong to the app's user. Absent: 0444.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) mode: Option<FileMode>,
+}
+
+/// A volume that outlives the instance. It is at `/mnt/volumes/<name>`. Each
 /// instance of the process type has one of its own, which stays on its node and keeps its size; a
 /// later instance gets it when the one before is gone. Only `platform volumes delete` deletes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -540,6 +626,15 @@ pub(crate) struct Volume {
         extend("examples" = ["1GiB"])
     )]
     pub(crate) size: Size,
+    /// Where else the volume is, for an image that keeps its data elsewhere. An empty volume first gets what the image
+    /// has there. Absent: at `/mnt/volumes/<name>` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) path: Option<GuestPath>,
+    /// To whom the volume belongs, in a form as `user`. What belonged to the owner before goes with it, at the start of an instance. Absent: to
+    /// the app's user; if that is root, an empty volume gets the owner and mode of the image's directory at
+    /// `path` or at `/mnt/volumes/<name>`, else all users may write to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) owner: Option<User>,
 }
 
 /// How a new release replaces the one before.

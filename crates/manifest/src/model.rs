@@ -36,6 +36,9 @@ pub struct Process {
     pub env: BTreeMap<String, String>,
     /// Secret bundles.
     pub secrets: Vec<String>,
+    /// Modes of the files of secret bundles, by name; 0444 for others.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secret_modes: BTreeMap<String, u32>,
     /// How to stop it.
     pub stop: StopPolicy,
     /// When to start it again.

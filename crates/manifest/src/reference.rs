@@ -153,6 +153,12 @@ impl<'s> Page<'s> {
                     self.link(&title, items);
                     format!("list of tables: {}", anchor(&title))
                 }
+                Some(items) if items.alternatives().next().is_some() => {
+                    let title = format!("`[[{name}]]`");
+                    self.link(&title, items.of_kind("object"));
+                    let text = self.scalar(items.of_kind("string"));
+                    format!("list of {text}, or of tables: {}", anchor(&title))
+                }
                 Some(items) => format!("list of {}", self.scalar(items)),
                 None => "list".to_owned(),
             },

@@ -68,6 +68,8 @@ fn process(written: &authored::Process) -> Option<Process> {
         Some(instance::Volume {
             name: volume.name.0.clone(),
             size_bytes: bytes(&volume.size)?,
+            path: volume.path.as_ref().map(|path| path.0.clone()),
+            owner: volume.owner.as_ref().map(|owner| owner.0.clone()),
         })
     });
     let healthcheck = match &written.healthcheck {
@@ -83,7 +85,19 @@ fn process(written: &authored::Process) -> Option<Process> {
             authored::Init::Image => instance::Init::Image,
         }),
         env: variables(&written.env),
-        secrets: written.secrets.iter().map(|name| name.0.clone()).collect(),
+        secrets: written
+            .secrets
+            .iter()
+            .map(|secret| secret.name().0.clone())
+            .collect(),
+        secret_modes: written
+            .secrets
+            .iter()
+            .filter_map(|secret| {
+                let mode = u32::from_str_radix(&secret.mode()?.0, 8).ok()?;
+                Some((secret.name().0.clone(), mode))
+            })
+            .collect(),
         stop: StopPolicy {
             signal: written.stop.signal.map(signal_name),
             timeout_ms: millis(&written.stop.timeout)?,
@@ -127,6 +141,13 @@ fn healthcheck(written: &authored::HealthCheck) -> Option<HealthCheck> {
                 .path
                 .as_ref()
                 .map_or_else(|| "/".to_owned(), |path| path.0.clone()),
+            host: written.host.as_ref().map(|host| host.0.clone()),
+            headers: written
+                .headers
+                .iter()
+                .flatten()
+                .map(|(name, value)| (name.0.clone(), value.0.clone()))
+                .collect(),
         },
         authored::ProbeKind::Tcp => Probe::Tcp {
             port: written.port?,
@@ -217,7 +238,17 @@ fn write_process(process: &Process) -> authored::Process {
             instance::Init::Image => authored::Init::Image,
         }),
         env: write_variables(&process.env),
-        secrets: process.secrets.iter().cloned().map(Label).collect(),
+        secrets: process
+            .secrets
+            .iter()
+            .map(|name| match process.secret_modes.get(name) {
+                None => authored::Secret::Name(Label(name.clone())),
+                Some(mode) => authored::Secret::Bundle(authored::SecretBundle {
+                    name: Label(name.clone()),
+                    mode: Some(authored::FileMode(format!("{mode:04o}"))),
+                }),
+            })
+            .collect(),
         stop: authored::Stop {
             signal: process.stop.signal.as_deref().and_then(read_signal),
             timeout: write_duration(process.stop.timeout_ms),
@@ -247,6 +278,8 @@ fn write_process(process: &Process) -> authored::Process {
             .map(|volume| authored::Volume {
                 name: Label(volume.name.clone()),
                 size: write_size(volume.size_bytes),
+                path: volume.path.clone().map(authored::GuestPath),
+                owner: volume.owner.clone().map(authored::User),
             })
             .collect(),
         deploy: authored::Deploy {
@@ -279,28 +312,47 @@ fn write_port(port: &instance::Port) -> authored::Port {
 }
 
 fn write_healthcheck(check: &HealthCheck) -> authored::HealthCheck {
-    let (kind, port, path, command) = match &check.probe {
-        Probe::Http { port, path } => {
-            let path = authored::HttpPath(path.clone());
-            (authored::ProbeKind::Http, Some(*port), Some(path), None)
-        }
-        Probe::Tcp { port } => (authored::ProbeKind::Tcp, Some(*port), None, None),
-        Probe::Command { command } => (
-            authored::ProbeKind::Command,
-            None,
-            None,
-            Some(write_texts(command)),
-        ),
-    };
-    authored::HealthCheck {
-        kind,
-        port,
-        path,
-        command,
+    let nothing = authored::HealthCheck {
+        kind: authored::ProbeKind::Tcp,
+        port: None,
+        path: None,
+        host: None,
+        headers: None,
+        command: None,
         interval: write_duration(check.interval_ms),
         timeout: write_duration(check.timeout_ms),
         grace: write_duration(check.grace_ms),
         healthy: check.healthy,
         unhealthy: check.unhealthy,
+    };
+    match &check.probe {
+        Probe::Http {
+            port,
+            path,
+            host,
+            headers,
+        } => {
+            let named = |(name, value): (&String, &String)| {
+                let name = authored::HeaderName(name.clone());
+                (name, authored::HeaderValue(value.clone()))
+            };
+            authored::HealthCheck {
+                kind: authored::ProbeKind::Http,
+                port: Some(*port),
+                path: Some(authored::HttpPath(path.clone())),
+                host: host.clone().map(authored::HostName),
+                headers: (!headers.is_empty()).then(|| headers.iter().map(named).collect()),
+                ..nothing
+            }
+        }
+        Probe::Tcp { port } => authored::HealthCheck {
+            port: Some(*port),
+            ..nothing
+        },
+        Probe::Command { command } => authored::HealthCheck {
+            kind: authored::ProbeKind::Command,
+            command: Some(write_texts(command)),
+            ..nothing
+        },
     }
 }

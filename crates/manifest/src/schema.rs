@@ -45,6 +45,7 @@ impl Shape {
                 ("HealthCheck", fields::<authored::HealthCheck>()),
                 ("Resources", fields::<authored::Resources>()),
                 ("Scaling", fields::<authored::Scaling>()),
+                ("SecretBundle", fields::<authored::SecretBundle>()),
                 ("Volume", fields::<authored::Volume>()),
                 ("Deploy", fields::<authored::Deploy>()),
                 ("Route", fields::<authored::Route>()),
@@ -117,9 +118,25 @@ impl<'s> At<'s> {
             .and_then(|n| usize::try_from(n).ok())
     }
 
-    /// `object`, `array`, `string`, `integer`, `number` or `boolean`.
+    /// `object`, `array`, `string`, `integer`, `number` or `boolean`; of a place with alternatives, the first one's.
     pub(crate) fn kind(self) -> &'s str {
-        self.text("type").unwrap_or_default()
+        match self.text("type") {
+            Some(kind) => kind,
+            None => self.alternatives().next().map_or("", At::kind),
+        }
+    }
+
+    /// The schemas of a place that may have values of several types.
+    pub(crate) fn alternatives(self) -> impl Iterator<Item = At<'s>> {
+        let any = self.get("anyOf").and_then(Value::as_array);
+        let shape = self.shape;
+        any.into_iter().flatten().map(|schema| shape.at(schema))
+    }
+
+    /// The alternative for values of this type, else the first one; the place itself where there are none.
+    pub(crate) fn of_kind(self, kind: &str) -> At<'s> {
+        let fits = self.alternatives().find(|at| at.kind() == kind);
+        fits.or_else(|| self.alternatives().next()).unwrap_or(self)
     }
 
     /// The schema of this key of a table.

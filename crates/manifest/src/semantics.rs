@@ -19,6 +19,18 @@ use crate::suggest;
 const RESERVED_PREFIX: &str = "PLATFORM_";
 /// The variable that holds the first port.
 const PORT_VARIABLE: &str = "PORT";
+/// Headers that say how a request is sent, in lower case.
+const CONNECTION_HEADERS: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 /// The largest number of a user or group: 2^32 - 1 means "none" to the kernel.
 const MAX_ID: u64 = u32::MAX as u64 - 1;
 
@@ -58,6 +70,11 @@ fn key(name: &str) -> Step {
 fn join(path: &[Step], more: impl IntoIterator<Item = Step>) -> Path {
     path.iter().cloned().chain(more).collect()
 }
+
+/// Directories at and below which no volume may be.
+const PLATFORM_PLACES: [&str; 5] = ["/proc", "/sys", "/dev", "/run/secrets", "/mnt/volumes"];
+/// Directories at which no volume may be.
+const PLATFORM_PARENTS: [&str; 3] = ["/run", "/mnt", "/etc"];
 
 impl Rules<'_, '_> {
     fn refuse(&mut self, code: Code, path: Path, message: String, hint: String) {
@@ -114,7 +131,10 @@ impl Rules<'_, '_> {
         if let Some(user) = &process.user {
             self.user(&user.0, join(&path, [key("user")]));
         }
-        let secrets = process.secrets.iter().map(|name| name.0.as_str());
+        let secrets = process
+            .secrets
+            .iter()
+            .map(|secret| secret.name().0.as_str());
         self.duplicates(
             secrets,
             &join(&path, [key("secrets")]),
@@ -135,9 +155,17 @@ impl Rules<'_, '_> {
             Some("name"),
             "volume",
         );
+        self.volumes(&process.volumes, &join(&path, [key("volumes")]));
         if let Some(port) = process.healthcheck.as_ref().and_then(|check| check.port) {
             let at = join(&path, [key("healthcheck"), key("port")]);
             self.port_exists(name, process, port, at);
+        }
+        if let Some(headers) = process
+            .healthcheck
+            .as_ref()
+            .and_then(|check| check.headers.as_ref())
+        {
+            self.headers(headers, &join(&path, [key("healthcheck"), key("headers")]));
         }
         self.cpu(
             process.resources.cpu,
@@ -145,6 +173,48 @@ impl Rules<'_, '_> {
         );
         self.scaling(&process.scaling, &join(&path, [key("scaling")]));
         self.deploy(&process.deploy, &join(&path, [key("deploy")]));
+    }
+
+    /// Where volumes are found, and to whom they belong.
+    fn volumes(&mut self, volumes: &[authored::Volume], array: &[Step]) {
+        let mut first: BTreeMap<&str, &str> = BTreeMap::new();
+        for (position, volume) in volumes.iter().enumerate() {
+            let item = join(array, [self.index(array, position)]);
+            if let Some(owner) = &volume.owner {
+                self.user(&owner.0, join(&item, [key("owner")]));
+            }
+            let Some(path) = volume.path.as_ref().map(|path| path.0.as_str()) else {
+                continue;
+            };
+            let at = join(&item, [key("path")]);
+            let below = |place: &&&str| {
+                path.strip_prefix(**place)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            if let Some(place) = PLATFORM_PLACES.iter().find(below) {
+                self.refuse(
+                    Code::ReservedName,
+                    at,
+                    format!("`{place}` is a place that the platform keeps for itself"),
+                    "a volume is at `/mnt/volumes/<name>` anyway; `path` is for images that keep their data elsewhere"
+                        .to_owned(),
+                );
+            } else if PLATFORM_PARENTS.contains(&path) {
+                self.refuse(
+                    Code::ReservedName,
+                    at,
+                    format!("a volume at `{path}` would hide what the platform has there"),
+                    format!("name a directory in it, such as \"{path}/data\""),
+                );
+            } else if let Some(other) = first.insert(path, &volume.name.0) {
+                self.refuse(
+                    Code::Duplicate,
+                    at,
+                    format!("the path `{}` is there twice", shown(path)),
+                    format!("the volume `{}` has it as well", shown(other)),
+                );
+            }
+        }
     }
 
     fn variables(&mut self, env: &BTreeMap<authored::VariableName, authored::Text>, path: &[Step]) {
@@ -254,6 +324,41 @@ impl Rules<'_, '_> {
         let message = format!("process `{name}` has no port {port}");
         self.refuse(Code::UnknownPort, at, message, hint);
         false
+    }
+
+    /// Headers of a probe, which is a request like any other.
+    fn headers(
+        &mut self,
+        headers: &BTreeMap<authored::HeaderName, authored::HeaderValue>,
+        path: &[Step],
+    ) {
+        let mut seen = BTreeSet::new();
+        for name in headers.keys().map(|name| name.0.as_str()) {
+            let at = join(path, [key(name)]);
+            let lower = name.to_ascii_lowercase();
+            if lower == "host" {
+                self.refuse(
+                    Code::NotAllowed,
+                    at,
+                    format!("`{name}` is not allowed here"),
+                    "write it as `healthcheck.host`".to_owned(),
+                );
+            } else if CONNECTION_HEADERS.contains(&lower.as_str()) {
+                self.refuse(
+                    Code::NotAllowed,
+                    at,
+                    format!("`{name}` is not allowed here"),
+                    "it is about the connection, which the node makes; leave it out".to_owned(),
+                );
+            } else if !seen.insert(lower) {
+                self.refuse(
+                    Code::Duplicate,
+                    at,
+                    format!("the header `{name}` is there twice"),
+                    "the case of letters makes no difference; remove one".to_owned(),
+                );
+            }
+        }
     }
 
     fn cpu(&mut self, cpu: f64, path: Path) {

@@ -94,6 +94,10 @@ impl Checker<'_, '_> {
             self.tainted.push(self.path.clone());
             return None;
         }
+        let at = match value.get_ref() {
+            DeValue::Table(_) => at.of_kind("object"),
+            _ => at.of_kind("string"),
+        };
         match (at.kind(), value.get_ref()) {
             ("object", DeValue::Table(table)) => self.table(at, table, span),
             ("array", DeValue::Array(items)) => self.array(at, items, span),

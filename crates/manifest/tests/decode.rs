@@ -54,6 +54,7 @@ fn the_whole_manifest() {
                     secrets: [
                         "database",
                     ],
+                    secret_modes: {},
                     stop: StopPolicy {
                         signal: Some(
                             "SIGTERM",
@@ -78,6 +79,8 @@ fn the_whole_manifest() {
                             probe: Http {
                                 port: 8080,
                                 path: "/healthz",
+                                host: None,
+                                headers: {},
                             },
                             interval_ms: 5000,
                             timeout_ms: 2000,
@@ -99,6 +102,8 @@ fn the_whole_manifest() {
                         Volume {
                             name: "data",
                             size_bytes: 1073741824,
+                            path: None,
+                            owner: None,
                         },
                     ],
                     deploy: Deploy {
@@ -757,6 +762,18 @@ fn meaning() {
             "#]],
         ),
         (
+            "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'tcp', port = 80, host = 'a', headers = {} }",
+            expect![[""]],
+        ),
+        (
+            "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, host = 'A:80', headers = { 'X:' = 'a', B = ' a' } }",
+            expect![[""]],
+        ),
+        (
+            "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, headers = { host = 'a', Connection = 'close', X-A = 'a', x-a = 'b' } }",
+            expect![[""]],
+        ),
+        (
             "[processes.web]\nhealthcheck = { type = 'command', command = [] }",
             expect![[r#"
                 wrong_length 3:45 processes.web.healthcheck.command: `command` is empty [leave the key out, or give it a value]
@@ -805,6 +822,27 @@ fn meaning() {
             expect![[r#"
                 missing_key 3:12 processes.web.volumes[0].size: missing key `size` [add it, such as `size = "1GiB"`]
                 duplicate 3:68 processes.web.volumes[2].name: the volume `b` is there twice [it is also at `processes.web.volumes[1].name`; remove one]
+            "#]],
+        ),
+        (
+            "[processes.web]\nsecrets = ['a', { name = 'b', mode = '0400' }, { name = 'c', mode = '444' }, { mode = '0444' }, 7, { name = 'a' }]",
+            expect![[r#"
+                invalid_value 3:69 processes.web.secrets[2].mode: `444` is not a mode [write four octal digits whose first is 0 and by which the owner reads the file, such as "0444" or "0400"]
+                missing_key 3:78 processes.web.secrets[3].name: missing key `name` [add it, such as `name = "database"`]
+                wrong_type 3:97 processes.web.secrets[4]: expected a name, found an integer [write it in quotes: "7"]
+                duplicate 3:100 processes.web.secrets[5]: the secret bundle `a` is there twice [it is also at `processes.web.secrets[0]`; remove one]
+            "#]],
+        ),
+        (
+            "[processes.web]\nvolumes = [{ name = 'a', size = '1GiB', path = '/data/../x' }, { name = 'b', size = '1GiB', path = '/run/secrets/x' }, \
+             { name = 'c', size = '1GiB', path = '/run', owner = 'a b' }, { name = 'd', size = '1GiB', path = '/data' }, \
+             { name = 'e', size = '1GiB', path = '/data' }]",
+            expect![[r#"
+                invalid_value 3:48 processes.web.volumes[0].path: `/data/../x` is not a path in the guest [write it from the root on, without `.`, `..` and a slash at the end, such as "/var/lib/mysql"]
+                reserved_name 3:100 processes.web.volumes[1].path: `/run/secrets` is a place that the platform keeps for itself [a volume is at `/mnt/volumes/<name>` anyway; `path` is for images that keep their data elsewhere]
+                reserved_name 3:156 processes.web.volumes[2].path: a volume at `/run` would hide what the platform has there [name a directory in it, such as "/run/data"]
+                invalid_value 3:172 processes.web.volumes[2].owner: `a b` is not a user [write a name or number of the image's users, with a group if wanted: "shop" or "1000:1000"]
+                duplicate 3:264 processes.web.volumes[4].path: the path `/data` is there twice [the volume `d` has it as well]
             "#]],
         ),
         (

@@ -88,6 +88,11 @@ fn accepts(root: &Value, schema: &Value, value: &Value) -> bool {
                 .unwrap()
                 .iter()
                 .all(|schema| accepts(root, schema, value)),
+            "anyOf" => wanted
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|schema| accepts(root, schema, value)),
             "if" => !accepts(root, wanted, value) || accepts(root, &schema["then"], value),
             "then" => true,
             other => panic!("keyword {other} is not known here"),
@@ -246,6 +251,12 @@ fn value_of(root: &'static Value, schema: &'static Value, depth: u32) -> BoxedSt
         let target = root.pointer(reference.strip_prefix('#').unwrap()).unwrap();
         return value_of(root, target, depth);
     }
+    if let Some(alternatives) = schema.get("anyOf").and_then(Value::as_array) {
+        let each = alternatives
+            .iter()
+            .map(|schema| value_of(root, schema, depth));
+        return proptest::strategy::Union::new(each).boxed();
+    }
     let good: BoxedStrategy<Value> = match schema.get("type").and_then(Value::as_str) {
         Some("object") => object_of(root, schema, depth),
         Some("array") => {
@@ -397,6 +408,7 @@ fn on_each_key_with_every_value() {
                 "Volume",
                 json!({ "name": "data", "size": "1GiB" }),
             ),
+            ("secrets", "SecretBundle", json!({ "name": "database" })),
         ] {
             for key in schema["$defs"][item]["properties"]
                 .as_object()
@@ -408,6 +420,7 @@ fn on_each_key_with_every_value() {
                 judge(&json!({ "app": "shop", "processes": { "web": { list: [base] } } }));
             }
         }
+        judge(&json!({ "app": "shop", "processes": { "web": { "secrets": [value] } } }));
         judge(&json!({ "app": "shop", "routes": { "a": value } }));
         judge(&json!({ "app": "shop", "routes": { "a": { "port": value } } }));
         judge(&json!({ "app": "shop", "processes": { "web": value } }));

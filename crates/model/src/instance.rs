@@ -168,6 +168,12 @@ pub enum Probe {
         port: u16,
         /// Path, with a leading slash.
         path: String,
+        /// The header `Host`. Absent: the instance's address and the port.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// Further headers, by name.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        headers: BTreeMap<String, String>,
     },
     /// Connect; accepted is a success.
     Tcp {
@@ -218,6 +224,9 @@ pub struct SecretVersion {
     pub name: String,
     /// Counts from 1.
     pub version: u32,
+    /// Mode of its files in the guest. Absent: 0444.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<u32>,
 }
 
 /// A secret bundle as delivered to the node that needs it; never written to a disk in clear.
@@ -245,6 +254,12 @@ pub struct Volume {
     pub name: String,
     /// Its size in bytes.
     pub size_bytes: u64,
+    /// Where it is found beside `/mnt/volumes/<name>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Whose it is in the guest: `user[:group]`. Absent: the app's user's, or what the image says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
 }
 
 /// A volume attached to an instance: at no time is it attached to another one as well.
@@ -258,6 +273,12 @@ pub struct AttachedVolume {
     pub ordinal: u32,
     /// Its size in bytes, for good.
     pub size_bytes: u64,
+    /// As [`Volume::path`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// As [`Volume::owner`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
     /// True when its node once said that it has the disk: one that is missing now was lost, and is
     /// not silently made anew.
     pub made: bool,

@@ -17,7 +17,7 @@ use model::{Generation, InstanceId, NodeId, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -85,7 +85,7 @@ pub async fn run(
         clock,
         changed: Notify::new(),
         egress: watch::Sender::new(None),
-        admitted: Mutex::default(),
+        admission: Admission::default(),
         resumed: CancellationToken::new(),
         data_dir: settings.data_dir,
     });
@@ -220,6 +220,7 @@ impl Unreadable {
             failure: Some(failure),
             log_tail: Vec::new(),
             started_at: None,
+            preparing_ms: 0,
         }
     }
 }
@@ -266,15 +267,16 @@ impl Agent {
             self.instances
                 .insert(id, Instance::Unreadable(Box::new(instance)));
         }
+        // A stopped instance has left the network, and may be deleted before its task runs.
         let admitted = self.instances.iter().filter_map(|(id, instance)| {
             let address = match instance {
+                Instance::Known(handle) if handle.is_stopped() => return None,
                 Instance::Known(handle) => handle.address(),
                 Instance::Unreadable(unreadable) => unreadable.spec.as_ref()?.address,
             };
             Some((*id, address))
         });
-        *machine.admitted.lock().await = admitted.collect();
-        machine.apply_rules(&*machine.admitted.lock().await).await?;
+        machine.admit(admitted.collect::<Vec<_>>()).await?;
         machine.resumed.cancel();
         if let Some(desired) = desired {
             self.apply(desired).await;

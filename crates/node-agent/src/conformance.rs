@@ -70,6 +70,8 @@ pub async fn disks(disks: &dyn Disks) {
         disks.remove_scratch(id).await.unwrap();
     }
     let volume = |made| AttachedVolume {
+        path: None,
+        owner: None,
         id: VolumeId(0xda7a),
         name: "data".to_owned(),
         ordinal: 0,

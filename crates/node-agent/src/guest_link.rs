@@ -16,7 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, FrameError, GuestFrame, Hello, HostFrame, Phase, refusal,
+    BootConfig, BootFailure, Channel, Forwarded, FrameError, GuestFrame, Hello, HostFrame, Phase,
+    refusal,
 };
 use model::instance::ExitEvent;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -40,6 +41,8 @@ const EVENT_QUEUE: usize = 16;
 const MAX_STEP_BYTES: usize = 100;
 /// Longest reason of a failed step or a refused command that is believed, in bytes.
 const MAX_REASON_BYTES: usize = 1000;
+/// Most ports of a guest that are shown as forwarded to.
+const MAX_FORWARDED_PORTS: usize = 64;
 
 /// What the guest reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,8 @@ pub(crate) enum GuestEvent {
     BootFailed(BootFailure),
     /// Its app ended.
     Exited(ExitEvent),
+    /// Nothing listens on these ports over IPv6, and connections to them are forwarded.
+    Forwarded(Vec<u16>),
     /// It speaks a version of the protocol that this node does not serve.
     Refused {
         /// The version it speaks.
@@ -300,8 +305,8 @@ impl GuestServer {
                     changed.map_err(|_| ConnectionEnd::Gone)?;
                     let now = commands.borrow_and_update().clone();
                     if let (true, Some(config)) = (boot_due, now.boot) {
-                        let boot = HostFrame::Boot(Box::new((*config).clone()));
-                        frames.write(&boot.for_version(hello.contract)).await?;
+                        let config = config.for_version(hello.contract);
+                        frames.write(&HostFrame::Boot(Box::new(config))).await?;
                         boot_due = false;
                     }
                     // A guest without its config has no app to stop yet.
@@ -332,6 +337,10 @@ impl GuestServer {
                         self.tell_end(GuestEvent::Exited(event)).await?;
                     }
                     Some(GuestFrame::Stats(stats)) => self.calls.set_stats(stats),
+                    Some(GuestFrame::Forwarded(Forwarded { mut ports })) => {
+                        ports.truncate(MAX_FORWARDED_PORTS);
+                        self.tell(GuestEvent::Forwarded(ports)).await?;
+                    }
                     Some(GuestFrame::ExecRefused { session, reason }) => {
                         self.calls.refused(session, one_line(&reason, MAX_REASON_BYTES));
                     }

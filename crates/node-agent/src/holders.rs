@@ -76,6 +76,8 @@ mod tests {
 
     fn volume(id: u32) -> AttachedVolume {
         AttachedVolume {
+            path: None,
+            owner: None,
             id: VolumeId(id),
             name: "data".to_owned(),
             ordinal: 0,

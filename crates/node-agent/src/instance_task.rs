@@ -41,6 +41,8 @@ const SECRETS_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a VM that could not be looked for is looked for again.
 const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// Most forwarded ports that are named.
+const SHOWN_PORTS: usize = 4;
 
 /// What the agent sees of an instance.
 #[derive(Debug, Clone, PartialEq)]
@@ -141,6 +143,7 @@ impl InstanceHandle {
             spec,
             life,
             unwritten: None,
+            forwarded: Vec::new(),
             machine: machine.clone(),
             log,
             log_tail,
@@ -183,6 +186,11 @@ impl InstanceHandle {
         &self.volumes
     }
 
+    /// Whether nothing of it runs and nothing will.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.status.borrow().report.state == InstanceState::Stopped
+    }
+
     /// What there is to see now.
     pub(crate) fn status(&self) -> InstanceStatus {
         self.status.borrow().clone()
@@ -204,6 +212,8 @@ struct InstanceTask {
     machine: Arc<Machine>,
     log: Arc<dyn Log>,
     log_tail: Vec<String>,
+    /// Ports that the guest forwards connections to, because nothing listens on them over IPv6.
+    forwarded: Vec<u16>,
     /// What the preparation says it is doing.
     detail: Option<watch::Receiver<String>>,
     preparing: Option<AbortOnDropHandle<HostResult<Prepared>>>,
@@ -328,7 +338,7 @@ impl InstanceTask {
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
-        if *self.life.progress() != before {
+        if !self.life.progress().is_same_but_for_probes(&before) {
             self.write_record().await;
         }
         for effect in effects {
@@ -419,6 +429,11 @@ impl InstanceTask {
                 vec![Event::GuestStarted]
             }
             GuestEvent::Hello(_) | GuestEvent::Started => vec![],
+            GuestEvent::Forwarded(ports) => {
+                self.forwarded = ports;
+                self.show();
+                vec![]
+            }
             GuestEvent::BootFailed(failure) => {
                 self.end_acknowledged = true;
                 self.end_note = Some(format!("could not {}: {}", failure.step, failure.reason));
@@ -503,6 +518,7 @@ impl InstanceTask {
             let _ = preparing.await;
         }
         self.detail = None;
+        self.forwarded = Vec::new();
         self.prepared = None;
         let host = &self.machine.host;
         if let Err(error) = host.disks.remove_scratch(self.id()).await {
@@ -638,6 +654,13 @@ impl InstanceTask {
                 report.detail.clone_from(&step);
             }
         }
+        if report.state == InstanceState::Running && !self.forwarded.is_empty() {
+            let forwarded = forwarded_detail(&self.forwarded);
+            report.detail = match report.detail.as_str() {
+                "" => forwarded,
+                detail => format!("{detail}; {forwarded}"),
+            };
+        }
         if let Some(why) = &self.unwritten
             && matches!(report.state, InstanceState::Stopped | InstanceState::Failed)
         {
@@ -721,12 +744,26 @@ async fn prepare(
 ) -> HostResult<Prepared> {
     let host = &machine.host;
     let image = host.images.prepare(&spec.image, progress).await?;
+    // What no boot can change is refused here, and not as the failure of a VM that was never started.
+    let runnable = node_core::boot::boot_config(&image.config, spec, &[], &machine.facts);
+    runnable.map_err(|error| HostError::permanent(error.to_string()))?;
     secrets.get(&*host.server, spec, progress).await?;
     let mut disks = vec![host.disks.make_scratch(spec.id, spec.scratch_bytes).await?];
     for volume in &spec.volumes {
         disks.push(host.disks.prepare_volume(volume.clone()).await?);
     }
     Ok(Prepared { image, disks })
+}
+
+/// The ports that are forwarded to, for people.
+fn forwarded_detail(ports: &[u16]) -> String {
+    let shown = &ports[..ports.len().min(SHOWN_PORTS)];
+    let names: Vec<_> = shown.iter().map(u16::to_string).collect();
+    let more = match ports.len() - shown.len() {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("not on IPv6, forwarded: {}{more}", names.join(", "))
 }
 
 async fn changed(detail: &mut Option<watch::Receiver<String>>) {

@@ -143,6 +143,8 @@ mod tests {
 
     fn volume(made: bool) -> AttachedVolume {
         AttachedVolume {
+            path: None,
+            owner: None,
             id: VolumeId(0xda7a),
             name: "a-name-of-more-than-sixteen-bytes".to_owned(),
             ordinal: 0,

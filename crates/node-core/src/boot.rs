@@ -8,7 +8,8 @@
 
 use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
 use model::image::ImageConfig;
-use model::instance::{Init, InstanceSpec, SecretBundle};
+use model::instance::{Init, InstanceSpec, Probe, SecretBundle};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use overlay::address_plan::egress_address;
@@ -71,14 +72,10 @@ pub fn boot_config(
     secrets: &[SecretBundle],
     facts: &NodeFacts,
 ) -> Result<BootConfig, BootConfigError> {
-    let command = spec.command.as_ref().unwrap_or(&image.cmd);
-    let argv: Vec<String> = image.entrypoint.iter().chain(command).cloned().collect();
-    if argv.first().is_none_or(String::is_empty) {
-        return Err(BootConfigError::NoCommand {
-            image: spec.image.to_string(),
-            process: spec.process.to_string(),
-        });
-    }
+    let argv = argv(image, spec.command.as_deref()).ok_or_else(|| BootConfigError::NoCommand {
+        image: spec.image.to_string(),
+        process: spec.process.to_string(),
+    })?;
     if spec.volumes.len() > MAX_VOLUMES {
         return Err(BootConfigError::TooManyVolumes(spec.volumes.len()));
     }
@@ -89,6 +86,8 @@ pub fn boot_config(
         .map(|(volume, letter)| VolumeMount {
             device: format!("/dev/vd{letter}"),
             name: volume.name.clone(),
+            path: volume.path.clone(),
+            owner: volume.owner.clone(),
         })
         .collect();
     let user = spec.user.as_deref().unwrap_or(&image.user);
@@ -119,7 +118,44 @@ pub fn boot_config(
         image_volumes: image.volumes.clone(),
         secrets: secrets.to_vec(),
         proxy: proxy_ports(spec),
+        ports: declared_ports(spec),
+        secret_modes: spec
+            .secrets
+            .iter()
+            .filter_map(|bundle| Some((bundle.name.clone(), bundle.mode?)))
+            .collect(),
     })
+}
+
+/// The program and its arguments, given the manifest's `command`; absent: there is no program. `[""]` in an image is as
+/// if there were nothing: the way to clear what a base image has (moby, `daemon/create.go`).
+pub fn argv(image: &ImageConfig, command: Option<&[String]>) -> Option<Vec<String>> {
+    let cleared = |words: &'_ [String]| matches!(words, [only] if only.is_empty());
+    let own = |words: &[String]| {
+        if cleared(words) {
+            Vec::new()
+        } else {
+            words.to_vec()
+        }
+    };
+    let mut argv = own(&image.entrypoint);
+    match command {
+        Some(command) => argv.extend_from_slice(command),
+        None => argv.extend(own(&image.cmd)),
+    }
+    argv.first()
+        .is_some_and(|program| !program.is_empty())
+        .then_some(argv)
+}
+
+/// The ports that the manifest names: those that the app is to be reached at though it listens on loopback only.
+fn declared_ports(spec: &InstanceSpec) -> Vec<u16> {
+    let probed = match spec.healthcheck.as_ref().map(|health| &health.probe) {
+        Some(Probe::Http { port, .. } | Probe::Tcp { port }) => Some(*port),
+        Some(Probe::Command { .. }) | None => None,
+    };
+    let ports = spec.ports.iter().map(|port| port.port).chain(probed);
+    ports.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// The ports of the guest's PROXY adapter: only the platform's own network may connect.
@@ -233,6 +269,8 @@ fn environment(
         }
     };
     set("PATH", DEFAULT_PATH.to_owned());
+    // As container engines do: a shell sets it by itself, other programs count on it.
+    set("HOSTNAME", hostname(spec));
     for variable in &image.env {
         // An entry without `=` sets nothing.
         if let Some((name, value)) = variable.split_once('=')
@@ -303,6 +341,8 @@ mod tests {
 
     fn volume(name: String) -> AttachedVolume {
         AttachedVolume {
+            path: None,
+            owner: None,
             id: VolumeId(1),
             name,
             ordinal: 0,
@@ -336,6 +376,34 @@ mod tests {
     }
 
     #[test]
+    fn case_an_empty_word_clears_an_entrypoint_or_a_command() {
+        let run = |entrypoint: &[&str], cmd: &[&str], command: Option<&[&str]>| {
+            let image = ImageConfig {
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                ..ImageConfig::default()
+            };
+            argv(&image, command.map(words).as_deref()).map(|argv| argv.join(" "))
+        };
+        assert_eq!(run(&[""], &["/app", "x"], None).as_deref(), Some("/app x"));
+        assert_eq!(run(&["/app"], &[""], None).as_deref(), Some("/app"));
+        assert_eq!(
+            run(&[""], &["/app"], Some(&["/own"])).as_deref(),
+            Some("/own")
+        );
+        assert_eq!(
+            run(&[], &["/app"], Some(&["/own"])).as_deref(),
+            Some("/own")
+        );
+        let args = run(&["/app"], &["x"], Some(&["", "y"]));
+        assert_eq!(args.as_deref(), Some("/app  y"));
+        for (entrypoint, cmd) in [(&[""][..], &[""][..]), (&[], &[]), (&["", "x"], &["y"])] {
+            assert_eq!(run(entrypoint, cmd, None), None);
+        }
+        assert_eq!(run(&[""], &["/app"], Some(&[""])), None);
+    }
+
+    #[test]
     fn image_and_manifest_become_one() {
         let mut spec = spec(process(1));
         spec.variables.insert("HOME".to_owned(), "/home".to_owned());
@@ -343,20 +411,21 @@ mod tests {
             &image(),
             &spec,
             expect![[r#"
-            web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
-            PATH=/opt/bin:/bin
-            LEVEL=info
-            HOME=/home
-            PLATFORM_APP=shop
-            PLATFORM_ENV=prod
-            PLATFORM_PROCESS=web
-            PLATFORM_RELEASE=v1
-            PLATFORM_INSTANCE=1f2e3d4c
-            PLATFORM_REGION=local
-            PLATFORM_NODE=node-1
-            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
-            PORT=8080
-        "#]],
+                web-1f2e3d4c runs ["/entry", "serve"] as shop:staff in /srv, stopped by SIGQUIT
+                PATH=/opt/bin:/bin
+                HOSTNAME=web-1f2e3d4c
+                LEVEL=info
+                HOME=/home
+                PLATFORM_APP=shop
+                PLATFORM_ENV=prod
+                PLATFORM_PROCESS=web
+                PLATFORM_RELEASE=v1
+                PLATFORM_INSTANCE=1f2e3d4c
+                PLATFORM_REGION=local
+                PLATFORM_NODE=node-1
+                PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+                PORT=8080
+            "#]],
         );
     }
 
@@ -372,21 +441,22 @@ mod tests {
             &image(),
             &spec,
             expect![[r#"
-            web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
-            PATH=/opt/bin:/bin
-            LEVEL=info
-            HOME=/srv
-            PLATFORM_APP=shop
-            PLATFORM_ENV=prod
-            PLATFORM_PROCESS=web
-            PLATFORM_RELEASE=v1
-            PLATFORM_INSTANCE=1f2e3d4c
-            PLATFORM_REGION=local
-            PLATFORM_NODE=node-1
-            PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
-            /dev/vdc is data
-            /dev/vdd is more
-        "#]],
+                web-1f2e3d4c runs ["/entry", "work", "--fast"] as nobody in /srv, stopped by SIGINT
+                PATH=/opt/bin:/bin
+                HOSTNAME=web-1f2e3d4c
+                LEVEL=info
+                HOME=/srv
+                PLATFORM_APP=shop
+                PLATFORM_ENV=prod
+                PLATFORM_PROCESS=web
+                PLATFORM_RELEASE=v1
+                PLATFORM_INSTANCE=1f2e3d4c
+                PLATFORM_REGION=local
+                PLATFORM_NODE=node-1
+                PLATFORM_IPV6=fd00:1111:2222:1:0:1:1f2e:3d4c
+                /dev/vdc is data
+                /dev/vdd is more
+            "#]],
         );
     }
 

@@ -1,6 +1,6 @@
-//! One connection through the adapter: the client's end, the app's end, and the bytes between them.
+//! One connection through a proxy: the client's end, the app's end, and the bytes between them.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -9,16 +9,17 @@ use rustix::net::sockopt::{
     set_socket_keepalive, set_socket_linger, set_tcp_keepidle, set_tcp_nodelay, socket_error,
 };
 use rustix::net::{
-    AddressFamily, Shutdown, SocketFlags, SocketType, connect, shutdown, socket_with,
+    AddressFamily, RecvFlags, Shutdown, SocketFlags, SocketType, connect, recv, shutdown,
+    socket_with,
 };
 
 use crate::header::{self, MAX_HEADER_BYTES};
-use crate::listener::Listener;
+use crate::listener::{Listener, Port};
 use crate::refusals::Refusal;
 
 /// Reads from one end before other connections have their turn.
 const READS_AT_ONCE: u32 = 16;
-/// Silence after which the kernel probes whether the edge is alive.
+/// Silence after which the kernel probes whether the client is alive.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 
 /// What a connection needs next.
@@ -54,12 +55,39 @@ pub(crate) struct Connection {
     up: Flow,
     /// From app to client.
     down: Flow,
+    /// Of a forwarded connection that was not dialled again: the port.
+    forwarded: Option<u16>,
     /// Whether it waits for another turn.
     pub(crate) queued: bool,
 }
 
 impl Connection {
-    pub(crate) fn new(client: OwnedFd, peer: Ipv6Addr, listener: usize, until: Instant) -> Self {
+    /// A connection that begins with a header.
+    pub(crate) fn ingress(
+        client: OwnedFd,
+        peer: Ipv6Addr,
+        listener: usize,
+        until: Instant,
+    ) -> Self {
+        Self::new(client, peer, listener, Stage::Header { until })
+    }
+
+    /// A connection to this port whose other end is being dialled.
+    pub(crate) fn forwarded(
+        client: OwnedFd,
+        peer: Ipv6Addr,
+        listener: usize,
+        port: u16,
+        app: OwnedFd,
+    ) -> Self {
+        Self {
+            app: Some(app),
+            forwarded: Some(port),
+            ..Self::new(client, peer, listener, Stage::Dialled)
+        }
+    }
+
+    fn new(client: OwnedFd, peer: Ipv6Addr, listener: usize, stage: Stage) -> Self {
         // The connection works without these options.
         let _ = set_tcp_nodelay(&client, true);
         let _ = set_socket_keepalive(&client, true);
@@ -67,11 +95,12 @@ impl Connection {
         Self {
             client,
             app: None,
-            stage: Stage::Header { until },
+            stage,
             peer,
             listener,
             up: Flow::default(),
             down: Flow::default(),
+            forwarded: None,
             queued: false,
         }
     }
@@ -111,6 +140,17 @@ impl Connection {
         true
     }
 
+    /// The port to dial again, once, after the app's end refused.
+    pub(crate) fn take_port(&mut self) -> Option<u16> {
+        self.forwarded.take()
+    }
+
+    /// Replaces the app's end by another that is being dialled.
+    pub(crate) fn redial(&mut self, app: OwnedFd) {
+        self.app = Some(app);
+        self.stage = Stage::Dialled;
+    }
+
     /// Bytes held for an end that does not take them.
     pub(crate) fn held(&self) -> usize {
         self.up.bytes.len() + self.down.bytes.len()
@@ -124,14 +164,18 @@ impl Connection {
         }
     }
 
-    /// Moves the bytes that can be moved.
-    pub(crate) fn advance(&mut self, listener: &Listener, buffer: &mut [u8]) -> Turn {
+    /// Moves the bytes that can be moved. `may_hold`: whether bytes may be taken from an end that the other end does
+    /// not take.
+    pub(crate) fn advance(&mut self, port: &Port, buffer: &mut [u8], may_hold: bool) -> Turn {
         match (&self.stage, &self.app) {
-            (Stage::Header { .. }, _) => self.read_header(listener, buffer),
+            (Stage::Header { .. }, _) => match port {
+                Port::Ingress(listener) => self.read_header(listener, buffer),
+                Port::Forwarded { .. } => Turn::Over,
+            },
             (Stage::Joined, Some(app)) => {
                 // The app's last bytes are carried before its end is noticed.
-                let down = self.down.carry(app, &self.client, buffer);
-                let up = self.up.carry(&self.client, app, buffer);
+                let down = self.down.carry(app, &self.client, buffer, may_hold);
+                let up = self.up.carry(&self.client, app, buffer, may_hold);
                 match (down, up) {
                     (Ok(Carried::All), Ok(Carried::All)) => Turn::Over,
                     (Ok(Carried::More), Ok(_)) | (Ok(_), Ok(Carried::More)) => Turn::GoesOn,
@@ -169,7 +213,7 @@ impl Connection {
         if listener.strip {
             self.up.sent = length;
         }
-        match dial(listener) {
+        match dial(listener.app.into()) {
             Ok(app) => {
                 self.app = Some(app);
                 self.stage = Stage::Dialled;
@@ -181,11 +225,15 @@ impl Connection {
 }
 
 /// Begins the connection to the app.
-fn dial(listener: &Listener) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn dial(address: SocketAddr) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let app = socket_with(AddressFamily::INET6, SocketType::STREAM, flags, None)?;
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let app = socket_with(family, SocketType::STREAM, flags, None)?;
     let _ = set_tcp_nodelay(&app, true);
-    match connect(&app, &listener.app) {
+    match connect(&app, &address) {
         Ok(()) | Err(Errno::INPROGRESS) => Ok(app),
         Err(error) => Err(error),
     }
@@ -220,7 +268,13 @@ enum Carried {
 
 impl Flow {
     /// Moves bytes, and the end after them.
-    fn carry(&mut self, from: &OwnedFd, to: &OwnedFd, buffer: &mut [u8]) -> Result<Carried, Errno> {
+    fn carry(
+        &mut self,
+        from: &OwnedFd,
+        to: &OwnedFd,
+        buffer: &mut [u8],
+        may_hold: bool,
+    ) -> Result<Carried, Errno> {
         if self.shut_down {
             return Ok(Carried::All);
         }
@@ -239,8 +293,21 @@ impl Flow {
                 self.shut_down = true;
                 return Ok(Carried::All);
             }
-            match rustix::io::read(from, &mut *buffer) {
+            let flags = if may_hold {
+                RecvFlags::empty()
+            } else {
+                RecvFlags::PEEK
+            };
+            match recv(from, &mut *buffer, flags).map(|(_, length)| length) {
                 Ok(0) => self.ended = true,
+                Ok(length) if !may_hold => {
+                    let written = write(to, &buffer[..length])?;
+                    if written == 0 {
+                        return Ok(Carried::Some);
+                    }
+                    // These bytes are there: they were read already.
+                    recv(from, &mut buffer[..written], RecvFlags::empty())?;
+                }
                 Ok(length) => {
                     let written = write(to, &buffer[..length])?;
                     self.bytes.extend_from_slice(&buffer[written..length]);

@@ -35,6 +35,8 @@ impl Refusal {
 
 /// The refusals since the last line, and when the next line is due.
 pub(crate) struct Refusals<L> {
+    /// Who refuses, for people.
+    name: &'static str,
     log: L,
     interval: Duration,
     foreign: u32,
@@ -46,8 +48,9 @@ pub(crate) struct Refusals<L> {
 
 impl<L: FnMut(&str)> Refusals<L> {
     /// No refusals yet. `log` gets a line at most every `interval`.
-    pub(crate) fn new(log: L, interval: Duration) -> Self {
+    pub(crate) fn new(name: &'static str, log: L, interval: Duration) -> Self {
         Self {
+            name,
             log,
             interval,
             foreign: 0,
@@ -78,8 +81,9 @@ impl<L: FnMut(&str)> Refusals<L> {
         }
         if let Some((peer, refusal)) = self.last.take() {
             (self.log)(&format!(
-                "PROXY adapter: refused connections: {} not from edges, {} without a valid header, {} while the \
+                "{}: refused connections: {} not from edges, {} without a valid header, {} while the \
                  app did not listen; the last, from {peer}: {}",
+                self.name,
                 std::mem::take(&mut self.foreign),
                 std::mem::take(&mut self.without_header),
                 std::mem::take(&mut self.without_app),

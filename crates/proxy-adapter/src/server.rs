@@ -8,51 +8,72 @@ use std::time::{Duration, Instant};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, acceptfrom_with};
+use rustix::net::{SocketFlags, acceptfrom_with, getsockname};
 
-use crate::connection::{Connection, Turn, reset};
-use crate::header::MAX_HEADER_BYTES;
-use crate::listener::Listener;
+use crate::connection::{Connection, Turn, dial, reset};
+use crate::listener::Port;
 use crate::refusals::{Refusal, Refusals};
 
-/// The bounds of an adapter; smaller in tests.
+/// The bounds of a process; smaller in tests.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// Time for the whole header, from the connection on.
     pub(crate) header: Duration,
     /// Connections at a time.
     pub(crate) connections: usize,
+    /// Bytes held for ends that do not take them. From there on bytes are left with their sender.
+    pub(crate) held: usize,
     /// Shortest time between two lines of the log.
     pub(crate) log_interval: Duration,
 }
 
-/// The limits in a guest.
-pub(crate) const LIMITS: Limits = Limits {
+/// The adapter's limits in a guest.
+pub(crate) const ADAPTER_LIMITS: Limits = Limits {
     header: Duration::from_secs(5),
     connections: 1024,
+    held: 16 * 1024 * 1024,
     log_interval: Duration::from_secs(10),
 };
+/// Memory of the guest for each of the forwarder's connections: an eighth of it at most is the kernel's for their
+/// sockets.
+const MEMORY_PER_CONNECTION: u64 = 128 * 1024;
+/// Fewest and most connections of the forwarder.
+const FORWARDED: (u64, u64) = (512, 16 * 1024);
+
+impl Limits {
+    /// The forwarder's limits in a guest with this memory.
+    pub(crate) fn of_forwarder(memory_bytes: u64) -> Self {
+        let connections = (memory_bytes / MEMORY_PER_CONNECTION).clamp(FORWARDED.0, FORWARDED.1);
+        Self {
+            connections: usize::try_from(connections).unwrap_or(usize::MAX),
+            held: usize::try_from(memory_bytes / 32)
+                .map_or(ADAPTER_LIMITS.held, |held| held.min(ADAPTER_LIMITS.held)),
+            ..ADAPTER_LIMITS
+        }
+    }
+}
+
 /// Descriptors beside those of connections: standard streams, listeners, epoll.
 const OTHER_DESCRIPTORS: u64 = 128;
-/// Open files that an adapter needs: two for each connection, and a few of its own.
-pub const OPEN_FILES: u64 = 2 * LIMITS.connections as u64 + OTHER_DESCRIPTORS;
+/// Open files that a process needs: two for each connection, and a few of its own.
+pub const OPEN_FILES: u64 = 2 * FORWARDED.1 + OTHER_DESCRIPTORS;
 /// Connections taken from a listener before others have their turn.
 const ACCEPTED_AT_ONCE: usize = 64;
 /// Bytes read from an end at a time: many at once cost least. As many may have to be held for the other end.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// Bytes read at a time while connections hold [`MANY_HELD_BYTES`], so that all of them together
-/// hold at most 8 MiB more.
-const SMALL_BUFFER_BYTES: usize = MAX_HEADER_BYTES;
-/// Bytes held for ends that do not take them, from which on reads are small.
-const MANY_HELD_BYTES: usize = 16 * 1024 * 1024;
 /// Events taken at a time.
 const EVENTS: usize = 64;
 /// Pause after the kernel could not give a connection, for lack of memory or descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves the listeners, and logs refusals. Returns only when the kernel's epoll fails, with its error.
-pub(crate) fn serve(listeners: Vec<Listener>, limits: Limits, log: impl FnMut(&str)) -> io::Error {
-    match Server::new(listeners, limits, log) {
+pub(crate) fn serve(
+    name: &'static str,
+    ports: Vec<Port>,
+    limits: Limits,
+    log: impl FnMut(&str),
+) -> io::Error {
+    match Server::new(name, ports, limits, log) {
         Ok(mut server) => loop {
             if let Err(error) = server.turn() {
                 return error.into();
@@ -64,7 +85,7 @@ pub(crate) fn serve(listeners: Vec<Listener>, limits: Limits, log: impl FnMut(&s
 
 struct Server<L> {
     epoll: OwnedFd,
-    listeners: Vec<Listener>,
+    ports: Vec<Port>,
     limits: Limits,
     /// By number; numbers are reused.
     connections: Vec<Option<Connection>>,
@@ -88,10 +109,15 @@ struct Server<L> {
 const LISTENERS: u64 = u64::MAX;
 
 impl<L: FnMut(&str)> Server<L> {
-    fn new(listeners: Vec<Listener>, limits: Limits, log: L) -> rustix::io::Result<Self> {
+    fn new(
+        name: &'static str,
+        ports: Vec<Port>,
+        limits: Limits,
+        log: L,
+    ) -> rustix::io::Result<Self> {
         Ok(Self {
             epoll: epoll::create(CreateFlags::CLOEXEC)?,
-            listeners,
+            ports,
             limits,
             connections: Vec::new(),
             free: Vec::new(),
@@ -102,7 +128,7 @@ impl<L: FnMut(&str)> Server<L> {
             events: Vec::with_capacity(EVENTS),
             buffer: vec![0; BUFFER_BYTES].into(),
             held: 0,
-            refusals: Refusals::new(log, limits.log_interval),
+            refusals: Refusals::new(name, log, limits.log_interval),
         })
     }
 
@@ -170,25 +196,25 @@ impl<L: FnMut(&str)> Server<L> {
             return Ok(());
         }
         self.accepting = wanted;
-        for listener in &self.listeners {
+        for port in &self.ports {
             if wanted {
                 let token = EventData::new_u64(LISTENERS);
-                epoll::add(&self.epoll, &listener.fd, token, EventFlags::IN)?;
+                epoll::add(&self.epoll, port.fd(), token, EventFlags::IN)?;
             } else {
-                epoll::delete(&self.epoll, &listener.fd)?;
+                epoll::delete(&self.epoll, port.fd())?;
             }
         }
         Ok(())
     }
 
     fn accept(&mut self, now: Instant) {
-        for at in 0..self.listeners.len() {
+        for at in 0..self.ports.len() {
             for _ in 0..ACCEPTED_AT_ONCE {
                 if self.connections.len() - self.free.len() >= self.limits.connections {
                     return;
                 }
                 let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-                match acceptfrom_with(&self.listeners[at].fd, flags) {
+                match acceptfrom_with(self.ports[at].fd(), flags) {
                     Ok((client, peer)) => {
                         let peer = peer.and_then(|peer| SocketAddrV6::try_from(peer).ok());
                         self.accepted(at, client, peer, now);
@@ -216,21 +242,60 @@ impl<L: FnMut(&str)> Server<L> {
         let Some(peer) = peer.map(|peer| *peer.ip()) else {
             return;
         };
-        if !self.listeners[listener].admits(peer) {
-            reset(&client);
-            self.refusals.count(peer, Refusal::Foreign, now);
-            return;
+        let until = now + self.limits.header;
+        let connection = match &self.ports[listener] {
+            Port::Ingress(port) if !port.admits(peer) => {
+                reset(&client);
+                self.refusals.count(peer, Refusal::Foreign, now);
+                return;
+            }
+            Port::Ingress(_) => Connection::ingress(client, peer, listener, until),
+            Port::Forwarded { .. } => {
+                let address = getsockname(&client);
+                let address = address.and_then(|address| {
+                    SocketAddrV6::try_from(address).map_err(|_| Errno::AFNOSUPPORT)
+                });
+                let port = address.map_or(0, |address| address.port());
+                let Some(app) = self.dial(listener, port) else {
+                    reset(&client);
+                    self.refusals.count(peer, Refusal::App, now);
+                    return;
+                };
+                Connection::forwarded(client, peer, listener, port, app)
+            }
+        };
+        self.begin(connection, until);
+    }
+
+    /// Dials the app where it listens on this port.
+    fn dial(&mut self, listener: usize, port: u16) -> Option<OwnedFd> {
+        match &mut self.ports[listener] {
+            Port::Forwarded {
+                targets, notices, ..
+            } => {
+                notices.report(port);
+                dial(targets.find(port)?).ok()
+            }
+            Port::Ingress(_) => None,
         }
+    }
+
+    /// Serves a connection. `until`: the deadline of its header, where it has one.
+    fn begin(&mut self, connection: Connection, until: Instant) {
         let number = self.free.pop().unwrap_or_else(|| {
             self.connections.push(None);
             self.connections.len() - 1
         });
-        let until = now + self.limits.header;
-        let connection = Connection::new(client, peer, listener, until);
         // A connection that cannot be watched would hang: it is closed by being dropped.
-        if self.watch(connection.client(), number, false) {
+        let watched = self.watch(connection.client(), number, false)
+            && connection
+                .app()
+                .is_none_or(|app| self.watch(app, number, true));
+        if watched {
+            if connection.header_until().is_some() {
+                self.header_deadline.get_or_insert(until);
+            }
             self.connections[number] = Some(connection);
-            self.header_deadline.get_or_insert(until);
             self.advance(number);
         } else {
             self.free.push(number);
@@ -250,7 +315,7 @@ impl<L: FnMut(&str)> Server<L> {
         };
         if app {
             if !connection.app_answered() {
-                self.refuse(number, Refusal::App);
+                self.app_refused(number);
                 return;
             }
         } else if flags.contains(EventFlags::ERR) {
@@ -262,18 +327,32 @@ impl<L: FnMut(&str)> Server<L> {
         self.advance(number);
     }
 
+    /// The app does not listen where it was dialled. A forwarded connection is dialled once more: the app may listen
+    /// elsewhere now.
+    fn app_refused(&mut self, number: usize) {
+        let Some(Some(connection)) = self.connections.get_mut(number) else {
+            return;
+        };
+        let listener = connection.listener();
+        if let Some(port) = connection.take_port()
+            && let Some(app) = self.dial(listener, port)
+            && self.watch(&app, number, true)
+            && let Some(Some(connection)) = self.connections.get_mut(number)
+        {
+            connection.redial(app);
+            return;
+        }
+        self.refuse(number, Refusal::App);
+    }
+
     fn advance(&mut self, number: usize) {
         let Some(Some(connection)) = self.connections.get_mut(number) else {
             return;
         };
-        let listener = &self.listeners[connection.listener()];
-        let size = if self.held < MANY_HELD_BYTES {
-            BUFFER_BYTES
-        } else {
-            SMALL_BUFFER_BYTES
-        };
+        let port = &self.ports[connection.listener()];
         self.held -= connection.held();
-        let turn = connection.advance(listener, &mut self.buffer[..size]);
+        let may_hold = self.held < self.limits.held;
+        let turn = connection.advance(port, &mut self.buffer, may_hold);
         self.held += connection.held();
         match turn {
             Turn::Waits => {}

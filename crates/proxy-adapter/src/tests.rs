@@ -3,15 +3,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use proxy_header::{ParseConfig, ProxiedAddress, ProxyHeader};
 use rustix::net::sockopt::set_socket_linger;
 
-use crate::listener::Listener;
-use crate::server::{LIMITS, Limits, serve};
+use crate::listener::{Listener, Notices, Port};
+use crate::server::{ADAPTER_LIMITS, Limits, serve};
+use crate::targets::Targets;
 
 /// Longest that anything awaited may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -25,7 +26,7 @@ struct Adapter {
 
 impl Adapter {
     fn start(strip: bool) -> Self {
-        Self::with(strip, Ipv6Addr::LOCALHOST, LIMITS)
+        Self::with(strip, Ipv6Addr::LOCALHOST, ADAPTER_LIMITS)
     }
 
     fn with(strip: bool, peers: Ipv6Addr, limits: Limits) -> Self {
@@ -49,9 +50,14 @@ impl Adapter {
         let (line, lines) = mpsc::channel();
         // The thread ends with the test's process.
         std::thread::spawn(move || {
-            let error = serve(vec![listener], limits, |text| {
-                let _ = line.send(text.to_owned());
-            });
+            let error = serve(
+                "PROXY adapter",
+                vec![Port::Ingress(listener)],
+                limits,
+                |text| {
+                    let _ = line.send(text.to_owned());
+                },
+            );
             panic!("{error}");
         });
         Self {
@@ -210,15 +216,20 @@ fn an_end_that_shuts_down_first_still_receives() {
 
 #[test]
 fn a_mebibyte_arrives_each_way_at_once() {
-    let adapter = Adapter::start(true);
-    let (client, app) = adapter.join();
+    for limits in with_and_without_room() {
+        let adapter = Adapter::with(true, Ipv6Addr::LOCALHOST, limits);
+        a_mebibyte_each_way(&adapter.join());
+    }
+}
+
+fn a_mebibyte_each_way((client, app): &(TcpStream, TcpStream)) {
     let data = |seed: u32| -> Vec<u8> {
         (0..1 << 20_u32)
             .map(|at: u32| (at.wrapping_mul(seed) >> 7) as u8)
             .collect()
     };
     std::thread::scope(|scope| {
-        for (own, other, end) in [(3, 5, &client), (5, 3, &app)] {
+        for (own, other, end) in [(3, 5, client), (5, 3, app)] {
             scope.spawn(move || {
                 let mut end = end;
                 end.write_all(&data(own)).unwrap();
@@ -233,9 +244,22 @@ fn a_mebibyte_arrives_each_way_at_once() {
     });
 }
 
+/// Limits with which the adapter holds bytes for an end, and with which it leaves them with their sender.
+fn with_and_without_room() -> [Limits; 2] {
+    [ADAPTER_LIMITS.held, 0].map(|held| Limits {
+        held,
+        ..ADAPTER_LIMITS
+    })
+}
+
 #[test]
 fn an_end_that_does_not_read_blocks_its_own_connection_only() {
-    let adapter = Adapter::start(true);
+    for limits in with_and_without_room() {
+        a_blocked_end(&Adapter::with(true, Ipv6Addr::LOCALHOST, limits));
+    }
+}
+
+fn a_blocked_end(adapter: &Adapter) {
     let (mut client, mut app) = adapter.join();
     client.set_nonblocking(true).unwrap();
     let mut sent = 0;
@@ -300,7 +324,7 @@ fn a_reset_at_one_end_resets_the_other() {
 fn a_connection_without_a_valid_header_reaches_no_app() {
     let limits = Limits {
         log_interval: Duration::ZERO,
-        ..LIMITS
+        ..ADAPTER_LIMITS
     };
     let adapter = Adapter::with(true, Ipv6Addr::LOCALHOST, limits);
     let changed = |at: usize, byte: u8| {
@@ -342,7 +366,7 @@ fn a_connection_without_a_valid_header_reaches_no_app() {
 
 #[test]
 fn a_peer_that_is_not_an_edge_is_refused_at_once() {
-    let adapter = Adapter::with(true, "fd00::1".parse().unwrap(), LIMITS);
+    let adapter = Adapter::with(true, "fd00::1".parse().unwrap(), ADAPTER_LIMITS);
     closed(adapter.client());
     assert_eq!(
         adapter.line(),
@@ -356,7 +380,7 @@ fn a_peer_that_is_not_an_edge_is_refused_at_once() {
 fn a_late_header_is_refused() {
     let limits = Limits {
         header: Duration::from_millis(20),
-        ..LIMITS
+        ..ADAPTER_LIMITS
     };
     let adapter = Adapter::with(true, Ipv6Addr::LOCALHOST, limits);
     let mut client = adapter.client();
@@ -391,7 +415,7 @@ fn a_client_of_an_app_that_does_not_listen_is_refused_with_the_reason() {
 fn a_connection_above_the_limit_waits_until_another_ends() {
     let limits = Limits {
         connections: 2,
-        ..LIMITS
+        ..ADAPTER_LIMITS
     };
     let adapter = Adapter::with(true, Ipv6Addr::LOCALHOST, limits);
     let (first, second) = (adapter.join(), adapter.join());
@@ -409,7 +433,7 @@ fn a_connection_above_the_limit_waits_until_another_ends() {
 fn refusals_are_counted_and_logged_at_intervals() {
     let limits = Limits {
         log_interval: Duration::from_millis(200),
-        ..LIMITS
+        ..ADAPTER_LIMITS
     };
     let adapter = Adapter::with(true, "fd00::1".parse().unwrap(), limits);
     for _ in 0..50 {
@@ -425,4 +449,109 @@ fn refusals_are_counted_and_logged_at_intervals() {
     }
     assert_eq!(refused, 50);
     assert!(lines < 50, "{lines} lines");
+}
+
+/// The forwarder, listening on loopback of IPv6 where nothing steers connections to it; the test is the client, and
+/// the app on the same port elsewhere.
+struct Forwarded {
+    address: SocketAddr,
+    ports: std::fs::File,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Forwarded {
+    fn start(connections: usize) -> Self {
+        let listener = TcpListener::bind("[::1]:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let tables = ["/proc/net/tcp", "/proc/net/tcp6"]
+            .map(|path| std::fs::File::open(path).unwrap().into());
+        let (ports, notices) = rustix::pipe::pipe().unwrap();
+        let listener = listener.into();
+        let port = Port::Forwarded {
+            targets: Targets::new(tables.into(), &listener),
+            fd: listener,
+            notices: Notices::new(notices),
+        };
+        let limits = Limits {
+            connections,
+            ..Limits::of_forwarder(256 << 20)
+        };
+        let (line, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let error = serve("forwarder", vec![port], limits, |text| {
+                let _ = line.send(text.to_owned());
+            });
+            panic!("{error}");
+        });
+        Self {
+            address,
+            ports: ports.into(),
+            lines,
+        }
+    }
+
+    fn app(&self, host: &str) -> TcpListener {
+        TcpListener::bind(SocketAddr::new(host.parse().unwrap(), self.address.port())).unwrap()
+    }
+
+    fn client(&self) -> TcpStream {
+        patient(TcpStream::connect(self.address).unwrap())
+    }
+}
+
+#[test]
+fn a_forwarded_connection_reaches_the_app_wherever_it_listens_now() {
+    let mut forwarded = Forwarded::start(64);
+    for host in ["127.0.0.1", "0.0.0.0", "127.0.0.9"] {
+        let app = forwarded.app(host);
+        for _ in 0..2 {
+            let client = forwarded.client();
+            let (app, peer) = app.accept().unwrap();
+            assert_eq!(peer.ip(), Ipv4Addr::LOCALHOST);
+            a_mebibyte_each_way(&(client, patient(app)));
+        }
+        drop(app);
+        // As a connection to a port that nobody listens on.
+        closed(forwarded.client());
+    }
+    // Each port is reported once.
+    let mut port = [0; 2];
+    forwarded.ports.read_exact(&mut port).unwrap();
+    assert_eq!(u16::from_ne_bytes(port), forwarded.address.port());
+    rustix::io::ioctl_fionbio(&forwarded.ports, true).unwrap();
+    let error = forwarded.ports.read(&mut port).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    let line = forwarded.lines.recv_timeout(PATIENCE).unwrap();
+    assert!(
+        line.starts_with(
+            "forwarder: refused connections: 0 not from edges, 0 without a valid header, 1 while"
+        ),
+        "{line}"
+    );
+}
+
+#[test]
+fn the_forwarders_bounds_follow_from_the_guests_memory() {
+    let of = |mebibytes: u64| Limits::of_forwarder(mebibytes << 20);
+    let connections = [32, 128, 256, 1024, 65536].map(|mebibytes| of(mebibytes).connections);
+    assert_eq!(connections, [512, 1024, 2048, 8192, 16384]);
+    assert_eq!((of(128).held, of(4096).held), (4 << 20, 16 << 20));
+}
+
+#[test]
+fn a_forwarded_connection_above_the_limit_waits_until_another_ends() {
+    let forwarded = Forwarded::start(1);
+    let app = forwarded.app("127.0.0.1");
+    let (first, mut second) = (forwarded.client(), forwarded.client());
+    let (accepted, _) = app.accept().unwrap();
+    second.write_all(b"ping").unwrap();
+    app.set_nonblocking(true).unwrap();
+    assert_eq!(app.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    app.set_nonblocking(false).unwrap();
+    drop((first, accepted));
+    let (mut accepted, _) = app.accept().unwrap();
+    let mut bytes = [0; 4];
+    accepted.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"ping");
 }

@@ -99,6 +99,7 @@ pub fn process(min: u32) -> Process {
         init: None,
         env: BTreeMap::new(),
         secrets: Vec::new(),
+        secret_modes: BTreeMap::new(),
         stop: StopPolicy {
             signal: None,
             timeout_ms: 10_000,
@@ -116,6 +117,8 @@ pub fn process(min: u32) -> Process {
             probe: Probe::Http {
                 port: 8080,
                 path: "/".to_owned(),
+                host: None,
+                headers: BTreeMap::new(),
             },
             interval_ms: 1000,
             timeout_ms: 1000,
@@ -143,6 +146,8 @@ pub fn process(min: u32) -> Process {
 pub fn database(min: u32) -> Process {
     Process {
         volumes: vec![model::instance::Volume {
+            path: None,
+            owner: None,
             name: "data".to_owned(),
             size_bytes: 1024 * MIB,
         }],
@@ -274,6 +279,8 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
     });
     instance.node = volume.node;
     instance.spec.volumes = vec![AttachedVolume {
+        path: None,
+        owner: None,
         id,
         name: "data".to_owned(),
         ordinal,
@@ -316,6 +323,7 @@ pub fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
         failure: None,
         log_tail: Vec::new(),
         started_at: None,
+        preparing_ms: 0,
     }
 }
 

@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
+use model::image::ImageConfig;
 use model::{EnvKey, ReleaseNumber};
 use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
@@ -27,6 +28,10 @@ use crate::state::App;
 
 /// What diagnostics call the manifest that came with the request.
 const MANIFEST_NAME: &str = "platform.toml";
+/// Most warnings of a deploy.
+const MAX_WARNINGS: usize = 16;
+/// Most bytes of an image's path in a warning.
+const MAX_PATH_BYTES: usize = 200;
 /// The architecture an image is resolved for while no node has joined.
 const ARCH_WITHOUT_NODES: &str = "amd64";
 
@@ -42,6 +47,9 @@ pub(crate) async fn deploy(
     check_against(&app.cluster().await?, &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;
+    check_runnable(&reference, &resolved, &manifest)?;
+    let images = resolved.images.values().map(|image| &image.config);
+    let warnings = unkept_volumes(&manifest, images);
 
     let release = Release {
         manifest,
@@ -74,6 +82,7 @@ pub(crate) async fn deploy(
         image_ref_digest: resolved.ref_digest,
         resolved_image_digest: resolved.by_arch,
         pinned_tag: resolved.pinned_tag,
+        warnings,
     };
     Ok((StatusCode::CREATED, Json(response)))
 }
@@ -110,6 +119,7 @@ pub(crate) async fn redeploy(
         image_ref_digest: release.image_ref_digest,
         resolved_image_digest: by_arch.map(|(arch, image)| (arch, image.digest)).collect(),
         pinned_tag: None,
+        warnings: Vec::new(),
     };
     Ok((StatusCode::CREATED, Json(response)))
 }
@@ -218,6 +228,35 @@ fn add_release(
     Ok((vec![command], number))
 }
 
+/// A warning for each directory that the image declares as a volume and no volume of the manifest is at or above.
+fn unkept_volumes<'i>(
+    manifest: &Manifest,
+    images: impl Iterator<Item = &'i ImageConfig>,
+) -> Vec<String> {
+    let volumes = manifest.processes.values().flat_map(|p| &p.volumes);
+    let paths: Vec<&str> = volumes.filter_map(|v| v.path.as_deref()).collect();
+    let is_kept = |declared: &str| {
+        paths.iter().any(|path| {
+            declared
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
+    };
+    let declared: BTreeSet<&str> = images
+        .flat_map(|image| &image.volumes)
+        .map(|path| path.trim_end_matches('/'))
+        .filter(|path| !path.is_empty() && !is_kept(path))
+        .collect();
+    let warnings = declared.into_iter().map(|path| {
+        let path = display::one_line(path, MAX_PATH_BYTES);
+        format!(
+            "the image declares VOLUME {path}, which is on the scratch disk and is lost at each start; a \
+             volume with `path = \"{path}\"` keeps it"
+        )
+    });
+    warnings.take(MAX_WARNINGS).collect()
+}
+
 /// Resolves the image once, for the architectures of the nodes there are (ADR 0002).
 async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFailure> {
     let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
@@ -253,6 +292,44 @@ async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFai
     Ok((reference, resolved))
 }
 
+/// Whether every process has something to run and a signal to stop it: a node would find that out after the image was
+/// fetched and its disk was built.
+fn check_runnable(
+    reference: &Reference,
+    resolved: &Resolved,
+    manifest: &Manifest,
+) -> Result<(), ApiFailure> {
+    for (arch, image) in &resolved.images {
+        for (name, process) in &manifest.processes {
+            let command = process.command.as_deref();
+            if node_core::boot::argv(&image.config, command).is_none() {
+                return Err(ApiFailure::refused(
+                    "no_command",
+                    format!(
+                        "{reference} has neither Entrypoint nor Cmd for {arch}, and process {name} has no `command`"
+                    ),
+                )
+                .hint(format!("name one in the manifest: `processes.{name}.command`")));
+            }
+            let signal = process.stop.signal.as_deref();
+            let signal = signal.unwrap_or(&image.config.stop_signal);
+            if !signal.is_empty() && node_core::boot::signal_name(signal).is_none() {
+                return Err(ApiFailure::refused(
+                    "no_such_signal",
+                    format!(
+                        "the StopSignal `{}` of {reference} is not a signal",
+                        signal.escape_debug()
+                    ),
+                )
+                .hint(format!(
+                    "name one in the manifest: `processes.{name}.stop.signal`"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What a registry's failure means for the caller; `denied` is what to do where it wants another login.
 pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure {
     let (status, code) = match &error.problem {
@@ -263,14 +340,56 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Image(ImageError::NoSuchPlatform { .. }) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
         }
+        problem if problem.retry_after().is_some() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "registry_busy")
+        }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
         Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };
-    let failure = ApiFailure::new(status, code, display::chain(error));
+    let mut failure = ApiFailure::new(status, code, display::chain(error));
+    if let Some(wait) = error.problem.retry_after() {
+        failure = failure.retry_after(wait);
+    }
     match (&error.problem, error.problem.hint()) {
         (Problem::Denied { .. }, _) => failure.hint(denied),
         (_, Some(hint)) => failure.hint(hint),
         (_, None) => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use manifest::Manifest;
+    use model::image::ImageConfig;
+
+    use super::unkept_volumes;
+
+    #[test]
+    fn case_a_volume_of_the_image_that_no_volume_keeps_is_warned_of() {
+        let image = ImageConfig {
+            volumes: ["/data", "/var/lib/shop/", "/var/lib/shopping", "/"]
+                .map(str::to_owned)
+                .to_vec(),
+            ..ImageConfig::default()
+        };
+        let warned = |paths: &[&str]| {
+            let mut text = "app = 'shop'\n[processes.web]\nvolumes = [".to_owned();
+            for (number, path) in paths.iter().enumerate() {
+                text += &format!("{{ name = 'v{number}', size = '1GiB', path = '{path}' }},");
+            }
+            let decoded = Manifest::from_toml("platform.toml", &(text + "]"));
+            let manifest = decoded.map(|decoded| decoded.manifest);
+            let warnings = manifest.map(|manifest| unkept_volumes(&manifest, [&image].into_iter()));
+            warnings.unwrap_or_default()
+        };
+        assert_eq!(
+            warned(&[])[0],
+            "the image declares VOLUME /data, which is on the scratch disk and is lost at each start; a volume with \
+             `path = \"/data\"` keeps it"
+        );
+        assert_eq!((warned(&[]).len(), warned(&["/var/lib"]).len()), (3, 1));
+        assert_eq!(warned(&["/data", "/var/lib/shop"]).len(), 1);
+        assert!(warned(&["/data", "/var/lib"]).is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! The environment that an app finds.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use guest_protocol::{Stream, VolumeMount};
@@ -123,7 +124,7 @@ fn an_app_finds_the_standard_environment() {
     }
     assert_eq!(value("hostname"), "web-1");
     assert!(value("hosts").starts_with("10.0.0.1 db\n127.0.0.1\tlocalhost\n"));
-    assert!(value("hosts").contains("fd00:1::15\tweb-1"));
+    assert!(value("hosts").contains("fd00:1::15\tweb-1\n100.64.0.15\tweb-1"));
     assert_eq!(value("resolv"), "nameserver fd00:1::3");
     assert_eq!(value("resolvlink"), "../run/resolv/stub.conf");
     assert!(value("lo").contains("inet 127.0.0.1/8"), "{}", value("lo"));
@@ -143,7 +144,7 @@ fn an_app_finds_the_standard_environment() {
     assert_eq!(value("secret"), "hunter2");
     assert_eq!(
         value("secretmode"),
-        "400 1000:100 regular file\n500 1000:100 directory"
+        "444 1000:100 regular file\n555 1000:100 directory"
     );
     assert_eq!(value("secretfs"), "tmpfs");
     assert_eq!(value("rundir"), "755 1000:100");
@@ -199,29 +200,44 @@ fn an_image_may_be_one_static_program() {
 }
 
 #[test]
-fn a_volume_belongs_to_the_user_and_is_unmounted_before_the_exit_is_reported() {
+fn case_a_volume_is_where_the_image_keeps_its_data_and_is_unmounted_before_the_exit_is_reported() {
     let Some(tools) = Tools::find() else { return };
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("data.ext4");
     make_disk(&volume, 16, None);
-    for (round, expected) in [("1", vec!["1"]), ("2", vec!["1", "2"])] {
+    let places = ["700 1000:100", "700 1000:100", "rounds", "seed"];
+    for (round, rounds) in [("1", vec!["1"]), ("2", vec!["1", "2"])] {
         let mut config = config(&format!(
-            "cd /mnt/volumes/data && echo {round} >> rounds && cat rounds && exec sleep 1000"
+            "cat /var/lib/shop/seed; echo {round} >> /var/lib/shop/rounds && cd /mnt/volumes/data && cat rounds && \
+             stat -c '%a %u:%g' . /var/lib/shop && ls -A && echo round {round} && exec sleep 1000"
         ));
         config.user = "shop".to_owned();
         config.volumes = vec![VolumeMount {
+            path: Some("/var/lib/shop".to_owned()),
+            owner: None,
             device: "/dev/vdc".to_owned(),
             name: "data".to_owned(),
         }];
+        // The image's content, in a directory of another user.
+        let tree = |root: &Path| {
+            busybox_tree(root);
+            let place = root.join("var/lib/shop");
+            fs::create_dir_all(&place).unwrap();
+            fs::write(place.join("seed"), "the image's\n").unwrap();
+            fs::set_permissions(&place, fs::Permissions::from_mode(0o700)).unwrap();
+        };
         let plan = Plan {
             volumes: vec![volume.clone()],
+            tree: &tree,
             ..Plan::new(&tools, config)
         };
         let guest = plan.boot();
-        guest.wait_line(round);
+        guest.wait_line(&format!("round {round}"));
         guest.send(&guest_protocol::HostFrame::Stop { timeout_ms: 1 });
         // Not acknowledged: the VM is destroyed as soon as the exit is reported.
         guest.wait("the exit", |seen| seen.exits.first().cloned());
+        let end = format!("round {round}");
+        let expected = [&["the image's"][..], &rounds, &places, &[end.as_str()]].concat();
         assert_eq!(guest.seen().lines(Stream::Stdout), expected);
         drop(guest);
         let state = std::process::Command::new("/sbin/dumpe2fs")
@@ -248,6 +264,8 @@ fn a_damaged_volume_is_mounted_with_a_warning_in_the_log() {
     assert!(noted.status.success(), "{noted:?}");
     let mut config = config("echo well > /mnt/volumes/data/word && cat /mnt/volumes/data/word");
     config.volumes = vec![VolumeMount {
+        path: None,
+        owner: None,
         device: "/dev/vdc".to_owned(),
         name: "data".to_owned(),
     }];
@@ -273,6 +291,8 @@ fn a_volume_without_a_file_system_fails_the_boot_by_name() {
     fs::write(&volume, vec![0; 1024 * 1024]).unwrap();
     let mut config = config("true");
     config.volumes = vec![VolumeMount {
+        path: None,
+        owner: None,
         device: "/dev/vdc".to_owned(),
         name: "data".to_owned(),
     }];
@@ -287,4 +307,174 @@ fn a_volume_without_a_file_system_fails_the_boot_by_name() {
         failure.reason.contains("is it an intact ext4 file system?"),
         "{failure:?}"
     );
+}
+
+/// `iptables` as it is on Debian.
+const IPTABLES: &str = "/usr/sbin/xtables-nft-multi";
+
+/// Copies a program of this machine, with the libraries that it is linked to.
+fn copy_program(from: &str, to: &Path) {
+    fs::create_dir_all(to.parent().unwrap()).unwrap();
+    fs::copy(from, to).unwrap_or_else(|error| panic!("{from}: {error}"));
+    let needed = std::process::Command::new("ldd")
+        .arg(from)
+        .output()
+        .unwrap();
+    let needed = String::from_utf8_lossy(&needed.stdout).into_owned();
+    let root = to.ancestors().find(|at| at.join("etc/passwd").exists());
+    for library in needed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+    {
+        let to = root.unwrap().join(&library[1..]);
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        fs::copy(library, to).unwrap();
+    }
+}
+
+/// A 32-bit program for i386 that exits with 42, as `as` and `ld` would make it.
+fn program_of_32_bits() -> Vec<u8> {
+    // mov $1,%eax; mov $42,%ebx; int $0x80
+    let code = [0xb8, 1, 0, 0, 0, 0xbb, 42, 0, 0, 0, 0xcd, 0x80];
+    let base: u32 = 0x0804_8000;
+    let mut file = b"\x7fELF\x01\x01\x01".to_vec();
+    file.resize(16, 0);
+    for half in [2_u16, 3] {
+        file.extend(half.to_le_bytes());
+    }
+    for word in [1, base + 84, 52, 0, 0] {
+        file.extend(word.to_le_bytes());
+    }
+    for half in [52_u16, 32, 1, 0, 0, 0] {
+        file.extend(half.to_le_bytes());
+    }
+    let length = u32::try_from(84 + code.len()).unwrap();
+    for word in [1, 0, base, base, length, length, 5, 4096] {
+        file.extend(word.to_le_bytes());
+    }
+    file.extend(code);
+    file
+}
+
+#[test]
+fn case_an_app_of_root_that_drops_its_rights_finds_what_images_ask_for() {
+    let Some(tools) = Tools::find() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let disks: Vec<_> = ["plain", "owned", "old"]
+        .into_iter()
+        .map(|name| {
+            let path = directory.path().join(format!("{name}.ext4"));
+            make_disk(&path, 16, None);
+            path
+        })
+        .collect();
+    // One volume has a file of root's, from a release that ran as root.
+    let old = directory.path().join("tree");
+    fs::create_dir_all(old.join("d")).unwrap();
+    fs::write(old.join("d/f"), "old\n").unwrap();
+    fs::set_permissions(old.join("d/f"), fs::Permissions::from_mode(0o600)).unwrap();
+    make_disk(&disks[2], 16, Some(&old));
+    let script = r#"
+        cat > /as-shop <<'END'
+            say() { n="$1"; shift; echo "$n=$("$@" 2>&1)"; }
+            say secret cat /run/secrets/database/password
+            say private cat /run/secrets/tls/key
+            say plain sh -c 'touch /mnt/volumes/plain/x && echo wrote'
+            say owned sh -c 'touch /mnt/volumes/owned/x && echo wrote'
+            say old sh -c 'echo new >> /mnt/volumes/old/d/f && cat /mnt/volumes/old/d/f'
+            say top stat -c '%a %u:%g' /mnt/volumes/plain /mnt/volumes/owned /mnt/volumes/old /run/secrets/tls
+            say maps cat /proc/sys/vm/max_map_count
+            say overcommit cat /proc/sys/vm/overcommit_memory
+            say somaxconn cat /proc/sys/net/core/somaxconn
+            say ports cat /proc/sys/net/ipv4/ip_unprivileged_port_start
+            say name awk '$2 == "web-1" { print $1 }' /etc/hosts
+            /elf32; echo "elf32=$?"
+END
+        su shop -c 'sh /as-shop'
+        [ -c /dev/net/tun ] && echo tun=there
+        [ -c /dev/fuse ] && echo fuse=there
+        (exec 3<>/dev/fuse) && echo fuse-opens=yes
+        tunctl -t tun7 >/dev/null && echo tun-opens=yes
+        nft -f - <<'END' && echo nft=yes
+            table inet nat { chain out { type nat hook postrouting priority 100; masquerade; }; }
+            table inet filter { chain in { type filter hook input priority 0; ct state established accept; tcp dport 9 reject; }; }
+END
+        exec 2>&1
+        iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE && iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT \
+            && echo iptables=yes
+    "#;
+    let mut config = config(script);
+    config.volumes = ["plain", "owned", "old"]
+        .into_iter()
+        .zip('c'..)
+        .map(|(name, letter)| VolumeMount {
+            device: format!("/dev/vd{letter}"),
+            name: name.to_owned(),
+            path: None,
+            owner: (name != "plain").then(|| "shop:video".to_owned()),
+        })
+        .collect();
+    let bundle = |name: &str, file: &str| SecretBundle {
+        name: name.to_owned(),
+        files: [(file.to_owned(), b"hunter2\n".to_vec())].into(),
+    };
+    config.secrets = vec![bundle("database", "password"), bundle("tls", "key")];
+    config.secret_modes = [("tls".to_owned(), 0o400)].into();
+    // It is no package that other tests need.
+    let has_iptables = Path::new(IPTABLES).exists();
+    let tree = |root: &Path| {
+        busybox_tree(root);
+        fs::write(root.join("elf32"), program_of_32_bits()).unwrap();
+        fs::set_permissions(root.join("elf32"), fs::Permissions::from_mode(0o755)).unwrap();
+        copy_program("/usr/sbin/nft", &root.join("bin/nft"));
+        if has_iptables {
+            copy_program(IPTABLES, &root.join("bin/iptables"));
+            let extensions = Path::new("/usr/lib/x86_64-linux-gnu/xtables");
+            for name in [
+                "libxt_standard.so",
+                "libxt_MASQUERADE.so",
+                "libxt_conntrack.so",
+            ] {
+                let to = root.join("usr/lib/x86_64-linux-gnu/xtables").join(name);
+                copy_program(extensions.join(name).to_str().unwrap(), &to);
+            }
+        }
+    };
+    let mut guest = Plan {
+        volumes: disks,
+        tree: &tree,
+        ..Plan::new(&tools, config)
+    }
+    .boot();
+    guest.finish();
+    let lines = guest.seen().lines(Stream::Stdout);
+    let value = |name: &str| value(&lines, name);
+    for (name, expected) in [
+        ("secret", "hunter2"),
+        ("plain", "wrote"),
+        ("owned", "wrote"),
+        ("old", "old"),
+        ("maps", "262144"),
+        ("overcommit", "1"),
+        ("ports", "0"),
+        ("name", "fd00:1::15"),
+        ("elf32", "42"),
+        ("tun", "there"),
+        ("fuse", "there"),
+        ("fuse-opens", "yes"),
+        ("tun-opens", "yes"),
+        ("nft", "yes"),
+        ("iptables", if has_iptables { "yes" } else { "" }),
+    ] {
+        assert_eq!(value(name), expected, "{name}\n{}", lines.join("\n"));
+    }
+    for line in ["new", "1777 0:0", "755 1000:44", "500 0:0", "100.64.0.15"] {
+        assert!(
+            lines.iter().any(|found| found == line),
+            "{line}\n{}",
+            lines.join("\n")
+        );
+    }
+    assert!(value("private").contains("Permission denied"));
+    assert!(value("somaxconn").parse::<u32>().unwrap() >= 4096);
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
+    BootConfig, BootFailure, Channel, Forwarded, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
     GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, Phase, Stream,
 };
 use microvm::{DriverKind, GuestKernel, Machine};
@@ -128,6 +128,8 @@ pub(crate) fn config(script: &str) -> BootConfig {
         image_volumes: Vec::new(),
         secrets: Vec::new(),
         proxy: Vec::new(),
+        ports: Vec::new(),
+        secret_modes: BTreeMap::new(),
     }
 }
 
@@ -152,6 +154,8 @@ pub(crate) struct Seen {
     pub(crate) exits: Vec<ExitEvent>,
     pub(crate) failures: Vec<BootFailure>,
     pub(crate) stats: Vec<GuestStats>,
+    /// Ports that are forwarded to.
+    pub(crate) forwarded: Vec<u16>,
     pub(crate) logs: BTreeMap<u64, LogRecord>,
     pub(crate) logs_sent_again: u32,
     pub(crate) exec: BTreeMap<u32, ExecSeen>,
@@ -614,6 +618,7 @@ fn take(
         GuestFrame::BootFailed(failure) => seen.failures.push(failure),
         GuestFrame::Exited(event) => seen.exits.push(event),
         GuestFrame::Stats(stats) => seen.stats.push(stats),
+        GuestFrame::Forwarded(Forwarded { ports }) => seen.forwarded = ports,
         GuestFrame::Log(record) => {
             let seq = record.seq;
             if seen.logs.insert(seq, record).is_some() {

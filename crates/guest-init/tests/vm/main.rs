@@ -2,13 +2,14 @@
 //! test prints it), the protocol's frames.
 //!
 //! Needs `cargo xtask guest`, vhost-device-vsock (in PATH or `PLATFORM_VHOST_DEVICE_VSOCK`) and the
-//! Debian packages qemu-system-x86, e2fsprogs and busybox-static; without them each test prints what is missing and is skipped.
+//! Debian packages qemu-system-x86, e2fsprogs, busybox-static and nftables; without them each test prints what is missing and is skipped.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod commands;
 mod endings;
 mod environment;
+mod forward;
 mod machine;
 mod namespace;
 mod output;

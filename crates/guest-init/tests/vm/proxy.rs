@@ -11,20 +11,20 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_
 
 use crate::machine::{Guest, Plan, Tools, config};
 
-const GUEST: &str = "fd12:3456:789a:3:0:7:0:15";
+pub(crate) const GUEST: &str = "fd12:3456:789a:3:0:7:0:15";
 /// In the platform's network, on another node.
-const EDGE: &str = "fd12:3456:789a:4::1";
+pub(crate) const EDGE: &str = "fd12:3456:789a:4::1";
 /// In the guest's env.
-const NEIGHBOUR: &str = "fd12:3456:789a:3:0:7:0:16";
-const TAP: &str = "tap0";
+pub(crate) const NEIGHBOUR: &str = "fd12:3456:789a:3:0:7:0:16";
+pub(crate) const TAP: &str = "tap0";
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A PROXY v2 header: TCP over IPv4, from 192.0.2.7:4711 to 192.0.2.1:80.
-const HEADER: &[u8] =
+pub(crate) const HEADER: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x00\x0c\xc0\x00\x02\x07\xc0\x00\x02\x01\x12\x67\x00\x50";
 
 /// Runs a test again in a network of its own, with a tap and the addresses of an edge and a
 /// neighbour. True: this is that run.
-fn has_a_network(test: &str) -> bool {
+pub(crate) fn has_a_network(test: &str) -> bool {
     const INSIDE: &str = "GUEST_INIT_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some() {
         return true;
@@ -50,7 +50,7 @@ fn has_a_network(test: &str) -> bool {
     false
 }
 
-fn port(ingress: u16, port: u16, mode: ProxyProtocol) -> ProxyPort {
+pub(crate) fn port(ingress: u16, port: u16, mode: ProxyProtocol) -> ProxyPort {
     ProxyPort {
         ingress,
         port,
@@ -61,7 +61,7 @@ fn port(ingress: u16, port: u16, mode: ProxyProtocol) -> ProxyPort {
 }
 
 /// A connection from one address to a port of the guest.
-fn dial(from: &str, port: u16) -> io::Result<TcpStream> {
+pub(crate) fn dial(from: &str, port: u16) -> io::Result<TcpStream> {
     let address = |text: &str, port| {
         let address: Ipv6Addr = text.parse().unwrap();
         SocketAddrV6::new(address, port, 0, 0)
@@ -80,7 +80,7 @@ fn dial(from: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 /// Sends bytes, shuts down, and returns all that comes back.
-fn exchange(from: &str, port: u16, words: &[u8]) -> io::Result<Vec<u8>> {
+pub(crate) fn exchange(from: &str, port: u16, words: &[u8]) -> io::Result<Vec<u8>> {
     let mut stream = dial(from, port)?;
     stream.write_all(words)?;
     stream.shutdown(Shutdown::Write)?;
@@ -90,7 +90,7 @@ fn exchange(from: &str, port: u16, words: &[u8]) -> io::Result<Vec<u8>> {
 }
 
 /// As [`exchange`], once the app listens.
-fn exchange_when_ready(from: &str, port: u16, words: &[u8]) -> Vec<u8> {
+pub(crate) fn exchange_when_ready(from: &str, port: u16, words: &[u8]) -> Vec<u8> {
     let until = Instant::now() + PATIENCE;
     loop {
         match exchange(from, port, words) {
@@ -114,7 +114,7 @@ fn is_refused(answer: io::Result<Vec<u8>>) -> bool {
     }
 }
 
-fn platform_line(guest: &Guest, part: &str) {
+pub(crate) fn platform_line(guest: &Guest, part: &str) {
     guest.wait(part, |seen| {
         let lines = seen.lines(Stream::Platform);
         lines.iter().any(|line| line.contains(part)).then_some(())

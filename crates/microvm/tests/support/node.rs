@@ -186,6 +186,8 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
         image_volumes: Vec::new(),
         secrets: Vec::new(),
         proxy: Vec::new(),
+        ports: Vec::new(),
+        secret_modes: std::collections::BTreeMap::new(),
     }
 }
 

@@ -83,6 +83,8 @@ fn config() -> BootConfig {
         volumes: vec![],
         image_volumes: vec![],
         proxy: vec![],
+        ports: Vec::new(),
+        secret_modes: std::collections::BTreeMap::new(),
         secrets: vec![],
     }
 }
@@ -290,7 +292,7 @@ async fn run_command(guest: &mut Guest, socket: &Path, frames: &[GuestFrame]) ->
 #[tokio::test]
 async fn a_command_has_its_channel_and_figures_their_answer() {
     let dir = tempfile::tempdir().unwrap();
-    let (link, mut guest, socket) = running_guest(dir.path()).await;
+    let (mut link, mut guest, socket) = running_guest(dir.path()).await;
     let calls = link.calls().clone();
     let argv = vec!["sh".to_owned()];
     let terminal = crate::guest_calls::Terminal {
@@ -320,6 +322,12 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
         guest.say(&GuestFrame::Stats(stats)).await;
     });
     assert_eq!(stats.unwrap().processes, 3);
+    // The ports that are shown are bounded.
+    let ports: Vec<u16> = (1..=100).collect();
+    let forwarded = guest_protocol::Forwarded { ports };
+    guest.say(&GuestFrame::Forwarded(forwarded)).await;
+    let ports = (1..=64).collect();
+    assert_eq!(link.next().await, Some(GuestEvent::Forwarded(ports)));
     assert_eq!(link.protocol_violations(), 0);
 }
 

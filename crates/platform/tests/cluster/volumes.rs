@@ -33,7 +33,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
         return;
     };
     let starts = |cluster: &Cluster, number: u32, secret: &str| {
-        let line = format!("start {number} of hello, 400 hello: {secret}");
+        let line = format!("start {number} of hello, 444 hello: {secret}");
         wait_for(&line, || {
             cluster.ok(&["logs", "--app", "counter"]).contains(&line)
         });

@@ -469,6 +469,8 @@ fn an_instance_with_a_volume_stops_before_its_successor_starts() {
     let mut cluster = databases();
     let mut two = database(2);
     two.volumes.push(model::instance::Volume {
+        path: None,
+        owner: None,
         name: "logs".to_owned(),
         size_bytes: MIB,
     });

@@ -96,6 +96,8 @@ impl Task<'_> {
                 name: wanted.name.clone(),
                 ordinal,
                 size_bytes,
+                path: wanted.path.clone(),
+                owner: wanted.owner.clone(),
                 made,
             });
         }
