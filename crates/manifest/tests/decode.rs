@@ -763,15 +763,26 @@ fn meaning() {
         ),
         (
             "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'tcp', port = 80, host = 'a', headers = {} }",
-            expect![[""]],
+            expect![[r#"
+                not_with_this 4:42 processes.web.healthcheck.host: `host` does not go with `type = "tcp"` [remove it, or write `type = "http"`]
+                not_with_this 4:54 processes.web.healthcheck.headers: `headers` does not go with `type = "tcp"` [remove it, or write `type = "http"`]
+            "#]],
         ),
         (
             "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, host = 'A:80', headers = { 'X:' = 'a', B = ' a' } }",
-            expect![[""]],
+            expect![[r#"
+                invalid_value 4:50 processes.web.healthcheck.host: `A:80` is not a host name [write "a": in lowercase, without scheme, port, path and trailing dot]
+                invalid_value 4:70 processes.web.healthcheck.headers."X:": `X:` is not the name of a header [write 1 to 64 letters, digits and hyphens without a colon, such as `X-Forwarded-Proto`]
+                invalid_value 4:86 processes.web.healthcheck.headers.B: ` a` is not the value of a header [use printable ASCII characters, with spaces only between them]
+            "#]],
         ),
         (
             "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, headers = { host = 'a', Connection = 'close', X-A = 'a', x-a = 'b' } }",
-            expect![[""]],
+            expect![[r#"
+                not_allowed 4:62 processes.web.healthcheck.headers.host: `host` is not allowed here [write it as `healthcheck.host`]
+                not_allowed 4:80 processes.web.healthcheck.headers.Connection: `Connection` is not allowed here [it is about the connection, which the node makes; leave it out]
+                duplicate 4:106 processes.web.healthcheck.headers.x-a: the header `x-a` is there twice [the case of letters makes no difference; remove one]
+            "#]],
         ),
         (
             "[processes.web]\nhealthcheck = { type = 'command', command = [] }",
