@@ -37,7 +37,7 @@ impl App {
         let (pid, namespace) = match config.init {
             Init::Platform => {
                 let namespace = start_platform_init(config, user, output.as_fd(), error.as_fd())?;
-                let place = Namespaces::Main(&namespace, namespace_init::MAIN);
+                let place = Namespaces::Main(&namespace);
                 let pid = start_main(config, user, place, output, error)
                     .inspect_err(|_| namespace.kill())?;
                 (pid, namespace)

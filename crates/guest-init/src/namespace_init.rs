@@ -20,8 +20,8 @@ use crate::sys;
 
 /// The name that it is started under.
 pub(crate) const NAME: &str = "platform-init";
-/// The main process's pid in the namespace. The kernel gives it to no other process as long as the namespace
-/// lives: it counts up, and starts again above it.
+/// The main process's pid in the namespace: it is the first one after PID 1. The kernel gives it to no other process as
+/// long as the namespace lives: it counts up, and starts again at 300.
 pub(crate) const MAIN: i32 = 2;
 
 /// Runs until the app has ended. Every signal must be blocked.

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Resource, Rlimit, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::namespace::AppNamespace;
-use crate::sys::{self, Birth, Forked};
+use crate::sys::{self, ForkOptions, Forked};
 use crate::user::User;
 
 /// Searched when the environment has no `PATH`.
@@ -68,8 +68,8 @@ pub(crate) enum Namespaces<'a> {
     Init,
     /// New ones: it is their PID 1.
     New,
-    /// The app's: it is the main process, and has this pid there.
-    Main(&'a AppNamespace, i32),
+    /// The app's: it is the main process, the first one after PID 1.
+    Main(&'a AppNamespace),
     /// The app's: it runs beside the main process.
     Beside(&'a AppNamespace),
 }
@@ -215,21 +215,17 @@ fn fork(program: &Program<'_>) -> Result<Forked, StartError> {
         .map(File::open)
         .transpose()
         .map_err(prepare("open the cgroup"))?;
-    let mut birth = Birth {
+    let mut options = ForkOptions {
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
-        ..Birth::default()
+        ..ForkOptions::default()
     };
     match program.namespaces {
-        Namespaces::Init => sys::fork(birth),
+        Namespaces::Init => sys::fork(options),
         Namespaces::New => {
-            birth.in_new_namespaces = true;
-            sys::fork(birth)
+            options.in_new_namespaces = true;
+            sys::fork(options)
         }
-        Namespaces::Main(app, pid) => {
-            birth.pid = Some(pid);
-            app.fork(birth)
-        }
-        Namespaces::Beside(app) => app.fork(birth),
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(options),
     }
     .map_err(prepare("fork"))
 }
@@ -313,13 +309,13 @@ fn child(program: &Program<'_>, exec: &Exec, streams: &Streams) -> (u8, io::Erro
 fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io::Error)> {
     let at = |stage: u8| move |error: Errno| (stage, io::Error::from(error));
     match program.namespaces {
-        Namespaces::Main(app, _) | Namespaces::Beside(app) => app.enter().map_err(at(10))?,
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.enter().map_err(at(10))?,
         Namespaces::Init | Namespaces::New => {}
     }
     // Each namespace has its own view of processes. It is mounted by the app's first process, not by
     // the platform's PID 1, so that the app need not wait for that.
     let is_app = matches!(program.executable, Executable::Image);
-    if is_app && matches!(program.namespaces, Namespaces::New | Namespaces::Main(..)) {
+    if is_app && matches!(program.namespaces, Namespaces::New | Namespaces::Main(_)) {
         mount_proc().map_err(at(11))?;
     }
     rustix::process::setsid().map_err(at(1))?;

@@ -272,6 +272,9 @@ impl Guest {
         if let State::Draining { until, .. } = &self.state
             && *until <= now
         {
+            self.output.log(
+                "processes that the app's main process left did not stop in time: they are killed",
+            );
             self.kill(now);
         }
         if let State::Ending { until, .. } = &self.state

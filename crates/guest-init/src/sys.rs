@@ -96,37 +96,29 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Where a child is born.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Birth<'a> {
+pub(crate) struct ForkOptions<'a> {
     /// Its cgroup; absent: its parent's. Moving a running child there would make the kernel wait for every
     /// processor, which takes longer than the whole rest of a boot.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Whether it is PID 1 of a new PID namespace, in a new mount namespace.
     pub(crate) in_new_namespaces: bool,
-    /// Its pid in the innermost PID namespace; absent: the kernel chooses.
-    pub(crate) pid: Option<i32>,
 }
 
 /// Starts a child.
-pub(crate) fn fork(birth: Birth<'_>) -> io::Result<Forked> {
+pub(crate) fn fork(options: ForkOptions<'_>) -> io::Result<Forked> {
     let mut args = CloneArgs {
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    if let Some(cgroup) = birth.cgroup {
+    if let Some(cgroup) = options.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX);
     }
-    if birth.in_new_namespaces {
+    if options.in_new_namespaces {
         args.flags |= (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     }
-    let pid = birth.pid.unwrap_or_default();
-    if birth.pid.is_some() {
-        args.set_tid = (&raw const pid).addr() as u64;
-        args.set_tid_size = 1;
-    }
-    // SAFETY: without CLONE_VM and with no stack given this is a fork. `set_tid` is the address of a pid that
-    // lives through the call. The C library is not informed, which matters to programs with threads and to
-    // callers of raise(3): this program has neither.
+    // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library is not informed,
+    // which matters to programs with threads and to callers of raise(3): this program has neither.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match check(pid as libc::c_int)? {
         0 => Ok(Forked::Child),
