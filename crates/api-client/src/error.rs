@@ -117,12 +117,29 @@ impl ClientError {
         }
     }
 
+    /// How long to wait before the same call may succeed, where the server names it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Api { error, .. } => error.retry_after_ms.map(Duration::from_millis),
+            _ => None,
+        }
+    }
+
     /// Whether the same call may succeed later without anyone doing anything: the server is away
     /// or in trouble, but did not say no.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => true,
-            Self::Api { status, .. } => *status >= 500 || *status == 429,
+            // A member that is refused for its version or its membership goes on with what it was last told: an operator
+            // upgrades the one or the other.
+            Self::Api { status, error, .. } => {
+                *status >= 500
+                    || *status == 429
+                    || matches!(
+                        error.code.as_str(),
+                        api::error_code::PROTOCOL_VERSION | api::error_code::NOT_A_MEMBER
+                    )
+            }
             Self::Setup { .. } | Self::Tls { .. } | Self::Answer { .. } => false,
         }
     }

@@ -89,6 +89,14 @@ pub const MAX_WAIT_MS: u64 = 30_000;
 /// Largest request body that a server reads, in bytes (streams excepted).
 pub const MAX_BODY_BYTES: usize = 9 * 1024 * 1024;
 
+/// [`ApiError::code`] that callers decide by.
+pub mod error_code {
+    /// The server does not serve the member's version of the protocol.
+    pub const PROTOCOL_VERSION: &str = "protocol_version";
+    /// The certificate names a member that the cluster does not have.
+    pub const NOT_A_MEMBER: &str = "not_a_member";
+}
+
 /// Every error of the API, with the status that fits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiError {
@@ -99,4 +107,7 @@ pub struct ApiError {
     /// What to do about it, where we know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
+    /// The same request may succeed after this time, in milliseconds: a registry asked for it. Absent: nothing is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }

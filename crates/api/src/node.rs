@@ -145,6 +145,15 @@ pub struct InstanceReport {
     pub log_tail: Vec<String>,
     /// When the app was started, this time.
     pub started_at: Option<Timestamp>,
+    /// How long its preparation took before its app first ran, in milliseconds: its image was fetched and its disks were
+    /// made. What is under way is not counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub preparing_ms: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Lines in [`InstanceReport::log_tail`].

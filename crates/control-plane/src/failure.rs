@@ -25,12 +25,19 @@ impl ApiFailure {
                 code: code.to_owned(),
                 message: message.into(),
                 hint: None,
+                retry_after_ms: None,
             },
         }
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.error.hint = Some(hint.into());
+        self
+    }
+
+    /// The same request may succeed after this time.
+    pub(crate) fn retry_after(mut self, wait: Duration) -> Self {
+        self.error.retry_after_ms = u64::try_from(wait.as_millis()).ok();
         self
     }
 

@@ -20,6 +20,8 @@ pub(crate) const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(115);
 /// Longest wait for a registry at a deploy.
 pub(crate) const RESOLVE_TIMEOUT: Duration = Duration::from_secs(100);
+/// Longest pause that a registry may ask for at a deploy before the user is told, who then decides.
+pub(crate) const REGISTRY_PAUSE: Duration = Duration::from_secs(5);
 /// How long a server that is told to stop waits for the requests under way.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
 /// Pause after a failure to accept a connection (no file descriptors left, say).

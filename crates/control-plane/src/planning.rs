@@ -102,9 +102,14 @@ pub(crate) async fn route_table(
     let mut routes = routes(cluster);
     keep_frozen(cluster, &before.routes, &mut routes);
     if before.generation.0 > 0 && before.routes == routes {
-        Ok(before.clone())
-    } else {
-        store.set_routes(&routes).await
+        return Ok(before.clone());
+    }
+    match store.set_routes(&routes).await {
+        Err(StoreError::Unreadable { cause }) => {
+            tracing::error!(cause, "edges keep the routes they have");
+            Ok(before.clone())
+        }
+        written => written,
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use ::api::edge::RouteTable;
 use ::api::enrollment::Member;
 use axum::Router;
 use axum::extract::Request;
@@ -20,7 +21,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use store::Store;
+use store::{Store, StoreError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -32,7 +33,7 @@ use crate::callers::Peer;
 use crate::clock::now;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
-    SHUTDOWN_GRACE,
+    REGISTRY_PAUSE, SHUTDOWN_GRACE,
 };
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
@@ -80,13 +81,23 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         insecure: options.insecure_registries,
         mirrors: options.registry_mirrors,
         credentials: Credentials::Source(Arc::new(logins.clone())),
-        limits: registry::Limits::default(),
+        limits: registry::Limits {
+            retry_after_max: REGISTRY_PAUSE,
+            longer_wait: registry::LongerWait::Return,
+            ..registry::Limits::default()
+        },
     })?;
     let cluster = store.load().await?;
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
     let nothing_published = Published {
         cluster,
-        routes: store.routes().await?,
+        routes: match store.routes().await {
+            Err(StoreError::Unreadable { cause }) => {
+                tracing::error!(cause, "edges keep the routes they have");
+                RouteTable::default()
+            }
+            routes => routes?,
+        },
         findings: Vec::new(),
     };
     let shared = Arc::new(Shared {

@@ -325,9 +325,13 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
     let key = env_key("hello", "prod");
     let good = registry.push("hello", "amd64", "one").await;
     registry.push("arm", "arm64", "one").await;
+    registry
+        .push_config("empty", "amd64", r#""Entrypoint":[""]"#)
+        .await;
+    let signal = r#""Cmd":["/hello"],"StopSignal":"SIGNONE""#;
+    registry.push_config("signal", "amd64", signal).await;
     let image = format!("{}/hello@{good}", registry.host);
     server.deploy(&key, &manifest("hello"), &image).await;
-    let before = server.user.envs().await.unwrap();
 
     let missing = good.to_string().replace(good.short(), "000000000000");
     let host = &registry.host;
@@ -367,6 +371,17 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
             manifest("hello"),
             format!("{host}/arm:latest"),
         ),
+        // What no node could run is told here, and not after the image was fetched.
+        (
+            "no_command",
+            manifest("hello"),
+            format!("{host}/empty:latest"),
+        ),
+        (
+            "no_such_signal",
+            manifest("hello"),
+            format!("{host}/signal:latest"),
+        ),
         // Port 1 of the loopback: nothing listens there.
         (
             "registry_unreachable",
@@ -389,6 +404,14 @@ async fn a_deploy_that_cannot_be_is_refused_and_changes_nothing() {
         "{}",
         unknown_key.message
     );
+
+    // Case 7: an image without an entrypoint runs the manifest's command.
+    let with_command = with("command = [\"/hello\"]");
+    let other = env_key("hello", "other");
+    let image_without = format!("{host}/empty:latest");
+    let text = with_command.replace("hello.localhost", "other.localhost");
+    server.deploy(&other, &text, &image_without).await;
+    let before = server.user.envs().await.unwrap();
 
     // Another env of the app has the same host in its manifest.
     let staging = env_key("hello", "staging");
@@ -516,4 +539,35 @@ async fn a_member_is_served_by_the_protocol_version_that_it_names() {
         .await
         .unwrap();
     server.stop().await;
+}
+
+/// `deploy` shows that a registry is busy, and asks again when the registry says.
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_registry_that_asks_to_wait_is_told_at_once_with_the_time() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let host = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = [0; 4096];
+            let _ = stream.read(&mut head).await;
+            let answer =
+                b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 90\r\nConnection: close\r\n\
+                Content-Length: 0\r\n\r\n";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    let key = env_key("hello", "prod");
+    let image = format!("{host}/hello:latest");
+    let request = DeployRequest {
+        manifest: manifest("hello"),
+        image,
+    };
+    let error = server.user.deploy(&key, &request).await.unwrap_err();
+    assert_eq!(error.code(), Some("registry_busy"), "{error:?}");
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(90)));
+    assert!(error.to_string().contains("answers 429"), "{error}");
 }

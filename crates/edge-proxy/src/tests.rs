@@ -568,6 +568,20 @@ async fn it_serves_from_disk_while_the_server_is_away() {
     soon(running).await.unwrap().unwrap();
 }
 
+#[test]
+fn routes_that_cannot_be_read_are_set_aside() {
+    let edge = crate::forward::Edge::default();
+    for content in [r#"{"version": 99, "tables": []}"#, "{", ""] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("routes.json");
+        std::fs::write(&file, content).unwrap();
+        crate::follow::load(&edge, dir.path()).unwrap();
+        assert!(!file.exists());
+        let aside = std::fs::read_to_string(dir.path().join("routes.json.unreadable"));
+        assert_eq!(aside.unwrap(), content);
+    }
+}
+
 #[tokio::test]
 async fn an_edge_that_can_never_join_says_what_it_needs() {
     let dir = tempfile::tempdir().unwrap();

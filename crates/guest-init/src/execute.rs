@@ -91,6 +91,8 @@ impl StepError {
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Start(error) => error.exit_code(),
+            // The image's users will be the same another time.
+            Self::User(_) => Some(126),
             _ => None,
         }
     }

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use model::Digest;
 use oci::{
-    Compression, Descriptor, ImageDescription, ImageError, ImageLimits, ImageManifest, LayerFile,
-    Reference, digest_of, read_config,
+    COMPRESSION_MAGIC_BYTES, Compression, Descriptor, ImageDescription, ImageError, ImageLimits,
+    ImageManifest, LayerFile, Reference, digest_of, read_config,
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -139,9 +139,9 @@ impl<'a> Archive<'a> {
     /// Lists the members; their bytes are skipped.
     fn open(path: &'a Path) -> Result<Self, SourceProblem> {
         let mut file = File::open(path).map_err(unreadable(path))?;
-        let mut magic = [0; 4];
+        let mut magic = [0; COMPRESSION_MAGIC_BYTES];
         let known = file.read(&mut magic).map_err(unreadable(path))?;
-        if compression_of(&magic[..known]) != Compression::None {
+        if Compression::of_bytes(&magic[..known]) != Compression::None {
             let reason = "the file itself is compressed; unpack it first (gunzip)";
             return Err(malformed(reason).into());
         }
@@ -240,7 +240,7 @@ impl<'a> Archive<'a> {
                 .map_err(unreadable(self.path))?;
             let bytes = &chunk[..most];
             if done == 0 {
-                compression = compression_of(bytes);
+                compression = Compression::of_bytes(bytes);
             }
             hasher.update(bytes);
             done += most as u64;
@@ -256,15 +256,6 @@ fn over_limit(name: &str, size: u64, limit: u64) -> ImageError {
         actual: size,
         limit,
         unit: "bytes",
-    }
-}
-
-/// The compression, by the first bytes (RFC 1952, RFC 8878).
-fn compression_of(bytes: &[u8]) -> Compression {
-    match bytes {
-        [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
-        _ => Compression::None,
     }
 }
 

@@ -47,15 +47,23 @@ impl Layout<'_> {
         let pinned_tag = tag.map(str::to_owned);
         let entries = match self.document(&ref_digest, None)? {
             Document::Image(manifest) => {
-                let config = self.config(&manifest)?;
-                let image = ImageDescription::new(&ref_digest, &manifest, config);
+                let image = self.describe(&ref_digest, &manifest)?;
                 return Ok(Resolved::single(image, pinned_tag, platforms)?);
             }
             Document::Index(entries) => entries,
         };
         let mut resolution = Resolution::new(ref_digest, pinned_tag, entries, platforms);
-        while let Some(entry) = resolution.next()?.cloned() {
-            match self.describe(&entry) {
+        while let Some(entry) = resolution.next().cloned() {
+            let digest = &entry.digest;
+            let described = match self.document(digest, Some(entry.size)) {
+                Ok(Document::Index(entries)) => {
+                    resolution.nested(digest, &entries)?;
+                    continue;
+                }
+                Ok(Document::Image(manifest)) => self.describe(digest, &manifest),
+                Err(problem) => Err(problem),
+            };
+            match described {
                 Ok(image) => resolution.described(image),
                 Err(SourceProblem::Image(error)) => resolution.refused(&entry.digest, error)?,
                 Err(problem) => return Err(problem),
@@ -121,11 +129,13 @@ impl Layout<'_> {
         }
     }
 
-    fn describe(&self, entry: &Descriptor) -> Result<ImageDescription, SourceProblem> {
-        let digest = &entry.digest;
-        let manifest = self.document(digest, Some(entry.size))?.image(digest)?;
-        let config = self.config(&manifest)?;
-        Ok(ImageDescription::new(digest, &manifest, config))
+    fn describe(
+        &self,
+        digest: &Digest,
+        manifest: &ImageManifest,
+    ) -> Result<ImageDescription, SourceProblem> {
+        let config = self.config(manifest)?;
+        Ok(ImageDescription::new(digest, manifest, config))
     }
 
     /// A manifest or index, checked.

@@ -202,6 +202,27 @@ fn an_index_in_an_oci_layout_is_resolved_for_each_platform() {
     ));
 }
 
+#[test]
+fn case_an_index_within_an_index_of_an_oci_layout_is_resolved() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = Image::new("amd64", &[noise(1, 50)]);
+    write_layout(dir.path(), &[(&image, "a")]);
+    let platform = r#","platform":{"os":"linux","architecture":"amd64"}"#;
+    let mut entry = descriptor(OCI_MANIFEST, &image.manifest, platform);
+    let mut text = String::new();
+    // The image, an index of it, an index of that.
+    for _ in 0..3 {
+        let index = format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#);
+        let digest = digest_of(index.as_bytes());
+        fs::write(dir.path().join("blobs/sha256").join(digest.hex()), &index).unwrap();
+        let kind = "application/vnd.oci.image.index.v1+json";
+        entry = descriptor(kind, index.as_bytes(), platform);
+        text = format!("oci:{}@{digest}", dir.path().display());
+    }
+    let opened = open_for("amd64", &text).unwrap();
+    assert_eq!(opened.image.digest, image.digest());
+}
+
 /// An archive as `docker save` writes it, with these layers.
 fn docker_archive(file: &Path, image: &Image, layers: &[Vec<u8>]) {
     let mut tar = tar::Builder::new(fs::File::create(file).unwrap());

@@ -37,6 +37,8 @@ pub(crate) const MAX_VOLUMES: usize = 16;
 pub(crate) const MAX_ROUTES: usize = 1024;
 /// Longest host name, in characters, which are ASCII (RFC 1035, 2.3.4).
 pub(crate) const MAX_HOST_CHARS: usize = 253;
+/// Most headers of a health check.
+pub(crate) const MAX_HEADERS: usize = 16;
 /// Most restarts in a row.
 pub(crate) const MAX_RETRIES: u32 = 1_000_000;
 /// Most consecutive probes that are counted.
@@ -124,6 +126,20 @@ text!(
         extend("examples" = ["/healthz"])
     )]
     HttpPath
+);
+
+text!(
+    /// The name of an HTTP header: letters, digits and `!#$%&'*+.^_`|~-`.
+    #[schemars(extend("pattern" = formats::HEADER_NAME), extend("examples" = ["X-Forwarded-Proto"]))]
+    HeaderName
+);
+text!(
+    /// The value of an HTTP header: printable ASCII characters, with spaces only between them.
+    #[schemars(
+        extend("pattern" = formats::HEADER_VALUE, "maxLength" = 1024),
+        extend("examples" = ["https"])
+    )]
+    HeaderValue
 );
 
 /// A platform manifest: what an app runs, and how (ADR 0002).
@@ -395,11 +411,17 @@ pub(crate) enum ProxyProtocol {
     },
     {
         "if": { "properties": { "type": { "const": "tcp" } }, "required": ["type"] },
-        "then": { "required": ["port"], "properties": { "path": false, "command": false } }
+        "then": {
+            "required": ["port"],
+            "properties": { "path": false, "host": false, "headers": false, "command": false }
+        }
     },
     {
         "if": { "properties": { "type": { "const": "command" } }, "required": ["type"] },
-        "then": { "required": ["command"], "properties": { "port": false, "path": false } }
+        "then": {
+            "required": ["command"],
+            "properties": { "port": false, "path": false, "host": false, "headers": false }
+        }
     }
 ]))]
 pub(crate) struct HealthCheck {
@@ -414,6 +436,15 @@ pub(crate) struct HealthCheck {
     /// The path to ask for, with a query if wanted. For `http`; absent: `/`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) path: Option<HttpPath>,
+    /// The host name to ask for, in the header `Host`: many apps answer for the names that they know only. For `http`;
+    /// absent: the first of the process's `routes`, in the order of names and those to this port first, else the
+    /// instance's address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) host: Option<HostName>,
+    /// Further headers to send. For `http`; absent: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("maxProperties" = MAX_HEADERS, "x-layout" = "inline"))]
+    pub(crate) headers: Option<BTreeMap<HeaderName, HeaderValue>>,
     /// The program with its arguments. For `command`, where it is required.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = MAX_ARGUMENTS), extend("examples" = [["/srv/shop", "check"]]))]
@@ -426,7 +457,8 @@ pub(crate) struct HealthCheck {
     #[serde(default = "HealthCheck::default_timeout")]
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "10m"))]
     pub(crate) timeout: Duration,
-    /// Failures do not count until an instance is this old.
+    /// Failures do not count until an instance is this old. A release whose instances take longer than 5 minutes to
+    /// become ready fails; a longer grace extends that.
     #[serde(default = "HealthCheck::default_grace")]
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub(crate) grace: Duration,

@@ -28,6 +28,10 @@ pub(crate) const USER: &str = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(:[A-Za-z0-9_][A-Za-
 /// What stands in an HTTP request line, without a fragment.
 pub(crate) const HTTP_PATH: &str = r"^/[!-\x22$-~]*$";
 
+/// A token (RFC 9110, 5.6.2).
+pub(crate) const HEADER_NAME: &str = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$";
+/// Visible ASCII characters, and spaces between them (RFC 9110, 5.5).
+pub(crate) const HEADER_VALUE: &str = r"^[!-~]([ -~]*[!-~])?$";
 /// Permissions of a file, in octal: its owner reads it.
 pub(crate) const FILE_MODE: &str = "^0[4-7][0-7]{2}$";
 /// An absolute path in the guest.
@@ -64,6 +68,8 @@ pub(crate) fn check(pattern: &str, text: &str) -> Result<(), Refusal> {
         IMAGE => image(text),
         USER => user(text),
         HTTP_PATH => http_path(text),
+        HEADER_NAME => header_name(text),
+        HEADER_VALUE => header_value(text),
         FILE_MODE => file_mode(text),
         GUEST_PATH => guest_path(text),
         // A pattern without a rule would let everything pass; the test `every_pattern_has_a_rule`
@@ -86,6 +92,8 @@ pub(crate) fn noun(pattern: &str) -> &'static str {
         IMAGE => "an image reference",
         USER => "a user",
         HTTP_PATH => "a path such as \"/healthz\"",
+        HEADER_NAME => "the name of a header",
+        HEADER_VALUE => "the value of a header",
         FILE_MODE => "a mode such as \"0444\"",
         GUEST_PATH => "a path such as \"/var/lib/mysql\"",
         _ => "a string",
@@ -379,6 +387,28 @@ fn http_path(text: &str) -> Result<(), Refusal> {
     )
 }
 
+fn header_name(text: &str) -> Result<(), Refusal> {
+    let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+.^_`|~-".contains(&b);
+    if (1..=64).contains(&text.len()) && text.bytes().all(is_token) {
+        return Ok(());
+    }
+    refuse(
+        format!("`{}` is not the name of a header", shown(text)),
+        "write 1 to 64 letters, digits and hyphens without a colon, such as `X-Forwarded-Proto`",
+    )
+}
+
+fn header_value(text: &str) -> Result<(), Refusal> {
+    let printable = text.bytes().all(|b| matches!(b, b' '..=b'~'));
+    if printable && !text.is_empty() && text.trim_matches(' ') == text {
+        return Ok(());
+    }
+    refuse(
+        format!("`{}` is not the value of a header", shown(text)),
+        "use printable ASCII characters, with spaces only between them",
+    )
+}
+
 /// A hint for a value that is none of the allowed ones.
 pub(crate) fn choice_hint(text: &str, allowed: &[&str]) -> String {
     let upper = text.to_ascii_uppercase();
@@ -410,7 +440,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [&str; 11] = [
+    const ALL: [&str; 13] = [
         LABEL,
         VARIABLE_NAME,
         TEXT,
@@ -420,6 +450,8 @@ mod tests {
         IMAGE,
         USER,
         HTTP_PATH,
+        HEADER_NAME,
+        HEADER_VALUE,
         FILE_MODE,
         GUEST_PATH,
     ];

@@ -141,6 +141,13 @@ fn healthcheck(written: &authored::HealthCheck) -> Option<HealthCheck> {
                 .path
                 .as_ref()
                 .map_or_else(|| "/".to_owned(), |path| path.0.clone()),
+            host: written.host.as_ref().map(|host| host.0.clone()),
+            headers: written
+                .headers
+                .iter()
+                .flatten()
+                .map(|(name, value)| (name.0.clone(), value.0.clone()))
+                .collect(),
         },
         authored::ProbeKind::Tcp => Probe::Tcp {
             port: written.port?,
@@ -305,28 +312,47 @@ fn write_port(port: &instance::Port) -> authored::Port {
 }
 
 fn write_healthcheck(check: &HealthCheck) -> authored::HealthCheck {
-    let (kind, port, path, command) = match &check.probe {
-        Probe::Http { port, path } => {
-            let path = authored::HttpPath(path.clone());
-            (authored::ProbeKind::Http, Some(*port), Some(path), None)
-        }
-        Probe::Tcp { port } => (authored::ProbeKind::Tcp, Some(*port), None, None),
-        Probe::Command { command } => (
-            authored::ProbeKind::Command,
-            None,
-            None,
-            Some(write_texts(command)),
-        ),
-    };
-    authored::HealthCheck {
-        kind,
-        port,
-        path,
-        command,
+    let nothing = authored::HealthCheck {
+        kind: authored::ProbeKind::Tcp,
+        port: None,
+        path: None,
+        host: None,
+        headers: None,
+        command: None,
         interval: write_duration(check.interval_ms),
         timeout: write_duration(check.timeout_ms),
         grace: write_duration(check.grace_ms),
         healthy: check.healthy,
         unhealthy: check.unhealthy,
+    };
+    match &check.probe {
+        Probe::Http {
+            port,
+            path,
+            host,
+            headers,
+        } => {
+            let named = |(name, value): (&String, &String)| {
+                let name = authored::HeaderName(name.clone());
+                (name, authored::HeaderValue(value.clone()))
+            };
+            authored::HealthCheck {
+                kind: authored::ProbeKind::Http,
+                port: Some(*port),
+                path: Some(authored::HttpPath(path.clone())),
+                host: host.clone().map(authored::HostName),
+                headers: (!headers.is_empty()).then(|| headers.iter().map(named).collect()),
+                ..nothing
+            }
+        }
+        Probe::Tcp { port } => authored::HealthCheck {
+            port: Some(*port),
+            ..nothing
+        },
+        Probe::Command { command } => authored::HealthCheck {
+            kind: authored::ProbeKind::Command,
+            command: Some(write_texts(command)),
+            ..nothing
+        },
     }
 }

@@ -19,6 +19,18 @@ use crate::suggest;
 const RESERVED_PREFIX: &str = "PLATFORM_";
 /// The variable that holds the first port.
 const PORT_VARIABLE: &str = "PORT";
+/// Headers that say how a request is sent, in lower case.
+const CONNECTION_HEADERS: [&str; 9] = [
+    "connection",
+    "content-length",
+    "expect",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
 /// The largest number of a user or group: 2^32 - 1 means "none" to the kernel.
 const MAX_ID: u64 = u32::MAX as u64 - 1;
 
@@ -147,6 +159,13 @@ impl Rules<'_, '_> {
         if let Some(port) = process.healthcheck.as_ref().and_then(|check| check.port) {
             let at = join(&path, [key("healthcheck"), key("port")]);
             self.port_exists(name, process, port, at);
+        }
+        if let Some(headers) = process
+            .healthcheck
+            .as_ref()
+            .and_then(|check| check.headers.as_ref())
+        {
+            self.headers(headers, &join(&path, [key("healthcheck"), key("headers")]));
         }
         self.cpu(
             process.resources.cpu,
@@ -305,6 +324,41 @@ impl Rules<'_, '_> {
         let message = format!("process `{name}` has no port {port}");
         self.refuse(Code::UnknownPort, at, message, hint);
         false
+    }
+
+    /// Headers of a probe, which is a request like any other.
+    fn headers(
+        &mut self,
+        headers: &BTreeMap<authored::HeaderName, authored::HeaderValue>,
+        path: &[Step],
+    ) {
+        let mut seen = BTreeSet::new();
+        for name in headers.keys().map(|name| name.0.as_str()) {
+            let at = join(path, [key(name)]);
+            let lower = name.to_ascii_lowercase();
+            if lower == "host" {
+                self.refuse(
+                    Code::NotAllowed,
+                    at,
+                    format!("`{name}` is not allowed here"),
+                    "write it as `healthcheck.host`".to_owned(),
+                );
+            } else if CONNECTION_HEADERS.contains(&lower.as_str()) {
+                self.refuse(
+                    Code::NotAllowed,
+                    at,
+                    format!("`{name}` is not allowed here"),
+                    "it is about the connection, which the node makes; leave it out".to_owned(),
+                );
+            } else if !seen.insert(lower) {
+                self.refuse(
+                    Code::Duplicate,
+                    at,
+                    format!("the header `{name}` is there twice"),
+                    "the case of letters makes no difference; remove one".to_owned(),
+                );
+            }
+        }
     }
 
     fn cpu(&mut self, cpu: f64, path: Path) {

@@ -79,6 +79,8 @@ fn the_whole_manifest() {
                             probe: Http {
                                 port: 8080,
                                 path: "/healthz",
+                                host: None,
+                                headers: {},
                             },
                             interval_ms: 5000,
                             timeout_ms: 2000,
@@ -758,6 +760,18 @@ fn meaning() {
                 unknown_port 3:39 processes.web.healthcheck.port: process `web` has no port 80 [add it: `[[processes.web.ports]]` with `port = 80`]
                 invalid_value 3:50 processes.web.healthcheck.path: `healthz` is not an absolute path [write "/healthz"]
             "#]],
+        ),
+        (
+            "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'tcp', port = 80, host = 'a', headers = {} }",
+            expect![[""]],
+        ),
+        (
+            "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, host = 'A:80', headers = { 'X:' = 'a', B = ' a' } }",
+            expect![[""]],
+        ),
+        (
+            "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, headers = { host = 'a', Connection = 'close', X-A = 'a', x-a = 'b' } }",
+            expect![[""]],
         ),
         (
             "[processes.web]\nhealthcheck = { type = 'command', command = [] }",

@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 100] = [
+const PIECES: [&str; 102] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -109,6 +109,8 @@ const PIECES: [&str; 100] = [
     "proxy_protocol = \"v2\"\n",
     "type = \"http\"\n",
     "path = \"/healthz\"\n",
+    "host = \"shop.example.com\"\n",
+    "headers = { X-Forwarded-Proto = \"https\", host = 'a' }\n",
     "interval = \"5s\"\n",
     "grace = \"1500ms\"\n",
     "healthy = 2\n",

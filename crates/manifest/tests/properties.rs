@@ -46,6 +46,7 @@ fn headers() -> impl Strategy<Value = String> {
         "[[processes.web.ports]]\nport = 81",
         "[[processes.worker.volumes]]\nname = \"data\"\nsize = \"1GiB\"\nowner = \"33\"\npath = '/data'",
         "[processes.web.healthcheck]\ntype = \"http\"\nport = 8080",
+        "[processes.web.healthcheck]\ntype = \"http\"\nport = 8080\nhost = 'a.b'\nheaders = { X-B = 'c', A = \"d\" }",
         "[env]\nX = \"1\" # one\nA = '2'",
         "[routes]\n\"shop.example.com\" = { port = 8080, process = \"web\" }",
         "[routes.\"b.example.com\"]\nport = 8080",

@@ -168,6 +168,12 @@ pub enum Probe {
         port: u16,
         /// Path, with a leading slash.
         path: String,
+        /// The header `Host`. Absent: the instance's address and the port.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// Further headers, by name.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        headers: BTreeMap<String, String>,
     },
     /// Connect; accepted is a success.
     Tcp {

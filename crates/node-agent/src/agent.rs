@@ -17,10 +17,11 @@ use model::{Generation, InstanceId, NodeId, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
-use tokio::sync::{Mutex, Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::host::{Egress, Host, HostError, HostResult};
@@ -85,7 +86,7 @@ pub async fn run(
         clock,
         changed: Notify::new(),
         egress: watch::Sender::new(None),
-        admitted: Mutex::default(),
+        admission: Admission::default(),
         resumed: CancellationToken::new(),
         data_dir: settings.data_dir,
     });
@@ -220,6 +221,7 @@ impl Unreadable {
             failure: Some(failure),
             log_tail: Vec::new(),
             started_at: None,
+            preparing_ms: 0,
         }
     }
 }
@@ -266,15 +268,16 @@ impl Agent {
             self.instances
                 .insert(id, Instance::Unreadable(Box::new(instance)));
         }
+        // A stopped instance has left the network, and may be deleted before its task runs.
         let admitted = self.instances.iter().filter_map(|(id, instance)| {
             let address = match instance {
+                Instance::Known(handle) if handle.is_stopped() => return None,
                 Instance::Known(handle) => handle.address(),
                 Instance::Unreadable(unreadable) => unreadable.spec.as_ref()?.address,
             };
             Some((*id, address))
         });
-        *machine.admitted.lock().await = admitted.collect();
-        machine.apply_rules(&*machine.admitted.lock().await).await?;
+        machine.admit(admitted.collect::<Vec<_>>()).await?;
         machine.resumed.cancel();
         if let Some(desired) = desired {
             self.apply(desired).await;
@@ -547,13 +550,14 @@ async fn fetch_desired(
     mut generation: watch::Receiver<Generation>,
     sender: mpsc::Sender<DesiredState>,
 ) {
-    let mut quiet = false;
+    // The last error, which is logged once.
+    let mut last = None;
     loop {
         let after = *generation.borrow_and_update();
         match machine.host.server.desired(after, POLL_WAIT).await {
-            Ok(None) => quiet = false,
+            Ok(None) => last = None,
             Ok(Some(state)) => {
-                quiet = false;
+                last = None;
                 let offered = state.generation;
                 if sender.send(state).await.is_err() {
                     return;
@@ -565,10 +569,11 @@ async fn fetch_desired(
                 }
             }
             Err(error) => {
-                if !quiet {
-                    tracing::warn!(%error, "cannot reach the server; going on without it");
+                let reason = Some(error.to_string());
+                if last != reason {
+                    tracing::warn!(%error, "the node gets no desired state; its instances go on");
                 }
-                quiet = true;
+                last = reason;
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
@@ -620,12 +625,21 @@ async fn keep_egress(machine: Arc<Machine>) {
 
 /// Sends the newest report when it changed, and as a sign of life.
 async fn send_reports(machine: Arc<Machine>, mut report: watch::Receiver<NodeReport>) {
+    // The last error, which is logged once.
+    let mut last = None;
     loop {
         let newest = report.borrow_and_update().clone();
         let pause = match machine.host.server.report(newest).await {
-            Ok(()) => REPORT_INTERVAL,
+            Ok(()) => {
+                last = None;
+                REPORT_INTERVAL
+            }
             Err(error) => {
-                tracing::debug!(%error, "cannot report");
+                let reason = Some(error.to_string());
+                if last != reason {
+                    tracing::warn!(%error, "the server does not take the node's report");
+                }
+                last = reason;
                 tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             }

@@ -10,6 +10,7 @@
 //! Time is the runtime's ([`crate::Clock`]): a simulation pauses it. Deliberately absent: the streams
 //! that a user reads or writes (logs, exec), which decide nothing; they are served beside the agent.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::net::Ipv6Addr;
@@ -171,12 +172,20 @@ pub enum NetworkProbe {
         port: u16,
     },
     /// GET; 200 to 399 is a success.
-    Http {
-        /// The port.
-        port: u16,
-        /// The path, with a leading slash.
-        path: String,
-    },
+    Http(HttpProbe),
+}
+
+/// A request whose answer shows whether an instance is well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpProbe {
+    /// The port.
+    pub port: u16,
+    /// The path, with a leading slash.
+    pub path: String,
+    /// The header `Host`. Absent: the instance's address and the port.
+    pub host: Option<String>,
+    /// Further headers, by name.
+    pub headers: BTreeMap<String, String>,
 }
 
 /// Images and the root disks made of them.

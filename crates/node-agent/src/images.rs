@@ -18,13 +18,17 @@ use model::Digest;
 use model::image::ImageConfig;
 use model::instance::PinnedImage;
 use oci::LocalImage;
-use registry::{BlobCache, FetchProgress, Registry, RegistryError};
+use registry::{
+    BlobCache, FetchEvent, FetchProgress, LoginState, Problem, Registry, RegistryError,
+};
 use root_disk::{CachedDisk, DiskCache, DiskError};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use self::cache::Needs;
+use display::chain;
+
 use crate::blocking::blocking;
 use crate::host::{PreparedImage, Progress};
 
@@ -59,12 +63,9 @@ impl StateFormat for ImageRecord {
 /// Why an image cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PrepareError {
-    #[error("cannot fetch the image {image}")]
-    Fetch {
-        image: PinnedImage,
-        #[source]
-        source: Box<RegistryError>,
-    },
+    /// It names the image.
+    #[error(transparent)]
+    Fetch(Box<RegistryError>),
     #[error("cannot build the root disk of {image}")]
     Disk {
         image: PinnedImage,
@@ -83,16 +84,34 @@ impl PrepareError {
     /// Whether trying again may help: the registry may come back, the disk may get room.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Fetch { source, .. } => source.problem.is_transient(),
+            Self::Fetch(source) => source.problem.is_transient(),
             Self::Disk { source, .. } => source.is_transient(),
             Self::Record { .. } => true,
+        }
+    }
+
+    /// What the user may do about it, where that is known.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::Fetch(source) => match &source.problem {
+                Problem::Denied { host, login, .. } => Some(match login {
+                    LoginState::Unknown => {
+                        format!("`platform registries login {host}` lets the cluster in")
+                    }
+                    LoginState::Expired => {
+                        format!("log in again: `platform registries login {host}`")
+                    }
+                }),
+                problem => problem.hint(),
+            },
+            Self::Disk { .. } | Self::Record { .. } => None,
         }
     }
 
     /// Whether it failed because the host's disk is full.
     fn is_storage_full(&self) -> bool {
         match self {
-            Self::Fetch { source, .. } => source.problem.is_storage_full(),
+            Self::Fetch(source) => source.problem.is_storage_full(),
             Self::Disk { source, .. } => matches!(**source, DiskError::NoSpace { .. }),
             Self::Record { source, .. } => source.is_storage_full(),
         }
@@ -190,12 +209,9 @@ impl ImageCache {
         image: &PinnedImage,
         progress: &Progress,
     ) -> Result<LocalImage, PrepareError> {
-        let say = |step: FetchProgress| progress(describe(&step));
+        let say = |event: FetchEvent| progress(describe(&event));
         let fetched = self.registry.fetch_image(image, &self.blobs, &say).await;
-        fetched.map_err(|source| PrepareError::Fetch {
-            image: image.clone(),
-            source: Box::new(source),
-        })
+        fetched.map_err(|source| PrepareError::Fetch(Box::new(source)))
     }
 
     async fn build(
@@ -264,25 +280,36 @@ impl ImageCache {
     }
 }
 
-/// The record beside a disk. The disk of one that cannot be read is made anew, and the record with it.
+/// The record beside a disk. A cache is not kept for a newer agent: where its record cannot be read, the disk is built again
+/// and the record with it.
 fn read_record(records: &Path, digest: &Digest) -> Option<ImageRecord> {
-    state_file::read(&record_path(records, digest))
-        .ok()
-        .flatten()
+    state_file::read(&record_path(records, digest)).unwrap_or_else(|error| {
+        tracing::warn!(%digest, error = chain(&error), "the image is prepared again");
+        None
+    })
 }
 
 fn record_path(records: &Path, digest: &Digest) -> PathBuf {
     records.join(format!("{}.json", digest.hex()))
 }
 
-/// `fetched 2 of 5 layers, 12 of 40 MB`.
-fn describe(step: &FetchProgress) -> String {
+/// `fetched 2 of 5 layers, 12 of 40 MB`, or what is waited for.
+fn describe(event: &FetchEvent) -> String {
     let megabytes = |bytes: u64| bytes.div_ceil(1_000_000);
-    format!(
-        "fetched {} of {} layers, {} of {} MB",
-        step.done_layers,
-        step.total_layers,
-        megabytes(step.done_bytes),
-        megabytes(step.total_bytes)
-    )
+    match event {
+        FetchEvent::Progress(FetchProgress {
+            done_bytes,
+            total_bytes,
+            done_layers,
+            total_layers,
+        }) => format!(
+            "fetched {done_layers} of {total_layers} layers, {} of {} MB",
+            megabytes(*done_bytes),
+            megabytes(*total_bytes)
+        ),
+        FetchEvent::Waiting { reason, pause } => {
+            let seconds = pause.as_secs_f64().ceil();
+            format!("{reason}; asking again in {seconds} s")
+        }
+    }
 }

@@ -186,6 +186,11 @@ impl InstanceHandle {
         &self.volumes
     }
 
+    /// Whether nothing of it runs and nothing will.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.status.borrow().report.state == InstanceState::Stopped
+    }
+
     /// What there is to see now.
     pub(crate) fn status(&self) -> InstanceStatus {
         self.status.borrow().clone()
@@ -333,7 +338,7 @@ impl InstanceTask {
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
-        if *self.life.progress() != before {
+        if !self.life.progress().is_same_but_for_probes(&before) {
             self.write_record().await;
         }
         for effect in effects {
@@ -739,6 +744,9 @@ async fn prepare(
 ) -> HostResult<Prepared> {
     let host = &machine.host;
     let image = host.images.prepare(&spec.image, progress).await?;
+    // What no boot can change is refused here, and not as the failure of a VM that was never started.
+    let runnable = node_core::boot::boot_config(&image.config, spec, &[], &machine.facts);
+    runnable.map_err(|error| HostError::permanent(error.to_string()))?;
     secrets.get(&*host.server, spec, progress).await?;
     let mut disks = vec![host.disks.make_scratch(spec.id, spec.scratch_bytes).await?];
     for volume in &spec.volumes {

@@ -23,6 +23,7 @@
 //! Deliberately absent, until its issue: the overlay to other nodes.
 
 mod adapters;
+mod admission;
 pub mod agent;
 mod backlog;
 mod blocking;

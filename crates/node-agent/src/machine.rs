@@ -1,6 +1,5 @@
 //! What all instances of this node share: the host, the network's members, the clock.
 
-use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
@@ -10,9 +9,10 @@ use model::InstanceId;
 use model::instance::InstanceSpec;
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
-use tokio::sync::{Mutex, Notify, watch};
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::holders::VolumeHolders;
@@ -31,8 +31,7 @@ pub(crate) struct Machine {
     pub(crate) changed: Notify,
     /// Whether instances reach the internet, as last observed.
     pub(crate) egress: watch::Sender<Option<EgressState>>,
-    /// The instances that may use the network; the rules are made from this, whole.
-    pub(crate) admitted: Mutex<BTreeMap<InstanceId, Ipv6Addr>>,
+    pub(crate) admission: Admission,
     /// Cancelled once every instance of the agent before this one is known and admitted: until then a
     /// resumed instance does nothing, because it could change rules that lack the others.
     pub(crate) resumed: CancellationToken,
@@ -58,14 +57,7 @@ impl Machine {
         &self,
         instances: impl IntoIterator<Item = (InstanceId, Ipv6Addr)>,
     ) -> HostResult<()> {
-        let mut admitted = self.admitted.lock().await;
-        let mut wanted = admitted.clone();
-        wanted.extend(instances);
-        if *admitted != wanted {
-            self.apply_rules(&wanted).await?;
-            *admitted = wanted;
-        }
-        Ok(())
+        self.admission.admit(&*self.host.network, instances).await
     }
 
     /// Takes an instance that has no VM any more out of the rules.
@@ -75,26 +67,9 @@ impl Machine {
         {
             tracing::warn!(instance = %id, %error, "cannot release the tap");
         }
-        let mut admitted = self.admitted.lock().await;
-        if admitted.remove(&id).is_none() {
-            return;
-        }
-        // The next change of the rules takes it out as well; until then its address leads nowhere.
-        if let Err(error) = self.apply_rules(&admitted).await {
+        if let Err(error) = self.admission.remove(&*self.host.network, id).await {
             tracing::warn!(instance = %id, %error, "cannot update the rules");
         }
-    }
-
-    /// Replaces the rules by those for the admitted instances.
-    pub(crate) async fn apply_rules(
-        &self,
-        admitted: &BTreeMap<InstanceId, Ipv6Addr>,
-    ) -> HostResult<()> {
-        let endpoints = admitted
-            .iter()
-            .map(|(id, address)| endpoint(*id, *address))
-            .collect();
-        self.host.network.apply_rules(endpoints).await
     }
 }
 

@@ -4,6 +4,7 @@
 use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use http::header::{HeaderName, HeaderValue};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use model::instance::Probe;
@@ -11,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_calls::GuestCalls;
-use crate::host::{Network, NetworkProbe};
+use crate::host::{HttpProbe, Network, NetworkProbe};
 
 /// Makes one probe.
 ///
@@ -30,10 +31,19 @@ pub(crate) async fn probe(
                 let probe = NetworkProbe::Tcp { port: *port };
                 network.probe(address, probe).await
             }
-            Probe::Http { port, path } => {
-                let (port, path) = (*port, path.clone());
-                let probe = NetworkProbe::Http { port, path };
-                network.probe(address, probe).await
+            Probe::Http {
+                port,
+                path,
+                host,
+                headers,
+            } => {
+                let probe = HttpProbe {
+                    port: *port,
+                    path: path.clone(),
+                    host: host.clone(),
+                    headers: headers.clone(),
+                };
+                network.probe(address, NetworkProbe::Http(probe)).await
             }
             Probe::Command { command } => match guest {
                 Some(guest) => guest.probe(command.clone()).await,
@@ -53,7 +63,7 @@ pub(crate) async fn probe(
 pub(crate) async fn over_network(address: Ipv6Addr, probe: &NetworkProbe) -> Result<(), String> {
     match probe {
         NetworkProbe::Tcp { port } => connect(address, *port).await.map(drop),
-        NetworkProbe::Http { port, path } => get(address, *port, path).await,
+        NetworkProbe::Http(probe) => get(address, probe).await,
     }
 }
 
@@ -63,17 +73,33 @@ async fn connect(address: Ipv6Addr, port: u16) -> Result<TcpStream, String> {
         .map_err(|error| format!("cannot connect to port {port}: {error}"))
 }
 
-async fn get(address: Ipv6Addr, port: u16, path: &str) -> Result<(), String> {
-    let stream = connect(address, port).await?;
+async fn get(address: Ipv6Addr, probe: &HttpProbe) -> Result<(), String> {
+    let HttpProbe {
+        port,
+        path,
+        host,
+        headers,
+    } = probe;
+    let stream = connect(address, *port).await?;
     let failed = |error: &dyn std::error::Error| format!("GET {path} on port {port}: {error}");
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|error| failed(&error))?;
-    let request = http::Request::get(path)
-        .header(http::header::HOST, format!("[{address}]:{port}"))
-        .header(http::header::USER_AGENT, "platform-healthcheck")
+    let host = host
+        .clone()
+        .unwrap_or_else(|| format!("[{address}]:{port}"));
+    let mut request = http::Request::get(path)
         .body(Empty::<bytes::Bytes>::new())
         .map_err(|error| failed(&error))?;
+    let platform = ("user-agent", "platform-healthcheck");
+    let all = [("host", host.as_str()), platform].into_iter();
+    let own = headers.iter().map(|(name, value)| (&**name, &**value));
+    // A later one of the same name replaces an earlier one.
+    for (name, value) in all.chain(own) {
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|error| failed(&error))?;
+        let value = HeaderValue::from_str(value).map_err(|error| failed(&error))?;
+        request.headers_mut().insert(name, value);
+    }
     // The connection is driven only as long as the answer's head takes; then it is dropped.
     let _driven = AbortOnDropHandle::new(tokio::spawn(connection));
     let response = sender
@@ -91,6 +117,8 @@ async fn get(address: Ipv6Addr, port: u16, path: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeMap;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -123,10 +151,60 @@ mod tests {
             .unwrap_or_else(|_| Err("no answer".to_owned()))
     }
 
+    fn healthz(port: u16) -> HttpProbe {
+        HttpProbe {
+            port,
+            path: "/healthz".to_owned(),
+            host: None,
+            headers: BTreeMap::new(),
+        }
+    }
+
+    /// Apps that answer for the host names they know only: Django's `ALLOWED_HOSTS`, Rails' `config.hosts`; and those
+    /// that redirect what did not come by HTTPS.
+    #[tokio::test]
+    async fn case_a_probe_names_the_host_and_the_headers_that_the_app_wants() {
+        let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = async |probe: HttpProbe| {
+            let probing = within(2000, NetworkProbe::Http(probe));
+            let answering = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(stream.read_u8().await.unwrap());
+                }
+                let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                stream.write_all(answer).await.unwrap();
+                String::from_utf8(head).unwrap()
+            };
+            let (result, head) = tokio::join!(probing, answering);
+            result.unwrap();
+            head.replace(&port.to_string(), "PORT")
+        };
+        let plain = asked(healthz(port)).await;
+        assert_eq!(
+            plain,
+            "GET /healthz HTTP/1.1\r\nhost: [::1]:PORT\r\nuser-agent: platform-healthcheck\r\n\r\n"
+        );
+        let named = asked(HttpProbe {
+            host: Some("shop.example.com".to_owned()),
+            headers: BTreeMap::from([
+                ("User-Agent".to_owned(), "mine".to_owned()),
+                ("X-Forwarded-Proto".to_owned(), "https".to_owned()),
+            ]),
+            ..healthz(port)
+        })
+        .await;
+        assert_eq!(
+            named,
+            "GET /healthz HTTP/1.1\r\nhost: shop.example.com\r\nuser-agent: mine\r\nx-forwarded-proto: https\r\n\r\n"
+        );
+    }
+
     async fn check(answer: &'static str) -> Result<(), String> {
         let port = server(answer).await;
-        let path = "/healthz".to_owned();
-        let result = within(300, NetworkProbe::Http { port, path }).await;
+        let result = within(300, NetworkProbe::Http(healthz(port))).await;
         result.map_err(|reason| reason.replace(&port.to_string(), "PORT"))
     }
 

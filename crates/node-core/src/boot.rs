@@ -72,14 +72,10 @@ pub fn boot_config(
     secrets: &[SecretBundle],
     facts: &NodeFacts,
 ) -> Result<BootConfig, BootConfigError> {
-    let command = spec.command.as_ref().unwrap_or(&image.cmd);
-    let argv: Vec<String> = image.entrypoint.iter().chain(command).cloned().collect();
-    if argv.first().is_none_or(String::is_empty) {
-        return Err(BootConfigError::NoCommand {
-            image: spec.image.to_string(),
-            process: spec.process.to_string(),
-        });
-    }
+    let argv = argv(image, spec.command.as_deref()).ok_or_else(|| BootConfigError::NoCommand {
+        image: spec.image.to_string(),
+        process: spec.process.to_string(),
+    })?;
     if spec.volumes.len() > MAX_VOLUMES {
         return Err(BootConfigError::TooManyVolumes(spec.volumes.len()));
     }
@@ -129,6 +125,27 @@ pub fn boot_config(
             .filter_map(|bundle| Some((bundle.name.clone(), bundle.mode?)))
             .collect(),
     })
+}
+
+/// The program and its arguments, given the manifest's `command`; absent: there is no program. `[""]` in an image is as
+/// if there were nothing: the way to clear what a base image has (moby, `daemon/create.go`).
+pub fn argv(image: &ImageConfig, command: Option<&[String]>) -> Option<Vec<String>> {
+    let cleared = |words: &'_ [String]| matches!(words, [only] if only.is_empty());
+    let own = |words: &[String]| {
+        if cleared(words) {
+            Vec::new()
+        } else {
+            words.to_vec()
+        }
+    };
+    let mut argv = own(&image.entrypoint);
+    match command {
+        Some(command) => argv.extend_from_slice(command),
+        None => argv.extend(own(&image.cmd)),
+    }
+    argv.first()
+        .is_some_and(|program| !program.is_empty())
+        .then_some(argv)
 }
 
 /// The ports that the manifest names: those that the app is to be reached at though it listens on loopback only.
@@ -356,6 +373,34 @@ mod tests {
             }
         };
         expected.assert_eq(&text);
+    }
+
+    #[test]
+    fn case_an_empty_word_clears_an_entrypoint_or_a_command() {
+        let run = |entrypoint: &[&str], cmd: &[&str], command: Option<&[&str]>| {
+            let image = ImageConfig {
+                entrypoint: words(entrypoint),
+                cmd: words(cmd),
+                ..ImageConfig::default()
+            };
+            argv(&image, command.map(words).as_deref()).map(|argv| argv.join(" "))
+        };
+        assert_eq!(run(&[""], &["/app", "x"], None).as_deref(), Some("/app x"));
+        assert_eq!(run(&["/app"], &[""], None).as_deref(), Some("/app"));
+        assert_eq!(
+            run(&[""], &["/app"], Some(&["/own"])).as_deref(),
+            Some("/own")
+        );
+        assert_eq!(
+            run(&[], &["/app"], Some(&["/own"])).as_deref(),
+            Some("/own")
+        );
+        let args = run(&["/app"], &["x"], Some(&["", "y"]));
+        assert_eq!(args.as_deref(), Some("/app  y"));
+        for (entrypoint, cmd) in [(&[""][..], &[""][..]), (&[], &[]), (&["", "x"], &["y"])] {
+            assert_eq!(run(entrypoint, cmd, None), None);
+        }
+        assert_eq!(run(&[""], &["/app"], Some(&[""])), None);
     }
 
     #[test]

@@ -288,9 +288,43 @@ pub struct Progress {
     restarts: u32,
     ends_in_row: u32,
     prepares_in_row: u32,
+    /// When the preparation before the first run began, while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    preparing_since: Option<Timestamp>,
+    /// How long such preparations took, in milliseconds.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    preparing_ms: u64,
     boots_in_row: u32,
     last_exit: Option<ExitEvent>,
     failure: Option<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Progress {
+    /// Whether two are the same but for the probes that are counted in a row. Those counts alone are not worth a write to
+    /// disk for each probe: an agent that is restarted counts again.
+    pub fn is_same_but_for_probes(&self, other: &Self) -> bool {
+        let without_counts = |progress: &Self| {
+            let mut progress = progress.clone();
+            if let State::Running { readiness, .. } = &mut progress.state {
+                match readiness {
+                    Readiness::Settling { .. } => {}
+                    Readiness::Probing {
+                        passed,
+                        failed,
+                        reason,
+                    } => (*passed, *failed, *reason) = (0, 0, None),
+                    Readiness::Ready { failed } => *failed = 0,
+                }
+            }
+            progress
+        };
+        without_counts(self) == without_counts(other)
+    }
 }
 
 /// The life of one instance.
@@ -309,6 +343,8 @@ impl Lifecycle {
             restarts: 0,
             ends_in_row: 0,
             prepares_in_row: 0,
+            preparing_since: None,
+            preparing_ms: 0,
             boots_in_row: 0,
             last_exit: None,
             failure: None,
@@ -454,6 +490,7 @@ impl Lifecycle {
             failure: self.progress.failure.clone(),
             log_tail,
             started_at: self.started_at(),
+            preparing_ms: self.progress.preparing_ms,
         }
     }
 

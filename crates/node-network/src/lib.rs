@@ -28,7 +28,11 @@
 //! Taps are not persistent: each lives exactly as long as the VMM that holds its file descriptor,
 //! and goes on undisturbed while the agent restarts. (A driver that opens taps by name makes its tap
 //! persist; [`Network::release`] removes it.) [`Network::ensure`] may be called at any time.
-//! Rules are always replaced whole, in one transaction; connections live on across it.
+//! A start or a stop changes only the rules' elements of its instance, in one transaction; the first call of an agent
+//! replaces all rules, in one transaction as well. Connections and limits live on across both.
+//!
+//! A guest cannot fill the machine's neighbour tables, which all namespaces share: the kernel learns a neighbour from
+//! solicitations, and those pass from a tap's own addresses only; ARP is not answered on taps.
 //!
 //! Deliberately absent: choosing addresses (`overlay::address_plan` does), the overlay between
 //! nodes, IPv4 between instances, IPv6 egress. This crate drives Debian's `ip`, `nft` and `slirp4netns` and opens

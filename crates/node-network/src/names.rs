@@ -61,6 +61,22 @@ pub(crate) fn tap_mac_of(instance: InstanceId) -> [u8; 6] {
     mac
 }
 
+/// The link-local address that the guest's kernel gives itself from its MAC address (RFC 4291, appendix A).
+pub(crate) fn link_local_of(instance: InstanceId) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac_of(instance);
+    let pair = |high: u8, low: u8| u16::from_be_bytes([high, low]);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        pair(a ^ 0x02, b),
+        pair(c, 0xff),
+        pair(0xfe, d),
+        pair(e, f),
+    )
+}
+
 pub(crate) fn mac_text(mac: [u8; 6]) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
@@ -99,6 +115,14 @@ mod tests {
         let instance = InstanceId(0x0102_0304);
         assert_eq!(mac_text(mac_of(instance)), "02:01:01:02:03:04");
         assert_eq!(mac_text(tap_mac_of(instance)), "02:02:01:02:03:04");
+    }
+
+    #[test]
+    fn the_link_local_address_is_made_of_the_mac_address() {
+        assert_eq!(
+            link_local_of(InstanceId(0x0102_0304)).to_string(),
+            "fe80::1:1ff:fe02:304"
+        );
     }
 
     #[test]

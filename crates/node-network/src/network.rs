@@ -1,5 +1,6 @@
 //! Creates the workload network and keeps it in its wanted state.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
@@ -26,6 +27,8 @@ const CLUSTER_ROUTE_METRIC: u32 = 2048;
 /// Metric of the default route by which packets meet the rules, which refuse them, while there is no uplink: the
 /// last of all routes.
 const NO_UPLINK_METRIC: u32 = u32::MAX;
+/// The setting `arp_ignore` of a tap: no request is answered, and none makes a neighbour (kernel documentation, ip-sysctl).
+const ARP_NEVER_ANSWERED: &str = "8";
 /// Where the machine's name servers are named.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
@@ -48,14 +51,15 @@ pub struct Network {
     cluster_prefix: Ipv6Addr,
     mtu: u32,
     namespace: String,
-    /// The inputs of the rules that are loaded. Locked while rules are loaded, so that the last call's rules
-    /// stay.
+    /// Locked while rules are loaded, so that the last call's rules stay.
     loaded: tokio::sync::Mutex<Loaded>,
 }
 
+/// What the rules in the kernel were made from.
 #[derive(Debug)]
 struct Loaded {
-    endpoints: Vec<Endpoint>,
+    /// Absent: not known, because an agent before this one loaded them or the last change failed.
+    endpoints: Option<BTreeMap<InstanceId, Endpoint>>,
     host: HostNetwork,
 }
 
@@ -78,7 +82,7 @@ impl Network {
             mtu: settings.mtu,
             namespace: suffix.namespace(),
             loaded: tokio::sync::Mutex::new(Loaded {
-                endpoints: Vec::new(),
+                endpoints: None,
                 host: read_host_network().await?,
             }),
         };
@@ -114,6 +118,12 @@ impl Network {
             let name = name.clone();
             namespace::within(&self.namespace, move || tap::open(&name)).await?
         };
+        // A request for an address of the namespace would make its sender a neighbour.
+        let quiet = format!("net/ipv4/conf/{name}/arp_ignore");
+        namespace::within(&self.namespace, move || {
+            namespace::write_settings(&[(quiet, ARP_NEVER_ANSWERED)])
+        })
+        .await?;
         ip_batch(
             Some(&self.namespace),
             &[
@@ -140,24 +150,38 @@ impl Network {
         Ok(Tap { name, fd, mac })
     }
 
-    /// Replaces all rules by those for exactly these instances, in one transaction. Connections
-    /// that are established live on.
+    /// Makes the rules those for exactly these instances, in one transaction. It costs what differs from the last call.
+    /// Connections that are established live on, and limits go on counting.
     ///
     /// # Errors
     /// A refusal of `nft`; the rules are then as before.
     pub async fn apply_rules(&self, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
+        let endpoints = endpoints.iter().map(|e| (e.instance, *e)).collect();
         let mut loaded = self.loaded.lock().await;
-        self.load(endpoints, &loaded.host).await?;
-        loaded.endpoints = endpoints.to_vec();
+        if let Some(before) = &loaded.endpoints {
+            let change = rules::change(self.cluster_prefix, before, &endpoints);
+            if change.is_empty() {
+                return Ok(());
+            }
+            match nft(&self.namespace, &change).await {
+                Ok(()) => {
+                    loaded.endpoints = Some(endpoints);
+                    return Ok(());
+                }
+                // Somebody else changed the rules, or what was loaded is not what is there.
+                Err(error) => {
+                    tracing::warn!(
+                        error = display::chain(&error),
+                        "loading all rules, because a change was refused"
+                    );
+                }
+            }
+        }
+        loaded.endpoints = None;
+        let all = rules::ruleset(self.cluster_prefix, &endpoints, &loaded.host);
+        nft(&self.namespace, &all).await?;
+        loaded.endpoints = Some(endpoints);
         Ok(())
-    }
-
-    async fn load(&self, endpoints: &[Endpoint], host: &HostNetwork) -> Result<(), NetworkError> {
-        nft(
-            &self.namespace,
-            &rules::ruleset(self.cluster_prefix, endpoints, host),
-        )
-        .await
     }
 
     /// Ensures egress: rules that follow the machine's own addresses and resolver as they are now, and a running
@@ -172,7 +196,10 @@ impl Network {
         let resolver = host.resolver;
         let mut loaded = self.loaded.lock().await;
         if host != loaded.host {
-            self.load(&loaded.endpoints, &host).await?;
+            // Rules that this agent did not load are loaded with the instances.
+            if loaded.endpoints.is_some() {
+                nft(&self.namespace, &rules::host_change(&host)).await?;
+            }
             loaded.host = host;
         }
         drop(loaded);

@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "each file uses what it needs")]
 mod support;
 
+use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -222,6 +223,134 @@ fn invalid_settings_are_refused() {
         let error = ensure(|s| s.cluster_prefix = Ipv6Addr::LOCALHOST).await;
         assert!(matches!(error, NetworkError::Prefix(_)));
     });
+}
+
+/// The neighbours of the namespace, permanent ones left out.
+fn neighbours() -> Vec<String> {
+    let all =
+        shell("ip -n platform-test neigh show nud all; ip -n platform-test -6 neigh show nud all");
+    let learned = all
+        .lines()
+        .filter(|line| !line.contains("PERMANENT") && !line.contains("NOARP"));
+    learned.map(str::to_owned).collect()
+}
+
+#[test]
+fn a_flood_of_neighbours_leaves_the_tables_as_they_were() {
+    const FLOOD: u16 = 2_000;
+    isolated(
+        "a_flood_of_neighbours_leaves_the_tables_as_they_were",
+        || async {
+            let network = Network::ensure(&settings()).await.unwrap();
+            // An address of IPv4, as `slirp4netns` gives the namespace.
+            shell("ip -n platform-test addr add 192.0.0.100/25 dev lo");
+            let guest = Guest::new(&network, 7, 0xa1).await;
+            let other = Guest::new(&network, 7, 0xa2).await;
+            network
+                .apply_rules(&[guest.endpoint(), other.endpoint()])
+                .await
+                .unwrap();
+            let gateway = "fe80::1".parse().unwrap();
+            for number in 0..FLOOD {
+                let [high, low] = number.to_be_bytes();
+                let mac = [0x02, 0x77, 0, 0, high, low];
+                let link_local = Ipv6Addr::new(0xfe80, 0, 0, 0, 0x77, 0, 1, number);
+                guest.solicit(link_local, mac, gateway);
+                guest.solicit(address(7, u32::from(number) + 0x1000), mac, gateway);
+                guest.arp([10, 77, high, low].into(), mac, [192, 0, 0, 100].into());
+                guest.arp([192, 0, 0, low].into(), mac, [192, 0, 0, 100].into());
+            }
+            // A tap's packets are handled in order: the flood was handled before this arrives.
+            guest.send_udp(other.address, 9000, "after the flood");
+            assert_eq!(other.receive().text(), "after the flood");
+            let neighbours = neighbours();
+            assert!(
+                neighbours.len() <= 2,
+                "{} of {neighbours:?}",
+                neighbours.len()
+            );
+        },
+    );
+}
+
+#[test]
+fn changes_give_the_rules_that_a_whole_load_gives() {
+    isolated("changes_give_the_rules_that_a_whole_load_gives", || async {
+        let network = Network::ensure(&settings()).await.unwrap();
+        let endpoint = |env: u32, instance: u32| node_network::Endpoint {
+            instance: InstanceId(instance),
+            address: address(env, instance),
+            ipv4: support::ipv4(instance),
+        };
+        // Chains are listed in the order in which they came.
+        let rules = || -> BTreeSet<String> {
+            let text = shell("ip netns exec platform-test nft -s list table inet platform");
+            let body = text.trim().trim_end_matches('}').trim_end();
+            body.split("\n\n").map(str::to_owned).collect()
+        };
+        let steps: [&[(u32, u32)]; 8] = [
+            &[(7, 1)],
+            &[(7, 1), (7, 2), (8, 3)],
+            &[(7, 2), (8, 3)],
+            // The same instance in another env, and one in the platform's network, which gets no rights.
+            &[(9, 2), (0, 4)],
+            &[(9, 2), (7, 5), (7, 6), (0, 4)],
+            &[],
+            &[],
+            &[(8, 3)],
+        ];
+        for step in steps {
+            let endpoints: Vec<_> = step.iter().map(|(e, i)| endpoint(*e, *i)).collect();
+            network.apply_rules(&endpoints).await.unwrap();
+            let changed = rules();
+            // Another agent loads all.
+            let fresh = Network::ensure(&settings()).await.unwrap();
+            fresh.apply_rules(&endpoints).await.unwrap();
+            assert_eq!(changed, rules(), "{step:?}");
+        }
+    });
+}
+
+#[test]
+fn a_change_that_is_refused_loads_all_rules() {
+    isolated("a_change_that_is_refused_loads_all_rules", || async {
+        let network = Network::ensure(&settings()).await.unwrap();
+        let a = Guest::new(&network, 7, 0xa1).await;
+        let b = Guest::new(&network, 7, 0xa2).await;
+        network.apply_rules(&[a.endpoint()]).await.unwrap();
+        shell("ip netns exec platform-test nft delete table inet platform");
+        network
+            .apply_rules(&[a.endpoint(), b.endpoint()])
+            .await
+            .unwrap();
+        a.send_udp(b.address, 9000, "again");
+        assert_eq!(b.receive().text(), "again");
+    });
+}
+
+#[test]
+fn a_start_or_stop_does_not_reset_another_instances_limits() {
+    isolated(
+        "a_start_or_stop_does_not_reset_another_instances_limits",
+        || async {
+            let network = Network::ensure(&settings()).await.unwrap();
+            let a = Guest::new(&network, 7, 0xa1).await;
+            let b = Guest::new(&network, 7, 0xa2).await;
+            network
+                .apply_rules(&[a.endpoint(), b.endpoint()])
+                .await
+                .unwrap();
+            a.send_udp(b.address, 9000, "counted");
+            assert_eq!(b.receive().text(), "counted");
+            network.apply_rules(&[b.endpoint()]).await.unwrap();
+            // A restarted agent loads all rules.
+            let network = Network::ensure(&settings()).await.unwrap();
+            network.apply_rules(&[b.endpoint()]).await.unwrap();
+            let counts =
+                shell("ip netns exec platform-test nft list set inet platform_counts sent");
+            assert!(counts.contains("t000000a1"), "{counts}");
+        },
+    );
 }
 
 /// A whole kernel as the guest, in a namespace of its own, behind a wire between two taps.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// How a layer is compressed.
+/// How a layer is compressed. What a media type says of it is a hint; [`Compression::of_bytes`] decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Compression {
     /// A plain tar archive.
@@ -12,6 +12,23 @@ pub enum Compression {
     /// RFC 8878; several frames in a row are one stream.
     Zstd,
 }
+
+impl Compression {
+    /// The compression of bytes that begin so (RFC 1952, RFC 8878). Anything else is [`Self::None`]: whether it is a tar
+    /// archive is for its reader to find out. Media types are often wrong about it, and docker and containerd look at
+    /// the bytes, too; the layer's diff_id proves the result.
+    pub fn of_bytes(beginning: &[u8]) -> Self {
+        match beginning {
+            [0x1f, 0x8b, 0x08, ..] => Self::Gzip,
+            // A frame of data, or one that is skipped and has metadata.
+            [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
+/// As many bytes of a layer as [`Compression::of_bytes`] looks at.
+pub const COMPRESSION_MAGIC_BYTES: usize = 4;
 
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,16 +1,15 @@
 //! Manifests, indexes and configs: from untrusted JSON to values, or an [`ImageError`].
 //!
 //! The OCI's media types and those of docker's schema 2 are read; they differ only in names. Unknown fields are
-//! ignored, as the image spec asks of readers.
-
-use std::collections::BTreeMap;
+//! ignored, as the image spec asks of readers. What docker and containerd take is taken: a registry that serves a
+//! manifest under a general content type (`application/json`), the config types of docker before 1.10 (`config`).
 
 use model::Digest;
-use model::image::ImageConfig;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use crate::compression::Compression;
+use crate::config::{is_image_config, may_be_image_config};
 use crate::error::{ImageError, excerpt};
 use crate::limits::{ImageLimits, MAX_INDEX_ENTRIES};
 use crate::platform::Platform;
@@ -23,8 +22,6 @@ pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// Media type of docker's index, the manifest list.
 pub const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
-const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// Digest and size of a blob, as a manifest or index names it.
@@ -46,18 +43,18 @@ pub struct ImageManifest {
 }
 
 /// One entry of an index.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct IndexEntry {
     /// The manifest or index of the entry.
     pub descriptor: Descriptor,
     /// `None`: the index does not name a platform.
     pub platform: Option<EntryPlatform>,
-    /// Whether the entry is an index itself.
+    /// Whether the entry is labelled as an index. The document that it names decides.
     pub is_index: bool,
 }
 
 /// The platform that an index names for an entry.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct EntryPlatform {
     /// Operating system: `linux`, `windows`, `unknown`.
     pub os: String,
@@ -70,10 +67,9 @@ pub struct EntryPlatform {
 impl EntryPlatform {
     /// The platform, if its operating system is Linux.
     pub fn linux(&self) -> Option<Platform> {
-        (self.os == "linux").then(|| Platform {
-            architecture: self.architecture.clone(),
-            variant: self.variant.clone().filter(|v| !v.is_empty()),
-        })
+        self.os
+            .eq_ignore_ascii_case("linux")
+            .then(|| Platform::named(&self.architecture, self.variant.as_deref()))
     }
 }
 
@@ -90,26 +86,15 @@ impl Document {
     /// The manifest of an image, where an index is refused. `digest` is this document's.
     ///
     /// # Errors
-    /// [`ImageError::NestedIndex`] if it is an index.
+    /// [`ImageError::NotAManifest`] if it is an index.
     pub fn image(self, digest: &Digest) -> Result<ImageManifest, ImageError> {
         match self {
             Self::Image(manifest) => Ok(manifest),
-            Self::Index(_) => Err(ImageError::NestedIndex {
+            Self::Index(_) => Err(ImageError::NotAManifest {
                 digest: digest.clone(),
             }),
         }
     }
-}
-
-/// A config of a Linux image.
-#[derive(Debug)]
-pub struct Config {
-    /// The part that the platform honours.
-    pub image: ImageConfig,
-    /// The architecture's variant, where it is named.
-    pub variant: Option<String>,
-    /// Digests of the uncompressed layers, the base first; as many as the manifest has layers.
-    pub diff_ids: Vec<Digest>,
 }
 
 #[derive(Deserialize)]
@@ -144,48 +129,15 @@ struct RawPlatform {
     variant: Option<String>,
 }
 
-#[derive(Deserialize)]
-struct RawConfig {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    variant: Option<String>,
-    config: Option<RawRunConfig>,
-    rootfs: Option<RawRootfs>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "PascalCase", default)]
-struct RawRunConfig {
-    entrypoint: Option<Vec<String>>,
-    cmd: Option<Vec<String>>,
-    env: Option<Vec<String>>,
-    working_dir: Option<String>,
-    user: Option<String>,
-    stop_signal: Option<String>,
-    volumes: Option<Keys>,
-    exposed_ports: Option<Keys>,
-    labels: Option<BTreeMap<String, String>>,
-}
-
-/// Go writes a set as an object with empty objects in it.
-type Keys = BTreeMap<String, serde_json::Value>;
-
-#[derive(Deserialize)]
-struct RawRootfs {
-    #[serde(rename = "type", default)]
-    kind: String,
-    #[serde(default)]
-    diff_ids: Vec<String>,
-}
-
 fn malformed(document: &'static str, reason: impl AsRef<str>) -> ImageError {
     ImageError::malformed(document, reason.as_ref())
 }
 
 /// Reads a manifest or an index. `digest` and `origin` name the document and its source in errors. `content_type` is
 /// the registry's; `None` for a document from a file.
+///
+/// Static files and mirrors have general content types, or none: then the document's own type decides, else its
+/// shape. A manifest's content type must not contradict the document.
 ///
 /// # Errors
 /// It is malformed, over a limit, or of something else than a container image.
@@ -208,31 +160,37 @@ pub fn read_document(
     };
     // The parameters of a content type have no meaning for JSON.
     let content_type = content_type.map(|t| t.split(';').next().unwrap_or(t).trim());
-    if let Some(content_type) = content_type
-        && known(content_type).is_none()
-    {
-        let reason = if content_type.contains("manifest.v1") && content_type.contains("docker") {
-            "docker's schema 1 is not supported; push the image again with a current tool"
-        } else {
-            "it is not a manifest's"
-        };
-        return Err(wrong_type(content_type, reason));
-    }
-    let raw: RawDocument =
-        serde_json::from_slice(bytes).map_err(|e| malformed("manifest", e.to_string()))?;
+    let (stated, general) = match content_type {
+        Some(stated) if known(stated).is_some() => (Some(stated), None),
+        Some(stated) if stated.contains("manifest.v1") && stated.contains("docker") => {
+            let reason =
+                "docker's schema 1 is not supported; push the image again with a current tool";
+            return Err(wrong_type(stated, reason));
+        }
+        // Another kind of document, by someone who knows.
+        Some(stated) if stated.starts_with("application/vnd.") => {
+            return Err(wrong_type(stated, "it is not a manifest's"));
+        }
+        general => (None, general.filter(|general| !general.is_empty())),
+    };
+    let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| match general {
+        // A login page, say: there the content type tells more than the first byte that is no JSON.
+        Some(general) if error.is_syntax() => wrong_type(general, "it is not a manifest's"),
+        _ => malformed("manifest", error.to_string()),
+    })?;
     if raw.fs_layers.is_some() || raw.schema_version != Some(2) {
         return Err(malformed("manifest", "its schemaVersion is not 2"));
     }
-    if let (Some(content_type), Some(media_type)) = (content_type, &raw.media_type)
-        && content_type != media_type
+    if let (Some(stated), Some(media_type)) = (stated, &raw.media_type)
+        && stated != media_type
     {
         return Err(wrong_type(
-            content_type,
+            stated,
             &format!("the document calls itself `{}`", excerpt(media_type)),
         ));
     }
     let has_layers = raw.layers.is_some() || raw.config.is_some();
-    let is_index = match content_type.or(raw.media_type.as_deref()) {
+    let is_index = match stated.or(raw.media_type.as_deref()) {
         Some(media_type) => known(media_type).ok_or_else(|| ImageError::NotAnImage {
             digest: digest.clone(),
             kind: excerpt(media_type),
@@ -302,7 +260,7 @@ fn read_manifest(
     let config = raw
         .config
         .ok_or_else(|| malformed("manifest", "it has no `config`"))?;
-    if !is_image_config(&config.media_type) {
+    if !may_be_image_config(&config.media_type) {
         let kind = match raw.artifact_type {
             Some(kind) if config.media_type == OCI_EMPTY => kind,
             _ => config.media_type,
@@ -361,39 +319,41 @@ fn read_manifest(
     Ok(ImageManifest { config, layers })
 }
 
-fn is_image_config(media_type: &str) -> bool {
-    matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
-}
-
+/// The compression that the media type of a layer names.
 fn layer_compression(
     media_type: &str,
     layer: &Digest,
     manifest: &Digest,
 ) -> Result<Compression, ImageError> {
-    Ok(match media_type {
-        "application/vnd.oci.image.layer.v1.tar"
-        | "application/vnd.docker.image.rootfs.diff.tar" => Compression::None,
-        "application/vnd.oci.image.layer.v1.tar+gzip"
-        | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Compression::Gzip,
-        "application/vnd.oci.image.layer.v1.tar+zstd"
-        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Compression::Zstd,
-        foreign if foreign.contains(".foreign.") || foreign.contains(".nondistributable.") => {
+    let archive = [
+        "application/vnd.oci.image.layer.v1.tar",
+        "application/vnd.docker.image.rootfs.diff.tar",
+    ];
+    let ending = archive
+        .iter()
+        .find_map(|kind| media_type.strip_prefix(kind));
+    // Each writes its ending with the other's joint, too.
+    Ok(match ending {
+        Some("") => Compression::None,
+        Some("+gzip" | ".gzip") => Compression::Gzip,
+        Some("+zstd" | ".zstd") => Compression::Zstd,
+        _ if media_type.contains(".foreign.") || media_type.contains(".nondistributable.") => {
             return Err(ImageError::ForeignLayer {
                 digest: layer.clone(),
-                media_type: excerpt(foreign),
+                media_type: excerpt(media_type),
             });
         }
-        unknown if unknown.contains(".layer.") || unknown.contains(".rootfs.") => {
+        _ if media_type.contains(".layer.") || media_type.contains(".rootfs.") => {
             return Err(ImageError::UnknownLayer {
                 digest: layer.clone(),
-                media_type: excerpt(unknown),
+                media_type: excerpt(media_type),
             });
         }
         // buildkit's attestations have an image's config and layers of in-toto statements.
-        artifact => {
+        _ => {
             return Err(ImageError::NotAnImage {
                 digest: manifest.clone(),
-                kind: excerpt(artifact),
+                kind: excerpt(media_type),
             });
         }
     })
@@ -410,98 +370,6 @@ fn read_descriptor(document: &'static str, raw: &RawDescriptor) -> Result<Descri
         digest,
         size: raw.size,
     })
-}
-
-/// Reads a config of a Linux image with `layers` layers.
-///
-/// # Errors
-/// It is malformed, is for another operating system, or does not fit an image of so many layers.
-pub fn read_config(bytes: &[u8], layers: usize) -> Result<Config, ImageError> {
-    let wrong = |reason: String| malformed("image config", reason);
-    let raw: RawConfig = serde_json::from_slice(bytes).map_err(|e| wrong(e.to_string()))?;
-    if raw.os.is_empty() || raw.architecture.is_empty() {
-        return Err(wrong("it names no os or no architecture".to_owned()));
-    }
-    if raw.os != "linux" {
-        return Err(wrong(format!(
-            "it is for `{}`; only Linux images run here",
-            raw.os
-        )));
-    }
-    let rootfs = raw
-        .rootfs
-        .filter(|rootfs| rootfs.kind == "layers")
-        .ok_or_else(|| wrong("its rootfs is not of type `layers`".to_owned()))?;
-    if rootfs.diff_ids.len() != layers {
-        return Err(wrong(format!(
-            "it has {} diff_ids, the manifest {layers} layers",
-            rootfs.diff_ids.len()
-        )));
-    }
-    let diff_ids = rootfs
-        .diff_ids
-        .iter()
-        .map(|text| {
-            text.parse()
-                .map_err(|_| wrong(format!("`{}` is not a sha256 digest", excerpt(text))))
-        })
-        .collect::<Result<Vec<Digest>, _>>()?;
-    let run = raw.config.unwrap_or_default();
-    let image = ImageConfig {
-        os: raw.os,
-        architecture: raw.architecture,
-        entrypoint: run.entrypoint.unwrap_or_default(),
-        cmd: run.cmd.unwrap_or_default(),
-        // No program can read a variable without `=`.
-        env: run
-            .env
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|v| v.contains('='))
-            .collect(),
-        working_dir: run.working_dir.unwrap_or_default(),
-        user: run.user.unwrap_or_default(),
-        stop_signal: run.stop_signal.unwrap_or_default(),
-        volumes: run.volumes.unwrap_or_default().into_keys().collect(),
-        exposed_ports: run.exposed_ports.unwrap_or_default().into_keys().collect(),
-        labels: run.labels.unwrap_or_default(),
-    };
-    check_user(&image.user).map_err(wrong)?;
-    let texts = [&image.working_dir, &image.stop_signal]
-        .into_iter()
-        .chain(&image.entrypoint)
-        .chain(&image.cmd)
-        .chain(&image.env);
-    if texts.into_iter().any(|text| text.contains('\0')) {
-        return Err(wrong(
-            "it has a NUL in a command, a variable or a path".to_owned(),
-        ));
-    }
-    Ok(Config {
-        image,
-        variant: raw.variant.filter(|v| !v.is_empty()),
-        diff_ids,
-    })
-}
-
-/// `user[:group]`, each a name or a number in Linux's range.
-fn check_user(text: &str) -> Result<(), String> {
-    let mut parts = 0;
-    for part in text.split(':') {
-        parts += 1;
-        let number = !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
-        // 2^32 - 1 means "no change" to the kernel.
-        if number && part.parse::<u32>().is_ok_and(|id| id != u32::MAX) {
-            continue;
-        }
-        if number || part.chars().any(|c| c.is_control() || c == '/') {
-            return Err(format!("its User `{}` is not USER[:GROUP]", excerpt(text)));
-        }
-    }
-    if parts > 2 {
-        return Err(format!("its User `{}` is not USER[:GROUP]", excerpt(text)));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

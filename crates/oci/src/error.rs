@@ -5,7 +5,7 @@ use std::fmt;
 use display::one_line;
 use model::Digest;
 
-use crate::limits::MAX_EXCERPT_BYTES;
+use crate::limits::{MAX_EXCERPT_BYTES, MAX_NESTED_LEVELS};
 use crate::platform::Platform;
 
 /// An image, or a document of it, is refused. The same bytes are refused again at the next attempt.
@@ -14,7 +14,11 @@ use crate::platform::Platform;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// The bytes have another digest than their descriptor names.
-    #[error("{origin} served other bytes than {digest}: they have the digest {actual}")]
+    #[error(
+        "{origin} served other bytes than {}: they have the digest {}",
+        short(digest),
+        short(actual)
+    )]
     WrongDigest {
         /// The source of the bytes.
         origin: String,
@@ -24,7 +28,10 @@ pub enum ImageError {
         actual: Digest,
     },
     /// There are more or fewer bytes than the descriptor says.
-    #[error("{origin} served {actual} bytes as {digest}, which has {expected} bytes")]
+    #[error(
+        "{origin} served {actual} bytes as {}, which has {expected} bytes",
+        short(digest)
+    )]
     WrongSize {
         /// The source of the bytes.
         origin: String,
@@ -66,17 +73,26 @@ pub enum ImageError {
         reason: String,
     },
     /// A manifest of something else than a container image: an attestation, a chart, a signature.
-    #[error("{digest} is not a container image but `{kind}`")]
+    #[error("{} is not a container image but `{kind}`", short(digest))]
     NotAnImage {
         /// The manifest.
         digest: Digest,
         /// Its artifact type, or its config's media type.
         kind: String,
     },
-    /// An index inside an index. It is refused because it makes the choice of an image ambiguous.
-    #[error("{digest} is an index where an image manifest is needed; nested indexes are refused")]
-    NestedIndex {
-        /// The inner index.
+    /// An index where only the manifest of one image will do.
+    #[error("{} is an index where an image manifest is needed", short(digest))]
+    NotAManifest {
+        /// The index.
+        digest: Digest,
+    },
+    /// Indexes within indexes within indexes.
+    #[error(
+        "{} is an index within indexes, deeper than the {MAX_NESTED_LEVELS} levels that are followed",
+        short(digest)
+    )]
+    NestedTooDeep {
+        /// The innermost index.
         digest: Digest,
     },
     /// There is no image for any of these platforms.
@@ -127,6 +143,11 @@ impl ImageError {
             _ => None,
         }
     }
+}
+
+/// A digest within a message: what failed names the image with all its digits.
+fn short(digest: &Digest) -> String {
+    format!("sha256:{}…", digest.short())
 }
 
 /// An excerpt of an untrusted text, for a terminal.

@@ -6,7 +6,8 @@ use model::Digest;
 use model::image::ImageConfig;
 
 use crate::compression::Compression;
-use crate::document::{Config, ImageManifest};
+use crate::config::Config;
+use crate::document::ImageManifest;
 
 /// An image without its layers' bytes.
 #[derive(Debug, Clone)]

@@ -12,6 +12,7 @@
 //! Deliberately absent: building and signing images, and artifacts that are not container images.
 
 mod compression;
+mod config;
 mod digest;
 mod document;
 mod error;
@@ -21,15 +22,19 @@ mod platform;
 mod reference;
 mod resolution;
 
-pub use compression::Compression;
+pub use compression::{COMPRESSION_MAGIC_BYTES, Compression};
+pub use config::{Config, read_config};
 pub use digest::{digest_of, verify};
 pub use document::{
-    Config, DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, EntryPlatform, ImageManifest,
-    IndexEntry, OCI_INDEX, OCI_MANIFEST, read_config, read_document,
+    DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Document, EntryPlatform, ImageManifest, IndexEntry,
+    OCI_INDEX, OCI_MANIFEST, read_document,
 };
 pub use error::{ImageError, Platforms};
 pub use image::{ImageDescription, LayerDescription, LayerFile, LocalImage};
-pub use limits::{ImageLimits, MAX_INDEX_ENTRIES, MAX_UNLABELLED_ENTRIES};
+pub use limits::{
+    ImageLimits, MAX_INDEX_ENTRIES, MAX_LAYERS, MAX_NESTED_INDEXES, MAX_NESTED_LEVELS,
+    MAX_UNLABELLED_ENTRIES,
+};
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, is_loopback, parse_registry};
 pub use resolution::{Resolution, Resolved};

@@ -36,6 +36,25 @@ impl Platform {
         })
     }
 
+    /// A platform as a document names it, under the OCI's name: `x86_64` is amd64 and `aarch64` arm64, as containerd
+    /// has them. Empty variants are absent.
+    pub(crate) fn named(architecture: &str, variant: Option<&str>) -> Self {
+        let architecture = architecture.to_ascii_lowercase();
+        let variant = variant.filter(|variant| !variant.is_empty());
+        let (architecture, variant) = match architecture.as_str() {
+            "x86_64" | "x86-64" => ("amd64", variant),
+            "aarch64" => ("arm64", variant),
+            "armhf" => ("arm", Some("v7")),
+            "armel" => ("arm", Some("v6")),
+            "i386" => ("386", None),
+            other => (other, variant),
+        };
+        Self {
+            architecture: architecture.to_owned(),
+            variant: variant.map(str::to_ascii_lowercase),
+        }
+    }
+
     /// The key in [`crate::Resolved::by_arch`]: the architecture, with the variant where there is one (`arm/v7`).
     pub fn key(&self) -> String {
         match &self.variant {

@@ -12,7 +12,8 @@ use crate::failure::Failure;
 /// Flags for access to registries.
 #[derive(Debug, Args)]
 pub(crate) struct RegistryArguments {
-    /// A registry (`host:port`) to reach over plain HTTP; repeatable. Loopback registries always are
+    /// A registry, or the storage that one redirects to (`host:port`), to reach over plain HTTP; repeatable. Loopback
+    /// registries always are
     #[arg(long = "insecure-registry", value_name = "HOST", value_parser = host)]
     insecure: Vec<String>,
     /// A mirror that serves a registry's images by digest, such as `docker.io=mirror.example.com`;

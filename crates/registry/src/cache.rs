@@ -9,15 +9,20 @@
 //! The cache has no index and no record: a blob's name is its digest, and its modification time is its last use. A
 //! program of any version can read the directory.
 //!
-//! The writer of a temporary file locks it. Temporary files without a lock are removed when the cache is opened.
+//! A large blob is written to `<dir>/tmp/partial-<hex>`, which stays when its download is given up: the next one goes on
+//! where it ended, after it has hashed what is there. Such a file is no blob: it counts only once its digest is right.
+//! It is removed after [`PARTIAL_LIFETIME`], and whenever its owner evicts it.
+//!
+//! The writer of a temporary file locks it. Other temporary files without a lock are removed when the cache is opened.
 //! Several processes may share a directory.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use model::Digest;
 use oci::digest_of;
@@ -25,6 +30,11 @@ use sha2::{Digest as _, Sha256};
 
 /// Read at once when a blob is hashed, in bytes.
 const HASH_CHUNK_BYTES: usize = 256 << 10;
+
+/// How long an unfinished download is kept.
+pub const PARTIAL_LIFETIME: Duration = Duration::from_hours(24);
+/// Of the names of unfinished downloads.
+const PARTIAL_PREFIX: &str = "partial-";
 
 /// A content-addressed store of blobs. Clones share it.
 #[derive(Clone, Debug)]
@@ -98,7 +108,12 @@ impl BlobCache {
         }
         for entry in fs::read_dir(&inner.temporary).map_err(failed("list", &inner.temporary))? {
             let path = entry.map_err(failed("list", &inner.temporary))?.path();
-            remove_unlocked(&path);
+            let age = |path: &Path| path.metadata().ok()?.modified().ok()?.elapsed().ok();
+            let stays = partial_digest(&path).is_some()
+                && age(&path).is_none_or(|age| age < PARTIAL_LIFETIME);
+            if !stays {
+                remove_unlocked(&path);
+            }
         }
         Ok(Self {
             inner: Arc::new(inner),
@@ -195,6 +210,41 @@ impl BlobCache {
         Ok(blobs)
     }
 
+    /// The unfinished downloads that no process goes on with, in the order of digests.
+    pub fn partials(&self) -> Result<Vec<ListedBlob>, CacheError> {
+        let dir = &self.inner.temporary;
+        let mut partials = Vec::new();
+        for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
+            let path = entry.map_err(failed("list", dir))?.path();
+            let Some(digest) = partial_digest(&path) else {
+                continue;
+            };
+            // A concurrent removal is no error.
+            let Ok(file) = File::open(&path) else {
+                continue;
+            };
+            if let (Ok(()), Ok(metadata)) = (file.try_lock(), file.metadata()) {
+                partials.push(ListedBlob {
+                    digest,
+                    size: metadata.len(),
+                    last_used: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                });
+            }
+        }
+        partials.sort_by(|a, b| a.digest.cmp(&b.digest));
+        Ok(partials)
+    }
+
+    /// Removes an unfinished download, unless a process goes on with it.
+    pub fn remove_partial(&self, digest: &Digest) {
+        remove_unlocked(&self.partial_path(digest));
+    }
+
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{PARTIAL_PREFIX}{}", digest.hex());
+        self.inner.temporary.join(name)
+    }
+
     /// Removes a blob, if it is cached. A process that has it open can still read it.
     pub fn remove(&self, digest: &Digest) -> Result<(), CacheError> {
         let path = self.path(digest);
@@ -225,20 +275,47 @@ impl BlobCache {
         lock.lock_owned().await
     }
 
-    /// Begins to write a blob; [`BlobWriter::commit`] puts it into the cache.
-    pub(crate) fn begin(&self) -> Result<BlobWriter, CacheError> {
+    /// Begins to write a small blob; [`BlobWriter::commit`] puts it into the cache.
+    fn begin(&self) -> Result<BlobWriter, CacheError> {
         let dir = &self.inner.temporary;
         let file = tempfile::Builder::new()
             .prefix("blob-")
             .tempfile_in(dir)
             .map_err(failed("create a file in", dir))?;
         file.as_file().lock().map_err(failed("lock", file.path()))?;
-        Ok(BlobWriter {
-            file,
-            hasher: Sha256::new(),
-            size: 0,
-            cache: self.clone(),
-        })
+        let (file, path) = file.keep().map_err(|error| {
+            let source = error.error;
+            failed("keep", error.file.path())(source)
+        })?;
+        Ok(BlobWriter::new(self, file, path, false))
+    }
+
+    /// Begins to write a blob, or goes on with an unfinished download of at most `size` bytes.
+    pub(crate) fn resume(&self, digest: &Digest, size: u64) -> Result<BlobWriter, CacheError> {
+        let path = self.partial_path(digest);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed("open", &path))?;
+        // Another process may go on with it, or have finished it since it was opened here.
+        let is_ours = file.try_lock().is_ok() && is_at(&file, &path);
+        if !is_ours {
+            return self.begin();
+        }
+        let mut writer = BlobWriter::new(self, file, path, true);
+        let found = writer.file.metadata().map(|metadata| metadata.len());
+        writer.size = found.map_err(failed("read", &writer.path))?;
+        if writer.size > size {
+            writer
+                .file
+                .set_len(0)
+                .map_err(failed("write", &writer.path))?;
+            writer.size = 0;
+        }
+        Ok(writer)
     }
 
     /// Caches a small blob. The caller has checked that the bytes have this digest.
@@ -257,21 +334,84 @@ impl BlobCache {
     }
 }
 
-/// A blob that is being written. Dropped before [`BlobWriter::commit`], it leaves nothing.
+/// A blob that is being written. Dropped before [`BlobWriter::commit`], it leaves an unfinished download, if it was
+/// begun as one, and else nothing.
 pub(crate) struct BlobWriter {
-    file: tempfile::NamedTempFile,
+    file: File,
+    path: PathBuf,
     hasher: Sha256,
     size: u64,
+    /// Whether the file stays when this is dropped.
+    stays: bool,
     cache: BlobCache,
 }
 
+impl Drop for BlobWriter {
+    fn drop(&mut self) {
+        if !self.stays || self.size == 0 {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
 impl BlobWriter {
+    fn new(cache: &BlobCache, file: File, path: PathBuf, stays: bool) -> Self {
+        Self {
+            file,
+            path,
+            hasher: Sha256::new(),
+            size: 0,
+            stays,
+            cache: cache.clone(),
+        }
+    }
+
+    /// Bytes that are there.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Hashes the bytes of an unfinished download. Blocks while it reads them; to be called before [`Self::write`].
+    pub(crate) fn hash_existing(&mut self) -> Result<(), CacheError> {
+        let mut chunk = vec![0; HASH_CHUNK_BYTES];
+        let mut left = self.size;
+        while left > 0 {
+            let most = usize::try_from(left).map_or(chunk.len(), |left| left.min(chunk.len()));
+            self.file
+                .read_exact(&mut chunk[..most])
+                .map_err(failed("read", &self.path))?;
+            self.hasher.update(&chunk[..most]);
+            left -= most as u64;
+        }
+        Ok(())
+    }
+
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
-        self.hasher.update(bytes);
-        self.size += bytes.len() as u64;
-        self.file
-            .write_all(bytes)
-            .map_err(failed("write", self.file.path()))
+        match self.file.write_all(bytes) {
+            Ok(()) => {
+                self.hasher.update(bytes);
+                self.size += bytes.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // A full disk needs the space for something else.
+                if error.kind() == io::ErrorKind::StorageFull || self.cut().is_err() {
+                    self.discard();
+                }
+                Err(failed("write", &self.path)(error))
+            }
+        }
+    }
+
+    /// Cuts off what a failed write left behind.
+    fn cut(&mut self) -> io::Result<()> {
+        self.file.set_len(self.size)?;
+        self.file.seek(SeekFrom::Start(self.size)).map(drop)
+    }
+
+    /// Nothing of it stays when this is dropped.
+    pub(crate) fn discard(&mut self) {
+        self.stays = false;
     }
 
     /// The digest of the bytes written so far.
@@ -280,23 +420,34 @@ impl BlobWriter {
     }
 
     /// Makes it durable under this digest, which the caller has compared with [`BlobWriter::digest`].
-    pub(crate) fn commit(self, digest: &Digest) -> Result<CachedBlob, CacheError> {
+    pub(crate) fn commit(mut self, digest: &Digest) -> Result<CachedBlob, CacheError> {
         let path = self.cache.path(digest);
-        self.file
-            .as_file()
-            .sync_data()
-            .map_err(failed("sync", self.file.path()))?;
-        self.file
-            .persist(&path)
-            .map_err(|error| failed("rename to", &path)(error.error))?;
+        self.file.sync_data().map_err(failed("sync", &self.path))?;
+        fs::rename(&self.path, &path).map_err(failed("rename to", &path))?;
+        // There is nothing left to remove.
+        self.stays = true;
+        self.size = self.size.max(1);
+        let size = self.file.metadata().map_err(failed("read", &path))?.len();
         let dir = &self.cache.inner.blobs;
         File::open(dir)
             .and_then(|dir| dir.sync_all())
             .map_err(failed("sync", dir))?;
-        Ok(CachedBlob {
-            path,
-            size: self.size,
-        })
+        Ok(CachedBlob { path, size })
+    }
+}
+
+/// The digest of an unfinished download, by its name.
+fn partial_digest(path: &Path) -> Option<Digest> {
+    let hex = path.file_name()?.to_str()?.strip_prefix(PARTIAL_PREFIX)?;
+    format!("sha256:{hex}").parse().ok()
+}
+
+/// Whether this open file is the one at the path.
+fn is_at(file: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (file.metadata(), path.metadata()) {
+        (Ok(open), Ok(there)) => identity(open) == identity(there),
+        _ => false,
     }
 }
 
@@ -350,6 +501,54 @@ mod tests {
 
         drop(cache.begin().unwrap());
         assert_eq!(fs::read_dir(dir.path().join("tmp")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn an_unfinished_download_is_gone_on_with_by_one_process_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = BlobCache::open(dir.path()).unwrap();
+        let digest = digest_of(b"whole");
+        let mut first = cache.resume(&digest, 5).unwrap();
+        first.write(b"who").unwrap();
+        // Another process finds it locked and begins by itself; nobody lists or removes it.
+        let other = BlobCache::open(dir.path()).unwrap();
+        assert_eq!(other.resume(&digest, 5).unwrap().size(), 0);
+        assert_eq!(other.partials().unwrap(), []);
+        other.remove_partial(&digest);
+        drop(first);
+
+        // It outlives the process.
+        let later = BlobCache::open(dir.path()).unwrap();
+        let listed = later.partials().unwrap();
+        assert_eq!((listed[0].size, &listed[0].digest), (3, &digest));
+        assert_eq!(later.lookup(&digest).unwrap(), None, "it is no blob");
+        let mut second = later.resume(&digest, 5).unwrap();
+        assert_eq!(second.size(), 3);
+        second.hash_existing().unwrap();
+        second.write(b"le").unwrap();
+        assert_eq!(second.digest(), digest);
+        assert_eq!(second.commit(&digest).unwrap().size, 5);
+        assert!(later.verify(&digest).unwrap());
+        assert_eq!(later.partials().unwrap(), []);
+
+        // One that is too long, old or not wanted goes.
+        let mut long = later.resume(&digest, 5).unwrap();
+        long.write(b"too long").unwrap();
+        drop(long);
+        assert_eq!(later.resume(&digest, 5).unwrap().size(), 0);
+        assert_eq!(later.partials().unwrap(), []);
+        let mut old = later.resume(&digest, 5).unwrap();
+        old.write(b"old").unwrap();
+        let path = old.path.clone();
+        drop(old);
+        let before = SystemTime::now() - PARTIAL_LIFETIME;
+        File::options()
+            .append(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(before))
+            .unwrap();
+        BlobCache::open(dir.path()).unwrap();
+        assert!(!path.exists());
     }
 
     #[tokio::test]

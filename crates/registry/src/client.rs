@@ -12,7 +12,7 @@ use crate::documents::Documents;
 use crate::error::{Problem, RegistryError};
 use crate::http::Repository;
 use crate::options::RegistryOptions;
-use crate::progress::FetchProgress;
+use crate::progress::FetchEvent;
 use crate::transport::Transport;
 use crate::{fetch, resolve};
 
@@ -60,6 +60,7 @@ impl Registry {
         let documents = Documents {
             transport: &self.transport,
             repository: &repository(reference.registry(), reference.repository()),
+            on_event: &|_| (),
         };
         resolve::resolve(&documents, reference.tag(), reference.digest(), platforms)
             .await
@@ -67,7 +68,9 @@ impl Registry {
     }
 
     /// Fetches an image into the cache. Cached blobs are not fetched again, and if all are cached
-    /// the registry is not asked. `progress` is called about once per MiB, from any thread.
+    /// the registry is not asked. `on_event` is called about once per MiB, and before longer pauses, from any thread.
+    ///
+    /// A layer that a fetch before this one left unfinished goes on where that one ended.
     ///
     /// Every blob had the right digest and size when it was cached. Of a cached layer only the size is checked again:
     /// its reader checks the bytes ([`oci::LayerFile`]).
@@ -78,10 +81,10 @@ impl Registry {
         &self,
         image: &PinnedImage,
         cache: &BlobCache,
-        progress: &(dyn Fn(FetchProgress) + Send + Sync),
+        on_event: &(dyn Fn(FetchEvent) + Send + Sync),
     ) -> Result<LocalImage, RegistryError> {
         let repository = repository(&image.registry, &image.repository);
-        fetch::image(&self.transport, &repository, &image.digest, cache, progress)
+        fetch::image(&self.transport, &repository, &image.digest, cache, on_event)
             .await
             .map_err(failed("fetch", image))
     }
@@ -99,7 +102,7 @@ impl Registry {
         let attempts = self.transport.limits().attempts;
         self.transport
             .http
-            .retry(registry, attempts, || {
+            .retry(registry, attempts, &|_| (), || {
                 self.transport.log_in(registry, credential)
             })
             .await

@@ -10,12 +10,14 @@ use oci::{
 
 use crate::error::Problem;
 use crate::http::Repository;
+use crate::progress::OnEvent;
 use crate::transport::{Endpoint, Transport, asks_on};
 
 /// A repository and the way to it.
 pub(crate) struct Documents<'a> {
     pub(crate) transport: &'a Arc<Transport>,
     pub(crate) repository: &'a Repository,
+    pub(crate) on_event: &'a OnEvent<'a>,
 }
 
 /// The bytes of a manifest or index; they have the digest.
@@ -63,7 +65,14 @@ impl Documents<'_> {
         let get = async |endpoint: &Endpoint| {
             let answer = self
                 .transport
-                .document(endpoint, &path, &accept, "the manifest", limit)
+                .document(
+                    endpoint,
+                    &path,
+                    &accept,
+                    "the manifest",
+                    limit,
+                    self.on_event,
+                )
                 .await?;
             let stated = answer.digest.and_then(|text| text.parse().ok());
             let origin = &endpoint.repository.registry;
@@ -97,7 +106,14 @@ impl Documents<'_> {
         let get = async |endpoint: &Endpoint| {
             let answer = self
                 .transport
-                .document(endpoint, &path, "*/*", "the image config", limit)
+                .document(
+                    endpoint,
+                    &path,
+                    "*/*",
+                    "the image config",
+                    limit,
+                    self.on_event,
+                )
                 .await?;
             let origin = &endpoint.repository.registry;
             verify(

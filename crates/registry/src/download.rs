@@ -1,4 +1,5 @@
-//! One blob from a registry into the cache: streamed, hashed on the way, resumed where it was cut off.
+//! One blob from a registry into the cache: streamed, hashed on the way, resumed where it was cut off, also by a download
+//! before this one.
 //!
 //! The network side runs here; hashing and writing run in a blocking thread behind a short queue, so that both
 //! overlap. A blob enters the cache only when its digest and size are right.
@@ -18,10 +19,15 @@ use crate::cache::{BlobCache, CachedBlob};
 use crate::error::Problem;
 use crate::http::{Failure, Repository};
 use crate::limits::PIECES_IN_FLIGHT;
+use crate::progress::OnEvent;
 use crate::transport::{Endpoint, Transport, asks_on};
 
-/// Called with the number of bytes of the blob that arrived.
-pub(crate) type OnBytes<'a> = dyn Fn(u64) + Send + Sync + 'a;
+/// Who is told how a download goes.
+pub(crate) struct Observer<'a> {
+    /// Called with the number of bytes of the blob that are there.
+    pub(crate) on_bytes: &'a (dyn Fn(u64) + Send + Sync),
+    pub(crate) on_event: &'a OnEvent<'a>,
+}
 
 /// The blob, from the cache or else from the registry. Concurrent callers share one download.
 pub(crate) async fn blob(
@@ -29,25 +35,25 @@ pub(crate) async fn blob(
     repository: &Repository,
     wanted: &Descriptor,
     cache: &BlobCache,
-    on_bytes: &OnBytes<'_>,
+    observer: &Observer<'_>,
 ) -> Result<CachedBlob, Problem> {
     let _claim = cache.claim(&wanted.digest).await;
     if let Some(found) = cache.lookup(&wanted.digest)? {
         if found.size == wanted.size {
-            on_bytes(wanted.size);
+            (observer.on_bytes)(wanted.size);
             return Ok(found);
         }
         tracing::warn!(digest = %wanted.digest, "a cached blob has the wrong size; it is removed");
         cache.remove(&wanted.digest)?;
     }
     for mirror in transport.mirrors(repository) {
-        match from_endpoint(transport, &mirror, wanted, cache, on_bytes).await {
+        match from_endpoint(transport, &mirror, wanted, cache, observer).await {
             Err(problem) if asks_on(&mirror, &problem) => {}
             result => return result,
         }
     }
     let registry = transport.registry(repository);
-    from_endpoint(transport, &registry, wanted, cache, on_bytes).await
+    from_endpoint(transport, &registry, wanted, cache, observer).await
 }
 
 /// Downloads from one endpoint, and once more where the resumed pieces of the first download do not fit.
@@ -59,43 +65,66 @@ async fn from_endpoint(
     }: &Endpoint,
     wanted: &Descriptor,
     cache: &BlobCache,
-    on_bytes: &OnBytes<'_>,
+    observer: &Observer<'_>,
 ) -> Result<CachedBlob, Problem> {
     let (result, resumed) =
-        download(transport, repository, wanted, cache, on_bytes, *attempts).await;
+        download(transport, repository, wanted, cache, observer, *attempts).await;
     match result {
-        // The pieces may not belong together: the second half came from another server.
-        Err(Problem::Image(ImageError::WrongDigest { .. })) if resumed => {
-            let again = download(transport, repository, wanted, cache, on_bytes, 1);
+        // The pieces may not belong together: the second half came from another server, or the first one rotted.
+        Err(
+            Problem::Image(ImageError::WrongDigest { .. })
+            | Problem::Refused {
+                status: RANGE_NOT_SATISFIABLE,
+                ..
+            },
+        ) if resumed => {
+            cache.remove_partial(&wanted.digest);
+            let again = download(transport, repository, wanted, cache, observer, 1);
             again.await.0
         }
         other => other,
     }
 }
 
-/// Downloads a blob from its first byte on, in attempts that each resume where the last one ended. The result also
-/// says whether there was more than one attempt.
+/// HTTP's status for a range that the server does not have.
+const RANGE_NOT_SATISFIABLE: u16 = 416;
+
+/// Downloads a blob from the first byte on that is missing, in attempts that each resume where the last one ended. The
+/// result also says whether its bytes came in more than one piece.
 async fn download(
     transport: &Arc<Transport>,
     repository: &Repository,
     wanted: &Descriptor,
     cache: &BlobCache,
-    on_bytes: &OnBytes<'_>,
+    observer: &Observer<'_>,
     attempts: u32,
 ) -> (Result<CachedBlob, Problem>, bool) {
     let mut made = 0;
+    let mut found = 0;
     let limits = transport.limits();
     let longest = limits.blob_grace
         + Duration::from_secs(wanted.size / limits.slowest_bytes_per_second.max(1));
     let work = async {
         let mut sink = Sink::start(cache, wanted.clone(), repository.registry.clone())?;
+        found = sink.received;
+        if found > 0 {
+            let digest = &wanted.digest;
+            tracing::info!(%digest, found, size = wanted.size, "a download goes on where it ended");
+            (observer.on_bytes)(found);
+        }
         loop {
-            let attempt = attempt(transport, repository, wanted, &mut sink, on_bytes).await;
+            let attempt = attempt(transport, repository, wanted, &mut sink, observer).await;
             let Err(failure) = attempt else { break };
             made += 1;
             transport
                 .http
-                .pause(&repository.registry, made, attempts, failure)
+                .pause(
+                    &repository.registry,
+                    made,
+                    attempts,
+                    failure,
+                    observer.on_event,
+                )
                 .await?;
         }
         sink.finish().await
@@ -104,6 +133,7 @@ async fn download(
         Ok(result) => result,
         Err(_) => Err(Problem::Unreachable {
             host: repository.registry.clone(),
+            redirected_by: None,
             attempts: made + 1,
             source: format!(
                 "{} of {} bytes took longer than {} s",
@@ -114,7 +144,7 @@ async fn download(
             .into(),
         }),
     };
-    (result, made > 0)
+    (result, made > 0 || found > 0)
 }
 
 /// One request, from the first byte that is missing to the end of the blob.
@@ -123,7 +153,7 @@ async fn attempt(
     repository: &Repository,
     wanted: &Descriptor,
     sink: &mut Sink,
-    on_bytes: &OnBytes<'_>,
+    observer: &Observer<'_>,
 ) -> Result<(), Failure> {
     let origin = &repository.registry;
     let offset = sink.received;
@@ -132,13 +162,16 @@ async fn attempt(
     }
     let path = format!("blobs/{}", wanted.digest);
     let mut response = transport.get(repository, &path, "*/*", offset).await?;
+    let registry = transport.http.url(origin, "")?;
+    let served_by = response.url().clone();
+    let failed = |failure: Failure| failure.at(&served_by, &registry);
     let starts_at = if response.status() == StatusCode::PARTIAL_CONTENT {
         let range = response.headers().get(CONTENT_RANGE);
         let start = range.and_then(|value| range_start(value.to_str().ok()?));
         if start != Some(offset) {
-            return Err(Failure::transient(
+            return Err(failed(Failure::transient(
                 "it answers with another range than the requested one",
-            ));
+            )));
         }
         offset
     } else {
@@ -160,7 +193,7 @@ async fn attempt(
         }
     }
     let mut position = starts_at;
-    while let Some(piece) = transport.http.piece(&mut response).await? {
+    while let Some(piece) = transport.http.piece(&mut response).await.map_err(failed)? {
         let skip = usize::try_from(sink.received - position).unwrap_or(usize::MAX);
         position += piece.len() as u64;
         if position > wanted.size {
@@ -168,14 +201,14 @@ async fn attempt(
         }
         if skip < piece.len() {
             sink.write(piece.slice(skip..)).await?;
-            on_bytes(sink.received);
+            (observer.on_bytes)(sink.received);
         }
     }
     if sink.received < wanted.size {
-        return Err(Failure::transient(format!(
+        return Err(failed(Failure::transient(format!(
             "cut off after {} of {} bytes",
             sink.received, wanted.size
-        )));
+        ))));
     }
     Ok(())
 }
@@ -206,9 +239,11 @@ struct Sink {
 
 impl Sink {
     fn start(cache: &BlobCache, wanted: Descriptor, origin: String) -> Result<Self, Problem> {
-        let mut writer = cache.begin()?;
+        let mut writer = cache.resume(&wanted.digest, wanted.size)?;
+        let received = writer.size();
         let (queue, mut pieces) = mpsc::channel(PIECES_IN_FLIGHT);
         let thread = tokio::task::spawn_blocking(move || {
+            writer.hash_existing()?;
             loop {
                 match pieces.blocking_recv() {
                     Some(Piece::Data(bytes)) => writer.write(&bytes)?,
@@ -218,6 +253,7 @@ impl Sink {
             }
             let actual: Digest = writer.digest();
             if actual != wanted.digest {
+                writer.discard();
                 return Err(ImageError::WrongDigest {
                     origin,
                     digest: wanted.digest,
@@ -230,7 +266,7 @@ impl Sink {
         Ok(Self {
             queue,
             thread,
-            received: 0,
+            received,
         })
     }
 

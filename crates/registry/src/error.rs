@@ -1,6 +1,7 @@
 //! Why an operation on a registry failed.
 
 use std::io;
+use std::time::Duration;
 
 use oci::ImageError;
 
@@ -24,10 +25,12 @@ pub struct RegistryError {
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// The registry gives no answer: it is refused, unreachable, stalled, cut off, or not TLS.
-    #[error("{host} does not answer ({attempts} attempts)")]
+    #[error("{host}{} does not answer ({attempts} attempts)", by(redirected_by.as_deref()))]
     Unreachable {
         /// Host and port.
         host: String,
+        /// The registry, where `host` is the storage that it redirected to.
+        redirected_by: Option<String>,
         /// Number of attempts.
         attempts: u32,
         /// The cause of the last failure.
@@ -43,10 +46,12 @@ pub enum Problem {
         what: String,
     },
     /// The registry requires credentials, or other ones.
-    #[error("{host} denies access: {reason}")]
+    #[error("{host} denies access{}: {reason}", login.words())]
     Denied {
         /// Host and port.
         host: String,
+        /// What is known of the login.
+        login: LoginState,
         /// The registry's reason, or ours.
         reason: String,
     },
@@ -68,14 +73,18 @@ pub enum Problem {
         status: u16,
         /// The beginning of its answer.
         reason: String,
+        /// The pause that it asked for before another attempt.
+        retry_after: Option<Duration>,
     },
-    /// A redirect or a token service that leads from HTTPS to HTTP, or a circle of redirects.
+    /// A redirect or a token service that leads to plain HTTP where that is not allowed, or a circle of redirects.
     #[error("{host} points to {target}: {reason}")]
     UnsafeRedirect {
         /// Host and port.
         host: String,
         /// The target.
         target: String,
+        /// The host of the target, where listing it as an insecure registry allows the redirect.
+        plain_host: Option<String>,
         /// Why it is not followed.
         reason: &'static str,
     },
@@ -90,6 +99,31 @@ pub enum Problem {
     ShuttingDown,
 }
 
+/// What is known of the login that a registry denied access to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoginState {
+    /// There is none, or it was accepted and is not enough.
+    Unknown,
+    /// The registry does not accept it: it has expired, was revoked, or is wrong.
+    Expired,
+}
+
+impl LoginState {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Unknown => "",
+            Self::Expired => ", the login is wrong or has expired",
+        }
+    }
+}
+
+/// `, to which REGISTRY redirects,`.
+fn by(registry: Option<&str>) -> String {
+    registry.map_or_else(String::new, |registry| {
+        format!(", to which {registry} redirects,")
+    })
+}
+
 impl Problem {
     /// Whether the same operation may succeed later although nobody changed anything: the registry was
     /// unreachable or too busy, or the disk was full.
@@ -102,6 +136,14 @@ impl Problem {
         }
     }
 
+    /// The pause that the registry asked for before another attempt.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// Whether this machine's disk is full.
     pub fn is_storage_full(&self) -> bool {
         matches!(self, Self::Cache(error) if error.source.kind() == io::ErrorKind::StorageFull)
@@ -110,13 +152,23 @@ impl Problem {
     /// What the user may do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         Some(match self {
+            Self::Unreachable {
+                host,
+                redirected_by: Some(registry),
+                ..
+            } => format!(
+                "{registry} keeps its blobs at {host}: is that running, and can this machine reach it?"
+            ),
             Self::Unreachable { host, source, .. } => {
                 let speaks = |of: &str| {
                     let mut causes = display::causes(source.as_ref());
                     causes.any(|cause| format!("{cause} {cause:?}").contains(of))
                 };
                 if speaks("InvalidContentType") || speaks("corrupt message") {
-                    format!("if {host} speaks plain HTTP, list it as an insecure registry")
+                    format!(
+                        "if {host} speaks plain HTTP, list it as an insecure registry: \
+                         --insecure-registry {host}"
+                    )
                 } else {
                     format!("is the registry running, and can this machine reach {host}?")
                 }
@@ -126,9 +178,16 @@ impl Problem {
                  so when credentials are missing"
                     .to_owned()
             }
-            Self::Denied { host, .. } => format!("log in first: docker login {host}"),
-            Self::UnsafeRedirect { .. } => {
-                "list the host as an insecure registry if plain HTTP is intended".to_owned()
+            Self::Denied { host, login, .. } => match login {
+                LoginState::Unknown => format!("log in first: docker login {host}"),
+                LoginState::Expired => format!("log in again: docker login {host}"),
+            },
+            Self::UnsafeRedirect { plain_host, .. } => {
+                let host = plain_host.as_ref()?;
+                format!(
+                    "if plain HTTP to {host} is intended, list it as an insecure registry: \
+                     --insecure-registry {host}"
+                )
             }
             Self::Image(error) => error.hint()?.to_owned(),
             _ => return None,

@@ -14,10 +14,10 @@ use oci::{
 
 use crate::cache::{BlobCache, CachedBlob};
 use crate::documents::Documents;
-use crate::download;
+use crate::download::{self, Observer};
 use crate::error::Problem;
 use crate::http::Repository;
-use crate::progress::{OnProgress, Tally};
+use crate::progress::{OnEvent, Tally};
 use crate::transport::Transport;
 
 /// Fetches an image from a registry.
@@ -26,15 +26,16 @@ pub(crate) async fn image(
     repository: &Repository,
     digest: &Digest,
     cache: &BlobCache,
-    progress: &OnProgress<'_>,
+    on_event: &OnEvent<'_>,
 ) -> Result<LocalImage, Problem> {
     let documents = Documents {
         transport,
         repository,
+        on_event,
     };
     let manifest = manifest(&documents, digest, cache).await?;
     let config = config(&documents, &manifest, cache).await?;
-    let blobs = layers(&documents, &manifest, cache, progress).await?;
+    let blobs = layers(&documents, &manifest, cache).await?;
     let ImageDescription { config, layers, .. } = ImageDescription::new(digest, &manifest, config);
     let layers = layers.into_iter().map(|layer| {
         let path = blobs[&layer.digest].path.clone();
@@ -93,10 +94,9 @@ async fn layers(
     documents: &Documents<'_>,
     manifest: &ImageManifest,
     cache: &BlobCache,
-    progress: &OnProgress<'_>,
 ) -> Result<BTreeMap<Digest, CachedBlob>, Problem> {
     let wanted = distinct_layers(manifest)?;
-    let tally = Tally::new(&wanted, progress);
+    let tally = Tally::new(&wanted, documents.on_event);
     // Boxed one by one: the compiler does not prove that a stream of closures is `Send`, and callers spawn this.
     let mut downloads: Vec<BoxFuture<'_, _>> = Vec::new();
     for blob in wanted {
@@ -140,8 +140,13 @@ async fn layer(
     let Documents {
         transport,
         repository,
+        on_event,
     } = documents;
-    let blob = download::blob(transport, repository, layer, cache, &on_bytes).await?;
+    let observer = Observer {
+        on_bytes: &on_bytes,
+        on_event: *on_event,
+    };
+    let blob = download::blob(transport, repository, layer, cache, &observer).await?;
     tally.layer_done();
     Ok((layer.digest.clone(), blob))
 }

@@ -2,22 +2,29 @@
 //!
 //! A [`Failure`] says whether another attempt is worth it. [`Http::retry`] makes the attempts; the download of a blob
 //! makes its own, because it resumes where it was cut off (`download.rs`).
+//!
+//! Redirects are followed here and not by `reqwest`: an error must name the host that failed, which is often not the
+//! registry, and plain HTTP is a matter of the settings.
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use display::one_line;
+use model::Digest;
 use oci::{ImageError, is_loopback};
-use reqwest::header::RETRY_AFTER;
+use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER};
 use reqwest::{Client, Response, StatusCode, Url, redirect};
 use serde::Deserialize;
 
-use crate::error::Problem;
-use crate::limits::{Limits, MAX_ERROR_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_REDIRECTS};
+use crate::error::{LoginState, Problem};
+use crate::limits::{
+    Limits, LongerWait, MAX_ERROR_ANSWER_BYTES, MAX_MESSAGE_BYTES, MAX_REDIRECTS, REPORTED_PAUSE,
+};
+use crate::progress::{FetchEvent, OnEvent};
 
 /// A repository of a registry. The root of a registry's API has an empty name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +47,8 @@ pub(crate) enum Failure {
         source: Box<dyn std::error::Error + Send + Sync>,
         /// The pause that the registry asked for.
         retry_after: Option<Duration>,
+        /// The host that failed, where that is not the registry.
+        redirected_to: Option<String>,
     },
 }
 
@@ -55,16 +64,19 @@ impl Failure {
             problem: None,
             source: source.into(),
             retry_after: None,
+            redirected_to: None,
         }
     }
-}
 
-/// The redirect policy's refusal, inside an error of reqwest.
-#[derive(Debug, thiserror::Error)]
-#[error("{reason}")]
-struct RefusedRedirect {
-    target: String,
-    reason: &'static str,
+    /// This failure of the server behind `url`, as one of a request to `registry`.
+    pub(crate) fn at(mut self, url: &Url, registry: &Url) -> Self {
+        if let Self::Transient { redirected_to, .. } = &mut self
+            && !is_same_server(url, registry)
+        {
+            *redirected_to = Some(host_of(url));
+        }
+        self
+    }
 }
 
 /// The HTTP clients.
@@ -81,21 +93,11 @@ impl Http {
     pub(crate) fn new(insecure: BTreeSet<String>, limits: Limits) -> Result<Self, reqwest::Error> {
         let insecure = Arc::new(insecure);
         let builder = || {
-            let insecure = Arc::clone(&insecure);
             Client::builder()
                 .user_agent(concat!("platform/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(limits.connect)
                 .referer(false)
-                .redirect(redirect::Policy::custom(
-                    move |attempt| match check_redirect(
-                        &insecure,
-                        attempt.previous(),
-                        attempt.url(),
-                    ) {
-                        Ok(()) => attempt.follow(),
-                        Err(refused) => attempt.error(refused),
-                    },
-                ))
+                .redirect(redirect::Policy::none())
         };
         Ok(Self {
             outward: builder().build()?,
@@ -108,6 +110,11 @@ impl Http {
     /// Whether plain HTTP may be spoken to this registry: to loopback, and to registries that were listed.
     pub(crate) fn is_plain(&self, registry: &str) -> bool {
         is_plain(&self.insecure, registry)
+    }
+
+    /// Whether this host was listed as one that is reached over plain HTTP.
+    pub(crate) fn is_listed(&self, host: &str) -> bool {
+        self.insecure.contains(host)
     }
 
     pub(crate) fn client(&self, registry: &str) -> &Client {
@@ -142,6 +149,7 @@ impl Http {
         &self,
         host: &str,
         attempts: u32,
+        on_event: &OnEvent<'_>,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, Problem> {
         let mut made = 0;
@@ -151,7 +159,7 @@ impl Http {
                 Err(failure) => failure,
             };
             made += 1;
-            self.pause(host, made, attempts, failure).await?;
+            self.pause(host, made, attempts, failure, on_event).await?;
         }
     }
 
@@ -165,37 +173,84 @@ impl Http {
         made: u32,
         attempts: u32,
         failure: Failure,
+        on_event: &OnEvent<'_>,
     ) -> Result<(), Problem> {
-        let (problem, source, retry_after) = match failure {
+        let (problem, source, retry_after, redirected_to) = match failure {
             Failure::Permanent(problem) => return Err(problem),
             Failure::Transient {
                 problem,
                 source,
                 retry_after,
-            } => (problem, source, retry_after),
+                redirected_to,
+            } => (problem, source, retry_after, redirected_to),
         };
-        if made >= attempts {
-            return Err(problem.unwrap_or_else(|| Problem::Unreachable {
-                host: host.to_owned(),
-                attempts: made,
-                source,
+        let too_long = self.limits.longer_wait == LongerWait::Return
+            && retry_after.is_some_and(|wait| wait > self.limits.retry_after_max);
+        if made >= attempts || too_long {
+            return Err(problem.unwrap_or_else(|| {
+                let redirected_by = redirected_to.is_some().then(|| host.to_owned());
+                Problem::Unreachable {
+                    host: redirected_to.unwrap_or_else(|| host.to_owned()),
+                    redirected_by,
+                    attempts: made,
+                    source,
+                }
             }));
         }
         let pause = backoff(&self.limits, made, retry_after);
         tracing::debug!(host, made, ?pause, error = %source, "a request failed; trying again");
+        if pause >= REPORTED_PAUSE {
+            let host = redirected_to.as_deref().unwrap_or(host);
+            let reason = problem.map_or_else(
+                || format!("{host} does not answer: {source}"),
+                |problem| problem.to_string(),
+            );
+            on_event(FetchEvent::Waiting { reason, pause });
+        }
         tokio::time::sleep(pause).await;
         Ok(())
     }
 
-    pub(crate) async fn send(
+    /// A GET request, with its redirects. `url` is the registry's; a credential among the headers is sent to no other
+    /// server.
+    pub(crate) async fn get(
         &self,
-        host: &str,
-        request: reqwest::RequestBuilder,
+        registry: &str,
+        url: &Url,
+        mut headers: HeaderMap,
     ) -> Result<Response, Failure> {
+        let mut at = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let client = self.client(&host_of(&at));
+            let request = client.get(at.clone()).headers(headers.clone());
+            let response = self
+                .send(request)
+                .await
+                .map_err(|failure| failure.at(&at, url))?;
+            let Some(target) = redirect_target(&response) else {
+                return Ok(response);
+            };
+            check_redirect(&self.insecure, registry, &at, &target)?;
+            if !is_same_server(&at, &target) {
+                headers.remove(AUTHORIZATION);
+            }
+            at = target;
+        }
+        Err(Problem::UnsafeRedirect {
+            host: registry.to_owned(),
+            target: shown(&at),
+            plain_host: None,
+            reason: "there are too many redirects",
+        }
+        .into())
+    }
+
+    /// One request, without its redirects.
+    pub(crate) async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, Failure> {
         let limit = self.limits.connect + self.limits.stall;
         match tokio::time::timeout(limit, request.send()).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(request_failure(host, error)),
+            Ok(Err(error)) => Err(Failure::transient(error.without_url())),
             Err(_) => Err(Failure::transient(format!(
                 "no answer in {} s",
                 limit.as_secs_f32()
@@ -252,20 +307,26 @@ impl Http {
         }
     }
 
-    /// The failure that an answer without success means. `path` is the path below `/v2/`.
+    /// The failure that an answer without success means. `path` is the path below `/v2/`, `asked` the URL that was
+    /// asked first.
     pub(crate) async fn refusal(
         &self,
         repository: &Repository,
         path: &str,
+        asked: &Url,
         response: Response,
     ) -> Failure {
-        let host = repository.registry.clone();
+        let is_registry = is_same_server(response.url(), asked);
+        let host = if is_registry {
+            repository.registry.clone()
+        } else {
+            host_of(response.url())
+        };
         let status = response.status();
         let retry_after = response
             .headers()
             .get(RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.parse().ok())
-            .map(Duration::from_secs);
+            .and_then(|value| read_retry_after(value.to_str().ok()?, SystemTime::now()));
         let reason = match self
             .body(response, MAX_ERROR_ANSWER_BYTES, "the error answer")
             .await
@@ -283,11 +344,17 @@ impl Http {
                 host,
                 what: subject(repository, path),
             },
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Problem::Denied { host, reason },
+            // A login is the registry's affair, not its storage's.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if is_registry => Problem::Denied {
+                host,
+                login: LoginState::Unknown,
+                reason,
+            },
             _ => Problem::Refused {
                 host,
                 status: status.as_u16(),
-                reason: reason.clone(),
+                reason,
+                retry_after,
             },
         };
         if transient {
@@ -295,6 +362,7 @@ impl Http {
                 problem: Some(problem),
                 source: format!("status {status}").into(),
                 retry_after,
+                redirected_to: None,
             }
         } else {
             Failure::Permanent(problem)
@@ -315,49 +383,79 @@ pub(crate) fn host_of(url: &Url) -> String {
     }
 }
 
+/// Where an answer redirects to; none for other answers.
+fn redirect_target(response: &Response) -> Option<Url> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return None;
+    }
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    response.url().join(location).ok()
+}
+
+fn is_same_server(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme()
+        && a.host_str() == b.host_str()
+        && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// A URL without its query, which may be a signature.
+fn shown(url: &Url) -> String {
+    let text = format!("{}://{}{}", url.scheme(), host_of(url), url.path());
+    one_line(&text, MAX_MESSAGE_BYTES)
+}
+
+/// Whether a redirect is followed: to HTTPS always; to plain HTTP where the target is listed as an insecure registry, or
+/// from plain HTTP to loopback.
 fn check_redirect(
     insecure: &BTreeSet<String>,
-    previous: &[Url],
-    target: &Url,
-) -> Result<(), RefusedRedirect> {
-    let refuse = |reason| {
-        Err(RefusedRedirect {
-            // Without the query, which may be a signature.
-            target: format!("{}://{}{}", target.scheme(), host_of(target), target.path()),
+    registry: &str,
+    from: &Url,
+    to: &Url,
+) -> Result<(), Problem> {
+    let host = host_of(to);
+    let refuse = |plain_host, reason| {
+        Err(Problem::UnsafeRedirect {
+            host: registry.to_owned(),
+            target: shown(to),
+            plain_host,
             reason,
         })
     };
-    if previous.len() > MAX_REDIRECTS {
-        return refuse("there are too many redirects");
-    }
-    let was_plain = previous.last().is_some_and(|url| url.scheme() == "http");
-    match target.scheme() {
+    match to.scheme() {
         "https" => Ok(()),
-        "http" if was_plain && is_plain(insecure, &host_of(target)) => Ok(()),
-        _ => refuse("a redirect must lead to HTTPS"),
+        "http" if insecure.contains(&host) => Ok(()),
+        "http" if from.scheme() == "http" && is_loopback(&host) => Ok(()),
+        "http" => refuse(Some(host), PLAIN_HTTP),
+        _ => refuse(None, "it is neither HTTPS nor HTTP"),
     }
 }
 
-fn request_failure(host: &str, error: reqwest::Error) -> Failure {
-    let refused = display::causes(&error).find_map(|cause| cause.downcast_ref::<RefusedRedirect>());
-    if let Some(refused) = refused {
-        return Failure::Permanent(Problem::UnsafeRedirect {
-            host: host.to_owned(),
-            target: one_line(&refused.target, MAX_MESSAGE_BYTES),
-            reason: refused.reason,
-        });
+/// Why a plain address is not used.
+pub(crate) const PLAIN_HTTP: &str =
+    "plain HTTP is spoken only to hosts that --insecure-registry lists";
+
+/// The pause that a `Retry-After` asks for: seconds, or an HTTP date (RFC 9110, 10.2.3). A date that is past asks for
+/// none.
+fn read_retry_after(value: &str, now: SystemTime) -> Option<Duration> {
+    let value = value.trim();
+    if let Ok(seconds) = value.parse() {
+        return Some(Duration::from_secs(seconds));
     }
-    Failure::transient(error.without_url())
+    let at = httpdate::parse_http_date(value).ok()?;
+    Some(at.duration_since(now).unwrap_or_default())
 }
 
-/// `a/b/manifests/latest` -> `a/b:latest`; `a/b/blobs/sha256:..` -> `a/b@sha256:..`.
+/// `a/b/manifests/latest` -> `a/b:latest`; `a/b/blobs/sha256:..` -> `a/b@sha256:..`, the digest cut short: the operation
+/// names that of the image.
 fn subject(repository: &Repository, path: &str) -> String {
     if path.is_empty() {
         return "API at /v2/".to_owned();
     }
     let name = path.rsplit('/').next().unwrap_or(path);
-    let joint = if name.contains(':') { '@' } else { ':' };
-    format!("{}{joint}{name}", repository.name)
+    match name.parse::<Digest>() {
+        Ok(digest) => format!("{}@sha256:{}…", repository.name, digest.short()),
+        Err(_) => format!("{}:{name}", repository.name),
+    }
 }
 
 /// The messages of a registry's error answer (distribution spec, error codes), or the beginning of the answer.
@@ -386,7 +484,8 @@ fn error_reason(bytes: &[u8]) -> String {
     one_line(&text, MAX_MESSAGE_BYTES)
 }
 
-/// The pause after attempt number `made`: doubled each time, with up to half of it added at random.
+/// The pause after attempt number `made`: doubled each time, with up to half of it added at random; or what the registry
+/// asked for, if that is more.
 fn backoff(limits: &Limits, made: u32, retry_after: Option<Duration>) -> Duration {
     let doubled = limits
         .backoff
@@ -394,7 +493,69 @@ fn backoff(limits: &Limits, made: u32, retry_after: Option<Duration>) -> Duratio
     // RandomState is seeded by the system, which is random enough to keep nodes from retrying in step.
     let random = RandomState::new().build_hasher().finish() % 1000;
     let added = doubled.saturating_mul(u32::try_from(random).unwrap_or(0)) / 2000;
-    (doubled + added)
-        .max(retry_after.unwrap_or_default())
-        .min(limits.backoff_max)
+    let asked = retry_after.unwrap_or_default().min(limits.retry_after_max);
+    (doubled + added).min(limits.backoff_max).max(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use super::*;
+
+    #[test]
+    fn case_retry_after_is_read_in_both_forms() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2026 07:28:00 GMT").unwrap();
+        for (value, seconds) in [
+            ("90", Some(90)),
+            (" 0 ", Some(0)),
+            ("Wed, 21 Oct 2026 07:29:30 GMT", Some(90)),
+            ("Wednesday, 21-Oct-26 07:29:30 GMT", Some(90)),
+            ("Wed Oct 21 07:29:30 2026", Some(90)),
+            ("Wed, 21 Oct 2026 07:27:00 GMT", Some(0)),
+            ("-1", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let read = read_retry_after(value, now).map(|wait| wait.as_secs());
+            assert_eq!(read, seconds, "{value}");
+        }
+        let limits = Limits::default();
+        let asked = |seconds| backoff(&limits, 1, Some(Duration::from_secs(seconds)));
+        assert_eq!(asked(90), Duration::from_secs(90));
+        assert_eq!(asked(3600), limits.retry_after_max);
+        assert!(asked(0) >= limits.backoff && asked(0) <= limits.backoff * 2);
+        assert!(backoff(&limits, 9, None) == limits.backoff_max);
+    }
+
+    #[test]
+    fn case_an_https_registry_may_redirect_to_plain_storage_that_is_listed() {
+        let insecure = BTreeSet::from(["minio.example.com:9000".to_owned()]);
+        let judged = |from: &str, to: &str| {
+            let [from, to] = [from, to].map(|url| Url::parse(url).unwrap());
+            let checked = check_redirect(&insecure, "registry.example.com", &from, &to);
+            checked.map_err(|problem| format!("{problem}; {}", problem.hint().unwrap_or_default()))
+        };
+        let registry = "https://registry.example.com/v2/a/blobs/x";
+        for (from, to) in [
+            (registry, "https://anywhere.example.com/x"),
+            (registry, "http://minio.example.com:9000/x"),
+            ("http://minio.example.com:9000/x", "http://127.0.0.1:5000/x"),
+        ] {
+            assert_eq!(judged(from, to), Ok(()), "{from} {to}");
+        }
+        let refused = judged(
+            registry,
+            "http://s3.example.com:9000/bucket/x?signature=secret",
+        );
+        assert_eq!(
+            refused.unwrap_err(),
+            "registry.example.com points to http://s3.example.com:9000/bucket/x: plain HTTP is spoken only to hosts \
+             that --insecure-registry lists; if plain HTTP to s3.example.com:9000 is intended, list it as an \
+             insecure registry: --insecure-registry s3.example.com:9000"
+        );
+        // A node's own loopback is no registry's storage.
+        for to in ["http://127.0.0.1:9000/x", "http://localhost/x", "ftp://x/y"] {
+            assert!(judged(registry, to).is_err(), "{to}");
+        }
+    }
 }

@@ -6,8 +6,8 @@
 //! the choice of an image for a platform are `oci`'s; images in local files are `image-source`'s.
 //!
 //! A registry is not trusted. Only bytes with the requested digest and size are used; every body is read up to a
-//! limit ([`Limits`]); redirects never lead from HTTPS to HTTP; plain HTTP is spoken to loopback and to listed
-//! registries only; the number of attempts is limited.
+//! limit ([`Limits`]); plain HTTP is spoken to loopback and to listed hosts only, also after a redirect; the number of
+//! attempts is limited.
 //!
 //! Mirrors are asked first for manifests and blobs by digest ([`RegistryOptions::mirrors`]). The caller provides
 //! the credentials ([`Credentials`]).
@@ -36,10 +36,10 @@ mod resolve;
 mod token;
 mod transport;
 
-pub use cache::{BlobCache, CacheError, CachedBlob, ListedBlob};
+pub use cache::{BlobCache, CacheError, CachedBlob, ListedBlob, PARTIAL_LIFETIME};
 pub use client::{Registry, SetupError};
 pub use credentials::{Credential, CredentialSource, Credentials, CredentialsError, DockerConfig};
-pub use error::{Problem, RegistryError};
-pub use limits::Limits;
+pub use error::{LoginState, Problem, RegistryError};
+pub use limits::{Limits, LongerWait};
 pub use options::RegistryOptions;
-pub use progress::FetchProgress;
+pub use progress::{FetchEvent, FetchProgress};

@@ -17,8 +17,12 @@ pub struct Limits {
     /// Pause before the second attempt. It doubles with each further attempt, and up to half of it is
     /// added at random so that nodes do not retry in step.
     pub backoff: Duration,
-    /// Longest pause before an attempt, also where the registry asks for a longer one (`Retry-After`).
+    /// Longest pause before an attempt, unless the registry asks for a longer one.
     pub backoff_max: Duration,
+    /// Longest pause that a registry may ask for (`Retry-After`).
+    pub retry_after_max: Duration,
+    /// What happens where it asks for a longer one.
+    pub longer_wait: LongerWait,
     /// Longest wait for a TCP and TLS connection.
     pub connect: Duration,
     /// Longest wait for an answer's head, and then for each next piece of its body.
@@ -38,6 +42,8 @@ impl Default for Limits {
             attempts: 5,
             backoff: Duration::from_millis(250),
             backoff_max: Duration::from_secs(10),
+            retry_after_max: Duration::from_mins(5),
+            longer_wait: LongerWait::Cut,
             connect: Duration::from_secs(10),
             stall: Duration::from_secs(30),
             blob_grace: Duration::from_mins(2),
@@ -46,6 +52,18 @@ impl Default for Limits {
     }
 }
 
+/// What happens where a registry asks for a longer pause than [`Limits::retry_after_max`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LongerWait {
+    /// The pause is cut to the limit.
+    Cut,
+    /// There is no further attempt: the caller, who has someone waiting, gets the pause in
+    /// [`crate::Problem::Refused`] and decides.
+    Return,
+}
+
+/// Shortest pause before an attempt that is reported ([`crate::FetchEvent::Waiting`]).
+pub(crate) const REPORTED_PAUSE: Duration = Duration::from_secs(1);
 /// Attempts at one request to a mirror, before the registry itself is asked.
 pub(crate) const MIRROR_ATTEMPTS: u32 = 2;
 /// How long an `Authorization` that was accepted is reused before the credential is looked up again.

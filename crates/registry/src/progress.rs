@@ -1,6 +1,7 @@
 //! How far a fetch is.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use oci::Descriptor;
 
@@ -19,8 +20,22 @@ pub struct FetchProgress {
     pub total_layers: usize,
 }
 
-/// Called with the progress of a fetch, from any thread.
-pub(crate) type OnProgress<'a> = dyn Fn(FetchProgress) + Send + Sync + 'a;
+/// What a fetch does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FetchEvent {
+    /// More of the layers arrived.
+    Progress(FetchProgress),
+    /// An attempt failed, and the next one waits.
+    Waiting {
+        /// Why, for people: `docker.io answers 429: too many requests`.
+        reason: String,
+        /// For how long.
+        pause: Duration,
+    },
+}
+
+/// Called with what a fetch does, from any thread.
+pub(crate) type OnEvent<'a> = dyn Fn(FetchEvent) + Send + Sync + 'a;
 
 /// Adds up the progress of concurrent downloads.
 pub(crate) struct Tally<'a> {
@@ -29,18 +44,18 @@ pub(crate) struct Tally<'a> {
     done_layers: AtomicU64,
     total_bytes: u64,
     total_layers: usize,
-    progress: &'a OnProgress<'a>,
+    on_event: &'a OnEvent<'a>,
 }
 
 impl<'a> Tally<'a> {
-    pub(crate) fn new(layers: &[&Descriptor], progress: &'a OnProgress<'a>) -> Self {
+    pub(crate) fn new(layers: &[&Descriptor], on_event: &'a OnEvent<'a>) -> Self {
         let tally = Self {
             done_bytes: AtomicU64::new(0),
             reported_bytes: AtomicU64::new(0),
             done_layers: AtomicU64::new(0),
             total_bytes: layers.iter().map(|layer| layer.size).sum(),
             total_layers: layers.len(),
-            progress,
+            on_event,
         };
         tally.report();
         tally
@@ -61,11 +76,11 @@ impl<'a> Tally<'a> {
     }
 
     fn report(&self) {
-        (self.progress)(FetchProgress {
+        (self.on_event)(FetchEvent::Progress(FetchProgress {
             done_bytes: self.done_bytes.load(Ordering::Relaxed),
             total_bytes: self.total_bytes,
             done_layers: usize::try_from(self.done_layers.load(Ordering::Relaxed)).unwrap_or(0),
             total_layers: self.total_layers,
-        });
+        }));
     }
 }

@@ -1,7 +1,7 @@
 //! From a tag or digest to an image for each platform: reads what [`oci::Resolution`] asks for.
 
 use model::Digest;
-use oci::{Descriptor, Document, ImageDescription, Platform, Resolution, Resolved};
+use oci::{Descriptor, Document, ImageDescription, IndexEntry, Platform, Resolution, Resolved};
 
 use crate::documents::Documents;
 use crate::error::Problem;
@@ -25,9 +25,10 @@ pub(crate) async fn resolve(
         Document::Index(entries) => entries,
     };
     let mut resolution = Resolution::new(ref_digest, pinned_tag, entries, platforms);
-    while let Some(entry) = resolution.next()?.cloned() {
+    while let Some(entry) = resolution.next().cloned() {
         match describe(documents, &entry).await {
-            Ok(image) => resolution.described(image),
+            Ok(Described::Image(image)) => resolution.described(*image),
+            Ok(Described::Index(entries)) => resolution.nested(&entry.digest, &entries)?,
             Err(Problem::Image(error)) => resolution.refused(&entry.digest, error)?,
             Err(problem) => return Err(problem),
         }
@@ -35,16 +36,23 @@ pub(crate) async fn resolve(
     Ok(resolution.finish()?)
 }
 
-/// The image of an index's entry.
-async fn describe(
-    documents: &Documents<'_>,
-    entry: &Descriptor,
-) -> Result<ImageDescription, Problem> {
+/// What an entry of an index is.
+enum Described {
+    Image(Box<ImageDescription>),
+    Index(Vec<IndexEntry>),
+}
+
+async fn describe(documents: &Documents<'_>, entry: &Descriptor) -> Result<Described, Problem> {
     let digest = &entry.digest;
     let (document, _) = documents
         .document(digest.as_str(), Some(digest), Some(entry.size))
         .await?;
-    let manifest = document.image(digest)?;
-    let config = documents.config(&manifest).await?;
-    Ok(ImageDescription::new(digest, &manifest, config))
+    match document {
+        Document::Index(entries) => Ok(Described::Index(entries)),
+        Document::Image(manifest) => {
+            let config = documents.config(&manifest).await?;
+            let image = ImageDescription::new(digest, &manifest, config);
+            Ok(Described::Image(Box::new(image)))
+        }
+    }
 }

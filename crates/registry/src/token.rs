@@ -8,8 +8,8 @@ use serde::Deserialize;
 
 use crate::challenge::{self, Challenge};
 use crate::credentials::Credential;
-use crate::error::Problem;
-use crate::http::{Failure, Http, Repository, host_of};
+use crate::error::{LoginState, Problem};
+use crate::http::{Failure, Http, PLAIN_HTTP, Repository, host_of};
 use crate::limits::{MAX_MESSAGE_BYTES, MAX_TOKEN_ANSWER_BYTES};
 
 /// The answer of a token service; both names are in use.
@@ -19,39 +19,75 @@ struct TokenAnswer {
     access_token: Option<String>,
 }
 
-/// The `Authorization` that answers a 401. At the root of a registry's API (an empty repository) no scope is requested.
-pub(crate) async fn authorization(
+/// The answer to a 401.
+pub(crate) struct Answer {
+    /// `None`: the registry did not say what it wants, and no credential is known. The request may be made again: some
+    /// registries answer so on a bad day.
+    pub(crate) authorization: Option<HeaderValue>,
+    /// Whether it was made with a credential.
+    pub(crate) has_credential: bool,
+    /// Whether the registry itself reads the credential; else its token service did.
+    pub(crate) is_basic: bool,
+}
+
+/// The answer to a 401. At the root of a registry's API (an empty repository) no scope is requested.
+pub(crate) async fn answer(
     http: &Http,
     repository: &Repository,
     response: &Response,
     credential: Option<Credential>,
-) -> Result<HeaderValue, Failure> {
+) -> Result<Answer, Failure> {
     let host = &repository.registry;
     let denied = |reason: &str| Problem::Denied {
         host: host.clone(),
+        login: LoginState::Unknown,
         reason: reason.to_owned(),
     };
     let headers = response.headers().get_all(WWW_AUTHENTICATE);
+    let has_credential = credential.is_some();
+    let basic = |credential: &Credential| match credential {
+        Credential::Basic { user, password } => {
+            let pair = format!("{user}:{password}");
+            let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
+            secret_header(&format!("Basic {encoded}"))
+                .ok_or_else(|| denied("the credential is not text"))
+                .map(Some)
+        }
+        Credential::IdentityToken(_) => Ok(None),
+    };
+    if headers.iter().next().is_none() {
+        return Ok(Answer {
+            authorization: credential.as_ref().map_or(Ok(None), basic)?,
+            has_credential,
+            is_basic: true,
+        });
+    }
     let challenge = challenge::choose(headers.iter().filter_map(|value| value.to_str().ok()))
         .ok_or_else(|| denied("it requires an unknown kind of authentication"))?;
     match challenge {
-        Challenge::Basic => match credential {
-            Some(Credential::Basic { user, password }) => {
-                let pair = format!("{user}:{password}");
-                let encoded = base64::engine::general_purpose::STANDARD.encode(pair);
-                secret_header(&format!("Basic {encoded}"))
-                    .ok_or_else(|| denied("the credential is not text").into())
-            }
-            _ => Err(denied("it requires a user name and password").into()),
-        },
+        Challenge::Basic => {
+            let authorization = credential.as_ref().map_or(Ok(None), basic)?;
+            let authorization =
+                authorization.ok_or_else(|| denied("it requires a user name and password"))?;
+            Ok(Answer {
+                authorization: Some(authorization),
+                has_credential,
+                is_basic: true,
+            })
+        }
         Challenge::Bearer {
             realm,
             service,
             scope,
         } => {
             let token = token(http, repository, &realm, service, scope, credential).await?;
-            secret_header(&format!("Bearer {token}"))
-                .ok_or_else(|| denied("its token service answers with a malformed token").into())
+            let authorization = secret_header(&format!("Bearer {token}"))
+                .ok_or_else(|| denied("its token service answers with a malformed token"))?;
+            Ok(Answer {
+                authorization: Some(authorization),
+                has_credential,
+                is_basic: false,
+            })
         }
     }
 }
@@ -66,19 +102,29 @@ async fn token(
     credential: Option<Credential>,
 ) -> Result<String, Failure> {
     let host = &repository.registry;
-    let unsafe_realm = |reason: &'static str| Problem::UnsafeRedirect {
+    let unsafe_realm = |plain_host, reason: &'static str| Problem::UnsafeRedirect {
         host: host.clone(),
         target: one_line(realm, MAX_MESSAGE_BYTES),
+        plain_host,
         reason,
     };
     let mut url = Url::parse(realm)
-        .map_err(|_| unsafe_realm("the address of its token service is malformed"))?;
-    let plain = url.scheme() == "http" && http.is_plain(host) && http.is_plain(&host_of(&url));
-    if url.scheme() != "https" && !plain {
-        return Err(unsafe_realm("its token service does not speak HTTPS").into());
+        .map_err(|_| unsafe_realm(None, "the address of its token service is malformed"))?;
+    let service_host = host_of(&url);
+    match url.scheme() {
+        "https" => {}
+        "http" if http.is_listed(&service_host) => {}
+        "http" if http.is_plain(host) && http.is_plain(&service_host) => {}
+        "http" => return Err(unsafe_realm(Some(service_host), PLAIN_HTTP).into()),
+        _ => {
+            let reason = "its token service speaks neither HTTPS nor HTTP";
+            return Err(unsafe_realm(None, reason).into());
+        }
     }
     let scope = narrowed(scope, &repository.name);
-    let client = http.client(&host_of(&url));
+    let client = http.client(&service_host);
+    let asked = url.clone();
+    let has_credential = credential.is_some();
     let request = match credential {
         Some(Credential::IdentityToken(refresh)) => {
             let mut form = Url::parse("form:").map_err(Failure::transient)?;
@@ -113,16 +159,31 @@ async fn token(
             }
         }
     };
-    let response = http.send(host, request).await?;
+    // Its host is the one to name where it is away.
+    let failed = |failure: Failure| match http.url(host, "") {
+        Ok(registry) => failure.at(&asked, &registry),
+        Err(_) => failure,
+    };
+    let response = http.send(request).await.map_err(failed)?;
     if !response.status().is_success() {
-        return Err(match response.status() {
+        let status = response.status();
+        let login = if status == StatusCode::UNAUTHORIZED && has_credential {
+            LoginState::Expired
+        } else {
+            LoginState::Unknown
+        };
+        return Err(match status {
             // A token service answers so for a repository that the user may not read.
-            StatusCode::NOT_FOUND | StatusCode::BAD_REQUEST => Problem::Denied {
+            StatusCode::NOT_FOUND
+            | StatusCode::BAD_REQUEST
+            | StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN => Problem::Denied {
                 host: host.clone(),
-                reason: format!("its token service answers {}", response.status()),
+                login,
+                reason: format!("its token service answers {status}"),
             }
             .into(),
-            _ => http.refusal(repository, "token", response).await,
+            _ => http.refusal(repository, "token", &asked, response).await,
         });
     }
     let bytes = http
@@ -138,6 +199,7 @@ async fn token(
         .filter(|token| !token.is_empty())
         .ok_or_else(|| Problem::Denied {
             host: host.clone(),
+            login: LoginState::Unknown,
             reason: "its token service answers without a token".to_owned(),
         })?)
 }

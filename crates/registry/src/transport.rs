@@ -1,6 +1,8 @@
 //! GET requests below a repository, authenticated; and the mirrors of a registry.
 //!
-//! One request is at most two: the second one after a 401, with a credential or a token. A second 401 is final.
+//! One request is at most three: one with an authorization that was accepted before, which may have expired; one after a
+//! 401, with a credential that is looked up again or a new token; and one without either between them, where the
+//! registry answers an expired authorization with a 403. Then a 401 or 403 is final.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,10 +12,11 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValu
 use reqwest::{Response, StatusCode};
 
 use crate::credentials::{Credential, Credentials};
-use crate::error::Problem;
+use crate::error::{LoginState, Problem};
 use crate::http::{Failure, Http, Repository};
 use crate::limits::{AUTHORIZATION_LIFETIME, Limits, MIRROR_ATTEMPTS};
 use crate::options::RegistryOptions;
+use crate::progress::OnEvent;
 use crate::token;
 
 /// A repository at a registry or at a mirror of it, and the number of attempts there.
@@ -103,6 +106,7 @@ impl Transport {
         accept: &str,
         what: &str,
         limit: u64,
+        on_event: &OnEvent<'_>,
     ) -> Result<Answer, Problem> {
         let repository = &endpoint.repository;
         let get = || async {
@@ -118,7 +122,7 @@ impl Transport {
             })
         };
         self.http
-            .retry(&repository.registry, endpoint.attempts, get)
+            .retry(&repository.registry, endpoint.attempts, on_event, get)
             .await
     }
 
@@ -133,12 +137,14 @@ impl Transport {
     ) -> Result<Response, Failure> {
         let path = format!("{}/{path}", repository.name);
         let url = self.http.url(&repository.registry, &path)?;
-        let mut authorization = {
+        let accepted = {
             let mut accepted = self.accepted();
             accepted.retain(|_, (_, since)| since.elapsed() < AUTHORIZATION_LIFETIME);
             accepted.get(repository).map(|(value, _)| value.clone())
         };
-        let mut authenticated = false;
+        let was_accepted = accepted.is_some();
+        let mut authorization = accepted;
+        let mut answered = None;
         loop {
             let mut headers = HeaderMap::new();
             if let Ok(accept) = HeaderValue::from_str(accept) {
@@ -150,41 +156,61 @@ impl Transport {
             if offset > 0 {
                 headers.insert(RANGE, bytes_from(offset));
             }
-            let client = self.http.client(&repository.registry);
-            let request = client.get(url.clone()).headers(headers);
-            let response = self.http.send(&repository.registry, request).await?;
+            let registry = &repository.registry;
+            let response = self.http.get(registry, &url, headers).await?;
             // A 401 of a storage server that the registry redirected to is not the registry's challenge.
-            let challenged = response.status() == StatusCode::UNAUTHORIZED
-                && response.url().host_str() == url.host_str()
+            let is_registry = response.url().host_str() == url.host_str()
                 && response.url().port_or_known_default() == url.port_or_known_default();
-            if challenged && !authenticated {
-                authenticated = true;
-                authorization = Some(self.authenticate(repository, &response).await?);
-                continue;
+            if is_registry && answered.is_none() {
+                match response.status() {
+                    StatusCode::UNAUTHORIZED => {
+                        self.accepted().remove(repository);
+                        let answer = self.authenticate(repository, &response).await?;
+                        authorization.clone_from(&answer.authorization);
+                        answered = Some(answer);
+                        continue;
+                    }
+                    // Some registries answer so to a token that expired. Without it they say what they want.
+                    StatusCode::FORBIDDEN if authorization.is_some() => {
+                        self.accepted().remove(repository);
+                        authorization = None;
+                        continue;
+                    }
+                    _ => {}
+                }
             }
             if response.status().is_success() && response.status().as_u16() != 204 {
-                if let Some(value) = authorization.filter(|_| authenticated) {
+                if let Some(value) = authorization.filter(|_| answered.is_some()) {
                     self.accepted()
                         .insert(repository.clone(), (value, Instant::now()));
                 }
                 return Ok(response);
             }
-            return Err(self.http.refusal(repository, &path, response).await);
+            let refused_login = answered.is_some_and(|answer| {
+                let basic = response.status() == StatusCode::UNAUTHORIZED && answer.is_basic;
+                answer.has_credential && (was_accepted || basic)
+            });
+            let failure = self.http.refusal(repository, &path, &url, response).await;
+            return Err(if refused_login {
+                expired(failure)
+            } else {
+                failure
+            });
         }
     }
 
-    /// Answers the registry's challenge with the credential that is known for it.
+    /// Answers the registry's challenge with the credential that is known for it now.
     async fn authenticate(
         &self,
         repository: &Repository,
         response: &Response,
-    ) -> Result<HeaderValue, Failure> {
+    ) -> Result<token::Answer, Failure> {
         let found = self.credentials.find(&repository.registry).await;
         let credential = found.map_err(|source| Problem::Credentials {
             host: repository.registry.clone(),
             source,
         })?;
-        token::authorization(&self.http, repository, response, credential).await
+        token::answer(&self.http, repository, response, credential).await
     }
 
     /// Tries a credential as `docker login` does: at the root of the registry's API.
@@ -198,22 +224,38 @@ impl Transport {
             name: String::new(),
         };
         let url = self.http.url(registry, "")?;
-        let client = self.http.client(registry);
-        let response = self.http.send(registry, client.get(url.clone())).await?;
+        let response = self.http.get(registry, &url, HeaderMap::new()).await?;
         let response = if response.status() == StatusCode::UNAUTHORIZED {
             let credential = Some(credential.clone());
-            let authorization =
-                token::authorization(&self.http, &root, &response, credential).await?;
-            let request = client.get(url).header(AUTHORIZATION, authorization);
-            self.http.send(registry, request).await?
+            let answer = token::answer(&self.http, &root, &response, credential).await?;
+            let mut headers = HeaderMap::new();
+            if let Some(authorization) = answer.authorization {
+                headers.insert(AUTHORIZATION, authorization);
+            }
+            self.http.get(registry, &url, headers).await?
         } else {
             response
         };
         if response.status().is_success() {
             Ok(())
         } else {
-            Err(self.http.refusal(&root, "", response).await)
+            Err(self.http.refusal(&root, "", &url, response).await)
         }
+    }
+}
+
+/// The denial of a login that was good before.
+fn expired(failure: Failure) -> Failure {
+    match failure {
+        Failure::Permanent(Problem::Denied { host, reason, .. }) => {
+            let login = LoginState::Expired;
+            Failure::Permanent(Problem::Denied {
+                host,
+                login,
+                reason,
+            })
+        }
+        other => other,
     }
 }
 

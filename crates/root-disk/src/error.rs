@@ -141,10 +141,16 @@ pub enum LayerError {
     /// The bytes are not a stream of this format, or a broken one.
     #[error("cannot decompress it as {compression}")]
     Decompress {
-        /// The compression by the manifest's media type.
+        /// The compression by its first bytes.
         compression: Compression,
         /// The decompressor's error.
         source: io::Error,
+    },
+    /// The bytes are of a format that no registry's media type names.
+    #[error("it is compressed by {format}; push the image again with gzip or zstd layers")]
+    UnknownCompression {
+        /// The format by its first bytes: `xz`.
+        format: &'static str,
     },
     /// The bytes are not a tar archive, or a broken one.
     #[error("the archive is broken at byte {offset}")]
@@ -197,7 +203,7 @@ pub enum ArchiveProblem {
         /// The defect.
         problem: &'static str,
     },
-    /// An extended header without an entry after it, or two in a row.
+    /// An extended header without an entry after it, or two of a kind in a row.
     #[error("an extended header is followed by another one, or by nothing")]
     StackedHeaders,
     /// Header and extended header name different sizes, so that two readers see two archives.
@@ -208,12 +214,9 @@ pub enum ArchiveProblem {
         /// In the extended header.
         pax: u64,
     },
-    /// Content of an entry whose type has none.
-    #[error("an entry that is not a file has {size} bytes of content")]
-    UnexpectedContent {
-        /// In bytes.
-        size: u64,
-    },
+    /// Extended header and long name give an entry two names, so that two readers see two archives.
+    #[error("the extended header and the long name before an entry give it two names")]
+    NamesDisagree,
     /// The map of a sparse file is malformed.
     #[error("the map of a sparse file is malformed: {problem}")]
     Sparse {
@@ -228,12 +231,9 @@ pub enum EntryProblem {
     /// An empty name.
     #[error("the name is empty")]
     EmptyName,
-    /// A name that begins with `/`.
-    #[error("the name is absolute")]
-    AbsoluteName,
-    /// A `..` in a name, or in the target of a hard link.
-    #[error("the path has a `..`")]
-    ParentInPath,
+    /// A name, or the target of a hard link, that leads above the image's root.
+    #[error("the path leads out of the image by `..`")]
+    AboveRoot,
     /// A NUL byte in a name or target.
     #[error("the path has a NUL byte")]
     NulInPath,
@@ -257,19 +257,13 @@ pub enum EntryProblem {
         /// Its type.
         what: &'static str,
     },
-    /// A path through a symlink that leads above the image's root.
-    #[error("the path leads through the symlink `{through}` out of the image")]
-    LeavesImage {
-        /// The component.
-        through: String,
-    },
     /// A path through more than 40 symlinks, Linux's limit.
     #[error("the path leads through too many symlinks")]
     SymlinkLoop,
     /// A target that is empty, over 4095 bytes, or has a NUL byte.
     #[error("the target of the symlink is empty, too long, or has a NUL byte")]
     SymlinkTarget,
-    /// A hard link to nothing, to a directory, through a symlink, or to itself.
+    /// A hard link to nothing, to a directory, or to itself.
     #[error("the target `{target}` of the hard link is {what}")]
     HardLinkTarget {
         /// The target in the archive.
@@ -280,7 +274,7 @@ pub enum EntryProblem {
     /// More names than ext4 allows.
     #[error("the file would have more than 65000 names")]
     TooManyLinks,
-    /// A whiteout of nothing, of `.` or `..`, of a whiteout, with content, of another type, or as a directory.
+    /// A whiteout of nothing, of `.` or `..`, or as a directory.
     #[error("the whiteout is malformed: {what}")]
     Whiteout {
         /// The defect.

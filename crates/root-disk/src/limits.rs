@@ -24,7 +24,7 @@ pub const ZSTD_WINDOW_LOG: u32 = 27;
 /// Bounds on one image. The defaults are far above the needs of real images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Most layers.
+    /// Most layers; the default is [`oci::MAX_LAYERS`], so that an image that was deployed is not refused here.
     pub layers: u64,
     /// Most entries of all layers together, replaced and removed ones included.
     pub entries: u64,
@@ -42,7 +42,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            layers: 256,
+            layers: oci::MAX_LAYERS as u64,
             entries: 2 * 1024 * 1024,
             expanded_bytes: 64 * GIB,
             disk_bytes: 64 * GIB,

@@ -2,14 +2,18 @@
 //! base up.
 //!
 //! All paths are resolved in the tree in memory, through the image's own symlinks and never
-//! through the host. Where the spec is silent: directories without an entry are owned by root, with mode 0755 and
-//! time zero; the metadata of a hard link's entry are ignored; attributes of overlayfs are left out.
+//! through the host. Where the spec is silent, docker and containerd are followed: directories without an entry are
+//! made, also where a symlink leads to nothing; a whiteout is one by its name, whatever its type; what aufs wrote for
+//! itself is left out. They are owned by root, with mode 0755 and time zero. The metadata of a hard link's entry are
+//! ignored; attributes of overlayfs are left out.
+
+use std::collections::BTreeMap;
 
 use crate::error::{DiskError, EntryProblem, LayerError, OverLimit};
 use crate::ext4::{BlockWriter, Content, xattr};
-use crate::limits::{Limits, MAX_DEPTH, MAX_LINKS, MAX_PATH_BYTES, within};
-use crate::path::{self, Whiteout};
-use crate::resolve::{Missing, Resolved};
+use crate::limits::{Limits, MAX_DEPTH, MAX_LINKS, MAX_NAME_BYTES, MAX_PATH_BYTES, within};
+use crate::path::{self, Meaning};
+use crate::resolve::{Stop, Walk};
 use crate::tar::{Archive, Chunks, Entry, EntryKind};
 use crate::tree::{Blocks, Child, Directory, Extent, Kind, Metadata, Node, NodeId, Tree};
 
@@ -26,6 +30,8 @@ pub(crate) struct Merger<'a> {
     limits: &'a Limits,
     /// The layer that is being applied.
     layer: u16,
+    /// Files of this layer that only its hard links name ([`Meaning::AufsLink`]). Each has one link from here.
+    aufs_links: BTreeMap<Vec<u8>, NodeId>,
     entries: u64,
     file_bytes: u64,
     tree_bytes: u64,
@@ -69,6 +75,7 @@ impl<'a> Merger<'a> {
             freed: Vec::new(),
             limits,
             layer: 0,
+            aufs_links: BTreeMap::new(),
             entries: 0,
             file_bytes: 0,
             tree_bytes: 0,
@@ -96,7 +103,15 @@ impl<'a> Merger<'a> {
                 Placed::Done => {}
                 Placed::At { directory, name } => {
                     let name = name.to_vec();
-                    self.add(archive, entry, directory, &name)?;
+                    if let Some(node) = self.add(archive, entry, directory)? {
+                        self.insert(directory, &name, node);
+                    }
+                }
+                Placed::AufsLink(name) => {
+                    let name = name.to_vec();
+                    if let Some(node) = self.add(archive, entry, Tree::ROOT)? {
+                        self.keep_aufs_link(name, node);
+                    }
                 }
             }
             within(
@@ -106,17 +121,36 @@ impl<'a> Merger<'a> {
                 "bytes of memory",
             )?;
         }
+        for node in std::mem::take(&mut self.aufs_links).into_values() {
+            self.detach(node);
+        }
         Ok(())
+    }
+
+    fn keep_aufs_link(&mut self, name: Vec<u8>, node: NodeId) {
+        self.tree_bytes += name.len() as u64 + NAME_MEMORY;
+        self.tree.node_mut(node).links += 1;
+        if let Some(replaced) = self.aufs_links.insert(name, node) {
+            self.detach(replaced);
+        }
     }
 
     /// Applies entries that need no content: whiteouts, the root, hard links, existing directories. For other entries
     /// returns the directory and the name.
     fn place<'e>(&mut self, entry: &'e Entry) -> Result<Placed<'e>, EntryProblem> {
-        let components = path::of_entry(&entry.name)?;
-        match path::whiteout(&components)? {
-            Whiteout::No => {}
-            whiteout => {
-                self.hide(entry, &components[..components.len() - 1], whiteout)?;
+        let components = path::components(&entry.name)?;
+        match path::meaning(&components)? {
+            Meaning::Ordinary => {}
+            Meaning::AufsLink(name) if matches!(entry.kind, EntryKind::File { .. }) => {
+                return Ok(Placed::AufsLink(name));
+            }
+            Meaning::AufsLink(_) | Meaning::Aufs => return Ok(Placed::Done),
+            Meaning::Opaque => {
+                self.hide(&components[..components.len() - 1], None)?;
+                return Ok(Placed::Done);
+            }
+            Meaning::Whiteout(name) => {
+                self.hide(&components[..components.len() - 1], Some(name))?;
                 return Ok(Placed::Done);
             }
         }
@@ -160,14 +194,13 @@ impl<'a> Merger<'a> {
         Ok(Placed::At { directory, name })
     }
 
-    /// Adds a new node. Its name is free or belongs to a removed node.
+    /// Makes a new node for a directory; none for a hard link, which was linked before.
     fn add<C: Chunks>(
         &mut self,
         archive: &mut Archive<C>,
         entry: Entry,
         directory: NodeId,
-        name: &[u8],
-    ) -> Result<(), MergeError> {
+    ) -> Result<Option<NodeId>, MergeError> {
         let metadata = metadata(&entry).map_err(|source| LayerError::Entry {
             name: entry.name.escape_ascii().to_string(),
             source,
@@ -185,12 +218,9 @@ impl<'a> Merger<'a> {
             EntryKind::CharacterDevice { major, minor } => Kind::CharacterDevice { major, minor },
             EntryKind::BlockDevice { major, minor } => Kind::BlockDevice { major, minor },
             EntryKind::Fifo => Kind::Fifo,
-            // Linked, and done, before.
-            EntryKind::HardLink { .. } => return Ok(()),
+            EntryKind::HardLink { .. } => return Ok(None),
         };
-        let node = self.new_node(metadata, kind);
-        self.insert(directory, name, node);
-        Ok(())
+        Ok(Some(self.new_node(metadata, kind)))
     }
 
     fn write_content<C: Chunks>(
@@ -269,11 +299,10 @@ impl<'a> Merger<'a> {
 
     /// The directory with this path, created where it does not exist.
     fn directory_for(&mut self, components: &[&[u8]]) -> Result<NodeId, EntryProblem> {
-        let mut from = Tree::ROOT;
-        let mut components = components;
+        let mut walk = Walk::new(components);
         loop {
-            match self.tree.resolve(from, components, Some(self.layer))? {
-                Resolved::Directory(directory) => {
+            match walk.advance(&mut self.tree, Some(self.layer))? {
+                Stop::Directory(directory) => {
                     let depth = self
                         .tree
                         .directory(directory)
@@ -284,48 +313,55 @@ impl<'a> Merger<'a> {
                         Err(EntryProblem::TooDeep)
                     };
                 }
-                Resolved::Missing(Missing { directory, left }) => {
+                Stop::Missing { directory, name } => {
+                    // Of a symlink's target; those of the path were checked.
+                    if name.len() > MAX_NAME_BYTES {
+                        return Err(EntryProblem::PathTooLong);
+                    }
                     let metadata = Metadata {
                         permissions: 0o755,
                         ..Metadata::default()
                     };
                     let kind = self.new_directory(directory);
                     let made = self.new_node(metadata, kind);
-                    components = &components[components.len() - left..];
-                    self.insert(directory, components[0], made);
-                    components = &components[1..];
-                    from = made;
+                    self.insert(directory, &name, made);
+                    walk.enter(made);
                 }
             }
         }
     }
 
-    fn hard_link_target(&self, target: &[u8]) -> Result<NodeId, EntryProblem> {
+    fn hard_link_target(&mut self, target: &[u8]) -> Result<NodeId, EntryProblem> {
         let refused = |what| EntryProblem::HardLinkTarget {
             target: target.escape_ascii().to_string(),
             what,
         };
-        let components = path::of_link_target(target)?;
-        if !matches!(path::whiteout(&components)?, Whiteout::No) {
-            return Err(refused("a whiteout"));
+        let components = path::components(target)?;
+        match path::meaning(&components)? {
+            Meaning::Ordinary => {}
+            Meaning::AufsLink(name) => {
+                let node = self.aufs_links.get(name);
+                return node.copied().ok_or_else(|| refused("not there"));
+            }
+            Meaning::Whiteout(_) | Meaning::Opaque | Meaning::Aufs => {
+                return Err(refused("a whiteout"));
+            }
         }
-        let mut at = Tree::ROOT;
-        for component in components {
-            at = match &self.tree.node(at).kind {
-                Kind::Directory(directory) => {
-                    directory
-                        .children
-                        .get(component)
-                        .ok_or_else(|| refused("not there"))?
-                        .node
-                }
-                Kind::Symlink { .. } => return Err(refused("behind a symlink")),
-                _ => return Err(refused("below something that is no directory")),
-            };
-        }
-        match &self.tree.node(at).kind {
+        let Some((last, above)) = components.split_last() else {
+            return Err(refused("a directory"));
+        };
+        // Symlinks on the way are followed; a symlink at its end is what the link names.
+        let Stop::Directory(directory) = Walk::new(above).advance(&mut self.tree, None)? else {
+            return Err(refused("not there"));
+        };
+        let child = self
+            .tree
+            .directory(directory)
+            .and_then(|directory| directory.children.get(*last))
+            .ok_or_else(|| refused("not there"))?;
+        match &self.tree.node(child.node).kind {
             Kind::Directory(_) => Err(refused("a directory")),
-            _ => Ok(at),
+            _ => Ok(child.node),
         }
     }
 
@@ -368,45 +404,32 @@ impl<'a> Merger<'a> {
         Ok(())
     }
 
-    /// Hides what lower layers have; what this layer has stays, wherever in the archive it is.
-    fn hide(
-        &mut self,
-        entry: &Entry,
-        above: &[&[u8]],
-        whiteout: Whiteout<'_>,
-    ) -> Result<(), EntryProblem> {
-        if entry.kind != (EntryKind::File { size: 0 }) {
-            return Err(EntryProblem::Whiteout {
-                what: "it is no empty file",
-            });
-        }
-        if entry.name.ends_with(b"/") {
-            return Err(EntryProblem::SlashAfterFile);
-        }
-        let Resolved::Directory(directory) = self.tree.resolve(Tree::ROOT, above, None)? else {
+    /// Hides what lower layers have in a directory, by this name or all of it; what this layer has stays, wherever in
+    /// the archive it is.
+    fn hide(&mut self, directory: &[&[u8]], name: Option<&[u8]>) -> Result<(), EntryProblem> {
+        let walked = Walk::new(directory).advance(&mut self.tree, None)?;
+        let Stop::Directory(directory) = walked else {
             // Nothing is there that could be hidden.
             return Ok(());
         };
-        match whiteout {
-            Whiteout::No => {}
-            Whiteout::Opaque => self.hide_lower(directory),
-            Whiteout::Name(name) => {
-                let child = self
-                    .tree
-                    .directory(directory)
-                    .and_then(|d| d.children.get(name))
-                    .copied();
-                match child {
-                    Some(child) if child.layer < self.layer => {
-                        if let Some(directory) = self.tree.directory_mut(directory) {
-                            directory.children.remove(name);
-                        }
-                        self.detach(child.node);
-                    }
-                    Some(child) => self.hide_lower(child.node),
-                    None => {}
+        let Some(name) = name else {
+            self.hide_lower(directory);
+            return Ok(());
+        };
+        let child = self
+            .tree
+            .directory(directory)
+            .and_then(|d| d.children.get(name))
+            .copied();
+        match child {
+            Some(child) if child.layer < self.layer => {
+                if let Some(directory) = self.tree.directory_mut(directory) {
+                    directory.children.remove(name);
                 }
+                self.detach(child.node);
             }
+            Some(child) => self.hide_lower(child.node),
+            None => {}
         }
         Ok(())
     }
@@ -466,7 +489,12 @@ const MAX_FILE_BYTES: u64 = (u32::MAX as u64) * 4096;
 /// What is left to do for an entry.
 enum Placed<'e> {
     Done,
-    At { directory: NodeId, name: &'e [u8] },
+    At {
+        directory: NodeId,
+        name: &'e [u8],
+    },
+    /// It is kept for the hard links that name it so.
+    AufsLink(&'e [u8]),
 }
 
 fn check_kind(kind: &EntryKind) -> Result<(), EntryProblem> {

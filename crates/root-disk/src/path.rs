@@ -3,20 +3,9 @@
 use crate::error::EntryProblem;
 use crate::limits::{MAX_NAME_BYTES, MAX_PATH_BYTES};
 
-/// The components of an entry's name from the root on; empty for the root itself.
-pub(crate) fn of_entry(name: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
-    if name.first() == Some(&b'/') && !name.iter().all(|byte| *byte == b'/') {
-        return Err(EntryProblem::AbsoluteName);
-    }
-    components(name)
-}
-
-/// The components of a hard link's target. Some builders write it with a leading `/`.
-pub(crate) fn of_link_target(target: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
-    components(target)
-}
-
-fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
+/// The components of an entry's name, or of a hard link's target, from the root on; empty for the root itself. A
+/// leading `/` is the image's root, and `a/../b` is `b`, as docker, containerd and umoci have it.
+pub(crate) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     if path.is_empty() {
         return Err(EntryProblem::EmptyName);
     }
@@ -30,7 +19,7 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     for component in path.split(|byte| *byte == b'/') {
         match component {
             b"" | b"." => {}
-            b".." => return Err(EntryProblem::ParentInPath),
+            b".." => drop(components.pop().ok_or(EntryProblem::AboveRoot)?),
             long if long.len() > MAX_NAME_BYTES => return Err(EntryProblem::PathTooLong),
             component => components.push(component),
         }
@@ -38,34 +27,50 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryProblem> {
     Ok(components)
 }
 
-/// The meaning of the last component of a name, by the image spec's reserved names.
+/// The meaning of a name, by the image spec's reserved names and those of aufs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whiteout<'a> {
+pub(crate) enum Meaning<'a> {
     /// An ordinary name.
-    No,
+    Ordinary,
     /// Hides this name in the lower layers.
-    Name(&'a [u8]),
-    /// Hides everything that the lower layers have in this directory (opaque).
+    Whiteout(&'a [u8]),
+    /// Hides everything that the lower layers have in this directory.
     Opaque,
+    /// A file that hard links of this layer have as their target by this name; it has no name in the image. Docker's
+    /// own layers from the years of aufs have them.
+    AufsLink(&'a [u8]),
+    /// A file of aufs's own, which is no part of the image.
+    Aufs,
 }
 
 const PREFIX: &[u8] = b".wh.";
+/// Of aufs's own names and of the opaque whiteout.
+const META_PREFIX: &[u8] = b".wh..wh.";
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// The directory at the root for [`Meaning::AufsLink`].
+const AUFS_LINKS: &[u8] = b".wh..wh.plnk";
 
 /// Recognises the reserved names.
-pub(crate) fn whiteout<'a>(components: &[&'a [u8]]) -> Result<Whiteout<'a>, EntryProblem> {
+pub(crate) fn meaning<'a>(components: &[&'a [u8]]) -> Result<Meaning<'a>, EntryProblem> {
     let malformed = |what| Err(EntryProblem::Whiteout { what });
     let Some((last, above)) = components.split_last() else {
-        return Ok(Whiteout::No);
+        return Ok(Meaning::Ordinary);
     };
-    if above.iter().any(|component| component.starts_with(PREFIX)) {
-        return malformed("it is used as a directory");
+    let is_aufs = |name: &[u8]| name.starts_with(META_PREFIX) && name != OPAQUE;
+    match above {
+        [AUFS_LINKS] => return Ok(Meaning::AufsLink(last)),
+        above if above.iter().any(|name| is_aufs(name)) => return Ok(Meaning::Aufs),
+        above if above.iter().any(|name| name.starts_with(PREFIX)) => {
+            return malformed("it is used as a directory");
+        }
+        _ if is_aufs(last) => return Ok(Meaning::Aufs),
+        _ => {}
     }
     match last.strip_prefix(PREFIX) {
-        None => Ok(Whiteout::No),
-        Some(b".wh..opq") => Ok(Whiteout::Opaque),
+        None => Ok(Meaning::Ordinary),
+        Some(_) if *last == OPAQUE => Ok(Meaning::Opaque),
         Some(b"") => malformed("it names nothing"),
         Some(b"." | b"..") => malformed("it names a directory by dots"),
-        Some(name) if name.starts_with(PREFIX) => malformed("it names a whiteout"),
-        Some(name) => Ok(Whiteout::Name(name)),
+        Some(name) => Ok(Meaning::Whiteout(name)),
     }
 }

@@ -1,135 +1,117 @@
-//! Path resolution in the tree, through the image's symlinks, confined to the tree's root.
+//! Path resolution in the tree, as the kernel resolves a path in the image: through the image's symlinks, and with a
+//! `..` in a symlink that ends at the root. Nothing leads out of the tree.
+
+use std::borrow::Cow;
 
 use crate::error::EntryProblem;
 use crate::limits::{MAX_SYMLINK_STEPS, MAX_SYMLINKS};
 use crate::tree::{Kind, NodeId, Tree};
 
-/// The result of path resolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Resolved {
+/// A path that is being resolved to a directory. [`Walk::advance`] stops where a directory is missing; its caller makes
+/// it and goes on with [`Walk::enter`], or gives up.
+#[derive(Debug)]
+pub(crate) struct Walk<'p> {
+    /// How far it is.
+    at: NodeId,
+    /// Components that are left, the next one last: those of the path and those of symlinks on it.
+    left: Vec<Cow<'p, [u8]>>,
+    symlinks: u32,
+    /// Components of symlinks so far.
+    steps: u32,
+}
+
+/// Where a walk stops.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// At its end, which is this directory.
     Directory(NodeId),
-    Missing(Missing),
+    /// At a name that does not exist.
+    Missing {
+        /// The directory that would contain it.
+        directory: NodeId,
+        /// The name.
+        name: Vec<u8>,
+    },
 }
 
-/// A component of the path itself does not exist.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Missing {
-    /// The directory that would contain it.
-    pub(crate) directory: NodeId,
-    /// Components of the path from the missing one on.
-    pub(crate) left: usize,
-}
-
-impl Tree {
-    /// Resolves components from a directory on. With `touch`, every name on the way is marked as an entry of
-    /// that layer. A symlink that leads to nothing, to something other than a directory, or above the root,
-    /// is refused: an entry below it is malformed or hostile.
-    pub(crate) fn resolve(
-        &mut self,
-        from: NodeId,
-        components: &[&[u8]],
-        touch: Option<u16>,
-    ) -> Result<Resolved, EntryProblem> {
-        let mut at = from;
-        let mut symlinks = 0;
-        for (done, component) in components.iter().enumerate() {
-            let Some(next) = self.step(at, component, touch) else {
-                return Ok(Resolved::Missing(Missing {
-                    directory: at,
-                    left: components.len() - done,
-                }));
-            };
-            at = match &self.node(next).kind {
-                Kind::Directory(_) => next,
-                Kind::Symlink { .. } => self.follow(at, next, component, touch, &mut symlinks)?,
-                _ => return Err(not_through(component, "no directory")),
-            };
+impl<'p> Walk<'p> {
+    /// Begins at the root.
+    pub(crate) fn new(components: &[&'p [u8]]) -> Self {
+        let left = components.iter().rev();
+        Self {
+            at: Tree::ROOT,
+            left: left.map(|component| Cow::Borrowed(*component)).collect(),
+            symlinks: 0,
+            steps: 0,
         }
-        Ok(Resolved::Directory(at))
     }
 
-    /// Follows a symlink, and those in its target, to a directory.
-    fn follow(
+    /// Walks as far as there are directories. With `touch`, every name on the way is marked as an entry of that layer.
+    ///
+    /// # Errors
+    /// The path leads through something other than a directory, or through too many symlinks.
+    pub(crate) fn advance(
         &mut self,
-        from: NodeId,
-        symlink: NodeId,
-        component: &[u8],
+        tree: &mut Tree,
         touch: Option<u16>,
-        symlinks: &mut u32,
-    ) -> Result<NodeId, EntryProblem> {
-        let mut at = from;
-        // Targets that are not yet resolved, the current one last; each with the number of resolved components.
-        let mut targets: Vec<(Box<[u8]>, usize)> = Vec::new();
-        let mut next = Some(symlink);
-        for _ in 0..MAX_SYMLINK_STEPS {
-            if let Some(symlink) = next.take() {
-                *symlinks += 1;
-                if *symlinks > MAX_SYMLINKS {
-                    return Err(EntryProblem::SymlinkLoop);
-                }
-                let Kind::Symlink { target, .. } = &self.node(symlink).kind else {
-                    return Err(not_through(component, "no directory"));
-                };
-                if target.first() == Some(&b'/') {
-                    at = Tree::ROOT;
-                }
-                targets.push((target.clone(), 0));
-            }
-            let Some((target, walked)) = targets.last_mut() else {
-                return Ok(at);
-            };
-            let rest = &target[*walked..];
-            if rest.is_empty() {
-                targets.pop();
-                continue;
-            }
-            let length = rest
-                .iter()
-                .position(|byte| *byte == b'/')
-                .unwrap_or(rest.len());
-            let name = rest[..length].to_vec();
-            *walked += (length + 1).min(rest.len());
-            match name.as_slice() {
-                b"" | b"." => {}
+    ) -> Result<Stop, EntryProblem> {
+        while let Some(component) = self.left.pop() {
+            let name = component.as_ref();
+            match name {
+                b"" | b"." => continue,
                 b".." => {
-                    at = self
-                        .directory(at)
-                        .and_then(|directory| directory.parent)
-                        .ok_or_else(|| EntryProblem::LeavesImage {
-                            through: shown(component),
-                        })?;
+                    let parent = tree.directory(self.at).and_then(|at| at.parent);
+                    // The root is its own parent.
+                    self.at = parent.unwrap_or(Tree::ROOT);
+                    continue;
                 }
-                name => {
-                    let child = self
-                        .step(at, name, touch)
-                        .ok_or_else(|| not_through(component, "a symlink to nothing"))?;
-                    match &self.node(child).kind {
-                        Kind::Directory(_) => at = child,
-                        Kind::Symlink { .. } => next = Some(child),
-                        _ => return Err(not_through(component, "a symlink to no directory")),
-                    }
+                _ => {}
+            }
+            let Some(child) = tree
+                .directory_mut(self.at)
+                .and_then(|at| at.children.get_mut(name))
+            else {
+                return Ok(Stop::Missing {
+                    directory: self.at,
+                    name: name.to_vec(),
+                });
+            };
+            if let Some(layer) = touch {
+                child.layer = layer;
+            }
+            let next = child.node;
+            match &tree.node(next).kind {
+                Kind::Directory(_) => self.at = next,
+                Kind::Symlink { target, .. } => self.follow(target)?,
+                _ => {
+                    return Err(EntryProblem::NotThroughDirectory {
+                        through: name.escape_ascii().to_string(),
+                        what: "no directory",
+                    });
                 }
             }
         }
-        Err(EntryProblem::SymlinkLoop)
+        Ok(Stop::Directory(self.at))
     }
 
-    fn step(&mut self, at: NodeId, name: &[u8], touch: Option<u16>) -> Option<NodeId> {
-        let child = self.directory_mut(at)?.children.get_mut(name)?;
-        if let Some(layer) = touch {
-            child.layer = layer;
+    /// Goes on from a directory that was missing and was made.
+    pub(crate) fn enter(&mut self, made: NodeId) {
+        self.at = made;
+    }
+
+    fn follow(&mut self, target: &[u8]) -> Result<(), EntryProblem> {
+        self.symlinks += 1;
+        let parts = target.split(|byte| *byte == b'/').rev();
+        for part in parts {
+            self.steps += 1;
+            self.left.push(Cow::Owned(part.to_vec()));
         }
-        Some(child.node)
+        if self.symlinks > MAX_SYMLINKS || self.steps > MAX_SYMLINK_STEPS {
+            return Err(EntryProblem::SymlinkLoop);
+        }
+        if target.first() == Some(&b'/') {
+            self.at = Tree::ROOT;
+        }
+        Ok(())
     }
-}
-
-fn not_through(component: &[u8], what: &'static str) -> EntryProblem {
-    EntryProblem::NotThroughDirectory {
-        through: shown(component),
-        what,
-    }
-}
-
-fn shown(name: &[u8]) -> String {
-    name.escape_ascii().to_string()
 }

@@ -193,6 +193,16 @@ fn hash(chunks: &Receiver<ToHash>, sums: &Sender<[u8; 32]>, spare: &Sender<Vec<u
     }
 }
 
+/// The format of bytes that begin so, where it is one that layers had and no longer have.
+fn unknown_compression(beginning: &[u8]) -> Option<&'static str> {
+    match beginning {
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
+        // With the magic of the first block: a file's name may begin with the first three letters.
+        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Some("bzip2"),
+        _ => None,
+    }
+}
+
 /// Why the reading thread stops.
 enum Stop {
     Failed(LayerError),
@@ -221,7 +231,10 @@ impl Producer {
             file: BufReader::with_capacity(READ_BYTES, file.take(layer.size)),
             hasher: Sha256::new(),
         };
-        let produced = match layer.compression {
+        let beginning = input.fill_buf().map_err(unreadable)?;
+        let compression = Compression::of_bytes(beginning);
+        let unknown = unknown_compression(beginning);
+        let produced = match compression {
             Compression::None => self.produce(&mut input),
             Compression::Gzip => {
                 self.produce(&mut flate2::bufread::MultiGzDecoder::new(&mut input))
@@ -247,8 +260,11 @@ impl Producer {
                 actual,
             }));
         }
+        if let Some(format) = unknown {
+            return Err(Stop::Failed(LayerError::UnknownCompression { format }));
+        }
         if let Err(Failure::Read(source)) = produced {
-            return Err(Stop::Failed(match layer.compression {
+            return Err(Stop::Failed(match compression {
                 Compression::None => LayerError::Read {
                     path: layer.path.clone(),
                     source,

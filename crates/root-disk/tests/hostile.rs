@@ -97,12 +97,11 @@ fn passes(tars: &[&Tar]) {
 #[test]
 fn hostile_names_are_refused() {
     for (name, problem) in [
-        ("../x", EntryProblem::ParentInPath),
-        ("a/../../x", EntryProblem::ParentInPath),
-        ("a/..", EntryProblem::ParentInPath),
-        ("..", EntryProblem::ParentInPath),
-        ("/etc/passwd", EntryProblem::AbsoluteName),
-        ("//x", EntryProblem::AbsoluteName),
+        ("../x", EntryProblem::AboveRoot),
+        ("a/../../x", EntryProblem::AboveRoot),
+        ("/../etc/passwd", EntryProblem::AboveRoot),
+        ("a/..", EntryProblem::RootNotDirectory),
+        ("..", EntryProblem::AboveRoot),
         ("", EntryProblem::EmptyName),
         ("x/", EntryProblem::SlashAfterFile),
     ] {
@@ -128,6 +127,12 @@ fn hostile_names_are_refused() {
     passes(&[&tar(|t| t.directory(&"d/".repeat(2000)))]);
     passes(&[&tar(|t| {
         t.file(".//a/./b", b"x").directory("./").directory("/")
+    })]);
+    // Of the image's root, as docker and containerd have them; the host's file is untouched (`refused` shows how).
+    passes(&[&tar(|t| {
+        t.file("/etc/passwd", b"x")
+            .file("//x", b"x")
+            .file("a/../b", b"x")
     })]);
 }
 
@@ -158,16 +163,8 @@ fn entries_below_symlinks_stay_in_the_image() {
     fs::create_dir(&canary).unwrap();
     fs::write(canary.join("file"), b"as it was").unwrap();
     let absolute = canary.to_str().unwrap();
-    for target in [
-        absolute,
-        &format!("../../../../../../../../..{absolute}"),
-        "..",
-        "nothing",
-        "link",
-        "./link/x",
-        "file",
-    ] {
-        let beneath = [
+    let beneath = |target: &str| {
+        [
             tar(|t| {
                 t.file("file", b"")
                     .symlink("link", target)
@@ -188,15 +185,26 @@ fn entries_below_symlinks_stay_in_the_image() {
                     .symlink("link", target)
                     .file("link/.wh.file", b"")
             }),
-        ];
-        for beneath in &beneath {
+        ]
+    };
+    // Within the image these are ordinary: the kernel of a guest follows them to the same place.
+    for target in [
+        absolute,
+        &format!("../../../../../../../../..{absolute}"),
+        "..",
+        "nothing",
+    ] {
+        for beneath in &beneath(target) {
+            passes(&[beneath]);
+        }
+    }
+    for target in ["link", "./link/x", "file"] {
+        for beneath in &beneath(target) {
             let problem = entry_problem(&[beneath]);
             assert!(
                 matches!(
                     problem,
-                    EntryProblem::NotThroughDirectory { .. }
-                        | EntryProblem::LeavesImage { .. }
-                        | EntryProblem::SymlinkLoop
+                    EntryProblem::NotThroughDirectory { .. } | EntryProblem::SymlinkLoop
                 ),
                 "{target}: {problem:?}"
             );
@@ -255,24 +263,50 @@ fn entries_below_symlinks_stay_in_the_image() {
 
 #[test]
 fn hostile_hard_links_are_refused() {
-    for target in ["../../etc/passwd", "a/../f", "..", ""] {
+    for target in ["../../etc/passwd", "a/../../f", "..", ""] {
         let problem = entry_problem(&[&tar(|t| t.file("f", b"").hard_link("l", target))]);
         assert!(
             !matches!(problem, EntryProblem::HardLinkTarget { .. }),
             "{target}: {problem:?}"
         );
     }
-    for target in ["/etc/passwd", "none", "d", ".", "s/f", "f/x", "l", ".wh.f"] {
+    for target in [
+        "/etc/passwd",
+        "none",
+        "d",
+        ".",
+        "s/none",
+        "nowhere/f",
+        "l",
+        ".wh.f",
+        ".wh..wh.plnk/f",
+    ] {
         let made = tar(|t| {
             t.directory("d/")
                 .file("d/f", b"")
                 .file("f", b"")
                 .symlink("s", "d")
+                .symlink("nowhere", "/etc")
                 .hard_link("l", target)
         });
         let problem = entry_problem(&[&made]);
         assert!(
             matches!(problem, EntryProblem::HardLinkTarget { .. }),
+            "{target}: {problem:?}"
+        );
+    }
+    for target in ["f/x", "loop/f"] {
+        let made = tar(|t| {
+            t.file("f", b"")
+                .symlink("loop", "loop")
+                .hard_link("l", target)
+        });
+        let problem = entry_problem(&[&made]);
+        assert!(
+            matches!(
+                problem,
+                EntryProblem::NotThroughDirectory { .. } | EntryProblem::SymlinkLoop
+            ),
             "{target}: {problem:?}"
         );
     }
@@ -312,40 +346,14 @@ fn malformed_whiteouts_are_refused() {
         "d/.wh.",
         ".wh..",
         ".wh...",
-        ".wh..wh.",
-        ".wh..wh.x",
-        ".wh..wh..wh.x",
         ".wh.d/f",
         ".wh..wh..opq/f",
-        ".wh..wh.plnk",
     ] {
         let problem = entry_problem(&[&base, &tar(|t| t.file(name, b""))]);
         assert!(
             matches!(problem, EntryProblem::Whiteout { .. }),
             "{name}: {problem:?}"
         );
-    }
-    for name in [&b".wh.d"[..], b"d/.wh..wh..opq"] {
-        for (type_flag, content) in [
-            (b'0', &b"x"[..]),
-            (b'1', b""),
-            (b'2', b""),
-            (b'3', b""),
-            (b'5', b""),
-            (b'6', b""),
-        ] {
-            let header = Header {
-                name,
-                type_flag,
-                link: b"d/f",
-                ..Header::default()
-            };
-            let problem = entry_problem(&[&base, &tar(|t| t.entry(&header, content))]);
-            assert!(
-                matches!(problem, EntryProblem::Whiteout { .. }),
-                "{type_flag}: {problem:?}"
-            );
-        }
     }
     passes(&[
         &base,
@@ -378,40 +386,6 @@ fn headers_with_contradicting_sizes_are_refused() {
             ArchiveProblem::SizesDisagree { .. }
         ));
     }
-    let link = tar(|t| {
-        t.file("f", b"")
-            .raw(
-                &Header {
-                    name: b"l",
-                    type_flag: b'1',
-                    link: b"f",
-                    size: 512,
-                    ..Header::default()
-                },
-                |_| {},
-            )
-            .content(&[0; 512])
-    });
-    assert_eq!(
-        archive_problem(&link),
-        ArchiveProblem::UnexpectedContent { size: 512 }
-    );
-    let directory = tar(|t| {
-        t.raw(
-            &Header {
-                name: b"d",
-                type_flag: b'5',
-                size: 512,
-                ..Header::default()
-            },
-            |_| {},
-        )
-        .content(&[0; 512])
-    });
-    assert_eq!(
-        archive_problem(&directory),
-        ArchiveProblem::UnexpectedContent { size: 512 }
-    );
     passes(&[&tar(|t| t.pax(&[("size", b"3")]).file("f", b"abc"))]);
 }
 
@@ -462,11 +436,25 @@ fn malformed_extended_headers_are_refused() {
         archive_problem(&twice),
         ArchiveProblem::Pax { .. }
     ));
-    let global = tar(|t| t.pax_of_type(b'g', &[("path", b"a")]).file("f", b""));
-    assert!(matches!(
-        archive_problem(&global),
-        ArchiveProblem::Pax { .. }
-    ));
+    for (key, value) in [("path", b"a"), ("linkpath", b"a"), ("size", b"1")] {
+        let global = tar(|t| t.pax_of_type(b'g', &[(key, value)]).file("f", b""));
+        assert!(
+            matches!(archive_problem(&global), ArchiveProblem::Pax { .. }),
+            "{key}"
+        );
+    }
+    for two_names in [
+        tar(|t| t.long(b'L', b"a").pax(&[("path", b"b")]).file("f", b"")),
+        tar(|t| t.pax(&[("path", b"b")]).long(b'L', b"a").file("f", b"")),
+        tar(|t| {
+            t.file("a", b"")
+                .pax(&[("linkpath", b"a")])
+                .long(b'K', b"b")
+                .hard_link("f", "x")
+        }),
+    ] {
+        assert_eq!(archive_problem(&two_names), ArchiveProblem::NamesDisagree);
+    }
     for stacked in [
         tar(|t| {
             t.pax(&[("path", b"a")])
@@ -474,8 +462,6 @@ fn malformed_extended_headers_are_refused() {
                 .file("f", b"")
         }),
         tar(|t| t.long(b'L', b"a").long(b'L', b"b").file("f", b"")),
-        tar(|t| t.long(b'L', b"a").pax(&[("path", b"b")]).file("f", b"")),
-        tar(|t| t.pax(&[("path", b"a")]).long(b'K', b"b").file("f", b"")),
         tar(|t| {
             t.pax(&[("path", b"a")])
                 .pax_of_type(b'g', &[("comment", b"c")])
@@ -743,17 +729,11 @@ fn layers_with_other_bytes_than_their_digests_are_refused() {
         refused(&[], dir.path(), &limits),
         DiskError::NoLayers
     ));
-    // Of another compression than it says.
-    let gzip = layer_of(dir.path(), &archive, Compression::Gzip);
-    for compression in [Compression::None, Compression::Zstd] {
-        refused(
-            &[LayerFile {
-                compression,
-                ..gzip.clone()
-            }],
-            dir.path(),
-            &limits,
-        );
+    // Formats that no layer has any more are named.
+    for (magic, name) in [(&b"\xfd7zXZ\0"[..], "xz"), (b"BZh91AY&SY", "bzip2")] {
+        let layer = stored_layer(dir.path(), magic, &archive, Compression::Gzip);
+        let error = display::chain(&refused(&[layer], dir.path(), &limits));
+        assert!(error.contains(name), "{error}");
     }
 }
 

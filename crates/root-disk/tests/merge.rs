@@ -395,3 +395,252 @@ fn sparse_files_of_every_format_are_merged() {
         );
     }
 }
+
+/// Distroless images of 2021 and rules of bazel: charliecloud#1170, rules_docker#1577, kaniko#726.
+#[test]
+fn case_names_with_a_leading_slash_are_of_the_images_root() {
+    let mut base = Tar::default();
+    base.directory("./")
+        .directory("/usr/")
+        .directory("/usr/bin/");
+    base.file("/usr/bin/tool", b"t").file("usr/bin/other", b"o");
+    base.symlink("//usr/bin/python", "/usr/bin/tool")
+        .hard_link("/usr/bin/same", "/usr/bin/tool");
+    base.file("usr/lib/../bin/by-dots", b"d");
+    let mut upper = Tar::default();
+    upper.file("/usr/bin/.wh.other", b"");
+    check_list(
+        &[&base, &upper],
+        &[
+            "usr/",
+            "usr/bin/",
+            "usr/bin/by-dots: d",
+            "usr/bin/python -> /usr/bin/tool",
+            "usr/bin/same: t",
+            "usr/bin/tool: t",
+        ],
+    );
+}
+
+/// Docker's own layers of the years of aufs: the first whiteout is a file, the others are hard links to it.
+#[test]
+fn case_whiteouts_of_any_type_hide() {
+    let mut base = Tar::default();
+    for name in ["a", "b", "c", "d", "e", "f", "g"] {
+        base.file(&format!("lists/{name}"), b"old");
+    }
+    base.file("opaque/old", b"old").file("opaque2/old", b"old");
+    let whiteout = |name: &'static [u8], type_flag| Header {
+        name,
+        type_flag,
+        link: b"lists/.wh.a",
+        ..Header::default()
+    };
+    let mut upper = Tar::default();
+    upper
+        .file("lists/.wh.a", b"")
+        .hard_link("lists/.wh.b", "lists/.wh.a");
+    upper.entry(&whiteout(b"lists/.wh.c", b'2'), b"");
+    upper.entry(&whiteout(b"lists/.wh.d", b'3'), b"");
+    upper.entry(&whiteout(b"lists/.wh.e/", b'5'), b"");
+    upper.entry(&whiteout(b"lists/.wh.f", b'6'), b"");
+    upper.file("lists/.wh.g", b"with content");
+    upper.hard_link("opaque/.wh..wh..opq", "lists/.wh.a");
+    upper.directory("opaque2/.wh..wh..opq/");
+    check_list(&[&base, &upper], &["lists/", "opaque/", "opaque2/"]);
+}
+
+#[test]
+fn case_files_of_aufs_are_left_out_and_its_links_kept() {
+    let mut base = Tar::default();
+    base.directory("lists/")
+        .file("lists/old", b"x")
+        .file("keep", b"k");
+    let mut upper = Tar::default();
+    upper
+        .file(".wh..wh.aufs", b"")
+        .directory(".wh..wh.orph/")
+        .file(".wh..wh.orph/left", b"over")
+        .directory(".wh..wh.plnk/");
+    upper.file("lists/.wh..wh.", b"").file(".wh..wh.x", b"");
+    upper
+        .file(".wh..wh.plnk/12.34", b"linked")
+        .file(".wh..wh.plnk/unused", b"nobody names it");
+    upper
+        .hard_link("one", ".wh..wh.plnk/12.34")
+        .hard_link("two", "/.wh..wh.plnk/12.34");
+    upper.file("lists/.wh.old", b"");
+    let expected = ["keep: k", "lists/", "one: linked", "two: linked"];
+    check_list(&[&base, &upper], &expected);
+    // Only for its own layer.
+    let mut later = Tar::default();
+    later.file("three", b"3");
+    check_list(
+        &[&base, &upper, &later],
+        &[
+            "keep: k",
+            "lists/",
+            "one: linked",
+            "three: 3",
+            "two: linked",
+        ],
+    );
+}
+
+/// Layers whose media type names another compression, and none.
+#[test]
+fn case_the_first_bytes_of_a_layer_decide_its_compression() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tar = Tar::default();
+    tar.file("f", &[7; 100_000]);
+    let archive = tar.finish();
+    let honest = layer_of(dir.path(), &archive, Compression::None);
+    let expected = built(&[honest], &dir.path().join("honest"));
+    let all = [Compression::None, Compression::Gzip, Compression::Zstd];
+    for stored in all {
+        for compression in all {
+            let layer = LayerFile {
+                compression,
+                ..layer_of(dir.path(), &archive, stored)
+            };
+            assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
+        }
+    }
+    // A frame that is skipped before the data, as seekable zstd has it.
+    let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
+    skipped.extend(zstd::encode_all(archive.as_slice(), 1).unwrap());
+    let layer = support::archive::stored_layer(dir.path(), &skipped, &archive, Compression::Gzip);
+    assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
+}
+
+#[test]
+fn case_pax_headers_and_long_names_go_together() {
+    let long = format!("opt/{}/{}", "d".repeat(60), "f".repeat(60));
+    let attribute: &[(&str, &[u8])] = &[("mtime", b"5")];
+    let mut tar = Tar::default();
+    // As rust's `tar` writes it, and the other way around.
+    tar.pax(attribute)
+        .long(b'L', long.as_bytes())
+        .file("x", b"ok");
+    tar.long(b'L', b"second").pax(attribute).file("x", b"ok");
+    tar.long(b'K', long.as_bytes())
+        .pax(&[("path", b"third")])
+        .long(b'L', b"third")
+        .hard_link("x", "y");
+    check_list(
+        &[&tar],
+        &[
+            "opt/",
+            &format!("opt/{}/", "d".repeat(60)),
+            &format!("{long}: ok"),
+            "second: ok",
+            "third: ok",
+        ],
+    );
+}
+
+#[test]
+fn case_a_size_in_the_header_of_an_entry_without_content_is_ignored() {
+    let sized = |name: &'static [u8], type_flag, size| Header {
+        name,
+        type_flag,
+        size,
+        link: b"a",
+        ..Header::default()
+    };
+    let mut tar = Tar::default();
+    tar.file("a", b"hello");
+    tar.raw(&sized(b"b", b'1', 5), |_| {});
+    tar.raw(&sized(b"c", b'2', 5), |_| {});
+    tar.raw(&sized(b"d/", b'5', 4096), |_| {});
+    tar.raw(&sized(b"e/", 0, 512), |_| {});
+    tar.pax(&[("size", b"5")])
+        .raw(&sized(b"f", b'1', 0), |_| {});
+    tar.file("g", b"g");
+    check_list(
+        &[&tar],
+        &[
+            "a: hello", "b: hello", "c -> a", "d/", "e/", "f: hello", "g: g",
+        ],
+    );
+}
+
+#[test]
+fn case_global_headers_are_ignored() {
+    let mut tar = Tar::default();
+    tar.pax_of_type(
+        b'g',
+        &[
+            ("comment", b"of git archive"),
+            ("mtime", b"1"),
+            ("uid", b"7"),
+            ("SCHILY.xattr.user.a", b"v"),
+        ],
+    );
+    tar.file("a", b"a");
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    built(&[tar.layer(dir.path())], &disk);
+    let Some(mount) = LoopMount::new(&disk, "ro") else {
+        return;
+    };
+    let metadata = mount.path().join("a").metadata().unwrap();
+    assert_eq!((metadata.uid(), metadata.mtime()), (0, 1_000_000_000));
+}
+
+/// As the kernel would resolve them in the image: docker-squash#104, and a merged /usr.
+#[test]
+fn case_entries_below_links_are_where_the_image_has_them() {
+    let mut base = Tar::default();
+    base.directory("usr/bin/")
+        .file("usr/bin/busybox", b"b")
+        .symlink("bin", "usr/bin");
+    base.symlink("up", "../../../usr")
+        .symlink("data", "/var/lib/data")
+        .symlink("cache", "data/cache");
+    let mut upper = Tar::default();
+    // A hard link to a name behind a link of the lower layer.
+    upper.hard_link("bin/sh", "bin/busybox");
+    upper.file("up/by-dots", b"u");
+    // To nothing that is there yet: containerd makes it.
+    upper.file("cache/x", b"x").directory("data/");
+    upper.file("data/y", b"y");
+    check_list(
+        &[&base, &upper],
+        &[
+            "bin -> usr/bin",
+            "cache -> data/cache",
+            "data/",
+            "data/y: y",
+            "up -> ../../../usr",
+            "usr/",
+            "usr/bin/",
+            "usr/bin/busybox: b",
+            "usr/bin/sh: b",
+            "usr/by-dots: u",
+            "var/",
+            "var/lib/",
+            "var/lib/data/",
+            "var/lib/data/cache/",
+            "var/lib/data/cache/x: x",
+        ],
+    );
+}
+
+/// As many layers as an image may have when it is deployed.
+#[test]
+fn case_one_limit_on_layers_holds_from_the_deploy_to_the_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let most = oci::ImageLimits::default().layers;
+    assert_eq!(most as u64, Limits::default().layers);
+    let layers: Vec<_> = (0..most)
+        .map(|number| {
+            let mut tar = Tar::default();
+            tar.file("last", number.to_string().as_bytes());
+            tar.layer(dir.path())
+        })
+        .collect();
+    if let Some(lines) = listed(&layers) {
+        assert_eq!(lines, [format!("last: {}", most - 1)]);
+    }
+}

@@ -117,6 +117,8 @@ pub fn process(min: u32) -> Process {
             probe: Probe::Http {
                 port: 8080,
                 path: "/".to_owned(),
+                host: None,
+                headers: BTreeMap::new(),
             },
             interval_ms: 1000,
             timeout_ms: 1000,
@@ -321,6 +323,7 @@ pub fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
         failure: None,
         log_tail: Vec::new(),
         started_at: None,
+        preparing_ms: 0,
     }
 }
 

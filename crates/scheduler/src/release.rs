@@ -1,6 +1,6 @@
 //! A process of a release as the complete description of one instance.
 
-use model::instance::{AttachedVolume, InstanceSpec, SecretVersion};
+use model::instance::{AttachedVolume, HealthCheck, InstanceSpec, Probe, SecretVersion};
 use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
@@ -182,7 +182,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         init: process.init,
         variables,
         ports: process.ports.clone(),
-        healthcheck: process.healthcheck.clone(),
+        healthcheck: healthcheck(manifest, who.process, process),
         stop: process.stop.clone(),
         restart: process.restart.clone(),
         cpu_millis: process.resources.cpu_millis,
@@ -192,6 +192,28 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         secrets,
         volumes: who.volumes.to_vec(),
     })
+}
+
+/// The health check of a process: an HTTP probe without a host asks for the first of the process's routes, those to its
+/// port first. Many apps answer only for host names that they know, and none can know its address beforehand.
+fn healthcheck(
+    manifest: &Manifest,
+    name: &ProcessName,
+    process: &manifest::Process,
+) -> Option<HealthCheck> {
+    let mut check = process.healthcheck.clone()?;
+    if let Probe::Http {
+        port,
+        host: host @ None,
+        ..
+    } = &mut check.probe
+    {
+        let routes = manifest.routes.iter();
+        let mine = routes.filter(|(_, target)| target.process == *name);
+        let first = mine.min_by_key(|(_, target)| target.port != *port);
+        *host = first.map(|(host, _)| host.clone());
+    }
+    Some(check)
 }
 
 #[cfg(test)]
@@ -218,6 +240,45 @@ mod tests {
             .collect();
         assert_eq!(variables, ["LEVEL=debug", "ROLE=web"]);
         assert_eq!(spec.env_key(), key("shop/prod"));
+    }
+
+    #[test]
+    fn case_a_health_check_asks_for_the_first_route_of_its_process() {
+        let host = |routes: &[(&str, &str, u16)], own: Option<&str>| {
+            let mut web = process(1);
+            if let Some(HealthCheck {
+                probe: Probe::Http { host, .. },
+                ..
+            }) = &mut web.healthcheck
+            {
+                *host = own.map(str::to_owned);
+            }
+            let mut manifest = manifest(&[("web", web.clone())]);
+            manifest.routes = routes
+                .iter()
+                .map(|(host, process, port)| {
+                    let process = name(process);
+                    let port = *port;
+                    let target = manifest::RouteTarget { process, port };
+                    ((*host).to_owned(), target)
+                })
+                .collect();
+            match healthcheck(&manifest, &name("web"), &web).unwrap().probe {
+                Probe::Http { host, .. } => host,
+                probe => panic!("{probe:?}"),
+            }
+        };
+        let routes = [
+            ("admin.example.com", "admin", 8080),
+            ("b.example.com", "web", 9000),
+            ("c.example.com", "web", 8080),
+            ("d.example.com", "web", 8080),
+        ];
+        assert_eq!(host(&routes, None).as_deref(), Some("c.example.com"));
+        assert_eq!(host(&routes[..2], None).as_deref(), Some("b.example.com"));
+        assert_eq!(host(&routes[..1], None), None);
+        let own = host(&routes, Some("own.example.com"));
+        assert_eq!(own.as_deref(), Some("own.example.com"));
     }
 
     #[test]

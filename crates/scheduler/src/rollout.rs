@@ -13,7 +13,9 @@
 //! A release fails while it is rolling out when one of its instances
 //! - is given up by its node, or ended and its policy does not start it again;
 //! - was started again [`MAX_NEW_RESTARTS`] times and is not ready;
-//! - was never ready and is older than [`READY_DEADLINE_MS`];
+//! - was never ready, and its image and disks were there for longer than [`READY_DEADLINE_MS`] or its health check's grace
+//!   and [`GRACE_MARGIN_MS`], whichever is more;
+//! - is not even prepared after [`PREPARE_DEADLINE_MS`]: a slow registry is not the fault of a release;
 //!
 //! or when an instance could not be placed for that long. An instance on a node that is offline does not fail it. (The
 //! time the node was offline counts once it is back: the instance runs on meanwhile, and is then ready or late.)
@@ -39,8 +41,12 @@ use crate::cluster_state::{Env, Instance, Rollout};
 
 /// Restarts after which a new instance that is not ready fails its release.
 pub const MAX_NEW_RESTARTS: u32 = 3;
-/// How long a new instance may take until it is ready, or until it is placed, in milliseconds.
+/// How long a new instance may take until it is ready, once it is prepared, or until it is placed, in milliseconds.
 pub const READY_DEADLINE_MS: u64 = 5 * 60 * 1000;
+/// How much longer than the grace of its health check a new instance may take until it is ready, in milliseconds.
+pub const GRACE_MARGIN_MS: u64 = 60 * 1000;
+/// How long the preparation of a new instance may take, in milliseconds: its image is fetched, its disks are made.
+pub const PREPARE_DEADLINE_MS: u64 = 30 * 60 * 1000;
 /// Longest log line in a reason, in characters.
 const MAX_REASON_LINE: usize = 300;
 
@@ -215,6 +221,30 @@ impl InstanceHealth {
     }
 }
 
+/// The deadline that a new instance has missed, in milliseconds, and what it has not reached; none while there is time.
+///
+/// The node says how long the preparation took, so no clock is compared with another. What it says is believed up to
+/// [`PREPARE_DEADLINE_MS`].
+fn missed_deadline(instance: &Instance, now: Timestamp) -> Option<(&'static str, u64)> {
+    let age = now.millis_since(instance.created_at);
+    let report = instance.report.as_ref();
+    let is_preparing = report.is_some_and(|report| {
+        matches!(
+            report.state,
+            InstanceState::Created | InstanceState::Preparing
+        )
+    });
+    if is_preparing {
+        return (age >= PREPARE_DEADLINE_MS).then_some(("not prepared", PREPARE_DEADLINE_MS));
+    }
+    let prepared_after = report.map_or(0, |report| report.preparing_ms);
+    let check = instance.spec.healthcheck.as_ref();
+    let grace_ms = check.map_or(0, |check| check.grace_ms.saturating_add(GRACE_MARGIN_MS));
+    let deadline = READY_DEADLINE_MS.max(grace_ms);
+    let since_prepared = age.saturating_sub(prepared_after.min(PREPARE_DEADLINE_MS));
+    (since_prepared >= deadline).then_some(("not ready", deadline))
+}
+
 /// Why this instance of a release that is rolling out fails it, if it does. `node_name` is its
 /// node's, for people.
 pub fn failure(
@@ -223,18 +253,18 @@ pub fn failure(
     node_name: &str,
     now: Timestamp,
 ) -> Option<String> {
-    let age = now.millis_since(instance.created_at);
     let what = match health {
         InstanceHealth::Ready | InstanceHealth::Completed | InstanceHealth::Unknown => return None,
-        InstanceHealth::Pending if instance.was_ready() || age < READY_DEADLINE_MS => return None,
+        InstanceHealth::Pending if instance.was_ready() => return None,
         InstanceHealth::Pending => {
-            let minutes = READY_DEADLINE_MS / 60_000;
+            let (what, deadline_ms) = missed_deadline(instance, now)?;
+            let minutes = deadline_ms / 60_000;
             let at = match &instance.report {
                 None => "waiting for the node".to_owned(),
                 Some(report) if report.detail.is_empty() => report.state.to_string(),
                 Some(report) => format!("{} ({})", report.state, report.detail),
             };
-            format!("not ready after {minutes} min: {at}")
+            format!("{what} after {minutes} min: {at}")
         }
         InstanceHealth::CrashLoop => {
             let restarts = instance.report.as_ref().map_or(0, |r| r.restarts);
@@ -309,6 +339,50 @@ mod tests {
         assert_eq!(previous(Some(taken_back)), Some(7));
         let first_failed = rollout(8, RolloutPhase::Failed, 8, None);
         assert_eq!(previous(Some(first_failed)), None);
+    }
+
+    #[test]
+    fn case_the_deadline_of_a_rollout_starts_after_the_pull_and_follows_the_grace() {
+        use crate::fixtures::{report, spec};
+        const MIN: u64 = 60_000;
+        let late = |state: Option<InstanceState>, preparing_ms, grace_ms, age_ms| {
+            let mut web = process(1);
+            web.healthcheck.as_mut().unwrap().grace_ms = grace_ms;
+            let spec = spec(web);
+            let mut instance = Instance::new(spec, model::NodeId(1), Timestamp(1000));
+            instance.report = state.map(|state| api::node::InstanceReport {
+                preparing_ms,
+                ..report(instance.spec.id, state)
+            });
+            let health = InstanceHealth::of(&instance, true);
+            failure(&instance, health, "n1", Timestamp(1000 + age_ms))
+        };
+        let is_late = |state, preparing_ms, grace_ms, age_ms| {
+            assert_eq!(late(state, preparing_ms, grace_ms, age_ms - 1), None);
+            late(state, preparing_ms, grace_ms, age_ms).unwrap()
+        };
+        let (preparing, booting, running) = (
+            Some(InstanceState::Preparing),
+            Some(InstanceState::Booting),
+            Some(InstanceState::Running),
+        );
+        // Without a word of the node, and with a quick pull: five minutes.
+        is_late(None, 0, 0, 5 * MIN);
+        let text = is_late(running, 0, 5000, 5 * MIN);
+        assert!(text.contains("not ready after 5 min: running"), "{text}");
+        // A slow pull does not count.
+        is_late(booting, 20 * MIN, 5000, 25 * MIN);
+        let text = is_late(preparing, 0, 0, 30 * MIN);
+        assert!(
+            text.contains("not prepared after 30 min: preparing"),
+            "{text}"
+        );
+        // A grace above the deadline extends it.
+        let text = is_late(running, 0, 10 * MIN, 11 * MIN);
+        assert!(text.contains("not ready after 11 min"), "{text}");
+        is_late(running, 0, 4 * MIN, 5 * MIN);
+        // A node that says nonsense gains no more than the longest pull.
+        is_late(running, u64::MAX, u64::MAX / 2, u64::MAX / 2 + 31 * MIN);
     }
 
     #[test]

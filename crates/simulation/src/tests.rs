@@ -111,6 +111,18 @@ fn the_same_seed_gives_the_same_trace() {
     assert_ne!(run(1).trace, run(2).trace);
 }
 
+/// Seeds beyond [`SEEDS`] that found a fault once: rules applied before every instance was admitted (6214, 6929), a stopped
+/// instance that stayed admitted (325), and faults of the simulation itself.
+const FOUND_FAULTS: [u64; 7] = [325, 2373, 5229, 5353, 6214, 6929, 8711];
+
+#[test]
+fn every_seed_that_found_a_fault_passes() {
+    for seed in FOUND_FAULTS {
+        let outcome = run(seed);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn every_seed_passes() {
     let threads = std::thread::available_parallelism().unwrap().get() as u64;

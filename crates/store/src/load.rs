@@ -23,7 +23,7 @@ use scheduler::cluster_state::{
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::record::{Record, from_json};
+use crate::record::{JSON_VERSION, Record, from_json};
 use crate::rows::{env_key, in_range, number};
 use crate::secrets::newest_versions;
 use crate::{Store, StoreError};
@@ -58,8 +58,11 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
 }
 
 /// Reads the part of the cluster state that a report of this node is about: the node, its instances and its volumes;
-/// `None` when there is no such node. What cannot be read of a node is what its report says anew, so it is read as if
-/// the node had not reported yet.
+/// `None` when there is no such node. What is damaged of a node is what its report says anew, so it is read as if the
+/// node had not reported yet.
+///
+/// # Errors
+/// The database cannot be read, or a newer server wrote the node: a report must not overwrite it.
 pub(crate) async fn load_node(
     db: &mut SqliteConnection,
     id: NodeId,
@@ -72,6 +75,11 @@ pub(crate) async fn load_node(
     let mut cluster = empty(&mut *db).await?;
     let node = match node(&row) {
         Ok((_, node)) => node,
+        Err(record) if row.get::<i64, _>(7) > JSON_VERSION => {
+            return Err(StoreError::Unreadable {
+                cause: record.cause,
+            });
+        }
         Err(_) => node_columns(&row).map_err(|cause| StoreError::Unreadable { cause })?,
     };
     cluster.nodes.insert(id, node);

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::instance::InstanceState;
@@ -98,6 +99,31 @@ async fn a_row_of_version_1_is_written_with_the_current_version() {
         .await
         .unwrap();
     assert_eq!(versions, [JSON_VERSION, 1]);
+}
+
+#[tokio::test]
+async fn rows_of_a_newer_server_are_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    version_1(folder.path()).await.close().await;
+    let newer = "UPDATE route_table SET json_version = 99; UPDATE nodes SET json_version = 99 WHERE id = 1;";
+    execute(folder.path(), newer).await;
+    let store = open(folder.path()).await;
+
+    let kept = |error: StoreError| matches!(error, StoreError::Unreadable { .. });
+    assert!(kept(store.routes().await.unwrap_err()));
+    assert!(kept(store.set_routes(&BTreeMap::new()).await.unwrap_err()));
+    let said = report(model::Generation(2), Vec::new());
+    assert!(kept(store.report(NodeId(1), &said, NOW).await.unwrap_err()));
+    // Others are served.
+    store.report(NodeId(2), &said, NOW).await.unwrap().unwrap();
+    store.close().await;
+
+    let older =
+        "UPDATE route_table SET json_version = 1; UPDATE nodes SET json_version = 1 WHERE id = 1;";
+    execute(folder.path(), older).await;
+    let store = open(folder.path()).await;
+    assert!(!store.routes().await.unwrap().routes.is_empty());
+    assert!(subjects(&store.load().await.unwrap()).is_empty());
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ pub(crate) async fn deploy(
     check_against(&app.cluster().await?, &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;
+    check_runnable(&reference, &resolved, &manifest)?;
     let images = resolved.images.values().map(|image| &image.config);
     let warnings = unkept_volumes(&manifest, images);
 
@@ -291,6 +292,44 @@ async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFai
     Ok((reference, resolved))
 }
 
+/// Whether every process has something to run and a signal to stop it: a node would find that out after the image was
+/// fetched and its disk was built.
+fn check_runnable(
+    reference: &Reference,
+    resolved: &Resolved,
+    manifest: &Manifest,
+) -> Result<(), ApiFailure> {
+    for (arch, image) in &resolved.images {
+        for (name, process) in &manifest.processes {
+            let command = process.command.as_deref();
+            if node_core::boot::argv(&image.config, command).is_none() {
+                return Err(ApiFailure::refused(
+                    "no_command",
+                    format!(
+                        "{reference} has neither Entrypoint nor Cmd for {arch}, and process {name} has no `command`"
+                    ),
+                )
+                .hint(format!("name one in the manifest: `processes.{name}.command`")));
+            }
+            let signal = process.stop.signal.as_deref();
+            let signal = signal.unwrap_or(&image.config.stop_signal);
+            if !signal.is_empty() && node_core::boot::signal_name(signal).is_none() {
+                return Err(ApiFailure::refused(
+                    "no_such_signal",
+                    format!(
+                        "the StopSignal `{}` of {reference} is not a signal",
+                        signal.escape_debug()
+                    ),
+                )
+                .hint(format!(
+                    "name one in the manifest: `processes.{name}.stop.signal`"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What a registry's failure means for the caller; `denied` is what to do where it wants another login.
 pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure {
     let (status, code) = match &error.problem {
@@ -301,11 +340,17 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
         Problem::Image(ImageError::NoSuchPlatform { .. }) => {
             (StatusCode::UNPROCESSABLE_ENTITY, "image_wrong_platform")
         }
+        problem if problem.retry_after().is_some() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "registry_busy")
+        }
         problem if problem.is_transient() => (StatusCode::BAD_GATEWAY, "registry_unreachable"),
         Problem::Refused { .. } => (StatusCode::BAD_GATEWAY, "registry_refused"),
         _ => (StatusCode::UNPROCESSABLE_ENTITY, "image_invalid"),
     };
-    let failure = ApiFailure::new(status, code, display::chain(error));
+    let mut failure = ApiFailure::new(status, code, display::chain(error));
+    if let Some(wait) = error.problem.retry_after() {
+        failure = failure.retry_after(wait);
+    }
     match (&error.problem, error.problem.hint()) {
         (Problem::Denied { .. }, _) => failure.hint(denied),
         (_, Some(hint)) => failure.hint(hint),

@@ -207,6 +207,7 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
         failure: None,
         log_tail: Vec::new(),
         started_at: Some(Timestamp(1)),
+        preparing_ms: 0,
     }
 }
 

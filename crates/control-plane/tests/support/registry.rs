@@ -101,9 +101,15 @@ impl Registry {
 
     /// Pushes an image that has one empty layer, for this architecture; `label` makes its digest.
     pub(crate) async fn push(&self, repository: &str, arch: &str, label: &str) -> Digest {
+        let run = format!(r#""Cmd":["/hello"],"Labels":{{"label":"{label}"}}"#);
+        self.push_config(repository, arch, &run).await
+    }
+
+    /// The same, with this run config: the fields of a JSON object.
+    pub(crate) async fn push_config(&self, repository: &str, arch: &str, run: &str) -> Digest {
         let layer = [0u8; 1024]; // An empty tar: two blocks of zeros.
         let config = format!(
-            r#"{{"architecture":"{arch}","os":"linux","config":{{"Cmd":["/hello"],"Labels":{{"label":"{label}"}}}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
+            r#"{{"architecture":"{arch}","os":"linux","config":{{{run}}},"rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
             digest(&layer)
         );
         self.push_blob(repository, &layer).await;

@@ -18,9 +18,16 @@ impl Images for ImageCache {
     ) -> BoxFuture<'a, HostResult<PreparedImage>> {
         async move {
             let prepared = Self::prepare(self, image, progress).await;
-            prepared.map_err(|error| HostError {
-                transient: error.is_transient(),
-                reason: chain(&error),
+            prepared.map_err(|error| {
+                let mut reason = chain(&error);
+                if let Some(hint) = error.hint() {
+                    reason.push_str("; ");
+                    reason.push_str(&hint);
+                }
+                HostError {
+                    transient: error.is_transient(),
+                    reason,
+                }
             })
         }
         .boxed()

@@ -60,11 +60,12 @@ impl Drop for ImageUse {
     }
 }
 
-/// A disk or a layer.
+/// A disk, a layer, or what there is of a layer whose download was given up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Item {
     Disk(Digest),
     Blob(Digest),
+    Partial(Digest),
 }
 
 impl ImageCache {
@@ -123,6 +124,7 @@ impl ImageCache {
             for item in evict(&entries, budget_bytes) {
                 match &item {
                     Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
+                    Item::Partial(digest) => blobs.remove_partial(digest),
                     Item::Disk(digest) => {
                         // Looked at again and held until it is gone: an instance may have begun meanwhile.
                         let needs = lock(&needs);
@@ -181,7 +183,7 @@ impl ImageCache {
     }
 }
 
-/// Every layer and disk.
+/// Every layer and disk, and what there is of layers.
 fn entries(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
@@ -194,6 +196,7 @@ fn entries(
         pinned: needs.need(&disk.digest),
         key: Item::Disk(disk.digest),
     });
+    let unfinished = blobs.partials().map_err(|e| chain(&e))?;
     let blobs = blobs.list().map_err(|e| chain(&e))?.into_iter();
     let blobs = blobs.map(|blob| CacheEntry {
         bytes: blob.size,
@@ -201,7 +204,13 @@ fn entries(
         pinned: false,
         key: Item::Blob(blob.digest),
     });
-    Ok(disks.chain(blobs).collect())
+    let partials = unfinished.into_iter().map(|partial| CacheEntry {
+        bytes: partial.size,
+        last_used: millis(partial.last_used),
+        pinned: false,
+        key: Item::Partial(partial.digest),
+    });
+    Ok(disks.chain(blobs).chain(partials).collect())
 }
 
 fn millis(time: SystemTime) -> u64 {

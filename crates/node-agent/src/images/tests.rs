@@ -278,3 +278,70 @@ async fn a_full_disk_makes_room_or_says_so_and_recovers() {
     prepare(&images, &served.images[4]).await.unwrap();
     small.assert_sound();
 }
+
+#[tokio::test]
+async fn an_unfinished_download_counts_towards_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Served::start(1, 1000).open(dir.path(), 1500);
+    let partial = |seed: u8| {
+        let name = format!("partial-{}", digest(&[seed]).hex());
+        let path = dir.path().join("blobs/tmp").join(name);
+        std::fs::write(&path, [seed; 1000]).unwrap();
+        path
+    };
+    let (one, two) = (partial(1), partial(2));
+    cache.tidy().await;
+    assert_eq!(usize::from(one.exists()) + usize::from(two.exists()), 1);
+    cache.remove_over(0).await;
+    assert!(!one.exists() && !two.exists());
+}
+
+#[test]
+fn case_a_denied_pull_names_the_command_that_helps_and_the_image_once() {
+    let image = PinnedImage {
+        registry: "ghcr.io".to_owned(),
+        repository: "team/shop".to_owned(),
+        digest: digest(b"shop"),
+    };
+    let denied = |login| {
+        PrepareError::Fetch(Box::new(RegistryError {
+            operation: "fetch",
+            image: image.to_string(),
+            problem: Problem::Denied {
+                host: "ghcr.io".to_owned(),
+                login,
+                reason: "token expired".to_owned(),
+            },
+        }))
+    };
+    let expired = denied(LoginState::Expired);
+    assert!(!expired.is_transient());
+    assert_eq!(
+        expired.hint().unwrap(),
+        "log in again: `platform registries login ghcr.io`"
+    );
+    let text = display::chain(&expired);
+    assert_eq!(
+        text,
+        format!(
+            "cannot fetch {image}: ghcr.io denies access, the login is wrong or has expired: token expired"
+        )
+    );
+    assert_eq!(text.matches(image.digest.hex()).count(), 1);
+    assert_eq!(
+        denied(LoginState::Unknown).hint().unwrap(),
+        "`platform registries login ghcr.io` lets the cluster in"
+    );
+}
+
+#[test]
+fn a_pause_that_a_registry_asks_for_is_shown() {
+    let waiting = FetchEvent::Waiting {
+        reason: "docker.io answers 429: slow down".to_owned(),
+        pause: Duration::from_millis(89_500),
+    };
+    assert_eq!(
+        describe(&waiting),
+        "docker.io answers 429: slow down; asking again in 90 s"
+    );
+}

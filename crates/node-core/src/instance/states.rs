@@ -10,7 +10,7 @@ use super::{
 impl Lifecycle {
     pub(super) fn in_created(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
         match event {
-            Event::Start => Some(self.prepare(false)),
+            Event::Start => Some(self.prepare(now, false)),
             Event::StopAsked => Some(self.clean(true, false)),
             // Nothing was done yet.
             Event::NotFound => Some(Vec::new()),
@@ -38,10 +38,12 @@ impl Lifecycle {
     pub(super) fn in_preparing(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
         match event {
             Event::Prepared => {
+                self.end_preparing(now);
                 self.progress.prepares_in_row = 0;
                 Some(self.boot(now, true))
             }
             Event::PrepareFailed { retryable, reason } => {
+                self.end_preparing(now);
                 self.progress.failure = Some(reason.clone());
                 self.progress.prepares_in_row += 1;
                 let attempts = self.progress.prepares_in_row;
@@ -56,7 +58,10 @@ impl Lifecycle {
             // The agent ended while it prepared; what was done is done again.
             Event::NotFound => Some(vec![Effect::StartPreparing]),
             // The VM was booted and that was not written down.
-            Event::Adopted => Some(self.boot(now, false)),
+            Event::Adopted => {
+                self.end_preparing(now);
+                Some(self.boot(now, false))
+            }
             Event::CleanedUp => Some(Vec::new()),
             Event::Start
             | Event::VmmStarted
@@ -261,7 +266,7 @@ impl Lifecycle {
         ran: bool,
     ) -> Option<Vec<Effect>> {
         match event {
-            Event::BackoffElapsed => Some(self.prepare(ran)),
+            Event::BackoffElapsed => Some(self.prepare(now, ran)),
             Event::StopAsked => Some(self.clean(true, false)),
             Event::CleanedUp => Some(Vec::new()),
             Event::NotFound => {

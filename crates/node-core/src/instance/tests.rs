@@ -112,6 +112,28 @@ fn unhealthy() -> Event {
 }
 
 #[test]
+fn probes_are_written_down_only_when_they_change_something() {
+    let mut life = scenario(process(8080)).running().life;
+    let mut now = 20_000;
+    let mut step = |event: Event| {
+        let before = life.progress().clone();
+        now += 1_000;
+        life.step(Timestamp(now), event).unwrap();
+        !life.progress().is_same_but_for_probes(&before)
+    };
+    let healthy = (0..10)
+        .map(|_| step(Event::HealthPassed))
+        .filter(|written| *written);
+    assert_eq!(healthy.count(), 1, "it became ready");
+    let one_fails = [unhealthy(), Event::HealthPassed, unhealthy()];
+    assert_eq!(one_fails.map(&mut step), [false; 3]);
+    let too_many = (0..10)
+        .map(|_| step(unhealthy()))
+        .take_while(|written| !written);
+    assert!(too_many.count() < 9, "it is unready in the end");
+}
+
+#[test]
 fn an_instance_that_runs_and_is_stopped_goes_through_every_state() {
     scenario(process(1))
         .on(Event::Start)
@@ -446,6 +468,54 @@ fn a_command_that_does_not_exist_fails_at_once() {
              0 BootFailed(BootFailure { step: "start the app", reason: "/bin/nothing: not found", exit_code: None }) -> backoff: KillVm, CleanUp, wake at 1000, Report
         restarts 0, next start in 1 s; the guest could not start the app: /bin/nothing: not found
     "#]]);
+}
+
+/// No layers that can be merged, no command, no such user: the next attempt has the same image.
+#[test]
+fn case_what_another_attempt_cannot_change_is_not_tried_again() {
+    scenario(process(1))
+        .on(Event::Start)
+        .on(failed(false))
+        .check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 PrepareFailed { retryable: false, reason: "fetch shop: no" } -> failed: KillVm, CleanUp, Report
+        restarts 0; fetch shop: no
+    "#]]);
+    let no_user = Event::BootFailed(BootFailure {
+        step: "find the user".to_owned(),
+        reason: "no user `shop` in /etc/passwd".to_owned(),
+        exit_code: Some(126),
+    });
+    scenario(process(1))
+        .on(Event::Start)
+        .on(Event::Prepared)
+        .on(no_user)
+        .check(expect![[r#"
+             0 Start -> preparing: StartPreparing, Report
+             0 Prepared -> booting: wake at 60000, BootVm, Report
+             0 BootFailed(BootFailure { step: "find the user", reason: "no user `shop` in /etc/passwd", exit_code: Some(126) }) -> failed: KillVm, CleanUp, Report
+        restarts 0; the guest could not find the user: no user `shop` in /etc/passwd
+    "#]]);
+}
+
+/// The deadline of a rollout leaves it out.
+#[test]
+fn case_the_time_of_a_pull_is_reported_apart_from_that_of_the_app() {
+    let preparing_ms = |scenario: &Scenario| {
+        let report = scenario.life.report(Timestamp(scenario.now), Vec::new());
+        report.preparing_ms
+    };
+    let pulling = scenario(process(1)).on(Event::Start).after(400_000);
+    assert_eq!(preparing_ms(&pulling), 0, "it is under way");
+    let failed = pulling.on(failed(true));
+    assert_eq!(preparing_ms(&failed), 400_000);
+    let booting = failed.wait().after(100_000).on(Event::Prepared);
+    assert_eq!(preparing_ms(&booting), 500_000);
+    let running = booting.on(Event::VmmStarted).on(Event::GuestStarted);
+    // Starting again is the app's own time.
+    let again = running.after(10).on(Event::Exited(exit(1))).wait();
+    let again = again.after(50_000).on(Event::Prepared);
+    assert_eq!(preparing_ms(&again), 500_000);
 }
 
 #[test]

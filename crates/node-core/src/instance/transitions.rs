@@ -11,10 +11,19 @@ use super::{
 impl Lifecycle {
     /// Prepares a boot. `ran` says that the app ran before: then it is started again, while preparing
     /// again is not starting again.
-    pub(super) fn prepare(&mut self, ran: bool) -> Vec<Effect> {
+    pub(super) fn prepare(&mut self, now: Timestamp, ran: bool) -> Vec<Effect> {
         self.progress.restarts += u32::from(ran);
+        self.progress.preparing_since = (!self.progress.ran_once).then_some(now);
         self.progress.state = State::Preparing;
         vec![Effect::StartPreparing, Effect::Report]
+    }
+
+    /// The preparation is over, whichever way.
+    pub(super) fn end_preparing(&mut self, now: Timestamp) {
+        if let Some(since) = self.progress.preparing_since.take() {
+            let took = now.millis_since(since);
+            self.progress.preparing_ms = self.progress.preparing_ms.saturating_add(took);
+        }
     }
 
     pub(super) fn boot(&mut self, now: Timestamp, start: bool) -> Vec<Effect> {
@@ -118,7 +127,7 @@ impl Lifecycle {
         let counts = now.millis_since(started_at) >= grace_ms;
         let failed = before.saturating_add(u32::from(counts));
         if counts && failed >= too_many {
-            let why = format!("the health check failed {failed} times in a row: {reason}");
+            let why = format!("the health check failed {too_many} times in a row: {reason}");
             if self.rules.restart.when != RestartWhen::Never {
                 return Some(self.ended(now, started_at, Some(why)));
             }

@@ -99,6 +99,8 @@ impl Progress {
             restarts: old.restarts,
             ends_in_row: old.ends_in_row,
             prepares_in_row: old.prepares_in_row,
+            preparing_since: None,
+            preparing_ms: 0,
             boots_in_row: old.boots_in_row,
             last_exit: old.last_exit,
             failure: old.failure,

@@ -133,7 +133,10 @@ pub(crate) async fn whole_guest(guest: Guest) -> String {
             instance.0 & 0xff
         ),
         format!("addr del fe80::1/64 dev {tap}"),
-        format!("addr add fe80::a1/64 dev {tap} nodad"),
+        format!(
+            "addr add fe80::1:ff:fe00:{:x}/64 dev {tap} nodad",
+            instance.0
+        ),
         format!("addr add {address}/128 dev {tap} nodad"),
         format!("route add default via fe80::1 dev {tap}"),
         format!("addr add {ipv4}/32 dev {tap}"),
@@ -260,10 +263,36 @@ impl Guest {
         let mut frame = self.frame([0x86, 0xdd]);
         frame.extend_from_slice(&[0x60, 0, 0, 0]);
         frame.extend_from_slice(&u16::try_from(body.len()).unwrap().to_be_bytes());
-        frame.extend_from_slice(&[protocol, 64]);
+        // Neighbour discovery must not have been routed.
+        let hop_limit = if protocol == 58 && body[0] >= 133 {
+            255
+        } else {
+            64
+        };
+        frame.extend_from_slice(&[protocol, hop_limit]);
         frame.extend_from_slice(&source.octets());
         frame.extend_from_slice(&to.octets());
         frame.extend_from_slice(&body);
+        (&self.tap).write_all(&frame).unwrap();
+    }
+
+    /// Asks who has an address, as some neighbour. Hop limit and frame are those of neighbour discovery (RFC 4861, 4.3).
+    pub(crate) fn solicit(&self, source: Ipv6Addr, mac: [u8; 6], target: Ipv6Addr) {
+        let mut body = vec![135, 0, 0, 0, 0, 0, 0, 0];
+        body.extend_from_slice(&target.octets());
+        body.extend_from_slice(&[1, 1]);
+        body.extend_from_slice(&mac);
+        self.send(source, target, 58, body, 2);
+    }
+
+    /// Asks by ARP who has an address, as some neighbour (RFC 826).
+    pub(crate) fn arp(&self, source: Ipv4Addr, mac: [u8; 6], target: Ipv4Addr) {
+        let mut frame = self.frame([0x08, 0x06]);
+        frame.extend_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
+        frame.extend_from_slice(&mac);
+        frame.extend_from_slice(&source.octets());
+        frame.extend_from_slice(&[0; 6]);
+        frame.extend_from_slice(&target.octets());
         (&self.tap).write_all(&frame).unwrap();
     }
 

@@ -2,6 +2,7 @@
 use expect_test::{Expect, expect};
 
 use super::*;
+use crate::config::read_config;
 use crate::digest::digest_of;
 
 const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -51,7 +52,10 @@ fn check(content_type: &str, text: &str, expected: Expect) {
             });
             format!("index: {}", entries.collect::<Vec<_>>().join(", "))
         }
-        Err(error) => error.to_string().replace(digest.as_str(), "DIGEST"),
+        Err(error) => {
+            let short = format!("sha256:{}…", digest.short());
+            error.to_string().replace(&short, "DIGEST")
+        }
     };
     expected.assert_eq(&shown.replace(A, "A").replace(B, "B"));
 }
@@ -100,6 +104,74 @@ fn manifests_of_oci_and_docker_are_read() {
     );
 }
 
+/// Static files as a registry, mirrors on S3 or nginx, proxies.
+#[test]
+fn case_a_manifest_is_known_by_its_content_where_the_content_type_is_general() {
+    let one = manifest(&layer("OCI/layer.v1.tar", "1"));
+    let index = "{'schemaVersion': 2, 'manifests': []}";
+    let named = one.replace(
+        "'schemaVersion': 2",
+        "'schemaVersion': 2, 'mediaType': 'OCI/manifest.v1+json'",
+    );
+    for general in [
+        "",
+        " ",
+        "application/json",
+        "application/json; charset=utf-8",
+        "text/plain",
+        "text/html",
+        "application/octet-stream",
+        "binary/octet-stream",
+    ] {
+        let image = || expect!["image: config 5, layers [(1, None)]"];
+        check(general, &one, image());
+        check(general, &named, image());
+        check(general, index, expect!["index: "]);
+        check(
+            general,
+            &one.replace("'layers'", "'manifests': [], 'layers'"),
+            expect!["the manifest is malformed: it is an image and an index at the same time"],
+        );
+    }
+}
+
+/// Docker before 1.10, and registries of its time.
+#[test]
+fn case_config_types_of_old_dockers_are_taken() {
+    let one = manifest(&layer("DOCKER/image.rootfs.diff.tar.gzip", "1"));
+    for kind in [
+        "application/octet-stream",
+        "application/json",
+        "text/html",
+        "",
+    ] {
+        check(
+            "OCI/manifest.v1+json",
+            &one.replace("OCI/config.v1+json", kind),
+            expect!["image: config 5, layers [(1, Gzip)]"],
+        );
+    }
+    check(
+        "OCI/manifest.v1+json",
+        &manifest(&layer("application/octet-stream", "1"))
+            .replace("OCI/config.v1+json", "application/octet-stream"),
+        expect!["DIGEST is not a container image but `application/octet-stream`"],
+    );
+}
+
+#[test]
+fn layer_types_are_read_with_either_joint() {
+    let both = [
+        layer("DOCKER/image.rootfs.diff.tar+gzip", "1"),
+        layer("OCI/layer.v1.tar.zstd", "2"),
+    ];
+    check(
+        "OCI/manifest.v1+json",
+        &manifest(&both.join(",")),
+        expect!["image: config 5, layers [(1, Gzip), (2, Zstd)]"],
+    );
+}
+
 #[test]
 fn an_index_keeps_the_entries_that_may_be_images() {
     check(
@@ -130,8 +202,15 @@ fn malformed_manifests_are_refused_with_the_reason() {
     let kind = "OCI/manifest.v1+json";
     check(
         "text/html",
-        &good,
+        "<!DOCTYPE html>",
         expect!["host answers with content type `text/html`: it is not a manifest's"],
+    );
+    check(
+        "application/vnd.cncf.helm.config.v1+json",
+        &good,
+        expect![
+            "host answers with content type `application/vnd.cncf.helm.config.v1+json`: it is not a manifest's"
+        ],
     );
     check(
         "DOCKER/distribution.manifest.v1+prettyjws",
@@ -334,6 +413,69 @@ fn a_config_is_read_as_docker_and_buildah_write_it() {
     );
 }
 
+/// Go reads keys in any case, docker takes a text for a command, containerd knows the kernel's architecture names.
+#[test]
+fn case_a_config_is_read_as_docker_and_containerd_read_it() {
+    check_config(
+        "{'OS': 'Linux', 'Architecture': 'x86_64', 'Config': {
+          'user': 'web', 'ENV': ['A=b'], 'cmd': ['/bin/x'], 'EntryPoint': 'sh', 'exposedports': {'80/TCP': {}},
+          'labels': {'L': 'v', 'l': 'w'}, 'workingDir': '/srv', 'Stopsignal': 'SIGQUIT'},
+          'RootFS': {'Type': 'layers', 'Diff_IDs': ['A']}}",
+        expect![[r#"
+            ImageConfig {
+                os: "linux",
+                architecture: "amd64",
+                entrypoint: [
+                    "sh",
+                ],
+                cmd: [
+                    "/bin/x",
+                ],
+                env: [
+                    "A=b",
+                ],
+                working_dir: "/srv",
+                user: "web",
+                stop_signal: "SIGQUIT",
+                volumes: [],
+                exposed_ports: [
+                    "80/TCP",
+                ],
+                labels: {
+                    "L": "v",
+                    "l": "w",
+                },
+            }"#]],
+    );
+    for (name, variant, expected) in [
+        ("x86_64", "", "amd64"),
+        ("X86-64", "v1", "amd64/v1"),
+        ("aarch64", "", "arm64"),
+        ("aarch64", "V8", "arm64/v8"),
+        ("armhf", "", "arm/v7"),
+        ("armel", "", "arm/v6"),
+        ("i386", "", "386"),
+        ("riscv64", "", "riscv64"),
+    ] {
+        let text = format!(
+            "{{'architecture': '{name}', 'variant': '{variant}', 'os': null,
+              'rootfs': {{'type': 'layers', 'diff_ids': ['A']}}}}"
+        );
+        let config = read_config(expand(&text).as_bytes(), 1).unwrap();
+        let platform = Platform {
+            architecture: config.image.architecture,
+            variant: config.variant,
+        };
+        assert_eq!(platform.key(), expected);
+        let entry = EntryPlatform {
+            os: "Linux".to_owned(),
+            architecture: name.to_owned(),
+            variant: Some(variant.to_owned()),
+        };
+        assert_eq!(entry.linux().unwrap().key(), expected);
+    }
+}
+
 #[test]
 fn malformed_configs_are_refused_with_the_reason() {
     let config = |run: &str, diff_ids: &str| {
@@ -344,7 +486,7 @@ fn malformed_configs_are_refused_with_the_reason() {
     };
     check_config(
         "{'rootfs': {'type': 'layers', 'diff_ids': ['A']}}",
-        expect!["the image config is malformed: it names no os or no architecture"],
+        expect!["the image config is malformed: it names no architecture"],
     );
     check_config(
         &config("", "'A'").replace("'linux'", "'windows'"),
@@ -383,10 +525,12 @@ fn malformed_configs_are_refused_with_the_reason() {
         expect!["the image config is malformed: it has a NUL in a command, a variable or a path"],
     );
     check_config(
-        &config("'Cmd': 'sh'", "'A'"),
-        expect![[
-            r#"the image config is malformed: invalid type: string "sh", expected a sequence at line 1 column 63"#
-        ]],
+        &config("'Cmd': 5", "'A'"),
+        expect!["the image config is malformed: a command is a list of texts, or one text"],
+    );
+    check_config(
+        &config("'Cmd': ['a'], 'cmd': ['b']", "'A'"),
+        expect!["the image config is malformed: it has `cmd` twice, in different case"],
     );
 }
 

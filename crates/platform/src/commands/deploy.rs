@@ -1,11 +1,11 @@
 //! `platform deploy`: a new release, watched until it serves.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anstyle::{AnsiColor, Style};
 use api::user::{DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus};
-use api_client::ApiClient;
+use api_client::{ApiClient, ClientError};
 use clap::Args;
 use model::EnvKey;
 use oci::Reference;
@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     /// Return as soon as the release is recorded
     #[arg(long)]
     no_wait: bool,
-    /// How long to watch
+    /// How long to watch, a registry that asks to wait included
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = parse_duration)]
     timeout: Duration,
     #[command(flatten)]
@@ -77,6 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Failure::new("no image was given")
             .hint("name one with --image, or in the manifest: `image = …`")
     })?;
+    refuse_local(&image)?;
     let env = EnvKey {
         app: manifest.app,
         env: arguments.which.env_or_default()?,
@@ -93,7 +94,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         manifest: valid.text,
         image,
     };
-    let release = client.deploy(&env, &request).await?;
+    let release = record(&client, &env, &request, arguments.timeout).await?;
     let json = arguments.format.format == Format::Json;
     if !json {
         announce(&env, &request.image, &release);
@@ -114,6 +115,86 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         output::json(&serde_json::json!({ "release": release, "rollout": status }))?;
     }
     conclude(&client, &env, &status, json).await
+}
+
+/// How skopeo names images that are in no registry.
+const LOCAL_TRANSPORTS: [&str; 6] = [
+    "oci:",
+    "oci-archive:",
+    "dir:",
+    "docker-archive:",
+    "docker-daemon:",
+    "containers-storage:",
+];
+
+/// Refuses an image of this machine: nodes pull theirs from a registry. `oci:v1` is the image `oci` of Docker Hub
+/// where nothing of that name is here.
+fn refuse_local(image: &str) -> Result<(), Failure> {
+    let Some(transport) = LOCAL_TRANSPORTS.iter().find(|t| image.starts_with(**t)) else {
+        return Ok(());
+    };
+    let name = &image[transport.len()..];
+    let file = name.split([':', '@']).next().unwrap_or(name);
+    let is_path = name.contains('/') || file.is_empty() || std::path::Path::new(file).exists();
+    if is_path || !matches!(*transport, "oci:" | "dir:") {
+        return Err(Failure::new(format!(
+            "`{}` is an image on this machine, and nodes pull images from a registry",
+            one_line(image)
+        ))
+        .hint(format!(
+            "push it first: `skopeo copy {} docker://REGISTRY/NAME:TAG`, then deploy REGISTRY/NAME:TAG",
+            one_line(image)
+        )));
+    }
+    Ok(())
+}
+
+/// After so long without an answer, the user is told what is waited for, and again at each [`SAY_AGAIN`].
+const SAY_FIRST: Duration = Duration::from_secs(2);
+const SAY_AGAIN: Duration = Duration::from_secs(15);
+
+/// Has the release recorded. The server asks the image's registry first, which may take its time or ask to wait.
+async fn record(
+    client: &ApiClient,
+    env: &EnvKey,
+    request: &DeployRequest,
+    timeout: Duration,
+) -> Result<DeployResponse, Failure> {
+    let begun = Instant::now();
+    let image = one_line(&request.image);
+    loop {
+        let deploying = client.deploy(env, request);
+        tokio::pin!(deploying);
+        let mut patience = SAY_FIRST;
+        let result = loop {
+            match tokio::time::timeout(patience, &mut deploying).await {
+                Ok(result) => break result,
+                Err(_) => {
+                    let seconds = begun.elapsed().as_secs();
+                    note(format!(
+                        "the server asks the registry for {image} ({seconds} s)"
+                    ));
+                    patience = SAY_AGAIN;
+                }
+            }
+        };
+        let error = match result {
+            Ok(release) => return Ok(release),
+            Err(error) => error,
+        };
+        let left = timeout.saturating_sub(begun.elapsed());
+        let Some(wait) = error.retry_after().filter(|wait| *wait < left) else {
+            return Err(ClientError::into(error));
+        };
+        // Two requests in a row are kept apart whatever the registry asks for.
+        let wait = wait.max(Duration::from_secs(1));
+        note(format!(
+            "{}; asking again in {} s",
+            one_line(&error.to_string()),
+            wait.as_secs_f64().ceil()
+        ));
+        tokio::time::sleep(wait).await;
+    }
 }
 
 fn announce(env: &EnvKey, image: &str, release: &DeployResponse) {
@@ -195,5 +276,36 @@ async fn say_hosts(client: &ApiClient, env: &EnvKey) {
         .map(|row| row.hosts);
     for host in hosts.unwrap_or_default() {
         note(format!("edges answer for http://{host}/"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_an_image_of_this_machine_is_not_looked_up_in_a_registry() {
+        for image in [
+            "oci:./dir",
+            "oci:/tmp/dir:v1",
+            "oci:src",
+            "oci:",
+            "docker-archive:image.tar",
+            "docker-daemon:nginx:latest",
+            "containers-storage:shop",
+            "oci-archive:x.tar",
+            "dir:./x",
+        ] {
+            assert!(refuse_local(image).is_err(), "{image}");
+        }
+        for image in [
+            "oci:v1",
+            "nginx",
+            "127.0.0.1:5000/oci:v1",
+            "docker://ghcr.io/a/b:v1",
+            "dir:latest",
+        ] {
+            assert!(refuse_local(image).is_ok(), "{image}");
+        }
     }
 }

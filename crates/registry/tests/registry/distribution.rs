@@ -279,7 +279,7 @@ async fn an_index_is_resolved_for_each_architecture() {
     let (result, _) = fetch(&registry, &pinned(&real.host, &pushed), &Cache::new()).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::Image(ImageError::NestedIndex { .. })
+        Problem::Image(ImageError::NotAManifest { .. })
     ));
 }
 

@@ -9,7 +9,8 @@ use model::Digest;
 use model::instance::PinnedImage;
 use oci::{LocalImage, Reference};
 use registry::{
-    BlobCache, Credentials, FetchProgress, Limits, Registry, RegistryError, RegistryOptions,
+    BlobCache, Credentials, FetchEvent, FetchProgress, Limits, Registry, RegistryError,
+    RegistryOptions,
 };
 use sha2::Digest as _;
 
@@ -103,6 +104,7 @@ pub(crate) fn quick() -> Limits {
         attempts: 3,
         backoff: Duration::from_millis(10),
         backoff_max: Duration::from_millis(50),
+        retry_after_max: Duration::from_millis(50),
         connect: Duration::from_secs(2),
         stall: Duration::from_millis(400),
         blob_grace: Duration::from_secs(5),
@@ -144,13 +146,19 @@ impl Cache {
         self.cache.lookup(&digest(bytes)).unwrap().is_some()
     }
 
-    /// Everything in it has the digest it is called by, and nothing half done is left.
+    /// Everything in it has the digest it is called by, and nothing half done is left but what a later fetch goes on with.
     pub(crate) fn assert_sound(&self) {
         for blob in self.cache.list().unwrap() {
             let digest = blob.digest;
             assert!(self.cache.verify(&digest).unwrap(), "{digest} is corrupt");
         }
-        let names = |dir: &Path| std::fs::read_dir(dir).unwrap().count();
+        let names = |dir: &Path| {
+            let names = std::fs::read_dir(dir).unwrap();
+            let names = names.map(|entry| entry.unwrap().file_name());
+            let partial =
+                |name: &std::ffi::OsString| name.to_string_lossy().starts_with("partial-");
+            names.filter(|name| !partial(name)).count()
+        };
         // A thread that was given up removes its file when it gets to it.
         let begun = std::time::Instant::now();
         while names(&self.dir.path().join("tmp")) > 0 {
@@ -174,8 +182,10 @@ pub(crate) async fn fetch(
     let result = {
         let reported = Arc::clone(&reported);
         registry
-            .fetch_image(image, &cache.cache, &move |progress| {
-                reported.lock().unwrap().push(progress);
+            .fetch_image(image, &cache.cache, &move |event| {
+                if let FetchEvent::Progress(progress) = event {
+                    reported.lock().unwrap().push(progress);
+                }
             })
             .await
     };

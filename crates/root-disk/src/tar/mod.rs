@@ -1,9 +1,11 @@
-//! A tar archive as a stream of entries, strictly: where two programs could read one archive in two ways,
-//! it is refused.
+//! A tar archive as a stream of entries, read as Go's `archive/tar` reads it, which docker and containerd use. Where that
+//! one and other programs would see different files, the archive is refused: sizes and names that contradict, headers
+//! of a kind in a row, global headers that rename.
 //!
 //! Understood are ustar, PAX (with attributes and all three kinds of GNU sparse maps), GNU (long names,
-//! sparse) and the archives before them. Deliberately absent: global extended headers that change entries,
-//! multi-volume archives, and everything that could touch the host.
+//! sparse) and the archives before them; PAX and GNU's long names together, as several libraries write them; types without
+//! content whose header has a size nevertheless, as old programs wrote hard links. Deliberately absent: multi-volume
+//! archives, and everything that could touch the host.
 
 mod header;
 mod input;
@@ -82,6 +84,12 @@ struct Pending {
     long_link: Option<Vec<u8>>,
 }
 
+impl Pending {
+    fn is_empty(&self) -> bool {
+        self.pax.is_none() && self.long_name.is_none() && self.long_link.is_none()
+    }
+}
+
 impl<C: Chunks> Archive<C> {
     pub(crate) fn new(input: Input<C>) -> Self {
         Self {
@@ -105,10 +113,7 @@ impl<C: Chunks> Archive<C> {
             let problem = |source| LayerError::Archive { offset: at, source };
             let mut block = [0; BLOCK];
             if !self.input.read_block(&mut block)? || (block == [0; BLOCK] && self.is_end(at)?) {
-                if pending.pax.is_some()
-                    || pending.long_name.is_some()
-                    || pending.long_link.is_some()
-                {
+                if !pending.is_empty() {
                     return Err(problem(ArchiveProblem::StackedHeaders));
                 }
                 self.ended = true;
@@ -118,28 +123,25 @@ impl<C: Chunks> Archive<C> {
             let taken = match header.type_flag() {
                 b'x' => {
                     let pax = self.read_pax(&header)?;
-                    let other = pending.long_name.is_some() || pending.long_link.is_some();
-                    pending.pax.replace(pax).is_some() || other
+                    pending.pax.replace(pax).is_some()
                 }
                 b'g' => {
-                    // Some readers apply it to all entries, and some to none.
-                    if self.read_pax(&header)? != Pax::default() {
+                    // Docker and containerd ignore it, others apply it to all entries.
+                    if self.read_pax(&header)?.moves_bytes() {
                         let source = ArchiveProblem::Pax {
-                            problem: "a global header that changes entries",
+                            problem: "a global header that gives every entry a name or size",
                         };
                         return Err(problem(source));
                     }
-                    pending.pax.is_some()
-                        || pending.long_name.is_some()
-                        || pending.long_link.is_some()
+                    !pending.is_empty()
                 }
                 b'L' => {
                     let name = self.read_long(&header)?;
-                    pending.long_name.replace(name).is_some() || pending.pax.is_some()
+                    pending.long_name.replace(name).is_some()
                 }
                 b'K' => {
                     let name = self.read_long(&header)?;
-                    pending.long_link.replace(name).is_some() || pending.pax.is_some()
+                    pending.long_link.replace(name).is_some()
                 }
                 _ => return self.entry(at, &header, pending).map(Some),
             };
@@ -200,7 +202,15 @@ impl<C: Chunks> Archive<C> {
         let pax = pending.pax.unwrap_or_default();
         let type_flag = header.type_flag();
         let in_header = header.size().map_err(problem)?;
+        let agreed = |pax: Option<Vec<u8>>, long: Option<Vec<u8>>| match (pax, long) {
+            (Some(pax), Some(long)) if pax != long => Err(problem(ArchiveProblem::NamesDisagree)),
+            (pax, long) => Ok(pax.or(long)),
+        };
+        let name = agreed(pax.sparse.name.clone().or(pax.path), pending.long_name)?;
+        let name = name.unwrap_or_else(|| header.name());
         let stored = match pax.size {
+            // Some programs write the size of a hard link's target here. No content follows.
+            _ if is_header_only(type_flag, &name) => 0,
             // Who cannot write a size into the header writes there whatever he likes.
             Some(size) if size >= FIRST_SIZE_BEYOND_HEADER => size,
             Some(size) if size != in_header => {
@@ -211,14 +221,11 @@ impl<C: Chunks> Archive<C> {
             }
             _ => in_header,
         };
-        let name = pax.sparse.name.clone().or(pax.path).or(pending.long_name);
-        let name = name.unwrap_or_else(|| header.name());
-        let link = pax.link_path.or(pending.long_link);
+        let link = agreed(pax.link_path, pending.long_link)?;
         let link = || link.unwrap_or_else(|| header.link_name());
 
         let is_sparse = type_flag == b'S' || pax.sparse != pax::PaxSparse::default();
         let kind = match type_flag {
-            // Before ustar, directories were files with a slash.
             0 if name.ends_with(b"/") => EntryKind::Directory,
             0 | b'0' | b'7' | b'S' => EntryKind::File { size: stored },
             b'1' => EntryKind::HardLink { target: link() },
@@ -245,9 +252,6 @@ impl<C: Chunks> Archive<C> {
                     length: size,
                 }];
                 kind
-            }
-            _ if stored != 0 => {
-                return Err(problem(ArchiveProblem::UnexpectedContent { size: stored }));
             }
             _ if is_sparse => {
                 return Err(problem(ArchiveProblem::Sparse {
@@ -347,6 +351,12 @@ impl<C: Chunks> Archive<C> {
     pub(crate) fn drain(&mut self) -> Result<(), LayerError> {
         self.input.drain()
     }
+}
+
+/// Whether an entry of this type never has content: links, devices, directories, pipes. Before ustar, directories were
+/// files with a slash.
+fn is_header_only(type_flag: u8, name: &[u8]) -> bool {
+    matches!(type_flag, b'1'..=b'6') || (type_flag == 0 && name.ends_with(b"/"))
 }
 
 /// Bytes up to the next block.

@@ -88,6 +88,14 @@ fn record(bytes: &[u8]) -> Result<Record<'_>, &'static str> {
 }
 
 impl Pax {
+    /// Whether it says which file an entry is, or how many bytes it has.
+    pub(crate) fn moves_bytes(&self) -> bool {
+        self.path.is_some()
+            || self.link_path.is_some()
+            || self.size.is_some()
+            || self.sparse != PaxSparse::default()
+    }
+
     fn take(&mut self, key: &[u8], value: &[u8], max_numbers: usize) -> Result<(), &'static str> {
         if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
             self.xattrs.push((name.to_vec(), value.to_vec()));

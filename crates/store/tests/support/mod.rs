@@ -187,5 +187,6 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
         failure: None,
         log_tail: Vec::new(),
         started_at: Some(NOW),
+        preparing_ms: 0,
     }
 }

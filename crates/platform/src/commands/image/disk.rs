@@ -10,13 +10,13 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use model::Digest;
 use oci::{ImageLimits, LayerFile, LocalImage, Platform};
-use registry::{BlobCache, FetchProgress};
+use registry::{BlobCache, FetchEvent};
 use root_disk::BuiltDisk;
 use serde::Serialize;
 
 use super::{ImageName, REFERENCES};
 use crate::failure::Failure;
-use crate::output::{self, Format, FormatArguments, note};
+use crate::output::{self, Format, FormatArguments, note, one_line};
 use crate::registry_access::RegistryArguments;
 use crate::units;
 
@@ -146,7 +146,7 @@ async fn fetch(
             let blobs = BlobCache::open(work)?;
             let progress = Progress::new();
             let image = registry
-                .fetch_image(&image, &blobs, &|step| progress.show(step))
+                .fetch_image(&image, &blobs, &|event| progress.show(event))
                 .await;
             progress.end();
             Ok(Fetched {
@@ -238,7 +238,19 @@ impl Progress {
         }
     }
 
-    fn show(&self, step: FetchProgress) {
+    fn show(&self, event: FetchEvent) {
+        let step = match event {
+            FetchEvent::Progress(step) => step,
+            FetchEvent::Waiting { reason, pause } => {
+                let seconds = pause.as_secs_f64().ceil();
+                let text = format!("{}; asking again in {seconds} s", one_line(&reason));
+                match &self.bar {
+                    Some(bar) => bar.suspend(|| note(text)),
+                    None => note(text),
+                }
+                return;
+            }
+        };
         let layers = format!(
             "fetched {} of {} layers",
             step.done_layers, step.total_layers

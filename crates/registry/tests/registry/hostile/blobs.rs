@@ -266,12 +266,13 @@ async fn concurrent_fetches_of_one_image_share_the_downloads() {
     assert_eq!(server.count(digest(&layers[3]).as_str()), 2);
 }
 
+/// A release that failed at its deadline, an agent that was restarted: the next fetch does not begin at byte 0.
 #[tokio::test]
-async fn a_dropped_fetch_leaves_no_file_and_the_next_fetch_succeeds() {
+async fn case_a_fetch_that_was_given_up_goes_on_where_it_ended() {
     let image = one_layer();
     let wrong = image.clone();
     let server = Server::start(serving(&image, move |asked| {
-        let stall_after = Some(1000);
+        let stall_after = Some(123_456);
         (is_layer(&wrong, asked) && asked.earlier == 0).then(|| Answer {
             stall_after,
             ..Answer::ok(&wrong.layers[0])
@@ -281,20 +282,80 @@ async fn a_dropped_fetch_leaves_no_file_and_the_next_fetch_succeeds() {
     let cache = Cache::new();
     let registry = client(Limits::default(), Credentials::Anonymous);
     let pinned = pinned(&server.host, &image.digest());
-    let layer = digest(&image.layers[0]);
-    {
-        let fetching = registry.fetch_image(&pinned, &cache.cache, &|_| ());
-        let begun = async {
-            while server.count(layer.as_str()) == 0 {
-                tokio::task::yield_now().await;
-            }
-        };
-        tokio::pin!(fetching, begun);
-        let done = futures_util::future::select(fetching, begun).await;
-        assert!(matches!(done, futures_util::future::Either::Right(_)));
-    }
+    let partial = || cache.cache.partials().unwrap();
+    give_up_after(&registry, &pinned, &cache, 123_456).await;
     cache.assert_sound();
     assert!(!cache.holds(&image.layers[0]));
-    let (result, _) = fetch(&registry, &pinned, &cache).await;
+    // A thread that was given up lets go of its file when it gets to it.
+    while partial().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(partial()[0].size, 123_456);
+
+    // Also by a process that opens the cache later.
+    let cache = Cache {
+        cache: registry::BlobCache::open(cache.dir.path()).unwrap(),
+        dir: cache.dir,
+    };
+    let (result, reported) = fetch(&registry, &pinned, &cache).await;
     result.unwrap();
+    assert_eq!(server.asked().last().unwrap().from, 123_456);
+    assert_eq!(reported.last().unwrap().done_bytes, 300_000);
+    assert!(cache.cache.partials().unwrap().is_empty());
+}
+
+/// Fetches until so many bytes of the layer are in its unfinished file, and drops the fetch.
+async fn give_up_after(
+    registry: &registry::Registry,
+    pinned: &model::instance::PinnedImage,
+    cache: &Cache,
+    bytes: u64,
+) {
+    let fetching = registry.fetch_image(pinned, &cache.cache, &|_| ());
+    let tmp = cache.dir.path().join("tmp");
+    let there = async {
+        let size = || {
+            let entries = std::fs::read_dir(&tmp).unwrap();
+            entries
+                .filter_map(|entry| entry.ok()?.metadata().ok())
+                .map(|metadata| metadata.len())
+                .max()
+        };
+        while size() != Some(bytes) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::pin!(fetching, there);
+    let done = futures_util::future::select(fetching, there).await;
+    assert!(matches!(done, futures_util::future::Either::Right(_)));
+}
+
+#[tokio::test]
+async fn an_unfinished_file_that_rotted_or_is_of_another_blob_is_downloaded_again() {
+    let image = one_layer();
+    let layer = digest(&image.layers[0]);
+    for (found, from) in [
+        (vec![7; 1000], vec![1000, 0]),
+        // As long as the blob: it needs no request, and is wrong.
+        (vec![7; 300_000], vec![0]),
+        (vec![7; 300_001], vec![0]),
+    ] {
+        let server = Server::start(serving(&image, |_| None)).await;
+        let cache = Cache::new();
+        let path = cache
+            .dir
+            .path()
+            .join(format!("tmp/partial-{}", layer.hex()));
+        std::fs::write(&path, found).unwrap();
+        let registry = client(quick(), Credentials::Anonymous);
+        let (result, _) = fetch(&registry, &pinned(&server.host, &image.digest()), &cache).await;
+        result.unwrap();
+        let asked = server.asked();
+        let asked: Vec<_> = asked
+            .iter()
+            .filter(|a| a.path.ends_with(layer.as_str()))
+            .map(|a| a.from)
+            .collect();
+        assert_eq!(asked, from);
+    }
 }

@@ -58,7 +58,8 @@ async fn oversized_manifests_are_refused() {
 async fn wrong_manifests_are_refused() {
     let image = one_layer();
     let (result, server) =
-        resolve_manifest(Answer::ok(&image.manifest).header("Content-Type", "text/html")).await;
+        resolve_manifest(Answer::ok(b"<html>log in</html>").header("Content-Type", "text/html"))
+            .await;
     check(
         result,
         &server,
@@ -144,32 +145,61 @@ async fn a_config_with_the_wrong_digest_or_size_is_refused() {
     }
 }
 
+/// An index for each platform in an outer one, as crane and some CI systems push it; also where it is labelled as a
+/// manifest.
 #[tokio::test]
-async fn a_nested_index_is_refused_also_where_it_is_labelled_as_a_manifest() {
-    let inner = format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[]}}"#);
+async fn case_an_index_within_an_index_is_resolved() {
+    let image = one_layer();
     let platform = r#","platform":{"os":"linux","architecture":"amd64"}"#;
     for kind in [OCI_INDEX, OCI_MANIFEST] {
+        let entry = descriptor(OCI_MANIFEST, &image.manifest, platform);
+        let inner =
+            format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{entry}]}}"#);
         let entry = descriptor(kind, inner.as_bytes(), platform);
         let outer = format!(r#"{{"schemaVersion":2,"manifests":[{entry}]}}"#);
-        let inner = inner.clone();
-        let server = Server::start(move |asked| {
-            let body = if asked.path.ends_with("latest") {
+        let by_digest = digest(inner.as_bytes()).to_string();
+        let server = Server::start(serving(&image, move |asked| {
+            let index = if asked.path.ends_with("latest") {
                 &outer
-            } else {
+            } else if asked.path.ends_with(&by_digest) {
                 &inner
+            } else {
+                return None;
             };
-            Answer::ok(body.as_bytes()).header("Content-Type", OCI_INDEX)
-        })
+            Some(Answer::ok(index.as_bytes()).header("Content-Type", OCI_INDEX))
+        }))
         .await;
         let reference: Reference = format!("{}/test/app", server.host).parse().unwrap();
         let registry = client(quick(), Credentials::Anonymous);
-        let error = registry.resolve(&reference, &[]).await.unwrap_err();
-        assert!(
-            matches!(
-                error.problem,
-                Problem::Image(ImageError::NestedIndex { .. })
-            ),
-            "{error:?}"
-        );
+        let resolved = registry.resolve(&reference, &[]).await.unwrap();
+        assert_eq!(resolved.by_arch["amd64"], image.digest(), "{kind}");
+    }
+}
+
+/// S3, nginx and other static files as a registry.
+#[tokio::test]
+async fn case_a_manifest_is_taken_whatever_its_general_content_type() {
+    let image = one_layer();
+    for kind in [
+        "application/json",
+        "text/plain",
+        "application/octet-stream",
+        "",
+    ] {
+        let manifest = image.manifest.clone();
+        let server = Server::start(serving(&image, move |asked| {
+            let answer = Answer::ok(&manifest);
+            asked.path.contains("/manifests/").then(|| match kind {
+                "" => answer,
+                kind => answer.header("Content-Type", kind),
+            })
+        }))
+        .await;
+        let registry = client(quick(), Credentials::Anonymous);
+        let reference: Reference = format!("{}/test/app", server.host).parse().unwrap();
+        let resolved = registry.resolve(&reference, &[]).await.unwrap();
+        let pinned = pinned(&server.host, &resolved.by_arch["amd64"]);
+        let (result, _) = fetch(&registry, &pinned, &Cache::new()).await;
+        result.unwrap();
     }
 }
