@@ -103,7 +103,7 @@ impl Confined {
             working_dir: "/",
             user: &nobody,
             cgroup: Some(self.cgroup),
-            executable: Executable::Adapter(kept),
+            executable: Executable::Confined(kept),
             namespaces: Namespaces::Init,
         };
         let streams = Streams::Pipes {

@@ -5,9 +5,10 @@
 //! - [`early`]: in the initramfs, devices and kernel modules;
 //! - [`supervise`]: the life of a guest from boot to power off, and the loop while the app runs;
 //! - [`boot`]: the boot config from the node, and the boot; [`plan`] decides the steps of the boot, [`execute`] performs them;
-//! - [`modules`]: kernel modules that are loaded on demand; [`volume`]: a volume's places, content and owner;
 //! - [`app`], [`namespace`]: the app and the namespaces it lives in; [`namespace_init`]: their PID 1, which is this program
 //!   under another name;
+//! - [`modules`]: kernel modules that are loaded on demand;
+//! - [`volume`]: a volume's places, content and owner; [`unmount`]: its end;
 //! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it; [`oom`]: kills for
 //!   want of memory;
 //! - [`adapter`] and [`forward`]: the processes of the PROXY adapter and of the forwarder (`proxy_adapter`), which are this program
@@ -64,6 +65,7 @@ fn main() -> ExitCode {
             proxy_adapter::run_forwarder(arguments, sys::inherited);
             return ExitCode::FAILURE;
         }
+        Some(namespace_init::NAME) => return namespace_init::run(),
         Some(modules::MODPROBE) => {
             return if modules::modprobe(arguments) {
                 ExitCode::SUCCESS
@@ -71,7 +73,6 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
-        Some(namespace_init::NAME) => return namespace_init::run(),
         _ => {}
     }
     if std::process::id() != 1 {

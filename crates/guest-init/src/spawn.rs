@@ -54,9 +54,9 @@ pub(crate) struct Program<'a> {
 pub(crate) enum Executable<'a> {
     /// The image's, looked up by the name in `argv`.
     Image,
-    /// The PROXY adapter: this program itself under the name in `argv`, without rights. It keeps these
-    /// descriptors, under the same numbers.
-    Adapter(&'a [BorrowedFd<'a>]),
+    /// The PROXY adapter's or the forwarder's: this program itself under the name in `argv`, without rights. It keeps
+    /// these descriptors, under the same numbers.
+    Confined(&'a [BorrowedFd<'a>]),
     /// PID 1 of the app's namespace: this program itself under the name in `argv`, with every signal blocked.
     NamespaceInit,
 }
@@ -261,7 +261,7 @@ impl Exec {
             .map(|(name, value)| text(format!("{name}={value}")))
             .collect::<Result<Vec<_>, _>>()?;
         let has_home = program.environment.iter().any(|(name, _)| name == "HOME");
-        if !has_home && !matches!(program.executable, Executable::Adapter(_)) {
+        if !has_home && !matches!(program.executable, Executable::Confined(_)) {
             environment.push(text(format!("HOME={}", program.user.home))?);
         }
         Ok(Self {
@@ -325,7 +325,7 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
     }
     rustix::process::chdir(program.working_dir).map_err(at(4))?;
     let (current, maximum) = match program.executable {
-        Executable::Adapter(_) => (proxy_adapter::OPEN_FILES, proxy_adapter::OPEN_FILES),
+        Executable::Confined(_) => (proxy_adapter::OPEN_FILES, proxy_adapter::OPEN_FILES),
         Executable::Image | Executable::NamespaceInit => OPEN_FILES,
     };
     let limit = Rlimit {
@@ -341,7 +341,7 @@ fn prepare_child(program: &Program<'_>, streams: &Streams) -> Result<(), (u8, io
         .iter()
         .map(|gid| rustix::fs::Gid::from_raw(*gid))
         .collect();
-    if let Executable::Adapter(kept) = program.executable {
+    if let Executable::Confined(kept) = program.executable {
         confine().map_err(at(8))?;
         for fd in kept {
             fcntl_setfd(fd, FdFlags::empty()).map_err(at(9))?;
