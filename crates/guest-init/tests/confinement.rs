@@ -102,7 +102,8 @@ fn the_adapter_has_no_rights_no_environment_and_its_listeners_only() {
         .lines()
         .find(|line| line.starts_with("Max open files"));
     let files: Vec<_> = files.unwrap().split_whitespace().collect();
-    assert_eq!(files[3..5], ["32896", "32896"]);
+    let bound = proxy_adapter::OPEN_FILES.to_string();
+    assert_eq!(files[3..5], [bound.as_str(), bound.as_str()]);
     let kept = (listener.as_raw_fd().to_string(), "/dev/null".to_owned());
     assert!(
         descriptors.contains(&kept)
