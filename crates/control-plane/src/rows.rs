@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use api::user::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
+use api::user::{EndedRow, EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
-use scheduler::cluster_state::{ClusterState, Env, Instance};
+use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
 use scheduler::planner::Finding;
 use scheduler::rollout::wanted_counts;
 
@@ -58,6 +58,39 @@ pub(crate) fn instance_rows(
             b.created_at,
             b.id,
         ))
+    });
+    rows
+}
+
+pub(crate) fn ended_row(
+    cluster: &ClusterState,
+    id: InstanceId,
+    ended: &EndedInstance,
+) -> EndedRow {
+    EndedRow {
+        id,
+        env: ended.env.clone(),
+        process: ended.process.clone(),
+        release: ended.release,
+        node: ended.node,
+        node_name: node_name(cluster, ended.node),
+        created_at: ended.created_at,
+        ended_at: ended.ended_at,
+        reason: ended.reason.clone(),
+        restarts: ended.restarts,
+        last_exit: ended.last_exit.clone(),
+        failure: ended.failure.clone(),
+    }
+}
+
+/// The ended instances of the envs that `keep` keeps, by env, process type and when they ended.
+pub(crate) fn ended_rows(cluster: &ClusterState, keep: impl Fn(&EnvKey) -> bool) -> Vec<EndedRow> {
+    let kept = cluster.ended.iter().filter(|(_, ended)| keep(&ended.env));
+    let mut rows: Vec<_> = kept
+        .map(|(id, ended)| ended_row(cluster, *id, ended))
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.env, &a.process, a.ended_at, a.id).cmp(&(&b.env, &b.process, b.ended_at, b.id))
     });
     rows
 }

@@ -10,6 +10,8 @@
 //! and now, by the node's clock ([`believable`]), so that no guest puts its lines before or after
 //! those of others.
 //!
+//! When an instance is gone its log is moved to where those of ended instances are kept (`crate::ended_logs`).
+//!
 //! Deliberately absent: fsync. An acknowledged line survives the agent, not the machine.
 
 use std::collections::VecDeque;
@@ -48,13 +50,13 @@ pub(crate) struct Past {
 /// One instance's log. Shared between the link that writes it and the streams that read it.
 #[derive(Debug)]
 pub(crate) struct InstanceLog {
-    dir: PathBuf,
     inner: Mutex<Inner>,
     live: Arc<Backlog>,
 }
 
 #[derive(Debug)]
 struct Inner {
+    dir: PathBuf,
     file: File,
     bytes: u64,
     last_seq: u64,
@@ -85,8 +87,8 @@ impl InstanceLog {
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.set_len(whole_bytes)?;
         Ok(Self {
-            dir: dir.to_owned(),
             inner: Mutex::new(Inner {
+                dir: dir.to_owned(),
                 file,
                 bytes: whole_bytes,
                 last_seq,
@@ -161,11 +163,11 @@ impl InstanceLog {
             bytes.extend_from_slice(&GuestFrame::Log(record.clone()).encode());
         }
         if inner.bytes > 0 && inner.bytes + bytes.len() as u64 > ROTATE_BYTES {
-            std::fs::rename(self.dir.join(CURRENT), self.dir.join(PREVIOUS))?;
+            std::fs::rename(inner.dir.join(CURRENT), inner.dir.join(PREVIOUS))?;
             inner.file = OpenOptions::new()
                 .create(true)
                 .append(true)
-                .open(self.dir.join(CURRENT))?;
+                .open(inner.dir.join(CURRENT))?;
             inner.bytes = 0;
         }
         if let Err(error) = inner.file.write_all(&bytes) {
@@ -188,24 +190,35 @@ impl InstanceLog {
     pub(crate) fn follow(&self, wanted: Past) -> io::Result<(Vec<LogRecord>, Follower)> {
         let inner = self.lock();
         let follower = self.live.follow();
-        let past = tail(&self.dir, wanted)?;
+        let past = tail(&inner.dir, wanted)?;
         drop(inner);
         Ok((past, follower))
     }
 
     /// The texts of the last `lines` records of the last boot, cut to [`MAX_TAIL_LINE_BYTES`] each.
     pub(crate) fn log_tail(&self, lines: usize) -> Vec<String> {
-        let _inner = self.lock();
+        let inner = self.lock();
         let wanted = Past {
             lines,
             ..Past::default()
         };
-        let records = tail(&self.dir, wanted).unwrap_or_default();
+        let records = tail(&inner.dir, wanted).unwrap_or_default();
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
         records[boot..]
             .iter()
             .map(|record| one_line(&String::from_utf8_lossy(&record.line), MAX_TAIL_LINE_BYTES))
             .collect()
+    }
+
+    /// Moves the files to a folder that is not there yet. Those who have the log in hand find them there.
+    ///
+    /// # Errors
+    /// The folder cannot be renamed; the log is where it was.
+    pub(crate) fn move_to(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.lock();
+        std::fs::rename(&inner.dir, dir)?;
+        dir.clone_into(&mut inner.dir);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -254,6 +267,40 @@ fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
         })?;
     }
     Ok(if wanted.previous { before } else { last }.into())
+}
+
+/// The wanted records of an ended instance, whose previous run is its last one.
+///
+/// # Errors
+/// The files cannot be read.
+pub(crate) fn ended_tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
+    let all = Past {
+        previous: false,
+        ..wanted
+    };
+    let mut records = tail(dir, all)?;
+    if wanted.previous
+        && let Some(begin) = records.iter().rposition(begins_boot)
+    {
+        records.drain(..begin);
+    }
+    Ok(records)
+}
+
+/// What the files of a log take, in bytes; 0 when there are none.
+///
+/// # Errors
+/// The files cannot be looked at.
+pub(crate) fn log_bytes(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for name in [PREVIOUS, CURRENT] {
+        match std::fs::metadata(dir.join(name)) {
+            Ok(file) => bytes += file.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// Calls `each` with every whole record; returns how many bytes they take.

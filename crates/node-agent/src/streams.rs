@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::blocking::blocking;
 use crate::directory::{Directory, Entry};
+use crate::ended_logs::EndedLogs;
 use crate::exec;
 use crate::logs::{Past, begins_boot};
 
@@ -28,8 +29,15 @@ const MAX_STREAMS: usize = 64;
 /// Lines of the past that one stream sends at most, for each instance.
 const MAX_TAIL_LINES: usize = 10_000;
 
+/// What streams read: the instances of this node, and the logs of those that are gone.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamLogs {
+    pub(crate) directory: Directory,
+    pub(crate) ended: EndedLogs,
+}
+
 /// Asks for stream requests and serves them, until dropped.
-pub(crate) async fn serve(client: ApiClient, directory: Directory) {
+pub(crate) async fn serve(client: ApiClient, logs: StreamLogs) {
     let mut open = JoinSet::new();
     loop {
         while open.try_join_next().is_some() {}
@@ -46,9 +54,9 @@ pub(crate) async fn serve(client: ApiClient, directory: Directory) {
             }
         };
         for request in requests {
-            let (client, directory) = (client.clone(), directory.clone());
+            let (client, logs) = (client.clone(), logs.clone());
             open.spawn(async move {
-                if let Err(error) = serve_one(&client, &directory, request).await {
+                if let Err(error) = serve_one(&client, &logs, request).await {
                     tracing::debug!(%error, "a stream ended early");
                 }
             });
@@ -58,12 +66,13 @@ pub(crate) async fn serve(client: ApiClient, directory: Directory) {
 
 async fn serve_one(
     client: &ApiClient,
-    directory: &Directory,
+    logs: &StreamLogs,
     StreamRequest { stream, wanted }: StreamRequest,
 ) -> Result<(), ClientError> {
+    let directory = &logs.directory;
     match wanted {
         StreamWanted::Logs(wanted) => {
-            let lines = lines(directory, &wanted).await;
+            let lines = lines(logs, &wanted).await;
             let body = lines.map(|line| Ok::<_, Infallible>(to_json(&line)));
             client.open_stream(&stream, body).await
         }
@@ -124,20 +133,33 @@ fn to_json(line: &LogLine) -> Bytes {
 
 /// The wanted lines: the past of all instances in the order of time, then, when followed, what comes.
 async fn lines(
-    directory: &Directory,
+    logs: &StreamLogs,
     wanted: &LogsWanted,
 ) -> impl Stream<Item = LogLine> + Send + use<> {
     let tail = (wanted.tail as usize).min(MAX_TAIL_LINES);
     let mut past = Vec::new();
     let mut coming = stream::SelectAll::new();
     for &id in &wanted.instances {
-        let Some(Entry { process, log, .. }) = directory.get(id) else {
-            continue;
-        };
         let asked = Past {
             lines: tail,
             since: wanted.since,
             previous: wanted.previous,
+        };
+        let Some(Entry { process, log, .. }) = logs.directory.get(id) else {
+            let ended = logs.ended.clone();
+            match blocking(move || ended.read(id, asked)).await {
+                Ok(Some((process, records))) => past.extend(
+                    records
+                        .into_iter()
+                        .map(|record| (id, process.clone(), record)),
+                ),
+                Ok(None) => {}
+                Err(error) => {
+                    let cause = display::chain(&error);
+                    tracing::warn!(cause, instance = %id, "cannot read the log of an ended instance");
+                }
+            }
+            continue;
         };
         let followed = blocking(move || log.follow(asked)).await;
         let (records, follower) = match followed {
@@ -228,11 +250,14 @@ mod tests {
     #[tokio::test]
     async fn the_past_of_two_instances_is_in_order_and_followed_by_what_comes() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = Directory::default();
+        let logs = StreamLogs {
+            directory: Directory::default(),
+            ended: EndedLogs::in_data_dir(dir.path()),
+        };
         let mut both = Vec::new();
         for id in [1, 2] {
             let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());
-            logs.add(InstanceId(id), "web".parse().unwrap(), log.clone());
+            logs.directory.add(InstanceId(id), "web".parse().unwrap(), log.clone());
             both.push(log);
         }
         both[0]
