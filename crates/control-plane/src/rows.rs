@@ -62,11 +62,7 @@ pub(crate) fn instance_rows(
     rows
 }
 
-pub(crate) fn ended_row(
-    cluster: &ClusterState,
-    id: InstanceId,
-    ended: &EndedInstance,
-) -> EndedRow {
+pub(crate) fn ended_row(cluster: &ClusterState, id: InstanceId, ended: &EndedInstance) -> EndedRow {
     EndedRow {
         id,
         env: ended.env.clone(),

@@ -22,7 +22,8 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::host::{
-    Disks, EndedLogOwner, Files, GuestStream, Images, Logs, Network, Server, VmRequest, Vmm, endpoint,
+    Disks, EndedLogOwner, Files, GuestStream, Images, Logs, Network, Server, VmRequest, Vmm,
+    endpoint,
 };
 
 /// Time enough for a guest to boot on a busy machine without hardware virtualization.

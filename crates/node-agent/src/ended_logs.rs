@@ -186,7 +186,9 @@ mod tests {
         };
         let (process, records) = ended.read(InstanceId(id), wanted).unwrap()?;
         assert_eq!(process.as_str(), "web");
-        let texts = records.into_iter().map(|record| String::from_utf8(record.line).unwrap());
+        let texts = records
+            .into_iter()
+            .map(|record| String::from_utf8(record.line).unwrap());
         Some(texts.collect())
     }
 
@@ -207,7 +209,10 @@ mod tests {
         assert_eq!(log.follow(wanted).unwrap().0.len(), 1);
         drop(log);
         let ended = EndedLogs::in_data_dir(data_dir.path());
-        assert_eq!(texts(&ended, 1, false).unwrap(), ["start 1", "why I failed"]);
+        assert_eq!(
+            texts(&ended, 1, false).unwrap(),
+            ["start 1", "why I failed"]
+        );
         assert_eq!(texts(&ended, 2, false), None);
 
         // An agent that was killed before it removed the instance's folder finds an empty log there.
@@ -231,7 +236,10 @@ mod tests {
         let ended = EndedLogs::in_data_dir(data_dir.path());
         ended.keep(&owner(1), &log_dir, None).unwrap();
         assert_eq!(texts(&ended, 1, false).unwrap().len(), 4);
-        assert_eq!(texts(&ended, 1, true).unwrap(), ["start 2", "ended: exit code 1"]);
+        assert_eq!(
+            texts(&ended, 1, true).unwrap(),
+            ["start 2", "ended: exit code 1"]
+        );
     }
 
     #[test]

@@ -257,7 +257,8 @@ mod tests {
         let mut both = Vec::new();
         for id in [1, 2] {
             let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());
-            logs.directory.add(InstanceId(id), "web".parse().unwrap(), log.clone());
+            logs.directory
+                .add(InstanceId(id), "web".parse().unwrap(), log.clone());
             both.push(log);
         }
         both[0]

@@ -42,7 +42,7 @@ pub fn evict(logs: &[EndedLog], now: Timestamp) -> Vec<InstanceId> {
     }
     for logs in kept.values_mut() {
         // The oldest is last.
-        logs.sort_by(|a, b| (b.ended_at, b.id).cmp(&(a.ended_at, a.id)));
+        logs.sort_by_key(|log| std::cmp::Reverse((log.ended_at, log.id)));
     }
     let bytes_of = |logs: &[&EndedLog]| logs.iter().map(|log| log.bytes).sum::<u64>();
     loop {
@@ -82,10 +82,7 @@ mod tests {
 
     #[test]
     fn logs_are_bounded_by_age_bytes_and_number() {
-        let aged = [
-            log(1, "a", MAX_AGE_MS - 1, 1),
-            log(2, "a", MAX_AGE_MS, 1),
-        ];
+        let aged = [log(1, "a", MAX_AGE_MS - 1, 1), log(2, "a", MAX_AGE_MS, 1)];
         assert_eq!(evict(&aged, NOW), [InstanceId(2)]);
         assert_eq!(evict(&aged[..1], NOW), []);
 

@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use crate::action::Action;
 use crate::changes::{Changes, EnvRecord};
 use crate::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout, Volume, VolumePhase,
+    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout, Volume,
+    VolumePhase,
 };
 use crate::reports::apply_report;
 

@@ -66,9 +66,7 @@ pub fn recent<'c>(
         let is_named = process.is_none_or(|process| *process == ended.process);
         let is_recent = match since {
             Some(since) => ended.ended_at >= since,
-            None => {
-                now.millis_since(ended.ended_at) < RECENT_MS || !has_others(&ended.process)
-            }
+            None => now.millis_since(ended.ended_at) < RECENT_MS || !has_others(&ended.process),
         };
         ended.env == *env && is_named && is_recent
     };
@@ -135,7 +133,7 @@ mod tests {
         let (last, before) = (InstanceId(22), InstanceId(21));
         assert_eq!(expired(&many, NOW), [before, last]);
 
-        let all = (0..MAX_ENDED as u64 + 1).map(|number| EndedInstance {
+        let all = (0..=MAX_ENDED as u64).map(|number| EndedInstance {
             env: key(&format!("shop{number}/prod")),
             ..ended("web", number)
         });

@@ -52,7 +52,10 @@ pub fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unk
     let is_unknown_volume = |id: &VolumeId| {
         cluster.volumes.get(id).is_none_or(|v| v.node != node) && !unreadable(Subject::Volume(*id))
     };
-    let running = report.instances.iter().filter(|reported| !has_stopped(reported.state));
+    let running = report
+        .instances
+        .iter()
+        .filter(|reported| !has_stopped(reported.state));
     let instances = running.map(|reported| reported.id);
     let volumes = report.volumes.iter().copied();
     Unknown {

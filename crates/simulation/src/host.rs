@@ -17,8 +17,9 @@ use model::image::ImageConfig;
 use model::instance::{AttachedVolume, PinnedImage};
 use model::{Digest, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_agent::host::{
-    Disks, Egress, EndedLogOwner, Files, GuestListener, GuestStream, HostError, HostResult, ImagePin, Images, Log,
-    Logs, Network, NetworkProbe, PreparedImage, Progress, Vm, VmRequest, Vmm,
+    Disks, Egress, EndedLogOwner, Files, GuestListener, GuestStream, HostError, HostResult,
+    ImagePin, Images, Log, Logs, Network, NetworkProbe, PreparedImage, Progress, Vm, VmRequest,
+    Vmm,
 };
 use node_network::Endpoint;
 use tokio::io::DuplexStream;

@@ -204,7 +204,7 @@ impl Server {
                 format!("server terminates {id}: {reason}")
             }
             Action::Delete { id, .. } => format!("server deletes {id}"),
-        Action::PruneEnded { id } => format!("server prunes {id}"),
+            Action::PruneEnded { id } => format!("server prunes {id}"),
             Action::MakeVolume(volume) => {
                 format!("server makes volume {} on {}", volume.id, volume.node)
             }

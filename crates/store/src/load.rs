@@ -17,8 +17,8 @@ use model::{
 };
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject, UnreadableRecord, Volume,
-    VolumeKey, VolumePhase,
+    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
+    UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use api::paths;
 use api::user::{
-    CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EndedRow, EnvRow, ImageRow,
-    InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
+    CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EndedRow, EnvRow,
+    ImageRow, InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
     ScaleRequest, SecretRow, SetSecretsRequest, VolumeRow,
 };
 use api::user::{ExecQuery, SignalRequest, StatsRow};

@@ -76,10 +76,7 @@ fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
     );
     removed.unreadable.clear();
     apply(&mut removed, &delete.clone().into()).unwrap();
-    assert_eq!(
-        removed.ended[&id].reason,
-        "a test; its node was removed"
-    );
+    assert_eq!(removed.ended[&id].reason, "a test; its node was removed");
 
     let instance = cluster.instances.get_mut(&id).unwrap();
     instance.phase = InstancePhase::Gone {
