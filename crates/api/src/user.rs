@@ -354,9 +354,13 @@ pub struct EnvRow {
     pub env: EnvKey,
     /// The newest release.
     pub release: ReleaseNumber,
-    /// How far its rollout is.
+    /// The release whose instances are wanted: the newest one, or that which a failed rollout went back to. Absent when
+    /// it failed and there was none.
+    #[serde(default)]
+    pub serving: Option<ReleaseNumber>,
+    /// How far the rollout of the newest release is.
     pub phase: RolloutPhase,
-    /// Wanted and ready instances by process type.
+    /// Wanted instances by process type, and those that are ready or have done their work.
     pub processes: BTreeMap<ProcessName, (u32, u32)>,
     /// Host names that lead to it.
     pub hosts: Vec<String>,
@@ -416,6 +420,9 @@ pub struct StatsRow {
     pub process: ProcessName,
     /// Its node.
     pub node: NodeId,
+    /// The node's name.
+    #[serde(default)]
+    pub node_name: String,
     /// What its guest says; absent when it did not answer.
     pub stats: Option<GuestStats>,
     /// Why there are none.

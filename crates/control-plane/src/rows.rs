@@ -8,7 +8,7 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
 use scheduler::planner::Finding;
-use scheduler::rollout::wanted_counts;
+use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
 const REVISION_MASK: u64 = (1 << 53) - 1;
@@ -119,7 +119,7 @@ pub(crate) fn volume_rows(
     rows
 }
 
-fn node_name(cluster: &ClusterState, id: NodeId) -> String {
+pub(crate) fn node_name(cluster: &ClusterState, id: NodeId) -> String {
     let node = cluster.nodes.get(&id);
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
@@ -157,8 +157,9 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
     for instance in cluster.instances.values() {
-        let serves =
-            !instance.is_terminating() && instance.report.as_ref().is_some_and(|r| r.ready);
+        // Whether its node is away now is not asked: it may well serve.
+        let is_well = InstanceHealth::of(instance, true).is_well();
+        let serves = !instance.is_terminating() && is_well;
         if serves && key_of(instance) == *key {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;
@@ -172,6 +173,10 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
     EnvRow {
         env: key.clone(),
         release: env.rollout.release,
+        serving: match env.rollout.phase {
+            RolloutPhase::Failed => serving_before(env, &env.rollout),
+            _ => Some(env.rollout.wanted),
+        },
         phase: env.rollout.phase,
         processes,
         hosts,

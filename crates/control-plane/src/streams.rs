@@ -22,6 +22,7 @@ use hyper::upgrade::Upgraded;
 use identity::KeyError;
 use model::{InstanceId, NodeId, Timestamp};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::limits::MAX_WAITING_STREAMS;
 
@@ -58,6 +59,8 @@ pub(crate) type Answered<T> = Result<T, String>;
 pub(crate) struct Open {
     /// Where its lines go.
     pub(crate) lines: Lines,
+    /// Cancelled when its reader has all it wanted, while the node may still have lines to come.
+    pub(crate) over: CancellationToken,
     /// How far it is, for its reader.
     pub(crate) end: Ended,
     /// Who asked. The queue is bounded by the streams that were asked for: each sends once.
@@ -110,6 +113,7 @@ impl Streams {
         node: NodeId,
         wanted: LogsWanted,
         lines: Lines,
+        over: CancellationToken,
         ended: mpsc::UnboundedSender<Ended>,
     ) -> Result<String, AskError> {
         let instances = wanted.instances.iter().copied().collect();
@@ -120,7 +124,12 @@ impl Streams {
                 last: None,
                 opened: false,
             };
-            Waiting::Logs(Open { lines, end, ended })
+            Waiting::Logs(Open {
+                lines,
+                over,
+                end,
+                ended,
+            })
         };
         self.ask(node, StreamWanted::Logs(wanted), open)
     }

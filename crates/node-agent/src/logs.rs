@@ -14,7 +14,7 @@
 //!
 //! Deliberately absent: fsync. An acknowledged line survives the agent, not the machine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -39,7 +39,7 @@ const PREVIOUS: &str = "previous.log";
 /// Which records of the past are wanted.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Past {
-    /// At most this many, the last ones.
+    /// At most this many lines, the last ones. The pieces of a long line count as one.
     pub(crate) lines: usize,
     /// Only those at or after this time.
     pub(crate) since: Option<Timestamp>,
@@ -204,8 +204,13 @@ impl InstanceLog {
         };
         let records = tail(&inner.dir, wanted).unwrap_or_default();
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
-        records[boot..]
-            .iter()
+        // Of a long line its first piece is more than enough.
+        let mut goes_on = BTreeMap::new();
+        let firsts = records[boot..].iter().filter(|record| {
+            let before = goes_on.insert(record.stream as u8, record.partial);
+            !before.unwrap_or(false)
+        });
+        firsts
             .map(|record| one_line(&String::from_utf8_lossy(&record.line), MAX_TAIL_LINE_BYTES))
             .collect()
     }
@@ -245,8 +250,8 @@ pub(crate) fn begins_boot(record: &LogRecord) -> bool {
 
 fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
     // Of the boot before, while the last one is read.
-    let mut before = VecDeque::new();
-    let mut last = VecDeque::new();
+    let mut before = LastLines::new(wanted.lines);
+    let mut last = LastLines::new(wanted.lines);
     for name in [PREVIOUS, CURRENT] {
         let path = dir.join(name);
         if !path.exists() {
@@ -254,19 +259,75 @@ fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
         }
         for_each_record(&path, |record| {
             if wanted.previous && begins_boot(&record) {
-                before = std::mem::take(&mut last);
+                before = std::mem::replace(&mut last, LastLines::new(wanted.lines));
             }
             let at = record.at_nanos / NANOS_PER_MILLI;
             if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
-                return;
+                last.leave_out(&record);
+            } else {
+                last.push(record);
             }
-            if last.len() == wanted.lines {
-                last.pop_front();
-            }
-            last.push_back(record);
         })?;
     }
-    Ok(if wanted.previous { before } else { last }.into())
+    let wanted = if wanted.previous { before } else { last };
+    Ok(wanted.into_records())
+}
+
+/// The last lines of a log, none of which lacks its beginning.
+struct LastLines {
+    most: usize,
+    records: VecDeque<LogRecord>,
+    /// How many of the records end a line.
+    lines: usize,
+    /// The streams of which a piece of a line was left out whose rest may be in `records`.
+    cut: BTreeSet<u8>,
+}
+
+impl LastLines {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            records: VecDeque::new(),
+            lines: 0,
+            cut: BTreeSet::new(),
+        }
+    }
+
+    fn push(&mut self, record: LogRecord) {
+        self.lines += usize::from(ends_line(&record));
+        self.records.push_back(record);
+        while self.lines > self.most {
+            let Some(first) = self.records.pop_front() else {
+                break;
+            };
+            self.lines -= usize::from(ends_line(&first));
+            self.leave_out(&first);
+        }
+    }
+
+    fn leave_out(&mut self, record: &LogRecord) {
+        if ends_line(record) {
+            self.cut.remove(&(record.stream as u8));
+        } else {
+            self.cut.insert(record.stream as u8);
+        }
+    }
+
+    fn into_records(mut self) -> Vec<LogRecord> {
+        self.records.retain(|record| {
+            let is_rest = self.cut.contains(&(record.stream as u8));
+            if is_rest && ends_line(record) {
+                self.cut.remove(&(record.stream as u8));
+            }
+            !is_rest
+        });
+        self.records.into()
+    }
+}
+
+/// Whether a record is a line, or the last piece of one.
+fn ends_line(record: &LogRecord) -> bool {
+    !record.partial || begins_boot(record)
 }
 
 /// The wanted records of an ended instance, whose previous run is its last one.
@@ -406,6 +467,43 @@ mod tests {
         log.append(LATE, vec![record(1, "c")]).unwrap();
         assert_eq!(previous(9), ["start 1", "early", "a", "b", "ended"]);
         assert_eq!(previous(2), ["b", "ended"]);
+    }
+
+    #[test]
+    fn case_a_line_in_pieces_counts_as_one_and_is_never_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        let piece = |seq, text, stream, partial| LogRecord {
+            stream,
+            partial,
+            ..record(seq, text)
+        };
+        let (out, err) = (Stream::Stdout, Stream::Stderr);
+        let records = vec![
+            piece(1, "a1", out, true),
+            piece(2, "e1", err, true),
+            piece(3, "a2", out, true),
+            piece(4, "a3", out, false),
+            piece(5, "e2", err, false),
+            piece(6, "b", out, false),
+        ];
+        log.append(LATE, records).unwrap();
+        let texts = |lines, since| {
+            let wanted = Past {
+                lines,
+                since,
+                ..Past::default()
+            };
+            let records = log.follow(wanted).unwrap().0.into_iter();
+            let texts = records.map(|record| String::from_utf8(record.line).unwrap());
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(texts(1, None), "b");
+        // `e1` lies between the pieces of the line that is left out.
+        assert_eq!(texts(2, None), "b");
+        assert_eq!(texts(3, None), "a1 e1 a2 a3 e2 b");
+        assert_eq!(texts(9, Some(Timestamp(3))), "b");
+        assert_eq!(log.log_tail(9), ["a1", "e1", "b"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use model::{AppName, EnvKey, EnvName};
 
 use crate::commands::manifest_file;
 use crate::failure::Failure;
+use crate::output;
 
 /// Where `platform server` puts the first admin's configuration by default.
 const SERVERS_OWN: &str = "/var/lib/platform/server/client.json";
@@ -68,6 +69,57 @@ fn users_own() -> Option<PathBuf> {
     Some(folder.join("platform/config.json"))
 }
 
+/// The apps and envs that a list is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Scope {
+    /// Absent: of every app.
+    pub(crate) app: Option<AppName>,
+    /// Absent: of every env.
+    pub(crate) env: Option<EnvName>,
+}
+
+impl Scope {
+    /// Whether what belongs to this env is listed.
+    pub(crate) fn keeps(&self, key: &EnvKey) -> bool {
+        self.app.as_ref().is_none_or(|app| key.app == *app)
+            && self.env.as_ref().is_none_or(|env| key.env == *env)
+    }
+
+    /// Says that there are no `what`. A failure where that is because there is no such app or env.
+    pub(crate) async fn nothing(&self, client: &ApiClient, what: &str) -> Result<(), Failure> {
+        let names: Vec<EnvKey> = client
+            .envs()
+            .await?
+            .into_iter()
+            .map(|row| row.env)
+            .collect();
+        output::note(self.explain(what, &names)?);
+        Ok(())
+    }
+
+    fn explain(&self, what: &str, there: &[EnvKey]) -> Result<String, Failure> {
+        let here = there.iter().any(|key| self.keeps(key));
+        let of_app: Vec<_> = there
+            .iter()
+            .filter(|key| self.app.as_ref() == Some(&key.app))
+            .map(|key| key.env.as_str())
+            .collect();
+        let missing = match (&self.app, &self.env) {
+            (None, None) => return Ok(format!("no {what}")),
+            (Some(app), Some(env)) if here => return Ok(format!("no {what} of {app}/{env}")),
+            (Some(app), None) if here => return Ok(format!("no {what} of {app}")),
+            (None, Some(env)) if here => return Ok(format!("no {what} in envs named {env}")),
+            (Some(app), Some(env)) if !of_app.is_empty() => {
+                let envs = of_app.join(", ");
+                format!("{app} has no env {env}; there are: {envs}")
+            }
+            (Some(app), _) => format!("there is no app {app}"),
+            (None, Some(env)) => format!("no app has an env {env}"),
+        };
+        Err(Failure::new(missing).hint("`platform envs` lists the apps and envs there are"))
+    }
+}
+
 /// Which app and env.
 #[derive(Debug, Args)]
 pub(crate) struct EnvArguments {
@@ -86,6 +138,15 @@ impl EnvArguments {
             Some(app) => Ok(Some(app.clone())),
             None => manifest_file::app_of(Path::new(manifest_file::DEFAULT)),
         }
+    }
+
+    /// What a list is about: the app at hand, or every one.
+    pub(crate) fn scope(&self, all: bool) -> Result<Scope, Failure> {
+        let app = if all { None } else { self.app_at_hand()? };
+        Ok(Scope {
+            app,
+            env: self.env.clone(),
+        })
     }
 
     /// The env that was named, or the default one.
@@ -122,5 +183,41 @@ impl EnvArguments {
                 .hint("name it with --app, or go to a folder with its platform.toml"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn case_a_list_says_whether_it_is_empty_or_its_app_is_not_there() {
+        let there = [("shop", "prod"), ("shop", "test"), ("blog", "prod")];
+        let there = there.map(|(app, env)| EnvKey {
+            app: app.parse().unwrap(),
+            env: env.parse().unwrap(),
+        });
+        let explain = |app: &str, env: &str| {
+            let scope = Scope {
+                app: app.parse().ok(),
+                env: env.parse().ok(),
+            };
+            match scope.explain("instances", &there) {
+                Ok(said) => said,
+                Err(Failure::Because { error, .. }) => format!("error: {error}"),
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(explain("", ""), "no instances");
+        assert_eq!(explain("shop", ""), "no instances of shop");
+        assert_eq!(explain("shop", "test"), "no instances of shop/test");
+        assert_eq!(explain("", "prod"), "no instances in envs named prod");
+        assert_eq!(explain("nope", ""), "error: there is no app nope");
+        assert_eq!(explain("nope", "prod"), "error: there is no app nope");
+        assert_eq!(explain("", "nope"), "error: no app has an env nope");
+        let other = "error: shop has no env nope; there are: prod, test";
+        assert_eq!(explain("shop", "nope"), other);
     }
 }

@@ -1,12 +1,12 @@
 //! The output of commands: tables for people, JSON for programs.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 
 use anstyle::Style;
 use clap::{Args, ValueEnum};
-use comfy_table::{ContentArrangement, Table as Layout, presets};
 use serde::Serialize;
+use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
 const HEADER: Style = Style::new().bold();
 
@@ -46,44 +46,220 @@ pub(crate) fn note(text: impl Display) {
     let _ = writeln!(anstream::stderr(), "{text}");
 }
 
-/// A table without borders: a header line, and columns.
-pub(crate) struct Table(Layout);
+/// A table without borders: a header line, and columns. Where it is wider than the terminal, cells are shortened in
+/// their middle, the widest column first; elsewhere it is as wide as its cells.
+pub(crate) struct Table {
+    header: Vec<&'static str>,
+    rows: Vec<Row>,
+    /// Whether the last column has lists of words, which go on in the next line.
+    wraps_last: bool,
+}
+
+struct Row {
+    cells: Vec<String>,
+    /// Sentences that stand below the row.
+    notes: Vec<String>,
+}
+
+/// Blanks between two columns.
+const GAP: usize = 2;
+/// No column is shortened below this.
+const MIN_COLUMN: usize = 8;
+/// The last column, where it wraps, is at least this wide.
+const MIN_LAST: usize = 20;
+/// What stands before a note.
+const NOTE_INDENT: &str = "    ";
 
 impl Table {
-    pub(crate) fn new<const N: usize>(header: [&str; N]) -> Self {
-        let mut layout = Layout::new();
-        layout
-            .load_preset(presets::NOTHING)
-            .set_content_arrangement(ContentArrangement::Disabled)
-            .set_header(header);
-        for column in layout.column_iter_mut() {
-            column.set_padding((0, 2));
+    pub(crate) fn new<const N: usize>(header: [&'static str; N]) -> Self {
+        Self {
+            header: header.to_vec(),
+            rows: Vec::new(),
+            wraps_last: false,
         }
-        Self(layout)
+    }
+
+    /// The last column has lists of words: it goes on in the next line rather than be shortened.
+    pub(crate) fn wrapping_last(mut self) -> Self {
+        self.wraps_last = true;
+        self
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.0.add_row(cells.map(|cell| one_line(&cell)));
+        self.rows.push(Row {
+            cells: cells.iter().map(|cell| one_line(cell)).collect(),
+            notes: Vec::new(),
+        });
     }
 
-    /// The lines, the header in bold.
-    pub(crate) fn render(&self) -> String {
+    /// Adds a sentence below the last row, unless it is empty.
+    pub(crate) fn note(&mut self, text: &str) {
+        if let Some(row) = self.rows.last_mut().filter(|_| !text.is_empty()) {
+            row.notes.push(one_line(text));
+        }
+    }
+
+    /// The lines, the header in bold, within this many columns of a terminal.
+    pub(crate) fn render(&self, width: Option<usize>) -> String {
+        let widths = self.widths(width.unwrap_or(usize::MAX));
+        let header: Vec<_> = self.header.iter().map(|name| (*name).to_owned()).collect();
         let mut text = String::new();
-        for (index, line) in self.0.lines().enumerate() {
-            let line = line.trim_end();
+        for (index, line) in self.lines_of(&header, &widths).into_iter().enumerate() {
             if index == 0 {
                 text.push_str(&format!("{HEADER}{line}{HEADER:#}\n"));
             } else {
-                text.push_str(line);
-                text.push('\n');
+                text.push_str(&format!("{line}\n"));
+            }
+        }
+        for row in &self.rows {
+            for line in self.lines_of(&row.cells, &widths) {
+                text.push_str(&format!("{line}\n"));
+            }
+            let rest = width.map_or(usize::MAX, |width| width.saturating_sub(NOTE_INDENT.len()));
+            for note in &row.notes {
+                for line in wrapped(note, rest.max(MIN_LAST)) {
+                    text.push_str(&format!("{NOTE_INDENT}{line}\n"));
+                }
             }
         }
         text
     }
 
-    pub(crate) fn print(&self) -> io::Result<()> {
-        anstream::stdout().write_all(self.render().as_bytes())
+    /// The width of each column, so that a line is no wider than `most` if that can be.
+    fn widths(&self, most: usize) -> Vec<usize> {
+        let mut widths: Vec<usize> = self.header.iter().map(|name| name.width()).collect();
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(&row.cells) {
+                *width = (*width).max(cell.width());
+            }
+        }
+        let gaps = GAP * widths.len().saturating_sub(1);
+        let total = |widths: &[usize]| widths.iter().sum::<usize>().saturating_add(gaps);
+        if self.wraps_last
+            && let Some(last) = widths.last().copied()
+        {
+            let over = total(&widths).saturating_sub(most);
+            let least = last.min(MIN_LAST);
+            if let Some(width) = widths.last_mut() {
+                *width = last.saturating_sub(over).max(least);
+            }
+        }
+        while total(&widths) > most {
+            let shrinking = widths.len() - usize::from(self.wraps_last);
+            let widest = widths[..shrinking].iter_mut().max();
+            match widest.filter(|width| **width > MIN_COLUMN) {
+                Some(width) => *width -= 1,
+                None => break,
+            }
+        }
+        widths
     }
+
+    /// The lines of a row.
+    fn lines_of(&self, cells: &[String], widths: &[usize]) -> Vec<String> {
+        let last = widths.len().saturating_sub(1);
+        let mut first = String::new();
+        let mut rest = Vec::new();
+        for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
+            if index == last && self.wraps_last {
+                let before: usize = widths[..last].iter().map(|width| width + GAP).sum();
+                let mut lines = wrapped(cell, *width).into_iter();
+                first.push_str(&lines.next().unwrap_or_default());
+                rest.extend(lines.map(|line| format!("{}{line}", " ".repeat(before))));
+            } else {
+                let cell = shortened(cell, *width);
+                first.push_str(&cell);
+                first.push_str(&" ".repeat((width + GAP).saturating_sub(cell.width())));
+            }
+        }
+        let mut lines = vec![first.trim_end().to_owned()];
+        lines.extend(rest);
+        lines
+    }
+
+    pub(crate) fn print(&self) -> io::Result<()> {
+        let mut out = anstream::stdout();
+        out.write_all(self.render(terminal_width()).as_bytes())?;
+        out.flush()
+    }
+}
+
+/// Fails when a line of the table is wider than this, or when the table has no rows.
+#[cfg(test)]
+pub(crate) fn fits(table: &Table, width: usize) {
+    let text = anstream::adapter::strip_str(&table.render(Some(width))).to_string();
+    assert!(text.lines().count() > 1, "no rows");
+    for line in text.lines() {
+        assert!(line.width() <= width, "{} columns: {line}", line.width());
+    }
+}
+
+/// The columns of the terminal that standard output is, if it is one.
+fn terminal_width() -> Option<usize> {
+    let stdout = io::stdout();
+    if !stdout.is_terminal() {
+        return None;
+    }
+    let size = rustix::termios::tcgetwinsize(&stdout).ok()?;
+    // Some terminals do not know: 0.
+    Some(usize::from(size.ws_col)).filter(|width| *width > 0)
+}
+
+/// The text, or its two ends where it is too wide.
+fn shortened(text: &str, most: usize) -> String {
+    if text.width() <= most {
+        return text.to_owned();
+    }
+    let left = most.saturating_sub(1);
+    let end = left / 3;
+    let head = taken(text.chars(), left - end);
+    let tail = taken(text.chars().rev(), end);
+    let tail: String = tail.chars().rev().collect();
+    format!("{head}…{tail}")
+}
+
+/// As many characters as fit.
+fn taken(characters: impl Iterator<Item = char>, most: usize) -> String {
+    let mut text = String::new();
+    let mut width = 0;
+    for character in characters {
+        width += character.width().unwrap_or(0);
+        if width > most {
+            break;
+        }
+        text.push(character);
+    }
+    text
+}
+
+/// The text in lines of at most this width, broken between words where that can be.
+fn wrapped(text: &str, most: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let mut word = word.to_owned();
+        loop {
+            let index = lines.len() - 1;
+            let line = &mut lines[index];
+            let blank = usize::from(!line.is_empty());
+            if line.width() + blank + word.width() <= most {
+                if blank > 0 {
+                    line.push(' ');
+                }
+                line.push_str(&word);
+                break;
+            }
+            if line.is_empty() {
+                let part = taken(word.chars(), most.max(1));
+                if part.is_empty() {
+                    break;
+                }
+                word = word.split_off(part.len());
+                line.push_str(&part);
+            }
+            lines.push(String::new());
+        }
+    }
+    lines
 }
 
 /// Longest text in a cell or a message line, in bytes.
@@ -107,12 +283,42 @@ mod tests {
         let mut table = Table::new(["NODE", "STATE"]);
         table.row(["n1".to_owned(), "online".to_owned()]);
         table.row(["n1000".to_owned(), "away\u{1b}[2J\nx".to_owned()]);
-        let plain = anstream::adapter::strip_str(&table.render()).to_string();
+        let plain = anstream::adapter::strip_str(&table.render(None)).to_string();
         expect![[r"
             NODE   STATE
             n1     online
             n1000  away [2J x
         "]]
         .assert_eq(&plain);
+    }
+
+    #[test]
+    fn a_table_is_shortened_and_wrapped_to_the_width_of_the_terminal() {
+        let mut table = Table::new(["ID", "IMAGE", "FILES"]).wrapping_last();
+        let image = "registry.example.com:5000/a-team/of/long-names/shop";
+        table.row(["0000000a", image, "ONE TWO THREE FOUR FIVE"].map(str::to_owned));
+        table.note("it waits for its node, which has been away for a while");
+        table.note("");
+        let plain = anstream::adapter::strip_str(&table.render(Some(50))).to_string();
+        expect![[r"
+            ID        IMAGE               FILES
+            0000000a  registry.ex…s/shop  ONE TWO THREE FOUR
+                                          FIVE
+                it waits for its node, which has been away for
+                a while
+        "]]
+        .assert_eq(&plain);
+        // What cannot be shortened any more is left as it is.
+        let plain = anstream::adapter::strip_str(&table.render(Some(1))).to_string();
+        assert!(plain.contains("\n0000000a  regis…op  ONE TWO"), "{plain}");
+    }
+
+    #[test]
+    fn words_of_any_width_are_wrapped() {
+        assert_eq!(wrapped("", 5), [""]);
+        assert_eq!(wrapped("a bb ccc", 4), ["a bb", "ccc"]);
+        assert_eq!(wrapped("abcdefg hi", 3), ["abc", "def", "g", "hi"]);
+        assert_eq!(wrapped("日本語", 4), ["日本", "語"]);
+        assert_eq!(shortened("日本語日本語", 8), "日本…語");
     }
 }

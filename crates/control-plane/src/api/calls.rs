@@ -31,6 +31,7 @@ use crate::failure::ApiFailure;
 use crate::limits::{
     CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, STREAM_OPEN_TIMEOUT,
 };
+use crate::rows::node_name;
 use crate::state::App;
 use crate::streams::{Answered, Waiting};
 
@@ -182,6 +183,7 @@ pub(crate) async fn stats(
                 env: instance.spec.env_key(),
                 process: instance.spec.process.clone(),
                 node: instance.node,
+                node_name: node_name(&cluster, instance.node),
                 stats: None,
                 reason: None,
             };

@@ -12,7 +12,7 @@ use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use guest_protocol::Stream;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
@@ -21,6 +21,7 @@ use scheduler::cluster_state::{ClusterState, EndedInstance};
 use scheduler::ended::{MAX_ENDED_AGE_MS, recent};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::extract::{InEnv, Params, no_such_env};
 use crate::callers::User;
@@ -53,10 +54,18 @@ pub(crate) async fn to_user(
     let cluster = app.cluster().await?;
     let ended = wanted_ended(&cluster, &key, &query);
     check(&cluster, &key, &query, &ended)?;
+    let shutdown = app.shutdown.clone();
     let (lines, receiver) = mpsc::channel(STREAM_BUFFER_PIECES);
     let reader = Reader::new(app, key, query, lines);
     tokio::spawn(reader.run(cluster, ended, slot));
-    let body = HttpBody::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>));
+    // A reader learns that there may be more, and asks the server again when it is back.
+    let cut = stream::once(async move {
+        shutdown
+            .is_cancelled()
+            .then(|| Err(std::io::Error::other("the server is stopping")))
+    });
+    let lines = ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>);
+    let body = HttpBody::from_stream(lines.chain(cut.filter_map(std::future::ready)));
     let headers = [
         (CONTENT_TYPE, "application/x-ndjson"),
         (CACHE_CONTROL, "no-store"),
@@ -190,6 +199,8 @@ struct Reader {
     progress: BTreeMap<InstanceId, Progress>,
     ended: mpsc::UnboundedSender<Ended>,
     endings: mpsc::UnboundedReceiver<Ended>,
+    /// Ends the streams when the reader is dropped.
+    over: DropGuard,
 }
 
 #[derive(Debug, Default)]
@@ -213,6 +224,7 @@ impl Reader {
             progress: BTreeMap::new(),
             ended,
             endings,
+            over: CancellationToken::new().drop_guard(),
         }
     }
 
@@ -285,7 +297,7 @@ impl Reader {
             };
             let (ended, mut endings) = mpsc::unbounded_channel();
             let streams = &self.app.streams;
-            match streams.ask_for_logs(node, wanted, self.lines.clone(), ended) {
+            match streams.ask_for_logs(node, wanted, self.lines.clone(), self.over(), ended) {
                 Err(error) => Some(error.to_string()),
                 Ok(stream) => {
                     self.give_up_later(node, stream);
@@ -328,6 +340,11 @@ impl Reader {
                 let _ = self.lines.send(line).await;
             }
         }
+    }
+
+    /// Cancelled when this reader is dropped.
+    fn over(&self) -> CancellationToken {
+        self.over.token().clone()
     }
 
     /// Lines of the past for each instance.
@@ -415,7 +432,8 @@ impl Reader {
             previous: self.query.previous && resumed.is_none(),
         };
         let streams = &self.app.streams;
-        let stream = streams.ask_for_logs(node, wanted, self.lines.clone(), self.ended.clone())?;
+        let ended = self.ended.clone();
+        let stream = streams.ask_for_logs(node, wanted, self.lines.clone(), self.over(), ended)?;
         self.give_up_later(node, stream);
         Ok(())
     }
@@ -460,10 +478,11 @@ pub(crate) async fn from_node(
     mut open: Open,
     body: HttpBody,
 ) -> Result<StatusCode, ApiFailure> {
-    let lines = open.lines.clone();
+    let (lines, over) = (open.lines.clone(), open.over.clone());
     tokio::select! {
         piped = pipe(body, &mut open) => piped?,
         () = lines.closed() => {}
+        () = over.cancelled() => {}
         () = app.shutdown.cancelled() => {}
     }
     Ok(StatusCode::NO_CONTENT)
