@@ -93,6 +93,20 @@ struct Queue {
     filled: Arc<Notify>,
 }
 
+/// A stream that somebody waits for ([`Streams::held`]).
+#[derive(Debug)]
+pub(crate) struct Held<'s> {
+    streams: &'s Streams,
+    node: NodeId,
+    stream: &'s str,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.streams.give_up(self.node, self.stream);
+    }
+}
+
 /// Every stream that is asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
@@ -166,6 +180,16 @@ impl Streams {
         lock(&self.waiting).remove(stream);
     }
 
+    /// Takes a stream back when what is returned is dropped, if its node has not fetched it by then: a caller who has left
+    /// wants it no longer.
+    pub(crate) fn held<'s>(&'s self, node: NodeId, stream: &'s str) -> Held<'s> {
+        Held {
+            streams: self,
+            node,
+            stream,
+        }
+    }
+
     /// What a node is to open; empty when nothing was asked for within `wait`.
     pub(crate) async fn requests(&self, node: NodeId, wait: Duration) -> Vec<StreamRequest> {
         let waiting = async {
@@ -198,5 +222,38 @@ impl Streams {
             open.end.opened = true;
         }
         Some(claimed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn case_a_call_whose_caller_has_left_is_not_delivered() {
+        let streams = Streams::default();
+        let node = NodeId(1);
+        let ask = |signal: &str| {
+            let (sender, receiver) = oneshot::channel();
+            let wanted = StreamWanted::Signal {
+                instance: InstanceId(7),
+                signal: signal.to_owned(),
+            };
+            let asked = streams.ask(node, wanted, || Waiting::Answer(sender));
+            (asked.unwrap(), receiver)
+        };
+        let (left, _) = ask("SIGKILL");
+        let (stays, _receiver) = ask("SIGHUP");
+        let held = streams.held(node, &stays);
+        drop(streams.held(node, &left));
+        let requests = streams.requests(node, Duration::ZERO).await;
+        assert_eq!(requests.len(), 1);
+        assert_eq!(requests[0].stream, stays);
+        assert!(streams.claim(node, &left).is_none());
+        // One that its node has fetched and not opened is not opened any more.
+        drop(held);
+        assert!(streams.claim(node, &stays).is_none());
     }
 }

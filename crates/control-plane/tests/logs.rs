@@ -357,3 +357,26 @@ async fn case_a_reader_of_logs_is_told_what_is_not_there() {
     assert_eq!(code, "env_not_found");
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_reader_who_follows_learns_that_there_may_be_more_when_the_server_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (key, _node, _) = two_instances(&server, &registry).await;
+    let query = LogsQuery {
+        follow: true,
+        tail: Some(0),
+        ..LogsQuery::default()
+    };
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    server.stop().await;
+    let error = loop {
+        let next = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap();
+        if let Err(error) = next.expect("it is not the end") {
+            break error;
+        }
+    };
+    assert!(error.is_transient(), "{error}");
+    let text = error.to_string();
+    assert!(!text.contains("close_notify"), "{text}");
+}

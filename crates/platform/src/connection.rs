@@ -1,9 +1,11 @@
 //! Which cluster a command talks to, and which app and env it is about.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use api_client::{ApiClient, ClientConfig};
 use clap::Args;
+use clap::builder::OsStringValueParser;
 use model::{AppName, EnvKey, EnvName};
 
 use crate::commands::manifest_file;
@@ -24,27 +26,36 @@ pub(crate) struct ClusterArguments {
         long,
         value_name = "FILE",
         env = "PLATFORM_CONFIG",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = OsStringValueParser::new()
     )]
-    config: Option<PathBuf>,
+    config: Option<OsString>,
 }
 
 impl ClusterArguments {
     /// A client for this user.
     pub(crate) fn connect(&self) -> Result<ApiClient, Failure> {
-        Ok(ApiClient::user(&self.load()?)?)
+        let path = self.path()?;
+        let config = ClientConfig::load(&path)?;
+        ApiClient::user(&config).map_err(|error| {
+            let context = format!("cannot use the client configuration {}", path.display());
+            Failure::from(anyhow::Error::new(error).context(context)).hint(
+                "the server writes such a file, `client.json`, to its data folder: copy it again",
+            )
+        })
     }
 
-    fn load(&self) -> Result<ClientConfig, Failure> {
-        if let Some(path) = &self.config {
-            return Ok(ClientConfig::load(path)?);
+    /// The file with the configuration. A variable that is set to nothing counts as absent.
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = self.config.as_ref().filter(|path| !path.is_empty()) {
+            return Ok(PathBuf::from(path));
         }
         let candidates: Vec<PathBuf> = users_own()
             .into_iter()
             .chain([PathBuf::from(SERVERS_OWN)])
             .collect();
         match candidates.iter().find(|path| path.exists()) {
-            Some(path) => Ok(ClientConfig::load(path)?),
+            Some(path) => Ok(path.clone()),
             None => {
                 let places: Vec<_> = candidates.iter().map(|p| p.display().to_string()).collect();
                 Err(Failure::new(format!(

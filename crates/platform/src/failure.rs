@@ -13,6 +13,8 @@ use membership::JoinError;
 use node_agent::NodeError;
 use registry::RegistryError;
 
+use crate::output::OutputError;
+
 /// The user's input or the cluster says no.
 const NO: u8 = 1;
 
@@ -41,8 +43,11 @@ pub(crate) enum Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let reader_left = error
-            .downcast_ref::<std::io::Error>()
+        let reader_left = display::causes(error.as_ref())
+            .find_map(|cause| {
+                let output = cause.downcast_ref::<OutputError>().map(|error| &error.0);
+                output.or_else(|| cause.downcast_ref::<std::io::Error>())
+            })
             .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
         if reader_left {
             Self::ReaderLeft

@@ -35,9 +35,21 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), crate::failur
     Ok(())
 }
 
+/// Standard output cannot be written: its disk is full, its reader has left.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(crate) struct OutputError(#[source] pub(crate) io::Error);
+
 /// Prints one line on standard output, without its colours where they are not wanted.
-pub(crate) fn line(text: impl Display) -> io::Result<()> {
-    writeln!(anstream::stdout(), "{text}")
+pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
+    write(&format!("{text}\n"))
+}
+
+/// Prints a text on standard output, without its colours where they are not wanted.
+pub(crate) fn write(text: &str) -> Result<(), OutputError> {
+    let mut out = anstream::stdout();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(OutputError)
 }
 
 /// Prints one line on standard error: what is not the command's result.
@@ -177,10 +189,8 @@ impl Table {
         lines
     }
 
-    pub(crate) fn print(&self) -> io::Result<()> {
-        let mut out = anstream::stdout();
-        out.write_all(self.render(terminal_width()).as_bytes())?;
-        out.flush()
+    pub(crate) fn print(&self) -> Result<(), OutputError> {
+        write(&self.render(terminal_width()))
     }
 }
 

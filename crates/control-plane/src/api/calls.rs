@@ -279,6 +279,8 @@ async fn open<T>(
         .streams
         .ask(node, wanted, || waiting(sender))
         .map_err(|error| away("node_busy", error.to_string()))?;
+    // This future is dropped when the caller leaves (Ctrl-C): then the node is not to do it later.
+    let _held = app.streams.held(node, &stream);
     let opened = tokio::select! {
         opened = tokio::time::timeout(within, receiver) => opened,
         () = app.shutdown.cancelled() => return Err(ApiFailure::stopping()),
@@ -292,7 +294,6 @@ async fn open<T>(
         }
         Ok(Err(_)) | Err(_) => {}
     }
-    app.streams.give_up(node, &stream);
     let text = format!("{node} did not answer within {} s", within.as_secs());
     Err(away("node_silent", text))
 }

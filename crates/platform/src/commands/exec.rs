@@ -8,16 +8,17 @@ use api::exec::UserFrame;
 use api::user::ExecQuery;
 use api::user::InstanceRow;
 use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use guest_protocol::{GuestFrame, Stream};
 use model::instance::InstanceState;
-use model::{InstanceId, ProcessName};
+use model::{InstanceId, NameError, ProcessName};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
+use crate::output::OutputError;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,13 +37,13 @@ const INPUT_QUEUE: usize = 4;
 
 /// Run a command in a running instance, beside its app
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("where").args(["instance", "process"]).required(true))]
 pub(crate) struct Arguments {
     /// The instance (`platform ps` shows the ids)
-    #[arg(required_unless_present = "process")]
+    #[arg(value_parser = parse_instance)]
     instance: Option<InstanceId>,
     /// Any healthy instance of this process type
-    #[arg(long, short, value_name = "PROCESS", conflicts_with = "instance")]
+    #[arg(long, short, value_name = "PROCESS")]
     process: Option<ProcessName>,
     /// Send standard input to the command
     #[arg(long, short)]
@@ -57,6 +58,13 @@ pub(crate) struct Arguments {
     which: EnvArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
+}
+
+/// An instance's id. A command that lacks its `--` is taken for one.
+fn parse_instance(text: &str) -> Result<InstanceId, String> {
+    text.parse().map_err(|error: NameError| {
+        format!("{error}; the command comes after `--`, as in `platform exec --process web -- ls`")
+    })
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -125,7 +133,7 @@ async fn hear(mut heard: ExecReader<GuestFrame>) -> Result<u8, Failure> {
         match heard.next().await {
             Ok(Some(GuestFrame::ExecOutput { stream, bytes })) => match stream {
                 Stream::Stderr => write(io::stderr(), &bytes)?,
-                _ => write(io::stdout(), &bytes)?,
+                _ => write(io::stdout(), &bytes).map_err(OutputError)?,
             },
             Ok(Some(GuestFrame::ExecExited(exit))) => return Ok(exit.exit_code),
             Ok(Some(GuestFrame::ExecFailed { reason })) => {

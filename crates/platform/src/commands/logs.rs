@@ -2,7 +2,6 @@
 
 mod records;
 
-use std::io::Write as _;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
@@ -16,7 +15,7 @@ use model::{EnvKey, InstanceId, ProcessName, Timestamp};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
-use crate::output::{Format, FormatArguments, note};
+use crate::output::{self, Format, FormatArguments, note};
 use crate::units::{self, parse_count, parse_duration, rfc3339};
 use records::Joiner;
 
@@ -178,14 +177,12 @@ impl Printer {
     }
 
     fn print(&self, records: &[LogLine]) -> Result<(), Failure> {
-        let mut out = anstream::stdout();
         for record in records {
             match self.format {
-                Format::Text => writeln!(out, "{}", text(record))?,
-                Format::Json => writeln!(out, "{}", serde_json::to_string(record)?)?,
+                Format::Text => output::line(text(record))?,
+                Format::Json => output::line(serde_json::to_string(record)?)?,
             }
         }
-        out.flush()?;
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{IsTerminal as _, Read as _, Write as _};
+use std::io::{IsTerminal as _, Read as _};
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
@@ -75,8 +75,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             table.print()?;
             return Ok(());
         }
-        let mut out = std::io::stdout();
-        out.write_all(CLEAR.as_bytes())?;
+        output::write(CLEAR)?;
         table.print()?;
         before = now;
     }

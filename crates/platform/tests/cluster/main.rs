@@ -255,6 +255,13 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
     let vmm_before = vmm(web["id"].as_str().unwrap());
 
     cluster.wait_until_served();
+    // A reader of logs, who goes on when the server is back.
+    let followed = cluster.path("followed.log");
+    let mut follower = cluster.command(&["logs", "--app", "hello", "--process", "worker", "-f"]);
+    follower.stdout(std::fs::File::create(&followed).unwrap());
+    let mut follower = follower.spawn().unwrap();
+    let lines_followed = || std::fs::read_to_string(&followed).unwrap().lines().count();
+    wait_for("lines of the worker", || lines_followed() > 0);
     // Clients that download slowly: one from the instance itself, one through the edge.
     let path = "/download?bytes=4000000&rate=400000";
     let edge = cluster.edge();
@@ -291,8 +298,12 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
             .lines()
             .count()
     };
-    let now = ticks();
-    wait_for("another tick", || ticks() > now);
+    let now = (ticks(), lines_followed());
+    wait_for("another tick", || ticks() > now.0);
+    wait_for("another line that is followed", || lines_followed() > now.1);
+    assert!(follower.try_wait().unwrap().is_none());
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 
     // A killed VMM: the instance is back, under the same id, and its restart is counted.
     let id = web["id"].as_str().unwrap();
