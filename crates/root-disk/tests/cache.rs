@@ -218,13 +218,7 @@ fn a_full_disk_is_reported_and_leaves_no_file() {
         .status()
         .unwrap();
     let again = cache.build(&digest(b"image"), &[layer]);
-    assert!(
-        Command::new("umount")
-            .arg(&small)
-            .status()
-            .unwrap()
-            .success()
-    );
+    support::umount(&small);
     let error = result.unwrap_err();
     assert!(
         matches!(error, DiskError::NoSpace { .. }) && error.is_transient(),

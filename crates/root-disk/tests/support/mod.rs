@@ -12,6 +12,10 @@ pub(crate) mod oracle;
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How long a mount may be busy.
+const UMOUNT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// `e2fsck -fn` must find nothing to do and nothing to say.
 pub(crate) fn fsck(disk: &Path) {
@@ -71,11 +75,20 @@ impl LoopMount {
 
 impl Drop for LoopMount {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.dir.path()).status();
-        assert!(
-            status.is_ok_and(|status| status.success()),
-            "umount {}",
-            self.dir.path().display()
-        );
+        umount(self.dir.path());
+    }
+}
+
+/// Unmounts. A program that another test starts has this test's open files until it executes: so long the mount is
+/// busy.
+pub(crate) fn umount(path: &Path) {
+    let until = Instant::now() + UMOUNT_TIMEOUT;
+    loop {
+        let umount = Command::new("umount").arg(path).output();
+        if umount.as_ref().is_ok_and(|umount| umount.status.success()) {
+            return;
+        }
+        assert!(Instant::now() < until, "{umount:?}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
