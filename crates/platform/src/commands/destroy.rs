@@ -19,7 +19,10 @@ const POLL: Duration = Duration::from_millis(300);
 const EXAMPLES: &str = "\
 Examples:
   platform destroy                              the env prod of ./platform.toml's app; asks first
-  platform destroy --app shop --env test --yes";
+  platform destroy --app shop --env test --yes
+
+Its volumes stay unless --volumes deletes them. The logs of its instances stay on their nodes for
+7 days: `platform logs --app APP --env ENV` shows them.";
 
 /// Stop all instances of an env and delete its releases, routes and secrets
 #[derive(Debug, Args)]

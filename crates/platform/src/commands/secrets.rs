@@ -350,6 +350,21 @@ mod tests {
     }
 
     #[test]
+    fn case_a_table_fits_its_terminal_with_many_files() {
+        let long = "a-name-of-63-characters-which-is-the-longest-that-a-label-can-be";
+        let row = SecretRow {
+            name: long[..63].to_owned(),
+            version: 1234,
+            files: vec!["A_LONG_NAME_OF_A_FILE".to_owned(); 9],
+            live: Some(1233),
+            created_at: model::Timestamp(0),
+        };
+        for width in [80, 100] {
+            output::fits(&table(vec![row.clone()]), width);
+        }
+    }
+
+    #[test]
     fn case_a_value_that_begins_with_an_at_sign_can_be_given() {
         let given = |text: &str| match parse(text).unwrap().1 {
             Value::Given(text) => text,
