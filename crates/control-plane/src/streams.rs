@@ -93,15 +93,15 @@ struct Queue {
     filled: Arc<Notify>,
 }
 
-/// A stream that somebody waits for ([`Streams::held`]).
+/// A stream that somebody waits for ([`Streams::take_back_on_drop`]).
 #[derive(Debug)]
-pub(crate) struct Held<'s> {
+pub(crate) struct TakeBack<'s> {
     streams: &'s Streams,
     node: NodeId,
     stream: &'s str,
 }
 
-impl Drop for Held<'_> {
+impl Drop for TakeBack<'_> {
     fn drop(&mut self) {
         self.streams.give_up(self.node, self.stream);
     }
@@ -182,8 +182,8 @@ impl Streams {
 
     /// Takes a stream back when what is returned is dropped, if its node has not fetched it by then: a caller who has left
     /// wants it no longer.
-    pub(crate) fn held<'s>(&'s self, node: NodeId, stream: &'s str) -> Held<'s> {
-        Held {
+    pub(crate) fn take_back_on_drop<'s>(&'s self, node: NodeId, stream: &'s str) -> TakeBack<'s> {
+        TakeBack {
             streams: self,
             node,
             stream,
@@ -246,14 +246,14 @@ mod tests {
         };
         let (left, _) = ask("SIGKILL");
         let (stays, _receiver) = ask("SIGHUP");
-        let held = streams.held(node, &stays);
-        drop(streams.held(node, &left));
+        let waiting = streams.take_back_on_drop(node, &stays);
+        drop(streams.take_back_on_drop(node, &left));
         let requests = streams.requests(node, Duration::ZERO).await;
         assert_eq!(requests.len(), 1);
         assert_eq!(requests[0].stream, stays);
         assert!(streams.claim(node, &left).is_none());
         // One that its node has fetched and not opened is not opened any more.
-        drop(held);
+        drop(waiting);
         assert!(streams.claim(node, &stays).is_none());
     }
 }

@@ -13,14 +13,17 @@ use membership::JoinError;
 use node_agent::NodeError;
 use registry::RegistryError;
 
-use crate::output::OutputError;
-
 /// The user's input or the cluster says no.
 const NO: u8 = 1;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();
 const FAINT: Style = Style::new().dimmed();
 const HINT: Style = AnsiColor::Cyan.on_default();
+
+/// Standard output cannot be written: its disk is full, its reader has left.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(crate) struct OutputError(#[source] pub(crate) std::io::Error);
 
 /// Why a command ends with a status other than 0.
 #[derive(Debug)]

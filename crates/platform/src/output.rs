@@ -8,6 +8,8 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use unicode_width::{UnicodeWidthChar as _, UnicodeWidthStr as _};
 
+use crate::failure::{Failure, OutputError};
+
 const HEADER: Style = Style::new().bold();
 
 /// How to print.
@@ -29,16 +31,11 @@ pub(crate) enum Format {
 }
 
 /// Prints a value as JSON.
-pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), crate::failure::Failure> {
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)?;
     line(text)?;
     Ok(())
 }
-
-/// Standard output cannot be written: its disk is full, its reader has left.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write to standard output")]
-pub(crate) struct OutputError(#[source] pub(crate) io::Error);
 
 /// Prints one line on standard output, without its colours where they are not wanted.
 pub(crate) fn line(text: impl Display) -> Result<(), OutputError> {
@@ -65,6 +62,8 @@ pub(crate) struct Table {
     rows: Vec<Row>,
     /// Whether the last column has lists of words, which go on in the next line.
     wraps_last: bool,
+    /// Columns that are left out where the terminal is too narrow, the first one first.
+    optional: Vec<&'static str>,
 }
 
 struct Row {
@@ -88,12 +87,19 @@ impl Table {
             header: header.to_vec(),
             rows: Vec::new(),
             wraps_last: false,
+            optional: Vec::new(),
         }
     }
 
     /// The last column has lists of words: it goes on in the next line rather than be shortened.
     pub(crate) fn wrapping_last(mut self) -> Self {
         self.wraps_last = true;
+        self
+    }
+
+    /// These columns are left out where the terminal is too narrow for shortened cells, the first one first.
+    pub(crate) fn leaving_out_first<const N: usize>(mut self, columns: [&'static str; N]) -> Self {
+        self.optional = columns.to_vec();
         self
     }
 
@@ -113,10 +119,10 @@ impl Table {
 
     /// The lines, the header in bold, within this many columns of a terminal.
     pub(crate) fn render(&self, width: Option<usize>) -> String {
-        let widths = self.widths(width.unwrap_or(usize::MAX));
+        let columns = self.layout(width.unwrap_or(usize::MAX));
         let header: Vec<_> = self.header.iter().map(|name| (*name).to_owned()).collect();
         let mut text = String::new();
-        for (index, line) in self.lines_of(&header, &widths).into_iter().enumerate() {
+        for (index, line) in self.lines_of(&header, &columns).into_iter().enumerate() {
             if index == 0 {
                 text.push_str(&format!("{HEADER}{line}{HEADER:#}\n"));
             } else {
@@ -124,7 +130,7 @@ impl Table {
             }
         }
         for row in &self.rows {
-            for line in self.lines_of(&row.cells, &widths) {
+            for line in self.lines_of(&row.cells, &columns) {
                 text.push_str(&format!("{line}\n"));
             }
             let rest = width.map_or(usize::MAX, |width| width.saturating_sub(NOTE_INDENT.len()));
@@ -137,51 +143,69 @@ impl Table {
         text
     }
 
-    /// The width of each column, so that a line is no wider than `most` if that can be.
-    fn widths(&self, most: usize) -> Vec<usize> {
-        let mut widths: Vec<usize> = self.header.iter().map(|name| name.width()).collect();
-        for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(&row.cells) {
-                *width = (*width).max(cell.width());
+    /// The columns and their widths, so that a line is no wider than `most` if that can be.
+    fn layout(&self, most: usize) -> Vec<Column> {
+        let mut left: Vec<usize> = (0..self.header.len()).collect();
+        let mut optional = self.optional.iter();
+        loop {
+            let columns = self.shortened_to(&left, most);
+            if total(&columns) <= most {
+                return columns;
             }
+            let Some(name) = optional.next() else {
+                return columns;
+            };
+            left.retain(|index| self.header[*index] != *name);
         }
-        let gaps = GAP * widths.len().saturating_sub(1);
-        let total = |widths: &[usize]| widths.iter().sum::<usize>().saturating_add(gaps);
+    }
+
+    /// These columns, shortened as far as that is needed and can be.
+    fn shortened_to(&self, indexes: &[usize], most: usize) -> Vec<Column> {
+        let natural = |index: &usize| {
+            let cells = self.rows.iter().filter_map(|row| row.cells.get(*index));
+            let widest = cells.map(|cell| cell.width()).max().unwrap_or(0);
+            Column {
+                index: *index,
+                width: widest.max(self.header[*index].width()),
+            }
+        };
+        let mut columns: Vec<_> = indexes.iter().map(natural).collect();
+        let over = total(&columns).saturating_sub(most);
         if self.wraps_last
-            && let Some(last) = widths.last().copied()
+            && let Some(last) = columns.last_mut()
         {
-            let over = total(&widths).saturating_sub(most);
-            let least = last.min(MIN_LAST);
-            if let Some(width) = widths.last_mut() {
-                *width = last.saturating_sub(over).max(least);
-            }
+            let least = last.width.min(MIN_LAST);
+            last.width = last.width.saturating_sub(over).max(least);
         }
-        while total(&widths) > most {
-            let shrinking = widths.len() - usize::from(self.wraps_last);
-            let widest = widths[..shrinking].iter_mut().max();
-            match widest.filter(|width| **width > MIN_COLUMN) {
-                Some(width) => *width -= 1,
+        while total(&columns) > most {
+            let shrinking = columns.len() - usize::from(self.wraps_last);
+            let widest = columns[..shrinking]
+                .iter_mut()
+                .max_by_key(|column| column.width);
+            match widest.filter(|column| column.width > MIN_COLUMN) {
+                Some(column) => column.width -= 1,
                 None => break,
             }
         }
-        widths
+        columns
     }
 
     /// The lines of a row.
-    fn lines_of(&self, cells: &[String], widths: &[usize]) -> Vec<String> {
-        let last = widths.len().saturating_sub(1);
+    fn lines_of(&self, cells: &[String], columns: &[Column]) -> Vec<String> {
         let mut first = String::new();
         let mut rest = Vec::new();
-        for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
-            if index == last && self.wraps_last {
-                let before: usize = widths[..last].iter().map(|width| width + GAP).sum();
-                let mut lines = wrapped(cell, *width).into_iter();
+        for (at, column) in columns.iter().enumerate() {
+            let cell = cells.get(column.index).map_or("", String::as_str);
+            if self.wraps_last && at + 1 == columns.len() {
+                let before: usize = columns[..at].iter().map(|column| column.width + GAP).sum();
+                let mut lines = wrapped(cell, column.width).into_iter();
                 first.push_str(&lines.next().unwrap_or_default());
                 rest.extend(lines.map(|line| format!("{}{line}", " ".repeat(before))));
             } else {
-                let cell = shortened(cell, *width);
+                let cell = shortened(cell, column.width);
                 first.push_str(&cell);
-                first.push_str(&" ".repeat((width + GAP).saturating_sub(cell.width())));
+                let blanks = (column.width + GAP).saturating_sub(cell.width());
+                first.push_str(&" ".repeat(blanks));
             }
         }
         let mut lines = vec![first.trim_end().to_owned()];
@@ -202,6 +226,19 @@ pub(crate) fn fits(table: &Table, width: usize) {
     for line in text.lines() {
         assert!(line.width() <= width, "{} columns: {line}", line.width());
     }
+}
+
+/// A column that is shown.
+#[derive(Debug, Clone, Copy)]
+struct Column {
+    index: usize,
+    width: usize,
+}
+
+/// The width of a line of these columns.
+fn total(columns: &[Column]) -> usize {
+    let gaps = GAP * columns.len().saturating_sub(1);
+    columns.iter().map(|column| column.width).sum::<usize>() + gaps
 }
 
 /// The columns of the terminal that standard output is, if it is one.
@@ -312,7 +349,7 @@ mod tests {
         let plain = anstream::adapter::strip_str(&table.render(Some(50))).to_string();
         expect![[r"
             ID        IMAGE               FILES
-            0000000a  registry.ex…s/shop  ONE TWO THREE FOUR
+            0000000a  registry.exa…/shop  ONE TWO THREE FOUR
                                           FIVE
                 it waits for its node, which has been away for
                 a while
@@ -321,6 +358,24 @@ mod tests {
         // What cannot be shortened any more is left as it is.
         let plain = anstream::adapter::strip_str(&table.render(Some(1))).to_string();
         assert!(plain.contains("\n0000000a  regis…op  ONE TWO"), "{plain}");
+    }
+
+    #[test]
+    fn optional_columns_are_left_out_where_shortening_is_not_enough() {
+        let table = |optional| {
+            let mut table = Table::new(["NODE", "TIME", "PIDS"]).leaving_out_first(optional);
+            table.row(["n1".to_owned(), "3.2s".to_owned(), "7".to_owned()]);
+            table
+        };
+        let header = |table: &Table, width| {
+            let plain = anstream::adapter::strip_str(&table.render(Some(width))).to_string();
+            plain.lines().next().unwrap().to_owned()
+        };
+        let some = table(["TIME", "PIDS"]);
+        assert_eq!(header(&some, 16), "NODE  TIME  PIDS");
+        assert_eq!(header(&some, 15), "NODE  PIDS");
+        assert_eq!(header(&some, 9), "NODE");
+        assert_eq!(header(&table(["none"; 2]), 9), "NODE  TIME  PIDS");
     }
 
     #[test]

@@ -436,7 +436,7 @@ async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned() {
         Command::Plan(Action::Terminate { id, reason }),
     ];
     write(&store, commands.into()).await;
-    let said = report(generation(&store, node).await, Vec::new());
+    let said = report(Generation(generation(&store, node).await), Vec::new());
     store.report(node, &said, NOW).await.unwrap();
     let destroy = Command::DestroyEnv {
         env: env_key("shop"),

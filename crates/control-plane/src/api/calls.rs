@@ -280,7 +280,7 @@ async fn open<T>(
         .ask(node, wanted, || waiting(sender))
         .map_err(|error| away("node_busy", error.to_string()))?;
     // This future is dropped when the caller leaves (Ctrl-C): then the node is not to do it later.
-    let _held = app.streams.held(node, &stream);
+    let _waiting = app.streams.take_back_on_drop(node, &stream);
     let opened = tokio::select! {
         opened = tokio::time::timeout(within, receiver) => opened,
         () = app.shutdown.cancelled() => return Err(ApiFailure::stopping()),

@@ -63,7 +63,7 @@ fn processes(row: &EnvRow) -> String {
     let each: Vec<String> = row
         .processes
         .iter()
-        // What is ready beyond what is wanted is on its way out.
+        // What is ready beyond what is wanted is terminated next.
         .map(|(process, (wanted, ready))| format!("{process} {}/{wanted}", ready.min(wanted)))
         .collect();
     each.join(", ")

@@ -17,8 +17,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::connection::{ClusterArguments, EnvArguments};
-use crate::failure::Failure;
-use crate::output::OutputError;
+use crate::failure::{Failure, OutputError};
 
 const EXAMPLES: &str = "\
 Examples:

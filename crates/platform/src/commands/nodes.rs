@@ -45,7 +45,8 @@ fn table(nodes: &[NodeRow]) -> Table {
         "ARCH",
         "DRIVER",
         "EGRESS",
-    ]);
+    ])
+    .leaving_out_first(["ARCH", "REGION", "SEEN"]);
     for node in nodes {
         let (driver, egress) = (node.driver.as_ref(), node.egress.as_ref());
         table.row([

@@ -45,7 +45,7 @@ pub(crate) struct SetArguments {
     /// machine
     #[arg(value_name = "KEY=VALUE", value_parser = parse)]
     files: Vec<(String, Value)>,
-    /// Leave this key out of the new version
+    /// Remove this key from the new version
     #[arg(long, value_name = "KEY")]
     unset: Vec<String>,
     /// Deploy the release that is wanted once more, so that it runs with the new version

@@ -12,6 +12,7 @@ use clap::Args;
 use guest_protocol::GuestStats;
 use model::InstanceId;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::connection::{ClusterArguments, EnvArguments};
@@ -62,37 +63,56 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         return Ok(());
     }
     let once = arguments.once || !std::io::stdout().is_terminal();
-    let mut keys = if once { None } else { Keys::read()? };
+    // A share of the CPU needs two looks.
+    let next = async || {
+        tokio::time::sleep(INTERVAL).await;
+        Look::at(&client, &arguments).await
+    };
+    if once {
+        return Ok(table(&before, &next().await?).print()?);
+    }
+    let mut ends = Ends::listen()?;
     loop {
-        // A share of the CPU needs two looks.
-        tokio::select! {
-            () = tokio::time::sleep(INTERVAL) => {}
-            () = asked_to_end(&mut keys) => return Ok(()),
-        }
-        let now = Look::at(&client, &arguments).await?;
+        let now = tokio::select! {
+            now = next() => now?,
+            () = ends.asked() => return Ok(()),
+        };
         let table = table(&before, &now);
-        if once {
-            table.print()?;
-            return Ok(());
-        }
         output::write(CLEAR)?;
         table.print()?;
         before = now;
     }
 }
 
-/// Ready when `q` or Ctrl-C was pressed.
-async fn asked_to_end(keys: &mut Option<Keys>) {
-    let quit = async {
-        match keys {
-            Some(keys) => keys.quit().await,
-            None => std::future::pending().await,
+/// What ends the display: `q`, Ctrl-C, SIGTERM. The terminal is given back, which a signal's own action would not do.
+struct Ends {
+    keys: Option<Keys>,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Ends {
+    fn listen() -> Result<Self, Failure> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            keys: Keys::read()?,
+        })
+    }
+
+    /// Ready when the display is to end. What came before is not lost.
+    async fn asked(&mut self) {
+        let quit = async {
+            match &mut self.keys {
+                Some(keys) => keys.quit().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = quit => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
-    };
-    tokio::select! {
-        () = quit => {}
-        // The terminal is given back, which the signal's own action would not do.
-        _ = tokio::signal::ctrl_c() => {}
     }
 }
 
@@ -180,7 +200,8 @@ fn table(before: &Look, now: &Look) -> Table {
     let mut table = Table::new([
         "INSTANCE", "ENV", "PROCESS", "CPU", "TIME", "MEMORY", "OF", "SCRATCH", "NET IN",
         "NET OUT", "PIDS", "NODE",
-    ]);
+    ])
+    .leaving_out_first(["TIME", "PIDS", "OF", "SCRATCH"]);
     for row in &now.rows {
         let mut cells = [
             row.id.to_string(),
@@ -266,7 +287,9 @@ mod tests {
         };
         let before = Instant::now();
         let table = table(&look(before), &look(before + INTERVAL));
-        output::fits(&table, 100);
+        for width in [80, 100] {
+            output::fits(&table, width);
+        }
     }
 
     #[test]

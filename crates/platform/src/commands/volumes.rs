@@ -95,7 +95,8 @@ fn table(volumes: &[VolumeRow]) -> Table {
     let now = units::now();
     let mut table = Table::new([
         "VOLUME", "ENV", "PROCESS", "NAME", "NUMBER", "SIZE", "NODE", "INSTANCE", "AGE",
-    ]);
+    ])
+    .leaving_out_first(["AGE", "NUMBER"]);
     for row in volumes {
         let instance = match row.instance {
             Some(id) => id.to_string(),

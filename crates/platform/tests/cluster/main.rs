@@ -205,6 +205,7 @@ fn commands_run_beside_the_app(cluster: &Cluster) {
 
     let web = cluster.ready("web").remove(0);
     terminal::a_shell_has_the_terminals_size_and_follows_its_changes(cluster, &web);
+    terminal::case_top_fits_the_terminal_and_ends_with_q(cluster);
 
     let stats = cluster.json(&["top", "--app", "hello"]);
     let stats = stats.as_array().unwrap();
