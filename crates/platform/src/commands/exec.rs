@@ -1,5 +1,6 @@
 //! `platform exec`: a command in a running instance, beside its app.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::AsFd as _;
@@ -16,7 +17,7 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::connection::{ClusterArguments, EnvArguments};
+use crate::connection::{ClusterArguments, EnvArguments, Scope};
 use crate::failure::{Failure, OutputError};
 
 const EXAMPLES: &str = "\
@@ -117,11 +118,21 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     match of_process.max_by_key(healthy) {
         Some(row) if healthy(&row).0 => Ok(row.id),
         _ => {
+            if rows.is_empty() {
+                let scope = Scope {
+                    app: Some(env.app.clone()),
+                    env: Some(env.env.clone()),
+                };
+                scope.nothing(client, "instances").await?;
+            }
             let process = arguments.process.as_ref().map_or("", ProcessName::as_str);
-            Err(
-                Failure::new(format!("no instance of {process} in {env} runs"))
-                    .hint("`platform ps` lists the instances and what they wait for"),
-            )
+            let others: BTreeSet<_> = rows.iter().map(|row| row.process.as_str()).collect();
+            let mut text = format!("no instance of {process} in {env} runs");
+            if !others.is_empty() && !others.contains(process) {
+                let others: Vec<_> = others.into_iter().collect();
+                text.push_str(&format!("; there are instances of {}", others.join(", ")));
+            }
+            Err(Failure::new(text).hint("`platform ps` lists the instances and what they wait for"))
         }
     }
 }

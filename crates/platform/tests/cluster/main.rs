@@ -179,6 +179,14 @@ fn case_logs_outlive_what_failed_was_scaled_down_and_its_agent(cluster: &mut Clu
         "{}",
         typo.stderr
     );
+    let typo = ["exec", "--app", "hello", "-p", "typo", "--", "ls"];
+    let typo = cluster.cli(&typo);
+    assert_eq!(typo.status, 1);
+    assert!(
+        typo.stderr.contains("instances of web, worker"),
+        "{}",
+        typo.stderr
+    );
     let no_env = cluster.cli(&["ps", "--app", "hello", "--env", "nope"]);
     assert_eq!(no_env.status, 1, "{}", no_env.stderr);
     assert!(

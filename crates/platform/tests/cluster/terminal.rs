@@ -121,7 +121,7 @@ pub(crate) fn case_top_fits_the_terminal_and_ends_with_q(cluster: &Cluster) {
     assert_eq!(status, Some(0), "{shown}");
     assert!(shown.contains("status 0"), "{shown}");
     let (table, settings) = shown.split_once("status 0").unwrap();
-    let rows = table.lines().filter(|line| line.contains("hello/prod"));
+    let rows = table.lines().filter(|line| line.contains("MiB"));
     let widths: Vec<_> = rows.map(|row| row.trim_end().chars().count()).collect();
     assert!(
         !widths.is_empty() && widths.iter().all(|width| *width <= 80),
