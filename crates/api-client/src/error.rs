@@ -1,6 +1,7 @@
 //! Why a call of the API failed.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use api::ApiError;
@@ -98,9 +99,12 @@ impl ClientError {
                  clocks of both machines must be right, too"
                     .to_owned(),
             ),
-            Self::TimedOut { .. } | Self::Interrupted { .. } => {
+            Self::TimedOut { .. } => {
                 Some("try again; the server's log says what it is doing".to_owned())
             }
+            Self::Interrupted { .. } => Some(
+                "was the server restarted? try again; its log says what it is doing".to_owned(),
+            ),
             Self::Api { error, .. } => error.hint.clone(),
             Self::Answer { .. } => {
                 Some("are the command and the server of the same version?".to_owned())
@@ -186,6 +190,14 @@ impl ClientError {
 }
 
 fn innermost(error: &(dyn Error + 'static)) -> String {
+    // rustls explains a missing close_notify, with a link into its manual. It is the end of a server that was killed.
+    let is_cut = |cause: &(dyn Error + 'static)| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
+    };
+    if display::causes(error).any(is_cut) {
+        return "it was closed before the end".to_owned();
+    }
     display::causes(error)
         .last()
         .map_or_else(|| error.to_string(), ToString::to_string)

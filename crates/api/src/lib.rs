@@ -54,6 +54,8 @@ pub mod paths {
     pub const NODES: &str = "/v1/nodes";
     /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
     pub const INSTANCES: &str = "/v1/instances";
+    /// GET, a user: `?app=&env=` -> `Vec<EndedRow>`: the instances that are gone and whose records are kept.
+    pub const ENDED_INSTANCES: &str = "/v1/ended-instances";
     /// GET, a user: `?app=&env=` -> `Vec<VolumeRow>`.
     pub const VOLUMES: &str = "/v1/volumes";
     /// DELETE, a user: delete a volume that no instance has, and all that is in it.

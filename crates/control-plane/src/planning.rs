@@ -148,7 +148,10 @@ fn log(action: &Action) {
         Action::Terminate { id, reason } => {
             tracing::info!(instance = %id, %reason, "terminating an instance");
         }
-        Action::Delete { id } => tracing::info!(instance = %id, "an instance is gone"),
+        Action::Delete { id, .. } => tracing::info!(instance = %id, "an instance is gone"),
+        Action::PruneEnded { id } => {
+            tracing::debug!(instance = %id, "the record of an ended instance is kept no longer");
+        }
         Action::SetRollout { env, rollout } => tracing::info!(
             %env,
             release = %rollout.release,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use api::enrollment::Hardware;
 use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
 use model::instance::{InstanceSpec, InstanceState};
-use model::{Generation, InstanceId, NodeId, VolumeId};
+use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::host::{Egress, Host, HostError, HostResult};
+use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_task::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
@@ -38,7 +38,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// The machine is compared with the desired state when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
-/// The image cache is brought within its budget this often.
+/// The image cache and the logs of ended instances are brought within their bounds this often.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
@@ -109,7 +109,7 @@ pub async fn run(
     let (report_sender, report) = watch::channel(agent.report());
     let machine = &agent.machine;
     let _tasks = [
-        spawn(tidy_images(machine.clone())),
+        spawn(tidy(machine.clone())),
         spawn(keep_egress(machine.clone())),
         spawn(fetch_desired(machine.clone(), generation, desired_sender)),
         spawn(send_reports(machine.clone(), report)),
@@ -189,6 +189,23 @@ impl Instance {
                 stop_asked: unreadable.stopped,
             },
         }
+    }
+
+    /// Whose its log is, once it has ended; absent when that is not known.
+    fn log_owner(&self, id: InstanceId, ended_at: Timestamp) -> Option<EndedLogOwner> {
+        let (env, process) = match self {
+            Self::Known(handle) => (handle.env(), handle.process()),
+            Self::Unreadable(unreadable) => {
+                let spec = unreadable.spec.as_ref()?;
+                (spec.env_key(), spec.process.clone())
+            }
+        };
+        Some(EndedLogOwner {
+            id,
+            env,
+            process,
+            ended_at,
+        })
     }
 
     fn report(&self, id: InstanceId) -> InstanceReport {
@@ -432,8 +449,15 @@ impl Agent {
     }
 
     async fn reap(&mut self, id: InstanceId) {
-        if self.instances.remove(&id).is_none() {
+        let Some(instance) = self.instances.remove(&id) else {
             return;
+        };
+        let owner = instance.log_owner(id, self.machine.clock.now());
+        drop(instance);
+        if let Some(owner) = owner
+            && let Err(error) = self.machine.host.logs.keep(owner).await
+        {
+            tracing::warn!(%error, instance = %id, "the log of an ended instance is lost");
         }
         self.machine.directory.remove(id);
         let dir = self.machine.instance_dir(id);
@@ -580,12 +604,13 @@ async fn fetch_desired(
     }
 }
 
-/// Keeps the image cache within its budget.
-async fn tidy_images(machine: Arc<Machine>) {
+/// Keeps the image cache and the logs of ended instances within their bounds.
+async fn tidy(machine: Arc<Machine>) {
     let mut timer = tokio::time::interval(TIDY_INTERVAL);
     loop {
         timer.tick().await;
         machine.host.images.tidy().await;
+        machine.host.logs.tidy(machine.clock.now()).await;
     }
 }
 

@@ -16,7 +16,7 @@ use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::{BootFailure, Phase, refusal};
 use model::image::ImageConfig;
 use model::instance::{InstanceSpec, InstanceState};
-use model::{InstanceId, VolumeId};
+use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
@@ -59,6 +59,8 @@ pub(crate) struct InstanceHandle {
     stop: watch::Sender<bool>,
     status: watch::Receiver<InstanceStatus>,
     address: Ipv6Addr,
+    env: EnvKey,
+    process: ProcessName,
     volumes: Vec<VolumeId>,
     _task: AbortOnDropHandle<()>,
     /// Its root disk stays in the cache for as long as there is a handle.
@@ -124,6 +126,7 @@ impl InstanceHandle {
     ) -> Result<Self, String> {
         let id = spec.id;
         let address = spec.address;
+        let (env, process) = (spec.env_key(), spec.process.clone());
         let volumes = spec.volumes.iter().map(|v| v.id).collect();
         let image = machine.host.images.pin(&spec.image.digest);
         let log = machine.host.logs.open(id, spec.process.clone()).await;
@@ -165,6 +168,8 @@ impl InstanceHandle {
             stop,
             status,
             address,
+            env,
+            process,
             volumes,
             _task: task,
             _image: image,
@@ -179,6 +184,16 @@ impl InstanceHandle {
     /// The instance's address.
     pub(crate) fn address(&self) -> Ipv6Addr {
         self.address
+    }
+
+    /// The instance's env.
+    pub(crate) fn env(&self) -> EnvKey {
+        self.env.clone()
+    }
+
+    /// The instance's process type.
+    pub(crate) fn process(&self) -> ProcessName {
+        self.process.clone()
     }
 
     /// The instance's volumes.
@@ -388,6 +403,11 @@ impl InstanceTask {
             Wakeup::Guest(event) => self.on_guest_event(event),
             Wakeup::VmEnded(reason) => {
                 self.vm = None;
+                // Unless the guest has said how its app ended.
+                if !self.end_acknowledged {
+                    let note = format!("the VM ended: {reason}");
+                    self.end_note.get_or_insert(note);
+                }
                 vec![Event::VmmLost { reason }]
             }
             Wakeup::Prepared(prepared) => {
@@ -398,10 +418,13 @@ impl InstanceTask {
                         self.prepared = Some(prepared);
                         Event::Prepared
                     }
-                    Err(HostError { reason, transient }) => Event::PrepareFailed {
-                        retryable: transient,
-                        reason,
-                    },
+                    Err(HostError { reason, transient }) => {
+                        self.note(format!("could not be prepared: {reason}")).await;
+                        Event::PrepareFailed {
+                            retryable: transient,
+                            reason,
+                        }
+                    }
                 }]
             }
             Wakeup::DetailChanged => {
@@ -495,10 +518,14 @@ impl InstanceTask {
             Effect::StartPreparing => self.start_preparing(),
             Effect::BootVm => events.push_back(match self.boot().await {
                 Ok(()) => Event::VmmStarted,
-                Err(HostError { reason, transient }) => Event::VmmFailed {
-                    retryable: transient,
-                    reason,
-                },
+                Err(HostError { reason, transient }) => {
+                    self.note(format!("the VM could not be started: {reason}"))
+                        .await;
+                    Event::VmmFailed {
+                        retryable: transient,
+                        reason,
+                    }
+                }
             }),
             Effect::AskStop => self.ask_stop(),
             Effect::KillVm => self.kill_vm().await,

@@ -17,8 +17,8 @@ use model::{
 };
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::{
-    ClusterState, Env, Instance, InstancePhase, Node, Release, Subject, UnreadableRecord, Volume,
-    VolumeKey, VolumePhase,
+    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
+    UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
@@ -52,6 +52,9 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
     let rows = sqlx::query(VOLUMES).fetch_all(&mut *db).await;
     let rows = rows.map_err(StoreError::query("read the volumes"))?;
     cluster.volumes = readable(&rows, volume, &mut unreadable);
+    let rows = sqlx::query(ENDED).fetch_all(&mut *db).await;
+    let rows = rows.map_err(StoreError::query("read the ended instances"))?;
+    cluster.ended = readable(&rows, ended, &mut unreadable);
     cluster.secrets = newest_versions(db).await?;
     cluster.unreadable = unreadable;
     Ok(cluster)
@@ -109,6 +112,7 @@ async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
         instances: BTreeMap::new(),
         volumes: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        ended: BTreeMap::new(),
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
         unreadable: Vec::new(),
     })
@@ -287,7 +291,9 @@ fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord>
                 was_ready: row.get(6),
                 reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
             },
-            "gone" => InstancePhase::Gone,
+            "gone" => InstancePhase::Gone {
+                reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
+            },
             other => return Err(format!("its phase is `{other}`")),
         };
         let spec: InstanceSpec = from_json(version, row.get(4))?;
@@ -310,6 +316,20 @@ fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord>
         subject: (id.clone()).map_or_else(|_| other_row("instances", row), Subject::Instance),
         env: env.clone().ok(),
         node: node.clone().ok(),
+        cause,
+    })
+}
+
+const ENDED: &str = "SELECT id, ended_json, json_version FROM ended_instances";
+
+/// An unreadable record of an ended instance freezes no env: nothing is decided by it.
+fn ended(row: &SqliteRow) -> Result<(InstanceId, EndedInstance), UnreadableRecord> {
+    let id = in_range("an instance's id", row.get(0)).map(InstanceId);
+    let read = || Ok((id.clone()?, from_json(row.get(2), row.get(1))?));
+    read().map_err(|cause| UnreadableRecord {
+        subject: other_row("ended_instances", row),
+        env: None,
+        node: None,
         cause,
     })
 }

@@ -67,7 +67,10 @@ async fn a_store_of_version_1_is_read_as_it_was_meant() {
         reason: "more than the 2 wanted".to_owned(),
     };
     assert_eq!(phase(3), terminating);
-    assert_eq!(phase(4), InstancePhase::Gone);
+    let gone = InstancePhase::Gone {
+        reason: "more than the 2 wanted".to_owned(),
+    };
+    assert_eq!(phase(4), gone);
     assert_eq!(phase(5), InstancePhase::New);
     let failed = cluster.instances[&InstanceId(2)].report.as_ref().unwrap();
     assert_eq!(failed.state, InstanceState::Failed);
@@ -137,7 +140,8 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
          UPDATE releases SET release_json = '[]' WHERE app = 'shop' AND number = 2;
          UPDATE envs SET rollout_json = '{}' WHERE app = 'old';
          UPDATE nodes SET hardware_json = '7' WHERE id = 2;
-         UPDATE volumes SET phase = 'frozen' WHERE id = 209;",
+         UPDATE volumes SET phase = 'frozen' WHERE id = 209;
+         INSERT INTO ended_instances VALUES (9, '{}', 99);",
     )
     .await;
     let store = open(folder.path()).await;
@@ -148,6 +152,7 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
         Subject::Release(env_key("shop"), ReleaseNumber(2)),
         Subject::Instance(InstanceId(1)),
         Subject::Volume(VolumeId(209)),
+        Subject::Row("row 9 of ended_instances".to_owned()),
     ];
     assert_eq!(subjects(&cluster), expected);
     let newer = &cluster.unreadable[3];

@@ -150,6 +150,7 @@ pub(crate) fn hardware() -> Hardware {
 
 pub(crate) fn enroll_request(token: &EnrollmentToken, key: &MemberKey) -> EnrollRequest {
     EnrollRequest {
+        role: None,
         token: token.secret.text(),
         name: "box".to_owned(),
         region: "home".to_owned(),

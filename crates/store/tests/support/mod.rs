@@ -52,6 +52,7 @@ pub(crate) fn hardware() -> Hardware {
 
 pub(crate) fn request(name: &str) -> EnrollRequest {
     EnrollRequest {
+        role: None,
         token: "the store sees its hash".to_owned(),
         name: name.to_owned(),
         region: "home".to_owned(),
