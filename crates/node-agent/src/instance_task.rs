@@ -5,10 +5,11 @@
 //! effects are performed: an agent that is killed between the two finds a record that is ahead of the
 //! machine, never behind it, and the life cycle's `Adopted` and `NotFound` sort out the rest.
 
+mod preparation;
+
 use std::collections::VecDeque;
 use std::future::pending;
 use std::net::Ipv6Addr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +24,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_link::{GuestEvent, GuestLink};
-use crate::host::{HostError, HostResult, ImagePin, Log, PreparedImage, Progress, Vm, VmRequest};
+use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
+use crate::instance_task::preparation::{Prepared, prepare, prepared};
 use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -210,13 +212,6 @@ impl InstanceHandle {
     pub(crate) fn status(&self) -> InstanceStatus {
         self.status.borrow().clone()
     }
-}
-
-/// Everything that a boot needs.
-struct Prepared {
-    image: PreparedImage,
-    /// The VM's own disks: scratch, then the volumes.
-    disks: Vec<PathBuf>,
 }
 
 struct InstanceTask {
@@ -747,39 +742,6 @@ async fn ended(vm: Option<&dyn Vm>) -> String {
         Some(vm) => vm.ended().await,
         None => pending().await,
     }
-}
-
-async fn prepared(
-    preparing: &mut Option<AbortOnDropHandle<HostResult<Prepared>>>,
-) -> HostResult<Prepared> {
-    match preparing {
-        Some(task) => task.await.unwrap_or_else(|error| {
-            Err(HostError::transient(format!(
-                "the preparation broke: {error}"
-            )))
-        }),
-        None => pending().await,
-    }
-}
-
-/// Fetches the image and the secrets of an instance, and makes its disks.
-async fn prepare(
-    machine: &Machine,
-    spec: &InstanceSpec,
-    secrets: &Secrets,
-    progress: &Progress,
-) -> HostResult<Prepared> {
-    let host = &machine.host;
-    let image = host.images.prepare(&spec.image, progress).await?;
-    // What no boot can change is refused here, and not as the failure of a VM that was never started.
-    let runnable = node_core::boot::boot_config(&image.config, spec, &[], &machine.facts);
-    runnable.map_err(|error| HostError::permanent(error.to_string()))?;
-    secrets.get(&*host.server, spec, progress).await?;
-    let mut disks = vec![host.disks.make_scratch(spec.id, spec.scratch_bytes).await?];
-    for volume in &spec.volumes {
-        disks.push(host.disks.prepare_volume(volume.clone()).await?);
-    }
-    Ok(Prepared { image, disks })
 }
 
 /// The ports that are forwarded to, for people.

@@ -272,6 +272,7 @@ mod tests {
             scratch_used_bytes: 1023 << 20,
             network_bytes: (1023 << 20, 1023 << 20),
             processes: 32_000,
+            init_memory_bytes: 1 << 20,
         };
         let row = |stats: Option<&GuestStats>, reason: Option<String>| -> StatsRow {
             serde_json::from_value(json!({
