@@ -28,6 +28,7 @@ fn run(guest: &Guest, session: u32, script: &str) -> String {
         session,
         argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
         terminal: None,
+        terminal_type: None,
     }));
     guest.wait("the command", |seen| {
         let exec = seen.exec.get(&session)?;
