@@ -59,6 +59,9 @@ test: install lint build ## `make lint`, then every test; root
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
 		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
 
+cases: install build ## The tests of what images, registries and users in the field do (`case_*`), through real VMs where it is about one; root
+	cargo test --release --workspace -- case_
+
 simulate: ## 10,000 runs of a simulated cluster under faults, on all processors; a failing seed prints its trace
 	cargo xtask simulate --seeds 10000
 
@@ -78,4 +81,4 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo test --profile dist -p platform --test manifest -- --ignored --nocapture
 	demo/bench.sh
 
-.PHONY: help demo down install build dist kernel lint check test simulate images bench
+.PHONY: help demo down install build dist kernel lint check test cases simulate images bench

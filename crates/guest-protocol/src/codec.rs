@@ -86,6 +86,11 @@ impl FrameBuffer {
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// How many bytes were added and are in no frame that [`FrameBuffer::next`] went past.
+    pub fn pending_bytes(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
     /// The next whole frame, if there is one. [`IGNORABLE`] frames of an unknown type are skipped.
     ///
     /// # Errors

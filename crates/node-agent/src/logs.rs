@@ -364,29 +364,27 @@ pub(crate) fn log_bytes(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// Calls `each` with every whole record; returns how many bytes they take.
+/// Calls `each` with every whole record; returns how many bytes whole frames take, those that are skipped among them.
 fn for_each_record(path: &Path, mut each: impl FnMut(LogRecord)) -> io::Result<u64> {
     let mut file = File::open(path)?;
     let mut frames = FrameBuffer::default();
     let mut chunk = vec![0; 64 * 1024];
-    let mut whole = 0;
+    let mut read = 0;
     loop {
         let count = file.read(&mut chunk)?;
         if count == 0 {
-            return Ok(whole);
+            return Ok(read - frames.pending_bytes() as u64);
         }
         frames.push(&chunk[..count]);
+        read += count as u64;
         loop {
+            let before = frames.pending_bytes() as u64;
             match frames.next::<GuestFrame>() {
-                Ok(Some(frame)) => {
-                    whole += frame.encode().len() as u64;
-                    if let GuestFrame::Log(record) = frame {
-                        each(record);
-                    }
-                }
+                Ok(Some(GuestFrame::Log(record))) => each(record),
+                Ok(Some(_)) => {}
                 Ok(None) => break,
-                // What follows a damaged frame cannot be read: keep what came before it.
-                Err(_) => return Ok(whole),
+                // What follows a damaged frame cannot be read: what came before it is kept.
+                Err(_) => return Ok(read - before),
             }
         }
     }
@@ -410,6 +408,24 @@ mod tests {
             dropped: 0,
             line: text.as_bytes().to_vec(),
         }
+    }
+
+    #[test]
+    fn records_behind_a_frame_of_a_newer_agent_are_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        log.append(LATE, vec![record(1, "before")]).unwrap();
+        drop(log);
+        let path = dir.path().join(CURRENT);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes.extend_from_slice(&4_u32.to_le_bytes());
+        bytes.extend_from_slice(&[guest_protocol::IGNORABLE | 0x7f, 1, 2, 3]);
+        std::fs::write(&path, bytes).unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        log.append(LATE, vec![record(2, "after")]).unwrap();
+        drop(log);
+        let log = InstanceLog::open(dir.path()).unwrap();
+        assert_eq!(log.log_tail(10), ["before", "after"]);
     }
 
     #[test]
