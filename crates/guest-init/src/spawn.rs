@@ -18,7 +18,7 @@ use rustix::process::{Pid, Resource, Rlimit, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::namespace::AppNamespace;
-use crate::sys::{self, Birth, Forked};
+use crate::sys::{self, Forked, Placement};
 use crate::user::User;
 
 /// Searched when the environment has no `PATH`.
@@ -215,17 +215,17 @@ fn fork(program: &Program<'_>) -> Result<Forked, StartError> {
         .map(File::open)
         .transpose()
         .map_err(prepare("open the cgroup"))?;
-    let mut birth = Birth {
+    let mut placement = Placement {
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
-        ..Birth::default()
+        ..Placement::default()
     };
     match program.namespaces {
-        Namespaces::Init => sys::fork(birth),
+        Namespaces::Init => sys::fork(placement),
         Namespaces::New => {
-            birth.in_new_namespaces = true;
-            sys::fork(birth)
+            placement.in_new_namespaces = true;
+            sys::fork(placement)
         }
-        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(birth),
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(placement),
     }
     .map_err(prepare("fork"))
 }
