@@ -356,8 +356,8 @@ fn with_root(
         cause: format!("the cluster's CA: {cause}"),
     };
     let mut roots = RootCertStore::empty();
-    let certificate =
-        CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| setup(e.to_string()))?;
+    let certificate = CertificateDer::from_pem_slice(ca_pem.as_bytes())
+        .map_err(|_| setup("there is no certificate in it (PEM)".to_owned()))?;
     roots.add(certificate).map_err(|e| setup(e.to_string()))?;
     Ok(tls_builder(server_url)?.with_root_certificates(roots))
 }

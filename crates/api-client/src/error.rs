@@ -1,6 +1,7 @@
 //! Why a call of the API failed.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
 use api::ApiError;
@@ -98,9 +99,12 @@ impl ClientError {
                  clocks of both machines must be right, too"
                     .to_owned(),
             ),
-            Self::TimedOut { .. } | Self::Interrupted { .. } => {
+            Self::TimedOut { .. } => {
                 Some("try again; the server's log says what it is doing".to_owned())
             }
+            Self::Interrupted { .. } => Some(
+                "was the server restarted? try again; its log says what it is doing".to_owned(),
+            ),
             Self::Api { error, .. } => error.hint.clone(),
             Self::Answer { .. } => {
                 Some("are the command and the server of the same version?".to_owned())
@@ -130,7 +134,16 @@ impl ClientError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => true,
-            Self::Api { status, .. } => *status >= 500 || *status == 429,
+            // A member that is refused for its version or its membership goes on with what it was last told: an operator
+            // upgrades the one or the other.
+            Self::Api { status, error, .. } => {
+                *status >= 500
+                    || *status == 429
+                    || matches!(
+                        error.code.as_str(),
+                        api::error_code::PROTOCOL_VERSION | api::error_code::NOT_A_MEMBER
+                    )
+            }
             Self::Setup { .. } | Self::Tls { .. } | Self::Answer { .. } => false,
         }
     }
@@ -177,6 +190,14 @@ impl ClientError {
 }
 
 fn innermost(error: &(dyn Error + 'static)) -> String {
+    // rustls explains a missing close_notify, with a link into its manual. It is the end of a server that was killed.
+    let is_cut = |cause: &(dyn Error + 'static)| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
+    };
+    if display::causes(error).any(is_cut) {
+        return "it was closed before the end".to_owned();
+    }
     display::causes(error)
         .last()
         .map_or_else(|| error.to_string(), ToString::to_string)

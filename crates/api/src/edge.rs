@@ -7,8 +7,8 @@ use model::instance::ProxyProtocol;
 use model::{EnvKey, Generation, InstanceId, ProcessName};
 use serde::{Deserialize, Serialize};
 
-/// Where hosts lead. Whole, never a difference.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where hosts lead. Whole, never a difference. The default is the table before the first.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RouteTable {
     /// Grows with every change.
     pub generation: Generation,

@@ -29,6 +29,10 @@ impl std::fmt::Display for EnrollRole {
 pub struct EnrollRequest {
     /// The secret part of the one-time token.
     pub token: String,
+    /// What the machine means to become; a token for another role is refused, and is not spent. Absent: whatever the
+    /// token is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<EnrollRole>,
     /// Wanted name, the machine's host name; made unique by the server.
     pub name: String,
     /// Region the machine is in.

@@ -54,6 +54,8 @@ pub mod paths {
     pub const NODES: &str = "/v1/nodes";
     /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
     pub const INSTANCES: &str = "/v1/instances";
+    /// GET, a user: `?app=&env=` -> `Vec<EndedRow>`: the instances that are gone and whose records are kept.
+    pub const ENDED_INSTANCES: &str = "/v1/ended-instances";
     /// GET, a user: `?app=&env=` -> `Vec<VolumeRow>`.
     pub const VOLUMES: &str = "/v1/volumes";
     /// DELETE, a user: delete a volume that no instance has, and all that is in it.
@@ -88,6 +90,14 @@ pub mod paths {
 pub const MAX_WAIT_MS: u64 = 30_000;
 /// Largest request body that a server reads, in bytes (streams excepted).
 pub const MAX_BODY_BYTES: usize = 9 * 1024 * 1024;
+
+/// [`ApiError::code`] that callers decide by.
+pub mod error_code {
+    /// The server does not serve the member's version of the protocol.
+    pub const PROTOCOL_VERSION: &str = "protocol_version";
+    /// The certificate names a member that the cluster does not have.
+    pub const NOT_A_MEMBER: &str = "not_a_member";
+}
 
 /// Every error of the API, with the status that fits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use guest_protocol::GuestStats;
+use model::instance::ExitEvent;
 use model::{Digest, EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
 use serde::{Deserialize, Serialize};
 
@@ -69,7 +70,7 @@ pub struct LogsQuery {
     /// Only of this process type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<ProcessName>,
-    /// Only of this instance.
+    /// Only of this instance, which may have ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instance: Option<InstanceId>,
     /// At most this many lines of the past, for each instance. Absent: [`DEFAULT_TAIL`].
@@ -81,7 +82,8 @@ pub struct LogsQuery {
     /// Whether to go on with new lines until the reader leaves.
     #[serde(default)]
     pub follow: bool,
-    /// Of the past, only what each instance said before it was last started again.
+    /// Of the past, only what each instance said before it was last started again; of an instance that has ended, what
+    /// it said since it was last started.
     #[serde(default)]
     pub previous: bool,
 }
@@ -203,6 +205,52 @@ pub struct InstanceRow {
     pub report: Option<InstanceReport>,
 }
 
+/// One instance that is gone, for people. Its node keeps its log for a while.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedRow {
+    /// The instance.
+    pub id: InstanceId,
+    /// Its env, which need not exist any more.
+    pub env: EnvKey,
+    /// Its process type.
+    pub process: ProcessName,
+    /// The release that it ran.
+    pub release: ReleaseNumber,
+    /// The node that it ran on.
+    pub node: NodeId,
+    /// The node's name; its number once the node was removed.
+    pub node_name: String,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// When it was known to be gone.
+    pub ended_at: Timestamp,
+    /// Why it was terminated.
+    pub reason: String,
+    /// Times it was started again.
+    pub restarts: u32,
+    /// How its app last ended, where its node said so.
+    pub last_exit: Option<ExitEvent>,
+    /// Why it failed, where it did.
+    pub failure: Option<String>,
+}
+
+impl EndedRow {
+    /// How it ended: its failure or its app's end, and why it was terminated. On one line unless a failure has several.
+    pub fn how(&self) -> String {
+        let exit = self.last_exit.as_ref().map(ToString::to_string);
+        let what = match (&self.failure, exit) {
+            (Some(failure), Some(exit)) if !failure.contains(&exit) => {
+                Some(format!("{failure} ({exit})"))
+            }
+            (Some(failure), _) => Some(failure.clone()),
+            (None, exit) => exit,
+        };
+        let parts = [what.as_deref(), Some(self.reason.as_str())];
+        let said = parts.into_iter().flatten().filter(|part| !part.is_empty());
+        said.collect::<Vec<_>>().join("; ")
+    }
+}
+
 /// One node, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
@@ -309,9 +357,13 @@ pub struct EnvRow {
     pub env: EnvKey,
     /// The newest release.
     pub release: ReleaseNumber,
-    /// How far its rollout is.
+    /// The release whose instances are wanted: the newest one, or that which a failed rollout went back to. Absent when
+    /// it failed and there was none.
+    #[serde(default)]
+    pub serving: Option<ReleaseNumber>,
+    /// How far the rollout of the newest release is.
     pub phase: RolloutPhase,
-    /// Wanted and ready instances by process type.
+    /// Wanted instances by process type, and those that are ready or have done their work.
     pub processes: BTreeMap<ProcessName, (u32, u32)>,
     /// Host names that lead to it.
     pub hosts: Vec<String>,
@@ -385,6 +437,9 @@ pub struct StatsRow {
     pub process: ProcessName,
     /// Its node.
     pub node: NodeId,
+    /// The node's name.
+    #[serde(default)]
+    pub node_name: String,
     /// What its guest says; absent when it did not answer.
     pub stats: Option<GuestStats>,
     /// Why there are none.

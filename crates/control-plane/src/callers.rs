@@ -5,6 +5,7 @@
 use std::sync::PoisonError;
 
 use api::enrollment::Member;
+use api::error_code;
 use api::protocol::{self, PROTOCOL_HEADER, SERVED_PROTOCOL_VERSIONS};
 use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
@@ -109,7 +110,7 @@ async fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFai
     } else {
         Err(ApiFailure::new(
             StatusCode::FORBIDDEN,
-            "not_a_member",
+            error_code::NOT_A_MEMBER,
             format!("{member} is not a member of this cluster"),
         )
         .hint("was the store restored from before it enrolled? enroll again with a new token"))
@@ -155,7 +156,7 @@ fn check_protocol(
             let message = refusal.to_string();
             Err(ApiFailure::new(
                 StatusCode::BAD_REQUEST,
-                "protocol_version",
+                error_code::PROTOCOL_VERSION,
                 message,
             ))
         }

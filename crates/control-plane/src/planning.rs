@@ -102,9 +102,14 @@ pub(crate) async fn route_table(
     let mut routes = routes(cluster);
     keep_frozen(cluster, &before.routes, &mut routes);
     if before.generation.0 > 0 && before.routes == routes {
-        Ok(before.clone())
-    } else {
-        store.set_routes(&routes).await
+        return Ok(before.clone());
+    }
+    match store.set_routes(&routes).await {
+        Err(StoreError::Unreadable { cause }) => {
+            tracing::error!(cause, "edges keep the routes they have");
+            Ok(before.clone())
+        }
+        written => written,
     }
 }
 
@@ -143,7 +148,10 @@ fn log(action: &Action) {
         Action::Terminate { id, reason } => {
             tracing::info!(instance = %id, %reason, "terminating an instance");
         }
-        Action::Delete { id } => tracing::info!(instance = %id, "an instance is gone"),
+        Action::Delete { id, .. } => tracing::info!(instance = %id, "an instance is gone"),
+        Action::PruneEnded { id } => {
+            tracing::debug!(instance = %id, "the record of an ended instance is kept no longer");
+        }
         Action::SetRollout { env, rollout } => tracing::info!(
             %env,
             release = %rollout.release,

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use api::user::{EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
+use api::user::{EndedRow, EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
-use scheduler::cluster_state::{ClusterState, Env, Instance};
+use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
 use scheduler::planner::Finding;
-use scheduler::rollout::wanted_counts;
+use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
 const REVISION_MASK: u64 = (1 << 53) - 1;
@@ -62,6 +62,35 @@ pub(crate) fn instance_rows(
     rows
 }
 
+pub(crate) fn ended_row(cluster: &ClusterState, id: InstanceId, ended: &EndedInstance) -> EndedRow {
+    EndedRow {
+        id,
+        env: ended.env.clone(),
+        process: ended.process.clone(),
+        release: ended.release,
+        node: ended.node,
+        node_name: node_name(cluster, ended.node),
+        created_at: ended.created_at,
+        ended_at: ended.ended_at,
+        reason: ended.reason.clone(),
+        restarts: ended.restarts,
+        last_exit: ended.last_exit.clone(),
+        failure: ended.failure.clone(),
+    }
+}
+
+/// The ended instances of the envs that `keep` keeps, by env, process type and when they ended.
+pub(crate) fn ended_rows(cluster: &ClusterState, keep: impl Fn(&EnvKey) -> bool) -> Vec<EndedRow> {
+    let kept = cluster.ended.iter().filter(|(_, ended)| keep(&ended.env));
+    let mut rows: Vec<_> = kept
+        .map(|(id, ended)| ended_row(cluster, *id, ended))
+        .collect();
+    rows.sort_by(|a, b| {
+        (&a.env, &a.process, a.ended_at, a.id).cmp(&(&b.env, &b.process, b.ended_at, b.id))
+    });
+    rows
+}
+
 /// The volumes that `keep` keeps, by what they belong to.
 pub(crate) fn volume_rows(
     cluster: &ClusterState,
@@ -90,7 +119,7 @@ pub(crate) fn volume_rows(
     rows
 }
 
-fn node_name(cluster: &ClusterState, id: NodeId) -> String {
+pub(crate) fn node_name(cluster: &ClusterState, id: NodeId) -> String {
     let node = cluster.nodes.get(&id);
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
@@ -128,8 +157,9 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
     for instance in cluster.instances.values() {
-        let serves =
-            !instance.is_terminating() && instance.report.as_ref().is_some_and(|r| r.ready);
+        // Whether its node is away now is not asked: it may well serve.
+        let is_well = InstanceHealth::of(instance, true).is_well();
+        let serves = !instance.is_terminating() && is_well;
         if serves && key_of(instance) == *key {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;
@@ -143,6 +173,10 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
     EnvRow {
         env: key.clone(),
         release: env.rollout.release,
+        serving: match env.rollout.phase {
+            RolloutPhase::Failed => serving_before(env, &env.rollout),
+            _ => Some(env.rollout.wanted),
+        },
         phase: env.rollout.phase,
         processes,
         hosts,

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use ::api::edge::RouteTable;
 use ::api::enrollment::Member;
 use axum::Router;
 use axum::extract::Request;
@@ -20,7 +21,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use store::Store;
+use store::{Store, StoreError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -90,7 +91,13 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
     let nothing_published = Published {
         cluster,
-        routes: store.routes().await?,
+        routes: match store.routes().await {
+            Err(StoreError::Unreadable { cause }) => {
+                tracing::error!(cause, "edges keep the routes they have");
+                RouteTable::default()
+            }
+            routes => routes?,
+        },
         findings: Vec::new(),
     };
     let shared = Arc::new(Shared {

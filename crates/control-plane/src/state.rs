@@ -79,6 +79,9 @@ impl Shared {
         &self,
         decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E>,
     ) -> Result<T, E> {
+        // A caller who left while the request was on its way is noticed when its connection is read again, and then
+        // nothing is decided.
+        tokio::task::yield_now().await;
         let online = self.online();
         let deciding = self.store.update(|cluster| {
             cluster.set_online(&online);

@@ -22,6 +22,7 @@ use hyper::upgrade::Upgraded;
 use identity::KeyError;
 use model::{InstanceId, NodeId, Timestamp};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::limits::MAX_WAITING_STREAMS;
 
@@ -58,6 +59,8 @@ pub(crate) type Answered<T> = Result<T, String>;
 pub(crate) struct Open {
     /// Where its lines go.
     pub(crate) lines: Lines,
+    /// Cancelled when its reader has all it wanted, while the node may still have lines to come.
+    pub(crate) over: CancellationToken,
     /// How far it is, for its reader.
     pub(crate) end: Ended,
     /// Who asked. The queue is bounded by the streams that were asked for: each sends once.
@@ -90,6 +93,20 @@ struct Queue {
     filled: Arc<Notify>,
 }
 
+/// A stream that somebody waits for ([`Streams::take_back_on_drop`]).
+#[derive(Debug)]
+pub(crate) struct TakeBack<'s> {
+    streams: &'s Streams,
+    node: NodeId,
+    stream: &'s str,
+}
+
+impl Drop for TakeBack<'_> {
+    fn drop(&mut self) {
+        self.streams.give_up(self.node, self.stream);
+    }
+}
+
 /// Every stream that is asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
@@ -110,6 +127,7 @@ impl Streams {
         node: NodeId,
         wanted: LogsWanted,
         lines: Lines,
+        over: CancellationToken,
         ended: mpsc::UnboundedSender<Ended>,
     ) -> Result<String, AskError> {
         let instances = wanted.instances.iter().copied().collect();
@@ -120,7 +138,12 @@ impl Streams {
                 last: None,
                 opened: false,
             };
-            Waiting::Logs(Open { lines, end, ended })
+            Waiting::Logs(Open {
+                lines,
+                over,
+                end,
+                ended,
+            })
         };
         self.ask(node, StreamWanted::Logs(wanted), open)
     }
@@ -157,6 +180,16 @@ impl Streams {
         lock(&self.waiting).remove(stream);
     }
 
+    /// Takes a stream back when what is returned is dropped, if its node has not fetched it by then: a caller who has left
+    /// wants it no longer.
+    pub(crate) fn take_back_on_drop<'s>(&'s self, node: NodeId, stream: &'s str) -> TakeBack<'s> {
+        TakeBack {
+            streams: self,
+            node,
+            stream,
+        }
+    }
+
     /// What a node is to open; empty when nothing was asked for within `wait`.
     pub(crate) async fn requests(&self, node: NodeId, wait: Duration) -> Vec<StreamRequest> {
         let waiting = async {
@@ -189,5 +222,38 @@ impl Streams {
             open.end.opened = true;
         }
         Some(claimed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn case_a_call_whose_caller_has_left_is_not_delivered() {
+        let streams = Streams::default();
+        let node = NodeId(1);
+        let ask = |signal: &str| {
+            let (sender, receiver) = oneshot::channel();
+            let wanted = StreamWanted::Signal {
+                instance: InstanceId(7),
+                signal: signal.to_owned(),
+            };
+            let asked = streams.ask(node, wanted, || Waiting::Answer(sender));
+            (asked.unwrap(), receiver)
+        };
+        let (left, _) = ask("SIGKILL");
+        let (stays, _receiver) = ask("SIGHUP");
+        let waiting = streams.take_back_on_drop(node, &stays);
+        drop(streams.take_back_on_drop(node, &left));
+        let requests = streams.requests(node, Duration::ZERO).await;
+        assert_eq!(requests.len(), 1);
+        assert_eq!(requests[0].stream, stays);
+        assert!(streams.claim(node, &left).is_none());
+        // One that its node has fetched and not opened is not opened any more.
+        drop(waiting);
+        assert!(streams.claim(node, &stays).is_none());
     }
 }

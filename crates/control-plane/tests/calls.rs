@@ -6,11 +6,12 @@ mod support;
 use api::exec::UserFrame;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
 use api::node::{StreamRefused, StreamRequest, StreamWanted};
-use api::user::{ExecQuery, SignalRequest};
+use api::user::{ExecQuery, ScaleRequest, SetSecretsRequest, SignalRequest};
 use api_client::ApiClient;
 use guest_protocol::{GuestFrame, GuestStats, Stream};
 use model::instance::ExitEvent;
 use model::{Generation, InstanceId, Timestamp};
+use sqlx::{Connection as _, SqliteConnection};
 use support::registry::Registry;
 use support::*;
 
@@ -234,4 +235,35 @@ async fn signals_and_stats_are_asked_of_the_node() {
     let of = |id| rows.iter().find(|row| row.id == id).unwrap();
     assert_eq!(of(ids[0]).stats.as_ref().unwrap().memory_bytes, 5);
     assert_eq!(of(ids[1]).reason.as_deref(), Some("silent"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_change_that_was_taken_back_while_it_waited_is_not_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, _registry, _node, _) = running_env(folder.path()).await;
+    let key = env_key("hello", "prod");
+    let scale = |count| ScaleRequest {
+        processes: [("web".parse().unwrap(), count)].into(),
+    };
+    // A backup holds the database: changes wait.
+    let url = format!("sqlite:{}", folder.path().join("platform.db").display());
+    let mut backup = SqliteConnection::connect(&url).await.unwrap();
+    let begun = sqlx::query("BEGIN IMMEDIATE").execute(&mut backup).await;
+    begun.unwrap();
+    let four = scale(4);
+    let scaling = server.user.scale(&key, &four);
+    let taken_back = tokio::time::timeout(std::time::Duration::from_secs(1), scaling).await;
+    assert!(taken_back.is_err(), "nothing waited");
+    sqlx::query("ROLLBACK").execute(&mut backup).await.unwrap();
+    backup.close().await.unwrap();
+    // What comes now is made after everything that came before.
+    let secrets = SetSecretsRequest {
+        set: [("KEY".to_owned(), b"value".to_vec())].into(),
+        unset: Vec::new(),
+    };
+    let set = server.user.set_secrets(&key, "later", &secrets);
+    set.await.unwrap();
+    let rows = server.user.envs().await.unwrap();
+    assert_eq!(rows[0].processes[&"web".parse().unwrap()].0, 2);
+    server.stop().await;
 }

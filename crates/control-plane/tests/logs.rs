@@ -6,12 +6,13 @@ mod support;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use api::node::{LogLine, LogsWanted, StreamRequest, StreamWanted};
-use api::user::LogsQuery;
+use api::node::{InstanceReport, LogLine, LogsWanted, StreamRequest, StreamWanted};
+use api::user::{LogsQuery, ScaleRequest};
 use api_client::{ApiClient, LogStream};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use guest_protocol::Stream;
+use model::instance::{ExitEvent, InstanceState};
 use model::{EnvKey, Generation, InstanceId, Timestamp};
 use support::registry::Registry;
 use support::*;
@@ -193,4 +194,189 @@ async fn the_reader_is_told_of_a_node_that_does_not_answer() {
     }
     assert_eq!(next(&mut reader).await, None);
     server.stop().await;
+}
+
+/// Ends the instance of this env that is to stop, as its node does; gives its id.
+async fn end_one(server: &Server, node: &Joined) -> InstanceId {
+    let desired = eventually("a stop", async || {
+        let state = node.client.desired(Generation(0), Duration::ZERO);
+        state
+            .await
+            .unwrap()
+            .filter(|desired| desired.stop.len() == 1)
+    })
+    .await;
+    let gone = desired.stop[0];
+    let stopped = InstanceReport {
+        state: InstanceState::Stopped,
+        ready: false,
+        last_exit: Some(ExitEvent {
+            exit_code: 7,
+            signal: None,
+            oom_killed: false,
+            requested_stop: true,
+            at: Timestamp(2),
+        }),
+        ..running(gone)
+    };
+    let rest = desired.instances.iter().map(|spec| running(spec.id));
+    let reports = rest.chain([stopped]).collect();
+    let said = report(desired.generation, reports);
+    node.client.report(&said).await.unwrap();
+    eventually("the record of the ended instance", async || {
+        let ended = server.user.ended_instances().await.unwrap();
+        ended.iter().any(|row| row.id == gone).then_some(())
+    })
+    .await;
+    gone
+}
+
+/// What the node is asked for next; it sends this line.
+async fn sends(node: &ApiClient, instance: InstanceId, text: &str) -> LogsWanted {
+    let (stream, wanted) = asked(node).await;
+    let body = stream::iter([Ok::<_, Infallible>(line(instance, text))]);
+    node.open_stream(&stream, body).await.unwrap();
+    wanted
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_the_log_of_an_ended_instance_can_be_read_and_says_how_it_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (key, node, ids) = two_instances(&server, &registry).await;
+    let scale = |count| ScaleRequest {
+        processes: [("web".parse().unwrap(), count)].into(),
+    };
+    server.user.scale(&key, &scale(1)).await.unwrap();
+    let gone = end_one(&server, &node).await;
+    let stays = ids.into_iter().find(|id| *id != gone).unwrap();
+    let how = "gone (v1 on box): exit code 7; more than the 1 wanted";
+
+    // By its id.
+    let query = LogsQuery {
+        instance: Some(gone),
+        follow: true,
+        ..LogsQuery::default()
+    };
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    let wanted = sends(&node.client, gone, "why").await;
+    assert_eq!((wanted.instances, wanted.follow), (vec![gone], false));
+    assert_eq!(next(&mut reader).await.as_deref(), Some("why"));
+    assert_eq!(next(&mut reader).await.as_deref(), Some(how));
+    assert_eq!(next(&mut reader).await, None, "nothing more can come");
+
+    // With the others of its process type, before them.
+    let mut reader = server.user.logs(&key, &LogsQuery::default()).await.unwrap();
+    sends(&node.client, gone, "why").await;
+    let wanted = sends(&node.client, stays, "here").await;
+    assert_eq!(wanted.instances, [stays]);
+    for text in ["why", how, "here"] {
+        assert_eq!(next(&mut reader).await.as_deref(), Some(text));
+    }
+    assert_eq!(next(&mut reader).await, None);
+
+    // A reader who follows an instance is told when it ends.
+    let query = LogsQuery {
+        instance: Some(stays),
+        follow: true,
+        ..LogsQuery::default()
+    };
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    let (stream, _) = asked(&node.client).await;
+    let (sender, body) = mpsc::channel::<Result<Bytes, Infallible>>(4);
+    let sending = {
+        let client = node.client.clone();
+        let body = ReceiverStream::new(body);
+        tokio::spawn(async move { client.open_stream(&stream, body).await })
+    };
+    sender.send(Ok(line(stays, "last"))).await.unwrap();
+    assert_eq!(next(&mut reader).await.as_deref(), Some("last"));
+    server.user.destroy(&key).await.unwrap();
+    assert_eq!(end_one(&server, &node).await, stays);
+    let how = "gone (v1 on box): exit code 7; its env is destroyed";
+    assert_eq!(next(&mut reader).await.as_deref(), Some(how));
+    assert_eq!(next(&mut reader).await, None);
+    drop(sender);
+    sending.await.unwrap().unwrap();
+
+    // Its env is gone by now; a node that keeps no lines of it any more costs the reader nothing.
+    eventually("the env to be gone", async || {
+        server.user.envs().await.unwrap().is_empty().then_some(())
+    })
+    .await;
+    let query = LogsQuery {
+        instance: Some(stays),
+        ..LogsQuery::default()
+    };
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    let (stream, _) = asked(&node.client).await;
+    let nothing = stream::empty::<Result<Bytes, Infallible>>();
+    node.client.open_stream(&stream, nothing).await.unwrap();
+    let text = next(&mut reader).await.unwrap();
+    assert_eq!(text, format!("{how}; its node keeps no lines of it"));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_reader_of_logs_is_told_what_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (key, _node, ids) = two_instances(&server, &registry).await;
+    let refused = async |key: &EnvKey, query: LogsQuery| {
+        let error = server.user.logs(key, &query).await.unwrap_err();
+        (error.code().unwrap().to_owned(), error.to_string())
+    };
+    let of_process = |name: &str| LogsQuery {
+        process: Some(name.parse().unwrap()),
+        ..LogsQuery::default()
+    };
+    let (code, text) = refused(&key, of_process("typo")).await;
+    assert_eq!(code, "process_not_found");
+    assert_eq!(text, "hello/prod has no process type typo; there are: web");
+
+    let other = env_key("other", "prod");
+    let manifest = manifest("other");
+    let digest = registry.push("other", "amd64", "one").await;
+    let image = format!("{}/other@{digest}", registry.host);
+    server.deploy(&other, &manifest, &image).await;
+    let of_instance = |id| LogsQuery {
+        instance: Some(id),
+        ..LogsQuery::default()
+    };
+    let (code, text) = refused(&other, of_instance(ids[0])).await;
+    assert_eq!(code, "instance_not_found");
+    assert_eq!(
+        text,
+        format!("instance {} is one of web in hello/prod", ids[0])
+    );
+    let (code, text) = refused(&key, of_instance(InstanceId(1))).await;
+    assert_eq!(code, "instance_not_found");
+    let expected = "hello/prod has no instance 00000001, nor one that ended within 7 days";
+    assert_eq!(text, expected);
+    let (code, _) = refused(&env_key("nope", "prod"), LogsQuery::default()).await;
+    assert_eq!(code, "env_not_found");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_reader_who_follows_learns_that_there_may_be_more_when_the_server_stops() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (key, _node, _) = two_instances(&server, &registry).await;
+    let query = LogsQuery {
+        follow: true,
+        tail: Some(0),
+        ..LogsQuery::default()
+    };
+    let mut reader = server.user.logs(&key, &query).await.unwrap();
+    server.stop().await;
+    let error = loop {
+        let next = tokio::time::timeout(PATIENCE, reader.next()).await.unwrap();
+        if let Err(error) = next.expect("it is not the end") {
+            break error;
+        }
+    };
+    assert!(error.is_transient(), "{error}");
+    let text = error.to_string();
+    assert!(!text.contains("close_notify"), "{text}");
 }

@@ -27,7 +27,7 @@ impl StateFormat for RoutesFile {
     const VERSION: u32 = 1;
 }
 
-/// Serves the table that was kept last. One that cannot be used is fetched anew: the server has it.
+/// Serves the table that was kept last. A file that cannot be used is set aside, and the table is fetched.
 pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
     match state_file::read::<RoutesFile>(&data_dir.join(FILE)) {
         Ok(Some(RoutesFile(table))) => {
@@ -41,7 +41,11 @@ pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
         }
         Ok(None) => Ok(()),
         Err(StateFileError::Format { path, source }) => {
-            tracing::warn!(path = %path.display(), cause = %source, "fetching the routes anew");
+            let aside = state_file::set_aside(&path)?;
+            tracing::error!(
+                path = %path.display(), cause = %source, kept = %aside.display(),
+                "cannot use the routes on disk; none are served until the server sends them"
+            );
             Ok(())
         }
         Err(error) => Err(error),
@@ -82,7 +86,8 @@ pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> 
 pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf) {
     let path = data_dir.join(FILE);
     let mut pause = FIRST_POLL_RETRY;
-    let mut away = false;
+    // The last error, which is logged once.
+    let mut last: Option<String> = None;
     loop {
         let after = edge.routes.generation();
         match client
@@ -90,10 +95,9 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf
             .await
         {
             Ok(news) => {
-                if away {
+                if last.take().is_some() {
                     tracing::info!(server = client.server(), "the server is back");
                 }
-                away = false;
                 pause = FIRST_POLL_RETRY;
                 let Some(table) = news else { continue };
                 if take(&edge, &path, table).await {
@@ -101,13 +105,14 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf
                 }
             }
             Err(error) => {
-                if !away {
+                let reason = Some(error.to_string());
+                if last != reason {
                     tracing::warn!(
                         server = client.server(), %error, hint = error.hint(),
                         "the routes cannot be fetched; serving the last ones"
                     );
                 }
-                away = true;
+                last = reason;
             }
         }
         tokio::time::sleep(pause).await;

@@ -19,7 +19,7 @@ use model::Generation;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::answer;
+use crate::answer::{self, RequestId};
 use crate::backend::{Backends, ConnectError, Lease};
 use crate::headers::{self, AskedHost};
 use crate::limits::{MAX_ATTEMPTS, REQUEST_STALL_TIMEOUT, RESPONSE_HEAD_TIMEOUT};
@@ -89,9 +89,13 @@ pub(crate) async fn answer(
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let response = match edge.routes.find(&host.name) {
-        None if edge.routes.generation() == Generation(0) => answer::no_routes_yet(),
+        None if edge.routes.generation() == Generation(0) => {
+            let id = RequestId::next();
+            tracing::warn!(request = %id, host = host.name, "this edge knows no route yet");
+            answer::no_routes_yet(id)
+        }
         None => answer::unknown_host(&host.name),
-        Some(to) if to.route.backends.is_empty() => answer::none_ready(&host.name, &to.route),
+        Some(to) if to.route.backends.is_empty() => none_ready(&host.name, &to),
         Some(to) => forward(&edge, ends, &host, &to, request).await,
     };
     tracing::debug!(
@@ -168,10 +172,14 @@ async fn forward(
     }
     match failure {
         Some(error) => {
-            tracing::warn!(host = host.name, client = %ends.client, %error, "no instance answered");
-            failed(to, &error)
+            let id = RequestId::next();
+            let (process, env) = (&to.route.process, &to.route.env);
+            tracing::warn!(
+                request = %id, host = host.name, client = %ends.client, %env, %process, %error, "no instance answered"
+            );
+            answer::unavailable(status_of(&error), id)
         }
-        None => answer::none_ready(&host.name, &to.route),
+        None => none_ready(&host.name, to),
     }
 }
 
@@ -251,11 +259,9 @@ fn switch(
     address: SocketAddr,
 ) -> Response<AnswerBody> {
     let Some(client) = client else {
-        return answer::plain(
-            StatusCode::BAD_GATEWAY,
-            &format!("{address} switched protocols unasked"),
-            "The app answered 101 to a request without an Upgrade header.",
-        );
+        let id = RequestId::next();
+        tracing::warn!(request = %id, %address, "answered 101 to a request without an Upgrade header");
+        return answer::unavailable(StatusCode::BAD_GATEWAY, id);
     };
     let backend = hyper::upgrade::on(&mut response);
     let end = edge.end_tunnels.clone();
@@ -277,21 +283,21 @@ fn switch(
     response.map(|_| Either::Right(Full::default()))
 }
 
-/// The answer when no backend gave one.
-fn failed(to: &HostRoute, error: &NoAnswer) -> Response<AnswerBody> {
-    let status = match error {
+/// The answer when no instance of the app is ready.
+fn none_ready(host: &str, to: &HostRoute) -> Response<AnswerBody> {
+    let id = RequestId::next();
+    let (process, env) = (&to.route.process, &to.route.env);
+    tracing::warn!(request = %id, host, %env, %process, "no instance is ready");
+    answer::none_ready(id)
+}
+
+/// The status when no backend gave an answer.
+fn status_of(error: &NoAnswer) -> StatusCode {
+    match error {
         NoAnswer::Connect(_, ConnectError::TimedOut) | NoAnswer::TooLate(_) => {
             StatusCode::GATEWAY_TIMEOUT
         }
         NoAnswer::Connect(..) | NoAnswer::Broken(..) => StatusCode::BAD_GATEWAY,
         NoAnswer::ClientStalled => StatusCode::REQUEST_TIMEOUT,
-    };
-    answer::plain(
-        status,
-        &format!(
-            "no answer from `{}` in {}: {error}",
-            to.route.process, to.route.env
-        ),
-        "`platform ps` and `platform logs` show what its instances do.",
-    )
+    }
 }

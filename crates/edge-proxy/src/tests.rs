@@ -5,8 +5,8 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::edge::{Backend, Route, RouteTable};
@@ -225,7 +225,7 @@ async fn what_has_no_route_and_what_has_no_instance_is_said() {
     let answer = edge.get("a.test").await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(
-        answer.contains("no instance of `web` in a/prod is ready"),
+        answer.contains("503: the app is not available at the moment"),
         "{answer}"
     );
     let answer = edge
@@ -276,14 +276,59 @@ async fn an_instance_that_cannot_be_reached_is_passed_over() {
     assert!(answer.ends_with("here"), "{answer}");
 }
 
+/// What is logged on this thread, while the guard lives.
+fn logged() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    #[derive(Clone)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let written = Written(text.clone());
+    let subscriber = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(move || written.clone())
+        .finish();
+    (text, tracing::subscriber::set_default(subscriber))
+}
+
 #[tokio::test]
-async fn the_cause_is_given_when_no_instance_can_be_reached() {
+async fn case_the_public_learns_nothing_of_the_inside_and_the_log_has_the_cause() {
+    let (log, _guard) = logged();
     let address = nobody().await;
-    let edge = TestEdge::start(&[address]).await;
-    let answer = edge.get("a.test").await;
-    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
     let cause = format!("could not connect to {address}: Connection refused");
-    assert!(answer.contains(&cause), "{answer}");
+    for (backends, status, cause) in [
+        (vec![address], "502", cause.as_str()),
+        (vec![], "503", "no instance is ready"),
+    ] {
+        let edge = TestEdge::start(&backends).await;
+        let answer = edge.get("a.test").await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        let address = address.to_string();
+        for inside in [address.as_str(), "a/prod", "web", "platform", "`"] {
+            assert!(!answer.contains(inside), "{inside}: {answer}");
+        }
+        let id = answer.rsplit("Request id: ").next().unwrap().trim();
+        assert_eq!(id.len(), 16, "{answer}");
+        assert!(
+            answer.contains(&format!("x-request-id: {id}\r\n")),
+            "{answer}"
+        );
+        let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+        let line = log.lines().find(|line| line.contains(id)).unwrap();
+        for detail in ["WARN", "host=\"a.test\"", "a/prod", "web", cause] {
+            assert!(line.contains(detail), "{detail}: {line}");
+        }
+    }
 }
 
 /// A backend that reads a request and the first byte of its body, then hangs up.
@@ -566,6 +611,20 @@ async fn it_serves_from_disk_while_the_server_is_away() {
     assert!(answer.ends_with("kept"), "{answer}");
     shutdown.cancel();
     soon(running).await.unwrap().unwrap();
+}
+
+#[test]
+fn routes_that_cannot_be_read_are_set_aside() {
+    let edge = crate::forward::Edge::default();
+    for content in [r#"{"version": 99, "tables": []}"#, "{", ""] {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("routes.json");
+        std::fs::write(&file, content).unwrap();
+        crate::follow::load(&edge, dir.path()).unwrap();
+        assert!(!file.exists());
+        let aside = std::fs::read_to_string(dir.path().join("routes.json.unreadable"));
+        assert_eq!(aside.unwrap(), content);
+    }
 }
 
 #[tokio::test]

@@ -14,6 +14,8 @@
 mod adapter;
 #[path = "../src/app.rs"]
 mod app;
+#[path = "../src/assembler.rs"]
+mod assembler;
 #[path = "../src/boot.rs"]
 mod boot;
 #[path = "../src/bpf.rs"]

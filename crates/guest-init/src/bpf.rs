@@ -18,8 +18,9 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
+use crate::assembler::{Assembler, Helper, Label, R0, R1, R2, R3, R4, R6, R7, R9, R10};
 use crate::sys::{self, BpfMap};
 
 /// Most ports with a count. A port keeps its count for good, so that no end of a listener is missed. Listeners on further
@@ -46,17 +47,6 @@ const SK_PASS: i32 = 1;
 const AF_INET: i32 = 2;
 const AF_INET6: i32 = 10;
 const IPPROTO_TCP: i32 = 6;
-
-/// The kernel's functions that programs call, by number.
-#[derive(Debug, Clone, Copy)]
-enum Helper {
-    MapLookup = 1,
-    MapUpdate = 2,
-    SockOpsFlagsSet = 59,
-    SkRelease = 86,
-    NetnsCookie = 122,
-    SkAssign = 124,
-}
 
 /// The numbers of a port, by their offset in its entry.
 #[derive(Debug, Clone, Copy)]
@@ -90,177 +80,6 @@ mod ops {
     pub(super) const LOCAL_IP6: i16 = 48;
     pub(super) const LOCAL_PORT: i16 = 68;
     pub(super) const CB_FLAGS: i16 = 84;
-}
-
-/// Registers. R0 has results, R1 to R5 are arguments, R6 to R9 outlive calls, R10 is the end of the stack.
-type Register = u8;
-const R0: Register = 0;
-const R1: Register = 1;
-const R2: Register = 2;
-const R3: Register = 3;
-const R4: Register = 4;
-const R6: Register = 6;
-const R7: Register = 7;
-const R9: Register = 9;
-const R10: Register = 10;
-
-/// A place in a program to jump to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Label {
-    End,
-    Steer,
-    Passive,
-    State,
-    Listen,
-    Classify,
-    Ipv6,
-    Ipv4,
-    CountIpv4,
-    CountLoopback,
-    Own,
-    Apply,
-    Add,
-    Remove,
-}
-
-/// A program being written.
-#[derive(Default)]
-struct Assembler {
-    instructions: Vec<[u8; 8]>,
-    labels: Vec<(Label, usize)>,
-    jumps: Vec<(usize, Label)>,
-}
-
-impl Assembler {
-    fn emit(&mut self, code: u8, destination: Register, source: Register, offset: i16, value: i32) {
-        let [low, high] = offset.to_le_bytes();
-        let [a, b, c, d] = value.to_le_bytes();
-        self.instructions
-            .push([code, source << 4 | destination, low, high, a, b, c, d]);
-    }
-
-    /// `destination = *(u32 *)(source + offset)`
-    fn load(&mut self, destination: Register, source: Register, offset: i16) {
-        self.emit(0x61, destination, source, offset, 0);
-    }
-
-    /// `*(u32 *)(destination + offset) = source`
-    fn store(&mut self, destination: Register, offset: i16, source: Register) {
-        self.emit(0x63, destination, source, offset, 0);
-    }
-
-    /// `*(u32 *)(destination + offset) = value`
-    fn store_value(&mut self, destination: Register, offset: i16, value: i32) {
-        self.emit(0x62, destination, 0, offset, value);
-    }
-
-    /// `destination = source`
-    fn copy(&mut self, destination: Register, source: Register) {
-        self.emit(0xbf, destination, source, 0, 0);
-    }
-
-    /// `destination = value`
-    fn set(&mut self, destination: Register, value: i32) {
-        self.emit(0xb7, destination, 0, 0, value);
-    }
-
-    /// `destination += value`
-    fn add(&mut self, destination: Register, value: i32) {
-        self.emit(0x07, destination, 0, 0, value);
-    }
-
-    /// `destination += source`
-    fn add_register(&mut self, destination: Register, source: Register) {
-        self.emit(0x0f, destination, source, 0, 0);
-    }
-
-    /// `destination |= source`
-    fn or_register(&mut self, destination: Register, source: Register) {
-        self.emit(0x4f, destination, source, 0, 0);
-    }
-
-    /// `destination &= value`
-    fn and(&mut self, destination: Register, value: i32) {
-        self.emit(0x57, destination, 0, 0, value);
-    }
-
-    /// `destination |= value`
-    fn or(&mut self, destination: Register, value: i32) {
-        self.emit(0x47, destination, 0, 0, value);
-    }
-
-    /// `lock *(u32 *)destination += source`
-    fn atomic_add(&mut self, destination: Register, source: Register) {
-        self.emit(0xc3, destination, source, 0, 0);
-    }
-
-    /// `destination = value`, of 64 bits.
-    fn set_wide(&mut self, destination: Register, kind: u8, value: u64) {
-        let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
-        self.emit(0x18, destination, kind, 0, i32::from_le_bytes([a, b, c, d]));
-        self.emit(0, 0, 0, 0, i32::from_le_bytes([e, f, g, h]));
-    }
-
-    /// `destination = map`
-    fn set_map(&mut self, destination: Register, map: &BpfMap) {
-        let fd = u64::try_from(map.as_fd().as_raw_fd()).unwrap_or(u64::MAX);
-        self.set_wide(destination, 1, fd);
-    }
-
-    fn call(&mut self, helper: Helper) {
-        self.emit(0x85, 0, 0, 0, helper as i32);
-    }
-
-    fn goto(&mut self, label: Label) {
-        self.jump(0x05, 0, 0, label);
-    }
-
-    /// Jumps if the low 32 bits of the register equal the value.
-    fn goto_if_equal(&mut self, register: Register, value: i32, label: Label) {
-        self.jump(0x16, register, value, label);
-    }
-
-    /// Jumps unless the low 32 bits of the register equal the value.
-    fn goto_if_not_equal(&mut self, register: Register, value: i32, label: Label) {
-        self.jump(0x56, register, value, label);
-    }
-
-    /// Jumps if the register, a pointer, is null.
-    fn goto_if_null(&mut self, register: Register, label: Label) {
-        self.jump(0x15, register, 0, label);
-    }
-
-    /// Jumps unless the registers are equal.
-    fn goto_if_different(&mut self, left: Register, right: Register, label: Label) {
-        self.jumps.push((self.instructions.len(), label));
-        self.emit(0x5d, left, right, 0, 0);
-    }
-
-    fn jump(&mut self, code: u8, register: Register, value: i32, label: Label) {
-        self.jumps.push((self.instructions.len(), label));
-        self.emit(code, register, 0, 0, value);
-    }
-
-    fn label(&mut self, label: Label) {
-        self.labels.push((label, self.instructions.len()));
-    }
-
-    /// Ends the program with a result.
-    fn finish(mut self, result: i32) -> Vec<[u8; 8]> {
-        self.label(Label::End);
-        self.set(R0, result);
-        self.emit(0x95, 0, 0, 0, 0);
-        for (at, label) in &self.jumps {
-            let target = self.labels.iter().find(|(known, _)| known == label);
-            let distance = target.and_then(|(_, target)| target.checked_sub(at + 1));
-            // Every label is defined, further down and not far: the kernel refuses a jump to nowhere.
-            let distance = distance.and_then(|distance| i16::try_from(distance).ok());
-            let [low, high] = distance.unwrap_or(i16::MAX).to_le_bytes();
-            self.instructions[*at][2] = low;
-            self.instructions[*at][3] = high;
-        }
-        self.instructions
-    }
 }
 
 /// The words of an address, as the kernel has them: 4 bytes in network order as a number of this machine.
@@ -404,7 +223,7 @@ fn count_program(address: Ipv6Addr, ipv4: Ipv4Addr, cookie: u64, ports: &BpfMap)
     program.load(R2, R6, ops::LOCAL_PORT);
     program.store(R10, -4, R2);
     look_up(&mut program, ports);
-    program.jump(0x55, R0, 0, Label::Add);
+    program.goto_unless_null(R0, Label::Add);
     // The first listener of this port. One on loopback counts for declared ports only, and these have an entry.
     program.goto_if_equal(R7, -1, Label::End);
     program.goto_if_equal(R9, Count::Loopback as i32, Label::End);

@@ -12,7 +12,7 @@
 //! - [`link`]: connections to the node; [`logs`]: the app's output; [`exec`]: commands beside it; [`oom`]: kills for
 //!   want of memory;
 //! - [`adapter`] and [`forward`]: the processes of the PROXY adapter and of the forwarder (`proxy_adapter`), which are this program
-//!   under other names ([`confined`]); [`bpf`]: which connections are forwarded;
+//!   under other names ([`confined`]); [`bpf`], [`assembler`]: which connections are forwarded;
 //! - pure: [`user`], [`signals`], [`etc`]; system calls: [`sys`], [`spawn`], [`netlink`].
 //!
 //! However init ends, the machine is powered off: it never hangs in silence. Absent on purpose:
@@ -21,6 +21,7 @@
 
 mod adapter;
 mod app;
+mod assembler;
 mod boot;
 mod bpf;
 mod clock;

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, WaitOptions, getpid, pidfd_open, waitpid};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::sys::{self, Forked, Placement};
+use crate::sys::{self, ForkOptions, Forked};
 
 /// Where cgroups are.
 const CGROUPS: &str = "/sys/fs/cgroup";
@@ -55,10 +55,10 @@ impl AppNamespace {
     ///
     /// # Errors
     /// The namespace has ended, or the kernel has no resources.
-    pub(crate) fn fork(&self, placement: Placement<'_>) -> io::Result<Forked> {
+    pub(crate) fn fork(&self, options: ForkOptions<'_>) -> io::Result<Forked> {
         // A process never changes its PID namespace: this is where its children will be.
         move_into_thread_name_spaces(self.pidfd.as_fd(), ThreadNameSpaceType::PROCESS_ID)?;
-        let forked = sys::fork(placement);
+        let forked = sys::fork(options);
         if let Ok(Forked::Child) = forked {
             return forked;
         }
@@ -85,7 +85,7 @@ impl AppNamespace {
     /// # Errors
     /// As [`Self::fork`].
     pub(crate) fn signal_all(&self, signal: i32) -> io::Result<()> {
-        match self.fork(Placement::default())? {
+        match self.fork(ForkOptions::default())? {
             Forked::Parent(_) => Ok(()),
             Forked::Child => {
                 // From within the namespace, "all" are those of the namespace.

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Resource, Rlimit, WaitOptions, waitpid};
 use rustix::thread::{CapabilitySet, remove_capability_from_bounding_set};
 
 use crate::namespace::AppNamespace;
-use crate::sys::{self, Forked, Placement};
+use crate::sys::{self, ForkOptions, Forked};
 use crate::user::User;
 
 /// Searched when the environment has no `PATH`.
@@ -215,17 +215,17 @@ fn fork(program: &Program<'_>) -> Result<Forked, StartError> {
         .map(File::open)
         .transpose()
         .map_err(prepare("open the cgroup"))?;
-    let mut placement = Placement {
+    let mut options = ForkOptions {
         cgroup: cgroup.as_ref().map(AsFd::as_fd),
-        ..Placement::default()
+        ..ForkOptions::default()
     };
     match program.namespaces {
-        Namespaces::Init => sys::fork(placement),
+        Namespaces::Init => sys::fork(options),
         Namespaces::New => {
-            placement.in_new_namespaces = true;
-            sys::fork(placement)
+            options.in_new_namespaces = true;
+            sys::fork(options)
         }
-        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(placement),
+        Namespaces::Main(app) | Namespaces::Beside(app) => app.fork(options),
     }
     .map_err(prepare("fork"))
 }

@@ -96,7 +96,7 @@ const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Where a child is born.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Placement<'a> {
+pub(crate) struct ForkOptions<'a> {
     /// Its cgroup; absent: its parent's. Moving a running child there would make the kernel wait for every
     /// processor, which takes longer than the whole rest of a boot.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
@@ -105,16 +105,16 @@ pub(crate) struct Placement<'a> {
 }
 
 /// Starts a child.
-pub(crate) fn fork(placement: Placement<'_>) -> io::Result<Forked> {
+pub(crate) fn fork(options: ForkOptions<'_>) -> io::Result<Forked> {
     let mut args = CloneArgs {
         exit_signal: libc::SIGCHLD as u64,
         ..CloneArgs::default()
     };
-    if let Some(cgroup) = placement.cgroup {
+    if let Some(cgroup) = options.cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::try_from(cgroup.as_raw_fd()).unwrap_or(u64::MAX);
     }
-    if placement.in_new_namespaces {
+    if options.in_new_namespaces {
         args.flags |= (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
     }
     // SAFETY: without CLONE_VM and with no stack given this is a fork. The C library is not informed,

@@ -57,24 +57,6 @@ pub struct BootConfig {
     pub secret_modes: BTreeMap<String, u32>,
 }
 
-impl BootConfig {
-    /// This config for a guest of a version of the protocol. Guests of version 2 refuse fields that they do not know: they get those
-    /// of their own version.
-    #[must_use]
-    pub fn for_version(&self, contract: u32) -> Self {
-        let mut config = self.clone();
-        if contract <= 2 {
-            config.init = Init::default();
-            config.ports.clear();
-            config.secret_modes.clear();
-            for volume in &mut config.volumes {
-                (volume.path, volume.owner) = (None, None);
-            }
-        }
-        config
-    }
-}
-
 impl std::fmt::Debug for BootConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Variables may hold secrets: their names only.

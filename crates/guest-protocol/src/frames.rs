@@ -1,6 +1,6 @@
 //! The frames of both directions, and the channels they travel on.
 
-use model::instance::ExitEvent;
+use model::instance::{ExitEvent, Init};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::BootConfig;
@@ -231,7 +231,14 @@ impl HostFrame {
     pub fn for_version(mut self, version: u32) -> Self {
         if !ignores_unknown_fields(version) {
             match &mut self {
-                Self::Boot(config) => **config = config.for_version(version),
+                Self::Boot(config) => {
+                    config.init = Init::default();
+                    config.ports.clear();
+                    config.secret_modes.clear();
+                    for volume in &mut config.volumes {
+                        (volume.path, volume.owner) = (None, None);
+                    }
+                }
                 Self::Exec(request) => request.terminal_type = None,
                 _ => {}
             }

@@ -62,8 +62,8 @@ text!(
     Label
 );
 text!(
-    /// The name of an environment variable: letters, digits and underscores, not starting with a
-    /// digit. Names that start with `PLATFORM_` are the platform's own.
+    /// The name of an environment variable: any text without `=` and NUL. Names that start with `PLATFORM_` are the
+    /// platform's own.
     #[schemars(extend("pattern" = formats::VARIABLE_NAME), extend("examples" = ["RUST_LOG"]))]
     VariableName
 );
@@ -156,9 +156,9 @@ pub(crate) struct Manifest {
     /// The image, pinned by digest. Absent: it is given to `platform deploy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) image: Option<Image>,
-    /// Variables for every process; a process's own `env` wins over these. A name has letters,
-    /// digits and underscores, and no digit first; names that start with `PLATFORM_` are the
-    /// platform's own.
+    /// Variables for every process; a process's own `env` wins over these. A name is any text without `=` and NUL; one
+    /// with dots is in quotes: `"discovery.type" = "single-node"`. Names that start with `PLATFORM_` are the platform's
+    /// own.
     #[serde(default)]
     #[schemars(extend("maxProperties" = MAX_VARIABLES))]
     pub(crate) env: BTreeMap<VariableName, Text>,

@@ -62,6 +62,8 @@ codes! {
     HiddenCharacter = "hidden_character",
     /// A key that does not exist there.
     UnknownKey = "unknown_key",
+    /// A host or a variable with dots in its name that is not in quotes.
+    UnquotedName = "unquoted_name",
     /// A key that must be there is not.
     MissingKey = "missing_key",
     /// A key that does not go with another one.

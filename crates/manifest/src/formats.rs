@@ -10,8 +10,8 @@ use crate::units;
 
 /// A DNS label that starts with a letter (`model::ProcessName` and its siblings).
 pub(crate) const LABEL: &str = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
-/// Name of an environment variable.
-pub(crate) const VARIABLE_NAME: &str = "^[A-Za-z_][A-Za-z0-9_]{0,254}$";
+/// Name of an environment variable: what docker and the system take.
+pub(crate) const VARIABLE_NAME: &str = r"^[^=\x00]{1,255}$";
 /// No NUL, which ends a string in C.
 pub(crate) const TEXT: &str = r"^[^\x00]*$";
 /// See [`units`].
@@ -157,19 +157,13 @@ fn label(text: &str) -> Result<(), Refusal> {
 }
 
 fn variable_name(text: &str) -> Result<(), Refusal> {
-    let bytes = text.as_bytes();
-    let ok = matches!(bytes.first(), Some(b'A'..=b'Z' | b'a'..=b'z' | b'_'))
-        && bytes.len() <= 255
-        && bytes
-            .iter()
-            .all(|b| b.is_ascii_alphanumeric() || *b == b'_');
+    let ok = !text.contains(['=', '\0']) && (1..=255).contains(&text.chars().count());
     if ok {
         return Ok(());
     }
     refuse(
         format!("`{}` is not a valid name of a variable", shown(text)),
-        "use 1 to 255 letters, digits and underscores, not starting with a digit, such as \
-         `RUST_LOG`",
+        "use 1 to 255 characters without `=` and NUL, such as `RUST_LOG` or `discovery.type`",
     )
 }
 
@@ -440,7 +434,7 @@ mod tests {
 
     use super::*;
 
-    const ALL: [&str; 11] = [
+    const ALL: [&str; 13] = [
         LABEL,
         VARIABLE_NAME,
         TEXT,

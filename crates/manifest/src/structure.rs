@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use serde_json::{Map, Number, Value};
 use toml::Spanned;
-use toml::de::{DeArray, DeTable, DeValue};
+use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use crate::diagnostic::{Code, Finding, Path, Sink, Step, shown_key};
 use crate::formats;
@@ -135,6 +135,11 @@ impl Checker<'_, '_> {
                 return None;
             }
             let name = key.get_ref().as_ref();
+            if let Some((pattern, entry)) = at.entries().filter(|_| at.property(name).is_none())
+                && self.unquoted(pattern, entry, key, value)
+            {
+                continue;
+            }
             self.within(Step::Key(name.to_owned()), |this| {
                 if let Some(property) = at.property(name) {
                     if let Some(value) = this.value(property, value) {
@@ -193,6 +198,76 @@ impl Checker<'_, '_> {
             }
         }
         (whole || self.path.is_empty()).then_some(Value::Object(out))
+    }
+
+    /// Reports names with dots that were written without quotes, which TOML reads as tables within tables; true when
+    /// there was one.
+    fn unquoted(
+        &mut self,
+        pattern: &str,
+        entry: At<'_>,
+        key: &Spanned<DeString<'_>>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> bool {
+        let noun = match pattern {
+            formats::HOST_NAME => "host",
+            formats::VARIABLE_NAME => "name",
+            _ => return false,
+        };
+        let is_entry = |value: &DeValue<'_>| match value {
+            DeValue::Table(table) => table
+                .keys()
+                .any(|key| entry.property(key.get_ref()).is_some()),
+            _ => entry.kind() != "object",
+        };
+        let mut names = Vec::new();
+        let mut open = vec![(key.get_ref().to_string(), key, value)];
+        while let Some((name, last, value)) = open.pop() {
+            if is_entry(value.get_ref()) {
+                names.push((name, last, value));
+            } else if let DeValue::Table(table) = value.get_ref()
+                // Not within braces.
+                && value.span().start <= last.span().start
+            {
+                let below = |(key, value)| {
+                    let key: &Spanned<DeString<'_>> = key;
+                    (format!("{name}.{}", key.get_ref()), key, value)
+                };
+                open.extend(table.iter().map(below));
+            }
+            // Hostile nesting is bounded by the parser, and what is reported by the sink.
+            if self.sink.is_full() {
+                return true;
+            }
+        }
+        names.retain(|(_, last, _)| last.span() != key.span());
+        names.sort_by_key(|(_, last, _)| last.span().start);
+        let only = names.len() == 1;
+        for (name, last, value) in &names {
+            let quoted = format!("{:?}", formats::shown(name));
+            let is_header = value.span().start < last.span().start;
+            let hint = if is_header {
+                let table = crate::diagnostic::dotted(&self.path);
+                format!("quote the {noun}: `[{table}.{quoted}]`")
+            } else if value.span() == last.span() {
+                format!("quote the {noun}: `{quoted}`")
+            } else {
+                format!("quote the {noun}: `{quoted} = …`")
+            };
+            let span = if only && key.span().start < last.span().end {
+                key.span().start..last.span().end
+            } else {
+                last.span()
+            };
+            let message = format!(
+                "`{}` is not in quotes, so that each dot begins a table",
+                formats::shown(name)
+            );
+            self.within(Step::Key(name.clone()), |this| {
+                this.refuse(Code::UnquotedName, span, message, Some(hint));
+            });
+        }
+        !names.is_empty()
     }
 
     fn table_size(&mut self, at: At<'_>, table: &DeTable<'_>, span: &Range<usize>) {

@@ -76,6 +76,11 @@ pub(crate) fn parse<'t>(text: &'t str, sink: &mut Sink<'_>) -> Option<Parsed<'t>
     hidden_characters(text, sink);
     let scan = scan(text);
     let broken = !scan.grammar.is_empty() || scan.too_deep;
+    if broken && let Some(finding) = explain::looks_like_yaml(text) {
+        // What TOML makes of each line would help nobody.
+        sink.error(finding);
+        return None;
+    }
     let mut bad = scan.bad_values.clone();
     for (code, error) in scan.grammar.iter().chain(&scan.values) {
         let finding = scan.finding(text, *code, error);

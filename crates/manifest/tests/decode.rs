@@ -1,20 +1,14 @@
 //! What is read, and what is said about what cannot be.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use expect_test::{Expect, expect};
-use manifest::{Colour, Manifest, normalize, render};
+mod support;
+
+use expect_test::expect;
+use manifest::{Manifest, normalize};
+use support::{check, check_lines};
 
 /// The manifest of the design, one key a line.
 const SHOP: &str = include_str!("manifests/shop.toml");
-
-/// What a person sees for this text.
-fn check(text: &str, expected: Expect) {
-    let shown = match Manifest::from_toml("platform.toml", text) {
-        Ok(decoded) => render(text, &decoded.warnings, Colour::Never) + "fine\n",
-        Err(errors) => render(text, &errors, Colour::Never),
-    };
-    expected.assert_eq(&shown);
-}
 
 #[test]
 fn the_whole_manifest() {
@@ -162,7 +156,7 @@ colour = "red"
 
 [env]
 PLATFORM_APP = "x"
-"A B" = "x"
+"A=B" = "x"
 PORT = 80
 
 [processes.web]
@@ -243,13 +237,13 @@ port = 9000
               |
               = help: choose a name that does not start with `PLATFORM_`
 
-            error[invalid_value]: `A B` is not a valid name of a variable
+            error[invalid_value]: `A=B` is not a valid name of a variable
              --> platform.toml:8:1
               |
-            8 | "A B" = "x"
-              | ^^^^^ env."A B"
+            8 | "A=B" = "x"
+              | ^^^^^ env."A=B"
               |
-              = help: use 1 to 255 letters, digits and underscores, not starting with a digit, such as `RUST_LOG`
+              = help: use 1 to 255 characters without `=` and NUL, such as `RUST_LOG` or `discovery.type`
 
             error[wrong_type]: expected a string, found an integer
              --> platform.toml:9:8
@@ -454,25 +448,6 @@ port = 9000
     );
 }
 
-/// One line for each diagnostic: code, place, path, message, hint.
-fn check_lines(text: &str, expected: Expect) {
-    let found = match Manifest::from_toml("platform.toml", text) {
-        Ok(decoded) => decoded.warnings,
-        Err(errors) => errors,
-    };
-    let lines: Vec<String> = found
-        .iter()
-        .map(|d| {
-            let hint = d.hint.as_deref().unwrap_or("-");
-            format!(
-                "{} {}:{} {}: {} [{hint}]\n",
-                d.code, d.line, d.column, d.path, d.message
-            )
-        })
-        .collect();
-    expected.assert_eq(&lines.concat());
-}
-
 #[test]
 fn what_is_not_toml() {
     for (text, expected) in [
@@ -485,16 +460,13 @@ fn what_is_not_toml() {
         (
             "app: shop\n",
             expect![[r#"
-                syntax 1:4 "app:": invalid unquoted key [a key and its value are joined by `=`: `key = "value"`]
-                syntax 1:6 "app:": key with no value [a key and its value are joined by `=`: `key = "value"`]
+                syntax 1:1 : a key and its value are joined by `=`, not by `:` [this looks like YAML; manifests are TOML: https://toml.io/en/v1.0.0]
             "#]],
         ),
         (
             "---\napp: shop\n",
             expect![[r#"
-                syntax 1:4 ---: key with no value [this looks like YAML; manifests are TOML: https://toml.io/en/v1.0.0]
-                syntax 2:4 "app:": invalid unquoted key [a key and its value are joined by `=`: `key = "value"`]
-                syntax 2:6 "app:": key with no value [a key and its value are joined by `=`: `key = "value"`]
+                syntax 2:1 : a key and its value are joined by `=`, not by `:` [this looks like YAML; manifests are TOML: https://toml.io/en/v1.0.0]
             "#]],
         ),
         (
@@ -763,15 +735,26 @@ fn meaning() {
         ),
         (
             "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'tcp', port = 80, host = 'a', headers = {} }",
-            expect![[""]],
+            expect![[r#"
+                not_with_this 4:42 processes.web.healthcheck.host: `host` does not go with `type = "tcp"` [remove it, or write `type = "http"`]
+                not_with_this 4:54 processes.web.healthcheck.headers: `headers` does not go with `type = "tcp"` [remove it, or write `type = "http"`]
+            "#]],
         ),
         (
             "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, host = 'A:80', headers = { 'X:' = 'a', B = ' a' } }",
-            expect![[""]],
+            expect![[r#"
+                invalid_value 4:50 processes.web.healthcheck.host: `A:80` is not a host name [write "a": in lowercase, without scheme, port, path and trailing dot]
+                invalid_value 4:70 processes.web.healthcheck.headers."X:": `X:` is not the name of a header [write 1 to 64 letters, digits and hyphens without a colon, such as `X-Forwarded-Proto`]
+                invalid_value 4:86 processes.web.healthcheck.headers.B: ` a` is not the value of a header [use printable ASCII characters, with spaces only between them]
+            "#]],
         ),
         (
             "[processes.web]\nports = [{ port = 80 }]\nhealthcheck = { type = 'http', port = 80, headers = { host = 'a', Connection = 'close', X-A = 'a', x-a = 'b' } }",
-            expect![[""]],
+            expect![[r#"
+                not_allowed 4:62 processes.web.healthcheck.headers.host: `host` is not allowed here [write it as `healthcheck.host`]
+                not_allowed 4:80 processes.web.healthcheck.headers.Connection: `Connection` is not allowed here [it is about the connection, which the node makes; leave it out]
+                duplicate 4:106 processes.web.healthcheck.headers.x-a: the header `x-a` is there twice [the case of letters makes no difference; remove one]
+            "#]],
         ),
         (
             "[processes.web]\nhealthcheck = { type = 'command', command = [] }",

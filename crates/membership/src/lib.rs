@@ -139,6 +139,7 @@ impl Membership {
             EnrollRole::Edge => None,
         };
         let request = EnrollRequest {
+            role: Some(applicant.role),
             token: token.secret.text(),
             name: applicant.name.clone(),
             region: applicant.region.clone(),

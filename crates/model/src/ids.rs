@@ -120,6 +120,11 @@ text_newtype!(
     |text| label("process name", text)
 );
 text_newtype!(
+    /// The name of a secret bundle of an env (`database`): one DNS label.
+    BundleName,
+    |text| label("name of a secret bundle", text)
+);
+text_newtype!(
     /// A content digest, `sha256:<64 lowercase hexadecimal digits>` (OCI image spec).
     Digest,
     |text| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use api::enrollment::Hardware;
 use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
 use model::instance::{InstanceSpec, InstanceState};
-use model::{Generation, InstanceId, NodeId, VolumeId};
+use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
@@ -21,9 +21,10 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::host::{Egress, Host, HostError, HostResult};
+use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_task::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
@@ -37,7 +38,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// The machine is compared with the desired state when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
-/// The image cache is brought within its budget this often.
+/// The image cache and the logs of ended instances are brought within their bounds this often.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
@@ -108,7 +109,7 @@ pub async fn run(
     let (report_sender, report) = watch::channel(agent.report());
     let machine = &agent.machine;
     let _tasks = [
-        spawn(tidy_images(machine.clone())),
+        spawn(tidy(machine.clone())),
         spawn(keep_egress(machine.clone())),
         spawn(fetch_desired(machine.clone(), generation, desired_sender)),
         spawn(send_reports(machine.clone(), report)),
@@ -188,6 +189,23 @@ impl Instance {
                 stop_asked: unreadable.stopped,
             },
         }
+    }
+
+    /// Whose its log is, once it has ended; absent when that is not known.
+    fn log_owner(&self, id: InstanceId, ended_at: Timestamp) -> Option<EndedLogOwner> {
+        let (env, process) = match self {
+            Self::Known(handle) => (handle.env(), handle.process()),
+            Self::Unreadable(unreadable) => {
+                let spec = unreadable.spec.as_ref()?;
+                (spec.env_key(), spec.process.clone())
+            }
+        };
+        Some(EndedLogOwner {
+            id,
+            env,
+            process,
+            ended_at,
+        })
     }
 
     fn report(&self, id: InstanceId) -> InstanceReport {
@@ -431,8 +449,15 @@ impl Agent {
     }
 
     async fn reap(&mut self, id: InstanceId) {
-        if self.instances.remove(&id).is_none() {
+        let Some(instance) = self.instances.remove(&id) else {
             return;
+        };
+        let owner = instance.log_owner(id, self.machine.clock.now());
+        drop(instance);
+        if let Some(owner) = owner
+            && let Err(error) = self.machine.host.logs.keep(owner).await
+        {
+            tracing::warn!(%error, instance = %id, "the log of an ended instance is lost");
         }
         self.machine.directory.remove(id);
         let dir = self.machine.instance_dir(id);
@@ -549,13 +574,14 @@ async fn fetch_desired(
     mut generation: watch::Receiver<Generation>,
     sender: mpsc::Sender<DesiredState>,
 ) {
-    let mut quiet = false;
+    // The last error, which is logged once.
+    let mut last = None;
     loop {
         let after = *generation.borrow_and_update();
         match machine.host.server.desired(after, POLL_WAIT).await {
-            Ok(None) => quiet = false,
+            Ok(None) => last = None,
             Ok(Some(state)) => {
-                quiet = false;
+                last = None;
                 let offered = state.generation;
                 if sender.send(state).await.is_err() {
                     return;
@@ -567,22 +593,24 @@ async fn fetch_desired(
                 }
             }
             Err(error) => {
-                if !quiet {
-                    tracing::warn!(%error, "cannot reach the server; going on without it");
+                let reason = Some(error.to_string());
+                if last != reason {
+                    tracing::warn!(%error, "the node gets no desired state; its instances go on");
                 }
-                quiet = true;
+                last = reason;
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
     }
 }
 
-/// Keeps the image cache within its budget.
-async fn tidy_images(machine: Arc<Machine>) {
+/// Keeps the image cache and the logs of ended instances within their bounds.
+async fn tidy(machine: Arc<Machine>) {
     let mut timer = tokio::time::interval(TIDY_INTERVAL);
     loop {
         timer.tick().await;
         machine.host.images.tidy().await;
+        machine.host.logs.tidy(machine.clock.now()).await;
     }
 }
 
@@ -622,12 +650,21 @@ async fn keep_egress(machine: Arc<Machine>) {
 
 /// Sends the newest report when it changed, and as a sign of life.
 async fn send_reports(machine: Arc<Machine>, mut report: watch::Receiver<NodeReport>) {
+    // The last error, which is logged once.
+    let mut last = None;
     loop {
         let newest = report.borrow_and_update().clone();
         let pause = match machine.host.server.report(newest).await {
-            Ok(()) => REPORT_INTERVAL,
+            Ok(()) => {
+                last = None;
+                REPORT_INTERVAL
+            }
             Err(error) => {
-                tracing::debug!(%error, "cannot report");
+                let reason = Some(error.to_string());
+                if last != reason {
+                    tracing::warn!(%error, "the server does not take the node's report");
+                }
+                last = reason;
                 tokio::time::sleep(RETRY_PAUSE).await;
                 continue;
             }

@@ -17,12 +17,13 @@ use api::enrollment::Hardware;
 use api::node::{DriverChoice, NodeReport};
 use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
 use model::instance::{AttachedVolume, PinnedImage};
-use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{EnvKey, Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::host::{
-    Disks, Files, GuestStream, Images, Logs, Network, Server, VmRequest, Vmm, endpoint,
+    Disks, EndedLogOwner, Files, GuestStream, Images, Logs, Network, Server, VmRequest, Vmm,
+    endpoint,
 };
 
 /// Time enough for a guest to boot on a busy machine without hardware virtualization.
@@ -126,6 +127,24 @@ pub async fn logs(logs: &dyn Logs) {
         1
     );
     assert_eq!(log.tail(10).await, ["d"]);
+
+    // The instance is gone: its log is kept elsewhere, and another of its id begins with none.
+    let owner = EndedLogOwner {
+        id,
+        env: EnvKey {
+            app: "shop".parse().unwrap(),
+            env: "prod".parse().unwrap(),
+        },
+        process: process(),
+        ended_at: Timestamp(13),
+    };
+    drop(log);
+    for _ in 0..2 {
+        logs.keep(owner.clone()).await.unwrap();
+    }
+    logs.tidy(Timestamp(14)).await;
+    let log = logs.open(id, process()).await.unwrap();
+    assert_eq!(log.tail(10).await, [""; 0]);
 }
 
 /// The network: taps come and go, rules are replaced as a whole.

@@ -305,8 +305,8 @@ impl GuestServer {
                     changed.map_err(|_| ConnectionEnd::Gone)?;
                     let now = commands.borrow_and_update().clone();
                     if let (true, Some(config)) = (boot_due, now.boot) {
-                        let config = config.for_version(hello.contract);
-                        frames.write(&HostFrame::Boot(Box::new(config))).await?;
+                        let boot = HostFrame::Boot(Box::new((*config).clone()));
+                        frames.write(&boot.for_version(hello.contract)).await?;
                         boot_due = false;
                     }
                     // A guest without its config has no app to stop yet.

@@ -28,6 +28,8 @@ use model::{Digest, Generation, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_network::Endpoint;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use crate::ended_logs::EndedLogOwner;
+
 /// Everything that the agent acts through.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -286,6 +288,13 @@ pub trait Logs: Debug + Send + Sync {
     /// Opens the log of an instance, making it when there is none.
     fn open(&self, id: InstanceId, process: ProcessName)
     -> BoxFuture<'_, HostResult<Arc<dyn Log>>>;
+
+    /// Keeps the log of an instance that is gone, for a while, apart from the instance's folder. A later instance of
+    /// the same id begins with an empty log. No error when there is no log.
+    fn keep(&self, owner: EndedLogOwner) -> BoxFuture<'_, HostResult<()>>;
+
+    /// Deletes the logs of ended instances that are kept no longer.
+    fn tidy(&self, now: Timestamp) -> BoxFuture<'_, ()>;
 }
 
 /// The log of one instance.

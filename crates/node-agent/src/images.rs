@@ -27,6 +27,8 @@ use state_file::{StateFileError, StateFormat};
 use tokio::sync::{Mutex as AsyncMutex, RwLock};
 
 use self::cache::Needs;
+use display::chain;
+
 use crate::blocking::blocking;
 use crate::host::{PreparedImage, Progress};
 
@@ -278,11 +280,13 @@ impl ImageCache {
     }
 }
 
-/// The record beside a disk. The disk of one that cannot be read is made anew, and the record with it.
+/// The record beside a disk. A cache is not kept for a newer agent: where its record cannot be read, the disk is built again
+/// and the record with it.
 fn read_record(records: &Path, digest: &Digest) -> Option<ImageRecord> {
-    state_file::read(&record_path(records, digest))
-        .ok()
-        .flatten()
+    state_file::read(&record_path(records, digest)).unwrap_or_else(|error| {
+        tracing::warn!(%digest, error = chain(&error), "the image is prepared again");
+        None
+    })
 }
 
 fn record_path(records: &Path, digest: &Digest) -> PathBuf {

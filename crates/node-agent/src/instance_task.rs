@@ -5,10 +5,11 @@
 //! effects are performed: an agent that is killed between the two finds a record that is ahead of the
 //! machine, never behind it, and the life cycle's `Adopted` and `NotFound` sort out the rest.
 
+mod preparation;
+
 use std::collections::VecDeque;
 use std::future::pending;
 use std::net::Ipv6Addr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,14 +17,15 @@ use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::{BootFailure, Phase, refusal};
 use model::image::ImageConfig;
 use model::instance::{InstanceSpec, InstanceState};
-use model::{InstanceId, VolumeId};
+use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_link::{GuestEvent, GuestLink};
-use crate::host::{HostError, HostResult, ImagePin, Log, PreparedImage, Progress, Vm, VmRequest};
+use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
+use crate::instance_task::preparation::{Prepared, prepare, prepared};
 use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -59,6 +61,8 @@ pub(crate) struct InstanceHandle {
     stop: watch::Sender<bool>,
     status: watch::Receiver<InstanceStatus>,
     address: Ipv6Addr,
+    env: EnvKey,
+    process: ProcessName,
     volumes: Vec<VolumeId>,
     _task: AbortOnDropHandle<()>,
     /// Its root disk stays in the cache for as long as there is a handle.
@@ -124,6 +128,7 @@ impl InstanceHandle {
     ) -> Result<Self, String> {
         let id = spec.id;
         let address = spec.address;
+        let (env, process) = (spec.env_key(), spec.process.clone());
         let volumes = spec.volumes.iter().map(|v| v.id).collect();
         let image = machine.host.images.pin(&spec.image.digest);
         let log = machine.host.logs.open(id, spec.process.clone()).await;
@@ -165,6 +170,8 @@ impl InstanceHandle {
             stop,
             status,
             address,
+            env,
+            process,
             volumes,
             _task: task,
             _image: image,
@@ -181,6 +188,16 @@ impl InstanceHandle {
         self.address
     }
 
+    /// The instance's env.
+    pub(crate) fn env(&self) -> EnvKey {
+        self.env.clone()
+    }
+
+    /// The instance's process type.
+    pub(crate) fn process(&self) -> ProcessName {
+        self.process.clone()
+    }
+
     /// The instance's volumes.
     pub(crate) fn volumes(&self) -> &[VolumeId] {
         &self.volumes
@@ -195,13 +212,6 @@ impl InstanceHandle {
     pub(crate) fn status(&self) -> InstanceStatus {
         self.status.borrow().clone()
     }
-}
-
-/// Everything that a boot needs.
-struct Prepared {
-    image: PreparedImage,
-    /// The VM's own disks: scratch, then the volumes.
-    disks: Vec<PathBuf>,
 }
 
 struct InstanceTask {
@@ -388,6 +398,11 @@ impl InstanceTask {
             Wakeup::Guest(event) => self.on_guest_event(event),
             Wakeup::VmEnded(reason) => {
                 self.vm = None;
+                // Unless the guest has said how its app ended.
+                if !self.end_acknowledged {
+                    let note = format!("the VM ended: {reason}");
+                    self.end_note.get_or_insert(note);
+                }
                 vec![Event::VmmLost { reason }]
             }
             Wakeup::Prepared(prepared) => {
@@ -398,10 +413,13 @@ impl InstanceTask {
                         self.prepared = Some(prepared);
                         Event::Prepared
                     }
-                    Err(HostError { reason, transient }) => Event::PrepareFailed {
-                        retryable: transient,
-                        reason,
-                    },
+                    Err(HostError { reason, transient }) => {
+                        self.note(format!("could not be prepared: {reason}")).await;
+                        Event::PrepareFailed {
+                            retryable: transient,
+                            reason,
+                        }
+                    }
                 }]
             }
             Wakeup::DetailChanged => {
@@ -495,10 +513,14 @@ impl InstanceTask {
             Effect::StartPreparing => self.start_preparing(),
             Effect::BootVm => events.push_back(match self.boot().await {
                 Ok(()) => Event::VmmStarted,
-                Err(HostError { reason, transient }) => Event::VmmFailed {
-                    retryable: transient,
-                    reason,
-                },
+                Err(HostError { reason, transient }) => {
+                    self.note(format!("the VM could not be started: {reason}"))
+                        .await;
+                    Event::VmmFailed {
+                        retryable: transient,
+                        reason,
+                    }
+                }
             }),
             Effect::AskStop => self.ask_stop(),
             Effect::KillVm => self.kill_vm().await,
@@ -720,39 +742,6 @@ async fn ended(vm: Option<&dyn Vm>) -> String {
         Some(vm) => vm.ended().await,
         None => pending().await,
     }
-}
-
-async fn prepared(
-    preparing: &mut Option<AbortOnDropHandle<HostResult<Prepared>>>,
-) -> HostResult<Prepared> {
-    match preparing {
-        Some(task) => task.await.unwrap_or_else(|error| {
-            Err(HostError::transient(format!(
-                "the preparation broke: {error}"
-            )))
-        }),
-        None => pending().await,
-    }
-}
-
-/// Fetches the image and the secrets of an instance, and makes its disks.
-async fn prepare(
-    machine: &Machine,
-    spec: &InstanceSpec,
-    secrets: &Secrets,
-    progress: &Progress,
-) -> HostResult<Prepared> {
-    let host = &machine.host;
-    let image = host.images.prepare(&spec.image, progress).await?;
-    // What no boot can change is refused here, and not as the failure of a VM that was never started.
-    let runnable = node_core::boot::boot_config(&image.config, spec, &[], &machine.facts);
-    runnable.map_err(|error| HostError::permanent(error.to_string()))?;
-    secrets.get(&*host.server, spec, progress).await?;
-    let mut disks = vec![host.disks.make_scratch(spec.id, spec.scratch_bytes).await?];
-    for volume in &spec.volumes {
-        disks.push(host.disks.prepare_volume(volume.clone()).await?);
-    }
-    Ok(Prepared { image, disks })
 }
 
 /// The ports that are forwarded to, for people.

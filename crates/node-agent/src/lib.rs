@@ -31,6 +31,7 @@ mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod directory;
+mod ended_logs;
 mod exec;
 mod framed;
 mod guest_calls;

@@ -10,9 +10,11 @@
 //! and now, by the node's clock ([`believable`]), so that no guest puts its lines before or after
 //! those of others.
 //!
+//! When an instance is gone its log is moved to where those of ended instances are kept (`crate::ended_logs`).
+//!
 //! Deliberately absent: fsync. An acknowledged line survives the agent, not the machine.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -37,7 +39,7 @@ const PREVIOUS: &str = "previous.log";
 /// Which records of the past are wanted.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Past {
-    /// At most this many, the last ones.
+    /// At most this many lines, the last ones. The pieces of a long line count as one.
     pub(crate) lines: usize,
     /// Only those at or after this time.
     pub(crate) since: Option<Timestamp>,
@@ -48,13 +50,13 @@ pub(crate) struct Past {
 /// One instance's log. Shared between the link that writes it and the streams that read it.
 #[derive(Debug)]
 pub(crate) struct InstanceLog {
-    dir: PathBuf,
     inner: Mutex<Inner>,
     live: Arc<Backlog>,
 }
 
 #[derive(Debug)]
 struct Inner {
+    dir: PathBuf,
     file: File,
     bytes: u64,
     last_seq: u64,
@@ -85,8 +87,8 @@ impl InstanceLog {
         let file = OpenOptions::new().create(true).append(true).open(&path)?;
         file.set_len(whole_bytes)?;
         Ok(Self {
-            dir: dir.to_owned(),
             inner: Mutex::new(Inner {
+                dir: dir.to_owned(),
                 file,
                 bytes: whole_bytes,
                 last_seq,
@@ -161,11 +163,11 @@ impl InstanceLog {
             bytes.extend_from_slice(&GuestFrame::Log(record.clone()).encode());
         }
         if inner.bytes > 0 && inner.bytes + bytes.len() as u64 > ROTATE_BYTES {
-            std::fs::rename(self.dir.join(CURRENT), self.dir.join(PREVIOUS))?;
+            std::fs::rename(inner.dir.join(CURRENT), inner.dir.join(PREVIOUS))?;
             inner.file = OpenOptions::new()
                 .create(true)
                 .append(true)
-                .open(self.dir.join(CURRENT))?;
+                .open(inner.dir.join(CURRENT))?;
             inner.bytes = 0;
         }
         if let Err(error) = inner.file.write_all(&bytes) {
@@ -188,24 +190,40 @@ impl InstanceLog {
     pub(crate) fn follow(&self, wanted: Past) -> io::Result<(Vec<LogRecord>, Follower)> {
         let inner = self.lock();
         let follower = self.live.follow();
-        let past = tail(&self.dir, wanted)?;
+        let past = tail(&inner.dir, wanted)?;
         drop(inner);
         Ok((past, follower))
     }
 
     /// The texts of the last `lines` records of the last boot, cut to [`MAX_TAIL_LINE_BYTES`] each.
     pub(crate) fn log_tail(&self, lines: usize) -> Vec<String> {
-        let _inner = self.lock();
+        let inner = self.lock();
         let wanted = Past {
             lines,
             ..Past::default()
         };
-        let records = tail(&self.dir, wanted).unwrap_or_default();
+        let records = tail(&inner.dir, wanted).unwrap_or_default();
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
-        records[boot..]
-            .iter()
+        // Of a long line its first piece is more than enough.
+        let mut goes_on = BTreeMap::new();
+        let firsts = records[boot..].iter().filter(|record| {
+            let before = goes_on.insert(record.stream as u8, record.partial);
+            !before.unwrap_or(false)
+        });
+        firsts
             .map(|record| one_line(&String::from_utf8_lossy(&record.line), MAX_TAIL_LINE_BYTES))
             .collect()
+    }
+
+    /// Moves the files to a folder that is not there yet. Those who have the log in hand find them there.
+    ///
+    /// # Errors
+    /// The folder cannot be renamed; the log is where it was.
+    pub(crate) fn move_to(&self, dir: &Path) -> io::Result<()> {
+        let mut inner = self.lock();
+        std::fs::rename(&inner.dir, dir)?;
+        dir.clone_into(&mut inner.dir);
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -232,8 +250,8 @@ pub(crate) fn begins_boot(record: &LogRecord) -> bool {
 
 fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
     // Of the boot before, while the last one is read.
-    let mut before = VecDeque::new();
-    let mut last = VecDeque::new();
+    let mut before = LastLines::new(wanted.lines);
+    let mut last = LastLines::new(wanted.lines);
     for name in [PREVIOUS, CURRENT] {
         let path = dir.join(name);
         if !path.exists() {
@@ -241,19 +259,109 @@ fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
         }
         for_each_record(&path, |record| {
             if wanted.previous && begins_boot(&record) {
-                before = std::mem::take(&mut last);
+                before = std::mem::replace(&mut last, LastLines::new(wanted.lines));
             }
             let at = record.at_nanos / NANOS_PER_MILLI;
             if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
-                return;
+                last.leave_out(&record);
+            } else {
+                last.push(record);
             }
-            if last.len() == wanted.lines {
-                last.pop_front();
-            }
-            last.push_back(record);
         })?;
     }
-    Ok(if wanted.previous { before } else { last }.into())
+    let wanted = if wanted.previous { before } else { last };
+    Ok(wanted.into_records())
+}
+
+/// The last lines of a log, none of which lacks its beginning.
+struct LastLines {
+    most: usize,
+    records: VecDeque<LogRecord>,
+    /// How many of the records end a line.
+    lines: usize,
+    /// The streams of which a piece of a line was left out whose rest may be in `records`.
+    cut: BTreeSet<u8>,
+}
+
+impl LastLines {
+    fn new(most: usize) -> Self {
+        Self {
+            most,
+            records: VecDeque::new(),
+            lines: 0,
+            cut: BTreeSet::new(),
+        }
+    }
+
+    fn push(&mut self, record: LogRecord) {
+        self.lines += usize::from(ends_line(&record));
+        self.records.push_back(record);
+        while self.lines > self.most {
+            let Some(first) = self.records.pop_front() else {
+                break;
+            };
+            self.lines -= usize::from(ends_line(&first));
+            self.leave_out(&first);
+        }
+    }
+
+    fn leave_out(&mut self, record: &LogRecord) {
+        if ends_line(record) {
+            self.cut.remove(&(record.stream as u8));
+        } else {
+            self.cut.insert(record.stream as u8);
+        }
+    }
+
+    fn into_records(mut self) -> Vec<LogRecord> {
+        self.records.retain(|record| {
+            let is_rest = self.cut.contains(&(record.stream as u8));
+            if is_rest && ends_line(record) {
+                self.cut.remove(&(record.stream as u8));
+            }
+            !is_rest
+        });
+        self.records.into()
+    }
+}
+
+/// Whether a record is a line, or the last piece of one.
+fn ends_line(record: &LogRecord) -> bool {
+    !record.partial || begins_boot(record)
+}
+
+/// The wanted records of an ended instance, whose previous run is its last one.
+///
+/// # Errors
+/// The files cannot be read.
+pub(crate) fn ended_tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
+    let all = Past {
+        previous: false,
+        ..wanted
+    };
+    let mut records = tail(dir, all)?;
+    if wanted.previous
+        && let Some(begin) = records.iter().rposition(begins_boot)
+    {
+        records.drain(..begin);
+    }
+    Ok(records)
+}
+
+/// What the files of a log take, in bytes; 0 when there are none.
+///
+/// # Errors
+/// The files cannot be looked at.
+pub(crate) fn log_bytes(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for name in [PREVIOUS, CURRENT] {
+        match std::fs::metadata(dir.join(name)) {
+            Ok(file) => bytes += file.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(bytes)
 }
 
 /// Calls `each` with every whole record; returns how many bytes they take.
@@ -359,6 +467,43 @@ mod tests {
         log.append(LATE, vec![record(1, "c")]).unwrap();
         assert_eq!(previous(9), ["start 1", "early", "a", "b", "ended"]);
         assert_eq!(previous(2), ["b", "ended"]);
+    }
+
+    #[test]
+    fn case_a_line_in_pieces_counts_as_one_and_is_never_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = InstanceLog::open(dir.path()).unwrap();
+        let piece = |seq, text, stream, partial| LogRecord {
+            stream,
+            partial,
+            ..record(seq, text)
+        };
+        let (out, err) = (Stream::Stdout, Stream::Stderr);
+        let records = vec![
+            piece(1, "a1", out, true),
+            piece(2, "e1", err, true),
+            piece(3, "a2", out, true),
+            piece(4, "a3", out, false),
+            piece(5, "e2", err, false),
+            piece(6, "b", out, false),
+        ];
+        log.append(LATE, records).unwrap();
+        let texts = |lines, since| {
+            let wanted = Past {
+                lines,
+                since,
+                ..Past::default()
+            };
+            let records = log.follow(wanted).unwrap().0.into_iter();
+            let texts = records.map(|record| String::from_utf8(record.line).unwrap());
+            texts.collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(texts(1, None), "b");
+        // `e1` lies between the pieces of the line that is left out.
+        assert_eq!(texts(2, None), "b");
+        assert_eq!(texts(3, None), "a1 e1 a2 a3 e2 b");
+        assert_eq!(texts(9, Some(Timestamp(3))), "b");
+        assert_eq!(log.log_tail(9), ["a1", "e1", "b"]);
     }
 
     #[test]

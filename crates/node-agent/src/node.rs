@@ -23,6 +23,7 @@ use crate::agent::{self, AgentSettings};
 use crate::blocking::blocking;
 use crate::clock::Clock;
 use crate::directory::Directory;
+use crate::ended_logs::EndedLogs;
 use crate::host::Host;
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
@@ -84,6 +85,7 @@ pub(crate) async fn run(
     images.look_again().await;
     let directory = Directory::default();
     let instances_dir = instances_dir(&options.data_dir);
+    let ended = EndedLogs::in_data_dir(&options.data_dir);
     let host = Host {
         vmm: Arc::new(MicroVms {
             driver: choice.driver,
@@ -98,6 +100,7 @@ pub(crate) async fn run(
         logs: Arc::new(HostLogs {
             instances_dir,
             directory: directory.clone(),
+            ended: ended.clone(),
         }),
     };
     let settings = AgentSettings {
@@ -117,7 +120,11 @@ pub(crate) async fn run(
         timing: Timing::default(),
         data_dir: options.data_dir.clone(),
     };
-    let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, directory.clone())));
+    let logs = streams::StreamLogs {
+        directory: directory.clone(),
+        ended,
+    };
+    let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, logs)));
     tracing::info!(%node, server = membership.server, "the node is up");
     agent::run(settings, host, Clock::start(), directory, shutdown)
         .await

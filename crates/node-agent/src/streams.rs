@@ -1,6 +1,8 @@
 //! Streams that the control plane asks for (logs, commands, calls of instances): the node dials, since
 //! nodes only dial out.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
@@ -10,12 +12,13 @@ use api_client::{ApiClient, ClientError};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _, stream};
-use guest_protocol::LogRecord;
+use guest_protocol::{LogRecord, Stream as OutputStream};
 use model::{InstanceId, ProcessName, Timestamp};
 use tokio::task::JoinSet;
 
 use crate::blocking::blocking;
 use crate::directory::{Directory, Entry};
+use crate::ended_logs::EndedLogs;
 use crate::exec;
 use crate::logs::{Past, begins_boot};
 
@@ -28,8 +31,15 @@ const MAX_STREAMS: usize = 64;
 /// Lines of the past that one stream sends at most, for each instance.
 const MAX_TAIL_LINES: usize = 10_000;
 
+/// What streams read: the instances of this node, and the logs of those that are gone.
+#[derive(Debug, Clone)]
+pub(crate) struct StreamLogs {
+    pub(crate) directory: Directory,
+    pub(crate) ended: EndedLogs,
+}
+
 /// Asks for stream requests and serves them, until dropped.
-pub(crate) async fn serve(client: ApiClient, directory: Directory) {
+pub(crate) async fn serve(client: ApiClient, logs: StreamLogs) {
     let mut open = JoinSet::new();
     loop {
         while open.try_join_next().is_some() {}
@@ -46,9 +56,9 @@ pub(crate) async fn serve(client: ApiClient, directory: Directory) {
             }
         };
         for request in requests {
-            let (client, directory) = (client.clone(), directory.clone());
+            let (client, logs) = (client.clone(), logs.clone());
             open.spawn(async move {
-                if let Err(error) = serve_one(&client, &directory, request).await {
+                if let Err(error) = serve_one(&client, &logs, request).await {
                     tracing::debug!(%error, "a stream ended early");
                 }
             });
@@ -58,12 +68,13 @@ pub(crate) async fn serve(client: ApiClient, directory: Directory) {
 
 async fn serve_one(
     client: &ApiClient,
-    directory: &Directory,
+    logs: &StreamLogs,
     StreamRequest { stream, wanted }: StreamRequest,
 ) -> Result<(), ClientError> {
+    let directory = &logs.directory;
     match wanted {
         StreamWanted::Logs(wanted) => {
-            let lines = lines(directory, &wanted).await;
+            let lines = lines(logs, &wanted).await;
             let body = lines.map(|line| Ok::<_, Infallible>(to_json(&line)));
             client.open_stream(&stream, body).await
         }
@@ -124,20 +135,33 @@ fn to_json(line: &LogLine) -> Bytes {
 
 /// The wanted lines: the past of all instances in the order of time, then, when followed, what comes.
 async fn lines(
-    directory: &Directory,
+    logs: &StreamLogs,
     wanted: &LogsWanted,
 ) -> impl Stream<Item = LogLine> + Send + use<> {
     let tail = (wanted.tail as usize).min(MAX_TAIL_LINES);
     let mut past = Vec::new();
     let mut coming = stream::SelectAll::new();
     for &id in &wanted.instances {
-        let Some(Entry { process, log, .. }) = directory.get(id) else {
-            continue;
-        };
         let asked = Past {
             lines: tail,
             since: wanted.since,
             previous: wanted.previous,
+        };
+        let Some(Entry { process, log, .. }) = logs.directory.get(id) else {
+            let ended = logs.ended.clone();
+            match blocking(move || ended.read(id, asked)).await {
+                Ok(Some((process, records))) => past.extend(
+                    records
+                        .into_iter()
+                        .map(|record| (id, process.clone(), record)),
+                ),
+                Ok(None) => {}
+                Err(error) => {
+                    let cause = display::chain(&error);
+                    tracing::warn!(cause, instance = %id, "cannot read the log of an ended instance");
+                }
+            }
+            continue;
         };
         let followed = blocking(move || log.follow(asked)).await;
         let (records, follower) = match followed {
@@ -153,26 +177,38 @@ async fn lines(
                 .map(|record| (id, process.clone(), record)),
         );
         if wanted.follow {
-            let state = (follower, process);
-            let live = stream::unfold(state, move |(mut follower, process)| async move {
-                let lines = match follower.next().await {
-                    Ok(record) => log_lines(id, &process, &record),
-                    Err(count) => vec![lost_line(id, &process, count, "this reader was too slow")],
-                };
-                Some((stream::iter(lines), (follower, process)))
-            });
+            let state = (follower, process, Texts::default());
+            let live = stream::unfold(
+                state,
+                move |(mut follower, process, mut texts)| async move {
+                    let lines = match follower.next().await {
+                        Ok(record) => log_lines(id, &process, &record, &mut texts),
+                        Err(count) => {
+                            vec![lost_line(id, &process, count, "this reader was too slow")]
+                        }
+                    };
+                    Some((stream::iter(lines), (follower, process, texts)))
+                },
+            );
             coming.push(live.flatten().boxed());
         }
     }
     past.sort_by_key(|(_, _, record)| record.at_nanos);
     // Made into lines one at a time: those take more memory than what a guest wrote.
     let past = past.into_iter();
-    let past = past.flat_map(|(id, process, record)| log_lines(id, &process, &record));
+    let mut texts = Texts::default();
+    let past =
+        past.flat_map(move |(id, process, record)| log_lines(id, &process, &record, &mut texts));
     stream::iter(past).chain(coming)
 }
 
 /// A record as lines: itself, and before it what was lost, if anything.
-fn log_lines(id: InstanceId, process: &ProcessName, record: &LogRecord) -> Vec<LogLine> {
+fn log_lines(
+    id: InstanceId,
+    process: &ProcessName,
+    record: &LogRecord,
+    texts: &mut Texts,
+) -> Vec<LogLine> {
     let mut lines = Vec::new();
     if record.dropped > 0 {
         let mut lost = lost_line(id, process, record.dropped.into(), "the node was too slow");
@@ -184,10 +220,58 @@ fn log_lines(id: InstanceId, process: &ProcessName, record: &LogRecord) -> Vec<L
         process: process.clone(),
         at: Timestamp(record.at_nanos / 1_000_000),
         stream: record.stream,
-        text: String::from_utf8_lossy(&record.line).into_owned(),
+        text: texts.text(id, record),
         partial: record.partial && !begins_boot(record),
     });
     lines
+}
+
+/// Records as text. A guest cuts long lines anywhere, so the beginning of a character at the end of a piece waits for
+/// the next piece.
+#[derive(Debug, Default)]
+struct Texts {
+    /// By instance, and whether it is standard error.
+    begun: BTreeMap<(InstanceId, bool), Vec<u8>>,
+}
+
+impl Texts {
+    fn text(&mut self, id: InstanceId, record: &LogRecord) -> String {
+        if record.stream == OutputStream::Platform {
+            return String::from_utf8_lossy(&record.line).into_owned();
+        }
+        let key = (id, record.stream == OutputStream::Stderr);
+        let begun = self.begun.remove(&key);
+        let bytes = match begun {
+            Some(begun) => Cow::Owned([&begun[..], &record.line].concat()),
+            None => Cow::Borrowed(&record.line[..]),
+        };
+        let cut = if record.partial {
+            begun_character(&bytes)
+        } else {
+            0
+        };
+        let (whole, rest) = bytes.split_at(bytes.len() - cut);
+        if cut > 0 {
+            self.begun.insert(key, rest.to_vec());
+        }
+        String::from_utf8_lossy(whole).into_owned()
+    }
+}
+
+/// How many bytes at the end begin a character of UTF-8 that goes on.
+fn begun_character(bytes: &[u8]) -> usize {
+    for (back, byte) in bytes.iter().rev().take(3).enumerate() {
+        let there = back + 1;
+        let needed = match byte {
+            0x80..=0xbf => continue,
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            _ => 1,
+        };
+        return if needed > there { there } else { 0 };
+    }
+    0
 }
 
 fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> LogLine {
@@ -195,7 +279,7 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
         instance: id,
         process: process.clone(),
         at: Timestamp(0),
-        stream: guest_protocol::Stream::Platform,
+        stream: OutputStream::Platform,
         text: format!("{count} line(s) were dropped: {why}"),
         partial: false,
     }
@@ -206,8 +290,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use std::sync::Arc;
-
-    use guest_protocol::Stream as OutputStream;
 
     use super::*;
     use crate::logs::InstanceLog;
@@ -225,14 +307,41 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_character_that_was_cut_between_two_pieces_is_whole() {
+        let line = "x".to_owned() + &"日本é🦀".repeat(3);
+        for at in 0..=line.len() {
+            let mut texts = Texts::default();
+            let (head, tail) = line.as_bytes().split_at(at);
+            let piece = |bytes: &[u8], partial| LogRecord {
+                partial,
+                line: bytes.to_vec(),
+                ..record(1, "", 0)
+            };
+            let mut text = texts.text(InstanceId(1), &piece(head, true));
+            text += &texts.text(InstanceId(1), &piece(tail, false));
+            assert_eq!(text, line, "cut at {at}");
+        }
+        let mut texts = Texts::default();
+        let wrong = LogRecord {
+            line: b"\xff\xe6".to_vec(),
+            ..record(1, "", 0)
+        };
+        assert_eq!(texts.text(InstanceId(1), &wrong), "\u{fffd}\u{fffd}");
+    }
+
     #[tokio::test]
     async fn the_past_of_two_instances_is_in_order_and_followed_by_what_comes() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = Directory::default();
+        let logs = StreamLogs {
+            directory: Directory::default(),
+            ended: EndedLogs::in_data_dir(dir.path()),
+        };
         let mut both = Vec::new();
         for id in [1, 2] {
             let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());
-            logs.add(InstanceId(id), "web".parse().unwrap(), log.clone());
+            logs.directory
+                .add(InstanceId(id), "web".parse().unwrap(), log.clone());
             both.push(log);
         }
         both[0]

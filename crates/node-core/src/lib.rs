@@ -4,6 +4,7 @@
 //! - [`instance`]: the life cycle of one instance.
 //! - [`boot`]: what its guest is told to run.
 //! - [`cache`]: what goes from the image cache.
+//! - [`ended_logs`]: which logs of ended instances are kept.
 
 #![cfg_attr(
     test,
@@ -18,5 +19,6 @@
 
 pub mod boot;
 pub mod cache;
+pub mod ended_logs;
 pub mod instance;
 pub mod reconcile;

@@ -43,7 +43,6 @@ command's.";
     after_help = EXAMPLES,
     styles = STYLES,
     arg_required_else_help = true,
-    disable_help_subcommand = true,
     max_term_width = 100
 )]
 pub(crate) struct Cli {
@@ -81,4 +80,6 @@ pub(crate) enum Command {
     Node(node::Arguments),
     Edge(edge::Arguments),
     Dev(dev::Arguments),
+    /// Print the version, as `platform --version` does
+    Version,
 }

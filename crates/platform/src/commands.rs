@@ -60,6 +60,10 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Node(arguments) => asynchronous(node::run(arguments)),
         Command::Edge(arguments) => asynchronous(edge::run(arguments)),
         Command::Dev(arguments) => asynchronous(dev::run(arguments)),
+        Command::Version => Ok(crate::output::line(concat!(
+            "platform ",
+            env!("CARGO_PKG_VERSION")
+        ))?),
     }
 }
 

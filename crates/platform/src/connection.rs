@@ -1,13 +1,16 @@
 //! Which cluster a command talks to, and which app and env it is about.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use api_client::{ApiClient, ClientConfig};
 use clap::Args;
+use clap::builder::OsStringValueParser;
 use model::{AppName, EnvKey, EnvName};
 
 use crate::commands::manifest_file;
 use crate::failure::Failure;
+use crate::output;
 
 /// Where `platform server` puts the first admin's configuration by default.
 const SERVERS_OWN: &str = "/var/lib/platform/server/client.json";
@@ -23,27 +26,36 @@ pub(crate) struct ClusterArguments {
         long,
         value_name = "FILE",
         env = "PLATFORM_CONFIG",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = OsStringValueParser::new()
     )]
-    config: Option<PathBuf>,
+    config: Option<OsString>,
 }
 
 impl ClusterArguments {
     /// A client for this user.
     pub(crate) fn connect(&self) -> Result<ApiClient, Failure> {
-        Ok(ApiClient::user(&self.load()?)?)
+        let path = self.path()?;
+        let config = ClientConfig::load(&path)?;
+        ApiClient::user(&config).map_err(|error| {
+            let context = format!("cannot use the client configuration {}", path.display());
+            Failure::from(anyhow::Error::new(error).context(context)).hint(
+                "the server writes such a file, `client.json`, to its data folder: copy it again",
+            )
+        })
     }
 
-    fn load(&self) -> Result<ClientConfig, Failure> {
-        if let Some(path) = &self.config {
-            return Ok(ClientConfig::load(path)?);
+    /// The file with the configuration. A variable that is set to nothing counts as absent.
+    fn path(&self) -> Result<PathBuf, Failure> {
+        if let Some(path) = self.config.as_ref().filter(|path| !path.is_empty()) {
+            return Ok(PathBuf::from(path));
         }
         let candidates: Vec<PathBuf> = users_own()
             .into_iter()
             .chain([PathBuf::from(SERVERS_OWN)])
             .collect();
         match candidates.iter().find(|path| path.exists()) {
-            Some(path) => Ok(ClientConfig::load(path)?),
+            Some(path) => Ok(path.clone()),
             None => {
                 let places: Vec<_> = candidates.iter().map(|p| p.display().to_string()).collect();
                 Err(Failure::new(format!(
@@ -68,6 +80,57 @@ fn users_own() -> Option<PathBuf> {
     Some(folder.join("platform/config.json"))
 }
 
+/// The apps and envs that a list is about.
+#[derive(Debug, Clone)]
+pub(crate) struct Scope {
+    /// Absent: of every app.
+    pub(crate) app: Option<AppName>,
+    /// Absent: of every env.
+    pub(crate) env: Option<EnvName>,
+}
+
+impl Scope {
+    /// Whether what belongs to this env is listed.
+    pub(crate) fn keeps(&self, key: &EnvKey) -> bool {
+        self.app.as_ref().is_none_or(|app| key.app == *app)
+            && self.env.as_ref().is_none_or(|env| key.env == *env)
+    }
+
+    /// Says that there are no `what`. A failure where that is because there is no such app or env.
+    pub(crate) async fn nothing(&self, client: &ApiClient, what: &str) -> Result<(), Failure> {
+        let names: Vec<EnvKey> = client
+            .envs()
+            .await?
+            .into_iter()
+            .map(|row| row.env)
+            .collect();
+        output::note(self.explain(what, &names)?);
+        Ok(())
+    }
+
+    fn explain(&self, what: &str, there: &[EnvKey]) -> Result<String, Failure> {
+        let here = there.iter().any(|key| self.keeps(key));
+        let of_app: Vec<_> = there
+            .iter()
+            .filter(|key| self.app.as_ref() == Some(&key.app))
+            .map(|key| key.env.as_str())
+            .collect();
+        let missing = match (&self.app, &self.env) {
+            (None, None) => return Ok(format!("no {what}")),
+            (Some(app), Some(env)) if here => return Ok(format!("no {what} of {app}/{env}")),
+            (Some(app), None) if here => return Ok(format!("no {what} of {app}")),
+            (None, Some(env)) if here => return Ok(format!("no {what} in envs named {env}")),
+            (Some(app), Some(env)) if !of_app.is_empty() => {
+                let envs = of_app.join(", ");
+                format!("{app} has no env {env}; there are: {envs}")
+            }
+            (Some(app), _) => format!("there is no app {app}"),
+            (None, Some(env)) => format!("no app has an env {env}"),
+        };
+        Err(Failure::new(missing).hint("`platform envs` lists the apps and envs there are"))
+    }
+}
+
 /// Which app and env.
 #[derive(Debug, Args)]
 pub(crate) struct EnvArguments {
@@ -86,6 +149,15 @@ impl EnvArguments {
             Some(app) => Ok(Some(app.clone())),
             None => manifest_file::app_of(Path::new(manifest_file::DEFAULT)),
         }
+    }
+
+    /// What a list is about: the app at hand, or every one.
+    pub(crate) fn scope(&self, all: bool) -> Result<Scope, Failure> {
+        let app = if all { None } else { self.app_at_hand()? };
+        Ok(Scope {
+            app,
+            env: self.env.clone(),
+        })
     }
 
     /// The env that was named, or the default one.
@@ -122,5 +194,41 @@ impl EnvArguments {
                 .hint("name it with --app, or go to a folder with its platform.toml"))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn case_a_list_says_whether_it_is_empty_or_its_app_is_not_there() {
+        let there = [("shop", "prod"), ("shop", "test"), ("blog", "prod")];
+        let there = there.map(|(app, env)| EnvKey {
+            app: app.parse().unwrap(),
+            env: env.parse().unwrap(),
+        });
+        let explain = |app: &str, env: &str| {
+            let scope = Scope {
+                app: app.parse().ok(),
+                env: env.parse().ok(),
+            };
+            match scope.explain("instances", &there) {
+                Ok(said) => said,
+                Err(Failure::Because { error, .. }) => format!("error: {error}"),
+                Err(other) => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(explain("", ""), "no instances");
+        assert_eq!(explain("shop", ""), "no instances of shop");
+        assert_eq!(explain("shop", "test"), "no instances of shop/test");
+        assert_eq!(explain("", "prod"), "no instances in envs named prod");
+        assert_eq!(explain("nope", ""), "error: there is no app nope");
+        assert_eq!(explain("nope", "prod"), "error: there is no app nope");
+        assert_eq!(explain("", "nope"), "error: no app has an env nope");
+        let other = "error: shop has no env nope; there are: prod, test";
+        assert_eq!(explain("shop", "nope"), other);
     }
 }

@@ -20,6 +20,11 @@ const ERROR: Style = AnsiColor::Red.on_default().bold();
 const FAINT: Style = Style::new().dimmed();
 const HINT: Style = AnsiColor::Cyan.on_default();
 
+/// Standard output cannot be written: its disk is full, its reader has left.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output")]
+pub(crate) struct OutputError(#[source] pub(crate) std::io::Error);
+
 /// Why a command ends with a status other than 0.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -41,8 +46,11 @@ pub(crate) enum Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        let reader_left = error
-            .downcast_ref::<std::io::Error>()
+        let reader_left = display::causes(error.as_ref())
+            .find_map(|cause| {
+                let output = cause.downcast_ref::<OutputError>().map(|error| &error.0);
+                output.or_else(|| cause.downcast_ref::<std::io::Error>())
+            })
             .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe);
         if reader_left {
             Self::ReaderLeft

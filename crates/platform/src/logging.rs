@@ -20,8 +20,14 @@ pub(crate) struct LogArguments {
 impl LogArguments {
     /// Sends log lines to standard error from now on.
     pub(crate) fn start(&self) -> Result<(), crate::failure::Failure> {
-        let filter: EnvFilter = self.log.parse().map_err(|error| {
-            crate::failure::Failure::new(format!("`{}` is not a log level: {error}", self.log))
+        // A variable that is set to nothing counts as absent.
+        let log = if self.log.is_empty() {
+            DEFAULT_FILTER
+        } else {
+            &self.log
+        };
+        let filter: EnvFilter = log.parse().map_err(|error| {
+            crate::failure::Failure::new(format!("`{log}` is not a log level: {error}"))
                 .hint("try `--log debug`")
         })?;
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -30,6 +30,12 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     parse(text, &SIZES).ok_or_else(|| "write a number and a unit: `512MiB`, `2GiB`".to_owned())
 }
 
+/// A number of things such as `100`.
+pub(crate) fn parse_count(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| format!("write a whole number from 0 to {}", u32::MAX))
+}
+
 fn parse(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);

@@ -258,6 +258,34 @@ fn colours_are_for_terminals() {
     }
 }
 
+#[test]
+fn case_every_example_of_the_repository_is_formatted_and_valid() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
+    let mut count = 0;
+    for entry in fs::read_dir(examples).unwrap() {
+        let folder = entry.unwrap().path();
+        let manifests = fs::read_dir(&folder).into_iter().flatten();
+        let manifests = manifests.map(|entry| entry.unwrap().file_name());
+        for name in manifests.filter(|name| name.to_string_lossy().ends_with(".toml")) {
+            let name = name.to_str().unwrap();
+            if name == "Cargo.toml" || name == "hello.toml" {
+                continue;
+            }
+            for arguments in [&["fmt", "--check", name][..], &["validate", name]] {
+                let output = run(&folder, arguments, "");
+                let said = String::from_utf8_lossy(&output.stderr).into_owned();
+                assert!(
+                    output.status.success(),
+                    "{arguments:?} in {}: {said}",
+                    folder.display()
+                );
+            }
+            count += 1;
+        }
+    }
+    assert!(count >= 9, "{count} examples");
+}
+
 /// Goal: under 10 ms, the start of the process included.
 #[test]
 #[ignore = "a measurement"]

@@ -24,8 +24,15 @@ pub enum Action {
         /// Why, for people.
         reason: String,
     },
-    /// An instance is gone: its record is deleted.
+    /// An instance is gone: its record is deleted, and that of an ended instance is made.
     Delete {
+        /// The instance.
+        id: InstanceId,
+        /// When.
+        at: Timestamp,
+    },
+    /// The record of an ended instance is deleted ([`crate::ended::expired`]).
+    PruneEnded {
         /// The instance.
         id: InstanceId,
     },

@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 use crate::action::Action;
 use crate::changes::{Changes, EnvRecord};
 use crate::cluster_state::{
-    ClusterState, Env, Instance, InstancePhase, Node, Release, Rollout, Volume, VolumePhase,
+    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout, Volume,
+    VolumePhase,
 };
 use crate::reports::apply_report;
 
@@ -147,6 +148,9 @@ pub enum Refused {
     /// Its node has not said that the instance is gone.
     #[error("the node of instance {0} has not said that it is gone")]
     InstanceNotGone(InstanceId),
+    /// There is no such record of an ended instance.
+    #[error("there is no record of an ended instance {0}")]
+    NoEndedInstance(InstanceId),
     /// There is no such volume.
     #[error("there is no volume {0}")]
     NoVolume(VolumeId),
@@ -306,7 +310,7 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
             let was_ready = match instance.phase {
                 InstancePhase::New => false,
                 InstancePhase::Established => true,
-                InstancePhase::Terminating { .. } | InstancePhase::Gone => {
+                InstancePhase::Terminating { .. } | InstancePhase::Gone { .. } => {
                     return Err(Refused::InstanceTerminating(*id));
                 }
             };
@@ -319,16 +323,29 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
             changes.instances.insert(*id, Some(instance));
             Ok(changes)
         }
-        Action::Delete { id } => {
+        Action::Delete { id, at } => {
             let instance = cluster.instances.get(id).ok_or(Refused::NoInstance(*id))?;
             let node = instance.node;
-            if instance.phase != InstancePhase::Gone && cluster.has_node(node) {
+            let is_gone = matches!(instance.phase, InstancePhase::Gone { .. });
+            if !is_gone && cluster.has_node(node) {
                 return Err(Refused::InstanceNotGone(*id));
             }
+            let ended = ended(instance, *at);
             cluster.instances.remove(id);
+            cluster.ended.insert(*id, ended.clone());
             let mut changes = next_generation(cluster, node);
             changes.instances.insert(*id, None);
+            changes.ended.insert(*id, Some(ended));
             Ok(changes)
+        }
+        Action::PruneEnded { id } => {
+            if cluster.ended.remove(id).is_none() {
+                return Err(Refused::NoEndedInstance(*id));
+            }
+            Ok(Changes {
+                ended: BTreeMap::from([(*id, None)]),
+                ..Changes::default()
+            })
         }
         Action::SetRollout { env: key, rollout } => {
             not_frozen(cluster, key)?;
@@ -338,6 +355,30 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
             Ok(written_env(key, env))
         }
         Action::RemoveEnv { env: key } => remove_env(cluster, key),
+    }
+}
+
+/// The record that is kept of an instance that is gone.
+fn ended(instance: &Instance, at: Timestamp) -> EndedInstance {
+    let reason = match &instance.phase {
+        InstancePhase::Gone { reason } => reason.clone(),
+        InstancePhase::Terminating { reason, .. } => {
+            format!("{reason}; its node was removed")
+        }
+        InstancePhase::New | InstancePhase::Established => "its node was removed".to_owned(),
+    };
+    let report = instance.report.as_ref();
+    EndedInstance {
+        env: instance.spec.env_key(),
+        process: instance.spec.process.clone(),
+        release: instance.spec.release,
+        node: instance.node,
+        created_at: instance.created_at,
+        ended_at: at,
+        reason,
+        restarts: report.map_or(0, |report| report.restarts),
+        last_exit: report.and_then(|report| report.last_exit.clone()),
+        failure: report.and_then(|report| report.failure.clone()),
     }
 }
 

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, VolumeId};
 
-use crate::cluster_state::{ClusterState, Env, Instance, Node, Release, Rollout, Volume};
+use crate::cluster_state::{
+    ClusterState, EndedInstance, Env, Instance, Node, Release, Rollout, Volume,
+};
 
 /// The difference between a cluster state and an earlier one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +24,8 @@ pub struct Changes {
     pub releases: BTreeMap<(EnvKey, ReleaseNumber), Release>,
     /// Instances written or deleted.
     pub instances: BTreeMap<InstanceId, Option<Instance>>,
+    /// Records of ended instances written or deleted.
+    pub ended: BTreeMap<InstanceId, Option<EndedInstance>>,
     /// Volumes written or deleted.
     pub volumes: BTreeMap<VolumeId, Option<Volume>>,
     /// Secret bundles deleted, with every version.
@@ -73,6 +77,7 @@ impl Changes {
             envs,
             releases,
             instances,
+            ended,
             volumes,
             deleted_secrets,
         } = self;
@@ -81,6 +86,7 @@ impl Changes {
             && envs.is_empty()
             && releases.is_empty()
             && instances.is_empty()
+            && ended.is_empty()
             && volumes.is_empty()
             && deleted_secrets.is_empty()
     }
@@ -98,6 +104,7 @@ impl Changes {
         self.envs.extend(later.envs);
         self.releases.extend(later.releases);
         self.instances.extend(later.instances);
+        self.ended.extend(later.ended);
         self.volumes.extend(later.volumes);
         self.deleted_secrets.extend(later.deleted_secrets);
     }
@@ -122,6 +129,7 @@ impl Changes {
             }
         }
         put(&mut cluster.instances, &self.instances);
+        put(&mut cluster.ended, &self.ended);
         put(&mut cluster.volumes, &self.volumes);
         for (key, bundle) in &self.deleted_secrets {
             if let Some(bundles) = cluster.secrets.get_mut(key) {

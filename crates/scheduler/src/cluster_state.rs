@@ -30,7 +30,7 @@ use api::enrollment::Hardware;
 use api::node::{DriverChoice, EgressState, InstanceReport};
 use api::user::RolloutPhase;
 use manifest::Manifest;
-use model::instance::{InstanceSpec, PinnedImage};
+use model::instance::{ExitEvent, InstanceSpec, PinnedImage};
 use model::{
     Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
     Timestamp, VolumeId,
@@ -52,6 +52,8 @@ pub struct ClusterState {
     pub volumes: BTreeMap<VolumeId, Volume>,
     /// The newest version of each secret bundle of each env, of envs that have no release yet too.
     pub secrets: BTreeMap<EnvKey, BTreeMap<String, u32>>,
+    /// The instances that are gone and whose records are still kept ([`crate::ended`]).
+    pub ended: BTreeMap<InstanceId, EndedInstance>,
     /// The highest env network that was ever given out; 0 before the first.
     pub last_network: EnvNetwork,
     /// The records that this server cannot read. Usually none.
@@ -263,14 +265,14 @@ impl Instance {
     pub fn is_terminating(&self) -> bool {
         match self.phase {
             InstancePhase::New | InstancePhase::Established => false,
-            InstancePhase::Terminating { .. } | InstancePhase::Gone => true,
+            InstancePhase::Terminating { .. } | InstancePhase::Gone { .. } => true,
         }
     }
 
     /// Whether it was ready at any time. One that never was is still a candidate that may never come up.
     pub fn was_ready(&self) -> bool {
         match self.phase {
-            InstancePhase::New | InstancePhase::Gone => false,
+            InstancePhase::New | InstancePhase::Gone { .. } => false,
             InstancePhase::Established => true,
             InstancePhase::Terminating { was_ready, .. } => was_ready,
         }
@@ -292,7 +294,35 @@ pub enum InstancePhase {
         reason: String,
     },
     /// Its node has said that it is gone; the planner deletes it next.
-    Gone,
+    Gone {
+        /// Why it was terminated, for people.
+        reason: String,
+    },
+}
+
+/// An instance that is gone. The record says where its log is kept and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedInstance {
+    /// Its env, which need not exist any more.
+    pub env: EnvKey,
+    /// Its process type.
+    pub process: ProcessName,
+    /// The release that it ran.
+    pub release: ReleaseNumber,
+    /// The node that it ran on, which keeps its log.
+    pub node: NodeId,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// When it was known to be gone.
+    pub ended_at: Timestamp,
+    /// Why it was terminated, for people.
+    pub reason: String,
+    /// Times it was started again.
+    pub restarts: u32,
+    /// How its app last ended, where its node said so.
+    pub last_exit: Option<ExitEvent>,
+    /// Why it failed, where it did.
+    pub failure: Option<String>,
 }
 
 /// What a volume belongs to: a later instance with the same key gets the same volume.

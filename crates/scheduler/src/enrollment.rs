@@ -37,8 +37,21 @@ pub enum EnrollmentRefused {
     /// It is too old.
     #[error("the enrollment token has expired; make another one with `platform tokens create`")]
     TokenExpired,
+    /// It is for another kind of member.
+    #[error(
+        "the enrollment token is for a {token}, and this is the start of a {wanted}; make one with `platform tokens \
+         create --role {wanted}`"
+    )]
+    OtherRole {
+        /// What the token is for.
+        token: EnrollRole,
+        /// What the machine means to become.
+        wanted: EnrollRole,
+    },
     /// A node needs a key for the overlay.
-    #[error("a node enrolls with its WireGuard public key, and the request has none")]
+    #[error(
+        "the enrollment token is for a node, which enrolls with its WireGuard public key, and the request has none"
+    )]
     NoWireguardKey,
     /// A node that cannot be placed on is a mistake.
     #[error("a node enrolls with its hardware, and the request names no {0}")]
@@ -73,6 +86,10 @@ pub fn admit(
     }
     if now >= record.expires_at {
         return Err(EnrollmentRefused::TokenExpired);
+    }
+    if let Some(wanted) = request.role.filter(|wanted| *wanted != record.role) {
+        let token = record.role;
+        return Err(EnrollmentRefused::OtherRole { token, wanted });
     }
     match record.role {
         EnrollRole::Edge => {}
@@ -155,6 +172,7 @@ mod tests {
 
     fn request() -> EnrollRequest {
         EnrollRequest {
+            role: None,
             token: "secret".to_owned(),
             name: "box".to_owned(),
             region: "local".to_owned(),
@@ -204,6 +222,18 @@ mod tests {
         assert_eq!(admit(EnrollRole::Edge, &bare), Ok(EnrollRole::Edge));
         let refused = admit(EnrollRole::Node, &bare);
         assert_eq!(refused, Err(EnrollmentRefused::NoWireguardKey));
+        for (token, wanted) in [
+            (EnrollRole::Node, EnrollRole::Edge),
+            (EnrollRole::Edge, EnrollRole::Node),
+        ] {
+            let asks = |role| EnrollRequest {
+                role: Some(role),
+                ..request()
+            };
+            let refused = admit(token, &asks(wanted)).unwrap_err();
+            assert_eq!(refused, EnrollmentRefused::OtherRole { token, wanted });
+            assert_eq!(admit(token, &asks(token)), Ok(token));
+        }
         let mut request = request();
         request.hardware.memory_bytes = 0;
         let refused = admit(EnrollRole::Node, &request);

@@ -86,6 +86,7 @@ pub fn cluster(nodes: u16) -> ClusterState {
         instances: BTreeMap::new(),
         volumes: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        ended: BTreeMap::new(),
         last_network: EnvNetwork(0),
         unreadable: Vec::new(),
     }

@@ -16,6 +16,7 @@
 //! - [`placement`]: which node takes an instance, or why none does.
 //! - [`release`]: a process of a release as the complete description of one instance.
 //! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the state.
+//! - [`ended`]: the records of instances that are gone.
 //! - [`routes`]: where hosts lead.
 //! - [`enrollment`]: which machines may join, under which name and number.
 
@@ -35,6 +36,7 @@ pub mod apply;
 pub mod changes;
 pub mod cluster_state;
 pub mod desired;
+pub mod ended;
 pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;

@@ -41,6 +41,7 @@ use model::{EnvKey, InstanceId, ProcessName, Timestamp, VolumeId};
 use crate::action::Action;
 use crate::apply::{Command, apply};
 use crate::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase};
+use crate::ended;
 use crate::placement::Placement;
 use overlay::address_plan::egress_address;
 
@@ -100,6 +101,7 @@ pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u3
     }
     planner.delete_gone_instances();
     planner.delete_gone_volumes();
+    planner.prune_ended();
     let mut findings = Vec::new();
     for key in cluster.envs.keys() {
         for _ in 0..MAX_PASSES {
@@ -153,7 +155,7 @@ impl<'w> Planner<'w, '_> {
                     placement.promise(placed.node, &placed.spec, false);
                 }
             }
-            Action::Delete { id } => {
+            Action::Delete { id, .. } => {
                 let known = self.given.instances.get(id);
                 if let Some(ids) = known.and_then(|i| self.by_env.get_mut(&i.spec.env_key())) {
                     ids.remove(id);
@@ -164,6 +166,7 @@ impl<'w> Planner<'w, '_> {
             Action::Terminate { .. } => self.placement = None,
             Action::MakeVolume(_)
             | Action::DeleteVolume { .. }
+            | Action::PruneEnded { .. }
             | Action::SetRollout { .. }
             | Action::RemoveEnv { .. } => {}
         }
@@ -180,10 +183,18 @@ impl<'w> Planner<'w, '_> {
     /// Instances that are gone: their node said so, or their node was removed.
     fn delete_gone_instances(&mut self) {
         for (id, instance) in &self.given.instances {
-            let is_gone = instance.phase == InstancePhase::Gone;
+            let is_gone = matches!(instance.phase, InstancePhase::Gone { .. });
             if is_gone || !self.given.has_node(instance.node) {
-                self.take(Action::Delete { id: *id });
+                let (id, at) = (*id, self.now);
+                self.take(Action::Delete { id, at });
             }
+        }
+    }
+
+    /// The records of ended instances that are kept no longer.
+    fn prune_ended(&mut self) {
+        for id in ended::expired(&self.working.ended, self.now) {
+            self.take(Action::PruneEnded { id });
         }
     }
 
@@ -211,13 +222,14 @@ impl<'w> Planner<'w, '_> {
         id
     }
 
-    /// An id that no instance has, nor one with the same address for egress.
+    /// An id that no instance has, nor one with the same address for egress, and that no ended instance had.
     fn fresh_id(&mut self) -> InstanceId {
         let same = |a: InstanceId, b: InstanceId| egress_address(a) == egress_address(b);
         let mut id = InstanceId((self.draw)());
         let unreadable: Vec<_> = self.given.unreadable_instances().collect();
         let taken = |id: InstanceId| {
-            self.working.instances.keys().any(|other| same(*other, id))
+            self.working.ended.contains_key(&id)
+                || self.working.instances.keys().any(|other| same(*other, id))
                 || unreadable.iter().any(|(other, _)| same(*other, id))
         };
         while id.0 == 0 || taken(id) {

@@ -31,7 +31,8 @@ use crate::cluster_state::{
 /// costs no write.
 pub const SEEN_GRANULARITY_MS: u64 = 60_000;
 
-/// What a node has and the cluster state does not know there: the store was restored from an older backup.
+/// What a node has and the cluster state does not know there: the store was restored from an older backup. An instance
+/// that has stopped is none of it: the cluster state has deleted it, and its node reaps it next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unknown {
     /// Instances that the node runs. They are left running.
@@ -51,7 +52,11 @@ pub fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unk
     let is_unknown_volume = |id: &VolumeId| {
         cluster.volumes.get(id).is_none_or(|v| v.node != node) && !unreadable(Subject::Volume(*id))
     };
-    let instances = report.instances.iter().map(|reported| reported.id);
+    let running = report
+        .instances
+        .iter()
+        .filter(|reported| !has_stopped(reported.state));
+    let instances = running.map(|reported| reported.id);
     let volumes = report.volumes.iter().copied();
     Unknown {
         instances: instances.filter(is_unknown_instance).collect(),
@@ -112,12 +117,13 @@ fn apply_to_instance(instance: &mut Instance, generation: Generation, report: &N
         .iter()
         .find(|reported| reported.id == instance.spec.id);
     let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
-    let gone =
-        reported.is_none_or(|r| matches!(r.state, InstanceState::Stopped | InstanceState::Failed));
+    let gone = reported.is_none_or(|r| has_stopped(r.state));
     let next = match &instance.phase {
         InstancePhase::New if ready => Some(InstancePhase::Established),
-        InstancePhase::Terminating { .. } if gone && report.generation == generation => {
-            Some(InstancePhase::Gone)
+        InstancePhase::Terminating { reason, .. } if gone && report.generation == generation => {
+            Some(InstancePhase::Gone {
+                reason: reason.clone(),
+            })
         }
         InstancePhase::Terminating {
             was_ready: false,
@@ -129,7 +135,7 @@ fn apply_to_instance(instance: &mut Instance, generation: Generation, report: &N
         InstancePhase::New
         | InstancePhase::Established
         | InstancePhase::Terminating { .. }
-        | InstancePhase::Gone => None,
+        | InstancePhase::Gone { .. } => None,
     };
     let mut changed = false;
     if let Some(next) = next {
@@ -141,6 +147,11 @@ fn apply_to_instance(instance: &mut Instance, generation: Generation, report: &N
         changed = true;
     }
     changed
+}
+
+/// Whether nothing of the instance runs and it does not start again by itself.
+fn has_stopped(state: InstanceState) -> bool {
+    matches!(state, InstanceState::Stopped | InstanceState::Failed)
 }
 
 /// True when the report changes the volume's record.
@@ -176,6 +187,10 @@ mod tests {
     use crate::cluster_state::UnreadableRecord;
     use crate::fixtures::{InstanceFixture, attach, cluster, deploy, manifest, process, report};
     use api::node::{DriverChoice, InstanceReport};
+
+    fn is_gone(cluster: &ClusterState, id: u32) -> bool {
+        matches!(phase(cluster, id), InstancePhase::Gone { .. })
+    }
 
     fn two() -> ClusterState {
         let mut cluster = cluster(2);
@@ -297,8 +312,8 @@ mod tests {
                 .unwrap()
                 .terminate();
             take(&mut cluster, NodeId(1), said);
-            assert_ne!(*phase(&cluster, 2), InstancePhase::Gone);
-            *phase(&cluster, 1) == InstancePhase::Gone
+            assert!(!is_gone(&cluster, 2));
+            is_gone(&cluster, 1)
         };
         assert!(!gone(&says(6, &[(1, InstanceState::Stopped)])));
         assert!(!gone(&says(6, &[])));
@@ -333,10 +348,10 @@ mod tests {
             .terminate();
         take(&mut cluster, NodeId(1), &says(30, &[]));
         assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
-        assert_ne!(*phase(&cluster, 1), InstancePhase::Gone);
+        assert!(!is_gone(&cluster, 1));
         take(&mut cluster, NodeId(1), &says(31, &[]));
         assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
-        assert_eq!(*phase(&cluster, 1), InstancePhase::Gone);
+        assert!(is_gone(&cluster, 1));
     }
 
     #[test]
@@ -380,6 +395,9 @@ mod tests {
             unknown(&cluster, NodeId(1), &said).instances,
             [InstanceId(1)]
         );
+        // One that the platform itself has ended: its node reaps it next.
+        let stopped = says(7, &[(1, InstanceState::Stopped)]);
+        assert_eq!(unknown(&cluster, NodeId(1), &stopped), Unknown::default());
         cluster.unreadable = vec![UnreadableRecord {
             subject: Subject::Instance(InstanceId(1)),
             env: None,

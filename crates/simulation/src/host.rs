@@ -17,8 +17,9 @@ use model::image::ImageConfig;
 use model::instance::{AttachedVolume, PinnedImage};
 use model::{Digest, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_agent::host::{
-    Disks, Egress, Files, GuestListener, GuestStream, HostError, HostResult, ImagePin, Images, Log,
-    Logs, Network, NetworkProbe, PreparedImage, Progress, Vm, VmRequest, Vmm,
+    Disks, Egress, EndedLogOwner, Files, GuestListener, GuestStream, HostError, HostResult,
+    ImagePin, Images, Log, Logs, Network, NetworkProbe, PreparedImage, Progress, Vm, VmRequest,
+    Vmm,
 };
 use node_network::Endpoint;
 use tokio::io::DuplexStream;
@@ -521,6 +522,23 @@ impl Logs for SimHost {
             Ok(Arc::new(SimLog { machine, id }) as Arc<dyn Log>)
         }
         .boxed()
+    }
+
+    fn keep(&self, owner: EndedLogOwner) -> BoxFuture<'_, HostResult<()>> {
+        async move {
+            self.0.simulator.latency(0, 2).await;
+            if self.0.lock().disk_full {
+                return Err(HostError::transient("cannot keep the log: disk full"));
+            }
+            // Nobody reads it here.
+            self.0.lock().logs.remove(&owner.id);
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn tidy(&self, _: Timestamp) -> BoxFuture<'_, ()> {
+        async {}.boxed()
     }
 }
 

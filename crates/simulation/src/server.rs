@@ -203,7 +203,8 @@ impl Server {
                 self.simulator.terminated(*id);
                 format!("server terminates {id}: {reason}")
             }
-            Action::Delete { id } => format!("server deletes {id}"),
+            Action::Delete { id, .. } => format!("server deletes {id}"),
+            Action::PruneEnded { id } => format!("server prunes {id}"),
             Action::MakeVolume(volume) => {
                 format!("server makes volume {} on {}", volume.id, volume.node)
             }

@@ -133,6 +133,23 @@ pub fn encode<T: StateFormat>(value: &T) -> Result<Vec<u8>, FormatError> {
     Ok(serde_json::to_vec_pretty(&File { version, value })?)
 }
 
+/// Renames a file that cannot be used to `NAME.unreadable`, so that it is kept when its owner writes a new one. Gives the
+/// new path. Blocks.
+///
+/// # Errors
+/// It cannot be renamed.
+pub fn set_aside(path: &Path) -> Result<PathBuf, StateFileError> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".unreadable");
+    let aside = PathBuf::from(aside);
+    std::fs::rename(path, &aside).map_err(|source| StateFileError::Io {
+        operation: "set aside",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(aside)
+}
+
 /// Reads a state file; `None` when there is none. Blocks.
 ///
 /// # Errors

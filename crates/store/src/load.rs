@@ -17,13 +17,13 @@ use model::{
 };
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::{
-    ClusterState, Env, Instance, InstancePhase, Node, Release, Subject, UnreadableRecord, Volume,
-    VolumeKey, VolumePhase,
+    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
+    UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::record::{Record, from_json};
+use crate::record::{JSON_VERSION, Record, from_json};
 use crate::rows::{env_key, in_range, number};
 use crate::secrets::newest_versions;
 use crate::{Store, StoreError};
@@ -52,14 +52,20 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
     let rows = sqlx::query(VOLUMES).fetch_all(&mut *db).await;
     let rows = rows.map_err(StoreError::query("read the volumes"))?;
     cluster.volumes = readable(&rows, volume, &mut unreadable);
+    let rows = sqlx::query(ENDED).fetch_all(&mut *db).await;
+    let rows = rows.map_err(StoreError::query("read the ended instances"))?;
+    cluster.ended = readable(&rows, ended, &mut unreadable);
     cluster.secrets = newest_versions(db).await?;
     cluster.unreadable = unreadable;
     Ok(cluster)
 }
 
 /// Reads the part of the cluster state that a report of this node is about: the node, its instances and its volumes;
-/// `None` when there is no such node. What cannot be read of a node is what its report says anew, so it is read as if
-/// the node had not reported yet.
+/// `None` when there is no such node. What is damaged of a node is what its report says anew, so it is read as if the
+/// node had not reported yet.
+///
+/// # Errors
+/// The database cannot be read, or a newer server wrote the node: a report must not overwrite it.
 pub(crate) async fn load_node(
     db: &mut SqliteConnection,
     id: NodeId,
@@ -72,6 +78,11 @@ pub(crate) async fn load_node(
     let mut cluster = empty(&mut *db).await?;
     let node = match node(&row) {
         Ok((_, node)) => node,
+        Err(record) if row.get::<i64, _>(7) > JSON_VERSION => {
+            return Err(StoreError::Unreadable {
+                cause: record.cause,
+            });
+        }
         Err(_) => node_columns(&row).map_err(|cause| StoreError::Unreadable { cause })?,
     };
     cluster.nodes.insert(id, node);
@@ -101,6 +112,7 @@ async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
         instances: BTreeMap::new(),
         volumes: BTreeMap::new(),
         secrets: BTreeMap::new(),
+        ended: BTreeMap::new(),
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
         unreadable: Vec::new(),
     })
@@ -279,7 +291,9 @@ fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord>
                 was_ready: row.get(6),
                 reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
             },
-            "gone" => InstancePhase::Gone,
+            "gone" => InstancePhase::Gone {
+                reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
+            },
             other => return Err(format!("its phase is `{other}`")),
         };
         let spec: InstanceSpec = from_json(version, row.get(4))?;
@@ -302,6 +316,20 @@ fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord>
         subject: (id.clone()).map_or_else(|_| other_row("instances", row), Subject::Instance),
         env: env.clone().ok(),
         node: node.clone().ok(),
+        cause,
+    })
+}
+
+const ENDED: &str = "SELECT id, ended_json, json_version FROM ended_instances";
+
+/// An unreadable record of an ended instance freezes no env: nothing is decided by it.
+fn ended(row: &SqliteRow) -> Result<(InstanceId, EndedInstance), UnreadableRecord> {
+    let id = in_range("an instance's id", row.get(0)).map(InstanceId);
+    let read = || Ok((id.clone()?, from_json(row.get(2), row.get(1))?));
+    read().map_err(|cause| UnreadableRecord {
+        subject: other_row("ended_instances", row),
+        env: None,
+        node: None,
         cause,
     })
 }

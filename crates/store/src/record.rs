@@ -20,7 +20,7 @@ use api::enrollment::Hardware;
 use api::node::{DriverChoice, EgressState, InstanceReport};
 use model::ProcessName;
 use model::instance::InstanceSpec;
-use scheduler::cluster_state::{ClusterSettings, Release, Rollout};
+use scheduler::cluster_state::{ClusterSettings, EndedInstance, Release, Rollout};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -83,6 +83,10 @@ impl Record for InstanceReport {
             report.insert("log_tail".to_owned(), lines);
         }
     }
+}
+
+impl Record for EndedInstance {
+    const WHAT: &'static str = "an ended instance";
 }
 
 impl Record for BTreeMap<String, Route> {

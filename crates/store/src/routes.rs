@@ -50,7 +50,7 @@ impl Store {
     }
 }
 
-/// A route table that cannot be read is made anew from the cluster state, under the next generation.
+/// A damaged route table is made anew from the cluster state, under the next generation. One of a newer server is kept.
 async fn read(db: &mut SqliteConnection) -> Result<RouteTable, StoreError> {
     let row = sqlx::query("SELECT generation, routes_json, json_version FROM route_table")
         .fetch_optional(db)
@@ -62,10 +62,15 @@ async fn read(db: &mut SqliteConnection) -> Result<RouteTable, StoreError> {
             routes: BTreeMap::new(),
         });
     };
-    let routes = from_json(row.get(2), row.get(1)).unwrap_or_else(|cause| {
-        tracing::warn!(%cause, "the route table is made anew");
-        BTreeMap::new()
-    });
+    let version: i64 = row.get(2);
+    let routes = match from_json(version, row.get(1)) {
+        Ok(routes) => routes,
+        Err(cause) if version > JSON_VERSION => return Err(StoreError::Unreadable { cause }),
+        Err(cause) => {
+            tracing::warn!(%cause, "the route table is made anew");
+            BTreeMap::new()
+        }
+    };
     Ok(RouteTable {
         generation: Generation(number("a generation", row.get(0))?),
         routes,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use model::{EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 use scheduler::changes::{Changes, EnvRecord};
 use scheduler::cluster_state::{
-    ClusterState, Instance, InstancePhase, Node, Release, Volume, VolumePhase,
+    ClusterState, EndedInstance, Instance, InstancePhase, Node, Release, Volume, VolumePhase,
 };
 use sqlx::SqliteConnection;
 
@@ -52,6 +52,7 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
         envs,
         releases,
         instances,
+        ended,
         volumes,
         deleted_secrets,
     } = changes;
@@ -76,6 +77,9 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
     }
     for instance in instances.values().flatten() {
         put_instance(&mut *db, instance).await?;
+    }
+    for (id, ended) in ended {
+        put_ended(&mut *db, *id, ended.as_ref()).await?;
     }
     for (id, volume) in volumes {
         if let Some(volume) = volume {
@@ -189,7 +193,7 @@ async fn put_instance(db: &mut SqliteConnection, instance: &Instance) -> Result<
         InstancePhase::New => ("new", None),
         InstancePhase::Established => ("established", None),
         InstancePhase::Terminating { reason, .. } => ("terminating", Some(reason)),
-        InstancePhase::Gone => ("gone", None),
+        InstancePhase::Gone { reason } => ("gone", Some(reason)),
     };
     sqlx::query(
         "INSERT INTO instances (id, app, env, node, spec_json, phase, was_ready, reason, created_at, report_json, \
@@ -221,6 +225,33 @@ async fn delete_instance(db: &mut SqliteConnection, id: InstanceId) -> Result<()
         .execute(db)
         .await
         .map_err(StoreError::query("delete an instance"))?;
+    Ok(())
+}
+
+async fn put_ended(
+    db: &mut SqliteConnection,
+    id: InstanceId,
+    ended: Option<&EndedInstance>,
+) -> Result<(), StoreError> {
+    let written = match ended {
+        Some(ended) => {
+            sqlx::query(
+                "INSERT OR REPLACE INTO ended_instances (id, ended_json, json_version) VALUES (?, ?, ?)",
+            )
+            .bind(i64::from(id.0))
+            .bind(to_json(ended)?)
+            .bind(JSON_VERSION)
+            .execute(db)
+            .await
+        }
+        None => {
+            sqlx::query("DELETE FROM ended_instances WHERE id = ?")
+                .bind(i64::from(id.0))
+                .execute(db)
+                .await
+        }
+    };
+    written.map_err(StoreError::query("write an ended instance"))?;
     Ok(())
 }
 

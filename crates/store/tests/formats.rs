@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use model::instance::InstanceState;
@@ -66,7 +67,10 @@ async fn a_store_of_version_1_is_read_as_it_was_meant() {
         reason: "more than the 2 wanted".to_owned(),
     };
     assert_eq!(phase(3), terminating);
-    assert_eq!(phase(4), InstancePhase::Gone);
+    let gone = InstancePhase::Gone {
+        reason: "more than the 2 wanted".to_owned(),
+    };
+    assert_eq!(phase(4), gone);
     assert_eq!(phase(5), InstancePhase::New);
     let failed = cluster.instances[&InstanceId(2)].report.as_ref().unwrap();
     assert_eq!(failed.state, InstanceState::Failed);
@@ -101,6 +105,31 @@ async fn a_row_of_version_1_is_written_with_the_current_version() {
 }
 
 #[tokio::test]
+async fn rows_of_a_newer_server_are_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    version_1(folder.path()).await.close().await;
+    let newer = "UPDATE route_table SET json_version = 99; UPDATE nodes SET json_version = 99 WHERE id = 1;";
+    execute(folder.path(), newer).await;
+    let store = open(folder.path()).await;
+
+    let kept = |error: StoreError| matches!(error, StoreError::Unreadable { .. });
+    assert!(kept(store.routes().await.unwrap_err()));
+    assert!(kept(store.set_routes(&BTreeMap::new()).await.unwrap_err()));
+    let said = report(model::Generation(2), Vec::new());
+    assert!(kept(store.report(NodeId(1), &said, NOW).await.unwrap_err()));
+    // Others are served.
+    store.report(NodeId(2), &said, NOW).await.unwrap().unwrap();
+    store.close().await;
+
+    let older =
+        "UPDATE route_table SET json_version = 1; UPDATE nodes SET json_version = 1 WHERE id = 1;";
+    execute(folder.path(), older).await;
+    let store = open(folder.path()).await;
+    assert!(!store.routes().await.unwrap().routes.is_empty());
+    assert!(subjects(&store.load().await.unwrap()).is_empty());
+}
+
+#[tokio::test]
 async fn rows_that_cannot_be_read_are_kept_and_named() {
     let folder = tempfile::tempdir().unwrap();
     version_1(folder.path()).await.close().await;
@@ -111,7 +140,8 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
          UPDATE releases SET release_json = '[]' WHERE app = 'shop' AND number = 2;
          UPDATE envs SET rollout_json = '{}' WHERE app = 'old';
          UPDATE nodes SET hardware_json = '7' WHERE id = 2;
-         UPDATE volumes SET phase = 'frozen' WHERE id = 209;",
+         UPDATE volumes SET phase = 'frozen' WHERE id = 209;
+         INSERT INTO ended_instances VALUES (9, '{}', 99);",
     )
     .await;
     let store = open(folder.path()).await;
@@ -122,6 +152,7 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
         Subject::Release(env_key("shop"), ReleaseNumber(2)),
         Subject::Instance(InstanceId(1)),
         Subject::Volume(VolumeId(209)),
+        Subject::Row("row 9 of ended_instances".to_owned()),
     ];
     assert_eq!(subjects(&cluster), expected);
     let newer = &cluster.unreadable[3];

@@ -422,3 +422,42 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     assert_eq!(volume().await, None);
     assert_eq!(generation(&store, node).await, 3);
 }
+
+#[tokio::test]
+async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).await;
+    let node = add_node(&store, "a").await;
+    let id = InstanceId(7);
+    let (reason, at) = ("scaled down".to_owned(), NOW);
+    let commands = [
+        created("shop", 1),
+        placed("shop", 1, id, node),
+        Command::Plan(Action::Terminate { id, reason }),
+    ];
+    write(&store, commands.into()).await;
+    let said = report(Generation(generation(&store, node).await), Vec::new());
+    store.report(node, &said, NOW).await.unwrap();
+    let destroy = Command::DestroyEnv {
+        env: env_key("shop"),
+    };
+    let remove = Command::Plan(Action::RemoveEnv {
+        env: env_key("shop"),
+    });
+    let delete = Command::Plan(Action::Delete { id, at });
+    write(&store, vec![delete, destroy, remove]).await;
+    store.close().await;
+
+    let store = open(folder.path()).await;
+    let cluster = store.load().await.unwrap();
+    assert!(cluster.envs.is_empty() && cluster.instances.is_empty());
+    let ended = &cluster.ended[&id];
+    assert_eq!(
+        (&ended.env, ended.node, ended.reason.as_str()),
+        (&env_key("shop"), node, "scaled down")
+    );
+    let prune = Command::Plan(Action::PruneEnded { id });
+    write(&store, vec![prune]).await;
+    assert!(store.load().await.unwrap().ended.is_empty());
+    store.close().await;
+}

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use api::paths;
 use api::user::{
-    CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EnvRow, ImageRow,
-    InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
+    CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EndedRow, EnvRow,
+    ImageRow, InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
     ScaleRequest, SecretRow, SetSecretsRequest, VolumeRow,
 };
 use api::user::{ExecQuery, SignalRequest, StatsRow};
@@ -71,6 +71,12 @@ impl ApiClient {
             request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
         }
         self.call("listing instances", request).await
+    }
+
+    /// The instances that are gone and whose records are kept.
+    pub async fn ended_instances(&self) -> Result<Vec<EndedRow>, ClientError> {
+        self.call("listing ended instances", self.get(paths::ENDED_INSTANCES))
+            .await
     }
 
     /// Runs a command beside the app of an instance.

@@ -31,6 +31,7 @@ use crate::failure::ApiFailure;
 use crate::limits::{
     CALL_TIMEOUT, EXEC_HANG_UP_TIMEOUT, EXEC_NODE_CHECK, MAX_EXECS, STREAM_OPEN_TIMEOUT,
 };
+use crate::rows::node_name;
 use crate::state::App;
 use crate::streams::{Answered, Waiting};
 
@@ -190,6 +191,7 @@ pub(crate) async fn stats(
                 env: instance.spec.env_key(),
                 process: instance.spec.process.clone(),
                 node: instance.node,
+                node_name: node_name(&cluster, instance.node),
                 stats: None,
                 reason: None,
             };
@@ -285,6 +287,8 @@ async fn open<T>(
         .streams
         .ask(node, wanted, || waiting(sender))
         .map_err(|error| away("node_busy", error.to_string()))?;
+    // This future is dropped when the caller leaves (Ctrl-C): then the node is not to do it later.
+    let _waiting = app.streams.take_back_on_drop(node, &stream);
     let opened = tokio::select! {
         opened = tokio::time::timeout(within, receiver) => opened,
         () = app.shutdown.cancelled() => return Err(ApiFailure::stopping()),
@@ -298,7 +302,6 @@ async fn open<T>(
         }
         Ok(Err(_)) | Err(_) => {}
     }
-    app.streams.give_up(node, &stream);
     let text = format!("{node} did not answer within {} s", within.as_secs());
     Err(away("node_silent", text))
 }

@@ -99,6 +99,7 @@ fn refused(refusal: &EnrollmentRefused) -> ApiFailure {
         EnrollmentRefused::UnknownToken => (StatusCode::UNAUTHORIZED, "token_unknown"),
         EnrollmentRefused::TokenUsed => (StatusCode::FORBIDDEN, "token_used"),
         EnrollmentRefused::TokenExpired => (StatusCode::FORBIDDEN, "token_expired"),
+        EnrollmentRefused::OtherRole { .. } => (StatusCode::FORBIDDEN, "token_other_role"),
         EnrollmentRefused::NoWireguardKey => {
             (StatusCode::UNPROCESSABLE_ENTITY, "wireguard_key_missing")
         }

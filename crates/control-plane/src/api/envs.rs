@@ -1,6 +1,6 @@
 //! Envs, instances and nodes, as users see and change them.
 
-use api::user::{EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
+use api::user::{EndedRow, EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
@@ -47,6 +47,16 @@ pub(crate) async fn instances(
     Ok(Json(rows::instance_rows(&cluster, |instance| {
         filter.keeps(&instance.spec.env_key())
     })))
+}
+
+/// Every ended instance whose record is kept, or those of an app or an env.
+pub(crate) async fn ended_instances(
+    State(app): State<App>,
+    _user: User,
+    Params(filter): Params<Filter>,
+) -> Result<Json<Vec<EndedRow>>, ApiFailure> {
+    let cluster = app.cluster().await?;
+    Ok(Json(rows::ended_rows(&cluster, |key| filter.keeps(key))))
 }
 
 /// Every env, those being destroyed too.

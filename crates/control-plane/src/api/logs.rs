@@ -1,22 +1,27 @@
 //! Logs: from the nodes' streams to their reader.
+//!
+//! First the instances that are gone, one after the other, each with how it ended; their nodes keep their logs. Then
+//! the others, all at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use api::node::{LogLine, LogsWanted, MAX_STREAM_LINE_BYTES};
-use api::user::{DEFAULT_TAIL, LogsQuery};
+use api::user::{DEFAULT_TAIL, EndedRow, LogsQuery};
 use axum::body::Body as HttpBody;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use guest_protocol::Stream;
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
-use scheduler::cluster_state::ClusterState;
+use scheduler::cluster_state::{ClusterState, EndedInstance};
+use scheduler::ended::{MAX_ENDED_AGE_MS, recent};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::extract::{InEnv, Params, no_such_env};
 use crate::callers::User;
@@ -26,7 +31,7 @@ use crate::limits::{
     MAX_LOG_READERS, MAX_TAIL, STREAM_BUFFER_PIECES, STREAM_OPEN_TIMEOUT, STREAM_RESUME_PAUSE,
     STREAM_SIGN_OF_LIFE,
 };
-use crate::rows::key_of;
+use crate::rows::{ended_row, key_of};
 use crate::state::App;
 use crate::streams::{AskError, Ended, Lines, Open};
 
@@ -47,22 +52,20 @@ pub(crate) async fn to_user(
             )
         })?;
     let cluster = app.cluster().await?;
-    if !cluster.envs.contains_key(&key) {
-        return Err(no_such_env(&key));
-    }
-    if let Some(id) = query.instance
-        && wanted(&cluster, &key, &query).is_empty()
-    {
-        return Err(ApiFailure::not_found(
-            "instance_not_found",
-            format!("{key} has no instance {id}"),
-        )
-        .hint("`platform ps` lists those there are"));
-    }
+    let ended = wanted_ended(&cluster, &key, &query);
+    check(&cluster, &key, &query, &ended)?;
+    let shutdown = app.shutdown.clone();
     let (lines, receiver) = mpsc::channel(STREAM_BUFFER_PIECES);
     let reader = Reader::new(app, key, query, lines);
-    tokio::spawn(reader.run(cluster, slot));
-    let body = HttpBody::from_stream(ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>));
+    tokio::spawn(reader.run(cluster, ended, slot));
+    // A reader learns that there may be more, and asks the server again when it is back.
+    let cut = stream::once(async move {
+        shutdown
+            .is_cancelled()
+            .then(|| Err(std::io::Error::other("the server is stopping")))
+    });
+    let lines = ReceiverStream::new(receiver).map(Ok::<_, std::io::Error>);
+    let body = HttpBody::from_stream(lines.chain(cut.filter_map(std::future::ready)));
     let headers = [
         (CONTENT_TYPE, "application/x-ndjson"),
         (CACHE_CONTROL, "no-store"),
@@ -89,6 +92,103 @@ fn wanted(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Instances 
         .collect()
 }
 
+/// The ended instances whose lines are wanted, those that ended first first.
+fn wanted_ended(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Vec<EndedRow> {
+    let process = query.process.as_ref();
+    let wanted = match query.instance {
+        Some(id) => {
+            let ended = cluster.ended.get(&id).filter(|ended| {
+                ended.env == *key && process.is_none_or(|process| *process == ended.process)
+            });
+            ended.map(|ended| (id, ended)).into_iter().collect()
+        }
+        // Who wants no line of the past is not told of it.
+        None if query.tail == Some(0) => Vec::new(),
+        None => recent(cluster, key, process, query.since, now()),
+    };
+    wanted
+        .into_iter()
+        .map(|(id, ended)| ended_row(cluster, id, ended))
+        .collect()
+}
+
+/// Refuses a query that names what is not there, and one to which no line can ever come.
+fn check(
+    cluster: &ClusterState,
+    key: &EnvKey,
+    query: &LogsQuery,
+    ended: &[EndedRow],
+) -> Result<(), ApiFailure> {
+    let days = MAX_ENDED_AGE_MS / (24 * 60 * 60 * 1000);
+    let of_env = |row: &&EndedInstance| row.env == *key;
+    let all_ended: Vec<_> = cluster.ended.values().filter(of_env).collect();
+    let env = cluster.envs.get(key);
+    if env.is_none() && all_ended.is_empty() {
+        return Err(no_such_env(key));
+    }
+    if let Some(process) = &query.process {
+        let releases = env.map(|env| &env.releases);
+        let numbers = env.map(|env| [env.rollout.wanted, env.rollout.release]);
+        let manifests = numbers.into_iter().flatten();
+        let manifests = manifests.filter_map(|number| Some(&releases?.get(&number)?.manifest));
+        let mut known: BTreeSet<_> = manifests
+            .flat_map(|manifest| manifest.processes.keys())
+            .collect();
+        known.extend(all_ended.iter().map(|ended| &ended.process));
+        let instances = cluster.instances.values();
+        let instances = instances.filter(|instance| key_of(instance) == *key);
+        known.extend(instances.map(|instance| &instance.spec.process));
+        if !known.contains(process) {
+            let names: Vec<_> = known.iter().map(|name| name.as_str()).collect();
+            return Err(ApiFailure::not_found(
+                "process_not_found",
+                format!(
+                    "{key} has no process type {process}; there are: {}",
+                    names.join(", ")
+                ),
+            ));
+        }
+    }
+    if !ended.is_empty() || !wanted(cluster, key, query).is_empty() {
+        return Ok(());
+    }
+    if let Some(id) = query.instance {
+        let elsewhere = cluster.instances.get(&id).map(|instance| {
+            let spec = &instance.spec;
+            (spec.env_key(), spec.process.clone())
+        });
+        let elsewhere = elsewhere.or_else(|| {
+            let ended = cluster.ended.get(&id)?;
+            Some((ended.env.clone(), ended.process.clone()))
+        });
+        let text = match elsewhere {
+            Some((env, process)) => format!("instance {id} is one of {process} in {env}"),
+            None => {
+                format!("{key} has no instance {id}, nor one that ended within {days} days")
+            }
+        };
+        return Err(ApiFailure::not_found("instance_not_found", text).hint(
+            "`platform ps` lists those there are, `platform ps --ended` those that have ended",
+        ));
+    }
+    if query.follow || query.tail == Some(0) {
+        return Ok(());
+    }
+    let of_process = match &query.process {
+        Some(process) => format!(" of {process}"),
+        None => String::new(),
+    };
+    let ended_when = match query.since {
+        Some(_) => "that time".to_owned(),
+        None => format!("{days} days ago"),
+    };
+    Err(ApiFailure::not_found(
+        "no_instances",
+        format!("{key} has no instances{of_process}, and none has ended since {ended_when}"),
+    )
+    .hint("`platform ps` lists the instances"))
+}
+
 /// The reader of an env's logs, and the streams of its nodes.
 struct Reader {
     app: App,
@@ -99,6 +199,8 @@ struct Reader {
     progress: BTreeMap<InstanceId, Progress>,
     ended: mpsc::UnboundedSender<Ended>,
     endings: mpsc::UnboundedReceiver<Ended>,
+    /// Ends the streams when the reader is dropped.
+    over: DropGuard,
 }
 
 #[derive(Debug, Default)]
@@ -122,14 +224,33 @@ impl Reader {
             progress: BTreeMap::new(),
             ended,
             endings,
+            over: CancellationToken::new().drop_guard(),
         }
     }
 
     /// Asks the nodes until every line was sent. With `follow` that is when the reader leaves or the env is
     /// gone: instances that come later are asked for, too, and streams that broke again.
-    async fn run(mut self, cluster: ClusterState, _slot: OwnedSemaphorePermit) {
+    async fn run(
+        mut self,
+        cluster: ClusterState,
+        ended: Vec<EndedRow>,
+        _slot: OwnedSemaphorePermit,
+    ) {
         let app = App::clone(&self.app);
         let mut published = app.published.subscribe();
+        for row in &ended {
+            if !self.read_ended(row).await {
+                return;
+            }
+        }
+        let is_over = |cluster: &ClusterState, query: &LogsQuery, key: &EnvKey| {
+            let named = query.instance;
+            !cluster.envs.contains_key(key)
+                || named.is_some_and(|id| !cluster.instances.contains_key(&id))
+        };
+        if is_over(&cluster, &self.query, &self.key) {
+            return;
+        }
         self.ask_for_missing(&cluster).await;
         let mut resume = tokio::time::interval(STREAM_RESUME_PAUSE);
         let mut sign_of_life = tokio::time::interval(STREAM_SIGN_OF_LIFE);
@@ -149,7 +270,8 @@ impl Reader {
                 Ok(()) = published.changed(), if self.query.follow => {
                     let current = Arc::clone(&published.borrow_and_update());
                     let cluster = &current.cluster;
-                    if !cluster.envs.contains_key(&self.key) {
+                    self.tell_of_ended(cluster).await;
+                    if is_over(cluster, &self.query, &self.key) {
                         return;
                     }
                     // Those that are new; what broke waits for its pause.
@@ -160,6 +282,83 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Sends what the node of an ended instance keeps of it, and how it ended. False: nothing more is to be sent.
+    async fn read_ended(&self, row: &EndedRow) -> bool {
+        let node = row.node;
+        let missing = if self.app.online().contains(&node) {
+            let wanted = LogsWanted {
+                instances: vec![row.id],
+                tail: self.tail(),
+                since: self.query.since,
+                follow: false,
+                previous: self.query.previous,
+            };
+            let (ended, mut endings) = mpsc::unbounded_channel();
+            let streams = &self.app.streams;
+            match streams.ask_for_logs(node, wanted, self.lines.clone(), self.over(), ended) {
+                Err(error) => Some(error.to_string()),
+                Ok(stream) => {
+                    self.give_up_later(node, stream);
+                    let end = tokio::select! {
+                        () = self.lines.closed() => return false,
+                        () = self.app.shutdown.cancelled() => return false,
+                        end = endings.recv() => end,
+                    };
+                    match end {
+                        Some(end) if end.opened => {
+                            let nothing = end.last.is_none() && self.query.since.is_none();
+                            nothing.then(|| "its node keeps no lines of it".to_owned())
+                        }
+                        _ => Some(format!("{node} does not answer; its log lines are missing")),
+                    }
+                }
+            }
+        } else {
+            Some(format!("{node} is offline; its log lines are missing"))
+        };
+        let mut text = gone(row);
+        if let Some(missing) = missing {
+            text.push_str("; ");
+            text.push_str(&missing);
+        }
+        let line = platform_line(row.id, &row.process, row.ended_at, text);
+        self.lines.send(line).await.is_ok()
+    }
+
+    /// Says how those instances ended that have ended since their lines were asked for.
+    async fn tell_of_ended(&mut self, cluster: &ClusterState) {
+        let is_gone = |id: &InstanceId| !cluster.instances.contains_key(id);
+        let gone_now: Vec<_> = self.progress.keys().copied().filter(is_gone).collect();
+        for id in gone_now {
+            self.progress.remove(&id);
+            if let Some(ended) = cluster.ended.get(&id) {
+                let row = ended_row(cluster, id, ended);
+                let line = platform_line(id, &row.process, row.ended_at, gone(&row));
+                // A reader that left needs to be told nothing.
+                let _ = self.lines.send(line).await;
+            }
+        }
+    }
+
+    /// Cancelled when this reader is dropped.
+    fn over(&self) -> CancellationToken {
+        self.over.token().clone()
+    }
+
+    /// Lines of the past for each instance.
+    fn tail(&self) -> u32 {
+        self.query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL)
+    }
+
+    /// Takes a stream back that its node does not open in time.
+    fn give_up_later(&self, node: NodeId, stream: String) {
+        let app = App::clone(&self.app);
+        tokio::spawn(async move {
+            tokio::time::sleep(STREAM_OPEN_TIMEOUT).await;
+            app.streams.give_up(node, &stream);
+        });
     }
 
     async fn take_note(&mut self, end: Ended) {
@@ -226,19 +425,16 @@ impl Reader {
             instances: instances.keys().copied().collect(),
             tail: match resumed {
                 Some(_) => MAX_TAIL,
-                None => self.query.tail.unwrap_or(DEFAULT_TAIL).min(MAX_TAIL),
+                None => self.tail(),
             },
             since: resumed.map_or(self.query.since, |last| Some(Timestamp(last.0 + 1))),
             follow: self.query.follow,
             previous: self.query.previous && resumed.is_none(),
         };
         let streams = &self.app.streams;
-        let stream = streams.ask_for_logs(node, wanted, self.lines.clone(), self.ended.clone())?;
-        let app = App::clone(&self.app);
-        tokio::spawn(async move {
-            tokio::time::sleep(STREAM_OPEN_TIMEOUT).await;
-            app.streams.give_up(node, &stream);
-        });
+        let ended = self.ended.clone();
+        let stream = streams.ask_for_logs(node, wanted, self.lines.clone(), self.over(), ended)?;
+        self.give_up_later(node, stream);
         Ok(())
     }
 }
@@ -246,20 +442,33 @@ impl Reader {
 /// Says something to the reader, in the name of the platform, for each of these instances.
 async fn tell(lines: &Lines, instances: &BTreeMap<InstanceId, ProcessName>, text: &str) {
     for (id, process) in instances {
-        let line = LogLine {
-            instance: *id,
-            process: process.clone(),
-            at: now(),
-            stream: Stream::Platform,
-            text: text.to_owned(),
-            partial: false,
-        };
-        // Our own type with string keys: serialization cannot fail.
-        let mut json = serde_json::to_vec(&line).unwrap_or_default();
-        json.push(b'\n');
+        let line = platform_line(*id, process, now(), text.to_owned());
         // A reader that left needs to be told nothing.
-        let _ = lines.send(json.into()).await;
+        let _ = lines.send(line).await;
     }
+}
+
+/// A line of the platform's own in an instance's log.
+fn platform_line(id: InstanceId, process: &ProcessName, at: Timestamp, text: String) -> Bytes {
+    let line = LogLine {
+        instance: id,
+        process: process.clone(),
+        at,
+        stream: Stream::Platform,
+        text,
+        partial: false,
+    };
+    // Our own type with string keys: serialization cannot fail.
+    let mut json = serde_json::to_vec(&line).unwrap_or_default();
+    json.push(b'\n');
+    json.into()
+}
+
+/// That an instance is gone, and how it ended; the first line of a failure that has several.
+fn gone(row: &EndedRow) -> String {
+    let how = row.how();
+    let how = how.lines().next().unwrap_or_default();
+    format!("gone ({} on {}): {how}", row.release, row.node_name)
 }
 
 /// Takes the lines that a node was asked for. Returns when it has sent all, or when the reader has
@@ -269,10 +478,11 @@ pub(crate) async fn from_node(
     mut open: Open,
     body: HttpBody,
 ) -> Result<StatusCode, ApiFailure> {
-    let lines = open.lines.clone();
+    let (lines, over) = (open.lines.clone(), open.over.clone());
     tokio::select! {
         piped = pipe(body, &mut open) => piped?,
         () = lines.closed() => {}
+        () = over.cancelled() => {}
         () = app.shutdown.cancelled() => {}
     }
     Ok(StatusCode::NO_CONTENT)

@@ -47,6 +47,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::IMAGES, get(images::images))
         .route(paths::NODES, get(envs::nodes))
         .route(paths::INSTANCES, get(envs::instances))
+        .route(paths::ENDED_INSTANCES, get(envs::ended_instances))
         .route(paths::VOLUMES, get(volumes::volumes))
         .route(paths::VOLUME, delete(volumes::delete))
         .route(paths::ENVS, get(envs::envs))

@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
 use model::instance::SecretBundle;
-use model::{AppName, EnvKey, EnvName, InstanceId, ProcessName};
+use model::{AppName, BundleName, EnvKey, EnvName, InstanceId};
 use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
@@ -22,8 +22,7 @@ use crate::state::App;
 pub(crate) struct InBundle {
     app: AppName,
     env: EnvName,
-    /// A DNS label, as manifests name bundles.
-    bundle: ProcessName,
+    bundle: BundleName,
 }
 
 impl InBundle {

@@ -150,6 +150,7 @@ pub(crate) fn hardware() -> Hardware {
 
 pub(crate) fn enroll_request(token: &EnrollmentToken, key: &MemberKey) -> EnrollRequest {
     EnrollRequest {
+        role: None,
         token: token.secret.text(),
         name: "box".to_owned(),
         region: "home".to_owned(),
@@ -207,6 +208,7 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
         failure: None,
         log_tail: Vec::new(),
         started_at: Some(Timestamp(1)),
+        preparing_ms: 0,
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use toml_parser::{Expected, ParseError};
 
 use super::{MAX_DEPTH, MAX_KEY_BYTES};
-use crate::diagnostic::Code;
+use crate::diagnostic::{Code, Finding, Path};
 use crate::formats::shown;
 
 pub(super) const NEWLINE_IN_INLINE: &str = "a new line within an inline table";
@@ -38,6 +38,51 @@ pub(super) fn explain(
         _ => return syntax(text, error, span),
     };
     (error.description().to_owned(), Some(hint))
+}
+
+const YAML: &str = "this looks like YAML; manifests are TOML: https://toml.io/en/v1.0.0";
+
+/// The one finding about a text that is no TOML because it is YAML: its first lines are `key:` or `key: value`, and no
+/// line begins a table or has a key and a `=`.
+pub(super) fn looks_like_yaml(text: &str) -> Option<Finding> {
+    let is_key = |key: &str| {
+        let key = key.trim_matches(['"', '\'']);
+        !key.is_empty()
+            && key
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_-./".contains(&b))
+    };
+    let mut first = None;
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        let (begin, content) = (at, line.trim());
+        at += line.len();
+        if content.is_empty() || content.starts_with(['#', '%']) || content == "---" {
+            continue;
+        }
+        if content.starts_with('[')
+            || content
+                .split_once('=')
+                .is_some_and(|(key, _)| is_key(key.trim()))
+        {
+            return None;
+        }
+        if first.is_none() {
+            let (key, value) = content.split_once(':')?;
+            if !is_key(key) || !(value.is_empty() || value.starts_with(' ')) {
+                return None;
+            }
+            let indent = line.len() - line.trim_start().len();
+            first = Some(begin + indent..begin + indent + content.len());
+        }
+    }
+    Some(Finding {
+        code: Code::Syntax,
+        span: first?,
+        path: Path::new(),
+        message: "a key and its value are joined by `=`, not by `:`".to_owned(),
+        hint: Some(YAML.to_owned()),
+    })
 }
 
 /// What stands at and around the place of an error.
@@ -109,7 +154,7 @@ fn known(error: &ParseError, place: &Surroundings<'_>) -> Option<(String, String
         _ => {}
     }
     if line.starts_with("---") || line.starts_with("- ") || at.starts_with("---") {
-        return plain("this looks like YAML; manifests are TOML: https://toml.io/en/v1.0.0");
+        return plain(YAML);
     }
     if line.is_empty() && at.starts_with('{') {
         return plain("this looks like JSON; manifests are TOML: https://toml.io/en/v1.0.0");

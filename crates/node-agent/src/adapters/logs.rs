@@ -11,7 +11,8 @@ use model::{InstanceId, ProcessName, Timestamp};
 
 use crate::blocking::blocking;
 use crate::directory::Directory;
-use crate::host::{HostError, HostResult, Log, Logs};
+use crate::ended_logs::EndedLogs;
+use crate::host::{EndedLogOwner, HostError, HostResult, Log, Logs};
 use crate::logs::InstanceLog;
 
 const LOG_DIR: &str = "log";
@@ -21,6 +22,13 @@ const LOG_DIR: &str = "log";
 pub(crate) struct HostLogs {
     pub(crate) instances_dir: PathBuf,
     pub(crate) directory: Directory,
+    pub(crate) ended: EndedLogs,
+}
+
+impl HostLogs {
+    fn log_dir(&self, id: InstanceId) -> PathBuf {
+        self.instances_dir.join(id.to_string()).join(LOG_DIR)
+    }
 }
 
 impl Logs for HostLogs {
@@ -29,7 +37,7 @@ impl Logs for HostLogs {
         id: InstanceId,
         process: ProcessName,
     ) -> BoxFuture<'_, HostResult<Arc<dyn Log>>> {
-        let dir = self.instances_dir.join(id.to_string()).join(LOG_DIR);
+        let dir = self.log_dir(id);
         async move {
             let opened = blocking(move || InstanceLog::open(&dir)).await;
             let log = opened.map_err(|error| {
@@ -38,6 +46,29 @@ impl Logs for HostLogs {
             let log = Arc::new(log);
             self.directory.add(id, process, log.clone());
             Ok(Arc::new(FileLog(log)) as Arc<dyn Log>)
+        }
+        .boxed()
+    }
+
+    fn keep(&self, owner: EndedLogOwner) -> BoxFuture<'_, HostResult<()>> {
+        let (id, dir, ended) = (owner.id, self.log_dir(owner.id), self.ended.clone());
+        let open = self.directory.get(id).map(|entry| entry.log);
+        async move {
+            let kept = blocking(move || ended.keep(&owner, &dir, open.as_deref())).await;
+            kept.map_err(|error| {
+                let cause = display::chain(&error);
+                HostError::transient(format!("cannot keep the log of instance {id}: {cause}"))
+            })
+        }
+        .boxed()
+    }
+
+    fn tidy(&self, now: Timestamp) -> BoxFuture<'_, ()> {
+        let ended = self.ended.clone();
+        async move {
+            if let Err(error) = blocking(move || ended.tidy(now)).await {
+                tracing::warn!(%error, "cannot delete old logs of ended instances");
+            }
         }
         .boxed()
     }

@@ -50,7 +50,9 @@ async fn disks_of_the_machine_conform() {
 #[tokio::test]
 async fn logs_of_the_machine_conform() {
     let dir = tempfile::tempdir().unwrap();
+    let ended = crate::ended_logs::EndedLogs::in_data_dir(dir.path());
     let logs = HostLogs {
+        ended,
         instances_dir: dir.path().to_owned(),
         directory: Directory::default(),
     };

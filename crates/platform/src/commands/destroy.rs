@@ -19,7 +19,10 @@ const POLL: Duration = Duration::from_millis(300);
 const EXAMPLES: &str = "\
 Examples:
   platform destroy                              the env prod of ./platform.toml's app; asks first
-  platform destroy --app shop --env test --yes";
+  platform destroy --app shop --env test --yes
+
+Its volumes stay unless --volumes deletes them. The logs of its instances stay on their nodes for
+7 days: `platform logs --app APP --env ENV` shows them.";
 
 /// Stop all instances of an env and delete its releases, routes and secrets
 #[derive(Debug, Args)]
@@ -54,8 +57,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         app,
         env: arguments.which.env_or_default()?,
     };
-    if !arguments.yes && !confirmed(&env, arguments.volumes)? {
-        return Err(Failure::new(format!("{env} was not destroyed")));
+    if !arguments.yes {
+        confirm(&env, arguments.volumes)?;
     }
     client.destroy(&env).await?;
     let waits_until = Instant::now() + GONE_TIMEOUT;
@@ -97,7 +100,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     Ok(())
 }
 
-fn confirmed(env: &EnvKey, volumes: bool) -> Result<bool, Failure> {
+fn confirm(env: &EnvKey, volumes: bool) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(format!("destroying {env} needs a yes"))
             .hint("say it with --yes where nobody can be asked"));
@@ -105,7 +108,7 @@ fn confirmed(env: &EnvKey, volumes: bool) -> Result<bool, Failure> {
     let mut prompt = anstream::stderr();
     write!(
         prompt,
-        "destroy {env} with all its instances, releases and secrets{}? Type its name: ",
+        "destroy {env} with all its instances, releases and secrets{}? Type {env} to go on: ",
         if volumes {
             ", and volumes with all that is in them"
         } else {
@@ -115,5 +118,42 @@ fn confirmed(env: &EnvKey, volumes: bool) -> Result<bool, Failure> {
     prompt.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
-    Ok(answer.trim() == env.to_string())
+    judge(env, answer.trim())
+}
+
+/// Whether the answer is the name of the env.
+fn judge(env: &EnvKey, answer: &str) -> Result<(), Failure> {
+    if answer == env.to_string() {
+        return Ok(());
+    }
+    let refused = if answer.is_empty() {
+        format!("{env} was not destroyed")
+    } else {
+        let answer = output::one_line(answer);
+        format!("{env} was not destroyed: `{answer}` is not its whole name, `{env}`")
+    };
+    Err(Failure::new(refused))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn case_a_refused_answer_is_told_which_name_was_wanted() {
+        let env = EnvKey {
+            app: "shop".parse().unwrap(),
+            env: "prod".parse().unwrap(),
+        };
+        assert!(judge(&env, "shop/prod").is_ok());
+        let refused = |answer| match judge(&env, answer) {
+            Err(Failure::Because { error, .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(refused(""), "shop/prod was not destroyed");
+        let expected = "shop/prod was not destroyed: `shop` is not its whole name, `shop/prod`";
+        assert_eq!(refused("shop"), expected);
+    }
 }

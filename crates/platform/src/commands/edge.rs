@@ -49,7 +49,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         data_dir: arguments.data_dir,
         listen: arguments.listen,
         server: arguments.server,
-        token: arguments.token,
+        // A variable that is set to nothing counts as absent.
+        token: arguments.token.filter(|token| !token.is_empty()),
         name: arguments.name.unwrap_or_else(super::node::host_name),
         region: arguments.region,
     };

@@ -2,12 +2,13 @@
 
 use api::user::{EnvRow, RolloutPhase};
 use clap::Args;
+use model::ReleaseNumber;
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 
-/// List the envs: their release, processes and hosts
+/// List the envs: the release that serves, processes and hosts
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  platform envs --format json | jq -r '.[].hosts[]'")]
 pub(crate) struct Arguments {
@@ -31,13 +32,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 }
 
 fn table(envs: &[EnvRow]) -> Table {
-    let mut table = Table::new(["APP", "ENV", "RELEASE", "ROLLOUT", "READY", "HOSTS"]);
+    let mut table = Table::new(["ENV", "RELEASE", "ROLLOUT", "READY", "HOSTS"]).wrapping_last();
     for row in envs {
+        let serving = serving(row);
         table.row([
-            row.env.app.to_string(),
-            row.env.env.to_string(),
-            row.release.to_string(),
-            phase(row.phase).to_owned(),
+            row.env.to_string(),
+            serving.map_or_else(|| "-".to_owned(), |release| release.to_string()),
+            if serving == Some(row.release) {
+                phase(row.phase).to_owned()
+            } else {
+                format!("{} {}", row.release, phase(row.phase))
+            },
             processes(row),
             row.hosts.join(" "),
         ]);
@@ -45,12 +50,21 @@ fn table(envs: &[EnvRow]) -> Table {
     table
 }
 
+/// The release that serves: the newest one, or that which a failed rollout went back to.
+fn serving(row: &EnvRow) -> Option<ReleaseNumber> {
+    match row.phase {
+        RolloutPhase::Reverted | RolloutPhase::Failed => row.serving,
+        RolloutPhase::Rolling | RolloutPhase::Done | RolloutPhase::Superseded => Some(row.release),
+    }
+}
+
 /// `web 2/2, worker 1/1`: ready of wanted.
-pub(crate) fn processes(row: &EnvRow) -> String {
+fn processes(row: &EnvRow) -> String {
     let each: Vec<String> = row
         .processes
         .iter()
-        .map(|(process, (wanted, ready))| format!("{process} {ready}/{wanted}"))
+        // What is ready beyond what is wanted is terminated next.
+        .map(|(process, (wanted, ready))| format!("{process} {}/{wanted}", ready.min(wanted)))
         .collect();
     each.join(", ")
 }
@@ -62,5 +76,51 @@ fn phase(phase: RolloutPhase) -> &'static str {
         RolloutPhase::Failed => "failed",
         RolloutPhase::Reverted => "reverted",
         RolloutPhase::Superseded => "superseded",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use expect_test::expect;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn row(app: &str, phase: &str, serving: Value, hosts: &[&str]) -> EnvRow {
+        serde_json::from_value(json!({
+            "env": { "app": app, "env": "prod" }, "release": 2, "serving": serving, "phase": phase,
+            "processes": { "web": [2, 2], "worker": [0, 1] }, "hosts": hosts,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn case_the_release_is_the_one_that_serves() {
+        let rows = [
+            row("done", "done", json!(2), &["shop.example.com"]),
+            row("reverted", "reverted", json!(1), &[]),
+            row("failed", "failed", Value::Null, &[]),
+        ];
+        let plain = table(&rows).render(None);
+        expect![[r"
+            ENV            RELEASE  ROLLOUT      READY                HOSTS
+            done/prod      v2       done         web 2/2, worker 0/0  shop.example.com
+            reverted/prod  v1       v2 reverted  web 2/2, worker 0/0
+            failed/prod    -        v2 failed    web 2/2, worker 0/0
+        "]]
+        .assert_eq(&anstream::adapter::strip_str(&plain).to_string());
+    }
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_many_hosts() {
+        let long = "a-name-of-63-characters-which-is-the-longest-that-a-label-can-be";
+        let host = format!("{}.{}.example.com", &long[..63], &long[..63]);
+        let hosts = [host.as_str(), "shop.example.com", &host];
+        let row = row(&long[..63], "reverted", json!(1), &hosts);
+        for width in [80, 100] {
+            output::fits(&table(std::slice::from_ref(&row)), width);
+        }
     }
 }

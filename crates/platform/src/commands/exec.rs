@@ -1,5 +1,6 @@
 //! `platform exec`: a command in a running instance, beside its app.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::os::fd::AsFd as _;
@@ -8,16 +9,16 @@ use api::exec::UserFrame;
 use api::user::InstanceRow;
 use api::user::{ExecQuery, is_terminal_type};
 use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use guest_protocol::{GuestFrame, Stream};
 use model::instance::InstanceState;
-use model::{InstanceId, ProcessName};
+use model::{InstanceId, NameError, ProcessName};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::connection::{ClusterArguments, EnvArguments};
-use crate::failure::Failure;
+use crate::connection::{ClusterArguments, EnvArguments, Scope};
+use crate::failure::{Failure, OutputError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -36,13 +37,13 @@ const INPUT_QUEUE: usize = 4;
 
 /// Run a command in a running instance, beside its app
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, group = ArgGroup::new("where").args(["instance", "process"]).required(true))]
 pub(crate) struct Arguments {
     /// The instance (`platform ps` shows the ids)
-    #[arg(required_unless_present = "process")]
+    #[arg(value_parser = parse_instance)]
     instance: Option<InstanceId>,
     /// Any healthy instance of this process type
-    #[arg(long, short, value_name = "PROCESS", conflicts_with = "instance")]
+    #[arg(long, short, value_name = "PROCESS")]
     process: Option<ProcessName>,
     /// Send standard input to the command
     #[arg(long, short)]
@@ -57,6 +58,13 @@ pub(crate) struct Arguments {
     which: EnvArguments,
     #[command(flatten)]
     cluster: ClusterArguments,
+}
+
+/// An instance's id. A command that lacks its `--` is taken for one.
+fn parse_instance(text: &str) -> Result<InstanceId, String> {
+    text.parse().map_err(|error: NameError| {
+        format!("{error}; the command comes after `--`, as in `platform exec --process web -- ls`")
+    })
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
@@ -113,11 +121,21 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     match of_process.max_by_key(healthy) {
         Some(row) if healthy(&row).0 => Ok(row.id),
         _ => {
+            if rows.is_empty() {
+                let scope = Scope {
+                    app: Some(env.app.clone()),
+                    env: Some(env.env.clone()),
+                };
+                scope.nothing(client, "instances").await?;
+            }
             let process = arguments.process.as_ref().map_or("", ProcessName::as_str);
-            Err(
-                Failure::new(format!("no instance of {process} in {env} runs"))
-                    .hint("`platform ps` lists the instances and what they wait for"),
-            )
+            let others: BTreeSet<_> = rows.iter().map(|row| row.process.as_str()).collect();
+            let mut text = format!("no instance of {process} in {env} runs");
+            if !others.is_empty() && !others.contains(process) {
+                let others: Vec<_> = others.into_iter().collect();
+                text.push_str(&format!("; there are instances of {}", others.join(", ")));
+            }
+            Err(Failure::new(text).hint("`platform ps` lists the instances and what they wait for"))
         }
     }
 }
@@ -128,7 +146,7 @@ async fn hear(mut heard: ExecReader<GuestFrame>) -> Result<u8, Failure> {
         match heard.next().await {
             Ok(Some(GuestFrame::ExecOutput { stream, bytes })) => match stream {
                 Stream::Stderr => write(io::stderr(), &bytes)?,
-                _ => write(io::stdout(), &bytes)?,
+                _ => write(io::stdout(), &bytes).map_err(OutputError)?,
             },
             Ok(Some(GuestFrame::ExecExited(exit))) => return Ok(exit.exit_code),
             Ok(Some(GuestFrame::ExecFailed { reason })) => {

@@ -55,11 +55,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
         if arguments.check {
             let changes = manifest::diff(&source.name, before, &after);
             if !changes.is_empty() {
-                io::stdout().write_all(changes.as_bytes())?;
+                output::write(&changes)?;
                 said = true;
             }
         } else if manifest_file::is_stdin(file) {
-            io::stdout().write_all(after.as_bytes())?;
+            output::write(&after)?;
         } else if before != after {
             replace(file, &after)
                 .with_context(|| format!("cannot write the manifest `{}`", file.display()))?;

@@ -61,3 +61,31 @@ fn table(images: &[ImageRow]) -> Table {
     }
     table
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_long_repositories() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let row: ImageRow = serde_json::from_value(json!({
+            "node": "n1", "node_name": "a-name-of-a-machine-in-some-rack.example.com",
+            "cached": {
+                "image": {
+                    "registry": "123456789012.dkr.ecr.eu-central-1.amazonaws.com",
+                    "repository": "a-team/with/a/long/path/to/its/shop", "digest": digest,
+                },
+                "size_bytes": 1023_u64 << 20, "last_used": 0, "instances": 0, "pinned": true,
+            },
+        }))
+        .unwrap();
+        for width in [80, 100] {
+            output::fits(&table(std::slice::from_ref(&row)), width);
+        }
+    }
+}

@@ -1,28 +1,35 @@
 //! `platform logs`: the log lines of instances.
 
-use std::io::Write as _;
+mod records;
+
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use api::node::LogLine;
 use api::user::LogsQuery;
+use api_client::{ApiClient, ClientError, LogStream};
 use clap::Args;
 use futures_util::StreamExt as _;
 use guest_protocol::Stream;
-use model::{InstanceId, ProcessName, Timestamp};
+use model::{EnvKey, InstanceId, ProcessName, Timestamp};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
-use crate::output::{Format, FormatArguments};
-use crate::units::{self, parse_duration, rfc3339};
+use crate::output::{self, Format, FormatArguments, note};
+use crate::units::{self, parse_count, parse_duration, rfc3339};
+use records::Joiner;
 
 const EXAMPLES: &str = "\
 Examples:
   platform logs -f                          everything, and what comes
   platform logs --process web --tail 20
   platform logs --instance 1f0c2b7a --since 10m
-  platform logs --process web --previous    what it said before it was started again
-  platform logs --format json | jq .text    a JSON object per line";
+  platform logs --process web --previous    what it said before it was started again, or ended
+  platform logs --format json | jq .text    a JSON object per line
+
+First come those that are gone, each with how it ended: what ended within the last hour (or since
+--since), at most 5 of a process type; where nothing else is there, what ended last. A node keeps
+their logs for 7 days; `platform ps --ended` lists them, --instance shows any.";
 
 /// Colours that tell instances apart.
 const COLOURS: [AnsiColor; 6] = [
@@ -34,6 +41,10 @@ const COLOURS: [AnsiColor; 6] = [
     AnsiColor::BrightCyan,
 ];
 const FAINT: Style = Style::new().dimmed();
+/// Pause before the server is asked again after it could not be reached.
+const RETRY: Duration = Duration::from_secs(1);
+/// The rest of a line that came in pieces is waited for this long.
+const REST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Print what instances wrote to standard output and standard error
 #[derive(Debug, Args)]
@@ -45,16 +56,16 @@ pub(crate) struct Arguments {
     /// Only of this process type
     #[arg(long, short, value_name = "PROCESS")]
     process: Option<ProcessName>,
-    /// Only of this instance (`platform ps` shows the ids)
+    /// Only of this instance (`platform ps` shows the ids, `platform ps --ended` those of what is gone)
     #[arg(long, short, value_name = "ID")]
     instance: Option<InstanceId>,
     /// At most this many lines of the past, for each instance [default: 100]
-    #[arg(long, short = 'n', value_name = "LINES")]
+    #[arg(long, short = 'n', value_name = "LINES", value_parser = parse_count)]
     tail: Option<u32>,
     /// Only lines that are not older than this: `10m`
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     since: Option<Duration>,
-    /// Only the lines of each instance from before it was last started again
+    /// Only the lines of each instance from before it was last started again, and the last run of what is gone
     #[arg(long, conflicts_with = "follow")]
     previous: bool,
     #[command(flatten)]
@@ -68,7 +79,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let env = arguments.which.choose(&client).await?;
-    let query = LogsQuery {
+    let mut query = LogsQuery {
         process: arguments.process,
         instance: arguments.instance,
         tail: arguments.tail,
@@ -77,16 +88,103 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         previous: arguments.previous,
     };
     let mut lines = client.logs(&env, &query).await?;
-    let mut out = anstream::stdout();
-    while let Some(line) = lines.next().await {
-        let line = line?;
-        match arguments.format.format {
-            Format::Text => writeln!(out, "{}", text(&line))?,
-            Format::Json => writeln!(out, "{}", serde_json::to_string(&line)?)?,
+    let mut printer = Printer {
+        format: arguments.format.format,
+        joiner: Joiner::default(),
+        last: None,
+    };
+    loop {
+        match printer.print_all(&mut lines).await? {
+            Ended::Whole => break,
+            Ended::Broken(error) if query.follow && error.is_transient() => {
+                note(format!("{error}; waiting for the server"));
+                if let Some(last) = printer.last {
+                    query.since = Some(Timestamp(last.0 + 1));
+                    query.tail = Some(u32::MAX);
+                }
+                lines = again(&client, &env, &query).await?;
+                note("the server is back");
+            }
+            Ended::Broken(error) => return Err(error.into()),
         }
     }
-    out.flush()?;
+    if printer.last.is_none() {
+        note("no log lines");
+    }
     Ok(())
+}
+
+/// The lines once more, as soon as the server is there again.
+async fn again(
+    client: &ApiClient,
+    env: &EnvKey,
+    query: &LogsQuery,
+) -> Result<LogStream, ClientError> {
+    loop {
+        match client.logs(env, query).await {
+            Err(error) if error.is_transient() => tokio::time::sleep(RETRY).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// How a stream of lines ended.
+enum Ended {
+    /// The server has sent all there is.
+    Whole,
+    Broken(ClientError),
+}
+
+/// Prints lines as they come.
+struct Printer {
+    format: Format,
+    joiner: Joiner,
+    /// The time of the last line.
+    last: Option<Timestamp>,
+}
+
+impl Printer {
+    async fn print_all(&mut self, lines: &mut LogStream) -> Result<Ended, Failure> {
+        loop {
+            let next = if self.joiner.is_waiting() {
+                match tokio::time::timeout(REST_TIMEOUT, lines.next()).await {
+                    Ok(next) => next,
+                    Err(_) => {
+                        let pieces = self.joiner.take();
+                        self.print(&pieces)?;
+                        continue;
+                    }
+                }
+            } else {
+                lines.next().await
+            };
+            match next {
+                Some(Ok(line)) => {
+                    self.last = self.last.max(Some(line.at));
+                    let records = self.joiner.push(line);
+                    self.print(&records)?;
+                }
+                end => {
+                    let pieces = self.joiner.take();
+                    self.print(&pieces)?;
+                    return Ok(match end {
+                        Some(Err(error)) => Ended::Broken(error),
+                        _ => Ended::Whole,
+                    });
+                }
+            }
+        }
+    }
+
+    fn print(&self, records: &[LogLine]) -> Result<(), Failure> {
+        for record in records {
+            match self.format {
+                Format::Text => output::line(text(record))?,
+                Format::Json => output::line(serde_json::to_string(record)?)?,
+            }
+        }
+        Ok(())
+    }
 }
 
 fn ago(duration: Duration) -> Timestamp {

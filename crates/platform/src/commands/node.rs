@@ -104,7 +104,8 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
         data_dir: arguments.folders.data_dir,
         run_dir: arguments.folders.run_dir,
         server: arguments.server,
-        token: arguments.token,
+        // A variable that is set to nothing counts as absent.
+        token: arguments.token.filter(|token| !token.is_empty()),
         name: arguments.name.unwrap_or_else(host_name),
         region: arguments.region,
         guest_dir: arguments.guest.unwrap_or_else(default_guest),

@@ -43,10 +43,10 @@ fn table(nodes: &[NodeRow]) -> Table {
         "CPUS",
         "MEMORY",
         "ARCH",
-        "PREFIX",
         "DRIVER",
         "EGRESS",
-    ]);
+    ])
+    .leaving_out_first(["ARCH", "REGION", "SEEN"]);
     for node in nodes {
         let (driver, egress) = (node.driver.as_ref(), node.egress.as_ref());
         table.row([
@@ -58,15 +58,43 @@ fn table(nodes: &[NodeRow]) -> Table {
                 .map_or_else(|| "never".to_owned(), |at| units::age(now, at)),
             node.instances.to_string(),
             node.hardware.cpus.to_string(),
-            units::size(node.hardware.memory_bytes),
+            units::size(node.hardware.memory_bytes).replace(' ', ""),
             node.hardware.arch.clone(),
-            format!("{}/64", node.prefix),
-            driver.map_or_else(|| "-".to_owned(), |d| format!("{} ({})", d.name, d.reason)),
-            egress.map_or_else(
-                || "-".to_owned(),
-                |e| format!("{} ({})", if e.on { "yes" } else { "no" }, e.reason),
-            ),
+            driver.map_or_else(|| "-".to_owned(), |driver| driver.name.clone()),
+            egress
+                .map_or("-", |egress| if egress.on { "yes" } else { "no" })
+                .to_owned(),
         ]);
+        if let Some(driver) = driver {
+            table.note(&format!("driver: {}", driver.reason));
+        }
+        if let Some(egress) = egress {
+            table.note(&format!("egress: {}", egress.reason));
+        }
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_sentences_in_it() {
+        let why = "slirp4netns is not on the PATH, and the machine has no default route ".repeat(3);
+        let row: NodeRow = serde_json::from_value(json!({
+            "id": "n65535", "name": "a-name-of-a-machine-in-some-rack.example.com", "region": "eu-central-1",
+            "hardware": { "arch": "amd64", "cpus": 256, "memory_bytes": 1_099_511_627_776_u64 },
+            "driver": { "name": "firecracker", "reason": why }, "egress": { "on": false, "reason": why },
+            "seen_at": 0, "online": true, "instances": 1000, "prefix": "fd12:3456:789a:1::",
+        }))
+        .unwrap();
+        for width in [80, 100] {
+            output::fits(&table(std::slice::from_ref(&row)), width);
+        }
+    }
 }

@@ -1,19 +1,20 @@
 //! `platform ps`: the instances.
 
 use api::node::InstanceReport;
-use api::user::InstanceRow;
+use api::user::{EndedRow, InstanceRow};
 use clap::Args;
-use model::instance::InstanceState;
+use model::instance::{ExitEvent, InstanceState};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
-use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::output::{self, Format, FormatArguments, Table};
 use crate::units;
 
 const EXAMPLES: &str = "\
 Examples:
   platform ps                        the app of ./platform.toml; without one, everything
   platform ps --app shop --env prod
+  platform ps --ended                what has ended of late, and how; `platform logs -i ID` has its log
   platform ps --all --format json";
 
 /// List the instances: where they run and how they are
@@ -23,6 +24,9 @@ pub(crate) struct Arguments {
     /// Those of every app, also where there is a ./platform.toml
     #[arg(long, short, conflicts_with = "app")]
     all: bool,
+    /// Those that have ended within the last days
+    #[arg(long)]
+    ended: bool,
     #[command(flatten)]
     which: EnvArguments,
     #[command(flatten)]
@@ -32,46 +36,45 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let which = &arguments.which;
-    let app = if arguments.all {
-        None
-    } else {
-        which.app_at_hand()?
-    };
-    let mut rows = arguments.cluster.connect()?.instances(None).await?;
-    rows.retain(|row| {
-        app.as_ref().is_none_or(|app| row.env.app == *app)
-            && which.env.as_ref().is_none_or(|env| row.env.env == *env)
-    });
+    let scope = arguments.which.scope(arguments.all)?;
+    let client = arguments.cluster.connect()?;
+    let format = arguments.format.format;
+    if arguments.ended {
+        let mut rows = client.ended_instances().await?;
+        rows.retain(|row| scope.keeps(&row.env));
+        return if rows.is_empty() && format == Format::Text {
+            scope.nothing(&client, "instances have ended of late").await
+        } else if format == Format::Json {
+            output::json(&rows)
+        } else {
+            Ok(ended_table(&rows).print()?)
+        };
+    }
+    let mut rows = client.instances(None).await?;
+    rows.retain(|row| scope.keeps(&row.env));
     rows.sort_by(|a, b| {
         (&a.env, &a.process, a.release, a.id).cmp(&(&b.env, &b.process, b.release, b.id))
     });
-    if arguments.format.format == Format::Json {
-        return output::json(&rows);
-    }
     if rows.is_empty() {
-        note(match app {
-            Some(app) => format!("no instances of {app}"),
-            None => "no instances".to_owned(),
-        });
-        return Ok(());
+        scope.nothing(&client, "instances").await?;
     }
-    table(&rows).print()?;
-    Ok(())
+    match format {
+        Format::Json => output::json(&rows),
+        Format::Text if rows.is_empty() => Ok(()),
+        Format::Text => Ok(table(&rows).print()?),
+    }
 }
 
 pub(crate) fn table(rows: &[InstanceRow]) -> Table {
     let now = units::now();
     let mut table = Table::new([
-        "INSTANCE", "APP", "ENV", "PROCESS", "RELEASE", "STATE", "UP", "RESTARTS", "NODE",
-        "ADDRESS", "DETAIL",
+        "INSTANCE", "ENV", "PROCESS", "RELEASE", "STATE", "UP", "RESTARTS", "NODE",
     ]);
     for row in rows {
         let report = row.report.as_ref();
         table.row([
             row.id.to_string(),
-            row.env.app.to_string(),
-            row.env.env.to_string(),
+            row.env.to_string(),
             row.process.to_string(),
             row.release.to_string(),
             state(row),
@@ -81,9 +84,28 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
                 .map_or_else(|| "-".to_owned(), |at| units::age(now, at)),
             report.map_or(0, |r| r.restarts).to_string(),
             row.node_name.clone(),
-            row.address.to_string(),
-            report.map_or_else(String::new, detail),
         ]);
+        table.note(&report.map_or_else(String::new, detail));
+    }
+    table
+}
+
+fn ended_table(rows: &[EndedRow]) -> Table {
+    let now = units::now();
+    let mut table = Table::new([
+        "INSTANCE", "ENV", "PROCESS", "RELEASE", "ENDED", "RESTARTS", "NODE",
+    ]);
+    for row in rows {
+        table.row([
+            row.id.to_string(),
+            row.env.to_string(),
+            row.process.to_string(),
+            row.release.to_string(),
+            format!("{} ago", units::age(now, row.ended_at)),
+            row.restarts.to_string(),
+            row.node_name.clone(),
+        ]);
+        table.note(&row.how());
     }
     table
 }
@@ -93,17 +115,160 @@ fn state(row: &InstanceRow) -> String {
         _ if row.terminating => "terminating".to_owned(),
         None => "created".to_owned(),
         Some(r) if r.state == InstanceState::Running && r.ready => "healthy".to_owned(),
+        // Ended by itself.
+        Some(InstanceReport {
+            state: InstanceState::Stopped,
+            last_exit: Some(exit),
+            ..
+        }) => format!("exited ({})", exit.exit_code),
         Some(r) => r.state.to_string(),
     }
 }
 
-/// What it does or waits for, and what it failed of before.
+/// What it does or waits for, and what it ended or failed of before.
 fn detail(report: &InstanceReport) -> String {
-    match (&report.failure, report.state) {
-        (None, _) => report.detail.clone(),
-        (Some(failure), InstanceState::Failed | InstanceState::Stopped) => failure.clone(),
-        (Some(failure), _) if report.detail.is_empty() => format!("before: {failure}"),
-        (Some(failure), _) if report.detail.contains(failure.as_str()) => report.detail.clone(),
-        (Some(failure), _) => format!("{}; before: {failure}", report.detail),
+    let unusual = |exit: &&ExitEvent| exit.signal.is_some() || exit.oom_killed;
+    let exit = match report.state {
+        InstanceState::Backoff => report.last_exit.as_ref(),
+        InstanceState::Stopped | InstanceState::Failed => report.last_exit.as_ref().filter(unusual),
+        _ => None,
+    };
+    let mut parts = Vec::new();
+    parts.extend(exit.map(|exit| format!("ended: {exit}")));
+    if !report.detail.is_empty() {
+        parts.push(report.detail.clone());
+    }
+    if let Some(failure) = &report.failure
+        && !parts.iter().any(|part| part.contains(failure.as_str()))
+    {
+        parts.push(match report.state {
+            InstanceState::Failed | InstanceState::Stopped => failure.clone(),
+            _ => format!("before: {failure}"),
+        });
+    }
+    parts.join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use expect_test::expect;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn report(state: &str, exit: Value, detail: &str, failure: Value) -> Value {
+        json!({
+            "id": "0000000a", "state": state, "ready": state == "running", "restarts": 12, "detail": detail,
+            "last_exit": exit, "failure": failure, "log_tail": [], "started_at": null,
+        })
+    }
+
+    fn exit(code: u8, signal: Option<u8>) -> Value {
+        json!({
+            "exit_code": code, "signal": signal, "oom_killed": false, "requested_stop": false, "at": 0,
+        })
+    }
+
+    fn row(app: &str, process: &str, node: &str, report: Value) -> InstanceRow {
+        serde_json::from_value(json!({
+            "id": "0000000a",
+            "env": { "app": app, "env": "prod" },
+            "process": process,
+            "release": 1234,
+            "node": "n1",
+            "node_name": node,
+            "address": "fd12:3456:789a:1:0:1:1234:5678",
+            "terminating": false,
+            "created_at": 0,
+            "report": report,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn each_state_has_its_word_and_its_reason() {
+        let rows = [
+            row(
+                "shop",
+                "web",
+                "box",
+                report("running", Value::Null, "", Value::Null),
+            ),
+            row(
+                "shop",
+                "job",
+                "box",
+                report("stopped", exit(0, None), "", Value::Null),
+            ),
+            row(
+                "shop",
+                "job",
+                "box",
+                report("stopped", exit(137, Some(9)), "", Value::Null),
+            ),
+            row(
+                "shop",
+                "worker",
+                "box",
+                report("backoff", exit(3, None), "next start in 4 s", Value::Null),
+            ),
+            row(
+                "shop",
+                "worker",
+                "box",
+                report(
+                    "failed",
+                    exit(3, None),
+                    "",
+                    json!("given up after 10 restarts"),
+                ),
+            ),
+            row("shop", "web", "box", Value::Null),
+        ];
+        let plain = table(&rows).render(Some(80));
+        expect![[r"
+            INSTANCE  ENV        PROCESS  RELEASE  STATE         UP  RESTARTS  NODE
+            0000000a  shop/prod  web      v1234    healthy       -   12        box
+            0000000a  shop/prod  job      v1234    exited (0)    -   12        box
+            0000000a  shop/prod  job      v1234    exited (137)  -   12        box
+                ended: killed by signal 9 (exit code 137)
+            0000000a  shop/prod  worker   v1234    backoff       -   12        box
+                ended: exit code 3; next start in 4 s
+            0000000a  shop/prod  worker   v1234    failed        -   12        box
+                given up after 10 restarts
+            0000000a  shop/prod  web      v1234    created       -   0         box
+        "]]
+        .assert_eq(&anstream::adapter::strip_str(&plain).to_string());
+    }
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_the_longest_names() {
+        let long = "a-name-of-63-characters-which-is-the-longest-that-a-label-can-be";
+        let long = &long[..63];
+        let why = "the health check failed: connection refused ".repeat(5);
+        let rows = [row(
+            long,
+            long,
+            long,
+            report(
+                "backoff",
+                exit(137, Some(9)),
+                "next start in 4 s",
+                json!(why),
+            ),
+        )];
+        let ended: EndedRow = serde_json::from_value(json!({
+            "id": "0000000a", "env": { "app": long, "env": long }, "process": long, "release": 1234,
+            "node": "n1", "node_name": long, "created_at": 0, "ended_at": 0, "reason": why, "restarts": 10,
+            "last_exit": exit(1, None), "failure": why,
+        }))
+        .unwrap();
+        for width in [80, 100] {
+            for table in [table(&rows), ended_table(std::slice::from_ref(&ended))] {
+                output::fits(&table, width);
+            }
+        }
     }
 }

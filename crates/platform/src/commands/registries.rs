@@ -158,3 +158,21 @@ fn password_on_stdin() -> Result<String, Failure> {
     }
     Ok(password.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_long_names() {
+        let row = RegistryRow {
+            registry: "123456789012.dkr.ecr.eu-central-1.amazonaws.com".to_owned(),
+            user: Some("a-robot-account-with-a-long-name@some-project.example".to_owned()),
+            by: "a-token-of-somebody-who-administers-this".to_owned(),
+            at: model::Timestamp(0),
+        };
+        for width in [80, 100] {
+            output::fits(&table(std::slice::from_ref(&row)), width);
+        }
+    }
+}

@@ -6,7 +6,6 @@ use api::user::ScaleRequest;
 use clap::Args;
 use model::ProcessName;
 
-use crate::commands::envs::processes;
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments};
@@ -60,7 +59,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if arguments.format.format == Format::Json {
         return output::json(&row);
     }
-    output::line(format!("{env}: {} ready", processes(&row)))?;
+    for process in request.processes.keys() {
+        let (wanted, ready) = row.processes.get(process).copied().unwrap_or_default();
+        output::line(format!(
+            "{env} {process}: {wanted} wanted, {ready} ready now"
+        ))?;
+    }
     output::note("`platform ps` shows how it goes");
     Ok(())
 }

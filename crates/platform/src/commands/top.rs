@@ -1,7 +1,9 @@
 //! `platform top`: CPU and memory that instances use, by their guests' stats.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal as _, Write as _};
+use std::fs::File;
+use std::io::{IsTerminal as _, Read as _};
+use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use api::user::StatsRow;
@@ -9,15 +11,18 @@ use api_client::ApiClient;
 use clap::Args;
 use guest_protocol::GuestStats;
 use model::InstanceId;
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
-use crate::output::{self, Format, FormatArguments, Table, note};
+use crate::output::{self, Format, FormatArguments, Table};
 use crate::units::size;
 
 const EXAMPLES: &str = "\
 Examples:
-  platform top                     the app of ./platform.toml, again and again on a terminal
+  platform top                     the app of ./platform.toml, again and again on a terminal; `q` ends it
   platform top --all --once        every instance, once
   platform top --format json       the counters, once";
 
@@ -47,27 +52,122 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let mut before = Look::at(&client, &arguments).await?;
+    if before.rows.is_empty() {
+        let scope = arguments.which.scope(arguments.all)?;
+        scope.nothing(&client, "instances").await?;
+    }
     if arguments.format.format == Format::Json {
         return output::json(&before.rows);
     }
     if before.rows.is_empty() {
-        note("no instances");
         return Ok(());
     }
     let once = arguments.once || !std::io::stdout().is_terminal();
-    loop {
-        // A share of the CPU needs two looks.
+    // A share of the CPU needs two looks.
+    let next = async || {
         tokio::time::sleep(INTERVAL).await;
-        let now = Look::at(&client, &arguments).await?;
+        Look::at(&client, &arguments).await
+    };
+    if once {
+        return Ok(table(&before, &next().await?).print()?);
+    }
+    let mut ends = Ends::listen()?;
+    loop {
+        let now = tokio::select! {
+            now = next() => now?,
+            () = ends.asked() => return Ok(()),
+        };
         let table = table(&before, &now);
-        if once {
-            table.print()?;
-            return Ok(());
-        }
-        let mut out = std::io::stdout();
-        out.write_all(CLEAR.as_bytes())?;
+        output::write(CLEAR)?;
         table.print()?;
         before = now;
+    }
+}
+
+/// What ends the display: `q`, Ctrl-C, SIGTERM. The terminal is given back, which a signal's own action would not do.
+struct Ends {
+    keys: Option<Keys>,
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Ends {
+    fn listen() -> Result<Self, Failure> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            keys: Keys::read()?,
+        })
+    }
+
+    /// Ready when the display is to end. What came before is not lost.
+    async fn asked(&mut self) {
+        let quit = async {
+            match &mut self.keys {
+                Some(keys) => keys.quit().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = quit => {}
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// The keys of the terminal, one at a time and not shown. The terminal is as it was once this is dropped.
+struct Keys {
+    terminal: File,
+    before: Termios,
+    quit: mpsc::Receiver<()>,
+}
+
+impl Keys {
+    /// Nothing where standard input is no terminal.
+    fn read() -> Result<Option<Self>, Failure> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(None);
+        }
+        let terminal = File::from(stdin.as_fd().try_clone_to_owned()?);
+        let before = tcgetattr(&terminal).map_err(std::io::Error::from)?;
+        let mut one_at_a_time = before.clone();
+        one_at_a_time
+            .local_modes
+            .remove(LocalModes::ICANON | LocalModes::ECHO);
+        tcsetattr(&terminal, OptionalActions::Now, &one_at_a_time).map_err(std::io::Error::from)?;
+        let (sender, quit) = mpsc::channel(1);
+        // A read of a terminal cannot be called off: the thread ends with the process.
+        std::thread::spawn(move || {
+            let mut key = [0];
+            let mut input = std::io::stdin().lock();
+            while matches!(input.read(&mut key), Ok(1)) {
+                if matches!(key, [b'q' | b'Q']) {
+                    let _ = sender.blocking_send(());
+                    return;
+                }
+            }
+        });
+        Ok(Some(Self {
+            terminal,
+            before,
+            quit,
+        }))
+    }
+
+    async fn quit(&mut self) {
+        if self.quit.recv().await.is_none() {
+            // Standard input has ended: no key will come.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        // There is nobody to be told.
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
 }
 
@@ -79,17 +179,9 @@ struct Look {
 
 impl Look {
     async fn at(client: &ApiClient, arguments: &Arguments) -> Result<Self, Failure> {
-        let which = &arguments.which;
-        let app = if arguments.all {
-            None
-        } else {
-            which.app_at_hand()?
-        };
+        let scope = arguments.which.scope(arguments.all)?;
         let mut rows = client.stats(None).await?;
-        rows.retain(|row| {
-            app.as_ref().is_none_or(|app| row.env.app == *app)
-                && which.env.as_ref().is_none_or(|env| row.env.env == *env)
-        });
+        rows.retain(|row| scope.keeps(&row.env));
         rows.sort_by(|a, b| (&a.env, &a.process, a.id).cmp(&(&b.env, &b.process, b.id)));
         Ok(Self {
             at: Instant::now(),
@@ -106,56 +198,47 @@ fn table(before: &Look, now: &Look) -> Table {
         .filter_map(|row| Some((row.id, row.stats.as_ref()?)))
         .collect();
     let mut table = Table::new([
-        "INSTANCE",
-        "APP",
-        "ENV",
-        "PROCESS",
-        "CPU",
-        "CPU TIME",
-        "MEMORY",
-        "SCRATCH",
-        "NET IN",
-        "NET OUT",
-        "PROCESSES",
-        "NODE",
-    ]);
+        "INSTANCE", "ENV", "PROCESS", "CPU", "TIME", "MEMORY", "OF", "SCRATCH", "NET IN",
+        "NET OUT", "PIDS", "NODE",
+    ])
+    .leaving_out_first(["TIME", "PIDS", "OF", "SCRATCH"]);
     for row in &now.rows {
         let mut cells = [
             row.id.to_string(),
-            row.env.app.to_string(),
-            row.env.env.to_string(),
+            row.env.to_string(),
             row.process.to_string(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            String::new(),
-            row.node.to_string(),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+            if row.node_name.is_empty() {
+                row.node.to_string()
+            } else {
+                row.node_name.clone()
+            },
         ];
-        match &row.stats {
-            Some(stats) => {
-                cells[4] = known
-                    .get(&row.id)
-                    .map_or_else(|| "-".to_owned(), |before| share(before, stats, elapsed));
-                cells[5] = format!(
-                    "{:.1}s",
-                    Duration::from_micros(stats.cpu_micros).as_secs_f64()
-                );
-                cells[6] = format!(
-                    "{} of {}",
-                    size(stats.memory_bytes),
-                    size(stats.memory_total_bytes)
-                );
-                cells[7] = size(stats.scratch_used_bytes);
-                cells[8] = size(stats.network_bytes.0);
-                cells[9] = size(stats.network_bytes.1);
-                cells[10] = stats.processes.to_string();
-            }
-            None => cells[4] = row.reason.clone().unwrap_or_else(|| "-".to_owned()),
+        let size = |bytes| size(bytes).replace(' ', "");
+        if let Some(stats) = &row.stats {
+            cells[3] = known
+                .get(&row.id)
+                .map_or_else(|| "-".to_owned(), |before| share(before, stats, elapsed));
+            cells[4] = format!(
+                "{:.1}s",
+                Duration::from_micros(stats.cpu_micros).as_secs_f64()
+            );
+            cells[5] = size(stats.memory_bytes);
+            cells[6] = size(stats.memory_total_bytes);
+            cells[7] = size(stats.scratch_used_bytes);
+            cells[8] = size(stats.network_bytes.0);
+            cells[9] = size(stats.network_bytes.1);
+            cells[10] = stats.processes.to_string();
         }
         table.row(cells);
+        table.note(row.reason.as_deref().unwrap_or_default());
     }
     table
 }
@@ -172,7 +255,43 @@ fn share(before: &GuestStats, now: &GuestStats, elapsed: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_large_numbers_and_reasons() {
+        let long = "a-name-of-63-characters-which-is-the-longest-that-a-label-can-be";
+        let long = &long[..63];
+        let stats = GuestStats {
+            cpu_micros: 99_999_000_000,
+            memory_bytes: 1023 << 20,
+            memory_total_bytes: 1023 << 30,
+            scratch_used_bytes: 1023 << 20,
+            network_bytes: (1023 << 20, 1023 << 20),
+            processes: 32_000,
+            init_memory_bytes: 1 << 20,
+        };
+        let row = |stats: Option<&GuestStats>, reason: Option<String>| -> StatsRow {
+            serde_json::from_value(json!({
+                "id": "0000000a", "env": { "app": long, "env": long }, "process": long, "node": "n1",
+                "node_name": long, "stats": stats, "reason": reason,
+            }))
+            .unwrap()
+        };
+        let why = "instance 0000000a does not run at the moment ".repeat(3);
+        let look = |at| Look {
+            at,
+            rows: vec![row(Some(&stats), None), row(None, Some(why.clone()))],
+        };
+        let before = Instant::now();
+        let table = table(&look(before), &look(before + INTERVAL));
+        for width in [80, 100] {
+            output::fits(&table, width);
+        }
+    }
 
     #[test]
     fn the_share_is_of_one_core_and_over_the_time_between_two_looks() {

@@ -9,7 +9,7 @@ use api_client::ApiClient;
 use clap::{Args, Subcommand};
 use model::{AppName, EnvKey, EnvName, VolumeId};
 
-use crate::connection::ClusterArguments;
+use crate::connection::{ClusterArguments, Scope};
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
@@ -70,16 +70,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     if let Some(Command::Delete(arguments)) = arguments.command {
         return delete(arguments).await;
     }
-    let mut volumes = arguments.cluster.connect()?.volumes(None).await?;
-    volumes.retain(|row| {
-        arguments.app.as_ref().is_none_or(|app| row.env.app == *app)
-            && arguments.env.as_ref().is_none_or(|env| row.env.env == *env)
-    });
+    let client = arguments.cluster.connect()?;
+    let mut volumes = client.volumes(None).await?;
+    let scope = Scope {
+        app: arguments.app,
+        env: arguments.env,
+    };
+    volumes.retain(|row| scope.keeps(&row.env));
+    if volumes.is_empty() {
+        scope.nothing(&client, "volumes").await?;
+        note("`[[processes.NAME.volumes]]` in a manifest makes some");
+    }
     if arguments.format.format == Format::Json {
         return output::json(&volumes);
     }
     if volumes.is_empty() {
-        note("no volumes; `[[processes.NAME.volumes]]` in a manifest makes some");
         return Ok(());
     }
     table(&volumes).print()?;
@@ -89,8 +94,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 fn table(volumes: &[VolumeRow]) -> Table {
     let now = units::now();
     let mut table = Table::new([
-        "VOLUME", "APP", "ENV", "PROCESS", "NAME", "NUMBER", "SIZE", "NODE", "INSTANCE", "AGE",
-    ]);
+        "VOLUME", "ENV", "PROCESS", "NAME", "NUMBER", "SIZE", "NODE", "INSTANCE", "AGE",
+    ])
+    .leaving_out_first(["AGE", "NUMBER"]);
     for row in volumes {
         let instance = match row.instance {
             Some(id) => id.to_string(),
@@ -99,8 +105,7 @@ fn table(volumes: &[VolumeRow]) -> Table {
         };
         table.row([
             row.id.to_string(),
-            row.env.app.to_string(),
-            row.env.env.to_string(),
+            row.env.to_string(),
             row.process.to_string(),
             row.name.clone(),
             row.ordinal.to_string(),
@@ -185,4 +190,28 @@ fn confirm(rows: &[&VolumeRow]) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::new("nothing was deleted"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn case_a_table_fits_its_terminal_with_the_longest_names() {
+        let long = "a-name-of-63-characters-which-is-the-longest-that-a-label-can-be";
+        let long = &long[..63];
+        let row: VolumeRow = serde_json::from_value(json!({
+            "id": "0000000a", "env": { "app": long, "env": long }, "process": long, "name": long, "ordinal": 12,
+            "size_bytes": 1023_u64 << 30, "node": "n1", "node_name": long, "instance": null, "made": true,
+            "deleting": true, "created_at": 0,
+        }))
+        .unwrap();
+        for width in [80, 100] {
+            output::fits(&table(std::slice::from_ref(&row)), width);
+        }
+    }
 }

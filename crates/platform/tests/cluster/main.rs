@@ -30,7 +30,7 @@ fn sigkill(pid: i32) {
 
 #[test]
 fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
-    let Some(cluster) = Cluster::start() else {
+    let Some(mut cluster) = Cluster::start() else {
         return;
     };
     let deployed = cluster.deploy(&manifest(&[]), &cluster.image);
@@ -107,6 +107,7 @@ fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
                 .all(|row| row["release"] == 1 && row["report"]["ready"] == true)
     });
     assert_eq!(field(&cluster.get("/").1, "release"), "v1");
+    case_logs_outlive_what_failed_was_scaled_down_and_its_agent(&mut cluster);
 
     cluster.ok(&["destroy", "--app", "hello", "--yes"]);
     wait_for("the env to be gone", || {
@@ -114,7 +115,85 @@ fn an_image_is_deployed_scaled_replaced_and_leaves_nothing_behind() {
             && cluster.json(&["ps"]).as_array().unwrap().is_empty()
     });
     wait_for("the edge to have no route", || cluster.get("/").0 == 404);
+    let logs = cluster.ok(&["logs", "--app", "hello", "--process", "worker"]);
+    assert!(logs.contains("its env is destroyed"), "{logs}");
+    let nowhere = cluster.cli(&["logs", "--app", "nope"]);
+    assert_eq!(nowhere.status, 1, "{}", nowhere.stderr);
+    assert!(
+        nowhere.stderr.contains("there is no env nope/prod"),
+        "{}",
+        nowhere.stderr
+    );
     cluster.down();
+}
+
+/// Two instances of `web` were scaled down, and one of its second release failed.
+fn case_logs_outlive_what_failed_was_scaled_down_and_its_agent(cluster: &mut Cluster) {
+    let ended = || cluster.json(&["ps", "--app", "hello", "--ended"]);
+    let how = |release: u64, reason: &str| {
+        let is = |row: &serde_json::Value| {
+            row["release"] == release && row["reason"].as_str().unwrap().contains(reason)
+        };
+        let rows = ended();
+        let found = rows.as_array().unwrap().iter().find(|row| is(row));
+        found.map(|row| row["id"].as_str().unwrap().to_owned())
+    };
+    wait_for("a record of the failed instance", || how(2, "").is_some());
+    wait_for("a record of one that was scaled down", || {
+        how(1, "more than").is_some()
+    });
+    let failed = how(2, "").unwrap();
+    let scaled_down = how(1, "more than").unwrap();
+    // Once its node has reaped it, its folder is gone.
+    wait_for("the folder to be gone", || {
+        !cluster.path(&format!("node/instances/{failed}")).exists()
+    });
+    cluster.kill_role("node");
+    cluster.start_role("node");
+    wait_for("the node", || {
+        cluster.cli(&["top", "--app", "hello", "--once"]).status == 0
+    });
+    let by_id = |id: &str| cluster.ok(&["logs", "--app", "hello", "--instance", id]);
+    wait_for("the log of the failed instance", || {
+        by_id(&failed).contains("these are my last lines")
+    });
+    assert!(by_id(&failed).contains("exit code 7"), "{}", by_id(&failed));
+    assert!(
+        by_id(&scaled_down).contains("starting "),
+        "{}",
+        by_id(&scaled_down)
+    );
+    assert!(
+        by_id(&scaled_down).contains("more than"),
+        "{}",
+        by_id(&scaled_down)
+    );
+    for arguments in [&["--process", "web"][..], &["--previous"]] {
+        let logs = cluster.ok(&[&["logs", "--app", "hello"], arguments].concat());
+        assert!(logs.contains("these are my last lines"), "{logs}");
+    }
+    let typo = cluster.cli(&["logs", "--app", "hello", "--process", "typo"]);
+    assert_eq!((typo.status, typo.stdout.as_str()), (1, ""));
+    assert!(
+        typo.stderr.contains("there are: web, worker"),
+        "{}",
+        typo.stderr
+    );
+    let typo = ["exec", "--app", "hello", "-p", "typo", "--", "ls"];
+    let typo = cluster.cli(&typo);
+    assert_eq!(typo.status, 1);
+    assert!(
+        typo.stderr.contains("instances of web, worker"),
+        "{}",
+        typo.stderr
+    );
+    let no_env = cluster.cli(&["ps", "--app", "hello", "--env", "nope"]);
+    assert_eq!(no_env.status, 1, "{}", no_env.stderr);
+    assert!(
+        no_env.stderr.contains("there are: prod"),
+        "{}",
+        no_env.stderr
+    );
 }
 
 /// `exec`, `top` and `signal`.
@@ -134,6 +213,7 @@ fn commands_run_beside_the_app(cluster: &Cluster) {
 
     let web = cluster.ready("web").remove(0);
     terminal::a_shell_has_the_terminals_size_and_follows_its_changes(cluster, &web);
+    terminal::case_top_fits_the_terminal_and_ends_with_q(cluster);
 
     let stats = cluster.json(&["top", "--app", "hello"]);
     let stats = stats.as_array().unwrap();
@@ -184,6 +264,13 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
     let vmm_before = vmm(web["id"].as_str().unwrap());
 
     cluster.wait_until_served();
+    // A reader of logs, who goes on when the server is back.
+    let followed = cluster.path("followed.log");
+    let mut follower = cluster.command(&["logs", "--app", "hello", "--process", "worker", "-f"]);
+    follower.stdout(std::fs::File::create(&followed).unwrap());
+    let mut follower = follower.spawn().unwrap();
+    let lines_followed = || std::fs::read_to_string(&followed).unwrap().lines().count();
+    wait_for("lines of the worker", || lines_followed() > 0);
     // Clients that download slowly: one from the instance itself, one through the edge.
     let path = "/download?bytes=4000000&rate=400000";
     let edge = cluster.edge();
@@ -220,8 +307,12 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
             .lines()
             .count()
     };
-    let now = ticks();
-    wait_for("another tick", || ticks() > now);
+    let now = (ticks(), lines_followed());
+    wait_for("another tick", || ticks() > now.0);
+    wait_for("another line that is followed", || lines_followed() > now.1);
+    assert!(follower.try_wait().unwrap().is_none());
+    follower.kill().unwrap();
+    follower.wait().unwrap();
 
     // A killed VMM: the instance is back, under the same id, and its restart is counted.
     let id = web["id"].as_str().unwrap();

@@ -4,7 +4,11 @@
 
 use super::*;
 use crate::cluster_state::{Subject, UnreadableRecord};
-use crate::fixtures::{InstanceFixture, attach, cluster, database, deploy, key, manifest, process};
+use crate::fixtures::{
+    InstanceFixture, attach, cluster, database, deploy, exit, key, manifest, name, process, report,
+};
+use api::node::InstanceReport;
+use model::instance::InstanceState;
 
 /// `shop/prod` with one instance that has a volume.
 fn one() -> ClusterState {
@@ -42,7 +46,8 @@ fn terminate(id: u32) -> Action {
 fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
     let mut cluster = one();
     let id = InstanceId(1);
-    let delete = Action::Delete { id };
+    let at = Timestamp(7);
+    let delete = Action::Delete { id, at };
     assert_eq!(
         refused(&cluster, delete.clone()),
         Refused::InstanceNotGone(id)
@@ -71,12 +76,44 @@ fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
     );
     removed.unreadable.clear();
     apply(&mut removed, &delete.clone().into()).unwrap();
+    assert_eq!(removed.ended[&id].reason, "a test; its node was removed");
 
-    cluster.instances.get_mut(&id).unwrap().phase = InstancePhase::Gone;
+    let instance = cluster.instances.get_mut(&id).unwrap();
+    instance.phase = InstancePhase::Gone {
+        reason: "a test".to_owned(),
+    };
+    let said = InstanceReport {
+        restarts: 2,
+        failure: Some("no such file".to_owned()),
+        last_exit: Some(exit(7)),
+        ..report(id, InstanceState::Failed)
+    };
+    instance.report = Some(said);
     let before = node.generation.0;
     let changes = apply(&mut cluster, &delete.into()).unwrap();
     assert_eq!(changes.instances, BTreeMap::from([(id, None)]));
     assert_eq!(cluster.nodes[&NodeId(1)].generation.0, before + 1);
+
+    // What is known of it stays, until it is pruned.
+    let ended = EndedInstance {
+        env: key("shop/prod"),
+        process: name("web"),
+        release: ReleaseNumber(1),
+        node: NodeId(1),
+        created_at: Timestamp(0),
+        ended_at: at,
+        reason: "a test".to_owned(),
+        restarts: 2,
+        last_exit: Some(exit(7)),
+        failure: Some("no such file".to_owned()),
+    };
+    assert_eq!(changes.ended, BTreeMap::from([(id, Some(ended.clone()))]));
+    assert_eq!(cluster.ended, BTreeMap::from([(id, ended)]));
+    let mut pruned = cluster.clone();
+    let prune = Action::PruneEnded { id };
+    let changes = apply(&mut pruned, &prune.clone().into()).unwrap();
+    assert_eq!(changes.ended, BTreeMap::from([(id, None)]));
+    assert_eq!(refused(&pruned, prune), Refused::NoEndedInstance(id));
     assert_eq!(refused(&cluster, terminate(1)), Refused::NoInstance(id));
 }
 

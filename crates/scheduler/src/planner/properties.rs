@@ -49,7 +49,7 @@ fn any_instance() -> impl Strategy<Value = AnyInstance> {
             was_ready,
             reason: "a test".to_owned(),
         }),
-        1 => Just(InstancePhase::Gone),
+        1 => Just(InstancePhase::Gone { reason: "a test".to_owned() }),
     ];
     let flags = (phase, 0_u64..20_000_000);
     let said = (
@@ -210,13 +210,15 @@ proptest! {
                         prop_assert!(egress_address(*other) != egress, "{egress} twice");
                     }
                     prop_assert!(placed.spec.id.0 != 0);
+                    prop_assert!(!cluster.ended.contains_key(&placed.spec.id));
                     prop_assert!(cluster.nodes[&placed.node].online);
                 }
                 Action::Terminate { id, .. } => {
                     prop_assert!(!cluster.instances[id].is_terminating());
                     prop_assert!(before.instances.contains_key(id), "created and terminated at once");
                 }
-                Action::Delete { id } => prop_assert!(cluster.instances.contains_key(id)),
+                Action::Delete { id, .. } => prop_assert!(cluster.instances.contains_key(id)),
+                Action::PruneEnded { id } => prop_assert!(cluster.ended.contains_key(id)),
                 Action::SetRollout { env, rollout } => {
                     prop_assert!(cluster.envs[env].rollout != *rollout);
                 }
@@ -258,10 +260,11 @@ proptest! {
         for (id, node) in &cluster.nodes {
             let changes = planned.actions.iter().filter(|action| match action {
                 Action::Create(placed) => placed.node == *id,
-                Action::Terminate { id: instance, .. } | Action::Delete { id: instance } =>
+                Action::Terminate { id: instance, .. } | Action::Delete { id: instance, .. } =>
                     before.instances[instance].node == *id,
                 Action::DeleteVolume { id: volume } => before.volumes[volume].node == *id,
                 Action::MakeVolume(_)
+                | Action::PruneEnded { .. }
                 | Action::SetRollout { .. }
                 | Action::RemoveEnv { .. } => false,
             });

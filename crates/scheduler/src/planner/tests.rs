@@ -17,6 +17,12 @@ use crate::fixtures::{
 
 pub(super) const NOW: Timestamp = Timestamp(10_000_000);
 
+fn gone() -> InstancePhase {
+    InstancePhase::Gone {
+        reason: "a test".to_owned(),
+    }
+}
+
 fn check(cluster: &ClusterState, expected: Expect) {
     let mut draws = 0x10;
     let planned = plan(cluster, NOW, &mut || {
@@ -43,7 +49,8 @@ fn check(cluster: &ClusterState, expected: Expect) {
                 )
             }
             Action::Terminate { id, reason } => format!("terminate {id}: {reason}\n"),
-            Action::Delete { id } => format!("delete {id}\n"),
+            Action::Delete { id, .. } => format!("delete {id}\n"),
+            Action::PruneEnded { id } => format!("prune {id}\n"),
             Action::SetRollout { env, rollout } => {
                 let (phase, wanted) = (rollout.phase, rollout.wanted);
                 format!(
@@ -160,7 +167,7 @@ fn a_ready_instance_replaces_an_old_one_and_the_next_waits_for_its_end() {
         .unwrap()
         .terminate();
     check(&cluster, expect![""]);
-    cluster.instances.get_mut(&InstanceId(2)).unwrap().phase = InstancePhase::Gone;
+    cluster.instances.get_mut(&InstanceId(2)).unwrap().phase = gone();
     check(
         &cluster,
         expect![[r#"
@@ -343,7 +350,7 @@ fn an_env_is_removed_with_its_last_instance() {
     "#]],
     );
     for instance in cluster.instances.values_mut() {
-        instance.phase = InstancePhase::Gone;
+        instance.phase = gone();
     }
     check(
         &cluster,
@@ -487,7 +494,7 @@ fn an_instance_with_a_volume_stops_before_its_successor_starts() {
         .unwrap()
         .terminate();
     check(&cluster, expect![[""]]);
-    cluster.instances.get_mut(&InstanceId(2)).unwrap().phase = InstancePhase::Gone;
+    cluster.instances.get_mut(&InstanceId(2)).unwrap().phase = gone();
     check(
         &cluster,
         expect![[r#"

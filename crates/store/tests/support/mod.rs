@@ -52,6 +52,7 @@ pub(crate) fn hardware() -> Hardware {
 
 pub(crate) fn request(name: &str) -> EnrollRequest {
     EnrollRequest {
+        role: None,
         token: "the store sees its hash".to_owned(),
         name: name.to_owned(),
         region: "home".to_owned(),
@@ -187,5 +188,6 @@ pub(crate) fn running(id: InstanceId) -> InstanceReport {
         failure: None,
         log_tail: Vec::new(),
         started_at: Some(NOW),
+        preparing_ms: 0,
     }
 }
