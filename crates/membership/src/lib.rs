@@ -79,9 +79,9 @@ pub enum JoinError {
     /// The server answered as if this were another kind of member.
     #[error("the server enrolled this {wanted} as {got}: the token is for another role")]
     WrongRole {
-        /// What we are.
+        /// The role that this machine has.
         wanted: EnrollRole,
-        /// What the server made of us.
+        /// The kind of member that the server enrolled this machine as.
         got: Member,
     },
     /// The credentials cannot be read or kept.

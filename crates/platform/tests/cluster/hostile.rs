@@ -337,7 +337,7 @@ fn a_hostile_tenant_costs_only_itself() {
     let log = attacker.log(&["--previous"]);
     let total = log.iter().find_map(|line| {
         let text = line["text"].as_str().unwrap();
-        text.strip_suffix(" connection(s) broke the boot contract")
+        text.strip_suffix(" connection(s) violated the guest protocol")
     });
     let total = total.unwrap().parse::<u64>().unwrap();
     assert!(
@@ -368,12 +368,12 @@ fn a_hostile_tenant_costs_only_itself() {
     busy.wait().unwrap();
 
     // An app that fails, and logs control sequences before.
-    let dies = HOSTILE.replace("[\"wait\"]", "[\"die\"]").replace(
+    let exits = HOSTILE.replace("[\"wait\"]", "[\"die\"]").replace(
         "{ policy = \"always\", max_retries = 10 }",
         "{ policy = \"never\" }",
     );
-    let file = cluster.path("dies.toml");
-    std::fs::write(&file, dies).unwrap();
+    let file = cluster.path("exits.toml");
+    std::fs::write(&file, exits).unwrap();
     let deploy = ["deploy", file.to_str().unwrap(), "--image", &image];
     let refused = cluster.cli_on_a_terminal(&deploy);
     let said = refused.stdout + &refused.stderr;
