@@ -73,7 +73,7 @@ pub enum JoinError {
     /// Keys cannot be made.
     #[error("cannot make keys")]
     Key(#[from] KeyError),
-    /// The server said no, or cannot be reached.
+    /// The server refused, or cannot be reached.
     #[error("cannot enroll")]
     Enroll(#[source] ClientError),
     /// The server answered as if this were another kind of member.

@@ -178,10 +178,10 @@ mod tests {
     #[test]
     fn pure_crates_are_named_by_layer_and_by_name() {
         let layers = [("model", 0), ("file", 0), ("api", 1), ("store", 3)];
-        let layers = layers.map(|(name, layer)| (name.to_owned(), layer)).into();
+        let layers = BTreeMap::from(layers.map(|(name, layer)| (name.to_owned(), layer)));
         let text =
             "- **3, mechanisms**\n- **Pure**: layers 1 and 2, `model`. No I/O, not `store`.\n";
-        let expected = ["api", "model"].map(str::to_owned).into();
+        let expected = BTreeSet::from(["api", "model"].map(str::to_owned));
         assert_eq!(pure_crates(text, &layers), expected);
         assert!(pure_crates("pure: `model`\n", &layers).is_empty());
     }

@@ -170,7 +170,7 @@ async fn log_records_are_acknowledged_once_written() {
 }
 
 #[tokio::test]
-async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else() {
+async fn a_guest_that_violates_the_protocol_loses_the_connection_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (mut link, socket) = link(dir.path());
     for bytes in [

@@ -4,7 +4,7 @@
 //! Bounds that are asserted: the agent's resident memory never grows by more than 1 % of the machine's
 //! memory, nor by more than [`AGENT_GROWTH_BYTES`]; a flooded serial console takes it a fifth of a core
 //! at most; every request to the good app is answered by 200, and it is not restarted; each connection
-//! that breaks the contract is counted in the instance's log; log and console files keep their bounds.
+//! that violates the protocol is counted in the instance's log; log and console files keep their bounds.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
