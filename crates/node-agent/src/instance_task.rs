@@ -306,19 +306,26 @@ impl InstanceTask {
         let spec = &self.spec;
         let secrets = self.secrets.get(&*self.machine.host.server, spec, &|_| ());
         if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {
-            tracing::warn!(instance = %self.id(), "cannot fetch the secrets of an adopted VM, which is not sent its boot config");
+            tracing::warn!(
+                instance = %self.id(),
+                "cannot fetch the secrets of an adopted VM, which is not sent its boot config"
+            );
             return;
         }
         match prepared {
             Ok(prepared) => {
                 if let Err(error) = self.send_config(&prepared.config) {
-                    tracing::warn!(instance = %self.id(), %error, "cannot make the boot config of an adopted VM, which is not sent one");
+                    tracing::warn!(
+                        instance = %self.id(), %error,
+                        "cannot make the boot config of an adopted VM, which is not sent one"
+                    );
                 }
             }
             // The boot watchdog ends the guest.
-            Err(error) => {
-                tracing::warn!(instance = %self.id(), %error, "cannot prepare the image of an adopted VM, which is not sent its boot config")
-            }
+            Err(error) => tracing::warn!(
+                instance = %self.id(), %error,
+                "cannot prepare the image of an adopted VM, which is not sent its boot config"
+            ),
         }
     }
 

@@ -32,8 +32,9 @@
 //!
 //! Events come in with the time, a new state and effects come out; the node carries the effects of
 //! one instance out in order, one at a time, and returns their outcome as events. The node drops the events
-//! of a VM that was killed: after [`Effect::KillVm`] none of it comes in. The [`Progress`] is written down with each step, so that an agent that was restarted goes
-//! on where it was ([`Event::Adopted`], [`Event::NotFound`]): ready instances stay ready.
+//! of a VM that was killed: after [`Effect::KillVm`] none of it comes in. The [`Progress`] is written
+//! down with each step, so that an agent that was restarted goes on where it was ([`Event::Adopted`],
+//! [`Event::NotFound`]): ready instances stay ready.
 //!
 //! Time is the node's: milliseconds that only grow while the agent runs. There is at most one
 //! timer, [`Lifecycle::wake_at`]; when it is reached, [`Lifecycle::due`] names the event.
