@@ -26,7 +26,7 @@
 //!   from created, preparing, booting, backoff or failed begins with cleaning; from running, without ports or not
 //!   ready, with asked.
 //! - After a restart of the agent each instance gets one event. [`Event::Adopted`] (its VM runs): created and preparing
-//!   go to booting, booting and running stay, with a new watchdog; stopping repeats its step; in backoff, failed
+//!   go to booting; booting stays, with a new watchdog; running stays; stopping repeats its step; in backoff, failed
 //!   and stopped the VM is killed. [`Event::NotFound`] (there is no VM): preparing begins again; booting counts a missed
 //!   boot; running counts an end; stopping goes to cleaning; the others stay.
 //!
