@@ -31,7 +31,7 @@ kernel: install ## The platform's own guest kernel: ten minutes once, then guest
 	cargo xtask kernel
 	cargo xtask guest
 
-# The crates without I/O (ARCHITECTURE.md, layers 0 to 2), and the repository's own tasks.
+# The crates whose tests need no root, network or VM: the pure ones (ARCHITECTURE.md), `state-file` and the repository's tasks.
 PURE := model display state-file api guest-protocol manifest oci overlay scheduler node-core xtask
 
 lint: ## Format, lints, structure and dependency rules; no root
@@ -65,7 +65,7 @@ cases: install build ## The tests of what images, registries and users in the fi
 simulate: ## 10,000 runs of a simulated cluster under faults, on all processors; a failing seed prints its trace
 	cargo xtask simulate --seeds 10000
 
-images: install build ## Judge the root disks of real images by umoci, e2fsck and the kernel; root, npm, minutes
+images: install build ## Check the root disks of real images by umoci, e2fsck and the kernel; root, npm, minutes
 	for image in debian nginx python node; do examples/images.sh $$image; done | tee target/images.txt
 	ROOT_DISK_IMAGES="$$(<target/images.txt)" cargo test --release -p root-disk --test images -- --nocapture
 

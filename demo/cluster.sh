@@ -105,11 +105,11 @@ launch() {
     printf '%s %s %s\n' "$started" "${start:-0}" "$program" >"$demo/$name.pid"
     # setsid becomes the program, or the program ends at once.
     until_true 5 launched "$name" || true
-    alive "$name" || died "$name"
+    alive "$name" || ended_at_once "$name"
 }
 launched() { alive "$1" || ! stat_of "$pid"; }
 
-died() {
+ended_at_once() {
     say "${faint}the last lines of $demo/$1.log:${plain}" >&2
     tail -n 15 "$demo/$1.log" >&2 || true
     die "the $1 ended at once" "correct what they say, then run this again"
@@ -166,7 +166,7 @@ serves() {
 wait_for() {
     local end=$(($(now) + $2 * 1000000))
     until serves "$1" >/dev/null 2>&1; do
-        alive "$1" || died "$1"
+        alive "$1" || ended_at_once "$1"
         [ "$(now)" -lt "$end" ] ||
             die "the $1 did not come up within $2 s" "its log: $demo/$1.log" "make down ends what was started"
         sleep 0.1

@@ -154,7 +154,7 @@ configure_user() {
     fi
 }
 
-# join ROLE: a machine joins once, with a one-time token and keys of its own. Afterwards its certificate identifies
+# join ROLE: a machine enrolls, with a one-time token and keys of its own. Afterwards its certificate identifies
 # it.
 join() {
     if ! alive "$1" && [ ! -e "$demo/$1/member.json" ]; then

@@ -1,9 +1,10 @@
 //! `cargo xtask tidy`: what a reviewer should not have to look for.
 //!
-//! - [`layers`]: ARCHITECTURE.md's table of layers is the workspace's, and imports between crates point down it.
+//! - [`layers`]: ARCHITECTURE.md's table of layers is the workspace's, imports between crates point down it, and the pure
+//!   crates are held to that.
 //! - [`rings`]: files of one crate do not import each other in a ring.
 //! - [`glossary`]: the words that CONTRIBUTING.md's glossary replaced are gone.
-//! - [`documents`]: documents name files and tests that exist.
+//! - [`documents`]: documents name files and tests that exist, and ADRs are amended at their end.
 //! - Here: source files are small, and nothing unfinished is committed.
 
 #![allow(

@@ -216,7 +216,7 @@ impl ApiClient {
         Ok(ExecStream::new(upgraded))
     }
 
-    /// The response, when the server did not say no.
+    /// The response, when the server did not refuse.
     async fn accepted(
         &self,
         operation: &'static str,

@@ -65,7 +65,7 @@ pub enum ClientError {
         #[source]
         source: reqwest::Error,
     },
-    /// The server understood and says no.
+    /// The server understood and refuses.
     #[error("{}", error.message)]
     Api {
         /// What was asked for.
@@ -129,8 +129,8 @@ impl ClientError {
         }
     }
 
-    /// Whether the same call may succeed later without anyone doing anything: the server is away
-    /// or in trouble, but did not say no.
+    /// Whether the same call may succeed later without anyone doing anything: the server is offline
+    /// or in trouble, but did not refuse.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Connect { .. } | Self::TimedOut { .. } | Self::Interrupted { .. } => true,

@@ -1,6 +1,6 @@
 //! The HTTPS API, from the caller's side: a typed method for every path of
 //! [`api::paths`], and errors that tell the three kinds of failure apart (the server
-//! cannot be reached, it is not the right one, it says no).
+//! cannot be reached, it is not the right one, it refuses).
 //!
 //! Callers come in three kinds, as the API knows them: users with a token ([`ApiClient::user`]),
 //! nodes and edges with their certificate ([`ApiClient::member`]), and a machine that joins

@@ -60,7 +60,11 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     findings_logged.clone_from(&current.findings);
                 }
             }
-            Err(error) => tracing::error!(error = %display::chain(&error), "trying again soon"),
+            Err(error) => tracing::error!(
+                error = %display::chain(&error),
+                "cannot plan; trying again within {} s",
+                PLAN_INTERVAL.as_secs()
+            ),
         }
     }
 }

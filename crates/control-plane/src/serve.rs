@@ -142,7 +142,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     )
     .await;
     if let Err(error) = planner.await {
-        tracing::error!(%error, "the planner ended badly");
+        tracing::error!(%error, "the planner task panicked");
     }
     shared.store.close().await;
     tracing::info!("the server has stopped");
@@ -318,7 +318,7 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(%from, error = %display::chain(&error), "a connection ended badly");
+        tracing::debug!(%from, error = %display::chain(&error), "a connection failed");
     }
 }
 

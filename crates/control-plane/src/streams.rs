@@ -172,7 +172,7 @@ impl Streams {
         Ok(stream)
     }
 
-    /// Takes back what was asked for, if the node has not opened it by now.
+    /// Withdraws what was asked for, if the node has not opened it by now.
     pub(crate) fn give_up(&self, node: NodeId, stream: &str) {
         if let Some(queue) = lock(&self.queues).get_mut(&node) {
             queue.requests.retain(|request| request.stream != stream);

@@ -96,7 +96,7 @@ async fn a_private_image_is_deployed_with_a_login_that_lies_sealed() {
     server.stop().await;
     assert!(!holds(folder.path(), "secret\"") && !holds(folder.path(), "c2VjcmV0"));
 
-    // Another start opens it again; with another key it is said what to do.
+    // Another start opens it again; with another key the error says what to do.
     let server = Server::start(folder.path()).await;
     server.user.deploy(&key, &request).await.unwrap();
     server.stop().await;

@@ -143,7 +143,7 @@ async fn open(
         .handshake(TokioIo::new(stream))
         .await?;
     // It ends when the backend closes, or when the sender was dropped. Whoever waits for an
-    // answer gets the error; on an idle connection it is no news.
+    // answer gets the error; the end of an idle connection is not reported.
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::trace!(%address, %error, "a backend's connection ended");

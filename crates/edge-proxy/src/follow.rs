@@ -124,8 +124,8 @@ fn longer(pause: Duration) -> Duration {
     (pause * 2).min(MAX_POLL_RETRY)
 }
 
-/// Takes a table up and keeps it. False if it was refused, so that whoever sent it is not asked
-/// again at once.
+/// Replaces the table by a newer one and saves it; false: it is not newer, so the server that sent it is
+/// asked again after a pause.
 async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
     if !edge.routes.take(&table) {
         tracing::warn!(

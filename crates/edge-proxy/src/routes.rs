@@ -43,7 +43,7 @@ impl HostRoute {
 }
 
 impl Routes {
-    /// Takes a table up, unless it is not newer than the one in use. Says whether it did.
+    /// Replaces the table by a newer one; false: it is not newer.
     pub(crate) fn take(&self, new: &RouteTable) -> bool {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         if new.generation <= table.generation {

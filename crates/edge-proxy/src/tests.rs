@@ -217,7 +217,7 @@ async fn an_idle_connection_is_used_again_and_its_end_does_no_harm() {
 }
 
 #[tokio::test]
-async fn what_has_no_route_and_what_has_no_instance_is_said() {
+async fn a_request_that_no_instance_can_serve_gets_an_error_status() {
     let edge = TestEdge::start(&[]).await;
     let answer = edge.get("b.test").await;
     assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
@@ -568,7 +568,7 @@ async fn a_head_that_is_too_large_is_refused() {
 }
 
 #[tokio::test]
-async fn it_serves_from_disk_while_the_server_is_away() {
+async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
     let dir = tempfile::tempdir().unwrap();
     let table = table(7, &[says("kept").await], None);
     state_file::write(

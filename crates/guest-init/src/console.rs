@@ -1,4 +1,4 @@
-//! The serial console: the kernel's messages, and what init can tell nobody else.
+//! The serial console: the kernel's messages, and messages that init cannot send to the node.
 
 /// Writes a line to the console.
 pub(crate) fn print(text: &str) {

@@ -28,7 +28,7 @@ const KEY_ID_BYTES: usize = 8;
 const NONCE_BYTES: usize = 24;
 const TAG_BYTES: usize = 16;
 const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_BYTES;
-/// What an envelope has more than the secret in it, in bytes.
+/// The overhead of an envelope, in bytes.
 pub const SEAL_OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 
 /// The key that seals: 256 random bits. Its `Debug` shows none of them.

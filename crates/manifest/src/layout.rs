@@ -347,7 +347,7 @@ fn elements<'s>(
         };
         let mut comments = item.comments;
         if index == 0 {
-            // What was said about the whole list is said about its first element.
+            // Comments on the whole list become comments on its first element.
             let mut above = std::mem::take(&mut outer.above);
             above.extend(outer.beside.take());
             above.append(&mut comments.above);

@@ -1,4 +1,4 @@
-//! The TOML manifest of an app (ADR 0002): read it, judge it, format it, publish its schema.
+//! The TOML manifest of an app (ADR 0002): read it, validate it, format it, publish its schema.
 //!
 //! A manifest cannot be wrong silently: [`Manifest::from_toml`] gives every mistake at once, in the
 //! order of the text, each with its place, its dotted path and a hint; unknown keys are mistakes at

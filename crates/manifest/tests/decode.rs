@@ -1,4 +1,4 @@
-//! What is read, and what is said about what cannot be.
+//! Manifests that are read, and the diagnostics of those that cannot be.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
@@ -449,7 +449,7 @@ port = 9000
 }
 
 #[test]
-fn what_is_not_toml() {
+fn text_that_is_not_toml_is_a_syntax_error() {
     for (text, expected) in [
         (
             "app = shop",
@@ -574,7 +574,7 @@ env.A = "\e[0m\x41"
 "#;
 
 #[test]
-fn what_is_only_toml_11() {
+fn text_of_toml_1_1_is_refused_with_advice() {
     for (text, expected) in [
         (
             "app = 'shop'\nenv = { A = '1', }",

@@ -17,7 +17,7 @@ fn check(text: &str, expected: Expect) {
 }
 
 #[test]
-fn what_is_right_stays() {
+fn a_formatted_manifest_stays_as_it_is() {
     assert_eq!(fmt("platform.toml", SHOP).unwrap(), SHOP);
     assert_eq!(fmt("platform.toml", "").unwrap(), "");
 }
@@ -180,7 +180,7 @@ ROLE = "web"
 }
 
 #[test]
-fn what_does_not_fit_is_taken_apart() {
+fn values_longer_than_a_line_are_split() {
     let long = "x".repeat(60);
     let text = format!(
         r#"
@@ -284,7 +284,7 @@ fn a_difference_is_shown() {
 }
 
 #[test]
-fn what_is_not_toml_is_refused() {
+fn text_that_is_not_toml_is_not_formatted() {
     let text = "app = shop\n[x\n";
     let errors = fmt("platform.toml", text).unwrap_err();
     let shown = render(text, &errors, Colour::Never);

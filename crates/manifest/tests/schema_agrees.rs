@@ -1,6 +1,6 @@
 //! The published schema accepts exactly what the decoder's structure accepts.
 //!
-//! The judge is a small checker of the JSON Schema keywords that the schema uses; a keyword that it
+//! The reference is a small checker of the JSON Schema keywords that the schema uses; a keyword that it
 //! does not know is a failure. Two things are out of reach of any schema for TOML's JSON form, and
 //! so of this test: a float with a whole value (`8080.0`), which JSON cannot tell from an integer,
 //! and dates, which JSON has not.
@@ -356,7 +356,7 @@ fn on_each_key_with_every_value() {
     values.push(json!(vec!["a"; 1025]));
     values.push(json!("x".repeat(32_769)));
     let (mut yes, mut no) = (0, 0);
-    let mut judge = |value: &Value| {
+    let mut compare = |value: &Value| {
         let expected = accepts(schema, schema, value);
         assert_eq!(decoder_accepts(value), expected, "{value}");
         if expected { yes += 1 } else { no += 1 }
@@ -365,14 +365,14 @@ fn on_each_key_with_every_value() {
         for key in schema["properties"].as_object().unwrap().keys() {
             let mut manifest = json!({ "app": "shop" });
             manifest[key] = value.clone();
-            judge(&manifest);
+            compare(&manifest);
         }
         for key in schema["$defs"]["Process"]["properties"]
             .as_object()
             .unwrap()
             .keys()
         {
-            judge(&json!({ "app": "shop", "processes": { "web": { key: value } } }));
+            compare(&json!({ "app": "shop", "processes": { "web": { key: value } } }));
         }
         for (table, base) in [
             ("stop", json!({})),
@@ -398,7 +398,7 @@ fn on_each_key_with_every_value() {
             {
                 let mut base = base.clone();
                 base[key] = value.clone();
-                judge(&json!({ "app": "shop", "processes": { "web": { table: base } } }));
+                compare(&json!({ "app": "shop", "processes": { "web": { table: base } } }));
             }
         }
         for (list, item, base) in [
@@ -417,17 +417,17 @@ fn on_each_key_with_every_value() {
             {
                 let mut base = base.clone();
                 base[key] = value.clone();
-                judge(&json!({ "app": "shop", "processes": { "web": { list: [base] } } }));
+                compare(&json!({ "app": "shop", "processes": { "web": { list: [base] } } }));
             }
         }
-        judge(&json!({ "app": "shop", "processes": { "web": { "secrets": [value] } } }));
-        judge(&json!({ "app": "shop", "routes": { "a": value } }));
-        judge(&json!({ "app": "shop", "routes": { "a": { "port": value } } }));
-        judge(&json!({ "app": "shop", "processes": { "web": value } }));
+        compare(&json!({ "app": "shop", "processes": { "web": { "secrets": [value] } } }));
+        compare(&json!({ "app": "shop", "routes": { "a": value } }));
+        compare(&json!({ "app": "shop", "routes": { "a": { "port": value } } }));
+        compare(&json!({ "app": "shop", "processes": { "web": value } }));
         if let Some(text) = value.as_str() {
-            judge(&json!({ "app": "shop", "env": { text: "x" } }));
-            judge(&json!({ "app": "shop", "routes": { text: { "port": 80 } } }));
-            judge(&json!({ "app": "shop", "processes": { text: {} } }));
+            compare(&json!({ "app": "shop", "env": { text: "x" } }));
+            compare(&json!({ "app": "shop", "routes": { text: { "port": 80 } } }));
+            compare(&json!({ "app": "shop", "processes": { text: {} } }));
         }
     }
     assert!(yes > 1000 && no > 1000, "{yes} {no}");

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use manifest::{Code, Diagnostic, Manifest, fmt};
 
-/// What is said about a text that is not TOML 1.0, as opposed to one that is no manifest.
+/// The codes of a text that is not TOML 1.0, as opposed to one that is no manifest.
 const SYNTAX: [Code; 7] = [
     Code::Encoding,
     Code::TooLarge,
@@ -88,7 +88,7 @@ fn invalid_texts_are_refused() {
 }
 
 #[test]
-fn what_only_toml_11_allows_is_refused_with_a_hint() {
+fn syntax_of_toml_1_1_is_refused_with_a_hint() {
     let old = version("1.0.0");
     let new = version("1.1.0");
     let mut count = 0;

@@ -73,15 +73,15 @@ pub enum JoinError {
     /// Keys cannot be made.
     #[error("cannot make keys")]
     Key(#[from] KeyError),
-    /// The server said no, or cannot be reached.
+    /// The server refused, or cannot be reached.
     #[error("cannot enroll")]
     Enroll(#[source] ClientError),
     /// The server answered as if this were another kind of member.
     #[error("the server enrolled this {wanted} as {got}: the token is for another role")]
     WrongRole {
-        /// What we are.
+        /// The role that this machine has.
         wanted: EnrollRole,
-        /// What the server made of us.
+        /// The kind of member that the server enrolled this machine as.
         got: Member,
     },
     /// The credentials cannot be read or kept.

@@ -109,7 +109,7 @@ fn file_mode(path: &Path, access: Access) -> Option<Denial> {
     })
 }
 
-/// By the effective user, as the kernel will judge it.
+/// By the effective user, as the kernel will check it.
 fn may(path: &Path, access: Access) -> bool {
     accessat(CWD, path, access, AtFlags::EACCESS).is_ok()
 }

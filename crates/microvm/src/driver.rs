@@ -151,7 +151,7 @@ pub(crate) fn file(operation: &'static str, path: &Path) -> impl FnOnce(io::Erro
 pub(crate) fn check_readable(path: &Path, user: Option<u32>) -> Result<(), BootError> {
     match open_readable(path, user)? {
         (_, true) => Ok(()),
-        (_, false) => Err(BootError::NotWorldReadable(path.to_owned())),
+        (_, false) => Err(BootError::NotReadableByAll(path.to_owned())),
     }
 }
 

@@ -45,7 +45,7 @@ pub enum BootError {
     #[error(
         "{} must be readable by everyone (it is no secret): chmod a+r {}", .0.display(), .0.display()
     )]
-    NotWorldReadable(PathBuf),
+    NotReadableByAll(PathBuf),
     /// Permission to open a file of the VM, or to execute a program, was denied.
     #[error("cannot {operation} {}: {denial}", path.display())]
     Forbidden {
@@ -96,7 +96,7 @@ impl BootError {
             Self::Spec { .. }
             | Self::Programs(ProgramsError::NotExecutable { .. })
             | Self::Forbidden { .. }
-            | Self::NotWorldReadable(_) => false,
+            | Self::NotReadableByAll(_) => false,
             Self::Start { source, .. } | Self::File { source, .. } => {
                 source.kind() != io::ErrorKind::PermissionDenied
             }

@@ -12,7 +12,7 @@
 //! ```text
 //!  boot ──> (vsock device recorded, started) ──> VMM recorded, started ──> running ──> ended
 //!   │ fails: all processes are killed                                       ^
-//!   └ agent dies: adopt() kills the rest              adopt() finds both ───┘
+//!   └ agent is killed: adopt() kills the rest         adopt() finds both ───┘
 //! ```
 //!
 //! - A process is recorded in `<run dir>/vm.json` while it still waits before its exec. So an agent that is killed
@@ -27,7 +27,7 @@
 //! - The serial console goes to a FIFO that the processes hold open. A running agent moves its content into a file
 //!   of bounded size; without an agent the kernel keeps the first 64 KiB and drops the rest. So a guest can
 //!   neither fill the host's disk nor block on a missing reader, and the end of the console is there after the
-//!   guest or the agent dies.
+//!   guest ends or the agent is killed.
 //!
 //! Deliberately absent: the network (`node-network` makes the tap), making of disks (`root-disk`),
 //! the guest's protocol, and any policy: `node-core` decides when to boot or restart.

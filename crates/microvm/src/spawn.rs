@@ -1,7 +1,7 @@
 //! Starts a process that outlives the agent, is recorded before it runs, and inherits only what it needs.
 //!
 //! The child sends its pid by a pipe and waits. The agent records it and releases it, and only then does the child
-//! exec. If the agent dies before the release, the kernel kills the child (PDEATHSIG). So every process has a
+//! exec. If the agent is killed before the release, the kernel kills the child (PDEATHSIG). So every process has a
 //! record at any moment.
 //!
 //! A program is executed by the VM's own user, from wherever it is installed: the child keeps

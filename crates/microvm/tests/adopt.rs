@@ -186,7 +186,7 @@ async fn a_boot_that_is_interrupted_at_any_moment_leaves_nothing() {
         let agent = start_agent(instance, &run_dir, "BOOTING");
         tokio::time::sleep(Duration::from_millis(round * 3)).await;
         kill_agent(agent);
-        // What waited before its exec dies by the kernel's hand.
+        // A process that waits before its exec is killed by the kernel.
         let known = fs::read_to_string(run_dir.join("vm.json")).unwrap_or_default();
         let outcome = match Vm::adopt(&run_dir).await.unwrap() {
             None => "nothing",

@@ -1,5 +1,5 @@
 //! Where programs and files of a VM may lie: below folders that others may not enter, made under any umask,
-//! with a blank in the path, on a file system without programs. And what is said where a place cannot work.
+//! with a blank in the path, on a file system without programs. And the errors where a place cannot work.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

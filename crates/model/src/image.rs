@@ -1,4 +1,4 @@
-//! What of an OCI image's config the platform honours (OCI image spec, config.md).
+//! The fields of an OCI image config that are used (OCI image spec, config.md).
 
 use std::collections::BTreeMap;
 

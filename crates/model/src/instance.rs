@@ -284,7 +284,7 @@ pub struct AttachedVolume {
     pub made: bool,
 }
 
-/// Where an instance is in its life. The node owns this; everyone else mirrors it.
+/// Where an instance is in its life. The node owns this; everyone else has its last report.
 /// The machine with its transitions is `node_core::instance`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -15,7 +15,7 @@ pub(crate) use files::HostFiles;
 #[cfg(test)]
 pub(crate) use logs::FileLog;
 pub(crate) use logs::HostLogs;
-pub(crate) use network::HostNetwork;
+pub(crate) use network::NodeNetwork;
 pub(crate) use vmm::MicroVms;
 #[cfg(test)]
 pub(crate) use vmm::UnixGuestListener;

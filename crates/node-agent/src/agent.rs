@@ -1,9 +1,8 @@
 //! The agent of one node: applies the desired state, keeps one task per instance, and reports.
 //!
-//! An instance whose record cannot be read is [`Unreadable`]: its VM may run, so it is reported as it
-//! was and with the reason, keeps its volumes and its tap, and is not started. Reading is tried
-//! again with each reconciliation. When the desired state names it as a stop, its VM is ended by the
-//! VM's own record.
+//! An instance whose record cannot be read is [`Unreadable`], because its VM may run. The agent reports its last known
+//! state with the reason, keeps its volumes and its tap, and does not start it. It reads the record again at each
+//! reconciliation. When the desired state stops the instance, the agent ends the VM by the VM's own record.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -88,7 +88,7 @@ async fn next_output(says: &mut GuestReader) -> Result<GuestFrame, GuestFrame> {
     match says.read().await {
         Ok(Some(frame)) if is_output(&frame) => Ok(frame),
         Ok(Some(end @ GuestFrame::ExecExited(_))) => Err(end),
-        Ok(Some(_)) => Err(exec_failed("the guest broke the contract")),
+        Ok(Some(_)) => Err(exec_failed("the guest violated the guest protocol")),
         Ok(None) => Err(exec_failed("the instance ended before the command did")),
         Err(error) => Err(exec_failed(error)),
     }

@@ -20,7 +20,7 @@ const READ_BYTES: usize = 64 * 1024;
 pub(crate) enum FramedError {
     #[error("the connection broke: {0}")]
     Broken(#[from] io::Error),
-    #[error("the guest broke the contract: {0}")]
+    #[error("the guest violated the guest protocol: {0}")]
     Frame(#[from] FrameError),
     #[error("the guest did not take a frame in time")]
     Late,

@@ -195,7 +195,7 @@ impl GuestCalls {
                     words.drain(..excess);
                 }
                 Some(GuestFrame::ExecExited(exit)) => {
-                    return judge(&exit, &words).map_err(|how| failed(&how));
+                    return evaluate(&exit, &words).map_err(|how| failed(&how));
                 }
                 Some(_) | None => return Err(failed(&"its channel broke before it ended")),
             }
@@ -248,7 +248,7 @@ impl GuestCalls {
     }
 }
 
-fn judge(exit: &ExitEvent, words: &[u8]) -> Result<(), String> {
+fn evaluate(exit: &ExitEvent, words: &[u8]) -> Result<(), String> {
     if exit.exit_code == 0 && exit.signal.is_none() {
         return Ok(());
     }

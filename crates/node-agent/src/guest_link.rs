@@ -1,13 +1,13 @@
-//! The node's end of the vsock line to one guest (`guest_protocol`).
+//! The node's end of the vsock connection to one guest (`guest_protocol`).
 //!
 //! The guest dials. Each connection comes in on the instance's own socket, so the guest needs no proof
 //! of its identity, and nothing it says about itself is believed. The node's commands (the boot config,
-//! the stop, the acknowledged end) are kept as a level and sent again on every new control connection,
+//! the stop, the acknowledged end) are kept as the current state and sent again on every new control connection,
 //! so that a lost connection or a restarted agent loses nothing.
 //!
 //! A hostile guest is bounded: so many connections, so many bytes a frame, one control and one log
-//! connection at a time, exec channels only where one was asked for, one end. What breaks the
-//! contract closes its connection, is counted, and is noted in the instance's log: at the first, the
+//! connection at a time, exec channels only where one was asked for, one end. A violation of the
+//! protocol closes its connection, is counted, and is noted in the instance's log: at the first, the
 //! second, the fourth and so on, so that the log is not flooded either.
 
 use std::io;
@@ -138,7 +138,7 @@ impl GuestLink {
         self.events.recv().await
     }
 
-    /// Connections that were closed because they broke the contract.
+    /// Connections that were closed because they violated the guest protocol.
     pub(crate) fn protocol_violations(&self) -> u64 {
         self.protocol_violations.load(Ordering::Relaxed)
     }
@@ -164,7 +164,7 @@ struct GuestServer {
 enum ConnectionEnd {
     #[error(transparent)]
     Framed(#[from] FramedError),
-    #[error("the guest broke the contract: {0}")]
+    #[error("the guest violated the guest protocol: {0}")]
     Contract(&'static str),
     #[error("the guest did not say hello in time")]
     Late,

@@ -53,7 +53,7 @@ impl VolumeHolders {
         }
     }
 
-    /// Takes back every volume of an instance of whose VM nothing is left.
+    /// Releases the volumes of an instance whose VM is gone.
     pub(crate) fn release(&self, instance: InstanceId) {
         self.lock().retain(|_, holder| *holder != instance);
     }

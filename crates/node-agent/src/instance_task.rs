@@ -113,7 +113,7 @@ impl InstanceHandle {
         if life.state() != InstanceState::Stopped
             && let Err(error) = machine.holders.acquire(id, &spec.volumes)
         {
-            // Another instance that ends has it still. What runs is watched nevertheless.
+            // A terminating instance still holds the volume. This VM is watched all the same.
             tracing::warn!(%error, instance = %id, "resuming an instance without its volumes");
         }
         let handle = Self::spawn(spec, life, machine, Event::NotFound).await?;
@@ -316,17 +316,26 @@ impl InstanceTask {
         let spec = &self.spec;
         let secrets = self.secrets.get(&*self.machine.host.server, spec, &|_| ());
         if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {
-            tracing::warn!(instance = %self.id(), "no secrets for an adopted guest");
+            tracing::warn!(
+                instance = %self.id(),
+                "cannot fetch the secrets of an adopted VM, which is not sent its boot config"
+            );
             return;
         }
         match prepared {
             Ok(prepared) => {
                 if let Err(error) = self.send_config(&prepared.config) {
-                    tracing::warn!(instance = %self.id(), %error, "no config for an adopted guest");
+                    tracing::warn!(
+                        instance = %self.id(), %error,
+                        "cannot make the boot config of an adopted VM, which is not sent one"
+                    );
                 }
             }
             // The boot watchdog ends the guest.
-            Err(error) => tracing::warn!(instance = %self.id(), %error, "no image"),
+            Err(error) => tracing::warn!(
+                instance = %self.id(), %error,
+                "cannot prepare the image of an adopted VM, which is not sent its boot config"
+            ),
         }
     }
 
@@ -652,7 +661,7 @@ impl InstanceTask {
             }
             if link.protocol_violations() > 0 {
                 let count = link.protocol_violations();
-                self.note(format!("{count} connection(s) broke the boot contract"))
+                self.note(format!("{count} connection(s) violated the guest protocol"))
                     .await;
             }
         }

@@ -18,7 +18,7 @@ use registry::{Credentials, Registry, RegistryOptions};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::adapters::{HostDisks, HostFiles, HostLogs, HostNetwork, MicroVms};
+use crate::adapters::{HostDisks, HostFiles, HostLogs, MicroVms, NodeNetwork};
 use crate::agent::{self, AgentSettings};
 use crate::blocking::blocking;
 use crate::clock::Clock;
@@ -92,7 +92,7 @@ pub(crate) async fn run(
             kernel,
             run_dir: options.run_dir.clone(),
         }),
-        network: Arc::new(HostNetwork(network)),
+        network: Arc::new(NodeNetwork(network)),
         images: Arc::new(images),
         disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes)),
         server: Arc::new(client.clone()),

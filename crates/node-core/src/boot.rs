@@ -500,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_run_is_said() {
+    fn a_config_that_cannot_run_is_refused_with_the_reason() {
         let mut spec = spec(process(1));
         check(
             &ImageConfig::default(),

@@ -18,11 +18,23 @@
 //!                        stopped
 //! ```
 //!
+//! Not in the diagram:
+//!
+//! - A running instance is settling or probing, then ready (`Readiness`); see *Ready* below.
+//! - A stop has three steps (`StopStep`). Draining: a ready instance with ports goes on for a moment, so that
+//!   edges learn the new routes. Asked: the app was told to end. Cleaning: scratch disk, tap and sockets are removed. A stop
+//!   from created, preparing, booting, backoff or failed begins with cleaning; from running, without ports or not
+//!   ready, with asked.
+//! - After a restart of the agent each instance gets one event. [`Event::Adopted`] (its VM runs): created and preparing
+//!   go to booting; booting stays, with a new watchdog; running stays; stopping repeats its step; in backoff, failed
+//!   and stopped the VM is killed. [`Event::NotFound`] (there is no VM): preparing begins again; booting counts a missed
+//!   boot; running counts an end; stopping goes to cleaning; the others stay.
+//!
 //! Events come in with the time, a new state and effects come out; the node carries the effects of
-//! one instance out in order, one at a time, and hands in what became of them. What belongs to a
-//! VM that was killed is dropped by the node: after [`Effect::KillVm`] nothing of it comes in any
-//! more. The [`Progress`] is written down with each step, so that an agent that was restarted goes
-//! on where it was ([`Event::Adopted`], [`Event::NotFound`]): ready instances stay ready.
+//! one instance out in order, one at a time, and returns their outcome as events. The node drops the events
+//! of a VM that was killed: after [`Effect::KillVm`] none of it comes in. The [`Progress`] is written
+//! down with each step, so that an agent that was restarted goes on where it was ([`Event::Adopted`],
+//! [`Event::NotFound`]): ready instances stay ready.
 //!
 //! Time is the node's: milliseconds that only grow while the agent runs. There is at most one
 //! timer, [`Lifecycle::wake_at`]; when it is reached, [`Lifecycle::due`] names the event.

@@ -3,7 +3,7 @@
 //! - [`reconcile`]: desired state against what the node observes.
 //! - [`instance`]: the life cycle of one instance.
 //! - [`boot`]: what its guest is told to run.
-//! - [`cache`]: what goes from the image cache.
+//! - [`cache`]: which cached images are evicted.
 //! - [`ended_logs`]: which logs of ended instances are kept.
 
 #![cfg_attr(

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_for_this_node_is_refused_whole() {
+    fn a_foreign_older_or_contradictory_desired_state_is_refused_whole() {
         let seen = seen(&[]);
         let mut other = desired(&[1], &[]);
         other.cluster = "d".to_owned();

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The cluster's /48 is a random ULA, a node's /64 holds all its instances, and because the env's
-//! network sits at the same place in every address, both ends of a connection can judge by mask
+//! network sits at the same place in every address, both ends of a connection can decide by mask
 //! alone whether they share an env. Network 0 is the platform's own: a node's first address is
 //! `<node /64>::1`. Nothing is looked up and nothing is stored: the plan is arithmetic, both ways.
 //!
@@ -194,12 +194,12 @@ mod tests {
             let other = Ipv6Addr::from_bits(if ours { prefix } else { !prefix });
             let peer = instance_address(other, NodeId(node), EnvNetwork(network), InstanceId(instance));
             let (peers, mask) = platform_peers(own);
-            let judged = peer.to_bits() & mask.to_bits() == peers.to_bits();
-            prop_assert_eq!(judged, ours && network == PLATFORM_NETWORK.0);
+            let matches = peer.to_bits() & mask.to_bits() == peers.to_bits();
+            prop_assert_eq!(matches, ours && network == PLATFORM_NETWORK.0);
         }
 
         #[test]
-        fn the_mask_judges_as_the_parts_do(
+        fn the_mask_agrees_with_the_parts(
             a in (0_u16..3, 0_u32..3, 0_u32..3),
             b in (0_u16..3, 0_u32..3, 0_u32..3),
         ) {

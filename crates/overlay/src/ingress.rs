@@ -1,4 +1,4 @@
-//! Where edges knock at an instance.
+//! The ports at which edges connect to an instance.
 //!
 //! A port without `proxy_protocol` is the app's own. One with it has an ingress port beside it,
 //! where the guest's PROXY adapter listens (ADR 0001, 0003): edges go there, while neighbours and

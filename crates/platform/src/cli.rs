@@ -30,7 +30,7 @@ Examples:
   platform exec -it --process web -- sh                         a shell in it
   platform scale web=3                                          more of it
 
-Exit status: 0 done, 1 the input or the cluster says no, 2 wrong usage; `exec` ends with its
+Exit status: 0 done, 1 the input is wrong or the cluster refuses, 2 wrong usage; `exec` ends with its
 command's.";
 
 /// The whole command line.

@@ -13,7 +13,7 @@ use membership::JoinError;
 use node_agent::NodeError;
 use registry::RegistryError;
 
-/// The user's input or the cluster says no.
+/// The user's input is wrong, or the cluster refuses.
 const NO: u8 = 1;
 
 const ERROR: Style = AnsiColor::Red.on_default().bold();

@@ -3,7 +3,7 @@
 //! This file only starts the command; each command is a module of [`commands`], what they share is
 //! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON),
 //! [`registry_access`] (registries and logins), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
-//! Exit status: 0 done, 1 the user's input or the cluster says no, 2 usage.
+//! Exit status: 0 done, 1 the user's input is wrong or the cluster refuses, 2 usage.
 
 mod cli;
 mod commands;

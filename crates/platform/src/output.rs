@@ -329,12 +329,12 @@ mod tests {
     fn a_table_has_a_header_line_and_columns() {
         let mut table = Table::new(["NODE", "STATE"]);
         table.row(["n1".to_owned(), "online".to_owned()]);
-        table.row(["n1000".to_owned(), "away\u{1b}[2J\nx".to_owned()]);
+        table.row(["n1000".to_owned(), "offline\u{1b}[2J\nx".to_owned()]);
         let plain = anstream::adapter::strip_str(&table.render(None)).to_string();
         expect![[r"
             NODE   STATE
             n1     online
-            n1000  away [2J x
+            n1000  offline [2J x
         "]]
         .assert_eq(&plain);
     }

@@ -105,12 +105,12 @@ pub(crate) fn explain(status: &RolloutStatus) -> String {
         let Some(report) = &row.report else { continue };
         let words = what_happened(report);
         // Ten instances that fail alike need one explanation.
-        let is_said = text.contains(&words)
+        let is_printed = text.contains(&words)
             && report
                 .log_tail
                 .last()
                 .is_none_or(|last| text.contains(&one_line(last)));
-        if is_said {
+        if is_printed {
             continue;
         }
         text.push_str(&format!(

@@ -530,7 +530,7 @@ mod tests {
     #[test]
     fn case_an_https_registry_may_redirect_to_plain_storage_that_is_listed() {
         let insecure = BTreeSet::from(["minio.example.com:9000".to_owned()]);
-        let judged = |from: &str, to: &str| {
+        let redirect = |from: &str, to: &str| {
             let [from, to] = [from, to].map(|url| Url::parse(url).unwrap());
             let checked = check_redirect(&insecure, "registry.example.com", &from, &to);
             checked.map_err(|problem| format!("{problem}; {}", problem.hint().unwrap_or_default()))
@@ -541,9 +541,9 @@ mod tests {
             (registry, "http://minio.example.com:9000/x"),
             ("http://minio.example.com:9000/x", "http://127.0.0.1:5000/x"),
         ] {
-            assert_eq!(judged(from, to), Ok(()), "{from} {to}");
+            assert_eq!(redirect(from, to), Ok(()), "{from} {to}");
         }
-        let refused = judged(
+        let refused = redirect(
             registry,
             "http://s3.example.com:9000/bucket/x?signature=secret",
         );
@@ -555,7 +555,7 @@ mod tests {
         );
         // A node's own loopback is no registry's storage.
         for to in ["http://127.0.0.1:9000/x", "http://localhost/x", "ftp://x/y"] {
-            assert!(judged(registry, to).is_err(), "{to}");
+            assert!(redirect(registry, to).is_err(), "{to}");
         }
     }
 }

@@ -17,7 +17,7 @@
 //!                the disk is there               a user deletes it
 //!      Planned -----------------> Made ----------------------+
 //!       |                                                    v     no longer there, in a report of the
-//!       +------------- a user deletes it -------------> Deleting -------------------------> Deleted --Reap--> (none)
+//!       +------------- a user deletes it -------------> Deleting -----------------> Deleted --DeleteVolume--> (none)
 //!                                                            node's current generation
 //! ```
 //!

@@ -215,8 +215,8 @@ impl InstanceHealth {
         }
     }
 
-    /// Whether it does its work.
-    pub fn is_well(self) -> bool {
+    /// Whether it does its work: it is ready, or it ended as it was meant to.
+    pub fn is_healthy(self) -> bool {
         matches!(self, Self::Ready | Self::Completed)
     }
 }

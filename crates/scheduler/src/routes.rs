@@ -1,4 +1,4 @@
-//! Where hosts lead.
+//! Routes: host name to ready instances.
 //!
 //! An instance serves the hosts that its own release's manifest gives to its process, on the port
 //! given there, so old and new instances serve side by side while a release rolls out. The hosts

@@ -13,11 +13,11 @@ use crate::machine::Machine;
 use crate::simulator::Simulator;
 
 /// The least number of ready instances that a plan may leave, by env and process type.
-pub(crate) type Minimums = BTreeMap<(EnvKey, ProcessName), Floor>;
+pub(crate) type Minimums = BTreeMap<(EnvKey, ProcessName), Minimum>;
 
 /// What a process type must keep.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Floor {
+pub(crate) struct Minimum {
     /// By its count and what may be unavailable.
     wanted: u32,
     /// What there is.
@@ -80,7 +80,7 @@ pub(crate) fn ready_minimums(cluster: &ClusterState) -> Minimums {
                     .ordinal()
                     .is_none_or(|ordinal| ordinal < count)
             });
-            minimums.insert((key.clone(), name), Floor { wanted, there });
+            minimums.insert((key.clone(), name), Minimum { wanted, there });
         }
     }
     minimums
@@ -101,7 +101,7 @@ pub(crate) fn check_plan(simulator: &Simulator, minimums: &Minimums, cluster: &C
     let after = ready_minimums(cluster);
     for ((env, process), minimum) in minimums {
         let name = (env.clone(), process.clone());
-        let Some(Floor { wanted, .. }) = after.get(&name) else {
+        let Some(Minimum { wanted, .. }) = after.get(&name) else {
             continue;
         };
         let minimum = &minimum.wanted.min(*wanted).min(minimum.there);

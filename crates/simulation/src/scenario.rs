@@ -183,11 +183,11 @@ fn settings(node: NodeId) -> AgentSettings {
 
 /// How hard a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weather {
+enum FaultLevel {
     /// No faults but apps that do not run: every rollout is checked to its end.
-    Calm,
+    None,
     /// Everything that may break, breaks.
-    Stormy,
+    All,
     /// The same, and the store is restored from a backup: only what holds at every step is checked.
     Restored,
 }
@@ -254,7 +254,7 @@ struct Scenario {
     server: Server,
     _planner: AbortOnDropHandle<()>,
     nodes: Vec<Node>,
-    weather: Weather,
+    fault_level: FaultLevel,
     /// Records that were damaged: the node's place, the file, its content before and after.
     damaged: Vec<(usize, std::path::PathBuf, Vec<u8>)>,
 }
@@ -271,15 +271,15 @@ struct Deployed {
 
 impl Scenario {
     fn new(simulator: &Simulator) -> Self {
-        let (count, weather, leaves_tap) = simulator.draw(|rng| {
-            let weather = match rng.below(10) {
-                0..2 => Weather::Calm,
-                2 => Weather::Restored,
-                _ => Weather::Stormy,
+        let (count, fault_level, leaves_tap) = simulator.draw(|rng| {
+            let fault_level = match rng.below(10) {
+                0..2 => FaultLevel::None,
+                2 => FaultLevel::Restored,
+                _ => FaultLevel::All,
             };
-            (1 + rng.below(3) as u16, weather, rng.percent(50))
+            (1 + rng.below(3) as u16, fault_level, rng.percent(50))
         });
-        simulator.trace(format!("{count} nodes, {weather:?}"));
+        simulator.trace(format!("{count} nodes, {fault_level:?}"));
         let server = Server::new(simulator, cluster(count));
         let planner = AbortOnDropHandle::new(tokio::spawn(server.clone().run()));
         let nodes = (1..=count).map(|id| {
@@ -292,7 +292,7 @@ impl Scenario {
             simulator: simulator.clone(),
             server,
             _planner: planner,
-            weather,
+            fault_level,
             damaged: Vec::new(),
         }
     }
@@ -306,7 +306,7 @@ impl Scenario {
             .draw(|rng| rng.pick(&GOOD_APPS))
             .unwrap_or(App::Healthy);
         let deployed = self.deploy(first);
-        if self.weather == Weather::Calm {
+        if self.fault_level == FaultLevel::None {
             self.follow_rollout(&deployed, None).await;
         }
         let operations = self.draw(|rng| 3 + rng.below(10));
@@ -314,8 +314,8 @@ impl Scenario {
             if self.simulator.violation().is_some() {
                 return;
             }
-            if self.weather == Weather::Calm {
-                self.calm_operation().await;
+            if self.fault_level == FaultLevel::None {
+                self.faultless_operation().await;
             } else {
                 let wait = self.draw(|rng| rng.millis(0, 30_000));
                 sleep(wait).await;
@@ -323,7 +323,7 @@ impl Scenario {
             }
         }
         self.heal();
-        if self.weather == Weather::Restored {
+        if self.fault_level == FaultLevel::Restored {
             sleep(Duration::from_secs(5 * REST_SECONDS)).await;
             return;
         }
@@ -341,8 +341,8 @@ impl Scenario {
         self.remove_everything().await;
     }
 
-    /// In calm weather: another release or another size, followed to its end.
-    async fn calm_operation(&mut self) {
+    /// In a run without faults: another release or another size, followed to its end.
+    async fn faultless_operation(&mut self) {
         let runs = self.server.with(|cluster| {
             let env = &cluster.envs[&key(ENV)];
             let release = env.releases.get(&env.rollout.wanted);
@@ -451,7 +451,7 @@ impl Scenario {
             unavailable: rng.below(3) as u32,
             volumes: rng.percent(40),
         });
-        if self.weather == Weather::Calm {
+        if self.fault_level == FaultLevel::None {
             // So that a rollout's minimum is that of one process type all the time.
             deployed.volumes = self.nodes[0].machine.lock().leaves_tap;
             deployed.count = 1 + self.nodes.len() as u32;
@@ -510,7 +510,7 @@ impl Scenario {
         let mut operation = self
             .draw(|rng| rng.pick(&OPERATIONS))
             .unwrap_or(Operation::Heal);
-        if self.weather == Weather::Restored && self.draw(|rng| rng.percent(25)) {
+        if self.fault_level == FaultLevel::Restored && self.draw(|rng| rng.percent(25)) {
             operation = if self.draw(|rng| rng.percent(50)) {
                 Operation::BackUp
             } else {

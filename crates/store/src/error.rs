@@ -34,7 +34,7 @@ pub enum StoreError {
         /// The newest schema that this server knows.
         known: i64,
     },
-    /// The schema was changed by hand, or the database says no.
+    /// The schema was changed by hand, or the database refuses.
     #[error("could not bring the store {} to this version's schema", path.display())]
     Migrate {
         /// The database file.
@@ -43,7 +43,7 @@ pub enum StoreError {
         #[source]
         source: sqlx::migrate::MigrateError,
     },
-    /// The database says no: disk full, an I/O error, a constraint.
+    /// The database refuses: disk full, an I/O error, a constraint.
     #[error("could not {operation}")]
     Query {
         /// What was to be done.

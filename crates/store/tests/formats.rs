@@ -165,7 +165,7 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
         (newer.node, &newer.env),
         (Some(NodeId(1)), &Some(env_key("shop")))
     );
-    // A report is said again: the instance is readable without it.
+    // A node reports again: the instance is readable without its report.
     assert_eq!(cluster.instances[&InstanceId(2)].report, None);
 
     // The node is not told to stop the instance, and nothing of its env changes.

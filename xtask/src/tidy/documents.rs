@@ -1,4 +1,4 @@
-//! Documents name files and tests that exist.
+//! Documents name files and tests that exist, and ADRs are amended at their end.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,6 +9,10 @@ use super::Source;
 const MAX_ARCHITECTURE_LINES: usize = 300;
 /// Underscores in a test's name, at least: it is a sentence.
 const TEST_NAME_UNDERSCORES: usize = 3;
+/// Where the ADRs are; each begins with its number.
+const ADRS: &str = "docs/adr/";
+/// How the heading of an ADR's amendment begins; a date and a subject follow.
+const AMENDMENT: &str = "## Amendment, ";
 
 /// Checks the links and the names of tests in every document.
 pub(super) fn check(root: &Path, sources: &[Source], findings: &mut Vec<String>) {
@@ -20,6 +24,9 @@ pub(super) fn check(root: &Path, sources: &[Source], findings: &mut Vec<String>)
     for document in sources.iter().filter(|source| source.path.ends_with(".md")) {
         check_links(root, &document.path, &document.text, findings);
         check_tests(&document.path, &document.text, &functions, findings);
+        if is_adr(&document.path) {
+            check_amendments(&document.path, &document.text, findings);
+        }
         if document.path == "ARCHITECTURE.md"
             && document.text.lines().count() > MAX_ARCHITECTURE_LINES
         {
@@ -28,6 +35,58 @@ pub(super) fn check(root: &Path, sources: &[Source], findings: &mut Vec<String>)
             ));
         }
     }
+}
+
+/// Whether this is an ADR: `docs/adr/0001-subject.md`.
+pub(super) fn is_adr(path: &str) -> bool {
+    path.strip_prefix(ADRS)
+        .is_some_and(|name| name.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// The number of lines above the first amendment of an ADR: the decision as it was taken.
+pub(super) fn lines_of_the_decision(text: &str) -> usize {
+    text.lines()
+        .take_while(|line| !line.starts_with(AMENDMENT))
+        .count()
+}
+
+/// Amendments are sections `## Amendment, YYYY-MM-DD: subject`, the later ones below the earlier ones, and no other
+/// section follows them.
+fn check_amendments(file: &str, text: &str, findings: &mut Vec<String>) {
+    let mut latest: Option<&str> = None;
+    let headings = text
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.starts_with("# ") || line.starts_with("## "));
+    for (number, heading) in headings {
+        let place = format!("{file}:{}", number + 1);
+        let amendment = heading
+            .strip_prefix(AMENDMENT)
+            .and_then(|rest| rest.split_once(": "))
+            .filter(|(date, subject)| is_date(date) && !subject.trim().is_empty());
+        match (amendment, latest) {
+            (Some((date, _)), Some(before)) if date < before => findings.push(format!(
+                "{place}: the amendment of {date} is below that of {before}: later ones go to the end"
+            )),
+            (Some((date, _)), _) => latest = Some(date),
+            (None, _) if heading.to_lowercase().contains("amend") => findings.push(format!(
+                "{place}: an amendment's heading is `{AMENDMENT}YYYY-MM-DD: subject`"
+            )),
+            (None, Some(_)) => findings.push(format!(
+                "{place}: `{heading}` is below an amendment: amendments are at the end"
+            )),
+            (None, None) => {}
+        }
+    }
+}
+
+/// Whether a text has the form `YYYY-MM-DD`.
+fn is_date(text: &str) -> bool {
+    text.len() == "YYYY-MM-DD".len()
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            4 | 7 => byte == b'-',
+            _ => byte.is_ascii_digit(),
+        })
 }
 
 /// Relative links `](path)` lead somewhere.
@@ -87,5 +146,55 @@ mod tests {
         let mut findings = Vec::new();
         check_tests("a.md", text, &functions, &mut findings);
         assert_eq!(findings, ["a.md:2: there is no test `a_thing_that_was_so`"]);
+    }
+
+    fn amendments(text: &str) -> Vec<String> {
+        let mut findings = Vec::new();
+        check_amendments("docs/adr/0001-a.md", text, &mut findings);
+        findings
+    }
+
+    #[test]
+    fn dated_amendments_at_the_end_of_an_adr_are_in_order() {
+        let text = "# ADR 1\n## Decision\n## Amendment, 2026-01-02: a\n### More\n## Amendment, 2026-01-02: b\n## Amendment, 2026-02-01: c\n";
+        assert_eq!(amendments(text), [""; 0]);
+        assert_eq!(lines_of_the_decision(text), 2);
+        assert!(is_adr("docs/adr/0001-a.md") && !is_adr("docs/adr/README.md"));
+    }
+
+    #[test]
+    fn an_amendment_of_another_form_or_at_another_place_is_a_finding() {
+        for (text, expected) in [
+            (
+                "## Amendment of 2026-01-02: a\n",
+                "docs/adr/0001-a.md:1: an amendment's heading is",
+            ),
+            (
+                "## Amendment, 2026-1-2: a\n",
+                "docs/adr/0001-a.md:1: an amendment's heading is",
+            ),
+            (
+                "## Amendment, 2026-01-02: \n",
+                "docs/adr/0001-a.md:1: an amendment's heading is",
+            ),
+            (
+                "## Amended on 2026-01-02\n",
+                "docs/adr/0001-a.md:1: an amendment's heading is",
+            ),
+            (
+                "## Amendment, 2026-01-02: a\n## Non-goals\n",
+                "docs/adr/0001-a.md:2: `## Non-goals` is below an amendment",
+            ),
+            (
+                "## Amendment, 2026-01-02: a\n## Amendment, 2026-01-01: b\n",
+                "docs/adr/0001-a.md:2: the amendment of 2026-01-01 is below that of 2026-01-02",
+            ),
+        ] {
+            let found = amendments(text);
+            assert!(
+                found.len() == 1 && found[0].starts_with(expected),
+                "{text}: {found:?}"
+            );
+        }
     }
 }

@@ -3,15 +3,17 @@
 //! A row of the glossary is `| we say | not | gone |`. The third cell has the patterns that `tidy` looks for,
 //! each between backticks. A pattern is a literal text:
 //!
-//! - it matches whole words only; `_` ends a word, so `take_up` is found in `take_up_again`;
+//! - it matches whole words only; `_` ends a word, and so does a capital letter within one: `take_up` is found in
+//!   `take_up_again`, `World` in `WorldState` and `chore` in `ChoreList`;
 //! - without a capital letter it matches any case: `way out` is found in `Way out`;
-//! - a blank also matches the end of a line, with the marks of a comment that follow it.
+//! - a blank also matches the end of a line, with the marks of a comment that follow it, and, in a pattern of words only,
+//!   a `_`: `way out` is found in `the_way_out`.
 //!
 //! A line that must have an old word, such as the reader of an old format, says why behind
-//! [`EXCUSE`] on that line or on the line above. CHANGELOG.md, fixtures of old formats and migrations have the words of
-//! their own time.
+//! [`EXCUSE`] on that line or on the line above. CHANGELOG.md, fixtures of old formats, migrations and the decision of an
+//! ADR, which is amended and not rewritten, have the words of their own time.
 
-use super::Source;
+use super::{Source, documents};
 
 /// A line with this comment, or the line below it, may have an old word.
 const EXCUSE: &str = "old word: ";
@@ -35,7 +37,7 @@ pub(super) fn check(sources: &[Source], findings: &mut Vec<String>) {
         ));
     }
     for source in sources.iter().filter(|source| is_read(&source.path)) {
-        let flat = Flat::new(&source.text, source.path == GLOSSARY);
+        let flat = Flat::new(&source.path, &source.text);
         for pattern in &patterns {
             for line in flat.find(pattern) {
                 findings.push(format!(
@@ -96,14 +98,18 @@ fn rows(document: &str) -> impl Iterator<Item = (usize, &str)> {
 struct Flat {
     text: String,
     lower: String,
+    /// In lower case, with a blank in place of each `_`.
+    words: String,
     /// Where each line begins in the text, and its number from 1.
     starts: Vec<(usize, usize)>,
 }
 
 impl Flat {
-    fn new(text: &str, has_glossary: bool) -> Self {
-        let own: Vec<_> = if has_glossary {
+    fn new(path: &str, text: &str) -> Self {
+        let own: Vec<_> = if path == GLOSSARY {
             rows(text).map(|(number, _)| number).collect()
+        } else if documents::is_adr(path) {
+            (0..documents::lines_of_the_decision(text)).collect()
         } else {
             Vec::new()
         };
@@ -123,8 +129,10 @@ impl Flat {
             flat.push(' ');
             excused = excuses;
         }
+        let lower = flat.to_ascii_lowercase();
         Self {
-            lower: flat.to_ascii_lowercase(),
+            words: lower.replace('_', " "),
+            lower,
             text: flat,
             starts,
         }
@@ -132,26 +140,35 @@ impl Flat {
 
     /// The lines on which the pattern begins.
     fn find(&self, pattern: &Pattern) -> Vec<usize> {
-        let any_case = !pattern.text.chars().any(char::is_uppercase);
-        let text = if any_case { &self.lower } else { &self.text };
+        let text = if pattern.text.chars().any(char::is_uppercase) {
+            &self.text
+        } else if pattern.text.contains('_') || !pattern.text.contains(' ') {
+            &self.lower
+        } else {
+            &self.words
+        };
+        // All three have each character at the same place.
         text.match_indices(&pattern.text)
-            .filter(|(at, found)| {
-                let before = text[..*at].chars().next_back();
-                let after = text[at + found.len()..].chars().next();
-                !(continues(before, found.chars().next())
-                    || continues(found.chars().next_back(), after))
-            })
+            .filter(|(at, found)| self.is_boundary(*at) && self.is_boundary(at + found.len()))
             .map(|(at, _)| {
                 let line = self.starts.partition_point(|(start, _)| *start <= at);
                 self.starts[line - 1].1
             })
             .collect()
     }
-}
 
-/// Whether two neighbouring characters belong to one word.
-fn continues(left: Option<char>, right: Option<char>) -> bool {
-    left.is_some_and(char::is_alphanumeric) && right.is_some_and(char::is_alphanumeric)
+    /// Whether the characters on both sides of this place belong to two words: one of them is no letter or digit, or a
+    /// capital letter begins a word (`WorldState`, `OCIWorld`).
+    fn is_boundary(&self, at: usize) -> bool {
+        let (left, right) = self.text.split_at(at);
+        let mut right = right.chars();
+        let (Some(before), Some(after)) = (left.chars().next_back(), right.next()) else {
+            return true;
+        };
+        let begins = after.is_uppercase()
+            && (!before.is_uppercase() || right.next().is_some_and(char::is_lowercase));
+        !before.is_alphanumeric() || !after.is_alphanumeric() || begins
+    }
 }
 
 #[cfg(test)]
@@ -206,8 +223,35 @@ mod tests {
     }
 
     #[test]
+    fn a_word_within_a_longer_name_is_found() {
+        for text in [
+            "WorldState",
+            "HelloWorld",
+            "OCIWorld",
+            "World2",
+            "load_World",
+        ] {
+            let found = findings("a.rs", text);
+            // A digit continues a word.
+            assert_eq!(found.len(), usize::from(text != "World2"), "{text}");
+        }
+        assert_eq!(findings("a.rs", "fn is_taken_up_now() {}").len(), 1);
+    }
+
+    #[test]
+    fn the_decision_of_an_adr_has_the_words_of_its_time_and_its_amendments_do_not() {
+        let text = "# ADR\nThe World\n## Amendment, 2026-01-01: a\nThe World\n";
+        assert_eq!(findings("docs/adr/README.md", text).len(), 2);
+        let found = findings("docs/adr/0001-a.md", text);
+        assert!(
+            found.len() == 1 && found[0].starts_with("docs/adr/0001-a.md:4"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
     fn a_longer_word_another_case_and_another_kind_of_file_are_left_alone() {
-        let text = "WorldWide HelloWorld world stake_up retaken upon taken upwards\n";
+        let text = "Worldwide world stake_up retaken upon taken upwards\n";
         assert!(findings("a.rs", text).is_empty());
         assert!(findings("a.bin", "World").is_empty());
         assert!(findings("migrations/1.sql", "World").is_empty());

@@ -1,6 +1,7 @@
-//! ARCHITECTURE.md's table of layers is the workspace's, and imports point down it.
+//! ARCHITECTURE.md's table of layers is the workspace's, and imports point down it. The crates that it calls pure have
+//! the clippy.toml that refuses I/O and clocks, and import nothing for async, randomness or I/O.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -8,6 +9,34 @@ use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// The layer of contracts. Its crates may import one another: the API carries the guest protocol's frames.
 const CONTRACTS: u32 = 1;
+/// How the line of ARCHITECTURE.md begins that names the pure layers and crates, up to its first full stop.
+const PURE: &str = "- **Pure**: ";
+/// What the clippy.toml of a pure crate has, at least.
+const REFUSED_BY_CLIPPY: [&str; 6] = [
+    "std::time::SystemTime",
+    "std::fs::File",
+    "std::net::TcpStream",
+    "std::process::Command",
+    "std::env::var",
+    "std::collections::HashMap",
+];
+/// Crates for async, randomness or I/O.
+const IMPURE: [&str; 14] = [
+    "async-trait",
+    "futures-util",
+    "getrandom",
+    "hyper",
+    "libc",
+    "nix",
+    "rand",
+    "reqwest",
+    "rustix",
+    "sqlx",
+    "tempfile",
+    "tokio",
+    "tokio-util",
+    "tracing",
+];
 
 /// Checks the table of layers in the text of ARCHITECTURE.md against `cargo metadata`.
 ///
@@ -15,6 +44,17 @@ const CONTRACTS: u32 = 1;
 /// `cargo metadata` cannot be run.
 pub(super) fn check(root: &Path, architecture: &str, findings: &mut Vec<String>) -> Result<()> {
     let layers = table(architecture);
+    let pure = pure_crates(architecture, &layers);
+    if pure.is_empty() {
+        findings.push(format!(
+            "ARCHITECTURE.md: no line begins with `{PURE}` and names layers or crates"
+        ));
+    }
+    for name in pure.iter().filter(|name| !layers.contains_key(*name)) {
+        findings.push(format!(
+            "ARCHITECTURE.md: `{name}` is called pure and is not in the table of layers"
+        ));
+    }
     let metadata = MetadataCommand::new()
         .manifest_path(root.join("Cargo.toml"))
         .no_deps()
@@ -49,7 +89,14 @@ pub(super) fn check(root: &Path, architecture: &str, findings: &mut Vec<String>)
             .dependencies
             .iter()
             .filter(|dependency| dependency.kind != DependencyKind::Development);
+        if pure.contains(name) {
+            let file = package.manifest_path.with_file_name("clippy.toml");
+            check_clippy(name, std::fs::read_to_string(file).ok(), findings);
+        }
         for import in imports {
+            if pure.contains(name) && IMPURE.contains(&import.name.as_str()) {
+                findings.push(format!("{name} is pure and imports {}", import.name));
+            }
             if let Some(imported) = layers.get(&import.name)
                 && !may_import(*layer, *imported)
             {
@@ -61,6 +108,42 @@ pub(super) fn check(root: &Path, architecture: &str, findings: &mut Vec<String>)
         }
     }
     Ok(())
+}
+
+/// A pure crate has a clippy.toml that refuses what is not pure.
+fn check_clippy(name: &str, file: Option<String>, findings: &mut Vec<String>) {
+    let Some(text) = file else {
+        findings.push(format!(
+            "{name} is pure and has no clippy.toml: copy that of `model`"
+        ));
+        return;
+    };
+    for refused in REFUSED_BY_CLIPPY {
+        if !text.contains(&format!("\"{refused}")) {
+            findings.push(format!(
+                "{name} is pure, and its clippy.toml does not refuse {refused}"
+            ));
+        }
+    }
+}
+
+/// The crates that the line behind [`PURE`] names, by their layer (`layers 1 and 2`) or by name.
+fn pure_crates(architecture: &str, layers: &BTreeMap<String, u32>) -> BTreeSet<String> {
+    let line = architecture
+        .lines()
+        .find_map(|line| line.strip_prefix(PURE))
+        .unwrap_or_default();
+    let sentence = line.split('.').next().unwrap_or_default();
+    let by_name = sentence.split('`').skip(1).step_by(2).map(str::to_owned);
+    let pure_layers: Vec<u32> = sentence
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    let by_layer = layers
+        .iter()
+        .filter(|(_, layer)| pure_layers.contains(layer))
+        .map(|(name, _)| name.clone());
+    by_name.chain(by_layer).collect()
 }
 
 /// Whether a crate of one layer may import a crate of another.
@@ -90,6 +173,36 @@ mod tests {
         let text = "| layer | crate | does |\n|---|---|---|\n| 0 | `model` | values |\ntext\n| 3 | `store` | SQL |\n";
         let expected = BTreeMap::from([("model".to_owned(), 0), ("store".to_owned(), 3)]);
         assert_eq!(table(text), expected);
+    }
+
+    #[test]
+    fn pure_crates_are_named_by_layer_and_by_name() {
+        let layers = [("model", 0), ("file", 0), ("api", 1), ("store", 3)];
+        let layers = BTreeMap::from(layers.map(|(name, layer)| (name.to_owned(), layer)));
+        let text =
+            "- **3, mechanisms**\n- **Pure**: layers 1 and 2, `model`. No I/O, not `store`.\n";
+        let expected = BTreeSet::from(["api", "model"].map(str::to_owned));
+        assert_eq!(pure_crates(text, &layers), expected);
+        assert!(pure_crates("pure: `model`\n", &layers).is_empty());
+    }
+
+    #[test]
+    fn a_pure_crate_without_the_clippy_file_is_a_finding() {
+        let mut findings = Vec::new();
+        check_clippy("api", None, &mut findings);
+        assert_eq!(
+            findings,
+            ["api is pure and has no clippy.toml: copy that of `model`"]
+        );
+        let all: Vec<_> = REFUSED_BY_CLIPPY.map(|path| format!("{path:?}")).into();
+        findings.clear();
+        check_clippy("api", Some(all.join("\n")), &mut findings);
+        assert!(findings.is_empty());
+        check_clippy("api", Some(all[1..].join("\n")), &mut findings);
+        assert_eq!(
+            findings,
+            ["api is pure, and its clippy.toml does not refuse std::time::SystemTime"]
+        );
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(crate) async fn deploy(
     Body(request): Body<DeployRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
-    // What the release would be refused for anyway is said before the registry is asked.
+    // A release that would be refused anyway is refused before the registry is asked.
     check_against(&app.cluster().await?, &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;

@@ -28,7 +28,7 @@ async fn memory_cap_and_cpu_weight_of_a_cgroup_hold() {
     let dir = tempfile::tempdir().unwrap();
     let script = format!(
         "mount -t cgroup2 cgroup2 /sys/fs/cgroup\n\
-         {INSIDE}=1 /test --exact {TEST} --nocapture && echo JUDGED WELL\n\
+         {INSIDE}=1 /test --exact {TEST} --nocapture && echo LIMITS HOLD\n\
          ls -d /sys/fs/cgroup/{PARENT} 2>/dev/null && echo LEFT"
     );
     let kernel = support::with_script(GuestKernel::debian(&guest), dir.path(), &script);
@@ -57,7 +57,7 @@ async fn memory_cap_and_cpu_weight_of_a_cgroup_hold() {
         .find(|line| line.contains("a quarter of a core"));
     eprintln!("{}", figures.unwrap_or_default().trim());
     assert!(
-        told.contains("JUDGED WELL") && !told.contains("LEFT"),
+        told.contains("LIMITS HOLD") && !told.contains("LEFT"),
         "{told}"
     );
 }

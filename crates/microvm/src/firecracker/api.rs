@@ -21,7 +21,7 @@ const MAX_ANSWER_BYTES: usize = 64 * 1024;
 /// One call; gives the body of the answer, null when there is none.
 ///
 /// # Errors
-/// No answer in time, or one that says no: then with what it says.
+/// No answer in time, or a refusal: then with its text.
 pub(crate) async fn call(
     run_dir: &Path,
     method: &str,

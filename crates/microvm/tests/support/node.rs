@@ -1,4 +1,4 @@
-//! The node's side of the boot contract, as small as a measurement needs it.
+//! The node's side of the guest protocol, as small as a measurement needs it.
 
 use std::path::Path;
 use std::process::Command;

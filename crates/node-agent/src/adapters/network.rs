@@ -14,9 +14,9 @@ use display::chain;
 
 /// The network of this node.
 #[derive(Debug)]
-pub(crate) struct HostNetwork(pub(crate) node_network::Network);
+pub(crate) struct NodeNetwork(pub(crate) node_network::Network);
 
-impl Network for HostNetwork {
+impl Network for NodeNetwork {
     fn create_tap(&self, endpoint: Endpoint) -> BoxFuture<'_, HostResult<Nic>> {
         async move {
             let tap = self.0.create_tap(&endpoint).await;

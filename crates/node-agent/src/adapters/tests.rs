@@ -18,7 +18,7 @@ use node_network::{Network, NetworkSettings};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::{HostDisks, HostFiles, HostLogs, HostNetwork, MicroVms};
+use super::{HostDisks, HostFiles, HostLogs, MicroVms, NodeNetwork};
 use crate::conformance::{self, VmParts};
 use crate::directory::Directory;
 use crate::images::tests::Served;
@@ -150,14 +150,14 @@ fn isolated<F: Future<Output = ()>>(name: &str, body: impl FnOnce() -> F) {
     );
 }
 
-async fn network() -> HostNetwork {
+async fn network() -> NodeNetwork {
     let settings = NetworkSettings {
         suffix: "c0f01".to_owned(),
         cluster_prefix: PREFIX,
         node: NodeId(1),
         mtu: 1420,
     };
-    HostNetwork(Network::ensure(&settings).await.unwrap())
+    NodeNetwork(Network::ensure(&settings).await.unwrap())
 }
 
 #[test]

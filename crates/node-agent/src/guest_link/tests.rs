@@ -171,7 +171,7 @@ async fn log_records_are_acknowledged_once_written() {
 }
 
 #[tokio::test]
-async fn a_guest_that_breaks_the_contract_loses_the_connection_and_nothing_else() {
+async fn a_guest_that_violates_the_protocol_loses_the_connection_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (mut link, socket) = link(dir.path());
     for bytes in [
@@ -332,7 +332,7 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
 }
 
 #[tokio::test]
-async fn a_health_checks_command_is_judged_by_its_code_and_says_why_it_failed() {
+async fn a_health_checks_command_succeeds_by_its_exit_code_and_reports_its_last_line() {
     let dir = tempfile::tempdir().unwrap();
     let (link, mut guest, socket) = running_guest(dir.path()).await;
     let mut end = async |code, words: &str| {
@@ -342,12 +342,12 @@ async fn a_health_checks_command_is_judged_by_its_code_and_says_why_it_failed() 
         };
         let frames = [output, GuestFrame::ExecExited(exit(code))];
         let argv = vec!["check".to_owned()];
-        let (judged, end_of_input) = tokio::join!(
+        let (outcome, end_of_input) = tokio::join!(
             link.calls().probe(argv),
             run_command(&mut guest, &socket, &frames)
         );
         assert!(matches!(end_of_input, Some(HostFrame::ExecInput { bytes }) if bytes.is_empty()));
-        judged
+        outcome
     };
     assert_eq!(end(0, "fine\n").await, Ok(()));
     let failed = end(3, "first\nno \u{1b}[2J queue\n\n").await.unwrap_err();

@@ -259,7 +259,7 @@ async fn a_full_disk_makes_room_or_says_so_and_recovers() {
     }
     assert_eq!(listed(&images, &served), [2]);
 
-    // Instances need all that is there: the failure is said to be one that may pass.
+    // Instances need all that is there: the failure is reported as transient.
     let used: Vec<_> = served.images[1..4]
         .iter()
         .map(|image| images.used_by_instance(&image.digest))

@@ -1,4 +1,4 @@
-//! What each state makes of each event. Absent: the event cannot happen there.
+//! Handles each event in each state; `None`: it is not possible there.
 
 use guest_protocol::BootFailure;
 use model::Timestamp;

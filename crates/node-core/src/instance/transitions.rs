@@ -143,7 +143,7 @@ impl Lifecycle {
             self.running(started_at, Readiness::Ready { failed });
             return Some(Vec::new());
         }
-        // While it is waited for, people see what it waits for; the same reason again is no news.
+        // While it is waited for, people see what it waits for; the same reason again is not reported again.
         let news = known != Some(reason);
         self.running(started_at, probing_failed(failed, reason));
         Some(news.then_some(Effect::Report).into_iter().collect())

@@ -1,4 +1,4 @@
-//! The first version of a written life: one structure of twenty fields, of which not every combination
+//! The life cycle in version 1 of instance.json: one structure of twenty fields, of which not every combination
 //! has a meaning.
 
 use model::Timestamp;

@@ -15,7 +15,7 @@ Examples:
                                                                         the first time
   platform edge --listen '[::]:80'                                      from then on
 `platform tokens create --role edge` makes the token; it works once. The edge goes on
-with the routes it knows while the server is away.";
+with the routes it knows while the server is offline.";
 
 /// Run an ingress proxy: HTTP to the instances, by host name
 #[derive(Debug, Args)]

@@ -53,7 +53,7 @@ fn table(nodes: &[NodeRow]) -> Table {
             node.id.to_string(),
             node.name.clone(),
             node.region.clone(),
-            if node.online { "online" } else { "away" }.to_owned(),
+            if node.online { "online" } else { "offline" }.to_owned(),
             node.seen_at
                 .map_or_else(|| "never".to_owned(), |at| units::age(now, at)),
             node.instances.to_string(),

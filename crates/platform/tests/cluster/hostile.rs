@@ -4,7 +4,7 @@
 //! Bounds that are asserted: the agent's resident memory never grows by more than 1 % of the machine's
 //! memory, nor by more than [`AGENT_GROWTH_BYTES`]; a flooded serial console takes it a fifth of a core
 //! at most; every request to the good app is answered by 200, and it is not restarted; each connection
-//! that breaks the contract is counted in the instance's log; log and console files keep their bounds.
+//! that violates the protocol is counted in the instance's log; log and console files keep their bounds.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -337,7 +337,7 @@ fn a_hostile_tenant_costs_only_itself() {
     let log = attacker.log(&["--previous"]);
     let total = log.iter().find_map(|line| {
         let text = line["text"].as_str().unwrap();
-        text.strip_suffix(" connection(s) broke the boot contract")
+        text.strip_suffix(" connection(s) violated the guest protocol")
     });
     let total = total.unwrap().parse::<u64>().unwrap();
     assert!(
@@ -368,12 +368,12 @@ fn a_hostile_tenant_costs_only_itself() {
     busy.wait().unwrap();
 
     // An app that fails, and logs control sequences before.
-    let dies = HOSTILE.replace("[\"wait\"]", "[\"die\"]").replace(
+    let exits = HOSTILE.replace("[\"wait\"]", "[\"die\"]").replace(
         "{ policy = \"always\", max_retries = 10 }",
         "{ policy = \"never\" }",
     );
-    let file = cluster.path("dies.toml");
-    std::fs::write(&file, dies).unwrap();
+    let file = cluster.path("exits.toml");
+    std::fs::write(&file, exits).unwrap();
     let deploy = ["deploy", file.to_str().unwrap(), "--image", &image];
     let refused = cluster.cli_on_a_terminal(&deploy);
     let said = refused.stdout + &refused.stderr;

@@ -1,4 +1,4 @@
-//! What the tests share: the judges `e2fsck` and the kernel.
+//! What the tests share: the checks by `e2fsck` and the kernel.
 #![allow(
     dead_code,
     clippy::unwrap_used,

@@ -67,7 +67,7 @@ impl Goal {
     fn keeps(self, view: &InstanceView) -> bool {
         view.release == self.make
             || (self.halted == Some(view.release)
-                && (view.health.is_well() || view.health == InstanceHealth::Unknown))
+                && (view.health.is_healthy() || view.health == InstanceHealth::Unknown))
     }
 }
 
@@ -278,17 +278,17 @@ fn evaluate(
         .iter()
         .any(|view| view.release != rollout.release && (!view.terminating || view.online));
     let counts = rollout::wanted_counts(env, rollout.release);
-    let all_well = counts.iter().all(|(process, wanted)| {
+    let all_healthy = counts.iter().all(|(process, wanted)| {
         let mine = views
             .iter()
             .filter(is_new)
             .filter(|s| s.process == *process);
         let (all, well) = mine.fold((0, 0), |(all, well), view| {
-            (all + 1, well + u32::from(view.health.is_well()))
+            (all + 1, well + u32::from(view.health.is_healthy()))
         });
         all == *wanted && well == *wanted
     });
-    (!old_left && all_well && env.releases.contains_key(&rollout.release)).then(|| Rollout {
+    (!old_left && all_healthy && env.releases.contains_key(&rollout.release)).then(|| Rollout {
         phase: RolloutPhase::Done,
         reason: String::new(),
         ..rollout.clone()
@@ -308,7 +308,7 @@ fn drop_processes(
         let well = views
             .iter()
             .filter(|s| !s.terminating && s.process == *process && s.release == goal.make)
-            .filter(|s| s.health.is_well());
+            .filter(|s| s.health.is_healthy());
         well.count() >= *wanted as usize
     });
     let dropped = |view: &&InstanceView| !view.terminating && !counts.contains_key(&view.process);
@@ -405,18 +405,18 @@ impl Task<'_> {
         going: &mut Vec<&'s InstanceView>,
     ) {
         let least = self.wanted.saturating_sub(self.max_unavailable());
-        let well = |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_well()).count();
+        let well = |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_healthy()).count();
         let new_well = well(mine);
         let mut may_go = (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_well));
         let mut well_may_go = (new_well + well(old)).saturating_sub(least);
         old.sort_by_key(|view| view.termination_order());
         old.retain(|view| {
-            let is_well = view.health.is_well();
-            if may_go == 0 || (is_well && well_may_go == 0) {
+            let is_healthy = view.health.is_healthy();
+            if may_go == 0 || (is_healthy && well_may_go == 0) {
                 return true;
             }
             may_go -= 1;
-            well_may_go -= usize::from(is_well);
+            well_may_go -= usize::from(is_healthy);
             terminate(planner, view, format!("{} replaces it", self.goal.make));
             going.push(view);
             false
