@@ -158,8 +158,8 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         .collect();
     for instance in cluster.instances.values() {
         // Whether its node is away now is not asked: it may well serve.
-        let is_well = InstanceHealth::of(instance, true).is_well();
-        let serves = !instance.is_terminating() && is_well;
+        let is_healthy = InstanceHealth::of(instance, true).is_healthy();
+        let serves = !instance.is_terminating() && is_healthy;
         if serves && key_of(instance) == *key {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;

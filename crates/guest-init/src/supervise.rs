@@ -575,7 +575,7 @@ impl Guest {
         }
     }
 
-    /// PID 1 of a namespace dies of these signals for one reason only (reboot(2)).
+    /// PID 1 of a namespace ends by these signals for one reason only (reboot(2)).
     fn report_reboot(&mut self, status: WaitStatus) {
         if let Some(libc::SIGHUP | libc::SIGINT) = status.terminating_signal() {
             self.output

@@ -1,4 +1,4 @@
-//! Names of variables and hosts: which are taken, and what is said about names that lack their quotes.
+//! Names of variables and hosts: which are taken, and what is reported of names that lack their quotes.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;

@@ -1,4 +1,4 @@
-//! What is said about a manifest.
+//! The diagnostics of a manifest.
 #![allow(dead_code, reason = "each test uses a part")]
 
 use expect_test::Expect;

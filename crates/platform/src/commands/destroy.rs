@@ -118,11 +118,11 @@ fn confirm(env: &EnvKey, volumes: bool) -> Result<(), Failure> {
     prompt.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
-    judge(env, answer.trim())
+    confirms(env, answer.trim())
 }
 
 /// Whether the answer is the name of the env.
-fn judge(env: &EnvKey, answer: &str) -> Result<(), Failure> {
+fn confirms(env: &EnvKey, answer: &str) -> Result<(), Failure> {
     if answer == env.to_string() {
         return Ok(());
     }
@@ -147,8 +147,8 @@ mod tests {
             app: "shop".parse().unwrap(),
             env: "prod".parse().unwrap(),
         };
-        assert!(judge(&env, "shop/prod").is_ok());
-        let refused = |answer| match judge(&env, answer) {
+        assert!(confirms(&env, "shop/prod").is_ok());
+        let refused = |answer| match confirms(&env, answer) {
             Err(Failure::Because { error, .. }) => error.to_string(),
             other => panic!("{other:?}"),
         };

@@ -144,7 +144,7 @@ impl Value {
         Ok(content)
     }
 
-    /// Where it is read from, for what is said of it.
+    /// Where it is read from, for messages about it.
     fn source(&self) -> Option<&str> {
         match self {
             Self::Given(_) => None,
@@ -167,7 +167,7 @@ fn read_bounded(path: &str) -> std::io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// The contents of the files, by name; what is said of them goes to `said`.
+/// The contents of the files, by name; messages about them go to `said`.
 fn read_all(
     files: Vec<(String, Value)>,
     mut said: impl FnMut(String),
