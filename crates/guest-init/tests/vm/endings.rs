@@ -264,7 +264,7 @@ fn a_failed_boot_step_is_reported_by_name() {
         failure.reason,
         "the image's /etc/passwd has no user `nobody-here`"
     );
-    assert_eq!(failure.exit_code, None);
+    assert_eq!(failure.exit_code, Some(126));
     guest.send(&HostFrame::ExitAck);
     assert!(guest.wait_for_power_off().success());
 }
