@@ -128,11 +128,6 @@ impl LogQueue {
         self.bytes.is_empty()
     }
 
-    /// Lines dropped since the last record.
-    pub(crate) fn dropped(&self) -> u32 {
-        self.dropped
-    }
-
     /// Adds a record. Call only when [`Self::has_room`]; the line is cut to a piece's size.
     pub(crate) fn push(&mut self, at_nanos: u64, stream: Stream, partial: bool, line: &[u8]) {
         let line = &line[..line.len().min(MAX_LOG_PIECE_BYTES)];

@@ -43,6 +43,8 @@ pub(crate) struct Output {
     link: Link,
     stalled_since: Option<Instant>,
     dropping: bool,
+    /// Lines dropped since the log said so last.
+    dropped: u32,
     /// Until when the pipes are not read.
     resting_until: Option<Instant>,
 }
@@ -56,6 +58,7 @@ impl Output {
             link: Link::new(Channel::Log, now),
             stalled_since: None,
             dropping: false,
+            dropped: 0,
             resting_until: None,
         }
     }
@@ -103,7 +106,8 @@ impl Output {
         }
         if self.dropping && self.queue.is_half_empty() {
             self.dropping = false;
-            let dropped = self.queue.dropped();
+            // A line that came while there was a little room has the queue's own count already.
+            let dropped = std::mem::take(&mut self.dropped);
             if dropped > 0 {
                 self.log(&format!(
                     "{dropped} lines were dropped here: the node accepted them too slowly"
@@ -213,6 +217,7 @@ impl Output {
                 source.cutting = piece.partial;
                 if !piece.partial {
                     self.queue.drop_line();
+                    self.dropped = self.dropped.saturating_add(1);
                 }
             }
         }

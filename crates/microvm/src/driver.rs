@@ -84,46 +84,68 @@ impl Boot {
     }
 
     /// Starts one process: it is in its cgroup and in the record before it runs.
+    ///
+    /// All of it is one piece of blocking work. A child that waits for its release has inherited the descriptors by which
+    /// other threads wait for the programs that they start: were its release to wait for one of these threads, neither
+    /// would go on.
     async fn start(
         &mut self,
         program: &'static str,
         launch: Launch,
-        note: impl FnOnce(&mut Record, Identity),
+        note: fn(&mut Record, Identity),
     ) -> Result<Process, BootError> {
-        let wrong = |source| BootError::Start { program, source };
-        let exe = launch.exe.clone();
-        let started = launch.program.clone();
-        let waiting = blocking(|| spawn::start(launch)).await.map_err(wrong)?;
-        if let Some(cgroup) = &self.cgroup {
-            cgroup.add(waiting.pid).map_err(wrong)?;
-        }
-        let identity = Identity {
-            pid: waiting.pid,
-            start_time: process_handle::start_time(waiting.pid).map_err(wrong)?,
-            exe,
+        let (mut record, cgroup, dir) = (self.record.clone(), self.cgroup.take(), self.dir.clone());
+        let work = move || {
+            let started = start_recorded(program, launch, cgroup.as_ref(), &dir, &mut record, note);
+            Ok((started, record, cgroup))
         };
-        note(&mut self.record, identity);
-        self.record
-            .write(&self.dir)
-            .map_err(file("write", &run_dir::record(&self.dir)))?;
-        let process = Process::hold(waiting.pid).map_err(wrong)?;
-        match blocking(|| waiting.release()).await {
-            Ok(()) => Ok(process),
-            Err(source) if source.raw_os_error() == Some(libc::EACCES) => {
-                Err(BootError::Forbidden {
-                    operation: "start",
-                    denial: denial::to_execution(&started).unwrap_or(Denial::Unseen),
-                    path: started,
-                    source,
-                })
-            }
-            Err(error) => Err(wrong(error)),
-        }
+        let (started, record, cgroup) = blocking(work)
+            .await
+            .map_err(|source| BootError::Start { program, source })?;
+        (self.record, self.cgroup) = (record, cgroup);
+        started
     }
 
     pub(crate) fn copy_of(&self, file: &File) -> Result<File, BootError> {
         file.try_clone()
             .map_err(self::file("open", &run_dir::console_fifo(&self.dir)))
+    }
+}
+
+/// Forks the child, puts it into its cgroup and its identity into the record, and releases it. Blocks.
+fn start_recorded(
+    program: &'static str,
+    launch: Launch,
+    cgroup: Option<&Cgroup>,
+    dir: &Path,
+    record: &mut Record,
+    note: fn(&mut Record, Identity),
+) -> Result<Process, BootError> {
+    let wrong = |source| BootError::Start { program, source };
+    let exe = launch.exe.clone();
+    let path = launch.program.clone();
+    let waiting = spawn::start(launch).map_err(wrong)?;
+    if let Some(cgroup) = cgroup {
+        cgroup.add(waiting.pid).map_err(wrong)?;
+    }
+    let identity = Identity {
+        pid: waiting.pid,
+        start_time: process_handle::start_time(waiting.pid).map_err(wrong)?,
+        exe,
+    };
+    note(record, identity);
+    let written = record.write(dir);
+    written.map_err(file("write", &run_dir::record(dir)))?;
+    let process = Process::hold(waiting.pid).map_err(wrong)?;
+    match waiting.release() {
+        Ok(()) => Ok(process),
+        Err(source) if source.raw_os_error() == Some(libc::EACCES) => Err(BootError::Forbidden {
+            operation: "start",
+            denial: denial::to_execution(&path).unwrap_or(Denial::Unseen),
+            path,
+            source,
+        }),
+        Err(error) => Err(wrong(error)),
     }
 }
 
@@ -229,5 +251,63 @@ mod tests {
         let mut text = String::new();
         copy.read_to_string(&mut text).unwrap();
         assert_eq!(text, "initramfs");
+    }
+
+    /// Programs that the runtime's only thread starts meanwhile: each start waits until no other process has its
+    /// descriptors, so also until a child of ours that waits for its release has executed.
+    #[test]
+    fn a_process_is_released_while_the_runtimes_threads_start_programs() {
+        const STARTS: usize = 30;
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .worker_threads(1)
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let other = tokio::spawn(async {
+                    loop {
+                        let mut child = std::process::Command::new("true").spawn().unwrap();
+                        child.wait().unwrap();
+                        tokio::task::yield_now().await;
+                    }
+                });
+                for _ in 0..STARTS {
+                    let started = tokio::spawn(start_true()).await.unwrap();
+                    started.unwrap();
+                }
+                other.abort();
+            });
+            done.send(()).unwrap();
+        });
+        let released = is_done.recv_timeout(std::time::Duration::from_secs(60));
+        released.expect("a child was never released");
+    }
+
+    async fn start_true() -> Result<Process, BootError> {
+        let dir = tempfile::tempdir().unwrap();
+        let ends = console::make(dir.path()).unwrap();
+        let launch = Launch {
+            program: "/bin/true".into(),
+            exe: "/bin/true".into(),
+            arguments: Vec::new(),
+            current_dir: "/".into(),
+            output: ends.writer.try_clone().unwrap(),
+            pass: Vec::new(),
+            user: None,
+            group: None,
+            prepare: None,
+        };
+        let boot_id = process_handle::boot_id().unwrap();
+        let instance = model::InstanceId(1);
+        let mut boot = Boot {
+            record: Record::new(boot_id, instance, crate::DriverKind::QemuTcg, None),
+            cgroup: None,
+            user: None,
+            ends,
+            dir: dir.path().to_owned(),
+        };
+        boot.start_vmm("true", launch).await
     }
 }
