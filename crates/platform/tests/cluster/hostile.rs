@@ -386,8 +386,9 @@ fn a_hostile_tenant_costs_only_itself() {
 
     let disk = disk_bytes(&cluster.path("node")) + disk_bytes(&cluster.path("run"));
     eprintln!("disk of the node: {disk_before} bytes before, {disk} after");
+    // The logs of the two instances that ended are kept, each within its own bound.
     assert!(
-        disk <= disk_before + LOG_BYTES + 8 * MIB,
+        disk <= disk_before + 2 * LOG_BYTES + 8 * MIB,
         "{disk} bytes of disk"
     );
     let (answers, slowest) = neighbour.stop();
