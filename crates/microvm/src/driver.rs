@@ -257,7 +257,7 @@ mod tests {
     /// descriptors, so also until a child of ours that waits for its release has executed.
     #[test]
     fn a_process_is_released_while_the_runtimes_threads_start_programs() {
-        const STARTS: usize = 30;
+        const STARTS: usize = 500;
         let (done, is_done) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -268,8 +268,10 @@ mod tests {
             runtime.block_on(async {
                 let other = tokio::spawn(async {
                     loop {
-                        let mut child = std::process::Command::new("true").spawn().unwrap();
-                        child.wait().unwrap();
+                        // With a PATH of its own it is forked, and its exec is waited for.
+                        let mut command = std::process::Command::new("true");
+                        command.env("PATH", "/usr/bin:/bin");
+                        command.spawn().unwrap().wait().unwrap();
                         tokio::task::yield_now().await;
                     }
                 });
