@@ -11,6 +11,8 @@ packages=(gcc g++ libc6-dev make cmake pkg-config)
 packages+=(qemu-system-x86 nftables iproute2 slirp4netns docker-registry curl ca-certificates)
 # To make images of Debian packages, and to check the root disks made of them.
 packages+=(mmdebstrap umoci skopeo e2fsprogs busybox-static shellcheck)
+# For the test that a guest runs iptables.
+packages+=(iptables)
 # For `make bench`: igzip, which root disks are measured against.
 packages+=(isal)
 
