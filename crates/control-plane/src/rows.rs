@@ -107,7 +107,7 @@ pub(crate) fn volume_rows(
             size_bytes: volume.size_bytes,
             node: volume.node,
             node_name: node_name(cluster, volume.node),
-            instance: cluster.user_of(*id).map(|instance| instance.spec.id),
+            instance: cluster.instances.user_of(*id).map(|instance| instance.spec.id),
             made: volume.is_made(),
             deleting: volume.is_deleting(),
             created_at: volume.created_at,

@@ -244,9 +244,10 @@ pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
 fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, Refused> {
     match action {
         Action::MakeVolume(planned) => {
-            let taken =
-                |(id, volume): (&VolumeId, &Volume)| *id == planned.id || volume.key == planned.key;
-            if cluster.volumes.iter().any(taken) {
+            let is_taken = cluster.volumes.contains_key(&planned.id)
+                || (cluster.volumes.of_env(&planned.key.env))
+                    .any(|(_, volume)| volume.key == planned.key);
+            if is_taken {
                 return Err(Refused::VolumeExists(planned.id));
             }
             if !cluster.nodes.contains_key(&planned.node) {
@@ -292,7 +293,7 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
             }
             changeable(cluster, &placed.spec.env_key())?;
             for volume in &placed.spec.volumes {
-                if let Some(user) = cluster.user_of(volume.id) {
+                if let Some(user) = cluster.instances.user_of(volume.id) {
                     return Err(Refused::VolumeInUse {
                         volume: volume.id,
                         instance: user.spec.id,
@@ -403,11 +404,10 @@ fn remove_env(cluster: &mut ClusterState, key: &EnvKey) -> Result<Changes, Refus
     if !env.destroying {
         return Err(Refused::EnvNotDestroying(key.clone()));
     }
-    let mut instances = cluster.instances.iter();
-    if let Some((id, _)) = instances.find(|(_, instance)| instance.spec.env_key() == *key) {
+    if let Some((instance, _)) = cluster.instances.of_env(key).next() {
         return Err(Refused::EnvNotEmpty {
             env: key.clone(),
-            instance: *id,
+            instance,
         });
     }
     cluster.envs.remove(key);
@@ -420,7 +420,7 @@ fn remove_env(cluster: &mut ClusterState, key: &EnvKey) -> Result<Changes, Refus
 fn delete_volume(cluster: &mut ClusterState, id: VolumeId) -> Result<Changes, Refused> {
     let volume = cluster.volumes.get(&id).ok_or(Refused::NoVolume(id))?;
     not_frozen(cluster, &volume.key.env)?;
-    if let Some(user) = cluster.user_of(id) {
+    if let Some(user) = cluster.instances.user_of(id) {
         return Err(Refused::VolumeInUse {
             volume: id,
             instance: user.spec.id,
@@ -450,13 +450,16 @@ fn delete_secrets(
 ) -> Result<Changes, Refused> {
     not_frozen(cluster, env)?;
     let bundles = cluster.secrets.get_mut(env);
-    if bundles.and_then(|bundles| bundles.remove(bundle)).is_none() {
+    let removed = bundles.map(|bundles| (bundles.remove(bundle), bundles.is_empty()));
+    let Some((Some(_), was_last)) = removed else {
         return Err(Refused::NoSecretBundle {
             env: env.clone(),
             bundle: bundle.to_owned(),
         });
+    };
+    if was_last {
+        cluster.secrets.remove(env);
     }
-    cluster.secrets.retain(|_, bundles| !bundles.is_empty());
     let mut changes = Changes::default();
     (changes.deleted_secrets).insert((env.clone(), bundle.to_owned()));
     Ok(changes)

@@ -10,6 +10,7 @@ use model::{EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, 
 use crate::cluster_state::{
     ClusterState, EndedInstance, Env, Instance, Node, Release, Rollout, Volume,
 };
+use crate::table::Table;
 
 /// The difference between a cluster state and an earlier one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,7 +58,7 @@ impl EnvRecord {
     }
 
     /// The env with these releases.
-    pub fn with(self, releases: BTreeMap<ReleaseNumber, Release>) -> Env {
+    pub fn with(self, releases: Table<ReleaseNumber, Release>) -> Env {
         Env {
             network: self.network,
             releases,
@@ -117,8 +118,8 @@ impl Changes {
         }
         cluster.nodes.extend(self.nodes.clone());
         for (key, record) in &self.envs {
-            let before = cluster.envs.remove(key);
-            let releases = before.map(|env| env.releases).unwrap_or_default();
+            let before = cluster.envs.get(key);
+            let releases = before.map(|env| env.releases.clone()).unwrap_or_default();
             let env = record.clone().with(releases);
             cluster.last_network = cluster.last_network.max(env.network);
             cluster.envs.insert(key.clone(), env);
@@ -128,9 +129,24 @@ impl Changes {
                 env.releases.insert(*number, release.clone());
             }
         }
-        put(&mut cluster.instances, &self.instances);
-        put(&mut cluster.ended, &self.ended);
-        put(&mut cluster.volumes, &self.volumes);
+        for (id, instance) in &self.instances {
+            match instance {
+                Some(instance) => cluster.instances.insert(*id, instance.clone()),
+                None => drop(cluster.instances.remove(id)),
+            }
+        }
+        for (id, ended) in &self.ended {
+            match ended {
+                Some(ended) => cluster.ended.insert(*id, ended.clone()),
+                None => drop(cluster.ended.remove(id)),
+            }
+        }
+        for (id, volume) in &self.volumes {
+            match volume {
+                Some(volume) => cluster.volumes.insert(*id, volume.clone()),
+                None => drop(cluster.volumes.remove(id)),
+            }
+        }
         for (key, bundle) in &self.deleted_secrets {
             if let Some(bundles) = cluster.secrets.get_mut(key) {
                 bundles.remove(bundle);
@@ -139,14 +155,5 @@ impl Changes {
                 }
             }
         }
-    }
-}
-
-fn put<K: Ord + Copy, V: Clone>(to: &mut BTreeMap<K, V>, changes: &BTreeMap<K, Option<V>>) {
-    for (key, value) in changes {
-        match value {
-            Some(value) => to.insert(*key, value.clone()),
-            None => to.remove(key),
-        };
     }
 }

@@ -37,23 +37,26 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::instances::{Instances, Volumes};
+use crate::table::Table;
+
 /// Everything the control plane knows of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterState {
     /// Settings of the whole cluster.
     pub settings: ClusterSettings,
     /// Every node that was not removed.
-    pub nodes: BTreeMap<NodeId, Node>,
+    pub nodes: Table<NodeId, Node>,
     /// Every env, those that are being destroyed too.
-    pub envs: BTreeMap<EnvKey, Env>,
+    pub envs: Table<EnvKey, Env>,
     /// Every instance that is not deleted.
-    pub instances: BTreeMap<InstanceId, Instance>,
+    pub instances: Instances,
     /// Every volume; they outlive instances, releases and envs.
-    pub volumes: BTreeMap<VolumeId, Volume>,
+    pub volumes: Volumes,
     /// The newest version of each secret bundle of each env, of envs that have no release yet too.
-    pub secrets: BTreeMap<EnvKey, BTreeMap<String, u32>>,
+    pub secrets: Table<EnvKey, BTreeMap<String, u32>>,
     /// The instances that are gone and whose records are still kept ([`crate::ended`]).
-    pub ended: BTreeMap<InstanceId, EndedInstance>,
+    pub ended: Table<InstanceId, EndedInstance>,
     /// The highest env network that was ever given out; 0 before the first.
     pub last_network: EnvNetwork,
     /// The records that this server cannot read. Usually none.
@@ -61,17 +64,14 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
-    /// The instance that has this volume, a terminating one too: until its node has said that it is gone, it may
-    /// write.
-    pub fn user_of(&self, volume: VolumeId) -> Option<&Instance> {
-        let has = |instance: &&Instance| instance.spec.volumes.iter().any(|v| v.id == volume);
-        self.instances.values().find(has)
-    }
-
     /// Says which nodes reported lately; the others did not.
     pub fn set_online(&mut self, online: &BTreeSet<NodeId>) {
-        for (id, node) in &mut self.nodes {
-            node.online = online.contains(id);
+        let changed = (self.nodes.iter()).filter(|(id, node)| node.online != online.contains(id));
+        let changed: Vec<_> = changed.map(|(id, _)| *id).collect();
+        for id in changed {
+            if let Some(node) = self.nodes.get_mut(&id) {
+                node.online = !node.online;
+            }
         }
     }
 
@@ -192,7 +192,7 @@ pub struct Env {
     /// Its 32 bits of its instances' addresses.
     pub network: EnvNetwork,
     /// Its releases.
-    pub releases: BTreeMap<ReleaseNumber, Release>,
+    pub releases: Table<ReleaseNumber, Release>,
     /// The rollout of the newest release, or of the one reverted to.
     pub rollout: Rollout,
     /// Instances wanted, where `scale` set another number than the manifest's `scaling.min`.

@@ -15,7 +15,7 @@ use crate::cluster_state::ClusterState;
 /// The instances that `node` is to run and those it is to stop, both in the order of their ids.
 pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<InstanceId>) {
     let (mut run, mut stop) = (Vec::new(), Vec::new());
-    for instance in cluster.instances.values().filter(|i| i.node == node) {
+    for (_, instance) in cluster.instances.on_node(node) {
         if instance.is_terminating() {
             stop.push(instance.spec.id);
         } else {
@@ -37,9 +37,9 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
         stop,
         remove_volumes: cluster
             .volumes
-            .iter()
-            .filter(|(_, volume)| volume.node == node && volume.is_deleting())
-            .map(|(id, _)| *id)
+            .on_node(node)
+            .filter(|(_, volume)| volume.is_deleting())
+            .map(|(id, _)| id)
             .collect(),
         pinned_images: pinned_images(cluster, node).into_iter().collect(),
     })
@@ -54,10 +54,8 @@ fn pinned_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
     let Some(arch) = cluster.nodes.get(&node).map(|node| &node.hardware.arch) else {
         return BTreeSet::new();
     };
-    let instances = cluster.instances.values();
-    let readable = instances
-        .filter(|instance| instance.node == node)
-        .map(|instance| instance.spec.env_key());
+    let instances = cluster.instances.on_node(node);
+    let readable = instances.map(|(_, instance)| instance.spec.env_key());
     let unreadable = (cluster.unreadable.iter())
         .filter(|record| record.node == Some(node))
         .filter_map(|record| record.env.clone());
@@ -75,10 +73,9 @@ fn pinned_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
 
 /// Whether `node` has to pull from this registry: only then it is given the login.
 pub fn pulls_from(cluster: &ClusterState, node: NodeId, registry: &str) -> bool {
-    cluster.instances.values().any(|instance| {
-        instance.node == node
-            && !instance.is_terminating()
-            && instance.spec.image.registry == registry
+    let mut instances = cluster.instances.on_node(node);
+    instances.any(|(_, instance)| {
+        !instance.is_terminating() && instance.spec.image.registry == registry
     })
 }
 
@@ -125,9 +122,9 @@ mod tests {
             deploy(&mut cluster, "shop/prod", release, Timestamp(0));
         }
         let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
-        for (number, release) in &mut env.releases {
+        for (number, release) in (1..).zip(env.releases.values_mut()) {
             for image in release.resolved.values_mut() {
-                image.digest = Digest::from_sha256(&[u8::try_from(number.0).unwrap(); 32]);
+                image.digest = Digest::from_sha256(&[number; 32]);
             }
         }
         env.rollout.wanted = ReleaseNumber(1);

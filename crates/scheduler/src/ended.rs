@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use model::{EnvKey, InstanceId, ProcessName, Timestamp};
 
 use crate::cluster_state::{ClusterState, EndedInstance};
+use crate::table::Table;
 
 /// Age at which a record is deleted, in milliseconds.
 pub const MAX_ENDED_AGE_MS: u64 = 7 * 24 * 60 * 60 * 1000;
@@ -25,7 +26,7 @@ pub const MAX_RECENT: usize = 5;
 
 /// The records that are kept no longer: those that are too old, and the oldest where there are too many of a process
 /// type or in all.
-pub fn expired(ended: &BTreeMap<InstanceId, EndedInstance>, now: Timestamp) -> Vec<InstanceId> {
+pub fn expired(ended: &Table<InstanceId, EndedInstance>, now: Timestamp) -> Vec<InstanceId> {
     let mut newest_first: Vec<_> = ended.iter().collect();
     newest_first.sort_by_key(|(id, ended)| (Reverse(ended.ended_at), Reverse(**id)));
     let mut of_process: BTreeMap<(&EnvKey, &ProcessName), usize> = BTreeMap::new();
@@ -55,11 +56,9 @@ pub fn recent<'c>(
     now: Timestamp,
 ) -> Vec<(InstanceId, &'c EndedInstance)> {
     let has_others = |process: &ProcessName| {
-        let mut instances = cluster.instances.values();
-        instances.any(|instance| {
-            instance.spec.process == *process
-                && instance.spec.env_key() == *env
-                && !instance.is_terminating()
+        let mut instances = cluster.instances.of_env(env);
+        instances.any(|(_, instance)| {
+            instance.spec.process == *process && !instance.is_terminating()
         })
     };
     let is_wanted = |ended: &EndedInstance| {
@@ -115,7 +114,7 @@ mod tests {
 
     fn numbered(
         ended: impl IntoIterator<Item = EndedInstance>,
-    ) -> BTreeMap<InstanceId, EndedInstance> {
+    ) -> Table<InstanceId, EndedInstance> {
         (1..).map(InstanceId).zip(ended).collect()
     }
 
@@ -141,7 +140,7 @@ mod tests {
         assert_eq!(expired(&all, NOW), [InstanceId(MAX_ENDED as u32 + 1)]);
 
         let mut rest = all;
-        rest.retain(|id, _| id.0 <= MAX_ENDED as u32);
+        rest.remove(&InstanceId(MAX_ENDED as u32 + 1));
         assert_eq!(expired(&rest, NOW), []);
     }
 

@@ -28,8 +28,10 @@ use crate::cluster_state::{
     ClusterSettings, ClusterState, Env, Instance, InstancePhase, Node, Release, Volume, VolumeKey,
     VolumePhase,
 };
+use crate::instances::{Instances, Volumes};
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
+use crate::table::Table;
 
 pub const MIB: u64 = 1 << 20;
 
@@ -82,11 +84,11 @@ pub fn cluster(nodes: u16) -> ClusterState {
             mtu: 1420,
         },
         nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
-        envs: BTreeMap::new(),
-        instances: BTreeMap::new(),
-        volumes: BTreeMap::new(),
-        secrets: BTreeMap::new(),
-        ended: BTreeMap::new(),
+        envs: Table::new(),
+        instances: Instances::default(),
+        volumes: Volumes::default(),
+        secrets: Table::new(),
+        ended: Table::new(),
         last_network: EnvNetwork(0),
         unreadable: Vec::new(),
     }
@@ -220,7 +222,7 @@ pub fn deploy(cluster: &mut ClusterState, env: &str, manifest: Manifest, now: Ti
             key: key(env),
             env: Box::new(Env {
                 network: EnvNetwork(cluster.last_network.0 + 1),
-                releases: BTreeMap::from([(number, release(manifest))]),
+                releases: Table::from([(number, release(manifest))]),
                 rollout: begun,
                 scale: BTreeMap::new(),
                 destroying: false,
@@ -262,7 +264,8 @@ impl InstanceFixture {
 
 /// Gives an instance of [`database`] the volume of this ordinal; made now when there is none.
 pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
-    let instance = cluster.instances.get_mut(&InstanceId(instance)).unwrap();
+    let taken = cluster.instances.remove(&InstanceId(instance)).unwrap();
+    let mut instance = (*taken).clone();
     let key = VolumeKey {
         env: instance.spec.env_key(),
         process: instance.spec.process.clone(),
@@ -271,13 +274,17 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
     };
     let known = cluster.volumes.iter().find(|(_, volume)| volume.key == key);
     let id = known.map_or(VolumeId(0xd0 + ordinal), |(id, _)| *id);
-    let volume = cluster.volumes.entry(id).or_insert_with(|| Volume {
-        key,
-        node: instance.node,
-        size_bytes: 1024 * MIB,
-        created_at: Timestamp(0),
-        phase: VolumePhase::Made,
-    });
+    if !cluster.volumes.contains_key(&id) {
+        let volume = Volume {
+            key,
+            node: instance.node,
+            size_bytes: 1024 * MIB,
+            created_at: Timestamp(0),
+            phase: VolumePhase::Made,
+        };
+        cluster.volumes.insert(id, volume);
+    }
+    let volume = &cluster.volumes[&id];
     instance.node = volume.node;
     instance.spec.volumes = vec![AttachedVolume {
         path: None,
@@ -288,6 +295,7 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
         size_bytes: volume.size_bytes,
         made: volume.is_made(),
     }];
+    cluster.instances.insert(instance.spec.id, instance);
 }
 
 impl Instance {

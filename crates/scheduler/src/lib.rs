@@ -10,6 +10,7 @@
 //! ```
 //!
 //! - [`apply`]: carries every change out on the cluster state; [`changes`]: the records that it changed.
+//! - [`table`]: what the cluster state is made of: ordered maps that share what they have in common.
 //! - [`planner`]: what is to change now: instances created, terminated, deleted; rollouts.
 //! - [`action`]: what the planner may decide.
 //! - [`rollout`]: how an env gets from one release to another, and when that failed.
@@ -40,9 +41,11 @@ pub mod ended;
 pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+pub mod instances;
 pub mod placement;
 pub mod planner;
 pub mod release;
 pub mod reports;
 pub mod rollout;
 pub mod routes;
+pub mod table;

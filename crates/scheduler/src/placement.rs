@@ -11,12 +11,11 @@
 //!
 //! Deliberately absent: moving placed instances.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use model::instance::InstanceSpec;
-use model::{EnvKey, NodeId, ProcessName};
+use model::{EnvKey, InstanceId, NodeId, ProcessName};
 
-use crate::cluster_state::{ClusterState, Node};
+use crate::cluster_state::{ClusterState, Instance, Node};
 
 /// The instance that is to be placed.
 #[derive(Debug, Clone, Copy)]
@@ -111,103 +110,249 @@ impl std::fmt::Display for PlacementError {
 impl std::error::Error for PlacementError {}
 
 /// What is promised on one node.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Promised {
     cpu_millis: u64,
     memory_bytes: u64,
     /// Instances whose records cannot be read.
     unreadable: u32,
-    staying: BTreeMap<(EnvKey, ProcessName), u32>,
 }
 
-/// What is promised on every node; kept up to date as instances are placed.
+/// What one instance holds on its node, until it is deleted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    node: NodeId,
+    /// Its env and process type.
+    of: (EnvKey, ProcessName),
+    cpu_millis: u32,
+    memory_bytes: u64,
+    /// One that is terminating holds its share, and is not spread from.
+    staying: bool,
+}
+
+/// What placement asks of a node beside what is promised there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Offer {
+    name: String,
+    arch: String,
+    cpus: u32,
+    memory_bytes: u64,
+    online: bool,
+}
+
+/// How loaded a node is: the order in which nodes are asked.
+type Load = (u128, u128, NodeId);
+
+/// What is promised on every node, kept up to date with the cluster state. A question costs as many nodes as have to be
+/// asked until one fits, not as many as there are.
 #[derive(Debug, Clone)]
-pub struct Placement<'w> {
-    nodes: &'w BTreeMap<NodeId, Node>,
+pub struct Placement {
+    held: BTreeMap<InstanceId, Held>,
+    offers: BTreeMap<NodeId, Offer>,
     promised: BTreeMap<NodeId, Promised>,
+    /// The nodes that are online, the least loaded first.
+    by_load: BTreeSet<Load>,
+    /// How many instances of each process type stay on each node.
+    spread: BTreeMap<(EnvKey, ProcessName), BTreeMap<NodeId, u32>>,
 }
 
-impl<'w> Placement<'w> {
-    /// What the instances of `cluster` are promised on these nodes.
-    pub fn new(nodes: &'w BTreeMap<NodeId, Node>, cluster: &ClusterState) -> Self {
+impl Placement {
+    /// What is promised on the nodes of this cluster.
+    pub fn new(cluster: &ClusterState) -> Self {
         let mut placement = Self {
-            nodes,
+            held: BTreeMap::new(),
+            offers: BTreeMap::new(),
             promised: BTreeMap::new(),
+            by_load: BTreeSet::new(),
+            spread: BTreeMap::new(),
         };
-        for instance in cluster.instances.values() {
-            placement.promise(instance.node, &instance.spec, instance.is_terminating());
-        }
         for (_, node) in cluster.unreadable_instances() {
             if let Some(node) = node {
                 placement.promised.entry(node).or_default().unreadable += 1;
             }
         }
+        for (id, instance) in &cluster.instances {
+            placement.set_instance(*id, Some(instance));
+        }
+        for (id, node) in &cluster.nodes {
+            placement.set_node(*id, Some(node));
+        }
         placement
     }
 
-    /// Counts an instance as placed; one that is terminating holds its share, and is not spread from.
-    pub fn promise(&mut self, node: NodeId, spec: &InstanceSpec, terminating: bool) {
-        let promised = self.promised.entry(node).or_default();
-        promised.cpu_millis += u64::from(spec.cpu_millis);
-        promised.memory_bytes = promised.memory_bytes.saturating_add(spec.memory_bytes);
-        if !terminating {
-            let key = (spec.env_key(), spec.process.clone());
-            *promised.staying.entry(key).or_default() += 1;
+    /// Takes notice of an instance as it is now; `None` when it is deleted. The env of the one whose share became free.
+    pub fn set_instance(&mut self, id: InstanceId, instance: Option<&Instance>) -> Option<EnvKey> {
+        let after = instance.map(|instance| Held {
+            node: instance.node,
+            of: (instance.spec.env_key(), instance.spec.process.clone()),
+            cpu_millis: instance.spec.cpu_millis,
+            memory_bytes: instance.spec.memory_bytes,
+            staying: !instance.is_terminating(),
+        });
+        if self.held.get(&id) == after.as_ref() {
+            return None;
         }
+        let before = match &after {
+            Some(held) => self.held.insert(id, held.clone()),
+            None => self.held.remove(&id),
+        };
+        if let Some(held) = &before {
+            self.count(held, false);
+        }
+        if let Some(held) = &after {
+            self.count(held, true);
+        }
+        match after {
+            None => before.map(|held| held.of.0),
+            Some(_) => None,
+        }
+    }
+
+    /// Takes notice of a node as it is now; `None` when it was removed. True when it is another than before to whoever
+    /// places instances.
+    pub fn set_node(&mut self, id: NodeId, node: Option<&Node>) -> bool {
+        let after = node.map(|node| Offer {
+            name: node.name.clone(),
+            arch: node.hardware.arch.clone(),
+            cpus: node.hardware.cpus,
+            memory_bytes: node.hardware.memory_bytes,
+            online: node.online,
+        });
+        if self.offers.get(&id) == after.as_ref() {
+            return false;
+        }
+        self.reordered(id, |placement| match after {
+            Some(offer) => drop(placement.offers.insert(id, offer)),
+            None => drop(placement.offers.remove(&id)),
+        });
+        true
+    }
+
+    /// Adds what an instance holds to what is promised on its node, or takes it away.
+    fn count(&mut self, held: &Held, add: bool) {
+        let (cpu, memory) = (u64::from(held.cpu_millis), held.memory_bytes);
+        self.reordered(held.node, |placement| {
+            let promised = placement.promised.entry(held.node).or_default();
+            if add {
+                promised.cpu_millis += cpu;
+                promised.memory_bytes = promised.memory_bytes.saturating_add(memory);
+            } else {
+                promised.cpu_millis = promised.cpu_millis.saturating_sub(cpu);
+                promised.memory_bytes = promised.memory_bytes.saturating_sub(memory);
+            }
+            if *promised == Promised::default() {
+                placement.promised.remove(&held.node);
+            }
+        });
+        if !held.staying {
+            return;
+        }
+        let nodes = self.spread.entry(held.of.clone()).or_default();
+        let count = nodes.entry(held.node).or_default();
+        *count = if add { *count + 1 } else { count.saturating_sub(1) };
+        if *count == 0 {
+            nodes.remove(&held.node);
+        }
+        if nodes.is_empty() {
+            self.spread.remove(&held.of);
+        }
+    }
+
+    /// Changes what is known of a node, and its place in the order of load.
+    fn reordered(&mut self, id: NodeId, change: impl FnOnce(&mut Self)) {
+        if let Some(load) = self.load(id) {
+            self.by_load.remove(&load);
+        }
+        change(self);
+        if let Some(load) = self.load(id) {
+            self.by_load.insert(load);
+        }
+    }
+
+    /// The load of a node that is online.
+    fn load(&self, id: NodeId) -> Option<Load> {
+        let offer = self.offers.get(&id).filter(|offer| offer.online)?;
+        let (cpu, memory) = self
+            .promised
+            .get(&id)
+            .map_or((0, 0), |p| (p.cpu_millis, p.memory_bytes));
+        Some((
+            permille(cpu, u64::from(offer.cpus) * 1000),
+            permille(memory, offer.memory_bytes),
+            id,
+        ))
     }
 
     /// The best node for one more instance, or why there is none.
     pub fn choose(&self, demand: &Demand<'_>) -> Result<NodeId, PlacementError> {
-        let mut reasons = BTreeMap::new();
-        let mut best = None;
-        let nothing = Promised::default();
-        let asked = |id: &NodeId| demand.pinned.is_none_or(|(node, _)| node == *id);
-        for (id, node) in self.nodes.iter().filter(|(id, _)| asked(id)) {
-            let promised = self.promised.get(id).unwrap_or(&nothing);
-            if let Some(reason) = reason(node, promised, demand) {
-                reasons.insert(*id, (node.name.clone(), reason));
-                continue;
-            }
-            let key = (demand.env.clone(), demand.process.clone());
-            let rank = (
-                promised.staying.get(&key).copied().unwrap_or(0),
-                permille(promised.cpu_millis, u64::from(node.hardware.cpus) * 1000),
-                permille(promised.memory_bytes, node.hardware.memory_bytes),
-                *id,
-            );
-            if best.is_none_or(|known| rank < known) {
-                best = Some(rank);
-            }
+        if let Some((node, volume)) = demand.pinned {
+            let pinned = Some((node, volume.to_owned()));
+            let Some(offer) = self.offers.get(&node) else {
+                let reasons = BTreeMap::new();
+                return Err(PlacementError { reasons, pinned });
+            };
+            return match self.reason(node, offer, demand) {
+                None => Ok(node),
+                Some(reason) => {
+                    let reasons = BTreeMap::from([(node, (offer.name.clone(), reason))]);
+                    Err(PlacementError { reasons, pinned })
+                }
+            };
         }
-        let pinned = demand
-            .pinned
-            .map(|(node, volume)| (node, volume.to_owned()));
-        best.map(|(_, _, _, id)| id)
-            .ok_or(PlacementError { reasons, pinned })
+        let none = BTreeMap::new();
+        let of = (demand.env.clone(), demand.process.clone());
+        let hosting = self.spread.get(&of).unwrap_or(&none);
+        let fits = |id: NodeId| {
+            let offer = self.offers.get(&id);
+            offer.is_some_and(|offer| self.reason(id, offer, demand).is_none())
+        };
+        // A node without an instance of this process type, the least loaded one; else the one with the fewest.
+        let fresh = self.by_load.iter().map(|(_, _, id)| *id);
+        let mut fresh = fresh.filter(|id| !hosting.contains_key(id));
+        if let Some(id) = fresh.find(|id| fits(*id)) {
+            return Ok(id);
+        }
+        let ranked = hosting
+            .iter()
+            .filter(|(id, _)| fits(**id))
+            .filter_map(|(id, count)| Some((*count, self.load(*id)?)));
+        if let Some((_, (_, _, id))) = ranked.min() {
+            return Ok(id);
+        }
+        let reasons = self.offers.iter().filter_map(|(id, offer)| {
+            let reason = self.reason(*id, offer, demand)?;
+            Some((*id, (offer.name.clone(), reason)))
+        });
+        Err(PlacementError {
+            reasons: reasons.collect(),
+            pinned: None,
+        })
     }
-}
 
-fn reason(node: &Node, promised: &Promised, demand: &Demand<'_>) -> Option<IneligibleReason> {
-    const MIB: u64 = 1 << 20;
-    let hardware = &node.hardware;
-    let free = hardware.memory_bytes.saturating_sub(promised.memory_bytes);
-    if !node.online {
-        Some(IneligibleReason::Offline)
-    } else if !demand.archs.contains(&hardware.arch.as_str()) {
-        Some(IneligibleReason::Architecture {
-            arch: hardware.arch.clone(),
-            has: demand.archs.join(", "),
-        })
-    } else if promised.unreadable > 0 {
-        Some(IneligibleReason::Unreadable(promised.unreadable))
-    } else if demand.memory_bytes > free {
-        Some(IneligibleReason::Memory {
-            free_mib: free / MIB,
-            total_mib: hardware.memory_bytes / MIB,
-            wanted_mib: demand.memory_bytes.div_ceil(MIB),
-        })
-    } else {
-        None
+    /// Why a node cannot take an instance.
+    fn reason(&self, id: NodeId, offer: &Offer, demand: &Demand<'_>) -> Option<IneligibleReason> {
+        const MIB: u64 = 1 << 20;
+        let nothing = Promised::default();
+        let promised = self.promised.get(&id).unwrap_or(&nothing);
+        let free = offer.memory_bytes.saturating_sub(promised.memory_bytes);
+        if !offer.online {
+            Some(IneligibleReason::Offline)
+        } else if !demand.archs.contains(&offer.arch.as_str()) {
+            Some(IneligibleReason::Architecture {
+                arch: offer.arch.clone(),
+                has: demand.archs.join(", "),
+            })
+        } else if promised.unreadable > 0 {
+            Some(IneligibleReason::Unreadable(promised.unreadable))
+        } else if demand.memory_bytes > free {
+            Some(IneligibleReason::Memory {
+                free_mib: free / MIB,
+                total_mib: offer.memory_bytes / MIB,
+                wanted_mib: demand.memory_bytes.div_ceil(MIB),
+            })
+        } else {
+            None
+        }
     }
 }
 
@@ -234,7 +379,7 @@ mod tests {
         pinned: Option<(NodeId, &str)>,
         expected: Expect,
     ) {
-        let chosen = Placement::new(&cluster.nodes, cluster).choose(&Demand {
+        let chosen = Placement::new(cluster).choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
             cpu_millis: 100,

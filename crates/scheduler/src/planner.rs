@@ -1,8 +1,10 @@
 //! What is to change now: instances created, terminated and deleted, and rollouts.
 //!
-//! [`plan`] looks at the whole cluster state and answers with the changes that can be made at once, and with a
-//! [`Finding`] for everything that waits. It is called again on every report and on a timer; planning a cluster to
-//! which the plan was applied changes nothing. For each process type of each env:
+//! A [`Planner`] keeps what costs too much to work out for each change: which envs are to be looked at, and what is
+//! promised on each node. It is told each change ([`Planner::observe`]), which puts the envs concerned into its queue;
+//! [`Planner::plan_next`] takes one of them, makes the changes that can be made at once, and keeps a [`Finding`] for
+//! everything that waits. An env that waits for time to pass is looked at again when that is due. [`plan`] plans a whole
+//! cluster state; planning one to which the plan was applied changes nothing. For each process type of each env:
 //!
 //! - `n` instances of the wanted release are to be ready ([`rollout::wanted_counts`]).
 //! - Where instances of other releases, or terminating ones, serve, at most `n + max_surge` exist at a time.
@@ -33,16 +35,18 @@ mod properties;
 mod tests;
 mod volumes;
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{EnvKey, InstanceId, ProcessName, Timestamp, VolumeId};
+use api::user::RolloutPhase;
+use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
 use crate::action::Action;
 use crate::apply::{Command, apply};
+use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase};
 use crate::ended;
 use crate::placement::Placement;
+use crate::table::Table;
 use overlay::address_plan::egress_address;
 
 #[cfg(doc)]
@@ -53,6 +57,10 @@ use crate::rollout::{self, InstanceHealth};
 pub const REPLACE_AFTER_MS: u64 = 5 * 60 * 1000;
 /// Passes over one env within one plan; each sees what the one before changed.
 const MAX_PASSES: u32 = 16;
+/// An env that rolls out is looked at this often, in milliseconds: its deadlines are no changes of the cluster state.
+pub const ROLLING_LOOK_MS: u64 = 2_000;
+/// An env in which something waits is looked at this often, in milliseconds.
+pub const WAITING_LOOK_MS: u64 = 30_000;
 
 /// The changes that can be made now, and what waits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,124 +94,245 @@ impl std::fmt::Display for Finding {
 /// The changes that this cluster state needs at `now`. `draw` gives random numbers for new ids; ids in use are passed
 /// over.
 pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Plan {
-    let mut planner = Planner {
-        given: cluster,
-        working: Cow::Borrowed(cluster),
-        by_env: BTreeMap::new(),
-        placement: None,
-        now,
-        draw,
-        actions: Vec::new(),
-    };
-    for (id, instance) in &cluster.instances {
-        let env = planner.by_env.entry(instance.spec.env_key()).or_default();
-        env.insert(*id);
+    let mut working = cluster.clone();
+    let mut planner = Planner::new(&working);
+    let mut actions: Vec<_> = planner.prune(&mut working, now).actions;
+    while let Some(planned) = planner.plan_next(&mut working, now, draw) {
+        actions.extend(planned.actions);
     }
-    planner.delete_gone_instances();
-    planner.delete_gone_volumes();
-    planner.prune_ended();
-    let mut findings = Vec::new();
-    for key in cluster.envs.keys() {
+    let findings = planner.findings.values().flatten().cloned().collect();
+    Plan { actions, findings }
+}
+
+/// What was decided of one env, and carried out on the cluster state.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Planned {
+    /// The actions, in order.
+    pub actions: Vec<Action>,
+    /// What they changed: what the store writes.
+    pub changes: Changes,
+}
+
+/// Which envs are to be looked at, what is promised on the nodes, and what waits.
+#[derive(Debug, Clone)]
+pub struct Planner {
+    /// The envs that are to be looked at now.
+    queue: BTreeSet<EnvKey>,
+    /// When an env is to be looked at although nothing changes, the next first.
+    due: BTreeSet<(Timestamp, EnvKey)>,
+    /// The same, by env.
+    due_of: BTreeMap<EnvKey, Timestamp>,
+    /// What waits in each env, and why. Envs in which nothing waits are absent.
+    findings: Table<EnvKey, Vec<Finding>>,
+    /// What is promised on the nodes.
+    placement: Placement,
+}
+
+impl Planner {
+    /// A planner that has looked at nothing of this cluster state: everything is queued.
+    pub fn new(cluster: &ClusterState) -> Self {
+        let mut queue: BTreeSet<EnvKey> = cluster.envs.keys().cloned().collect();
+        queue.extend(cluster.instances.values().map(|i| i.spec.env_key()));
+        queue.extend(cluster.volumes.values().map(|v| v.key.env.clone()));
+        Self {
+            queue,
+            due: BTreeSet::new(),
+            due_of: BTreeMap::new(),
+            findings: Table::new(),
+            placement: Placement::new(cluster),
+        }
+    }
+
+    /// Takes notice of what changed in the cluster state, and queues the envs concerned. `cluster` is the state after.
+    pub fn observe(&mut self, cluster: &ClusterState, changes: &Changes) {
+        for (id, instance) in &changes.instances {
+            if let Some(instance) = instance {
+                self.queue.insert(instance.spec.env_key());
+            }
+            let freed = self.placement.set_instance(*id, cluster.instances.get(id));
+            if let Some(env) = freed {
+                self.queue.insert(env);
+                self.queue_waiting();
+            }
+        }
+        for id in changes.nodes.keys() {
+            self.observe_node(cluster, *id);
+        }
+        self.queue.extend(changes.envs.keys().cloned());
+        self.queue.extend(changes.deleted_envs.iter().cloned());
+        let volumes = changes.volumes.values().flatten();
+        self.queue.extend(volumes.map(|v| v.key.env.clone()));
+        if changes.volumes.values().any(Option::is_none) {
+            self.queue_waiting();
+        }
+        self.queue
+            .extend(changes.deleted_secrets.iter().map(|(env, _)| env.clone()));
+    }
+
+    /// Takes notice of a node that changed in what decides over placement, or that came or went.
+    pub fn observe_node(&mut self, cluster: &ClusterState, id: NodeId) {
+        if self.placement.set_node(id, cluster.nodes.get(&id)) {
+            let here = cluster.instances.on_node(id);
+            self.queue.extend(here.map(|(_, i)| i.spec.env_key()));
+            let volumes = cluster.volumes.on_node(id);
+            self.queue.extend(volumes.map(|(_, v)| v.key.env.clone()));
+            self.queue_waiting();
+        }
+    }
+
+    /// Something became free, or a node came: whatever waits is looked at.
+    fn queue_waiting(&mut self) {
+        self.queue.extend(self.findings.keys().cloned());
+    }
+
+    /// What waits, by env.
+    pub fn findings(&self) -> &Table<EnvKey, Vec<Finding>> {
+        &self.findings
+    }
+
+    /// When an env is to be looked at next although nothing changes.
+    pub fn next_due(&self) -> Option<Timestamp> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// Whether [`Self::plan_next`] has something to look at.
+    pub fn is_at_rest(&self, now: Timestamp) -> bool {
+        self.queue.is_empty() && self.next_due().is_none_or(|at| at > now)
+    }
+
+    /// Takes the next env of the queue, or one that is due, decides, and carries out on `cluster` what it decided. `None`:
+    /// nothing is to be looked at. An action that `apply` refuses is left out.
+    pub fn plan_next(
+        &mut self,
+        cluster: &mut ClusterState,
+        now: Timestamp,
+        draw: &mut dyn FnMut() -> u32,
+    ) -> Option<Planned> {
+        if self.queue.is_empty() {
+            while let Some((at, key)) = self.due.first().cloned()
+                && at <= now
+            {
+                self.forget_due(&key);
+                self.queue.insert(key);
+            }
+        }
+        let key = self.queue.pop_first()?;
+        self.forget_due(&key);
+        let mut pass = Pass {
+            given: cluster.clone(),
+            working: cluster,
+            placement: &mut self.placement,
+            now,
+            draw,
+            planned: Planned::default(),
+        };
+        pass.delete_gone(&key);
+        let mut findings = Vec::new();
         for _ in 0..MAX_PASSES {
-            let before = planner.actions.len();
-            let found = env::pass(&mut planner, key);
-            if planner.actions.len() == before {
-                findings.extend(found);
+            let before = pass.planned.actions.len();
+            findings = env::pass(&mut pass, &key);
+            if pass.planned.actions.len() == before {
                 break;
             }
         }
+        let planned = pass.planned;
+        let freed = planned.changes.instances.values().any(Option::is_none);
+        let rolling = (cluster.envs.get(&key))
+            .is_some_and(|env| env.rollout.phase == RolloutPhase::Rolling && !env.destroying);
+        let look = if rolling {
+            Some(ROLLING_LOOK_MS)
+        } else if findings.is_empty() {
+            None
+        } else {
+            Some(WAITING_LOOK_MS)
+        };
+        if let Some(after) = look {
+            let at = Timestamp(now.0.saturating_add(after));
+            self.due.insert((at, key.clone()));
+            self.due_of.insert(key.clone(), at);
+        }
+        if freed {
+            self.queue_waiting();
+        }
+        if findings.is_empty() {
+            self.findings.remove(&key);
+        } else if self.findings.get(&key) != Some(&findings) {
+            self.findings.insert(key, findings);
+        }
+        Some(planned)
     }
-    Plan {
-        actions: planner.actions,
-        findings,
+
+    /// Deletes the records of ended instances that are kept no longer.
+    pub fn prune(&mut self, cluster: &mut ClusterState, now: Timestamp) -> Planned {
+        let mut pass = Pass {
+            given: cluster.clone(),
+            working: cluster,
+            placement: &mut self.placement,
+            now,
+            draw: &mut || 0,
+            planned: Planned::default(),
+        };
+        for id in ended::expired(&pass.given.ended, now) {
+            pass.take(Action::PruneEnded { id });
+        }
+        pass.planned
+    }
+
+    fn forget_due(&mut self, key: &EnvKey) {
+        if let Some(at) = self.due_of.remove(key) {
+            self.due.remove(&(at, key.clone()));
+        }
     }
 }
 
-/// A plan in the making.
-struct Planner<'w, 'd> {
+/// One env, looked at once.
+struct Pass<'w, 'd> {
     /// The cluster state as given; its nodes do not change while planning, but for their generations.
-    given: &'w ClusterState,
-    /// The cluster state with the actions so far; copied only when there is one.
-    working: Cow<'w, ClusterState>,
-    /// The instances of each env, as in `working`.
-    by_env: BTreeMap<EnvKey, BTreeSet<InstanceId>>,
-    /// What is promised on the nodes, as in `working`; counted when first needed.
-    placement: Option<Placement<'w>>,
+    given: ClusterState,
+    /// The cluster state with the actions so far.
+    working: &'w mut ClusterState,
+    /// What is promised on the nodes, as in `working`.
+    placement: &'w mut Placement,
     now: Timestamp,
     draw: &'d mut dyn FnMut() -> u32,
-    actions: Vec<Action>,
+    planned: Planned,
 }
 
-impl<'w> Planner<'w, '_> {
-    /// Takes an action into the plan and the working cluster state. One that does not fit is dropped: the plan holds
-    /// nothing that [`apply`] refuses.
+impl Pass<'_, '_> {
+    /// Carries an action out. One that does not fit is dropped: the plan holds nothing that [`apply`] refuses.
     fn take(&mut self, action: Action) {
         let command = Command::Plan(action);
-        let refused = apply(self.working.to_mut(), &command).err();
-        debug_assert_eq!(refused, None, "{command:?}");
-        let Command::Plan(action) = command else {
-            return;
+        let changes = match apply(self.working, &command) {
+            Ok(changes) => changes,
+            Err(refused) => {
+                debug_assert!(false, "{refused}: {command:?}");
+                return;
+            }
         };
-        if refused.is_some() {
-            return;
+        for id in changes.instances.keys() {
+            let instance = self.working.instances.get(id);
+            self.placement.set_instance(*id, instance);
         }
-        match &action {
-            Action::Create(placed) => {
-                let env = placed.spec.env_key();
-                self.by_env.entry(env).or_default().insert(placed.spec.id);
-                if let Some(placement) = &mut self.placement {
-                    placement.promise(placed.node, &placed.spec, false);
-                }
-            }
-            Action::Delete { id, .. } => {
-                let known = self.given.instances.get(id);
-                if let Some(ids) = known.and_then(|i| self.by_env.get_mut(&i.spec.env_key())) {
-                    ids.remove(id);
-                }
-                // What it held is free again.
-                self.placement = None;
-            }
-            Action::Terminate { .. } => self.placement = None,
-            Action::MakeVolume(_)
-            | Action::DeleteVolume { .. }
-            | Action::PruneEnded { .. }
-            | Action::SetRollout { .. }
-            | Action::RemoveEnv { .. } => {}
+        self.planned.changes.then(changes);
+        if let Command::Plan(action) = command {
+            self.planned.actions.push(action);
         }
-        self.actions.push(action);
     }
 
-    /// What is promised on the nodes now.
-    fn placement(&mut self) -> &mut Placement<'w> {
-        let (given, working) = (self.given, &self.working);
-        self.placement
-            .get_or_insert_with(|| Placement::new(&given.nodes, working))
-    }
-
-    /// Instances that are gone: their node said so, or their node was removed.
-    fn delete_gone_instances(&mut self) {
-        for (id, instance) in &self.given.instances {
+    /// Instances and volumes of the env that are gone: their node said so, or their node was removed.
+    fn delete_gone(&mut self, key: &EnvKey) {
+        let given = self.given.clone();
+        for (id, instance) in given.instances.of_env(key) {
             let is_gone = matches!(instance.phase, InstancePhase::Gone { .. });
-            if is_gone || !self.given.has_node(instance.node) {
-                let (id, at) = (*id, self.now);
+            if is_gone || !given.has_node(instance.node) {
+                let at = self.now;
                 self.take(Action::Delete { id, at });
             }
         }
-    }
-
-    /// The records of ended instances that are kept no longer.
-    fn prune_ended(&mut self) {
-        for id in ended::expired(&self.working.ended, self.now) {
-            self.take(Action::PruneEnded { id });
-        }
-    }
-
-    /// Deleted volumes that are gone: their node said so, or their node was removed.
-    fn delete_gone_volumes(&mut self) {
-        for (id, volume) in &self.given.volumes {
-            let node_is_gone = !self.given.has_node(volume.node);
+        for (id, volume) in given.volumes.of_env(key) {
+            let node_is_gone = !given.has_node(volume.node);
             if volume.phase == VolumePhase::Deleted || (volume.is_deleting() && node_is_gone) {
-                self.take(Action::DeleteVolume { id: *id });
+                self.take(Action::DeleteVolume { id });
             }
         }
     }
@@ -226,11 +355,10 @@ impl<'w> Planner<'w, '_> {
     fn fresh_id(&mut self) -> InstanceId {
         let same = |a: InstanceId, b: InstanceId| egress_address(a) == egress_address(b);
         let mut id = InstanceId((self.draw)());
-        let unreadable: Vec<_> = self.given.unreadable_instances().collect();
         let taken = |id: InstanceId| {
             self.working.ended.contains_key(&id)
-                || self.working.instances.keys().any(|other| same(*other, id))
-                || unreadable.iter().any(|(other, _)| same(*other, id))
+                || self.working.instances.has_egress_address_of(id)
+                || (self.given.unreadable_instances()).any(|(other, _)| same(other, id))
         };
         while id.0 == 0 || taken(id) {
             id = InstanceId(id.0.wrapping_add(1));

@@ -18,13 +18,15 @@
 //! then jumps past it, so that the node applies our state again, and nothing is gone until it did. Whether the node is
 //! online is not decided here: that needs a clock that cannot jump.
 
-use api::node::NodeReport;
+use std::collections::{BTreeMap, BTreeSet};
+
+use api::node::{InstanceReport, NodeReport};
 use model::instance::InstanceState;
 use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 
 use crate::changes::Changes;
 use crate::cluster_state::{
-    ClusterState, Instance, InstancePhase, Node, Subject, Volume, VolumePhase,
+    ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase,
 };
 
 /// How old [`Node::seen_at`] may be before a report that says nothing new changes it, in milliseconds: such a report
@@ -72,31 +74,50 @@ pub(crate) fn apply_report(
     now: Timestamp,
 ) -> Changes {
     let mut changes = Changes::default();
-    let Some(node) = cluster.nodes.get_mut(&id) else {
+    let Some(before) = cluster.nodes.get(&id) else {
         return changes;
     };
-    if apply_to_node(node, report, now) {
-        changes.nodes.insert(id, node.clone());
-    }
+    let node = node_after_report(before, report, now);
     let generation = node.generation;
-    for (instance_id, instance) in &mut cluster.instances {
-        if instance.node == id && apply_to_instance(instance, generation, report) {
-            changes
-                .instances
-                .insert(*instance_id, Some(instance.clone()));
+    if node != *before {
+        cluster.nodes.insert(id, node.clone());
+        changes.nodes.insert(id, node);
+    }
+    let reported: BTreeMap<InstanceId, &InstanceReport> =
+        (report.instances.iter()).map(|r| (r.id, r)).collect();
+    let on_node = cluster.instances.on_node(id);
+    let news: Vec<_> = on_node
+        .filter_map(|(id, instance)| {
+            let after = after_report(instance, generation, report, reported.get(&id).copied());
+            Some((id, after?))
+        })
+        .collect();
+    for (id, (phase, said)) in news {
+        if let Some(instance) = cluster.instances.get_mut(&id) {
+            (instance.phase, instance.report) = (phase, said);
+            changes.instances.insert(id, Some(instance.clone()));
         }
     }
-    for (volume_id, volume) in &mut cluster.volumes {
-        if volume.node == id && apply_to_volume(*volume_id, volume, generation, report) {
-            changes.volumes.insert(*volume_id, Some(volume.clone()));
+    let disks: BTreeSet<VolumeId> = report.volumes.iter().copied().collect();
+    let on_node = cluster.volumes.on_node(id);
+    let news: Vec<_> = on_node
+        .filter_map(|(id, volume)| {
+            let is_current = report.generation == generation;
+            let after = volume_after_report(volume.phase, disks.contains(&id), is_current);
+            (after != volume.phase).then_some((id, after))
+        })
+        .collect();
+    for (id, phase) in news {
+        if let Some(volume) = cluster.volumes.get_mut(&id) {
+            volume.phase = phase;
+            changes.volumes.insert(id, Some(volume.clone()));
         }
     }
     changes
 }
 
-/// True when the report changes the node's record.
-fn apply_to_node(node: &mut Node, report: &NodeReport, now: Timestamp) -> bool {
-    let before = node.clone();
+fn node_after_report(before: &Node, report: &NodeReport, now: Timestamp) -> Node {
+    let mut node = before.clone();
     node.hardware.clone_from(&report.hardware);
     node.driver = Some(report.driver.clone());
     node.egress.clone_from(&report.egress);
@@ -104,18 +125,20 @@ fn apply_to_node(node: &mut Node, report: &NodeReport, now: Timestamp) -> bool {
         node.generation = Generation(report.generation.0.saturating_add(1));
     }
     let is_old = |at: Timestamp| now.0.abs_diff(at.0) >= SEEN_GRANULARITY_MS;
-    if *node != before || node.seen_at.is_none_or(is_old) {
+    if node != *before || node.seen_at.is_none_or(is_old) {
         node.seen_at = Some(now);
     }
-    *node != before
+    node
 }
 
-/// True when the report changes the instance's record. `generation` is the node's current one.
-fn apply_to_instance(instance: &mut Instance, generation: Generation, report: &NodeReport) -> bool {
-    let reported = report
-        .instances
-        .iter()
-        .find(|reported| reported.id == instance.spec.id);
+/// The instance's phase and report after its node's `report`, which says `reported` of it; `None` where nothing is new.
+/// `generation` is the node's current one.
+fn after_report(
+    instance: &Instance,
+    generation: Generation,
+    report: &NodeReport,
+    reported: Option<&InstanceReport>,
+) -> Option<(InstancePhase, Option<InstanceReport>)> {
     let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
     let gone = reported.is_none_or(|r| has_stopped(r.state));
     let next = match &instance.phase {
@@ -137,16 +160,11 @@ fn apply_to_instance(instance: &mut Instance, generation: Generation, report: &N
         | InstancePhase::Terminating { .. }
         | InstancePhase::Gone { .. } => None,
     };
-    let mut changed = false;
-    if let Some(next) = next {
-        instance.phase = next;
-        changed = true;
+    if next.is_none() && instance.report.as_ref() == reported {
+        return None;
     }
-    if instance.report.as_ref() != reported {
-        instance.report = reported.cloned();
-        changed = true;
-    }
-    changed
+    let phase = next.unwrap_or_else(|| instance.phase.clone());
+    Some((phase, reported.cloned()))
 }
 
 /// Whether nothing of the instance runs and it does not start again by itself.
@@ -154,28 +172,18 @@ fn has_stopped(state: InstanceState) -> bool {
     matches!(state, InstanceState::Stopped | InstanceState::Failed)
 }
 
-/// True when the report changes the volume's record.
-fn apply_to_volume(
-    id: VolumeId,
-    volume: &mut Volume,
-    generation: Generation,
-    report: &NodeReport,
-) -> bool {
-    let there = report.volumes.contains(&id);
-    let next = match volume.phase {
+/// The phase of a volume after a report of its node. `there`: the report lists its disk. `is_current`: the node has
+/// applied its current desired state.
+fn volume_after_report(phase: VolumePhase, there: bool, is_current: bool) -> VolumePhase {
+    match phase {
         VolumePhase::Planned if there => VolumePhase::Made,
         VolumePhase::Deleting { made: false } if there => VolumePhase::Deleting { made: true },
-        VolumePhase::Deleting { .. } if !there && report.generation == generation => {
-            VolumePhase::Deleted
-        }
+        VolumePhase::Deleting { .. } if !there && is_current => VolumePhase::Deleted,
         same @ (VolumePhase::Planned
         | VolumePhase::Made
         | VolumePhase::Deleting { .. }
         | VolumePhase::Deleted) => same,
-    };
-    let changed = next != volume.phase;
-    volume.phase = next;
-    changed
+    }
 }
 
 #[cfg(test)]
@@ -186,7 +194,7 @@ mod tests {
     use crate::apply::{Command, Refused, apply};
     use crate::cluster_state::UnreadableRecord;
     use crate::fixtures::{InstanceFixture, attach, cluster, deploy, manifest, process, report};
-    use api::node::{DriverChoice, InstanceReport};
+    use api::node::DriverChoice;
 
     fn is_gone(cluster: &ClusterState, id: u32) -> bool {
         matches!(phase(cluster, id), InstancePhase::Gone { .. })

@@ -310,7 +310,7 @@ mod tests {
     fn backends_of_one_host_share_the_proxy_protocol() {
         let mut cluster = rolling();
         let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
-        let second = env.releases.values_mut().next_back().unwrap();
+        let second = env.releases.get_mut(&ReleaseNumber(2)).unwrap();
         let web = second.manifest.processes.values_mut().next().unwrap();
         web.ports[0].proxy_protocol = Some(ProxyProtocol::V2);
         second.manifest.routes.values_mut().next().unwrap().port = 9090;
@@ -378,7 +378,7 @@ mod tests {
         let env = cluster.envs.remove(&key("shop/prod")).unwrap();
         cluster.unreadable = vec![unreadable(Subject::Env(key("shop/prod")))];
         assert_eq!(frozen(&cluster), before);
-        cluster.envs.insert(key("shop/other"), env);
+        cluster.envs.insert(key("shop/other"), (*env).clone());
         assert_eq!(frozen(&cluster), before);
         cluster.unreadable.clear();
         assert_ne!(frozen(&cluster), before);

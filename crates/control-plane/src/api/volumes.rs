@@ -39,7 +39,7 @@ pub(crate) async fn delete(
                 )
                 .hint("`platform volumes` lists those there are"));
             };
-            if let Some(instance) = cluster.user_of(id) {
+            if let Some(instance) = cluster.instances.user_of(id) {
                 let (key, instance) = (&volume.key, instance.spec.id);
                 return Err(ApiFailure::conflict(
                     "volume_in_use",

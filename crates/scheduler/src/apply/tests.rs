@@ -4,6 +4,7 @@
 
 use super::*;
 use crate::cluster_state::{Subject, UnreadableRecord};
+use crate::table::Table;
 use crate::fixtures::{
     InstanceFixture, attach, cluster, database, deploy, exit, key, manifest, name, process, report,
 };
@@ -108,7 +109,7 @@ fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
         failure: Some("no such file".to_owned()),
     };
     assert_eq!(changes.ended, BTreeMap::from([(id, Some(ended.clone()))]));
-    assert_eq!(cluster.ended, BTreeMap::from([(id, ended)]));
+    assert_eq!(cluster.ended, Table::from([(id, ended)]));
     let mut pruned = cluster.clone();
     let prune = Action::PruneEnded { id };
     let changes = apply(&mut pruned, &prune.clone().into()).unwrap();

@@ -7,7 +7,7 @@ use api::user::RolloutPhase;
 use model::instance::InstanceState;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 
-use super::{Finding, Planner, REPLACE_AFTER_MS};
+use super::{Finding, Pass, REPLACE_AFTER_MS};
 use crate::action::{Action, PlacedInstance};
 use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
 use crate::placement::{Demand, PlacementError};
@@ -72,8 +72,8 @@ impl Goal {
 }
 
 /// Makes the changes that can be made at once; returns the findings.
-pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> {
-    let given = planner.given;
+pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
+    let given = planner.given.clone();
     let (Some(env), Some(working)) = (given.envs.get(key), planner.working.envs.get(key)) else {
         return Vec::new();
     };
@@ -171,11 +171,10 @@ pub(super) fn pass(planner: &mut Planner<'_, '_>, key: &EnvKey) -> Vec<Finding> 
     findings
 }
 
-fn views(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<InstanceView> {
-    let ids = planner.by_env.get(key).into_iter().flatten();
-    let instances = ids.filter_map(|id| planner.working.instances.get(id));
+fn views(planner: &Pass<'_, '_>, key: &EnvKey) -> Vec<InstanceView> {
+    let instances = planner.working.instances.of_env(key);
     instances
-        .map(|instance| {
+        .map(|(_, instance)| {
             let online = planner.is_online(instance.node);
             InstanceView {
                 id: instance.spec.id,
@@ -193,14 +192,14 @@ fn views(planner: &Planner<'_, '_>, key: &EnvKey) -> Vec<InstanceView> {
         .collect()
 }
 
-fn terminate(planner: &mut Planner<'_, '_>, view: &InstanceView, reason: String) {
+fn terminate(planner: &mut Pass<'_, '_>, view: &InstanceView, reason: String) {
     planner.take(Action::Terminate {
         id: view.id,
         reason,
     });
 }
 
-fn set_rollout(planner: &mut Planner<'_, '_>, key: &EnvKey, rollout: Rollout) {
+fn set_rollout(planner: &mut Pass<'_, '_>, key: &EnvKey, rollout: Rollout) {
     planner.take(Action::SetRollout {
         env: key.clone(),
         rollout,
@@ -208,7 +207,7 @@ fn set_rollout(planner: &mut Planner<'_, '_>, key: &EnvKey, rollout: Rollout) {
 }
 
 /// All instances are terminated; the env is removed when the last is gone.
-fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, views: &[InstanceView]) -> Vec<Finding> {
+fn destroy(planner: &mut Pass<'_, '_>, key: &EnvKey, views: &[InstanceView]) -> Vec<Finding> {
     if views.is_empty() {
         planner.take(Action::RemoveEnv { env: key.clone() });
         return Vec::new();
@@ -234,7 +233,7 @@ fn destroy(planner: &mut Planner<'_, '_>, key: &EnvKey, views: &[InstanceView]) 
 
 /// The findings about instances that are wanted and do not do their work.
 fn unhealthy(
-    planner: &Planner<'_, '_>,
+    planner: &Pass<'_, '_>,
     key: &EnvKey,
     views: &[InstanceView],
     phase: RolloutPhase,
@@ -260,7 +259,7 @@ fn unhealthy(
 
 /// The next state of a rollout that has failed or is done.
 fn evaluate(
-    planner: &Planner<'_, '_>,
+    planner: &Pass<'_, '_>,
     env: &Env,
     rollout: &Rollout,
     views: &[InstanceView],
@@ -298,7 +297,7 @@ fn evaluate(
 /// Terminates the instances of process types that the wanted release does not have: when all else is well, so that a
 /// revert finds them; those of a release that failed at once.
 fn drop_processes(
-    planner: &mut Planner<'_, '_>,
+    planner: &mut Pass<'_, '_>,
     counts: &BTreeMap<ProcessName, u32>,
     goal: Goal,
     rollout: &Rollout,
@@ -355,7 +354,7 @@ impl Task<'_> {
     /// Terminates and creates the instances that can be now.
     fn advance(
         &self,
-        planner: &mut Planner<'_, '_>,
+        planner: &mut Pass<'_, '_>,
         views: &[&InstanceView],
     ) -> Result<(), Blocked> {
         let rolling = self.rollout.phase == RolloutPhase::Rolling;
@@ -399,7 +398,7 @@ impl Task<'_> {
     /// Terminates old instances, as far as enough are ready without them.
     fn scale_down_old<'s>(
         &self,
-        planner: &mut Planner<'_, '_>,
+        planner: &mut Pass<'_, '_>,
         mine: &[&'s InstanceView],
         old: &mut Vec<&'s InstanceView>,
         going: &mut Vec<&'s InstanceView>,
@@ -426,7 +425,7 @@ impl Task<'_> {
     /// Creates missing instances, as far as the surge allows and nodes have room.
     fn make_missing(
         &self,
-        planner: &mut Planner<'_, '_>,
+        planner: &mut Pass<'_, '_>,
         mine: &[&InstanceView],
         old: &[&InstanceView],
         going: &[&InstanceView],
@@ -457,7 +456,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    fn make_one(&self, planner: &mut Planner<'_, '_>, ordinal: Option<u32>) -> Result<(), Blocked> {
+    fn make_one(&self, planner: &mut Pass<'_, '_>, ordinal: Option<u32>) -> Result<(), Blocked> {
         let archs: Vec<&str> = self.release.resolved.keys().map(String::as_str).collect();
         let Some(process) = self.release.manifest.processes.get(self.process) else {
             return Ok(());
@@ -468,7 +467,7 @@ impl Task<'_> {
         }
         let first = known.iter().next();
         let pinned = first.map(|(name, (_, volume))| (volume.node, name.as_str()));
-        let node = planner.placement().choose(&Demand {
+        let node = planner.placement.choose(&Demand {
             env: self.key,
             process: self.process,
             cpu_millis: process.resources.cpu_millis,
@@ -481,14 +480,14 @@ impl Task<'_> {
             self.attach_volumes(planner, ordinal, node, &known)
         });
         let id = planner.fresh_id();
-        let settings = &planner.given.settings;
+        let prefix = planner.given.settings.prefix;
         let who = Identity {
             id,
             env: self.key,
             process: self.process,
             release: self.goal.make,
-            address: instance_address(settings.prefix, node, self.env.network, id),
-            arch,
+            address: instance_address(prefix, node, self.env.network, id),
+            arch: &arch,
             volumes: &volumes,
         };
         let spec = instance_spec(&who, self.release)?;
@@ -502,7 +501,7 @@ impl Task<'_> {
     }
 
     /// Whether a rollout that cannot make an instance has waited long enough.
-    fn is_too_late(&self, blocked: &Blocked, planner: &Planner<'_, '_>) -> bool {
+    fn is_too_late(&self, blocked: &Blocked, planner: &Pass<'_, '_>) -> bool {
         match blocked {
             // Only another release helps.
             Blocked::Release(_) => true,
@@ -538,12 +537,12 @@ impl Task<'_> {
     }
 }
 
-impl<'w> Planner<'w, '_> {
+impl Pass<'_, '_> {
     pub(super) fn is_online(&self, node: NodeId) -> bool {
         self.given.nodes.get(&node).is_some_and(|node| node.online)
     }
 
-    fn node_name(&self, node: NodeId) -> &'w str {
+    fn node_name(&self, node: NodeId) -> &str {
         match self.given.nodes.get(&node) {
             Some(node) => &node.name,
             None if self.given.has_node(node) => "a node whose record cannot be read",
@@ -551,17 +550,16 @@ impl<'w> Planner<'w, '_> {
         }
     }
 
-    fn arch_of(&self, node: NodeId) -> &'w str {
+    fn arch_of(&self, node: NodeId) -> String {
         let node = self.given.nodes.get(&node);
-        node.map_or("", |node| node.hardware.arch.as_str())
+        node.map_or(String::new(), |node| node.hardware.arch.clone())
     }
 
     /// When the last instance of a release was created: as long as some are created, the rollout proceeds.
     fn newest_of(&self, key: &EnvKey, release: ReleaseNumber) -> Option<Timestamp> {
-        let ids = self.by_env.get(key).into_iter().flatten();
-        let instances = ids.filter_map(|id| self.working.instances.get(id));
-        let mine = instances.filter(|instance| instance.spec.release == release);
-        mine.map(|instance| instance.created_at).max()
+        let instances = self.working.instances.of_env(key);
+        let mine = instances.filter(|(_, instance)| instance.spec.release == release);
+        mine.map(|(_, instance)| instance.created_at).max()
     }
 
     /// Whether this instance failed and was created long enough ago.

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use model::instance::AttachedVolume;
 use model::{InstanceId, NodeId, VolumeId};
 
-use super::Planner;
+use super::Pass;
 use super::env::{Blocked, Task};
 use crate::action::{Action, PlannedVolume};
-use crate::cluster_state::{Volume, VolumeKey};
+use crate::cluster_state::{Instance, Volume, VolumeKey};
 
 impl Task<'_> {
     /// Whether its instances are numbered, because they have volumes.
@@ -18,18 +18,16 @@ impl Task<'_> {
     }
 
     /// The instance that has the volumes of this ordinal, a terminating one too.
-    pub(super) fn holder_of(&self, planner: &Planner<'_, '_>, ordinal: u32) -> Option<InstanceId> {
-        let mut ids = planner.by_env.get(self.key).into_iter().flatten();
-        let holds = |id: &&InstanceId| {
-            planner.working.instances.get(*id).is_some_and(|instance| {
-                instance.spec.process == *self.process && instance.spec.ordinal() == Some(ordinal)
-            })
+    pub(super) fn holder_of(&self, planner: &Pass<'_, '_>, ordinal: u32) -> Option<InstanceId> {
+        let mut instances = planner.working.instances.of_env(self.key);
+        let holds = |(_, instance): &(InstanceId, &Instance)| {
+            instance.spec.process == *self.process && instance.spec.ordinal() == Some(ordinal)
         };
-        ids.find(holds).copied()
+        instances.find(holds).map(|(id, _)| id)
     }
 
     /// No instance can be created before a terminating one is gone: says which.
-    pub(super) fn wait_for_a_holder(&self, planner: &Planner<'_, '_>) -> Result<(), Blocked> {
+    pub(super) fn wait_for_a_holder(&self, planner: &Pass<'_, '_>) -> Result<(), Blocked> {
         let terminating = (0..).take(self.wanted).find_map(|ordinal| {
             let id = self.holder_of(planner, ordinal)?;
             let holder = planner.working.instances.get(&id)?;
@@ -50,21 +48,21 @@ impl Task<'_> {
     /// The volumes of one ordinal, by name; they are all on one node.
     pub(super) fn volumes_of(
         &self,
-        planner: &Planner<'_, '_>,
+        planner: &Pass<'_, '_>,
         ordinal: u32,
     ) -> BTreeMap<String, (VolumeId, Volume)> {
-        let mine = planner.working.volumes.iter().filter(|(_, volume)| {
-            let key = &volume.key;
-            key.ordinal == ordinal && key.process == *self.process && key.env == *self.key
+        let of_env = planner.working.volumes.of_env(self.key);
+        let mine = of_env.filter(|(_, volume)| {
+            volume.key.ordinal == ordinal && volume.key.process == *self.process
         });
-        mine.map(|(id, volume)| (volume.key.name.clone(), (*id, volume.clone())))
+        mine.map(|(id, volume)| (volume.key.name.clone(), (id, volume.clone())))
             .collect()
     }
 
     /// The volumes of an instance on `node`: the known ones, of whatever size, and new ones.
     pub(super) fn attach_volumes(
         &self,
-        planner: &mut Planner<'_, '_>,
+        planner: &mut Pass<'_, '_>,
         ordinal: u32,
         node: NodeId,
         known: &BTreeMap<String, (VolumeId, Volume)>,

@@ -1,0 +1,248 @@
+//! The instances of a cluster, and the volumes, found by what they belong to.
+//!
+//! Both are tables with indexes. An index follows each record that is added or removed, so no question about one env,
+//! node or volume costs what the whole cluster costs.
+
+use std::net::Ipv4Addr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use immutable_chunkmap::set::Set;
+use model::{EnvKey, InstanceId, NodeId, VolumeId};
+use overlay::address_plan::egress_address;
+
+use crate::cluster_state::{Instance, Volume};
+use crate::table::{Entries, Table};
+
+type Ids<T> = Set<T, 32>;
+
+/// Every instance that is not deleted. Read as a [`Table`]; the indexes are kept by [`insert`](Self::insert) and
+/// [`remove`](Self::remove).
+#[derive(Debug, Clone, Default)]
+pub struct Instances {
+    all: Table<InstanceId, Instance>,
+    of_env: Table<EnvKey, Ids<InstanceId>>,
+    on_node: Table<NodeId, Ids<InstanceId>>,
+    with_volume: Table<VolumeId, Ids<InstanceId>>,
+    egress: Ids<Ipv4Addr>,
+}
+
+impl Instances {
+    /// Adds an instance, or replaces the one with this id.
+    pub fn insert(&mut self, id: InstanceId, instance: Instance) {
+        self.remove(&id);
+        put(&mut self.of_env, instance.spec.env_key(), id);
+        put(&mut self.on_node, instance.node, id);
+        for volume in &instance.spec.volumes {
+            put(&mut self.with_volume, volume.id, id);
+        }
+        self.egress.insert_cow(egress_address(id));
+        self.all.insert(id, instance);
+    }
+
+    /// Removes an instance.
+    pub fn remove(&mut self, id: &InstanceId) -> Option<Arc<Instance>> {
+        let instance = self.all.remove(id)?;
+        take(&mut self.of_env, &instance.spec.env_key(), *id);
+        take(&mut self.on_node, &instance.node, *id);
+        for volume in &instance.spec.volumes {
+            take(&mut self.with_volume, &volume.id, *id);
+        }
+        self.egress.remove_cow(&egress_address(*id));
+        Some(instance)
+    }
+
+    /// Removes every instance.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// The instance of this id, to be changed in its phase or its report: its env, node and volumes never change.
+    pub fn get_mut(&mut self, id: &InstanceId) -> Option<&mut Instance> {
+        self.all.get_mut(id)
+    }
+
+    /// Every instance, to be changed as with [`get_mut`](Self::get_mut).
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Instance> {
+        self.all.values_mut()
+    }
+
+    /// The instances of an env, by id.
+    pub fn of_env(&self, env: &EnvKey) -> impl Iterator<Item = (InstanceId, &Instance)> {
+        self.found(self.of_env.get(env))
+    }
+
+    /// The instances on a node, by id.
+    pub fn on_node(&self, node: NodeId) -> impl Iterator<Item = (InstanceId, &Instance)> {
+        self.found(self.on_node.get(&node))
+    }
+
+    /// How many instances are on a node.
+    pub fn count_on_node(&self, node: NodeId) -> usize {
+        self.on_node.get(&node).map_or(0, Ids::len)
+    }
+
+    /// The instance that has this volume, a terminating one too: until its node has said that it is gone, it may write.
+    pub fn user_of(&self, volume: VolumeId) -> Option<&Instance> {
+        let mut users = self.found(self.with_volume.get(&volume));
+        users.next().map(|(_, instance)| instance)
+    }
+
+    /// Whether an instance has the same address for egress as this id would have.
+    pub fn has_egress_address_of(&self, id: InstanceId) -> bool {
+        self.egress.contains(&egress_address(id))
+    }
+
+    fn found<'i>(
+        &'i self,
+        ids: Option<&'i Ids<InstanceId>>,
+    ) -> impl Iterator<Item = (InstanceId, &'i Instance)> {
+        let ids = ids.into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.all.get(id)?)))
+    }
+}
+
+impl Deref for Instances {
+    type Target = Table<InstanceId, Instance>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.all
+    }
+}
+
+impl PartialEq for Instances {
+    fn eq(&self, other: &Self) -> bool {
+        self.all == other.all
+    }
+}
+
+impl Eq for Instances {}
+
+impl<'i> IntoIterator for &'i Instances {
+    type Item = (&'i InstanceId, &'i Instance);
+    type IntoIter = Entries<'i, InstanceId, Instance>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.all.iter()
+    }
+}
+
+impl FromIterator<(InstanceId, Instance)> for Instances {
+    fn from_iter<I: IntoIterator<Item = (InstanceId, Instance)>>(instances: I) -> Self {
+        let mut all = Self::default();
+        for (id, instance) in instances {
+            all.insert(id, instance);
+        }
+        all
+    }
+}
+
+/// Every volume; they outlive instances, releases and envs. Read as a [`Table`]; the indexes are kept by
+/// [`insert`](Self::insert) and [`remove`](Self::remove).
+#[derive(Debug, Clone, Default)]
+pub struct Volumes {
+    all: Table<VolumeId, Volume>,
+    of_env: Table<EnvKey, Ids<VolumeId>>,
+    on_node: Table<NodeId, Ids<VolumeId>>,
+}
+
+impl Volumes {
+    /// Adds a volume, or replaces the one with this id.
+    pub fn insert(&mut self, id: VolumeId, volume: Volume) {
+        self.remove(&id);
+        put(&mut self.of_env, volume.key.env.clone(), id);
+        put(&mut self.on_node, volume.node, id);
+        self.all.insert(id, volume);
+    }
+
+    /// Removes a volume.
+    pub fn remove(&mut self, id: &VolumeId) -> Option<Arc<Volume>> {
+        let volume = self.all.remove(id)?;
+        take(&mut self.of_env, &volume.key.env, *id);
+        take(&mut self.on_node, &volume.node, *id);
+        Some(volume)
+    }
+
+    /// The volume of this id, to be changed in its phase: what it belongs to and its node never change.
+    pub fn get_mut(&mut self, id: &VolumeId) -> Option<&mut Volume> {
+        self.all.get_mut(id)
+    }
+
+    /// Every volume, to be changed as with [`get_mut`](Self::get_mut).
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Volume> {
+        self.all.values_mut()
+    }
+
+    /// The volumes of an env, by id.
+    pub fn of_env(&self, env: &EnvKey) -> impl Iterator<Item = (VolumeId, &Volume)> {
+        self.found(self.of_env.get(env))
+    }
+
+    /// The volumes on a node, by id.
+    pub fn on_node(&self, node: NodeId) -> impl Iterator<Item = (VolumeId, &Volume)> {
+        self.found(self.on_node.get(&node))
+    }
+
+    fn found<'v>(
+        &'v self,
+        ids: Option<&'v Ids<VolumeId>>,
+    ) -> impl Iterator<Item = (VolumeId, &'v Volume)> {
+        let ids = ids.into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.all.get(id)?)))
+    }
+}
+
+impl Deref for Volumes {
+    type Target = Table<VolumeId, Volume>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.all
+    }
+}
+
+impl PartialEq for Volumes {
+    fn eq(&self, other: &Self) -> bool {
+        self.all == other.all
+    }
+}
+
+impl Eq for Volumes {}
+
+impl<'i> IntoIterator for &'i Volumes {
+    type Item = (&'i VolumeId, &'i Volume);
+    type IntoIter = Entries<'i, VolumeId, Volume>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.all.iter()
+    }
+}
+
+impl FromIterator<(VolumeId, Volume)> for Volumes {
+    fn from_iter<I: IntoIterator<Item = (VolumeId, Volume)>>(volumes: I) -> Self {
+        let mut all = Self::default();
+        for (id, volume) in volumes {
+            all.insert(id, volume);
+        }
+        all
+    }
+}
+
+fn put<K: Ord + Clone, T: Ord + Clone>(index: &mut Table<K, Ids<T>>, key: K, id: T) {
+    if let Some(ids) = index.get_mut(&key) {
+        ids.insert_cow(id);
+    } else {
+        let mut ids = Ids::new();
+        ids.insert_cow(id);
+        index.insert(key, ids);
+    }
+}
+
+fn take<K: Ord + Clone, T: Ord + Clone>(index: &mut Table<K, Ids<T>>, key: &K, id: T) {
+    let Some(ids) = index.get_mut(key) else {
+        return;
+    };
+    ids.remove_cow(&id);
+    if ids.len() == 0 {
+        index.remove(key);
+    }
+}
