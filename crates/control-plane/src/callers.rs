@@ -69,7 +69,7 @@ impl FromRequestParts<App> for NodeCaller {
     type Rejection = ApiFailure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
-        match member(parts, app, "a node").await? {
+        match member(parts, app, "a node")? {
             member @ Member::Node(id) => {
                 check_protocol(&parts.headers, app, Some(member))?;
                 Ok(Self(id))
@@ -83,7 +83,7 @@ impl FromRequestParts<App> for EdgeCaller {
     type Rejection = ApiFailure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
-        match member(parts, app, "an edge").await? {
+        match member(parts, app, "an edge")? {
             member @ Member::Edge(id) => {
                 check_protocol(&parts.headers, app, Some(member))?;
                 Ok(Self(id))
@@ -98,14 +98,14 @@ fn peer(parts: &Parts) -> Option<Member> {
 }
 
 /// The member that calls, if it is of the cluster still.
-async fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFailure> {
+fn member(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiFailure> {
     let Some(member) = peer(parts) else {
         return Err(unauthorized(&format!(
             "this call needs the client certificate of {wanted}"
         ))
         .hint("enroll first; users' tokens do not open it"));
     };
-    if app.store.is_member(member).await? {
+    if app.published.borrow().cluster.has_member(member) {
         Ok(member)
     } else {
         Err(ApiFailure::new(

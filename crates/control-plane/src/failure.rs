@@ -10,6 +10,8 @@ use http::StatusCode;
 use scheduler::apply::Refused;
 use store::StoreError;
 
+use crate::leading::NotCommitted;
+
 /// The error that a caller gets instead of an answer.
 #[derive(Debug)]
 pub(crate) struct ApiFailure {
@@ -105,6 +107,12 @@ impl IntoResponse for ApiFailure {
 
 impl From<StoreError> for ApiFailure {
     fn from(error: StoreError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+impl From<NotCommitted> for ApiFailure {
+    fn from(error: NotCommitted) -> Self {
         Self::internal(&error)
     }
 }

@@ -4,9 +4,10 @@
 //!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planning`]).
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
-//! - The planner task is the only one that plans. Every handler that changes the cluster state wakes it; it plans until
-//!   nothing changes and publishes the cluster state ([`state::Published`]), which wakes every long poll.
-//! - Every change is a command of [`scheduler::apply`], applied and written by [`state::Shared::change`].
+//! - The cluster state is in memory, loaded once. Every change is a command of [`scheduler::apply`], decided there
+//!   ([`state::Shared::change`]), and answered when its batch is in the store and published ([`leading`]).
+//! - The planner task is the only one that plans ([`planning`]). Every handler that changes the cluster state wakes it.
+//! - A change wakes the long polls that it is about ([`topics`]).
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); a node gets the bundles of the instances that
 //!   are placed on it, and no others.
 //! - Registry logins are sealed in the store, and opened when a registry asks or a node has to pull ([`logins`]).
@@ -14,10 +15,10 @@
 //!   that wants them.
 //!
 //! ```text
-//! user --deploy--> apply, store --wake--> planner --plan--> apply, store
-//!                                            | publish
-//!            node <--desired-----------------+----------routes--> edge
-//!            node --report--> apply, store --wake--> planner
+//! user --deploy--+
+//! node --report--+--> decide, apply in memory --batch--> store --> publish --+--desired--> node
+//! planner --plan-+                                                           +--routes--> edge
+//!                                                                            +--> whoever asks
 //! ```
 //!
 //! Deliberately absent: decisions (they are in `scheduler`, as pure functions), and several servers
@@ -29,6 +30,7 @@ mod bootstrap;
 mod callers;
 mod clock;
 mod failure;
+mod leading;
 mod limits;
 mod logins;
 mod options;
@@ -39,10 +41,10 @@ mod secrets;
 mod serve;
 mod state;
 mod streams;
+mod topics;
 
 pub use limits::{
-    MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, MAX_PLAN_ROUNDS, ONLINE_WITHIN, PLAN_INTERVAL,
-    SHUTDOWN_GRACE,
+    MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, ONLINE_WITHIN, PLAN_INTERVAL, SHUTDOWN_GRACE,
 };
 pub use options::{Ready, ServerError, ServerOptions};
 pub use serve::run;

@@ -6,8 +6,10 @@ use std::time::Duration;
 pub const ONLINE_WITHIN: Duration = Duration::from_secs(10);
 /// The planner looks at the cluster state this often, also when nobody woke it.
 pub const PLAN_INTERVAL: Duration = Duration::from_secs(2);
-/// Rounds of plan and apply in a row, before the planner rests until its next turn.
-pub const MAX_PLAN_ROUNDS: u32 = 16;
+/// Envs that are planned in one batch.
+pub(crate) const PLAN_BATCH: u32 = 64;
+/// How long an env that cannot be planned is left alone, in milliseconds.
+pub(crate) const QUARANTINE_MS: u64 = 60_000;
 
 /// Connections at a time; further ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 4096;
@@ -51,6 +53,9 @@ pub(crate) const STREAM_BUFFER_PIECES: usize = 64;
 pub(crate) const STREAM_SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 /// Longest tail that a reader may ask for, in lines for each instance.
 pub(crate) const MAX_TAIL: u32 = 10_000;
+
+/// Times that a secret bundle is sealed anew because another caller was first.
+pub(crate) const MAX_SECRET_ATTEMPTS: u32 = 16;
 
 /// Largest secret of a registry login, in bytes of its JSON; identity tokens of the large clouds have up to 5 KiB.
 pub(crate) const MAX_LOGIN_BYTES: usize = 32 << 10;

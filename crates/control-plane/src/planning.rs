@@ -1,33 +1,30 @@
-//! The one task that plans: it carries out what `scheduler::planner` decides until nothing is left
-//! to do, and publishes the cluster state it leaves.
+//! The one task that plans: it carries out what `scheduler::planner` decides until nothing is left to do.
 //!
-//! It runs when woken and on a timer, and reconciles by level: a wake that was missed, or a plan
-//! that failed on a full disk, costs one interval and nothing else.
+//! It runs when woken and on a timer. The planner's queue holds the envs that changed or are due; each is planned for itself.
+//! Plans of several envs share a batch. When the store refuses a batch because of a record, the envs are planned again with
+//! a batch for each, and the one that is refused alone is left alone for a while ([`QUARANTINE_MS`]): it blocks nobody. The
+//! same happens to an env that makes the planner panic. When the store takes nothing at all (a full disk), the planner
+//! rests until its next turn.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
-use api::edge::RouteTable;
 use identity::KeyError;
+use model::Timestamp;
 use scheduler::action::Action;
-use scheduler::apply::{Command, Refused};
-use scheduler::cluster_state::ClusterState;
-use scheduler::planner::{Finding, plan};
-use scheduler::routes::{keep_frozen, routes};
-use store::{Store, StoreError};
 
 use crate::clock::{IdGenerator, now};
-use crate::limits::{MAX_PLAN_ROUNDS, PLAN_INTERVAL};
-use crate::state::{Published, Shared};
+use crate::leading::NotCommitted;
+use crate::limits::{PLAN_BATCH, PLAN_INTERVAL, QUARANTINE_MS};
+use crate::state::Shared;
 
 /// Why the cluster state could not be settled now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanError {
     /// The store failed.
     #[error("could not plan")]
-    Store(#[from] StoreError),
-    /// The plan does not fit the cluster state it was made for.
-    #[error("could not plan")]
-    Refused(#[from] Refused),
+    NotCommitted(#[from] NotCommitted),
     /// There is no randomness.
     #[error("could not plan")]
     Key(#[from] KeyError),
@@ -35,103 +32,98 @@ pub(crate) enum PlanError {
 
 /// Plans until the server ends.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let mut findings_logged = Vec::new();
     let mut unreadable_logged = Vec::new();
+    let mut turn = tokio::time::interval(PLAN_INTERVAL);
+    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = shared.wake.notified() => {}
-            () = tokio::time::sleep(PLAN_INTERVAL) => {}
-        }
-        // Not interrupted in the middle by a shutdown: a round is one transaction anyway.
-        match settle(&shared).await {
-            Ok(()) => {
-                let current = Arc::clone(&shared.published.borrow());
-                if current.cluster.unreadable != unreadable_logged {
-                    for record in &current.cluster.unreadable {
-                        tracing::error!(%record, "a record is kept as it is, and its env is frozen");
-                    }
-                    unreadable_logged.clone_from(&current.cluster.unreadable);
+            _ = turn.tick() => {
+                let lapsed = shared.presence.lapsed(Instant::now());
+                if !lapsed.is_empty() {
+                    shared.leading.lapsed(&lapsed);
                 }
-                if current.findings != findings_logged {
-                    for finding in &current.findings {
-                        tracing::debug!(env = %finding.env, "{}", finding.message);
-                    }
-                    findings_logged.clone_from(&current.findings);
-                }
+                shared.leading.with(|leader| leader.prune(now()));
             }
-            Err(error) => tracing::error!(
+        }
+        if let Err(error) = settle(&shared).await {
+            tracing::error!(
                 error = %display::chain(&error),
                 "cannot plan; trying again within {} s",
                 PLAN_INTERVAL.as_secs()
-            ),
+            );
+        }
+        let current = Arc::clone(&shared.published.borrow());
+        if current.cluster.unreadable != unreadable_logged {
+            for record in &current.cluster.unreadable {
+                tracing::error!(%record, "a record is kept as it is, and its env is frozen");
+            }
+            unreadable_logged.clone_from(&current.cluster.unreadable);
         }
     }
 }
 
-/// Plans and applies until nothing is left to do, then publishes the cluster state.
+/// Plans until nothing is left to do, and all of it is in the store and published.
 pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
-    let mut findings = Vec::new();
-    for round in 0.. {
-        if round == MAX_PLAN_ROUNDS {
-            tracing::warn!("the planner did not come to rest in {MAX_PLAN_ROUNDS} rounds");
-            break;
-        }
-        let done;
-        (done, findings) = one_round(shared).await?;
-        if done {
-            break;
-        }
-    }
-    let cluster = shared.cluster().await?;
-    let before = Arc::clone(&shared.published.borrow());
-    let table = route_table(&shared.store, &before.routes, &cluster).await?;
-    let after = Published {
-        cluster,
-        routes: table,
-        findings,
-    };
-    if *before != after {
-        shared.published.send_replace(Arc::new(after));
-    }
-    Ok(())
-}
-
-/// The route table of this cluster state; the store is asked only when it differs from the last one.
-pub(crate) async fn route_table(
-    store: &Store,
-    before: &RouteTable,
-    cluster: &ClusterState,
-) -> Result<RouteTable, StoreError> {
-    let mut routes = routes(cluster);
-    keep_frozen(cluster, &before.routes, &mut routes);
-    if before.generation.0 > 0 && before.routes == routes {
-        return Ok(before.clone());
-    }
-    match store.set_routes(&routes).await {
-        Err(StoreError::Unreadable { cause }) => {
-            tracing::error!(cause, "edges keep the routes they have");
-            Ok(before.clone())
-        }
-        written => written,
-    }
-}
-
-/// One plan, applied. True when there was nothing to do.
-async fn one_round(shared: &Shared) -> Result<(bool, Vec<Finding>), PlanError> {
     let mut ids = IdGenerator::new()?;
-    let (actions, findings) = shared
-        .change(|cluster| {
-            let plan = plan(cluster, now(), &mut || ids.next());
-            let commands = plan.actions.iter().cloned().map(Command::Plan);
-            let commands = commands.collect();
-            Ok::<_, PlanError>((commands, (plan.actions, plan.findings)))
-        })
-        .await?;
-    for action in &actions {
-        log(action);
+    let mut batch = PLAN_BATCH;
+    loop {
+        let actions = plan(shared, &mut ids, batch);
+        match shared.leading.committed().await {
+            Ok(()) => {
+                for action in actions.iter().flatten() {
+                    log(action);
+                }
+                if actions.is_none() {
+                    return Ok(());
+                }
+            }
+            Err(error) if !error.is_about_a_record() => return Err(error.into()),
+            // One of these envs is to blame, or the one that was planned alone.
+            Err(_) if batch > 1 => batch = 1,
+            Err(error) => shared.leading.with(|leader| {
+                if let Some(env) = leader.planner().current().cloned() {
+                    let cause = display::chain(&error);
+                    tracing::error!(%env, cause, "an env cannot be planned, and is left alone for a while");
+                    leader.quarantine(env, cause, later());
+                }
+            }),
+        }
     }
-    Ok((actions.is_empty(), findings))
+}
+
+/// Plans at most so many envs; what was decided. `None`: nothing is left to be looked at.
+fn plan(shared: &Shared, ids: &mut IdGenerator, most: u32) -> Option<Vec<Action>> {
+    shared.leading.with(|leader| {
+        let mut actions = Vec::new();
+        for looked in 0..most {
+            let checkpoint = leader.checkpoint();
+            let planning = || leader.plan_next(now(), &mut || ids.next());
+            match catch_unwind(AssertUnwindSafe(planning)) {
+                Ok(Some(planned)) => actions.extend(planned.actions),
+                Ok(None) if looked == 0 => return None,
+                Ok(None) => break,
+                Err(panic) => {
+                    let cause = cause_of(panic.as_ref());
+                    let env = leader.planner().current().map(ToString::to_string);
+                    tracing::error!(env, cause, "the planner failed; the env is left alone for a while");
+                    leader.undo(checkpoint, cause, later());
+                }
+            }
+        }
+        Some(actions)
+    })
+}
+
+fn later() -> Timestamp {
+    Timestamp(now().0.saturating_add(QUARANTINE_MS))
+}
+
+fn cause_of(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!("the planner failed: {}", text.unwrap_or("it panicked"))
 }
 
 fn log(action: &Action) {

@@ -8,6 +8,7 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
 use scheduler::planner::Finding;
+use scheduler::table::Table;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
@@ -39,16 +40,13 @@ pub(crate) fn instance_row(
     }
 }
 
-/// The instances that `keep` keeps, by env, process type, release and age.
-pub(crate) fn instance_rows(
-    cluster: &ClusterState,
-    keep: impl Fn(&Instance) -> bool,
+/// Rows of these instances, by env, process type, release and age.
+pub(crate) fn instance_rows<'c>(
+    cluster: &'c ClusterState,
+    instances: impl Iterator<Item = (InstanceId, &'c Instance)>,
 ) -> Vec<InstanceRow> {
-    let mut rows: Vec<_> = cluster
-        .instances
-        .iter()
-        .filter(|(_, instance)| keep(instance))
-        .map(|(id, instance)| instance_row(cluster, *id, instance))
+    let mut rows: Vec<_> = instances
+        .map(|(id, instance)| instance_row(cluster, id, instance))
         .collect();
     rows.sort_by(|a, b| {
         (&a.env, &a.process, a.release, a.created_at, a.id).cmp(&(
@@ -129,7 +127,7 @@ pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
         .nodes
         .iter()
         .map(|(id, node)| {
-            let instances = cluster.instances.values().filter(|i| i.node == *id).count();
+            let instances = cluster.instances.count_on_node(*id);
             NodeRow {
                 id: *id,
                 name: node.name.clone(),
@@ -156,11 +154,11 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         .into_iter()
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
-    for instance in cluster.instances.values() {
+    for (_, instance) in cluster.instances.of_env(key) {
         // Whether its node is away now is not asked: it may well serve.
         let is_healthy = InstanceHealth::of(instance, true).is_healthy();
         let serves = !instance.is_terminating() && is_healthy;
-        if serves && key_of(instance) == *key {
+        if serves {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;
         }
@@ -186,7 +184,7 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
 /// How the rollout of `release` goes; absent when the env has no such release.
 pub(crate) fn rollout_status(
     cluster: &ClusterState,
-    findings: &[Finding],
+    findings: &Table<EnvKey, Vec<Finding>>,
     key: &EnvKey,
     release: Option<ReleaseNumber>,
 ) -> Option<RolloutStatus> {
@@ -215,21 +213,19 @@ pub(crate) fn rollout_status(
         phase,
         reason,
         previous: rollout.previous,
-        instances: instance_rows(cluster, |instance| {
-            instance.spec.release == release && key_of(instance) == *key
-        }),
+        instances: instance_rows(
+            cluster,
+            (cluster.instances.of_env(key)).filter(|(_, i)| i.spec.release == release),
+        ),
     };
     status.revision = revision(&status);
     Some(status)
 }
 
 /// What the planner says of an env that waits.
-fn waits(findings: &[Finding], key: &EnvKey) -> String {
-    let of_env: Vec<_> = findings
-        .iter()
-        .filter(|finding| finding.env == *key)
-        .map(|finding| finding.message.as_str())
-        .collect();
+fn waits(findings: &Table<EnvKey, Vec<Finding>>, key: &EnvKey) -> String {
+    let of_env = findings.get(key).into_iter().flatten();
+    let of_env: Vec<_> = of_env.map(|finding| finding.message.as_str()).collect();
     of_env.join("; ")
 }
 

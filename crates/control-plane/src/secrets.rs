@@ -13,7 +13,6 @@ use model::EnvKey;
 use model::instance::{SecretBundle, SecretVersion};
 use store::{SealedBundle, Store};
 
-use crate::clock::now;
 use crate::failure::ApiFailure;
 
 type Files = BTreeMap<String, Vec<u8>>;
@@ -36,45 +35,45 @@ impl Secrets {
         Self { store, seal }
     }
 
-    /// Makes the next version of a bundle; its number.
-    pub(crate) async fn set(
+    /// The next version of a bundle, made from its newest one: its number and its sealed content.
+    pub(crate) async fn next(
         &self,
         env: &EnvKey,
         bundle: &str,
-        request: SetSecretsRequest,
-    ) -> Result<u32, ApiFailure> {
+        request: &SetSecretsRequest,
+    ) -> Result<(u32, Vec<u8>), ApiFailure> {
         check_files(&request.set)?;
-        let make = |newest: Option<(u32, Vec<u8>)>, version| {
-            let mut files = match newest {
-                Some((version, sealed)) => self.open(env, bundle, version, &sealed)?,
-                None => Files::new(),
-            };
-            for name in &request.unset {
-                if files.remove(name).is_none() {
-                    return Err(ApiFailure::not_found(
-                        "secret_not_found",
-                        format!("the bundle {bundle} of {env} has no file {name}"),
-                    ));
-                }
-            }
-            files.extend(request.set);
-            check_size(bundle, &files)?;
-            let plain = serde_json::to_vec(&files).map_err(|e| ApiFailure::internal(&e))?;
-            Ok(self.seal.seal(&plain, &context(env, bundle, version))?)
+        let newest = self.newest(env, Some(bundle)).await?.remove(bundle);
+        let (version, mut files) = match newest {
+            Some(newest) => (newest.version, newest.files),
+            None => (0, Files::new()),
         };
-        self.store
-            .add_secret_version(env, bundle, now(), make)
-            .await
+        for name in &request.unset {
+            if files.remove(name).is_none() {
+                return Err(ApiFailure::not_found(
+                    "secret_not_found",
+                    format!("the bundle {bundle} of {env} has no file {name}"),
+                ));
+            }
+        }
+        files.extend(request.set.clone());
+        check_size(bundle, &files)?;
+        let version = version + 1;
+        let plain = serde_json::to_vec(&files).map_err(|e| ApiFailure::internal(&e))?;
+        let sealed = self.seal.seal(&plain, &context(env, bundle, version))?;
+        Ok((version, sealed))
     }
 
-    /// The newest version of each bundle of an env.
+    /// The newest version of each bundle of an env, or of one bundle.
     pub(crate) async fn newest(
         &self,
         env: &EnvKey,
+        bundle: Option<&str>,
     ) -> Result<BTreeMap<String, OpenBundle>, ApiFailure> {
         let mut newest = BTreeMap::new();
         // By version: a later one replaces an earlier one.
-        for sealed in self.store.secret_bundles(env).await? {
+        let bundles = self.store.secret_bundles(env).await?;
+        for sealed in bundles.into_iter().filter(|b| bundle.is_none_or(|name| b.name == name)) {
             newest.insert(sealed.name.clone(), sealed);
         }
         let open = |(name, sealed): (String, SealedBundle)| {
@@ -130,7 +129,7 @@ impl Secrets {
         {
             return Ok(());
         }
-        let newest = self.newest(env).await?;
+        let newest = self.newest(env, None).await?;
         for (name, process) in &manifest.processes {
             let bundles = process.secrets.iter().filter_map(|name| newest.get(name));
             let bytes: usize = bundles.map(|bundle| size(&bundle.files)).sum();

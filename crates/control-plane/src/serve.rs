@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use ::api::edge::RouteTable;
 use ::api::enrollment::Member;
 use axum::Router;
 use axum::extract::Request;
@@ -21,7 +20,9 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use store::{Store, StoreError};
+use scheduler::routes::RouteIndex;
+use scheduler::table::Table;
+use store::Store;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -35,13 +36,15 @@ use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
     REGISTRY_PAUSE, SHUTDOWN_GRACE,
 };
+use crate::leading::Leading;
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
 use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
-use crate::{api, bootstrap, planning};
+use crate::topics::Topics;
+use crate::{api, bootstrap, leading, planning};
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
 ///
@@ -87,18 +90,15 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
             ..registry::Limits::default()
         },
     })?;
-    let cluster = store.load().await?;
+    let mut cluster = store.load().await?;
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
+    cluster.set_online(&cluster.nodes.keys().copied().collect());
+    let known_routes = leading::load_routes(&store).await?;
+    let routes = RouteIndex::new(&known_routes.routes);
     let nothing_published = Published {
-        cluster,
-        routes: match store.routes().await {
-            Err(StoreError::Unreadable { cause }) => {
-                tracing::error!(cause, "edges keep the routes they have");
-                RouteTable::default()
-            }
-            routes => routes?,
-        },
-        findings: Vec::new(),
+        cluster: cluster.clone(),
+        routes: known_routes,
+        findings: Table::new(),
     };
     let shared = Arc::new(Shared {
         secrets: Secrets::new(store.clone(), seal),
@@ -110,7 +110,9 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         presence,
         streams: Streams::default(),
         wake: Notify::new(),
+        leading: Leading::new(cluster),
         published: watch::Sender::new(Arc::new(nothing_published)),
+        topics: Topics::default(),
         log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
         execs: Arc::new(Semaphore::new(MAX_EXECS)),
         unknown: Mutex::default(),
@@ -118,6 +120,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         refused: Mutex::default(),
         shutdown: shutdown.clone(),
     });
+    let committer = tokio::spawn(leading::run(Arc::clone(&shared), routes));
     // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await
@@ -141,8 +144,10 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         &shutdown,
     )
     .await;
-    if let Err(error) = planner.await {
-        tracing::error!(%error, "the planner task panicked");
+    for (task, name) in [(planner, "planner"), (committer, "committer")] {
+        if let Err(error) = task.await {
+            tracing::error!(%error, "the {name} task panicked");
+        }
     }
     shared.store.close().await;
     tracing::info!("the server has stopped");

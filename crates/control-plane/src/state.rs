@@ -2,36 +2,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use api::edge::RouteTable;
 use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
-use model::NodeId;
+use model::{EnvKey, NodeId};
 use registry::Registry;
-use scheduler::apply::{Command, Refused, apply};
-use scheduler::changes::Changes;
+use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::{ClusterSettings, ClusterState};
 use scheduler::planner::Finding;
 use scheduler::reports::Unknown;
-use store::{Store, StoreError};
+use scheduler::table::Table;
+use store::Store;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::ApiFailure;
+use crate::leading::{Leading, NotCommitted};
 use crate::logins::Logins;
 use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
+use crate::topics::Topics;
+pub(crate) use crate::topics::Topic;
 
-/// The cluster state as the planner last left it, for the callers that wait for a change.
-#[derive(Debug, PartialEq, Eq)]
+/// The cluster state that the store has, for whoever reads it.
+#[derive(Debug)]
 pub(crate) struct Published {
     pub(crate) cluster: ClusterState,
     pub(crate) routes: RouteTable,
-    /// What waits, and why.
-    pub(crate) findings: Vec<Finding>,
+    /// What waits in each env, and why.
+    pub(crate) findings: Table<EnvKey, Vec<Finding>>,
 }
 
 /// What the parts of a running server share.
@@ -46,7 +48,10 @@ pub(crate) struct Shared {
     pub(crate) streams: Streams,
     /// Wakes the planner.
     pub(crate) wake: Notify,
+    /// The cluster state in memory, and its one writer.
+    pub(crate) leading: Leading,
     pub(crate) published: watch::Sender<Arc<Published>>,
+    pub(crate) topics: Topics,
     pub(crate) log_readers: Arc<Semaphore>,
     pub(crate) execs: Arc<Semaphore>,
     /// What each node last reported that the store does not know, so that it is logged once.
@@ -62,60 +67,53 @@ pub(crate) struct Shared {
 pub(crate) type App = Arc<Shared>;
 
 impl Shared {
-    pub(crate) fn online(&self) -> BTreeSet<NodeId> {
-        self.presence.online(Instant::now())
-    }
-
     /// The cluster state as it is now: it has every write that was acknowledged before.
-    pub(crate) async fn cluster(&self) -> Result<ClusterState, StoreError> {
-        let mut cluster = self.store.load().await?;
-        cluster.set_online(&self.online());
-        Ok(cluster)
+    pub(crate) fn cluster(&self) -> ClusterState {
+        self.published.borrow().cluster.clone()
     }
 
-    /// Looks at the cluster state, decides, applies the commands and writes what they change, all in one transaction.
-    /// When `decide` returns no command or refuses, nothing is written.
-    pub(crate) async fn change<T, E: From<StoreError> + From<Refused>>(
+    /// Whether a node reported lately.
+    pub(crate) fn is_online(&self, node: NodeId) -> bool {
+        let published = self.published.borrow();
+        let node = published.cluster.nodes.get(&node);
+        node.is_some_and(|node| node.online)
+    }
+
+    /// Looks at the cluster state, decides, and carries the commands out, all or none. Returns once the store has them.
+    pub(crate) async fn change<T, E: From<NotCommitted> + From<Refused>>(
         &self,
         decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E>,
     ) -> Result<T, E> {
         // A caller who left while the request was on its way is noticed when its connection is read again, and then
         // nothing is decided.
         tokio::task::yield_now().await;
-        let online = self.online();
-        let deciding = self.store.update(|cluster| {
-            cluster.set_online(&online);
-            let (commands, result) = decide(cluster)?;
-            let mut changes = Changes::default();
-            for command in &commands {
-                changes.then(apply(cluster, command)?);
-            }
-            Ok((changes, result))
-        });
-        deciding.await
+        self.leading.change(decide).await
     }
 
-    /// Waits until `look` finds something in what is published, for as long as `wait`.
+    /// Waits until `look` finds something in what is published, for as long as `wait`. It looks again when the topic
+    /// changes.
     pub(crate) async fn wait_for<T>(
         &self,
+        topic: Topic,
         wait: std::time::Duration,
         mut look: impl FnMut(&Published) -> Option<T>,
     ) -> Result<Option<T>, ApiFailure> {
-        let mut published = self.published.subscribe();
+        let topic = self.topics.listen(topic);
         let searching = async {
             loop {
-                let current = Arc::clone(&published.borrow_and_update());
+                let changed = topic.notified();
+                tokio::pin!(changed);
+                changed.as_mut().enable();
+                let current = Arc::clone(&self.published.borrow());
                 if let Some(found) = look(&current) {
-                    return Some(found);
+                    return found;
                 }
-                if published.changed().await.is_err() {
-                    return None;
-                }
+                changed.await;
             }
         };
         tokio::select! {
             biased;
-            found = searching => Ok(found),
+            found = searching => Ok(Some(found)),
             () = self.shutdown.cancelled() => Err(ApiFailure::stopping()),
             () = tokio::time::sleep(wait) => Ok(None),
         }

@@ -6,18 +6,20 @@
 //!
 //! A refusal is the last guard, not the message for a user: callers look before they ask.
 
+use api::enrollment::Member;
 use api::node::NodeReport;
 use model::{
-    EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+    EdgeId, EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };
 use std::collections::BTreeMap;
 
 use crate::action::Action;
-use crate::changes::{Changes, EnvRecord};
+use crate::changes::{Changes, EnvRecord, SealedVersion};
 use crate::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout, Volume,
+    ClusterState, EndedInstance, Env, Instance, InstancePhase, Release, Rollout, TokenHash, Volume,
     VolumePhase,
 };
+use crate::enrollment::{NewMember, TokenRecord};
 use crate::reports::apply_report;
 
 /// One change of the cluster state. Everything in it is chosen.
@@ -25,12 +27,34 @@ use crate::reports::apply_report;
 pub enum Command {
     /// The planner decided it.
     Plan(Action),
-    /// A node joined.
-    AddNode {
-        /// Its number, never given before.
-        id: NodeId,
-        /// The node.
-        node: Box<Node>,
+    /// A user made an enrollment token.
+    AddToken {
+        /// The hash of its secret.
+        hash: TokenHash,
+        /// What it is good for.
+        token: TokenRecord,
+        /// When.
+        now: Timestamp,
+    },
+    /// A machine joined with a token, which is spent ([`crate::enrollment::enroll`]).
+    Enroll {
+        /// The hash of the token's secret.
+        token: TokenHash,
+        /// The machine, under a number that was never given before.
+        member: Box<NewMember>,
+        /// When.
+        now: Timestamp,
+    },
+    /// A user gave a secret bundle new content.
+    AddSecretVersion {
+        /// The env.
+        env: EnvKey,
+        /// The bundle.
+        bundle: String,
+        /// One more than its newest version.
+        version: u32,
+        /// The content.
+        content: SealedVersion,
     },
     /// A node reported.
     Report {
@@ -97,9 +121,25 @@ pub enum Refused {
     /// There is no such node.
     #[error("there is no node {0}")]
     NoNode(NodeId),
-    /// The number is taken.
+    /// The number was given already.
     #[error("node {0} is there already")]
     NodeExists(NodeId),
+    /// The number was given already.
+    #[error("edge {0} is there already")]
+    EdgeExists(EdgeId),
+    /// The enrollment token is not known, or another machine joined with it.
+    #[error("the enrollment token is spent")]
+    TokenSpent,
+    /// The version of the secret bundle does not follow its newest one.
+    #[error("version {version} of the secret bundle {bundle} of {env} is not the next one")]
+    SecretVersion {
+        /// The env.
+        env: EnvKey,
+        /// The bundle.
+        bundle: String,
+        /// The version.
+        version: u32,
+    },
     /// There is no such env.
     #[error("there is no env {0}")]
     NoEnv(EnvKey),
@@ -189,13 +229,26 @@ pub enum Refused {
 pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, Refused> {
     match command {
         Command::Plan(action) => apply_action(cluster, action),
-        Command::AddNode { id, node } => {
-            if cluster.has_node(*id) {
-                return Err(Refused::NodeExists(*id));
+        Command::AddToken { hash, token, now } => Ok(add_token(cluster, *hash, token, *now)),
+        Command::Enroll { token, member, now } => enroll(cluster, *token, member, *now),
+        Command::AddSecretVersion {
+            env,
+            bundle,
+            version,
+            content,
+        } => {
+            not_frozen(cluster, env)?;
+            if cluster.secret_version(env, bundle).checked_add(1) != Some(*version) {
+                return Err(Refused::SecretVersion {
+                    env: env.clone(),
+                    bundle: bundle.clone(),
+                    version: *version,
+                });
             }
-            cluster.nodes.insert(*id, node.as_ref().clone());
+            cluster.add_secret_version(env, bundle, *version);
+            let key = (env.clone(), bundle.clone(), *version);
             Ok(Changes {
-                nodes: BTreeMap::from([(*id, node.as_ref().clone())]),
+                secrets: BTreeMap::from([(key, content.clone())]),
                 ..Changes::default()
             })
         }
@@ -357,6 +410,61 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
         }
         Action::RemoveEnv { env: key } => remove_env(cluster, key),
     }
+}
+
+fn add_token(
+    cluster: &mut ClusterState,
+    hash: TokenHash,
+    token: &TokenRecord,
+    now: Timestamp,
+) -> Changes {
+    let expired: Vec<_> = (cluster.tokens.iter())
+        .filter(|(_, token)| token.is_prunable(now))
+        .map(|(hash, _)| *hash)
+        .collect();
+    let mut changes = Changes::default();
+    for old in expired {
+        cluster.tokens.remove(&old);
+        changes.tokens.insert(old, None);
+    }
+    cluster.tokens.insert(hash, token.clone());
+    changes.tokens.insert(hash, Some(token.clone()));
+    changes
+}
+
+fn enroll(
+    cluster: &mut ClusterState,
+    hash: TokenHash,
+    member: &NewMember,
+    now: Timestamp,
+) -> Result<Changes, Refused> {
+    let unused = |token: &&TokenRecord| token.used.is_none();
+    let token = cluster.tokens.get(&hash).filter(unused);
+    let mut token = token.ok_or(Refused::TokenSpent)?.clone();
+    let mut changes = Changes::default();
+    match member {
+        NewMember::Node(id, node) => {
+            if cluster.has_node(*id) || id.0 <= cluster.last_node {
+                return Err(Refused::NodeExists(*id));
+            }
+            cluster.last_node = id.0;
+            cluster.nodes.insert(*id, node.clone());
+            changes.nodes.insert(*id, node.clone());
+            token.used = Some((now, Member::Node(*id)));
+        }
+        NewMember::Edge(id, edge) => {
+            if cluster.edges.contains_key(id) || id.0 <= cluster.last_edge {
+                return Err(Refused::EdgeExists(*id));
+            }
+            cluster.last_edge = id.0;
+            cluster.edges.insert(*id, edge.clone());
+            changes.edges.insert(*id, edge.clone());
+            token.used = Some((now, Member::Edge(*id)));
+        }
+    }
+    cluster.tokens.insert(hash, token.clone());
+    changes.tokens.insert(hash, Some(token));
+    Ok(changes)
 }
 
 /// The record that is kept of an instance that is gone.

@@ -5,11 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, VolumeId};
+use model::{
+    EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+};
 
 use crate::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, Node, Release, Rollout, Volume,
+    ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout, TokenHash, Volume,
 };
+use crate::enrollment::TokenRecord;
 use crate::table::Table;
 
 /// The difference between a cluster state and an earlier one.
@@ -17,6 +20,10 @@ use crate::table::Table;
 pub struct Changes {
     /// Nodes written.
     pub nodes: BTreeMap<NodeId, Node>,
+    /// Edges written.
+    pub edges: BTreeMap<EdgeId, Edge>,
+    /// Enrollment tokens written or deleted.
+    pub tokens: BTreeMap<TokenHash, Option<TokenRecord>>,
     /// Envs deleted, with their releases and secret bundles, before anything is written.
     pub deleted_envs: BTreeSet<EnvKey>,
     /// Envs written.
@@ -29,8 +36,27 @@ pub struct Changes {
     pub ended: BTreeMap<InstanceId, Option<EndedInstance>>,
     /// Volumes written or deleted.
     pub volumes: BTreeMap<VolumeId, Option<Volume>>,
-    /// Secret bundles deleted, with every version.
+    /// Secret bundles deleted, with every version, before anything is written.
     pub deleted_secrets: BTreeSet<(EnvKey, String)>,
+    /// Versions of secret bundles added. A version never changes.
+    pub secrets: BTreeMap<(EnvKey, String, u32), SealedVersion>,
+}
+
+/// One version of a secret bundle, as it is stored. What is in it was sealed before it came here.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SealedVersion {
+    /// Its content, sealed.
+    pub sealed: Vec<u8>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl std::fmt::Debug for SealedVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SealedVersion")
+            .field("created_at", &self.created_at)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What is stored of an env beside its releases.
@@ -74,6 +100,8 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         let Self {
             nodes,
+            edges,
+            tokens,
             deleted_envs,
             envs,
             releases,
@@ -81,8 +109,12 @@ impl Changes {
             ended,
             volumes,
             deleted_secrets,
+            secrets,
         } = self;
         nodes.is_empty()
+            && edges.is_empty()
+            && tokens.is_empty()
+            && secrets.is_empty()
             && deleted_envs.is_empty()
             && envs.is_empty()
             && releases.is_empty()
@@ -99,9 +131,16 @@ impl Changes {
             self.envs.remove(key);
             self.releases.retain(|(of, _), _| of != key);
             self.deleted_secrets.retain(|(of, _)| of != key);
+            self.secrets.retain(|(of, ..), _| of != key);
+        }
+        for (key, bundle) in &later.deleted_secrets {
+            (self.secrets).retain(|(of, name, _), _| (of, name) != (key, bundle));
         }
         self.deleted_envs.extend(later.deleted_envs);
         self.nodes.extend(later.nodes);
+        self.edges.extend(later.edges);
+        self.tokens.extend(later.tokens);
+        self.secrets.extend(later.secrets);
         self.envs.extend(later.envs);
         self.releases.extend(later.releases);
         self.instances.extend(later.instances);
@@ -116,7 +155,31 @@ impl Changes {
             cluster.envs.remove(key);
             cluster.secrets.remove(key);
         }
+        for (key, bundle) in &self.deleted_secrets {
+            if let Some(bundles) = cluster.secrets.get_mut(key) {
+                bundles.remove(bundle);
+                if bundles.is_empty() {
+                    cluster.secrets.remove(key);
+                }
+            }
+        }
+        for (key, bundle, version) in self.secrets.keys() {
+            cluster.add_secret_version(key, bundle, *version);
+        }
+        for id in self.nodes.keys() {
+            cluster.last_node = cluster.last_node.max(id.0);
+        }
+        for id in self.edges.keys() {
+            cluster.last_edge = cluster.last_edge.max(id.0);
+        }
         cluster.nodes.extend(self.nodes.clone());
+        cluster.edges.extend(self.edges.clone());
+        for (hash, token) in &self.tokens {
+            match token {
+                Some(token) => cluster.tokens.insert(*hash, token.clone()),
+                None => drop(cluster.tokens.remove(hash)),
+            }
+        }
         for (key, record) in &self.envs {
             let before = cluster.envs.get(key);
             let releases = before.map(|env| env.releases.clone()).unwrap_or_default();
@@ -145,14 +208,6 @@ impl Changes {
             match volume {
                 Some(volume) => cluster.volumes.insert(*id, volume.clone()),
                 None => drop(cluster.volumes.remove(id)),
-            }
-        }
-        for (key, bundle) in &self.deleted_secrets {
-            if let Some(bundles) = cluster.secrets.get_mut(key) {
-                bundles.remove(bundle);
-                if bundles.is_empty() {
-                    cluster.secrets.remove(key);
-                }
             }
         }
     }

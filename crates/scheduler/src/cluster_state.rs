@@ -26,17 +26,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
-use api::enrollment::Hardware;
+use api::enrollment::{Hardware, Member};
 use api::node::{DriverChoice, EgressState, InstanceReport};
 use api::user::RolloutPhase;
 use manifest::Manifest;
 use model::instance::{ExitEvent, InstanceSpec, PinnedImage};
 use model::{
-    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
+    Digest, EdgeId, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
     Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
+use crate::enrollment::TokenRecord;
 use crate::instances::{Instances, Volumes};
 use crate::table::Table;
 
@@ -47,6 +48,14 @@ pub struct ClusterState {
     pub settings: ClusterSettings,
     /// Every node that was not removed.
     pub nodes: Table<NodeId, Node>,
+    /// Every edge that was not removed.
+    pub edges: Table<EdgeId, Edge>,
+    /// The enrollment tokens that were made, those that were used too.
+    pub tokens: Table<TokenHash, TokenRecord>,
+    /// The highest number that a node ever had; numbers are not given twice. 0 before the first.
+    pub last_node: u16,
+    /// The same of edges.
+    pub last_edge: u16,
     /// Every env, those that are being destroyed too.
     pub envs: Table<EnvKey, Env>,
     /// Every instance that is not deleted.
@@ -75,10 +84,34 @@ impl ClusterState {
         }
     }
 
+    /// Whether this is a member, also when its record cannot be read.
+    pub fn has_member(&self, member: Member) -> bool {
+        match member {
+            Member::Node(id) => self.has_node(id),
+            Member::Edge(id) => self.edges.contains_key(&id),
+        }
+    }
+
     /// Whether the node is a member, also when its record cannot be read.
     pub fn has_node(&self, node: NodeId) -> bool {
         self.nodes.contains_key(&node)
             || (self.unreadable.iter()).any(|record| record.subject == Subject::Node(node))
+    }
+
+    pub(crate) fn add_secret_version(&mut self, env: &EnvKey, bundle: &str, version: u32) {
+        if let Some(bundles) = self.secrets.get_mut(env) {
+            bundles.insert(bundle.to_owned(), version);
+        } else {
+            let bundles = BTreeMap::from([(bundle.to_owned(), version)]);
+            self.secrets.insert(env.clone(), bundles);
+        }
+    }
+
+    /// The newest version of a secret bundle; 0 where there is none.
+    pub fn secret_version(&self, env: &EnvKey, bundle: &str) -> u32 {
+        let bundles = self.secrets.get(env);
+        let version = bundles.and_then(|bundles| bundles.get(bundle));
+        version.copied().unwrap_or(0)
     }
 
     /// The first unreadable record of this env, if there is one. Such an env is frozen: nothing of it is planned or
@@ -184,6 +217,20 @@ pub struct Node {
     /// The generation of its desired state. It grows whenever an instance of this node is created, begins to
     /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
     pub generation: Generation,
+}
+
+/// The SHA-256 of an enrollment token's secret.
+pub type TokenHash = [u8; 32];
+
+/// One edge.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edge {
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// When it joined.
+    pub enrolled_at: Timestamp,
 }
 
 /// One env.

@@ -1,13 +1,16 @@
 //! Which machines may join, under which name and number (ADR 0004).
 //!
-//! A token is good for one member, of one role, until it expires. The store sees to it that exactly one of several
-//! concurrent callers spends a token (one transaction); the decision is made here.
+//! A token is good for one member, of one role, until it expires. Of several callers at once one spends it: commands are
+//! carried out one after the other.
 
 use std::collections::BTreeSet;
 
-use api::enrollment::{EnrollRequest, EnrollRole};
+use api::enrollment::{EnrollRequest, EnrollRole, Member};
 use model::ids::MAX_NAME_BYTES;
-use model::{EdgeId, NodeId, Timestamp};
+use model::{EdgeId, Generation, NodeId, Timestamp};
+
+use crate::apply::Command;
+use crate::cluster_state::{ClusterState, Edge, Node, TokenHash};
 
 /// Longest life of a token, in seconds.
 pub const MAX_TOKEN_SECONDS: u64 = 86_400;
@@ -21,8 +24,88 @@ pub struct TokenRecord {
     pub role: EnrollRole,
     /// When it expires.
     pub expires_at: Timestamp,
-    /// When it was used, if it was.
-    pub used_at: Option<Timestamp>,
+    /// When it was used, if it was, and by whom.
+    pub used: Option<(Timestamp, Member)>,
+}
+
+/// How long the record of a token that expired unused is kept, in milliseconds: it says so to a late caller.
+const KEPT_EXPIRED_MS: u64 = 24 * 60 * 60 * 1000;
+
+impl TokenRecord {
+    /// Whether its record is kept no longer: it expired unused a day ago.
+    pub fn is_prunable(&self, now: Timestamp) -> bool {
+        self.used.is_none() && now.millis_since(self.expires_at) > KEPT_EXPIRED_MS
+    }
+}
+
+/// A machine that joins, under its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewMember {
+    /// A node.
+    Node(NodeId, Node),
+    /// An edge.
+    Edge(EdgeId, Edge),
+}
+
+/// A machine that joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolled {
+    /// As which member.
+    pub member: Member,
+    /// Under which name.
+    pub name: String,
+}
+
+/// The generation of a new node's desired state, in which it has no instances.
+const FIRST_GENERATION: Generation = Generation(1);
+
+/// Lets the holder of a token in: the command that makes it a member and spends the token, and who it is.
+///
+/// # Errors
+/// The token or the request is not good. Nothing is spent.
+pub fn enroll(
+    cluster: &ClusterState,
+    token: TokenHash,
+    request: &EnrollRequest,
+    now: Timestamp,
+) -> Result<(Command, Enrolled), EnrollmentRefused> {
+    let role = admit(cluster.tokens.get(&token), request, now)?;
+    let region = request.region.clone();
+    let (member, enrolled) = match role {
+        EnrollRole::Node => {
+            let id = next_node(Some(NodeId(cluster.last_node)).filter(|id| id.0 > 0))?;
+            let taken = cluster.nodes.values().map(|node| node.name.clone());
+            let name = unique_name(&request.name, &taken.collect());
+            let node = Node {
+                name: name.clone(),
+                region,
+                hardware: request.hardware.clone(),
+                wireguard_key: request.wireguard_public_key.clone(),
+                driver: None,
+                egress: None,
+                seen_at: None,
+                enrolled_at: now,
+                online: false,
+                generation: FIRST_GENERATION,
+            };
+            let member = Member::Node(id);
+            (NewMember::Node(id, node), Enrolled { member, name })
+        }
+        EnrollRole::Edge => {
+            let id = next_edge(Some(EdgeId(cluster.last_edge)).filter(|id| id.0 > 0))?;
+            let taken = cluster.edges.values().map(|edge| edge.name.clone());
+            let name = unique_name(&request.name, &taken.collect());
+            let edge = Edge {
+                name: name.clone(),
+                region,
+                enrolled_at: now,
+            };
+            let member = Member::Edge(id);
+            (NewMember::Edge(id, edge), Enrolled { member, name })
+        }
+    };
+    let member = Box::new(member);
+    Ok((Command::Enroll { token, member, now }, enrolled))
 }
 
 /// Why a machine may not join.
@@ -81,7 +164,7 @@ pub fn admit(
     now: Timestamp,
 ) -> Result<EnrollRole, EnrollmentRefused> {
     let record = record.ok_or(EnrollmentRefused::UnknownToken)?;
-    if record.used_at.is_some() {
+    if record.used.is_some() {
         return Err(EnrollmentRefused::TokenUsed);
     }
     if now >= record.expires_at {
@@ -190,7 +273,7 @@ mod tests {
         TokenRecord {
             role,
             expires_at: Timestamp(1000),
-            used_at: None,
+            used: None,
         }
     }
 
@@ -203,11 +286,59 @@ mod tests {
         let unknown = admit(None, &request(), Timestamp(0));
         assert_eq!(unknown, Err(EnrollmentRefused::UnknownToken));
         let used = TokenRecord {
-            used_at: Some(Timestamp(5)),
+            used: Some((Timestamp(5), Member::Edge(EdgeId(1)))),
             ..node.clone()
         };
         let used = admit(Some(&used), &request(), Timestamp(2000));
         assert_eq!(used, Err(EnrollmentRefused::TokenUsed));
+    }
+
+    #[test]
+    fn a_token_lets_one_machine_in_under_a_unique_name_and_a_new_number() {
+        use crate::apply::{Refused, apply};
+        let mut cluster = crate::fixtures::cluster(1);
+        let hash = |number: u8| [number; 32];
+        for (number, role) in [(1, EnrollRole::Node), (2, EnrollRole::Node), (3, EnrollRole::Edge)]
+        {
+            let add = Command::AddToken {
+                hash: hash(number),
+                token: token(role),
+                now: Timestamp(0),
+            };
+            assert_eq!(apply(&mut cluster, &add).unwrap().tokens.len(), 1);
+        }
+        let mut join = |number: u8| {
+            let (command, enrolled) = enroll(&cluster, hash(number), &request(), Timestamp(5))?;
+            let changes = apply(&mut cluster, &command).unwrap();
+            let used = changes.tokens[&hash(number)].as_ref().unwrap().used;
+            assert_eq!(used, Some((Timestamp(5), enrolled.member)));
+            // The same once more, decided before the first was carried out.
+            let again = apply(&mut cluster, &command).unwrap_err();
+            assert_eq!(again, Refused::TokenSpent);
+            assert!(cluster.has_member(enrolled.member));
+            Ok::<_, EnrollmentRefused>((enrolled.member, enrolled.name))
+        };
+        let node = |id| Member::Node(NodeId(id));
+        assert_eq!(join(1), Ok((node(2), "box".to_owned())));
+        assert_eq!(join(1), Err(EnrollmentRefused::TokenUsed));
+        assert_eq!(join(2), Ok((node(3), "box-2".to_owned())));
+        let edge = Member::Edge(EdgeId(1));
+        assert_eq!(join(3), Ok((edge, "box".to_owned())));
+        assert_eq!(join(9), Err(EnrollmentRefused::UnknownToken));
+        let much_later = Command::AddToken {
+            hash: hash(4),
+            token: token(EnrollRole::Edge),
+            now: Timestamp(KEPT_EXPIRED_MS + 1001),
+        };
+        // Used tokens stay, and one that expired unused goes with the next that is made.
+        assert_eq!(apply(&mut cluster, &much_later).unwrap().tokens.len(), 1);
+        let later = Command::AddToken {
+            hash: hash(5),
+            token: token(EnrollRole::Edge),
+            now: Timestamp(KEPT_EXPIRED_MS + 1001),
+        };
+        let changed = apply(&mut cluster, &later).unwrap().tokens;
+        assert_eq!(changed.get(&hash(4)), Some(&None));
     }
 
     #[test]

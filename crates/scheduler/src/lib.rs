@@ -9,6 +9,8 @@
 //! node: report -----+
 //! ```
 //!
+//! - [`leader`]: the cluster state in the hands of its one writer: what is decided, and what of it the store has.
+//!
 //! - [`apply`]: carries every change out on the cluster state; [`changes`]: the records that it changed.
 //! - [`table`]: what the cluster state is made of: ordered maps that share what they have in common.
 //! - [`planner`]: what is to change now: instances created, terminated, deleted; rollouts.
@@ -42,6 +44,7 @@ pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod instances;
+pub mod leader;
 pub mod placement;
 pub mod planner;
 pub mod release;

@@ -107,6 +107,10 @@ pub fn plan(cluster: &ClusterState, now: Timestamp, draw: &mut dyn FnMut() -> u3
 /// What was decided of one env, and carried out on the cluster state.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Planned {
+    /// The env; absent for what is of no env.
+    pub env: Option<EnvKey>,
+    /// Whether other things wait than before.
+    pub is_news: bool,
     /// The actions, in order.
     pub actions: Vec<Action>,
     /// What they changed: what the store writes.
@@ -124,6 +128,10 @@ pub struct Planner {
     due_of: BTreeMap<EnvKey, Timestamp>,
     /// What waits in each env, and why. Envs in which nothing waits are absent.
     findings: Table<EnvKey, Vec<Finding>>,
+    /// The envs that cannot be planned, until when they are left alone, and why.
+    quarantined: BTreeMap<EnvKey, (Timestamp, String)>,
+    /// The env that is being planned, or was last.
+    current: Option<EnvKey>,
     /// What is promised on the nodes.
     placement: Placement,
 }
@@ -139,8 +147,41 @@ impl Planner {
             due: BTreeSet::new(),
             due_of: BTreeMap::new(),
             findings: Table::new(),
+            quarantined: BTreeMap::new(),
+            current: None,
             placement: Placement::new(cluster),
         }
+    }
+
+    /// Queues everything, as after [`Self::new`]; quarantines stay.
+    pub fn start_over(&mut self, cluster: &ClusterState) {
+        let fresh = Self::new(cluster);
+        let quarantined = std::mem::take(&mut self.quarantined);
+        *self = Self {
+            current: self.current.take(),
+            ..fresh
+        };
+        for (env, (until, cause)) in quarantined {
+            self.quarantine(env, cause, until);
+        }
+    }
+
+    /// Leaves an env alone until `until`, because it cannot be planned. The cause is its finding meanwhile.
+    pub fn quarantine(&mut self, env: EnvKey, cause: String, until: Timestamp) {
+        let finding = Finding {
+            env: env.clone(),
+            process: None,
+            message: format!("it cannot be planned, and is left as it is for now: {cause}"),
+        };
+        self.findings.insert(env.clone(), vec![finding]);
+        self.quarantined.insert(env.clone(), (until, cause));
+        self.queue.remove(&env);
+        self.look_again(&env, until);
+    }
+
+    /// The env that is being planned, or was last: who is to blame where planning panics.
+    pub fn current(&self) -> Option<&EnvKey> {
+        self.current.as_ref()
     }
 
     /// Takes notice of what changed in the cluster state, and queues the envs concerned. `cluster` is the state after.
@@ -216,8 +257,16 @@ impl Planner {
                 self.queue.insert(key);
             }
         }
-        let key = self.queue.pop_first()?;
+        let key = loop {
+            let key = self.queue.pop_first()?;
+            match self.quarantined.get(&key) {
+                Some((until, _)) if *until > now => {}
+                _ => break key,
+            }
+        };
+        self.quarantined.remove(&key);
         self.forget_due(&key);
+        self.current = Some(key.clone());
         let mut pass = Pass {
             given: cluster.clone(),
             working: cluster,
@@ -235,7 +284,7 @@ impl Planner {
                 break;
             }
         }
-        let planned = pass.planned;
+        let mut planned = pass.planned;
         let freed = planned.changes.instances.values().any(Option::is_none);
         let rolling = (cluster.envs.get(&key))
             .is_some_and(|env| env.rollout.phase == RolloutPhase::Rolling && !env.destroying);
@@ -247,16 +296,17 @@ impl Planner {
             Some(WAITING_LOOK_MS)
         };
         if let Some(after) = look {
-            let at = Timestamp(now.0.saturating_add(after));
-            self.due.insert((at, key.clone()));
-            self.due_of.insert(key.clone(), at);
+            self.look_again(&key, Timestamp(now.0.saturating_add(after)));
         }
         if freed {
             self.queue_waiting();
         }
+        let nothing = Vec::new();
+        planned.is_news = self.findings.get(&key).unwrap_or(&nothing) != &findings;
+        planned.env = Some(key.clone());
         if findings.is_empty() {
             self.findings.remove(&key);
-        } else if self.findings.get(&key) != Some(&findings) {
+        } else if planned.is_news {
             self.findings.insert(key, findings);
         }
         Some(planned)
@@ -276,6 +326,12 @@ impl Planner {
             pass.take(Action::PruneEnded { id });
         }
         pass.planned
+    }
+
+    fn look_again(&mut self, key: &EnvKey, at: Timestamp) {
+        self.forget_due(key);
+        self.due.insert((at, key.clone()));
+        self.due_of.insert(key.clone(), at);
     }
 
     fn forget_due(&mut self, key: &EnvKey) {

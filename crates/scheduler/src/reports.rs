@@ -79,7 +79,10 @@ pub(crate) fn apply_report(
     };
     let node = node_after_report(before, report, now);
     let generation = node.generation;
-    if node != *before {
+    let damaged = Subject::Node(id);
+    let is_damaged = (cluster.unreadable.iter()).any(|record| record.subject == damaged);
+    if node != *before || is_damaged {
+        cluster.unreadable.retain(|record| record.subject != damaged);
         cluster.nodes.insert(id, node.clone());
         changes.nodes.insert(id, node);
     }

@@ -9,7 +9,7 @@
 //! before it stops. Where no backend of a host is on an online node, the instances that were last reported ready are
 //! named instead: a restarted server has no reports yet, and an edge does better to try them than to answer 503.
 //!
-//! An env that is frozen, because a record of it cannot be read, keeps the routes it had ([`keep_frozen`]).
+//! An env that is frozen, because a record of it cannot be read, keeps the routes it had ([`RouteIndex::update`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use api::edge::{Backend, Route};
 use api::user::RolloutPhase;
 use manifest::{Manifest, RouteTarget};
 use model::instance::{InstanceState, ProxyProtocol};
-use model::{EnvKey, ProcessName, ReleaseNumber};
+use model::{EnvKey, EnvNetwork, ProcessName, ReleaseNumber};
 
 use crate::cluster_state::{ClusterState, Env, Instance, Release};
 use crate::rollout;
@@ -38,43 +38,108 @@ struct Group {
 /// The whole route table: host name to the ready instances behind it. A host that two envs claim
 /// is the older env's.
 pub fn routes(cluster: &ClusterState) -> BTreeMap<String, Route> {
-    let mut by_env: BTreeMap<EnvKey, Vec<&Instance>> = BTreeMap::new();
-    for instance in cluster.instances.values().filter(|i| serves(i)) {
-        let key = instance.spec.env_key();
-        by_env.entry(key).or_default().push(instance);
+    let mut index = RouteIndex::new(&BTreeMap::new());
+    for key in cluster.envs.keys() {
+        index.update(cluster, key);
     }
-    let mut envs: Vec<_> = cluster.envs.iter().filter(|(_, e)| !e.destroying).collect();
-    envs.sort_by_key(|(_, env)| env.network);
-    let mut table = BTreeMap::new();
-    for (key, env) in envs {
-        let serving = by_env.get(key).map_or(&[][..], Vec::as_slice);
-        for (host, route) in env_routes(cluster, key, env, serving) {
-            table.entry(host).or_insert(route);
-        }
-    }
-    table
+    index.table
 }
 
-/// Keeps the routes of frozen envs as they were `before`: what a record that cannot be read says of them is not known.
-/// Backends of readable instances are current all the same, where the host is still known from a readable release.
-pub fn keep_frozen(
-    cluster: &ClusterState,
-    before: &BTreeMap<String, Route>,
-    table: &mut BTreeMap<String, Route>,
-) {
-    let unreadable: BTreeSet<_> = cluster.unreadable_instances().map(|(id, _)| id).collect();
-    let frozen = before
-        .iter()
-        .filter(|(_, route)| cluster.frozen_by(&route.env).is_some());
-    for (host, route) in frozen {
-        match table.get_mut(host) {
-            Some(current) if current.env == route.env => {
-                let backends = route.backends.iter();
-                let kept = backends.filter(|backend| unreadable.contains(&backend.instance));
-                current.backends.extend(kept.cloned());
+/// The route table, kept up to date env by env.
+#[derive(Debug, Clone, Default)]
+pub struct RouteIndex {
+    of_env: BTreeMap<EnvKey, BTreeMap<String, Route>>,
+    /// The envs that claim a host, the oldest first; those that are frozen before all others.
+    claims: BTreeMap<String, BTreeSet<(EnvNetwork, EnvKey)>>,
+    table: BTreeMap<String, Route>,
+}
+
+/// The network of a frozen env, whose own may not be known: it comes before all others, and keeps its hosts.
+const FROZEN: EnvNetwork = EnvNetwork(0);
+
+impl RouteIndex {
+    /// The routes that a server had before this one. Each is the env's that it leads to, until that is updated.
+    pub fn new(before: &BTreeMap<String, Route>) -> Self {
+        let mut index = Self {
+            table: before.clone(),
+            ..Self::default()
+        };
+        for (host, route) in before {
+            let of_env = index.of_env.entry(route.env.clone()).or_default();
+            of_env.insert(host.clone(), route.clone());
+            let claims = index.claims.entry(host.clone()).or_default();
+            claims.insert((FROZEN, route.env.clone()));
+        }
+        index
+    }
+
+    /// Every host, and where it leads.
+    pub fn table(&self) -> &BTreeMap<String, Route> {
+        &self.table
+    }
+
+    /// The envs that have a host.
+    pub fn envs(&self) -> impl Iterator<Item = &EnvKey> {
+        self.of_env.keys()
+    }
+
+    /// Takes notice of an env as it is now, one that is gone too. A frozen env keeps the routes it had: what a record that
+    /// cannot be read says of them is not known. Backends of its readable instances are current all the same, where the
+    /// host is still known from a readable release.
+    pub fn update(&mut self, cluster: &ClusterState, key: &EnvKey) {
+        let env = cluster.envs.get(key).filter(|env| !env.destroying);
+        let mut routes = env.map_or_else(BTreeMap::new, |env| {
+            let instances = cluster.instances.of_env(key);
+            let serving = instances.map(|(_, i)| i).filter(|i| serves(i));
+            env_routes(cluster, key, env, &serving.collect::<Vec<_>>())
+        });
+        let before = self.of_env.remove(key).unwrap_or_default();
+        let is_frozen = cluster.frozen_by(key).is_some();
+        if is_frozen {
+            let unreadable: BTreeSet<_> = cluster.unreadable_instances().map(|(id, _)| id).collect();
+            for (host, route) in &before {
+                match routes.get_mut(host) {
+                    Some(current) => {
+                        let backends = route.backends.iter();
+                        let kept = backends.filter(|backend| unreadable.contains(&backend.instance));
+                        current.backends.extend(kept.cloned());
+                    }
+                    None => drop(routes.insert(host.clone(), route.clone())),
+                }
             }
-            _ => {
-                table.insert(host.clone(), route.clone());
+        }
+        for host in before.keys() {
+            if let Some(claims) = self.claims.get_mut(host) {
+                claims.retain(|(_, env)| env != key);
+            }
+        }
+        let network = env.map_or(FROZEN, |env| env.network);
+        for host in routes.keys() {
+            let network = match before.contains_key(host) && is_frozen {
+                true => FROZEN,
+                false => network,
+            };
+            let claims = self.claims.entry(host.clone()).or_default();
+            claims.insert((network, key.clone()));
+        }
+        let hosts: BTreeSet<String> = before.into_keys().chain(routes.keys().cloned()).collect();
+        if !routes.is_empty() {
+            self.of_env.insert(key.clone(), routes);
+        }
+        for host in hosts {
+            self.settle(host);
+        }
+    }
+
+    /// Gives a host to the first env that claims it.
+    fn settle(&mut self, host: String) {
+        let first = self.claims.get(&host).and_then(BTreeSet::first);
+        let route = first.and_then(|(_, env)| self.of_env.get(env)?.get(&host));
+        match route {
+            Some(route) => drop(self.table.insert(host, route.clone())),
+            None => {
+                self.claims.remove(&host);
+                self.table.remove(&host);
             }
         }
     }
@@ -356,9 +421,13 @@ mod tests {
         let mut cluster = rolling();
         let before = routes(&cluster);
         let frozen = |cluster: &ClusterState| {
-            let mut table = routes(cluster);
-            keep_frozen(cluster, &before, &mut table);
-            table
+            let mut index = RouteIndex::new(&before);
+            let had: Vec<_> = index.envs().cloned().collect();
+            // Twice: it stays as it is.
+            for key in had.iter().chain(cluster.envs.keys()).chain(&had) {
+                index.update(cluster, key);
+            }
+            index.table
         };
         let unreadable = |subject| UnreadableRecord {
             subject,

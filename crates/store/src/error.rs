@@ -2,9 +2,6 @@
 
 use std::path::PathBuf;
 
-use scheduler::apply::Refused;
-use scheduler::enrollment::EnrollmentRefused;
-
 /// Why the store could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -58,9 +55,6 @@ pub enum StoreError {
         /// Which value, and what is wrong with it.
         cause: String,
     },
-    /// A command does not fit the cluster state.
-    #[error(transparent)]
-    Refused(#[from] Refused),
     /// A value is too large to be stored.
     #[error("{what} cannot be stored: {cause}")]
     Unstorable {
@@ -69,24 +63,27 @@ pub enum StoreError {
         /// What is wrong with it.
         cause: String,
     },
+    /// The server is stopping, and the change came too late.
+    #[error("the store is closed")]
+    Closed,
     /// There is no cluster in the store yet.
     #[error("the store holds no cluster yet")]
     NoCluster,
 }
 
 impl StoreError {
+    /// Whether the database refuses a record, and would take others: a constraint is broken, or a value is too large.
+    pub fn is_about_a_record(&self) -> bool {
+        match self {
+            Self::Unstorable { .. } => true,
+            Self::Query { source, .. } => source
+                .as_database_error()
+                .is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other)),
+            _ => false,
+        }
+    }
+
     pub(crate) fn query(operation: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
         move |source| Self::Query { operation, source }
     }
-}
-
-/// Why a token did not let its holder in.
-#[derive(Debug, thiserror::Error)]
-pub enum EnrollError {
-    /// The token or the request is not good.
-    #[error(transparent)]
-    Refused(#[from] EnrollmentRefused),
-    /// The store failed; the token is not spent.
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }

@@ -6,7 +6,7 @@
 //!
 //! Every write is one transaction, begun with `BEGIN IMMEDIATE` on the one writing connection and committed with
 //! `synchronous=FULL`: an acknowledged write survives `kill -9` and a loss of power, and half a write does not exist.
-//! [`Store::update`] loads, decides and writes in one transaction, so that nothing can change in between.
+//! The leader ([`scheduler::leader`]) loads the cluster state once, decides in memory and writes what changed.
 //!
 //! JSON in rows has a version ([`JSON_VERSION`]). A row that cannot be read is kept, and named in
 //! [`scheduler::cluster_state::ClusterState::unreadable`].
@@ -14,21 +14,18 @@
 //! Deliberately absent: PostgreSQL and the fenced lease by which several servers would share it
 //! (a later issue: [`StoreError::UnknownStore`] says so), and any cache: SQLite's own is enough.
 
-mod enroll;
 mod error;
 mod load;
 mod logins;
 mod open;
 mod record;
-mod report;
 mod routes;
 mod rows;
 mod secrets;
+mod users;
 mod write;
 
-pub use enroll::Enrolled;
-pub use error::{EnrollError, StoreError};
+pub use error::StoreError;
 pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store};
 pub use record::JSON_VERSION;
-pub use report::ReportEffect;
 pub use secrets::SealedBundle;

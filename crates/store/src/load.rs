@@ -10,16 +10,19 @@
 
 use std::collections::BTreeMap;
 
-use api::enrollment::Hardware;
+use api::enrollment::{EnrollRole, Hardware, Member};
 use model::instance::InstanceSpec;
 use model::{
-    EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
+    EdgeId, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
 };
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
-    UnreadableRecord, Volume, VolumeKey, VolumePhase,
+    ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
+    TokenHash, UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
+use scheduler::enrollment::TokenRecord;
+use scheduler::instances::{Instances, Volumes};
+use scheduler::table::Table;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 
@@ -45,6 +48,16 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
     let mut unreadable = Vec::new();
     let mut cluster = empty(&mut *db).await?;
     cluster.nodes = load_nodes(&mut *db, &mut unreadable).await?;
+    let rows = sqlx::query("SELECT id, name, region, enrolled_at FROM edges")
+        .fetch_all(&mut *db)
+        .await
+        .map_err(StoreError::query("read the edges"))?;
+    cluster.edges = readable(&rows, edge, &mut unreadable);
+    let rows = sqlx::query("SELECT hash, role, expires_at, used_at, used_by FROM enrollment_tokens")
+        .fetch_all(&mut *db)
+        .await
+        .map_err(StoreError::query("read the enrollment tokens"))?;
+    cluster.tokens = readable(&rows, token, &mut unreadable);
     cluster.envs = load_envs(&mut *db, &mut unreadable).await?;
     let rows = sqlx::query(INSTANCES).fetch_all(&mut *db).await;
     let rows = rows.map_err(StoreError::query("read the instances"))?;
@@ -60,46 +73,9 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
     Ok(cluster)
 }
 
-/// Reads the part of the cluster state that a report of this node is about: the node, its instances and its volumes;
-/// `None` when there is no such node. What is damaged of a node is what its report says anew, so it is read as if the
-/// node had not reported yet.
-///
-/// # Errors
-/// The database cannot be read, or a newer server wrote the node: a report must not overwrite it.
-pub(crate) async fn load_node(
-    db: &mut SqliteConnection,
-    id: NodeId,
-) -> Result<Option<ClusterState>, StoreError> {
-    let mut unreadable = Vec::new();
-    let row = sqlx::query(NODE).bind(id.0).fetch_optional(&mut *db).await;
-    let Some(row) = row.map_err(StoreError::query("read a node"))? else {
-        return Ok(None);
-    };
-    let mut cluster = empty(&mut *db).await?;
-    let node = match node(&row) {
-        Ok((_, node)) => node,
-        Err(record) if row.get::<i64, _>(7) > JSON_VERSION => {
-            return Err(StoreError::Unreadable {
-                cause: record.cause,
-            });
-        }
-        Err(_) => node_columns(&row).map_err(|cause| StoreError::Unreadable { cause })?,
-    };
-    cluster.nodes.insert(id, node);
-    let rows = sqlx::query(INSTANCES_OF_NODE).bind(id.0);
-    let rows = rows.fetch_all(&mut *db).await;
-    let rows = rows.map_err(StoreError::query("read a node's instances"))?;
-    cluster.instances = readable(&rows, instance, &mut unreadable);
-    let rows = sqlx::query(VOLUMES_OF_NODE).bind(id.0).fetch_all(db).await;
-    let rows = rows.map_err(StoreError::query("read a node's volumes"))?;
-    cluster.volumes = readable(&rows, volume, &mut unreadable);
-    cluster.unreadable = unreadable;
-    Ok(Some(cluster))
-}
-
 /// The cluster before anything joined it.
 async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
-    let row = sqlx::query("SELECT settings_json, last_network, json_version FROM cluster")
+    let row = sqlx::query("SELECT settings_json, last_network, json_version, last_node, last_edge FROM cluster")
         .fetch_optional(db)
         .await
         .map_err(StoreError::query("read the cluster's settings"))?
@@ -107,31 +83,35 @@ async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
     let settings = from_json(row.get(2), row.get(0));
     Ok(ClusterState {
         settings: settings.map_err(|cause| StoreError::Unreadable { cause })?,
-        nodes: BTreeMap::new(),
-        envs: BTreeMap::new(),
-        instances: BTreeMap::new(),
-        volumes: BTreeMap::new(),
-        secrets: BTreeMap::new(),
-        ended: BTreeMap::new(),
+        nodes: Table::new(),
+        edges: Table::new(),
+        tokens: Table::new(),
+        last_node: number("a node's number", row.get(3))?,
+        last_edge: number("an edge's number", row.get(4))?,
+        envs: Table::new(),
+        instances: Instances::default(),
+        volumes: Volumes::default(),
+        secrets: Table::new(),
+        ended: Table::new(),
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
         unreadable: Vec::new(),
     })
 }
 
 /// The rows that can be read, by key; the others are added to `unreadable`.
-fn readable<K: Ord, V>(
+fn readable<K, V, C: FromIterator<(K, V)>>(
     rows: &[SqliteRow],
     read: impl Fn(&SqliteRow) -> Result<(K, V), UnreadableRecord>,
     unreadable: &mut Vec<UnreadableRecord>,
-) -> BTreeMap<K, V> {
-    let mut values = BTreeMap::new();
-    for row in rows {
-        match read(row) {
-            Ok((key, value)) => drop(values.insert(key, value)),
-            Err(record) => unreadable.push(record),
+) -> C {
+    let readable = rows.iter().filter_map(|row| match read(row) {
+        Ok(entry) => Some(entry),
+        Err(record) => {
+            unreadable.push(record);
+            None
         }
-    }
-    values
+    });
+    readable.collect()
 }
 
 /// JSON that may be absent.
@@ -141,16 +121,78 @@ fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, St
 
 const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
      json_version, hardware_json, driver_json, egress_json FROM nodes";
-const NODE: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
-     json_version, hardware_json, driver_json, egress_json FROM nodes WHERE id = ?";
 
 async fn load_nodes(
     db: &mut SqliteConnection,
     unreadable: &mut Vec<UnreadableRecord>,
-) -> Result<BTreeMap<NodeId, Node>, StoreError> {
+) -> Result<Table<NodeId, Node>, StoreError> {
     let rows = sqlx::query(NODES).fetch_all(db).await;
     let rows = rows.map_err(StoreError::query("read the nodes"))?;
-    Ok(readable(&rows, node, unreadable))
+    let mut nodes: Table<NodeId, Node> = readable(&rows, node, unreadable);
+    // What is damaged of a node is what its report says anew: until then it is as if it had not reported yet. The row of
+    // a newer server is left to that.
+    for row in &rows {
+        let id = in_range("a node's number", row.get(0)).map(NodeId);
+        if let (Ok(id), Ok(node)) = (id, node_columns(row))
+            && row.get::<i64, _>(7) <= JSON_VERSION
+            && !nodes.contains_key(&id)
+        {
+            nodes.insert(id, node);
+        }
+    }
+    Ok(nodes)
+}
+
+fn edge(row: &SqliteRow) -> Result<(EdgeId, Edge), UnreadableRecord> {
+    let read = || {
+        let edge = Edge {
+            name: row.get(1),
+            region: row.get(2),
+            enrolled_at: Timestamp(in_range("a time", row.get(3))?),
+        };
+        Ok((EdgeId(in_range("an edge's number", row.get(0))?), edge))
+    };
+    read().map_err(|cause| unreadable_row(other_row("edges", row), cause))
+}
+
+fn token(row: &SqliteRow) -> Result<(TokenHash, TokenRecord), UnreadableRecord> {
+    let read = || {
+        let hash = TokenHash::try_from(row.get::<&[u8], _>(0)).map_err(|e| e.to_string())?;
+        let role = match row.get(1) {
+            "node" => EnrollRole::Node,
+            "edge" => EnrollRole::Edge,
+            other => return Err(format!("the role of a token is `{other}`")),
+        };
+        let used = match row.get::<Option<i64>, _>(3) {
+            None => None,
+            Some(at) => Some((Timestamp(in_range("a time", at)?), member(row.get(4))?)),
+        };
+        let expires_at = Timestamp(in_range("a time", row.get(2))?);
+        let token = TokenRecord {
+            role,
+            expires_at,
+            used,
+        };
+        Ok((hash, token))
+    };
+    let subject = || Subject::Row("an enrollment token".to_owned());
+    read().map_err(|cause| unreadable_row(subject(), cause))
+}
+
+fn member(text: Option<&str>) -> Result<Member, String> {
+    let text = text.unwrap_or_default();
+    let node = text.parse().map(Member::Node);
+    node.or_else(|_| text.parse().map(Member::Edge))
+        .map_err(|_| format!("`{text}` is not a member"))
+}
+
+fn unreadable_row(subject: Subject, cause: String) -> UnreadableRecord {
+    UnreadableRecord {
+        subject,
+        env: None,
+        node: None,
+        cause,
+    }
 }
 
 fn node(row: &SqliteRow) -> Result<(NodeId, Node), UnreadableRecord> {
@@ -198,20 +240,21 @@ fn other_row(table: &str, row: &SqliteRow) -> Subject {
 async fn load_envs(
     db: &mut SqliteConnection,
     unreadable: &mut Vec<UnreadableRecord>,
-) -> Result<BTreeMap<EnvKey, Env>, StoreError> {
+) -> Result<Table<EnvKey, Env>, StoreError> {
     let rows = sqlx::query(
         "SELECT app, env, network, rollout_json, scale_json, destroying, json_version FROM envs",
     )
     .fetch_all(&mut *db)
     .await
     .map_err(StoreError::query("read the envs"))?;
-    let records = readable(&rows, env_record, unreadable);
+    let records: BTreeMap<EnvKey, EnvRecord> = readable(&rows, env_record, unreadable);
     let rows = sqlx::query("SELECT app, env, number, release_json, json_version FROM releases")
         .fetch_all(db)
         .await
         .map_err(StoreError::query("read the releases"))?;
-    let mut releases: BTreeMap<EnvKey, BTreeMap<ReleaseNumber, Release>> = BTreeMap::new();
-    for ((key, number), release) in readable(&rows, release, unreadable) {
+    let mut releases: BTreeMap<EnvKey, Table<ReleaseNumber, Release>> = BTreeMap::new();
+    let readable: Vec<_> = readable(&rows, release, unreadable);
+    for ((key, number), release) in readable {
         releases.entry(key).or_default().insert(number, release);
     }
     let with_releases = |(key, record): (EnvKey, EnvRecord)| {
@@ -275,8 +318,6 @@ fn release(row: &SqliteRow) -> Result<(ReleaseKey, Release), UnreadableRecord> {
 
 const INSTANCES: &str = "SELECT id, node, app, env, spec_json, phase, was_ready, reason, \
      created_at, report_json, json_version FROM instances";
-const INSTANCES_OF_NODE: &str = "SELECT id, node, app, env, spec_json, phase, was_ready, reason, \
-     created_at, report_json, json_version FROM instances WHERE node = ?";
 
 fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord> {
     let id = in_range("an instance's id", row.get(0)).map(InstanceId);
@@ -336,8 +377,6 @@ fn ended(row: &SqliteRow) -> Result<(InstanceId, EndedInstance), UnreadableRecor
 
 const VOLUMES: &str = "SELECT id, node, app, env, process, name, ordinal, size_bytes, created_at, \
      phase, made FROM volumes";
-const VOLUMES_OF_NODE: &str = "SELECT id, node, app, env, process, name, ordinal, size_bytes, \
-     created_at, phase, made FROM volumes WHERE node = ?";
 
 fn volume(row: &SqliteRow) -> Result<(VolumeId, Volume), UnreadableRecord> {
     let id = in_range("a volume's id", row.get(0)).map(VolumeId);

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use model::{EnvKey, Timestamp};
+use scheduler::changes::SealedVersion;
+use scheduler::table::Table;
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::open::commit;
 use crate::rows::{env_key, number, to_i64};
 use crate::{Store, StoreError};
 
@@ -45,56 +46,36 @@ impl Store {
             })
             .collect()
     }
+}
 
-    /// Adds the next version of a bundle, made from the newest one (absent: the bundle is new) by
-    /// `make`, which is told the number. When it refuses, nothing is written.
-    pub async fn add_secret_version<E: From<StoreError>>(
-        &self,
-        env: &EnvKey,
-        name: &str,
-        now: Timestamp,
-        make: impl FnOnce(Option<(u32, Vec<u8>)>, u32) -> Result<Vec<u8>, E>,
-    ) -> Result<u32, E> {
-        let operation = "write a secret bundle";
-        let mut tx = self.begin().await?;
-        let newest = sqlx::query(
-            "SELECT version, sealed FROM secret_bundles WHERE app = ? AND env = ? AND name = ? \
-             ORDER BY version DESC LIMIT 1",
-        )
-        .bind(env.app.as_str())
-        .bind(env.env.as_str())
-        .bind(name)
-        .fetch_optional(&mut *tx)
-        .await
-        .map_err(StoreError::query(operation))?;
-        let newest: Option<(u32, Vec<u8>)> = match newest {
-            Some(row) => Some((number("a version", row.get(0))?, row.get(1))),
-            None => None,
-        };
-        let version = newest.as_ref().map_or(0, |(version, _)| *version) + 1;
-        let sealed = make(newest, version)?;
-        sqlx::query(
-            "INSERT INTO secret_bundles (app, env, name, version, sealed, created_at) \
-             VALUES (?, ?, ?, ?, ?, ?)",
-        )
-        .bind(env.app.as_str())
-        .bind(env.env.as_str())
-        .bind(name)
-        .bind(i64::from(version))
-        .bind(sealed)
-        .bind(to_i64("a time", now.0)?)
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::query(operation))?;
-        commit(tx, operation).await?;
-        Ok(version)
-    }
+/// Adds a version of a bundle.
+pub(crate) async fn add(
+    db: &mut SqliteConnection,
+    env: &EnvKey,
+    name: &str,
+    version: u32,
+    content: &SealedVersion,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO secret_bundles (app, env, name, version, sealed, created_at) \
+         VALUES (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(env.app.as_str())
+    .bind(env.env.as_str())
+    .bind(name)
+    .bind(i64::from(version))
+    .bind(&content.sealed)
+    .bind(to_i64("a time", content.created_at.0)?)
+    .execute(db)
+    .await
+    .map_err(StoreError::query("write a secret bundle"))?;
+    Ok(())
 }
 
 /// The newest version of each bundle.
 pub(crate) async fn newest_versions(
     db: &mut SqliteConnection,
-) -> Result<BTreeMap<EnvKey, BTreeMap<String, u32>>, StoreError> {
+) -> Result<Table<EnvKey, BTreeMap<String, u32>>, StoreError> {
     let rows = sqlx::query(
         "SELECT app, env, name, MAX(version) FROM secret_bundles GROUP BY app, env, name",
     )
@@ -108,7 +89,7 @@ pub(crate) async fn newest_versions(
         let versions = newest.entry(key).or_default();
         versions.insert(row.get(2), number("a version", row.get(3))?);
     }
-    Ok(newest)
+    Ok(newest.into_iter().collect())
 }
 
 /// Deletes a bundle (absent: all of the env), every version.

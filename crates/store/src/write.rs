@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use model::{EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
+use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 use scheduler::changes::{Changes, EnvRecord};
 use scheduler::cluster_state::{
-    ClusterState, EndedInstance, Instance, InstancePhase, Node, Release, Volume, VolumePhase,
+    Edge, EndedInstance, Instance, InstancePhase, Node, Release, TokenHash, Volume, VolumePhase,
 };
+use scheduler::enrollment::TokenRecord;
 use sqlx::SqliteConnection;
 
-use crate::load::load;
 use crate::open::commit;
 use crate::record::{JSON_VERSION, to_json};
 use crate::rows::to_i64;
@@ -22,32 +22,14 @@ impl Store {
         write(&mut tx, changes).await?;
         commit(tx, "write a change").await
     }
-
-    /// Loads the cluster state, lets `decide` change it, and writes what changed, all in one transaction. When `decide`
-    /// changes nothing or refuses, nothing is written.
-    ///
-    /// # Errors
-    /// What `decide` refuses, and what fails in the store.
-    pub async fn update<T, E: From<StoreError>>(
-        &self,
-        decide: impl FnOnce(&mut ClusterState) -> Result<(Changes, T), E>,
-    ) -> Result<T, E> {
-        let mut tx = self.begin().await?;
-        let mut cluster = load(&mut tx).await?;
-        let (changes, result) = decide(&mut cluster)?;
-        if changes.is_empty() {
-            return Ok(result);
-        }
-        write(&mut tx, &changes).await?;
-        commit(tx, "write a change").await?;
-        Ok(result)
-    }
 }
 
 /// In an order that the foreign keys allow: rows that refer to others are deleted first and written last.
 pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Result<(), StoreError> {
     let Changes {
         nodes,
+        edges,
+        tokens,
         deleted_envs,
         envs,
         releases,
@@ -55,6 +37,7 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
         ended,
         volumes,
         deleted_secrets,
+        secrets,
     } = changes;
     for (id, _) in instances.iter().filter(|(_, value)| value.is_none()) {
         delete_instance(&mut *db, *id).await?;
@@ -69,11 +52,20 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
     for (id, node) in nodes {
         put_node(&mut *db, *id, node).await?;
     }
+    for (id, edge) in edges {
+        put_edge(&mut *db, *id, edge).await?;
+    }
+    for (hash, token) in tokens {
+        put_token(&mut *db, hash, token.as_ref()).await?;
+    }
     for (key, env) in envs {
         put_env(&mut *db, key, env).await?;
     }
     for ((key, number), release) in releases {
         add_release(&mut *db, key, *number, release).await?;
+    }
+    for ((key, bundle, version), content) in secrets {
+        secrets::add(&mut *db, key, bundle, *version, content).await?;
     }
     for instance in instances.values().flatten() {
         put_instance(&mut *db, instance).await?;
@@ -110,9 +102,63 @@ async fn put_node(db: &mut SqliteConnection, id: NodeId, node: &Node) -> Result<
     .bind(to_i64("a generation", node.generation.0)?)
     .bind(to_i64("a time", node.enrolled_at.0)?)
     .bind(JSON_VERSION)
-    .execute(db)
+    .execute(&mut *db)
     .await
     .map_err(StoreError::query("write a node"))?;
+    sqlx::query("UPDATE cluster SET last_node = ?1 WHERE last_node < ?1")
+        .bind(id.0)
+        .execute(db)
+        .await
+        .map_err(StoreError::query("write a node"))?;
+    Ok(())
+}
+
+async fn put_edge(db: &mut SqliteConnection, id: EdgeId, edge: &Edge) -> Result<(), StoreError> {
+    let operation = "write an edge";
+    sqlx::query("INSERT INTO edges (id, name, region, enrolled_at) VALUES (?, ?, ?, ?)")
+        .bind(id.0)
+        .bind(&edge.name)
+        .bind(&edge.region)
+        .bind(to_i64("a time", edge.enrolled_at.0)?)
+        .execute(&mut *db)
+        .await
+        .map_err(StoreError::query(operation))?;
+    sqlx::query("UPDATE cluster SET last_edge = MAX(last_edge, ?)")
+        .bind(id.0)
+        .execute(db)
+        .await
+        .map_err(StoreError::query(operation))?;
+    Ok(())
+}
+
+async fn put_token(
+    db: &mut SqliteConnection,
+    hash: &TokenHash,
+    token: Option<&TokenRecord>,
+) -> Result<(), StoreError> {
+    let written = match token {
+        Some(token) => {
+            let (at, by) = token.used.unzip();
+            sqlx::query(
+                "INSERT OR REPLACE INTO enrollment_tokens (hash, role, expires_at, used_at, used_by) \
+                 VALUES (?, ?, ?, ?, ?)",
+            )
+            .bind(hash.as_slice())
+            .bind(token.role.to_string())
+            .bind(to_i64("a time", token.expires_at.0)?)
+            .bind(at.map(|at| to_i64("a time", at.0)).transpose()?)
+            .bind(by.map(|by| by.to_string()))
+            .execute(db)
+            .await
+        }
+        None => {
+            sqlx::query("DELETE FROM enrollment_tokens WHERE hash = ?")
+                .bind(hash.as_slice())
+                .execute(db)
+                .await
+        }
+    };
+    written.map_err(StoreError::query("write an enrollment token"))?;
     Ok(())
 }
 

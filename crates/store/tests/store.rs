@@ -10,20 +10,17 @@ use api::edge::Route;
 use api::enrollment::{EnrollRole, Member};
 use api::node::NodeReport;
 use model::{
-    EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
+    EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, VolumeId,
 };
 use scheduler::action::{Action, PlannedVolume};
 use scheduler::apply::{Command, Refused, apply};
-use scheduler::changes::Changes;
+use scheduler::changes::{Changes, SealedVersion};
 use scheduler::cluster_state::{Instance, InstancePhase, VolumeKey, VolumePhase};
-use scheduler::enrollment::EnrollmentRefused;
-use scheduler::reports::{SEEN_GRANULARITY_MS, Unknown};
+use scheduler::enrollment::{EnrollmentRefused, enroll};
 use scheduler::rollout::begin;
 use sqlx::Connection as _;
-use store::{EnrollError, ReportEffect, Store, StoreError};
+use store::{Store, StoreError};
 use support::*;
-
-const LATER: Timestamp = Timestamp(NOW.0 + 60_000);
 
 async fn generation(store: &Store, node: NodeId) -> u64 {
     store.load().await.unwrap().nodes[&node].generation.0
@@ -103,10 +100,7 @@ async fn only_the_node_of_a_changed_instance_gets_a_new_generation() {
     write(&store, vec![terminate.clone()]).await;
     assert_eq!(at().await, (4, 1));
     let again = update(&store, vec![terminate]).await.unwrap_err();
-    assert!(matches!(
-        again,
-        StoreError::Refused(Refused::InstanceTerminating(_))
-    ));
+    assert!(matches!(again, Refused::InstanceTerminating(_)));
     assert_eq!(at().await, (4, 1));
 }
 
@@ -133,98 +127,58 @@ async fn a_change_that_cannot_be_written_leaves_nothing() {
         env: env_key("nothing"),
     };
     let failed = update(&store, vec![created("shop", 1), missing]).await;
-    assert!(matches!(
-        failed,
-        Err(StoreError::Refused(Refused::NoEnv(_)))
-    ));
+    assert!(matches!(failed, Err(Refused::NoEnv(_))));
     assert_eq!(store.load().await.unwrap(), before);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn one_of_64_concurrent_uses_of_a_token_succeeds() {
+#[tokio::test]
+async fn members_and_spent_tokens_are_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
-    let hash = [7; 32];
-    store
-        .add_enrollment_token(&hash, EnrollRole::Node, LATER, NOW)
-        .await
-        .unwrap();
-    let uses: Vec<_> = (0..64)
-        .map(|n| {
-            let store = store.clone();
-            tokio::spawn(async move { store.enroll(&hash, &request(&format!("m{n}")), NOW).await })
-        })
-        .collect();
-    let (mut enrolled, mut refused) = (0, 0);
-    for one in uses {
-        match one.await.unwrap() {
-            Ok(_) => enrolled += 1,
-            Err(EnrollError::Refused(EnrollmentRefused::TokenUsed)) => refused += 1,
-            Err(error) => panic!("{error:?}"),
-        }
-    }
-    assert_eq!((enrolled, refused), (1, 63));
-    assert_eq!(store.load().await.unwrap().nodes.len(), 1);
+    let node = add_member(&store, [1; 32], EnrollRole::Node, "box").await;
+    let edge = add_member(&store, [2; 32], EnrollRole::Edge, "box").await;
+    assert_eq!(node, Member::Node(NodeId(1)));
+    assert_eq!(edge, Member::Edge(EdgeId(1)));
+    store.close().await;
+    let store = open(folder.path()).await;
+    let cluster = store.load().await.unwrap();
+    assert!(cluster.has_member(node) && cluster.has_member(edge));
+    assert!(!cluster.has_member(Member::Edge(EdgeId(2))));
+    assert_eq!((cluster.last_node, cluster.last_edge), (1, 1));
+    assert_eq!(cluster.tokens[&[2; 32]].used, Some((NOW, edge)));
+    let spent = enroll(&cluster, [1; 32], &request("other"), NOW);
+    assert_eq!(spent.unwrap_err(), EnrollmentRefused::TokenUsed);
 }
 
 #[tokio::test]
-async fn a_refused_token_enrolls_no_machine_and_is_not_spent() {
+async fn versions_of_a_secret_bundle_are_written_and_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
-    let unknown = store.enroll(&[1; 32], &request("a"), NOW).await;
-    assert!(matches!(
-        unknown,
-        Err(EnrollError::Refused(EnrollmentRefused::UnknownToken))
-    ));
-    store
-        .add_enrollment_token(&[2; 32], EnrollRole::Node, LATER, NOW)
-        .await
-        .unwrap();
-    let expired = store.enroll(&[2; 32], &request("a"), LATER).await;
-    assert!(matches!(
-        expired,
-        Err(EnrollError::Refused(EnrollmentRefused::TokenExpired))
-    ));
-    let mut keyless = request("a");
-    keyless.wireguard_public_key = None;
-    let refused = store.enroll(&[2; 32], &keyless, NOW).await;
-    assert!(matches!(refused, Err(EnrollError::Refused(_))));
-    // It was not spent by the refusals.
-    store.enroll(&[2; 32], &request("a"), NOW).await.unwrap();
-}
-
-#[tokio::test]
-async fn names_and_numbers_are_unique() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    for (secret, role) in [
-        (1, EnrollRole::Node),
-        (2, EnrollRole::Node),
-        (3, EnrollRole::Edge),
-    ] {
-        store
-            .add_enrollment_token(&[secret; 32], role, LATER, NOW)
-            .await
-            .unwrap();
-    }
-    let mut who = Vec::new();
-    for secret in [1, 2, 3] {
-        let enrolled = store
-            .enroll(&[secret; 32], &request("box"), NOW)
-            .await
-            .unwrap();
-        assert!(store.is_member(enrolled.member).await.unwrap());
-        who.push((enrolled.member, enrolled.name));
-    }
-    assert_eq!(
-        who,
-        [
-            (Member::Node(NodeId(1)), "box".to_owned()),
-            (Member::Node(NodeId(2)), "box-2".to_owned()),
-            (Member::Edge(EdgeId(1)), "box".to_owned()),
-        ]
-    );
-    assert!(!store.is_member(Member::Edge(EdgeId(2))).await.unwrap());
+    let version = |version, byte| Command::AddSecretVersion {
+        env: env_key("shop"),
+        bundle: "database".to_owned(),
+        version,
+        content: SealedVersion {
+            sealed: vec![byte],
+            created_at: NOW,
+        },
+    };
+    write(&store, vec![version(1, 7), version(2, 8)]).await;
+    let refused = update(&store, vec![version(2, 9)]).await;
+    assert!(matches!(refused, Err(Refused::SecretVersion { .. })));
+    let kept = async || {
+        let bundles = store.secret_bundles(&env_key("shop")).await.unwrap();
+        let kept = bundles.into_iter().map(|b| (b.version, b.sealed));
+        kept.collect::<Vec<_>>()
+    };
+    assert_eq!(kept().await, [(1, vec![7]), (2, vec![8])]);
+    let delete = Command::DeleteSecrets {
+        env: env_key("shop"),
+        bundle: "database".to_owned(),
+    };
+    // In one batch with what was added before and what is added after.
+    write(&store, vec![version(3, 9), delete, version(1, 1)]).await;
+    assert_eq!(kept().await, [(1, vec![1])]);
 }
 
 #[tokio::test]
@@ -247,17 +201,8 @@ async fn a_report_is_written_when_it_differs_from_the_last() {
     write(&store, vec![added, placed("shop", 1, id, node)]).await;
 
     let good = report(Generation(2), vec![running(id), running(stray)]);
-    let new = |changed| {
-        Some(ReportEffect {
-            changed,
-            unknown: Unknown {
-                instances: vec![stray],
-                volumes: Vec::new(),
-            },
-        })
-    };
-    assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(true));
-    assert_eq!(store.report(node, &good, NOW).await.unwrap(), new(false));
+    assert_eq!(reported(&store, node, &good, NOW).await, Ok(true));
+    assert_eq!(reported(&store, node, &good, NOW).await, Ok(false));
     let cluster = store.load().await.unwrap();
     let instance = &cluster.instances[&id];
     assert_eq!(instance.report, Some(running(id)));
@@ -266,26 +211,8 @@ async fn a_report_is_written_when_it_differs_from_the_last() {
     assert_eq!(detail.driver, Some(good.driver.clone()));
     assert_eq!(detail.egress, good.egress);
     assert_eq!(detail.seen_at, Some(NOW));
-
-    let soon = Timestamp(NOW.0 + SEEN_GRANULARITY_MS - 1);
-    store.report(node, &good, soon).await.unwrap();
-    let late = Timestamp(NOW.0 + SEEN_GRANULARITY_MS);
-    let at = async || store.load().await.unwrap().nodes[&node].seen_at;
-    assert_eq!(at().await, Some(NOW), "nothing new, not written");
-    store.report(node, &good, late).await.unwrap();
-    assert_eq!(at().await, Some(late));
-
-    assert_eq!(store.report(NodeId(9), &good, NOW).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn a_restored_store_passes_the_generation_of_its_node() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
-    let node = add_node(&store, "box").await;
-    let ahead = report(Generation(40), Vec::new());
-    store.report(node, &ahead, NOW).await.unwrap();
-    assert_eq!(generation(&store, node).await, 41);
+    let nobody = reported(&store, NodeId(9), &good, NOW).await;
+    assert_eq!(nobody, Err(Refused::NoNode(NodeId(9))));
 }
 
 #[tokio::test]
@@ -397,16 +324,13 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
         ..planned
     })));
     let failed = update(&store, vec![twice]).await;
-    assert!(matches!(
-        failed,
-        Err(StoreError::Refused(Refused::VolumeExists(_)))
-    ));
+    assert!(matches!(failed, Err(Refused::VolumeExists(_))));
 
     let mut said = report(Generation(1), Vec::new());
     said.volumes = vec![id];
     let changed = async |said: NodeReport| {
-        let effect = store.report(node, &said, NOW).await.unwrap().unwrap();
-        (effect.changed, volume().await.unwrap().phase)
+        let changed = reported(&store, node, &said, NOW).await.unwrap();
+        (changed, volume().await.unwrap().phase)
     };
     assert_eq!(changed(said.clone()).await, (true, VolumePhase::Made));
     assert_eq!(changed(said.clone()).await, (false, VolumePhase::Made));
@@ -437,7 +361,7 @@ async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned() {
     ];
     write(&store, commands.into()).await;
     let said = report(Generation(generation(&store, node).await), Vec::new());
-    store.report(node, &said, NOW).await.unwrap();
+    reported(&store, node, &said, NOW).await.unwrap();
     let destroy = Command::DestroyEnv {
         env: env_key("shop"),
     };

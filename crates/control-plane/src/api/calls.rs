@@ -145,7 +145,7 @@ async fn went_offline(app: &App, node: NodeId) {
     let mut missed = 0;
     while missed < 2 {
         tokio::time::sleep(EXEC_NODE_CHECK).await;
-        missed = if app.online().contains(&node) {
+        missed = if app.is_online(node) {
             0
         } else {
             missed + 1
@@ -180,7 +180,7 @@ pub(crate) async fn stats(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     let mut rows: BTreeMap<InstanceId, StatsRow> = cluster
         .instances
         .values()
@@ -239,7 +239,7 @@ pub(crate) async fn stats(
 }
 
 async fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     match cluster.instances.get(&instance) {
         Some(found) => Ok(found.node),
         None => Err(ApiFailure::not_found(
@@ -279,7 +279,7 @@ async fn open<T>(
         ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, code, text)
             .hint("`platform nodes` shows which nodes report")
     };
-    if !app.online().contains(&node) {
+    if !app.is_online(node) {
         return Err(away("node_offline", format!("{node} is offline")));
     }
     let (sender, receiver) = oneshot::channel();

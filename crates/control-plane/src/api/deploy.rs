@@ -18,6 +18,7 @@ use scheduler::cluster_state::{ClusterState, Env, Release};
 use scheduler::release::{ReleaseError, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
+use scheduler::table::Table;
 
 use super::extract::{Body, InEnv, is_destroyed, no_such_env};
 use crate::callers::User;
@@ -44,7 +45,7 @@ pub(crate) async fn deploy(
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
     // A release that would be refused anyway is refused before the registry is asked.
-    check_against(&app.cluster().await?, &key, &manifest)?;
+    check_against(&app.cluster(), &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;
     check_runnable(&reference, &resolved, &manifest)?;
@@ -100,7 +101,7 @@ pub(crate) async fn redeploy(
         let release = env.releases.get(&env.rollout.wanted).cloned();
         release.ok_or_else(|| no_such_env(&key))
     };
-    let release = wanted(&app.cluster().await?)?;
+    let release = wanted(&app.cluster())?;
     app.secrets.check_fit(&key, &release.manifest).await?;
     let (number, release) = app
         .change(|cluster| {
@@ -214,7 +215,7 @@ fn add_release(
         let number = ReleaseNumber(1);
         let env = Env {
             network,
-            releases: BTreeMap::from([(number, release)]),
+            releases: Table::from([(number, release)]),
             rollout: begin(None, number, now),
             scale: BTreeMap::new(),
             destroying: false,
@@ -262,7 +263,7 @@ async fn resolve(app: &App, image: &str) -> Result<(Reference, Resolved), ApiFai
     let reference: Reference = image.parse().map_err(|e: oci::ReferenceError| {
         ApiFailure::refused("image_reference_invalid", display::chain(&e))
     })?;
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     let mut archs: BTreeSet<_> = cluster
         .nodes
         .values()

@@ -8,7 +8,7 @@ use http::StatusCode;
 use super::extract::{Params, Poll, granted};
 use crate::callers::EdgeCaller;
 use crate::failure::ApiFailure;
-use crate::state::App;
+use crate::state::{App, Topic};
 
 /// The whole route table, once it is newer than the one the edge has.
 pub(crate) async fn routes(
@@ -17,7 +17,7 @@ pub(crate) async fn routes(
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
     let newer = app
-        .wait_for(granted(poll.wait_ms), |published| {
+        .wait_for(Topic::Routes, granted(poll.wait_ms), |published| {
             (published.routes.generation.0 > poll.after).then(|| published.routes.clone())
         })
         .await?;

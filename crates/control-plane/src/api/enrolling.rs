@@ -6,8 +6,8 @@ use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
 use identity::{CaError, EnrollmentToken, check_request, is_wireguard_public_key, secret_hash};
-use scheduler::enrollment::{EnrollmentRefused, token_expiry};
-use store::EnrollError;
+use scheduler::apply::Command;
+use scheduler::enrollment::{EnrollmentRefused, TokenRecord, token_expiry};
 
 use super::extract::Body;
 use crate::callers::{Protocol, User};
@@ -25,8 +25,16 @@ pub(crate) async fn create_token(
     let now = now();
     let expires_at = token_expiry(now, request.ttl_seconds).map_err(|refusal| refused(&refusal))?;
     let token = EnrollmentToken::generate(app.ca.fingerprint())?;
-    app.store
-        .add_enrollment_token(&token.secret_hash(), request.role, expires_at, now)
+    let command = Command::AddToken {
+        hash: token.secret_hash(),
+        token: TokenRecord {
+            role: request.role,
+            expires_at,
+            used: None,
+        },
+        now,
+    };
+    app.change(|_| Ok::<_, ApiFailure>((vec![command], ())))
         .await?;
     tracing::info!(user = %user.name, role = %request.role, "made an enrollment token");
     let response = CreateTokenResponse {
@@ -47,13 +55,12 @@ pub(crate) async fn enroll(
     let now = now();
     let hash = secret_hash(&request.token);
     let enrolled = app
-        .store
-        .enroll(&hash, &request, now)
-        .await
-        .map_err(|error| match error {
-            EnrollError::Refused(refusal) => refused(&refusal),
-            EnrollError::Store(error) => error.into(),
-        })?;
+        .change(|cluster| {
+            let admitted = scheduler::enrollment::enroll(cluster, hash, &request, now);
+            let (command, enrolled) = admitted.map_err(|refusal| refused(&refusal))?;
+            Ok::<_, ApiFailure>((vec![command], enrolled))
+        })
+        .await?;
     let certificate_pem = app
         .ca
         .sign_member(&request.csr_pem, enrolled.member, now)

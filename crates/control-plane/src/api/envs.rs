@@ -1,5 +1,7 @@
 //! Envs, instances and nodes, as users see and change them.
 
+use std::sync::Arc;
+
 use api::user::{EndedRow, EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequest};
 use axum::Json;
 use axum::extract::State;
@@ -13,14 +15,14 @@ use super::extract::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
 use crate::callers::User;
 use crate::failure::ApiFailure;
 use crate::rows;
-use crate::state::App;
+use crate::state::{App, Topic};
 
 /// Every node.
 pub(crate) async fn nodes(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<NodeRow>>, ApiFailure> {
-    Ok(Json(rows::node_rows(&app.cluster().await?)))
+    Ok(Json(rows::node_rows(&app.cluster())))
 }
 
 #[derive(Debug, Deserialize)]
@@ -43,10 +45,10 @@ pub(crate) async fn instances(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
-    let cluster = app.cluster().await?;
-    Ok(Json(rows::instance_rows(&cluster, |instance| {
-        filter.keeps(&instance.spec.env_key())
-    })))
+    let cluster = app.cluster();
+    let all = cluster.instances.iter().map(|(id, instance)| (*id, instance));
+    let kept = all.filter(|(_, instance)| filter.keeps(&instance.spec.env_key()));
+    Ok(Json(rows::instance_rows(&cluster, kept)))
 }
 
 /// Every ended instance whose record is kept, or those of an app or an env.
@@ -55,7 +57,7 @@ pub(crate) async fn ended_instances(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<EndedRow>>, ApiFailure> {
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     Ok(Json(rows::ended_rows(&cluster, |key| filter.keeps(key))))
 }
 
@@ -64,7 +66,7 @@ pub(crate) async fn envs(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<EnvRow>>, ApiFailure> {
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     let rows = cluster.envs.iter();
     Ok(Json(
         rows.map(|(key, env)| rows::env_row(&cluster, key, env))
@@ -139,14 +141,13 @@ pub(crate) async fn rollout(
     Params(poll): Params<RolloutPoll>,
 ) -> Result<Json<RolloutStatus>, ApiFailure> {
     let release = poll.release.map(ReleaseNumber);
-    // The store first: it has a release that was acknowledged just now, which may not be
-    // published yet.
-    let now = status_in_store(&app, &key, release).await?;
+    let now = status(&app, &key, release)?;
     if poll.after != Some(now.revision) || poll.wait_ms == 0 {
         return Ok(Json(now));
     }
+    let topic = Topic::Env(key.clone());
     let changed = app
-        .wait_for(granted(poll.wait_ms), |published| {
+        .wait_for(topic, granted(poll.wait_ms), |published| {
             let cluster = &published.cluster;
             match rows::rollout_status(cluster, &published.findings, &key, release) {
                 Some(status) => (status.revision != now.revision).then_some(Some(status)),
@@ -156,20 +157,20 @@ pub(crate) async fn rollout(
         .await?;
     match changed {
         Some(Some(status)) => Ok(Json(status)),
-        // Gone meanwhile, or never published: the store knows which.
-        Some(None) => Ok(Json(status_in_store(&app, &key, release).await?)),
+        // Gone meanwhile.
+        Some(None) => Ok(Json(status(&app, &key, release)?)),
         None => Ok(Json(now)),
     }
 }
 
-async fn status_in_store(
+fn status(
     app: &App,
     key: &EnvKey,
     release: Option<ReleaseNumber>,
 ) -> Result<RolloutStatus, ApiFailure> {
-    let cluster = app.cluster().await?;
-    let findings = app.published.borrow().findings.clone();
-    rows::rollout_status(&cluster, &findings, key, release).ok_or_else(|| {
+    let published = Arc::clone(&app.published.borrow());
+    let cluster = &published.cluster;
+    rows::rollout_status(cluster, &published.findings, key, release).ok_or_else(|| {
         match (cluster.envs.contains_key(key), release) {
             (true, Some(release)) => ApiFailure::not_found(
                 "release_not_found",

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use api::user::ImageRow;
 use axum::Json;
 use axum::extract::State;
+use model::NodeId;
 
 use crate::callers::User;
 use crate::failure::ApiFailure;
@@ -16,13 +17,13 @@ pub(crate) async fn images(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
-    let cluster = app.cluster().await?;
-    let online = app.online();
+    let cluster = app.cluster();
     let caches = {
         let caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.clone()
     };
-    let caches = caches.into_iter().filter(|(node, _)| online.contains(node));
+    let is_online = |node: &NodeId| cluster.nodes.get(node).is_some_and(|node| node.online);
+    let caches = caches.into_iter().filter(|(node, _)| is_online(node));
     let rows = caches.flat_map(|(node, images)| {
         let name = cluster.nodes.get(&node).map(|node| node.name.clone());
         let node_name = name.unwrap_or_else(|| node.to_string());

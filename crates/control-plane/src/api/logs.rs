@@ -32,7 +32,7 @@ use crate::limits::{
     STREAM_SIGN_OF_LIFE,
 };
 use crate::rows::{ended_row, key_of};
-use crate::state::App;
+use crate::state::{App, Topic};
 use crate::streams::{AskError, Ended, Lines, Open};
 
 /// The env's log lines, as they come from its nodes.
@@ -51,7 +51,7 @@ pub(crate) async fn to_user(
                 format!("{MAX_LOG_READERS} users read logs already"),
             )
         })?;
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     let ended = wanted_ended(&cluster, &key, &query);
     check(&cluster, &key, &query, &ended)?;
     let shutdown = app.shutdown.clone();
@@ -237,7 +237,9 @@ impl Reader {
         _slot: OwnedSemaphorePermit,
     ) {
         let app = App::clone(&self.app);
-        let mut published = app.published.subscribe();
+        let changes = app.topics.listen(Topic::Env(self.key.clone()));
+        let changed = changes.notified();
+        tokio::pin!(changed);
         for row in &ended {
             if !self.read_ended(row).await {
                 return;
@@ -264,12 +266,18 @@ impl Reader {
                     let _ = self.lines.try_send(Bytes::from_static(b"\n"));
                 }
                 _ = resume.tick(), if self.query.follow => {
-                    let current = Arc::clone(&published.borrow_and_update());
-                    self.ask_for_missing(&current.cluster).await;
+                    // What changed before this listened, too.
+                    let cluster = &app.cluster();
+                    self.tell_of_ended(cluster).await;
+                    if is_over(cluster, &self.query, &self.key) {
+                        return;
+                    }
+                    self.ask_for_missing(cluster).await;
                 }
-                Ok(()) = published.changed(), if self.query.follow => {
-                    let current = Arc::clone(&published.borrow_and_update());
-                    let cluster = &current.cluster;
+                () = &mut changed, if self.query.follow => {
+                    // Before it looks: a change meanwhile wakes it again.
+                    changed.set(changes.notified());
+                    let cluster = &app.cluster();
                     self.tell_of_ended(cluster).await;
                     if is_over(cluster, &self.query, &self.key) {
                         return;
@@ -287,7 +295,7 @@ impl Reader {
     /// Sends what the node of an ended instance keeps of it, and how it ended. False: nothing more is to be sent.
     async fn read_ended(&self, row: &EndedRow) -> bool {
         let node = row.node;
-        let missing = if self.app.online().contains(&node) {
+        let missing = if self.app.is_online(node) {
             let wanted = LogsWanted {
                 instances: vec![row.id],
                 tail: self.tail(),
@@ -388,9 +396,8 @@ impl Reader {
                 by_node.entry(node).or_default().insert(id, process);
             }
         }
-        let online = self.app.online();
         for (node, instances) in by_node {
-            let asked = if online.contains(&node) {
+            let asked = if self.app.is_online(node) {
                 self.ask(node, &instances).map_err(|e| e.to_string())
             } else {
                 Err(format!("{node} is offline; its log lines are missing"))

@@ -10,6 +10,7 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::NodeId;
+use scheduler::apply::Refused;
 use scheduler::desired::desired_state;
 use scheduler::reports::Unknown;
 
@@ -19,8 +20,9 @@ use super::logs;
 use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
+use crate::leading::NotCommitted;
 use crate::limits::MAX_CALL_ANSWER_BYTES;
-use crate::state::{App, Shared};
+use crate::state::{App, Shared, Topic};
 use crate::streams::Waiting;
 
 /// The node's whole desired state, once it is newer than the one it has.
@@ -30,7 +32,7 @@ pub(crate) async fn desired(
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
     let newer = app
-        .wait_for(granted(poll.wait_ms), |published| {
+        .wait_for(Topic::Node(node), granted(poll.wait_ms), |published| {
             let cluster = &published.cluster;
             let generation = cluster.nodes.get(&node)?.generation;
             (generation.0 > poll.after).then(|| desired_state(cluster, node))?
@@ -46,21 +48,34 @@ pub(crate) async fn desired(
 pub(crate) async fn report(
     State(app): State<App>,
     NodeCaller(node): NodeCaller,
-    Body(report): Body<NodeReport>,
+    Body(mut report): Body<NodeReport>,
 ) -> Result<StatusCode, ApiFailure> {
-    let Some(effect) = app.store.report(node, &report, now()).await? else {
-        return Err(ApiFailure::not_found(
-            "node_not_found",
-            format!("there is no node {node}"),
-        ));
-    };
-    let came_back = app.presence.mark(node, Instant::now());
-    log_unknown(&app, node, effect.unknown);
-    keep_cache(&app, node, report.images);
-    if effect.changed || came_back {
+    // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
+    app.presence.mark(node, Instant::now());
+    keep_cache(&app, node, std::mem::take(&mut report.images));
+    let reported = app.leading.report(node, report, now());
+    let (changed, unknown) = reported.await.map_err(|error| match error {
+        NotTaken::Refused(Refused::NoNode(_)) => ApiFailure::not_found(
+            "node_unreadable",
+            format!("the record of {node} cannot be read: upgrade the server"),
+        ),
+        NotTaken::Refused(refused) => refused.into(),
+        NotTaken::NotCommitted(error) => error.into(),
+    })?;
+    log_unknown(&app, node, unknown);
+    if changed {
         app.wake.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Why a report was not taken.
+#[derive(Debug, thiserror::Error)]
+enum NotTaken {
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    NotCommitted(#[from] NotCommitted),
 }
 
 /// Keeps what the node says is in its image cache, until it says it again.

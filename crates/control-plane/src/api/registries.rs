@@ -88,7 +88,7 @@ pub(crate) async fn for_node(
     NodeCaller(node): NodeCaller,
     Params(which): Params<Which>,
 ) -> Result<Response, ApiFailure> {
-    if !pulls_from(&app.cluster().await?, node, &which.registry) {
+    if !pulls_from(&app.cluster(), node, &which.registry) {
         return Err(ApiFailure::new(
             StatusCode::FORBIDDEN,
             "registry_not_needed",

@@ -9,12 +9,15 @@ use http::StatusCode;
 use model::instance::SecretBundle;
 use model::{AppName, BundleName, EnvKey, EnvName, InstanceId};
 use scheduler::apply::Command;
+use scheduler::changes::SealedVersion;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
 
 use super::extract::{Body, InEnv, Params, is_destroyed};
 use crate::callers::{NodeCaller, User};
+use crate::clock::now;
 use crate::failure::ApiFailure;
+use crate::limits::MAX_SECRET_ATTEMPTS;
 use crate::state::App;
 
 /// A bundle of an env, as the path names it.
@@ -38,8 +41,8 @@ pub(crate) async fn list(
     _user: User,
     InEnv(key): InEnv,
 ) -> Result<Json<Vec<SecretRow>>, ApiFailure> {
-    let live = live_versions(&app.cluster().await?, &key);
-    let bundles = app.secrets.newest(&key).await?;
+    let live = live_versions(&app.cluster(), &key);
+    let bundles = app.secrets.newest(&key, None).await?;
     let rows = bundles.into_iter().map(|(name, bundle)| SecretRow {
         live: live.get(&name).copied(),
         name,
@@ -58,19 +61,48 @@ pub(crate) async fn set(
     Body(request): Body<SetSecretsRequest>,
 ) -> Result<Json<SecretRow>, ApiFailure> {
     let (key, name) = path.parts();
-    let cluster = app.cluster().await?;
-    if cluster.envs.get(&key).is_some_and(|env| env.destroying) {
-        return Err(is_destroyed(&key));
+    let mut version = None;
+    // Whoever sets the same bundle at the same time comes before or after, and neither is lost.
+    for _ in 0..MAX_SECRET_ATTEMPTS {
+        let (next, sealed) = app.secrets.next(&key, &name, &request).await?;
+        let setting = app.change(|cluster| {
+            if cluster.envs.get(&key).is_some_and(|env| env.destroying) {
+                return Err(is_destroyed(&key));
+            }
+            if cluster.secret_version(&key, &name) + 1 != next {
+                return Ok((Vec::new(), None));
+            }
+            let command = Command::AddSecretVersion {
+                env: key.clone(),
+                bundle: name.clone(),
+                version: next,
+                content: SealedVersion {
+                    sealed,
+                    created_at: now(),
+                },
+            };
+            Ok((vec![command], Some(next)))
+        });
+        version = setting.await?;
+        if version.is_some() {
+            break;
+        }
     }
-    let version = app.secrets.set(&key, &name, request).await?;
+    let version = version.ok_or_else(|| {
+        ApiFailure::conflict(
+            "secret_busy",
+            format!("the secret bundle {name} of {key} is being set by others all the time"),
+        )
+        .hint("try again")
+    })?;
     tracing::info!(user = %user.name, env = %key, bundle = %name, version, "set secrets");
     app.wake.notify_one();
-    let mut bundles = app.secrets.newest(&key).await?;
+    let mut bundles = app.secrets.newest(&key, Some(&name)).await?;
     let bundle = bundles
         .remove(&name)
         .ok_or_else(|| no_such_bundle(&key, &name))?;
     Ok(Json(SecretRow {
-        live: live_versions(&cluster, &key).get(&name).copied(),
+        live: live_versions(&app.cluster(), &key).get(&name).copied(),
         name,
         version: bundle.version,
         files: bundle.files.into_keys().collect(),
@@ -116,7 +148,7 @@ pub(crate) async fn for_node(
     NodeCaller(node): NodeCaller,
     Params(of): Params<OfInstance>,
 ) -> Result<Json<Vec<SecretBundle>>, ApiFailure> {
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     let instance = cluster.instances.get(&of.instance);
     let Some(instance) = instance.filter(|instance| instance.node == node) else {
         return Err(ApiFailure::not_found(

@@ -20,7 +20,7 @@ pub(crate) async fn volumes(
     _user: User,
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<VolumeRow>>, ApiFailure> {
-    let cluster = app.cluster().await?;
+    let cluster = app.cluster();
     Ok(Json(rows::volume_rows(&cluster, |env| filter.keeps(env))))
 }
 

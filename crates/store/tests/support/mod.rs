@@ -12,12 +12,14 @@ use model::instance::{InstanceState, PinnedImage};
 use model::{Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use overlay::address_plan::instance_address;
 use scheduler::action::{Action, PlacedInstance};
-use scheduler::apply::{Command, apply};
+use scheduler::apply::{Command, Refused, apply};
 use scheduler::changes::Changes;
-use scheduler::cluster_state::{ClusterSettings, Env, Release};
+use scheduler::cluster_state::{ClusterSettings, Env, Release, TokenHash};
+use scheduler::enrollment::{TokenRecord, enroll};
 use scheduler::release::{Identity, instance_spec};
 use scheduler::rollout::begin;
-use store::{ClusterRecord, Store, StoreError};
+use scheduler::table::Table;
+use store::{ClusterRecord, Store};
 
 pub(crate) const NOW: Timestamp = Timestamp(1_700_000_000_000);
 pub(crate) const ONE: ReleaseNumber = ReleaseNumber(1);
@@ -65,20 +67,52 @@ pub(crate) fn request(name: &str) -> EnrollRequest {
 pub(crate) async fn add_node(store: &Store, name: &str) -> NodeId {
     let mut hash = [0; 32];
     hash[..name.len()].copy_from_slice(name.as_bytes());
-    let later = Timestamp(NOW.0 + 1000);
-    store
-        .add_enrollment_token(&hash, EnrollRole::Node, later, NOW)
-        .await
-        .unwrap();
-    match store
-        .enroll(&hash, &request(name), NOW)
-        .await
-        .unwrap()
-        .member
-    {
+    match add_member(store, hash, EnrollRole::Node, name).await {
         Member::Node(id) => id,
         Member::Edge(id) => panic!("a node became {id}"),
     }
+}
+
+/// Makes a token and lets a machine in by it.
+pub(crate) async fn add_member(
+    store: &Store,
+    hash: TokenHash,
+    role: EnrollRole,
+    name: &str,
+) -> Member {
+    let token = TokenRecord {
+        role,
+        expires_at: Timestamp(NOW.0 + 1000),
+        used: None,
+    };
+    let add = Command::AddToken {
+        hash,
+        token,
+        now: NOW,
+    };
+    write(store, vec![add]).await;
+    let cluster = store.load().await.unwrap();
+    let (join, enrolled) = enroll(&cluster, hash, &request(name), NOW).unwrap();
+    write(store, vec![join]).await;
+    enrolled.member
+}
+
+/// Takes a node's report. True when it changed anything.
+pub(crate) async fn reported(
+    store: &Store,
+    node: NodeId,
+    report: &NodeReport,
+    now: Timestamp,
+) -> Result<bool, Refused> {
+    let mut cluster = store.load().await.unwrap();
+    let command = Command::Report {
+        node,
+        report: Box::new(report.clone()),
+        now,
+    };
+    let changes = apply(&mut cluster, &command)?;
+    store.write(&changes).await.unwrap();
+    Ok(!changes.is_empty())
 }
 
 pub(crate) fn env_key(app: &str) -> EnvKey {
@@ -109,7 +143,7 @@ pub(crate) fn release(app: &str) -> Release {
 pub(crate) fn env(app: &str, network: u32) -> Env {
     Env {
         network: EnvNetwork(network),
-        releases: BTreeMap::from([(ONE, release(app))]),
+        releases: Table::from([(ONE, release(app))]),
         rollout: begin(None, ONE, NOW),
         scale: BTreeMap::new(),
         destroying: false,
@@ -140,15 +174,17 @@ pub(crate) async fn write(store: &Store, commands: Vec<Command>) {
     update(store, commands).await.unwrap();
 }
 
-pub(crate) async fn update(store: &Store, commands: Vec<Command>) -> Result<(), StoreError> {
-    let applied = store.update(|cluster| {
-        let mut changes = Changes::default();
-        for command in &commands {
-            changes.then(apply(cluster, command)?);
-        }
-        Ok::<_, StoreError>((changes, ()))
-    });
-    applied.await
+pub(crate) async fn update(store: &Store, commands: Vec<Command>) -> Result<(), Refused> {
+    let mut cluster = store.load().await.unwrap();
+    let mut changes = Changes::default();
+    for command in &commands {
+        changes.then(apply(&mut cluster, command)?);
+    }
+    store.write(&changes).await.unwrap();
+    // What is applied is what is written.
+    let stored = store.load().await.unwrap();
+    assert_eq!(stored, cluster);
+    Ok(())
 }
 
 /// An env that is created.

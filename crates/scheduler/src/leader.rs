@@ -1,0 +1,334 @@
+//! The one writer of the cluster state, without its store, clock and network.
+//!
+//! The leader holds the cluster state in memory. A command is decided on the state with all that was decided before it,
+//! committed or not, and changes it at once. What changed gathers in a [`Batch`], which its caller writes to the store in
+//! one transaction while further commands are decided:
+//!
+//! ```text
+//!   execute, plan_next --> working state --take_batch--> Batch --the store wrote it--> committed state
+//!                               ^                          |
+//!                               +------- roll_back <-------+ the store refused it
+//! ```
+//!
+//! An answer goes out, and readers see a change, when its batch is committed. A batch that the store refuses takes all
+//! that was decided after it along: that was decided on a state which never came to be.
+
+use std::collections::BTreeSet;
+
+use model::{EnvKey, NodeId, Timestamp};
+
+use crate::apply::{Command, Refused, apply};
+use crate::changes::Changes;
+use crate::cluster_state::ClusterState;
+use crate::planner::{Finding, Planned, Planner};
+use crate::table::Table;
+
+/// The cluster state in the hands of its one writer.
+#[derive(Debug)]
+pub struct Leader {
+    /// With all that is decided.
+    working: ClusterState,
+    /// With all that the store has.
+    committed: ClusterState,
+    planner: Planner,
+    /// What was decided since the last batch was taken.
+    pending: Changes,
+    /// The envs that this is about, or whose nodes came or went.
+    touched: BTreeSet<EnvKey>,
+}
+
+/// What was decided since the batch before: one transaction.
+#[derive(Debug)]
+pub struct Batch {
+    /// What the store writes.
+    pub changes: Changes,
+    /// The cluster state once it is written.
+    pub after: ClusterState,
+    /// What waits in each env, and why.
+    pub findings: Table<EnvKey, Vec<Finding>>,
+    /// The envs whose instances, release, volumes or nodes are others than before.
+    pub touched: BTreeSet<EnvKey>,
+}
+
+impl Leader {
+    /// A leader of the cluster state that the store has. Every env is to be planned.
+    pub fn new(cluster: ClusterState) -> Self {
+        let planner = Planner::new(&cluster);
+        let touched = cluster.envs.keys().cloned().collect();
+        Self {
+            working: cluster.clone(),
+            committed: cluster,
+            planner,
+            pending: Changes::default(),
+            touched,
+        }
+    }
+
+    /// The cluster state with all that is decided, committed or not: what the next command is decided on.
+    pub fn state(&self) -> &ClusterState {
+        &self.working
+    }
+
+    /// The cluster state that the store has.
+    pub fn committed(&self) -> &ClusterState {
+        &self.committed
+    }
+
+    /// Carries commands out, all or none. True when they changed anything.
+    ///
+    /// # Errors
+    /// One of them does not fit the cluster state. Nothing has changed.
+    pub fn execute(&mut self, commands: &[Command]) -> Result<bool, Refused> {
+        let before = self.working.clone();
+        let mut changes = Changes::default();
+        for command in commands {
+            match apply(&mut self.working, command) {
+                Ok(changed) => changes.then(changed),
+                Err(refused) => {
+                    self.working = before;
+                    return Err(refused);
+                }
+            }
+        }
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        self.planner.observe(&self.working, &changes);
+        self.touch(&before, &changes);
+        self.pending.then(changes);
+        Ok(true)
+    }
+
+    /// Says whether a node is heard. True when that changes anything; it is not stored.
+    pub fn set_online(&mut self, id: NodeId, online: bool) -> bool {
+        match self.working.nodes.get_mut(&id) {
+            Some(node) if node.online != online => node.online = online,
+            _ => return false,
+        }
+        self.planner.observe_node(&self.working, id);
+        let here = self.working.instances.on_node(id);
+        self.touched
+            .extend(here.map(|(_, instance)| instance.spec.env_key()));
+        true
+    }
+
+    /// Plans one env that is to be looked at. `None`: there is none.
+    pub fn plan_next(
+        &mut self,
+        now: Timestamp,
+        draw: &mut dyn FnMut() -> u32,
+    ) -> Option<Planned> {
+        let before = self.working.clone();
+        let planned = self.planner.plan_next(&mut self.working, now, draw)?;
+        self.keep(&before, &planned);
+        Some(planned)
+    }
+
+    /// Deletes the records of ended instances that are kept no longer.
+    pub fn prune(&mut self, now: Timestamp) -> Planned {
+        let before = self.working.clone();
+        let planned = self.planner.prune(&mut self.working, now);
+        self.keep(&before, &planned);
+        planned
+    }
+
+    /// The planner: what waits, and when it is to look again.
+    pub fn planner(&self) -> &Planner {
+        &self.planner
+    }
+
+    /// Keeps the planner from an env that it cannot plan, until `until`; the cause is shown as what it waits for.
+    pub fn quarantine(&mut self, env: EnvKey, cause: String, until: Timestamp) {
+        self.touched.insert(env.clone());
+        self.planner.quarantine(env, cause, until);
+    }
+
+    /// Whether something was decided since the last batch was taken.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Whether a batch taken now would hold anything: what was decided, or what is to be published only.
+    pub fn has_news(&self) -> bool {
+        self.has_pending() || !self.touched.is_empty()
+    }
+
+    /// The state to go back to with [`Self::undo`] when the next decision panics.
+    pub fn checkpoint(&self) -> ClusterState {
+        self.working.clone()
+    }
+
+    /// A decision panicked half-way: back to the state before it. The env that was planned is left alone until `until`.
+    pub fn undo(&mut self, checkpoint: ClusterState, cause: String, until: Timestamp) {
+        self.working = checkpoint;
+        let blamed = self.planner.current().cloned();
+        self.planner.start_over(&self.working);
+        if let Some(env) = blamed {
+            self.quarantine(env, cause, until);
+        }
+    }
+
+    /// Takes what was decided since the batch before.
+    pub fn take_batch(&mut self) -> Batch {
+        Batch {
+            changes: std::mem::take(&mut self.pending),
+            after: self.working.clone(),
+            findings: self.planner.findings().clone(),
+            touched: std::mem::take(&mut self.touched),
+        }
+    }
+
+    /// The store has written a batch.
+    pub fn commit(&mut self, batch: &Batch) {
+        self.committed = batch.after.clone();
+    }
+
+    /// The store refused a batch: back to what it has. Which nodes are heard stays known. Every env is planned again.
+    pub fn roll_back(&mut self) {
+        let online: BTreeSet<NodeId> = (self.working.nodes.iter())
+            .filter(|(_, node)| node.online)
+            .map(|(id, _)| *id)
+            .collect();
+        self.working = self.committed.clone();
+        self.working.set_online(&online);
+        self.pending = Changes::default();
+        self.planner.start_over(&self.working);
+        self.touched = self.working.envs.keys().cloned().collect();
+    }
+
+    fn keep(&mut self, before: &ClusterState, planned: &Planned) {
+        if planned.is_news {
+            self.touched.extend(planned.env.clone());
+        }
+        self.touch(before, &planned.changes);
+        self.pending.then(planned.changes.clone());
+    }
+
+    fn touch(&mut self, before: &ClusterState, changes: &Changes) {
+        let after = &self.working;
+        for id in changes.instances.keys() {
+            for state in [before, after] {
+                let instance = state.instances.get(id);
+                self.touched.extend(instance.map(|i| i.spec.env_key()));
+            }
+        }
+        self.touched.extend(changes.envs.keys().cloned());
+        self.touched.extend(changes.deleted_envs.iter().cloned());
+        let releases = changes.releases.keys().map(|(env, _)| env.clone());
+        self.touched.extend(releases);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::action::Action;
+    use crate::fixtures::{cluster, deploy, key, manifest, name, process};
+    use std::collections::BTreeMap;
+
+    fn leader() -> Leader {
+        let mut cluster = cluster(2);
+        let release = manifest(&[("web", process(2))]);
+        deploy(&mut cluster, "shop/prod", release, Timestamp(0));
+        Leader::new(cluster)
+    }
+
+    fn plan(leader: &mut Leader) -> Vec<Action> {
+        let mut id = 0x10;
+        let mut draw = || {
+            id += 1;
+            id
+        };
+        let mut actions = Vec::new();
+        while let Some(planned) = leader.plan_next(Timestamp(1), &mut draw) {
+            actions.extend(planned.actions);
+        }
+        actions
+    }
+
+    fn scale(count: u32) -> Command {
+        Command::SetScale {
+            env: key("shop/prod"),
+            scale: BTreeMap::from([(name("web"), count)]),
+        }
+    }
+
+    #[test]
+    fn a_batch_holds_what_was_decided_and_the_state_that_it_leads_to() {
+        let mut leader = leader();
+        assert_eq!(plan(&mut leader).len(), 2);
+        assert!(leader.committed().instances.is_empty());
+        let batch = leader.take_batch();
+        assert_eq!(batch.changes.instances.len(), 2);
+        assert_eq!(batch.after.instances.len(), 2);
+        assert!(batch.touched.contains(&key("shop/prod")));
+        // Further decisions build on it before the store has it.
+        assert!(leader.execute(&[scale(3)]).unwrap());
+        assert_eq!(plan(&mut leader).len(), 1);
+        let mut patched = leader.committed().clone();
+        batch.changes.patch(&mut patched);
+        assert_eq!(patched, batch.after);
+        leader.commit(&batch);
+        assert_eq!(leader.committed().instances.len(), 2);
+        assert_eq!(leader.take_batch().changes.instances.len(), 1);
+    }
+
+    #[test]
+    fn a_refused_batch_takes_all_that_was_decided_after_it_along() {
+        let mut leader = leader();
+        plan(&mut leader);
+        let refused = leader.take_batch();
+        leader.execute(&[scale(3)]).unwrap();
+        assert!(leader.set_online(NodeId(2), false));
+        leader.roll_back();
+        assert!(!leader.has_pending());
+        assert!(leader.state().instances.is_empty());
+        assert!(leader.state().envs[&key("shop/prod")].scale.is_empty());
+        assert!(!leader.state().nodes[&NodeId(2)].online);
+        // The envs are planned again, and with the same result.
+        assert_eq!(plan(&mut leader).len(), 2);
+        assert_eq!(refused.changes.instances.len(), 2);
+    }
+
+    #[test]
+    fn commands_are_carried_out_together_or_not_at_all() {
+        let mut leader = leader();
+        let missing = Command::DestroyEnv {
+            env: key("other/prod"),
+        };
+        let before = leader.state().clone();
+        let refused = leader.execute(&[scale(5), missing]).unwrap_err();
+        assert_eq!(refused, Refused::NoEnv(key("other/prod")));
+        assert_eq!(*leader.state(), before);
+        assert!(!leader.has_pending());
+    }
+
+    #[test]
+    fn an_env_in_quarantine_is_left_alone_and_blocks_nobody() {
+        let mut leader = leader();
+        let release = manifest(&[("web", process(1))]);
+        let mut cluster = leader.state().clone();
+        let mut other = release.clone();
+        other.routes.clear();
+        deploy(&mut cluster, "other/prod", other, Timestamp(0));
+        leader = Leader::new(cluster);
+        leader.quarantine(key("shop/prod"), "a test".to_owned(), Timestamp(100));
+        let actions = plan(&mut leader);
+        assert_eq!(actions.len(), 1, "{actions:?}");
+        let findings = leader.planner().findings();
+        assert!(findings[&key("shop/prod")][0].message.contains("a test"));
+        assert_eq!(leader.planner().next_due(), Some(Timestamp(100)));
+        let mut id = 0x20;
+        let mut draw = || {
+            id += 1;
+            id
+        };
+        let planned = leader.plan_next(Timestamp(100), &mut draw);
+        // The other env rolls out and is due as well.
+        let next = leader.plan_next(Timestamp(100), &mut draw);
+        let made = [planned, next].into_iter().flatten();
+        assert_eq!(made.map(|planned| planned.actions.len()).sum::<usize>(), 2);
+    }
+}
