@@ -1,21 +1,23 @@
 //! The one writer of the cluster state: decides in memory, commits in groups, publishes what is committed (ADR 0001).
 //!
-//! A caller decides under a lock that is never held while anything waits ([`Leading::change`]), and waits until the batch
-//! with its change is in the store. While one batch is written, the decisions of many callers gather in the next: they
-//! share one transaction. [`run`] commits the batches, one after the other. What it publishes is committed, always.
+//! One task ([`run`]) holds the [`Leader`]. Requests to decide gather in a queue while a batch is written. Then the task
+//! begins the next transaction, decides all that have gathered, and commits what they changed together: many callers share
+//! one transaction. A caller who left before the decision wants nothing any more. An answer goes out when the batch is
+//! committed and published; so what is published is committed, always.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
+use api::node::NodeReport;
 use model::{NodeId, Timestamp};
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::ClusterState;
 use scheduler::leader::{Batch, Leader};
-use scheduler::reports::{Unknown, unknown};
 use scheduler::routes::RouteIndex;
 use store::{Store, StoreError};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
-use crate::limits::PLAN_INTERVAL;
+use crate::limits::{MAX_BATCH, MAX_QUEUED_CHANGES, PLAN_INTERVAL};
 use crate::state::{Published, Shared, Topic};
 
 /// The store did not take a change. Nothing of it has happened.
@@ -31,186 +33,181 @@ impl NotCommitted {
     }
 }
 
-type Answer = oneshot::Sender<Result<(), NotCommitted>>;
+/// Tells the caller how its batch went.
+type Answer = Box<dyn FnOnce(Result<(), NotCommitted>) + Send>;
 
-/// The leader, and who waits for its next batch.
-pub(crate) struct Leading {
-    core: Mutex<Core>,
-    /// Wakes [`run`].
-    ready: Notify,
-}
+/// Decides, unless the caller has left, or the store takes nothing now. The answer waits for the batch.
+type Decide = Box<dyn FnOnce(Result<&mut Leader, NotCommitted>) -> Option<Answer> + Send>;
 
-struct Core {
-    leader: Leader,
-    waiting: Vec<Answer>,
-    /// Whether a batch is being written.
-    writing: bool,
-}
+/// Where requests to decide go.
+#[derive(Clone)]
+pub(crate) struct Leading(mpsc::Sender<Decide>);
+
+/// Where they come out.
+pub(crate) type Requests = mpsc::Receiver<Decide>;
 
 impl Leading {
-    pub(crate) fn new(cluster: ClusterState) -> Self {
-        Self {
-            core: Mutex::new(Core {
-                leader: Leader::new(cluster),
-                waiting: Vec::new(),
-                writing: false,
-            }),
-            ready: Notify::new(),
-        }
+    /// The queue of requests, at both ends.
+    pub(crate) fn new() -> (Self, Requests) {
+        let (sender, requests) = mpsc::channel(MAX_QUEUED_CHANGES);
+        (Self(sender), requests)
     }
 
-    fn core(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Decides, and waits until the store has it. When `decide` returns no command or refuses, nothing is written; its
-    /// answer still waits for what it may have been decided on.
-    pub(crate) async fn change<T, E: From<NotCommitted> + From<Refused>>(
+    /// Has the leader decide, and waits until the store has what it decided, and what that was decided on.
+    pub(crate) async fn ask<T, E>(
         &self,
-        decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E>,
-    ) -> Result<T, E> {
-        let (result, committed) = {
-            let mut core = self.core();
-            let (commands, result) = decide(core.leader.state())?;
-            core.leader.execute(&commands)?;
-            (result, self.when_committed(&mut core))
-        };
-        wait(committed).await?;
-        Ok(result)
+        decide: impl FnOnce(&mut Leader) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<NotCommitted> + Send + 'static,
+    {
+        let (answer, answered) = oneshot::channel();
+        let request: Decide = Box::new(move |leader| {
+            if answer.is_closed() {
+                return None;
+            }
+            match leader.map_err(E::from).and_then(decide) {
+                Ok(result) => Some(Box::new(move |committed| {
+                    // Who left needs no answer.
+                    let _ = answer.send(committed.map(|()| result).map_err(E::from));
+                })),
+                Err(refused) => {
+                    let _ = answer.send(Err(refused));
+                    None
+                }
+            }
+        });
+        let stopping = || E::from(NotCommitted(Arc::new(StoreError::Closed)));
+        self.0.send(request).await.map_err(|_| stopping())?;
+        answered.await.unwrap_or_else(|_| Err(stopping()))
     }
 
-    /// Takes a node's report, which is also a sign that it is there. True when it changed anything.
-    pub(crate) async fn report<E: From<NotCommitted> + From<Refused>>(
+    /// Looks at the cluster state, decides, and carries the commands out, all or none.
+    pub(crate) async fn change<T, E>(
+        &self,
+        decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<NotCommitted> + From<Refused> + Send + 'static,
+    {
+        let deciding = self.ask(|leader| {
+            let (commands, result) = decide(leader.state())?;
+            leader.execute(&commands)?;
+            Ok::<T, E>(result)
+        });
+        deciding.await
+    }
+
+    /// Takes a node's report, which is also a sign that it is there.
+    pub(crate) async fn report<E>(
         &self,
         node: NodeId,
-        report: api::node::NodeReport,
+        report: NodeReport,
         now: Timestamp,
-    ) -> Result<(bool, Unknown), E> {
-        let (changed, unknown, committed) = {
-            let mut core = self.core();
-            let unknown = unknown(core.leader.state(), node, &report);
-            let came_back = core.leader.set_online(node, true);
+    ) -> Result<(), E>
+    where
+        E: From<NotCommitted> + From<Refused> + Send + 'static,
+    {
+        let taking = self.ask(move |leader| {
+            leader.set_online(node, true);
             let report = Box::new(report);
-            let command = Command::Report { node, report, now };
-            let changed = core.leader.execute(&[command])?;
-            // A report that says nothing new waits for nobody.
-            let committed = (changed || came_back).then(|| self.when_committed(&mut core));
-            (changed || came_back, unknown, committed)
-        };
-        if let Some(committed) = committed {
-            wait(committed).await?;
-        }
-        Ok((changed, unknown))
-    }
-
-    /// These nodes are not heard any more.
-    pub(crate) fn lapsed(&self, nodes: &[NodeId]) {
-        let mut core = self.core();
-        for node in nodes {
-            core.leader.set_online(*node, false);
-        }
-        self.ready.notify_one();
-    }
-
-    /// Looks at the leader, and may have it decide; whoever does waits for [`Self::committed`].
-    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Leader) -> T) -> T {
-        look(&mut self.core().leader)
-    }
-
-    /// Waits until all that is decided is in the store and published.
-    pub(crate) async fn committed(&self) -> Result<(), NotCommitted> {
-        let committed = {
-            let mut core = self.core();
-            self.when_committed(&mut core)
-        };
-        wait(committed).await
-    }
-
-    /// Answers once all that was decided so far is in the store and published.
-    fn when_committed(&self, core: &mut Core) -> Option<oneshot::Receiver<Result<(), NotCommitted>>> {
-        if !core.writing && !core.leader.has_news() {
-            return None;
-        }
-        let (answer, committed) = oneshot::channel();
-        core.waiting.push(answer);
-        self.ready.notify_one();
-        Some(committed)
+            leader.execute(&[Command::Report { node, report, now }])?;
+            Ok::<(), E>(())
+        });
+        taking.await
     }
 }
 
-async fn wait(
-    committed: impl Into<Option<oneshot::Receiver<Result<(), NotCommitted>>>>,
-) -> Result<(), NotCommitted> {
-    let Some(committed) = committed.into() else {
-        return Ok(());
-    };
-    committed.await.unwrap_or_else(|_| {
-        let stopping = StoreError::Closed;
-        Err(NotCommitted(Arc::new(stopping)))
-    })
-}
-
-/// Commits what is decided, until the server ends.
-pub(crate) async fn run(shared: Arc<Shared>, mut routes: RouteIndex) {
+/// Decides and commits, until every sender of requests is gone or the server ends.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    mut leader: Leader,
+    mut requests: Requests,
+    mut routes: RouteIndex,
+) {
     let mut are_routes_stored = true;
+    let mut gathered = Vec::new();
     loop {
-        let stopping = shared.shutdown.is_cancelled();
-        if !stopping {
-            tokio::select! {
-                () = shared.leading.ready.notified() => {}
-                () = shared.shutdown.cancelled() => {}
-                () = tokio::time::sleep(PLAN_INTERVAL), if !are_routes_stored => {}
+        tokio::select! {
+            biased;
+            received = requests.recv_many(&mut gathered, MAX_BATCH) => {
+                if received == 0 {
+                    return;
+                }
             }
+            () = shared.shutdown.cancelled(), if !requests.is_closed() => {
+                // Those that are queued are served still.
+                requests.close();
+                continue;
+            }
+            () = tokio::time::sleep(PLAN_INTERVAL), if !are_routes_stored => {}
         }
-        are_routes_stored = commit(&shared, &mut routes).await;
-        if stopping {
-            return;
-        }
+        are_routes_stored = serve(&shared, &mut leader, &mut routes, &mut gathered).await;
     }
 }
 
-/// Commits one batch and publishes what it leads to. True when the store has the routes, too.
-async fn commit(shared: &Shared, routes: &mut RouteIndex) -> bool {
-    let (batch, waiting) = {
-        let mut core = shared.leading.core();
-        core.writing = true;
-        let batch = core.leader.take_batch();
-        (batch, std::mem::take(&mut core.waiting))
+/// Decides what has gathered and commits it. True when the store has the routes, too.
+async fn serve(
+    shared: &Shared,
+    leader: &mut Leader,
+    routes: &mut RouteIndex,
+    gathered: &mut Vec<Decide>,
+) -> bool {
+    // First the store's lock, which may have to be waited for: what a caller wants who leaves meanwhile is not decided.
+    let mut writing = match shared.store.begin_write().await {
+        Ok(writing) => writing,
+        Err(error) => {
+            let error = not_committed(error);
+            for decide in gathered.drain(..) {
+                decide(Err(error.clone()));
+            }
+            return true;
+        }
     };
+    let answers: Vec<_> = (gathered.drain(..))
+        .filter_map(|decide| guarded(leader, decide))
+        .collect();
+    let batch = leader.take_batch();
     let written = if batch.changes.is_empty() {
         Ok(())
     } else {
-        shared.store.write(&batch.changes).await
+        match writing.write(&batch.changes).await {
+            Ok(()) => writing.commit().await,
+            Err(error) => Err(error),
+        }
     };
-    let answer = match written {
-        Ok(()) => Ok(()),
+    let (committed, are_routes_stored) = match written {
+        Ok(()) => {
+            leader.commit(&batch);
+            (Ok(()), publish(shared, routes, batch).await)
+        }
         Err(error) => {
-            tracing::error!(error = %display::chain(&error), "the store did not take a change");
-            Err(NotCommitted(Arc::new(error)))
+            leader.roll_back();
+            (Err(not_committed(error)), true)
         }
     };
-    let mut later = Vec::new();
-    {
-        let mut core = shared.leading.core();
-        match &answer {
-            Ok(()) => core.leader.commit(&batch),
-            Err(_) => {
-                core.leader.roll_back();
-                // What was decided meanwhile was decided on a state that never came to be.
-                later = std::mem::take(&mut core.waiting);
-            }
-        }
-    }
-    let are_routes_stored = match &answer {
-        Ok(()) => publish(shared, routes, batch).await,
-        Err(_) => true,
-    };
-    shared.leading.core().writing = false;
-    for waiting in waiting.into_iter().chain(later) {
-        // Who left needs no answer.
-        let _ = waiting.send(answer.clone());
+    for answer in answers {
+        answer(committed.clone());
     }
     are_routes_stored
+}
+
+fn not_committed(error: StoreError) -> NotCommitted {
+    tracing::error!(error = %display::chain(&error), "the store did not take a change");
+    NotCommitted(Arc::new(error))
+}
+
+/// Decides; a decision that panics changes nothing, and its caller gets no answer but an error.
+fn guarded(leader: &mut Leader, decide: Decide) -> Option<Answer> {
+    let checkpoint = leader.checkpoint();
+    let decided = catch_unwind(AssertUnwindSafe(|| decide(Ok(&mut *leader))));
+    decided.unwrap_or_else(|_| {
+        tracing::error!("a decision panicked; nothing of it is done");
+        leader.restore(checkpoint);
+        None
+    })
 }
 
 /// Publishes a committed batch, and wakes those whom it is about. True when the store has the routes, too.

@@ -6,6 +6,10 @@ use std::time::Duration;
 pub const ONLINE_WITHIN: Duration = Duration::from_secs(10);
 /// The planner looks at the cluster state this often, also when nobody woke it.
 pub const PLAN_INTERVAL: Duration = Duration::from_secs(2);
+/// Requests to change the cluster state that wait; further ones wait before the queue.
+pub(crate) const MAX_QUEUED_CHANGES: usize = 1024;
+/// Requests that are decided for one transaction.
+pub(crate) const MAX_BATCH: usize = 512;
 /// Envs that are planned in one batch.
 pub(crate) const PLAN_BATCH: u32 = 64;
 /// How long an env that cannot be planned is left alone, in milliseconds.

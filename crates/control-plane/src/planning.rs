@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use identity::KeyError;
-use model::Timestamp;
+use model::{NodeId, Timestamp};
 use scheduler::action::Action;
+use scheduler::leader::Leader;
 
 use crate::clock::{IdGenerator, now};
 use crate::leading::NotCommitted;
@@ -41,10 +42,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = shared.wake.notified() => {}
             _ = turn.tick() => {
                 let lapsed = shared.presence.lapsed(Instant::now());
-                if !lapsed.is_empty() {
-                    shared.leading.lapsed(&lapsed);
+                if let Err(error) = take_turn(&shared, lapsed).await {
+                    tracing::debug!(error = %display::chain(&error), "the planner's turn was not taken");
                 }
-                shared.leading.with(|leader| leader.prune(now()));
             }
         }
         if let Err(error) = settle(&shared).await {
@@ -64,56 +64,72 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
+/// What is due with the time: nodes that are not heard any more, and records that are kept no longer.
+async fn take_turn(shared: &Shared, lapsed: Vec<NodeId>) -> Result<(), PlanError> {
+    let turn = shared.leading.ask(move |leader| {
+        for node in lapsed {
+            leader.set_online(node, false);
+        }
+        leader.prune(now());
+        Ok::<_, PlanError>(())
+    });
+    turn.await
+}
+
 /// Plans until nothing is left to do, and all of it is in the store and published.
 pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
-    let mut ids = IdGenerator::new()?;
-    let mut batch = PLAN_BATCH;
+    let mut most = PLAN_BATCH;
     loop {
-        let actions = plan(shared, &mut ids, batch);
-        match shared.leading.committed().await {
-            Ok(()) => {
-                for action in actions.iter().flatten() {
-                    log(action);
-                }
-                if actions.is_none() {
-                    return Ok(());
+        match shared.leading.ask(move |leader| plan(leader, most)).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(actions)) => actions.iter().for_each(log),
+            Err(PlanError::NotCommitted(error)) if error.is_about_a_record() => {
+                // One of these envs is to blame, or the one that was planned alone.
+                if most > 1 {
+                    most = 1;
+                } else {
+                    blame(shared, display::chain(&error)).await?;
                 }
             }
-            Err(error) if !error.is_about_a_record() => return Err(error.into()),
-            // One of these envs is to blame, or the one that was planned alone.
-            Err(_) if batch > 1 => batch = 1,
-            Err(error) => shared.leading.with(|leader| {
-                if let Some(env) = leader.planner().current().cloned() {
-                    let cause = display::chain(&error);
-                    tracing::error!(%env, cause, "an env cannot be planned, and is left alone for a while");
-                    leader.quarantine(env, cause, later());
-                }
-            }),
+            Err(error) => return Err(error),
         }
     }
 }
 
+/// Leaves the env alone that was planned last.
+async fn blame(shared: &Shared, cause: String) -> Result<(), PlanError> {
+    let blaming = shared.leading.ask(|leader| {
+        if let Some(env) = leader.planner().current().cloned() {
+            tracing::error!(%env, cause, "an env cannot be planned, and is left alone for a while");
+            leader.quarantine(env, cause, later());
+        }
+        Ok::<_, PlanError>(())
+    });
+    blaming.await
+}
+
 /// Plans at most so many envs; what was decided. `None`: nothing is left to be looked at.
-fn plan(shared: &Shared, ids: &mut IdGenerator, most: u32) -> Option<Vec<Action>> {
-    shared.leading.with(|leader| {
-        let mut actions = Vec::new();
-        for looked in 0..most {
-            let checkpoint = leader.checkpoint();
-            let planning = || leader.plan_next(now(), &mut || ids.next());
-            match catch_unwind(AssertUnwindSafe(planning)) {
-                Ok(Some(planned)) => actions.extend(planned.actions),
-                Ok(None) if looked == 0 => return None,
-                Ok(None) => break,
-                Err(panic) => {
-                    let cause = cause_of(panic.as_ref());
-                    let env = leader.planner().current().map(ToString::to_string);
-                    tracing::error!(env, cause, "the planner failed; the env is left alone for a while");
-                    leader.undo(checkpoint, cause, later());
+fn plan(leader: &mut Leader, most: u32) -> Result<Option<Vec<Action>>, PlanError> {
+    let mut ids = IdGenerator::new()?;
+    let mut actions = Vec::new();
+    for looked in 0..most {
+        let checkpoint = leader.checkpoint();
+        let planning = || leader.plan_next(now(), &mut || ids.next());
+        match catch_unwind(AssertUnwindSafe(planning)) {
+            Ok(Some(planned)) => actions.extend(planned.actions),
+            Ok(None) if looked == 0 => return Ok(None),
+            Ok(None) => break,
+            Err(panic) => {
+                let cause = cause_of(panic.as_ref());
+                leader.restore(checkpoint);
+                if let Some(env) = leader.planner().current().cloned() {
+                    tracing::error!(%env, cause, "an env cannot be planned, and is left alone for a while");
+                    leader.quarantine(env, cause, later());
                 }
             }
         }
-        Some(actions)
-    })
+    }
+    Ok(Some(actions))
 }
 
 fn later() -> Timestamp {

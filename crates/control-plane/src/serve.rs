@@ -20,6 +20,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use scheduler::leader::Leader;
 use scheduler::routes::RouteIndex;
 use scheduler::table::Table;
 use store::Store;
@@ -100,6 +101,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         routes: known_routes,
         findings: Table::new(),
     };
+    let (leading, requests) = Leading::new();
     let shared = Arc::new(Shared {
         secrets: Secrets::new(store.clone(), seal),
         store,
@@ -110,7 +112,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         presence,
         streams: Streams::default(),
         wake: Notify::new(),
-        leading: Leading::new(cluster),
+        leading,
         published: watch::Sender::new(Arc::new(nothing_published)),
         topics: Topics::default(),
         log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
@@ -120,7 +122,8 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         refused: Mutex::default(),
         shutdown: shutdown.clone(),
     });
-    let committer = tokio::spawn(leading::run(Arc::clone(&shared), routes));
+    let leader = Leader::new(cluster);
+    let committer = tokio::spawn(leading::run(Arc::clone(&shared), leader, requests, routes));
     // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await

@@ -80,10 +80,14 @@ impl Shared {
     }
 
     /// Looks at the cluster state, decides, and carries the commands out, all or none. Returns once the store has them.
-    pub(crate) async fn change<T, E: From<NotCommitted> + From<Refused>>(
+    pub(crate) async fn change<T, E>(
         &self,
-        decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E>,
-    ) -> Result<T, E> {
+        decide: impl FnOnce(&ClusterState) -> Result<(Vec<Command>, T), E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<NotCommitted> + From<Refused> + Send + 'static,
+    {
         // A caller who left while the request was on its way is noticed when its connection is read again, and then
         // nothing is decided.
         tokio::task::yield_now().await;

@@ -211,29 +211,45 @@ pub fn release(manifest: Manifest) -> Release {
 
 /// Deploys the next release, as the control plane does.
 pub fn deploy(cluster: &mut ClusterState, env: &str, manifest: Manifest, now: Timestamp) {
+    let command = deployment(cluster, env, release(manifest), now);
+    apply(cluster, &command).unwrap();
+}
+
+/// The number of the next release.
+pub fn next_release(cluster: &ClusterState, env: &str) -> ReleaseNumber {
     let known = cluster.envs.get(&key(env));
     let last = known.and_then(|env| env.releases.keys().next_back());
-    let number = ReleaseNumber(last.map_or(1, |last| last.0 + 1));
+    ReleaseNumber(last.map_or(1, |last| last.0 + 1))
+}
+
+/// The command that deploys a release.
+pub fn deployment(
+    cluster: &ClusterState,
+    env: &str,
+    release: Release,
+    now: Timestamp,
+) -> Command {
+    let known = cluster.envs.get(&key(env));
+    let number = next_release(cluster, env);
     let begun = rollout::begin(known.map(|e| &e.rollout), number, now);
-    let command = match known {
+    match known {
         Some(_) => Command::AddRelease {
             env: key(env),
             number,
-            release: Box::new(release(manifest)),
+            release: Box::new(release),
             rollout: begun,
         },
         None => Command::CreateEnv {
             key: key(env),
             env: Box::new(Env {
                 network: EnvNetwork(cluster.last_network.0 + 1),
-                releases: Table::from([(number, release(manifest))]),
+                releases: Table::from([(number, release)]),
                 rollout: begun,
                 scale: BTreeMap::new(),
                 destroying: false,
             }),
         },
-    };
-    apply(cluster, &command).unwrap();
+    }
 }
 
 /// An instance that a test puts into a cluster.

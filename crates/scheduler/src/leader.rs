@@ -148,24 +148,15 @@ impl Leader {
         !self.pending.is_empty()
     }
 
-    /// Whether a batch taken now would hold anything: what was decided, or what is to be published only.
-    pub fn has_news(&self) -> bool {
-        self.has_pending() || !self.touched.is_empty()
-    }
-
-    /// The state to go back to with [`Self::undo`] when the next decision panics.
+    /// The state to go back to with [`Self::restore`] when the next decision panics.
     pub fn checkpoint(&self) -> ClusterState {
         self.working.clone()
     }
 
-    /// A decision panicked half-way: back to the state before it. The env that was planned is left alone until `until`.
-    pub fn undo(&mut self, checkpoint: ClusterState, cause: String, until: Timestamp) {
+    /// A decision panicked half-way: back to the state before it.
+    pub fn restore(&mut self, checkpoint: ClusterState) {
         self.working = checkpoint;
-        let blamed = self.planner.current().cloned();
         self.planner.start_over(&self.working);
-        if let Some(env) = blamed {
-            self.quarantine(env, cause, until);
-        }
     }
 
     /// Takes what was decided since the batch before.

@@ -66,6 +66,12 @@ pub fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unk
     }
 }
 
+/// Whether a report changes anything of the cluster state.
+pub fn is_news(cluster: &ClusterState, node: NodeId, report: &NodeReport, now: Timestamp) -> bool {
+    let mut after = cluster.clone();
+    !apply_report(&mut after, node, report, now).is_empty()
+}
+
 /// Takes a node's report into the cluster state. Nothing changes for a node that the cluster state lacks.
 pub(crate) fn apply_report(
     cluster: &mut ClusterState,

@@ -1,5 +1,6 @@
 //! One run: a cluster, operations and faults drawn from the seed, then quiet.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +13,9 @@ use node_agent::host::Host;
 use node_agent::{Clock, Directory};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
-use scheduler::apply::{Command, apply};
+use scheduler::apply::Command;
 use scheduler::fixtures::{
-    cluster, database, deploy, digest, key, manifest, name, process, worker,
+    cluster, database, deployment, digest, key, manifest, name, next_release, process, release, worker,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
@@ -161,7 +162,7 @@ fn settings(node: NodeId) -> AgentSettings {
     let hardware = cluster(node.0)
         .nodes
         .remove(&node)
-        .map(|node| node.hardware);
+        .map(|node| node.hardware.clone());
     AgentSettings {
         cluster: "cluster-1".to_owned(),
         node,
@@ -472,16 +473,13 @@ impl Scenario {
         let now = self.simulator.now();
         let mut number = 0;
         self.server.change(|cluster| {
-            deploy(cluster, ENV, manifest(&processes), now);
-            let env = cluster.envs.get_mut(&key(ENV));
-            let last = env.and_then(|env| env.releases.iter_mut().next_back());
-            if let Some((release, content)) = last {
-                number = release.0;
-                // Each release has an image of its own, so that its app is known by the image.
-                for image in content.resolved.values_mut() {
-                    image.digest = digest(number as u8);
-                }
+            let mut release = release(manifest(&processes));
+            number = next_release(cluster, ENV).0;
+            // Each release has an image of its own, so that its app is known by the image.
+            for image in release.resolved.values_mut() {
+                image.digest = digest(number as u8);
             }
+            vec![deployment(cluster, ENV, release, now)]
         });
         self.simulator.set_app(digest(number as u8), app);
         deployed.count = self.server.with(|cluster| {
@@ -499,10 +497,11 @@ impl Scenario {
     fn scale(&self) {
         let count = self.draw(|rng| rng.below(5) as u32);
         self.simulator.trace(format!("scale web to {count}"));
-        self.server.change(|cluster| {
-            if let Some(env) = cluster.envs.get_mut(&key(ENV)) {
-                env.scale.insert(name("web"), count);
-            }
+        self.server.change(|_| {
+            vec![Command::SetScale {
+                env: key(ENV),
+                scale: BTreeMap::from([(name("web"), count)]),
+            }]
         });
     }
 
@@ -727,11 +726,8 @@ impl Scenario {
     async fn remove_everything(&mut self) {
         self.simulator.trace("destroy");
         let volumes = self.server.with(|cluster| cluster.volumes.clone());
-        self.server.change(|cluster| {
-            if let Some(env) = cluster.envs.get_mut(&key(ENV)) {
-                env.destroying = true;
-            }
-        });
+        self.server
+            .change(|_| vec![Command::DestroyEnv { env: key(ENV) }]);
         let gone = |scenario: &Self| {
             let empty = scenario
                 .server
@@ -751,13 +747,8 @@ impl Scenario {
         }
         self.simulator.trace("delete the volumes");
         self.server.change(|cluster| {
-            let ids: Vec<_> = cluster.volumes.keys().copied().collect();
-            for id in ids {
-                if let Err(refused) = apply(cluster, &Command::DeleteVolume { id }) {
-                    self.simulator
-                        .violate(format!("the deletion of {id} is refused: {refused}"));
-                }
-            }
+            let ids = cluster.volumes.keys();
+            ids.map(|id| Command::DeleteVolume { id: *id }).collect()
         });
         let gone = |scenario: &Self| {
             if scenario.server.with(|cluster| cluster.volumes.is_empty()) {

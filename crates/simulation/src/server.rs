@@ -1,7 +1,7 @@
 //! The simulated server: the real scheduler on a cluster state that survives crashes of the server, and
 //! each node's faulty link to it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,9 +12,10 @@ use model::instance::SecretBundle;
 use model::{Generation, InstanceId, NodeId};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
 use scheduler::action::Action;
-use scheduler::apply::{Command, apply};
+use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
+use scheduler::leader::Leader;
 use scheduler::planner::plan;
 use scheduler::reports::unknown;
 use tokio::sync::Notify;
@@ -27,8 +28,6 @@ use crate::simulator::Simulator;
 const ONLINE_WITHIN: Duration = Duration::from_secs(10);
 /// The planner runs at least this often.
 const PLAN_INTERVAL: Duration = Duration::from_secs(2);
-/// Rounds of one planning.
-const MAX_PLAN_ROUNDS: u32 = 16;
 /// A request without an answer is given up after this time.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -43,7 +42,9 @@ pub(crate) struct Server {
 }
 
 struct State {
-    cluster: ClusterState,
+    /// The leader, and what the store has.
+    leader: Leader,
+    stored: ClusterState,
     up: bool,
     heard: BTreeMap<NodeId, Instant>,
     /// An older cluster state, to restore.
@@ -54,6 +55,21 @@ struct State {
     actions: u64,
     /// Whether something changed since the last planning.
     unplanned: bool,
+}
+
+impl State {
+    /// The store takes what was decided: the records that changed.
+    fn commit(&mut self, simulator: &Simulator) {
+        let batch = self.leader.take_batch();
+        batch.changes.patch(&mut self.stored);
+        self.leader.commit(&batch);
+        let mut decided = batch.after;
+        decided.set_online(&BTreeSet::new());
+        self.stored.set_online(&BTreeSet::new());
+        if decided != self.stored {
+            simulator.violate("the store has another cluster state than was decided".to_owned());
+        }
+    }
 }
 
 impl std::fmt::Debug for Server {
@@ -72,7 +88,8 @@ impl Server {
         Self {
             simulator: simulator.clone(),
             state: Arc::new(Mutex::new(State {
-                cluster,
+                leader: Leader::new(cluster.clone()),
+                stored: cluster,
                 up: true,
                 heard,
                 backup: None,
@@ -90,12 +107,19 @@ impl Server {
 
     /// Looks at the cluster state.
     pub(crate) fn with<T>(&self, look: impl FnOnce(&ClusterState) -> T) -> T {
-        look(&self.lock().cluster)
+        look(self.lock().leader.committed())
     }
 
-    /// Changes the cluster state as a user does.
-    pub(crate) fn change(&self, change: impl FnOnce(&mut ClusterState)) {
-        change(&mut self.lock().cluster);
+    /// Carries out what a user wants of the cluster state.
+    pub(crate) fn change(&self, decide: impl FnOnce(&ClusterState) -> Vec<Command>) {
+        let mut state = self.lock();
+        let commands = decide(state.leader.state());
+        if let Err(refused) = state.leader.execute(&commands) {
+            let what = format!("a user's command is refused: {refused}");
+            self.simulator.violate(what);
+        }
+        state.commit(&self.simulator);
+        drop(state);
         self.wake();
     }
 
@@ -108,9 +132,17 @@ impl Server {
         self.lock().actions
     }
 
-    /// The server ends; its cluster state stays.
+    /// The server ends in the middle of a plan. What the store has stays.
     pub(crate) fn crash(&self) {
-        self.lock().up = false;
+        let mut state = self.lock();
+        if state.up {
+            let (simulator, now) = (&self.simulator, self.simulator.now());
+            let mut draw = || simulator.draw(|rng| rng.next() as u32);
+            while state.leader.plan_next(now, &mut draw).is_some() {}
+        }
+        state.up = false;
+        state.leader = Leader::new(state.stored.clone());
+        drop(state);
         self.wake();
     }
 
@@ -118,7 +150,8 @@ impl Server {
     pub(crate) fn start(&self) {
         let mut state = self.lock();
         state.up = true;
-        let nodes: Vec<_> = state.cluster.nodes.keys().copied().collect();
+        state.leader = Leader::new(state.stored.clone());
+        let nodes: Vec<_> = state.stored.nodes.keys().copied().collect();
         state.heard = nodes.into_iter().map(|id| (id, Instant::now())).collect();
         drop(state);
         self.wake();
@@ -126,7 +159,7 @@ impl Server {
 
     pub(crate) fn back_up(&self) {
         let mut state = self.lock();
-        state.backup = Some(state.cluster.clone());
+        state.backup = Some(state.stored.clone());
     }
 
     /// Puts the backup in place of the cluster state. False: there is none.
@@ -135,7 +168,8 @@ impl Server {
         let Some(backup) = state.backup.clone() else {
             return false;
         };
-        state.cluster = backup;
+        state.leader = Leader::new(backup.clone());
+        state.stored = backup;
         state.restored = true;
         drop(state);
         self.wake();
@@ -162,28 +196,40 @@ impl Server {
             return;
         }
         let state = &mut *state;
-        for (id, node) in &mut state.cluster.nodes {
-            let heard = state.heard.get(id);
-            node.online = heard.is_some_and(|at| at.elapsed() < ONLINE_WITHIN);
+        let nodes: Vec<_> = state.leader.state().nodes.keys().copied().collect();
+        for id in nodes {
+            let heard = state.heard.get(&id);
+            let online = heard.is_some_and(|at| at.elapsed() < ONLINE_WITHIN);
+            state.leader.set_online(id, online);
         }
         let before = state.actions;
-        for _ in 0..MAX_PLAN_ROUNDS {
-            self.simulator.step();
-            let simulator = &self.simulator;
-            let mut draw = || simulator.draw(|rng| rng.next() as u32);
-            let planned = plan(&state.cluster, simulator.now(), &mut draw);
-            if planned.actions.is_empty() {
+        let (simulator, now) = (&self.simulator, self.simulator.now());
+        let mut draw = || simulator.draw(|rng| rng.next() as u32);
+        loop {
+            simulator.step();
+            let given = state.leader.state().clone();
+            let Some(planned) = state.leader.plan_next(now, &mut draw) else {
                 break;
-            }
-            let minimums = invariants::ready_minimums(&state.cluster);
+            };
             for action in &planned.actions {
                 self.trace(action);
-                if let Err(refused) = apply(&mut state.cluster, &Command::Plan(action.clone())) {
-                    simulator.violate(format!("an action of the planner is refused: {refused}"));
-                }
             }
             state.actions += planned.actions.len() as u64;
-            invariants::check_plan(simulator, &minimums, &state.cluster);
+            if !planned.actions.is_empty() {
+                let minimums = invariants::ready_minimums(&given);
+                invariants::check_plan(simulator, &minimums, state.leader.state());
+            }
+        }
+        for action in &state.leader.prune(now).actions {
+            self.trace(action);
+            state.actions += 1;
+        }
+        state.commit(simulator);
+        // The planner that looked at what changed finds what one finds that looks at everything.
+        let whole = plan(state.leader.state(), now, &mut || 1);
+        if !whole.actions.is_empty() {
+            let what = format!("the planner rests, and would decide {:?}", whole.actions);
+            simulator.violate(what);
         }
         if state.actions != before {
             self.changed.notify_waiters();
@@ -225,16 +271,17 @@ impl Server {
         if !state.up {
             return Err(HostError::transient("cannot connect to the server"));
         }
-        let unknown = unknown(&state.cluster, node, report);
+        let unknown = unknown(state.leader.state(), node, report);
         let command = Command::Report {
             node,
             report: Box::new(report.clone()),
             now: self.simulator.now(),
         };
-        if let Err(refused) = apply(&mut state.cluster, &command) {
+        if let Err(refused) = state.leader.execute(&[command]) {
             self.simulator
                 .violate(format!("a report of {node} is refused: {refused}"));
         }
+        state.commit(&self.simulator);
         let restored = state.restored;
         state.heard.insert(node, Instant::now());
         drop(state);
@@ -313,7 +360,7 @@ impl Link {
     /// A desired state that must not stop anything: of another cluster, for another node, older, or empty.
     fn wrong_state(&self, after: Generation) -> Option<DesiredState> {
         let state = self.server.lock();
-        let mut wrong = desired_state(&state.cluster, self.node)?;
+        let mut wrong = desired_state(state.leader.committed(), self.node)?;
         drop(state);
         wrong
             .stop
@@ -358,9 +405,10 @@ impl ServerApi for Link {
                         if !state.up {
                             return Err(HostError::transient("cannot connect to the server"));
                         }
-                        let node = state.cluster.nodes.get(&self.node);
+                        let cluster = state.leader.committed();
+                        let node = cluster.nodes.get(&self.node);
                         if node.is_some_and(|node| node.generation > after) {
-                            return Ok(desired_state(&state.cluster, self.node));
+                            return Ok(desired_state(cluster, self.node));
                         }
                     }
                     self.server.changed.notified().await;

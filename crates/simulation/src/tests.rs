@@ -9,7 +9,10 @@ use model::instance::{InstanceSpec, InstanceState, PinnedImage};
 use model::{InstanceId, NodeId};
 use node_agent::conformance::{self, VmParts};
 use node_agent::host::{Disks as _, Images as _};
-use scheduler::fixtures::{cluster, database, deploy, digest, key, manifest, name, process};
+use scheduler::apply::Command;
+use scheduler::fixtures::{
+    cluster, database, deployment, digest, key, manifest, name, process, release,
+};
 use tokio::time::sleep;
 
 use crate::host::SimHost;
@@ -157,7 +160,8 @@ impl Small {
         let server = Server::new(&simulator, cluster(1));
         tokio::spawn(server.clone().run());
         let now = simulator.now();
-        server.change(|cluster| deploy(cluster, ENV, manifest(&[("web", process)]), now));
+        let release = release(manifest(&[("web", process)]));
+        server.change(|cluster| vec![deployment(cluster, ENV, release, now)]);
         let mut node = Node::new(&simulator, &server, NodeId(1), false);
         node.start();
         let small = Self {
@@ -277,9 +281,9 @@ fn an_instance_whose_record_cannot_be_read_is_stopped_when_it_is_named() {
         let mut small = Small::start(database(1)).await;
         small.rewrite(|_| Vec::new()).await;
         small.node.start();
-        small.server.change(|cluster| {
-            cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
-        });
+        small
+            .server
+            .change(|_| vec![Command::DestroyEnv { env: key(ENV) }]);
         small
             .until("the env is gone", |small| {
                 small.server.with(|cluster| cluster.envs.is_empty())
@@ -313,9 +317,9 @@ fn a_stop_that_cannot_be_written_down_is_not_acknowledged() {
         let small = Small::start(process(1)).await;
         let id = small.instance().id;
         small.node.machine.lock().disk_full = true;
-        small.server.change(|cluster| {
-            cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
-        });
+        small
+            .server
+            .change(|_| vec![Command::DestroyEnv { env: key(ENV) }]);
         sleep(Duration::from_secs(120)).await;
         assert!(small.node.machine.running().is_empty());
         let known = |small: &Small| {

@@ -63,8 +63,8 @@ pub enum StoreError {
         /// What is wrong with it.
         cause: String,
     },
-    /// The server is stopping, and the change came too late.
-    #[error("the store is closed")]
+    /// Nothing is written any more.
+    #[error("the server is stopping")]
     Closed,
     /// There is no cluster in the store yet.
     #[error("the store holds no cluster yet")]

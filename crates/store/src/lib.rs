@@ -29,3 +29,4 @@ pub use error::StoreError;
 pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store};
 pub use record::JSON_VERSION;
 pub use secrets::SealedBundle;
+pub use write::Writing;

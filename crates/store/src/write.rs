@@ -8,7 +8,7 @@ use scheduler::cluster_state::{
     Edge, EndedInstance, Instance, InstancePhase, Node, Release, TokenHash, Volume, VolumePhase,
 };
 use scheduler::enrollment::TokenRecord;
-use sqlx::SqliteConnection;
+use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use crate::open::commit;
 use crate::record::{JSON_VERSION, to_json};
@@ -18,9 +18,30 @@ use crate::{Store, StoreError, secrets};
 impl Store {
     /// Writes what changed since the cluster state was loaded, all of it or nothing.
     pub async fn write(&self, changes: &Changes) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        write(&mut tx, changes).await?;
-        commit(tx, "write a change").await
+        let mut writing = self.begin_write().await?;
+        writing.write(changes).await?;
+        writing.commit().await
+    }
+
+    /// Begins a transaction, once nobody else writes. Until it is committed, nothing of it has happened.
+    pub async fn begin_write(&self) -> Result<Writing, StoreError> {
+        Ok(Writing(self.begin().await?))
+    }
+}
+
+/// A transaction that writes. Dropped, it never was.
+#[derive(Debug)]
+pub struct Writing(Transaction<'static, Sqlite>);
+
+impl Writing {
+    /// Writes what changed since the cluster state was loaded.
+    pub async fn write(&mut self, changes: &Changes) -> Result<(), StoreError> {
+        write(&mut self.0, changes).await
+    }
+
+    /// Makes it durable.
+    pub async fn commit(self) -> Result<(), StoreError> {
+        commit(self.0, "write a change").await
     }
 }
 

@@ -63,10 +63,11 @@ pub(crate) async fn deploy(
         secrets: BTreeMap::new(),
         created_at: now(),
     };
+    let of = key.clone();
     let number = app
-        .change(|cluster| {
-            let secrets = check_against(cluster, &key, &release.manifest)?;
-            add_release(cluster, &key, Release { secrets, ..release })
+        .change(move |cluster| {
+            let secrets = check_against(cluster, &of, &release.manifest)?;
+            add_release(cluster, &of, Release { secrets, ..release })
         })
         .await?;
     tracing::info!(
@@ -95,20 +96,15 @@ pub(crate) async fn redeploy(
     user: User,
     InEnv(key): InEnv,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
-    let wanted = |cluster: &ClusterState| {
-        let env = cluster.envs.get(&key);
-        let env = env.ok_or_else(|| no_such_env(&key))?;
-        let release = env.releases.get(&env.rollout.wanted).cloned();
-        release.ok_or_else(|| no_such_env(&key))
-    };
-    let release = wanted(&app.cluster())?;
+    let release = wanted(&app.cluster(), &key)?;
     app.secrets.check_fit(&key, &release.manifest).await?;
+    let of = key.clone();
     let (number, release) = app
-        .change(|cluster| {
-            let mut release = wanted(cluster)?;
-            release.secrets = check_against(cluster, &key, &release.manifest)?;
+        .change(move |cluster| {
+            let mut release = wanted(cluster, &of)?;
+            release.secrets = check_against(cluster, &of, &release.manifest)?;
             release.created_at = now();
-            let (commands, number) = add_release(cluster, &key, release.clone())?;
+            let (commands, number) = add_release(cluster, &of, release.clone())?;
             Ok::<_, ApiFailure>((commands, (number, release)))
         })
         .await?;
@@ -123,6 +119,13 @@ pub(crate) async fn redeploy(
         warnings: Vec::new(),
     };
     Ok((StatusCode::CREATED, Json(response)))
+}
+
+/// The release of an env whose instances are wanted.
+fn wanted(cluster: &ClusterState, key: &EnvKey) -> Result<Release, ApiFailure> {
+    let env = cluster.envs.get(key).ok_or_else(|| no_such_env(key))?;
+    let release = env.releases.get(&env.rollout.wanted).cloned();
+    release.ok_or_else(|| no_such_env(key))
 }
 
 fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {

@@ -34,7 +34,7 @@ pub(crate) async fn create_token(
         },
         now,
     };
-    app.change(|_| Ok::<_, ApiFailure>((vec![command], ())))
+    app.change(move |_| Ok::<_, ApiFailure>((vec![command], ())))
         .await?;
     tracing::info!(user = %user.name, role = %request.role, "made an enrollment token");
     let response = CreateTokenResponse {
@@ -54,8 +54,9 @@ pub(crate) async fn enroll(
     check(&request)?;
     let now = now();
     let hash = secret_hash(&request.token);
+    let csr_pem = request.csr_pem.clone();
     let enrolled = app
-        .change(|cluster| {
+        .change(move |cluster| {
             let admitted = scheduler::enrollment::enroll(cluster, hash, &request, now);
             let (command, enrolled) = admitted.map_err(|refusal| refused(&refusal))?;
             Ok::<_, ApiFailure>((vec![command], enrolled))
@@ -63,7 +64,7 @@ pub(crate) async fn enroll(
         .await?;
     let certificate_pem = app
         .ca
-        .sign_member(&request.csr_pem, enrolled.member, now)
+        .sign_member(&csr_pem, enrolled.member, now)
         .map_err(|error| ApiFailure::internal(&error))?;
     tracing::info!(member = %enrolled.member, name = %enrolled.name, "a member joined");
     app.wake.notify_one();

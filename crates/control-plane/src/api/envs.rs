@@ -81,24 +81,25 @@ pub(crate) async fn scale(
     InEnv(key): InEnv,
     Body(request): Body<ScaleRequest>,
 ) -> Result<Json<EnvRow>, ApiFailure> {
+    let (of, processes) = (key.clone(), request.processes.clone());
     let row = app
-        .change(|cluster| {
+        .change(move |cluster| {
             let mut env = cluster
                 .envs
-                .get(&key)
-                .ok_or_else(|| no_such_env(&key))?
+                .get(&of)
+                .ok_or_else(|| no_such_env(&of))?
                 .clone();
             if env.destroying {
-                return Err(is_destroyed(&key));
+                return Err(is_destroyed(&of));
             }
-            check_scale(&env, &request.processes)
+            check_scale(&env, &processes)
                 .map_err(|refusal| ApiFailure::refused("scale_refused", refusal.to_string()))?;
-            env.scale.extend(request.processes.clone());
+            env.scale.extend(processes.clone());
             let command = Command::SetScale {
-                env: key.clone(),
-                scale: request.processes.clone(),
+                env: of.clone(),
+                scale: processes.clone(),
             };
-            let row = rows::env_row(cluster, &key, &env);
+            let row = rows::env_row(cluster, &of, &env);
             Ok((vec![command], row))
         })
         .await?;
@@ -113,9 +114,10 @@ pub(crate) async fn destroy(
     user: User,
     InEnv(key): InEnv,
 ) -> Result<StatusCode, ApiFailure> {
-    app.change(|cluster| {
-        let env = cluster.envs.get(&key).ok_or_else(|| no_such_env(&key))?;
-        let command = (!env.destroying).then(|| Command::DestroyEnv { env: key.clone() });
+    let of = key.clone();
+    app.change(move |cluster| {
+        let env = cluster.envs.get(&of).ok_or_else(|| no_such_env(&of))?;
+        let command = (!env.destroying).then(|| Command::DestroyEnv { env: of.clone() });
         Ok::<_, ApiFailure>((command.into_iter().collect(), ()))
     })
     .await?;

@@ -10,9 +10,9 @@ use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::NodeId;
-use scheduler::apply::Refused;
+use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
-use scheduler::reports::Unknown;
+use scheduler::reports::{Unknown, is_news, unknown};
 
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
@@ -20,7 +20,6 @@ use super::logs;
 use crate::callers::NodeCaller;
 use crate::clock::now;
 use crate::failure::ApiFailure;
-use crate::leading::NotCommitted;
 use crate::limits::MAX_CALL_ANSWER_BYTES;
 use crate::state::{App, Shared, Topic};
 use crate::streams::Waiting;
@@ -53,29 +52,31 @@ pub(crate) async fn report(
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
     app.presence.mark(node, Instant::now());
     keep_cache(&app, node, std::mem::take(&mut report.images));
-    let reported = app.leading.report(node, report, now());
-    let (changed, unknown) = reported.await.map_err(|error| match error {
-        NotTaken::Refused(Refused::NoNode(_)) => ApiFailure::not_found(
-            "node_unreadable",
-            format!("the record of {node} cannot be read: upgrade the server"),
-        ),
-        NotTaken::Refused(refused) => refused.into(),
-        NotTaken::NotCommitted(error) => error.into(),
-    })?;
+    let (is_news, unknown) = look(&app.cluster(), node, &report)?;
     log_unknown(&app, node, unknown);
-    if changed {
+    // A report that says nothing new costs the store nothing.
+    if is_news {
+        app.leading.report::<ApiFailure>(node, report, now()).await?;
         app.wake.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Why a report was not taken.
-#[derive(Debug, thiserror::Error)]
-enum NotTaken {
-    #[error(transparent)]
-    Refused(#[from] Refused),
-    #[error(transparent)]
-    NotCommitted(#[from] NotCommitted),
+/// Whether a report changes the cluster state, and what the node has that this does not know.
+fn look(
+    cluster: &ClusterState,
+    node: NodeId,
+    report: &NodeReport,
+) -> Result<(bool, Unknown), ApiFailure> {
+    let Some(known) = cluster.nodes.get(&node) else {
+        return Err(ApiFailure::not_found(
+            "node_unreadable",
+            format!("the record of {node} cannot be read: upgrade the server"),
+        ));
+    };
+    let unknown = unknown(cluster, node, report);
+    let is_news = !known.online || is_news(cluster, node, report, now());
+    Ok((is_news, unknown))
 }
 
 /// Keeps what the node says is in its image cache, until it says it again.

@@ -65,16 +65,17 @@ pub(crate) async fn set(
     // Whoever sets the same bundle at the same time comes before or after, and neither is lost.
     for _ in 0..MAX_SECRET_ATTEMPTS {
         let (next, sealed) = app.secrets.next(&key, &name, &request).await?;
-        let setting = app.change(|cluster| {
-            if cluster.envs.get(&key).is_some_and(|env| env.destroying) {
-                return Err(is_destroyed(&key));
+        let (env, bundle) = (key.clone(), name.clone());
+        let setting = app.change(move |cluster| {
+            if cluster.envs.get(&env).is_some_and(|env| env.destroying) {
+                return Err(is_destroyed(&env));
             }
-            if cluster.secret_version(&key, &name) + 1 != next {
+            if cluster.secret_version(&env, &bundle) + 1 != next {
                 return Ok((Vec::new(), None));
             }
             let command = Command::AddSecretVersion {
-                env: key.clone(),
-                bundle: name.clone(),
+                env,
+                bundle,
                 version: next,
                 content: SealedVersion {
                     sealed,
@@ -117,19 +118,19 @@ pub(crate) async fn delete(
     Path(path): Path<InBundle>,
 ) -> Result<StatusCode, ApiFailure> {
     let (key, name) = path.parts();
-    app.change(|cluster| {
-        let versions = cluster.secrets.get(&key);
-        if !versions.is_some_and(|versions| versions.contains_key(&name)) {
-            return Err(no_such_bundle(&key, &name));
+    let (env, bundle) = (key.clone(), name.clone());
+    app.change(move |cluster| {
+        let versions = cluster.secrets.get(&env);
+        if !versions.is_some_and(|versions| versions.contains_key(&bundle)) {
+            return Err(no_such_bundle(&env, &bundle));
         }
-        if let Some(release) = needed_by(cluster, &key, &name) {
+        if let Some(release) = needed_by(cluster, &env, &bundle) {
             return Err(ApiFailure::conflict(
                 "secret_in_use",
-                format!("the secret bundle {name} of {key} is needed by {release}"),
+                format!("the secret bundle {bundle} of {env} is needed by {release}"),
             )
             .hint("deploy a manifest without it first"));
         }
-        let (env, bundle) = (key.clone(), name.clone());
         Ok((vec![Command::DeleteSecrets { env, bundle }], ()))
     })
     .await?;

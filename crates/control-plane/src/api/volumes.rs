@@ -31,7 +31,7 @@ pub(crate) async fn delete(
     Path(id): Path<VolumeId>,
 ) -> Result<StatusCode, ApiFailure> {
     let of = app
-        .change(|cluster| {
+        .change(move |cluster| {
             let Some(volume) = cluster.volumes.get(&id) else {
                 return Err(ApiFailure::not_found(
                     "volume_not_found",

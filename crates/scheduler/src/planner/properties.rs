@@ -5,22 +5,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::node::InstanceReport;
+use api::node::{DriverChoice, InstanceReport, NodeReport};
 use api::user::RolloutPhase;
 use model::instance::InstanceState;
-use model::{InstanceId, NodeId, ReleaseNumber, Timestamp};
+use model::{Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use overlay::address_plan::{EGRESS_BITS, egress_address};
 use proptest::prelude::*;
 
 use super::tests::{NOW, put};
-use super::{Action, plan};
+use super::{Action, WAITING_LOOK_MS, plan};
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, InstancePhase};
 use crate::fixtures::{
-    MIB, attach, cluster, database, deploy, exit, key, manifest, name, node, process, report, show,
-    worker,
+    MIB, attach, cluster, database, deploy, deployment, exit, key, manifest, name, node, process,
+    release, report, show, worker,
 };
+use crate::leader::Leader;
 
 fn any_state() -> impl Strategy<Value = InstanceState> {
     prop_oneof![
@@ -115,6 +116,7 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
     )
         .prop_map(|(nodes, deploys, rollout, instances, destroying)| {
             let mut cluster = cluster(0);
+            cluster.last_node = 9;
             for (number, (online, memory)) in (1..).zip(nodes) {
                 let (id, mut node) = node(number, memory);
                 node.online = online;
@@ -179,6 +181,123 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
             env.destroying = destroying;
             AnyState(cluster)
         })
+}
+
+/// Something that happens to a cluster.
+#[derive(Debug, Clone)]
+enum Event {
+    Online(u16, bool),
+    Scale(u32),
+    Report(u16, bool, Vec<(InstanceState, bool)>),
+    Deploy(u32),
+    Later(u64),
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let said = prop::collection::vec((any_state(), any::<bool>()), 0..6);
+    prop_oneof![
+        2 => (1_u16..5, any::<bool>()).prop_map(|(node, online)| Event::Online(node, online)),
+        1 => (0_u32..5).prop_map(Event::Scale),
+        4 => (1_u16..5, any::<bool>(), said).prop_map(|(n, current, said)| Event::Report(n, current, said)),
+        1 => (0_u32..4).prop_map(Event::Deploy),
+        1 => (0_u64..400_000).prop_map(Event::Later),
+    ]
+}
+
+/// Carries an event out. A command that does not fit is refused, and nothing happens.
+fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
+    let command = match event {
+        Event::Online(node, online) => {
+            leader.set_online(NodeId(*node), *online);
+            return;
+        }
+        Event::Later(ms) => {
+            now.0 += ms;
+            return;
+        }
+        Event::Scale(count) => Command::SetScale {
+            env: key("shop/prod"),
+            scale: BTreeMap::from([(name("web"), *count)]),
+        },
+        Event::Deploy(count) => {
+            let release = release(manifest(&[("web", process(*count))]));
+            deployment(leader.state(), "shop/prod", release, *now)
+        }
+        Event::Report(node, current, said) => {
+            let node = NodeId(*node);
+            let Some(known) = leader.state().nodes.get(&node) else {
+                return;
+            };
+            let here = leader.state().instances.on_node(node);
+            // An instance that nothing is said of is not listed.
+            let instances = here.zip(said).map(|((id, _), (state, ready))| InstanceReport {
+                ready: *ready && *state == InstanceState::Running,
+                ..report(id, *state)
+            });
+            let older = Generation(known.generation.0.saturating_sub(1));
+            let report = Box::new(NodeReport {
+                generation: if *current { known.generation } else { older },
+                egress: None,
+                driver: DriverChoice {
+                    name: "qemu-tcg".to_owned(),
+                    reason: "a test".to_owned(),
+                },
+                hardware: known.hardware.clone(),
+                instances: instances.collect(),
+                volumes: leader.state().volumes.on_node(node).map(|(id, _)| id).collect(),
+                images: Vec::new(),
+            });
+            let now = *now;
+            Command::Report { node, report, now }
+        }
+    };
+    let _ = leader.execute(&[command]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+    /// Looking at what changed finds what looking at everything finds.
+    #[test]
+    fn a_planner_that_rests_has_nothing_to_do(
+        before in any_cluster_state(),
+        events in prop::collection::vec(any_event(), 0..12),
+    ) {
+        let AnyState(before) = before;
+        let mut leader = Leader::new(before.clone());
+        let mut stored = before;
+        let mut now = NOW;
+        let mut next = 0x1000;
+        let mut draw = || {
+            next += 1;
+            next
+        };
+        for event in std::iter::once(Event::Later(0)).chain(events) {
+            happen(&mut leader, &event, &mut now);
+            // What waits for time to pass is looked at when that is due.
+            now.0 += WAITING_LOOK_MS;
+            for _ in 0..16 {
+                let mut actions = 0;
+                while let Some(planned) = leader.plan_next(now, &mut draw) {
+                    actions += planned.actions.len();
+                }
+                if actions == 0 {
+                    break;
+                }
+            }
+            leader.prune(now);
+            let batch = leader.take_batch();
+            batch.changes.patch(&mut stored);
+            leader.commit(&batch);
+            let online = batch.after.nodes.iter().filter(|(_, node)| node.online);
+            stored.set_online(&online.map(|(id, _)| *id).collect());
+            prop_assert_eq!(&stored, &batch.after, "what is stored is what was decided");
+            let whole = plan(&stored, now, &mut draw);
+            prop_assert_eq!(whole.actions, vec![], "after {:?}", event);
+            let known: Vec<_> = batch.findings.values().flatten().cloned().collect();
+            prop_assert_eq!(whole.findings, known, "after {:?}", event);
+        }
+    }
 }
 
 proptest! {
