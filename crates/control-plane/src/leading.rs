@@ -171,7 +171,7 @@ async fn serve(
         .collect();
     let batch = leader.take_batch();
     let written = if batch.changes.is_empty() {
-        Ok(())
+        writing.roll_back().await
     } else {
         match writing.write(&batch.changes).await {
             Ok(()) => writing.commit().await,

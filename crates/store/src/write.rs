@@ -39,6 +39,12 @@ impl Writing {
         write(&mut self.0, changes).await
     }
 
+    /// Ends it as if it never was, and lets others write.
+    pub async fn roll_back(self) -> Result<(), StoreError> {
+        let rolled_back = self.0.rollback().await;
+        rolled_back.map_err(StoreError::query("end a transaction"))
+    }
+
     /// Makes it durable.
     pub async fn commit(self) -> Result<(), StoreError> {
         commit(self.0, "write a change").await
