@@ -2,7 +2,8 @@
 //! real host.
 
 use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::enrollment::{EnrollRole, Member};
@@ -28,8 +29,9 @@ use crate::host::Host;
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
+use crate::owner::Owner;
 use crate::volumes::Volumes;
-use crate::{DownOptions, NodeError, NodeOptions, hardware, streams};
+use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
 use display::chain;
 
 /// Runs the agent until `shutdown`.
@@ -37,7 +39,10 @@ pub(crate) async fn run(
     options: NodeOptions,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
+    private::enter();
     let _lock = lock(&options.data_dir)?;
+    open_files::raise();
+    close_folders(&options).await?;
     let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
     let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
     microvm::check_programs(choice.driver)?;
@@ -59,6 +64,19 @@ pub(crate) async fn run(
     let membership = Membership::load_or_join(&options.data_dir, &applicant).await?;
     let node = node_id(&membership)?;
     let client = membership.client().map_err(NodeError::Client)?;
+    let owner = Owner {
+        cluster: membership.cluster.clone(),
+        node,
+    };
+    let run_dir = options.run_dir.clone();
+    let claimed = blocking(move || {
+        owner.claim(&run_dir, microvm::has_processes)?;
+        microvm::recover_records(&run_dir).map_err(|source| NodeError::Folder {
+            path: run_dir,
+            source,
+        })
+    });
+    claimed.await?;
     let network = Network::ensure(&NetworkSettings {
         suffix: network_suffix(&membership, node),
         cluster_prefix: membership.cluster_prefix,
@@ -131,6 +149,33 @@ pub(crate) async fn run(
         .map_err(NodeError::Resume)
 }
 
+/// Closes the node's folders to the machine's other users, and says what was open.
+async fn close_folders(options: &NodeOptions) -> Result<(), NodeError> {
+    for (path, all) in [(&options.data_dir, true), (&options.run_dir, false)] {
+        let folder = path.clone();
+        let closed = blocking(move || {
+            if all {
+                private::close_all(&folder)
+            } else {
+                private::close_folders(&folder)
+            }
+        });
+        let opened = closed.await.map_err(|source| NodeError::Folder {
+            path: path.clone(),
+            source,
+        })?;
+        if opened != private::Opened::default() {
+            tracing::warn!(
+                path = %path.display(),
+                folders = opened.folders,
+                files = opened.files,
+                "closed what other users of this machine could read"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// One agent per data folder.
 fn lock(data_dir: &Path) -> Result<File, NodeError> {
     let folder = |source| NodeError::Folder {
@@ -160,32 +205,65 @@ fn network_suffix(membership: &Membership, node: NodeId) -> String {
     format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)
 }
 
-/// Stops every microVM of the node with these folders, and removes its network.
-pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
-    let _lock = lock(&options.data_dir)?;
-    let mut failed = Vec::new();
-    if options.run_dir.exists() {
-        let folder = |source| NodeError::Folder {
-            path: options.run_dir.clone(),
-            source,
-        };
-        for entry in std::fs::read_dir(&options.run_dir).map_err(folder)? {
-            let path = entry.map_err(folder)?.path();
-            match Vm::adopt(&path).await {
-                Ok(vm) => {
-                    if let Some(vm) = vm {
-                        vm.kill().await;
-                    }
-                    std::fs::remove_dir_all(&path).map_err(folder)?;
-                }
-                Err(error) => failed.push(chain(&error)),
+/// Ends every VM of a run folder, those without a record too, and empties the folder.
+async fn end_vms(run_dir: &Path) -> Result<(), NodeError> {
+    let folder = |source| NodeError::Folder {
+        path: run_dir.to_owned(),
+        source,
+    };
+    let paths: Vec<PathBuf> = match std::fs::read_dir(run_dir) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<io::Result<_>>()
+            .map_err(folder)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err(folder(error)),
+    };
+    for path in paths.iter().filter(|path| path.is_dir()) {
+        match Vm::adopt(path).await {
+            Ok(Some(vm)) => {
+                vm.kill().await;
             }
+            Ok(None) => {}
+            // Its processes are found without it.
+            Err(error) => tracing::warn!(error = chain(&error), "ending a VM without its record"),
         }
     }
-    if !failed.is_empty() {
-        return Err(NodeError::Left(failed.join("; ")));
+    let left = microvm::end_leftovers(run_dir).await;
+    let left = left.map_err(|error| NodeError::Left(error.to_string()))?;
+    if !left.is_empty() {
+        tracing::warn!(processes = ?left, "ended processes of VMs that no record named");
     }
-    if let Some(membership) = Membership::load(&options.data_dir).map_err(NodeError::State)? {
+    for path in paths {
+        let removed = if path.is_dir() {
+            std::fs::remove_dir_all(&path)
+        } else {
+            std::fs::remove_file(&path)
+        };
+        removed.map_err(folder)?;
+    }
+    Ok(())
+}
+
+/// Stops every microVM of the node with these folders, and removes its network.
+pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
+    private::enter();
+    let _lock = lock(&options.data_dir)?;
+    let membership = Membership::load(&options.data_dir).map_err(NodeError::State)?;
+    let member = membership
+        .as_ref()
+        .map(|membership| membership.cluster.clone());
+    let member = match (member, &membership) {
+        (Some(cluster), Some(membership)) => Some(Owner {
+            cluster,
+            node: node_id(membership)?,
+        }),
+        _ => None,
+    };
+    // Another node's VMs are not ours to end.
+    Owner::check(&options.run_dir, member.as_ref())?;
+    end_vms(&options.run_dir).await?;
+    if let Some(membership) = membership {
         Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
     }
     let instances = instances_dir(&options.data_dir);
