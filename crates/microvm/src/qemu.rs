@@ -19,6 +19,7 @@ use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, blocking, file, op
 use crate::kernel::boot_arguments;
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
+use crate::view::View;
 use crate::{BootError, DriverKind, StatusError, VmSpec, VmStatus, run_dir, tsc};
 
 /// Longest wait until the vsock device listens.
@@ -88,6 +89,7 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
     ];
     let launch = Launch {
         exe: program.clone(),
+        prepare: View::of_vsock_device(&boot.dir, &program).prepare(boot.user),
         program,
         arguments: arguments.map(Into::into).into(),
         // Its paths are relative, so the directories above may be closed to it.
@@ -96,7 +98,6 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
         pass: vec![boot.copy_of(&boot.ends.keeper)?.into()],
         user: boot.user,
         group: None,
-        prepare: None,
     };
     boot.start_vsock_device(launch).await
 }
@@ -147,6 +148,8 @@ async fn start_vmm(
     pass.push(boot.copy_of(&boot.ends.keeper)?.into());
     let launch = Launch {
         exe: program.clone(),
+        prepare: View::of_vmm(&boot.dir, &program, spec.driver == DriverKind::QemuKvm)
+            .prepare(boot.user),
         program,
         arguments: line.arguments(),
         current_dir: PathBuf::from("/"),
@@ -157,7 +160,6 @@ async fn start_vmm(
             DriverKind::QemuKvm => kvm_group(),
             _ => None,
         },
-        prepare: None,
     };
     boot.start_vmm(programs::QEMU, launch).await
 }

@@ -5,8 +5,10 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
+use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use crate::NetworkError;
 
@@ -48,6 +50,68 @@ pub(crate) fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
         name: name.to_owned(),
         source,
     })
+}
+
+/// The namespace that a name leads to, which lives from now on whatever becomes of the name.
+pub(crate) fn open(name: &str) -> Result<File, NetworkError> {
+    File::open(path_of(name)).map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Whether the name leads to this namespace.
+pub(crate) fn is_name_of(name: &str, namespace: &File) -> Result<bool, NetworkError> {
+    let same = || {
+        let ours = namespace.metadata()?;
+        match fs::metadata(path_of(name)) {
+            Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    };
+    same().map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Gives a name to a namespace, in place of whatever has it.
+pub(crate) fn give_name(name: &str, namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
+    let path = path_of(name);
+    let give = || {
+        make_names_dir()?;
+        // Another namespace, and others below: each was mounted over the one before.
+        while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        File::create(&path)?;
+        let namespace = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+        rustix::mount::mount_bind(namespace, &path)?;
+        Ok(())
+    };
+    give().map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Makes the folder of names as `ip netns` does, readable by everybody, whatever the umask.
+pub(crate) fn make_names_dir() -> io::Result<()> {
+    match fs::create_dir(NAMES_DIR) {
+        Ok(()) => fs::set_permissions(NAMES_DIR, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is a link in the calling thread's namespace.
+pub(crate) fn has_link(name: &str) -> bool {
+    use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+    socket(AddressFamily::INET6, SocketType::DGRAM, None)
+        .is_ok_and(|socket| name_to_index(socket, name).is_ok())
 }
 
 /// Runs `work` inside the namespace, on a thread of its own.

@@ -55,6 +55,7 @@ pub(crate) struct Cluster {
     registry: SocketAddr,
     children: Vec<(&'static str, Child)>,
     vms: BTreeSet<String>,
+    node_arguments: Vec<String>,
     /// The example's image, `registry/repository@digest`.
     pub(crate) image: String,
 }
@@ -62,6 +63,11 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts everything but an app. Nothing when these tests are switched off.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    /// [`Self::start`], with further arguments for the node.
+    pub(crate) fn start_with(node_arguments: &[&str]) -> Option<Self> {
         if std::env::var_os(SKIP).is_some() {
             eprintln!("SKIPPED: {SKIP} is set");
             return None;
@@ -81,6 +87,7 @@ impl Cluster {
             registry,
             children: Vec::new(),
             vms: BTreeSet::new(),
+            node_arguments: node_arguments.iter().map(|&word| word.to_owned()).collect(),
             image: String::new(),
         };
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -193,7 +200,8 @@ impl Cluster {
             "server" => command.args(["--listen", &self.server.to_string()]),
             "node" => command
                 .args(["--server", &server, "--name", "test", "--run-dir"])
-                .arg(self.path("run")),
+                .arg(self.path("run"))
+                .args(&self.node_arguments),
             _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
         };
         command

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bad_days;
+mod forty;
 mod harness;
 mod hostile;
 mod proxy;
