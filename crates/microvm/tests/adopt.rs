@@ -126,7 +126,7 @@ async fn case_a_vm_whose_record_is_lost_or_damaged_is_found() {
     ended.sort_unstable();
     assert_eq!(ended.len(), 2, "{ended:?}");
     assert!(!has_processes(dir.path()).unwrap());
-    assert_eq!(end_leftovers(dir.path()).await.unwrap(), []);
+    assert!(end_leftovers(dir.path()).await.unwrap().is_empty());
     // A damaged record of a VM that is gone is no VM.
     fs::create_dir_all(&run_dir).unwrap();
     fs::write(&record, "half").unwrap();

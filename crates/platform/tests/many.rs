@@ -53,8 +53,8 @@ app = "many"
 [processes.idle]
 command = ["/usr/bin/hello", "worker"]
 [processes.idle.resources]
-cpu = 0.001
-memory = "64MiB"
+cpu = 0.01
+memory = "128MiB"
 [processes.idle.scaling]
 min = 0
 max = 1000
