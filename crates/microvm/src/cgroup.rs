@@ -27,7 +27,7 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup. Where the machine does not allow it, the reason is logged once.
+    /// Makes the cgroup. Where the machine does not allow it, the reason is logged once. Blocks.
     pub(crate) fn make(instance: InstanceId, memory_bytes: u64, cpu_millis: u32) -> Option<Self> {
         static SAID: Once = Once::new();
         match Self::try_make(instance, memory_bytes, cpu_millis) {
@@ -75,7 +75,7 @@ impl Cgroup {
                 // A kernel without swap has no such file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    cgroup.remove();
+                    cgroup.remove_dir();
                     return Err(error);
                 }
                 Ok(()) => {}
@@ -102,12 +102,13 @@ impl Cgroup {
         &self.path
     }
 
-    pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
+    /// Moves a process into it. Blocks.
+    pub(crate) fn add_process(&self, pid: i32) -> io::Result<()> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
     }
 
-    /// Removes it; its processes have ended.
-    pub(crate) fn remove(&self) {
+    /// Removes it; its processes have ended. Blocks for up to 100 ms.
+    pub(crate) fn remove_dir(&self) {
         for _ in 0..REMOVE_TRIES {
             match fs::remove_dir(&self.path) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use blocking_work::blocking;
 use model::InstanceId;
 use process_handle::{Identity, Process, is_gone};
 
@@ -41,7 +42,7 @@ struct Found {
 pub fn recover_records(folder: &Path) -> io::Result<Vec<InstanceId>> {
     let folder = &absolute(folder)?;
     let mut recovered = Vec::new();
-    let found = find(folder)?;
+    let found = find_processes(folder)?;
     for (dir, found) in &found {
         let Some(instance) = instance_of(dir) else {
             continue;
@@ -96,7 +97,7 @@ pub fn recorded(folder: &Path) -> io::Result<Vec<InstanceId>> {
 /// # Errors
 /// A process cannot be examined.
 pub fn has_processes(folder: &Path) -> io::Result<bool> {
-    Ok(!find(&absolute(folder)?)?.is_empty())
+    Ok(!find_processes(&absolute(folder)?)?.is_empty())
 }
 
 /// Ends every process of VMs whose run directories are in `folder`, and waits until they are gone. Returns their pids.
@@ -104,9 +105,10 @@ pub fn has_processes(folder: &Path) -> io::Result<bool> {
 /// # Errors
 /// A process cannot be examined or held. Some may run.
 pub async fn end_leftovers(folder: &Path) -> io::Result<Vec<i32>> {
-    let folder = absolute(folder)?;
+    let folder = folder.to_owned();
+    let folder = blocking(move || absolute(&folder)).await?;
     let search = folder.clone();
-    let found = crate::driver::blocking(move || find(&search)).await?;
+    let found = blocking(move || find_processes(&search)).await?;
     let mut ended = Vec::new();
     for pid in found.values().flat_map(Found::pids) {
         let process = match Process::hold(pid) {
@@ -115,11 +117,11 @@ pub async fn end_leftovers(folder: &Path) -> io::Result<Vec<i32>> {
             Err(error) => return Err(error),
         };
         // The pid may be another process's by now: it is looked at again, while it is held.
-        let still = crate::driver::blocking({
+        let still = blocking({
             let folder = folder.clone();
-            move || Ok(console_of(pid, &folder)?.is_some())
+            move || console_of(pid, &folder)
         });
-        if still.await? {
+        if still.await?.is_some() {
             process.kill();
             process.ended().await;
             ended.push(pid);
@@ -155,7 +157,7 @@ impl Found {
 }
 
 /// All processes of VMs with run directories in `folder`, by run directory.
-fn find(folder: &Path) -> io::Result<BTreeMap<PathBuf, Found>> {
+fn find_processes(folder: &Path) -> io::Result<BTreeMap<PathBuf, Found>> {
     let mut all: BTreeMap<PathBuf, Found> = BTreeMap::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();

@@ -26,7 +26,6 @@ mod adapters;
 mod admission;
 pub mod agent;
 mod backlog;
-mod blocking;
 mod boots;
 mod clock;
 #[cfg(any(test, feature = "conformance"))]

@@ -21,17 +21,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::{HostDisks, HostFiles, HostLogs, MicroVms, NodeNetwork};
 use crate::agent::{self, AgentSettings};
-use crate::blocking::blocking;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::ended_logs::EndedLogs;
-use crate::host::Host;
+use crate::host::{Files as _, Host};
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
 use crate::owner::Owner;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
+use blocking_work::blocking;
 use display::chain;
 
 /// Runs the agent until `shutdown`.
@@ -40,13 +40,17 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
     private::enter();
-    let _lock = lock(&options.data_dir)?;
+    let _lock = lock(&options.data_dir).await?;
     open_files::raise();
     close_folders(&options).await?;
-    let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
+    let guest_dir = options.guest_dir.clone();
+    let kernel = blocking(move || GuestKernel::in_directory(&guest_dir)).await;
+    let kernel = kernel.map_err(NodeError::Guest)?;
     let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
-    microvm::check_programs(choice.driver)?;
-    let hardware = hardware::find(options.memory_bytes).map_err(NodeError::Hardware)?;
+    let (driver, memory_bytes) = (choice.driver, options.memory_bytes);
+    blocking(move || microvm::check_programs(driver)).await?;
+    let hardware = blocking(move || hardware::find(memory_bytes)).await;
+    let hardware = hardware.map_err(NodeError::Hardware)?;
     tracing::info!(
         driver = choice.driver.name(),
         reason = choice.reason,
@@ -177,7 +181,13 @@ async fn close_folders(options: &NodeOptions) -> Result<(), NodeError> {
 }
 
 /// One agent per data folder.
-fn lock(data_dir: &Path) -> Result<File, NodeError> {
+async fn lock(data_dir: &Path) -> Result<File, NodeError> {
+    let data_dir = data_dir.to_owned();
+    blocking(move || lock_folder(&data_dir)).await
+}
+
+/// Blocks.
+fn lock_folder(data_dir: &Path) -> Result<File, NodeError> {
     let folder = |source| NodeError::Folder {
         path: data_dir.to_owned(),
         source,
@@ -205,22 +215,45 @@ fn network_suffix(membership: &Membership, node: NodeId) -> String {
     format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)
 }
 
+/// Stops every microVM of the node with these folders, and removes its network.
+pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
+    private::enter();
+    let _lock = lock(&options.data_dir).await?;
+    let data_dir = options.data_dir.clone();
+    let membership = blocking(move || Membership::load(&data_dir)).await;
+    let membership = membership.map_err(NodeError::State)?;
+    let member = match &membership {
+        Some(membership) => Some(Owner {
+            cluster: membership.cluster.clone(),
+            node: node_id(membership)?,
+        }),
+        None => None,
+    };
+    // Another node's VMs are not ours to end.
+    let run_dir = options.run_dir.clone();
+    blocking(move || Owner::check(&run_dir, member.as_ref())).await?;
+    end_vms(&options.run_dir).await?;
+    if let Some(membership) = membership {
+        Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
+    }
+    let instances = instances_dir(&options.data_dir);
+    let removed = HostFiles.remove_folder(&instances).await;
+    removed.map_err(|source| NodeError::Folder {
+        path: instances,
+        source,
+    })
+}
+
 /// Ends every VM of a run folder, those without a record too, and empties the folder.
 async fn end_vms(run_dir: &Path) -> Result<(), NodeError> {
     let folder = |source| NodeError::Folder {
         path: run_dir.to_owned(),
         source,
     };
-    let paths: Vec<PathBuf> = match std::fs::read_dir(run_dir) {
-        Ok(entries) => entries
-            .map(|entry| Ok(entry?.path()))
-            .collect::<io::Result<_>>()
-            .map_err(folder)?,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err(folder(error)),
-    };
-    for path in paths.iter().filter(|path| path.is_dir()) {
-        match Vm::adopt(path).await {
+    let dir = run_dir.to_owned();
+    let listed = blocking(move || folders_of_vms(&dir)).await;
+    for path in listed.map_err(folder)? {
+        match Vm::adopt(&path).await {
             Ok(Some(vm)) => {
                 vm.kill().await;
             }
@@ -234,44 +267,35 @@ async fn end_vms(run_dir: &Path) -> Result<(), NodeError> {
     if !left.is_empty() {
         tracing::warn!(processes = ?left, "ended processes of VMs that no record named");
     }
-    for path in paths {
-        let removed = if path.is_dir() {
-            std::fs::remove_dir_all(&path)
+    let dir = run_dir.to_owned();
+    blocking(move || remove_content(&dir)).await.map_err(folder)
+}
+
+/// Removes what is in a folder. No error when there is none. Blocks.
+fn remove_content(folder: &Path) -> io::Result<()> {
+    for path in entries(folder)? {
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path)?;
         } else {
-            std::fs::remove_file(&path)
-        };
-        removed.map_err(folder)?;
+            std::fs::remove_file(&path)?;
+        }
     }
     Ok(())
 }
 
-/// Stops every microVM of the node with these folders, and removes its network.
-pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
-    private::enter();
-    let _lock = lock(&options.data_dir)?;
-    let membership = Membership::load(&options.data_dir).map_err(NodeError::State)?;
-    let member = membership
-        .as_ref()
-        .map(|membership| membership.cluster.clone());
-    let member = match (member, &membership) {
-        (Some(cluster), Some(membership)) => Some(Owner {
-            cluster,
-            node: node_id(membership)?,
-        }),
-        _ => None,
-    };
-    // Another node's VMs are not ours to end.
-    Owner::check(&options.run_dir, member.as_ref())?;
-    end_vms(&options.run_dir).await?;
-    if let Some(membership) = membership {
-        Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
-    }
-    let instances = instances_dir(&options.data_dir);
-    match std::fs::remove_dir_all(&instances) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
-            path: instances,
-            source: error,
-        }),
-        _ => Ok(()),
+/// The run directories of all VMs; none when there is no folder for them. Blocks.
+fn folders_of_vms(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    Ok(entries(run_dir)?
+        .into_iter()
+        .filter(|path| path.is_dir())
+        .collect())
+}
+
+/// What is in a folder; nothing when there is none. Blocks.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(folder) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }

@@ -19,7 +19,7 @@ const SIOCGSKNS: libc::c_ulong = 0x894c;
 
 /// The namespace that has this address on it and a tap in it; none where no process has such a tap. Looks at every descriptor
 /// of every process, so it is for the rare case. Blocks.
-pub(crate) fn find(own: Ipv6Addr) -> Option<OwnedFd> {
+pub(crate) fn find_namespace(own: Ipv6Addr) -> Option<OwnedFd> {
     let mut seen = BTreeSet::new();
     for process in fs::read_dir("/proc").ok()?.flatten() {
         let Some(pid) = process

@@ -4,10 +4,12 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use blocking_work::blocking;
 use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use crate::NetworkError;
@@ -32,12 +34,13 @@ pub(crate) enum Named {
     Present,
 }
 
-pub(crate) fn look_up(name: &str) -> Result<Named, NetworkError> {
+pub(crate) async fn look_up(name: &str) -> Result<Named, NetworkError> {
     let wrong = |source: io::Error| NetworkError::Namespace {
         name: name.to_owned(),
         source,
     };
-    match rustix::fs::statfs(path_of(name)) {
+    let path = path_of(name);
+    match blocking(move || rustix::fs::statfs(path)).await {
         Ok(stat) if u64::try_from(stat.f_type).ok() == Some(NSFS_MAGIC) => Ok(Named::Present),
         Ok(_) => Ok(Named::Stale),
         Err(rustix::io::Errno::NOENT) => Ok(Named::Absent),
@@ -45,41 +48,47 @@ pub(crate) fn look_up(name: &str) -> Result<Named, NetworkError> {
     }
 }
 
-pub(crate) fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
-    fs::remove_file(path_of(name)).map_err(|source| NetworkError::Namespace {
+pub(crate) async fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
+    let removed = tokio::fs::remove_file(path_of(name)).await;
+    removed.map_err(|source| NetworkError::Namespace {
         name: name.to_owned(),
         source,
     })
 }
 
 /// The namespace that a name leads to, which lives from now on whatever becomes of the name.
-pub(crate) fn open(name: &str) -> Result<File, NetworkError> {
-    File::open(path_of(name)).map_err(|source| NetworkError::Namespace {
+pub(crate) async fn open(name: &str) -> Result<File, NetworkError> {
+    let path = path_of(name);
+    let opened = blocking(move || File::open(path)).await;
+    opened.map_err(|source| NetworkError::Namespace {
         name: name.to_owned(),
         source,
     })
 }
 
 /// Whether the name leads to this namespace.
-pub(crate) fn is_name_of(name: &str, namespace: &File) -> Result<bool, NetworkError> {
-    let same = || {
+pub(crate) async fn is_name_of(name: &str, namespace: &Arc<File>) -> Result<bool, NetworkError> {
+    let (path, namespace) = (path_of(name), namespace.clone());
+    let same = move || {
         let ours = namespace.metadata()?;
-        match fs::metadata(path_of(name)) {
+        match fs::metadata(path) {
             Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
     };
-    same().map_err(|source| NetworkError::Namespace {
-        name: name.to_owned(),
-        source,
-    })
+    blocking(same)
+        .await
+        .map_err(|source| NetworkError::Namespace {
+            name: name.to_owned(),
+            source,
+        })
 }
 
 /// Gives a name to a namespace, in place of whatever has it.
-pub(crate) fn give_name(name: &str, namespace: BorrowedFd<'_>) -> Result<(), NetworkError> {
+pub(crate) async fn give_name(name: &str, namespace: Arc<File>) -> Result<(), NetworkError> {
     let path = path_of(name);
-    let give = || {
+    let give = move || {
         make_names_dir()?;
         // Another namespace, and others below: each was mounted over the one before.
         while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
@@ -92,13 +101,15 @@ pub(crate) fn give_name(name: &str, namespace: BorrowedFd<'_>) -> Result<(), Net
         rustix::mount::mount_bind(namespace, &path)?;
         Ok(())
     };
-    give().map_err(|source| NetworkError::Namespace {
-        name: name.to_owned(),
-        source,
-    })
+    blocking(give)
+        .await
+        .map_err(|source| NetworkError::Namespace {
+            name: name.to_owned(),
+            source,
+        })
 }
 
-/// Makes the folder of names as `ip netns` does, readable by everybody, whatever the umask.
+/// Makes the folder of names as `ip netns` does, readable by everybody, whatever the umask. Blocks.
 pub(crate) fn make_names_dir() -> io::Result<()> {
     match fs::create_dir(NAMES_DIR) {
         Ok(()) => fs::set_permissions(NAMES_DIR, fs::Permissions::from_mode(0o755)),
@@ -149,7 +160,7 @@ where
         .map_err(|_| wrong(io::Error::other("the thread ended early")))?
 }
 
-/// Writes kernel settings below `/proc/sys`; they are of the calling thread's network namespace.
+/// Writes kernel settings below `/proc/sys`; they are of the calling thread's network namespace. Blocks.
 pub(crate) fn write_settings(settings: &[(String, &str)]) -> Result<(), NetworkError> {
     for (setting, value) in settings {
         fs::write(format!("/proc/sys/{setting}"), value).map_err(|source| {

@@ -1,11 +1,12 @@
 //! Creates the workload network and keeps it in its wanted state.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
-use std::os::fd::AsFd as _;
+use std::sync::Arc;
 
+use blocking_work::blocking;
 use model::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
@@ -55,7 +56,7 @@ pub struct Network {
     namespace: String,
     host_link: String,
     /// The namespace itself. It lives on when its name is removed.
-    handle: File,
+    handle: Arc<File>,
     /// Locked while rules are loaded, so that the last call's rules stay.
     loaded: tokio::sync::Mutex<Loaded>,
 }
@@ -88,7 +89,7 @@ impl Network {
             settings: settings.clone(),
             cluster_prefix: settings.cluster_prefix,
             mtu: settings.mtu,
-            handle: namespace::open(&namespace)?,
+            handle: Arc::new(namespace::open(&namespace).await?),
             namespace,
             host_link: suffix.host_link(),
             loaded: tokio::sync::Mutex::new(Loaded {
@@ -110,8 +111,8 @@ impl Network {
     /// A refusal of the kernel or of `ip`.
     pub async fn mend(&self) -> Result<Vec<String>, NetworkError> {
         let mut mended = Vec::new();
-        if !namespace::is_name_of(&self.namespace, &self.handle)? {
-            namespace::give_name(&self.namespace, self.handle.as_fd())?;
+        if !namespace::is_name_of(&self.namespace, &self.handle).await? {
+            namespace::give_name(&self.namespace, self.handle.clone()).await?;
             mended.push(format!("the name of the namespace {}", self.namespace));
         }
         if !namespace::has_link(&self.host_link) {
@@ -242,7 +243,7 @@ impl Network {
             .await?
             .iter()
             .any(|link| link == UPLINK);
-        let mut found = Slirp::find_all(&namespace)?;
+        let mut found = Slirp::find_all(&namespace).await?;
         if found.len() == 1 && linked && !found[0].is_old {
             return Ok(Egress::new(found.remove(0), resolver));
         }
@@ -257,7 +258,7 @@ impl Network {
             return Err(NetworkError::NoUplink);
         }
         Slirp::start(&namespace, &self.namespace, self.mtu).await?;
-        match Slirp::find_all(&namespace)?.pop() {
+        match Slirp::find_all(&namespace).await?.pop() {
             Some(slirp) => Ok(Egress::new(slirp, resolver)),
             None => Err(NetworkError::Process {
                 source: io::Error::other("slirp4netns ended at once"),
@@ -281,12 +282,12 @@ impl Network {
     pub async fn remove(suffix: &str) -> Result<(), NetworkError> {
         let suffix = Suffix::new(suffix)?;
         let name = suffix.namespace();
-        for slirp in Slirp::find_all(&namespace::path_of(&name))? {
+        for slirp in Slirp::find_all(&namespace::path_of(&name)).await? {
             slirp.end().await?;
         }
-        match namespace::look_up(&name)? {
+        match namespace::look_up(&name).await? {
             Named::Absent => {}
-            Named::Stale => namespace::remove_stale_name(&name)?,
+            Named::Stale => namespace::remove_stale_name(&name).await?,
             Named::Present => {
                 // A VMM that still runs keeps the namespace alive without a name, so its tap is removed.
                 for link in links(Some(&name)).await? {
@@ -361,14 +362,13 @@ impl Network {
         let mtu = settings.mtu;
         let metric = CLUSTER_ROUTE_METRIC + u32::from(settings.node.0);
         // Of this one link only: the machine's other settings stay as they are.
-        namespace::write_settings(
-            &[
-                ("disable_ipv6", "0"),
-                ("addr_gen_mode", "1"),
-                ("accept_ra", "0"),
-            ]
-            .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value)),
-        )?;
+        let link_settings = [
+            ("disable_ipv6", "0"),
+            ("addr_gen_mode", "1"),
+            ("accept_ra", "0"),
+        ]
+        .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value));
+        blocking(move || namespace::write_settings(&link_settings)).await?;
         ip_batch(
             Some(&self.namespace),
             &[
@@ -428,22 +428,22 @@ impl Network {
 
 /// Makes the namespace, unless its name leads to one. One whose name is gone, and whose VMs run, is given its name again.
 async fn ensure_namespace(name: &str, settings: &NetworkSettings) -> Result<(), NetworkError> {
-    match namespace::look_up(name)? {
+    match namespace::look_up(name).await? {
         Named::Present => return Ok(()),
-        Named::Stale => namespace::remove_stale_name(name)?,
+        Named::Stale => namespace::remove_stale_name(name).await?,
         Named::Absent => {}
     }
     let own = platform_address(settings.cluster_prefix, settings.node, 2);
-    let found = tokio::task::spawn_blocking(move || lost::find(own)).await;
-    if let Ok(Some(found)) = found {
-        namespace::give_name(name, found.as_fd())?;
+    if let Some(found) = blocking(move || lost::find_namespace(own)).await {
+        namespace::give_name(name, Arc::new(found.into())).await?;
         tracing::warn!(
             namespace = name,
             "somebody had removed the name of the workload network's namespace; it has its name again"
         );
         return Ok(());
     }
-    namespace::make_names_dir().map_err(|source| NetworkError::Namespace {
+    let made = blocking(namespace::make_names_dir).await;
+    made.map_err(|source| NetworkError::Namespace {
         name: name.to_owned(),
         source,
     })?;
@@ -458,7 +458,9 @@ async fn read_host_network() -> Result<HostNetwork, NetworkError> {
     let own =
         host_network::own_addresses(&routes).map_err(|error| not_understood(&command, &error))?;
     // A machine without the file has no resolver that we could name.
-    let resolv_conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    let resolv_conf = tokio::fs::read_to_string(RESOLV_CONF)
+        .await
+        .unwrap_or_default();
     Ok(HostNetwork {
         own,
         resolver: host_network::first_resolver(&resolv_conf),
