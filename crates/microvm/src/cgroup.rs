@@ -206,7 +206,7 @@ mod tests {
                         let prepare = |parent: &Path| fs::metadata(parent).map(|_| ());
                         make_below(parent, &path, prepare).unwrap();
                         assert!(path.exists());
-                        Cgroup::at(path).remove();
+                        Cgroup::at(path).remove_dir();
                     }
                 });
             }

@@ -146,12 +146,11 @@ impl Found {
             return DriverKind::Firecracker;
         }
         let arguments = fs::read(format!("/proc/{}/cmdline", vmm.pid)).unwrap_or_default();
-        match arguments
-            .split(|byte| *byte == 0)
-            .any(|word| word == b"kvm")
-        {
-            true => DriverKind::QemuKvm,
-            false => DriverKind::QemuTcg,
+        let mut words = arguments.split(|byte| *byte == 0);
+        if words.any(|word| word == b"kvm") {
+            DriverKind::QemuKvm
+        } else {
+            DriverKind::QemuTcg
         }
     }
 }

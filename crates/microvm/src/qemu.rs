@@ -89,6 +89,7 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
     ];
     let launch = Launch {
         exe: program.clone(),
+        // blocks: the starting thread enters it
         prepare: View::of_vsock_device(&boot.dir, &program).prepare(boot.user),
         program,
         arguments: arguments.map(Into::into).into(),
@@ -146,6 +147,7 @@ async fn start_vmm(
     pass.push(boot.copy_of(&boot.ends.keeper)?.into());
     let launch = Launch {
         exe: program.clone(),
+        // blocks: the starting thread enters it
         prepare: View::of_vmm(&boot.dir, &program, spec.driver == DriverKind::QemuKvm)
             .prepare(boot.user),
         program,

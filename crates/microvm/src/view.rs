@@ -89,7 +89,6 @@ impl View {
         mount("view", &root, "tmpfs", flags, Some(options.as_c_str()))?;
         self.furnish(&root)?;
         // What was the root is mounted on top of the new one, and removed from there (pivot_root(2)).
-        std::env::set_current_dir("/")?;
         rustix::process::fchdir(rustix::fs::open(
             &root,
             rustix::fs::OFlags::PATH | rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC,

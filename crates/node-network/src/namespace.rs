@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use blocking_work::blocking;
@@ -69,44 +69,46 @@ pub(crate) async fn open(name: &str) -> Result<File, NetworkError> {
 /// Whether the name leads to this namespace.
 pub(crate) async fn is_name_of(name: &str, namespace: &Arc<File>) -> Result<bool, NetworkError> {
     let (path, namespace) = (path_of(name), namespace.clone());
-    let same = move || {
-        let ours = namespace.metadata()?;
-        match fs::metadata(path) {
-            Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    };
-    blocking(same)
-        .await
-        .map_err(|source| NetworkError::Namespace {
-            name: name.to_owned(),
-            source,
-        })
+    let same = blocking(move || same_inode(&path, &namespace)).await;
+    same.map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Blocks.
+fn same_inode(path: &Path, namespace: &File) -> io::Result<bool> {
+    let ours = namespace.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Gives a name to a namespace, in place of whatever has it.
 pub(crate) async fn give_name(name: &str, namespace: Arc<File>) -> Result<(), NetworkError> {
     let path = path_of(name);
-    let give = move || {
-        make_names_dir()?;
-        // Another namespace, and others below: each was mounted over the one before.
-        while rustix::mount::unmount(&path, UnmountFlags::DETACH).is_ok() {}
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        File::create(&path)?;
-        let namespace = format!("/proc/self/fd/{}", namespace.as_raw_fd());
-        rustix::mount::mount_bind(namespace, &path)?;
-        Ok(())
-    };
-    blocking(give)
-        .await
-        .map_err(|source| NetworkError::Namespace {
-            name: name.to_owned(),
-            source,
-        })
+    let given = blocking(move || mount_name(&path, &namespace)).await;
+    given.map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Blocks.
+fn mount_name(path: &Path, namespace: &File) -> io::Result<()> {
+    make_names_dir()?;
+    // Another namespace, and others below: each was mounted over the one before.
+    while rustix::mount::unmount(path, UnmountFlags::DETACH).is_ok() {}
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create(path)?;
+    let namespace = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    rustix::mount::mount_bind(namespace, path)?;
+    Ok(())
 }
 
 /// Makes the folder of names as `ip netns` does, readable by everybody, whatever the umask. Blocks.

@@ -225,9 +225,10 @@ fn monitor_client(mut stream: &UnixStream) -> std::io::Result<()> {
         r#"{{"QMP": {{"version": {{}}, "capabilities": []}}}}"#
     )?;
     for line in BufReader::new(stream.try_clone()?).lines() {
-        let answer = match line?.contains("query-status") {
-            true => r#"{"return": {"status": "running", "running": true}}"#,
-            false => r#"{"return": {}}"#,
+        let answer = if line?.contains("query-status") {
+            r#"{"return": {"status": "running", "running": true}}"#
+        } else {
+            r#"{"return": {}}"#
         };
         writeln!(stream, "{answer}")?;
     }
