@@ -121,10 +121,15 @@ pub async fn end_leftovers(folder: &Path) -> io::Result<Vec<i32>> {
             let folder = folder.clone();
             move || console_of(pid, &folder)
         });
-        if still.await?.is_some() {
-            process.kill();
-            process.ended().await;
-            ended.push(pid);
+        match still.await {
+            Ok(Some(_)) => {
+                process.kill();
+                process.ended().await;
+                ended.push(pid);
+            }
+            Ok(None) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(ended)
