@@ -104,6 +104,7 @@ async fn case_a_vm_whose_record_is_lost_or_damaged_is_found() {
     assert_eq!(recover_records(dir.path()).unwrap(), []);
     assert_eq!(fs::read(&record).unwrap(), whole);
 
+    let mut adopted = Vec::new();
     for damaged in [
         None,
         Some("{\"version\": 1, \"boot"),
