@@ -162,9 +162,12 @@ fn orphans_are_reaped_and_killed_when_the_app_ends() {
 
 #[test]
 fn case_a_kill_of_the_main_process_for_want_of_memory_is_the_apps_end() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(main_process_without_memory);
+}
+
+fn main_process_without_memory(tools: &Tools) {
     let script = "echo eating; exec tail /dev/zero";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    let mut guest = Plan::new(tools, config(script)).boot();
     let event = guest.finish();
     assert_eq!((event.exit_code, event.signal), (137, Some(9)));
     assert!(event.oom_killed && !event.requested_stop);
@@ -178,10 +181,13 @@ fn case_a_kill_of_the_main_process_for_want_of_memory_is_the_apps_end() {
 
 #[test]
 fn case_a_kill_of_another_process_for_want_of_memory_is_reported_when_it_happens() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(child_without_memory);
+}
+
+fn child_without_memory(tools: &Tools) {
     // A child of the app, as a worker of a server is.
     let script = "tail /dev/zero; echo child $?; while [ ! -e /end ]; do sleep 0.05; done; exit 0";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    let mut guest = Plan::new(tools, config(script)).boot();
     guest.wait_line("child 137");
     guest.wait("the report", |seen| {
         let lines = seen.lines(Stream::Platform);

@@ -19,10 +19,13 @@ fn run(guest: &Guest, session: u32, script: &str) -> String {
 
 #[test]
 fn case_signals_to_pid_1_reach_the_app_and_nothing_within_harms_init() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(signals_to_pid_1);
+}
+
+fn signals_to_pid_1(tools: &Tools) {
     let script = "su shop -s /bin/sh -c 'echo dropped > /dev/stdout'; for s in HUP USR1 USR2 TERM; do trap \"echo got $s\" $s; done; echo ready $$; \
                   while :; do sleep 0.05; done";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    let mut guest = Plan::new(tools, config(script)).boot();
     guest.wait_line("ready 2");
     // An entrypoint that is root and drops to another user: that one may open the outputs too.
     guest.wait_line("dropped");
@@ -108,7 +111,10 @@ fn case_signals_to_pid_1_reach_the_app_and_nothing_within_harms_init() {
 
 #[test]
 fn case_an_app_of_another_user_writes_to_its_log_by_name() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(log_by_name);
+}
+
+fn log_by_name(tools: &Tools) {
     // Later users of the same outputs as well: entrypoints drop to a user of their own.
     let script = "echo one > /proc/1/fd/1; echo two > /dev/stdout; echo three > /proc/1/fd/2; \
                   echo four > /dev/stderr; echo ready; \
@@ -123,7 +129,7 @@ fn case_an_app_of_another_user_writes_to_its_log_by_name() {
     config.user = "33:33".to_owned();
     let mut guest = Plan {
         tree: &tree,
-        ..Plan::new(&tools, config)
+        ..Plan::new(tools, config)
     }
     .boot();
     guest.wait_line("ready");
@@ -145,13 +151,16 @@ fn case_an_app_of_another_user_writes_to_its_log_by_name() {
 
 #[test]
 fn case_an_image_that_insists_on_being_pid_1_is_pid_1() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(image_is_pid_1);
+}
+
+fn image_is_pid_1(tools: &Tools) {
     let script = "[ $$ = 1 ] || { echo can only run as pid 1; exit 100; }; \
                   trap 'echo got usr1' USR1; (setsid sleep 1000 &); echo ready; \
                   while :; do sleep 0.05; done";
     let mut config = config(script);
     config.init = Init::Image;
-    let mut guest = Plan::new(&tools, config).boot();
+    let mut guest = Plan::new(tools, config).boot();
     guest.wait_line("ready");
     run(&guest, 1, "kill -USR1 1");
     guest.wait_line("got usr1");
