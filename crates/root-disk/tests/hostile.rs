@@ -575,12 +575,15 @@ fn malformed_headers_are_refused() {
     for bytes in [
         bare.clone(),
         [bare.clone(), vec![0; 1024], b"after".to_vec()].concat(),
+        // Of umoci insert, and as Go's reader takes it: the last content has no padding, or a part of it.
+        bare[..513].to_vec(),
+        bare[..1023].to_vec(),
         Vec::new(),
     ] {
         let layer = layer_of(dir.path(), &bytes, Compression::None);
         build(&[layer], &dir.path().join("disk"), &Limits::default()).unwrap();
     }
-    for length in [1, 511, 513, 1023] {
+    for length in [1, 511, 512] {
         let layer = layer_of(dir.path(), &bare[..length], Compression::None);
         let error = refused(&[layer], dir.path(), &Limits::default());
         assert!(format!("{error:?}").contains("Truncated"), "{error:?}");

@@ -522,6 +522,21 @@ fn case_the_first_bytes_of_a_layer_decide_its_compression() {
     assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
 }
 
+/// `umoci insert` does not close its archives: after the last content there is neither padding nor an end.
+#[test]
+fn case_an_archive_may_end_with_its_last_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tar = Tar::default();
+    tar.file("first", &[7; 512]).file("last", &[8; 615]);
+    let expected = built(&[tar.layer(dir.path())], &dir.path().join("whole"));
+    let padding = 2 * 512 - 615;
+    for missing in [padding, padding - 1, 1, 0] {
+        let archive = &tar.0[..tar.0.len() - missing];
+        let layer = layer_of(dir.path(), archive, Compression::Gzip);
+        assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
+    }
+}
+
 #[test]
 fn case_pax_headers_and_long_names_go_together() {
     let long = format!("opt/{}/{}", "d".repeat(60), "f".repeat(60));

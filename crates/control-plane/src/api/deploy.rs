@@ -169,8 +169,8 @@ fn check_against(
     })?;
     scheduler::release::check_volumes(cluster, key, manifest).map_err(|refusal| {
         ApiFailure::conflict("volume_size", refusal.to_string()).hint(
-            "keep the size; on its node a volume takes only what was written to it, so a new one can \
-             be large from the start",
+            "keep the size, or delete the volume with what is in it (`platform volumes delete`); on its node a \
+             volume takes only what was written to it, so a new one can be large from the start",
         )
     })?;
     let taken = taken_hosts(cluster, key, manifest);

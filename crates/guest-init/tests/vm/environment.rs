@@ -315,6 +315,41 @@ fn a_volume_without_a_file_system_fails_the_boot_by_name() {
     );
 }
 
+#[test]
+fn case_an_images_data_that_does_not_fit_its_volume_fails_the_boot_for_good() {
+    let Some(tools) = Tools::find() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let volume = directory.path().join("data.ext4");
+    make_disk(&volume, 8, None);
+    let mut config = config("true");
+    config.volumes = vec![VolumeMount {
+        path: Some("/var/lib/shop".to_owned()),
+        owner: None,
+        device: "/dev/vdc".to_owned(),
+        name: "data".to_owned(),
+    }];
+    let tree = |root: &Path| {
+        busybox_tree(root);
+        fs::create_dir_all(root.join("var/lib/shop")).unwrap();
+        fs::write(root.join("var/lib/shop/large"), vec![7; 12 << 20]).unwrap();
+    };
+    let plan = Plan {
+        volumes: vec![volume],
+        tree: &tree,
+        ..Plan::new(&tools, config)
+    };
+    let guest = plan.boot();
+    let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+    assert_eq!(
+        (failure.step.as_str(), failure.exit_code),
+        ("mount volume data", Some(126))
+    );
+    assert!(
+        failure.reason.contains("/var/lib/shop") && failure.reason.contains("larger `size`"),
+        "{failure:?}"
+    );
+}
+
 /// `iptables` as it is on Debian.
 const IPTABLES: &str = "/usr/sbin/xtables-nft-multi";
 

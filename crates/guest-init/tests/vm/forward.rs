@@ -201,7 +201,9 @@ fn measure_forwarding(tools: &Tools) {
     for (what, port) in [("straight (IPv6)", 8083), ("forwarded (127.0.0.1)", 8081)] {
         let request = median(port, "/small", REQUESTS) * 1e3;
         let rate = f64::from(MEGABYTES) / median(port, "/big", DOWNLOADS);
-        eprintln!("{what}: a connection with one request {request:.2} ms, a download {rate:.0} MB/s (medians)");
+        eprintln!(
+            "{what}: a connection with one request {request:.2} ms, a download {rate:.0} MB/s (medians)"
+        );
     }
     let memory = run(&guest, 1, "cat /sys/fs/cgroup/forward/memory.current");
     eprintln!(

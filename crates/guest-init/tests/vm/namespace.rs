@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use guest_protocol::{HostFrame, Stream};
 use model::instance::Init;
@@ -182,4 +183,64 @@ fn image_is_pid_1(tools: &Tools) {
             "the app is PID 1 and does not handle SIGTERM, which does nothing then: it is killed after 0.3 s"
         ]
     );
+}
+
+/// busybox's init, as an image's own: it starts what its table says, and powers off in order.
+#[test]
+fn case_an_image_with_an_init_of_its_own_is_served_joined_and_stopped_in_order() {
+    let Some(tools) = Tools::find() else { return };
+    let tree = |root: &Path| {
+        crate::machine::busybox_tree(root);
+        fs::create_dir(root.join("sbin")).unwrap();
+        std::os::unix::fs::symlink("../bin/busybox", root.join("sbin/init")).unwrap();
+        let table = "::sysinit:/bin/echo starting\n\
+                     ::respawn:/bin/sh -c 'trap \"echo service stops; exit\" TERM; echo service as $PPID of $container; \
+                     while :; do sleep 0.05; done'\n\
+                     ::shutdown:/bin/echo shutting down\n";
+        fs::write(root.join("etc/inittab"), table).unwrap();
+    };
+    let boot = || {
+        let mut config = config("");
+        config.argv = vec!["/sbin/init".to_owned()];
+        config.init = Init::Image;
+        config.stop_signal = "SIGUSR2".to_owned();
+        let container = ("container".to_owned(), "platform".to_owned());
+        config.environment.push(container);
+        let guest = Plan {
+            tree: &tree,
+            ..Plan::new(&tools, config)
+        }
+        .boot();
+        guest.wait_line("service as 1 of platform");
+        guest
+    };
+    let mut guest = boot();
+    assert_eq!(run(&guest, 1, "cat /proc/1/comm"), "init");
+    // A service that ends is started again by the image's init, not by the platform.
+    run(&guest, 2, "pkill -KILL -f 'service stops'");
+    guest.wait("the service again", |seen| {
+        let lines = seen.lines(Stream::Stdout);
+        let starts = lines.iter().filter(|line| line.starts_with("service as"));
+        (starts.count() == 2).then_some(())
+    });
+    guest.send(&HostFrame::Stop { timeout_ms: 60_000 });
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (0, None));
+    assert!(event.requested_stop && !event.oom_killed, "{event:?}");
+    let lines = guest.seen().lines(Stream::Stdout);
+    for line in ["starting", "shutting down", "service stops"] {
+        assert!(lines.iter().any(|seen| seen == line), "{line}: {lines:?}");
+    }
+    assert_eq!(
+        guest.seen().lines(Stream::Platform),
+        ["the app's PID 1 powered off"]
+    );
+
+    // A power-off that nobody asked for from outside is a success, a restart is none.
+    for (command, code) in [("poweroff", 0), ("reboot", 129)] {
+        let mut guest = boot();
+        guest.send(&request(1, &[command], None));
+        let event = guest.finish();
+        assert_eq!((event.exit_code, event.requested_stop), (code, false));
+    }
 }

@@ -5,6 +5,7 @@
 
 mod harness;
 mod hostile;
+mod init;
 mod proxy;
 mod terminal;
 mod volumes;
