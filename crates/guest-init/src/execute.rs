@@ -94,6 +94,17 @@ pub(crate) enum StepError {
     Start(#[from] StartError),
 }
 
+/// Whether an error is that of the path itself, in the image as it is.
+fn is_of_the_path(error: io::ErrorKind) -> bool {
+    matches!(
+        error,
+        io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidFilename
+    )
+}
+
 impl StepError {
     /// The exit code of a command that could not be started.
     pub(crate) fn exit_code(&self) -> Option<u8> {
@@ -101,6 +112,8 @@ impl StepError {
             Self::Start(error) => error.exit_code(),
             // The image's users and the volume's size will be the same another time.
             Self::User(_) | Self::VolumeTooSmall { .. } => Some(126),
+            // So will what its paths lead to: a `VOLUME` or a `WORKDIR` that is a file.
+            Self::File { source, .. } if is_of_the_path(source.kind()) => Some(126),
             _ => None,
         }
     }

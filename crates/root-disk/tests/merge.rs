@@ -527,13 +527,20 @@ fn case_the_first_bytes_of_a_layer_decide_its_compression() {
 fn case_an_archive_may_end_with_its_last_content() {
     let dir = tempfile::tempdir().unwrap();
     let mut tar = Tar::default();
-    tar.file("first", &[7; 512]).file("last", &[8; 615]);
-    let expected = built(&[tar.layer(dir.path())], &dir.path().join("whole"));
-    let padding = 2 * 512 - 615;
+    tar.file("first", &[b'f'; 512]).file("last", b"whole");
+    let padding = 512 - 5;
     for missing in [padding, padding - 1, 1, 0] {
         let archive = &tar.0[..tar.0.len() - missing];
-        let layer = layer_of(dir.path(), archive, Compression::Gzip);
-        assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
+        let Some(lines) = listed(&[layer_of(dir.path(), archive, Compression::Gzip)]) else {
+            return;
+        };
+        assert_eq!(
+            lines,
+            [
+                format!("first: {}", "f".repeat(512)),
+                "last: whole".to_owned()
+            ]
+        );
     }
 }
 

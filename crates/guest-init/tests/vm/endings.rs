@@ -274,3 +274,24 @@ fn a_failed_boot_step_is_reported_by_name() {
     guest.send(&HostFrame::ExitAck);
     assert!(guest.wait_for_power_off().success());
 }
+
+#[test]
+fn case_a_path_of_the_image_that_is_a_file_fails_the_boot_for_good() {
+    let Some(tools) = Tools::find() else { return };
+    let mut directory = config("true");
+    directory.working_dir = "/etc/passwd".to_owned();
+    let mut volume = config("true");
+    volume.image_volumes = vec!["/etc/passwd/data".to_owned()];
+    for (config, step) in [
+        (directory, "make the working directory"),
+        (volume, "make the image's volume"),
+    ] {
+        let guest = Plan::new(&tools, config).boot();
+        let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+        assert_eq!(
+            (failure.step.as_str(), failure.exit_code),
+            (step, Some(126))
+        );
+        assert!(failure.reason.contains("/etc/passwd"), "{failure:?}");
+    }
+}

@@ -194,7 +194,8 @@ fn case_an_image_with_an_init_of_its_own_is_served_joined_and_stopped_in_order()
         fs::create_dir(root.join("sbin")).unwrap();
         std::os::unix::fs::symlink("../bin/busybox", root.join("sbin/init")).unwrap();
         let table = "::sysinit:/bin/echo starting\n\
-                     ::respawn:/bin/sh -c 'trap \"echo service stops; exit\" TERM; echo service as $PPID of $container; \
+                     ::respawn:/bin/sh -c 'trap \"echo service stops; exit\" TERM; echo $$ >/service; \
+                     echo service as $PPID of $container; \
                      while :; do sleep 0.05; done'\n\
                      ::shutdown:/bin/echo shutting down\n";
         fs::write(root.join("etc/inittab"), table).unwrap();
@@ -217,7 +218,7 @@ fn case_an_image_with_an_init_of_its_own_is_served_joined_and_stopped_in_order()
     let mut guest = boot();
     assert_eq!(run(&guest, 1, "cat /proc/1/comm"), "init");
     // A service that ends is started again by the image's init, not by the platform.
-    run(&guest, 2, "pkill -KILL -f 'service stops'");
+    run(&guest, 2, "kill -KILL $(cat /service)");
     guest.wait("the service again", |seen| {
         let lines = seen.lines(Stream::Stdout);
         let starts = lines.iter().filter(|line| line.starts_with("service as"));
