@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use blocking_work::blocking;
 use model::InstanceId;
 use process_handle::{Exit, Process};
 use tokio::sync::watch;
@@ -12,7 +13,7 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 use crate::console::{Pump, console_tail};
 use crate::driver::Driver;
-use crate::{StatusError, VmStatus, run_dir};
+use crate::{StatusError, VmStatus, load, run_dir};
 
 /// Longest time between an orderly end of the vsock device and the end of the VMM that caused it. A VMM that still
 /// runs after it has lost its device.
@@ -88,7 +89,7 @@ impl Vm {
         let dir = run_dir.clone();
         tokio::spawn(async move {
             let how = watched.end_together().await;
-            let end = finish(how, &dir, watched.cgroup.as_ref(), pump).await;
+            let end = finish(how, &dir, watched.cgroup.clone(), pump).await;
             ended.send_replace(Some(end));
         });
         Self {
@@ -154,6 +155,12 @@ impl Vm {
         self.ended().await
     }
 
+    /// How long its VMM's threads were ready to run and had no processor. Absent: it has ended, or the kernel does not say.
+    /// Reads some small files of /proc.
+    pub fn waited_for_processors(&self) -> Option<Duration> {
+        load::waited(self.processes.as_ref()?.vmm.pid()).ok()
+    }
+
     /// Asks the VMM about its guest. A VMM that is stopped or hangs does not answer in time.
     ///
     /// # Errors
@@ -211,19 +218,23 @@ async fn ended(process: Option<&Process>) -> Exit {
 pub(crate) async fn finish(
     how: HowEnded,
     dir: &Path,
-    cgroup: Option<&Cgroup>,
+    cgroup: Option<Cgroup>,
     pump: Option<Pump>,
 ) -> VmEnd {
     if let Some(pump) = pump {
         pump.finish().await;
     }
-    if let Some(cgroup) = cgroup {
-        cgroup.remove();
-    }
-    let console_tail = console_tail(dir);
-    if let Err(error) = run_dir::clear(dir) {
-        // It was removed meanwhile, or the next boot clears it.
-        tracing::debug!(%error, run_dir = %dir.display(), "run directory not cleared");
-    }
-    VmEnd { how, console_tail }
+    let dir = dir.to_owned();
+    blocking(move || {
+        if let Some(cgroup) = cgroup {
+            cgroup.remove_dir();
+        }
+        let console_tail = console_tail(&dir);
+        if let Err(error) = run_dir::clear(&dir) {
+            // It was removed meanwhile, or the next boot clears it.
+            tracing::debug!(%error, run_dir = %dir.display(), "run directory not cleared");
+        }
+        VmEnd { how, console_tail }
+    })
+    .await
 }

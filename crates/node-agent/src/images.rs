@@ -29,8 +29,8 @@ use tokio::sync::{Mutex as AsyncMutex, RwLock};
 use self::cache::Needs;
 use display::chain;
 
-use crate::blocking::blocking;
 use crate::host::{PreparedImage, Progress};
+use blocking_work::blocking;
 
 /// The images of this node and their root disks.
 #[derive(Debug)]

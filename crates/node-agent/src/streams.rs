@@ -16,11 +16,11 @@ use guest_protocol::{LogRecord, Stream as OutputStream};
 use model::{InstanceId, ProcessName, Timestamp};
 use tokio::task::JoinSet;
 
-use crate::blocking::blocking;
 use crate::directory::{Directory, Entry};
 use crate::ended_logs::EndedLogs;
 use crate::exec;
 use crate::logs::{Past, begins_boot};
+use blocking_work::blocking;
 
 /// How long one poll for stream requests waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);

@@ -7,6 +7,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::node::CachedImage;
 use futures_util::FutureExt as _;
@@ -27,6 +28,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::machine::{Machine, SimVm};
 use crate::simulator::App;
+
+/// Too many open files.
+const EMFILE: i32 = 24;
 
 /// Folder of root disks, a file for each image digest.
 const ROOT_DISKS: &str = "/disks";
@@ -128,9 +132,22 @@ impl Vmm for SimHost {
         .boxed()
     }
 
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<InstanceId>>> {
+        async move {
+            let machine = &self.0;
+            Ok(self
+                .perform(5, || machine.lock().vms.keys().copied().collect())
+                .await)
+        }
+        .boxed()
+    }
+
     fn adopt(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Option<Box<dyn Vm>>>> {
         async move {
             self.0.simulator.latency(1, 20).await;
+            if self.0.lock().no_descriptors {
+                return Err(HostError::transient("too many open files: simulated"));
+            }
             if self.0.lock().unreadable_vms.contains(&id) {
                 return Err(HostError::transient("cannot read `vm.json`: simulated"));
             }
@@ -140,8 +157,14 @@ impl Vmm for SimHost {
     }
 
     fn listen(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Box<dyn GuestListener>>> {
-        let listener = SimListener(self.0.listen(id));
-        async move { Ok(Box::new(listener) as Box<dyn GuestListener>) }.boxed()
+        async move {
+            if self.0.lock().no_descriptors {
+                return Err(HostError::transient("too many open files: simulated"));
+            }
+            let listener = SimListener(self.0.listen(id));
+            Ok(Box::new(listener) as Box<dyn GuestListener>)
+        }
+        .boxed()
     }
 
     fn remove(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
@@ -201,6 +224,10 @@ impl Vm for SimVmHandle {
             .await;
         }
         .boxed()
+    }
+
+    fn waited(&self) -> BoxFuture<'_, Option<Duration>> {
+        std::future::ready(None).boxed()
     }
 }
 
@@ -443,6 +470,9 @@ impl Files for SimHost {
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Option<Vec<u8>>>> {
         async move {
             self.0.simulator.latency(0, 2).await;
+            if self.0.lock().no_descriptors && path.ends_with("instance.json") {
+                return Err(io::Error::from_raw_os_error(EMFILE));
+            }
             Ok(self.0.lock().files.get(path).cloned())
         }
         .boxed()

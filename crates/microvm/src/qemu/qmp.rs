@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::UnixStream;
 
 use crate::{StatusError, run_dir};
 
@@ -29,9 +28,7 @@ async fn ask_patiently(run_dir: &Path, command: &str) -> Result<Value, StatusErr
         path: path.clone(),
         source,
     };
-    let stream = run_dir::connect(run_dir, "qmp.sock").map_err(wrong)?;
-    stream.set_nonblocking(true).map_err(wrong)?;
-    let stream = UnixStream::from_std(stream).map_err(wrong)?;
+    let stream = run_dir::connect(run_dir, "qmp.sock").await.map_err(wrong)?;
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader.take(MAX_ANSWER_BYTES)).lines();
     let mut next = async || -> Result<Value, StatusError> {

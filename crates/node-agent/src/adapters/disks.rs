@@ -9,9 +9,9 @@ use futures_util::future::BoxFuture;
 use model::instance::AttachedVolume;
 use model::{InstanceId, VolumeId};
 
-use crate::blocking::blocking;
 use crate::host::{Disks, HostError, HostResult};
 use crate::volumes::{VolumeError, Volumes};
+use blocking_work::blocking;
 use display::chain;
 
 const SCRATCH: &str = "scratch.ext4";

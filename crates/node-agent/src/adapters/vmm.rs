@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -10,8 +11,8 @@ use microvm::{Disk, DriverKind, GuestKernel, MAX_VCPUS, VmSpec};
 use model::InstanceId;
 use tokio::net::UnixListener;
 
-use crate::blocking::blocking;
 use crate::host::{GuestListener, GuestStream, HostError, HostResult, Vm, VmRequest, Vmm};
+use blocking_work::blocking;
 use display::chain;
 
 /// The VMs of this node.
@@ -43,11 +44,11 @@ impl Vmm for MicroVms {
             path,
             read_only: false,
         }));
-        let spec = VmSpec {
+        let mut spec = VmSpec {
             instance: vm.instance,
             run_dir: self.vm_dir(vm.instance),
             driver: self.driver,
-            kernel: self.kernel.for_disks(self.driver, disks.len()),
+            kernel: self.kernel.clone(),
             vcpus: vm.cpu_millis.div_ceil(1000).clamp(1, MAX_VCPUS),
             cpu_millis: vm.cpu_millis,
             memory_bytes: vm.memory_bytes,
@@ -55,7 +56,11 @@ impl Vmm for MicroVms {
             nic: Some(vm.nic),
         };
         async move {
-            match microvm::boot(spec).await {
+            let spec = blocking(move || {
+                spec.kernel = spec.kernel.for_disks(spec.driver, spec.disks.len());
+                spec
+            });
+            match microvm::boot(spec.await).await {
                 Ok(vm) => Ok(Box::new(MicroVm(vm)) as Box<dyn Vm>),
                 Err(error) => Err(HostError {
                     transient: error.is_transient(),
@@ -63,6 +68,16 @@ impl Vmm for MicroVms {
                 }),
             }
         }
+        .boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<InstanceId>>> {
+        let dir = self.run_dir.clone();
+        blocking(move || {
+            microvm::recorded(&dir).map_err(|error| {
+                HostError::transient(format!("cannot list {}: {error}", dir.display()))
+            })
+        })
         .boxed()
     }
 
@@ -78,8 +93,8 @@ impl Vmm for MicroVms {
 
     fn listen(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Box<dyn GuestListener>>> {
         async move {
-            // Binding a Unix socket waits for nobody.
-            match microvm::listen_for_guest(&self.vm_dir(id), HOST_PORT) {
+            let dir = self.vm_dir(id);
+            match blocking(move || microvm::listen_for_guest(&dir, HOST_PORT)).await {
                 Ok(listener) => Ok(Box::new(UnixGuestListener(listener)) as Box<dyn GuestListener>),
                 Err(error) => Err(HostError::transient(format!(
                     "cannot listen for the guest of {id}: {error}"
@@ -113,6 +128,11 @@ impl Vm for MicroVm {
             self.0.kill().await;
         }
         .boxed()
+    }
+
+    fn waited(&self) -> BoxFuture<'_, Option<Duration>> {
+        let vm = self.0.clone();
+        blocking(move || vm.waited_for_processors()).boxed()
     }
 }
 

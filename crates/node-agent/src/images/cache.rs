@@ -13,7 +13,7 @@ use model::{Digest, Timestamp};
 use node_core::cache::{CacheEntry, evict};
 
 use super::{ImageCache, read_record, record_path};
-use crate::blocking::blocking;
+use blocking_work::blocking;
 use display::chain;
 
 /// Who needs which disk, and which there are.
@@ -119,16 +119,16 @@ impl ImageCache {
         let (blobs, disks, needs) = (self.blobs.clone(), self.disks.clone(), self.needs.clone());
         let records = self.records.clone();
         let removed = blocking(move || {
-            let entries = entries(&blobs, &disks, &lock(&needs))?;
+            let entries = entries(&blobs, &disks, |digest| lock(&needs).need(digest))?;
             let mut freed = 0;
             for item in evict(&entries, budget_bytes) {
                 match &item {
-                    Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
+                    Item::Blob(digest) => blobs.remove_blob(digest).map_err(|e| chain(&e))?,
                     Item::Partial(digest) => blobs.remove_partial(digest),
                     Item::Disk(digest) => {
-                        // Looked at again and held until it is gone: an instance may have begun meanwhile.
-                        let needs = lock(&needs);
-                        if needs.need(digest) {
+                        // Looked at again: an instance may have begun meanwhile. One that begins from now on
+                        // waits for `removing` before it looks for the disk.
+                        if lock(&needs).need(digest) {
                             continue;
                         }
                         disks.remove(digest).map_err(|e| chain(&e))?;
@@ -183,17 +183,17 @@ impl ImageCache {
     }
 }
 
-/// Every layer and disk, and what there is of layers.
+/// Every layer and disk, and what there is of layers. Blocks.
 fn entries(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
-    needs: &Needs,
+    is_pinned: impl Fn(&Digest) -> bool,
 ) -> Result<Vec<CacheEntry<Item>>, String> {
     let disks = disks.list().map_err(|e| chain(&e))?.into_iter();
     let disks = disks.map(|disk| CacheEntry {
         bytes: disk.allocated_bytes,
         last_used: millis(disk.last_used),
-        pinned: needs.need(&disk.digest),
+        pinned: is_pinned(&disk.digest),
         key: Item::Disk(disk.digest),
     });
     let unfinished = blobs.partials().map_err(|e| chain(&e))?;

@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bad_days;
+mod forty;
 mod harness;
 mod hostile;
+mod init;
 mod proxy;
 mod terminal;
 mod volumes;
