@@ -8,8 +8,8 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
 use scheduler::planner::Finding;
-use scheduler::table::Table;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
+use scheduler::table::Table;
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
 const REVISION_MASK: u64 = (1 << 53) - 1;
@@ -105,7 +105,10 @@ pub(crate) fn volume_rows(
             size_bytes: volume.size_bytes,
             node: volume.node,
             node_name: node_name(cluster, volume.node),
-            instance: cluster.instances.user_of(*id).map(|instance| instance.spec.id),
+            instance: cluster
+                .instances
+                .user_of(*id)
+                .map(|instance| instance.spec.id),
             made: volume.is_made(),
             deleting: volume.is_deleting(),
             created_at: volume.created_at,

@@ -73,7 +73,10 @@ impl Secrets {
         let mut newest = BTreeMap::new();
         // By version: a later one replaces an earlier one.
         let bundles = self.store.secret_bundles(env).await?;
-        for sealed in bundles.into_iter().filter(|b| bundle.is_none_or(|name| b.name == name)) {
+        for sealed in bundles
+            .into_iter()
+            .filter(|b| bundle.is_none_or(|name| b.name == name))
+        {
             newest.insert(sealed.name.clone(), sealed);
         }
         let open = |(name, sealed): (String, SealedBundle)| {

@@ -34,11 +34,11 @@ use tower::ServiceExt as _;
 
 use crate::callers::Peer;
 use crate::clock::now;
+use crate::leading::Leading;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
     REGISTRY_PAUSE, SHUTDOWN_GRACE,
 };
-use crate::leading::Leading;
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
 use crate::presence::Presence;

@@ -24,8 +24,8 @@ use crate::logins::Logins;
 use crate::presence::Presence;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
-use crate::topics::Topics;
 pub(crate) use crate::topics::Topic;
+use crate::topics::Topics;
 
 /// The cluster state that the store has, for whoever reads it.
 #[derive(Debug)]

@@ -74,9 +74,8 @@ fn pinned_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
 /// Whether `node` has to pull from this registry: only then it is given the login.
 pub fn pulls_from(cluster: &ClusterState, node: NodeId, registry: &str) -> bool {
     let mut instances = cluster.instances.on_node(node);
-    instances.any(|(_, instance)| {
-        !instance.is_terminating() && instance.spec.image.registry == registry
-    })
+    instances
+        .any(|(_, instance)| !instance.is_terminating() && instance.spec.image.registry == registry)
 }
 
 #[cfg(test)]

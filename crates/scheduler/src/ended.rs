@@ -57,9 +57,8 @@ pub fn recent<'c>(
 ) -> Vec<(InstanceId, &'c EndedInstance)> {
     let has_others = |process: &ProcessName| {
         let mut instances = cluster.instances.of_env(env);
-        instances.any(|(_, instance)| {
-            instance.spec.process == *process && !instance.is_terminating()
-        })
+        instances
+            .any(|(_, instance)| instance.spec.process == *process && !instance.is_terminating())
     };
     let is_wanted = |ended: &EndedInstance| {
         let is_named = process.is_none_or(|process| *process == ended.process);

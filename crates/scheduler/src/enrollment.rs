@@ -298,8 +298,11 @@ mod tests {
         use crate::apply::{Refused, apply};
         let mut cluster = crate::fixtures::cluster(1);
         let hash = |number: u8| [number; 32];
-        for (number, role) in [(1, EnrollRole::Node), (2, EnrollRole::Node), (3, EnrollRole::Edge)]
-        {
+        for (number, role) in [
+            (1, EnrollRole::Node),
+            (2, EnrollRole::Node),
+            (3, EnrollRole::Edge),
+        ] {
             let add = Command::AddToken {
                 hash: hash(number),
                 token: token(role),

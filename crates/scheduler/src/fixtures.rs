@@ -223,12 +223,7 @@ pub fn next_release(cluster: &ClusterState, env: &str) -> ReleaseNumber {
 }
 
 /// The command that deploys a release.
-pub fn deployment(
-    cluster: &ClusterState,
-    env: &str,
-    release: Release,
-    now: Timestamp,
-) -> Command {
+pub fn deployment(cluster: &ClusterState, env: &str, release: Release, now: Timestamp) -> Command {
     let known = cluster.envs.get(&key(env));
     let number = next_release(cluster, env);
     let begun = rollout::begin(known.map(|e| &e.rollout), number, now);

@@ -113,11 +113,7 @@ impl Leader {
     }
 
     /// Plans one env that is to be looked at. `None`: there is none.
-    pub fn plan_next(
-        &mut self,
-        now: Timestamp,
-        draw: &mut dyn FnMut() -> u32,
-    ) -> Option<Planned> {
+    pub fn plan_next(&mut self, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Option<Planned> {
         let before = self.working.clone();
         let planned = self.planner.plan_next(&mut self.working, now, draw)?;
         self.keep(&before, &planned);

@@ -249,7 +249,11 @@ impl Placement {
         }
         let nodes = self.spread.entry(held.of.clone()).or_default();
         let count = nodes.entry(held.node).or_default();
-        *count = if add { *count + 1 } else { count.saturating_sub(1) };
+        *count = if add {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
         if *count == 0 {
             nodes.remove(&held.node);
         }

@@ -25,9 +25,7 @@ use model::instance::InstanceState;
 use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 
 use crate::changes::Changes;
-use crate::cluster_state::{
-    ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase,
-};
+use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase};
 
 /// How old [`Node::seen_at`] may be before a report that says nothing new changes it, in milliseconds: such a report
 /// costs no write.
@@ -88,7 +86,9 @@ pub(crate) fn apply_report(
     let damaged = Subject::Node(id);
     let is_damaged = (cluster.unreadable.iter()).any(|record| record.subject == damaged);
     if node != *before || is_damaged {
-        cluster.unreadable.retain(|record| record.subject != damaged);
+        cluster
+            .unreadable
+            .retain(|record| record.subject != damaged);
         cluster.nodes.insert(id, node.clone());
         changes.nodes.insert(id, node);
     }

@@ -96,12 +96,14 @@ impl RouteIndex {
         let before = self.of_env.remove(key).unwrap_or_default();
         let is_frozen = cluster.frozen_by(key).is_some();
         if is_frozen {
-            let unreadable: BTreeSet<_> = cluster.unreadable_instances().map(|(id, _)| id).collect();
+            let unreadable: BTreeSet<_> =
+                cluster.unreadable_instances().map(|(id, _)| id).collect();
             for (host, route) in &before {
                 match routes.get_mut(host) {
                     Some(current) => {
                         let backends = route.backends.iter();
-                        let kept = backends.filter(|backend| unreadable.contains(&backend.instance));
+                        let kept =
+                            backends.filter(|backend| unreadable.contains(&backend.instance));
                         current.backends.extend(kept.cloned());
                     }
                     None => drop(routes.insert(host.clone(), route.clone())),

@@ -101,9 +101,7 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
 
     /// Every value, to be changed. Copies all that other copies of the table have, too.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
-        self.0
-            .iter_mut_cow()
-            .map(|(_, value)| Arc::make_mut(value))
+        self.0.iter_mut_cow().map(|(_, value)| Arc::make_mut(value))
     }
 }
 

@@ -15,7 +15,8 @@ use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use scheduler::apply::Command;
 use scheduler::fixtures::{
-    cluster, database, deployment, digest, key, manifest, name, next_release, process, release, worker,
+    cluster, database, deployment, digest, key, manifest, name, next_release, process, release,
+    worker,
 };
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;

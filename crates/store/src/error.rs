@@ -71,15 +71,27 @@ pub enum StoreError {
     NoCluster,
 }
 
+/// SQLite's result codes that are about what is written: SQLITE_TOOBIG, SQLITE_CONSTRAINT, SQLITE_MISMATCH. Extended codes
+/// have them in their lowest byte.
+const REFUSED_RECORD: [i32; 3] = [18, 19, 20];
+
 impl StoreError {
     /// Whether the database refuses a record, and would take others: a constraint is broken, or a value is too large.
     pub fn is_about_a_record(&self) -> bool {
         match self {
             Self::Unstorable { .. } => true,
-            Self::Query { source, .. } => source
-                .as_database_error()
-                .is_some_and(|error| !matches!(error.kind(), sqlx::error::ErrorKind::Other)),
-            _ => false,
+            Self::Query { source, .. } => {
+                let code = source.as_database_error().and_then(|error| error.code());
+                let code: Option<i32> = code.and_then(|code| code.parse().ok());
+                code.is_some_and(|code| REFUSED_RECORD.contains(&(code & 0xff)))
+            }
+            Self::UnknownStore(_)
+            | Self::Open { .. }
+            | Self::NewerSchema { .. }
+            | Self::Migrate { .. }
+            | Self::Unreadable { .. }
+            | Self::Closed
+            | Self::NoCluster => false,
         }
     }
 

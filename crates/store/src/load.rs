@@ -53,10 +53,11 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
         .await
         .map_err(StoreError::query("read the edges"))?;
     cluster.edges = readable(&rows, edge, &mut unreadable);
-    let rows = sqlx::query("SELECT hash, role, expires_at, used_at, used_by FROM enrollment_tokens")
-        .fetch_all(&mut *db)
-        .await
-        .map_err(StoreError::query("read the enrollment tokens"))?;
+    let rows =
+        sqlx::query("SELECT hash, role, expires_at, used_at, used_by FROM enrollment_tokens")
+            .fetch_all(&mut *db)
+            .await
+            .map_err(StoreError::query("read the enrollment tokens"))?;
     cluster.tokens = readable(&rows, token, &mut unreadable);
     cluster.envs = load_envs(&mut *db, &mut unreadable).await?;
     let rows = sqlx::query(INSTANCES).fetch_all(&mut *db).await;
@@ -75,11 +76,13 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
 
 /// The cluster before anything joined it.
 async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
-    let row = sqlx::query("SELECT settings_json, last_network, json_version, last_node, last_edge FROM cluster")
-        .fetch_optional(db)
-        .await
-        .map_err(StoreError::query("read the cluster's settings"))?
-        .ok_or(StoreError::NoCluster)?;
+    let row = sqlx::query(
+        "SELECT settings_json, last_network, json_version, last_node, last_edge FROM cluster",
+    )
+    .fetch_optional(db)
+    .await
+    .map_err(StoreError::query("read the cluster's settings"))?
+    .ok_or(StoreError::NoCluster)?;
     let settings = from_json(row.get(2), row.get(0));
     Ok(ClusterState {
         settings: settings.map_err(|cause| StoreError::Unreadable { cause })?,

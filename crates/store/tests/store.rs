@@ -9,9 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use api::edge::Route;
 use api::enrollment::{EnrollRole, Member};
 use api::node::NodeReport;
-use model::{
-    EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, VolumeId,
-};
+use model::{EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, VolumeId};
 use scheduler::action::{Action, PlannedVolume};
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::changes::{Changes, SealedVersion};

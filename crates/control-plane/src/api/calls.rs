@@ -145,11 +145,7 @@ async fn went_offline(app: &App, node: NodeId) {
     let mut missed = 0;
     while missed < 2 {
         tokio::time::sleep(EXEC_NODE_CHECK).await;
-        missed = if app.is_online(node) {
-            0
-        } else {
-            missed + 1
-        };
+        missed = if app.is_online(node) { 0 } else { missed + 1 };
     }
 }
 

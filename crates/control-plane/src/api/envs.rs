@@ -46,7 +46,10 @@ pub(crate) async fn instances(
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let all = cluster.instances.iter().map(|(id, instance)| (*id, instance));
+    let all = cluster
+        .instances
+        .iter()
+        .map(|(id, instance)| (*id, instance));
     let kept = all.filter(|(_, instance)| filter.keeps(&instance.spec.env_key()));
     Ok(Json(rows::instance_rows(&cluster, kept)))
 }

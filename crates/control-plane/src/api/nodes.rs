@@ -56,7 +56,9 @@ pub(crate) async fn report(
     log_unknown(&app, node, unknown);
     // A report that says nothing new costs the store nothing.
     if is_news {
-        app.leading.report::<ApiFailure>(node, report, now()).await?;
+        app.leading
+            .report::<ApiFailure>(node, report, now())
+            .await?;
         app.wake.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)

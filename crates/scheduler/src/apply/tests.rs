@@ -4,10 +4,10 @@
 
 use super::*;
 use crate::cluster_state::{Subject, UnreadableRecord};
-use crate::table::Table;
 use crate::fixtures::{
     InstanceFixture, attach, cluster, database, deploy, exit, key, manifest, name, process, report,
 };
+use crate::table::Table;
 use api::node::InstanceReport;
 use model::instance::InstanceState;
 

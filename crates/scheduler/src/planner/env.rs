@@ -352,11 +352,7 @@ pub(super) struct Task<'a> {
 
 impl Task<'_> {
     /// Terminates and creates the instances that can be now.
-    fn advance(
-        &self,
-        planner: &mut Pass<'_, '_>,
-        views: &[&InstanceView],
-    ) -> Result<(), Blocked> {
+    fn advance(&self, planner: &mut Pass<'_, '_>, views: &[&InstanceView]) -> Result<(), Blocked> {
         let rolling = self.rollout.phase == RolloutPhase::Rolling;
         let (mut mine, mut old, mut going) = (Vec::new(), Vec::new(), Vec::new());
         for view in views.iter().copied() {

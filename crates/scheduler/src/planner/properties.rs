@@ -230,10 +230,12 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
             };
             let here = leader.state().instances.on_node(node);
             // An instance that nothing is said of is not listed.
-            let instances = here.zip(said).map(|((id, _), (state, ready))| InstanceReport {
-                ready: *ready && *state == InstanceState::Running,
-                ..report(id, *state)
-            });
+            let instances = here
+                .zip(said)
+                .map(|((id, _), (state, ready))| InstanceReport {
+                    ready: *ready && *state == InstanceState::Running,
+                    ..report(id, *state)
+                });
             let older = Generation(known.generation.0.saturating_sub(1));
             let report = Box::new(NodeReport {
                 generation: if *current { known.generation } else { older },
@@ -244,7 +246,12 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
                 },
                 hardware: known.hardware.clone(),
                 instances: instances.collect(),
-                volumes: leader.state().volumes.on_node(node).map(|(id, _)| id).collect(),
+                volumes: leader
+                    .state()
+                    .volumes
+                    .on_node(node)
+                    .map(|(id, _)| id)
+                    .collect(),
                 images: Vec::new(),
             });
             let now = *now;
