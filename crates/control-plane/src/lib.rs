@@ -34,6 +34,7 @@ mod logins;
 mod options;
 mod planning;
 mod presence;
+mod refused_enrollments;
 mod rows;
 mod secrets;
 mod serve;

@@ -39,6 +39,7 @@ use crate::limits::{
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
 use crate::presence::Presence;
+use crate::refused_enrollments::RefusedEnrollments;
 use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
@@ -117,6 +118,9 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         unknown: Mutex::default(),
         caches: Mutex::default(),
         refused: Mutex::default(),
+        refused_enrollments: RefusedEnrollments::default(),
+        unreadable: Mutex::default(),
+        unknown_states: Mutex::default(),
         shutdown: shutdown.clone(),
     });
     // What edges are told first is the whole cluster state, not an empty table.

@@ -8,7 +8,7 @@ use api::edge::RouteTable;
 use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
-use model::NodeId;
+use model::{InstanceId, NodeId};
 use registry::Registry;
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::changes::Changes;
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::failure::ApiFailure;
 use crate::logins::Logins;
 use crate::presence::Presence;
+use crate::refused_enrollments::RefusedEnrollments;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
 
@@ -55,6 +56,12 @@ pub(crate) struct Shared {
     pub(crate) caches: Mutex<BTreeMap<NodeId, Vec<CachedImage>>>,
     /// Members that were refused for their protocol version, so that each is logged once.
     pub(crate) refused: Mutex<BTreeSet<Member>>,
+    /// The refused enrollments that were logged lately.
+    pub(crate) refused_enrollments: RefusedEnrollments,
+    /// Why the last message of a member that was refused could not be read, so that each reason is logged once.
+    pub(crate) unreadable: Mutex<BTreeMap<Member, String>>,
+    /// What each node last reported in a state that this server does not know, so that it is logged once.
+    pub(crate) unknown_states: Mutex<BTreeMap<NodeId, Vec<InstanceId>>>,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -135,6 +135,13 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
         );
         return false;
     }
+    for (host, route) in &table.unreadable {
+        tracing::error!(
+            host,
+            reason = route.reason(),
+            "cannot read the route of a host, so it leads where it led; upgrade `platform` on the edge"
+        );
+    }
     edge.backends
         .keep_only(|address| edge.routes.leads_to(address));
     tracing::info!(

@@ -3,13 +3,16 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest};
+use api::node::{
+    CachedImage, InstanceReport, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest,
+};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use model::NodeId;
+use model::instance::InstanceState;
+use model::{InstanceId, NodeId};
 use scheduler::desired::desired_state;
 use scheduler::reports::Unknown;
 
@@ -26,7 +29,7 @@ use crate::streams::Waiting;
 /// The node's whole desired state, once it is newer than the one it has.
 pub(crate) async fn desired(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
     let newer = app
@@ -45,7 +48,7 @@ pub(crate) async fn desired(
 /// A node reports what it has and does.
 pub(crate) async fn report(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, protocol }: NodeCaller,
     Body(report): Body<NodeReport>,
 ) -> Result<StatusCode, ApiFailure> {
     let Some(effect) = app.store.report(node, &report, now()).await? else {
@@ -56,6 +59,7 @@ pub(crate) async fn report(
     };
     let came_back = app.presence.mark(node, Instant::now());
     log_unknown(&app, node, effect.unknown);
+    log_unknown_states(&app, node, protocol, &report.instances);
     keep_cache(&app, node, report.images);
     if effect.changed || came_back {
         app.wake.notify_one();
@@ -92,6 +96,28 @@ fn log_unknown(app: &Shared, node: NodeId, unknown: Unknown) {
     *before = unknown;
 }
 
+/// Logs once which instances a node reports in a state that this server does not know.
+fn log_unknown_states(app: &Shared, node: NodeId, protocol: u32, reports: &[InstanceReport]) {
+    let unknown = reports
+        .iter()
+        .filter(|report| report.state == InstanceState::Unknown);
+    let unknown: Vec<InstanceId> = unknown.map(|report| report.id).collect();
+    let mut logged = app
+        .unknown_states
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let before = logged.entry(node).or_default();
+    if *before != unknown && !unknown.is_empty() {
+        tracing::warn!(
+            %node,
+            protocol,
+            instances = %listed(&unknown),
+            "the node reports these instances in a way that this server does not know; they are kept"
+        );
+    }
+    *before = unknown;
+}
+
 fn listed(ids: &[impl ToString]) -> String {
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     ids.join(" ")
@@ -100,7 +126,7 @@ fn listed(ids: &[impl ToString]) -> String {
 /// Streams the node is asked to open.
 pub(crate) async fn streams(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Json<Vec<StreamRequest>>, ApiFailure> {
     tokio::select! {
@@ -112,7 +138,7 @@ pub(crate) async fn streams(
 /// A node sends what it was asked for: log lines until there are no more, or the answer of a call.
 pub(crate) async fn stream(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
     body: HttpBody,
 ) -> Result<StatusCode, ApiFailure> {
@@ -136,7 +162,7 @@ pub(crate) async fn stream(
 /// A node cannot open a stream that it was asked for.
 pub(crate) async fn refuse_stream(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
     Body(StreamRefused { reason }): Body<StreamRefused>,
 ) -> Result<StatusCode, ApiFailure> {
@@ -155,7 +181,7 @@ pub(crate) async fn refuse_stream(
 /// A node opens the stream of a command that it was asked to run.
 pub(crate) async fn exec_stream(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
     upgrade: Upgrade,
 ) -> Result<Response, ApiFailure> {

@@ -4,6 +4,7 @@
 use model::Timestamp;
 use model::instance::{ExitEvent, InstanceState};
 use serde::Deserialize;
+use serde::de::Error as _;
 
 use super::{Progress, Readiness, State, StopStep};
 
@@ -95,6 +96,9 @@ impl Progress {
                 ran: old.ran_last_time,
             },
             InstanceState::Failed => State::Failed,
+            InstanceState::Unknown => {
+                return Err(serde_json::Error::custom("version 1 has no such state"));
+            }
         };
         Ok(Self {
             state,

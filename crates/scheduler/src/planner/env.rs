@@ -242,7 +242,7 @@ fn unhealthy(
     let staying = views.iter().filter(|view| !view.terminating);
     let said = staying.filter_map(|view| {
         let what = match view.health {
-            InstanceHealth::Unknown => "its node is offline; it is kept".to_owned(),
+            InstanceHealth::Unknown => planner.unknown_because(view.id),
             InstanceHealth::Terminated | InstanceHealth::CrashLoop | InstanceHealth::Pending => {
                 planner.last_report(view.id, phase)
             }
@@ -571,6 +571,18 @@ impl<'w> Planner<'w, '_> {
         view.health == InstanceHealth::Terminated
             && state == Some(InstanceState::Failed)
             && self.now.millis_since(view.created_at) >= REPLACE_AFTER_MS
+    }
+
+    /// Why nothing is known of an instance, for people.
+    fn unknown_because(&self, id: InstanceId) -> String {
+        let instance = self.working.instances.get(&id);
+        let report = instance.and_then(|instance| instance.report.as_ref());
+        match report.filter(|report| report.state == InstanceState::Unknown) {
+            Some(_) => "its node is newer than this server and reports a state that the server does not know; it is \
+                        kept"
+                .to_owned(),
+            None => "its node is offline; it is kept".to_owned(),
+        }
     }
 
     /// The last report of an instance, for people.
