@@ -112,6 +112,12 @@ fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
     if file == "xtask/src/tidy.rs" {
         return;
     }
+    let is_format = |line: &str| line.starts_with("impl") && line.contains("StateFormat for ");
+    if text.lines().any(is_format) && !text.contains("fixtures") {
+        findings.push(format!(
+            "{file}: a format of a file on disk without fixtures: keep one of each version, and read it in a test"
+        ));
+    }
     for (number, line) in text.lines().enumerate() {
         if let Some(word) = UNFINISHED.iter().find(|word| line.contains(*word)) {
             findings.push(format!("{file}:{}: `{word}` is committed", number + 1));
@@ -126,6 +132,17 @@ fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_format_without_fixtures_is_a_finding() {
+        let format = "impl StateFormat for A {\n    const VERSION: u32 = 1;\n}\n";
+        let mut findings = Vec::new();
+        check_source("a.rs", format, &mut findings);
+        assert_eq!(findings.len(), 1);
+        let tested = format!("{format}const A: &str = include_str!(\"fixtures/a/version-1.json\");\n");
+        check_source("a.rs", &tested, &mut findings);
+        assert_eq!(findings.len(), 1);
+    }
 
     #[test]
     fn unfinished_work_and_a_test_that_is_switched_off_are_findings() {

@@ -36,6 +36,7 @@ mod planning;
 mod presence;
 mod refused_enrollments;
 mod rows;
+mod sealed;
 mod secrets;
 mod serve;
 mod state;
