@@ -139,7 +139,8 @@ mod tests {
         let mut findings = Vec::new();
         check_source("a.rs", format, &mut findings);
         assert_eq!(findings.len(), 1);
-        let tested = format!("{format}const A: &str = include_str!(\"fixtures/a/version-1.json\");\n");
+        let tested =
+            format!("{format}const A: &str = include_str!(\"fixtures/a/version-1.json\");\n");
         check_source("a.rs", &tested, &mut findings);
         assert_eq!(findings.len(), 1);
     }

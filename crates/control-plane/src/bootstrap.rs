@@ -128,7 +128,8 @@ mod tests {
     use super::*;
 
     /// The file of each version, oldest first.
-    const FIXTURES: [&str; SealKeyFile::VERSION as usize] = [include_str!("fixtures/seal-key/version-1.json")];
+    const FIXTURES: [&str; SealKeyFile::VERSION as usize] =
+        [include_str!("fixtures/seal-key/version-1.json")];
 
     #[test]
     fn seal_key_json_of_each_version_is_read_with_and_without_added_fields() {

@@ -17,7 +17,9 @@ pub(crate) enum ContentError {
     #[error("its content does not have the expected form")]
     Invalid(#[from] serde_json::Error),
     /// A newer server sealed it.
-    #[error("its content has version {found} and this server reads up to {VERSION}; run the newer server again")]
+    #[error(
+        "its content has version {found} and this server reads up to {VERSION}; run the newer server again"
+    )]
     Newer {
         /// The version.
         found: u32,

@@ -170,7 +170,8 @@ mod tests {
     use super::*;
 
     /// The file of each version, oldest first.
-    const FIXTURES: [&str; RoutesFile::VERSION as usize] = [include_str!("fixtures/routes/version-1.json")];
+    const FIXTURES: [&str; RoutesFile::VERSION as usize] =
+        [include_str!("fixtures/routes/version-1.json")];
 
     #[test]
     fn routes_json_of_each_version_is_read_with_and_without_added_fields() {

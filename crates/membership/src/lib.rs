@@ -238,7 +238,8 @@ mod tests {
     }
 
     /// The file of each version, oldest first.
-    const FIXTURES: [&str; Membership::VERSION as usize] = [include_str!("fixtures/member/version-1.json")];
+    const FIXTURES: [&str; Membership::VERSION as usize] =
+        [include_str!("fixtures/member/version-1.json")];
 
     #[test]
     fn member_json_of_each_version_is_read_with_and_without_added_fields() {

@@ -261,7 +261,8 @@ mod tests {
     }
 
     /// The file of each version, oldest first.
-    const FIXTURES: [&str; EndedLogOwner::VERSION as usize] = [include_str!("fixtures/ended-log/version-1.json")];
+    const FIXTURES: [&str; EndedLogOwner::VERSION as usize] =
+        [include_str!("fixtures/ended-log/version-1.json")];
 
     #[test]
     fn ended_json_of_each_version_is_read_with_and_without_added_fields() {

@@ -44,7 +44,9 @@ impl StateFormat for InstanceFile {
 
     fn upgrade(from: u32, mut fields: Fields) -> Result<Fields, serde_json::Error> {
         if from != 1 {
-            return Err(serde_json::Error::custom(format!("there is no version {from}")));
+            return Err(serde_json::Error::custom(format!(
+                "there is no version {from}"
+            )));
         }
         let life = fields.remove("life").unwrap_or_default();
         let progress = Progress::from_first_version(life)?;

@@ -348,7 +348,8 @@ mod tests {
     use super::*;
 
     /// The file of each version, oldest first.
-    const FIXTURES: [&str; Record::VERSION as usize] = [include_str!("fixtures/disk-record/version-1.json")];
+    const FIXTURES: [&str; Record::VERSION as usize] =
+        [include_str!("fixtures/disk-record/version-1.json")];
 
     #[test]
     fn a_disk_record_of_each_version_is_read_with_and_without_added_fields() {

@@ -347,7 +347,8 @@ fn a_pause_that_a_registry_asks_for_is_shown() {
 }
 
 /// The file of each version, oldest first.
-const FIXTURES: [&str; ImageRecord::VERSION as usize] = [include_str!("../fixtures/image-record/version-1.json")];
+const FIXTURES: [&str; ImageRecord::VERSION as usize] =
+    [include_str!("../fixtures/image-record/version-1.json")];
 
 #[test]
 fn image_record_of_each_version_is_read_with_and_without_added_fields() {
