@@ -1,5 +1,7 @@
 //! Enrolls the edge (ADR 0004), follows the server's route table, and keeps it on disk for when the server is away.
 
+// ring: the crate's root has the public options and errors, and starts the edge by them.
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

@@ -736,7 +736,7 @@ proptest! {
 
 #[test]
 fn an_app_that_is_probed_without_a_health_check_settles() {
-    let spec = spec(worker());
+    let spec = spec(worker(1));
     assert_eq!(spec.healthcheck, None);
     let progress = serde_json::json!({
         "state": {

@@ -1,5 +1,7 @@
 //! One pass over one env: the changes that can be made at once.
 
+// ring: a pass over one env reads and changes what the planner holds, and the planner makes one pass after the other.
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
