@@ -3,6 +3,7 @@
 //! - [`layers`]: ARCHITECTURE.md's table of layers is the workspace's, imports between crates point down it, and the pure
 //!   crates are held to that.
 //! - [`rings`]: files of one crate do not import each other in a ring.
+//! - [`dependencies`]: the dependencies are what deny.toml allows.
 //! - [`blocking`]: async code does not wait for a disk.
 //! - [`glossary`]: the words that CONTRIBUTING.md's glossary replaced are gone.
 //! - [`documents`]: documents name files and tests that exist, and ADRs are amended at their end.
@@ -14,6 +15,7 @@
 )]
 
 mod blocking;
+mod dependencies;
 mod documents;
 mod glossary;
 mod layers;
@@ -63,6 +65,9 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
         .context("ARCHITECTURE.md is missing")?;
     let mut findings = Vec::new();
     layers::check(root, &architecture.text, &mut findings)?;
+    let deny = sources.iter().find(|source| source.path == "deny.toml");
+    let deny = deny.context("deny.toml is missing")?;
+    dependencies::check(root, &deny.text, &mut findings)?;
     rings::check(&sources, &mut findings)?;
     blocking::check(&sources, &mut findings)?;
     glossary::check(&sources, &mut findings);
