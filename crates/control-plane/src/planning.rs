@@ -37,6 +37,7 @@ pub(crate) enum PlanError {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut findings_logged = Vec::new();
     let mut unreadable_logged = Vec::new();
+    let mut routes_logged = None;
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
@@ -52,6 +53,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                         tracing::error!(%record, "a record is kept as it is, and its env is frozen");
                     }
                     unreadable_logged.clone_from(&current.cluster.unreadable);
+                }
+                if current.routes_unreadable != routes_logged {
+                    if let Some(cause) = &current.routes_unreadable {
+                        tracing::error!(cause, "edges keep the routes they have");
+                    }
+                    routes_logged.clone_from(&current.routes_unreadable);
                 }
                 if current.findings != findings_logged {
                     for finding in &current.findings {
@@ -85,10 +92,11 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
     }
     let cluster = shared.cluster().await?;
     let before = Arc::clone(&shared.published.borrow());
-    let table = route_table(&shared.store, &before.routes, &cluster).await?;
+    let (routes, routes_unreadable) = route_table(&shared.store, &before.routes, &cluster).await?;
     let after = Published {
         cluster,
-        routes: table,
+        routes,
+        routes_unreadable,
         findings,
     };
     if *before != after {
@@ -97,23 +105,21 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// The route table of this cluster state; the store is asked only when it differs from the last one.
+/// The route table of this cluster state; the store is asked only when it differs from the last one. Where the store's table
+/// cannot be read because it is of a newer server, this is the last one, with the cause.
 pub(crate) async fn route_table(
     store: &Store,
     before: &RouteTable,
     cluster: &ClusterState,
-) -> Result<RouteTable, StoreError> {
+) -> Result<(RouteTable, Option<String>), StoreError> {
     let mut routes = routes(cluster);
     keep_frozen(cluster, &before.routes, &mut routes);
     if before.generation.0 > 0 && before.routes == routes {
-        return Ok(before.clone());
+        return Ok((before.clone(), None));
     }
     match store.set_routes(&routes).await {
-        Err(StoreError::Unreadable { cause }) => {
-            tracing::error!(cause, "edges keep the routes they have");
-            Ok(before.clone())
-        }
-        written => written,
+        Err(StoreError::Unreadable { cause }) => Ok((before.clone(), Some(cause))),
+        written => written.map(|table| (table, None)),
     }
 }
 

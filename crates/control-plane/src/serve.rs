@@ -91,15 +91,14 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     })?;
     let cluster = store.load().await?;
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
+    let (routes, routes_unreadable) = match store.routes().await {
+        Err(StoreError::Unreadable { cause }) => (RouteTable::default(), Some(cause)),
+        routes => (routes?, None),
+    };
     let nothing_published = Published {
         cluster,
-        routes: match store.routes().await {
-            Err(StoreError::Unreadable { cause }) => {
-                tracing::error!(cause, "edges keep the routes they have");
-                RouteTable::default()
-            }
-            routes => routes?,
-        },
+        routes,
+        routes_unreadable,
         findings: Vec::new(),
     };
     let shared = Arc::new(Shared {

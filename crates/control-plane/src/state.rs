@@ -31,6 +31,8 @@ use crate::streams::Streams;
 pub(crate) struct Published {
     pub(crate) cluster: ClusterState,
     pub(crate) routes: RouteTable,
+    /// Why the store's route table cannot be read: it is of a newer server. The routes are then the last ones.
+    pub(crate) routes_unreadable: Option<String>,
     /// What waits, and why.
     pub(crate) findings: Vec<Finding>,
 }

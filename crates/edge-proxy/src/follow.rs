@@ -1,4 +1,4 @@
-//! Enrolls the edge (ADR 0004), follows the server's route table, and keeps it on disk for when the server is away.
+//! Enrolls the edge (ADR 0004), follows the server's route table, and keeps it on disk for when the server is out of reach.
 
 // ring: the crate's root has the public options and errors, and starts the edge by them.
 
@@ -84,7 +84,7 @@ pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> 
     membership.client().map_err(EdgeError::Client)
 }
 
-/// Follows the server's table for ever. While the server is away, the last one serves.
+/// Follows the server's table for ever. While the server is out of reach, the last one serves.
 pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf) {
     let path = data_dir.join(FILE);
     let mut pause = FIRST_POLL_RETRY;

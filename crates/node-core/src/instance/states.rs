@@ -141,7 +141,7 @@ impl Lifecycle {
                     },
                 ))
             }
-            // The agent was away when the app started, and ended.
+            // The app started and ended while no agent ran.
             Event::Exited(exit) => {
                 self.run(now);
                 Some(self.app_ended(now, now, exit))

@@ -285,10 +285,10 @@ fn evaluate(
             .iter()
             .filter(is_new)
             .filter(|s| s.process == *process);
-        let (all, well) = mine.fold((0, 0), |(all, well), view| {
-            (all + 1, well + u32::from(view.health.is_healthy()))
+        let (all, healthy) = mine.fold((0, 0), |(all, healthy), view| {
+            (all + 1, healthy + u32::from(view.health.is_healthy()))
         });
-        all == *wanted && well == *wanted
+        all == *wanted && healthy == *wanted
     });
     (!old_left && all_healthy && env.releases.contains_key(&rollout.release)).then(|| Rollout {
         phase: RolloutPhase::Done,
@@ -297,7 +297,7 @@ fn evaluate(
     })
 }
 
-/// Terminates the instances of process types that the wanted release does not have: when all else is well, so that a
+/// Terminates the instances of process types that the wanted release does not have: when all else is healthy, so that a
 /// revert finds them; those of a release that failed at once.
 fn drop_processes(
     planner: &mut Planner<'_, '_>,
@@ -307,11 +307,11 @@ fn drop_processes(
     views: &[InstanceView],
 ) {
     let settled = counts.iter().all(|(process, wanted)| {
-        let well = views
+        let healthy = views
             .iter()
             .filter(|s| !s.terminating && s.process == *process && s.release == goal.make)
             .filter(|s| s.health.is_healthy());
-        well.count() >= *wanted as usize
+        healthy.count() >= *wanted as usize
     });
     let dropped = |view: &&InstanceView| !view.terminating && !counts.contains_key(&view.process);
     for view in views.iter().filter(dropped) {
@@ -407,18 +407,20 @@ impl Task<'_> {
         going: &mut Vec<&'s InstanceView>,
     ) {
         let least = self.wanted.saturating_sub(self.max_unavailable());
-        let well = |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_healthy()).count();
-        let new_well = well(mine);
-        let mut may_go = (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_well));
-        let mut well_may_go = (new_well + well(old)).saturating_sub(least);
+        let healthy_of =
+            |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_healthy()).count();
+        let new_healthy = healthy_of(mine);
+        let mut may_go =
+            (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_healthy));
+        let mut healthy_may_go = (new_healthy + healthy_of(old)).saturating_sub(least);
         old.sort_by_key(|view| view.termination_order());
         old.retain(|view| {
             let is_healthy = view.health.is_healthy();
-            if may_go == 0 || (is_healthy && well_may_go == 0) {
+            if may_go == 0 || (is_healthy && healthy_may_go == 0) {
                 return true;
             }
             may_go -= 1;
-            well_may_go -= usize::from(is_healthy);
+            healthy_may_go -= usize::from(is_healthy);
             terminate(planner, view, format!("{} replaces it", self.goal.make));
             going.push(view);
             false
