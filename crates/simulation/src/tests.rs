@@ -5,11 +5,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use model::instance::{InstanceSpec, InstanceState, PinnedImage};
-use model::{InstanceId, NodeId};
+use model::instance::{InstanceSpec, InstanceState, PinnedImage, SecretBundle, SecretVersion};
+use model::{InstanceId, NodeId, Timestamp};
 use node_agent::conformance::{self, VmParts};
-use node_agent::host::{Disks as _, Images as _};
-use scheduler::fixtures::{cluster, database, deploy, digest, key, manifest, name, process};
+use node_agent::host::{Disks as _, Images as _, NetworkProbe};
+use scheduler::fixtures::{
+    InstanceFixture, cluster, database, deploy, digest, key, manifest, name, process,
+};
 use tokio::time::sleep;
 
 use crate::host::SimHost;
@@ -50,6 +52,45 @@ fn with_hosts<T: Future<Output = ()>>(test: impl Fn(SimHost) -> T) {
 #[test]
 fn simulated_files_conform() {
     with_hosts(async |host| conformance::files(&host, Path::new("/data")).await);
+}
+
+#[test]
+fn simulated_files_that_cannot_be_conform() {
+    with_hosts(async |host| {
+        conformance::files_that_cannot_be(&host, Path::new("/data")).await;
+    });
+}
+
+#[test]
+fn simulated_full_disks_conform() {
+    with_hosts(async |host| {
+        let set_full = |full| host.0.lock().disk_full = full;
+        conformance::files_on_a_full_disk(&host, Path::new("/data"), set_full).await;
+        conformance::disks_on_a_full_disk(&host, set_full).await;
+        conformance::logs_on_a_full_disk(&host, set_full).await;
+    });
+}
+
+#[test]
+fn simulated_egress_conforms() {
+    with_hosts(async |host| {
+        let set_uplink = |on: bool| host.0.lock().no_uplink = !on;
+        let end = || host.0.lock().egress = tokio::sync::watch::Sender::new(());
+        conformance::egress(&host, set_uplink, end).await;
+    });
+}
+
+#[test]
+fn simulated_probes_conform() {
+    with_hosts(async |host| {
+        let (id, address) = (InstanceId(1), "fd00::1".parse().unwrap());
+        host.0.start_vm(id, digest(1), address, Vec::new());
+        host.0.app_is(id, true);
+        let probe = [NetworkProbe::Tcp { port: 8080 }];
+        conformance::probes(&host, address, &probe, &[]).await;
+        let nobody = "fd00::2".parse().unwrap();
+        conformance::probes(&host, nobody, &[], &probe).await;
+    });
 }
 
 #[test]
@@ -100,6 +141,32 @@ fn the_simulated_server_conforms() {
         let link = server.link(NodeId(1));
         let hardware = server.with(|cluster| cluster.nodes[&NodeId(1)].hardware.clone());
         conformance::server(&link, NodeId(1), hardware).await;
+        let id = InstanceId(0x5ec0);
+        let secret = SecretVersion {
+            name: "database".to_owned(),
+            version: 3,
+            mode: None,
+        };
+        server.change(|cluster| {
+            deploy(cluster, ENV, manifest(&[("web", process(1))]), Timestamp(0));
+            let (env, process, release, node) = (ENV, "web", 1, 1);
+            let id = id.0;
+            let fixture = InstanceFixture {
+                id,
+                env,
+                process,
+                release,
+                node,
+            };
+            fixture.into_cluster(cluster);
+            let instance = cluster.instances.get_mut(&InstanceId(id)).unwrap();
+            instance.spec.secrets = vec![secret.clone()];
+        });
+        let bundle = SecretBundle {
+            name: secret.name,
+            files: [("VERSION".to_owned(), b"3".to_vec())].into(),
+        };
+        conformance::secrets(&link, id, &[bundle]).await;
     });
 }
 
