@@ -20,11 +20,14 @@ mod documents;
 mod glossary;
 mod layers;
 mod rings;
+mod source;
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+
+use self::source::Source;
 
 /// Largest Rust file, in lines. Two things live in a larger one.
 const MAX_FILE_LINES: usize = 800;
@@ -37,14 +40,6 @@ const UNFINISHED: [&str; 4] = [
     concat!("FIX", "ME"),
     concat!("XX", "X:"),
 ];
-
-/// A text file of the repository.
-#[derive(Debug)]
-struct Source {
-    /// From the repository's root.
-    path: String,
-    text: String,
-}
 
 /// Checks everything; prints each finding.
 ///

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-use super::Source;
+use super::source::Source;
 
 /// With this comment, a submodule may import from the modules around it, and another file may be part of a ring.
 const EXCUSE: &str = "// ring: ";
