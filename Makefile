@@ -43,11 +43,14 @@ lint: ## Format, lints, structure and dependency rules; no root
 	cargo xtask tidy
 	if command -v shellcheck >/dev/null; then shellcheck -x demo/*.sh examples/*.sh
 	else echo "skipped: shellcheck is not installed (make install)"; fi
-	if command -v cargo-deny >/dev/null; then
-		cargo deny --all-features check bans licenses sources
-		if cargo deny fetch db 2>/dev/null; then cargo deny --all-features check advisories
-		else echo "skipped: advisories, because their database cannot be fetched"; fi
-	else echo "skipped: the rules of deny.toml, because cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+	if command -v cargo-deny >/dev/null; then $(MAKE) deny
+	else echo "skipped: advisories, because cargo-deny is not installed (make deny says how); tidy has checked bans, licences and sources"; fi
+
+deny: ## Every rule of deny.toml, by cargo-deny: advisories of known holes too. Installing it takes minutes: cargo install --locked cargo-deny
+	@cargo deny --version >/dev/null || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
+	cargo deny --all-features check bans licenses sources
+	if cargo deny fetch db 2>/dev/null; then cargo deny --all-features check advisories
+	else echo "skipped: advisories, because their database cannot be fetched"; fi
 
 check: lint ## `make lint` and the tests of the pure crates; no root, two minutes when warm
 	@echo "== tests of the pure crates"
@@ -83,4 +86,4 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo test --profile dist -p platform --test many -- --ignored
 	demo/bench.sh
 
-.PHONY: help demo down install build dist kernel lint check test cases simulate images bench
+.PHONY: help demo down install build dist kernel lint deny check test cases simulate images bench

@@ -3,6 +3,7 @@
 //! - [`layers`]: ARCHITECTURE.md's table of layers is the workspace's, imports between crates point down it, and the pure
 //!   crates are held to that.
 //! - [`rings`]: files of one crate do not import each other in a ring.
+//! - [`dependencies`]: the dependencies are what deny.toml allows.
 //! - [`blocking`]: async code does not wait for a disk.
 //! - [`glossary`]: the words that CONTRIBUTING.md's glossary replaced are gone.
 //! - [`documents`]: documents name files and tests that exist, and ADRs are amended at their end.
@@ -14,15 +15,19 @@
 )]
 
 mod blocking;
+mod dependencies;
 mod documents;
 mod glossary;
 mod layers;
 mod rings;
+mod source;
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
+
+use self::source::Source;
 
 /// Largest Rust file, in lines. Two things live in a larger one.
 const MAX_FILE_LINES: usize = 800;
@@ -35,14 +40,6 @@ const UNFINISHED: [&str; 4] = [
     concat!("FIX", "ME"),
     concat!("XX", "X:"),
 ];
-
-/// A text file of the repository.
-#[derive(Debug)]
-struct Source {
-    /// From the repository's root.
-    path: String,
-    text: String,
-}
 
 /// Checks everything; prints each finding.
 ///
@@ -63,6 +60,9 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
         .context("ARCHITECTURE.md is missing")?;
     let mut findings = Vec::new();
     layers::check(root, &architecture.text, &mut findings)?;
+    let deny = sources.iter().find(|source| source.path == "deny.toml");
+    let deny = deny.context("deny.toml is missing")?;
+    dependencies::check(root, &deny.text, &mut findings)?;
     rings::check(&sources, &mut findings)?;
     blocking::check(&sources, &mut findings)?;
     glossary::check(&sources, &mut findings);
@@ -112,6 +112,12 @@ fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
     if file == "xtask/src/tidy.rs" {
         return;
     }
+    let is_format = |line: &str| line.starts_with("impl") && line.contains("StateFormat for ");
+    if text.lines().any(is_format) && !text.contains("fixtures") {
+        findings.push(format!(
+            "{file}: a format of a file on disk without fixtures: keep one of each version, and read it in a test"
+        ));
+    }
     for (number, line) in text.lines().enumerate() {
         if let Some(word) = UNFINISHED.iter().find(|word| line.contains(*word)) {
             findings.push(format!("{file}:{}: `{word}` is committed", number + 1));
@@ -126,6 +132,18 @@ fn check_source(file: &str, text: &str, findings: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_format_without_fixtures_is_a_finding() {
+        let format = "impl StateFormat for A {\n    const VERSION: u32 = 1;\n}\n";
+        let mut findings = Vec::new();
+        check_source("a.rs", format, &mut findings);
+        assert_eq!(findings.len(), 1);
+        let tested =
+            format!("{format}const A: &str = include_str!(\"fixtures/a/version-1.json\");\n");
+        check_source("a.rs", &tested, &mut findings);
+        assert_eq!(findings.len(), 1);
+    }
 
     #[test]
     fn unfinished_work_and_a_test_that_is_switched_off_are_findings() {

@@ -7,13 +7,55 @@ use model::instance::ProxyProtocol;
 use model::{EnvKey, Generation, InstanceId, ProcessName};
 use serde::{Deserialize, Serialize};
 
+use crate::Unreadable;
+use crate::unreadable::Part;
+
 /// Where hosts lead. Whole, never a difference. The default is the table before the first.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "RouteTableJson", into = "RouteTableJson")]
 pub struct RouteTable {
     /// Grows with every change.
     pub generation: Generation,
     /// Host name, lowercase, without a port, to where it leads.
     pub routes: BTreeMap<String, Route>,
+    /// Hosts whose routes this edge cannot read, because the server is newer. They lead where they led before.
+    pub unreadable: BTreeMap<String, Unreadable>,
+}
+
+/// A route table as it travels and as edges keep it.
+#[derive(Serialize, Deserialize)]
+struct RouteTableJson {
+    generation: Generation,
+    routes: BTreeMap<String, Part<Route>>,
+}
+
+impl From<RouteTableJson> for RouteTable {
+    fn from(json: RouteTableJson) -> Self {
+        let mut table = Self {
+            generation: json.generation,
+            ..Self::default()
+        };
+        for (host, part) in json.routes {
+            match part {
+                Part::Read(route) => drop(table.routes.insert(host, route)),
+                Part::Unreadable(route) => drop(table.unreadable.insert(host, route)),
+            }
+        }
+        table
+    }
+}
+
+impl From<RouteTable> for RouteTableJson {
+    fn from(table: RouteTable) -> Self {
+        let read = table.routes.into_iter();
+        let read = read.map(|(host, route)| (host, Part::Read(route)));
+        let unreadable = table.unreadable.into_iter();
+        let unreadable = unreadable.map(|(host, route)| (host, Part::Unreadable(route)));
+        Self {
+            generation: table.generation,
+            routes: read.chain(unreadable).collect(),
+        }
+    }
 }
 
 /// Where one host leads.

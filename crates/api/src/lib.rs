@@ -14,6 +14,7 @@ pub mod enrollment;
 pub mod exec;
 pub mod node;
 pub mod protocol;
+mod unreadable;
 pub mod user;
 
 use serde::{Deserialize, Serialize};
@@ -85,6 +86,8 @@ pub mod paths {
     /// GET, a user: `?follow=&process=&instance=&tail=` -> lines of JSON ([`crate::node::LogLine`]).
     pub const LOGS: &str = "/v1/apps/{app}/envs/{env}/logs";
 }
+
+pub use unreadable::Unreadable;
 
 /// Longest long poll that a server grants, in milliseconds.
 pub const MAX_WAIT_MS: u64 = 30_000;

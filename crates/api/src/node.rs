@@ -1,14 +1,20 @@
 //! What a node and the server say to each other.
 
+use std::collections::BTreeMap;
+
 use guest_protocol::GuestStats;
 use model::instance::{ExitEvent, InstanceSpec, InstanceState, PinnedImage};
 use model::{Digest, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::Unreadable;
 use crate::enrollment::Hardware;
+use crate::unreadable::Part;
 
 /// Everything one node is to run. Whole, never a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "DesiredStateJson", into = "DesiredStateJson")]
 pub struct DesiredState {
     /// The cluster's random id: state of another cluster is refused.
     pub cluster: String,
@@ -18,17 +24,82 @@ pub struct DesiredState {
     pub generation: Generation,
     /// The instances to run.
     pub instances: Vec<InstanceSpec>,
+    /// Instances to run whose specs this node cannot read, because the server is newer. They are not started; one that
+    /// runs already goes on.
+    pub unreadable: BTreeMap<InstanceId, Unreadable>,
     /// Instances that this node is to stop. An instance that is in neither list (an empty or restored store) is left
     /// running and reported.
     pub stop: Vec<InstanceId>,
     /// Volumes of this node that were deleted: their disks are to be removed. One that is not named
     /// is kept.
-    #[serde(default)]
     pub remove_volumes: Vec<VolumeId>,
     /// Images whose disks the node never evicts from its cache: those of the last releases, so that a rollback needs no
-    /// registry. Sorted. Agents before protocol 2 stored them as `keep_images`.
-    #[serde(default, alias = "keep_images")]
+    /// registry. Sorted.
     pub pinned_images: Vec<Digest>,
+}
+
+/// A desired state as it travels and as nodes keep it.
+#[derive(Serialize, Deserialize)]
+struct DesiredStateJson {
+    cluster: String,
+    node: NodeId,
+    generation: Generation,
+    instances: Vec<Part<InstanceSpec>>,
+    stop: Vec<InstanceId>,
+    #[serde(default)]
+    remove_volumes: Vec<VolumeId>,
+    /// Agents before protocol 2 stored them as `keep_images`.
+    #[serde(default, alias = "keep_images")]
+    pinned_images: Vec<Digest>,
+}
+
+/// A spec cannot be read, and it is not known of which instance it is.
+#[derive(Debug, thiserror::Error)]
+#[error("an instance without a readable id: {0}")]
+struct Nameless(String);
+
+impl TryFrom<DesiredStateJson> for DesiredState {
+    type Error = Nameless;
+
+    fn try_from(json: DesiredStateJson) -> Result<Self, Nameless> {
+        let (mut instances, mut unreadable) = (Vec::new(), BTreeMap::new());
+        for part in json.instances {
+            match part {
+                Part::Read(spec) => instances.push(spec),
+                Part::Unreadable(spec) => {
+                    let id = spec.field("id");
+                    let id = id.ok_or_else(|| Nameless(spec.reason().to_owned()))?;
+                    unreadable.insert(id, spec);
+                }
+            }
+        }
+        Ok(Self {
+            cluster: json.cluster,
+            node: json.node,
+            generation: json.generation,
+            instances,
+            unreadable,
+            stop: json.stop,
+            remove_volumes: json.remove_volumes,
+            pinned_images: json.pinned_images,
+        })
+    }
+}
+
+impl From<DesiredState> for DesiredStateJson {
+    fn from(desired: DesiredState) -> Self {
+        let read = desired.instances.into_iter().map(Part::Read);
+        let unreadable = desired.unreadable.into_values().map(Part::Unreadable);
+        Self {
+            cluster: desired.cluster,
+            node: desired.node,
+            generation: desired.generation,
+            instances: read.chain(unreadable).collect(),
+            stop: desired.stop,
+            remove_volumes: desired.remove_volumes,
+            pinned_images: desired.pinned_images,
+        }
+    }
 }
 
 /// What a node sees and does.
@@ -43,14 +114,57 @@ pub struct NodeReport {
     pub egress: Option<EgressState>,
     /// What it has.
     pub hardware: Hardware,
-    /// Every instance it knows of, those to be stopped too.
+    /// Every instance it knows of, those to be stopped too. What cannot be read of a newer node's report is an instance
+    /// in [`InstanceState::Unknown`]: it is never taken for absent.
+    #[serde(deserialize_with = "reported_instances")]
     pub instances: Vec<InstanceReport>,
     /// Every volume whose disk it has.
     #[serde(default)]
     pub volumes: Vec<VolumeId>,
-    /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`].
-    #[serde(default)]
+    /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`]. Nothing is decided by them:
+    /// one that a newer node describes in another way is left out.
+    #[serde(default, deserialize_with = "readable")]
     pub images: Vec<CachedImage>,
+}
+
+fn reported_instances<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<InstanceReport>, D::Error> {
+    let parts = Vec::<Part<InstanceReport>>::deserialize(from)?;
+    let report = |part| match part {
+        Part::Read(report) => Ok(report),
+        Part::Unreadable(report) => {
+            let reason = report.reason();
+            let id = report.field("id");
+            let id = id.ok_or_else(|| D::Error::custom(Nameless(reason.to_owned())))?;
+            Ok(InstanceReport {
+                id,
+                state: InstanceState::Unknown,
+                ready: false,
+                restarts: 0,
+                detail: format!("this server cannot read the node's report of it: {reason}"),
+                last_exit: None,
+                failure: None,
+                log_tail: Vec::new(),
+                started_at: None,
+                preparing_ms: 0,
+            })
+        }
+    };
+    parts.into_iter().map(report).collect()
+}
+
+fn readable<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let parts = Vec::<Part<T>>::deserialize(from)?;
+    Ok(parts
+        .into_iter()
+        .filter_map(|part| match part {
+            Part::Read(item) => Some(item),
+            Part::Unreadable(_) => None,
+        })
+        .collect())
 }
 
 /// Root disks in [`NodeReport::images`].

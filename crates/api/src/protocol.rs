@@ -6,7 +6,8 @@
 //! on with what it was last told.
 //!
 //! Within a version, messages may only get new optional fields: the receiver ignores fields that it does not know.
-//! Anything else needs a new version.
+//! Anything else needs a new version. Where a newer sender says what its receiver cannot read all the same (a new state
+//! of an instance, a spec of a new kind), that part costs nothing else of the message, and is never taken for absent.
 //!
 //! | version | what changed |
 //! |---|---|

@@ -11,6 +11,7 @@ use api::node::{
     StreamWanted,
 };
 use api::user::{DeployRequest, RegistryLoginRequest, RolloutStatus};
+use model::instance::InstanceState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -61,6 +62,74 @@ fn messages_of_protocol_version_2_are_read_with_and_without_added_fields() {
     check::<SignalAnswer>(include_str!("fixtures/protocol_2/signal_answer.json"));
     check::<LogLine>(include_str!("fixtures/protocol_2/log_line.json"));
     check::<PullSecret>(include_str!("fixtures/protocol_2/pull_secret.json"));
+}
+
+/// The recorded message with one value replaced.
+fn changed(recorded: &str, pointer: &str, value: Value) -> Value {
+    let mut message: Value = serde_json::from_str(recorded).unwrap();
+    let place = message.pointer_mut(pointer);
+    *place.unwrap_or_else(|| panic!("the message has no {pointer}")) = value;
+    message
+}
+
+#[test]
+fn an_instance_that_a_newer_node_reports_in_a_new_state_counts_as_neither_ready_nor_absent() {
+    let recorded = include_str!("fixtures/protocol_2/node_report.json");
+    let read = |pointer: &str, value: Value| {
+        serde_json::from_value::<NodeReport>(changed(recorded, pointer, value))
+    };
+    let known: NodeReport = serde_json::from_str(recorded).unwrap();
+    // A state that is new, and a report whose other fields are: the other instances are as they were.
+    for (pointer, value) in [
+        ("/instances/0/state", json!("hibernated")),
+        ("/instances/0/state", json!({"hibernated": {"since": 1}})),
+        ("/instances/0/last_exit", json!("by itself")),
+    ] {
+        let report = read(pointer, value).unwrap();
+        assert_eq!(report.instances.len(), known.instances.len());
+        let (new, old) = (&report.instances[0], &known.instances[0]);
+        assert_eq!(
+            (new.id, new.state),
+            (old.id, InstanceState::Unknown),
+            "{pointer}"
+        );
+        assert_eq!(report.instances[1..], known.instances[1..]);
+    }
+    // Without its id nothing is known of whom it is: the message is refused rather than an instance missed.
+    assert!(read("/instances/0/id", json!({"uuid": 1})).is_err());
+    let report = read("/images/0/image", json!("an image in another way")).unwrap();
+    assert_eq!(report.images[..], known.images[1..]);
+}
+
+#[test]
+fn a_spec_that_the_node_cannot_read_costs_no_other_and_is_kept_for_a_newer_agent() {
+    let recorded = include_str!("fixtures/protocol_2/desired_state.json");
+    let known: DesiredState = serde_json::from_str(recorded).unwrap();
+    let when = json!("at-full-moon");
+    let newer = changed(recorded, "/instances/0/restart/when", when);
+    let desired: DesiredState = serde_json::from_value(newer.clone()).unwrap();
+    assert_eq!(desired.instances[..], known.instances[1..]);
+    let id = known.instances[0].id;
+    let reason = desired.unreadable[&id].reason();
+    assert!(reason.contains("at-full-moon"), "{reason}");
+    let stored = serde_json::to_value(&desired).unwrap();
+    let spec = &newer["instances"][0];
+    assert!(stored["instances"].as_array().unwrap().contains(spec));
+    let nameless = changed(recorded, "/instances/0", json!({}));
+    assert!(serde_json::from_value::<DesiredState>(nameless).is_err());
+}
+
+#[test]
+fn a_route_that_the_edge_cannot_read_costs_no_other_and_is_kept_for_a_newer_edge() {
+    let recorded = include_str!("fixtures/protocol_2/route_table.json");
+    let known: RouteTable = serde_json::from_str(recorded).unwrap();
+    let (host, _) = known.routes.first_key_value().unwrap();
+    let pointer = format!("/routes/{host}/proxy_protocol");
+    let newer = changed(recorded, &pointer, json!("v3"));
+    let table: RouteTable = serde_json::from_value(newer.clone()).unwrap();
+    assert_eq!(table.routes.len(), known.routes.len() - 1);
+    assert!(table.unreadable[host].reason().contains("v3"));
+    assert_eq!(serde_json::to_value(&table).unwrap(), newer);
 }
 
 #[test]

@@ -118,3 +118,45 @@ pub(crate) async fn write_client_config(
     tracing::info!(path = %path.display(), "wrote an admin's client configuration");
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use state_file::StateFormat as _;
+
+    use super::*;
+
+    /// The file of each version, oldest first.
+    const FIXTURES: [&str; SealKeyFile::VERSION as usize] =
+        [include_str!("fixtures/seal-key/version-1.json")];
+
+    #[test]
+    fn seal_key_json_of_each_version_is_read_with_and_without_added_fields() {
+        let newest = FIXTURES[FIXTURES.len() - 1];
+        let newest: serde_json::Value = serde_json::from_str(newest).unwrap();
+        for text in FIXTURES {
+            let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
+            json["added_later"] = true.into();
+            for text in [text.to_owned(), json.to_string()] {
+                let read: SealKeyFile = state_file::decode(text.as_bytes()).unwrap();
+                let written = state_file::encode(&read).unwrap();
+                let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+                assert_eq!(written, newest);
+            }
+        }
+    }
+
+    #[test]
+    fn a_seal_key_of_a_newer_version_is_kept_and_none_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("seal-key.json");
+        std::fs::write(&path, FIXTURES[0]).unwrap();
+        let key = seal_key(&path).unwrap();
+        assert_eq!(key.text(), "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        let newer = FIXTURES[0].replace("\"version\": 1", "\"version\": 99");
+        std::fs::write(&path, &newer).unwrap();
+        assert!(seal_key(&path).is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), newer);
+    }
+}

@@ -15,6 +15,7 @@ use identity::UserToken;
 use model::{EdgeId, NodeId};
 
 use crate::failure::ApiFailure;
+use crate::limits::MAX_LOGGED_REASON;
 use crate::state::App;
 
 /// The member whose certificate the connection was made with, if it was made with one. Put into
@@ -28,15 +29,19 @@ pub(crate) struct User {
     pub(crate) name: String,
 }
 
-/// A node with its certificate.
+/// A node with its certificate, and the protocol version that it speaks: one that is served.
 #[derive(Debug)]
-pub(crate) struct NodeCaller(pub(crate) NodeId);
+pub(crate) struct NodeCaller {
+    pub(crate) node: NodeId,
+    pub(crate) protocol: u32,
+}
 
-/// An edge with its certificate.
+/// An edge with its certificate, and the protocol version that it speaks: one that is served.
 #[derive(Debug)]
-pub(crate) struct EdgeCaller(
-    #[allow(dead_code, reason = "it is for the log of the call")] pub(crate) EdgeId,
-);
+pub(crate) struct EdgeCaller {
+    pub(crate) edge: EdgeId,
+    pub(crate) protocol: u32,
+}
 
 impl FromRequestParts<App> for User {
     type Rejection = ApiFailure;
@@ -70,9 +75,9 @@ impl FromRequestParts<App> for NodeCaller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
         match member(parts, app, "a node")? {
-            member @ Member::Node(id) => {
-                check_protocol(&parts.headers, app, Some(member))?;
-                Ok(Self(id))
+            member @ Member::Node(node) => {
+                let protocol = check_protocol(&parts.headers, app, Some(member))?;
+                Ok(Self { node, protocol })
             }
             Member::Edge(id) => Err(forbidden(format!("this call is for nodes, not for {id}"))),
         }
@@ -84,9 +89,9 @@ impl FromRequestParts<App> for EdgeCaller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
         match member(parts, app, "an edge")? {
-            member @ Member::Edge(id) => {
-                check_protocol(&parts.headers, app, Some(member))?;
-                Ok(Self(id))
+            member @ Member::Edge(edge) => {
+                let protocol = check_protocol(&parts.headers, app, Some(member))?;
+                Ok(Self { edge, protocol })
             }
             Member::Node(id) => Err(forbidden(format!("this call is for edges, not for {id}"))),
         }
@@ -125,27 +130,28 @@ impl FromRequestParts<App> for Protocol {
     type Rejection = ApiFailure;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiFailure> {
-        check_protocol(&parts.headers, app, None).map(|()| Self)
+        check_protocol(&parts.headers, app, None).map(|_| Self)
     }
 }
 
-/// Refuses a member that is too old or too new. Each is logged once, until it is served again.
+/// The protocol version of a caller. A member that is too old or too new is refused, which is logged once, until it is
+/// served again.
 fn check_protocol(
     headers: &HeaderMap,
     app: &App,
     member: Option<Member>,
-) -> Result<(), ApiFailure> {
+) -> Result<u32, ApiFailure> {
     let header = headers.get(PROTOCOL_HEADER);
     // A value that is not text is not a number either.
     let text = header.map(|value| value.to_str().unwrap_or_default());
     let checked = protocol::check(text, &SERVED_PROTOCOL_VERSIONS);
     let mut refused = app.refused.lock().unwrap_or_else(PoisonError::into_inner);
     match checked {
-        Ok(_) => {
+        Ok(version) => {
             if let Some(member) = member {
                 refused.remove(&member);
             }
-            Ok(())
+            Ok(version)
         }
         Err(refusal) => {
             if let Some(member) = member
@@ -160,6 +166,22 @@ fn check_protocol(
                 message,
             ))
         }
+    }
+}
+
+/// Logs that a message of a member could not be read, once for each reason that differs from the last.
+pub(crate) fn log_unreadable(app: &App, parts: &Parts, reason: &str) {
+    let Some(member) = peer(parts) else { return };
+    let reason: String = reason.chars().take(MAX_LOGGED_REASON).collect();
+    let mut unreadable = app
+        .unreadable
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if unreadable.get(&member) != Some(&reason) {
+        let path = parts.uri.path();
+        let protocol = parts.headers.get(PROTOCOL_HEADER);
+        tracing::warn!(%member, path, ?protocol, reason, "refused a message that cannot be read");
+        unreadable.insert(member, reason);
     }
 }
 

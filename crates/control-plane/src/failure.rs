@@ -44,6 +44,11 @@ impl ApiFailure {
     }
 
     /// What failed, with its subject and its cause.
+    pub(crate) fn reason(&self) -> &str {
+        &self.error.message
+    }
+
+    /// As [`ApiFailure::reason`].
     pub(crate) fn message(self) -> String {
         self.error.message
     }

@@ -8,6 +8,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use api::edge::RouteTable;
 use api::node::NodeReport;
 use model::{NodeId, Timestamp};
 use scheduler::apply::{Command, Refused};
@@ -127,6 +128,7 @@ pub(crate) async fn run(
     mut requests: Requests,
     mut routes: RouteIndex,
 ) {
+    let mut unreadable_logged = None;
     let mut are_routes_stored = true;
     let mut gathered = Vec::new();
     loop {
@@ -144,17 +146,38 @@ pub(crate) async fn run(
             }
             () = tokio::time::sleep(PLAN_INTERVAL), if !are_routes_stored => {}
         }
-        are_routes_stored = serve(&shared, &mut leader, &mut routes, &mut gathered).await;
+        let routes = serve(&shared, &mut leader, &mut routes, &mut gathered).await;
+        are_routes_stored = !matches!(routes, Routes::NotStored);
+        let unreadable = match routes {
+            Routes::Unreadable(cause) => Some(cause),
+            Routes::Stored | Routes::NotStored => None,
+        };
+        if unreadable != unreadable_logged {
+            if let Some(cause) = &unreadable {
+                tracing::error!(cause, "edges keep the routes they have");
+            }
+            unreadable_logged = unreadable;
+        }
     }
 }
 
-/// Decides what has gathered and commits it. True when the store has the routes, too.
+/// What became of the route table.
+enum Routes {
+    /// The store has it.
+    Stored,
+    /// The store does not take it now.
+    NotStored,
+    /// The store has one of a newer server, which is kept.
+    Unreadable(String),
+}
+
+/// Decides what has gathered and commits it.
 async fn serve(
     shared: &Shared,
     leader: &mut Leader,
     routes: &mut RouteIndex,
     gathered: &mut Vec<Decide>,
-) -> bool {
+) -> Routes {
     // First the store's lock, which may have to be waited for: what a caller wants who leaves meanwhile is not decided.
     let mut writing = match shared.store.begin_write().await {
         Ok(writing) => writing,
@@ -163,7 +186,7 @@ async fn serve(
             for decide in gathered.drain(..) {
                 decide(Err(error.clone()));
             }
-            return true;
+            return Routes::Stored;
         }
     };
     let answers: Vec<_> = (gathered.drain(..))
@@ -178,20 +201,20 @@ async fn serve(
             Err(error) => Err(error),
         }
     };
-    let (committed, are_routes_stored) = match written {
+    let (committed, routes) = match written {
         Ok(()) => {
             leader.commit(&batch);
             (Ok(()), publish(shared, routes, batch).await)
         }
         Err(error) => {
             leader.roll_back();
-            (Err(not_committed(error)), true)
+            (Err(not_committed(error)), Routes::Stored)
         }
     };
     for answer in answers {
         answer(committed.clone());
     }
-    are_routes_stored
+    routes
 }
 
 fn not_committed(error: StoreError) -> NotCommitted {
@@ -210,8 +233,8 @@ fn guarded(leader: &mut Leader, decide: Decide) -> Option<Answer> {
     })
 }
 
-/// Publishes a committed batch, and wakes those whom it is about. True when the store has the routes, too.
-async fn publish(shared: &Shared, routes: &mut RouteIndex, batch: Batch) -> bool {
+/// Publishes a committed batch, and wakes those whom it is about.
+async fn publish(shared: &Shared, routes: &mut RouteIndex, batch: Batch) -> Routes {
     let before = Arc::clone(&shared.published.borrow());
     for env in &batch.touched {
         routes.update(&batch.after, env);
@@ -221,12 +244,12 @@ async fn publish(shared: &Shared, routes: &mut RouteIndex, batch: Batch) -> bool
     } else {
         shared.store.set_routes(routes.table()).await
     };
-    let (table, are_stored) = match table {
-        Ok(table) => (table, true),
-        Err(StoreError::Unreadable { .. }) => (before.routes.clone(), true),
+    let (table, stored) = match table {
+        Ok(table) => (table, Routes::Stored),
+        Err(StoreError::Unreadable { cause }) => (before.routes.clone(), Routes::Unreadable(cause)),
         Err(error) => {
             tracing::error!(error = %display::chain(&error), "edges keep the routes they have");
-            (before.routes.clone(), false)
+            (before.routes.clone(), Routes::NotStored)
         }
     };
     let are_new = table.generation != before.routes.generation;
@@ -239,16 +262,13 @@ async fn publish(shared: &Shared, routes: &mut RouteIndex, batch: Batch) -> bool
     let envs = batch.touched.into_iter().map(Topic::Env);
     let routes = are_new.then_some(Topic::Routes);
     shared.topics.wake(nodes.chain(envs).chain(routes));
-    are_stored
+    stored
 }
 
-/// The routes as the store has them; a table that cannot be read is kept, and edges go on with theirs.
-pub(crate) async fn load_routes(store: &Store) -> Result<api::edge::RouteTable, StoreError> {
+/// The routes as the store has them; none where it has a table that cannot be read, which is kept.
+pub(crate) async fn load_routes(store: &Store) -> Result<RouteTable, StoreError> {
     match store.routes().await {
-        Err(StoreError::Unreadable { cause }) => {
-            tracing::error!(cause, "edges keep the routes they have");
-            Ok(api::edge::RouteTable::default())
-        }
+        Err(StoreError::Unreadable { .. }) => Ok(RouteTable::default()),
         routes => routes,
     }
 }

@@ -68,3 +68,11 @@ pub(crate) const MAX_LOGIN_BYTES: usize = 32 << 10;
 pub(crate) const DEFAULT_MTU: u32 = 1420;
 /// Longest name of a region, in bytes.
 pub(crate) const MAX_REGION_BYTES: usize = 63;
+/// Characters of the reason for which a member's message was refused that the log has.
+pub(crate) const MAX_LOGGED_REASON: usize = 300;
+/// Refused enrollments that the log has within [`REFUSED_ENROLLMENTS_PERIOD`].
+pub(crate) const MAX_REFUSED_ENROLLMENTS_LOGGED: usize = 10;
+/// See [`MAX_REFUSED_ENROLLMENTS_LOGGED`].
+pub(crate) const REFUSED_ENROLLMENTS_PERIOD: Duration = Duration::from_secs(60);
+/// Characters of the name of a machine that was refused that the log has.
+pub(crate) const MAX_LOGGED_NAME: usize = 64;

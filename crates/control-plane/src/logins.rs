@@ -11,6 +11,8 @@ use identity::{OpenError, SealKey};
 use registry::{Credential, CredentialSource, CredentialsError};
 use store::{Store, StoreError};
 
+use crate::sealed::{self, ContentError};
+
 /// The logins of a store, and the key that opens them.
 #[derive(Clone)]
 pub(crate) struct Logins {
@@ -40,7 +42,11 @@ pub(crate) enum LoginError {
     },
     /// It opened, and is not what this version writes.
     #[error("the login to {registry} cannot be read; log in again")]
-    Content { registry: String },
+    Content {
+        registry: String,
+        #[source]
+        source: ContentError,
+    },
     #[error(transparent)]
     Key(#[from] identity::KeyError),
 }
@@ -56,10 +62,10 @@ impl Logins {
         login: &RegistryRow,
         secret: &PullSecret,
     ) -> Result<(), LoginError> {
-        let unreadable = |_| LoginError::Content {
+        let text = sealed::encode(secret).map_err(|source| LoginError::Content {
             registry: login.registry.clone(),
-        };
-        let text = serde_json::to_vec(secret).map_err(unreadable)?;
+            source,
+        })?;
         let sealed = self.seal.seal(&text, &context(&login.registry))?;
         Ok(self.store.set_registry_login(login, &sealed).await?)
     }
@@ -76,11 +82,11 @@ impl Logins {
                 registry: registry.to_owned(),
                 source,
             })?;
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|_| LoginError::Content {
-                registry: registry.to_owned(),
-            })
+        let secret = sealed::decode(&text).map_err(|source| LoginError::Content {
+            registry: registry.to_owned(),
+            source,
+        })?;
+        Ok(Some(secret))
     }
 
     /// Says in the log which logins cannot be opened any more.

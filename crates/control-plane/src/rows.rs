@@ -158,7 +158,7 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
     for (_, instance) in cluster.instances.of_env(key) {
-        // Whether its node is away now is not asked: it may well serve.
+        // Whether its node is offline now is not asked: it may well serve.
         let is_healthy = InstanceHealth::of(instance, true).is_healthy();
         let serves = !instance.is_terminating() && is_healthy;
         if serves {

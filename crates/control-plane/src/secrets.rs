@@ -14,6 +14,7 @@ use model::instance::{SecretBundle, SecretVersion};
 use store::{SealedBundle, Store};
 
 use crate::failure::ApiFailure;
+use crate::sealed;
 
 type Files = BTreeMap<String, Vec<u8>>;
 
@@ -59,7 +60,7 @@ impl Secrets {
         files.extend(request.set.clone());
         check_size(bundle, &files)?;
         let version = version + 1;
-        let plain = serde_json::to_vec(&files).map_err(|e| ApiFailure::internal(&e))?;
+        let plain = sealed::encode(&files).map_err(|e| ApiFailure::internal(&e))?;
         let sealed = self.seal.seal(&plain, &context(env, bundle, version))?;
         Ok((version, sealed))
     }
@@ -169,7 +170,13 @@ impl Secrets {
                      set it again",
                 )
             })?;
-        serde_json::from_slice(&plain).map_err(|e| ApiFailure::internal(&e))
+        sealed::decode(&plain).map_err(|error| {
+            let cause = display::chain(&error);
+            ApiFailure::conflict(
+                "secret_unreadable",
+                format!("the secret bundle {bundle} of {env} cannot be read: {cause}"),
+            )
+        })
     }
 }
 

@@ -42,6 +42,7 @@ use crate::limits::{
 use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable};
 use crate::presence::Presence;
+use crate::refused_enrollments::RefusedEnrollments;
 use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
@@ -121,6 +122,9 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         unknown: Mutex::default(),
         caches: Mutex::default(),
         refused: Mutex::default(),
+        refused_enrollments: RefusedEnrollments::default(),
+        unreadable: Mutex::default(),
+        unknown_states: Mutex::default(),
         shutdown: shutdown.clone(),
     });
     let leader = Leader::new(cluster);

@@ -7,7 +7,7 @@ use api::edge::RouteTable;
 use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
-use model::{EnvKey, NodeId};
+use model::{EnvKey, InstanceId, NodeId};
 use registry::Registry;
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::{ClusterSettings, ClusterState};
@@ -22,6 +22,7 @@ use crate::failure::ApiFailure;
 use crate::leading::{Leading, NotCommitted};
 use crate::logins::Logins;
 use crate::presence::Presence;
+use crate::refused_enrollments::RefusedEnrollments;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
 pub(crate) use crate::topics::Topic;
@@ -60,6 +61,12 @@ pub(crate) struct Shared {
     pub(crate) caches: Mutex<BTreeMap<NodeId, Vec<CachedImage>>>,
     /// Members that were refused for their protocol version, so that each is logged once.
     pub(crate) refused: Mutex<BTreeSet<Member>>,
+    /// The refused enrollments that were logged lately.
+    pub(crate) refused_enrollments: RefusedEnrollments,
+    /// Why the last message of a member that was refused could not be read, so that each reason is logged once.
+    pub(crate) unreadable: Mutex<BTreeMap<Member, String>>,
+    /// What each node last reported in a state that this server does not know, so that it is logged once.
+    pub(crate) unknown_states: Mutex<BTreeMap<NodeId, Vec<InstanceId>>>,
     pub(crate) shutdown: CancellationToken,
 }
 

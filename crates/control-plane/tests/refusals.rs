@@ -4,7 +4,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::EnrollRole;
@@ -15,8 +14,6 @@ use api_client::{ApiClient, ClientConfig, ClientError};
 use identity::MemberKey;
 use model::{EnvKey, Generation, InstanceId};
 use reqwest::{Client, Method, StatusCode};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use support::registry::Registry;
 use support::*;
 
@@ -25,36 +22,6 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) 
         ClientError::Api { status, error, .. } => (status, error.code),
         error => panic!("{error:?}"),
     }
-}
-
-/// A client that is not ours: any path, any method, with or without a certificate.
-fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
-    let mut roots = rustls::RootCertStore::empty();
-    roots
-        .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
-        .unwrap();
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots);
-    let tls = match member {
-        None => builder.with_no_client_auth(),
-        Some(member) => builder
-            .with_client_auth_cert(
-                vec![
-                    CertificateDer::from_pem_slice(member.response.certificate_pem.as_bytes())
-                        .unwrap(),
-                ],
-                PrivateKeyDer::from_pem_slice(member.key_pem.as_bytes()).unwrap(),
-            )
-            .unwrap(),
-    };
-    Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
-        .build()
-        .unwrap()
 }
 
 const USER_PATHS: &[(&str, &str)] = &[

@@ -1,4 +1,6 @@
-//! Enrolls the edge (ADR 0004), follows the server's route table, and keeps it on disk for when the server is away.
+//! Enrolls the edge (ADR 0004), follows the server's route table, and keeps it on disk for when the server is out of reach.
+
+// ring: the crate's root has the public options and errors, and starts the edge by them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,7 +84,7 @@ pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> 
     membership.client().map_err(EdgeError::Client)
 }
 
-/// Follows the server's table for ever. While the server is away, the last one serves.
+/// Follows the server's table for ever. While the server is out of reach, the last one serves.
 pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf) {
     let path = data_dir.join(FILE);
     let mut pause = FIRST_POLL_RETRY;
@@ -135,6 +137,13 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
         );
         return false;
     }
+    for (host, route) in &table.unreadable {
+        tracing::error!(
+            host,
+            reason = route.reason(),
+            "cannot read the route of a host, so it leads where it led; upgrade `platform` on the edge"
+        );
+    }
     edge.backends
         .keep_only(|address| edge.routes.leads_to(address));
     tracing::info!(
@@ -154,4 +163,31 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
         tracing::error!(%error, "the routes could not be kept on disk");
     }
     true
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    /// The file of each version, oldest first.
+    const FIXTURES: [&str; RoutesFile::VERSION as usize] =
+        [include_str!("fixtures/routes/version-1.json")];
+
+    #[test]
+    fn routes_json_of_each_version_is_read_with_and_without_added_fields() {
+        let newest = FIXTURES[FIXTURES.len() - 1];
+        let newest: serde_json::Value = serde_json::from_str(newest).unwrap();
+        for text in FIXTURES {
+            let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
+            json["added_later"] = true.into();
+            for text in [text.to_owned(), json.to_string()] {
+                let read: RoutesFile = state_file::decode(text.as_bytes()).unwrap();
+                let written = state_file::encode(&read).unwrap();
+                let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+                assert_eq!(written, newest);
+            }
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! The ingress proxy: HTTP/1.1 from clients to ready instances, by host name.
 //!
 //! An edge enrolls once with a one-time token and its own key, then fetches the route table by
-//! long poll and keeps it on disk: it goes on serving while the server is away, and after its own
+//! long poll and keeps it on disk: it goes on serving while the server is out of reach, and after its own
 //! restart. What it does with a request is in `forward`; every limit has its name in `limits`.
 //!
 //! Deliberately absent: TLS to clients, HTTP/2, caching, rewriting, access rules. The edge

@@ -49,21 +49,22 @@ impl Routes {
         if new.generation <= table.generation {
             return false;
         }
-        let hosts = new
-            .routes
-            .iter()
-            .map(|(host, route)| {
-                let turn = table
-                    .hosts
-                    .get(host)
-                    .map_or(0, |old| old.turn.load(Ordering::Relaxed));
-                let entry = HostRoute {
-                    route: route.clone(),
-                    turn: AtomicUsize::new(turn),
-                };
-                (host.clone(), Arc::new(entry))
-            })
-            .collect();
+        let hosts = new.routes.iter().map(|(host, route)| {
+            let turn = table
+                .hosts
+                .get(host)
+                .map_or(0, |old| old.turn.load(Ordering::Relaxed));
+            let entry = HostRoute {
+                route: route.clone(),
+                turn: AtomicUsize::new(turn),
+            };
+            (host.clone(), Arc::new(entry))
+        });
+        // A route that cannot be read is not absent: its host leads where it led.
+        let unreadable = new.unreadable.keys();
+        let kept =
+            unreadable.filter_map(|host| Some((host.clone(), table.hosts.get(host)?.clone())));
+        let hosts = hosts.chain(kept).collect();
         *table = Arc::new(Table {
             generation: new.generation,
             hosts,
@@ -145,6 +146,18 @@ mod tests {
         assert!(!routes.take(&table(4, &[])));
         assert_eq!(ports(&routes), [1]);
         assert_eq!(routes.generation(), Generation(5));
+    }
+
+    #[test]
+    fn a_host_whose_route_cannot_be_read_leads_where_it_led() {
+        let routes = Routes::default();
+        routes.take(&table(1, &[1]));
+        let mut newer = serde_json::to_value(table(2, &[2])).unwrap();
+        newer["routes"]["a.test"]["proxy_protocol"] = "v3".into();
+        assert!(routes.take(&serde_json::from_value(newer).unwrap()));
+        assert_eq!(ports(&routes), [1]);
+        routes.take(&table(3, &[2]));
+        assert_eq!(ports(&routes), [2]);
     }
 
     #[test]

@@ -99,6 +99,7 @@ fn table(generation: u64, backends: &[SocketAddr], proxy: Option<ProxyProtocol>)
     RouteTable {
         generation: Generation(generation),
         routes: BTreeMap::from([("a.test".to_owned(), route)]),
+        unreadable: BTreeMap::new(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The app's standard output and error, from its pipes to the node.
 //!
-//! When the queue is full because the node is slow or away, the pipes are not read for
+//! When the queue is full because the node is slow or gone, the pipes are not read for
 //! [`STALL_LIMIT`]: the app waits and nothing is lost. If there is still no room then, lines are
 //! dropped and counted until half of the queue is free, so that the app is not blocked for ever.
 //!

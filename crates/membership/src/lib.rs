@@ -237,6 +237,46 @@ mod tests {
         error.to_string()
     }
 
+    /// The file of each version, oldest first.
+    const FIXTURES: [&str; Membership::VERSION as usize] =
+        [include_str!("fixtures/member/version-1.json")];
+
+    #[test]
+    fn member_json_of_each_version_is_read_with_and_without_added_fields() {
+        let newest = FIXTURES[FIXTURES.len() - 1];
+        let newest: serde_json::Value = serde_json::from_str(newest).unwrap();
+        for text in FIXTURES {
+            let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
+            json["added_later"] = true.into();
+            for text in [text.to_owned(), json.to_string()] {
+                let read: Membership = state_file::decode(text.as_bytes()).unwrap();
+                let written = state_file::encode(&read).unwrap();
+                let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+                assert_eq!(written, newest);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_json_of_a_newer_version_is_kept_and_no_token_is_spent() {
+        let dir = tempfile::tempdir().unwrap();
+        let newer = FIXTURES[0].replace("\"version\": 1", "\"version\": 99");
+        std::fs::write(Membership::file(dir.path()), &newer).unwrap();
+        let applicant = Applicant {
+            role: EnrollRole::Node,
+            server: Some("https://127.0.0.1:1".to_owned()),
+            token: Some(EnrollmentToken::generate([7; 32]).unwrap().to_string()),
+            name: "box".to_owned(),
+            region: "home".to_owned(),
+            hardware: Hardware::default(),
+        };
+        let joined = Membership::load_or_join(dir.path(), &applicant).await;
+        let error = joined.unwrap_err();
+        assert!(matches!(error, JoinError::State(_)), "{error}");
+        let kept = std::fs::read_to_string(Membership::file(dir.path())).unwrap();
+        assert_eq!(kept, newer);
+    }
+
     #[tokio::test]
     async fn a_missing_server_or_token_is_named() {
         let url = "https://127.0.0.1:1";

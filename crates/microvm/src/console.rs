@@ -40,7 +40,7 @@ fn log_before(run_dir: &Path) -> PathBuf {
 
 /// The ends of the FIFO that a VM's processes are given.
 pub(crate) struct Ends {
-    /// Keeps the FIFO's content while the agent is away; no process reads from it.
+    /// Keeps the FIFO's content while no agent runs; no process reads from it.
     pub(crate) keeper: File,
     /// The end that they write to.
     pub(crate) writer: File,

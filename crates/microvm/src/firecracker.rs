@@ -102,7 +102,7 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
         arguments: jail.arguments(),
         current_dir: PathBuf::from("/"),
         // The only descriptor that the jailer does not close: it is open for both, so it keeps the
-        // FIFO's content while the agent is away.
+        // FIFO's content while no agent runs.
         output: boot.copy_of(&boot.ends.keeper)?,
         pass: Vec::new(),
         // The jailer changes to it, when it has made the jail.

@@ -305,6 +305,10 @@ pub enum InstanceState {
     Backoff,
     /// It is given up: retries exhausted, or its image cannot be run.
     Failed,
+    /// A state that this program does not know, because its node is newer. It may run: it counts as neither ready nor
+    /// stopped. No node reports it of itself.
+    #[serde(other)]
+    Unknown,
 }
 
 impl std::fmt::Display for InstanceState {
@@ -318,6 +322,7 @@ impl std::fmt::Display for InstanceState {
             Self::Stopped => "stopped",
             Self::Backoff => "backoff",
             Self::Failed => "failed",
+            Self::Unknown => "unknown",
         })
     }
 }

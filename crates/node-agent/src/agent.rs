@@ -357,6 +357,9 @@ impl Agent {
             .host
             .images
             .set_pinned(desired.pinned_images.clone());
+        for (id, spec) in &desired.unreadable {
+            tracing::error!(instance = %id, reason = spec.reason(), "cannot read the spec of an instance; it is not started");
+        }
         self.desired = Some(desired);
         self.write_desired().await;
         self.act(actions).await;
@@ -546,6 +549,28 @@ impl Agent {
             })
     }
 
+    /// The reports of instances that are not started, because the server is newer and their specs cannot be read.
+    fn not_startable(&self) -> impl Iterator<Item = InstanceReport> {
+        let unreadable = self.desired.iter().flat_map(|desired| &desired.unreadable);
+        unreadable
+            .filter(|(id, _)| !self.instances.contains_key(id))
+            .map(|(id, spec)| InstanceReport {
+                id: *id,
+                state: InstanceState::Failed,
+                ready: false,
+                restarts: 0,
+                detail: String::new(),
+                last_exit: None,
+                failure: Some(format!(
+                    "the node cannot read the instance's spec: {}; upgrade `platform` on the node",
+                    spec.reason()
+                )),
+                log_tail: Vec::new(),
+                started_at: None,
+                preparing_ms: 0,
+            })
+    }
+
     fn report(&self) -> NodeReport {
         NodeReport {
             generation: self.written,
@@ -556,6 +581,7 @@ impl Agent {
                 .instances
                 .iter()
                 .map(|(id, instance)| instance.report(*id))
+                .chain(self.not_startable())
                 .collect(),
             volumes: self.volumes.clone(),
             images: self.machine.host.images.list(),

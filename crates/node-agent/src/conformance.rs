@@ -16,14 +16,14 @@ use std::time::Duration;
 use api::enrollment::Hardware;
 use api::node::{DriverChoice, NodeReport};
 use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
-use model::instance::{AttachedVolume, PinnedImage};
+use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
 use model::{EnvKey, Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
 use crate::host::{
-    Disks, EndedLogOwner, Files, GuestStream, Images, Logs, Network, Server, VmRequest, Vmm,
-    endpoint,
+    Disks, EndedLogOwner, Files, GuestStream, Images, Logs, Network, NetworkProbe, Server,
+    VmRequest, Vmm, endpoint,
 };
 
 /// Time enough for a guest to boot on a busy machine without hardware virtualization.
@@ -60,6 +60,106 @@ pub async fn files(files: &dyn Files, folder: &Path) {
             .unwrap();
         assert_eq!(files.list(&folder.join("instances")).await.unwrap(), ["0"]);
     }
+}
+
+/// Files that cannot be: a folder is no file and a file no folder. What cannot be read is an error, and never taken for absent.
+pub async fn files_that_cannot_be(files: &dyn Files, folder: &Path) {
+    let file = folder.join("instances/1/instance.json");
+    files.replace(&file, b"one".to_vec()).await.unwrap();
+    files.read(&folder.join("instances")).await.unwrap_err();
+    let below = file.join("deeper");
+    files.replace(&below, b"two".to_vec()).await.unwrap_err();
+    files
+        .replace(&folder.join("instances"), b"two".to_vec())
+        .await
+        .unwrap_err();
+    files.list(&file).await.unwrap_err();
+    assert_eq!(files.read(&file).await.unwrap().unwrap(), b"one");
+    files
+        .remove_folder(&folder.join("instances"))
+        .await
+        .unwrap();
+}
+
+/// Files on a full disk: nothing is lost that was there, and nothing stays of what was not written. `set_full` fills the disk
+/// of `folder`, and makes room again.
+pub async fn files_on_a_full_disk(files: &dyn Files, folder: &Path, set_full: impl Fn(bool)) {
+    let path = folder.join("instances/1/instance.json");
+    files.replace(&path, b"one".to_vec()).await.unwrap();
+    set_full(true);
+    let large = vec![b'x'; 64 * 1024];
+    let error = files.replace(&path, large.clone()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+    assert_eq!(files.read(&path).await.unwrap().unwrap(), b"one");
+    assert_eq!(
+        files.list(&folder.join("instances/1")).await.unwrap(),
+        ["instance.json"]
+    );
+    let aside = path.with_file_name("aside");
+    files.rename(&path, &aside).await.unwrap();
+    files.rename(&aside, &path).await.unwrap();
+    set_full(false);
+    files.replace(&path, large.clone()).await.unwrap();
+    assert_eq!(files.read(&path).await.unwrap().unwrap(), large);
+    set_full(true);
+    files
+        .remove_folder(&folder.join("instances/1"))
+        .await
+        .unwrap();
+    set_full(false);
+}
+
+/// Disks on a full disk: each failure may pass, and leaves no disk behind.
+pub async fn disks_on_a_full_disk(disks: &dyn Disks, set_full: impl Fn(bool)) {
+    let id = InstanceId(0xc0f0);
+    let volume = AttachedVolume {
+        path: None,
+        owner: None,
+        id: VolumeId(0xda7a),
+        name: "data".to_owned(),
+        ordinal: 0,
+        size_bytes: 16 << 20,
+        made: false,
+    };
+    set_full(true);
+    let error = disks.make_scratch(id, 16 << 20).await.unwrap_err();
+    assert!(error.transient, "{error}");
+    let error = disks.prepare_volume(volume.clone()).await.unwrap_err();
+    assert!(error.transient, "{error}");
+    assert!(disks.list_volumes().await.unwrap().is_empty());
+    disks.remove_scratch(id).await.unwrap();
+    set_full(false);
+    disks.make_scratch(id, 16 << 20).await.unwrap();
+    disks.prepare_volume(volume).await.unwrap();
+    assert_eq!(disks.list_volumes().await.unwrap(), [VolumeId(0xda7a)]);
+    set_full(true);
+    disks.remove_volume(VolumeId(0xda7a)).await.unwrap();
+    disks.remove_scratch(id).await.unwrap();
+    set_full(false);
+}
+
+/// Logs on a full disk: a record that is not written is not acknowledged, so that the guest sends it again.
+pub async fn logs_on_a_full_disk(logs: &dyn Logs, set_full: impl Fn(bool)) {
+    let id = InstanceId(0xc0f0);
+    let log = logs.open(id, "web".parse().unwrap()).await.unwrap();
+    let record = |seq: u64| LogRecord {
+        seq,
+        at_nanos: 0,
+        stream: Stream::Stdout,
+        partial: false,
+        dropped: 0,
+        line: vec![b'a' + u8::try_from(seq).unwrap(); 16 * 1024],
+    };
+    let now = Timestamp(10);
+    assert_eq!(log.append(now, vec![record(1)]).await.unwrap(), 1);
+    set_full(true);
+    let error = log.append(now, vec![record(2)]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull, "{error}");
+    set_full(false);
+    assert_eq!(log.append(now, vec![record(2)]).await.unwrap(), 2);
+    let texts: Vec<String> = log.tail(10).await;
+    let first: Vec<_> = texts.iter().map(|text| &text[..1]).collect();
+    assert_eq!(first, ["b", "c"]);
 }
 
 /// Disks: scratch disks come and go, volumes are made once and stay until they are removed.
@@ -163,6 +263,60 @@ pub async fn network(network: &dyn Network, id: InstanceId, address: std::net::I
     let probe = crate::host::NetworkProbe::Tcp { port: 8080 };
     let answer = timeout(Duration::from_secs(5), network.probe(address, probe)).await;
     assert!(!matches!(answer, Ok(Ok(()))), "nothing listens there");
+}
+
+/// A health check: what answers at this address passes it, and what does not fails it.
+pub async fn probes(
+    network: &dyn Network,
+    address: std::net::Ipv6Addr,
+    good: &[NetworkProbe],
+    bad: &[NetworkProbe],
+) {
+    for probe in good {
+        let answer = network.probe(address, probe.clone()).await;
+        assert_eq!(answer, Ok(()), "{probe:?}");
+    }
+    for probe in bad {
+        let reason = network.probe(address, probe.clone()).await.unwrap_err();
+        assert!(!reason.is_empty(), "{probe:?}");
+    }
+}
+
+/// Egress: without an uplink it is missing for now, with one it runs until somebody ends it, and is made again. `set_uplink`
+/// gives the machine an uplink or takes it, `end` ends what provides the egress.
+pub async fn egress(network: &dyn Network, set_uplink: impl Fn(bool), end: impl Fn()) {
+    set_uplink(false);
+    let Err(error) = network.ensure_egress().await else {
+        panic!("there is egress without an uplink");
+    };
+    assert!(error.transient, "{error}");
+    set_uplink(true);
+    for _ in 0..2 {
+        let first = network.ensure_egress().await.unwrap();
+        // Another call leaves it as it is.
+        let egress = network.ensure_egress().await.unwrap();
+        assert!(!egress.reason.is_empty());
+        for ended in [first.ended, egress.ended] {
+            let waited = timeout(Duration::from_millis(100), ended).await;
+            assert!(waited.is_err(), "it ended by itself");
+        }
+        let egress = network.ensure_egress().await.unwrap();
+        end();
+        timeout(Duration::from_secs(10), egress.ended)
+            .await
+            .unwrap();
+    }
+}
+
+/// The secret bundles of an instance of this node.
+pub async fn secrets(server: &dyn Server, id: InstanceId, bundles: &[SecretBundle]) {
+    assert!(!bundles.is_empty());
+    for _ in 0..2 {
+        assert_eq!(server.secrets(id).await.unwrap(), bundles);
+    }
+    let other = InstanceId(id.0 ^ 1);
+    let refused = server.secrets(other).await.unwrap_err();
+    assert!(!refused.transient, "{refused}");
 }
 
 /// Images: `good` is there and becomes a root disk, `unknown` is not in its registry.
@@ -277,6 +431,11 @@ pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
     }
     assert!(vmm.adopt(id).await.unwrap().is_none());
     assert_eq!(vmm.list().await.unwrap(), []);
+    // A tap that outlives its VM is there until it is released.
+    if vmm.leaves_tap() {
+        network.release(id).await.unwrap();
+    }
+    drop(network.create_tap(member).await.unwrap());
     network.release(id).await.unwrap();
     network.apply_rules(Vec::new()).await.unwrap();
 }

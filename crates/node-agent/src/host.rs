@@ -253,7 +253,7 @@ pub trait Disks: Debug + Send + Sync {
     fn remove_volume(&self, id: VolumeId) -> BoxFuture<'_, HostResult<()>>;
 }
 
-/// The control plane, which may be away.
+/// The control plane, which may be out of reach.
 pub trait Server: Debug + Send + Sync {
     /// The node's desired state when its generation is not `after`; `None` when there was no other
     /// within `wait`.

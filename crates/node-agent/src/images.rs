@@ -49,7 +49,7 @@ pub(crate) struct ImageCache {
     needs: Arc<Mutex<Needs>>,
 }
 
-/// What is kept of an image beside its disk.
+/// What is kept of an image beside its disk (`fixtures/image-record`).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct ImageRecord {
     image: PinnedImage,

@@ -1,6 +1,8 @@
 //! A node from its options: finds what the machine has, joins the cluster, and runs the agent on the
 //! real host.
 
+// ring: the crate's root has the public options and errors, and starts the node by them.
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use std::path::Path;
 use api::node::DesiredState;
 use model::instance::InstanceSpec;
 use node_core::instance::Progress;
+use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use state_file::{Fields, FormatError, StateFormat};
 
@@ -41,7 +42,12 @@ pub(crate) struct InstanceFile {
 impl StateFormat for InstanceFile {
     const VERSION: u32 = 2;
 
-    fn upgrade(_from: u32, mut fields: Fields) -> Result<Fields, serde_json::Error> {
+    fn upgrade(from: u32, mut fields: Fields) -> Result<Fields, serde_json::Error> {
+        if from != 1 {
+            return Err(serde_json::Error::custom(format!(
+                "there is no version {from}"
+            )));
+        }
         let life = fields.remove("life").unwrap_or_default();
         let progress = Progress::from_first_version(life)?;
         fields.insert("progress".to_owned(), serde_json::to_value(progress)?);
@@ -124,6 +130,14 @@ mod tests {
             let fixture: Value = serde_json::from_slice(&fixture).unwrap();
             assert_eq!(written, fixture, "{name}");
         }
+    }
+
+    #[test]
+    fn only_a_version_that_was_written_is_upgraded() {
+        assert!(InstanceFile::upgrade(0, Fields::new()).is_err());
+        assert!(InstanceFile::upgrade(2, Fields::new()).is_err());
+        let error = state_file::decode::<InstanceFile>(br#"{"version": 0}"#).unwrap_err();
+        assert!(display::chain(&error).contains("no version 0"), "{error}");
     }
 
     #[test]

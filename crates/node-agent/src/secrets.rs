@@ -1,7 +1,7 @@
 //! The secret bundles of one instance: fetched from the server when the instance is to boot, kept in
 //! this process's memory for its next boots, and never written to a disk.
 //!
-//! So an agent that was restarted while the server is away can do all but one thing: boot an instance
+//! So an agent that was restarted while the server is out of reach can do all but one thing: boot an instance
 //! that has secrets. Such an instance waits, and says so; what runs goes on.
 
 use std::sync::Mutex;

@@ -21,7 +21,17 @@
 //! Not in the diagram:
 //!
 //! - A running instance is settling or probing, then ready (`Readiness`); see *Ready* below.
-//! - A stop has three steps (`StopStep`). Draining: a ready instance with ports goes on for a moment, so that
+//! - Whether the app ran (`Ran`): an end of an app that ran since it was last prepared leads to a restart, which is counted;
+//!   a preparation or a boot that failed is only made again.
+//!
+//!   ```text
+//!           GuestStarted                  prepared again
+//!   never --------------> since prepared ----------------> before
+//!                              ^       GuestStarted           |
+//!                              +------------------------------+
+//!   ```
+//! - A stop has three steps (`StopStep`), and only the last can be of an instance that nobody asked to stop: it ended by
+//!   itself and is not restarted. Draining: a ready instance with ports goes on for a moment, so that
 //!   edges learn the new routes. Asked: the app was told to end. Cleaning: scratch disk, tap and sockets are removed. A stop
 //!   from created, preparing, booting, backoff or failed begins with cleaning; from running, without ports or not
 //!   ready, with asked.
@@ -58,6 +68,7 @@
 //! Deliberately absent: a graceful stop before a restart for failing health, because what does not
 //! answer probes seldom answers signals.
 
+mod format;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -231,8 +242,7 @@ struct Rules {
 }
 
 /// Where an instance is in its life, with what is needed to go on from there.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
     /// Nothing was done yet.
     Created,
@@ -243,7 +253,6 @@ enum State {
         /// When the guest must have dialled, or, where it has, must have said that the app runs.
         watchdog: Timestamp,
         /// The latest that the watchdog is put off to. Absent: it is not.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
         limit: Option<Timestamp>,
     },
     /// The app runs.
@@ -251,18 +260,10 @@ enum State {
         started_at: Timestamp,
         readiness: Readiness,
     },
-    /// It waits for its restart.
-    Backoff {
-        until: Timestamp,
-        /// Whether the app ran before, so that what comes is a restart.
-        ran: bool,
-    },
+    /// It waits for its restart, or for another preparation or boot.
+    Backoff { until: Timestamp },
     /// It comes to its end.
-    Stopping {
-        /// Whether the stop was asked; else it ended by itself and is not restarted.
-        asked: bool,
-        step: StopStep,
-    },
+    Stopping(StopStep),
     /// Nothing of it runs.
     Stopped {
         /// Whether the stop was asked.
@@ -294,11 +295,19 @@ enum Readiness {
     },
 }
 
+impl Readiness {
+    /// Before the first probe.
+    const FIRST_PROBE: Self = Self::Probing {
+        passed: 0,
+        failed: 0,
+        reason: None,
+    };
+}
+
 /// How far a stop is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "step", rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum StopStep {
-    /// Edges learn the new routes.
+    /// It was asked to stop, and edges learn the new routes.
     Draining {
         until: Timestamp,
         started_at: Timestamp,
@@ -309,32 +318,39 @@ enum StopStep {
         started_at: Timestamp,
     },
     /// What is left is removed.
-    Cleaning,
+    Cleaning {
+        /// Whether the stop was asked; else it ended by itself and is not restarted.
+        asked: bool,
+    },
+}
+
+/// Whether the app ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ran {
+    /// It never did.
+    Never,
+    /// It did, and not since the instance was last prepared; or it does not start again.
+    Before,
+    /// It did since the instance was last prepared: when it is prepared again, that is a restart.
+    SincePrepared,
 }
 
 /// How far an instance is: what is written down of its life. The rest follows from its spec.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "format::ProgressJson", into = "format::ProgressJson")]
 pub struct Progress {
     state: State,
-    /// Whether the app ever ran.
-    ran_once: bool,
+    ran: Ran,
     restarts: u32,
     ends_in_row: u32,
     prepares_in_row: u32,
     /// When the preparation before the first run began, while it is under way.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     preparing_since: Option<Timestamp>,
     /// How long such preparations took, in milliseconds.
-    #[serde(default, skip_serializing_if = "is_zero")]
     preparing_ms: u64,
     boots_in_row: u32,
     last_exit: Option<ExitEvent>,
     failure: Option<String>,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
 }
 
 impl Progress {
@@ -375,7 +391,7 @@ impl Lifecycle {
     pub fn new(spec: &InstanceSpec, timing: Timing) -> Self {
         let progress = Progress {
             state: State::Created,
-            ran_once: false,
+            ran: Ran::Never,
             restarts: 0,
             ends_in_row: 0,
             prepares_in_row: 0,
@@ -388,8 +404,25 @@ impl Lifecycle {
         Self::resume(spec, timing, progress)
     }
 
-    /// A life that goes on.
-    pub fn resume(spec: &InstanceSpec, timing: Timing, progress: Progress) -> Self {
+    /// A life that goes on. An app that is settling although its spec has a health check, or is probed although it has none,
+    /// begins anew with what its spec says.
+    pub fn resume(spec: &InstanceSpec, timing: Timing, mut progress: Progress) -> Self {
+        if let State::Running {
+            started_at,
+            readiness,
+        } = &mut progress.state
+        {
+            match (&*readiness, &spec.healthcheck) {
+                (Readiness::Probing { .. }, None) => {
+                    let until = Timestamp(started_at.0.saturating_add(SETTLE_MS));
+                    *readiness = Readiness::Settling { until };
+                }
+                (Readiness::Settling { .. }, Some(_)) => *readiness = Readiness::FIRST_PROBE,
+                (Readiness::Settling { .. }, None)
+                | (Readiness::Probing { .. }, Some(_))
+                | (Readiness::Ready { .. }, _) => {}
+            }
+        }
         let rules = Rules {
             id: spec.id,
             restart: spec.restart.clone(),
@@ -419,7 +452,7 @@ impl Lifecycle {
             State::Booting { .. } => InstanceState::Booting,
             State::Running { .. } => InstanceState::Running,
             State::Backoff { .. } => InstanceState::Backoff,
-            State::Stopping { .. } => InstanceState::Stopping,
+            State::Stopping(_) => InstanceState::Stopping,
             State::Stopped { .. } => InstanceState::Stopped,
             State::Failed => InstanceState::Failed,
         }
@@ -440,7 +473,11 @@ impl Lifecycle {
     pub fn stop_asked(&self) -> bool {
         matches!(
             self.progress.state,
-            State::Stopping { asked: true, .. } | State::Stopped { asked: true }
+            State::Stopping(
+                StopStep::Draining { .. }
+                    | StopStep::Asked { .. }
+                    | StopStep::Cleaning { asked: true }
+            ) | State::Stopped { asked: true }
         )
     }
 
@@ -452,10 +489,9 @@ impl Lifecycle {
     fn started_at(&self) -> Option<Timestamp> {
         match self.progress.state {
             State::Running { started_at, .. }
-            | State::Stopping {
-                step: StopStep::Draining { started_at, .. } | StopStep::Asked { started_at, .. },
-                ..
-            } => Some(started_at),
+            | State::Stopping(
+                StopStep::Draining { started_at, .. } | StopStep::Asked { started_at, .. },
+            ) => Some(started_at),
             _ => None,
         }
     }
@@ -468,11 +504,11 @@ impl Lifecycle {
                 readiness: Readiness::Settling { until },
                 ..
             } => Some((*until, Event::Settled)),
-            State::Backoff { until, .. } => Some((*until, Event::BackoffElapsed)),
-            State::Stopping { step, .. } => match step {
+            State::Backoff { until } => Some((*until, Event::BackoffElapsed)),
+            State::Stopping(step) => match step {
                 StopStep::Draining { until, .. } => Some((*until, Event::DrainElapsed)),
                 StopStep::Asked { until, .. } => Some((*until, Event::StopTimeout)),
-                StopStep::Cleaning => None,
+                StopStep::Cleaning { .. } => None,
             },
             State::Created
             | State::Preparing
@@ -503,8 +539,8 @@ impl Lifecycle {
                 started_at,
                 readiness,
             } => self.in_running(now, &event, started_at, &readiness),
-            State::Stopping { asked, step } => self.in_stopping(now, &event, asked, step),
-            State::Backoff { until, ran } => self.in_backoff(now, &event, until, ran),
+            State::Stopping(step) => self.in_stopping(now, &event, step),
+            State::Backoff { until } => self.in_backoff(now, &event, until),
             State::Stopped { .. } | State::Failed => self.in_end(&event),
         };
         effects.ok_or_else(|| IllegalEvent {
@@ -532,16 +568,16 @@ impl Lifecycle {
 
     fn detail(&self, now: Timestamp) -> String {
         match &self.progress.state {
-            State::Backoff { until, .. } => {
+            State::Backoff { until } => {
                 let seconds = until.millis_since(now).div_ceil(1000);
                 format!("next start in {seconds} s")
             }
             State::Booting { .. } => format!("boot {}", self.progress.boots_in_row + 1),
             State::Running { readiness, .. } => self.readiness_detail(readiness),
-            State::Stopping { step, .. } => match step {
+            State::Stopping(step) => match step {
                 StopStep::Draining { .. } => "draining".to_owned(),
                 StopStep::Asked { .. } => "asked to stop".to_owned(),
-                StopStep::Cleaning => "cleaning up".to_owned(),
+                StopStep::Cleaning { .. } => "cleaning up".to_owned(),
             },
             State::Created | State::Preparing | State::Stopped { .. } | State::Failed => {
                 String::new()

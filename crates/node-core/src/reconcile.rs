@@ -107,7 +107,8 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
     }
     let mut named = BTreeSet::new();
     let ids = desired.instances.iter().map(|spec| spec.id);
-    for id in ids.chain(desired.stop.iter().copied()) {
+    let unreadable = desired.unreadable.keys().copied();
+    for id in ids.chain(unreadable).chain(desired.stop.iter().copied()) {
         if !named.insert(id) {
             return Err(DesiredRefused::NamedTwice(id));
         }
@@ -167,6 +168,7 @@ mod tests {
             node: NodeId(1),
             generation: Generation(5),
             instances: run.iter().map(|id| wanted(*id)).collect(),
+            unreadable: BTreeMap::new(),
             stop: stop.iter().map(|id| InstanceId(*id)).collect(),
             remove_volumes: Vec::new(),
             pinned_images: Vec::new(),

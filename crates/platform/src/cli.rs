@@ -1,4 +1,6 @@
-//! The command line: names, flags and their help. What a command does is in its own module.
+//! The command line: names, flags and their help, and the start of a command. What a command does is in its own module.
+
+use std::future::Future;
 
 use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Style};
@@ -8,6 +10,7 @@ use crate::commands::{
     deploy, destroy, dev, edge, envs, exec, fmt, image, images, logs, node, nodes, normalize, ps,
     registries, scale, schema, secrets, server, signal, tokens, top, validate, volumes,
 };
+use crate::failure::Failure;
 
 const STYLES: Styles = Styles::styled()
     .header(Style::new().bold())
@@ -82,4 +85,48 @@ pub(crate) enum Command {
     Dev(dev::Arguments),
     /// Print the version, as `platform --version` does
     Version,
+}
+
+/// Runs one command to its end.
+pub(crate) fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Deploy(arguments) => asynchronous(deploy::run(arguments)),
+        Command::Ps(arguments) => asynchronous(ps::run(arguments)),
+        Command::Logs(arguments) => asynchronous(logs::run(arguments)),
+        Command::Exec(arguments) => asynchronous(exec::run(arguments)),
+        Command::Top(arguments) => asynchronous(top::run(arguments)),
+        Command::Signal(arguments) => asynchronous(signal::run(arguments)),
+        Command::Scale(arguments) => asynchronous(scale::run(arguments)),
+        Command::Envs(arguments) => asynchronous(envs::run(arguments)),
+        Command::Secrets(command) => asynchronous(secrets::run(command)),
+        Command::Volumes(arguments) => asynchronous(volumes::run(arguments)),
+        Command::Destroy(arguments) => asynchronous(destroy::run(arguments)),
+        Command::Validate(arguments) => validate::run(&arguments),
+        Command::Fmt(arguments) => fmt::run(&arguments),
+        Command::Normalize(arguments) => normalize::run(&arguments),
+        Command::Schema(_) => schema::run(),
+        Command::Image(command) => asynchronous(image::run(command)),
+        Command::Images(arguments) => asynchronous(images::run(arguments)),
+        Command::Registries(arguments) => asynchronous(registries::run(arguments)),
+        Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
+        Command::Tokens(command) => asynchronous(tokens::run(command)),
+        Command::Server(arguments) => asynchronous(server::run(arguments)),
+        Command::Node(arguments) => asynchronous(node::run(arguments)),
+        Command::Edge(arguments) => asynchronous(edge::run(arguments)),
+        Command::Dev(arguments) => asynchronous(dev::run(arguments)),
+        Command::Version => Ok(crate::output::line(concat!(
+            "platform ",
+            env!("CARGO_PKG_VERSION")
+        ))?),
+    }
+}
+
+fn asynchronous(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let result = runtime.block_on(work);
+    // Work that blocks (a long write) may end with the process.
+    runtime.shutdown_background();
+    result
 }

@@ -1,7 +1,7 @@
 //! The `platform` binary: the command line for users, and the roles that make up a cluster.
 //!
 //! This file only starts the command; each command is a module of [`commands`], what they share is
-//! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON),
+//! beside them: [`connection`] (which cluster, which app), [`output`] (tables, JSON), [`shutdown`] (how a role is stopped),
 //! [`registry_access`] (registries and logins), [`failure`] (how an error is printed), [`rollout`] (watching a release come up).
 //! Exit status: 0 done, 1 the user's input is wrong or the cluster refuses, 2 usage.
 
@@ -13,6 +13,7 @@ mod logging;
 mod output;
 mod registry_access;
 mod rollout;
+mod shutdown;
 mod units;
 
 use std::process::ExitCode;
@@ -21,7 +22,7 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let cli = cli::Cli::parse();
-    match commands::run(cli.command) {
+    match cli::run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

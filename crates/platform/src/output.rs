@@ -344,14 +344,14 @@ mod tests {
         let mut table = Table::new(["ID", "IMAGE", "FILES"]).wrapping_last();
         let image = "registry.example.com:5000/a-team/of/long-names/shop";
         table.row(["0000000a", image, "ONE TWO THREE FOUR FIVE"].map(str::to_owned));
-        table.note("it waits for its node, which has been away for a while");
+        table.note("it waits for its node, which has been down for a while");
         table.note("");
         let plain = anstream::adapter::strip_str(&table.render(Some(50))).to_string();
         expect![[r"
             ID        IMAGE               FILES
             0000000a  registry.exa…/shop  ONE TWO THREE FOUR
                                           FIVE
-                it waits for its node, which has been away for
+                it waits for its node, which has been down for
                 a while
         "]]
         .assert_eq(&plain);

@@ -41,7 +41,7 @@ pub(crate) async fn watch(
     let deadline = Instant::now() + timeout;
     let mut shown = Progress::new(release);
     let mut after = None;
-    let mut away = false;
+    let mut unreachable = false;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -55,10 +55,10 @@ pub(crate) async fn watch(
         let wait = left.min(Duration::from_millis(MAX_WAIT_MS));
         match client.rollout(env, Some(release), after, wait).await {
             Ok(status) => {
-                if away {
+                if unreachable {
                     shown.say("the server is back");
                 }
-                away = false;
+                unreachable = false;
                 after = Some(status.revision);
                 shown.show(&status);
                 if status.phase != RolloutPhase::Rolling {
@@ -67,12 +67,12 @@ pub(crate) async fn watch(
                 }
             }
             Err(error) if error.is_transient() => {
-                if !away {
+                if !unreachable {
                     shown.say(&format!(
                         "{error}; the rollout goes on, waiting for the server"
                     ));
                 }
-                away = true;
+                unreachable = true;
                 tokio::time::sleep(RETRY).await;
             }
             Err(error) => {

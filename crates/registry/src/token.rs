@@ -159,7 +159,7 @@ async fn token(
             }
         }
     };
-    // Its host is the one to name where it is away.
+    // Its host is the one to name where it does not answer.
     let failed = |failure: Failure| match http.url(host, "") {
         Ok(registry) => failure.at(&asked, &registry),
         Err(_) => failure,

@@ -4,7 +4,7 @@
 //! always names its instance: one that is in neither list (an empty or restored store, a record that cannot be read)
 //! is left running.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::DesiredState;
 use model::instance::InstanceSpec;
@@ -34,6 +34,7 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
         node,
         generation,
         instances,
+        unreadable: BTreeMap::new(),
         stop,
         remove_volumes: cluster
             .volumes

@@ -180,7 +180,8 @@ pub enum InstanceHealth {
     Completed,
     /// It starts, or is unhealthy for a while.
     Pending,
-    /// Its node is offline: nothing is known of it, it may well serve.
+    /// Nothing is known of it, and it may well serve: its node is offline, or reports a state that this server does not
+    /// know.
     Unknown,
     /// It was started again [`MAX_NEW_RESTARTS`] times or more and is not ready.
     CrashLoop,
@@ -200,6 +201,7 @@ impl InstanceHealth {
             InstanceState::Running if report.ready => Self::Ready,
             InstanceState::Stopped if clean && !serves => Self::Completed,
             InstanceState::Stopped | InstanceState::Failed => Self::Terminated,
+            InstanceState::Unknown => Self::Unknown,
             InstanceState::Created
             | InstanceState::Preparing
             | InstanceState::Booting

@@ -296,9 +296,14 @@ impl Network for SimHost {
 
     fn ensure_egress(&self) -> BoxFuture<'_, HostResult<Egress>> {
         async move {
+            if self.0.lock().no_uplink {
+                return Err(HostError::transient("the machine has no default route"));
+            }
+            // It runs until its sender is replaced.
+            let mut running = self.0.lock().egress.subscribe();
             Ok(Egress {
                 reason: "simulated".to_owned(),
-                ended: std::future::pending().boxed(),
+                ended: async move { while running.changed().await.is_ok() {} }.boxed(),
             })
         }
         .boxed()
@@ -470,10 +475,14 @@ impl Files for SimHost {
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Option<Vec<u8>>>> {
         async move {
             self.0.simulator.latency(0, 2).await;
-            if self.0.lock().no_descriptors && path.ends_with("instance.json") {
+            let state = self.0.lock();
+            if state.no_descriptors && path.ends_with("instance.json") {
                 return Err(io::Error::from_raw_os_error(EMFILE));
             }
-            Ok(self.0.lock().files.get(path).cloned())
+            if state.is_folder(path) {
+                return Err(io::ErrorKind::IsADirectory.into());
+            }
+            Ok(state.files.get(path).cloned())
         }
         .boxed()
     }
@@ -482,6 +491,16 @@ impl Files for SimHost {
         async move {
             self.perform(5, || {
                 let mut state = self.0.lock();
+                if state.is_folder(path) {
+                    return Err(io::ErrorKind::IsADirectory.into());
+                }
+                if path
+                    .ancestors()
+                    .skip(1)
+                    .any(|folder| state.files.contains_key(folder))
+                {
+                    return Err(io::ErrorKind::NotADirectory.into());
+                }
                 if state.disk_full {
                     return Err(full());
                 }
@@ -510,6 +529,9 @@ impl Files for SimHost {
         async move {
             self.0.simulator.latency(0, 2).await;
             let state = self.0.lock();
+            if state.files.contains_key(folder) {
+                return Err(io::ErrorKind::NotADirectory.into());
+            }
             let inside = state.files.keys().filter_map(|path| {
                 let name = path.strip_prefix(folder).ok()?.components().next()?;
                 Some(name.as_os_str().to_string_lossy().into_owned())

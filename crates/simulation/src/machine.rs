@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::Ipv6Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use guest_protocol::LogRecord;
@@ -40,6 +40,10 @@ pub(crate) struct State {
     pub(crate) leaves_tap: bool,
     /// Whether every write fails for want of room.
     pub(crate) disk_full: bool,
+    /// Whether the machine has no default route.
+    pub(crate) no_uplink: bool,
+    /// The egress that runs: replaced when it ends.
+    pub(crate) egress: watch::Sender<()>,
     /// Whether image pulls fail.
     pub(crate) registry_down: bool,
     /// Whether the agent gets no descriptor any more.
@@ -62,6 +66,14 @@ pub(crate) struct State {
     boots: u64,
     /// The most VMs that booted at the same time.
     pub(crate) most_booting: usize,
+}
+
+impl State {
+    /// Whether there is a file below this path.
+    pub(crate) fn is_folder(&self, path: &Path) -> bool {
+        let mut below = self.files.range(path.to_owned()..);
+        below.any(|(file, _)| file != path && file.starts_with(path))
+    }
 }
 
 /// A VM that was booted, until its record is removed.
@@ -113,6 +125,8 @@ impl Machine {
             state: Arc::new(Mutex::new(State {
                 leaves_tap,
                 disk_full: false,
+                no_uplink: false,
+                egress: watch::Sender::new(()),
                 registry_down: false,
                 no_descriptors: false,
                 unreadable_vms: BTreeSet::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::node::{DesiredState, NodeReport};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use model::instance::SecretBundle;
+use model::instance::{SecretBundle, SecretVersion};
 use model::{Generation, InstanceId, NodeId};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
 use scheduler::action::Action;
@@ -448,14 +448,23 @@ impl ServerApi for Link {
     fn secrets(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Vec<SecretBundle>>> {
         async move {
             self.pass().await?;
-            let instance = self.server.with(|cluster| {
+            let wanted = self.server.with(|cluster| {
                 let instance = cluster.instances.get(&id);
-                instance.is_some_and(|instance| instance.node == self.node)
+                let instance = instance.filter(|instance| instance.node == self.node)?;
+                Some(instance.spec.secrets.clone())
             });
-            if !instance {
+            let Some(wanted) = wanted else {
                 return Err(HostError::permanent("there is no such instance"));
-            }
-            Ok(Vec::new())
+            };
+            let bundle = |secret: &SecretVersion| SecretBundle {
+                name: secret.name.clone(),
+                files: [(
+                    "VERSION".to_owned(),
+                    secret.version.to_string().into_bytes(),
+                )]
+                .into(),
+            };
+            Ok(wanted.iter().map(bundle).collect())
         }
         .boxed()
     }

@@ -5,13 +5,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use model::instance::{InstanceSpec, InstanceState, PinnedImage};
-use model::{InstanceId, NodeId};
+use model::instance::{InstanceSpec, InstanceState, PinnedImage, SecretBundle, SecretVersion};
+use model::{InstanceId, NodeId, Timestamp};
 use node_agent::conformance::{self, VmParts};
-use node_agent::host::{Disks as _, Images as _};
+use node_agent::host::{Disks as _, Images as _, NetworkProbe};
 use scheduler::apply::Command;
 use scheduler::fixtures::{
-    cluster, database, deployment, digest, key, manifest, name, process, release,
+    InstanceFixture, cluster, database, deploy, deployment, digest, key, manifest, name, process, release,
 };
 use tokio::time::sleep;
 
@@ -53,6 +53,45 @@ fn with_hosts<T: Future<Output = ()>>(test: impl Fn(SimHost) -> T) {
 #[test]
 fn simulated_files_conform() {
     with_hosts(async |host| conformance::files(&host, Path::new("/data")).await);
+}
+
+#[test]
+fn simulated_files_that_cannot_be_conform() {
+    with_hosts(async |host| {
+        conformance::files_that_cannot_be(&host, Path::new("/data")).await;
+    });
+}
+
+#[test]
+fn simulated_full_disks_conform() {
+    with_hosts(async |host| {
+        let set_full = |full| host.0.lock().disk_full = full;
+        conformance::files_on_a_full_disk(&host, Path::new("/data"), set_full).await;
+        conformance::disks_on_a_full_disk(&host, set_full).await;
+        conformance::logs_on_a_full_disk(&host, set_full).await;
+    });
+}
+
+#[test]
+fn simulated_egress_conforms() {
+    with_hosts(async |host| {
+        let set_uplink = |on: bool| host.0.lock().no_uplink = !on;
+        let end = || host.0.lock().egress = tokio::sync::watch::Sender::new(());
+        conformance::egress(&host, set_uplink, end).await;
+    });
+}
+
+#[test]
+fn simulated_probes_conform() {
+    with_hosts(async |host| {
+        let (id, address) = (InstanceId(1), "fd00::1".parse().unwrap());
+        host.0.start_vm(id, digest(1), address, Vec::new());
+        host.0.app_is(id, true);
+        let probe = [NetworkProbe::Tcp { port: 8080 }];
+        conformance::probes(&host, address, &probe, &[]).await;
+        let nobody = "fd00::2".parse().unwrap();
+        conformance::probes(&host, nobody, &[], &probe).await;
+    });
 }
 
 #[test]
@@ -103,6 +142,31 @@ fn the_simulated_server_conforms() {
         let link = server.link(NodeId(1));
         let hardware = server.with(|cluster| cluster.nodes[&NodeId(1)].hardware.clone());
         conformance::server(&link, NodeId(1), hardware).await;
+        let id = InstanceId(0x5ec0);
+        let secret = SecretVersion {
+            name: "database".to_owned(),
+            version: 3,
+            mode: None,
+        };
+        let mut given = cluster(1);
+        let release = manifest(&[("web", process(1))]);
+        deploy(&mut given, ENV, release, Timestamp(0));
+        let (env, process, release, node) = (ENV, "web", 1, 1);
+        let fixture = InstanceFixture {
+            id: id.0,
+            env,
+            process,
+            release,
+            node,
+        };
+        let instance = fixture.into_cluster(&mut given);
+        instance.spec.secrets = vec![secret.clone()];
+        let link = Server::new(&simulator, given).link(NodeId(1));
+        let bundle = SecretBundle {
+            name: secret.name,
+            files: [("VERSION".to_owned(), b"3".to_vec())].into(),
+        };
+        conformance::secrets(&link, id, &[bundle]).await;
     });
 }
 
@@ -421,9 +485,9 @@ fn case_a_vm_without_its_instances_folder_is_reported_and_stopped_when_it_is_nam
             1,
             "it is not booted beside its VM"
         );
-        small.server.change(|cluster| {
-            cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
-        });
+        small
+            .server
+            .change(|_| vec![Command::DestroyEnv { env: key(ENV) }]);
         small
             .until("the env is gone", |small| {
                 small.server.with(|cluster| cluster.envs.is_empty())

@@ -34,6 +34,7 @@ impl Store {
         let after = RouteTable {
             generation: Generation(before.generation.0 + 1),
             routes: routes.clone(),
+            unreadable: BTreeMap::new(),
         };
         sqlx::query(
             "INSERT INTO route_table (one, generation, routes_json, json_version) VALUES (1, ?1, ?2, ?3) \
@@ -57,10 +58,7 @@ async fn read(db: &mut SqliteConnection) -> Result<RouteTable, StoreError> {
         .await
         .map_err(StoreError::query("read the route table"))?;
     let Some(row) = row else {
-        return Ok(RouteTable {
-            generation: Generation(0),
-            routes: BTreeMap::new(),
-        });
+        return Ok(RouteTable::default());
     };
     let version: i64 = row.get(2);
     let routes = match from_json(version, row.get(1)) {
@@ -74,5 +72,6 @@ async fn read(db: &mut SqliteConnection) -> Result<RouteTable, StoreError> {
     Ok(RouteTable {
         generation: Generation(number("a generation", row.get(0))?),
         routes,
+        unreadable: BTreeMap::new(),
     })
 }

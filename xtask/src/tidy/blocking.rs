@@ -15,10 +15,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 
-use super::Source;
 use super::rings::{
     end_of_statement, follows_path, group_of, is_cfg_test, is_parenthesis, is_punct, leaves, path,
 };
+use super::source::Source;
 
 /// A line with this comment may block.
 const EXCUSE: &str = "// blocks: ";

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::Source;
+use super::source::Source;
 
 /// Largest ARCHITECTURE.md, in lines: it is meant to be read whole.
 const MAX_ARCHITECTURE_LINES: usize = 300;

@@ -13,7 +13,8 @@
 //! [`EXCUSE`] on that line or on the line above. CHANGELOG.md, fixtures of old formats, migrations and the decision of an
 //! ADR, which is amended and not rewritten, have the words of their own time.
 
-use super::{Source, documents};
+use super::documents;
+use super::source::Source;
 
 /// A line with this comment, or the line below it, may have an old word.
 const EXCUSE: &str = "old word: ";

@@ -2,18 +2,19 @@
 //!
 //! The files of a crate's `src` are read as tokens, so comments and texts do not count, and macros do. A path that begins with
 //! `crate`, `super`, `self` or the name of a submodule is an import of the file that defines what it names;
-//! a re-export (`pub use`) is followed to that file. A submodule that imports from the modules around it makes no ring
-//! with them: they declare it, and are read with it. Code under `#[cfg(test)]` is left out. A file with the comment
-//! `// ring: why` is left out too.
+//! a re-export (`pub use`) is followed to that file. Code under `#[cfg(test)]` is left out.
+//!
+//! A module that uses its submodule makes a ring with it when the submodule imports from it. A submodule with the comment
+//! `// ring: why` may: its imports from the modules around it do not count. Another file with the comment is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-use super::Source;
+use super::source::Source;
 
-/// A file with this comment may be part of a ring.
+/// With this comment, a submodule may import from the modules around it, and another file may be part of a ring.
 const EXCUSE: &str = "// ring: ";
 /// Re-exports of re-exports that are followed.
 const MAX_REEXPORTS: usize = 8;
@@ -87,14 +88,23 @@ fn graph(folder: &str, sources: &[&Source]) -> Result<BTreeMap<String, BTreeSet<
             parent.is_some_and(|parent| parent.test_modules.contains(&module[depth]))
         })
     };
-    let counts = |module: &Module| !files[module].excused && !in_tests(module);
+    let homes = |module: &Module| -> BTreeSet<Module> {
+        let named = files[module].named.iter();
+        let homes = named.filter_map(|path| home(&files, path, 0));
+        homes.filter(|home| home != module).collect()
+    };
+    let is_excused_from_parents = |module: &Module| {
+        files[module].excused && homes(module).iter().any(|home| module.starts_with(home))
+    };
+    let counts = |module: &Module| {
+        (!files[module].excused || is_excused_from_parents(module)) && !in_tests(module)
+    };
     let mut graph = BTreeMap::new();
     for (module, file) in files.iter().filter(|(module, _)| counts(module)) {
-        let imports = file
-            .named
-            .iter()
-            .filter_map(|path| home(&files, path, 0))
-            .filter(|home| !module.starts_with(home) && counts(home))
+        let excused = is_excused_from_parents(module);
+        let imports = homes(module)
+            .into_iter()
+            .filter(|home| counts(home) && !(excused && module.starts_with(home)))
             .map(|home| files[&home].path.clone())
             .collect();
         graph.insert(file.path.clone(), imports);
@@ -402,15 +412,24 @@ mod tests {
     }
 
     #[test]
-    fn a_submodule_may_import_from_the_modules_around_it() {
+    fn a_submodule_may_import_from_the_modules_around_it_where_it_says_why() {
         let b = ("b.rs", "pub struct B;");
         let c = ("c.rs", "mod inner; use inner::D; pub struct C;");
-        let inner = (
-            "c/inner.rs",
-            "use super::C; use crate::LIMIT; pub struct D;",
+        let text = "use super::C; use crate::b::B; pub struct D;";
+        let lib = ("lib.rs", "mod b; mod c;");
+        let ring = "crates/a: these files import each other in a ring: crates/a/src/c.rs, crates/a/src/c/inner.rs";
+        assert_eq!(findings(&[lib, b, c, ("c/inner.rs", text)]), [ring]);
+        let excused = format!("// ring: the states of what the module declares\n{text}");
+        assert_eq!(findings(&[lib, b, c, ("c/inner.rs", &excused)]), [""; 0]);
+        // A module that only declares its submodule does not use it.
+        let declares = ("c.rs", "mod inner; pub struct C;");
+        assert_eq!(findings(&[lib, b, declares, ("c/inner.rs", text)]), [""; 0]);
+        // The excuse is for the modules around it, and for no other.
+        let b = ("b.rs", "use crate::c::inner::D; pub struct B;");
+        assert_eq!(
+            findings(&[lib, b, declares, ("c/inner.rs", &excused)]).len(),
+            1
         );
-        let lib = ("lib.rs", "mod b; mod c; use c::C; const LIMIT: u8 = 1;");
-        assert_eq!(findings(&[lib, b, c, inner]), [""; 0]);
     }
 
     #[test]

@@ -271,18 +271,18 @@ async fn open<T>(
     within: Duration,
     waiting: impl FnOnce(oneshot::Sender<Answered<T>>) -> Waiting,
 ) -> Result<T, ApiFailure> {
-    let away = |code: &str, text: String| {
+    let unavailable = |code: &str, text: String| {
         ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, code, text)
             .hint("`platform nodes` shows which nodes report")
     };
     if !app.is_online(node) {
-        return Err(away("node_offline", format!("{node} is offline")));
+        return Err(unavailable("node_offline", format!("{node} is offline")));
     }
     let (sender, receiver) = oneshot::channel();
     let stream = app
         .streams
         .ask(node, wanted, || waiting(sender))
-        .map_err(|error| away("node_busy", error.to_string()))?;
+        .map_err(|error| unavailable("node_busy", error.to_string()))?;
     // This future is dropped when the caller leaves (Ctrl-C): then the node is not to do it later.
     let _waiting = app.streams.take_back_on_drop(node, &stream);
     let opened = tokio::select! {
@@ -299,5 +299,5 @@ async fn open<T>(
         Ok(Err(_)) | Err(_) => {}
     }
     let text = format!("{node} did not answer within {} s", within.as_secs());
-    Err(away("node_silent", text))
+    Err(unavailable("node_silent", text))
 }

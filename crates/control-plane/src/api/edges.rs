@@ -13,7 +13,7 @@ use crate::state::{App, Topic};
 /// The whole route table, once it is newer than the one the edge has.
 pub(crate) async fn routes(
     State(app): State<App>,
-    _edge: EdgeCaller,
+    EdgeCaller { edge, protocol }: EdgeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
     let newer = app
@@ -22,7 +22,11 @@ pub(crate) async fn routes(
         })
         .await?;
     Ok(match newer {
-        Some(table) => Json(table).into_response(),
+        Some(table) => {
+            let generation = table.generation.0;
+            tracing::debug!(%edge, protocol, generation, "an edge gets the route table");
+            Json(table).into_response()
+        }
         None => StatusCode::NO_CONTENT.into_response(),
     })
 }

@@ -1,5 +1,7 @@
 //! How members join: a one-time token, and the call that spends it (ADR 0004).
 
+use std::time::Instant;
+
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::user::{CreateTokenRequest, CreateTokenResponse};
 use axum::Json;
@@ -13,7 +15,7 @@ use super::extract::Body;
 use crate::callers::{Protocol, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
-use crate::limits::MAX_REGION_BYTES;
+use crate::limits::{MAX_LOGGED_NAME, MAX_REGION_BYTES};
 use crate::state::App;
 
 /// Makes a one-time token.
@@ -51,20 +53,34 @@ pub(crate) async fn enroll(
     _: Protocol,
     Body(request): Body<EnrollRequest>,
 ) -> Result<(StatusCode, Json<EnrollResponse>), ApiFailure> {
-    check(&request)?;
+    let enrolled = enroll_checked(&app, &request).await;
+    if let Err(failure) = &enrolled
+        && app.refused_enrollments.may_log(Instant::now())
+    {
+        let name: String = request.name.chars().take(MAX_LOGGED_NAME).collect();
+        tracing::warn!(name, role = ?request.role, reason = failure.reason(), "refused to enroll a machine");
+    }
+    enrolled
+}
+
+async fn enroll_checked(
+    app: &App,
+    request: &EnrollRequest,
+) -> Result<(StatusCode, Json<EnrollResponse>), ApiFailure> {
+    check(request)?;
     let now = now();
     let hash = secret_hash(&request.token);
-    let csr_pem = request.csr_pem.clone();
+    let wanted = request.clone();
     let enrolled = app
         .change(move |cluster| {
-            let admitted = scheduler::enrollment::enroll(cluster, hash, &request, now);
+            let admitted = scheduler::enrollment::enroll(cluster, hash, &wanted, now);
             let (command, enrolled) = admitted.map_err(|refusal| refused(&refusal))?;
             Ok::<_, ApiFailure>((vec![command], enrolled))
         })
         .await?;
     let certificate_pem = app
         .ca
-        .sign_member(&csr_pem, enrolled.member, now)
+        .sign_member(&request.csr_pem, enrolled.member, now)
         .map_err(|error| ApiFailure::internal(&error))?;
     tracing::info!(member = %enrolled.member, name = %enrolled.name, "a member joined");
     app.wake.notify_one();

@@ -12,6 +12,7 @@ use model::EnvKey;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::callers::log_unreadable;
 use crate::failure::ApiFailure;
 use crate::state::App;
 
@@ -22,6 +23,9 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = ApiFailure;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiFailure> {
+        let (parts, body) = request.into_parts();
+        let head = parts.clone();
+        let request = Request::from_parts(parts, body);
         let bytes =
             Bytes::from_request(request, app)
                 .await
@@ -32,11 +36,14 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
                     } else {
                         format!("the body could not be read: {}", rejection.body_text())
                     };
+                    log_unreadable(app, &head, &what);
                     ApiFailure::new(status, "bad_body", what)
                 })?;
-        serde_json::from_slice(&bytes)
-            .map(Self)
-            .map_err(|e| ApiFailure::bad_request(format!("the body is not as expected: {e}")))
+        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
+            let what = format!("the body is not as expected: {error}");
+            log_unreadable(app, &head, &what);
+            ApiFailure::bad_request(what)
+        })
     }
 }
 

@@ -3,13 +3,16 @@
 use std::sync::PoisonError;
 use std::time::Instant;
 
-use api::node::{CachedImage, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest};
+use api::node::{
+    CachedImage, InstanceReport, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest,
+};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use model::NodeId;
+use model::instance::InstanceState;
+use model::{InstanceId, NodeId};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
 use scheduler::reports::{Unknown, is_news, unknown};
@@ -27,7 +30,7 @@ use crate::streams::Waiting;
 /// The node's whole desired state, once it is newer than the one it has.
 pub(crate) async fn desired(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
     let newer = app
@@ -46,7 +49,7 @@ pub(crate) async fn desired(
 /// A node reports what it has and does.
 pub(crate) async fn report(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, protocol }: NodeCaller,
     Body(mut report): Body<NodeReport>,
 ) -> Result<StatusCode, ApiFailure> {
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
@@ -54,6 +57,7 @@ pub(crate) async fn report(
     keep_cache(&app, node, std::mem::take(&mut report.images));
     let (is_news, unknown) = look(&app.cluster(), node, &report)?;
     log_unknown(&app, node, unknown);
+    log_unknown_states(&app, node, protocol, &report.instances);
     // A report that says nothing new costs the store nothing.
     if is_news {
         app.leading
@@ -110,6 +114,28 @@ fn log_unknown(app: &Shared, node: NodeId, unknown: Unknown) {
     *before = unknown;
 }
 
+/// Logs once which instances a node reports in a state that this server does not know.
+fn log_unknown_states(app: &Shared, node: NodeId, protocol: u32, reports: &[InstanceReport]) {
+    let unknown = reports
+        .iter()
+        .filter(|report| report.state == InstanceState::Unknown);
+    let unknown: Vec<InstanceId> = unknown.map(|report| report.id).collect();
+    let mut logged = app
+        .unknown_states
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let before = logged.entry(node).or_default();
+    if *before != unknown && !unknown.is_empty() {
+        tracing::warn!(
+            %node,
+            protocol,
+            instances = %listed(&unknown),
+            "the node reports these instances in a way that this server does not know; they are kept"
+        );
+    }
+    *before = unknown;
+}
+
 fn listed(ids: &[impl ToString]) -> String {
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     ids.join(" ")
@@ -118,7 +144,7 @@ fn listed(ids: &[impl ToString]) -> String {
 /// Streams the node is asked to open.
 pub(crate) async fn streams(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Json<Vec<StreamRequest>>, ApiFailure> {
     tokio::select! {
@@ -130,7 +156,7 @@ pub(crate) async fn streams(
 /// A node sends what it was asked for: log lines until there are no more, or the answer of a call.
 pub(crate) async fn stream(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
     body: HttpBody,
 ) -> Result<StatusCode, ApiFailure> {
@@ -154,7 +180,7 @@ pub(crate) async fn stream(
 /// A node cannot open a stream that it was asked for.
 pub(crate) async fn refuse_stream(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
     Body(StreamRefused { reason }): Body<StreamRefused>,
 ) -> Result<StatusCode, ApiFailure> {
@@ -173,7 +199,7 @@ pub(crate) async fn refuse_stream(
 /// A node opens the stream of a command that it was asked to run.
 pub(crate) async fn exec_stream(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Path(stream): Path<String>,
     upgrade: Upgrade,
 ) -> Result<Response, ApiFailure> {

@@ -85,7 +85,7 @@ pub(crate) async fn log_out(
 /// again when it is needed again.
 pub(crate) async fn for_node(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Params(which): Params<Which>,
 ) -> Result<Response, ApiFailure> {
     if !pulls_from(&app.cluster(), node, &which.registry) {

@@ -146,7 +146,7 @@ pub(crate) struct OfInstance {
 /// What an instance boots with, for the node it is placed on and for no other.
 pub(crate) async fn for_node(
     State(app): State<App>,
-    NodeCaller(node): NodeCaller,
+    NodeCaller { node, .. }: NodeCaller,
     Params(of): Params<OfInstance>,
 ) -> Result<Json<Vec<SecretBundle>>, ApiFailure> {
     let cluster = app.cluster();

@@ -5,7 +5,7 @@ pub(crate) mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::enrollment::{EnrollRequest, EnrollResponse, EnrollRole, Hardware, Member};
@@ -16,6 +16,9 @@ use control_plane::{Ready, ServerError, ServerOptions};
 use identity::{EnrollmentToken, MemberKey, WireguardKey};
 use model::instance::InstanceState;
 use model::{EnvKey, Generation, InstanceId, NodeId, Timestamp};
+use reqwest::Client;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -251,5 +254,72 @@ async fn obey(joined: Arc<Joined>) {
                 .report(&report(desired.generation, instances))
                 .await;
         }
+    }
+}
+
+/// A client that is not ours: any path, any method, with or without a certificate.
+pub(crate) fn plain(ca_pem: &str, member: Option<&Joined>) -> Client {
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
+        .unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let tls = match member {
+        None => builder.with_no_client_auth(),
+        Some(member) => builder
+            .with_client_auth_cert(
+                vec![
+                    CertificateDer::from_pem_slice(member.response.certificate_pem.as_bytes())
+                        .unwrap(),
+                ],
+                PrivateKeyDer::from_pem_slice(member.key_pem.as_bytes()).unwrap(),
+            )
+            .unwrap(),
+    };
+    Client::builder()
+        .tls_backend_preconfigured(tls)
+        .no_proxy()
+        .build()
+        .unwrap()
+}
+
+/// What is logged while this exists, on the thread that made it: tests that read it run on one thread.
+#[derive(Clone, Default)]
+pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    pub(crate) fn start() -> (Self, tracing::subscriber::DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        (log, tracing::subscriber::set_default(subscriber))
+    }
+
+    /// The lines that contain this text.
+    pub(crate) fn lines(&self, text: &str) -> Vec<String> {
+        let bytes = self.0.lock().unwrap();
+        let all = String::from_utf8_lossy(&bytes);
+        all.lines()
+            .filter(|line| line.contains(text))
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! The app's output on its way to a node that is present, slow or away.
+//! The app's output on its way to a node that is present, slow or gone.
 
 use std::time::Instant;
 

@@ -1,5 +1,7 @@
 //! The parser's words for people, and what to do about each error.
 
+// ring: the bounds of a manifest's syntax are named once, in the module that reads it with these words.
+
 use std::ops::Range;
 
 use toml_parser::{Expected, ParseError};

@@ -1,6 +1,8 @@
 //! The first reading: the events of a text, for the errors of its grammar, for what only TOML 1.1
 //! allows, for nesting that is too deep, and for the key that each place belongs to.
 
+// ring: the bounds of a manifest's syntax are named once, in the module that reads it in these steps.
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;

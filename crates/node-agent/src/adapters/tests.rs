@@ -3,24 +3,29 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
-use api::user::CreateTokenRequest;
+use api::user::{CreateTokenRequest, DeployRequest, SetSecretsRequest};
 use api_client::{ApiClient, ClientConfig};
 use control_plane::ServerOptions;
 use membership::{Applicant, Membership};
 use microvm::GuestKernel;
-use model::{Digest, InstanceId, NodeId};
+use model::instance::SecretBundle;
+use model::{Digest, EnvKey, Generation, InstanceId, NodeId};
 use node_network::{Network, NetworkSettings};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::{HostDisks, HostFiles, HostLogs, MicroVms, NodeNetwork};
 use crate::conformance::{self, VmParts};
 use crate::directory::Directory;
+use crate::host::{HttpProbe, NetworkProbe};
 use crate::images::tests::Served;
 use crate::volumes::Volumes;
 
@@ -36,6 +41,75 @@ const INSTANCE: InstanceId = InstanceId(0xc0f0);
 async fn files_of_the_machine_conform() {
     let dir = tempfile::tempdir().unwrap();
     conformance::files(&HostFiles, dir.path()).await;
+}
+
+#[tokio::test]
+async fn files_of_the_machine_that_cannot_be_conform() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance::files_that_cannot_be(&HostFiles, dir.path()).await;
+}
+
+/// Mounts a file system of 1 MiB, and gives what fills it and makes room again.
+fn small_disk(dir: &Path) -> impl Fn(bool) {
+    let mount = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+        .arg(dir)
+        .status();
+    assert!(mount.unwrap().success());
+    let filler = dir.join("filler");
+    move |full| {
+        if full {
+            let mut file = std::fs::File::create(&filler).unwrap();
+            let chunk = [0; 4096];
+            while std::io::Write::write_all(&mut file, &chunk).is_ok() {}
+        } else {
+            std::fs::remove_file(&filler).unwrap();
+        }
+    }
+}
+
+#[test]
+fn files_on_a_full_disk_of_the_machine_conform() {
+    isolated(
+        "adapters::tests::files_on_a_full_disk_of_the_machine_conform",
+        async || {
+            let dir = tempfile::tempdir().unwrap();
+            let set_full = small_disk(dir.path());
+            conformance::files_on_a_full_disk(&HostFiles, dir.path(), set_full).await;
+        },
+    );
+}
+
+#[test]
+fn disks_on_a_full_disk_of_the_machine_conform() {
+    isolated(
+        "adapters::tests::disks_on_a_full_disk_of_the_machine_conform",
+        async || {
+            let dir = tempfile::tempdir().unwrap();
+            let set_full = small_disk(dir.path());
+            let instances = dir.path().join("instances");
+            std::fs::create_dir_all(instances.join(INSTANCE.to_string())).unwrap();
+            let volumes = Volumes::open(dir.path()).unwrap();
+            conformance::disks_on_a_full_disk(&HostDisks::new(instances, volumes), set_full).await;
+        },
+    );
+}
+
+#[test]
+fn logs_on_a_full_disk_of_the_machine_conform() {
+    isolated(
+        "adapters::tests::logs_on_a_full_disk_of_the_machine_conform",
+        async || {
+            let dir = tempfile::tempdir().unwrap();
+            let set_full = small_disk(dir.path());
+            let logs = HostLogs {
+                ended: crate::ended_logs::EndedLogs::in_data_dir(dir.path()),
+                instances_dir: dir.path().to_owned(),
+                directory: Directory::default(),
+            };
+            conformance::logs_on_a_full_disk(&logs, set_full).await;
+        },
+    );
 }
 
 #[tokio::test]
@@ -111,8 +185,41 @@ async fn the_server_conforms() {
     };
     let client = membership.client().unwrap();
     conformance::server(&client, node, hardware).await;
+    let (id, bundle) = place_with_secrets(&admin, &client).await;
+    conformance::secrets(&client, id, &[bundle]).await;
     shutdown.cancel();
     server.await.unwrap().unwrap();
+}
+
+/// Deploys an app with a secret bundle, and waits until its instance is placed on this node.
+async fn place_with_secrets(admin: &ApiClient, node: &ApiClient) -> (InstanceId, SecretBundle) {
+    let served = Served::start(1, 1000);
+    let env = EnvKey {
+        app: "shop".parse().unwrap(),
+        env: "prod".parse().unwrap(),
+    };
+    let files = BTreeMap::from([("KEY".to_owned(), b"of the bundle".to_vec())]);
+    let set = SetSecretsRequest {
+        set: files.clone(),
+        unset: Vec::new(),
+    };
+    admin.set_secrets(&env, "database", &set).await.unwrap();
+    let manifest = "app = \"shop\"\n[processes.web]\nsecrets = [\"database\"]\n";
+    let request = DeployRequest {
+        manifest: manifest.to_owned(),
+        image: served.images[0].to_string(),
+    };
+    admin.deploy(&env, &request).await.unwrap();
+    let mut after = Generation(0);
+    loop {
+        let desired = node.desired(after, Duration::from_secs(30)).await.unwrap();
+        let desired = desired.expect("the instance is placed within 30 s");
+        after = desired.generation;
+        if let Some(spec) = desired.instances.first() {
+            let name = "database".to_owned();
+            return (spec.id, SecretBundle { name, files });
+        }
+    }
 }
 
 /// Runs a test again inside namespaces of its own, as root.
@@ -165,6 +272,74 @@ fn the_network_of_the_machine_conforms() {
     isolated(
         "adapters::tests::the_network_of_the_machine_conforms",
         async || conformance::network(&network().await, INSTANCE, ADDRESS).await,
+    );
+}
+
+#[test]
+fn probes_of_the_machine_conform() {
+    isolated(
+        "adapters::tests::probes_of_the_machine_conform",
+        async || {
+            let listener = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            // Whatever is asked for below `/healthz` is found.
+            tokio::spawn(async move {
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    tokio::spawn(async move {
+                        let mut request = vec![0; 4096];
+                        let count = stream.read(&mut request).await.unwrap_or_default();
+                        let found = request[..count].starts_with(b"GET /healthz ");
+                        let status = if found {
+                            "200 OK"
+                        } else {
+                            "503 Service Unavailable"
+                        };
+                        let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n");
+                        let _ = stream.write_all(answer.as_bytes()).await;
+                    });
+                }
+            });
+            let http = |path: &str| {
+                NetworkProbe::Http(HttpProbe {
+                    port,
+                    path: path.to_owned(),
+                    host: None,
+                    headers: BTreeMap::new(),
+                })
+            };
+            // A port that was free just now.
+            let unused = tokio::net::TcpListener::bind("[::1]:0").await.unwrap();
+            let closed = unused.local_addr().unwrap().port();
+            drop(unused);
+            let good = [NetworkProbe::Tcp { port }, http("/healthz")];
+            let bad = [NetworkProbe::Tcp { port: closed }, http("/other")];
+            conformance::probes(&network().await, Ipv6Addr::LOCALHOST, &good, &bad).await;
+        },
+    );
+}
+
+#[test]
+fn egress_of_the_machine_conforms() {
+    isolated(
+        "adapters::tests::egress_of_the_machine_conforms",
+        async || {
+            let shell = |line: &str| {
+                let status = Command::new("sh").args(["-ec", line]).status();
+                assert!(status.unwrap().success(), "{line}");
+            };
+            // An uplink that leads nowhere is one.
+            shell("ip link add dev wan type veth peer name lan; ip link set dev wan up");
+            shell("ip link set dev lan up; ip addr add 192.0.2.2/24 dev wan");
+            let set_uplink = |on| {
+                if on {
+                    shell("ip route add default via 192.0.2.1");
+                }
+            };
+            // Its PID namespace has no other.
+            let end = || shell("kill -9 $(pidof slirp4netns)");
+            conformance::egress(&network().await, set_uplink, end).await;
+        },
     );
 }
 

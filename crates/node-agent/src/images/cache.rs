@@ -3,6 +3,8 @@
 //! `node_core::cache` decides; an image is pinned while an instance of this node uses it ([`ImageUse`]), and while the
 //! control plane names it among the last releases.
 
+// ring: `ImageCache` is one type in two files: here is its cleaning, and its preparing cleans when the disk is full.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -25,7 +25,7 @@ impl InstanceTask {
     pub(super) async fn send_config_again(&mut self) {
         let images = &self.machine.host.images;
         let prepared = images.prepare(&self.spec.image, &|_| ()).await;
-        // The server may be away: then the boot watchdog ends the guest, as below.
+        // The server may be out of reach: then the boot watchdog ends the guest, as below.
         let spec = &self.spec;
         let secrets = self.secrets.get(&*self.machine.host.server, spec, &|_| ());
         if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {

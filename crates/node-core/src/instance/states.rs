@@ -4,14 +4,14 @@ use guest_protocol::BootFailure;
 use model::Timestamp;
 
 use super::{
-    BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Event, Lifecycle, MAX_PREPARE_ATTEMPTS, Readiness,
+    BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Event, Lifecycle, MAX_PREPARE_ATTEMPTS, Ran, Readiness,
     State, StopStep,
 };
 
 impl Lifecycle {
     pub(super) fn in_created(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
         match event {
-            Event::Start => Some(self.prepare(now, false)),
+            Event::Start => Some(self.prepare(now)),
             Event::StopAsked => Some(self.clean(true, false)),
             // Nothing was done yet.
             Event::NotFound => Some(Vec::new()),
@@ -50,9 +50,9 @@ impl Lifecycle {
                 self.progress.failure = Some(reason.clone());
                 self.progress.prepares_in_row += 1;
                 let attempts = self.progress.prepares_in_row;
-                let tries_left = self.progress.ran_once || attempts < MAX_PREPARE_ATTEMPTS;
+                let tries_left = self.progress.ran != Ran::Never || attempts < MAX_PREPARE_ATTEMPTS;
                 Some(if *retryable && tries_left {
-                    self.back_off(now, attempts - 1, false)
+                    self.back_off(now, attempts - 1)
                 } else {
                     self.give_up()
                 })
@@ -141,7 +141,7 @@ impl Lifecycle {
                     },
                 ))
             }
-            // The agent was away when the app started, and ended.
+            // The app started and ended while no agent ran.
             Event::Exited(exit) => {
                 self.run(now);
                 Some(self.app_ended(now, now, exit))
@@ -233,28 +233,34 @@ impl Lifecycle {
         &mut self,
         now: Timestamp,
         event: &Event,
-        asked: bool,
         step: StopStep,
     ) -> Option<Vec<Effect>> {
         match (event, step) {
-            (Event::StopAsked, step) => {
-                self.progress.state = State::Stopping { asked: true, step };
+            (Event::StopAsked, StopStep::Cleaning { .. }) => {
+                self.progress.state = State::Stopping(StopStep::Cleaning { asked: true });
+                Some(Vec::new())
+            }
+            (Event::StopAsked, StopStep::Draining { .. } | StopStep::Asked { .. }) => {
                 Some(Vec::new())
             }
             (Event::DrainElapsed, StopStep::Draining { started_at, .. }) => {
                 Some(self.ask_stop(now, started_at))
             }
-            (Event::StopTimeout, StopStep::Asked { .. }) => Some(self.clean(asked, true)),
+            (Event::StopTimeout, StopStep::Asked { .. }) => Some(self.clean(true, true)),
             (Event::Exited(exit), step) => {
                 self.progress.last_exit = Some(exit.clone());
                 Some(match step {
-                    StopStep::Cleaning => Vec::new(),
-                    StopStep::Draining { .. } | StopStep::Asked { .. } => self.clean(asked, true),
+                    StopStep::Cleaning { .. } => Vec::new(),
+                    StopStep::Draining { .. } | StopStep::Asked { .. } => self.clean(true, true),
                 })
             }
-            (Event::VmmLost { .. }, StopStep::Cleaning) => Some(Vec::new()),
-            (Event::VmmLost { .. } | Event::NotFound, _) => Some(self.clean(asked, false)),
-            (Event::CleanedUp, StopStep::Cleaning) => {
+            (Event::VmmLost { .. }, StopStep::Cleaning { .. }) => Some(Vec::new()),
+            (Event::NotFound, StopStep::Cleaning { asked }) => Some(self.clean(asked, false)),
+            (
+                Event::VmmLost { .. } | Event::NotFound,
+                StopStep::Draining { .. } | StopStep::Asked { .. },
+            ) => Some(self.clean(true, false)),
+            (Event::CleanedUp, StopStep::Cleaning { asked }) => {
                 self.progress.state = State::Stopped { asked };
                 Some(vec![Effect::Report])
             }
@@ -264,7 +270,7 @@ impl Lifecycle {
             (Event::Adopted, StopStep::Asked { started_at, .. }) => {
                 Some(self.ask_stop(now, started_at))
             }
-            (Event::Adopted, StopStep::Cleaning) => Some(self.clean(asked, true)),
+            (Event::Adopted, StopStep::Cleaning { asked }) => Some(self.clean(asked, true)),
             // What was on its way when the stop was asked.
             (
                 Event::Prepared
@@ -297,19 +303,18 @@ impl Lifecycle {
         now: Timestamp,
         event: &Event,
         until: Timestamp,
-        ran: bool,
     ) -> Option<Vec<Effect>> {
         match event {
-            Event::BackoffElapsed => Some(self.prepare(now, ran)),
+            Event::BackoffElapsed => Some(self.prepare(now)),
             Event::StopAsked => Some(self.clean(true, false)),
             Event::CleanedUp => Some(Vec::new()),
             Event::NotFound => {
-                let schedule = self.wait_again(now, until, ran);
+                let schedule = self.wait_again(now, until);
                 Some(vec![Effect::CleanUp, schedule])
             }
             // It was to be killed when the agent ended.
             Event::Adopted => {
-                let schedule = self.wait_again(now, until, ran);
+                let schedule = self.wait_again(now, until);
                 Some(vec![Effect::KillVm, Effect::CleanUp, schedule])
             }
             Event::Start
@@ -333,10 +338,10 @@ impl Lifecycle {
     }
 
     /// A restarted agent has another clock: the wait is bounded by the longest there is.
-    fn wait_again(&mut self, now: Timestamp, until: Timestamp, ran: bool) -> Effect {
+    fn wait_again(&mut self, now: Timestamp, until: Timestamp) -> Effect {
         let latest = Timestamp(now.0.saturating_add(BACKOFF_MAX_MS));
         let until = until.min(latest);
-        self.progress.state = State::Backoff { until, ran };
+        self.progress.state = State::Backoff { until };
         Effect::ScheduleAt(until)
     }
 

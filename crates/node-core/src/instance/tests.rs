@@ -10,7 +10,7 @@ use model::Timestamp;
 use model::instance::{InstanceState, RestartWhen};
 use proptest::prelude::*;
 
-use super::{Effect, Event, Lifecycle, MAX_BOOT_ATTEMPTS, STABLE_RUN_MS, Timing};
+use super::{Effect, Event, Lifecycle, MAX_BOOT_ATTEMPTS, SETTLE_MS, STABLE_RUN_MS, Timing};
 use scheduler::fixtures::{exit, process, spec, worker};
 
 /// A life and the record of its events.
@@ -732,4 +732,23 @@ proptest! {
         let _ = life.step(Timestamp(now), Event::CleanedUp);
         prop_assert_eq!(life.state(), InstanceState::Stopped);
     }
+}
+
+#[test]
+fn an_app_that_is_probed_without_a_health_check_settles() {
+    let spec = spec(worker(1));
+    assert_eq!(spec.healthcheck, None);
+    let progress = serde_json::json!({
+        "state": {
+            "state": "running",
+            "started_at": 1000,
+            "readiness": {"readiness": "probing", "passed": 0, "failed": 2, "reason": null},
+        },
+        "ran_once": true, "restarts": 0, "ends_in_row": 0, "prepares_in_row": 0,
+        "boots_in_row": 0, "last_exit": null, "failure": null,
+    });
+    let progress = serde_json::from_value(progress).unwrap();
+    let life = Lifecycle::resume(&spec, Timing::default(), progress);
+    assert_eq!(life.wake_at(), Some(Timestamp(1000 + SETTLE_MS)));
+    assert_eq!(life.due(Timestamp(1000 + SETTLE_MS)), Some(Event::Settled));
 }

@@ -4,7 +4,7 @@ use model::Timestamp;
 use model::instance::{ExitEvent, RestartWhen};
 
 use super::{
-    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS,
+    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, Ran,
     Readiness, SETTLE_MS, STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep,
 };
 
@@ -12,13 +12,23 @@ use super::{
 const JITTER_PART: u64 = 4;
 
 impl Lifecycle {
-    /// Prepares a boot. `ran` says that the app ran before: then it is started again, while preparing
-    /// again is not starting again.
-    pub(super) fn prepare(&mut self, now: Timestamp, ran: bool) -> Vec<Effect> {
-        self.progress.restarts += u32::from(ran);
-        self.progress.preparing_since = (!self.progress.ran_once).then_some(now);
+    /// Prepares a boot. An app that ran since the last preparation is started again; preparing again is not starting
+    /// again.
+    pub(super) fn prepare(&mut self, now: Timestamp) -> Vec<Effect> {
+        if self.progress.ran == Ran::SincePrepared {
+            self.progress.restarts = self.progress.restarts.saturating_add(1);
+            self.progress.ran = Ran::Before;
+        }
+        self.progress.preparing_since = (self.progress.ran == Ran::Never).then_some(now);
         self.progress.state = State::Preparing;
         vec![Effect::StartPreparing, Effect::Report]
+    }
+
+    /// It does not start again: no end of its app leads to a restart.
+    fn end_restarts(&mut self) {
+        if self.progress.ran == Ran::SincePrepared {
+            self.progress.ran = Ran::Before;
+        }
     }
 
     /// The preparation is over, whichever way.
@@ -61,17 +71,10 @@ impl Lifecycle {
     }
 
     pub(super) fn run(&mut self, now: Timestamp) -> Vec<Effect> {
-        self.progress.ran_once = true;
+        self.progress.ran = Ran::SincePrepared;
         self.progress.boots_in_row = 0;
         let mut effects = if self.rules.health.is_some() {
-            self.running(
-                now,
-                Readiness::Probing {
-                    passed: 0,
-                    failed: 0,
-                    reason: None,
-                },
-            );
+            self.running(now, Readiness::FIRST_PROBE);
             Vec::new()
         } else {
             self.settle(now, now)
@@ -209,7 +212,7 @@ impl Lifecycle {
             ));
             return self.give_up();
         }
-        self.back_off(now, self.progress.ends_in_row - 1, true)
+        self.back_off(now, self.progress.ends_in_row - 1)
     }
 
     /// A boot that did not lead to a running app. This is not the app's fault.
@@ -221,17 +224,17 @@ impl Lifecycle {
             return self.give_up();
         }
         self.progress.failure = Some(why);
-        self.back_off(now, boots - 1, false)
+        self.back_off(now, boots - 1)
     }
 
-    pub(super) fn back_off(&mut self, now: Timestamp, doublings: u32, ran: bool) -> Vec<Effect> {
+    pub(super) fn back_off(&mut self, now: Timestamp, doublings: u32) -> Vec<Effect> {
         let wait = 1_u64
             .checked_shl(doublings)
             .and_then(|factor| BACKOFF_FIRST_MS.checked_mul(factor))
             .map_or(BACKOFF_MAX_MS, |wait| wait.min(BACKOFF_MAX_MS));
         let wait = wait - self.draw() % (wait / JITTER_PART);
         let until = Timestamp(now.0.saturating_add(wait));
-        self.progress.state = State::Backoff { until, ran };
+        self.progress.state = State::Backoff { until };
         let schedule = Effect::ScheduleAt(until);
         vec![Effect::KillVm, Effect::CleanUp, schedule, Effect::Report]
     }
@@ -255,34 +258,29 @@ impl Lifecycle {
 
     pub(super) fn give_up(&mut self) -> Vec<Effect> {
         self.progress.state = State::Failed;
+        self.end_restarts();
         vec![Effect::KillVm, Effect::CleanUp, Effect::Report]
     }
 
     pub(super) fn drain(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {
         let until = Timestamp(now.0.saturating_add(self.rules.timing.drain_ms));
-        self.progress.state = State::Stopping {
-            asked: true,
-            step: StopStep::Draining { until, started_at },
-        };
+        self.progress.state = State::Stopping(StopStep::Draining { until, started_at });
+        self.end_restarts();
         vec![Effect::ScheduleAt(until), Effect::Report]
     }
 
     pub(super) fn ask_stop(&mut self, now: Timestamp, started_at: Timestamp) -> Vec<Effect> {
         let wait = self.rules.stop_timeout_ms.saturating_add(STOP_MARGIN_MS);
         let until = Timestamp(now.0.saturating_add(wait));
-        self.progress.state = State::Stopping {
-            asked: true,
-            step: StopStep::Asked { until, started_at },
-        };
+        self.progress.state = State::Stopping(StopStep::Asked { until, started_at });
+        self.end_restarts();
         vec![Effect::AskStop, Effect::ScheduleAt(until), Effect::Report]
     }
 
     /// Ends what is left. `asked` says that the stop was asked; `vm` that there may be a VM.
     pub(super) fn clean(&mut self, asked: bool, vm: bool) -> Vec<Effect> {
-        self.progress.state = State::Stopping {
-            asked,
-            step: StopStep::Cleaning,
-        };
+        self.progress.state = State::Stopping(StopStep::Cleaning { asked });
+        self.end_restarts();
         let mut effects = Vec::new();
         if vm {
             effects.push(Effect::KillVm);

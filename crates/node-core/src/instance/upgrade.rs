@@ -4,8 +4,10 @@
 use model::Timestamp;
 use model::instance::{ExitEvent, InstanceState};
 use serde::Deserialize;
+use serde::de::Error as _;
 
-use super::{Progress, Readiness, State, StopStep};
+use super::format::{ProgressJson, StateJson, StopStepJson};
+use super::{Progress, Readiness};
 
 /// A life as version 1 of `instance.json` has it. What follows from the spec is not read.
 #[derive(Debug, Deserialize)]
@@ -51,13 +53,13 @@ impl Progress {
         let timer = old.wake_at.unwrap_or(Timestamp(0));
         let started_at = old.started_at.unwrap_or(timer);
         let state = match old.state {
-            InstanceState::Created => State::Created,
-            InstanceState::Preparing => State::Preparing,
-            InstanceState::Booting => State::Booting {
+            InstanceState::Created => StateJson::Created,
+            InstanceState::Preparing => StateJson::Preparing,
+            InstanceState::Booting => StateJson::Booting {
                 watchdog: timer,
                 limit: None,
             },
-            InstanceState::Running => State::Running {
+            InstanceState::Running => StateJson::Running {
                 started_at,
                 readiness: if old.ready {
                     Readiness::Ready {
@@ -73,30 +75,33 @@ impl Progress {
                     Readiness::Settling { until: timer }
                 },
             },
-            InstanceState::Stopping => State::Stopping {
+            InstanceState::Stopping => StateJson::Stopping {
                 asked: old.stop_asked,
                 step: match old.stop {
-                    Some(Stop::Draining) => StopStep::Draining {
+                    Some(Stop::Draining) => StopStepJson::Draining {
                         until: timer,
                         started_at,
                     },
-                    Some(Stop::Asked) => StopStep::Asked {
+                    Some(Stop::Asked) => StopStepJson::Asked {
                         until: timer,
                         started_at,
                     },
-                    Some(Stop::Cleaning) | None => StopStep::Cleaning,
+                    Some(Stop::Cleaning) | None => StopStepJson::Cleaning,
                 },
             },
-            InstanceState::Stopped => State::Stopped {
+            InstanceState::Stopped => StateJson::Stopped {
                 asked: old.stop_asked,
             },
-            InstanceState::Backoff => State::Backoff {
+            InstanceState::Backoff => StateJson::Backoff {
                 until: timer,
                 ran: old.ran_last_time,
             },
-            InstanceState::Failed => State::Failed,
+            InstanceState::Failed => StateJson::Failed,
+            InstanceState::Unknown => {
+                return Err(serde_json::Error::custom("version 1 has no such state"));
+            }
         };
-        Ok(Self {
+        let json = ProgressJson {
             state,
             ran_once: old.ran_once,
             restarts: old.restarts,
@@ -107,6 +112,7 @@ impl Progress {
             boots_in_row: old.boots_in_row,
             last_exit: old.last_exit,
             failure: old.failure,
-        })
+        };
+        Ok(json.into())
     }
 }

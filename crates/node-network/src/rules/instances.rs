@@ -1,5 +1,7 @@
 //! The instances in the rules: elements of named sets, and a chain for each env.
 
+// ring: the two halves of one rule set share its name and its masks.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};

@@ -90,7 +90,7 @@ impl Role {
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    let asked = super::until_asked_to_stop()?;
+    let asked = crate::shutdown::until_asked_to_stop()?;
     let mut roles: Vec<(Role, Child)> = Vec::new();
     let result = tokio::select! {
         result = serve(&arguments, &mut roles) => result,

@@ -54,6 +54,6 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         name: arguments.name.unwrap_or_else(super::node::host_name),
         region: arguments.region,
     };
-    let shutdown = super::until_asked_to_stop()?;
+    let shutdown = crate::shutdown::until_asked_to_stop()?;
     Ok(edge_proxy::run(options, shutdown).await?)
 }

@@ -114,7 +114,7 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
         insecure_registries: arguments.registries.insecure(),
         registry_mirrors: arguments.registries.mirrors(),
     };
-    let shutdown = super::until_asked_to_stop()?;
+    let shutdown = crate::shutdown::until_asked_to_stop()?;
     Ok(node_agent::run(options, shutdown).await?)
 }
 

@@ -49,7 +49,7 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     arguments.log.start()?;
-    let shutdown = super::until_asked_to_stop()?;
+    let shutdown = crate::shutdown::until_asked_to_stop()?;
     let options = ServerOptions {
         listen: arguments.listen,
         store: arguments.store,

@@ -87,7 +87,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
     assert_eq!(refused.status, 1);
     assert!(refused.stderr.contains(&second[0]), "{}", refused.stderr);
 
-    // An agent that starts while the server is away has no secrets: the instance waits to boot.
+    // An agent that starts while the server is out of reach has no secrets: the instance waits to boot.
     cluster.kill_role("server");
     cluster.kill_role("node");
     sigkill(vmm(&second[0]));

@@ -1,5 +1,7 @@
 //! One pass over one env: the changes that can be made at once.
 
+// ring: a pass over one env reads and changes what the planner holds, and the planner makes one pass after the other.
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
@@ -241,7 +243,7 @@ fn unhealthy(
     let staying = views.iter().filter(|view| !view.terminating);
     let said = staying.filter_map(|view| {
         let what = match view.health {
-            InstanceHealth::Unknown => "its node is offline; it is kept".to_owned(),
+            InstanceHealth::Unknown => planner.unknown_because(view.id),
             InstanceHealth::Terminated | InstanceHealth::CrashLoop | InstanceHealth::Pending => {
                 planner.last_report(view.id, phase)
             }
@@ -282,10 +284,10 @@ fn evaluate(
             .iter()
             .filter(is_new)
             .filter(|s| s.process == *process);
-        let (all, well) = mine.fold((0, 0), |(all, well), view| {
-            (all + 1, well + u32::from(view.health.is_healthy()))
+        let (all, healthy) = mine.fold((0, 0), |(all, healthy), view| {
+            (all + 1, healthy + u32::from(view.health.is_healthy()))
         });
-        all == *wanted && well == *wanted
+        all == *wanted && healthy == *wanted
     });
     (!old_left && all_healthy && env.releases.contains_key(&rollout.release)).then(|| Rollout {
         phase: RolloutPhase::Done,
@@ -294,7 +296,7 @@ fn evaluate(
     })
 }
 
-/// Terminates the instances of process types that the wanted release does not have: when all else is well, so that a
+/// Terminates the instances of process types that the wanted release does not have: when all else is healthy, so that a
 /// revert finds them; those of a release that failed at once.
 fn drop_processes(
     planner: &mut Pass<'_, '_>,
@@ -304,11 +306,11 @@ fn drop_processes(
     views: &[InstanceView],
 ) {
     let settled = counts.iter().all(|(process, wanted)| {
-        let well = views
+        let healthy = views
             .iter()
             .filter(|s| !s.terminating && s.process == *process && s.release == goal.make)
             .filter(|s| s.health.is_healthy());
-        well.count() >= *wanted as usize
+        healthy.count() >= *wanted as usize
     });
     let dropped = |view: &&InstanceView| !view.terminating && !counts.contains_key(&view.process);
     for view in views.iter().filter(dropped) {
@@ -400,18 +402,20 @@ impl Task<'_> {
         going: &mut Vec<&'s InstanceView>,
     ) {
         let least = self.wanted.saturating_sub(self.max_unavailable());
-        let well = |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_healthy()).count();
-        let new_well = well(mine);
-        let mut may_go = (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_well));
-        let mut well_may_go = (new_well + well(old)).saturating_sub(least);
+        let healthy_of =
+            |views: &[&InstanceView]| views.iter().filter(|s| s.health.is_healthy()).count();
+        let new_healthy = healthy_of(mine);
+        let mut may_go =
+            (mine.len() + old.len()).saturating_sub(least + (mine.len() - new_healthy));
+        let mut healthy_may_go = (new_healthy + healthy_of(old)).saturating_sub(least);
         old.sort_by_key(|view| view.termination_order());
         old.retain(|view| {
             let is_healthy = view.health.is_healthy();
-            if may_go == 0 || (is_healthy && well_may_go == 0) {
+            if may_go == 0 || (is_healthy && healthy_may_go == 0) {
                 return true;
             }
             may_go -= 1;
-            well_may_go -= usize::from(is_healthy);
+            healthy_may_go -= usize::from(is_healthy);
             terminate(planner, view, format!("{} replaces it", self.goal.make));
             going.push(view);
             false
@@ -565,6 +569,18 @@ impl Pass<'_, '_> {
         view.health == InstanceHealth::Terminated
             && state == Some(InstanceState::Failed)
             && self.now.millis_since(view.created_at) >= REPLACE_AFTER_MS
+    }
+
+    /// Why nothing is known of an instance, for people.
+    fn unknown_because(&self, id: InstanceId) -> String {
+        let instance = self.working.instances.get(&id);
+        let report = instance.and_then(|instance| instance.report.as_ref());
+        match report.filter(|report| report.state == InstanceState::Unknown) {
+            Some(_) => "its node is newer than this server and reports a state that the server does not know; it is \
+                        kept"
+                .to_owned(),
+            None => "its node is offline; it is kept".to_owned(),
+        }
     }
 
     /// The last report of an instance, for people.

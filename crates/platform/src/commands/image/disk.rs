@@ -1,5 +1,7 @@
 //! `platform image disk`: builds the root disk of an image as a node builds it.
 
+// ring: the two commands on an image share how its name is given.
+
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

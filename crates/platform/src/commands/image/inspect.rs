@@ -1,5 +1,7 @@
 //! `platform image inspect`: describes an image without fetching its layers.
 
+// ring: the two commands on an image share how its name is given.
+
 use std::collections::BTreeMap;
 
 use clap::Args;

@@ -57,7 +57,7 @@ async fn mirrors_serve_digests_and_the_registry_resolves_tags() {
 async fn a_wrong_or_unreachable_mirror_is_passed_over() {
     let image = one_layer();
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let away = unused.local_addr().unwrap().to_string();
+    let unreachable = unused.local_addr().unwrap().to_string();
     drop(unused);
     let wrong = image.clone();
     let liar = Server::start(serving(&image, move |asked| {
@@ -66,7 +66,12 @@ async fn a_wrong_or_unreachable_mirror_is_passed_over() {
     .await;
     let behind_a_login = guarded().await;
     let empty = Server::start(|_| Answer::status(404)).await;
-    let mirrors = [away.as_str(), &liar.host, &behind_a_login.host, &empty.host];
+    let mirrors = [
+        unreachable.as_str(),
+        &liar.host,
+        &behind_a_login.host,
+        &empty.host,
+    ];
 
     let primary = Server::start(serving(&image, |_| None)).await;
     let registry = client(&primary.host, &mirrors, Credentials::Anonymous);
@@ -81,7 +86,11 @@ async fn a_wrong_or_unreachable_mirror_is_passed_over() {
 
     // What nobody has is reported in the registry's words, not in a mirror's.
     let primary = Server::start(|_| Answer::status(404)).await;
-    let registry = client(&primary.host, &[&away, &empty.host], Credentials::Anonymous);
+    let registry = client(
+        &primary.host,
+        &[&unreachable, &empty.host],
+        Credentials::Anonymous,
+    );
     let (result, _) = fetch(&registry, &pinned(&primary.host, &image.digest()), &cache).await;
     assert!(result.is_ok(), "it is in the cache");
     let wanted = pinned(&primary.host, &image.digest());
