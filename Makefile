@@ -81,6 +81,7 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
 	mapfile -t images <target/bench-images.txt
 	cargo run --profile dist -p root-disk --example bench -- "$${images[@]}"
+	cargo test --profile dist -p scheduler -- --ignored --nocapture
 	cargo test --profile dist -p platform --test manifest -- --ignored --nocapture
 	cargo test --profile dist -p platform --test cluster -- --ignored --nocapture
 	cargo test --profile dist -p platform --test many -- --ignored

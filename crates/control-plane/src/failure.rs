@@ -118,6 +118,9 @@ impl From<StoreError> for ApiFailure {
 
 impl From<NotCommitted> for ApiFailure {
     fn from(error: NotCommitted) -> Self {
+        if error.is_stopping() {
+            return Self::stopping();
+        }
         Self::internal(&error)
     }
 }

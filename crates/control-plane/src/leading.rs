@@ -32,6 +32,11 @@ impl NotCommitted {
     pub(crate) fn is_about_a_record(&self) -> bool {
         self.0.is_about_a_record()
     }
+
+    /// Whether nothing is written any more, because the server ends.
+    pub(crate) fn is_stopping(&self) -> bool {
+        matches!(*self.0, StoreError::Closed)
+    }
 }
 
 /// Tells the caller how its batch went.

@@ -28,6 +28,8 @@
 //! a limit that keeps many lapsed nodes at once from evicting everything. It belongs where [`InstanceHealth::Unknown`]
 //! is looked at. Also absent: moving instances to balance.
 
+#[cfg(test)]
+mod bench;
 mod env;
 #[cfg(test)]
 mod properties;
