@@ -33,7 +33,7 @@ async fn phase(server: &Server, key: &EnvKey) -> (RolloutPhase, String) {
 async fn an_env_whose_plan_the_store_refuses_blocks_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
-    let _node = ObedientNode::join(&server).await;
+    let _node = ObedientNode::start(&server).await;
     let mut db = database(folder.path()).await;
     execute(
         &mut db,
@@ -64,7 +64,7 @@ async fn an_env_whose_plan_the_store_refuses_blocks_nobody() {
 async fn a_change_that_the_store_refuses_never_was() {
     let folder = tempfile::tempdir().unwrap();
     let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
-    let _node = ObedientNode::join(&server).await;
+    let _node = ObedientNode::start(&server).await;
     let digest = registry.push("hello", "amd64", "one").await;
     let image = format!("{}/hello@{digest}", registry.host);
     let key = env_key("hello", "prod");
