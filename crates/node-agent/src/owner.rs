@@ -1,6 +1,8 @@
 //! Whose a run folder is: the file `node.json` in it. The processes of VMs are found by the folder, so a node must not take
 //! another's for its own.
 
+// ring: the crate's root has the public errors, and claims the run folder through the node that it starts.
+
 use std::io;
 use std::path::Path;
 
@@ -93,5 +95,25 @@ mod tests {
         // What a node that is gone for good left behind.
         claim(owner("b", 7), false).unwrap();
         Owner::check(dir.path(), Some(&owner("b", 7))).unwrap();
+    }
+
+    /// The file of each version, oldest first.
+    const FIXTURES: [&str; Owner::VERSION as usize] =
+        [include_str!("fixtures/run-folder-owner/version-1.json")];
+
+    #[test]
+    fn node_json_of_each_version_is_read_with_and_without_added_fields() {
+        let newest = FIXTURES[FIXTURES.len() - 1];
+        let newest: serde_json::Value = serde_json::from_str(newest).unwrap();
+        for text in FIXTURES {
+            let mut json: serde_json::Value = serde_json::from_str(text).unwrap();
+            json["added_later"] = true.into();
+            for text in [text.to_owned(), json.to_string()] {
+                let read: Owner = state_file::decode(text.as_bytes()).unwrap();
+                let written = state_file::encode(&read).unwrap();
+                let written: serde_json::Value = serde_json::from_slice(&written).unwrap();
+                assert_eq!(written, newest);
+            }
+        }
     }
 }

@@ -184,9 +184,9 @@ pub(crate) fn records(connections: usize) -> io::Result<()> {
             bytes[..text.len()].copy_from_slice(text.as_bytes());
             let frame = GuestFrame::Log(LogRecord {
                 seq,
-                at_nanos: if seq % 2 == 0 { 0 } else { YEAR_2500 },
+                at_nanos: if seq.is_multiple_of(2) { 0 } else { YEAR_2500 },
                 stream: Stream::Platform,
-                partial: seq % 3 == 0,
+                partial: seq.is_multiple_of(3),
                 dropped: u32::MAX,
                 line: bytes,
             });

@@ -1,4 +1,5 @@
 //! Forty instances at once on few processors: a measurement (`make bench`).
+#![allow(clippy::print_stdout, reason = "a measurement prints its figures")]
 
 use std::time::Instant;
 
