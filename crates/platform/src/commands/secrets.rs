@@ -384,10 +384,11 @@ mod tests {
         assert_eq!(given("KEY=a@b"), "a@b");
         assert!(parse("KEY=@").unwrap_err().contains("write `@@`"));
         let taken_for_a_file = parse("KEY=@bc12").unwrap().1.read("KEY").unwrap_err();
-        let Failure::Because { hint, .. } = taken_for_a_file else {
-            panic!("{taken_for_a_file:?}");
+        let hint = match taken_for_a_file {
+            Failure::Because { hint, .. } => hint.unwrap(),
+            other => panic!("{other:?}"),
         };
-        assert!(hint.unwrap().contains("`KEY=@@…`"));
+        assert!(hint.contains("`KEY=@@…`"), "{hint}");
     }
 
     #[test]

@@ -191,45 +191,39 @@ impl Cluster {
         files: &dyn Fn(&Path),
         config: &[&str],
     ) -> String {
-        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+        let run = |program: &str, arguments: &[&str]| {
             let output = Command::new(program).args(arguments).output().unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{program}: {stderr}");
             String::from_utf8(output.stdout).unwrap().trim().to_owned()
         };
-        let original = run(
-            top().join("examples/images.sh").to_str().unwrap(),
-            &[name.as_ref()],
-        );
+        let script = top().join("examples/images.sh").display().to_string();
+        let original = run(&script, &[name]);
         let (layout, tag) = original.rsplit_once(':').unwrap();
-        let changed = self.path("changed");
+        let [changed, bundle, digest] =
+            ["changed", "bundle", "digest"].map(|name| self.path(name).display().to_string());
+        run("cp", &["-rT", layout, &changed]);
+        let image = format!("{changed}:{tag}");
+        run("umoci", &["unpack", "--image", &image, &bundle]);
+        files(&Path::new(&bundle).join("rootfs"));
+        run("umoci", &["repack", "--image", &image, &bundle]);
         run(
-            "cp",
-            &["-rT".as_ref(), layout.as_ref(), changed.as_os_str()],
+            "umoci",
+            &[&["config", "--image", image.as_str()][..], config].concat(),
         );
-        let image = format!("{}:{tag}", changed.display());
-        let bundle = self.path("bundle");
-        let umoci = |command: &str, more: &[&std::ffi::OsStr]| {
-            let image = ["--image".as_ref(), image.as_ref()];
-            run("umoci", &[&[command.as_ref()], &image[..], more].concat());
-        };
-        umoci("unpack", &[bundle.as_os_str()]);
-        files(&bundle.join("rootfs"));
-        umoci("repack", &[bundle.as_os_str()]);
-        let config: Vec<_> = config.iter().map(std::ffi::OsStr::new).collect();
-        umoci("config", &config);
-        let digest = self.path("digest");
         let reference = format!("{}/changed", self.registry);
+        let from = format!("oci:{image}");
+        let to = format!("docker://{reference}:{tag}");
         run(
             "skopeo",
             &[
-                "copy".as_ref(),
-                "--quiet".as_ref(),
-                "--dest-tls-verify=false".as_ref(),
-                "--digestfile".as_ref(),
-                digest.as_os_str(),
-                format!("oci:{image}").as_ref(),
-                format!("docker://{reference}:{tag}").as_ref(),
+                "copy",
+                "--quiet",
+                "--dest-tls-verify=false",
+                "--digestfile",
+                &digest,
+                &from,
+                &to,
             ],
         );
         let digest = std::fs::read_to_string(digest).unwrap();

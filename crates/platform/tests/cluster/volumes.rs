@@ -115,6 +115,7 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
 const KEEPER: &str = r#"
 app = "keeper"
 [processes.keep]
+user = "root"
 command = ["/bin/sh", "-c", "cd /srv/data && echo >>starts && sync && echo start $(wc -l <starts), $(cat seed), $(stat -c '%a %u:%g' .) && exec sleep 1000"]
 [[processes.keep.volumes]]
 name = "data"
