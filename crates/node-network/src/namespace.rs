@@ -56,14 +56,17 @@ pub(crate) async fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
     })
 }
 
-/// The namespace that a name leads to, which lives from now on whatever becomes of the name.
+/// The namespace that a name leads to, which lives from now on whatever becomes of the name. The name's mount is not in use by
+/// it, so it can be unmounted.
 pub(crate) async fn open(name: &str) -> Result<File, NetworkError> {
-    let path = path_of(name);
-    let opened = blocking(move || File::open(path)).await;
-    opened.map_err(|source| NetworkError::Namespace {
-        name: name.to_owned(),
-        source,
+    let subject = name.to_owned();
+    within(name, move || {
+        File::open("/proc/thread-self/ns/net").map_err(|source| NetworkError::Namespace {
+            name: subject,
+            source,
+        })
     })
+    .await
 }
 
 /// Whether the name leads to this namespace.

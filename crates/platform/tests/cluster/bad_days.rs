@@ -321,7 +321,9 @@ fn a_reboot_brings_everything_back(cluster: &mut Cluster, before: &BTreeMap<Stri
         let rows = cluster.instances();
         let booting = |row: &&serde_json::Value| row["report"]["state"] == "booting";
         most = most.max(rows.iter().filter(booting).count());
-        all_ready(cluster)
+        // The server's rows are of before until the node reports.
+        let again = |row: &serde_json::Value| row["report"]["restarts"] == 1;
+        rows.iter().all(again) && all_ready(cluster)
     });
     let processors = std::thread::available_parallelism().unwrap().get();
     let bound = processors.max(MIN_BOOTS_AT_A_TIME);
