@@ -24,6 +24,7 @@ use self::jail::Jail;
 use self::tap::PersistentTap;
 use crate::console::console_tail;
 use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, check_readable, file};
+use crate::health::{Event, Monitor};
 use crate::kernel::boot_arguments;
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
@@ -51,8 +52,8 @@ impl Driver for Firecracker {
         Box::pin(start(boot, spec))
     }
 
-    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
-        Box::pin(status(run_dir))
+    fn monitor(&self, run_dir: &Path) -> Box<dyn Monitor> {
+        Box::new(Api(run_dir.to_owned()))
     }
 
     fn has_vsock_process(&self) -> bool {
@@ -126,6 +127,19 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
             vmm.ended().await;
             Err(error)
         }
+    }
+}
+
+/// Firecracker, asked by its API: it says nothing unasked.
+struct Api(PathBuf);
+
+impl Monitor for Api {
+    fn status(&mut self) -> Answer<'_, Result<VmStatus, StatusError>> {
+        Box::pin(status(&self.0))
+    }
+
+    fn event(&mut self) -> Answer<'_, Event> {
+        Box::pin(std::future::pending())
     }
 }
 

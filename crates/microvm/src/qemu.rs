@@ -16,10 +16,11 @@ use tokio::time::Instant;
 use self::command_line::CommandLine;
 use crate::console::console_tail;
 use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, blocking, file, open_for_user};
+use crate::health::Monitor;
 use crate::kernel::boot_arguments;
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
-use crate::{BootError, DriverKind, StatusError, VmSpec, VmStatus, run_dir, tsc};
+use crate::{BootError, DriverKind, VmSpec, run_dir, tsc};
 
 /// Longest wait until the vsock device listens.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,8 +41,8 @@ impl Driver for Qemu {
         Box::pin(start(boot, spec))
     }
 
-    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
-        Box::pin(status(run_dir))
+    fn monitor(&self, run_dir: &Path) -> Box<dyn Monitor> {
+        Box::new(qmp::Qmp::new(run_dir))
     }
 
     fn has_vsock_process(&self) -> bool {
@@ -63,16 +64,6 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
             vsock_device.ended().await;
             Err(error)
         }
-    }
-}
-
-/// Asks QEMU about its guest.
-async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
-    let answer = qmp::ask(run_dir, "query-status").await?;
-    match answer.get("status").and_then(|status| status.as_str()) {
-        Some("running") => Ok(VmStatus::Running),
-        Some(other) => Ok(VmStatus::Stopped(other.to_owned())),
-        None => Err(StatusError::Answer(answer.to_string())),
     }
 }
 

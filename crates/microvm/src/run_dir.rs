@@ -118,6 +118,12 @@ pub(crate) fn connect(dir: &Path, name: &str) -> io::Result<std::os::unix::net::
     std::os::unix::net::UnixStream::connect(short_path(&dir, name))
 }
 
+/// Connects without blocking the thread: a listener that accepts no more refuses.
+pub(crate) async fn connect_in_time(dir: &Path, name: &str) -> io::Result<tokio::net::UnixStream> {
+    let dir = open_dir(dir)?;
+    tokio::net::UnixStream::connect(short_path(&dir, name)).await
+}
+
 fn open_dir(dir: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new()
         .read(true)

@@ -23,9 +23,10 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
+use crate::host::{DiskUse, Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_task::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
+use crate::node_disk;
 use crate::record::{self, DESIRED_FILE, DesiredFile};
 use display::chain;
 
@@ -39,6 +40,10 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// The image cache and the logs of ended instances are brought within their bounds this often.
 const TIDY_INTERVAL: Duration = Duration::from_secs(30);
+/// The disk is measured this often.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(30);
+/// Pause after images were removed because the disk was short.
+const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(10);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -84,6 +89,8 @@ pub async fn run(
         timing: settings.timing,
         clock,
         changed: Notify::new(),
+        disk: watch::Sender::new(None),
+        disk_full: Notify::new(),
         egress: watch::Sender::new(None),
         admission: Admission::default(),
         resumed: CancellationToken::new(),
@@ -99,9 +106,12 @@ pub async fn run(
         hardware: settings.hardware,
         instances: BTreeMap::new(),
         volumes: Vec::new(),
+        removals: BTreeMap::new(),
         machine,
     };
     agent.resume().await?;
+    // Before the first report, so that no instance is placed on a disk of unknown size.
+    measure_disk(&agent.machine).await;
 
     let (generation_sender, generation) = watch::channel(agent.generation());
     let (desired_sender, mut desired) = mpsc::channel(1);
@@ -109,6 +119,7 @@ pub async fn run(
     let machine = &agent.machine;
     let _tasks = [
         spawn(tidy(machine.clone())),
+        spawn(keep_room(machine.clone())),
         spawn(keep_egress(machine.clone())),
         spawn(fetch_desired(machine.clone(), generation, desired_sender)),
         spawn(send_reports(machine.clone(), report)),
@@ -154,6 +165,8 @@ struct Agent {
     instances: BTreeMap<InstanceId, Instance>,
     /// The volumes whose disks are here, as last listed.
     volumes: Vec<VolumeId>,
+    /// Disks of deleted volumes that are being removed. A large one takes a file system a while, and nothing waits for it.
+    removals: BTreeMap<VolumeId, AbortOnDropHandle<()>>,
     machine: Arc<Machine>,
 }
 
@@ -470,12 +483,20 @@ impl Agent {
             tracing::debug!(volume = %id, %holder, "a deleted volume is still in use");
             return;
         }
-        match self.machine.host.disks.remove_volume(id).await {
-            Ok(()) => tracing::info!(volume = %id, "removed the disk of a deleted volume"),
-            // The next reconciliation tries again.
-            Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
-        }
-        self.list_volumes().await;
+        self.removals.retain(|_, removal| !removal.is_finished());
+        let machine = self.machine.clone();
+        self.removals.entry(id).or_insert_with(|| {
+            spawn(async move {
+                match machine.host.disks.remove_volume(id).await {
+                    Ok(()) => {
+                        tracing::info!(volume = %id, "removed the disk of a deleted volume");
+                        machine.changed.notify_one();
+                    }
+                    // The next reconciliation tries again.
+                    Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
+                }
+            })
+        });
     }
 
     /// Tries again to read the records that could not be read.
@@ -544,7 +565,10 @@ impl Agent {
             generation: self.written,
             driver: self.driver.clone(),
             egress: self.machine.egress.borrow().clone(),
-            hardware: self.hardware.clone(),
+            hardware: Hardware {
+                disk: *self.machine.disk.borrow(),
+                ..self.hardware.clone()
+            },
             instances: self
                 .instances
                 .iter()
@@ -600,6 +624,56 @@ async fn fetch_desired(
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
+    }
+}
+
+/// Measures the disk. One that cannot be measured is told as it was known last.
+async fn measure_disk(machine: &Machine) -> Option<DiskUse> {
+    match machine.host.disks.measure().await {
+        Ok(now) => {
+            let changed = machine.disk.send_if_modified(|known| {
+                let told = node_disk::told(*known, now.disk);
+                let changed = *known != Some(told);
+                *known = Some(told);
+                changed
+            });
+            if changed {
+                machine.changed.notify_one();
+            }
+            Some(now)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the server is told what the disk had before");
+            None
+        }
+    }
+}
+
+/// Measures the disk, and removes every image that nobody needs when it is short: when guests' disks cannot grow, or the
+/// platform's reserve is begun.
+async fn keep_room(machine: Arc<Machine>) {
+    let mut was_short = false;
+    loop {
+        let full = tokio::select! {
+            () = machine.disk_full.notified() => true,
+            () = tokio::time::sleep(MEASURE_INTERVAL) => false,
+        };
+        let now = measure_disk(&machine).await;
+        let short = full || now.is_some_and(|now| now.is_short());
+        if short {
+            if !was_short {
+                let free = now.map(|now| now.free_bytes);
+                tracing::warn!(
+                    free_bytes = free,
+                    "the disk is short; removing every image that nobody needs"
+                );
+            }
+            machine.host.images.make_room().await;
+            measure_disk(&machine).await;
+            // A guest whose writes all fail asks again and again.
+            tokio::time::sleep(MAKE_ROOM_PAUSE).await;
+        }
+        was_short = short;
     }
 }
 

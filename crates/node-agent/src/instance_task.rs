@@ -6,6 +6,9 @@
 //! machine, never behind it, and the life cycle's `Adopted` and `NotFound` sort out the rest.
 
 mod preparation;
+#[cfg(test)]
+mod tests;
+mod vm_watch;
 
 use std::collections::VecDeque;
 use std::future::pending;
@@ -26,6 +29,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
 use crate::instance_task::preparation::{Prepared, prepare, prepared};
+use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
 use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -158,6 +162,7 @@ impl InstanceHandle {
             secrets: Arc::default(),
             link: None,
             vm: None,
+            vm_watch: None,
             end_acknowledged: false,
             end_note: None,
             running_since: None,
@@ -231,6 +236,8 @@ struct InstanceTask {
     secrets: Arc<Secrets>,
     link: Option<GuestLink>,
     vm: Option<Box<dyn Vm>>,
+    /// What the VMM of `vm` says.
+    vm_watch: Option<VmWatch>,
     end_acknowledged: bool,
     /// How this boot ended, for the log.
     end_note: Option<String>,
@@ -267,6 +274,7 @@ impl InstanceTask {
             return;
         };
         tracing::info!(instance = %self.id(), "adopted the running microVM");
+        self.vm_watch = Some(VmWatch::new(vm.health()));
         self.vm = Some(vm);
         let spec = &self.spec;
         if let Err(error) = self.machine.holders.acquire(spec.id, &spec.volumes) {
@@ -390,6 +398,10 @@ impl InstanceTask {
             _ => None,
         };
         let stopping = self.life.stop_asked();
+        // Until the app runs, the boot's own watchdog decides.
+        let running = self.life.state() == InstanceState::Running;
+        let stalled_until = self.vm_watch.as_ref().and_then(VmWatch::give_up_at);
+        let stalled_until = stalled_until.filter(|_| running);
         let happened = tokio::select! {
             biased;
             () = asked(&mut self.stop), if !stopping => Wakeup::StopAsked,
@@ -398,6 +410,8 @@ impl InstanceTask {
             end = ended(self.vm.as_deref()) => Wakeup::VmEnded(end),
             prepared = prepared(&mut self.preparing) => Wakeup::Prepared(prepared),
             () = changed(&mut self.detail) => Wakeup::DetailChanged,
+            () = vm_changed(&mut self.vm_watch) => Wakeup::VmChanged,
+            () = at(stalled_until) => Wakeup::Stalled,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
             () = sleep(WRITE_RETRY_PAUSE), if self.unwritten.is_some() => Wakeup::WriteAgain,
@@ -405,8 +419,14 @@ impl InstanceTask {
         match happened {
             Wakeup::StopAsked => vec![Event::StopAsked],
             Wakeup::Guest(event) => self.on_guest_event(event),
+            Wakeup::VmChanged => {
+                self.on_vm_changed().await;
+                vec![]
+            }
+            Wakeup::Stalled => vec![self.give_up_stalled().await],
             Wakeup::VmEnded(reason) => {
                 self.vm = None;
+                self.vm_watch = None;
                 // Unless the guest has said how its app ended.
                 if !self.end_acknowledged {
                     let note = format!("the VM ended: {reason}");
@@ -447,6 +467,39 @@ impl InstanceTask {
                 vec![]
             }
         }
+    }
+
+    /// Takes note of what the VMM says.
+    async fn on_vm_changed(&mut self) {
+        let Some(watched) = &mut self.vm_watch else {
+            return;
+        };
+        let news = watched.update(&self.spec, Instant::now());
+        for line in news.lines {
+            tracing::warn!(instance = %self.id(), env = %self.spec.env_key(), process = %self.spec.process, line);
+            self.note(line).await;
+        }
+        if news.disk_is_full {
+            self.machine.disk_full.notify_one();
+        }
+        self.show();
+    }
+
+    /// Ends a VM whose guest has not run for [`STALL_LIMIT`].
+    async fn give_up_stalled(&mut self) -> Event {
+        let watched = self.vm_watch.take();
+        let why = watched
+            .as_ref()
+            .and_then(VmWatch::stalled)
+            .unwrap_or_default();
+        let seconds = STALL_LIMIT.as_secs();
+        let reason = format!("its guest did not run for {seconds} s: {why}");
+        self.end_note
+            .get_or_insert(format!("the VM was ended: {reason}"));
+        if let Some(vm) = self.vm.take() {
+            vm.kill().await;
+        }
+        Event::VmmLost { reason }
     }
 
     fn on_guest_event(&mut self, event: GuestEvent) -> Vec<Event> {
@@ -604,7 +657,9 @@ impl InstanceTask {
             disks: prepared.disks,
             nic,
         };
-        self.vm = Some(self.machine.host.vmm.boot(vm).await?);
+        let vm = self.machine.host.vmm.boot(vm).await?;
+        self.vm_watch = Some(VmWatch::new(vm.health()));
+        self.vm = Some(vm);
         Ok(())
     }
 
@@ -640,6 +695,7 @@ impl InstanceTask {
 
     /// Ends the VM. One whose end was reported and written down may first sync its disks.
     async fn kill_vm(&mut self) {
+        self.vm_watch = None;
         if let Some(vm) = self.vm.take() {
             if self.end_acknowledged {
                 if let Some(link) = &self.link {
@@ -692,6 +748,18 @@ impl InstanceTask {
                 detail => format!("{detail}; {forwarded}"),
             };
         }
+        if let Some(trouble) = self.vm_watch.as_ref().and_then(VmWatch::disk_trouble) {
+            report.detail = match report.detail.as_str() {
+                "" => trouble.to_owned(),
+                detail => format!("{detail}; {trouble}"),
+            };
+        }
+        if let Some(why) = self.vm_watch.as_ref().and_then(VmWatch::stalled)
+            && report.state == InstanceState::Running
+        {
+            report.ready = false;
+            report.detail = format!("not ready: {why}");
+        }
         if let Some(why) = &self.unwritten
             && matches!(report.state, InstanceState::Stopped | InstanceState::Failed)
         {
@@ -725,6 +793,8 @@ enum Wakeup {
     VmEnded(String),
     Prepared(HostResult<Prepared>),
     DetailChanged,
+    VmChanged,
+    Stalled,
     Due,
     ProbeDue,
     WriteAgain,
@@ -749,6 +819,13 @@ async fn next_guest_event(link: &mut Option<GuestLink>) -> GuestEvent {
 async fn ended(vm: Option<&dyn Vm>) -> String {
     match vm {
         Some(vm) => vm.ended().await,
+        None => pending().await,
+    }
+}
+
+async fn vm_changed(watched: &mut Option<VmWatch>) {
+    match watched {
+        Some(watched) => watched.changed().await,
         None => pending().await,
     }
 }

@@ -28,6 +28,7 @@ use crate::host::Host;
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
+use crate::node_disk::DiskMeter;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, streams};
 use display::chain;
@@ -41,7 +42,8 @@ pub(crate) async fn run(
     let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
     let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
     microvm::check_programs(choice.driver)?;
-    let hardware = hardware::find(options.memory_bytes).map_err(NodeError::Hardware)?;
+    let hardware =
+        hardware::find(options.memory_bytes, choice.driver).map_err(NodeError::Hardware)?;
     tracing::info!(
         driver = choice.driver.name(),
         reason = choice.reason,
@@ -74,6 +76,12 @@ pub(crate) async fn run(
     })
     .map_err(NodeError::Registry)?;
     let (data_dir, budget_bytes) = (options.data_dir.clone(), options.image_cache_bytes);
+    let meter = blocking(move || DiskMeter::new(&data_dir, budget_bytes)).await;
+    let meter = meter.map_err(|source| NodeError::Disk {
+        path: options.data_dir.clone(),
+        source,
+    })?;
+    let (data_dir, budget_bytes) = (options.data_dir.clone(), meter.images_budget());
     let opened = blocking(move || {
         let images = ImageCache::open(&data_dir, registry, budget_bytes)?;
         Ok((images, Volumes::open(&data_dir)?))
@@ -94,7 +102,7 @@ pub(crate) async fn run(
         }),
         network: Arc::new(NodeNetwork(network)),
         images: Arc::new(images),
-        disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes)),
+        disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes, meter)),
         server: Arc::new(client.clone()),
         files: Arc::new(HostFiles),
         logs: Arc::new(HostLogs {
@@ -120,10 +128,7 @@ pub(crate) async fn run(
         timing: Timing::default(),
         data_dir: options.data_dir.clone(),
     };
-    let logs = streams::StreamLogs {
-        directory: directory.clone(),
-        ended,
-    };
+    let logs = streams::StreamLogs::new(directory.clone(), ended);
     let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, logs)));
     tracing::info!(%node, server = membership.server, "the node is up");
     agent::run(settings, host, Clock::start(), directory, shutdown)

@@ -163,12 +163,13 @@ impl<'w> Planner<'w, '_> {
                 // What it held is free again.
                 self.placement = None;
             }
-            Action::Terminate { .. } => self.placement = None,
-            Action::MakeVolume(_)
-            | Action::DeleteVolume { .. }
-            | Action::PruneEnded { .. }
-            | Action::SetRollout { .. }
-            | Action::RemoveEnv { .. } => {}
+            Action::MakeVolume(planned) => {
+                if let Some(placement) = &mut self.placement {
+                    placement.promise_volume(planned.node, planned.size_bytes);
+                }
+            }
+            Action::Terminate { .. } | Action::DeleteVolume { .. } => self.placement = None,
+            Action::PruneEnded { .. } | Action::SetRollout { .. } | Action::RemoveEnv { .. } => {}
         }
         self.actions.push(action);
     }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
 
 use crate::{StatusError, run_dir};
 
@@ -46,9 +45,9 @@ async fn call_patiently(
         path: dir.join(run_dir::API_SOCKET),
         source,
     };
-    let stream = run_dir::connect(&dir, run_dir::API_SOCKET).map_err(wrong)?;
-    stream.set_nonblocking(true).map_err(wrong)?;
-    let mut stream = UnixStream::from_std(stream).map_err(wrong)?;
+    let mut stream = run_dir::connect_in_time(&dir, run_dir::API_SOCKET)
+        .await
+        .map_err(wrong)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\
