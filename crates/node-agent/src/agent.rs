@@ -23,11 +23,11 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::admission::Admission;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::host::{DiskUse, Egress, EndedLogOwner, Host, HostError, HostResult};
+use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_task::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
-use crate::node_disk;
 use crate::record::{self, DESIRED_FILE, DesiredFile};
+use crate::upkeep::{keep_room, measure_disk, tidy};
 use display::chain;
 
 /// How long one poll for the desired state waits.
@@ -38,12 +38,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// The machine is compared with the desired state when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
-/// The image cache and the logs of ended instances are brought within their bounds this often.
-const TIDY_INTERVAL: Duration = Duration::from_secs(30);
-/// The disk is measured this often.
-const MEASURE_INTERVAL: Duration = Duration::from_secs(30);
-/// Pause after images were removed because the disk was short.
-const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(10);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -624,66 +618,6 @@ async fn fetch_desired(
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
-    }
-}
-
-/// Measures the disk. One that cannot be measured is told as it was known last.
-async fn measure_disk(machine: &Machine) -> Option<DiskUse> {
-    match machine.host.disks.measure().await {
-        Ok(now) => {
-            let changed = machine.disk.send_if_modified(|known| {
-                let told = node_disk::told(*known, now.disk);
-                let changed = *known != Some(told);
-                *known = Some(told);
-                changed
-            });
-            if changed {
-                machine.changed.notify_one();
-            }
-            Some(now)
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the server is told what the disk had before");
-            None
-        }
-    }
-}
-
-/// Measures the disk, and removes every image that nobody needs when it is short: when guests' disks cannot grow, or the
-/// platform's reserve is begun.
-async fn keep_room(machine: Arc<Machine>) {
-    let mut was_short = false;
-    loop {
-        let full = tokio::select! {
-            () = machine.disk_full.notified() => true,
-            () = tokio::time::sleep(MEASURE_INTERVAL) => false,
-        };
-        let now = measure_disk(&machine).await;
-        let short = full || now.is_some_and(|now| now.is_short());
-        if short {
-            if !was_short {
-                let free = now.map(|now| now.free_bytes);
-                tracing::warn!(
-                    free_bytes = free,
-                    "the disk is short; removing every image that nobody needs"
-                );
-            }
-            machine.host.images.make_room().await;
-            measure_disk(&machine).await;
-            // A guest whose writes all fail asks again and again.
-            tokio::time::sleep(MAKE_ROOM_PAUSE).await;
-        }
-        was_short = short;
-    }
-}
-
-/// Keeps the image cache and the logs of ended instances within their bounds.
-async fn tidy(machine: Arc<Machine>) {
-    let mut timer = tokio::time::interval(TIDY_INTERVAL);
-    loop {
-        timer.tick().await;
-        machine.host.images.tidy().await;
-        machine.host.logs.tidy(machine.clock.now()).await;
     }
 }
 

@@ -50,6 +50,7 @@ mod probes;
 mod record;
 mod secrets;
 mod streams;
+mod upkeep;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};

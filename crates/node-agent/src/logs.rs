@@ -447,6 +447,43 @@ mod tests {
         }
     }
 
+    /// Readers of a log's whole past take a second each on a busy machine. A boot and the guest's lines wait for none.
+    #[test]
+    fn case_readers_of_the_past_hold_up_no_writer() {
+        const READERS: usize = 16;
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(InstanceLog::open(dir.path()).unwrap());
+        let line = "x".repeat(1000);
+        for seq in 1..=100 {
+            let batch = (0..70)
+                .map(|n| record((seq - 1) * 70 + n + 1, &line))
+                .collect();
+            log.append(LATE, batch).unwrap();
+        }
+        let wanted = Past {
+            lines: 10,
+            ..Past::default()
+        };
+        let reading: Vec<_> = (0..READERS)
+            .map(|_| {
+                let log = log.clone();
+                std::thread::spawn(move || log.follow(wanted).unwrap().0.len())
+            })
+            .collect();
+        let mut written = 0;
+        while reading.iter().any(|reader| !reader.is_finished()) {
+            log.note(LATE, "a line of a boot").unwrap();
+            written += 1;
+        }
+        for reader in reading {
+            assert_eq!(reader.join().unwrap(), 10);
+        }
+        assert!(
+            written > 10 * READERS,
+            "{written} lines were written meanwhile"
+        );
+    }
+
     #[test]
     fn records_behind_a_frame_of_a_newer_agent_are_kept() {
         let dir = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use api::enrollment::NodeDisk;
 /// same disk. In parts of a thousand of the file system.
 const RESERVE_PERMILLE: u64 = 50;
 /// The least and the most of the reserve, in bytes. The logs of ended instances alone may have 256 MiB.
-const RESERVE_BYTES: (u64, u64) = (320 << 20, 10 << 30);
+const RESERVE_BYTES: (u64, u64) = (320 << 20, 2 << 30);
 /// The images' budget where the options name none: in parts of a thousand of what others leave, and at most so many
 /// bytes.
 const IMAGES_PERMILLE: u64 = 200;

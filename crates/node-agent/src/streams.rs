@@ -356,6 +356,8 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
 }
 
 #[cfg(test)]
+mod at_work;
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

@@ -151,3 +151,49 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    /// A large disk takes a file system seconds to remove; here it takes until it is told.
+    #[tokio::test]
+    async fn case_a_disk_that_is_slow_to_remove_holds_up_no_other() {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        let dir = tempfile::tempdir().unwrap();
+        let instances = dir.path().join("instances");
+        for id in ["00000001", "00000002"] {
+            std::fs::create_dir_all(instances.join(id)).unwrap();
+        }
+        let volumes = Volumes::open(dir.path()).unwrap();
+        let meter = DiskMeter::new(dir.path(), None).unwrap();
+        let disks = Arc::new(HostDisks::new(instances, volumes, meter));
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel();
+        let slow = disks.in_turn(DiskKey::Scratch(InstanceId(1)), move || {
+            begin.send(()).unwrap();
+            released.recv().unwrap();
+            Ok(())
+        });
+        let slow = tokio::spawn(slow);
+        begun.await.unwrap();
+        let other = timeout(PATIENCE, disks.make_scratch(InstanceId(2), 16 << 20)).await;
+        other
+            .expect("it waits for another instance's disk")
+            .unwrap();
+        // The same disk waits: its file is not made while it is removed.
+        let same = disks.make_scratch(InstanceId(1), 16 << 20);
+        let mut same = std::pin::pin!(same);
+        let early = timeout(Duration::from_millis(50), &mut same).await;
+        assert!(early.is_err());
+        release.send(()).unwrap();
+        slow.await.unwrap().unwrap();
+        timeout(PATIENCE, same).await.unwrap().unwrap();
+    }
+}
