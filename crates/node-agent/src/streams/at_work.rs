@@ -202,7 +202,7 @@ fn a_kind_of_stream_has_places_of_its_own_and_names_its_bound() {
     let stats = StreamWanted::Stats {
         instances: Vec::new(),
     };
-    places.take(&stats).unwrap();
+    drop(places.take(&stats).unwrap());
     drop(held);
-    places.take(&logs).unwrap();
+    drop(places.take(&logs).unwrap());
 }

@@ -18,6 +18,7 @@ const LEFT_MIB: u64 = 48;
 const FILLER: &str = r#"
 app = "filler"
 [processes.fill]
+user = "root"
 command = ["/bin/sh", "-c", "until [ -e /go ]; do sleep 1; done; while :; do head -c 8388608 /dev/zero >>/fill && sync /fill && echo wrote || { rm -f /fill; echo refused; sleep 1; }; done"]
 [processes.fill.resources]
 memory = "128MiB"
@@ -71,10 +72,19 @@ fn case_an_app_that_fills_the_disk_is_told_so_and_its_neighbour_serves_every_req
     let good_vmms: Vec<_> = good.iter().map(|id| vmm(id)).collect();
 
     // More than there is cannot be placed, as with memory.
-    let refused = cluster.deploy(&FILLER.replace("SCRATCH", "1536MiB"), &cluster.image);
-    let said = refused.stdout + &refused.stderr;
-    assert_eq!(refused.status, 1, "{said}");
-    assert!(said.contains("MiB of disk are needed"), "{said}");
+    let file = cluster.path("large.toml");
+    std::fs::write(&file, FILLER.replace("SCRATCH", "1536MiB")).unwrap();
+    cluster.ok(&[
+        "deploy",
+        file.to_str().unwrap(),
+        "--image",
+        &cluster.image,
+        "--no-wait",
+    ]);
+    wait_for("the reason why it is not placed", || {
+        let envs = cluster.ok(&["envs", "--format", "json"]);
+        envs.contains("MiB of disk are needed for scratch disk, new volumes and logs")
+    });
     let deployed = cluster.deploy(&FILLER.replace("SCRATCH", "512MiB"), &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
     let [filler] = &cluster.ready("fill")[..] else {
