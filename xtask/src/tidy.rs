@@ -3,6 +3,7 @@
 //! - [`layers`]: ARCHITECTURE.md's table of layers is the workspace's, imports between crates point down it, and the pure
 //!   crates are held to that.
 //! - [`rings`]: files of one crate do not import each other in a ring.
+//! - [`blocking`]: async code does not wait for a disk.
 //! - [`glossary`]: the words that CONTRIBUTING.md's glossary replaced are gone.
 //! - [`documents`]: documents name files and tests that exist, and ADRs are amended at their end.
 //! - Here: source files are small, and nothing unfinished is committed.
@@ -12,6 +13,7 @@
     reason = "names of committed files are lower case"
 )]
 
+mod blocking;
 mod documents;
 mod glossary;
 mod layers;
@@ -62,6 +64,7 @@ pub(crate) fn tidy(root: &Path) -> Result<()> {
     let mut findings = Vec::new();
     layers::check(root, &architecture.text, &mut findings)?;
     rings::check(&sources, &mut findings)?;
+    blocking::check(&sources, &mut findings)?;
     glossary::check(&sources, &mut findings);
     documents::check(root, &sources, &mut findings);
     for source in sources.iter().filter(|source| source.path.ends_with(".rs")) {

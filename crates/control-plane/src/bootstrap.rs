@@ -4,6 +4,7 @@ use std::net::Ipv6Addr;
 use std::path::Path;
 
 use api_client::ClientConfig;
+use blocking_work::blocking;
 use identity::{ClusterCa, SealKey, UserToken};
 use scheduler::cluster_state::ClusterSettings;
 use serde::{Deserialize, Serialize};
@@ -58,7 +59,7 @@ impl state_file::StateFormat for SealKeyFile {
 }
 
 /// The key that seals secrets, made now where there is none. Whoever restores a store restores this file
-/// beside it; without it what was sealed has to be given again.
+/// beside it; without it what was sealed has to be given again. Blocks.
 pub(crate) fn seal_key(path: &Path) -> Result<SealKey, ServerError> {
     if let Some(file) = state_file::read::<SealKeyFile>(path)? {
         return Ok(SealKey::load(&file.key)?);
@@ -67,6 +68,11 @@ pub(crate) fn seal_key(path: &Path) -> Result<SealKey, ServerError> {
     state_file::write(path, &SealKeyFile { key: key.text() })?;
     tracing::info!(path = %path.display(), "made the key that seals secrets; back it up beside the store");
     Ok(key)
+}
+
+async fn save(config: ClientConfig, path: &Path) -> Result<(), ServerError> {
+    let path = path.to_owned();
+    Ok(blocking(move || config.save(&path)).await?)
 }
 
 /// Sees to it that `client.json` lets its reader in here: the token, the CA and the URL are right.
@@ -78,7 +84,8 @@ pub(crate) async fn write_client_config(
     ca_pem: &str,
     server: &str,
 ) -> Result<(), ServerError> {
-    let known = match ClientConfig::load(path) {
+    let file = path.to_owned();
+    let known = match blocking(move || ClientConfig::load(&file)).await {
         Ok(config) if config.ca_pem == ca_pem => config
             .token
             .parse::<UserToken>()
@@ -94,7 +101,7 @@ pub(crate) async fn write_client_config(
                 server: server.to_owned(),
                 ..config
             };
-            config.save(path)?;
+            save(config, path).await?;
         }
         return Ok(());
     }
@@ -107,7 +114,7 @@ pub(crate) async fn write_client_config(
         token: token.to_string(),
         ca_pem: ca_pem.to_owned(),
     };
-    config.save(path)?;
+    save(config, path).await?;
     tracing::info!(path = %path.display(), "wrote an admin's client configuration");
     Ok(())
 }

@@ -12,6 +12,7 @@ use ::api::edge::RouteTable;
 use ::api::enrollment::Member;
 use axum::Router;
 use axum::extract::Request;
+use blocking_work::blocking;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -48,7 +49,8 @@ use crate::{api, bootstrap, planning};
 /// # Errors
 /// What kept it from starting.
 pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
-    let _lock = lock_data_folder(&options.data_dir)?;
+    let data_dir = options.data_dir.clone();
+    let _lock = blocking(move || lock_data_folder(&data_dir)).await?;
     let url = match &options.store {
         Some(url) => url.clone(),
         None => format!("sqlite:{}", options.data_dir.join("platform.db").display()),
@@ -56,9 +58,8 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let store = Store::open(&url).await?;
     let (record, first_start) = bootstrap::load_or_create(&store).await?;
     let ca = ClusterCa::load(&record.ca_cert_pem, &record.ca_key_pem)?;
-    let seal = Arc::new(bootstrap::seal_key(
-        &options.data_dir.join("seal-key.json"),
-    )?);
+    let seal_key_file = options.data_dir.join("seal-key.json");
+    let seal = Arc::new(blocking(move || bootstrap::seal_key(&seal_key_file)).await?);
 
     let listening = |source| ServerError::Listen {
         address: options.listen,
@@ -149,7 +150,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     Ok(())
 }
 
-/// Makes the folder and holds a lock on it: a store has one server.
+/// Makes the folder and holds a lock on it: a store has one server. Blocks.
 fn lock_data_folder(path: &Path) -> Result<File, ServerError> {
     let failed = |source| ServerError::DataFolder {
         path: path.to_owned(),
@@ -209,6 +210,7 @@ fn reached_by(listen: IpAddr, more: &[String]) -> (Vec<String>, Vec<IpAddr>) {
     if !listen.is_unspecified() {
         ips.push(listen);
     }
+    // blocks: a read of one small file of /proc, which is in memory
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     for name in std::iter::once(host.trim()).chain(more.iter().map(String::as_str)) {
         match name.parse() {

@@ -27,7 +27,7 @@ impl StateFormat for RoutesFile {
     const VERSION: u32 = 1;
 }
 
-/// Serves the table that was kept last. A file that cannot be used is set aside, and the table is fetched.
+/// Serves the table that was kept last. A file that cannot be used is set aside, and the table is fetched. Blocks.
 pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
     match state_file::read::<RoutesFile>(&data_dir.join(FILE)) {
         Ok(Some(RoutesFile(table))) => {
@@ -148,9 +148,8 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
         "new routes"
     );
     let path = path.to_owned();
-    let kept =
-        tokio::task::spawn_blocking(move || state_file::write(&path, &RoutesFile(table))).await;
-    if let Ok(Err(error)) = kept {
+    let kept = blocking_work::blocking(move || state_file::write(&path, &RoutesFile(table))).await;
+    if let Err(error) = kept {
         // It serves all the same; a restart begins with an older table.
         tracing::error!(%error, "the routes could not be kept on disk");
     }

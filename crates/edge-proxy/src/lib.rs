@@ -101,7 +101,8 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
             source,
         })?;
     let edge = Arc::new(forward::Edge::default());
-    follow::load(&edge, &options.data_dir)?;
+    let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
+    blocking_work::blocking(move || follow::load(&serving_soon, &data_dir)).await?;
     tracing::info!(listen = %options.listen, "serving");
 
     let following = {

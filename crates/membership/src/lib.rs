@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
 use api_client::{ApiClient, ClientError};
+use blocking_work::blocking;
 use identity::{EnrollmentToken, KeyError, MemberKey, TokenError, WireguardKey};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
@@ -99,7 +100,7 @@ impl Membership {
         data_dir.join("member.json")
     }
 
-    /// The membership on disk, if there is one.
+    /// The membership on disk, if there is one. Blocks.
     ///
     /// # Errors
     /// The file cannot be read or is damaged.
@@ -112,7 +113,12 @@ impl Membership {
     /// # Errors
     /// See [`JoinError`]. The token is spent only when the server accepted it.
     pub async fn load_or_join(data_dir: &Path, applicant: &Applicant) -> Result<Self, JoinError> {
-        if let Some(mut known) = Self::load(data_dir)? {
+        let file = Self::file(data_dir);
+        let loaded = {
+            let data_dir = data_dir.to_owned();
+            blocking(move || Self::load(&data_dir)).await?
+        };
+        if let Some(mut known) = loaded {
             // The server may have moved; who it is, its certificate says.
             if let Some(server) = applicant
                 .server
@@ -120,7 +126,8 @@ impl Membership {
                 .filter(|url| **url != known.server)
             {
                 known.server.clone_from(server);
-                state_file::write(&Self::file(data_dir), &known)?;
+                let changed = known.clone();
+                blocking(move || state_file::write(&file, &changed)).await?;
             }
             return Ok(known);
         }
@@ -174,7 +181,8 @@ impl Membership {
             key_pem: key.key_pem(),
             wireguard_private_key: wireguard.map(|key| key.private_base64().to_owned()),
         };
-        state_file::write(&Self::file(data_dir), &membership)?;
+        let joined = membership.clone();
+        blocking(move || state_file::write(&file, &joined)).await?;
         tracing::info!(member = %membership.member, name = %membership.name, "joined the cluster");
         Ok(membership)
     }

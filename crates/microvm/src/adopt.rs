@@ -1,8 +1,10 @@
 //! Finds the VM of a run directory again, after a restart of the agent.
 
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use blocking_work::blocking;
 use process_handle::{Identity, Process};
 
 use crate::cgroup::Cgroup;
@@ -21,17 +23,8 @@ impl Vm {
     /// The record or a process cannot be examined: the VM may run, and nothing was killed. A caller must not
     /// take this for an absent VM.
     pub async fn adopt(run_dir: &Path) -> Result<Option<Self>, AdoptError> {
-        let file = |operation, path: std::path::PathBuf| {
-            move |source| AdoptError::File {
-                operation,
-                path,
-                source,
-            }
-        };
-        let Some(record) = Record::read(run_dir)? else {
-            if run_dir.exists() {
-                run_dir::clear(run_dir).map_err(file("clear", run_dir.to_owned()))?;
-            }
+        let dir = run_dir.to_owned();
+        let Some(record) = blocking(move || read_or_clear(&dir)).await? else {
             return Ok(None);
         };
         let boot_id = process_handle::boot_id()
@@ -41,7 +34,8 @@ impl Vm {
         let vmm = find(record.vmm.as_ref().filter(|_| same_boot)).await?;
         let cgroup = record.cgroup.clone().map(Cgroup::at);
         // Before anything is killed: what the FIFO holds goes with its last holder.
-        let pump = match Pump::start(run_dir) {
+        let dir = run_dir.to_owned();
+        let pump = match blocking(move || Pump::start(&dir)).await {
             Ok(pump) => Some(pump),
             Err(error) => {
                 tracing::debug!(%error, run_dir = %run_dir.display(), "console is gone");
@@ -76,11 +70,28 @@ impl Vm {
             process.kill();
             process.ended().await;
         }
-        let end = finish(how, run_dir, cgroup.as_ref(), pump).await;
+        let end = finish(how, run_dir, cgroup, pump).await;
         Ok(record
             .vmm
             .is_some()
             .then(|| Self::ended_already(record.instance, run_dir.to_owned(), end)))
+    }
+}
+
+/// The record; without one, the leftovers of a boot that did not come that far are removed. Blocks.
+fn read_or_clear(run_dir: &Path) -> Result<Option<Record>, AdoptError> {
+    let record = Record::read(run_dir)?;
+    if record.is_none() && run_dir.exists() {
+        run_dir::clear(run_dir).map_err(file("clear", run_dir.to_owned()))?;
+    }
+    Ok(record)
+}
+
+fn file(operation: &'static str, path: PathBuf) -> impl FnOnce(io::Error) -> AdoptError {
+    move |source| AdoptError::File {
+        operation,
+        path,
+        source,
     }
 }
 

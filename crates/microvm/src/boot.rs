@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::atomic::AtomicBool;
 
+use blocking_work::blocking;
+
 use crate::cgroup::Cgroup;
 use crate::console::{self, Pump};
 use crate::driver::{Boot, Started, file};
@@ -41,7 +43,8 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
             reason,
         });
     }
-    crate::check_programs(spec.driver)?;
+    let driver = spec.driver;
+    blocking(move || crate::check_programs(driver)).await?;
     if let Some(vm) = Vm::adopt(&spec.run_dir).await?
         && vm.has_ended().is_none()
     {
@@ -49,29 +52,11 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
             run_dir: spec.run_dir,
         });
     }
-    let dir = spec.run_dir.clone();
-    let user = spawn::user_of(spec.instance);
-    run_dir::make_dirs(&dir).map_err(file("make", &dir))?;
-    if let Some(user) = user {
-        run_dir::give_sockets(&dir, user).map_err(file("hand over", &dir))?;
-    }
-    let ends = console::make(&dir).map_err(file("make", &run_dir::console_fifo(&dir)))?;
-    let pump = Pump::start(&dir).map_err(file("open", &run_dir::console_fifo(&dir)))?;
-    let boot_id = process_handle::boot_id().map_err(file("read", &dir))?;
-    let memory_bytes = spec.memory_bytes + spec.driver.memory_overhead_bytes();
-    let cgroup = Cgroup::make(spec.instance, memory_bytes, spec.cpu_millis);
-    let mut boot = Boot {
-        record: Record::new(
-            boot_id,
-            spec.instance,
-            spec.driver,
-            cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
-        ),
-        cgroup,
-        user,
-        ends,
-        dir,
-    };
+    let (spec, mut boot, pump) = blocking(move || {
+        let (boot, pump) = prepare(&spec)?;
+        Ok::<_, BootError>((spec, boot, pump))
+    })
+    .await?;
     let driver = drivers::of(spec.driver);
     let started = driver.start(&mut boot, spec).await;
     let Boot {
@@ -97,8 +82,37 @@ async fn boot_whole(spec: VmSpec) -> Result<Vm, BootError> {
             Some(pump),
         )),
         Err(error) => {
-            finish(HowEnded::Killed, &dir, cgroup.as_ref(), Some(pump)).await;
+            finish(HowEnded::Killed, &dir, cgroup, Some(pump)).await;
             Err(error)
         }
     }
+}
+
+/// Makes the run directory, the console and the cgroup. Blocks; the caller has entered the runtime.
+fn prepare(spec: &VmSpec) -> Result<(Boot, Pump), BootError> {
+    let dir = spec.run_dir.clone();
+    let user = spawn::user_of(spec.instance);
+    run_dir::make_dirs(&dir).map_err(file("make", &dir))?;
+    if let Some(user) = user {
+        run_dir::give_sockets(&dir, user).map_err(file("hand over", &dir))?;
+    }
+    let ends = console::make(&dir).map_err(file("make", &run_dir::console_fifo(&dir)))?;
+    let pump = Pump::start(&dir).map_err(file("open", &run_dir::console_fifo(&dir)))?;
+    let boot_id = process_handle::boot_id().map_err(file("read", &dir))?;
+    let memory_bytes = spec.memory_bytes + spec.driver.memory_overhead_bytes();
+    let cgroup = Cgroup::make(spec.instance, memory_bytes, spec.cpu_millis);
+    let record = Record::new(
+        boot_id,
+        spec.instance,
+        spec.driver,
+        cgroup.as_ref().map(|cgroup| cgroup.path().to_owned()),
+    );
+    let boot = Boot {
+        record,
+        cgroup,
+        user,
+        ends,
+        dir,
+    };
+    Ok((boot, pump))
 }

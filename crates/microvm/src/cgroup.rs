@@ -24,7 +24,7 @@ pub(crate) struct Cgroup {
 impl Cgroup {
     /// Makes the cgroup. `memory_bytes` is all that the VM may take of the host: the guest's memory and the driver's
     /// overhead. Page cache of disks counts too, and is given back under pressure. Where the machine does not allow a
-    /// cgroup, the reason is logged once.
+    /// cgroup, the reason is logged once. Blocks.
     pub(crate) fn make(instance: InstanceId, memory_bytes: u64, cpu_millis: u32) -> Option<Self> {
         static SAID: Once = Once::new();
         match Self::try_make(instance, memory_bytes, cpu_millis) {
@@ -71,7 +71,7 @@ impl Cgroup {
                 // A kernel without swap has no such file.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => {
-                    cgroup.remove();
+                    cgroup.remove_dir();
                     return Err(error);
                 }
                 Ok(()) => {}
@@ -89,12 +89,13 @@ impl Cgroup {
         &self.path
     }
 
-    pub(crate) fn add(&self, pid: i32) -> io::Result<()> {
+    /// Moves a process into it. Blocks.
+    pub(crate) fn add_process(&self, pid: i32) -> io::Result<()> {
         fs::write(self.path.join("cgroup.procs"), pid.to_string())
     }
 
-    /// Removes it; its processes have ended.
-    pub(crate) fn remove(&self) {
+    /// Removes it; its processes have ended. Blocks for up to 100 ms.
+    pub(crate) fn remove_dir(&self) {
         for _ in 0..REMOVE_TRIES {
             match fs::remove_dir(&self.path) {
                 Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {

@@ -1,6 +1,7 @@
 //! Chooses the driver of this node: facts first, then a pure choice with its reason.
 
 use api::node::DriverChoice;
+use blocking_work::blocking;
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use crate::programs::{self, FirecrackerPrograms, ProgramsError};
@@ -133,7 +134,7 @@ pub async fn probe() -> Probe {
         firecracker: firecracker_version().await,
         qemu: qemu_version().await,
         hardware_virtualization: virtualizes(&cpuinfo),
-        kvm: kvm_fact(),
+        kvm: blocking(kvm_fact).await,
     }
 }
 
@@ -145,15 +146,18 @@ fn virtualizes(cpuinfo: &str) -> bool {
 }
 
 async fn qemu_version() -> Option<String> {
-    let version = version_word(&programs::find(programs::QEMU)?, 3).await?;
+    let program = blocking(|| programs::find(programs::QEMU)).await?;
+    let version = version_word(&program, 3).await?;
     Some(format!("QEMU {version}"))
 }
 
 async fn firecracker_version() -> Result<String, String> {
-    let programs = FirecrackerPrograms::find().map_err(|error| match error {
-        ProgramsError::Missing { program, .. } => format!("{program} is not installed"),
-        other @ ProgramsError::NotExecutable { .. } => other.to_string(),
-    })?;
+    let programs = blocking(FirecrackerPrograms::find)
+        .await
+        .map_err(|error| match error {
+            ProgramsError::Missing { program, .. } => format!("{program} is not installed"),
+            other @ ProgramsError::NotExecutable { .. } => other.to_string(),
+        })?;
     if !rustix::process::geteuid().is_root() {
         return Err("Firecracker's jailer needs root".to_owned());
     }

@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blocking_work::blocking;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
 use tokio::net::unix::pipe;
@@ -66,6 +67,7 @@ pub(crate) struct Pump {
 }
 
 impl Pump {
+    /// Blocks while the FIFO is opened; the caller has entered the runtime.
     pub(crate) fn start(run_dir: &Path) -> io::Result<Self> {
         let receiver = pipe::OpenOptions::new().open_receiver(console_fifo(run_dir))?;
         let run_dir = run_dir.to_owned();
@@ -99,7 +101,8 @@ async fn pump(mut receiver: pipe::Receiver, run_dir: &Path) {
             Ok(0) => return,
             // A full disk loses console output, never the VM.
             Ok(count) => {
-                if let Err(error) = append(run_dir, &buffer[..count]) {
+                let (dir, bytes) = (run_dir.to_owned(), buffer[..count].to_vec());
+                if let Err(error) = blocking(move || append(&dir, &bytes)).await {
                     tracing::debug!(%error, run_dir = %run_dir.display(), "console output lost");
                 }
             }
@@ -129,7 +132,7 @@ fn append(run_dir: &Path, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// The end of a VM's console: the last output of the kernel, init, QEMU or the vsock device. Control characters
-/// are removed, because the guest chose them. Empty when there is no console.
+/// are removed, because the guest chose them. Empty when there is no console. Blocks.
 pub fn console_tail(run_dir: &Path) -> String {
     let mut bytes = end_of(&log(run_dir)).unwrap_or_default();
     let missing = usize::try_from(MAX_TAIL_BYTES).unwrap_or(usize::MAX) - bytes.len();
@@ -139,6 +142,12 @@ pub fn console_tail(run_dir: &Path) -> String {
         bytes.splice(..0, before[start..].iter().copied());
     }
     display::lines(&String::from_utf8_lossy(&bytes))
+}
+
+/// As [`console_tail`], away from the runtime's workers.
+pub(crate) async fn read_tail(run_dir: &Path) -> String {
+    let run_dir = run_dir.to_owned();
+    blocking(move || console_tail(&run_dir)).await
 }
 
 fn end_of(path: &Path) -> io::Result<Vec<u8>> {

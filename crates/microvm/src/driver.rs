@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 
+use blocking_work::blocking;
 use process_handle::{Identity, Process};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -96,13 +97,11 @@ impl Boot {
         note: fn(&mut Record, Identity),
     ) -> Result<Process, BootError> {
         let (mut record, cgroup, dir) = (self.record.clone(), self.cgroup.take(), self.dir.clone());
-        let work = move || {
+        let (started, record, cgroup) = blocking(move || {
             let started = start_recorded(program, launch, cgroup.as_ref(), &dir, &mut record, note);
-            Ok((started, record, cgroup))
-        };
-        let (started, record, cgroup) = blocking(work)
-            .await
-            .map_err(|source| BootError::Start { program, source })?;
+            (started, record, cgroup)
+        })
+        .await;
         (self.record, self.cgroup) = (record, cgroup);
         started
     }
@@ -127,7 +126,7 @@ fn start_recorded(
     let path = launch.program.clone();
     let waiting = spawn::start(launch).map_err(wrong)?;
     if let Some(cgroup) = cgroup {
-        cgroup.add(waiting.pid).map_err(wrong)?;
+        cgroup.add_process(waiting.pid).map_err(wrong)?;
     }
     let identity = Identity {
         pid: waiting.pid,
@@ -207,16 +206,6 @@ fn open_readable(path: &Path, user: Option<u32>) -> Result<(File, bool), BootErr
     let opened = File::open(path).map_err(file("open", path))?;
     let mode = opened.metadata().map_err(file("examine", path))?.mode();
     Ok((opened, user.is_none() || mode & 0o004 != 0))
-}
-
-pub(crate) async fn blocking<T, W>(work: W) -> io::Result<T>
-where
-    T: Send + 'static,
-    W: FnOnce() -> io::Result<T> + Send + 'static,
-{
-    tokio::task::spawn_blocking(work)
-        .await
-        .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 #[cfg(test)]

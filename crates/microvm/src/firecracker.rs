@@ -16,20 +16,22 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blocking_work::blocking;
 use process_handle::Process;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use self::jail::Jail;
 use self::tap::PersistentTap;
-use crate::console::console_tail;
 use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, check_readable, file};
 use crate::health::{Event, Monitor};
 use crate::kernel::boot_arguments;
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
-use crate::{BootError, Disk, DriverKind, Machine, StatusError, VmSpec, VmStatus, run_dir};
+use crate::{
+    BootError, Disk, DriverKind, Machine, StatusError, VmSpec, VmStatus, console, run_dir,
+};
 
 /// Longest wait until Firecracker's API listens.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,20 +75,12 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
     if spec.kernel.machine != Machine::Microvm {
         return Err(refused("Firecracker boots the platform's own kernel only"));
     }
-    let programs = FirecrackerPrograms::find()?;
-    // The VMM opens these files again inside its jail, where an error would not name them.
-    for path in [&spec.kernel.kernel, &spec.kernel.initramfs] {
-        check_readable(path, Some(user))?;
-    }
-    for disk in &spec.disks {
-        if disk.read_only {
-            check_readable(&disk.path, Some(user))?;
-        } else {
-            File::open(&disk.path).map_err(file("open", &disk.path))?;
-            std::os::unix::fs::chown(&disk.path, Some(user), Some(user))
-                .map_err(file("hand over", &disk.path))?;
-        }
-    }
+    let (spec, programs) = blocking(move || {
+        let programs = FirecrackerPrograms::find()?;
+        hand_over_files(&spec, user)?;
+        Ok::<_, BootError>((spec, programs))
+    })
+    .await?;
     let tap = match &spec.nic {
         Some(nic) => {
             Some(
@@ -143,6 +137,23 @@ impl Monitor for Api {
     }
 }
 
+/// Sees to it that the VMM can open the VM's files again inside its jail, where an error would not name them. Blocks.
+fn hand_over_files(spec: &VmSpec, user: u32) -> Result<(), BootError> {
+    for path in [&spec.kernel.kernel, &spec.kernel.initramfs] {
+        check_readable(path, Some(user))?;
+    }
+    for disk in &spec.disks {
+        if disk.read_only {
+            check_readable(&disk.path, Some(user))?;
+        } else {
+            File::open(&disk.path).map_err(file("open", &disk.path))?;
+            std::os::unix::fs::chown(&disk.path, Some(user), Some(user))
+                .map_err(file("hand over", &disk.path))?;
+        }
+    }
+    Ok(())
+}
+
 /// Asks Firecracker about its guest.
 async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
     let answer = api::call(run_dir, "GET", "/", None).await?;
@@ -153,8 +164,10 @@ async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
     }
 }
 
+/// What is done before the fork, on the thread that forks.
 fn prepare(jail: Jail, tap: Option<PersistentTap>) -> Prepare {
     Box::new(move || {
+        // blocks: on the thread that forks
         jail.furnish()?;
         match tap {
             Some(tap) => tap.enter_namespace(),
@@ -171,13 +184,13 @@ async fn configure(
 ) -> Result<(), BootError> {
     wait_for_api(run_dir, vmm).await?;
     for (path, part) in parts {
-        api::call(run_dir, "PUT", &path, Some(&part))
-            .await
-            .map_err(|error| BootError::Firecracker {
+        if let Err(error) = api::call(run_dir, "PUT", &path, Some(&part)).await {
+            return Err(BootError::Firecracker {
                 what: format!("take PUT {path}"),
                 reason: error.to_string(),
-                said: console_tail(run_dir),
-            })?;
+                said: console::read_tail(run_dir).await,
+            });
+        }
     }
     Ok(())
 }
@@ -185,7 +198,8 @@ async fn configure(
 async fn wait_for_api(run_dir: &Path, vmm: &Process) -> Result<(), BootError> {
     let give_up = Instant::now() + API_TIMEOUT;
     loop {
-        let Err(error) = run_dir::connect(&run_dir::vsock_dir(run_dir), run_dir::API_SOCKET) else {
+        let dir = run_dir::vsock_dir(run_dir);
+        let Err(error) = run_dir::connect(&dir, run_dir::API_SOCKET).await else {
             return Ok(());
         };
         let reason = if Instant::now() >= give_up {
@@ -198,7 +212,7 @@ async fn wait_for_api(run_dir: &Path, vmm: &Process) -> Result<(), BootError> {
         return Err(BootError::Firecracker {
             what: "answer".to_owned(),
             reason,
-            said: console_tail(run_dir),
+            said: console::read_tail(run_dir).await,
         });
     }
 }

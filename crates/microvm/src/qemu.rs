@@ -10,17 +10,17 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use blocking_work::blocking;
 use process_handle::Process;
 use tokio::time::Instant;
 
 use self::command_line::CommandLine;
-use crate::console::console_tail;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, blocking, file, open_for_user};
+use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, file, open_for_user};
 use crate::health::Monitor;
 use crate::kernel::boot_arguments;
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
-use crate::{BootError, DriverKind, VmSpec, run_dir, tsc};
+use crate::{BootError, DriverKind, VmSpec, console, run_dir, tsc};
 
 /// Longest wait until the vsock device listens.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,7 +52,7 @@ impl Driver for Qemu {
 
 /// Starts both processes; when the second fails, the first is ended.
 async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
-    let programs = QemuPrograms::find()?;
+    let programs = blocking(QemuPrograms::find).await?;
     let vsock_device = start_vsock_device(boot, programs.vsock_device).await?;
     match start_vmm(boot, spec, programs.qemu, &vsock_device).await {
         Ok(vmm) => Ok(Started {
@@ -98,24 +98,22 @@ async fn start_vmm(
     program: PathBuf,
     vsock_device: &Process,
 ) -> Result<Process, BootError> {
-    let kernel = open_for_user(&spec.kernel.kernel, boot.user)?;
-    let initramfs = open_for_user(&spec.kernel.initramfs, boot.user)?;
-    let mut disks = Vec::new();
-    for disk in &spec.disks {
-        let opened: OwnedFd = OpenOptions::new()
-            .read(true)
-            .write(!disk.read_only)
-            .open(&disk.path)
-            .map_err(file("open", &disk.path))?
-            .into();
-        disks.push((opened, disk.read_only));
-    }
-    let monitor: OwnedFd = run_dir::bind(&boot.dir, "qmp.sock")
-        .map_err(file("bind", &run_dir::qmp_socket(&boot.dir)))?
-        .into();
+    let (dir, user) = (boot.dir.clone(), boot.user);
+    let (spec, opened) = blocking(move || {
+        let opened = Opened::open(&spec, &dir, user)?;
+        Ok::<_, BootError>((spec, opened))
+    })
+    .await?;
+    let Opened {
+        kernel,
+        initramfs,
+        disks,
+        monitor,
+        kvm_group,
+        tsc_khz,
+    } = opened;
     let console: OwnedFd = boot.copy_of(&boot.ends.writer)?.into();
     let vsock = connect_vsock(&boot.dir, vsock_device).await?;
-    let tsc_khz = blocking(|| Ok(tsc::khz())).await.unwrap_or_default();
     let machine = spec.kernel.machine;
     let line = CommandLine {
         instance: spec.instance,
@@ -145,7 +143,7 @@ async fn start_vmm(
         pass,
         user: boot.user,
         group: match spec.driver {
-            DriverKind::QemuKvm => kvm_group(),
+            DriverKind::QemuKvm => kvm_group,
             _ => None,
         },
         prepare: None,
@@ -153,12 +151,56 @@ async fn start_vmm(
     boot.start_vmm(programs::QEMU, launch).await
 }
 
+/// What QEMU is handed, and what its command line depends on.
+struct Opened {
+    kernel: OwnedFd,
+    initramfs: OwnedFd,
+    /// Each with whether it is read-only.
+    disks: Vec<(OwnedFd, bool)>,
+    monitor: OwnedFd,
+    kvm_group: Option<u32>,
+    tsc_khz: Option<u64>,
+}
+
+impl Opened {
+    /// Blocks.
+    fn open(spec: &VmSpec, dir: &Path, user: Option<u32>) -> Result<Self, BootError> {
+        let mut disks = Vec::new();
+        for disk in &spec.disks {
+            let opened: OwnedFd = OpenOptions::new()
+                .read(true)
+                .write(!disk.read_only)
+                .open(&disk.path)
+                .map_err(file("open", &disk.path))?
+                .into();
+            disks.push((opened, disk.read_only));
+        }
+        Ok(Self {
+            kernel: open_for_user(&spec.kernel.kernel, user)?,
+            initramfs: open_for_user(&spec.kernel.initramfs, user)?,
+            disks,
+            monitor: run_dir::bind(dir, "qmp.sock")
+                .map_err(file("bind", &run_dir::qmp_socket(dir)))?
+                .into(),
+            kvm_group: kvm_group(),
+            tsc_khz: tsc::khz(),
+        })
+    }
+}
+
 /// Connects to the vsock device as soon as it listens.
 async fn connect_vsock(run_dir: &Path, device: &Process) -> Result<OwnedFd, BootError> {
     let dir = run_dir::vsock_dir(run_dir);
     let give_up = Instant::now() + VSOCK_TIMEOUT;
     loop {
-        let error = match run_dir::connect(&dir, run_dir::DEVICE_SOCKET) {
+        let connected = run_dir::connect(&dir, run_dir::DEVICE_SOCKET).await;
+        // Handed over as a socket is by default: blocking. QEMU sets what it needs.
+        let stream = connected.and_then(|stream| {
+            let stream = stream.into_std()?;
+            stream.set_nonblocking(false)?;
+            Ok(stream)
+        });
+        let error = match stream {
             Ok(stream) => return Ok(stream.into()),
             Err(error) => error,
         };
@@ -174,7 +216,7 @@ async fn connect_vsock(run_dir: &Path, device: &Process) -> Result<OwnedFd, Boot
         };
         return Err(BootError::VsockDevice {
             what,
-            said: console_tail(run_dir),
+            said: console::read_tail(run_dir).await,
         });
     }
 }

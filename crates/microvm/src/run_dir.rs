@@ -18,6 +18,7 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use blocking_work::blocking;
 use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
 
 const VSOCK_DIR: &str = "vsock";
@@ -63,7 +64,8 @@ pub fn guest_socket(run_dir: &Path) -> PathBuf {
 
 /// Listens for what the guest of this run directory dials at a vsock port. Do this before
 /// [`crate::boot`], and again after a restart of the agent; a stale socket is replaced. The VM's
-/// user is given the right to connect, which a socket bound by hand would not have.
+/// user is given the right to connect, which a socket bound by hand would not have. Blocks; the caller has entered the
+/// runtime.
 ///
 /// # Errors
 /// The directory or the socket cannot be made.
@@ -113,14 +115,10 @@ pub(crate) fn bind(dir: &Path, name: &str) -> io::Result<std::os::unix::net::Uni
     std::os::unix::net::UnixListener::bind(short_path(&dir, name))
 }
 
-pub(crate) fn connect(dir: &Path, name: &str) -> io::Result<std::os::unix::net::UnixStream> {
-    let dir = open_dir(dir)?;
-    std::os::unix::net::UnixStream::connect(short_path(&dir, name))
-}
-
-/// Connects without blocking the thread: a listener that accepts no more refuses.
-pub(crate) async fn connect_in_time(dir: &Path, name: &str) -> io::Result<tokio::net::UnixStream> {
-    let dir = open_dir(dir)?;
+/// Connects in the same way. A listener whose queue is full is an error at once, and never waited for.
+pub(crate) async fn connect(dir: &Path, name: &str) -> io::Result<tokio::net::UnixStream> {
+    let dir = dir.to_owned();
+    let dir = blocking(move || open_dir(&dir)).await?;
     tokio::net::UnixStream::connect(short_path(&dir, name)).await
 }
 
@@ -182,4 +180,29 @@ pub(crate) fn clear(run_dir: &Path) -> io::Result<()> {
         _ => {}
     }
     remove_if_there(&record(run_dir))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connecting_to_a_program_that_hangs_is_an_error_and_no_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = bind(dir.path(), "qmp.sock").unwrap();
+        // Nobody accepts, and the queue has one place.
+        rustix::net::listen(listener.as_fd(), 0).unwrap();
+        let mut connected = Vec::new();
+        let error = loop {
+            assert!(connected.len() < 10, "the queue is never full");
+            match connect(dir.path(), "qmp.sock").await {
+                Ok(stream) => connected.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use blocking_work::blocking;
 use model::InstanceId;
 use process_handle::{Exit, Process};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -102,7 +103,7 @@ impl Vm {
                 how = watched.end_together() => how,
                 never = observing => never,
             };
-            let end = finish(how, &dir, watched.cgroup.as_ref(), pump).await;
+            let end = finish(how, &dir, watched.cgroup.clone(), pump).await;
             ended.send_replace(Some(end));
         });
         Self {
@@ -232,19 +233,23 @@ async fn ended(process: Option<&Process>) -> Exit {
 pub(crate) async fn finish(
     how: HowEnded,
     dir: &Path,
-    cgroup: Option<&Cgroup>,
+    cgroup: Option<Cgroup>,
     pump: Option<Pump>,
 ) -> VmEnd {
     if let Some(pump) = pump {
         pump.finish().await;
     }
-    if let Some(cgroup) = cgroup {
-        cgroup.remove();
-    }
-    let console_tail = console_tail(dir);
-    if let Err(error) = run_dir::clear(dir) {
-        // It was removed meanwhile, or the next boot clears it.
-        tracing::debug!(%error, run_dir = %dir.display(), "run directory not cleared");
-    }
-    VmEnd { how, console_tail }
+    let dir = dir.to_owned();
+    blocking(move || {
+        if let Some(cgroup) = cgroup {
+            cgroup.remove_dir();
+        }
+        let console_tail = console_tail(&dir);
+        if let Err(error) = run_dir::clear(&dir) {
+            // It was removed meanwhile, or the next boot clears it.
+            tracing::debug!(%error, run_dir = %dir.display(), "run directory not cleared");
+        }
+        VmEnd { how, console_tail }
+    })
+    .await
 }

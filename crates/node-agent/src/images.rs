@@ -24,13 +24,14 @@ use registry::{
 use root_disk::{CachedDisk, DiskCache, DiskError};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
-use tokio::sync::Mutex as AsyncMutex;
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
 use self::cache::{Begun, Needs, Preparation};
 use display::chain;
 
-use crate::blocking::{Lane, blocking};
 use crate::host::{PreparedImage, Progress};
+use crate::lane::Lane;
+use blocking_work::blocking;
 
 /// Root disks that are built at a time; each has a processor for itself while it is.
 const BUILDS_AT_A_TIME: usize = 16;
@@ -50,6 +51,8 @@ pub(crate) struct ImageCache {
     begun: Arc<Mutex<Begun>>,
     /// One eviction at a time. No preparation waits for it, and it waits for none: a registry may take hours.
     removing: AsyncMutex<()>,
+    /// The image whose disk is being removed.
+    evicting: watch::Sender<Option<Digest>>,
     /// Root disks are built in a lane of their own.
     builds: Lane,
     needs: Arc<Mutex<Needs>>,
@@ -142,6 +145,7 @@ impl ImageCache {
             preparing: Mutex::default(),
             begun: Arc::default(),
             removing: AsyncMutex::default(),
+            evicting: watch::Sender::new(None),
             builds: Lane::new(BUILDS_AT_A_TIME),
             needs: Arc::default(),
         })
@@ -188,6 +192,11 @@ impl ImageCache {
         progress: &Progress,
     ) -> Result<PreparedImage, PrepareError> {
         let _begun = Preparation::begin(&self.begun);
+        let mut evicting = self.evicting.subscribe();
+        // The sender is in `self`, so the wait ends.
+        let _ = evicting
+            .wait_for(|evicted| evicted.as_ref() != Some(&image.digest))
+            .await;
         if let Some(prepared) = self.lookup(image).await? {
             return Ok(prepared);
         }

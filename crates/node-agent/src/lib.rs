@@ -26,7 +26,6 @@ mod adapters;
 mod admission;
 pub mod agent;
 mod backlog;
-mod blocking;
 mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -41,6 +40,7 @@ mod holders;
 pub mod host;
 mod images;
 mod instance_task;
+mod lane;
 mod logins;
 mod logs;
 mod machine;

@@ -2,7 +2,8 @@
 //! real host.
 
 use std::fs::File;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use api::enrollment::{EnrollRole, Member};
@@ -20,17 +21,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::adapters::{HostDisks, HostFiles, HostLogs, MicroVms, NodeNetwork};
 use crate::agent::{self, AgentSettings};
-use crate::blocking::blocking;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::ended_logs::EndedLogs;
-use crate::host::Host;
+use crate::host::{Files as _, Host};
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
 use crate::node_disk::DiskMeter;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, streams};
+use blocking_work::blocking;
 use display::chain;
 
 /// Runs the agent until `shutdown`.
@@ -38,12 +39,15 @@ pub(crate) async fn run(
     options: NodeOptions,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
-    let _lock = lock(&options.data_dir)?;
-    let kernel = GuestKernel::in_directory(&options.guest_dir).map_err(NodeError::Guest)?;
+    let _lock = lock(&options.data_dir).await?;
+    let guest_dir = options.guest_dir.clone();
+    let kernel = blocking(move || GuestKernel::in_directory(&guest_dir)).await;
+    let kernel = kernel.map_err(NodeError::Guest)?;
     let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
-    microvm::check_programs(choice.driver)?;
-    let hardware =
-        hardware::find(options.memory_bytes, choice.driver).map_err(NodeError::Hardware)?;
+    let (driver, memory_bytes) = (choice.driver, options.memory_bytes);
+    blocking(move || microvm::check_programs(driver)).await?;
+    let hardware = blocking(move || hardware::find(memory_bytes, driver)).await;
+    let hardware = hardware.map_err(NodeError::Hardware)?;
     tracing::info!(
         driver = choice.driver.name(),
         reason = choice.reason,
@@ -137,7 +141,13 @@ pub(crate) async fn run(
 }
 
 /// One agent per data folder.
-fn lock(data_dir: &Path) -> Result<File, NodeError> {
+async fn lock(data_dir: &Path) -> Result<File, NodeError> {
+    let data_dir = data_dir.to_owned();
+    blocking(move || lock_folder(&data_dir)).await
+}
+
+/// Blocks.
+fn lock_folder(data_dir: &Path) -> Result<File, NodeError> {
     let folder = |source| NodeError::Folder {
         path: data_dir.to_owned(),
         source,
@@ -167,38 +177,43 @@ fn network_suffix(membership: &Membership, node: NodeId) -> String {
 
 /// Stops every microVM of the node with these folders, and removes its network.
 pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
-    let _lock = lock(&options.data_dir)?;
-    let mut failed = Vec::new();
-    if options.run_dir.exists() {
-        let folder = |source| NodeError::Folder {
-            path: options.run_dir.clone(),
-            source,
-        };
-        for entry in std::fs::read_dir(&options.run_dir).map_err(folder)? {
-            let path = entry.map_err(folder)?.path();
-            match Vm::adopt(&path).await {
-                Ok(vm) => {
-                    if let Some(vm) = vm {
-                        vm.kill().await;
-                    }
-                    std::fs::remove_dir_all(&path).map_err(folder)?;
+    let _lock = lock(&options.data_dir).await?;
+    let folder = |path: &Path, source| NodeError::Folder {
+        path: path.to_owned(),
+        source,
+    };
+    let (run_dir, mut failed) = (options.run_dir.clone(), Vec::new());
+    let listed = blocking(move || folders_of_vms(&run_dir)).await;
+    for path in listed.map_err(|source| folder(&options.run_dir, source))? {
+        match Vm::adopt(&path).await {
+            Ok(vm) => {
+                if let Some(vm) = vm {
+                    vm.kill().await;
                 }
-                Err(error) => failed.push(chain(&error)),
+                let removed = HostFiles.remove_folder(&path).await;
+                removed.map_err(|source| folder(&path, source))?;
             }
+            Err(error) => failed.push(chain(&error)),
         }
     }
     if !failed.is_empty() {
         return Err(NodeError::Left(failed.join("; ")));
     }
-    if let Some(membership) = Membership::load(&options.data_dir).map_err(NodeError::State)? {
+    let data_dir = options.data_dir.clone();
+    let membership = blocking(move || Membership::load(&data_dir)).await;
+    if let Some(membership) = membership.map_err(NodeError::State)? {
         Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
     }
     let instances = instances_dir(&options.data_dir);
-    match std::fs::remove_dir_all(&instances) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
-            path: instances,
-            source: error,
-        }),
-        _ => Ok(()),
+    let removed = HostFiles.remove_folder(&instances).await;
+    removed.map_err(|source| folder(&instances, source))
+}
+
+/// The run directories of all VMs; none when there is no folder for them. Blocks.
+fn folders_of_vms(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(run_dir) {
+        Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
     }
 }

@@ -18,10 +18,10 @@ use model::{InstanceId, ProcessName, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use crate::blocking::Lane;
 use crate::directory::{Directory, Entry};
 use crate::ended_logs::EndedLogs;
 use crate::exec;
+use crate::lane::Lane;
 use crate::logs::{Past, begins_boot};
 
 /// How long one poll for stream requests waits.

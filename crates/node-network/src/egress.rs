@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use blocking_work::blocking;
 use process_handle::{Process, is_gone};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
@@ -72,7 +73,13 @@ pub(crate) struct Slirp {
 
 impl Slirp {
     /// Every one that is attached to this namespace.
-    pub(crate) fn find_all(namespace: &Path) -> Result<Vec<Self>, NetworkError> {
+    pub(crate) async fn find_all(namespace: &Path) -> Result<Vec<Self>, NetworkError> {
+        let namespace = namespace.to_owned();
+        blocking(move || Self::find_in_proc(&namespace)).await
+    }
+
+    /// Looks at every process of the machine. Blocks.
+    fn find_in_proc(namespace: &Path) -> Result<Vec<Self>, NetworkError> {
         let wrong = |source| NetworkError::Process { source };
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").map_err(wrong)? {

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::PathBuf;
 
+use blocking_work::blocking;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::os::fd::AsFd as _;
 
@@ -30,12 +31,13 @@ pub(crate) enum Named {
     Present,
 }
 
-pub(crate) fn look_up(name: &str) -> Result<Named, NetworkError> {
+pub(crate) async fn look_up(name: &str) -> Result<Named, NetworkError> {
     let wrong = |source: io::Error| NetworkError::Namespace {
         name: name.to_owned(),
         source,
     };
-    match rustix::fs::statfs(path_of(name)) {
+    let path = path_of(name);
+    match blocking(move || rustix::fs::statfs(path)).await {
         Ok(stat) if u64::try_from(stat.f_type).ok() == Some(NSFS_MAGIC) => Ok(Named::Present),
         Ok(_) => Ok(Named::Stale),
         Err(rustix::io::Errno::NOENT) => Ok(Named::Absent),
@@ -43,8 +45,9 @@ pub(crate) fn look_up(name: &str) -> Result<Named, NetworkError> {
     }
 }
 
-pub(crate) fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
-    fs::remove_file(path_of(name)).map_err(|source| NetworkError::Namespace {
+pub(crate) async fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
+    let removed = tokio::fs::remove_file(path_of(name)).await;
+    removed.map_err(|source| NetworkError::Namespace {
         name: name.to_owned(),
         source,
     })
@@ -85,7 +88,7 @@ where
         .map_err(|_| wrong(io::Error::other("the thread ended early")))?
 }
 
-/// Writes kernel settings below `/proc/sys`; they are of the calling thread's network namespace.
+/// Writes kernel settings below `/proc/sys`; they are of the calling thread's network namespace. Blocks.
 pub(crate) fn write_settings(settings: &[(String, &str)]) -> Result<(), NetworkError> {
     for (setting, value) in settings {
         fs::write(format!("/proc/sys/{setting}"), value).map_err(|source| {

@@ -1,10 +1,10 @@
 //! Creates the workload network and keeps it in its wanted state.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::net::Ipv6Addr;
 
+use blocking_work::blocking;
 use model::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
@@ -208,7 +208,7 @@ impl Network {
             .await?
             .iter()
             .any(|link| link == UPLINK);
-        let mut found = Slirp::find_all(&namespace)?;
+        let mut found = Slirp::find_all(&namespace).await?;
         if found.len() == 1 && linked && !found[0].is_old {
             return Ok(Egress::new(found.remove(0), resolver));
         }
@@ -223,7 +223,7 @@ impl Network {
             return Err(NetworkError::NoUplink);
         }
         Slirp::start(&namespace, &self.namespace, self.mtu).await?;
-        match Slirp::find_all(&namespace)?.pop() {
+        match Slirp::find_all(&namespace).await?.pop() {
             Some(slirp) => Ok(Egress::new(slirp, resolver)),
             None => Err(NetworkError::Process {
                 source: io::Error::other("slirp4netns ended at once"),
@@ -247,12 +247,12 @@ impl Network {
     pub async fn remove(suffix: &str) -> Result<(), NetworkError> {
         let suffix = Suffix::new(suffix)?;
         let name = suffix.namespace();
-        for slirp in Slirp::find_all(&namespace::path_of(&name))? {
+        for slirp in Slirp::find_all(&namespace::path_of(&name)).await? {
             slirp.end().await?;
         }
-        match namespace::look_up(&name)? {
+        match namespace::look_up(&name).await? {
             Named::Absent => {}
-            Named::Stale => namespace::remove_stale_name(&name)?,
+            Named::Stale => namespace::remove_stale_name(&name).await?,
             Named::Present => {
                 // A VMM that still runs keeps the namespace alive without a name, so its tap is removed.
                 for link in links(Some(&name)).await? {
@@ -268,10 +268,10 @@ impl Network {
     }
 
     async fn ensure_namespace(&self) -> Result<(), NetworkError> {
-        match namespace::look_up(&self.namespace)? {
+        match namespace::look_up(&self.namespace).await? {
             Named::Present => {}
             Named::Stale => {
-                namespace::remove_stale_name(&self.namespace)?;
+                namespace::remove_stale_name(&self.namespace).await?;
                 run(&["ip", "netns", "add", &self.namespace], "").await?;
             }
             Named::Absent => {
@@ -339,14 +339,13 @@ impl Network {
         let mtu = settings.mtu;
         let metric = CLUSTER_ROUTE_METRIC + u32::from(settings.node.0);
         // Of this one link only: the machine's other settings stay as they are.
-        namespace::write_settings(
-            &[
-                ("disable_ipv6", "0"),
-                ("addr_gen_mode", "1"),
-                ("accept_ra", "0"),
-            ]
-            .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value)),
-        )?;
+        let link_settings = [
+            ("disable_ipv6", "0"),
+            ("addr_gen_mode", "1"),
+            ("accept_ra", "0"),
+        ]
+        .map(|(name, value)| (format!("net/ipv6/conf/{host_link}/{name}"), value));
+        blocking(move || namespace::write_settings(&link_settings)).await?;
         ip_batch(
             Some(&self.namespace),
             &[
@@ -411,7 +410,9 @@ async fn read_host_network() -> Result<HostNetwork, NetworkError> {
     let own =
         host_network::own_addresses(&routes).map_err(|error| not_understood(&command, &error))?;
     // A machine without the file has no resolver that we could name.
-    let resolv_conf = fs::read_to_string(RESOLV_CONF).unwrap_or_default();
+    let resolv_conf = tokio::fs::read_to_string(RESOLV_CONF)
+        .await
+        .unwrap_or_default();
     Ok(HostNetwork {
         own,
         resolver: host_network::first_resolver(&resolv_conf),

@@ -152,6 +152,7 @@ struct Stat {
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {
+    // blocks: a read of one small file of /proc, which is in memory
     let text = fs::read(format!("/proc/{pid}/stat"))?;
     parse_stat(&text).ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat is not understood")))
 }
@@ -180,6 +181,7 @@ pub fn start_time(pid: i32) -> io::Result<u64> {
 
 /// The program that a process executes. A file that was replaced since (an upgrade) keeps its name.
 fn exe(pid: i32) -> io::Result<PathBuf> {
+    // blocks: a link of /proc, which is in memory
     let path = fs::read_link(format!("/proc/{pid}/exe"))?;
     Ok(without_deleted(&path))
 }
@@ -195,6 +197,7 @@ fn without_deleted(path: &Path) -> PathBuf {
 /// # Errors
 /// `/proc` cannot be read.
 pub fn boot_id() -> io::Result<String> {
+    // blocks: a read of one small file of /proc, which is in memory
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
         .trim()
         .to_owned())

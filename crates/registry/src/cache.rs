@@ -140,9 +140,25 @@ impl BlobCache {
         }
     }
 
+    /// As [`BlobCache::lookup`]; a blob of another size is removed. Blocks.
+    pub(crate) fn lookup_of_size(
+        &self,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Option<CachedBlob>, CacheError> {
+        match self.lookup(digest)? {
+            Some(found) if found.size != size => {
+                tracing::warn!(%digest, "a cached blob has the wrong size; it is removed");
+                self.remove_blob(digest)?;
+                Ok(None)
+            }
+            found => Ok(found),
+        }
+    }
+
     /// The bytes of a small blob, hashed again. A blob that is damaged, or over `limit` bytes, is removed and
     /// counts as not cached.
-    pub fn read(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
+    pub fn read_small(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>, CacheError> {
         let path = self.path(digest);
         let file = match File::open(&path) {
             Ok(file) => file,
@@ -158,7 +174,7 @@ impl BlobCache {
             return Ok(Some(bytes));
         }
         tracing::warn!(%digest, "a cached blob is damaged; it is removed");
-        self.remove(digest)?;
+        self.remove_blob(digest)?;
         Ok(None)
     }
 
@@ -183,7 +199,7 @@ impl BlobCache {
             return Ok(true);
         }
         tracing::warn!(%digest, "a cached blob is damaged; it is removed");
-        self.remove(digest)?;
+        self.remove_blob(digest)?;
         Ok(false)
     }
 
@@ -246,7 +262,7 @@ impl BlobCache {
     }
 
     /// Removes a blob, if it is cached. A process that has it open can still read it.
-    pub fn remove(&self, digest: &Digest) -> Result<(), CacheError> {
+    pub fn remove_blob(&self, digest: &Digest) -> Result<(), CacheError> {
         let path = self.path(digest);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -321,16 +337,12 @@ impl BlobCache {
     /// Caches a small blob. The caller has checked that the bytes have this digest.
     pub(crate) async fn put(&self, digest: &Digest, bytes: &[u8]) -> Result<(), CacheError> {
         let (cache, digest, bytes) = (self.clone(), digest.clone(), bytes.to_vec());
-        let path = cache.path(&digest);
-        let work = move || {
+        blocking_work::blocking(move || {
             let mut writer = cache.begin()?;
             writer.write(&bytes)?;
             writer.commit(&digest).map(drop)
-        };
-        match tokio::task::spawn_blocking(work).await {
-            Ok(result) => result,
-            Err(ended) => Err(failed("write", &path)(io::Error::other(ended))),
-        }
+        })
+        .await
     }
 }
 
@@ -558,16 +570,16 @@ mod tests {
         let digest = digest_of(b"manifest");
         cache.put(&digest, b"manifest").await.unwrap();
         assert!(cache.verify(&digest).unwrap());
-        assert_eq!(cache.read(&digest, 8).unwrap().unwrap(), b"manifest");
+        assert_eq!(cache.read_small(&digest, 8).unwrap().unwrap(), b"manifest");
 
         fs::write(cache.path(&digest), b"manifesT").unwrap();
-        assert_eq!(cache.read(&digest, 8).unwrap(), None);
+        assert_eq!(cache.read_small(&digest, 8).unwrap(), None);
         assert_eq!(cache.lookup(&digest).unwrap(), None);
 
         cache.put(&digest, b"manifest").await.unwrap();
         fs::write(cache.path(&digest), b"manif").unwrap();
         assert!(!cache.verify(&digest).unwrap());
         assert!(!cache.verify(&digest).unwrap());
-        cache.remove(&digest).unwrap();
+        cache.remove_blob(&digest).unwrap();
     }
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use blocking_work::blocking;
 use bytes::Bytes;
 use model::Digest;
 use oci::{Descriptor, ImageError};
@@ -38,13 +39,10 @@ pub(crate) async fn blob(
     observer: &Observer<'_>,
 ) -> Result<CachedBlob, Problem> {
     let _claim = cache.claim(&wanted.digest).await;
-    if let Some(found) = cache.lookup(&wanted.digest)? {
-        if found.size == wanted.size {
-            (observer.on_bytes)(wanted.size);
-            return Ok(found);
-        }
-        tracing::warn!(digest = %wanted.digest, "a cached blob has the wrong size; it is removed");
-        cache.remove(&wanted.digest)?;
+    let (blobs, digest, size) = (cache.clone(), wanted.digest.clone(), wanted.size);
+    if let Some(found) = blocking(move || blobs.lookup_of_size(&digest, size)).await? {
+        (observer.on_bytes)(wanted.size);
+        return Ok(found);
     }
     for mirror in transport.mirrors(repository) {
         match from_endpoint(transport, &mirror, wanted, cache, observer).await {
@@ -78,7 +76,8 @@ async fn from_endpoint(
                 ..
             },
         ) if resumed => {
-            cache.remove_partial(&wanted.digest);
+            let (cache_of_it, digest) = (cache.clone(), wanted.digest.clone());
+            blocking(move || cache_of_it.remove_partial(&digest)).await;
             let again = download(transport, repository, wanted, cache, observer, 1);
             again.await.0
         }
@@ -105,7 +104,7 @@ async fn download(
     let longest = limits.blob_grace
         + Duration::from_secs(wanted.size / limits.slowest_bytes_per_second.max(1));
     let work = async {
-        let mut sink = Sink::start(cache, wanted.clone(), repository.registry.clone())?;
+        let mut sink = Sink::start(cache, wanted.clone(), repository.registry.clone()).await?;
         found = sink.received;
         if found > 0 {
             let digest = &wanted.digest;
@@ -238,8 +237,9 @@ struct Sink {
 }
 
 impl Sink {
-    fn start(cache: &BlobCache, wanted: Descriptor, origin: String) -> Result<Self, Problem> {
-        let mut writer = cache.resume(&wanted.digest, wanted.size)?;
+    async fn start(cache: &BlobCache, wanted: Descriptor, origin: String) -> Result<Self, Problem> {
+        let (cache, digest, size) = (cache.clone(), wanted.digest.clone(), wanted.size);
+        let mut writer = blocking(move || cache.resume(&digest, size)).await?;
         let received = writer.size();
         let (queue, mut pieces) = mpsc::channel(PIECES_IN_FLIGHT);
         let thread = tokio::task::spawn_blocking(move || {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use blocking_work::blocking;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use model::Digest;
@@ -12,7 +13,7 @@ use oci::{
     read_config,
 };
 
-use crate::cache::{BlobCache, CachedBlob};
+use crate::cache::{BlobCache, CacheError, CachedBlob};
 use crate::documents::Documents;
 use crate::download::{self, Observer};
 use crate::error::Problem;
@@ -60,7 +61,7 @@ async fn manifest(
         Ok::<_, Problem>(document.image(digest)?)
     };
     let limit = documents.transport.limits().image.manifest_bytes;
-    if let Some(bytes) = cache.read(digest, limit)? {
+    if let Some(bytes) = cached(cache, digest, limit).await? {
         return read(&bytes, None);
     }
     let raw = documents
@@ -69,6 +70,16 @@ async fn manifest(
     let manifest = read(&raw.bytes, raw.content_type.as_deref())?;
     cache.put(digest, &raw.bytes).await?;
     Ok(manifest)
+}
+
+/// A small blob of the cache, checked.
+async fn cached(
+    cache: &BlobCache,
+    digest: &Digest,
+    limit: u64,
+) -> Result<Option<Vec<u8>>, CacheError> {
+    let (cache, digest) = (cache.clone(), digest.clone());
+    blocking(move || cache.read_small(&digest, limit)).await
 }
 
 /// The config, from the cache or else from the registry. Only a valid config of this image is cached.
@@ -80,7 +91,7 @@ async fn config(
     let digest = &manifest.config.digest;
     let limit = documents.transport.limits().image.config_bytes;
     let _claim = cache.claim(digest).await;
-    if let Some(bytes) = cache.read(digest, limit)? {
+    if let Some(bytes) = cached(cache, digest, limit).await? {
         return Ok(read_config(&bytes, manifest.layers.len())?);
     }
     let bytes = documents.config_bytes(&manifest.config).await?;

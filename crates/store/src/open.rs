@@ -1,6 +1,5 @@
 //! Opening the store, and creating the cluster in it.
 
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -66,11 +65,12 @@ impl Store {
             source,
         };
         // The CA's key is in it; SQLite gives its other files the mode of this one.
-        std::fs::OpenOptions::new()
+        tokio::fs::OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o600)
             .open(&path)
+            .await
             .map_err(|e| opened(sqlx::Error::Io(e)))?;
         let options = SqliteConnectOptions::new()
             .filename(&path)

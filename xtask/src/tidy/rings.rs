@@ -260,7 +260,7 @@ impl Reader<'_> {
 }
 
 /// The path that the tokens begin with, and how many tokens it is: `a::b` is four.
-fn path(tokens: &[TokenTree]) -> (Vec<String>, usize) {
+pub(super) fn path(tokens: &[TokenTree]) -> (Vec<String>, usize) {
     let mut path = Vec::new();
     let mut at = 0;
     while let Some(TokenTree::Ident(word)) = tokens.get(at) {
@@ -275,7 +275,7 @@ fn path(tokens: &[TokenTree]) -> (Vec<String>, usize) {
 }
 
 /// Whether the token is behind `::` or `.`, so that it begins no path.
-fn follows_path(tokens: &[TokenTree], at: usize) -> bool {
+pub(super) fn follows_path(tokens: &[TokenTree], at: usize) -> bool {
     let before = at.checked_sub(1).and_then(|before| tokens.get(before));
     matches!(before, Some(TokenTree::Punct(punct)) if matches!(punct.as_char(), '.' | ':'))
         && (at < 2 || is_path_separator(tokens, at - 2) || is_punct(&tokens[at - 1], '.'))
@@ -285,34 +285,34 @@ fn is_path_separator(tokens: &[TokenTree], at: usize) -> bool {
     matches!(tokens.get(at..at + 2), Some([a, b]) if is_punct(a, ':') && is_punct(b, ':'))
 }
 
-fn is_punct(token: &TokenTree, c: char) -> bool {
+pub(super) fn is_punct(token: &TokenTree, c: char) -> bool {
     matches!(token, TokenTree::Punct(punct) if punct.as_char() == c)
 }
 
-fn group_of(token: &TokenTree) -> Option<&Group> {
+pub(super) fn group_of(token: &TokenTree) -> Option<&Group> {
     match token {
         TokenTree::Group(group) => Some(group),
         _ => None,
     }
 }
 
-fn is_parenthesis(group: &Group) -> bool {
+pub(super) fn is_parenthesis(group: &Group) -> bool {
     group.delimiter() == Delimiter::Parenthesis
 }
 
-fn is_cfg_test(token: &TokenTree) -> bool {
+pub(super) fn is_cfg_test(token: &TokenTree) -> bool {
     let text = token.to_string().replace(' ', "");
     text.starts_with("[cfg(test)") || text.starts_with("[cfg(all(test")
 }
 
-fn end_of_statement(tokens: &[TokenTree], from: usize) -> usize {
+pub(super) fn end_of_statement(tokens: &[TokenTree], from: usize) -> usize {
     let rest = tokens[from..].iter();
     let length = rest.take_while(|token| !is_punct(token, ';')).count();
     from + length
 }
 
 /// Every path of a `use` tree, with the name that it is known by.
-fn leaves(tree: &[TokenTree]) -> Vec<(Vec<String>, String)> {
+pub(super) fn leaves(tree: &[TokenTree]) -> Vec<(Vec<String>, String)> {
     let (prefix, length) = path(tree);
     let rest = &tree[length..];
     if let Some(group) = rest.first().and_then(group_of) {

@@ -82,7 +82,9 @@ fn start_in(cgroup: &Cgroup, script: &str) -> Child {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    cgroup.add(i32::try_from(child.id()).unwrap()).unwrap();
+    cgroup
+        .add_process(i32::try_from(child.id()).unwrap())
+        .unwrap();
     child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
     child
 }
@@ -117,8 +119,8 @@ fn memory_is_capped() {
     );
     assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
     assert_eq!(number(&small, "memory.events", "oom_kill "), 1);
-    small.remove();
-    large.remove();
+    small.remove_dir();
+    large.remove_dir();
     assert!(!small.path().exists() && !large.path().exists());
 }
 
@@ -138,6 +140,6 @@ fn processors_are_weighted() {
     eprintln!("a quarter of a core and a whole one, both busy on one: {less} and {more} us");
     // Four times as much by their weights.
     assert!(more > less * 3 && more < less * 5);
-    light.remove();
-    heavy.remove();
+    light.remove_dir();
+    heavy.remove_dir();
 }

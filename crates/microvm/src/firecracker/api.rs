@@ -45,9 +45,8 @@ async fn call_patiently(
         path: dir.join(run_dir::API_SOCKET),
         source,
     };
-    let mut stream = run_dir::connect_in_time(&dir, run_dir::API_SOCKET)
-        .await
-        .map_err(wrong)?;
+    let stream = run_dir::connect(&dir, run_dir::API_SOCKET).await;
+    let mut stream = stream.map_err(wrong)?;
     let body = body.map(Value::to_string).unwrap_or_default();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\

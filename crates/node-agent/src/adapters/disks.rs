@@ -10,10 +10,11 @@ use futures_util::future::BoxFuture;
 use model::instance::AttachedVolume;
 use model::{InstanceId, VolumeId};
 
-use crate::blocking::{Lane, blocking};
 use crate::host::{DiskUse, Disks, HostError, HostResult};
+use crate::lane::Lane;
 use crate::node_disk::DiskMeter;
 use crate::volumes::{VolumeError, Volumes};
+use blocking_work::blocking;
 use display::chain;
 
 const SCRATCH: &str = "scratch.ext4";

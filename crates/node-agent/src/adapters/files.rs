@@ -6,8 +6,8 @@ use std::path::Path;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 
-use crate::blocking::blocking;
 use crate::host::Files;
+use blocking_work::blocking;
 
 /// The file system of this machine.
 #[derive(Debug, Clone, Copy)]

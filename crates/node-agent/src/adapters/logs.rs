@@ -9,11 +9,11 @@ use futures_util::future::BoxFuture;
 use guest_protocol::LogRecord;
 use model::{InstanceId, ProcessName, Timestamp};
 
-use crate::blocking::blocking;
 use crate::directory::Directory;
 use crate::ended_logs::EndedLogs;
 use crate::host::{EndedLogOwner, HostError, HostResult, Log, Logs};
 use crate::logs::InstanceLog;
+use blocking_work::blocking;
 
 const LOG_DIR: &str = "log";
 

@@ -11,8 +11,8 @@ use model::InstanceId;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use crate::blocking::blocking;
 use crate::host::{GuestListener, GuestStream, HostError, HostResult, Vm, VmRequest, Vmm};
+use blocking_work::blocking;
 use display::chain;
 
 /// The VMs of this node.
@@ -44,11 +44,11 @@ impl Vmm for MicroVms {
             path,
             read_only: false,
         }));
-        let spec = VmSpec {
+        let mut spec = VmSpec {
             instance: vm.instance,
             run_dir: self.vm_dir(vm.instance),
             driver: self.driver,
-            kernel: self.kernel.for_disks(self.driver, disks.len()),
+            kernel: self.kernel.clone(),
             vcpus: vm.cpu_millis.div_ceil(1000).clamp(1, MAX_VCPUS),
             cpu_millis: vm.cpu_millis,
             memory_bytes: vm.memory_bytes,
@@ -56,7 +56,11 @@ impl Vmm for MicroVms {
             nic: Some(vm.nic),
         };
         async move {
-            match microvm::boot(spec).await {
+            let spec = blocking(move || {
+                spec.kernel = spec.kernel.for_disks(spec.driver, spec.disks.len());
+                spec
+            });
+            match microvm::boot(spec.await).await {
                 Ok(vm) => Ok(Box::new(MicroVm(vm)) as Box<dyn Vm>),
                 Err(error) => Err(HostError {
                     transient: error.is_transient(),
@@ -79,8 +83,8 @@ impl Vmm for MicroVms {
 
     fn listen(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Box<dyn GuestListener>>> {
         async move {
-            // Binding a Unix socket waits for nobody.
-            match microvm::listen_for_guest(&self.vm_dir(id), HOST_PORT) {
+            let dir = self.vm_dir(id);
+            match blocking(move || microvm::listen_for_guest(&dir, HOST_PORT)).await {
                 Ok(listener) => Ok(Box::new(UnixGuestListener(listener)) as Box<dyn GuestListener>),
                 Err(error) => Err(HostError::transient(format!(
                     "cannot listen for the guest of {id}: {error}"

@@ -13,7 +13,7 @@ use model::{Digest, Timestamp};
 use node_core::cache::{CacheEntry, evict};
 
 use super::{ImageCache, read_record, record_path};
-use crate::blocking::blocking;
+use blocking_work::blocking;
 use display::chain;
 
 /// Who needs which disk, and which there are.
@@ -160,24 +160,31 @@ impl ImageCache {
     /// removed is logged and stays.
     pub(crate) async fn remove_over(&self, budget_bytes: u64) {
         let _alone = self.removing.lock().await;
-        let begun = self.begun.clone();
+        let (begun, evicting) = (self.begun.clone(), self.evicting.clone());
         let (blobs, disks, needs) = (self.blobs.clone(), self.disks.clone(), self.needs.clone());
         let records = self.records.clone();
         let removed = blocking(move || {
             let since = lock(&begun).oldest();
-            let entries = entries(&blobs, &disks, &lock(&needs), since)?;
+            let is_pinned = |digest: &Digest| lock(&needs).need(digest);
+            let entries = entries(&blobs, &disks, is_pinned, since)?;
             let mut freed = 0;
             for item in evict(&entries, budget_bytes) {
                 match &item {
-                    Item::Blob(digest) => blobs.remove(digest).map_err(|e| chain(&e))?,
+                    Item::Blob(digest) => blobs.remove_blob(digest).map_err(|e| chain(&e))?,
                     Item::Partial(digest) => blobs.remove_partial(digest),
                     Item::Disk(digest) => {
-                        // Looked at again and held until it is gone: an instance may have begun meanwhile.
-                        let needs = lock(&needs);
-                        if needs.need(digest) {
-                            continue;
+                        // Looked at again: an instance may have begun meanwhile. One that begins from now on waits
+                        // for the end of this one removal before it looks for the disk.
+                        {
+                            let needs = lock(&needs);
+                            if needs.need(digest) {
+                                continue;
+                            }
+                            evicting.send_replace(Some(digest.clone()));
                         }
-                        disks.remove(digest).map_err(|e| chain(&e))?;
+                        let removed = disks.remove(digest);
+                        evicting.send_replace(None);
+                        removed.map_err(|e| chain(&e))?;
                         // Without its disk it says nothing.
                         let _ = std::fs::remove_file(record_path(&records, digest));
                     }
@@ -229,18 +236,18 @@ impl ImageCache {
     }
 }
 
-/// Every layer and disk, and what there is of layers.
+/// Every layer and disk, and what there is of layers. Blocks.
 fn entries(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
-    needs: &Needs,
+    is_pinned: impl Fn(&Digest) -> bool,
     used_since: Option<SystemTime>,
 ) -> Result<Vec<CacheEntry<Item>>, String> {
     let disks = disks.list().map_err(|e| chain(&e))?.into_iter();
     let disks = disks.map(|disk| CacheEntry {
         bytes: disk.allocated_bytes,
         last_used: millis(disk.last_used),
-        pinned: needs.need(&disk.digest),
+        pinned: is_pinned(&disk.digest),
         key: Item::Disk(disk.digest),
     });
     let unfinished = blobs.partials().map_err(|e| chain(&e))?;

@@ -1,24 +1,13 @@
-//! Work that blocks, away from the threads that run async tasks.
+//! Lanes for work that blocks.
 //!
-//! The runtime has a bounded number of threads for it (512), and short work of many kinds shares them: a record that is
+//! The runtime has a bounded number of threads for such work (512), and short work of many kinds shares them: a record that is
 //! written, a log line, a process that is started. Work that may take long, or that many ask for at once, goes through
 //! a [`Lane`] of its own, so that it never takes all of them.
 
 use std::sync::Arc;
 
+use blocking_work::blocking;
 use tokio::sync::Semaphore;
-
-/// Runs `work` on a thread for blocking work.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime shuts down: nothing waits for this any more.
-            Err(_) => std::future::pending().await,
-        },
-    }
-}
 
 /// Blocking work of one kind, so many at a time; more wait in their order, without a thread.
 #[derive(Debug, Clone)]
