@@ -9,9 +9,9 @@ mod preparation;
 #[cfg(test)]
 mod tests;
 mod vm_watch;
+mod wakeup;
 
 use std::collections::VecDeque;
-use std::future::pending;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +23,16 @@ use model::instance::{InstanceSpec, InstanceState};
 use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
 use crate::instance_task::preparation::{Prepared, prepare, prepared};
 use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
+use crate::instance_task::wakeup::{
+    Wakeup, asked, at, changed, ended, forwarded_detail, next_guest_event, vm_changed,
+};
 use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -47,8 +50,6 @@ const SECRETS_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a VM that could not be looked for is looked for again.
 const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
-/// Most forwarded ports that are named.
-const SHOWN_PORTS: usize = 4;
 
 /// What the agent sees of an instance.
 #[derive(Debug, Clone, PartialEq)]
@@ -782,79 +783,5 @@ impl InstanceTask {
         if changed {
             self.machine.changed.notify_one();
         }
-    }
-}
-
-/// What may happen to an instance between two steps.
-#[allow(clippy::large_enum_variant, reason = "it lives for one step")]
-enum Wakeup {
-    StopAsked,
-    Guest(GuestEvent),
-    VmEnded(String),
-    Prepared(HostResult<Prepared>),
-    DetailChanged,
-    VmChanged,
-    Stalled,
-    Due,
-    ProbeDue,
-    WriteAgain,
-}
-
-async fn asked(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|asked| *asked).await.is_err() {
-        pending::<()>().await;
-    }
-}
-
-async fn next_guest_event(link: &mut Option<GuestLink>) -> GuestEvent {
-    match link {
-        Some(link) => match link.next().await {
-            Some(event) => event,
-            None => pending().await,
-        },
-        None => pending().await,
-    }
-}
-
-async fn ended(vm: Option<&dyn Vm>) -> String {
-    match vm {
-        Some(vm) => vm.ended().await,
-        None => pending().await,
-    }
-}
-
-async fn vm_changed(watched: &mut Option<VmWatch>) {
-    match watched {
-        Some(watched) => watched.changed().await,
-        None => pending().await,
-    }
-}
-
-/// The ports that are forwarded to, for people.
-fn forwarded_detail(ports: &[u16]) -> String {
-    let shown = &ports[..ports.len().min(SHOWN_PORTS)];
-    let names: Vec<_> = shown.iter().map(u16::to_string).collect();
-    let more = match ports.len() - shown.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!("not on IPv6, forwarded: {}{more}", names.join(", "))
-}
-
-async fn changed(detail: &mut Option<watch::Receiver<String>>) {
-    match detail {
-        Some(receiver) => {
-            if receiver.changed().await.is_err() {
-                pending::<()>().await;
-            }
-        }
-        None => pending().await,
-    }
-}
-
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => pending().await,
     }
 }

@@ -78,15 +78,15 @@ impl Qmp {
         }
         loop {
             let line = connection.line().await.map_err(wrong)?;
-            match heard(&line)? {
-                Heard::Event(event) => keep(&mut self.events, event),
-                Heard::Answer { id, answer } if id > 0 => {
+            match understand(&line)? {
+                Message::Event(event) => keep(&mut self.events, event),
+                Message::Answer { id, answer } if id > 0 => {
                     connection.answered = id;
                     if id == connection.asked {
                         return answer;
                     }
                 }
-                Heard::Answer { .. } | Heard::Other => {}
+                Message::Answer { .. } | Message::Other => {}
             }
         }
     }
@@ -101,10 +101,10 @@ impl Qmp {
                 return std::future::pending().await;
             };
             match connection.line().await {
-                Ok(line) => match heard(&line) {
-                    Ok(Heard::Event(event)) => keep(&mut self.events, event),
-                    Ok(Heard::Answer { id, .. }) => connection.answered = id,
-                    Ok(Heard::Other) => {}
+                Ok(line) => match understand(&line) {
+                    Ok(Message::Event(event)) => keep(&mut self.events, event),
+                    Ok(Message::Answer { id, .. }) => connection.answered = id,
+                    Ok(Message::Other) => {}
                     Err(_) => self.connection = None,
                 },
                 Err(_) => self.connection = None,
@@ -168,7 +168,7 @@ impl Connection {
 
 /// A line of QEMU's, understood.
 #[derive(Debug)]
-enum Heard {
+enum Message {
     Event(Event),
     Answer {
         id: u64,
@@ -178,18 +178,18 @@ enum Heard {
     Other,
 }
 
-fn heard(line: &[u8]) -> Result<Heard, StatusError> {
+fn understand(line: &[u8]) -> Result<Message, StatusError> {
     let odd = |what: String| StatusError::Answer(what);
     let value: Value = serde_json::from_slice(line).map_err(|error| odd(error.to_string()))?;
     let data = &value["data"];
     let text = |name: &str| data[name].as_str().unwrap_or_default().to_owned();
     Ok(match value["event"].as_str() {
-        Some("STOP" | "RESUME") => Heard::Event(Event::Changed),
+        Some("STOP" | "RESUME") => Message::Event(Event::Changed),
         Some("BLOCK_IO_ERROR") => {
             let reason = display::one_line(&text("reason"), 200);
             let number = data["node-name"].as_str();
             let number = number.and_then(|name| name.strip_prefix(DISK_NODE)?.parse().ok());
-            Heard::Event(Event::DiskFault(DiskFault {
+            Message::Event(Event::DiskFault(DiskFault {
                 disk: number,
                 operation: text("operation"),
                 // `nospace` is only said of a disk that pauses its guest.
@@ -197,17 +197,17 @@ fn heard(line: &[u8]) -> Result<Heard, StatusError> {
                 reason,
             }))
         }
-        Some(_) => Heard::Other,
+        Some(_) => Message::Other,
         None => {
             let Some(id) = value["id"].as_u64() else {
-                return Ok(Heard::Other);
+                return Ok(Message::Other);
             };
             let answer = match value["return"]["status"].as_str() {
                 Some("running") => Ok(VmStatus::Running),
                 Some(other) => Ok(VmStatus::Stopped(display::one_line(other, 200))),
                 None => Err(odd(display::one_line(&value.to_string(), 200))),
             };
-            Heard::Answer { id, answer }
+            Message::Answer { id, answer }
         }
     })
 }

@@ -16,19 +16,19 @@ use super::*;
 /// A registry of a few images in memory, on a loopback port, for as long as the process lives.
 pub(crate) struct Served {
     host: String,
-    held: Arc<Held>,
+    held: Arc<Withheld>,
     asked: Arc<AtomicUsize>,
     pub(crate) images: Vec<PinnedImage>,
 }
 
 /// What the registry does not send yet, by digest.
 #[derive(Default)]
-struct Held {
+struct Withheld {
     digests: Mutex<BTreeMap<String, bool>>,
     changed: Condvar,
 }
 
-impl Held {
+impl Withheld {
     /// Waits while `path` is held, and notes that it was asked for.
     fn pass(&self, path: &str) {
         let mut digests = self.digests.lock().unwrap();
@@ -98,7 +98,7 @@ impl Served {
         }
         let asked = Arc::new(AtomicUsize::new(0));
         let counter = asked.clone();
-        let held = Arc::<Held>::default();
+        let held = Arc::<Withheld>::default();
         let (content, holds) = (Arc::new(content), held.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -125,7 +125,7 @@ impl Served {
     }
 
     /// Waits until what is held was asked for. Blocks.
-    fn wait_until_asked(held: &Held, digest: &str) {
+    fn wait_until_asked(held: &Withheld, digest: &str) {
         let mut digests = held.digests.lock().unwrap();
         while !digests[digest] {
             digests = held.changed.wait(digests).unwrap();
@@ -152,7 +152,7 @@ impl Served {
 fn answer(
     mut stream: std::net::TcpStream,
     content: &HashMap<String, Vec<u8>>,
-    held: &Held,
+    held: &Withheld,
 ) -> io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;

@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const FOLLOWERS: usize = 64;
 const MANIFEST: &str = "app = \"hello\"\n[processes.web]\n[processes.web.scaling]\nmin = 1\n";
 
-/// A node's client, the user's, and an instance of the node that is said to run.
+/// A node's client, the user's, and an instance of the node, reported as running.
 async fn cluster(
     dir: &std::path::Path,
     shutdown: CancellationToken,
