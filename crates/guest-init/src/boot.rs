@@ -8,6 +8,7 @@ use rustix::event::{PollFd, poll};
 use rustix::fs::Timespec;
 
 use crate::app::App;
+use crate::clock::ClockSync;
 use crate::console;
 use crate::execute::{self, Booted};
 use crate::link::{Event, Link};
@@ -54,7 +55,10 @@ pub(crate) fn boot(config: &BootConfig) -> Result<(User, App, Booted), GuestFram
 ///
 /// # Errors
 /// There is no vsock device, or the node refuses this guest.
-pub(crate) fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<HostFrame>)> {
+pub(crate) fn wait_for_boot(
+    control: &mut Link,
+    clock: &mut ClockSync,
+) -> io::Result<(BootConfig, Vec<HostFrame>)> {
     let since = Instant::now();
     let mut printed = false;
     loop {
@@ -93,6 +97,12 @@ pub(crate) fn wait_for_boot(control: &mut Link) -> io::Result<(BootConfig, Vec<H
                         _ => None,
                     });
                     return Ok((*config, rest.collect()));
+                }
+                Event::Connected => clock.connected(control, Instant::now()),
+                Event::Frame(HostFrame::Time(time)) => {
+                    if let Some(said) = clock.answered(time, Instant::now()) {
+                        console::print(&said);
+                    }
                 }
                 Event::Refused => {
                     return Err(io::Error::other(

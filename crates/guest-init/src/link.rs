@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
@@ -13,6 +14,9 @@ use rustix::io::Errno;
 
 use crate::{console, sys};
 
+/// Bytes of the token, before they are written as hexadecimal digits.
+const TOKEN_BYTES: usize = 32;
+
 /// Shortest and longest pause before dialling again. The longest bounds how long an agent that was
 /// restarted waits for its guests.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
@@ -20,6 +24,24 @@ const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_
 const GOOD_CONNECTION: Duration = Duration::from_secs(2);
 /// Bytes taken from the socket at a time.
 const READ_BYTES: usize = 16 * 1024;
+
+/// What shows the node that a connection is init's ([`Hello::token`]). It is in init's memory only: the programs that init
+/// starts do not inherit it, and nothing in the guest can read init's memory, which is in no namespace of the app.
+fn token() -> &'static str {
+    static TOKEN: OnceLock<String> = OnceLock::new();
+    TOKEN.get_or_init(|| {
+        let mut bytes = [0; TOKEN_BYTES];
+        // A guest's kernel has random numbers from its start: by the processor, or by the virtio device.
+        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+        match filled {
+            Ok(TOKEN_BYTES) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            _ => {
+                console::print("no random numbers: other programs of this guest may dial the node in init's place");
+                String::new()
+            }
+        }
+    })
+}
 
 /// A connection to the node, made again whenever it breaks.
 pub(crate) struct Link {
@@ -171,6 +193,7 @@ impl Link {
             contract: CONTRACT_VERSION,
             channel: self.channel,
             phase: phase.clone(),
+            token: token().to_owned(),
         }));
         events.push(Event::Connected);
         self.flush()

@@ -28,6 +28,7 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use crate::adapter::Adapter;
 use crate::boot::{boot, failed, pause, wait_for_boot};
+use crate::clock::ClockSync;
 use crate::exec::{Beside, ExecToken, MAX_SESSIONS, Session};
 use crate::forward::{Forward, ForwardToken};
 use crate::link::{Event, Link};
@@ -53,16 +54,17 @@ pub(crate) fn run() -> io::Result<()> {
     let signals = sys::signal_fd()?;
     let early = early::prepare();
     let mut control = Link::new(Channel::Control, Instant::now());
+    let mut clock = ClockSync::new(Instant::now());
     if let Err(error) = early {
         let failure = failed(error.step().to_owned(), error.to_string(), None);
-        return Guest::new(signals, control, State::Reporting(failure)).serve();
+        return Guest::new(signals, control, clock, State::Reporting(failure)).serve();
     }
-    let (mut config, early_frames) = wait_for_boot(&mut control)?;
+    let (mut config, early_frames) = wait_for_boot(&mut control, &mut clock)?;
     if config.working_dir.is_empty() {
         "/".clone_into(&mut config.working_dir);
     }
     match boot(&config) {
-        Err(failure) => Guest::new(signals, control, State::Reporting(failure)).serve(),
+        Err(failure) => Guest::new(signals, control, clock, State::Reporting(failure)).serve(),
         Ok((user, app, booted)) => {
             // They are in files on a tmpfs now: init keeps no copy.
             config.secrets = Vec::new();
@@ -73,7 +75,7 @@ pub(crate) fn run() -> io::Result<()> {
                 pid: app.pid,
                 namespace: app.namespace,
             };
-            let mut guest = Guest::new(signals, control, State::Running(running));
+            let mut guest = Guest::new(signals, control, clock, State::Running(running));
             if let Some((adapter, output)) = booted.adapter {
                 guest.adapter = Some(adapter);
                 guest.output.read_from(Stream::Platform, output);
@@ -106,6 +108,9 @@ enum Token {
     Forward(ForwardToken),
     Exec(u32, ExecToken),
 }
+
+/// How the kernel reports the end of a PID 1 that halted or powered off (reboot(2)): as SIGINT.
+const POWERED_OFF: u8 = 2;
 
 /// The state of the guest, once it has its boot config.
 enum State {
@@ -150,6 +155,10 @@ impl Running {
     fn stop_signal(&self) -> (i32, Option<String>) {
         let name = &self.config.stop_signal;
         match signals::number(name) {
+            // To systemd, SIGTERM says "execute yourself again"; the order to stop has another (systemd(1)).
+            Some(libc::SIGTERM) if self.is_pid_1() && namespace::is_systemd(self.pid) => {
+                (libc::SIGRTMIN() + 3, None)
+            }
             Some(signal) => (signal, None),
             None => {
                 let warning = format!("there is no signal {name:?}: stopping by SIGTERM");
@@ -163,6 +172,7 @@ struct Guest {
     signals: OwnedFd,
     kernel_log: KernelLog,
     control: Link,
+    clock: ClockSync,
     output: Output,
     state: State,
     sessions: Vec<Session>,
@@ -175,7 +185,7 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(signals: OwnedFd, control: Link, state: State) -> Self {
+    fn new(signals: OwnedFd, control: Link, clock: ClockSync, state: State) -> Self {
         let kernel_log = KernelLog::open();
         let mut output = Output::new(Instant::now());
         if let Err(error) = &kernel_log {
@@ -187,6 +197,7 @@ impl Guest {
             signals,
             kernel_log: KernelLog::new(kernel_log.ok()),
             control,
+            clock,
             output,
             state,
             sessions: Vec::new(),
@@ -249,6 +260,7 @@ impl Guest {
 
     fn tick(&mut self, now: Instant) {
         self.control.tick(now);
+        self.clock.tick(&mut self.control, now);
         if let Err(error) = self.control.flush() {
             self.control.lost(Some(error), now);
         }
@@ -303,6 +315,7 @@ impl Guest {
             self.kill_at,
             self.kernel_log.deadline(),
             self.control.deadline(),
+            self.clock.deadline(),
             self.output.deadline(),
         ]
         .into_iter()
@@ -356,6 +369,7 @@ impl Guest {
                 for event in self.control.ready(&phase, now) {
                     match event {
                         Event::Connected => {
+                            self.clock.connected(&mut self.control, now);
                             self.report_end();
                             self.report_forwarded();
                         }
@@ -418,6 +432,11 @@ impl Guest {
                     self.state = State::Acknowledged {
                         until: now + LOG_FLUSH_TIMEOUT,
                     };
+                }
+            }
+            HostFrame::Time(time) => {
+                if let Some(said) = self.clock.answered(time, now) {
+                    self.output.log(&said);
                 }
             }
             // A boot config for a guest that has one, and frames of other channels.
@@ -555,9 +574,13 @@ impl Guest {
     /// The main process ended: what it left is asked to end too. With an image's own PID 1 nothing is left.
     fn main_ended(&mut self, running: Running, status: WaitStatus, now: Instant) {
         let until = self.kill_at.take().unwrap_or(now + DRAIN_TIMEOUT);
-        // Whether memory ran out is asked at the end: the kernel logs it after the kill.
-        let event = exit_event(status, false, self.requested_stop);
         let is_pid_1 = running.is_pid_1();
+        // Whether memory ran out is asked at the end: the kernel logs it after the kill.
+        let mut event = exit_event(status, false, self.requested_stop);
+        if is_pid_1 && event.signal == Some(POWERED_OFF) {
+            // An image's own init has brought everything down in order.
+            (event.exit_code, event.signal) = (0, None);
+        }
         if !is_pid_1 {
             let (signal, _) = running.stop_signal();
             // Without resources for it, all are killed at the timeout.
@@ -570,7 +593,11 @@ impl Guest {
             until,
         };
         if is_pid_1 {
-            self.report_reboot(status);
+            if status.terminating_signal() == Some(POWERED_OFF.into()) {
+                self.output.log("the app's PID 1 powered off");
+            } else {
+                self.report_reboot(status);
+            }
             self.kill(now);
         }
     }

@@ -361,3 +361,14 @@ pub(crate) fn network_namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64
     })?;
     Ok(cookie)
 }
+
+/// Lets the clock of the day gain or lose so many nanoseconds, at the kernel's pace of 500 ppm (adjtime(3)). It replaces a
+/// correction that is under way.
+pub(crate) fn slew_clock(nanos: i64) -> io::Result<()> {
+    // SAFETY: `timex` is a plain struct, for which zeros are valid; the kernel reads and writes it during the call only.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    timex.modes = libc::ADJ_OFFSET_SINGLESHOT;
+    timex.offset = nanos / 1000;
+    // SAFETY: as above.
+    check(unsafe { libc::adjtimex(&raw mut timex) }).map(|_| ())
+}

@@ -17,6 +17,10 @@ pub const HOST_PORT: u32 = 1024;
 
 /// The type of [`GuestFrame::Forwarded`].
 const FORWARDED_FRAME: u8 = IGNORABLE + 11;
+/// The type of [`GuestFrame::TimeAsked`].
+const TIME_ASKED_FRAME: u8 = IGNORABLE + 12;
+/// The type of [`HostFrame::Time`].
+const TIME_FRAME: u8 = IGNORABLE + 75;
 
 /// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +69,8 @@ pub enum GuestFrame {
     /// Connections to these ports are forwarded, because nothing listens on them over IPv6: all such ports so far. A receiver
     /// that does not know it skips it.
     Forwarded(Forwarded),
+    /// Answer with [`HostFrame::Time`]. A receiver that does not know it skips it.
+    TimeAsked(TimeAsked),
     /// One line of output, or a piece of one. On the log channel only.
     Log(LogRecord),
     /// On an exec channel: output.
@@ -135,6 +141,8 @@ pub enum HostFrame {
         /// Why, for the guest's console.
         reason: String,
     },
+    /// The answer to [`GuestFrame::TimeAsked`]. A receiver that does not know it skips it.
+    Time(NodeTime),
 }
 
 /// The first frame on every connection. Its type and its field `contract` are the same in every version.
@@ -147,7 +155,15 @@ pub struct Hello {
     pub channel: Channel,
     /// The state of the guest.
     pub phase: Phase,
+    /// What only init knows: random, the same on every connection of one boot, at most [`MAX_TOKEN_BYTES`]. The node keeps that
+    /// of the first connection, which comes before anything else runs in the guest, and refuses every other. Empty: the
+    /// guest's init is older and has none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub token: String,
 }
+
+/// Longest [`Hello::token`], in bytes.
+pub const MAX_TOKEN_BYTES: usize = 128;
 
 impl Hello {
     fn from_body(frame_type: u8, body: &[u8]) -> Result<Self, FrameError> {
@@ -171,8 +187,8 @@ pub struct BootFailure {
     pub step: String,
     /// Why it failed.
     pub reason: String,
-    /// 127 when the command was not found, 126 when it cannot be executed, also because there is no such user; absent
-    /// otherwise: another boot may succeed.
+    /// 127 when the command was not found, 126 when it cannot be executed, also because there is no such user,
+    /// a path of the image is a file, or a volume is too small; absent otherwise: another boot may succeed.
     pub exit_code: Option<u8>,
 }
 
@@ -209,6 +225,22 @@ fn is_zero(number: &u64) -> bool {
 pub struct Forwarded {
     /// In ascending order.
     pub ports: Vec<u16>,
+}
+
+/// A question for the node's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeAsked {
+    /// The question's number, as the guest chose it.
+    pub number: u64,
+}
+
+/// The node's time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTime {
+    /// The question that it answers ([`TimeAsked::number`]).
+    pub number: u64,
+    /// Nanoseconds since 1970 (UTC) by the node's clock, as the answer was written.
+    pub unix_nanos: u64,
 }
 
 /// A command to run beside the app.
@@ -268,6 +300,7 @@ impl Frame for GuestFrame {
             Self::ExecFailed { reason } => (9, json(reason)),
             Self::ExecRefused { session, reason } => (10, json(&(session, reason))),
             Self::Forwarded(forwarded) => (FORWARDED_FRAME, json(forwarded)),
+            Self::TimeAsked(asked) => (TIME_ASKED_FRAME, json(asked)),
         }
     }
 
@@ -300,6 +333,7 @@ impl Frame for GuestFrame {
                 Self::ExecRefused { session, reason }
             }
             FORWARDED_FRAME => Self::Forwarded(from_json(frame_type, body)?),
+            TIME_ASKED_FRAME => Self::TimeAsked(from_json(frame_type, body)?),
             other => return Err(FrameError::Type(other)),
         })
     }
@@ -320,6 +354,7 @@ impl Frame for HostFrame {
             Self::ExecInput { bytes } => (72, bytes.clone()),
             Self::ExecResize { rows, columns } => (73, json(&(rows, columns))),
             Self::Refused { reason } => (74, json(reason)),
+            Self::Time(time) => (TIME_FRAME, json(time)),
         }
     }
 
@@ -354,6 +389,7 @@ impl Frame for HostFrame {
             74 => Self::Refused {
                 reason: from_json(frame_type, body)?,
             },
+            TIME_FRAME => Self::Time(from_json(frame_type, body)?),
             other => return Err(FrameError::Type(other)),
         })
     }

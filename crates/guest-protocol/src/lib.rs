@@ -3,15 +3,18 @@
 //! One transport, vsock. The guest always connects, to [`HOST_CID`] port [`HOST_PORT`]; the first
 //! frame on a connection is [`GuestFrame::Hello`], which names the protocol version and the purpose of
 //! the connection ([`Channel`]). A node tells instances apart by the socket the connection came
-//! in on, never by what the guest claims.
+//! in on, never by what the guest claims. Within a guest only init is answered: its first hello has a random
+//! [token](Hello::token), which the node keeps and asks of every later connection of this boot.
 //!
 //! ```text
 //! control:  guest                         node
 //!           Hello{control, phase} ------>
-//!                                 <------ Boot(config)      when phase is `waiting`
+//!                                 <------ Boot(config)      when phase is `waiting`; never once the app was started
 //!           Started               ------>
 //!                                 <------ Stop | Signal | Stats | Exec{session}
 //!           Stats | ExecRefused{session} ->                 the answers; a session has its channel
+//!           TimeAsked{number}     ------>                   every some seconds
+//!                                 <------ Time{number}      the node's clock, which the guest's follows
 //!           Exited{event}         ------>                   sent again after a reconnect
 //!                                 <------ ExitAck           then the guest powers off
 //! log:      Hello{log, phase}     ------>
@@ -57,7 +60,7 @@ pub use boot::{
 pub use codec::{Frame, FrameBuffer, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES};
 pub use frames::{
     BootFailure, Channel, ExecRequest, Forwarded, GuestFrame, GuestStats, HOST_CID, HOST_PORT,
-    Hello, HostFrame, Phase,
+    Hello, HostFrame, MAX_TOKEN_BYTES, NodeTime, Phase, TimeAsked,
 };
 pub use log::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 pub use version::{CONTRACT_VERSION, OLDEST_SERVED_VERSION, is_served, refusal};

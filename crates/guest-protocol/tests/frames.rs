@@ -48,6 +48,7 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
                 _ => Channel::Exec { session },
             },
             phase: Phase::Running,
+            token: "0123abcd".repeat(session as usize % 3),
         })),
         Just(GuestFrame::Started),
         (".*", ".*", any::<Option<u8>>()).prop_map(|(step, reason, exit_code)| {

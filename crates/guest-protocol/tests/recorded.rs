@@ -23,6 +23,7 @@ fn hello(contract: u32, channel: Channel, phase: Phase) -> GuestFrame {
         contract,
         channel,
         phase,
+        token: String::new(),
     })
 }
 

@@ -12,6 +12,8 @@ const WEIGHT_PER_CORE: u32 = 100;
 /// The parent of all VMs' cgroups, at the root. When the agent is a systemd service, systemd ends every process in
 /// the agent's own cgroup, so VMs are not below it.
 const PARENT: &str = "platform";
+/// Tries to make a cgroup below the parent, which another VM's end may remove meanwhile.
+const MAKE_TRIES: u32 = 100;
 /// Tries to remove a cgroup whose processes have just ended.
 const REMOVE_TRIES: u32 = 50;
 
@@ -55,12 +57,10 @@ impl Cgroup {
         }
         let parent = root.join(PARENT);
         enable(&root)?;
-        make_dir(&parent)?;
-        enable(&parent)?;
         let cgroup = Self {
             path: parent.join(format!("vm-{instance}")),
         };
-        make_dir(&cgroup.path)?;
+        make_below(&parent, &cgroup.path, enable)?;
         let limits = [
             ("memory.max", memory_bytes.to_string()),
             ("memory.swap.max", "0".to_owned()),
@@ -78,6 +78,15 @@ impl Cgroup {
             }
         }
         Ok(cgroup)
+    }
+
+    /// The cgroup of a VM's process, where it has one.
+    pub(crate) fn of_process(pid: Option<i32>) -> Option<PathBuf> {
+        let own = fs::read_to_string(format!("/proc/{}/cgroup", pid?)).ok()?;
+        let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let root = mount_point(&fs::read_to_string("/proc/self/mountinfo").ok()?)?;
+        path.starts_with(&format!("{PARENT}/vm-"))
+            .then(|| root.join(path))
     }
 
     /// The cgroup of a record.
@@ -111,6 +120,32 @@ impl Cgroup {
     }
 }
 
+/// Makes a folder and, before it, its parent, which is `prepared` then. The parent is nobody's: whoever removes its last folder
+/// removes it too, another agent of this machine as well, and so it is made again where it is gone.
+fn make_below(
+    parent: &Path,
+    path: &Path,
+    prepare: impl Fn(&Path) -> io::Result<()>,
+) -> io::Result<()> {
+    let make = || {
+        make_dir(parent)?;
+        prepare(parent)?;
+        make_dir(path)
+    };
+    for _ in 1..MAKE_TRIES {
+        match make() {
+            Err(error) if is_gone(&error) => {}
+            done => return done,
+        }
+    }
+    make()
+}
+
+/// A write to a file of a cgroup that is removed meanwhile answers ENODEV.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
 fn weight(cpu_millis: u32) -> u32 {
     (cpu_millis.saturating_mul(WEIGHT_PER_CORE) / 1000).clamp(1, 10_000)
 }
@@ -140,6 +175,7 @@ fn mount_point(mountinfo: &str) -> Option<PathBuf> {
 mod at_work;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -149,6 +185,29 @@ mod tests {
             [0, 5, 250, 1000, 64_000, u32::MAX].map(weight),
             [1, 1, 25, 100, 6400, 10_000]
         );
+    }
+
+    /// Folders in the place of cgroups: both are made and removed alike.
+    #[test]
+    fn case_the_parent_is_not_removed_under_another_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = dir.path().join(PARENT);
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let parent = &parent;
+                scope.spawn(move || {
+                    for _ in 0..2_000 {
+                        let path = parent.join(format!("vm-{number}"));
+                        // What cgroupfs does at a write below a removed folder.
+                        let prepare = |parent: &Path| fs::metadata(parent).map(|_| ());
+                        make_below(parent, &path, prepare).unwrap();
+                        assert!(path.exists());
+                        Cgroup::at(path).remove_dir();
+                    }
+                });
+            }
+        });
+        assert!(!parent.exists());
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod jail;
 mod tap;
 
 use std::fs::File;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -144,12 +145,22 @@ fn hand_over_files(spec: &VmSpec, user: u32) -> Result<(), BootError> {
     }
     for disk in &spec.disks {
         if disk.read_only {
-            check_readable(&disk.path, Some(user))?;
+            make_readable(&disk.path).map_err(file("hand over", &disk.path))?;
         } else {
             File::open(&disk.path).map_err(file("open", &disk.path))?;
             std::os::unix::fs::chown(&disk.path, Some(user), Some(user))
                 .map_err(file("hand over", &disk.path))?;
         }
+    }
+    Ok(())
+}
+
+/// Lets the VM's user read a disk that VMs share. The folders above are closed to every other user, and a jail binds this one
+/// file. Blocks.
+fn make_readable(path: &Path) -> std::io::Result<()> {
+    let mode = std::fs::metadata(path)?.permissions().mode();
+    if mode & 0o004 == 0 {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode | 0o044))?;
     }
     Ok(())
 }

@@ -19,9 +19,12 @@
 //!   at any moment leaves no process without a record.
 //! - Boot id, pid, start time and executable identify a process (`process_handle`), so a reused pid is never taken
 //!   for it, and signals go by pidfd.
+//! - A record that was lost or cannot be read is written anew from the processes themselves ([`recover_records`]): each runs as
+//!   its VM's user, executes one of our programs, and holds its VM's console open. [`end_leftovers`] ends what is found so.
 //! - When the agent is root, each VM runs as a user of its own ([`VMM_UIDS`]), without privileges, under its
-//!   VMM's seccomp filter. QEMU is in empty network and IPC namespaces, and its files are opened before and handed
-//!   over. Firecracker is in a jail that holds its files.
+//!   VMM's seccomp filter. QEMU and its vsock device are in empty network and IPC namespaces, their files are opened before
+//!   and handed over, and of the machine's files they see programs only (`view`). Firecracker is in a jail that holds its
+//!   files.
 //! - Programs and files may lie anywhere: below folders that others may not enter, on a file system mounted
 //!   `noexec` (files only). A denied permission is an error that names what forbids it ([`Denial`]).
 //! - The serial console goes to a FIFO that the processes hold open. A running agent moves its content into a file
@@ -52,6 +55,8 @@ mod firecracker;
 mod health;
 mod kernel;
 mod kind;
+mod leftover;
+mod load;
 mod programs;
 mod qemu;
 mod record;
@@ -60,6 +65,7 @@ mod spawn;
 mod spec;
 mod status;
 mod tsc;
+mod view;
 mod vm;
 
 pub use boot::boot;
@@ -70,6 +76,7 @@ pub use error::{AdoptError, BootError};
 pub use health::{DiskFault, VmHealth};
 pub use kernel::{GuestKernel, Machine};
 pub use kind::DriverKind;
+pub use leftover::{end_leftovers, has_processes, recorded, recover_records};
 pub use programs::{ProgramsError, check_programs};
 pub use run_dir::{guest_socket, listen_for_guest, remove_run_dir};
 pub use spawn::VMM_UIDS;

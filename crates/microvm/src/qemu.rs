@@ -20,6 +20,7 @@ use crate::health::Monitor;
 use crate::kernel::boot_arguments;
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
+use crate::view::View;
 use crate::{BootError, DriverKind, VmSpec, console, run_dir, tsc};
 
 /// Longest wait until the vsock device listens.
@@ -79,6 +80,8 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
     ];
     let launch = Launch {
         exe: program.clone(),
+        // blocks: the starting thread enters it
+        prepare: View::of_vsock_device(&boot.dir, &program).prepare(boot.user),
         program,
         arguments: arguments.map(Into::into).into(),
         // Its paths are relative, so the directories above may be closed to it.
@@ -87,7 +90,6 @@ async fn start_vsock_device(boot: &mut Boot, program: PathBuf) -> Result<Process
         pass: vec![boot.copy_of(&boot.ends.keeper)?.into()],
         user: boot.user,
         group: None,
-        prepare: None,
     };
     boot.start_vsock_device(launch).await
 }
@@ -136,6 +138,9 @@ async fn start_vmm(
     pass.push(boot.copy_of(&boot.ends.keeper)?.into());
     let launch = Launch {
         exe: program.clone(),
+        // blocks: the starting thread enters it
+        prepare: View::of_vmm(&boot.dir, &program, spec.driver == DriverKind::QemuKvm)
+            .prepare(boot.user),
         program,
         arguments: line.arguments(),
         current_dir: PathBuf::from("/"),
@@ -146,7 +151,6 @@ async fn start_vmm(
             DriverKind::QemuKvm => kvm_group,
             _ => None,
         },
-        prepare: None,
     };
     boot.start_vmm(programs::QEMU, launch).await
 }

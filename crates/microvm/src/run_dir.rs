@@ -5,7 +5,7 @@
 //!   vm.json         the record (see `record`)
 //!   console.fifo    console.log, console.log.1 (see `console`)
 //!   qmp.sock        QEMU's monitor
-//!   jail/           Firecracker's root: empty from outside (see `firecracker::jail`)
+//!   jail/           the root of the VMM, empty from outside (see `view` and `firecracker::jail`)
 //!   vsock/          belongs to the VM's user, which can write nowhere else
 //!     device        QEMU connects here to the vsock device
 //!     api           Firecracker's API

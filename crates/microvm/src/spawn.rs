@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread::JoinHandle;
 
 use model::InstanceId;
@@ -145,6 +145,8 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         prepare,
         ..
     } = launch;
+    // The namespace may have no such file.
+    let input = File::open("/dev/null")?;
     if let Some(prepare) = prepare {
         prepare()?;
     }
@@ -154,7 +156,7 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         .current_dir(current_dir)
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
-        .stdin(Stdio::null())
+        .stdin(input)
         .stdout(output.try_clone()?)
         .stderr(output);
     let before_exec = move || {

@@ -14,7 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::console::{Pump, console_tail};
 use crate::driver::Driver;
 use crate::health::{Question, VmHealth, observe};
-use crate::{StatusError, VmStatus, run_dir};
+use crate::{StatusError, VmStatus, load, run_dir};
 
 /// Longest time between an orderly end of the vsock device and the end of the VMM that caused it. A VMM that still
 /// runs after it has lost its device.
@@ -166,6 +166,12 @@ impl Vm {
             processes.vmm.kill();
         }
         self.ended().await
+    }
+
+    /// How long its VMM's threads were ready to run and had no processor. Absent: it has ended, or the kernel does not say.
+    /// Reads some small files of /proc.
+    pub fn waited_for_processors(&self) -> Option<Duration> {
+        load::waited(self.processes.as_ref()?.vmm.pid()).ok()
     }
 
     /// Asks the VMM about its guest. A VMM that is stopped or hangs does not answer in time.

@@ -14,7 +14,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use microvm::{
-    AdoptError, BootError, GuestKernel, HowEnded, Vm, VmStatus, boot, console_tail, remove_run_dir,
+    AdoptError, BootError, GuestKernel, HowEnded, Vm, VmStatus, boot, console_tail, end_leftovers,
+    has_processes, recorded, recover_records, remove_run_dir,
 };
 use model::InstanceId;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -81,6 +82,61 @@ async fn until(what: &str, mut done: impl FnMut() -> bool) {
 fn assert_nothing_left(instance: InstanceId, run_dir: &Path) {
     assert_eq!(processes_of(instance, run_dir), []);
     assert_eq!(left_in(run_dir), Vec::<String>::new());
+}
+
+/// By its user, its program and its console, whatever became of its record and its run directory.
+#[tokio::test]
+async fn case_a_vm_whose_record_is_lost_or_damaged_is_found() {
+    if guest_dir().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let instance = InstanceId(0xb000_0009);
+    let run_dir = dir.path().join(instance.to_string());
+    assert!(!has_processes(dir.path()).unwrap());
+    let agent = start_agent(instance, &run_dir, "BOOTED");
+    let before = processes_of(instance, &run_dir);
+    kill_agent(agent);
+    assert!(has_processes(dir.path()).unwrap());
+    // A record that can be read stays as it is.
+    let record = run_dir.join("vm.json");
+    let whole = fs::read(&record).unwrap();
+    assert_eq!(recover_records(dir.path()).unwrap(), []);
+    assert_eq!(fs::read(&record).unwrap(), whole);
+
+    let mut adopted = Vec::new();
+    for damaged in [
+        None,
+        Some("{\"version\": 1, \"boot"),
+        Some("{\"version\": 99}"),
+    ] {
+        match damaged {
+            None => fs::remove_file(&record).unwrap(),
+            Some(text) => fs::write(&record, text).unwrap(),
+        }
+        assert_eq!(recover_records(dir.path()).unwrap(), [instance]);
+        assert_eq!(recorded(dir.path()).unwrap(), [instance]);
+        let vm = Vm::adopt(&run_dir).await.unwrap().unwrap();
+        assert!(vm.has_ended().is_none());
+        assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
+        assert_eq!(processes_of(instance, &run_dir), before);
+        adopted.push(vm);
+    }
+    // It is ended without any of its files.
+    fs::remove_dir_all(&run_dir).unwrap();
+    let ended = end_leftovers(dir.path()).await.unwrap();
+    assert!(!ended.is_empty(), "{ended:?}");
+    for vm in adopted {
+        vm.ended().await;
+    }
+    assert!(!has_processes(dir.path()).unwrap());
+    assert!(end_leftovers(dir.path()).await.unwrap().is_empty());
+    // A damaged record of a VM that is gone is no VM.
+    fs::create_dir_all(&run_dir).unwrap();
+    fs::write(&record, "half").unwrap();
+    assert!(Vm::adopt(&run_dir).await.is_err());
+    assert_eq!(recover_records(dir.path()).unwrap(), []);
+    assert!(Vm::adopt(&run_dir).await.unwrap().is_none());
 }
 
 #[tokio::test]

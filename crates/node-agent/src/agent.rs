@@ -4,13 +4,14 @@
 //! state with the reason, keeps its volumes and its tap, and does not start it. It reads the record again at each
 //! reconciliation. When the desired state stops the instance, the agent ends the VM by the VM's own record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::Hardware;
 use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
+use futures_util::FutureExt as _;
 use model::instance::{InstanceSpec, InstanceState};
 use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use node_core::boot::NodeFacts;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::admission::Admission;
+use crate::boots::BootSlots;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
@@ -87,6 +89,7 @@ pub async fn run(
         disk_full: Notify::new(),
         egress: watch::Sender::new(None),
         admission: Admission::default(),
+        boots: BootSlots::of(&settings.hardware),
         resumed: CancellationToken::new(),
         data_dir: settings.data_dir,
     });
@@ -258,9 +261,10 @@ impl Agent {
         let names = machine.host.files.list(&dir).await.map_err(|error| {
             HostError::transient(format!("cannot list {}: {error}", dir.display()))
         })?;
-        let ids = names
-            .iter()
-            .filter_map(|name| name.parse::<InstanceId>().ok());
+        let mut ids: BTreeSet<InstanceId> =
+            names.iter().filter_map(|name| name.parse().ok()).collect();
+        // A VM whose instance's folder is gone runs on all the same.
+        ids.extend(machine.host.vmm.list().await?);
         let mut unreadable = Vec::new();
         for id in ids {
             match InstanceHandle::resume(id, &machine).await {
@@ -312,7 +316,10 @@ impl Agent {
     /// folder is removed. Where a VM may run, the record was lost: then the reason is returned.
     async fn without_record(&self, id: InstanceId) -> Option<(InstanceId, String)> {
         let host = &self.machine.host;
-        match host.vmm.adopt(id).await {
+        // One that had ended before is adopted as ended, and its record is gone with that.
+        let found = host.vmm.adopt(id).await;
+        let found = found.map(|vm| vm.filter(|vm| vm.ended().now_or_never().is_none()));
+        match found {
             Ok(None) => {
                 let dir = self.machine.instance_dir(id);
                 if let Err(error) = host.files.remove_folder(&dir).await {
@@ -458,7 +465,7 @@ impl Agent {
         let Some(instance) = self.instances.remove(&id) else {
             return;
         };
-        let owner = instance.log_owner(id, self.machine.clock.now());
+        let owner = instance.log_owner(id, self.machine.clock.wall());
         drop(instance);
         if let Some(owner) = owner
             && let Err(error) = self.machine.host.logs.keep(owner).await

@@ -234,6 +234,7 @@ pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
     let id = parts.id;
     let member = endpoint(id, parts.address);
     assert!(vmm.adopt(id).await.unwrap().is_none());
+    assert_eq!(vmm.list().await.unwrap(), []);
     network.apply_rules(vec![member]).await.unwrap();
     let request = async |root: PathBuf| VmRequest {
         instance: id,
@@ -261,6 +262,7 @@ pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
     // The agent is replaced: its successor listens and finds the same VM, whose guest dials again.
     drop((vm, listener));
     let mut listener = vmm.listen(id).await.unwrap();
+    assert_eq!(vmm.list().await.unwrap(), [id]);
     let vm = vmm.adopt(id).await.unwrap().unwrap();
     let stream = timeout(BOOT_PATIENCE, listener.accept()).await.unwrap();
     assert_eq!(hello(stream.unwrap()).await, Phase::Waiting);
@@ -278,6 +280,7 @@ pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
         vmm.remove(id).await.unwrap();
     }
     assert!(vmm.adopt(id).await.unwrap().is_none());
+    assert_eq!(vmm.list().await.unwrap(), []);
     network.release(id).await.unwrap();
     network.apply_rules(Vec::new()).await.unwrap();
 }

@@ -1,7 +1,9 @@
 //! The node's end of the vsock connection to one guest (`guest_protocol`).
 //!
 //! The guest dials. Each connection comes in on the instance's own socket, so the guest needs no proof
-//! of its identity, and nothing it says about itself is believed. The node's commands (the boot config,
+//! of its identity, and nothing it says about itself is believed. Within the guest only init is served: the first
+//! connection of a boot comes before the app runs, and its token ([`Hello::token`]) is asked of every later one. The boot
+//! config, with its secrets, is sent to init only, and never once the app was started. The node's commands (the boot config,
 //! the stop, the acknowledged end) are kept as the current state and sent again on every new control connection,
 //! so that a lost connection or a restarted agent loses nothing.
 //!
@@ -11,13 +13,13 @@
 //! second, the fourth and so on, so that the log is not flooded either.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, Forwarded, FrameError, GuestFrame, Hello, HostFrame, Phase,
-    refusal,
+    BootConfig, BootFailure, Channel, Forwarded, FrameError, GuestFrame, Hello, HostFrame,
+    MAX_TOKEN_BYTES, NodeTime, Phase, refusal,
 };
 use model::instance::ExitEvent;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -47,6 +49,8 @@ const MAX_FORWARDED_PORTS: usize = 64;
 /// What the guest reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GuestEvent {
+    /// Its first connection: init has this token. It comes before the first [`GuestEvent::Hello`].
+    Bound(String),
     /// It dialled and named its phase.
     Hello(Phase),
     /// Its app runs.
@@ -83,8 +87,13 @@ pub(crate) struct GuestLink {
 }
 
 impl GuestLink {
-    /// Serves the guest that dials this socket.
-    pub(crate) fn serve(listener: Box<dyn GuestListener>, log: Arc<dyn Log>, clock: Clock) -> Self {
+    /// Serves the guest that dials this socket. `token`: that of the guest's init; absent: the first connection brings it.
+    pub(crate) fn serve(
+        listener: Box<dyn GuestListener>,
+        log: Arc<dyn Log>,
+        clock: Clock,
+        token: Option<String>,
+    ) -> Self {
         let commands = watch::Sender::new(GuestCommands::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
         let protocol_violations = Arc::new(AtomicU64::new(0));
@@ -99,6 +108,8 @@ impl GuestLink {
             calls: calls.clone(),
             queue: Arc::new(Mutex::new(queue)),
             end: Arc::default(),
+            token: Arc::new(std::sync::Mutex::new(token)),
+            started: Arc::default(),
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(line.serve(listener)));
         Self {
@@ -115,10 +126,16 @@ impl GuestLink {
         &self.calls
     }
 
-    /// Gives the guest its config as soon as it asks.
+    /// Gives the guest its config as soon as it asks, until it has started its app. The guest's token must be recorded before
+    /// ([`GuestEvent::Bound`]): the app runs from then on, and could bring a token of its own to another agent.
     pub(crate) fn boot(&self, config: BootConfig) {
         self.commands
             .send_modify(|commands| commands.boot = Some(Arc::new(config)));
+    }
+
+    /// The guest has started its app: it is sent no config any more.
+    pub(crate) fn booted(&self) {
+        self.commands.send_modify(|commands| commands.boot = None);
     }
 
     /// Asks the guest to stop its app.
@@ -157,6 +174,10 @@ struct GuestServer {
     queue: Arc<Mutex<mpsc::Receiver<Call>>>,
     /// The end that was reported, if one was: there is no other.
     end: Arc<Mutex<Option<GuestEvent>>>,
+    /// That of the guest's init; absent: nothing has dialled yet.
+    token: Arc<std::sync::Mutex<Option<String>>>,
+    /// Whether the guest has said that its app was started.
+    started: Arc<AtomicBool>,
 }
 
 /// Why a connection ended.
@@ -224,7 +245,7 @@ impl GuestServer {
             tracing::warn!(%end, count, "closed a guest's connection");
             let line =
                 format!("closed {count} connection(s) of this guest so far; this one: {end}");
-            if let Err(error) = self.log.note(self.clock.now(), line).await {
+            if let Err(error) = self.log.note(self.clock.wall(), line).await {
                 tracing::warn!(%error, "cannot write an instance's log");
             }
         }
@@ -251,6 +272,8 @@ impl GuestServer {
             Ok(Err(error)) => return Err(error.into()),
             Err(_) => return Err(ConnectionEnd::Late),
         };
+        // Before it can take the place of another connection.
+        self.authenticate(&hello).await?;
         match hello.channel {
             Channel::Control => {
                 let mut replaced = newest(control_epoch);
@@ -280,6 +303,36 @@ impl GuestServer {
                 Ok(())
             }
         }
+    }
+
+    /// Refuses what is not the guest's init.
+    async fn authenticate(&self, hello: &Hello) -> Result<(), ConnectionEnd> {
+        if hello.token.len() > MAX_TOKEN_BYTES {
+            return Err(ConnectionEnd::Contract("its token is too long"));
+        }
+        let first = {
+            let mut token = self.token.lock().unwrap_or_else(PoisonError::into_inner);
+            match &*token {
+                Some(token) if is_same(token.as_bytes(), hello.token.as_bytes()) => false,
+                Some(_) => return Err(ConnectionEnd::Contract("it is not the guest's init")),
+                None => {
+                    *token = Some(hello.token.clone());
+                    true
+                }
+            }
+        };
+        if first {
+            self.tell(GuestEvent::Bound(hello.token.clone())).await?;
+        }
+        if hello.phase == Phase::Waiting && self.started.load(Ordering::Relaxed) {
+            return Err(ConnectionEnd::Contract(
+                "it asks for the boot config of an app that was started",
+            ));
+        }
+        if hello.phase == Phase::Running {
+            self.started.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     async fn control(&self, mut frames: FramedGuest, hello: Hello) -> Result<(), ConnectionEnd> {
@@ -322,6 +375,7 @@ impl GuestServer {
                 frame = frames.read() => match frame? {
                     None => return Ok(()),
                     Some(GuestFrame::Started) => {
+                        self.started.store(true, Ordering::Relaxed);
                         self.calls.set_running(true);
                         self.tell(GuestEvent::Started).await?;
                     }
@@ -335,6 +389,14 @@ impl GuestServer {
                     }
                     Some(GuestFrame::Exited(event)) => {
                         self.tell_end(GuestEvent::Exited(event)).await?;
+                    }
+                    Some(GuestFrame::TimeAsked(asked)) => {
+                        let time = NodeTime {
+                            number: asked.number,
+                            unix_nanos: u64::try_from(self.clock.wall_since_epoch().as_nanos())
+                                .unwrap_or(u64::MAX),
+                        };
+                        frames.write(&HostFrame::Time(time)).await?;
                     }
                     Some(GuestFrame::Stats(stats)) => self.calls.set_stats(stats),
                     Some(GuestFrame::Forwarded(Forwarded { mut ports })) => {
@@ -365,7 +427,7 @@ impl GuestServer {
                 next = frames.says.buffered()?;
             }
             // An unwritable log is not acknowledged: the guest keeps what fits and counts the rest.
-            let now = self.clock.now();
+            let now = self.clock.wall();
             let appended = self.log.append(now, records).await;
             let seq = appended.map_err(ConnectionEnd::Log)?;
             frames.write(&HostFrame::LogAck { seq }).await?;
@@ -393,6 +455,11 @@ impl GuestServer {
             .await
             .map_err(|_| ConnectionEnd::Gone)
     }
+}
+
+/// Whether two tokens are the same, in a time that does not depend on where they differ.
+fn is_same(one: &[u8], other: &[u8]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).fold(0, |bits, (a, b)| bits | (a ^ b)) == 0
 }
 
 /// Makes this connection the newest of its kind; the receiver changes when a newer one comes.

@@ -90,6 +90,9 @@ pub trait Vmm: Debug + Send + Sync {
     /// Boots a VM. After an error nothing of it runs.
     fn boot(&self, vm: VmRequest) -> BoxFuture<'_, HostResult<Box<dyn Vm>>>;
 
+    /// The instances whose VM was booted before, running or just ended. An instance may have a VM and nothing else.
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<InstanceId>>>;
+
     /// The VM of an instance that was booted before, running or just ended; `None` when there is
     /// none. After an error it is not known whether one runs, and nothing was changed.
     fn adopt(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Option<Box<dyn Vm>>>>;
@@ -128,6 +131,9 @@ pub trait Vm: Debug + Send + Sync {
 
     /// How the guest is, as its VMM says: whether it runs, and which requests to its disks failed.
     fn health(&self) -> watch::Receiver<VmHealth>;
+
+    /// How long the VM's threads were ready to run and had no processor, since its start. Absent: not known.
+    fn waited(&self) -> BoxFuture<'_, Option<Duration>>;
 }
 
 /// Where a guest dials.

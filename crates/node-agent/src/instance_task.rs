@@ -5,6 +5,7 @@
 //! effects are performed: an agent that is killed between the two finds a record that is ahead of the
 //! machine, never behind it, and the life cycle's `Adopted` and `NotFound` sort out the rest.
 
+mod guest;
 mod preparation;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{InstanceReport, MAX_LOG_TAIL};
-use guest_protocol::{BootFailure, Phase, refusal};
-use model::image::ImageConfig;
+use guest_protocol::BootConfig;
 use model::instance::{InstanceSpec, InstanceState};
 use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
@@ -26,13 +26,13 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::boots::BootSlot;
 use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
+use crate::instance_task::guest::{forwarded_detail, next_guest_event};
 use crate::instance_task::preparation::{Prepared, prepare, prepared};
 use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
-use crate::instance_task::wakeup::{
-    Wakeup, asked, at, changed, ended, forwarded_detail, next_guest_event, vm_changed,
-};
+use crate::instance_task::wakeup::{Wakeup, asked, at, changed, ended, vm_changed};
 use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -43,13 +43,13 @@ use display::chain;
 const STARTUP_PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// A guest whose end was acknowledged gets this long to sync its disks and power off.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
-/// An adopted guest that waits for its config gets this long until its secrets are there.
-const SECRETS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause before a record that could not be written is written again.
 const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a VM that could not be looked for is looked for again.
 const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
+/// How often a VM that boots is looked at.
+const BOOT_LOOK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the agent sees of an instance.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +89,7 @@ impl InstanceHandle {
     /// For people: its log cannot be opened.
     pub(crate) async fn start(spec: InstanceSpec, machine: &Arc<Machine>) -> Result<Self, String> {
         let life = Lifecycle::new(&spec, machine.timing);
-        Self::spawn(spec, life, machine, Event::Start).await
+        Self::spawn(spec, life, machine, Event::Start, None).await
     }
 
     /// Goes on with an instance that an agent before this one had: finds its VM, or finds that it is
@@ -100,7 +100,11 @@ impl InstanceHandle {
     pub(crate) async fn resume(id: InstanceId, machine: &Arc<Machine>) -> Result<Resumed, String> {
         let path = machine.instance_dir(id).join(INSTANCE_FILE);
         let record = record::read::<InstanceFile>(&*machine.host.files, &path).await;
-        let InstanceFile { spec, progress } = match record {
+        let InstanceFile {
+            spec,
+            progress,
+            guest_token,
+        } = match record {
             Ok(Some(record)) => record,
             Ok(None) => return Ok(Resumed::NoRecord),
             Err(error) => {
@@ -121,7 +125,7 @@ impl InstanceHandle {
             // A terminating instance still holds the volume. This VM is watched all the same.
             tracing::warn!(%error, instance = %id, "resuming an instance without its volumes");
         }
-        let handle = Self::spawn(spec, life, machine, Event::NotFound).await?;
+        let handle = Self::spawn(spec, life, machine, Event::NotFound, guest_token).await?;
         Ok(Resumed::Instance(handle))
     }
 
@@ -130,6 +134,7 @@ impl InstanceHandle {
         life: Lifecycle,
         machine: &Arc<Machine>,
         first: Event,
+        guest_token: Option<String>,
     ) -> Result<Self, String> {
         let id = spec.id;
         let address = spec.address;
@@ -162,6 +167,10 @@ impl InstanceHandle {
             prepared: None,
             secrets: Arc::default(),
             link: None,
+            guest_token,
+            config: None,
+            boot_slot: None,
+            looked_at: None,
             vm: None,
             vm_watch: None,
             end_acknowledged: false,
@@ -236,6 +245,14 @@ struct InstanceTask {
     prepared: Option<Prepared>,
     secrets: Arc<Secrets>,
     link: Option<GuestLink>,
+    /// The token of this boot's init, once it has dialled.
+    guest_token: Option<String>,
+    /// What the guest is sent once its token is recorded.
+    config: Option<BootConfig>,
+    /// Its turn to boot, while it boots.
+    boot_slot: Option<BootSlot>,
+    /// How long its VM had waited for a processor, when it was looked at last, and when that was.
+    looked_at: Option<(Instant, Duration)>,
     vm: Option<Box<dyn Vm>>,
     /// What the VMM of `vm` says.
     vm_watch: Option<VmWatch>,
@@ -283,19 +300,27 @@ impl InstanceTask {
         }
         self.running_since = Some(Instant::now());
         self.next_probe = Some(Instant::now());
-        match self.listen().await {
-            Ok(()) => {
-                if self.life.state() == InstanceState::Booting {
-                    self.send_config_again().await;
-                }
-                events.push_back(Event::Adopted);
-            }
-            Err(error) => {
-                tracing::warn!(instance = %self.id(), %error, "cannot reach an adopted guest");
-                self.kill_vm().await;
-                events.push_back(Event::NotFound);
-            }
+        // A node without descriptors or room is no reason to end a VM.
+        while let Err(error) = self.listen().await {
+            tracing::warn!(instance = %self.id(), %error, "cannot listen for an adopted guest");
+            self.publish_trouble(format!("cannot listen for its guest: {error}"));
+            sleep(ADOPT_RETRY_PAUSE).await;
         }
+        if self.life.state() == InstanceState::Booting {
+            // It boots whether it is its turn or not.
+            self.boot_slot = self.machine.boots.try_acquire();
+            self.send_config_again().await;
+        }
+        events.push_back(Event::Adopted);
+    }
+
+    /// Reports what keeps this agent from taking the instance over. It is not ready meanwhile.
+    fn publish_trouble(&self, detail: String) {
+        let now = self.machine.clock.now();
+        let mut report = self.life.report(now, self.log_tail.clone());
+        report.ready = false;
+        report.detail = detail;
+        self.publish(report);
     }
 
     /// The VM, or none once that is certain: while the VM's record cannot be read, one may run.
@@ -305,46 +330,10 @@ impl InstanceTask {
                 Ok(vm) => return vm,
                 Err(error) => {
                     tracing::warn!(instance = %self.id(), %error, "cannot find out whether a VM runs");
-                    let detail = format!("cannot find out whether its VM runs: {error}");
-                    let now = self.machine.clock.now();
-                    let mut report = self.life.report(now, self.log_tail.clone());
-                    report.ready = false;
-                    report.detail = detail;
-                    self.publish(report);
+                    self.publish_trouble(format!("cannot find out whether its VM runs: {error}"));
                 }
             }
             sleep(ADOPT_RETRY_PAUSE).await;
-        }
-    }
-
-    /// The agent before this one may have ended before the guest asked for its config.
-    async fn send_config_again(&mut self) {
-        let images = &self.machine.host.images;
-        let prepared = images.prepare(&self.spec.image, &|_| ()).await;
-        // The server may be away: then the boot watchdog ends the guest, as below.
-        let spec = &self.spec;
-        let secrets = self.secrets.get(&*self.machine.host.server, spec, &|_| ());
-        if !matches!(timeout(SECRETS_TIMEOUT, secrets).await, Ok(Ok(_))) {
-            tracing::warn!(
-                instance = %self.id(),
-                "cannot fetch the secrets of an adopted VM, which is not sent its boot config"
-            );
-            return;
-        }
-        match prepared {
-            Ok(prepared) => {
-                if let Err(error) = self.send_config(&prepared.config) {
-                    tracing::warn!(
-                        instance = %self.id(), %error,
-                        "cannot make the boot config of an adopted VM, which is not sent one"
-                    );
-                }
-            }
-            // The boot watchdog ends the guest.
-            Err(error) => tracing::warn!(
-                instance = %self.id(), %error,
-                "cannot prepare the image of an adopted VM, which is not sent its boot config"
-            ),
         }
     }
 
@@ -366,6 +355,13 @@ impl InstanceTask {
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
+        if state != InstanceState::Booting {
+            self.boot_slot = None;
+            self.looked_at = None;
+        }
+        if effects.contains(&Effect::BootVm) {
+            self.guest_token = None;
+        }
         if !self.life.progress().is_same_but_for_probes(&before) {
             self.write_record().await;
         }
@@ -382,6 +378,7 @@ impl InstanceTask {
         let record = InstanceFile {
             spec: self.spec.clone(),
             progress: self.life.progress().clone(),
+            guest_token: self.guest_token.clone(),
         };
         let written = record::write(&*self.machine.host.files, &path, &record).await;
         self.unwritten = written.err().map(|error| {
@@ -403,6 +400,7 @@ impl InstanceTask {
         let running = self.life.state() == InstanceState::Running;
         let stalled_until = self.vm_watch.as_ref().and_then(VmWatch::give_up_at);
         let stalled_until = stalled_until.filter(|_| running);
+        let booting = self.life.state() == InstanceState::Booting && self.vm.is_some();
         let happened = tokio::select! {
             biased;
             () = asked(&mut self.stop), if !stopping => Wakeup::StopAsked,
@@ -415,10 +413,18 @@ impl InstanceTask {
             () = at(stalled_until) => Wakeup::Stalled,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
+            () = sleep(BOOT_LOOK_INTERVAL), if booting => Wakeup::LookDue,
             () = sleep(WRITE_RETRY_PAUSE), if self.unwritten.is_some() => Wakeup::WriteAgain,
         };
         match happened {
             Wakeup::StopAsked => vec![Event::StopAsked],
+            Wakeup::Guest(GuestEvent::Bound(token)) => {
+                self.guest_token = Some(token);
+                self.write_record().await;
+                self.release_config();
+                self.show();
+                vec![]
+            }
             Wakeup::Guest(event) => self.on_guest_event(event),
             Wakeup::VmChanged => {
                 self.on_vm_changed().await;
@@ -461,9 +467,11 @@ impl InstanceTask {
                 .due(self.machine.clock.now())
                 .into_iter()
                 .collect(),
+            Wakeup::LookDue => self.look().await.into_iter().collect(),
             Wakeup::ProbeDue => self.probe().await.into_iter().collect(),
             Wakeup::WriteAgain => {
                 self.write_record().await;
+                self.release_config();
                 self.show();
                 vec![]
             }
@@ -503,40 +511,16 @@ impl InstanceTask {
         Event::VmmLost { reason }
     }
 
-    fn on_guest_event(&mut self, event: GuestEvent) -> Vec<Event> {
-        let booting = self.life.state() == InstanceState::Booting;
-        match event {
-            GuestEvent::Hello(Phase::Running) | GuestEvent::Started if booting => {
-                vec![Event::GuestStarted]
-            }
-            GuestEvent::Hello(_) | GuestEvent::Started => vec![],
-            GuestEvent::Forwarded(ports) => {
-                self.forwarded = ports;
-                self.show();
-                vec![]
-            }
-            GuestEvent::BootFailed(failure) => {
-                self.end_acknowledged = true;
-                self.end_note = Some(format!("could not {}: {}", failure.step, failure.reason));
-                vec![Event::BootFailed(failure)]
-            }
-            GuestEvent::Exited(exit) => {
-                self.end_acknowledged = true;
-                self.end_note = Some(format!("ended: {exit}"));
-                let mut events = Vec::new();
-                // The event that it had started was lost with a connection.
-                events.extend(booting.then_some(Event::GuestStarted));
-                events.push(Event::Exited(exit));
-                events
-            }
-            // A guest that runs was accepted before: this is an app's doing and costs one connection.
-            GuestEvent::Refused { .. } if !booting => vec![],
-            GuestEvent::Refused { contract } => vec![Event::BootFailed(BootFailure {
-                step: "agree on a protocol version".to_owned(),
-                reason: refusal(contract),
-                exit_code: None,
-            })],
-        }
+    /// How long the VM that boots waited for a processor since it was looked at last.
+    async fn look(&mut self) -> Option<Event> {
+        let waited = self.vm.as_deref()?.waited().await?;
+        let now = Instant::now();
+        let before = self.looked_at.replace((now, waited));
+        let (then, before) = before?;
+        // Threads that wait at once wait no longer than the clock.
+        let since = waited.saturating_sub(before).min(now - then);
+        let millis = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        (millis > 0).then_some(Event::VmWaited { millis })
     }
 
     async fn probe(&mut self) -> Option<Event> {
@@ -639,11 +623,12 @@ impl InstanceTask {
         };
         let attempt = self.life.restarts() + 1;
         let line = format!("starting {} (start {attempt})", self.spec.image);
-        let begun = self.log.begin_boot(self.machine.clock.now(), line).await;
+        let begun = self.log.begin_boot(self.machine.clock.wall(), line).await;
         begun.map_err(|error| {
             HostError::transient(format!("cannot write the instance's log: {error}"))
         })?;
         self.end_acknowledged = false;
+        self.boot_slot = prepared.slot;
         self.listen().await?;
         self.send_config(&prepared.image.config)?;
         let spec = &self.spec;
@@ -661,37 +646,8 @@ impl InstanceTask {
         let vm = self.machine.host.vmm.boot(vm).await?;
         self.vm_watch = Some(VmWatch::new(vm.health()));
         self.vm = Some(vm);
+        self.looked_at = Some((Instant::now(), Duration::ZERO));
         Ok(())
-    }
-
-    async fn listen(&mut self) -> HostResult<()> {
-        let listener = self.machine.host.vmm.listen(self.id()).await?;
-        let link = GuestLink::serve(listener, self.log.clone(), self.machine.clock);
-        let calls = Some(link.calls().clone());
-        self.machine.directory.set_calls(self.id(), calls);
-        self.link = Some(link);
-        // The agent before this one may have asked already; asking again is harmless.
-        if self.life.state() == InstanceState::Stopping {
-            self.ask_stop();
-        }
-        Ok(())
-    }
-
-    fn send_config(&self, image: &ImageConfig) -> HostResult<()> {
-        let spec = &self.spec;
-        let secrets = self.secrets.known().unwrap_or_default();
-        let config = node_core::boot::boot_config(image, spec, &secrets, &self.machine.facts)
-            .map_err(|error| HostError::permanent(error.to_string()))?;
-        if let Some(link) = &self.link {
-            link.boot(config);
-        }
-        Ok(())
-    }
-
-    fn ask_stop(&self) {
-        if let Some(link) = &self.link {
-            link.stop(self.spec.stop.timeout_ms);
-        }
     }
 
     /// Ends the VM. One whose end was reported and written down may first sync its disks.
@@ -709,6 +665,7 @@ impl InstanceTask {
             }
             vm.kill().await;
         }
+        self.config = None;
         if let Some(link) = self.link.take() {
             self.machine.directory.set_calls(self.id(), None);
             self.log_tail = self.log.tail(MAX_LOG_TAIL).await;
@@ -726,7 +683,7 @@ impl InstanceTask {
 
     /// Adds a line to the instance's log, where its owner looks.
     async fn note(&self, line: String) {
-        if let Err(error) = self.log.note(self.machine.clock.now(), line).await {
+        if let Err(error) = self.log.note(self.machine.clock.wall(), line).await {
             tracing::warn!(%error, instance = %self.id(), "cannot write an instance's log");
         }
     }

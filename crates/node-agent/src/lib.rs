@@ -26,6 +26,7 @@ mod adapters;
 mod admission;
 pub mod agent;
 mod backlog;
+mod boots;
 mod clock;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -46,6 +47,9 @@ mod logs;
 mod machine;
 mod node;
 mod node_disk;
+mod open_files;
+mod owner;
+mod private;
 mod probes;
 mod record;
 mod secrets;
@@ -113,6 +117,21 @@ pub enum NodeError {
     /// Another agent runs on the same data folder.
     #[error("another agent runs on {}; stop it first", .0.display())]
     Busy(PathBuf),
+    /// Its run folder has the VMs of another node.
+    #[error(
+        "the folder {} belongs to node {node} of cluster {cluster}, whose microVMs may run; \
+         hint: name this node's own folder by --run-dir, or take that node down with its own --data-dir; \
+         where that is lost, remove node.json from the run folder",
+        run_dir.display()
+    )]
+    AnothersRunFolder {
+        /// The run folder.
+        run_dir: PathBuf,
+        /// The node that it belongs to.
+        node: model::NodeId,
+        /// That node's cluster.
+        cluster: String,
+    },
     /// No VMM can run here.
     #[error(transparent)]
     Driver(#[from] microvm::NoDriver),

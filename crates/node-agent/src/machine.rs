@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::Admission;
+use crate::boots::BootSlots;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::holders::VolumeHolders;
@@ -37,6 +38,8 @@ pub(crate) struct Machine {
     /// Whether instances reach the internet, as last observed.
     pub(crate) egress: watch::Sender<Option<EgressState>>,
     pub(crate) admission: Admission,
+    /// How many VMs boot at a time.
+    pub(crate) boots: BootSlots,
     /// Cancelled once every instance of the agent before this one is known and admitted: until then a
     /// resumed instance does nothing, because it could change rules that lack the others.
     pub(crate) resumed: CancellationToken,

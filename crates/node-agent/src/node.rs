@@ -29,8 +29,9 @@ use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
 use crate::node_disk::DiskMeter;
+use crate::owner::Owner;
 use crate::volumes::Volumes;
-use crate::{DownOptions, NodeError, NodeOptions, hardware, streams};
+use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
 use blocking_work::blocking;
 use display::chain;
 
@@ -39,7 +40,10 @@ pub(crate) async fn run(
     options: NodeOptions,
     shutdown: CancellationToken,
 ) -> Result<(), NodeError> {
+    private::enter();
     let _lock = lock(&options.data_dir).await?;
+    open_files::raise();
+    close_folders(&options).await?;
     let guest_dir = options.guest_dir.clone();
     let kernel = blocking(move || GuestKernel::in_directory(&guest_dir)).await;
     let kernel = kernel.map_err(NodeError::Guest)?;
@@ -65,6 +69,19 @@ pub(crate) async fn run(
     let membership = Membership::load_or_join(&options.data_dir, &applicant).await?;
     let node = node_id(&membership)?;
     let client = membership.client().map_err(NodeError::Client)?;
+    let owner = Owner {
+        cluster: membership.cluster.clone(),
+        node,
+    };
+    let run_dir = options.run_dir.clone();
+    let claimed = blocking(move || {
+        owner.claim(&run_dir, microvm::has_processes)?;
+        microvm::recover_records(&run_dir).map_err(|source| NodeError::Folder {
+            path: run_dir,
+            source,
+        })
+    });
+    claimed.await?;
     let network = Network::ensure(&NetworkSettings {
         suffix: network_suffix(&membership, node),
         cluster_prefix: membership.cluster_prefix,
@@ -140,6 +157,33 @@ pub(crate) async fn run(
         .map_err(NodeError::Resume)
 }
 
+/// Closes the node's folders to the machine's other users, and says what was open.
+async fn close_folders(options: &NodeOptions) -> Result<(), NodeError> {
+    for (path, all) in [(&options.data_dir, true), (&options.run_dir, false)] {
+        let folder = path.clone();
+        let closed = blocking(move || {
+            if all {
+                private::close_all(&folder)
+            } else {
+                private::close_folders(&folder)
+            }
+        });
+        let opened = closed.await.map_err(|source| NodeError::Folder {
+            path: path.clone(),
+            source,
+        })?;
+        if opened != private::Opened::default() {
+            tracing::warn!(
+                path = %path.display(),
+                folders = opened.folders,
+                files = opened.files,
+                "closed what other users of this machine could read"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// One agent per data folder.
 async fn lock(data_dir: &Path) -> Result<File, NodeError> {
     let data_dir = data_dir.to_owned();
@@ -177,41 +221,83 @@ fn network_suffix(membership: &Membership, node: NodeId) -> String {
 
 /// Stops every microVM of the node with these folders, and removes its network.
 pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
+    private::enter();
     let _lock = lock(&options.data_dir).await?;
-    let folder = |path: &Path, source| NodeError::Folder {
-        path: path.to_owned(),
-        source,
-    };
-    let (run_dir, mut failed) = (options.run_dir.clone(), Vec::new());
-    let listed = blocking(move || folders_of_vms(&run_dir)).await;
-    for path in listed.map_err(|source| folder(&options.run_dir, source))? {
-        match Vm::adopt(&path).await {
-            Ok(vm) => {
-                if let Some(vm) = vm {
-                    vm.kill().await;
-                }
-                let removed = HostFiles.remove_folder(&path).await;
-                removed.map_err(|source| folder(&path, source))?;
-            }
-            Err(error) => failed.push(chain(&error)),
-        }
-    }
-    if !failed.is_empty() {
-        return Err(NodeError::Left(failed.join("; ")));
-    }
     let data_dir = options.data_dir.clone();
     let membership = blocking(move || Membership::load(&data_dir)).await;
-    if let Some(membership) = membership.map_err(NodeError::State)? {
+    let membership = membership.map_err(NodeError::State)?;
+    let member = match &membership {
+        Some(membership) => Some(Owner {
+            cluster: membership.cluster.clone(),
+            node: node_id(membership)?,
+        }),
+        None => None,
+    };
+    // Another node's VMs are not ours to end.
+    let run_dir = options.run_dir.clone();
+    blocking(move || Owner::check(&run_dir, member.as_ref())).await?;
+    end_vms(&options.run_dir).await?;
+    if let Some(membership) = membership {
         Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
     }
     let instances = instances_dir(&options.data_dir);
     let removed = HostFiles.remove_folder(&instances).await;
-    removed.map_err(|source| folder(&instances, source))
+    removed.map_err(|source| NodeError::Folder {
+        path: instances,
+        source,
+    })
+}
+
+/// Ends every VM of a run folder, those without a record too, and empties the folder.
+async fn end_vms(run_dir: &Path) -> Result<(), NodeError> {
+    let folder = |source| NodeError::Folder {
+        path: run_dir.to_owned(),
+        source,
+    };
+    let dir = run_dir.to_owned();
+    let listed = blocking(move || folders_of_vms(&dir)).await;
+    for path in listed.map_err(folder)? {
+        match Vm::adopt(&path).await {
+            Ok(Some(vm)) => {
+                vm.kill().await;
+            }
+            Ok(None) => {}
+            // Its processes are found without it.
+            Err(error) => tracing::warn!(error = chain(&error), "ending a VM without its record"),
+        }
+    }
+    let left = microvm::end_leftovers(run_dir).await;
+    let left = left.map_err(|error| NodeError::Left(error.to_string()))?;
+    if !left.is_empty() {
+        tracing::warn!(processes = ?left, "ended processes of VMs that no record named");
+    }
+    let dir = run_dir.to_owned();
+    blocking(move || remove_content(&dir)).await.map_err(folder)
+}
+
+/// Removes what is in a folder. No error when there is none. Blocks.
+fn remove_content(folder: &Path) -> io::Result<()> {
+    for path in entries(folder)? {
+        if path.is_dir() {
+            std::fs::remove_dir_all(&path)?;
+        } else {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// The run directories of all VMs; none when there is no folder for them. Blocks.
 fn folders_of_vms(run_dir: &Path) -> io::Result<Vec<PathBuf>> {
-    match std::fs::read_dir(run_dir) {
+    Ok(entries(run_dir)?
+        .into_iter()
+        .filter(|path| path.is_dir())
+        .collect())
+}
+
+/// What is in a folder; nothing when there is none. Blocks.
+fn entries(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    match std::fs::read_dir(folder) {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),

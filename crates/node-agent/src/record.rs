@@ -33,6 +33,9 @@ impl StateFormat for DesiredFile {
 pub(crate) struct InstanceFile {
     pub(crate) spec: InstanceSpec,
     pub(crate) progress: Progress,
+    /// The token of the guest's init, from its first connection on ([`guest_protocol::Hello::token`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) guest_token: Option<String>,
 }
 
 impl StateFormat for InstanceFile {

@@ -71,6 +71,6 @@ pub(crate) async fn tidy(machine: Arc<Machine>) {
     loop {
         timer.tick().await;
         machine.host.images.tidy().await;
-        machine.host.logs.tidy(machine.clock.now()).await;
+        machine.host.logs.tidy(machine.clock.wall()).await;
     }
 }

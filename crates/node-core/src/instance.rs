@@ -40,12 +40,15 @@
 //! timer, [`Lifecycle::wake_at`]; when it is reached, [`Lifecycle::due`] names the event.
 //!
 //! - An end leads to a restart by the policy, after a backoff that doubles from
-//!   [`BACKOFF_FIRST_MS`] to [`BACKOFF_MAX_MS`]. A run of [`STABLE_RUN_MS`] ends the row of
+//!   [`BACKOFF_FIRST_MS`] to [`BACKOFF_MAX_MS`], less up to a quarter of it: so instances that ended together do not start
+//!   together. What is taken off follows from the instance's id and its count of starts, and is no accident. A run of [`STABLE_RUN_MS`] ends the row of
 //!   failures. More restarts in a row than the policy's `max_retries`: failed.
 //! - A restart is a fresh instance: it is prepared again, with a new scratch disk.
-//! - A guest that does not say that the app runs within the boot timeout is killed and booted
-//!   again, [`MAX_BOOT_ATTEMPTS`] times in a row. This is the machine's fault and does not use up
-//!   the policy's retries.
+//! - A guest that makes no progress is killed by the boot watchdog and booted again, [`MAX_BOOT_ATTEMPTS`] times in a row. This
+//!   is the machine's fault and does not use up the policy's retries. The watchdog gives the guest [`HELLO_TIMEOUT_MS`] until
+//!   it dials ([`Event::GuestDialled`]), and from then [`BOOT_TIMEOUT_MS`] until the app runs. Time in which the VM waited
+//!   for a processor is not the guest's ([`Event::VmWaited`]): on a machine under load the watchdog waits as much longer, up to
+//!   [`BOOT_LIMIT_MS`] in all. What the console prints is no progress: a kernel that hangs prints too.
 //! - An app that cannot be executed (126, 127) fails at once: the root disk will not change.
 //! - Ready: `healthy` probes in a row passed; without a health check, the app ran for
 //!   [`SETTLE_MS`], so that one that exits at once is never called ready. `unhealthy` probes failed
@@ -80,9 +83,14 @@ pub const SETTLE_MS: u64 = 2_000;
 pub const MAX_PREPARE_ATTEMPTS: u32 = 5;
 /// Boots in a row that may miss the watchdog or fail in the guest.
 pub const MAX_BOOT_ATTEMPTS: u32 = 4;
-/// How long the boot watchdog waits for the app to start, in milliseconds, where the node's
-/// driver does not say otherwise. Under TCG a boot takes seconds.
+/// How long the boot watchdog waits for the guest to dial, in milliseconds in which its VM has a processor. Under TCG it takes
+/// seconds.
+pub const HELLO_TIMEOUT_MS: u64 = 30_000;
+/// How long the boot watchdog waits for the app of a guest that has dialled, in milliseconds in which its VM has a processor.
+/// The guest checks and mounts its disks meanwhile.
 pub const BOOT_TIMEOUT_MS: u64 = 60_000;
+/// How long a boot may take at most, whatever the machine's load, in milliseconds.
+pub const BOOT_LIMIT_MS: u64 = 600_000;
 /// How long a ready instance with ports goes on after its stop was asked, in milliseconds, so that
 /// edges learn the new routes and end their requests.
 pub const DRAIN_MS: u64 = 2_000;
@@ -92,7 +100,9 @@ pub const STOP_MARGIN_MS: u64 = 5_000;
 /// Times that the node chooses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timing {
-    /// The boot watchdog, in milliseconds.
+    /// The boot watchdog until the guest dials, in milliseconds.
+    pub hello_timeout_ms: u64,
+    /// The boot watchdog from there until the app runs, in milliseconds.
     pub boot_timeout_ms: u64,
     /// How long a ready instance with ports drains, in milliseconds.
     pub drain_ms: u64,
@@ -101,6 +111,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
+            hello_timeout_ms: HELLO_TIMEOUT_MS,
             boot_timeout_ms: BOOT_TIMEOUT_MS,
             drain_ms: DRAIN_MS,
         }
@@ -129,6 +140,13 @@ pub enum Event {
         retryable: bool,
         /// The operation, its subject, its cause.
         reason: String,
+    },
+    /// The guest dials: its kernel and its init run.
+    GuestDialled,
+    /// The VM was ready to run for so long and had no processor, since the last such event.
+    VmWaited {
+        /// In milliseconds.
+        millis: u64,
     },
     /// The guest reports that the app was started.
     GuestStarted,
@@ -222,8 +240,11 @@ enum State {
     Preparing,
     /// Its VM boots.
     Booting {
-        /// When the guest must have said that the app runs.
+        /// When the guest must have dialled, or, where it has, must have said that the app runs.
         watchdog: Timestamp,
+        /// The latest that the watchdog is put off to. Absent: it is not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        limit: Option<Timestamp>,
     },
     /// The app runs.
     Running {
@@ -317,11 +338,14 @@ fn is_zero(number: &u64) -> bool {
 }
 
 impl Progress {
-    /// Whether two are the same but for the probes that are counted in a row. Those counts alone are not worth a write to
-    /// disk for each probe: an agent that is restarted counts again.
+    /// Whether two are the same but for the probes that are counted in a row, and the boot watchdog. Those alone are not worth a
+    /// write to disk: an agent that is restarted counts again.
     pub fn is_same_but_for_probes(&self, other: &Self) -> bool {
         let without_counts = |progress: &Self| {
             let mut progress = progress.clone();
+            if let State::Booting { watchdog, limit } = &mut progress.state {
+                (*watchdog, *limit) = (Timestamp(0), None);
+            }
             if let State::Running { readiness, .. } = &mut progress.state {
                 match readiness {
                     Readiness::Settling { .. } => {}
@@ -439,7 +463,7 @@ impl Lifecycle {
     /// The one timer: when it is due, and the event that happens then.
     fn timer(&self) -> Option<(Timestamp, Event)> {
         match &self.progress.state {
-            State::Booting { watchdog } => Some((*watchdog, Event::BootTimeout)),
+            State::Booting { watchdog, .. } => Some((*watchdog, Event::BootTimeout)),
             State::Running {
                 readiness: Readiness::Settling { until },
                 ..
@@ -474,7 +498,7 @@ impl Lifecycle {
         let effects = match self.progress.state.clone() {
             State::Created => self.in_created(now, &event),
             State::Preparing => self.in_preparing(now, &event),
-            State::Booting { .. } => self.in_booting(now, &event),
+            State::Booting { watchdog, limit } => self.in_booting(now, &event, watchdog, limit),
             State::Running {
                 started_at,
                 readiness,

@@ -25,6 +25,10 @@
 //! reach the machine's own addresses: a connection of `slirp4netns` comes from the machine, so its firewall would
 //! not apply.
 //!
+//! The namespace's name and its link are looked at whenever egress is ensured ([`Network::mend`]). A name that was removed is
+//! given to the same namespace again, whose taps and VMs went on meanwhile; an agent that starts finds that namespace by a
+//! VMM's tap. A link that was removed is made again.
+//!
 //! Taps are not persistent: each lives exactly as long as the VMM that holds its file descriptor,
 //! and goes on undisturbed while the agent restarts. (A driver that opens taps by name makes its tap
 //! persist; [`Network::release`] removes it.) [`Network::ensure`] may be called at any time.
@@ -42,6 +46,7 @@ mod command;
 mod egress;
 mod error;
 mod host_network;
+mod lost;
 mod names;
 mod namespace;
 mod network;

@@ -3,11 +3,14 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use blocking_work::blocking;
+use rustix::mount::UnmountFlags;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
 use crate::NetworkError;
 
@@ -51,6 +54,77 @@ pub(crate) async fn remove_stale_name(name: &str) -> Result<(), NetworkError> {
         name: name.to_owned(),
         source,
     })
+}
+
+/// The namespace that a name leads to, which lives from now on whatever becomes of the name.
+pub(crate) async fn open(name: &str) -> Result<File, NetworkError> {
+    let path = path_of(name);
+    let opened = blocking(move || File::open(path)).await;
+    opened.map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Whether the name leads to this namespace.
+pub(crate) async fn is_name_of(name: &str, namespace: &Arc<File>) -> Result<bool, NetworkError> {
+    let (path, namespace) = (path_of(name), namespace.clone());
+    let same = blocking(move || same_inode(&path, &namespace)).await;
+    same.map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Blocks.
+fn same_inode(path: &Path, namespace: &File) -> io::Result<bool> {
+    let ours = namespace.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (ours.dev(), ours.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Gives a name to a namespace, in place of whatever has it.
+pub(crate) async fn give_name(name: &str, namespace: Arc<File>) -> Result<(), NetworkError> {
+    let path = path_of(name);
+    let given = blocking(move || mount_name(&path, &namespace)).await;
+    given.map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })
+}
+
+/// Blocks.
+fn mount_name(path: &Path, namespace: &File) -> io::Result<()> {
+    make_names_dir()?;
+    // Another namespace, and others below: each was mounted over the one before.
+    while rustix::mount::unmount(path, UnmountFlags::DETACH).is_ok() {}
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    File::create(path)?;
+    let namespace = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+    rustix::mount::mount_bind(namespace, path)?;
+    Ok(())
+}
+
+/// Makes the folder of names as `ip netns` does, readable by everybody, whatever the umask. Blocks.
+pub(crate) fn make_names_dir() -> io::Result<()> {
+    match fs::create_dir(NAMES_DIR) {
+        Ok(()) => fs::set_permissions(NAMES_DIR, fs::Permissions::from_mode(0o755)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is a link in the calling thread's namespace.
+pub(crate) fn has_link(name: &str) -> bool {
+    use rustix::net::{AddressFamily, SocketType, netdevice::name_to_index, socket};
+    socket(AddressFamily::INET6, SocketType::DGRAM, None)
+        .is_ok_and(|socket| name_to_index(socket, name).is_ok())
 }
 
 /// Runs `work` inside the namespace, on a thread of its own.

@@ -1,8 +1,10 @@
 //! Creates the workload network and keeps it in its wanted state.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use blocking_work::blocking;
 use model::{InstanceId, NodeId};
@@ -15,7 +17,7 @@ use crate::names::{
     tap_name,
 };
 use crate::namespace::{self, Named};
-use crate::{Endpoint, NetworkError, Tap, rules, tap};
+use crate::{Endpoint, NetworkError, Tap, lost, rules, tap};
 
 /// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
 const MIN_MTU: u32 = 1280;
@@ -48,9 +50,13 @@ pub struct NetworkSettings {
 /// The workload network of this node. Dropping it changes nothing; [`Network::remove`] does.
 #[derive(Debug)]
 pub struct Network {
+    settings: NetworkSettings,
     cluster_prefix: Ipv6Addr,
     mtu: u32,
     namespace: String,
+    host_link: String,
+    /// The namespace itself. It lives on when its name is removed.
+    handle: Arc<File>,
     /// Locked while rules are loaded, so that the last call's rules stay.
     loaded: tokio::sync::Mutex<Loaded>,
 }
@@ -77,22 +83,50 @@ impl Network {
         if !(MIN_MTU..=MAX_MTU).contains(&settings.mtu) {
             return Err(NetworkError::Mtu(settings.mtu));
         }
+        let namespace = suffix.namespace();
+        ensure_namespace(&namespace, settings).await?;
         let network = Self {
+            settings: settings.clone(),
             cluster_prefix: settings.cluster_prefix,
             mtu: settings.mtu,
-            namespace: suffix.namespace(),
+            handle: Arc::new(namespace::open(&namespace).await?),
+            namespace,
+            host_link: suffix.host_link(),
             loaded: tokio::sync::Mutex::new(Loaded {
                 endpoints: None,
                 host: read_host_network().await?,
             }),
         };
-        network.ensure_namespace().await?;
-        network.ensure_link(&suffix.host_link()).await?;
-        network
-            .configure_link(settings, &suffix.host_link())
-            .await?;
+        network.apply_settings().await?;
+        network.ensure_link().await?;
+        network.configure_link().await?;
         network.ensure_rules().await?;
         Ok(network)
+    }
+
+    /// Gives the namespace its name again, and makes its link again, where somebody removed them; says what was mended. Taps, rules
+    /// and running VMs go on. Where nothing is to be mended it costs a few system calls.
+    ///
+    /// # Errors
+    /// A refusal of the kernel or of `ip`.
+    pub async fn mend(&self) -> Result<Vec<String>, NetworkError> {
+        let mut mended = Vec::new();
+        if !namespace::is_name_of(&self.namespace, &self.handle).await? {
+            namespace::give_name(&self.namespace, self.handle.clone()).await?;
+            mended.push(format!("the name of the namespace {}", self.namespace));
+        }
+        if !namespace::has_link(&self.host_link) {
+            self.ensure_link().await?;
+            self.configure_link().await?;
+            mended.push(format!("the link {}", self.host_link));
+        }
+        for what in &mended {
+            tracing::warn!(
+                what,
+                "somebody had removed a part of the workload network; it was made again"
+            );
+        }
+        Ok(mended)
     }
 
     /// The named network namespace, for `ip -n`.
@@ -184,7 +218,7 @@ impl Network {
         Ok(())
     }
 
-    /// Ensures egress: rules that follow the machine's own addresses and resolver as they are now, and a running
+    /// Mends what is missing ([`Self::mend`]), and ensures egress: rules that follow the machine's own addresses and resolver as they are now, and a running
     /// `slirp4netns`, which is left alone when it runs. May be called at any time. The caller calls it again after
     /// an error, when [`Egress::ended`] returns, and now and then, because the machine's addresses may change.
     ///
@@ -192,6 +226,7 @@ impl Network {
     /// [`NetworkError::NoUplink`] on a machine without a default route, or that `slirp4netns` is not installed or
     /// does not start. Instances are then refused at once.
     pub async fn ensure_egress(&self) -> Result<Egress, NetworkError> {
+        self.mend().await?;
         let host = read_host_network().await?;
         let resolver = host.resolver;
         let mut loaded = self.loaded.lock().await;
@@ -267,17 +302,7 @@ impl Network {
         delete_link(None, &suffix.host_link()).await
     }
 
-    async fn ensure_namespace(&self) -> Result<(), NetworkError> {
-        match namespace::look_up(&self.namespace).await? {
-            Named::Present => {}
-            Named::Stale => {
-                namespace::remove_stale_name(&self.namespace).await?;
-                run(&["ip", "netns", "add", &self.namespace], "").await?;
-            }
-            Named::Absent => {
-                run(&["ip", "netns", "add", &self.namespace], "").await?;
-            }
-        }
+    async fn apply_settings(&self) -> Result<(), NetworkError> {
         // Before any link is made: links take their settings from `default`.
         let settings: Vec<(String, &str)> = [
             ("ipv6/conf/default/accept_ra", "0"),
@@ -304,7 +329,8 @@ impl Network {
         .await
     }
 
-    async fn ensure_link(&self, host_link: &str) -> Result<(), NetworkError> {
+    async fn ensure_link(&self) -> Result<(), NetworkError> {
+        let host_link = &self.host_link;
         let on_host = links(None).await?.iter().any(|link| link == host_link);
         let inside = links(Some(&self.namespace))
             .await?
@@ -327,11 +353,8 @@ impl Network {
         .await
     }
 
-    async fn configure_link(
-        &self,
-        settings: &NetworkSettings,
-        host_link: &str,
-    ) -> Result<(), NetworkError> {
+    async fn configure_link(&self) -> Result<(), NetworkError> {
+        let (settings, host_link) = (&self.settings, &self.host_link);
         let machine = platform_address(settings.cluster_prefix, settings.node, 1);
         let own = platform_address(settings.cluster_prefix, settings.node, 2);
         let node = node_prefix(settings.cluster_prefix, settings.node);
@@ -401,6 +424,31 @@ impl Network {
         })
         .await
     }
+}
+
+/// Makes the namespace, unless its name leads to one. One whose name is gone, and whose VMs run, is given its name again.
+async fn ensure_namespace(name: &str, settings: &NetworkSettings) -> Result<(), NetworkError> {
+    match namespace::look_up(name).await? {
+        Named::Present => return Ok(()),
+        Named::Stale => namespace::remove_stale_name(name).await?,
+        Named::Absent => {}
+    }
+    let own = platform_address(settings.cluster_prefix, settings.node, 2);
+    if let Some(found) = blocking(move || lost::find_namespace(own)).await {
+        namespace::give_name(name, Arc::new(found.into())).await?;
+        tracing::warn!(
+            namespace = name,
+            "somebody had removed the name of the workload network's namespace; it has its name again"
+        );
+        return Ok(());
+    }
+    let made = blocking(namespace::make_names_dir).await;
+    made.map_err(|source| NetworkError::Namespace {
+        name: name.to_owned(),
+        source,
+    })?;
+    run(&["ip", "netns", "add", name], "").await?;
+    Ok(())
 }
 
 /// The machine's own IPv4 addresses and resolver, as they are now.

@@ -185,6 +185,62 @@ fn a_restarted_agent_disturbs_nothing_and_remove_leaves_nothing() {
 }
 
 #[test]
+fn case_a_lost_name_and_a_lost_link_are_mended_and_the_instances_go_on() {
+    isolated(
+        "case_a_lost_name_and_a_lost_link_are_mended_and_the_instances_go_on",
+        || async {
+            let network = Network::ensure(&settings()).await.unwrap();
+            let a = Guest::new(&network, 7, 0xa1).await;
+            let b = Guest::new(&network, 7, 0xa2).await;
+            let endpoints = [a.endpoint(), b.endpoint()];
+            network.apply_rules(&endpoints).await.unwrap();
+            assert_eq!(network.mend().await.unwrap(), Vec::<String>::new());
+            let lose_name = "umount /run/netns/platform-test; rm /run/netns/platform-test";
+            let host = host_socket();
+            let all_go_on = async |network: &Network, text: &str| {
+                a.send_udp(b.address, 9000, text);
+                assert_eq!(b.receive().text(), text);
+                // It is the namespace of the running VMs.
+                let busy = network.create_tap(&a.endpoint()).await;
+                assert!(
+                    matches!(busy, Err(NetworkError::TapBusy { .. })),
+                    "{busy:?}"
+                );
+                host.send_to(text.as_bytes(), (a.address, 9001)).unwrap();
+                assert_eq!(a.receive().text(), text);
+            };
+            all_go_on(&network, "before").await;
+
+            shell(lose_name);
+            let mended = network.mend().await.unwrap();
+            assert_eq!(mended, ["the name of the namespace platform-test"]);
+            all_go_on(&network, "name").await;
+
+            shell("ip link delete plat-test");
+            let mended = network.mend().await.unwrap();
+            assert_eq!(mended, ["the link plat-test"]);
+            all_go_on(&network, "link").await;
+
+            // Somebody made another namespace of that name.
+            shell("ip netns delete platform-test; ip netns add platform-test");
+            assert!(!network.mend().await.unwrap().is_empty());
+            all_go_on(&network, "taken").await;
+
+            // All is lost while no agent runs: the next one finds the namespace by the tap of a VM.
+            drop(network);
+            shell(lose_name);
+            shell("ip link delete plat-test");
+            let network = Network::ensure(&settings()).await.unwrap();
+            all_go_on(&network, "adopted").await;
+            network.apply_rules(&endpoints).await.unwrap();
+            all_go_on(&network, "with rules").await;
+            let names = shell("ip netns list");
+            assert_eq!(names.lines().count(), 1, "{names}");
+        },
+    );
+}
+
+#[test]
 fn two_nodes_on_one_machine_have_a_network_each() {
     isolated("two_nodes_on_one_machine_have_a_network_each", || async {
         let one = Network::ensure(&settings()).await.unwrap();

@@ -53,6 +53,7 @@ pub enum Exit {
 /// A process held by a pidfd. Dropping it leaves the process alone.
 #[derive(Debug)]
 pub struct Process {
+    pid: i32,
     pidfd: AsyncFd<OwnedFd>,
 }
 
@@ -62,9 +63,9 @@ impl Process {
     /// # Errors
     /// No process has this pid (see [`is_gone`]), or the kernel refuses.
     pub fn hold(pid: i32) -> io::Result<Self> {
-        let pid = Pid::from_raw(pid).ok_or(Errno::SRCH)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        let pidfd = pidfd_open(Pid::from_raw(pid).ok_or(Errno::SRCH)?, PidfdFlags::empty())?;
         Ok(Self {
+            pid,
             pidfd: register(pidfd)?,
         })
     }
@@ -100,6 +101,11 @@ impl Process {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The pid. After the end another process may have it.
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// Waits for the end, and reaps a child. The first caller gets a child's exit, later ones
@@ -177,6 +183,18 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
 /// It has ended, or `/proc` cannot be read.
 pub fn start_time(pid: i32) -> io::Result<u64> {
     Ok(stat(pid)?.start_time)
+}
+
+/// What identifies a process that runs now.
+///
+/// # Errors
+/// It has ended, or `/proc` cannot be read.
+pub fn identity(pid: i32) -> io::Result<Identity> {
+    Ok(Identity {
+        pid,
+        start_time: start_time(pid)?,
+        exe: exe(pid)?,
+    })
 }
 
 /// The program that a process executes. A file that was replaced since (an upgrade) keeps its name.

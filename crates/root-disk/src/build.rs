@@ -48,7 +48,7 @@ pub fn build(layers: &[LayerFile], output: &Path, limits: &Limits) -> Result<Bui
     // Removed on drop when a step below fails.
     let unfinished = tempfile::Builder::new()
         .prefix(UNFINISHED_PREFIX)
-        .permissions(Permissions::from_mode(0o644))
+        .permissions(Permissions::from_mode(0o600))
         .tempfile_in(folder)
         .map_err(|error| DiskError::io("create a file in", folder, error))?;
     let file = unfinished

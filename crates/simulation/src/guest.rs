@@ -38,6 +38,7 @@ impl Connection {
                     contract: CONTRACT_VERSION,
                     channel,
                     phase: phase.clone(),
+                    token: vm.token(),
                 });
                 if connection.write(&hello).await.is_ok() {
                     return connection;
@@ -172,6 +173,7 @@ impl Guest {
 
     async fn start(&mut self, connection: &mut Connection) -> io::Result<()> {
         self.machine.simulator.latency(50, 500).await;
+        self.machine.booted(self.vm.id);
         if self.app == App::NotFound {
             self.machine.disturb(self.vm.id);
             self.phase = Phase::Failed;

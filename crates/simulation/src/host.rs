@@ -7,6 +7,7 @@ use std::io;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::enrollment::NodeDisk;
 use api::node::CachedImage;
@@ -31,6 +32,8 @@ use crate::simulator::App;
 
 /// The disk of a simulated machine, in bytes.
 const DISK_BYTES: u64 = 1 << 40;
+/// Too many open files.
+const EMFILE: i32 = 24;
 
 /// Folder of root disks, a file for each image digest.
 const ROOT_DISKS: &str = "/disks";
@@ -132,9 +135,22 @@ impl Vmm for SimHost {
         .boxed()
     }
 
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<InstanceId>>> {
+        async move {
+            let machine = &self.0;
+            Ok(self
+                .perform(5, || machine.lock().vms.keys().copied().collect())
+                .await)
+        }
+        .boxed()
+    }
+
     fn adopt(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Option<Box<dyn Vm>>>> {
         async move {
             self.0.simulator.latency(1, 20).await;
+            if self.0.lock().no_descriptors {
+                return Err(HostError::transient("too many open files: simulated"));
+            }
             if self.0.lock().unreadable_vms.contains(&id) {
                 return Err(HostError::transient("cannot read `vm.json`: simulated"));
             }
@@ -144,8 +160,14 @@ impl Vmm for SimHost {
     }
 
     fn listen(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Box<dyn GuestListener>>> {
-        let listener = SimListener(self.0.listen(id));
-        async move { Ok(Box::new(listener) as Box<dyn GuestListener>) }.boxed()
+        async move {
+            if self.0.lock().no_descriptors {
+                return Err(HostError::transient("too many open files: simulated"));
+            }
+            let listener = SimListener(self.0.listen(id));
+            Ok(Box::new(listener) as Box<dyn GuestListener>)
+        }
+        .boxed()
     }
 
     fn remove(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
@@ -210,6 +232,10 @@ impl Vm for SimVmHandle {
             .await;
         }
         .boxed()
+    }
+
+    fn waited(&self) -> BoxFuture<'_, Option<Duration>> {
+        std::future::ready(None).boxed()
     }
 }
 
@@ -468,6 +494,9 @@ impl Files for SimHost {
     fn read<'a>(&'a self, path: &'a Path) -> BoxFuture<'a, io::Result<Option<Vec<u8>>>> {
         async move {
             self.0.simulator.latency(0, 2).await;
+            if self.0.lock().no_descriptors && path.ends_with("instance.json") {
+                return Err(io::Error::from_raw_os_error(EMFILE));
+            }
             Ok(self.0.lock().files.get(path).cloned())
         }
         .boxed()

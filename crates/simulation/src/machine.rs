@@ -42,6 +42,8 @@ pub(crate) struct State {
     pub(crate) disk_full: bool,
     /// Whether image pulls fail.
     pub(crate) registry_down: bool,
+    /// Whether the agent gets no descriptor any more.
+    pub(crate) no_descriptors: bool,
     /// Instances whose VM's record cannot be read.
     pub(crate) unreadable_vms: BTreeSet<InstanceId>,
     /// How many boots in a hundred fail.
@@ -58,6 +60,8 @@ pub(crate) struct State {
     seen: BTreeMap<String, u32>,
     listeners: BTreeMap<InstanceId, mpsc::Sender<DuplexStream>>,
     boots: u64,
+    /// The most VMs that booted at the same time.
+    pub(crate) most_booting: usize,
 }
 
 /// A VM that was booted, until its record is removed.
@@ -65,6 +69,8 @@ pub(crate) struct SimVm {
     pub(crate) address: Ipv6Addr,
     /// How it ended; absent while it runs.
     pub(crate) end: watch::Sender<Option<String>>,
+    /// Whether its guest has not come to its app yet.
+    booting: bool,
     /// Whether the app runs and answers.
     app_up: bool,
     /// Whether something befell it that entitles its node to end it.
@@ -83,6 +89,11 @@ pub(crate) struct VmKey {
 }
 
 impl VmKey {
+    /// What shows that a connection is its guest's init's.
+    pub(crate) fn token(&self) -> String {
+        format!("{:016x}", self.boot)
+    }
+
     pub(crate) fn image_key(&self) -> String {
         format!("boot {}", self.image)
     }
@@ -103,6 +114,7 @@ impl Machine {
                 leaves_tap,
                 disk_full: false,
                 registry_down: false,
+                no_descriptors: false,
                 unreadable_vms: BTreeSet::new(),
                 boot_failures_percent: 0,
                 vms: BTreeMap::new(),
@@ -116,6 +128,7 @@ impl Machine {
                 seen: BTreeMap::new(),
                 listeners: BTreeMap::new(),
                 boots: 0,
+                most_booting: 0,
             })),
         }
     }
@@ -162,6 +175,7 @@ impl Machine {
         let vm = SimVm {
             address,
             end: watch::Sender::new(None),
+            booting: true,
             app_up: false,
             // Until its app was up once, its node may give it up.
             disturbed: true,
@@ -169,6 +183,8 @@ impl Machine {
             tasks: Vec::new(),
         };
         state.vms.insert(id, vm);
+        let booting = state.vms.values().filter(|vm| vm.runs() && vm.booting);
+        state.most_booting = state.most_booting.max(booting.count());
         drop(state);
         self.simulator.vm_started(self.node, id, volumes);
         let machine = self.clone();
@@ -254,6 +270,13 @@ impl Machine {
         let (sender, receiver) = mpsc::channel(ACCEPT_QUEUE);
         self.lock().listeners.insert(id, sender);
         receiver
+    }
+
+    /// The guest of a VM has started its app, or cannot.
+    pub(crate) fn booted(&self, id: InstanceId) {
+        if let Some(vm) = self.lock().vms.get_mut(&id) {
+            vm.booting = false;
+        }
     }
 
     /// The app of a VM runs, and answers or not.

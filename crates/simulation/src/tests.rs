@@ -153,6 +153,11 @@ struct Small {
 impl Small {
     /// A node with one instance of this process that is ready.
     async fn start(process: manifest::Process) -> Self {
+        Self::start_with(process, 1).await
+    }
+
+    /// A node with so many ready instances of this process.
+    async fn start_with(process: manifest::Process, count: u32) -> Self {
         let simulator = Simulator::new(7);
         let server = Server::new(&simulator, cluster(1));
         tokio::spawn(server.clone().run());
@@ -165,7 +170,7 @@ impl Small {
             server,
             node,
         };
-        small.until_ready(1).await;
+        small.until_ready(count).await;
         small
     }
 
@@ -304,6 +309,123 @@ fn a_vm_that_cannot_be_looked_for_is_not_booted_a_second_time() {
         small.node.machine.lock().unreadable_vms.clear();
         small.until_ready(1).await;
         assert_eq!(small.node.machine.boots(), 1);
+    });
+}
+
+/// An agent without descriptors, from its start or from when it adopts: it says so and tries again, and no VM is ended for it.
+#[test]
+fn case_an_agent_without_descriptors_ends_no_vm_and_goes_on_when_it_has_some() {
+    for adopts_first in [false, true] {
+        in_simulated_time(async {
+            let mut small = Small::start(process(1)).await;
+            let id = small.instance().id;
+            small.node.kill().await;
+            if adopts_first {
+                // The record is read; then the VM cannot be looked for.
+                small.node.machine.lock().unreadable_vms.insert(id);
+            } else {
+                small.node.machine.lock().no_descriptors = true;
+            }
+            small.node.start();
+            if adopts_first {
+                sleep(Duration::from_secs(20)).await;
+                let mut state = small.node.machine.lock();
+                state.no_descriptors = true;
+                state.unreadable_vms.clear();
+            }
+            let trouble = |small: &Small| {
+                small.server.with(|cluster| {
+                    let report = cluster.instances[&id].report.as_ref();
+                    report.is_some_and(|report| {
+                        !report.ready
+                            && (report.detail.contains("open files")
+                                || report
+                                    .failure
+                                    .as_ref()
+                                    .is_some_and(|why| why.contains("open files")))
+                    })
+                })
+            };
+            small.until("it is reported", trouble).await;
+            sleep(Duration::from_secs(300)).await;
+            assert!(trouble(&small));
+            assert_eq!(small.simulator.violation(), None);
+            assert_eq!(small.node.machine.running(), [id]);
+            small.node.machine.lock().no_descriptors = false;
+            small.until_ready(1).await;
+            assert_eq!(small.node.machine.boots(), 1);
+        });
+    }
+}
+
+#[test]
+fn case_a_machine_that_comes_back_boots_a_bounded_number_at_a_time_and_all_run() {
+    const COUNT: u32 = 12;
+    in_simulated_time(async {
+        let mut small = Small::start_with(process(COUNT), COUNT).await;
+        let before = small.node.machine.running();
+        let first = small.node.machine.boots();
+        assert_eq!(first, u64::from(COUNT), "none by a second boot");
+        small.node.kill().await;
+        small.node.machine.reboot();
+        assert!(small.node.machine.running().is_empty());
+        small.node.start();
+        small.until_ready(COUNT).await;
+        assert_eq!(small.node.machine.running(), before);
+        assert_eq!(small.node.machine.boots(), first + u64::from(COUNT));
+        let cpus = small
+            .server
+            .with(|cluster| cluster.nodes[&NodeId(1)].hardware.cpus);
+        let most = small.node.machine.lock().most_booting;
+        let bound = usize::try_from(cpus.max(2)).unwrap();
+        assert!(
+            most > 1 && most <= bound,
+            "{most} boots at a time, {cpus} processors"
+        );
+        assert_eq!(small.simulator.violation(), None);
+    });
+}
+
+/// The instance's folder was removed, and its VM was not.
+#[test]
+fn case_a_vm_without_its_instances_folder_is_reported_and_stopped_when_it_is_named() {
+    in_simulated_time(async {
+        let mut small = Small::start(database(1)).await;
+        let id = small.instance().id;
+        small.node.kill().await;
+        let record = small.record();
+        let folder = record.parent().unwrap().to_owned();
+        small
+            .node
+            .machine
+            .lock()
+            .files
+            .retain(|path, _| !path.starts_with(&folder));
+        small.node.start();
+        small
+            .until("it is reported", |small| {
+                small.server.with(|cluster| {
+                    let report = cluster.instances[&id].report.as_ref();
+                    let failure = report.and_then(|report| report.failure.clone());
+                    failure.is_some_and(|failure| failure.contains("record"))
+                })
+            })
+            .await;
+        assert_eq!(small.node.machine.running(), [id]);
+        assert_eq!(
+            small.node.machine.boots(),
+            1,
+            "it is not booted beside its VM"
+        );
+        small.server.change(|cluster| {
+            cluster.envs.get_mut(&key(ENV)).unwrap().destroying = true;
+        });
+        small
+            .until("the env is gone", |small| {
+                small.server.with(|cluster| cluster.envs.is_empty())
+            })
+            .await;
+        assert!(small.node.machine.running().is_empty());
     });
 }
 

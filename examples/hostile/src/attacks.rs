@@ -22,8 +22,10 @@ const REFUSED_IN_A_ROW: u32 = 3;
 const KEEP: Duration = Duration::from_secs(7);
 /// Files this process may have open: more than any number of connections that a test asks for.
 const MAX_FILES: u64 = 65_536;
-/// How long an attack tries to end its own guest.
-const ENDS_WITHIN: Duration = Duration::from_secs(60);
+/// Tries to end its own guest in init's place.
+const ENDS: u32 = 20;
+/// Forged records on each connection.
+const RECORDS: usize = 20;
 /// Nanoseconds since 1970 of the year 2500.
 const YEAR_2500: u64 = 16_725_225_600_000_000_000;
 /// Sequence numbers of forged records: far beyond those of init.
@@ -92,37 +94,39 @@ pub(crate) fn frames() -> io::Result<()> {
     ))
 }
 
-/// Hellos in init's place, of each channel and phase, while init is connected too.
+/// Hellos in init's place, of each channel and phase, while init is connected too: the node must close each, and send none of
+/// them the boot config.
 pub(crate) fn hellos() -> io::Result<()> {
-    let mut boot_configs = 0;
+    let (mut made, mut refused, mut boot_configs) = (0, 0, 0);
     for _ in 0..10 {
-        for phase in [Phase::Waiting, Phase::Running, Phase::Starting] {
-            let waits = phase == Phase::Waiting;
-            let mut connection = Connection::hello(Channel::Control, phase)?;
-            // Init dials again meanwhile, which ends this connection.
-            let stats = GuestFrame::Stats(GuestStats {
-                cpu_micros: u64::MAX,
-                ..GuestStats::default()
-            });
-            let refused = GuestFrame::ExecRefused {
-                session: 1,
-                reason: ESCAPES.to_owned(),
-            };
-            let frames = [&[GuestFrame::Started, refused][..], &vec![stats; 100]].concat();
-            let bytes: Vec<u8> = frames.iter().flat_map(GuestFrame::encode).collect();
-            let _ = connection.write(&bytes);
-            // A guest that waits gets its own config, and no other instance's.
-            if waits && let Ok(Some(HostFrame::Boot(config))) = connection.receive() {
-                boot_configs += 1;
-                if !config.argv.iter().any(|word| word.contains("hostile")) {
-                    report("!! the config of another instance")?;
+        for channel in [Channel::Control, Channel::Log, Channel::Exec { session: 1 }] {
+            for phase in [Phase::Waiting, Phase::Running, Phase::Starting] {
+                made += 1;
+                let mut connection = Connection::hello(channel, phase)?;
+                let stats = GuestFrame::Stats(GuestStats {
+                    cpu_micros: u64::MAX,
+                    ..GuestStats::default()
+                });
+                let frames = [&[GuestFrame::Started][..], &vec![stats; 100]].concat();
+                let bytes: Vec<u8> = frames.iter().flat_map(GuestFrame::encode).collect();
+                // The node may close before all is written.
+                let _ = connection.write(&bytes);
+                loop {
+                    match connection.receive() {
+                        Ok(Some(HostFrame::Boot(_))) => boot_configs += 1,
+                        Ok(Some(_)) => {}
+                        Ok(None) => {
+                            refused += 1;
+                            break;
+                        }
+                        Err(_) => break,
+                    }
                 }
             }
         }
-        drop(Connection::hello(Channel::Log, Phase::Running)?);
     }
     report(&format!(
-        "took init's place 30 times, got its own config {boot_configs} times"
+        "{refused} of {made} hellos in init's place were refused; they got the boot config {boot_configs} times"
     ))
 }
 
@@ -168,17 +172,12 @@ fn raise_open_files() -> io::Result<()> {
 }
 
 /// Records on a log channel in init's place: impossible times, escape sequences, false counts of lost lines.
-pub(crate) fn records(megabytes: usize) -> io::Result<()> {
-    let begun = Instant::now();
-    let wanted = megabytes << 20;
-    let (mut sent, mut seq, mut dialled) = (0, FORGED_SEQ, 0_u32);
-    while sent < wanted {
-        // Init dials again whenever its connection is replaced, and so does this.
+pub(crate) fn records(connections: usize) -> io::Result<()> {
+    let mut seq = FORGED_SEQ;
+    let mut acknowledged = 0;
+    for _ in 0..connections {
         let mut connection = Connection::hello(Channel::Log, Phase::Running)?;
-        dialled += 1;
-        let mut reader = connection.reader()?;
-        let acknowledged = std::thread::spawn(move || while let Ok(Some(_)) = reader.receive() {});
-        loop {
+        for _ in 0..RECORDS {
             seq += 1;
             let text = format!("forged {seq} {ESCAPES}");
             let mut bytes = vec![0xff; MAX_LOG_PIECE_BYTES];
@@ -191,18 +190,16 @@ pub(crate) fn records(megabytes: usize) -> io::Result<()> {
                 dropped: u32::MAX,
                 line: bytes,
             });
-            let frame = frame.encode();
-            if sent >= wanted || connection.write(&frame).is_err() {
+            if connection.write(&frame.encode()).is_err() {
                 break;
             }
-            sent += frame.len();
         }
-        drop(connection);
-        let _ = acknowledged.join();
+        while let Ok(Some(frame)) = connection.receive() {
+            acknowledged += usize::from(matches!(frame, HostFrame::LogAck { .. }));
+        }
     }
-    let seconds = begun.elapsed().as_secs_f64();
     report(&format!(
-        "{megabytes} MiB of records in {seconds:.1} s, on {dialled} connections"
+        "{acknowledged} acknowledgements of forged records on {connections} connections"
     ))
 }
 
@@ -218,7 +215,7 @@ fn exit(exit_code: u8) -> GuestFrame {
 
 /// Two different exits, while the app runs.
 pub(crate) fn ends() -> io::Result<()> {
-    until_this_guest_ends(
+    until_all_are_refused(
         &Phase::Running,
         &[exit(0).encode(), exit(1).encode()].concat(),
     )
@@ -231,22 +228,21 @@ pub(crate) fn failure() -> io::Result<()> {
         reason: format!("{ESCAPES}{}", "reason ".repeat(20_000)),
         exit_code: None,
     });
-    until_this_guest_ends(&Phase::Failed, &failure.encode())
+    until_all_are_refused(&Phase::Failed, &failure.encode())
 }
 
-/// Sends frames in init's place, again and again: init dials whenever its connection is replaced, and its hello
-/// may come before these frames were read.
-fn until_this_guest_ends(phase: &Phase, frames: &[u8]) -> io::Result<()> {
-    let until = Instant::now() + ENDS_WITHIN;
-    while Instant::now() < until {
-        let Ok(mut connection) = Connection::hello(Channel::Control, phase.clone()) else {
-            continue;
-        };
-        if connection.write(frames).is_ok() {
-            connection.is_closed_by_the_node();
-        }
+/// Sends frames in init's place, again and again. This program goes on afterwards only if none of them ended its guest.
+fn until_all_are_refused(phase: &Phase, frames: &[u8]) -> io::Result<()> {
+    let mut refused = 0;
+    for _ in 0..ENDS {
+        let mut connection = Connection::hello(Channel::Control, phase.clone())?;
+        // The node may close before all is written.
+        let _ = connection.write(frames);
+        refused += u32::from(connection.is_closed_by_the_node());
     }
-    Err(io::Error::other("this guest was not ended"))
+    report(&format!(
+        "{refused} of {ENDS} ends in init's place were refused"
+    ))
 }
 
 /// Hellos without a pause, so that the node gets nothing else from this guest.

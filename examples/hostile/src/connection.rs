@@ -72,14 +72,6 @@ impl Connection {
         }
         false
     }
-
-    /// Another handle of the connection, for a thread that reads.
-    pub(crate) fn reader(&self) -> io::Result<Self> {
-        Ok(Self {
-            stream: self.stream.try_clone()?,
-            incoming: FrameBuffer::default(),
-        })
-    }
 }
 
 /// A hello of any version.
@@ -88,6 +80,8 @@ pub(crate) fn hello(contract: u32, channel: Channel, phase: Phase) -> GuestFrame
         contract,
         channel,
         phase,
+        // Init's own is random and known to init only.
+        token: "00".repeat(32),
     })
 }
 

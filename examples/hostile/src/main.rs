@@ -14,7 +14,7 @@ use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 const USAGE: &str = "usage: hostile wait | die | frames | hellos | connections COUNT | lines MEGABYTES \
-     | records MEGABYTES | console MEGABYTES | ends | failure | redial SECONDS";
+     | records CONNECTIONS | console MEGABYTES | ends | failure | redial SECONDS";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -26,7 +26,7 @@ fn main() -> ExitCode {
         ["hellos"] => attacks::hellos(),
         ["connections", count] => number(count).and_then(attacks::connections),
         ["lines", megabytes] => number(megabytes).and_then(output::lines),
-        ["records", megabytes] => number(megabytes).and_then(attacks::records),
+        ["records", count] => number(count).and_then(attacks::records),
         ["console", megabytes] => number(megabytes).and_then(output::consoles),
         ["ends"] => attacks::ends(),
         ["failure"] => attacks::failure(),

@@ -30,7 +30,11 @@ pub(crate) fn die() -> ExitCode {
 
 /// Lines on the app's own standard output, as fast as they are taken.
 pub(crate) fn lines(megabytes: usize) -> io::Result<()> {
-    let line = format!("{} \x1b[2J\r{}\n", "flood".repeat(10), "x".repeat(60));
+    let line = format!(
+        "{ESCAPES} {} \x1b[2J\r{}\n",
+        "flood".repeat(10),
+        "x".repeat(60)
+    );
     let path = standard_output_of_the_app()?;
     let (written, seconds) = flood(&path, line.as_bytes(), megabytes)?;
     report(&format!("{written} MiB of lines in {seconds:.1} s"))

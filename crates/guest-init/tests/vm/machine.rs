@@ -10,11 +10,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guest_protocol::{
     BootConfig, BootFailure, Channel, Forwarded, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
-    GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, Phase, Stream,
+    GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, NodeTime, Phase, Stream,
 };
 use microvm::{DriverKind, GuestKernel, Machine};
 use model::instance::ExitEvent;
@@ -43,6 +43,22 @@ impl Tools {
                 eprintln!("skipped: {missing}");
                 None
             }
+        }
+    }
+
+    /// Runs a test of what depends on the kernel on each one that is here: Debian's, and the platform's own where
+    /// `make kernel` has built it.
+    pub(crate) fn on_each_kernel(test: fn(&Self)) {
+        let Some(tools) = Self::find() else { return };
+        test(&tools);
+        let directory = tools.kernel.kernel.parent().unwrap();
+        if tools.kernel.machine == Machine::Microvm {
+            test(&Self {
+                kernel: GuestKernel::debian(directory),
+                ..tools
+            });
+        } else {
+            eprintln!("on Debian's kernel alone: `make kernel` builds the platform's own");
         }
     }
 
@@ -159,6 +175,10 @@ pub(crate) struct Seen {
     pub(crate) logs: BTreeMap<u64, LogRecord>,
     pub(crate) logs_sent_again: u32,
     pub(crate) exec: BTreeMap<u32, ExecSeen>,
+    /// Questions for the time.
+    pub(crate) times_asked: u32,
+    /// How far the node's clock is ahead of this machine's, in nanoseconds.
+    pub(crate) clock_offset_nanos: i128,
     /// Do not read the log channel.
     pub(crate) hold_logs: bool,
     /// Read logs and do not acknowledge them.
@@ -641,6 +661,16 @@ fn take(
         }
         GuestFrame::ExecRefused { session, reason } => {
             seen.exec.entry(session).or_default().refused = Some(reason);
+        }
+        GuestFrame::TimeAsked(asked) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            let nanos = i128::try_from(now.as_nanos()).unwrap() + seen.clock_offset_nanos;
+            let time = NodeTime {
+                number: asked.number,
+                unix_nanos: u64::try_from(nanos).unwrap(),
+            };
+            seen.times_asked += 1;
+            answers.extend(HostFrame::Time(time).encode());
         }
         GuestFrame::ExecFailed { reason } => panic!("only a node sends this frame: {reason}"),
     }

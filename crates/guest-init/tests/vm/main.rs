@@ -14,4 +14,5 @@ mod machine;
 mod namespace;
 mod output;
 mod proxy;
+mod time;
 mod versions;

@@ -15,9 +15,9 @@ use model::InstanceId;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, mount, mount_bind, mount_change, mount_remount,
 };
-use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use crate::driver::Boot;
+use crate::view::leave_mount_namespace;
 use crate::{Disk, VmSpec, run_dir};
 
 /// The kernel, inside.
@@ -129,14 +129,4 @@ impl Jail {
         }
         Ok(())
     }
-}
-
-#[allow(
-    unsafe_code,
-    reason = "unsharing can break a thread that relies on what it shared"
-)]
-fn leave_mount_namespace() -> io::Result<()> {
-    // SAFETY: no descriptor table is unshared, and the calling thread exists for one start only.
-    unsafe { unshare_unsafe(UnshareFlags::NEWNS) }?;
-    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -71,6 +72,16 @@ impl Vmm for MicroVms {
         .boxed()
     }
 
+    fn list(&self) -> BoxFuture<'_, HostResult<Vec<InstanceId>>> {
+        let dir = self.run_dir.clone();
+        blocking(move || {
+            microvm::recorded(&dir).map_err(|error| {
+                HostError::transient(format!("cannot list {}: {error}", dir.display()))
+            })
+        })
+        .boxed()
+    }
+
     fn adopt(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Option<Box<dyn Vm>>>> {
         async move {
             match microvm::Vm::adopt(&self.vm_dir(id)).await {
@@ -122,6 +133,11 @@ impl Vm for MicroVm {
 
     fn health(&self) -> watch::Receiver<VmHealth> {
         self.0.health()
+    }
+
+    fn waited(&self) -> BoxFuture<'_, Option<Duration>> {
+        let vm = self.0.clone();
+        blocking(move || vm.waited_for_processors()).boxed()
     }
 }
 

@@ -28,6 +28,16 @@ impl Guest {
     }
 
     async fn dial_with(socket: &Path, contract: u32, channel: Channel, phase: Phase) -> Self {
+        Self::dial_as("", socket, contract, channel, phase).await
+    }
+
+    async fn dial_as(
+        token: &str,
+        socket: &Path,
+        contract: u32,
+        channel: Channel,
+        phase: Phase,
+    ) -> Self {
         let stream = UnixStream::connect(socket).await.unwrap();
         let mut guest = Self {
             stream,
@@ -38,6 +48,7 @@ impl Guest {
                 contract,
                 channel,
                 phase,
+                token: token.to_owned(),
             }))
             .await;
         guest
@@ -99,14 +110,20 @@ fn exit(code: u8) -> ExitEvent {
     }
 }
 
+/// A link of a guest whose init has no token, as those of before.
 fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
+    link_of(dir, Some(String::new()), Clock::start())
+}
+
+fn link_of(dir: &Path, token: Option<String>, clock: Clock) -> (GuestLink, std::path::PathBuf) {
     let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
     let socket = dir.join("guest.sock");
     (
         GuestLink::serve(
             Box::new(UnixGuestListener(UnixListener::bind(&socket).unwrap())),
             Arc::new(FileLog(log)),
-            Clock::start(),
+            clock,
+            token,
         ),
         socket,
     )
@@ -458,6 +475,95 @@ async fn there_is_one_end_and_its_words_are_plain() {
     }
 }
 
+#[tokio::test]
+async fn case_only_init_is_served_and_the_boot_config_is_sent_no_more_once_the_app_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link_of(dir.path(), None, Clock::start());
+    let dial = |token: &'static str, channel, phase| {
+        Guest::dial_as(token, &socket, CONTRACT_VERSION, channel, phase)
+    };
+    let waiting = dial("init", Channel::Control, Phase::Waiting).await;
+    assert_eq!(
+        link.next().await,
+        Some(GuestEvent::Bound("init".to_owned()))
+    );
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
+    link.boot(config());
+    drop(waiting);
+    // Init's connection broke before it had the config: it is sent to init again, and to nobody else.
+    let mut refused = 0;
+    for token in ["", "app", "inis", "init0"] {
+        let mut app = dial(token, Channel::Control, Phase::Waiting).await;
+        assert_eq!(app.hear().await, None, "{token:?}");
+        refused += 1;
+    }
+    let mut init = dial("init", Channel::Control, Phase::Waiting).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
+    assert_eq!(init.hear().await, Some(HostFrame::Boot(Box::new(config()))));
+    init.say(&GuestFrame::Started).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Started));
+    // From now on it is sent to no program of the guest, init's token or not.
+    for token in ["", "app", "init"] {
+        let mut app = dial(token, Channel::Control, Phase::Waiting).await;
+        assert_eq!(app.hear().await, None, "{token:?}");
+        refused += 1;
+    }
+    // Nor is any other channel open to the app.
+    for channel in [Channel::Control, Channel::Log, Channel::Exec { session: 1 }] {
+        let mut app = dial("app", channel, Phase::Running).await;
+        assert_eq!(app.hear().await, None, "{channel:?}");
+        refused += 1;
+    }
+    // None of it took the place of init's connection.
+    link.stop(500);
+    let stop = HostFrame::Stop { timeout_ms: 500 };
+    assert_eq!(init.hear().await, Some(stop));
+    violations(&link, refused).await;
+}
+
+/// As after a restart of the agent: the token is in the record.
+#[tokio::test]
+async fn case_a_recorded_token_keeps_the_app_from_taking_inits_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link_of(dir.path(), Some("init".to_owned()), Clock::start());
+    link.boot(config());
+    let dial = |token: &'static str, phase| {
+        Guest::dial_as(token, &socket, CONTRACT_VERSION, Channel::Control, phase)
+    };
+    let mut app = dial("app", Phase::Waiting).await;
+    assert_eq!(app.hear().await, None);
+    let mut init = dial("init", Phase::Waiting).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
+    assert_eq!(init.hear().await, Some(HostFrame::Boot(Box::new(config()))));
+    // The guest that is adopted while it runs is sent nothing.
+    let mut init = dial("init", Phase::Running).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
+    let mut again = dial("init", Phase::Waiting).await;
+    assert_eq!(again.hear().await, None);
+    init.say(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
+}
+
+#[tokio::test]
+async fn case_a_guest_is_told_the_machines_time_as_it_is_after_a_step() {
+    static MACHINE: AtomicU64 = AtomicU64::new(1_700_000_000);
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::with_machine(|| Duration::from_secs(MACHINE.load(Ordering::Relaxed)));
+    let (_link, socket) = link_of(dir.path(), None, clock);
+    let mut guest = Guest::dial(&socket, Channel::Control, Phase::Running).await;
+    for (number, seconds) in [(1, 1_700_000_000), (2, 1_600_000_000), (3, 1_800_000_000)] {
+        MACHINE.store(seconds, Ordering::Relaxed);
+        guest
+            .say(&GuestFrame::TimeAsked(guest_protocol::TimeAsked { number }))
+            .await;
+        let time = NodeTime {
+            number,
+            unix_nanos: seconds * 1_000_000_000,
+        };
+        assert_eq!(guest.hear().await, Some(HostFrame::Time(time)));
+    }
+}
+
 /// This process's resident memory, in bytes.
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -542,6 +648,7 @@ async fn flood() {
         contract: CONTRACT_VERSION,
         channel: Channel::Exec { session: 7 },
         phase: Phase::Running,
+        token: String::new(),
     })
     .encode();
     let longest = u32::MAX.to_le_bytes();

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use model::instance::InstanceSpec;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::boots::BootSlot;
 use crate::host::{HostError, HostResult, PreparedImage, Progress};
 use crate::machine::Machine;
 use crate::secrets::Secrets;
@@ -15,6 +16,8 @@ pub(super) struct Prepared {
     pub(super) image: PreparedImage,
     /// The VM's own disks: scratch, then the volumes.
     pub(super) disks: Vec<PathBuf>,
+    /// Its turn to boot, until its app runs or the boot has failed.
+    pub(super) slot: Option<BootSlot>,
 }
 
 /// The outcome of a preparation that is under way; never, where none is. Cancel-safe.
@@ -31,7 +34,7 @@ pub(super) async fn prepared(
     }
 }
 
-/// Fetches the image and the secrets of an instance, and makes its disks.
+/// Fetches the image and the secrets of an instance, makes its disks, and waits for its turn to boot.
 pub(super) async fn prepare(
     machine: &Machine,
     spec: &InstanceSpec,
@@ -48,5 +51,6 @@ pub(super) async fn prepare(
     for volume in &spec.volumes {
         disks.push(host.disks.prepare_volume(volume.clone()).await?);
     }
-    Ok(Prepared { image, disks })
+    let slot = machine.boots.acquire(progress).await;
+    Ok(Prepared { image, disks, slot })
 }

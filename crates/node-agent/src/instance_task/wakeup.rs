@@ -5,13 +5,10 @@ use std::future::pending;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
-use crate::guest_link::{GuestEvent, GuestLink};
+use crate::guest_link::GuestEvent;
 use crate::host::{HostResult, Vm};
 use crate::instance_task::preparation::Prepared;
 use crate::instance_task::vm_watch::VmWatch;
-
-/// Most forwarded ports that are named.
-const SHOWN_PORTS: usize = 4;
 
 /// What may happen to an instance between two steps.
 #[allow(clippy::large_enum_variant, reason = "it lives for one step")]
@@ -25,22 +22,13 @@ pub(super) enum Wakeup {
     Stalled,
     Due,
     ProbeDue,
+    LookDue,
     WriteAgain,
 }
 
 pub(super) async fn asked(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|asked| *asked).await.is_err() {
         pending::<()>().await;
-    }
-}
-
-pub(super) async fn next_guest_event(link: &mut Option<GuestLink>) -> GuestEvent {
-    match link {
-        Some(link) => match link.next().await {
-            Some(event) => event,
-            None => pending().await,
-        },
-        None => pending().await,
     }
 }
 
@@ -56,17 +44,6 @@ pub(super) async fn vm_changed(watched: &mut Option<VmWatch>) {
         Some(watched) => watched.changed().await,
         None => pending().await,
     }
-}
-
-/// The ports that are forwarded to, for people.
-pub(super) fn forwarded_detail(ports: &[u16]) -> String {
-    let shown = &ports[..ports.len().min(SHOWN_PORTS)];
-    let names: Vec<_> = shown.iter().map(u16::to_string).collect();
-    let more = match ports.len() - shown.len() {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!("not on IPv6, forwarded: {}{more}", names.join(", "))
 }
 
 pub(super) async fn changed(detail: &mut Option<watch::Receiver<String>>) {

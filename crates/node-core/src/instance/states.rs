@@ -4,7 +4,8 @@ use guest_protocol::BootFailure;
 use model::Timestamp;
 
 use super::{
-    BACKOFF_MAX_MS, Effect, Event, Lifecycle, MAX_PREPARE_ATTEMPTS, Readiness, State, StopStep,
+    BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Event, Lifecycle, MAX_PREPARE_ATTEMPTS, Readiness,
+    State, StopStep,
 };
 
 impl Lifecycle {
@@ -20,6 +21,8 @@ impl Lifecycle {
             | Event::PrepareFailed { .. }
             | Event::VmmStarted
             | Event::VmmFailed { .. }
+            | Event::GuestDialled
+            | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
             | Event::Exited(_)
@@ -66,6 +69,8 @@ impl Lifecycle {
             Event::Start
             | Event::VmmStarted
             | Event::VmmFailed { .. }
+            | Event::GuestDialled
+            | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
             | Event::Exited(_)
@@ -80,9 +85,23 @@ impl Lifecycle {
         }
     }
 
-    pub(super) fn in_booting(&mut self, now: Timestamp, event: &Event) -> Option<Vec<Effect>> {
+    pub(super) fn in_booting(
+        &mut self,
+        now: Timestamp,
+        event: &Event,
+        watchdog: Timestamp,
+        limit: Option<Timestamp>,
+    ) -> Option<Vec<Effect>> {
         match event {
             Event::VmmStarted => Some(Vec::new()),
+            Event::GuestDialled => {
+                let to = Timestamp(now.0.saturating_add(self.rules.timing.boot_timeout_ms));
+                Some(self.put_off(watchdog, to, limit))
+            }
+            Event::VmWaited { millis } => {
+                let to = Timestamp(watchdog.0.saturating_add(*millis));
+                Some(self.put_off(watchdog, to, limit))
+            }
             Event::GuestStarted => Some(self.run(now)),
             Event::BootFailed(failure) => {
                 let BootFailure {
@@ -112,8 +131,15 @@ impl Lifecycle {
                 Some(self.boot_missed(now, format!("the VM ended while booting: {reason}")))
             }
             Event::BootTimeout => {
-                let seconds = self.rules.timing.boot_timeout_ms / 1000;
-                Some(self.boot_missed(now, format!("the guest did not start within {seconds} s")))
+                let limited = limit.is_some_and(|limit| now >= limit);
+                Some(self.boot_missed(
+                    now,
+                    if limited {
+                        format!("the boot took longer than {} s", BOOT_LIMIT_MS / 1000)
+                    } else {
+                        "the guest made no progress in its boot".to_owned()
+                    },
+                ))
             }
             // The agent was away when the app started, and ended.
             Event::Exited(exit) => {
@@ -150,7 +176,7 @@ impl Lifecycle {
     ) -> Option<Vec<Effect>> {
         match event {
             // The guest says it again when it dials again.
-            Event::GuestStarted => Some(Vec::new()),
+            Event::GuestStarted | Event::GuestDialled | Event::VmWaited { .. } => Some(Vec::new()),
             Event::Settled => match readiness {
                 Readiness::Settling { .. } => Some(self.become_ready(started_at)),
                 Readiness::Probing { .. } | Readiness::Ready { .. } => None,
@@ -180,10 +206,16 @@ impl Lifecycle {
                     self.ask_stop(now, started_at)
                 })
             }
-            Event::Adopted => Some(match readiness {
-                Readiness::Settling { .. } => self.settle(now, started_at),
-                Readiness::Probing { .. } | Readiness::Ready { .. } => Vec::new(),
-            }),
+            // The agent that was restarted has another clock, which may have been set back: else the grace of the health
+            // check would last as much longer.
+            Event::Adopted => {
+                let started_at = started_at.min(now);
+                self.running(started_at, readiness.clone());
+                Some(match readiness {
+                    Readiness::Settling { .. } => self.settle(now, started_at),
+                    Readiness::Probing { .. } | Readiness::Ready { .. } => Vec::new(),
+                })
+            }
             Event::Start
             | Event::Prepared
             | Event::PrepareFailed { .. }
@@ -239,6 +271,8 @@ impl Lifecycle {
                 | Event::PrepareFailed { .. }
                 | Event::VmmStarted
                 | Event::VmmFailed { .. }
+                | Event::GuestDialled
+                | Event::VmWaited { .. }
                 | Event::GuestStarted
                 | Event::BootFailed(_)
                 | Event::HealthPassed
@@ -283,6 +317,8 @@ impl Lifecycle {
             | Event::PrepareFailed { .. }
             | Event::VmmStarted
             | Event::VmmFailed { .. }
+            | Event::GuestDialled
+            | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
             | Event::Exited(_)
@@ -323,6 +359,8 @@ impl Lifecycle {
             | Event::PrepareFailed { .. }
             | Event::VmmStarted
             | Event::VmmFailed { .. }
+            | Event::GuestDialled
+            | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
             | Event::Exited(_)

@@ -4,9 +4,12 @@ use model::Timestamp;
 use model::instance::{ExitEvent, RestartWhen};
 
 use super::{
-    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, Readiness, SETTLE_MS,
-    STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep,
+    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS,
+    Readiness, SETTLE_MS, STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep,
 };
+
+/// A backoff is shorter than its full length by less than one of so many parts.
+const JITTER_PART: u64 = 4;
 
 impl Lifecycle {
     /// Prepares a boot. `ran` says that the app ran before: then it is started again, while preparing
@@ -37,9 +40,24 @@ impl Lifecycle {
     }
 
     pub(super) fn watch_boot(&mut self, now: Timestamp) -> Timestamp {
-        let watchdog = Timestamp(now.0.saturating_add(self.rules.timing.boot_timeout_ms));
-        self.progress.state = State::Booting { watchdog };
+        let watchdog = Timestamp(now.0.saturating_add(self.rules.timing.hello_timeout_ms));
+        self.progress.state = State::Booting {
+            watchdog,
+            limit: Some(Timestamp(now.0.saturating_add(BOOT_LIMIT_MS))),
+        };
         watchdog
+    }
+
+    /// Puts the boot watchdog off to a time, within its limit.
+    pub(super) fn put_off(
+        &mut self,
+        watchdog: Timestamp,
+        to: Timestamp,
+        limit: Option<Timestamp>,
+    ) -> Vec<Effect> {
+        let watchdog = to.min(limit.unwrap_or(to)).max(watchdog);
+        self.progress.state = State::Booting { watchdog, limit };
+        vec![Effect::ScheduleAt(watchdog)]
     }
 
     pub(super) fn run(&mut self, now: Timestamp) -> Vec<Effect> {
@@ -62,7 +80,7 @@ impl Lifecycle {
         effects
     }
 
-    fn running(&mut self, started_at: Timestamp, readiness: Readiness) {
+    pub(super) fn running(&mut self, started_at: Timestamp, readiness: Readiness) {
         self.progress.state = State::Running {
             started_at,
             readiness,
@@ -211,10 +229,28 @@ impl Lifecycle {
             .checked_shl(doublings)
             .and_then(|factor| BACKOFF_FIRST_MS.checked_mul(factor))
             .map_or(BACKOFF_MAX_MS, |wait| wait.min(BACKOFF_MAX_MS));
+        let wait = wait - self.draw() % (wait / JITTER_PART);
         let until = Timestamp(now.0.saturating_add(wait));
         self.progress.state = State::Backoff { until, ran };
         let schedule = Effect::ScheduleAt(until);
         vec![Effect::KillVm, Effect::CleanUp, schedule, Effect::Report]
+    }
+
+    /// A number that differs between instances and between the starts of one, and is the same each time (SplitMix64).
+    fn draw(&self) -> u64 {
+        let progress = &self.progress;
+        let starts = [
+            progress.restarts,
+            progress.ends_in_row,
+            progress.boots_in_row,
+            progress.prepares_in_row,
+        ];
+        let starts: u64 = starts.map(u64::from).iter().sum();
+        let mut bits =
+            (u64::from(self.rules.id.0) << 32 ^ starts).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        bits ^ (bits >> 31)
     }
 
     pub(super) fn give_up(&mut self) -> Vec<Effect> {

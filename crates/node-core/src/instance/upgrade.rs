@@ -53,7 +53,10 @@ impl Progress {
         let state = match old.state {
             InstanceState::Created => State::Created,
             InstanceState::Preparing => State::Preparing,
-            InstanceState::Booting => State::Booting { watchdog: timer },
+            InstanceState::Booting => State::Booting {
+                watchdog: timer,
+                limit: None,
+            },
             InstanceState::Running => State::Running {
                 started_at,
                 readiness: if old.ready {

@@ -57,6 +57,7 @@ pub(crate) struct Cluster {
     vms: BTreeSet<String>,
     /// File systems that were mounted for it.
     mounts: Vec<PathBuf>,
+    node_arguments: Vec<String>,
     /// The example's image, `registry/repository@digest`.
     pub(crate) image: String,
 }
@@ -64,11 +65,20 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts everything but an app. Nothing when these tests are switched off.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_on(|_| {})
+        Self::start_prepared(&[], |_| {})
     }
 
     /// The same, on a machine that is prepared first: the folders of the roles are not there yet.
     pub(crate) fn start_on(prepare: impl FnOnce(&mut Self)) -> Option<Self> {
+        Self::start_prepared(&[], prepare)
+    }
+
+    /// [`Self::start`], with further arguments for the node.
+    pub(crate) fn start_with(node_arguments: &[&str]) -> Option<Self> {
+        Self::start_prepared(node_arguments, |_| {})
+    }
+
+    fn start_prepared(node_arguments: &[&str], prepare: impl FnOnce(&mut Self)) -> Option<Self> {
         if std::env::var_os(SKIP).is_some() {
             eprintln!("SKIPPED: {SKIP} is set");
             return None;
@@ -89,6 +99,7 @@ impl Cluster {
             children: Vec::new(),
             vms: BTreeSet::new(),
             mounts: Vec::new(),
+            node_arguments: node_arguments.iter().map(|&word| word.to_owned()).collect(),
             image: String::new(),
         };
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
@@ -208,6 +219,61 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Pushes one of the example images with other files and another config.
+    pub(crate) fn push_changed(
+        &self,
+        name: &str,
+        files: &dyn Fn(&Path),
+        config: &[&str],
+    ) -> String {
+        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program}: {stderr}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        let original = run(
+            top().join("examples/images.sh").to_str().unwrap(),
+            &[name.as_ref()],
+        );
+        let (layout, tag) = original.rsplit_once(':').unwrap();
+        let changed = self.path("changed");
+        run(
+            "cp",
+            &["-rT".as_ref(), layout.as_ref(), changed.as_os_str()],
+        );
+        let image = format!("{}:{tag}", changed.display());
+        let bundle = self.path("bundle");
+        let umoci = |command: &str, more: &[&std::ffi::OsStr]| {
+            let image = ["--image".as_ref(), image.as_ref()];
+            run("umoci", &[&[command.as_ref()], &image[..], more].concat());
+        };
+        umoci("unpack", &[bundle.as_os_str()]);
+        files(&bundle.join("rootfs"));
+        umoci("repack", &[bundle.as_os_str()]);
+        let config: Vec<_> = config.iter().map(std::ffi::OsStr::new).collect();
+        umoci("config", &config);
+        let digest = self.path("digest");
+        let reference = format!("{}/changed", self.registry);
+        run(
+            "skopeo",
+            &[
+                "copy".as_ref(),
+                "--quiet".as_ref(),
+                "--dest-tls-verify=false".as_ref(),
+                "--digestfile".as_ref(),
+                digest.as_os_str(),
+                format!("oci:{image}").as_ref(),
+                format!("docker://{reference}:{tag}").as_ref(),
+            ],
+        );
+        let digest = std::fs::read_to_string(digest).unwrap();
+        for folder in [changed, bundle] {
+            std::fs::remove_dir_all(folder).unwrap();
+        }
+        format!("{reference}@{}", digest.trim())
+    }
+
     fn join(&mut self, role: &'static str) {
         let said = self.cli(&["tokens", "create", "--role", role]);
         assert_eq!(said.status, 0, "{}", said.stderr);
@@ -224,7 +290,8 @@ impl Cluster {
             "server" => command.args(["--listen", &self.server.to_string()]),
             "node" => command
                 .args(["--server", &server, "--name", "test", "--run-dir"])
-                .arg(self.path("run")),
+                .arg(self.path("run"))
+                .args(&self.node_arguments),
             _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
         };
         command

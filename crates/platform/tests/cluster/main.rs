@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod bad_days;
 mod disk;
+mod forty;
 mod harness;
 mod hostile;
+mod init;
 mod proxy;
 mod terminal;
 mod volumes;
