@@ -4,12 +4,10 @@
 //! [`crate::DriverKind`]. A driver knows a boot under way ([`Boot`]) and nothing of the VM that comes of it.
 
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 
 use blocking_work::blocking;
 use process_handle::{Identity, Process};
@@ -17,16 +15,13 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cgroup::Cgroup;
 use crate::denial::{self, Denial};
-use crate::health::Monitor;
+use crate::monitor::{Answer, Monitor};
 use crate::record::Record;
 use crate::spawn::{self, Launch};
 use crate::{BootError, VmSpec, console, programs, run_dir};
 
 /// The guest's context id. Each vsock device serves one guest, so all have the same.
 pub(crate) const GUEST_CID: u32 = 3;
-
-/// The future of a driver's method.
-pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A VMM and how it is started and asked.
 pub(crate) trait Driver: std::fmt::Debug + Send + Sync {

@@ -24,9 +24,9 @@ use tokio::time::Instant;
 
 use self::jail::Jail;
 use self::tap::PersistentTap;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, check_readable, file};
-use crate::health::{Event, Monitor};
+use crate::driver::{Boot, Driver, GUEST_CID, Started, check_readable, file};
 use crate::kernel::boot_arguments;
+use crate::monitor::{Answer, Event, Monitor};
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};

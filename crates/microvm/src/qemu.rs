@@ -15,9 +15,9 @@ use process_handle::Process;
 use tokio::time::Instant;
 
 use self::command_line::CommandLine;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, file, open_for_user};
-use crate::health::Monitor;
+use crate::driver::{Boot, Driver, GUEST_CID, Started, file, open_for_user};
 use crate::kernel::boot_arguments;
+use crate::monitor::{Answer, Monitor};
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
 use crate::view::View;

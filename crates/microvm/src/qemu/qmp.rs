@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 
-use crate::driver::Answer;
-use crate::health::{DiskFault, Event, Monitor};
+use crate::monitor::{Answer, DiskFault, Event, Monitor};
 use crate::{StatusError, VmStatus, run_dir};
 
 /// Longest line, in bytes.
