@@ -52,8 +52,62 @@ pub struct Hardware {
     pub arch: String,
     /// Logical CPUs.
     pub cpus: u32,
-    /// Memory that instances may use, in bytes.
+    /// Memory that instances may use, in bytes: their guests' and what runs them ([`InstanceOverhead`]).
     pub memory_bytes: u64,
+    /// Its disk; absent from an agent that does not measure it: then disk is not counted on this node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<NodeDisk>,
+    /// What one instance costs beside what its spec asks for; absent from an agent that does not say:
+    /// then it is [`InstanceOverhead::UNREPORTED`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overhead: Option<InstanceOverhead>,
+}
+
+impl Hardware {
+    /// What one instance costs this machine beside what its spec asks for.
+    pub fn instance_overhead(&self) -> InstanceOverhead {
+        self.overhead.unwrap_or(InstanceOverhead::UNREPORTED)
+    }
+}
+
+/// The disk of a node: the file system of its data folder, and what of it instances cannot have. All in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDisk {
+    /// What the file system holds for users other than root.
+    pub total_bytes: u64,
+    /// The platform's reserve: for the node's own records and logs.
+    pub reserved_bytes: u64,
+    /// The share of cached images: their budget, or what they take where that is more.
+    pub images_bytes: u64,
+    /// What everything else on the machine takes, as last measured.
+    pub others_bytes: u64,
+}
+
+impl NodeDisk {
+    /// What the scratch disks, volumes and logs of instances may take together, in bytes.
+    pub fn instances_bytes(&self) -> u64 {
+        [self.reserved_bytes, self.images_bytes, self.others_bytes]
+            .into_iter()
+            .fold(self.total_bytes, u64::saturating_sub)
+    }
+}
+
+/// What one instance costs its node beside what its spec asks for, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceOverhead {
+    /// Memory of its VMM and of the vsock device beside the guest's own: a function of the VMM driver.
+    pub memory_bytes: u64,
+    /// Disk of its logs, its console and its record.
+    pub disk_bytes: u64,
+}
+
+impl InstanceOverhead {
+    /// What is counted for an instance on a node that does not say (an agent of the version before): the most of any
+    /// driver, and no disk.
+    pub const UNREPORTED: Self = Self {
+        memory_bytes: 128 << 20,
+        disk_bytes: 0,
+    };
 }
 
 /// The answer to [`EnrollRequest`].

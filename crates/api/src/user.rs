@@ -272,8 +272,22 @@ pub struct NodeRow {
     pub online: bool,
     /// Instances placed on it.
     pub instances: u32,
+    /// What is promised to its instances and volumes; absent from a server that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub promised: Option<PromisedRow>,
     /// Its /64, as its first address.
     pub prefix: Ipv6Addr,
+}
+
+/// What the instances and volumes of a node are promised, those that terminate among them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromisedRow {
+    /// CPU requests, in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory, what runs the instances included, in bytes.
+    pub memory_bytes: u64,
+    /// Disk: scratch disks, volumes and logs, in bytes.
+    pub disk_bytes: u64,
 }
 
 /// Most bytes of one file of a secret bundle.

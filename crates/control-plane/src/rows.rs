@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
-use api::user::{EndedRow, EnvRow, InstanceRow, NodeRow, RolloutPhase, RolloutStatus, VolumeRow};
+use api::user::{
+    EndedRow, EnvRow, InstanceRow, NodeRow, PromisedRow, RolloutPhase, RolloutStatus, VolumeRow,
+};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
+use scheduler::placement::Placement;
 use scheduler::planner::Finding;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 use scheduler::table::Table;
@@ -126,11 +129,13 @@ pub(crate) fn node_name(cluster: &ClusterState, id: NodeId) -> String {
 }
 
 pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
+    let placement = Placement::new(cluster);
     cluster
         .nodes
         .iter()
         .map(|(id, node)| {
             let instances = cluster.instances.count_on_node(*id);
+            let promised = placement.promised(*id);
             NodeRow {
                 id: *id,
                 name: node.name.clone(),
@@ -141,6 +146,11 @@ pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
                 seen_at: node.seen_at,
                 online: node.online,
                 instances: u32::try_from(instances).unwrap_or(u32::MAX),
+                promised: Some(PromisedRow {
+                    cpu_millis: promised.cpu_millis,
+                    memory_bytes: promised.memory_bytes,
+                    disk_bytes: promised.disk_bytes,
+                }),
                 prefix: node_prefix(cluster.settings.prefix, *id),
             }
         })

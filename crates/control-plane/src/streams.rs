@@ -78,6 +78,8 @@ pub(crate) struct Ended {
     pub(crate) last: Option<Timestamp>,
     /// Whether the node opened it at all.
     pub(crate) opened: bool,
+    /// Why the node refused to, for people.
+    pub(crate) refused: Option<String>,
 }
 
 impl Drop for Open {
@@ -137,6 +139,7 @@ impl Streams {
                 instances,
                 last: None,
                 opened: false,
+                refused: None,
             };
             Waiting::Logs(Open {
                 lines,

@@ -513,8 +513,8 @@ pub(crate) struct Resources {
     #[serde(default = "Resources::default_memory")]
     #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB", "x-multiple" = "1MiB"))]
     pub(crate) memory: Size,
-    /// The writable disk under the image's files. It starts empty with each instance and takes
-    /// room on the node only as it is written. Whole MiB.
+    /// The writable disk under the image's files. It starts empty with each instance. Its size is
+    /// promised on the node, like memory; room is taken only as it is written. Whole MiB.
     #[serde(default = "Resources::default_scratch")]
     #[schemars(extend("x-minimum" = "16MiB", "x-maximum" = "4TiB", "x-multiple" = "1MiB"))]
     pub(crate) scratch: Size,

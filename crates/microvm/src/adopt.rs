@@ -74,7 +74,7 @@ impl Vm {
         Ok(record
             .vmm
             .is_some()
-            .then(|| Self::ended_already(record.instance, driver, run_dir.to_owned(), end)))
+            .then(|| Self::ended_already(record.instance, run_dir.to_owned(), end)))
     }
 }
 

@@ -99,7 +99,8 @@ fn prepare(spec: &VmSpec) -> Result<(Boot, Pump), BootError> {
     let ends = console::make(&dir).map_err(file("make", &run_dir::console_fifo(&dir)))?;
     let pump = Pump::start(&dir).map_err(file("open", &run_dir::console_fifo(&dir)))?;
     let boot_id = process_handle::boot_id().map_err(file("read", &dir))?;
-    let cgroup = Cgroup::make(spec.instance, spec.memory_bytes, spec.cpu_millis);
+    let memory_bytes = spec.memory_bytes + spec.driver.memory_overhead_bytes();
+    let cgroup = Cgroup::make(spec.instance, memory_bytes, spec.cpu_millis);
     let record = Record::new(
         boot_id,
         spec.instance,

@@ -7,9 +7,6 @@ use std::sync::Once;
 
 use model::InstanceId;
 
-/// What QEMU and the vsock device may use beyond the guest's own memory, in bytes: translated
-/// code, device state, buffers. Page cache of disks counts too, and is given back under pressure.
-const VMM_OVERHEAD_BYTES: u64 = 256 * 1024 * 1024;
 /// cgroup v2's weight of one core (its default).
 const WEIGHT_PER_CORE: u32 = 100;
 /// The parent of all VMs' cgroups, at the root. When the agent is a systemd service, systemd ends every process in
@@ -27,7 +24,9 @@ pub(crate) struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup. Where the machine does not allow it, the reason is logged once. Blocks.
+    /// Makes the cgroup. `memory_bytes` is all that the VM may take of the host: the guest's memory and the driver's
+    /// overhead. Page cache of disks counts too, and is given back under pressure. Where the machine does not allow a
+    /// cgroup, the reason is logged once. Blocks.
     pub(crate) fn make(instance: InstanceId, memory_bytes: u64, cpu_millis: u32) -> Option<Self> {
         static SAID: Once = Once::new();
         match Self::try_make(instance, memory_bytes, cpu_millis) {
@@ -63,10 +62,7 @@ impl Cgroup {
         };
         make_below(&parent, &cgroup.path, enable)?;
         let limits = [
-            (
-                "memory.max",
-                (memory_bytes + VMM_OVERHEAD_BYTES).to_string(),
-            ),
+            ("memory.max", memory_bytes.to_string()),
             ("memory.swap.max", "0".to_owned()),
             ("cpu.weight", weight(cpu_millis).to_string()),
         ];

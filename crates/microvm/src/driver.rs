@@ -1,15 +1,13 @@
-//! What every driver does: start the processes of a VM, and ask its VMM about the guest.
+//! What every driver does: start the processes of a VM, and give the connection by which its VMM is asked.
 //!
 //! [`Driver`] has two implementations, `qemu` and `firecracker`; `drivers` gives the one of a
 //! [`crate::DriverKind`]. A driver knows a boot under way ([`Boot`]) and nothing of the VM that comes of it.
 
 use std::fs::File;
-use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 
 use blocking_work::blocking;
 use process_handle::{Identity, Process};
@@ -17,15 +15,13 @@ use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cgroup::Cgroup;
 use crate::denial::{self, Denial};
+use crate::monitor::{Answer, Monitor};
 use crate::record::Record;
 use crate::spawn::{self, Launch};
-use crate::{BootError, StatusError, VmSpec, VmStatus, console, programs, run_dir};
+use crate::{BootError, VmSpec, console, programs, run_dir};
 
 /// The guest's context id. Each vsock device serves one guest, so all have the same.
 pub(crate) const GUEST_CID: u32 = 3;
-
-/// The future of a driver's method.
-pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// A VMM and how it is started and asked.
 pub(crate) trait Driver: std::fmt::Debug + Send + Sync {
@@ -36,8 +32,8 @@ pub(crate) trait Driver: std::fmt::Debug + Send + Sync {
         spec: VmSpec,
     ) -> Answer<'a, Result<Started, BootError>>;
 
-    /// Asks the VMM of a run directory about its guest.
-    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>>;
+    /// The VMM of a run directory, to be asked about its guest.
+    fn monitor(&self, run_dir: &Path) -> Box<dyn Monitor>;
 
     /// Whether the vsock device is a process beside the VMM. Neither of the two outlives the other.
     fn has_vsock_process(&self) -> bool;

@@ -24,8 +24,9 @@ use tokio::time::Instant;
 
 use self::jail::Jail;
 use self::tap::PersistentTap;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, check_readable, file};
+use crate::driver::{Boot, Driver, GUEST_CID, Started, check_readable, file};
 use crate::kernel::boot_arguments;
+use crate::monitor::{Answer, Event, Monitor};
 use crate::programs::{self, FirecrackerPrograms};
 use crate::spawn::{Launch, Prepare};
 use crate::spec::{DISK_BYTES_PER_SECOND, DISK_OPERATIONS_PER_SECOND};
@@ -54,8 +55,8 @@ impl Driver for Firecracker {
         Box::pin(start(boot, spec))
     }
 
-    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
-        Box::pin(status(run_dir))
+    fn monitor(&self, run_dir: &Path) -> Box<dyn Monitor> {
+        Box::new(Api(run_dir.to_owned()))
     }
 
     fn has_vsock_process(&self) -> bool {
@@ -121,6 +122,19 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
             vmm.ended().await;
             Err(error)
         }
+    }
+}
+
+/// Firecracker, asked by its API: it says nothing unasked.
+struct Api(PathBuf);
+
+impl Monitor for Api {
+    fn status(&mut self) -> Answer<'_, Result<VmStatus, StatusError>> {
+        Box::pin(status(&self.0))
+    }
+
+    fn event(&mut self) -> Answer<'_, Event> {
+        Box::pin(std::future::pending())
     }
 }
 

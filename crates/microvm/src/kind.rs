@@ -30,4 +30,17 @@ impl DriverKind {
             Self::QemuKvm | Self::QemuTcg => false,
         }
     }
+
+    /// Most memory that a VM takes of the host beside its guest's, in bytes: of the VMM and of the vsock device. It is
+    /// measured (`tests/overhead.rs`), counted when an instance is placed, and allowed by the VM's cgroup.
+    pub fn memory_overhead_bytes(self) -> u64 {
+        const MIB: u64 = 1024 * 1024;
+        match self {
+            // Its makers promise less than 5 MiB; page tables and buffers come on top.
+            Self::Firecracker => 16 * MIB,
+            Self::QemuKvm => 64 * MIB,
+            // The buffer of translated code alone is 64 MiB.
+            Self::QemuTcg => 128 * MIB,
+        }
+    }
 }

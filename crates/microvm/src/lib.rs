@@ -32,6 +32,9 @@
 //!   neither fill the host's disk nor block on a missing reader, and the end of the console is there after the
 //!   guest ends or the agent is killed.
 //!
+//! - A guest's disk that cannot grow on the host gives that guest an I/O error, and pauses nothing. The VMM is asked
+//!   again and again whether its guest runs, and says so when a request to a disk failed ([`VmHealth`]).
+//!
 //! Deliberately absent: the network (`node-network` makes the tap), making of disks (`root-disk`),
 //! the guest's protocol, and any policy: `node-core` decides when to boot or restart.
 
@@ -49,10 +52,12 @@ mod driver;
 mod drivers;
 mod error;
 mod firecracker;
+mod health;
 mod kernel;
 mod kind;
 mod leftover;
 mod load;
+mod monitor;
 mod programs;
 mod qemu;
 mod record;
@@ -69,9 +74,11 @@ pub use choice::{Choice, KvmFact, NoDriver, Probe, choose_driver, probe};
 pub use console::console_tail;
 pub use denial::Denial;
 pub use error::{AdoptError, BootError};
+pub use health::VmHealth;
 pub use kernel::{GuestKernel, Machine};
 pub use kind::DriverKind;
 pub use leftover::{end_leftovers, has_processes, recorded, recover_records};
+pub use monitor::DiskFault;
 pub use programs::{ProgramsError, check_programs};
 pub use run_dir::{guest_socket, listen_for_guest, remove_run_dir};
 pub use spawn::VMM_UIDS;

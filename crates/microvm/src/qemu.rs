@@ -15,12 +15,13 @@ use process_handle::Process;
 use tokio::time::Instant;
 
 use self::command_line::CommandLine;
-use crate::driver::{Answer, Boot, Driver, GUEST_CID, Started, file, open_for_user};
+use crate::driver::{Boot, Driver, GUEST_CID, Started, file, open_for_user};
 use crate::kernel::boot_arguments;
+use crate::monitor::{Answer, Monitor};
 use crate::programs::{self, QemuPrograms};
 use crate::spawn::{Launch, number};
 use crate::view::View;
-use crate::{BootError, DriverKind, StatusError, VmSpec, VmStatus, console, run_dir, tsc};
+use crate::{BootError, DriverKind, VmSpec, console, run_dir, tsc};
 
 /// Longest wait until the vsock device listens.
 const VSOCK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -41,8 +42,8 @@ impl Driver for Qemu {
         Box::pin(start(boot, spec))
     }
 
-    fn status<'a>(&'a self, run_dir: &'a Path) -> Answer<'a, Result<VmStatus, StatusError>> {
-        Box::pin(status(run_dir))
+    fn monitor(&self, run_dir: &Path) -> Box<dyn Monitor> {
+        Box::new(qmp::Qmp::new(run_dir))
     }
 
     fn has_vsock_process(&self) -> bool {
@@ -64,16 +65,6 @@ async fn start(boot: &mut Boot, spec: VmSpec) -> Result<Started, BootError> {
             vsock_device.ended().await;
             Err(error)
         }
-    }
-}
-
-/// Asks QEMU about its guest.
-async fn status(run_dir: &Path) -> Result<VmStatus, StatusError> {
-    let answer = qmp::ask(run_dir, "query-status").await?;
-    match answer.get("status").and_then(|status| status.as_str()) {
-        Some("running") => Ok(VmStatus::Running),
-        Some(other) => Ok(VmStatus::Stopped(other.to_owned())),
-        None => Err(StatusError::Answer(answer.to_string())),
     }
 }
 

@@ -8,16 +8,19 @@ use std::time::Duration;
 use blocking_work::blocking;
 use model::InstanceId;
 use process_handle::{Exit, Process};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cgroup::Cgroup;
 use crate::console::{Pump, console_tail};
 use crate::driver::Driver;
+use crate::health::{Question, VmHealth, observe};
 use crate::{StatusError, VmStatus, load, run_dir};
 
 /// Longest time between an orderly end of the vsock device and the end of the VMM that caused it. A VMM that still
 /// runs after it has lost its device.
 const VMM_GRACE: Duration = Duration::from_millis(500);
+/// Questions about a VM's status that wait at a time; further ones wait for their turn.
+const MAX_QUESTIONS: usize = 8;
 
 /// How a VM ended, and the end of its console.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,10 +63,12 @@ impl std::fmt::Display for HowEnded {
 #[derive(Debug, Clone)]
 pub struct Vm {
     instance: InstanceId,
-    driver: &'static dyn Driver,
     run_dir: PathBuf,
     processes: Option<Arc<Processes>>,
     end: watch::Receiver<Option<VmEnd>>,
+    health: watch::Receiver<VmHealth>,
+    /// Asks for the status. The watcher of the health ends with the last of these.
+    questions: mpsc::Sender<Question>,
 }
 
 #[derive(Debug)]
@@ -87,34 +92,42 @@ impl Vm {
         let (ended, end) = watch::channel(None);
         let watched = Arc::clone(&processes);
         let dir = run_dir.clone();
+        let (health_sender, health) = watch::channel(VmHealth::default());
+        let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
         tokio::spawn(async move {
-            let how = watched.end_together().await;
+            let observing = async {
+                observe(driver, &dir, health_sender, asked).await;
+                std::future::pending().await
+            };
+            let how = tokio::select! {
+                how = watched.end_together() => how,
+                never = observing => never,
+            };
             let end = finish(how, &dir, watched.cgroup.clone(), pump).await;
             ended.send_replace(Some(end));
         });
         Self {
             instance,
-            driver,
             run_dir,
             processes: Some(processes),
             end,
+            health,
+            questions,
         }
     }
 
-    pub(crate) fn ended_already(
-        instance: InstanceId,
-        driver: &'static dyn Driver,
-        run_dir: PathBuf,
-        end: VmEnd,
-    ) -> Self {
+    pub(crate) fn ended_already(instance: InstanceId, run_dir: PathBuf, end: VmEnd) -> Self {
         // The channel keeps its value when the sender goes.
         let (_, end) = watch::channel(Some(end));
+        let (_, health) = watch::channel(VmHealth::default());
+        let (questions, _) = mpsc::channel(MAX_QUESTIONS);
         Self {
             instance,
-            driver,
             run_dir,
             processes: None,
             end,
+            health,
+            questions,
         }
     }
 
@@ -166,7 +179,15 @@ impl Vm {
     /// # Errors
     /// The VMM did not answer, or its answer is not understood.
     pub async fn status(&self) -> Result<VmStatus, StatusError> {
-        self.driver.status(&self.run_dir).await
+        let gone = || StatusError::Answer("it has ended".to_owned());
+        let (question, answer) = oneshot::channel();
+        self.questions.send(question).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// How the guest is, as its VMM says; it changes with what is heard. After the VM's end it says nothing new.
+    pub fn health(&self) -> watch::Receiver<VmHealth> {
+        self.health.clone()
     }
 }
 

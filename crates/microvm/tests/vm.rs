@@ -252,6 +252,88 @@ async fn a_stopped_vmm_does_not_answer() {
 }
 
 #[tokio::test]
+async fn case_a_stopped_vmm_is_noticed_and_one_that_goes_on_too() {
+    let Some(guest) = guest_dir() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let run_dir = dir.path().join("run");
+    let instance = InstanceId(0xa000_000b);
+    let kernel = kernel_with_script(&guest, dir.path(), FOR_EVER);
+    let vm = boot(spec(instance, &run_dir, kernel)).await.unwrap();
+    wait_for_console(&vm, "GUEST UP").await;
+    let mut health = vm.health();
+    assert_eq!(health.borrow().stalled, None);
+    let limit = Duration::from_mins(1);
+    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::STOP).unwrap();
+    let stalled = tokio::time::timeout(limit, health.wait_for(|h| h.stalled.is_some())).await;
+    let stalled = stalled.unwrap().unwrap().stalled.clone().unwrap();
+    assert!(stalled.contains("has not answered"), "{stalled}");
+    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::CONT).unwrap();
+    let again = tokio::time::timeout(limit, health.wait_for(|h| h.stalled.is_none())).await;
+    again.unwrap().unwrap();
+    assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
+    vm.kill().await;
+    assert_nothing_left(instance, &run_dir);
+}
+
+/// The host's disk is full, by whoever: the guest whose disk cannot grow gets an I/O error, and runs on.
+#[test]
+fn case_a_guest_whose_disk_cannot_grow_gets_an_io_error_and_runs_on() {
+    let Some(guest) = guest_dir() else { return };
+    let test = "case_a_guest_whose_disk_cannot_grow_gets_an_io_error_and_runs_on";
+    let small = "mkdir /run/small; mount -t tmpfs -o size=8m,mode=700 tmpfs /run/small";
+    support::on_a_machine_of_its_own(test, small, async move {
+        fill_the_disk(InstanceId(0xa000_000c), GuestKernel::debian(&guest)).await;
+        let own = GuestKernel::platform(&guest);
+        if own.kernel.exists() {
+            fill_the_disk(InstanceId(0xa000_000d), own).await;
+        } else {
+            eprintln!("NOT EXERCISED: the platform's own kernel; hint: make kernel");
+        }
+    });
+}
+
+async fn fill_the_disk(instance: InstanceId, kernel: GuestKernel) {
+    let dir = tempfile::tempdir_in("/run").unwrap();
+    let run_dir = dir.path().join("run");
+    let (root, scratch) = (dir.path().join("root.img"), Path::new("/run/small/scratch"));
+    fs::write(&root, vec![0; 1 << 20]).unwrap();
+    let file = fs::File::create(scratch).unwrap();
+    file.set_len(64 << 20).unwrap();
+    let script = "dd if=/dev/zero of=/dev/vdb bs=1M count=32 conv=fsync 2>&1 | grep -i error\n\
+         head -n 1 /dev/vdb >/dev/null && echo IT RUNS ON\n\
+         while true; do sleep 1000; done";
+    let mut spec = spec(instance, &run_dir, with_script(kernel, dir.path(), script));
+    spec.disks = vec![
+        Disk {
+            path: root,
+            read_only: true,
+        },
+        Disk {
+            path: scratch.to_owned(),
+            read_only: false,
+        },
+    ];
+    let vm = boot(spec).await.unwrap();
+    wait_for_console(&vm, "IT RUNS ON").await;
+    let told = microvm::console_tail(vm.run_dir());
+    assert!(told.to_lowercase().contains("error"), "{told}");
+    let mut health = vm.health();
+    let limit = Duration::from_mins(1);
+    let heard = tokio::time::timeout(limit, health.wait_for(|h| h.disk_errors > 0)).await;
+    let heard = heard.unwrap().unwrap().clone();
+    let fault = heard.last_disk_error.unwrap();
+    assert_eq!(
+        (fault.disk, fault.operation.as_str(), fault.no_space),
+        (Some(1), "write", true),
+        "{fault:?}"
+    );
+    assert_eq!(fault.reason, "No space left on device");
+    assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
+    vm.kill().await;
+    assert_nothing_left(instance, &run_dir);
+}
+
+#[tokio::test]
 async fn a_kernel_panic_ends_the_vm_and_is_on_its_console() {
     let Some(guest) = guest_dir() else { return };
     let dir = tempfile::tempdir().unwrap();

@@ -29,6 +29,7 @@ use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_task::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
+use crate::upkeep::{keep_room, measure_disk, tidy};
 use display::chain;
 
 /// How long one poll for the desired state waits.
@@ -41,8 +42,6 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// How long changes are gathered before the machine is compared and reported.
 const CHANGE_PAUSE: Duration = Duration::from_millis(100);
-/// The image cache and the logs of ended instances are brought within their bounds this often.
-const TIDY_INTERVAL: Duration = Duration::from_secs(30);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -88,6 +87,8 @@ pub async fn run(
         timing: settings.timing,
         clock,
         changed: Notify::new(),
+        disk: watch::Sender::new(None),
+        disk_full: Notify::new(),
         egress: watch::Sender::new(None),
         admission: Admission::default(),
         boots: BootSlots::of(&settings.hardware),
@@ -104,9 +105,12 @@ pub async fn run(
         hardware: settings.hardware,
         instances: BTreeMap::new(),
         volumes: Vec::new(),
+        removals: BTreeMap::new(),
         machine,
     };
     agent.resume().await?;
+    // Before the first report, so that no instance is placed on a disk of unknown size.
+    measure_disk(&agent.machine).await;
 
     let (generation_sender, generation) = watch::channel(agent.generation());
     let (desired_sender, mut desired) = mpsc::channel(1);
@@ -114,6 +118,7 @@ pub async fn run(
     let machine = &agent.machine;
     let _tasks = [
         spawn(tidy(machine.clone())),
+        spawn(keep_room(machine.clone())),
         spawn(keep_egress(machine.clone())),
         spawn(fetch_desired(machine.clone(), generation, desired_sender)),
         spawn(send_reports(machine.clone(), report)),
@@ -163,6 +168,8 @@ struct Agent {
     instances: BTreeMap<InstanceId, Instance>,
     /// The volumes whose disks are here, as last listed.
     volumes: Vec<VolumeId>,
+    /// Disks of deleted volumes that are being removed. A large one takes a file system a while, and nothing waits for it.
+    removals: BTreeMap<VolumeId, AbortOnDropHandle<()>>,
     machine: Arc<Machine>,
 }
 
@@ -486,12 +493,20 @@ impl Agent {
             tracing::debug!(volume = %id, %holder, "a deleted volume is still in use");
             return;
         }
-        match self.machine.host.disks.remove_volume(id).await {
-            Ok(()) => tracing::info!(volume = %id, "removed the disk of a deleted volume"),
-            // The next reconciliation tries again.
-            Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
-        }
-        self.list_volumes().await;
+        self.removals.retain(|_, removal| !removal.is_finished());
+        let machine = self.machine.clone();
+        self.removals.entry(id).or_insert_with(|| {
+            spawn(async move {
+                match machine.host.disks.remove_volume(id).await {
+                    Ok(()) => {
+                        tracing::info!(volume = %id, "removed the disk of a deleted volume");
+                        machine.changed.notify_one();
+                    }
+                    // The next reconciliation tries again.
+                    Err(error) => tracing::error!(%error, volume = %id, "cannot remove a volume"),
+                }
+            })
+        });
     }
 
     /// Tries again to read the records that could not be read.
@@ -582,7 +597,10 @@ impl Agent {
             generation: self.written,
             driver: self.driver.clone(),
             egress: self.machine.egress.borrow().clone(),
-            hardware: self.hardware.clone(),
+            hardware: Hardware {
+                disk: *self.machine.disk.borrow(),
+                ..self.hardware.clone()
+            },
             instances: self
                 .instances
                 .iter()
@@ -639,16 +657,6 @@ async fn fetch_desired(
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
-    }
-}
-
-/// Keeps the image cache and the logs of ended instances within their bounds.
-async fn tidy(machine: Arc<Machine>) {
-    let mut timer = tokio::time::interval(TIDY_INTERVAL);
-    loop {
-        timer.tick().await;
-        machine.host.images.tidy().await;
-        machine.host.logs.tidy(machine.clock.wall()).await;
     }
 }
 

@@ -187,6 +187,8 @@ pub async fn disks(disks: &dyn Disks) {
         assert_eq!(disks.prepare_volume(volume(made)).await.unwrap(), path);
     }
     assert_eq!(disks.list_volumes().await.unwrap(), [VolumeId(0xda7a)]);
+    let measured = disks.measure().await.unwrap().disk;
+    assert!(measured.total_bytes >= measured.instances_bytes());
     disks.remove_volume(VolumeId(0xda7a)).await.unwrap();
     assert!(disks.list_volumes().await.unwrap().is_empty());
 }
@@ -331,6 +333,7 @@ pub async fn images(images: &dyn Images, good: &PinnedImage, unknown: &PinnedIma
     assert!(!first.config.cmd.is_empty());
     images.set_pinned(vec![good.digest.clone()]);
     images.tidy().await;
+    images.make_room().await;
     drop(pin);
     images.tidy().await;
     assert_eq!(
@@ -423,6 +426,7 @@ pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
             .is_err()
     );
 
+    assert_eq!(vm.health().borrow().stalled, None);
     vm.kill().await;
     timeout(BOOT_PATIENCE, vm.ended()).await.unwrap();
     vm.kill().await;

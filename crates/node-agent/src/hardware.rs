@@ -2,16 +2,23 @@
 
 use std::io;
 
-use api::enrollment::Hardware;
+use api::enrollment::{Hardware, InstanceOverhead};
+use microvm::DriverKind;
+
+use crate::logs::MAX_LOG_BYTES;
 
 /// Share of the machine's memory that instances may use where the options do not say otherwise, in percent.
 const MEMORY_SHARE_PERCENT: u64 = 80;
 
-/// Finds what this machine has; `memory_bytes` is how much of it instances may use.
+/// Disk of an instance's record and console, in bytes.
+const RECORD_BYTES: u64 = 1 << 20;
+
+/// Finds what this machine has; `memory_bytes` is how much of it instances may use. The disk is measured again and again
+/// (`node_disk`).
 ///
 /// # Errors
 /// `/proc/meminfo` cannot be read.
-pub(crate) fn find(memory_bytes: Option<u64>) -> io::Result<Hardware> {
+pub(crate) fn find(memory_bytes: Option<u64>, driver: DriverKind) -> io::Result<Hardware> {
     let memory_bytes = match memory_bytes {
         Some(bytes) => bytes,
         None => {
@@ -23,6 +30,11 @@ pub(crate) fn find(memory_bytes: Option<u64>) -> io::Result<Hardware> {
         arch: oci_arch(std::env::consts::ARCH).to_owned(),
         cpus: u32::try_from(cpus.get()).unwrap_or(u32::MAX),
         memory_bytes,
+        disk: None,
+        overhead: Some(InstanceOverhead {
+            memory_bytes: driver.memory_overhead_bytes(),
+            disk_bytes: MAX_LOG_BYTES + RECORD_BYTES,
+        }),
     })
 }
 

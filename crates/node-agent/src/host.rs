@@ -21,14 +21,16 @@ use std::time::Duration;
 use api::node::{CachedImage, DesiredState, NodeReport};
 use futures_util::future::BoxFuture;
 use guest_protocol::LogRecord;
-use microvm::Nic;
+use microvm::{Nic, VmHealth};
 use model::image::ImageConfig;
 use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
 use model::{Digest, Generation, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_network::Endpoint;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 
 pub use crate::ended_logs::EndedLogOwner;
+pub use crate::node_disk::DiskUse;
 
 /// Everything that the agent acts through.
 #[derive(Debug, Clone)]
@@ -127,6 +129,9 @@ pub trait Vm: Debug + Send + Sync {
     /// Ends the VM and waits until nothing of it runs.
     fn kill(&self) -> BoxFuture<'_, ()>;
 
+    /// How the guest is, as its VMM says: whether it runs, and which requests to its disks failed.
+    fn health(&self) -> watch::Receiver<VmHealth>;
+
     /// How long the VM's threads were ready to run and had no processor, since its start. Absent: not known.
     fn waited(&self) -> BoxFuture<'_, Option<Duration>>;
 }
@@ -217,6 +222,9 @@ pub trait Images: Debug + Send + Sync {
 
     /// Brings the cache within its budget.
     fn tidy(&self) -> BoxFuture<'_, ()>;
+
+    /// Removes every image that nobody needs: the disk is full, or nearly.
+    fn make_room(&self) -> BoxFuture<'_, ()>;
 }
 
 /// Hears what is being done, for people.
@@ -251,6 +259,9 @@ pub trait Disks: Debug + Send + Sync {
 
     /// Removes the disk of a volume for good.
     fn remove_volume(&self, id: VolumeId) -> BoxFuture<'_, HostResult<()>>;
+
+    /// What the node's disk holds, and who has how much of it.
+    fn measure(&self) -> BoxFuture<'_, HostResult<DiskUse>>;
 }
 
 /// The control plane, which may be out of reach.

@@ -24,13 +24,17 @@ use registry::{
 use root_disk::{CachedDisk, DiskCache, DiskError};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
-use tokio::sync::{Mutex as AsyncMutex, RwLock};
+use tokio::sync::{Mutex as AsyncMutex, watch};
 
-use self::cache::Needs;
+use self::cache::{Begun, Needs, Preparation};
 use display::chain;
 
 use crate::host::{PreparedImage, Progress};
+use crate::lane::Lane;
 use blocking_work::blocking;
+
+/// Root disks that are built at a time; each has a processor for itself while it is.
+const BUILDS_AT_A_TIME: usize = 16;
 
 /// The images of this node and their root disks.
 #[derive(Debug)]
@@ -43,9 +47,14 @@ pub(crate) struct ImageCache {
     budget_bytes: u64,
     /// One image is prepared by one task at a time; the others wait for it.
     preparing: Mutex<BTreeMap<Digest, Arc<AsyncMutex<()>>>>,
-    /// Held for reading while an image is prepared, and for writing while something is removed: its layers must
-    /// not vanish between their fetch and the disk.
-    removing: RwLock<()>,
+    /// When each preparation that is under way began. Layers that were used since then are not evicted.
+    begun: Arc<Mutex<Begun>>,
+    /// One eviction at a time. No preparation waits for it, and it waits for none: a registry may take hours.
+    removing: AsyncMutex<()>,
+    /// The image whose disk is being removed.
+    evicting: watch::Sender<Option<Digest>>,
+    /// Root disks are built in a lane of their own.
+    builds: Lane,
     needs: Arc<Mutex<Needs>>,
 }
 
@@ -134,7 +143,10 @@ impl ImageCache {
             records,
             budget_bytes,
             preparing: Mutex::default(),
-            removing: RwLock::default(),
+            begun: Arc::default(),
+            removing: AsyncMutex::default(),
+            evicting: watch::Sender::new(None),
+            builds: Lane::new(BUILDS_AT_A_TIME),
             needs: Arc::default(),
         })
     }
@@ -179,7 +191,12 @@ impl ImageCache {
         image: &PinnedImage,
         progress: &Progress,
     ) -> Result<PreparedImage, PrepareError> {
-        let _stays = self.removing.read().await;
+        let _begun = Preparation::begin(&self.begun);
+        let mut evicting = self.evicting.subscribe();
+        // The sender is in `self`, so the wait ends.
+        let _ = evicting
+            .wait_for(|evicted| evicted.as_ref() != Some(&image.digest))
+            .await;
         if let Some(prepared) = self.lookup(image).await? {
             return Ok(prepared);
         }
@@ -222,7 +239,7 @@ impl ImageCache {
         let layers = fetched.layers.clone();
         let disks = self.disks.clone();
         let digest = image.digest.clone();
-        blocking(move || disks.build(&digest, &layers)).await
+        self.builds.run(move || disks.build(&digest, &layers)).await
     }
 
     /// Removes layers that are not what they were when they arrived. True: there was one.

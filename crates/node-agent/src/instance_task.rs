@@ -7,9 +7,12 @@
 
 mod guest;
 mod preparation;
+#[cfg(test)]
+mod tests;
+mod vm_watch;
+mod wakeup;
 
 use std::collections::VecDeque;
-use std::future::pending;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +23,7 @@ use model::instance::{InstanceSpec, InstanceState};
 use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::boots::BootSlot;
@@ -28,6 +31,8 @@ use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
 use crate::instance_task::guest::{forwarded_detail, next_guest_event};
 use crate::instance_task::preparation::{Prepared, prepare, prepared};
+use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
+use crate::instance_task::wakeup::{Wakeup, asked, at, changed, ended, vm_changed};
 use crate::machine::Machine;
 use crate::probes::probe;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -167,6 +172,7 @@ impl InstanceHandle {
             boot_slot: None,
             looked_at: None,
             vm: None,
+            vm_watch: None,
             end_acknowledged: false,
             end_note: None,
             running_since: None,
@@ -248,6 +254,8 @@ struct InstanceTask {
     /// How long its VM had waited for a processor, when it was looked at last, and when that was.
     looked_at: Option<(Instant, Duration)>,
     vm: Option<Box<dyn Vm>>,
+    /// What the VMM of `vm` says.
+    vm_watch: Option<VmWatch>,
     end_acknowledged: bool,
     /// How this boot ended, for the log.
     end_note: Option<String>,
@@ -284,6 +292,7 @@ impl InstanceTask {
             return;
         };
         tracing::info!(instance = %self.id(), "adopted the running microVM");
+        self.vm_watch = Some(VmWatch::new(vm.health()));
         self.vm = Some(vm);
         let spec = &self.spec;
         if let Err(error) = self.machine.holders.acquire(spec.id, &spec.volumes) {
@@ -387,6 +396,10 @@ impl InstanceTask {
             _ => None,
         };
         let stopping = self.life.stop_asked();
+        // Until the app runs, the boot's own watchdog decides.
+        let running = self.life.state() == InstanceState::Running;
+        let stalled_until = self.vm_watch.as_ref().and_then(VmWatch::give_up_at);
+        let stalled_until = stalled_until.filter(|_| running);
         let booting = self.life.state() == InstanceState::Booting && self.vm.is_some();
         let happened = tokio::select! {
             biased;
@@ -396,6 +409,8 @@ impl InstanceTask {
             end = ended(self.vm.as_deref()) => Wakeup::VmEnded(end),
             prepared = prepared(&mut self.preparing) => Wakeup::Prepared(prepared),
             () = changed(&mut self.detail) => Wakeup::DetailChanged,
+            () = vm_changed(&mut self.vm_watch) => Wakeup::VmChanged,
+            () = at(stalled_until) => Wakeup::Stalled,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
             () = sleep(BOOT_LOOK_INTERVAL), if booting => Wakeup::LookDue,
@@ -411,8 +426,14 @@ impl InstanceTask {
                 vec![]
             }
             Wakeup::Guest(event) => self.on_guest_event(event),
+            Wakeup::VmChanged => {
+                self.on_vm_changed().await;
+                vec![]
+            }
+            Wakeup::Stalled => vec![self.give_up_stalled().await],
             Wakeup::VmEnded(reason) => {
                 self.vm = None;
+                self.vm_watch = None;
                 // Unless the guest has said how its app ended.
                 if !self.end_acknowledged {
                     let note = format!("the VM ended: {reason}");
@@ -455,6 +476,39 @@ impl InstanceTask {
                 vec![]
             }
         }
+    }
+
+    /// Takes note of what the VMM says.
+    async fn on_vm_changed(&mut self) {
+        let Some(watched) = &mut self.vm_watch else {
+            return;
+        };
+        let news = watched.update(&self.spec, Instant::now());
+        for line in news.lines {
+            tracing::warn!(instance = %self.id(), env = %self.spec.env_key(), process = %self.spec.process, line);
+            self.note(line).await;
+        }
+        if news.disk_is_full {
+            self.machine.disk_full.notify_one();
+        }
+        self.show();
+    }
+
+    /// Ends a VM whose guest has not run for [`STALL_LIMIT`].
+    async fn give_up_stalled(&mut self) -> Event {
+        let watched = self.vm_watch.take();
+        let why = watched
+            .as_ref()
+            .and_then(VmWatch::stalled)
+            .unwrap_or_default();
+        let seconds = STALL_LIMIT.as_secs();
+        let reason = format!("its guest did not run for {seconds} s: {why}");
+        self.end_note
+            .get_or_insert(format!("the VM was ended: {reason}"));
+        if let Some(vm) = self.vm.take() {
+            vm.kill().await;
+        }
+        Event::VmmLost { reason }
     }
 
     /// How long the VM that boots waited for a processor since it was looked at last.
@@ -589,13 +643,16 @@ impl InstanceTask {
             disks: prepared.disks,
             nic,
         };
-        self.vm = Some(self.machine.host.vmm.boot(vm).await?);
+        let vm = self.machine.host.vmm.boot(vm).await?;
+        self.vm_watch = Some(VmWatch::new(vm.health()));
+        self.vm = Some(vm);
         self.looked_at = Some((Instant::now(), Duration::ZERO));
         Ok(())
     }
 
     /// Ends the VM. One whose end was reported and written down may first sync its disks.
     async fn kill_vm(&mut self) {
+        self.vm_watch = None;
         if let Some(vm) = self.vm.take() {
             if self.end_acknowledged {
                 if let Some(link) = &self.link {
@@ -649,6 +706,18 @@ impl InstanceTask {
                 detail => format!("{detail}; {forwarded}"),
             };
         }
+        if let Some(trouble) = self.vm_watch.as_ref().and_then(VmWatch::disk_trouble) {
+            report.detail = match report.detail.as_str() {
+                "" => trouble.to_owned(),
+                detail => format!("{detail}; {trouble}"),
+            };
+        }
+        if let Some(why) = self.vm_watch.as_ref().and_then(VmWatch::stalled)
+            && report.state == InstanceState::Running
+        {
+            report.ready = false;
+            report.detail = format!("not ready: {why}");
+        }
         if let Some(why) = &self.unwritten
             && matches!(report.state, InstanceState::Stopped | InstanceState::Failed)
         {
@@ -671,50 +740,5 @@ impl InstanceTask {
         if changed {
             self.machine.changed.notify_one();
         }
-    }
-}
-
-/// What may happen to an instance between two steps.
-#[allow(clippy::large_enum_variant, reason = "it lives for one step")]
-enum Wakeup {
-    StopAsked,
-    Guest(GuestEvent),
-    VmEnded(String),
-    Prepared(HostResult<Prepared>),
-    DetailChanged,
-    Due,
-    ProbeDue,
-    LookDue,
-    WriteAgain,
-}
-
-async fn asked(stop: &mut watch::Receiver<bool>) {
-    if stop.wait_for(|asked| *asked).await.is_err() {
-        pending::<()>().await;
-    }
-}
-
-async fn ended(vm: Option<&dyn Vm>) -> String {
-    match vm {
-        Some(vm) => vm.ended().await,
-        None => pending().await,
-    }
-}
-
-async fn changed(detail: &mut Option<watch::Receiver<String>>) {
-    match detail {
-        Some(receiver) => {
-            if receiver.changed().await.is_err() {
-                pending::<()>().await;
-            }
-        }
-        None => pending().await,
-    }
-}
-
-async fn at(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => sleep_until(instant).await,
-        None => pending().await,
     }
 }

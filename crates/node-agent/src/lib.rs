@@ -41,10 +41,12 @@ mod holders;
 pub mod host;
 mod images;
 mod instance_task;
+mod lane;
 mod logins;
 mod logs;
 mod machine;
 mod node;
+mod node_disk;
 mod open_files;
 mod owner;
 mod private;
@@ -52,6 +54,7 @@ mod probes;
 mod record;
 mod secrets;
 mod streams;
+mod upkeep;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,17 +85,14 @@ pub struct NodeOptions {
     pub guest_dir: PathBuf,
     /// Memory that instances may use, in bytes; absent: most of the machine's.
     pub memory_bytes: Option<u64>,
-    /// What cached layers and root disks may take together, in bytes. What instances run from and the last
-    /// releases stay also where they take more.
-    pub image_cache_bytes: u64,
+    /// What cached layers and root disks may take together, in bytes; absent: a fifth of what others leave of the disk, and
+    /// at most 20 GiB. What instances run from and the last releases stay also where they take more.
+    pub image_cache_bytes: Option<u64>,
     /// Registries, `host[:port]`, that may be spoken to without TLS. The loopback always may.
     pub insecure_registries: BTreeSet<String>,
     /// Mirrors by the registry they stand in for ([`registry::RegistryOptions::mirrors`]).
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
 }
-
-/// [`NodeOptions::image_cache_bytes`] where nobody says otherwise: 20 GiB.
-pub const DEFAULT_IMAGE_CACHE_BYTES: u64 = 20 << 30;
 
 /// Where a node that is to be taken down keeps its things.
 #[derive(Debug, Clone)]
@@ -141,6 +141,14 @@ pub enum NodeError {
     /// The guest's kernel or initramfs is missing.
     #[error("cannot find what guests boot")]
     Guest(#[source] io::Error),
+    /// The disk cannot be measured.
+    #[error("cannot measure the disk of {}", path.display())]
+    Disk {
+        /// The data folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The machine's hardware cannot be read.
     #[error("cannot read the hardware of this machine")]
     Hardware(#[source] io::Error),

@@ -28,6 +28,8 @@ use display::one_line;
 
 /// The current file is moved aside when it is this large, in bytes; two are kept.
 const ROTATE_BYTES: u64 = 8 * 1024 * 1024;
+/// Most that the files of one log take, in bytes.
+pub(crate) const MAX_LOG_BYTES: u64 = 2 * ROTATE_BYTES;
 /// Longest line of a log tail, in bytes: the tail goes into every report.
 const MAX_TAIL_LINE_BYTES: usize = 500;
 
@@ -191,21 +193,23 @@ impl InstanceLog {
     /// # Errors
     /// The files cannot be read.
     pub(crate) fn follow(&self, wanted: Past) -> io::Result<(Vec<LogRecord>, Follower)> {
-        let inner = self.lock();
-        let follower = self.live.follow();
-        let past = tail(&inner.dir, wanted)?;
-        drop(inner);
-        Ok((past, follower))
+        let (files, follower) = {
+            let inner = self.lock();
+            (LogFiles::open(&inner)?, self.live.follow())
+        };
+        Ok((files.tail(wanted)?, follower))
     }
 
     /// The texts of the last `lines` records of the last boot, cut to [`MAX_TAIL_LINE_BYTES`] each.
     pub(crate) fn log_tail(&self, lines: usize) -> Vec<String> {
-        let inner = self.lock();
         let wanted = Past {
             lines,
             ..Past::default()
         };
-        let records = tail(&inner.dir, wanted).unwrap_or_default();
+        let files = LogFiles::open(&self.lock());
+        let records = files
+            .and_then(|files| files.tail(wanted))
+            .unwrap_or_default();
         let boot = records.iter().rposition(begins_boot).map_or(0, |at| at + 1);
         // Of a long line its first piece is more than enough.
         let mut goes_on = BTreeMap::new();
@@ -251,29 +255,59 @@ pub(crate) fn begins_boot(record: &LogRecord) -> bool {
     record.seq == 0 && record.partial
 }
 
-fn tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>> {
-    // Of the boot before, while the last one is read.
-    let mut before = LastLines::new(wanted.lines);
-    let mut last = LastLines::new(wanted.lines);
-    for name in [PREVIOUS, CURRENT] {
-        let path = dir.join(name);
-        if !path.exists() {
-            continue;
+/// The files of a log as they were at one moment. They are read without its lock: whoever reads sixteen megabytes holds
+/// up nobody who writes, and so no guest and no boot.
+struct LogFiles {
+    /// Each with how many bytes of it are read, the older one first.
+    files: Vec<(File, u64)>,
+}
+
+impl LogFiles {
+    /// Opens them. Renamed or moved, they stay the same.
+    fn open(inner: &Inner) -> io::Result<Self> {
+        let mut files = Self::in_dir(&inner.dir)?;
+        // What is written from now on comes by the backlog.
+        if let Some((_, bytes)) = files.files.last_mut() {
+            *bytes = inner.bytes.min(*bytes);
         }
-        for_each_record(&path, |record| {
-            if wanted.previous && begins_boot(&record) {
-                before = std::mem::replace(&mut last, LastLines::new(wanted.lines));
-            }
-            let at = record.at_nanos / NANOS_PER_MILLI;
-            if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
-                last.leave_out(&record);
-            } else {
-                last.push(record);
-            }
-        })?;
+        Ok(files)
     }
-    let wanted = if wanted.previous { before } else { last };
-    Ok(wanted.into_records())
+
+    fn in_dir(dir: &Path) -> io::Result<Self> {
+        let mut files = Vec::new();
+        for name in [PREVIOUS, CURRENT] {
+            match File::open(dir.join(name)) {
+                Ok(file) => {
+                    let bytes = file.metadata()?.len();
+                    files.push((file, bytes));
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Self { files })
+    }
+
+    fn tail(self, wanted: Past) -> io::Result<Vec<LogRecord>> {
+        // Of the boot before, while the last one is read.
+        let mut before = LastLines::new(wanted.lines);
+        let mut last = LastLines::new(wanted.lines);
+        for (file, bytes) in self.files {
+            read_records(file.take(bytes), |record| {
+                if wanted.previous && begins_boot(&record) {
+                    before = std::mem::replace(&mut last, LastLines::new(wanted.lines));
+                }
+                let at = record.at_nanos / NANOS_PER_MILLI;
+                if wanted.lines == 0 || wanted.since.is_some_and(|since| at < since.0) {
+                    last.leave_out(&record);
+                } else {
+                    last.push(record);
+                }
+            })?;
+        }
+        let wanted = if wanted.previous { before } else { last };
+        Ok(wanted.into_records())
+    }
 }
 
 /// The last lines of a log, none of which lacks its beginning.
@@ -342,7 +376,7 @@ pub(crate) fn ended_tail(dir: &Path, wanted: Past) -> io::Result<Vec<LogRecord>>
         previous: false,
         ..wanted
     };
-    let mut records = tail(dir, all)?;
+    let mut records = LogFiles::in_dir(dir)?.tail(all)?;
     if wanted.previous
         && let Some(begin) = records.iter().rposition(begins_boot)
     {
@@ -368,8 +402,11 @@ pub(crate) fn log_bytes(dir: &Path) -> io::Result<u64> {
 }
 
 /// Calls `each` with every whole record; returns how many bytes whole frames take, those that are skipped among them.
-fn for_each_record(path: &Path, mut each: impl FnMut(LogRecord)) -> io::Result<u64> {
-    let mut file = File::open(path)?;
+fn for_each_record(path: &Path, each: impl FnMut(LogRecord)) -> io::Result<u64> {
+    read_records(File::open(path)?, each)
+}
+
+fn read_records(mut file: impl Read, mut each: impl FnMut(LogRecord)) -> io::Result<u64> {
     let mut frames = FrameBuffer::default();
     let mut chunk = vec![0; 64 * 1024];
     let mut read = 0;
@@ -411,6 +448,43 @@ mod tests {
             dropped: 0,
             line: text.as_bytes().to_vec(),
         }
+    }
+
+    /// Readers of a log's whole past take a second each on a busy machine. A boot and the guest's lines wait for none.
+    #[test]
+    fn case_readers_of_the_past_hold_up_no_writer() {
+        const READERS: usize = 16;
+        let dir = tempfile::tempdir().unwrap();
+        let log = Arc::new(InstanceLog::open(dir.path()).unwrap());
+        let line = "x".repeat(1000);
+        for seq in 1..=100 {
+            let batch = (0..70)
+                .map(|n| record((seq - 1) * 70 + n + 1, &line))
+                .collect();
+            log.append(LATE, batch).unwrap();
+        }
+        let wanted = Past {
+            lines: 10,
+            ..Past::default()
+        };
+        let reading: Vec<_> = (0..READERS)
+            .map(|_| {
+                let log = log.clone();
+                std::thread::spawn(move || log.follow(wanted).unwrap().0.len())
+            })
+            .collect();
+        let mut written = 0;
+        while reading.iter().any(|reader| !reader.is_finished()) {
+            log.note(LATE, "a line of a boot").unwrap();
+            written += 1;
+        }
+        for reader in reading {
+            assert_eq!(reader.join().unwrap(), 10);
+        }
+        assert!(
+            written > 10 * READERS,
+            "{written} lines were written meanwhile"
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
+use api::enrollment::NodeDisk;
 use api::node::EgressState;
 use microvm::Nic;
 use model::InstanceId;
@@ -30,6 +31,10 @@ pub(crate) struct Machine {
     pub(crate) clock: Clock,
     /// Notified when something that is reported has changed.
     pub(crate) changed: Notify,
+    /// The disk, as the server is told; absent: it could not be measured yet.
+    pub(crate) disk: watch::Sender<Option<NodeDisk>>,
+    /// Notified when a guest's disk could not grow.
+    pub(crate) disk_full: Notify,
     /// Whether instances reach the internet, as last observed.
     pub(crate) egress: watch::Sender<Option<EgressState>>,
     pub(crate) admission: Admission,

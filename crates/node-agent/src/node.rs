@@ -30,6 +30,7 @@ use crate::host::{Files as _, Host};
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
+use crate::node_disk::DiskMeter;
 use crate::owner::Owner;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
@@ -51,7 +52,7 @@ pub(crate) async fn run(
     let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
     let (driver, memory_bytes) = (choice.driver, options.memory_bytes);
     blocking(move || microvm::check_programs(driver)).await?;
-    let hardware = blocking(move || hardware::find(memory_bytes)).await;
+    let hardware = blocking(move || hardware::find(memory_bytes, driver)).await;
     let hardware = hardware.map_err(NodeError::Hardware)?;
     tracing::info!(
         driver = choice.driver.name(),
@@ -98,6 +99,12 @@ pub(crate) async fn run(
     })
     .map_err(NodeError::Registry)?;
     let (data_dir, budget_bytes) = (options.data_dir.clone(), options.image_cache_bytes);
+    let meter = blocking(move || DiskMeter::new(&data_dir, budget_bytes)).await;
+    let meter = meter.map_err(|source| NodeError::Disk {
+        path: options.data_dir.clone(),
+        source,
+    })?;
+    let (data_dir, budget_bytes) = (options.data_dir.clone(), meter.images_budget());
     let opened = blocking(move || {
         let images = ImageCache::open(&data_dir, registry, budget_bytes)?;
         Ok((images, Volumes::open(&data_dir)?))
@@ -118,7 +125,7 @@ pub(crate) async fn run(
         }),
         network: Arc::new(NodeNetwork(network)),
         images: Arc::new(images),
-        disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes)),
+        disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes, meter)),
         server: Arc::new(client.clone()),
         files: Arc::new(HostFiles),
         logs: Arc::new(HostLogs {
@@ -144,10 +151,7 @@ pub(crate) async fn run(
         timing: Timing::default(),
         data_dir: options.data_dir.clone(),
     };
-    let logs = streams::StreamLogs {
-        directory: directory.clone(),
-        ended,
-    };
+    let logs = streams::StreamLogs::new(directory.clone(), ended);
     let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, logs)));
     tracing::info!(%node, server = membership.server, "the node is up");
     agent::run(settings, host, Clock::start(), directory, shutdown)

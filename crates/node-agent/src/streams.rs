@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{InstanceStats, SignalAnswer, StreamRefused};
@@ -14,20 +15,29 @@ use futures_util::future::join_all;
 use futures_util::{Stream, StreamExt as _, stream};
 use guest_protocol::{LogRecord, Stream as OutputStream};
 use model::{InstanceId, ProcessName, Timestamp};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::directory::{Directory, Entry};
 use crate::ended_logs::EndedLogs;
 use crate::exec;
+use crate::lane::Lane;
 use crate::logs::{Past, begins_boot};
-use blocking_work::blocking;
 
 /// How long one poll for stream requests waits.
 const POLL_WAIT: Duration = Duration::from_secs(25);
 /// Pause after a failed poll.
 const POLL_PAUSE: Duration = Duration::from_secs(1);
-/// Streams open at a time; further ones wait to be asked for again.
-const MAX_STREAMS: usize = 64;
+/// Readers of logs at a time. Each holds the connection by which its lines go.
+const MAX_LOG_STREAMS: usize = 128;
+/// Commands at a time.
+const MAX_EXEC_STREAMS: usize = 128;
+/// Calls with one answer (stats, signals) at a time.
+const MAX_CALLS: usize = 32;
+/// Refusals on their way at a time; a request beyond them is not answered.
+const MAX_REFUSALS: usize = 64;
+/// Logs of the past that are read at a time: each may be megabytes of records in memory.
+const PAST_READS_AT_A_TIME: usize = 4;
 /// Lines of the past that one stream sends at most, for each instance.
 const MAX_TAIL_LINES: usize = 10_000;
 
@@ -36,17 +46,62 @@ const MAX_TAIL_LINES: usize = 10_000;
 pub(crate) struct StreamLogs {
     pub(crate) directory: Directory,
     pub(crate) ended: EndedLogs,
+    /// In which the past is read.
+    reads: Lane,
+}
+
+impl StreamLogs {
+    pub(crate) fn new(directory: Directory, ended: EndedLogs) -> Self {
+        Self {
+            directory,
+            ended,
+            reads: Lane::new(PAST_READS_AT_A_TIME),
+        }
+    }
+}
+
+/// How many streams of each kind may be open: readers of logs, who stay, take no place of a command or a call.
+#[derive(Debug)]
+struct Places {
+    logs: Arc<Semaphore>,
+    execs: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new() -> Self {
+        let places = |count| Arc::new(Semaphore::new(count));
+        Self {
+            logs: places(MAX_LOG_STREAMS),
+            execs: places(MAX_EXEC_STREAMS),
+            calls: places(MAX_CALLS),
+        }
+    }
+
+    /// A place for a stream.
+    ///
+    /// # Errors
+    /// For people: there is none left.
+    fn take(&self, wanted: &StreamWanted) -> Result<OwnedSemaphorePermit, String> {
+        let (places, count, what) = match wanted {
+            StreamWanted::Logs(_) => (&self.logs, MAX_LOG_STREAMS, "readers of logs"),
+            StreamWanted::Exec(_) => (&self.execs, MAX_EXEC_STREAMS, "commands"),
+            StreamWanted::Stats { .. }
+            | StreamWanted::Signal { .. }
+            | StreamWanted::Unsupported { .. } => (&self.calls, MAX_CALLS, "calls"),
+        };
+        let place = Arc::clone(places).try_acquire_owned();
+        place.map_err(|_| format!("this node has {count} {what} at this moment, and takes no more"))
+    }
 }
 
 /// Asks for stream requests and serves them, until dropped.
 pub(crate) async fn serve(client: ApiClient, logs: StreamLogs) {
     let mut open = JoinSet::new();
+    let places = Places::new();
+    let refusals = Arc::new(Semaphore::new(MAX_REFUSALS));
     loop {
         while open.try_join_next().is_some() {}
-        if open.len() >= MAX_STREAMS {
-            open.join_next().await;
-            continue;
-        }
         let requests = match client.streams(POLL_WAIT).await {
             Ok(requests) => requests,
             Err(error) => {
@@ -57,11 +112,26 @@ pub(crate) async fn serve(client: ApiClient, logs: StreamLogs) {
         };
         for request in requests {
             let (client, logs) = (client.clone(), logs.clone());
-            open.spawn(async move {
-                if let Err(error) = serve_one(&client, &logs, request).await {
-                    tracing::debug!(%error, "a stream ended early");
+            match places.take(&request.wanted) {
+                Ok(place) => open.spawn(async move {
+                    let _place = place;
+                    if let Err(error) = serve_one(&client, &logs, request).await {
+                        tracing::debug!(%error, "a stream ended early");
+                    }
+                }),
+                Err(reason) => {
+                    let Ok(place) = Arc::clone(&refusals).try_acquire_owned() else {
+                        continue;
+                    };
+                    open.spawn(async move {
+                        let _place = place;
+                        let refused = StreamRefused { reason };
+                        if let Err(error) = client.refuse_stream(&request.stream, &refused).await {
+                            tracing::debug!(%error, "a refusal did not arrive");
+                        }
+                    })
                 }
-            });
+            };
         }
     }
 }
@@ -149,7 +219,7 @@ async fn lines(
         };
         let Some(Entry { process, log, .. }) = logs.directory.get(id) else {
             let ended = logs.ended.clone();
-            match blocking(move || ended.read(id, asked)).await {
+            match logs.reads.run(move || ended.read(id, asked)).await {
                 Ok(Some((process, records))) => past.extend(
                     records
                         .into_iter()
@@ -163,7 +233,7 @@ async fn lines(
             }
             continue;
         };
-        let followed = blocking(move || log.follow(asked)).await;
+        let followed = logs.reads.run(move || log.follow(asked)).await;
         let (records, follower) = match followed {
             Ok(both) => both,
             Err(error) => {
@@ -286,10 +356,10 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
 }
 
 #[cfg(test)]
+mod at_work;
+#[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use std::sync::Arc;
 
     use super::*;
     use crate::logs::InstanceLog;
@@ -333,10 +403,7 @@ mod tests {
     #[tokio::test]
     async fn the_past_of_two_instances_is_in_order_and_followed_by_what_comes() {
         let dir = tempfile::tempdir().unwrap();
-        let logs = StreamLogs {
-            directory: Directory::default(),
-            ended: EndedLogs::in_data_dir(dir.path()),
-        };
+        let logs = StreamLogs::new(Directory::default(), EndedLogs::in_data_dir(dir.path()));
         let mut both = Vec::new();
         for id in [1, 2] {
             let log = Arc::new(InstanceLog::open(&dir.path().join(id.to_string())).unwrap());

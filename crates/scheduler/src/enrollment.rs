@@ -265,6 +265,7 @@ mod tests {
                 arch: "amd64".to_owned(),
                 cpus: 2,
                 memory_bytes: 1 << 30,
+                ..Hardware::default()
             },
         }
     }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
-use api::enrollment::Hardware;
+use api::enrollment::{Hardware, InstanceOverhead};
 use api::node::InstanceReport;
 use api::user::RolloutPhase;
 use manifest::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
@@ -68,6 +68,8 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
             arch: "amd64".to_owned(),
             cpus: 4,
             memory_bytes: memory_mib * MIB,
+            disk: None,
+            overhead: Some(InstanceOverhead::default()),
         },
         online: true,
         generation: Generation(0),

@@ -1,11 +1,18 @@
 //! Which node takes an instance.
 //!
-//! A node can take it when it is online, the release has an image for its architecture, and the memory of everything
-//! placed on it plus this instance's fits: memory is a hard cap, and a terminating instance holds its memory until it
-//! is gone. A node with an instance whose record cannot be read takes none: how much memory that holds is not known.
+//! A node can take it when it is online, the release has an image for its architecture, and what everything placed on
+//! it is promised plus what this instance needs fits ([`Resources`]):
+//! - memory, a hard cap, and with it the memory of what runs the instance (`api::enrollment::InstanceOverhead`);
+//! - disk: scratch disk, new volumes, logs. A disk is sparse and may grow to its size, so sizes are promised and not
+//!   what is written so far. A volume holds its size until it is deleted, also while no instance has it. A node that
+//!   does not report its disk is not limited by it.
+//!
+//! A terminating instance holds what it has until it is gone. A node with an instance whose record cannot be read takes
+//! none: how much that holds is not known.
+//!
 //! Among the nodes that can, the one with the fewest instances of the same process of the same env is chosen, so that
 //! the loss of one machine costs as few as possible; then the one with the least CPU asked for, then the least memory,
-//! each as a share of its hardware; then the lowest id.
+//! then the least disk, each as a share of its hardware; then the lowest id.
 //!
 //! An instance that has volumes already goes to their node and to no other: a volume never moves.
 //!
@@ -13,9 +20,67 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{EnvKey, InstanceId, NodeId, ProcessName};
+use api::enrollment::{Hardware, InstanceOverhead};
+use model::instance::InstanceSpec;
+use model::{EnvKey, InstanceId, NodeId, ProcessName, VolumeId};
 
-use crate::cluster_state::{ClusterState, Instance, Node};
+use crate::cluster_state::{ClusterState, Instance, Node, Volume, VolumePhase};
+
+/// What an instance needs of a node, what is promised there, or what the node has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resources {
+    /// CPU, in thousandths of a core: a request, not a bound.
+    pub cpu_millis: u64,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Disk, in bytes.
+    pub disk_bytes: u64,
+}
+
+impl Resources {
+    /// What a placed instance holds by its spec: its scratch disk, and not its volumes, which hold their own.
+    fn of_instance(spec: &InstanceSpec) -> Self {
+        Self {
+            cpu_millis: u64::from(spec.cpu_millis),
+            memory_bytes: spec.memory_bytes,
+            disk_bytes: spec.scratch_bytes,
+        }
+    }
+
+    /// What instances may have of a machine.
+    fn of_hardware(hardware: &Hardware) -> Self {
+        Self {
+            cpu_millis: u64::from(hardware.cpus) * 1000,
+            memory_bytes: hardware.memory_bytes,
+            disk_bytes: hardware
+                .disk
+                .map_or(u64::MAX, |disk| disk.instances_bytes()),
+        }
+    }
+
+    /// With what so many instances cost beside their specs.
+    fn with(self, overhead: InstanceOverhead, instances: u64) -> Self {
+        let memory = overhead.memory_bytes.saturating_mul(instances);
+        let disk = overhead.disk_bytes.saturating_mul(instances);
+        Self {
+            cpu_millis: self.cpu_millis,
+            memory_bytes: self.memory_bytes.saturating_add(memory),
+            disk_bytes: self.disk_bytes.saturating_add(disk),
+        }
+    }
+
+    fn subtract(&mut self, other: Self) {
+        self.cpu_millis = self.cpu_millis.saturating_sub(other.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_sub(other.memory_bytes);
+        self.disk_bytes = self.disk_bytes.saturating_sub(other.disk_bytes);
+    }
+
+    fn add(&mut self, other: Self) {
+        self.cpu_millis = self.cpu_millis.saturating_add(other.cpu_millis);
+        self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
+        self.disk_bytes = self.disk_bytes.saturating_add(other.disk_bytes);
+    }
+}
 
 /// The instance that is to be placed.
 #[derive(Debug, Clone, Copy)]
@@ -24,10 +89,8 @@ pub struct Demand<'a> {
     pub env: &'a EnvKey,
     /// The process type.
     pub process: &'a ProcessName,
-    /// CPU request, in thousandths of a core.
-    pub cpu_millis: u32,
-    /// Memory, a hard cap, in bytes.
-    pub memory_bytes: u64,
+    /// What it needs, wherever it goes: its scratch disk and the volumes that are still to be made.
+    pub needs: Resources,
     /// The architectures that the release has an image for.
     pub archs: &'a [&'a str],
     /// The node that its volumes are on, and the name of one of them.
@@ -48,19 +111,65 @@ pub enum IneligibleReason {
         /// The image's.
         has: String,
     },
-    /// How much memory is free is not known.
+    /// How much memory and disk is free is not known.
     #[error("{0} of its instances have records that this server cannot read; upgrade the server")]
     Unreadable(u32),
     /// Not enough memory is free.
-    #[error("{free_mib} of its {total_mib} MiB are free, {wanted_mib} MiB are needed")]
+    #[error("{short} MiB of memory are needed{}", of_its_vmm(*overhead_mib))]
     Memory {
-        /// Not promised to any instance, in MiB.
-        free_mib: u64,
-        /// What instances may use, in MiB.
-        total_mib: u64,
-        /// What the instance needs, in MiB.
-        wanted_mib: u64,
+        /// What is short.
+        short: Shortage,
+        /// How much of what is needed is for the VMM, in MiB.
+        overhead_mib: u64,
     },
+    /// Not enough disk is free.
+    #[error("{0} MiB of disk are needed for scratch disk, new volumes and logs")]
+    Disk(Shortage),
+}
+
+/// More of something is needed than a node has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shortage {
+    /// Not promised to any instance, in MiB.
+    pub free_mib: u64,
+    /// What instances may use, in MiB.
+    pub total_mib: u64,
+    /// What the instance needs, in MiB.
+    pub wanted_mib: u64,
+}
+
+impl Shortage {
+    /// The shortage, if there is one; all in bytes.
+    fn of(wanted: u64, promised: u64, total: u64) -> Option<Self> {
+        const MIB: u64 = 1 << 20;
+        let free = total.saturating_sub(promised);
+        (wanted > free).then(|| Self {
+            free_mib: free / MIB,
+            total_mib: total / MIB,
+            wanted_mib: wanted.div_ceil(MIB),
+        })
+    }
+}
+
+impl std::fmt::Display for Shortage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            free_mib,
+            total_mib,
+            wanted_mib,
+        } = self;
+        write!(
+            f,
+            "{free_mib} of its {total_mib} MiB are free, {wanted_mib}"
+        )
+    }
+}
+
+fn of_its_vmm(overhead_mib: u64) -> String {
+    match overhead_mib {
+        0 => String::new(),
+        mib => format!(", {mib} of them for its VMM"),
+    }
 }
 
 /// No node can take an instance, and why, node by node.
@@ -77,7 +186,9 @@ impl PlacementError {
     pub fn is_the_fault_of_the_release(&self) -> bool {
         self.reasons.values().any(|(_, reason)| match reason {
             IneligibleReason::Offline | IneligibleReason::Unreadable(_) => false,
-            IneligibleReason::Architecture { .. } | IneligibleReason::Memory { .. } => true,
+            IneligibleReason::Architecture { .. }
+            | IneligibleReason::Memory { .. }
+            | IneligibleReason::Disk(_) => true,
         })
     }
 }
@@ -110,10 +221,12 @@ impl std::fmt::Display for PlacementError {
 impl std::error::Error for PlacementError {}
 
 /// What is promised on one node.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Promised {
-    cpu_millis: u64,
-    memory_bytes: u64,
+    /// By the specs of instances and the sizes of volumes.
+    resources: Resources,
+    /// The instances, each of which costs the node's overhead beside.
+    instances: u64,
     /// Instances whose records cannot be read.
     unreadable: u32,
 }
@@ -124,8 +237,7 @@ struct Held {
     node: NodeId,
     /// Its env and process type.
     of: (EnvKey, ProcessName),
-    cpu_millis: u32,
-    memory_bytes: u64,
+    resources: Resources,
     /// One that is terminating holds its share, and is not spread from.
     staying: bool,
 }
@@ -134,20 +246,19 @@ struct Held {
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Offer {
     name: String,
-    arch: String,
-    cpus: u32,
-    memory_bytes: u64,
+    hardware: Hardware,
     online: bool,
 }
 
 /// How loaded a node is: the order in which nodes are asked.
-type Load = (u128, u128, NodeId);
+type Load = (u128, u128, u128, NodeId);
 
 /// What is promised on every node, kept up to date with the cluster state. A question costs as many nodes as have to be
 /// asked until one fits, not as many as there are.
 #[derive(Debug, Clone)]
 pub struct Placement {
     held: BTreeMap<InstanceId, Held>,
+    volumes: BTreeMap<VolumeId, (NodeId, u64)>,
     offers: BTreeMap<NodeId, Offer>,
     promised: BTreeMap<NodeId, Promised>,
     /// The nodes that are online, the least loaded first.
@@ -161,6 +272,7 @@ impl Placement {
     pub fn new(cluster: &ClusterState) -> Self {
         let mut placement = Self {
             held: BTreeMap::new(),
+            volumes: BTreeMap::new(),
             offers: BTreeMap::new(),
             promised: BTreeMap::new(),
             by_load: BTreeSet::new(),
@@ -174,6 +286,9 @@ impl Placement {
         for (id, instance) in &cluster.instances {
             placement.set_instance(*id, Some(instance));
         }
+        for (id, volume) in &cluster.volumes {
+            placement.set_volume(*id, Some(volume));
+        }
         for (id, node) in &cluster.nodes {
             placement.set_node(*id, Some(node));
         }
@@ -185,8 +300,7 @@ impl Placement {
         let after = instance.map(|instance| Held {
             node: instance.node,
             of: (instance.spec.env_key(), instance.spec.process.clone()),
-            cpu_millis: instance.spec.cpu_millis,
-            memory_bytes: instance.spec.memory_bytes,
+            resources: Resources::of_instance(&instance.spec),
             staying: !instance.is_terminating(),
         });
         if self.held.get(&id) == after.as_ref() {
@@ -208,14 +322,46 @@ impl Placement {
         }
     }
 
+    /// Takes notice of a volume as it is now; `None` when it is deleted. It holds its disk until its node has said that the
+    /// disk is gone, in use or not. True when its disk became free.
+    pub fn set_volume(&mut self, id: VolumeId, volume: Option<&Volume>) -> bool {
+        let holds = volume.filter(|volume| volume.phase != VolumePhase::Deleted);
+        let after = holds.map(|volume| (volume.node, volume.size_bytes));
+        if self.volumes.get(&id) == after.as_ref() {
+            return false;
+        }
+        let before = match after {
+            Some(held) => self.volumes.insert(id, held),
+            None => self.volumes.remove(&id),
+        };
+        for (held, add) in [(before, false), (after, true)] {
+            if let Some((node, disk_bytes)) = held {
+                let resources = Resources {
+                    disk_bytes,
+                    ..Resources::default()
+                };
+                self.promise(node, resources, 0, add);
+            }
+        }
+        after.is_none()
+    }
+
+    /// What is promised on a node.
+    pub fn promised(&self, node: NodeId) -> Resources {
+        let promised = self.promised.get(&node).copied().unwrap_or_default();
+        let offer = self.offers.get(&node);
+        let overhead = offer.map_or_else(InstanceOverhead::default, |offer| {
+            offer.hardware.instance_overhead()
+        });
+        promised.resources.with(overhead, promised.instances)
+    }
+
     /// Takes notice of a node as it is now; `None` when it was removed. True when it is another than before to whoever
     /// places instances.
     pub fn set_node(&mut self, id: NodeId, node: Option<&Node>) -> bool {
         let after = node.map(|node| Offer {
             name: node.name.clone(),
-            arch: node.hardware.arch.clone(),
-            cpus: node.hardware.cpus,
-            memory_bytes: node.hardware.memory_bytes,
+            hardware: node.hardware.clone(),
             online: node.online,
         });
         if self.offers.get(&id) == after.as_ref() {
@@ -230,20 +376,7 @@ impl Placement {
 
     /// Adds what an instance holds to what is promised on its node, or takes it away.
     fn count(&mut self, held: &Held, add: bool) {
-        let (cpu, memory) = (u64::from(held.cpu_millis), held.memory_bytes);
-        self.reordered(held.node, |placement| {
-            let promised = placement.promised.entry(held.node).or_default();
-            if add {
-                promised.cpu_millis += cpu;
-                promised.memory_bytes = promised.memory_bytes.saturating_add(memory);
-            } else {
-                promised.cpu_millis = promised.cpu_millis.saturating_sub(cpu);
-                promised.memory_bytes = promised.memory_bytes.saturating_sub(memory);
-            }
-            if *promised == Promised::default() {
-                placement.promised.remove(&held.node);
-            }
-        });
+        self.promise(held.node, held.resources, 1, add);
         if !held.staying {
             return;
         }
@@ -262,6 +395,23 @@ impl Placement {
         }
     }
 
+    /// Adds to what is promised on a node, or takes it away.
+    fn promise(&mut self, node: NodeId, resources: Resources, instances: u64, add: bool) {
+        self.reordered(node, |placement| {
+            let promised = placement.promised.entry(node).or_default();
+            if add {
+                promised.resources.add(resources);
+                promised.instances += instances;
+            } else {
+                promised.resources.subtract(resources);
+                promised.instances = promised.instances.saturating_sub(instances);
+            }
+            if *promised == Promised::default() {
+                placement.promised.remove(&node);
+            }
+        });
+    }
+
     /// Changes what is known of a node, and its place in the order of load.
     fn reordered(&mut self, id: NodeId, change: impl FnOnce(&mut Self)) {
         if let Some(load) = self.load(id) {
@@ -276,13 +426,11 @@ impl Placement {
     /// The load of a node that is online.
     fn load(&self, id: NodeId) -> Option<Load> {
         let offer = self.offers.get(&id).filter(|offer| offer.online)?;
-        let (cpu, memory) = self
-            .promised
-            .get(&id)
-            .map_or((0, 0), |p| (p.cpu_millis, p.memory_bytes));
+        let (has, held) = (Resources::of_hardware(&offer.hardware), self.promised(id));
         Some((
-            permille(cpu, u64::from(offer.cpus) * 1000),
-            permille(memory, offer.memory_bytes),
+            permille(held.cpu_millis, has.cpu_millis),
+            permille(held.memory_bytes, has.memory_bytes),
+            permille(held.disk_bytes, has.disk_bytes),
             id,
         ))
     }
@@ -311,7 +459,7 @@ impl Placement {
             offer.is_some_and(|offer| self.reason(id, offer, demand).is_none())
         };
         // A node without an instance of this process type, the least loaded one; else the one with the fewest.
-        let fresh = self.by_load.iter().map(|(_, _, id)| *id);
+        let fresh = self.by_load.iter().map(|(.., id)| *id);
         let mut fresh = fresh.filter(|id| !hosting.contains_key(id));
         if let Some(id) = fresh.find(|id| fits(*id)) {
             return Ok(id);
@@ -320,7 +468,7 @@ impl Placement {
             .iter()
             .filter(|(id, _)| fits(**id))
             .filter_map(|(id, count)| Some((*count, self.load(*id)?)));
-        if let Some((_, (_, _, id))) = ranked.min() {
+        if let Some((_, (.., id))) = ranked.min() {
             return Ok(id);
         }
         let reasons = self.offers.iter().filter_map(|(id, offer)| {
@@ -336,27 +484,30 @@ impl Placement {
     /// Why a node cannot take an instance.
     fn reason(&self, id: NodeId, offer: &Offer, demand: &Demand<'_>) -> Option<IneligibleReason> {
         const MIB: u64 = 1 << 20;
-        let nothing = Promised::default();
-        let promised = self.promised.get(&id).unwrap_or(&nothing);
-        let free = offer.memory_bytes.saturating_sub(promised.memory_bytes);
+        let hardware = &offer.hardware;
         if !offer.online {
-            Some(IneligibleReason::Offline)
-        } else if !demand.archs.contains(&offer.arch.as_str()) {
-            Some(IneligibleReason::Architecture {
-                arch: offer.arch.clone(),
-                has: demand.archs.join(", "),
-            })
-        } else if promised.unreadable > 0 {
-            Some(IneligibleReason::Unreadable(promised.unreadable))
-        } else if demand.memory_bytes > free {
-            Some(IneligibleReason::Memory {
-                free_mib: free / MIB,
-                total_mib: offer.memory_bytes / MIB,
-                wanted_mib: demand.memory_bytes.div_ceil(MIB),
-            })
-        } else {
-            None
+            return Some(IneligibleReason::Offline);
         }
+        if !demand.archs.contains(&hardware.arch.as_str()) {
+            return Some(IneligibleReason::Architecture {
+                arch: hardware.arch.clone(),
+                has: demand.archs.join(", "),
+            });
+        }
+        let unreadable = self.promised.get(&id).map_or(0, |p| p.unreadable);
+        if unreadable > 0 {
+            return Some(IneligibleReason::Unreadable(unreadable));
+        }
+        let overhead = hardware.instance_overhead();
+        let (has, held) = (Resources::of_hardware(hardware), self.promised(id));
+        let needs = demand.needs.with(overhead, 1);
+        let memory = Shortage::of(needs.memory_bytes, held.memory_bytes, has.memory_bytes);
+        let disk = Shortage::of(needs.disk_bytes, held.disk_bytes, has.disk_bytes);
+        let memory = memory.map(|short| IneligibleReason::Memory {
+            short,
+            overhead_mib: overhead.memory_bytes.div_ceil(MIB),
+        });
+        memory.or_else(|| disk.map(IneligibleReason::Disk))
     }
 }
 
@@ -369,9 +520,11 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::cluster_state::VolumeKey;
     use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, manifest, name, process};
+    use api::enrollment::NodeDisk;
     use expect_test::{Expect, expect};
-    use model::Timestamp;
+    use model::{Timestamp, VolumeId};
 
     fn check(cluster: &ClusterState, memory_mib: u64, expected: Expect) {
         check_pinned(cluster, memory_mib, None, expected);
@@ -386,8 +539,11 @@ mod tests {
         let chosen = Placement::new(cluster).choose(&Demand {
             env: &key("shop/prod"),
             process: &name("web"),
-            cpu_millis: 100,
-            memory_bytes: memory_mib * MIB,
+            needs: Resources {
+                cpu_millis: 100,
+                memory_bytes: memory_mib * MIB,
+                disk_bytes: 64 * MIB,
+            },
             archs: &["amd64"],
             pinned,
         });
@@ -441,7 +597,7 @@ mod tests {
             &cluster,
             3841,
             expect![[
-                r#"no node can take it: node-1 (n1): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-2 (n2): 3840 of its 4096 MiB are free, 3841 MiB are needed; node-3 (n3): 3840 of its 4096 MiB are free, 3841 MiB are needed"#
+                r#"no node can take it: node-1 (n1): 3840 of its 4096 MiB are free, 3841 MiB of memory are needed; node-2 (n2): 3840 of its 4096 MiB are free, 3841 MiB of memory are needed; node-3 (n3): 3840 of its 4096 MiB are free, 3841 MiB of memory are needed"#
             ]],
         );
     }
@@ -455,7 +611,7 @@ mod tests {
             &cluster,
             5000,
             expect![[
-                r#"no node can take it: node-1 (n1): it is offline; node-2 (n2): it is arm64, the image is for amd64; node-3 (n3): 4096 of its 4096 MiB are free, 5000 MiB are needed"#
+                r#"no node can take it: node-1 (n1): it is offline; node-2 (n2): it is arm64, the image is for amd64; node-3 (n3): 4096 of its 4096 MiB are free, 5000 MiB of memory are needed"#
             ]],
         );
         cluster.nodes.clear();
@@ -476,7 +632,7 @@ mod tests {
             4000,
             data(2),
             expect![
-                "the node of its volume data cannot take it: node-2 (n2): 3584 of its 4096 MiB are free, 4000 MiB are needed"
+                "the node of its volume data cannot take it: node-2 (n2): 3584 of its 4096 MiB are free, 4000 MiB of memory are needed"
             ],
         );
         cluster.nodes.remove(&NodeId(2));
@@ -486,6 +642,132 @@ mod tests {
             data(2),
             expect![
                 "its volume data is on n2, which was removed; `platform volumes delete` gives up what is in it"
+            ],
+        );
+    }
+
+    /// A node of 4 GiB of memory, with as many MiB of disk for instances.
+    fn with_disk(cluster: &mut ClusterState, node: u16, disk_mib: u64) {
+        let hardware = &mut cluster.nodes.get_mut(&NodeId(node)).unwrap().hardware;
+        hardware.disk = Some(NodeDisk {
+            total_bytes: (disk_mib + 60) * MIB,
+            reserved_bytes: 10 * MIB,
+            images_bytes: 20 * MIB,
+            others_bytes: 30 * MIB,
+        });
+    }
+
+    #[test]
+    fn case_disk_is_promised_like_memory() {
+        // Each instance of the fixture has 64 MiB of scratch disk, and so has the one that is placed.
+        let mut cluster = with(&[("other", 1), ("other", 1)]);
+        with_disk(&mut cluster, 1, 3 * 64 - 1);
+        with_disk(&mut cluster, 2, 63);
+        with_disk(&mut cluster, 3, 64);
+        check(&cluster, 256, expect!["n3"]);
+        with_disk(&mut cluster, 3, 0);
+        check(
+            &cluster,
+            256,
+            expect![[
+                r#"no node can take it: node-1 (n1): 63 of its 191 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-2 (n2): 63 of its 63 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-3 (n3): 0 of its 0 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs"#
+            ]],
+        );
+        // A terminating instance holds its disk, too.
+        for instance in cluster.instances.values_mut() {
+            instance.terminate();
+        }
+        with_disk(&mut cluster, 1, 3 * 64);
+        check(&cluster, 256, expect!["n1"]);
+        with_disk(&mut cluster, 1, 3 * 64 - 1);
+        let placement = Placement::new(&cluster);
+        assert_eq!(placement.promised(NodeId(1)).disk_bytes, 2 * 64 * MIB);
+        let needs = Resources {
+            disk_bytes: 64 * MIB,
+            ..Resources::default()
+        };
+        let (env, process) = (key("shop/prod"), name("web"));
+        let refused = placement.choose(&Demand {
+            env: &env,
+            process: &process,
+            needs,
+            archs: &["amd64"],
+            pinned: None,
+        });
+        assert!(refused.unwrap_err().is_the_fault_of_the_release());
+    }
+
+    #[test]
+    fn case_a_volume_holds_its_disk_until_it_is_deleted() {
+        let mut cluster = with(&[]);
+        for node in 1..=3 {
+            with_disk(&mut cluster, node, 100);
+        }
+        let volume = |node, phase| Volume {
+            key: VolumeKey {
+                env: key("shop/prod"),
+                process: name("web"),
+                name: "data".to_owned(),
+                ordinal: 0,
+            },
+            node: NodeId(node),
+            size_bytes: 37 * MIB,
+            created_at: Timestamp(0),
+            phase,
+        };
+        let phases = [
+            VolumePhase::Made,
+            VolumePhase::Deleting { made: true },
+            VolumePhase::Deleted,
+        ];
+        for (number, phase) in (1..).zip(phases) {
+            let volumes = &mut cluster.volumes;
+            volumes.insert(VolumeId(u32::from(number)), volume(number, phase));
+        }
+        check(&cluster, 256, expect!["n3"]);
+        cluster
+            .volumes
+            .insert(VolumeId(4), volume(3, VolumePhase::Planned));
+        check(
+            &cluster,
+            256,
+            expect![[
+                r#"no node can take it: node-1 (n1): 63 of its 100 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-2 (n2): 63 of its 100 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-3 (n3): 63 of its 100 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs"#
+            ]],
+        );
+    }
+
+    #[test]
+    fn case_an_instance_costs_a_node_what_its_driver_needs_beside_the_guest() {
+        let mut cluster = with(&[("other", 1)]);
+        cluster.nodes.remove(&NodeId(2));
+        cluster.nodes.remove(&NodeId(3));
+        let node = |cluster: &mut ClusterState, overhead| {
+            let hardware = &mut cluster.nodes.get_mut(&NodeId(1)).unwrap().hardware;
+            hardware.memory_bytes = 1024 * MIB;
+            hardware.overhead = overhead;
+        };
+        let overhead = InstanceOverhead {
+            memory_bytes: 90 * MIB,
+            disk_bytes: 0,
+        };
+        node(&mut cluster, Some(overhead));
+        check(&cluster, 1024 - 256 - 2 * 90, expect!["n1"]);
+        check(
+            &cluster,
+            1024 - 256 - 2 * 90 + 1,
+            expect![
+                "no node can take it: node-1 (n1): 678 of its 1024 MiB are free, 679 MiB of memory are needed, 90 of them for its VMM"
+            ],
+        );
+        // An agent of the version before does not say what it costs.
+        node(&mut cluster, None);
+        check(&cluster, 1024 - 256 - 2 * 128, expect!["n1"]);
+        check(
+            &cluster,
+            1024 - 256 - 2 * 128 + 1,
+            expect![
+                "no node can take it: node-1 (n1): 640 of its 1024 MiB are free, 641 MiB of memory are needed, 128 of them for its VMM"
             ],
         );
     }

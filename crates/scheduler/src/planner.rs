@@ -205,8 +205,10 @@ impl Planner {
         self.queue.extend(changes.deleted_envs.iter().cloned());
         let volumes = changes.volumes.values().flatten();
         self.queue.extend(volumes.map(|v| v.key.env.clone()));
-        if changes.volumes.values().any(Option::is_none) {
-            self.queue_waiting();
+        for id in changes.volumes.keys() {
+            if self.placement.set_volume(*id, cluster.volumes.get(id)) {
+                self.queue_waiting();
+            }
         }
         self.queue
             .extend(changes.deleted_secrets.iter().map(|(env, _)| env.clone()));
@@ -287,7 +289,8 @@ impl Planner {
             }
         }
         let mut planned = pass.planned;
-        let freed = planned.changes.instances.values().any(Option::is_none);
+        let freed = planned.changes.instances.values().any(Option::is_none)
+            || planned.changes.volumes.values().any(Option::is_none);
         let rolling = (cluster.envs.get(&key))
             .is_some_and(|env| env.rollout.phase == RolloutPhase::Rolling && !env.destroying);
         let look = if rolling {
@@ -370,6 +373,10 @@ impl Pass<'_, '_> {
         for id in changes.instances.keys() {
             let instance = self.working.instances.get(id);
             self.placement.set_instance(*id, instance);
+        }
+        for id in changes.volumes.keys() {
+            let volume = self.working.volumes.get(id);
+            self.placement.set_volume(*id, volume);
         }
         self.planned.changes.then(changes);
         if let Command::Plan(action) = command {

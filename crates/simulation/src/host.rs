@@ -9,18 +9,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::enrollment::NodeDisk;
 use api::node::CachedImage;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use guest_protocol::LogRecord;
-use microvm::Nic;
+use microvm::{Nic, VmHealth};
 use model::image::ImageConfig;
 use model::instance::{AttachedVolume, PinnedImage};
 use model::{Digest, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_agent::host::{
-    Disks, Egress, EndedLogOwner, Files, GuestListener, GuestStream, HostError, HostResult,
-    ImagePin, Images, Log, Logs, Network, NetworkProbe, PreparedImage, Progress, Vm, VmRequest,
-    Vmm,
+    DiskUse, Disks, Egress, EndedLogOwner, Files, GuestListener, GuestStream, HostError,
+    HostResult, ImagePin, Images, Log, Logs, Network, NetworkProbe, PreparedImage, Progress, Vm,
+    VmRequest, Vmm,
 };
 use node_network::Endpoint;
 use tokio::io::DuplexStream;
@@ -29,6 +30,8 @@ use tokio::sync::{mpsc, watch};
 use crate::machine::{Machine, SimVm};
 use crate::simulator::App;
 
+/// The disk of a simulated machine, in bytes.
+const DISK_BYTES: u64 = 1 << 40;
 /// Too many open files.
 const EMFILE: i32 = 24;
 
@@ -214,6 +217,11 @@ impl Vm for SimVmHandle {
         .boxed()
     }
 
+    /// A simulated VMM neither stops nor hangs, and its disks do not fail.
+    fn health(&self) -> watch::Receiver<VmHealth> {
+        watch::channel(VmHealth::default()).1
+    }
+
     fn kill(&self) -> BoxFuture<'_, ()> {
         async move {
             let host = SimHost(self.machine.clone());
@@ -379,6 +387,10 @@ impl Images for SimHost {
         Vec::new()
     }
 
+    fn make_room(&self) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+
     fn tidy(&self) -> BoxFuture<'_, ()> {
         async {}.boxed()
     }
@@ -468,6 +480,18 @@ impl Disks for SimHost {
             Ok(())
         }
         .boxed()
+    }
+
+    fn measure(&self) -> BoxFuture<'_, HostResult<DiskUse>> {
+        let full = self.0.lock().disk_full;
+        let disk = NodeDisk {
+            total_bytes: DISK_BYTES,
+            reserved_bytes: DISK_BYTES / 20,
+            images_bytes: DISK_BYTES / 5,
+            others_bytes: 0,
+        };
+        let free_bytes = if full { 0 } else { DISK_BYTES };
+        async move { Ok(DiskUse { disk, free_bytes }) }.boxed()
     }
 }
 

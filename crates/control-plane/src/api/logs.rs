@@ -384,7 +384,11 @@ impl Reader {
                 unheard.insert(*id, instance.spec.process.clone());
             }
         }
-        let text = format!("{} does not answer; its log lines are missing", end.node);
+        let node = end.node;
+        let text = match end.refused {
+            Some(reason) => format!("{node}: {reason}; its log lines are missing"),
+            None => format!("{node} does not answer; its log lines are missing"),
+        };
         tell(&self.lines, &unheard, &text).await;
     }
 

@@ -187,7 +187,10 @@ pub(crate) async fn refuse_stream(
     tracing::warn!(%node, reason, "a node refused a stream");
     match app.streams.claim(node, &stream) {
         // Its reader is told that the stream has ended.
-        Some(Waiting::Logs(open)) => drop(open),
+        Some(Waiting::Logs(mut open)) => {
+            open.end.opened = false;
+            open.end.refused = Some(reason);
+        }
         // The caller may have left meanwhile.
         Some(Waiting::Answer(sender)) => drop(sender.send(Err(reason))),
         Some(Waiting::Exec(sender)) => drop(sender.send(Err(reason))),

@@ -148,6 +148,7 @@ pub(crate) fn hardware() -> Hardware {
         arch: "amd64".to_owned(),
         cpus: 4,
         memory_bytes: 8 << 30,
+        ..Hardware::default()
     }
 }
 

@@ -100,10 +100,10 @@ fn number(cgroup: &Cgroup, file: &str, key: &str) -> u64 {
 }
 
 fn memory_is_capped() {
-    // One buffer of 320 MiB: more than a VM of 16 MiB may have with its overhead, less than one of 128.
+    // One buffer of 320 MiB: more than a VM of 272 MiB may have, less than one of 384.
     const FILL: &str = "dd if=/dev/zero of=/dev/null bs=320M count=1 2>/dev/null && echo FILLED";
-    let small = Cgroup::try_make(InstanceId(1), 16 * MIB, 1000).unwrap();
-    let large = Cgroup::try_make(InstanceId(2), 128 * MIB, 1000).unwrap();
+    let small = Cgroup::try_make(InstanceId(1), 272 * MIB, 1000).unwrap();
+    let large = Cgroup::try_make(InstanceId(2), 384 * MIB, 1000).unwrap();
     let mut line = String::new();
     let mut child = start_in(&large, FILL);
     BufReader::new(child.stdout.as_mut().unwrap())
@@ -125,8 +125,8 @@ fn memory_is_capped() {
 }
 
 fn processors_are_weighted() {
-    let light = Cgroup::try_make(InstanceId(3), 16 * MIB, 250).unwrap();
-    let heavy = Cgroup::try_make(InstanceId(4), 16 * MIB, 1000).unwrap();
+    let light = Cgroup::try_make(InstanceId(3), 272 * MIB, 250).unwrap();
+    let heavy = Cgroup::try_make(InstanceId(4), 272 * MIB, 1000).unwrap();
     let mut busy = [&light, &heavy].map(|cgroup| start_in(cgroup, "while :; do :; done"));
     let used = |cgroup: &Cgroup| number(cgroup, "cpu.stat", "usage_usec ");
     while used(&light) + used(&heavy) < 3_000_000 {

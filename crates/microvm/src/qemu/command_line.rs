@@ -126,7 +126,11 @@ impl CommandLine {
             );
             add(
                 "-device",
-                format!("virtio-blk-{bus},drive=limited{index},num-queues=1"),
+                // An error on the host's disk, a full one too, is the guest's to handle: QEMU's own default pauses the
+                // whole guest until somebody lets it go on.
+                format!(
+                    "virtio-blk-{bus},drive=limited{index},num-queues=1,werror=report,rerror=report"
+                ),
             );
         }
         if let Some((tap, mac)) = self.nic {
@@ -210,11 +214,11 @@ mod tests {
             -add-fd fd=12,set=2
             -blockdev driver=raw,node-name=disk0,read-only=on,file.read-only=on,file.locking=off,file.driver=file,file.filename=/dev/fdset/2
             -blockdev driver=throttle,node-name=limited0,read-only=on,throttle-group=limit,file=disk0
-            -device virtio-blk-pci,drive=limited0,num-queues=1
+            -device virtio-blk-pci,drive=limited0,num-queues=1,werror=report,rerror=report
             -add-fd fd=13,set=3
             -blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,file.discard=unmap,file.driver=file,file.filename=/dev/fdset/3
             -blockdev driver=throttle,node-name=limited1,read-only=off,discard=unmap,throttle-group=limit,file=disk1
-            -device virtio-blk-pci,drive=limited1,num-queues=1
+            -device virtio-blk-pci,drive=limited1,num-queues=1,werror=report,rerror=report
             -netdev tap,id=net,fd=14,vhost=off
             -device virtio-net-pci,netdev=net,mac=02:01:00:00:00:ab,romfile=
             -device virtio-rng-pci
@@ -250,11 +254,11 @@ mod tests {
             -add-fd fd=12,set=2
             -blockdev driver=raw,node-name=disk0,read-only=on,file.read-only=on,file.locking=off,file.driver=file,file.filename=/dev/fdset/2
             -blockdev driver=throttle,node-name=limited0,read-only=on,throttle-group=limit,file=disk0
-            -device virtio-blk-device,drive=limited0,num-queues=1
+            -device virtio-blk-device,drive=limited0,num-queues=1,werror=report,rerror=report
             -add-fd fd=13,set=3
             -blockdev driver=raw,node-name=disk1,read-only=off,discard=unmap,file.discard=unmap,file.driver=file,file.filename=/dev/fdset/3
             -blockdev driver=throttle,node-name=limited1,read-only=off,discard=unmap,throttle-group=limit,file=disk1
-            -device virtio-blk-device,drive=limited1,num-queues=1
+            -device virtio-blk-device,drive=limited1,num-queues=1,werror=report,rerror=report
             -netdev tap,id=net,fd=14,vhost=off
             -device virtio-net-device,netdev=net,mac=02:01:00:00:00:ab
             -device virtio-rng-device

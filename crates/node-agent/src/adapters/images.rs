@@ -48,4 +48,8 @@ impl Images for ImageCache {
     fn tidy(&self) -> BoxFuture<'_, ()> {
         Self::tidy(self).boxed()
     }
+
+    fn make_room(&self) -> BoxFuture<'_, ()> {
+        self.remove_over(0).boxed()
+    }
 }

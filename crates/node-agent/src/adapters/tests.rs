@@ -27,6 +27,7 @@ use crate::conformance::{self, VmParts};
 use crate::directory::Directory;
 use crate::host::{HttpProbe, NetworkProbe};
 use crate::images::tests::Served;
+use crate::node_disk::DiskMeter;
 use crate::volumes::Volumes;
 
 /// The one switch that leaves privileged tests out, on a machine where they cannot run.
@@ -118,7 +119,8 @@ async fn disks_of_the_machine_conform() {
     let instances = dir.path().join("instances");
     std::fs::create_dir_all(instances.join(INSTANCE.to_string())).unwrap();
     let volumes = Volumes::open(dir.path()).unwrap();
-    conformance::disks(&HostDisks::new(instances, volumes)).await;
+    let meter = DiskMeter::new(dir.path(), None).unwrap();
+    conformance::disks(&HostDisks::new(instances, volumes, meter)).await;
 }
 
 #[tokio::test]
@@ -169,6 +171,7 @@ async fn the_server_conforms() {
         arch: "amd64".to_owned(),
         cpus: 1,
         memory_bytes: 1 << 30,
+        ..Hardware::default()
     };
     let applicant = Applicant {
         role: EnrollRole::Node,

@@ -7,9 +7,10 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use guest_protocol::HOST_PORT;
-use microvm::{Disk, DriverKind, GuestKernel, MAX_VCPUS, VmSpec};
+use microvm::{Disk, DriverKind, GuestKernel, MAX_VCPUS, VmHealth, VmSpec};
 use model::InstanceId;
 use tokio::net::UnixListener;
+use tokio::sync::watch;
 
 use crate::host::{GuestListener, GuestStream, HostError, HostResult, Vm, VmRequest, Vmm};
 use blocking_work::blocking;
@@ -128,6 +129,10 @@ impl Vm for MicroVm {
             self.0.kill().await;
         }
         .boxed()
+    }
+
+    fn health(&self) -> watch::Receiver<VmHealth> {
+        self.0.health()
     }
 
     fn waited(&self) -> BoxFuture<'_, Option<Duration>> {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::node::{CachedImage, MAX_REPORTED_IMAGES};
 use model::instance::PinnedImage;
@@ -62,6 +62,52 @@ impl Drop for ImageUse {
     }
 }
 
+/// A file's time may be this much before the clock's of the moment at which it was set.
+const FILE_TIME_SLACK: Duration = Duration::from_secs(1);
+
+/// When the preparations that are under way began, by ticket.
+#[derive(Debug, Default)]
+pub(super) struct Begun {
+    next: u64,
+    since: BTreeMap<u64, SystemTime>,
+}
+
+impl Begun {
+    /// Since when layers may belong to a preparation that is under way. One that is evicted all the same, because the
+    /// clock was set meanwhile, is fetched again: its disk cannot be built.
+    fn oldest(&self) -> Option<SystemTime> {
+        self.since.values().min().copied()
+    }
+}
+
+/// An image is being prepared, until this is dropped.
+pub(super) struct Preparation {
+    ticket: u64,
+    begun: Arc<Mutex<Begun>>,
+}
+
+impl Preparation {
+    pub(super) fn begin(begun: &Arc<Mutex<Begun>>) -> Self {
+        let mut known = lock(begun);
+        let ticket = known.next;
+        known.next += 1;
+        known
+            .since
+            .insert(ticket, SystemTime::now() - FILE_TIME_SLACK);
+        drop(known);
+        Self {
+            ticket,
+            begun: begun.clone(),
+        }
+    }
+}
+
+impl Drop for Preparation {
+    fn drop(&mut self) {
+        lock(&self.begun).since.remove(&self.ticket);
+    }
+}
+
 /// A disk, a layer, or what there is of a layer whose download was given up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Item {
@@ -107,33 +153,40 @@ impl ImageCache {
             .collect()
     }
 
-    /// Brings the cache within its budget, unless an image is being prepared: then it is done afterwards.
+    /// Brings the cache within its budget.
     pub(crate) async fn tidy(&self) {
-        if self.removing.try_write().is_ok() {
-            self.remove_over(self.budget_bytes).await;
-        }
+        self.remove_over(self.budget_bytes).await;
     }
 
     /// Removes what nobody needs, the longest unused first, until `budget_bytes` are enough. What cannot be
     /// removed is logged and stays.
-    pub(super) async fn remove_over(&self, budget_bytes: u64) {
-        let _alone = self.removing.write().await;
+    pub(crate) async fn remove_over(&self, budget_bytes: u64) {
+        let _alone = self.removing.lock().await;
+        let (begun, evicting) = (self.begun.clone(), self.evicting.clone());
         let (blobs, disks, needs) = (self.blobs.clone(), self.disks.clone(), self.needs.clone());
         let records = self.records.clone();
         let removed = blocking(move || {
-            let entries = entries(&blobs, &disks, |digest| lock(&needs).need(digest))?;
+            let since = lock(&begun).oldest();
+            let is_pinned = |digest: &Digest| lock(&needs).need(digest);
+            let entries = entries(&blobs, &disks, is_pinned, since)?;
             let mut freed = 0;
             for item in evict(&entries, budget_bytes) {
                 match &item {
                     Item::Blob(digest) => blobs.remove_blob(digest).map_err(|e| chain(&e))?,
                     Item::Partial(digest) => blobs.remove_partial(digest),
                     Item::Disk(digest) => {
-                        // Looked at again: an instance may have begun meanwhile. One that begins from now on
-                        // waits for `removing` before it looks for the disk.
-                        if lock(&needs).need(digest) {
-                            continue;
+                        // Looked at again: an instance may have begun meanwhile. One that begins from now on waits
+                        // for the end of this one removal before it looks for the disk.
+                        {
+                            let needs = lock(&needs);
+                            if needs.need(digest) {
+                                continue;
+                            }
+                            evicting.send_replace(Some(digest.clone()));
                         }
-                        disks.remove(digest).map_err(|e| chain(&e))?;
+                        let removed = disks.remove(digest);
+                        evicting.send_replace(None);
+                        removed.map_err(|e| chain(&e))?;
                         // Without its disk it says nothing.
                         let _ = std::fs::remove_file(record_path(&records, digest));
                     }
@@ -190,6 +243,7 @@ fn entries(
     blobs: &registry::BlobCache,
     disks: &root_disk::DiskCache,
     is_pinned: impl Fn(&Digest) -> bool,
+    used_since: Option<SystemTime>,
 ) -> Result<Vec<CacheEntry<Item>>, String> {
     let disks = disks.list().map_err(|e| chain(&e))?.into_iter();
     let disks = disks.map(|disk| CacheEntry {
@@ -203,7 +257,7 @@ fn entries(
     let blobs = blobs.map(|blob| CacheEntry {
         bytes: blob.size,
         last_used: millis(blob.last_used),
-        pinned: false,
+        pinned: used_since.is_some_and(|since| blob.last_used >= since),
         key: Item::Blob(blob.digest),
     });
     let partials = unfinished.into_iter().map(|partial| CacheEntry {
@@ -220,6 +274,6 @@ fn millis(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn lock(needs: &Mutex<Needs>) -> MutexGuard<'_, Needs> {
-    needs.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::Command;
+use std::sync::Condvar;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
@@ -15,8 +16,28 @@ use super::*;
 /// A registry of a few images in memory, on a loopback port, for as long as the process lives.
 pub(crate) struct Served {
     host: String,
+    held: Arc<Withheld>,
     asked: Arc<AtomicUsize>,
     pub(crate) images: Vec<PinnedImage>,
+}
+
+/// What the registry does not send yet, by digest.
+#[derive(Default)]
+struct Withheld {
+    digests: Mutex<BTreeMap<String, bool>>,
+    changed: Condvar,
+}
+
+impl Withheld {
+    /// Waits while `path` is held, and notes that it was asked for.
+    fn pass(&self, path: &str) {
+        let mut digests = self.digests.lock().unwrap();
+        while let Some(asked) = digests.get_mut(path.rsplit('/').next().unwrap_or_default()) {
+            *asked = true;
+            self.changed.notify_all();
+            digests = self.changed.wait(digests).unwrap();
+        }
+    }
 }
 
 fn digest(bytes: &[u8]) -> Digest {
@@ -77,18 +98,44 @@ impl Served {
         }
         let asked = Arc::new(AtomicUsize::new(0));
         let counter = asked.clone();
+        let held = Arc::<Withheld>::default();
+        let (content, holds) = (Arc::new(content), held.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 counter.fetch_add(1, Ordering::SeqCst);
+                let (content, holds) = (content.clone(), holds.clone());
                 // A client that hangs up (its disk is full) is no error of the server.
-                let _ = answer(stream.unwrap(), &content);
+                std::thread::spawn(move || drop(answer(stream.unwrap(), &content, &holds)));
             }
         });
         Self {
             host,
+            held,
             asked,
             images,
         }
+    }
+
+    /// Sends the layer of an image of `start` no more.
+    fn hold_layer(&self, seed: u8, layer_bytes: usize) -> String {
+        let layer = digest(&layer(seed, layer_bytes)).to_string();
+        let mut digests = self.held.digests.lock().unwrap();
+        digests.insert(layer.clone(), false);
+        layer
+    }
+
+    /// Waits until what is held was asked for. Blocks.
+    fn wait_until_asked(held: &Withheld, digest: &str) {
+        let mut digests = held.digests.lock().unwrap();
+        while !digests[digest] {
+            digests = held.changed.wait(digests).unwrap();
+        }
+    }
+
+    /// Sends it after all.
+    fn release(&self, digest: &str) {
+        self.held.digests.lock().unwrap().remove(digest);
+        self.held.changed.notify_all();
     }
 
     fn asked(&self) -> usize {
@@ -102,7 +149,11 @@ impl Served {
     }
 }
 
-fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -> io::Result<()> {
+fn answer(
+    mut stream: std::net::TcpStream,
+    content: &HashMap<String, Vec<u8>>,
+    held: &Withheld,
+) -> io::Result<()> {
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let first = lines.next().unwrap_or_else(|| Ok(String::new()))?;
     while lines
@@ -110,6 +161,7 @@ fn answer(mut stream: std::net::TcpStream, content: &HashMap<String, Vec<u8>>) -
         .is_some_and(|line| line.is_ok_and(|line| !line.is_empty()))
     {}
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+    held.pass(&path);
     let Some(bytes) = content.get(path.rsplit('/').next().unwrap_or_default()) else {
         let body = r#"{"errors":[{"code":"MANIFEST_UNKNOWN"}]}"#;
         let length = body.len();
@@ -277,6 +329,40 @@ async fn a_full_disk_makes_room_or_says_so_and_recovers() {
     drop(used);
     prepare(&images, &served.images[4]).await.unwrap();
     small.assert_sound();
+}
+
+/// A registry that hangs in the middle of an image, and a full disk meanwhile: whoever needs another image does not wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_slow_registry_and_an_eviction_hold_up_no_other_image() {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let served = Served::start(3, 100_000);
+    let dir = tempfile::tempdir().unwrap();
+    let images = Arc::new(served.open(dir.path(), u64::MAX));
+    let _used = images.used_by_instance(&served.images[0].digest);
+    prepare(&images, &served.images[0]).await.unwrap();
+    let layer = served.hold_layer(1, 100_000);
+    let slow = {
+        let (images, image) = (images.clone(), served.images[1].clone());
+        tokio::spawn(async move { prepare(&images, &image).await })
+    };
+    let (held, asked) = (served.held.clone(), layer.clone());
+    blocking(move || Served::wait_until_asked(&held, &asked)).await;
+
+    // Two evictions: one runs, one waits for its turn.
+    let evicting = async { tokio::join!(images.remove_over(0), images.remove_over(0)) };
+    let meanwhile = async {
+        prepare(&images, &served.images[0]).await.unwrap();
+        prepare(&images, &served.images[2]).await.unwrap();
+    };
+    let both = tokio::time::timeout(PATIENCE, async { tokio::join!(evicting, meanwhile) });
+    both.await.expect("somebody waits for the registry");
+
+    // What the slow one had fetched so far was not evicted under it.
+    let blobs = std::fs::read_dir(dir.path().join("blobs/blobs/sha256")).unwrap();
+    assert!(blobs.count() >= 2, "its manifest and its config");
+    served.release(&layer);
+    let prepared = tokio::time::timeout(PATIENCE, slow).await;
+    assert_eq!(prepared.unwrap().unwrap().unwrap().config.cmd, ["/1"]);
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use node_agent::{DEFAULT_IMAGE_CACHE_BYTES, DownOptions, NodeOptions};
+use node_agent::{DownOptions, NodeOptions};
 
 use crate::failure::Failure;
 use crate::logging::LogArguments;
@@ -56,8 +56,8 @@ struct RunArguments {
     /// Memory that instances may use, such as 6GiB [default: most of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
-    /// Disk that cached images may take, such as 50GiB [default: 20GiB]. What instances run from
-    /// and the last releases stay also where they take more
+    /// Disk that cached images may take, such as 50GiB [default: a fifth of the disk, at most 20GiB]. What
+    /// instances run from and the last releases stay also where they take more
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     image_cache: Option<u64>,
     #[command(flatten)]
@@ -110,7 +110,7 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
         region: arguments.region,
         guest_dir: arguments.guest.unwrap_or_else(default_guest),
         memory_bytes: arguments.memory,
-        image_cache_bytes: arguments.image_cache.unwrap_or(DEFAULT_IMAGE_CACHE_BYTES),
+        image_cache_bytes: arguments.image_cache,
         insecure_registries: arguments.registries.insecure(),
         registry_mirrors: arguments.registries.mirrors(),
     };

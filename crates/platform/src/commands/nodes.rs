@@ -42,6 +42,7 @@ fn table(nodes: &[NodeRow]) -> Table {
         "INSTANCES",
         "CPUS",
         "MEMORY",
+        "DISK",
         "ARCH",
         "DRIVER",
         "EGRESS",
@@ -59,12 +60,19 @@ fn table(nodes: &[NodeRow]) -> Table {
             node.instances.to_string(),
             node.hardware.cpus.to_string(),
             units::size(node.hardware.memory_bytes).replace(' ', ""),
+            node.hardware
+                .disk
+                .map_or_else(|| "-".to_owned(), |disk| size(disk.instances_bytes())),
             node.hardware.arch.clone(),
             driver.map_or_else(|| "-".to_owned(), |driver| driver.name.clone()),
             egress
                 .map_or("-", |egress| if egress.on { "yes" } else { "no" })
                 .to_owned(),
         ]);
+        table.note(&memory_note(node));
+        if let Some(disk) = disk_note(node) {
+            table.note(&disk);
+        }
         if let Some(driver) = driver {
             table.note(&format!("driver: {}", driver.reason));
         }
@@ -73,6 +81,36 @@ fn table(nodes: &[NodeRow]) -> Table {
         }
     }
     table
+}
+
+fn size(bytes: u64) -> String {
+    units::size(bytes).replace(' ', "")
+}
+
+/// What of the memory is promised, and what an instance costs.
+fn memory_note(node: &NodeRow) -> String {
+    let promised = node.promised.unwrap_or_default();
+    format!(
+        "memory: {} of {} promised; each instance costs {} beside its own",
+        size(promised.memory_bytes),
+        size(node.hardware.memory_bytes),
+        size(node.hardware.instance_overhead().memory_bytes),
+    )
+}
+
+/// What of the disk is promised, and what instances cannot have of it; absent from a node that does not say.
+fn disk_note(node: &NodeRow) -> Option<String> {
+    let disk = node.hardware.disk?;
+    let promised = node.promised.unwrap_or_default();
+    Some(format!(
+        "disk: {} of {} promised; of {} in all, {} are reserved for the platform, {} for images, {} taken by others",
+        size(promised.disk_bytes),
+        size(disk.instances_bytes()),
+        size(disk.total_bytes),
+        size(disk.reserved_bytes),
+        size(disk.images_bytes),
+        size(disk.others_bytes),
+    ))
 }
 
 #[cfg(test)]
@@ -88,7 +126,10 @@ mod tests {
         let why = "slirp4netns is not on the PATH, and the machine has no default route ".repeat(3);
         let row: NodeRow = serde_json::from_value(json!({
             "id": "n65535", "name": "a-name-of-a-machine-in-some-rack.example.com", "region": "eu-central-1",
-            "hardware": { "arch": "amd64", "cpus": 256, "memory_bytes": 1_099_511_627_776_u64 },
+            "hardware": { "arch": "amd64", "cpus": 256, "memory_bytes": 1_099_511_627_776_u64, "disk": {
+                "total_bytes": 1_099_511_627_776_u64, "reserved_bytes": 10_737_418_240_u64,
+                "images_bytes": 21_474_836_480_u64, "others_bytes": 123_456_789_u64 } },
+            "promised": { "cpu_millis": 1, "memory_bytes": 1_099_511_627_775_u64, "disk_bytes": 1 },
             "driver": { "name": "firecracker", "reason": why }, "egress": { "on": false, "reason": why },
             "seen_at": 0, "online": true, "instances": 1000, "prefix": "fd12:3456:789a:1::",
         }))

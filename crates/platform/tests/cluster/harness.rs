@@ -55,6 +55,8 @@ pub(crate) struct Cluster {
     registry: SocketAddr,
     children: Vec<(&'static str, Child)>,
     vms: BTreeSet<String>,
+    /// File systems that were mounted for it.
+    mounts: Vec<PathBuf>,
     node_arguments: Vec<String>,
     /// The example's image, `registry/repository@digest`.
     pub(crate) image: String,
@@ -63,11 +65,20 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts everything but an app. Nothing when these tests are switched off.
     pub(crate) fn start() -> Option<Self> {
-        Self::start_with(&[])
+        Self::start_prepared(&[], |_| {})
+    }
+
+    /// The same, on a machine that is prepared first: the folders of the roles are not there yet.
+    pub(crate) fn start_on(prepare: impl FnOnce(&mut Self)) -> Option<Self> {
+        Self::start_prepared(&[], prepare)
     }
 
     /// [`Self::start`], with further arguments for the node.
     pub(crate) fn start_with(node_arguments: &[&str]) -> Option<Self> {
+        Self::start_prepared(node_arguments, |_| {})
+    }
+
+    fn start_prepared(node_arguments: &[&str], prepare: impl FnOnce(&mut Self)) -> Option<Self> {
         if std::env::var_os(SKIP).is_some() {
             eprintln!("SKIPPED: {SKIP} is set");
             return None;
@@ -87,10 +98,12 @@ impl Cluster {
             registry,
             children: Vec::new(),
             vms: BTreeSet::new(),
+            mounts: Vec::new(),
             node_arguments: node_arguments.iter().map(|&word| word.to_owned()).collect(),
             image: String::new(),
         };
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        prepare(&mut cluster);
         cluster.copy_programs();
         cluster.start_registry();
         cluster.image = cluster.push("hello");
@@ -114,6 +127,28 @@ impl Cluster {
     /// A file of the cluster's.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// Gives a role's data folder an ext4 of its own, of so many MiB.
+    pub(crate) fn mount_small_disk(&mut self, role: &str, mebibytes: u64) {
+        let (file, folder) = (self.path("small.img"), self.path(role));
+        std::fs::File::create(&file)
+            .unwrap()
+            .set_len(mebibytes << 20)
+            .unwrap();
+        std::fs::create_dir(&folder).unwrap();
+        let run = |command: &mut Command| {
+            command.env("PATH", "/usr/sbin:/sbin:/usr/bin:/bin");
+            let output = command.output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{command:?}: {stderr}");
+        };
+        run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&file));
+        run(Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&file)
+            .arg(&folder));
+        self.mounts.push(folder);
     }
 
     /// Copies the programs and the guest, in the layout of `target`.
@@ -500,6 +535,12 @@ impl Cluster {
             .unwrap();
         if !down.status.success() {
             eprintln!("node down: {}", String::from_utf8_lossy(&down.stderr));
+        }
+        for folder in self.mounts.drain(..) {
+            let unmounted = Command::new("umount").arg(&folder).status();
+            if !unmounted.is_ok_and(|status| status.success()) {
+                eprintln!("{} is still mounted", folder.display());
+            }
         }
     }
 }

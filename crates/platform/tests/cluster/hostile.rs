@@ -77,13 +77,13 @@ fn vsock_device(cluster: &Cluster, id: &str) -> u32 {
 }
 
 /// Requests the good app's page without a pause until it is stopped; counts the answers.
-struct Neighbour {
+pub(crate) struct Neighbour {
     stop: Arc<AtomicBool>,
     asking: std::thread::JoinHandle<(u32, Duration)>,
 }
 
 impl Neighbour {
-    fn start(edge: SocketAddr) -> Self {
+    pub(crate) fn start(edge: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let asking = std::thread::spawn(move || {
@@ -100,7 +100,7 @@ impl Neighbour {
         Self { stop, asking }
     }
 
-    fn stop(self) -> (u32, Duration) {
+    pub(crate) fn stop(self) -> (u32, Duration) {
         self.stop.store(true, Ordering::Relaxed);
         self.asking.join().unwrap()
     }

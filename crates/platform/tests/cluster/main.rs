@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bad_days;
+mod disk;
 mod forty;
 mod harness;
 mod hostile;

@@ -12,7 +12,7 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 use super::{Finding, Pass, REPLACE_AFTER_MS};
 use crate::action::{Action, PlacedInstance};
 use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
-use crate::placement::{Demand, PlacementError};
+use crate::placement::{Demand, PlacementError, Resources};
 use crate::release::{Identity, ReleaseError, instance_spec};
 use crate::rollout::{self, InstanceHealth, READY_DEADLINE_MS};
 use overlay::address_plan::instance_address;
@@ -467,11 +467,20 @@ impl Task<'_> {
         }
         let first = known.iter().next();
         let pinned = first.map(|(name, (_, volume))| (volume.node, name.as_str()));
+        // Volumes that there are hold their disk already.
+        let volumes = process.volumes.iter();
+        let new_volumes = volumes.filter(|volume| !known.contains_key(&volume.name));
+        let needs = Resources {
+            cpu_millis: u64::from(process.resources.cpu_millis),
+            memory_bytes: process.resources.memory_bytes,
+            disk_bytes: new_volumes.fold(process.resources.scratch_bytes, |bytes, volume| {
+                bytes.saturating_add(volume.size_bytes)
+            }),
+        };
         let node = planner.placement.choose(&Demand {
             env: self.key,
             process: self.process,
-            cpu_millis: process.resources.cpu_millis,
-            memory_bytes: process.resources.memory_bytes,
+            needs,
             archs: &archs,
             pinned,
         })?;

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::enrollment::{InstanceOverhead, NodeDisk};
 use api::node::{DriverChoice, InstanceReport, NodeReport};
 use api::user::RolloutPhase;
 use model::instance::InstanceState;
@@ -16,7 +17,7 @@ use super::tests::{NOW, put};
 use super::{Action, WAITING_LOOK_MS, plan};
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, InstancePhase};
+use crate::cluster_state::{ClusterState, InstancePhase, VolumePhase};
 use crate::fixtures::{
     MIB, attach, cluster, database, deploy, deployment, exit, key, manifest, name, node, process,
     release, report, show, worker,
@@ -120,6 +121,17 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
             for (number, (online, memory)) in (1..).zip(nodes) {
                 let (id, mut node) = node(number, memory);
                 node.online = online;
+                // Some have hardly a disk, and some say neither what they have nor what an instance costs.
+                let hardware = &mut node.hardware;
+                hardware.disk = (memory % 4 > 0).then(|| NodeDisk {
+                    total_bytes: memory / 4 * MIB,
+                    reserved_bytes: 10 * MIB,
+                    ..NodeDisk::default()
+                });
+                hardware.overhead = (memory % 3 > 0).then_some(InstanceOverhead {
+                    memory_bytes: 90 * MIB,
+                    disk_bytes: MIB,
+                });
                 cluster.nodes.insert(id, node);
             }
             for (count, surge, unavailable, (auto_revert, volumes)) in deploys {
@@ -371,15 +383,26 @@ proptest! {
                 prop_assert_eq!(cluster.volumes[&volume.id].node, instance.node);
             }
         }
-        // Memory is a hard cap for everything that was placed now.
-        let mut placed: BTreeMap<NodeId, u64> = BTreeMap::new();
+        // Memory and disk are hard caps for everything that was placed now.
+        let mut placed: BTreeMap<NodeId, (u64, u64)> = BTreeMap::new();
         for instance in cluster.instances.values() {
-            *placed.entry(instance.node).or_default() += instance.spec.memory_bytes;
+            let overhead = cluster.nodes.get(&instance.node).map(|node| node.hardware.instance_overhead());
+            let overhead = overhead.unwrap_or_default();
+            let (memory, disk) = placed.entry(instance.node).or_default();
+            *memory += instance.spec.memory_bytes + overhead.memory_bytes;
+            *disk += instance.spec.scratch_bytes + overhead.disk_bytes;
+        }
+        for volume in cluster.volumes.values().filter(|v| v.phase != VolumePhase::Deleted) {
+            placed.entry(volume.node).or_default().1 += volume.size_bytes;
         }
         for action in &planned.actions {
             if let Action::Create(created) = action {
-                let memory = cluster.nodes[&created.node].hardware.memory_bytes;
-                prop_assert!(placed[&created.node] <= memory, "{} MiB", placed[&created.node] / MIB);
+                let hardware = &cluster.nodes[&created.node].hardware;
+                let (memory, disk) = placed[&created.node];
+                prop_assert!(memory <= hardware.memory_bytes, "{} MiB", memory / MIB);
+                if let Some(has) = hardware.disk {
+                    prop_assert!(disk <= has.instances_bytes(), "{} MiB of disk", disk / MIB);
+                }
             }
         }
         // A node's generation grows when something changes for it, and only then.

@@ -252,9 +252,9 @@ fn a_release_that_fits_on_no_node_is_reported_and_fails_in_the_end() {
     check(
         &cluster,
         expect![[r#"
-        rollout of shop/prod: Rolling, wants v2: web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64; worker: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
-        - shop/prod web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
-        - shop/prod worker: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
+        rollout of shop/prod: Rolling, wants v2: web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB of memory are needed; node-2 (n2): it is arm64, the image is for amd64; worker: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB of memory are needed; node-2 (n2): it is arm64, the image is for amd64
+        - shop/prod web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB of memory are needed; node-2 (n2): it is arm64, the image is for amd64
+        - shop/prod worker: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB of memory are needed; node-2 (n2): it is arm64, the image is for amd64
     "#]],
     );
     let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
@@ -262,7 +262,7 @@ fn a_release_that_fits_on_no_node_is_reported_and_fails_in_the_end() {
     check(
         &cluster,
         expect![[r#"
-        rollout of shop/prod: Reverted, wants v1: there is no instance of web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB are needed; node-2 (n2): it is arm64, the image is for amd64
+        rollout of shop/prod: Reverted, wants v1: there is no instance of web: no node can take it: node-1 (n1): 0 of its 512 MiB are free, 256 MiB of memory are needed; node-2 (n2): it is arm64, the image is for amd64
     "#]],
     );
 }

@@ -1,0 +1,125 @@
+//! Whether a guest runs as it should: asked of its VMM again and again, and heard from it.
+//!
+//! A VMM that was stopped (SIGSTOP), hangs, or has paused its guest looks like any other process from outside. So it
+//! is asked every [`CHECK_INTERVAL`]. QEMU also says by itself when it pauses, and when it reports an I/O error to its
+//! guest; Firecracker reports the error to its guest only, whose kernel writes it to the console.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+use crate::driver::Driver;
+use crate::monitor::{Answer, DiskFault, Event, Monitor};
+use crate::{StatusError, VmStatus};
+
+/// A VMM is asked about its guest this often.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// A VMM that does not answer within this time is stopped, or hangs. On a machine where tens of guests boot at once an
+/// answer takes a second.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait of [`crate::Vm::status`].
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause after something was heard: a guest whose writes all fail makes thousands of events a second.
+const EVENT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How a guest is, as its VMM says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VmHealth {
+    /// Why the guest does not run although its VMM exists, for people. Absent: it runs, or the VMM was not asked yet.
+    pub stalled: Option<String>,
+    /// Requests of the guest to its disks that failed on the host since this VM is watched.
+    pub disk_errors: u64,
+    /// The last of them.
+    pub last_disk_error: Option<DiskFault>,
+}
+
+/// Somebody who asks for the status now.
+pub(crate) type Question = oneshot::Sender<Result<VmStatus, StatusError>>;
+
+/// Watches a VM until everyone who could ask is gone.
+pub(crate) async fn observe(
+    driver: &'static dyn Driver,
+    run_dir: &Path,
+    health: watch::Sender<VmHealth>,
+    mut questions: mpsc::Receiver<Question>,
+) {
+    let mut monitor = driver.monitor(run_dir);
+    let mut due = Instant::now();
+    loop {
+        tokio::select! {
+            question = questions.recv() => {
+                let Some(question) = question else { return };
+                // Whoever asked may have left.
+                let _ = question.send(ask(&mut *monitor, STATUS_TIMEOUT).await);
+            }
+            event = monitor.event() => {
+                let mut ask_now = note(&health, event);
+                while let Some(event) = at_once(monitor.event()).await {
+                    ask_now |= note(&health, event);
+                }
+                if ask_now {
+                    due = Instant::now();
+                }
+                tokio::time::sleep(EVENT_PAUSE).await;
+            }
+            () = tokio::time::sleep_until(due) => {
+                let answer = ask(&mut *monitor, CHECK_TIMEOUT).await;
+                on_answer(&health, answer);
+                due = Instant::now() + CHECK_INTERVAL;
+            }
+        }
+    }
+}
+
+async fn ask(monitor: &mut dyn Monitor, limit: Duration) -> Result<VmStatus, StatusError> {
+    let answer = tokio::time::timeout(limit, monitor.status()).await;
+    answer.unwrap_or(Err(StatusError::Timeout { limit }))
+}
+
+/// The outcome of a future that is ready now.
+async fn at_once<T>(mut future: Answer<'_, T>) -> Option<T> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match future.as_mut().poll(context) {
+            std::task::Poll::Ready(value) => Some(value),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+/// True when the VMM is to be asked.
+fn note(health: &watch::Sender<VmHealth>, event: Event) -> bool {
+    match event {
+        Event::Changed => true,
+        Event::DiskFault(fault) => {
+            health.send_modify(|health| {
+                health.disk_errors += 1;
+                health.last_disk_error = Some(fault);
+            });
+            false
+        }
+    }
+}
+
+fn on_answer(health: &watch::Sender<VmHealth>, answer: Result<VmStatus, StatusError>) {
+    let stalled = match answer {
+        Ok(VmStatus::Running) => None,
+        Ok(VmStatus::Stopped(why)) => Some(format!("its VMM has stopped the guest ({why})")),
+        Err(StatusError::Timeout { limit }) => Some(format!(
+            "its VMM has not answered for {} s: it is stopped, or hangs",
+            limit.as_secs()
+        )),
+        // Nothing is known of the guest then; the end of the VMM is noticed elsewhere.
+        Err(error) => {
+            tracing::debug!(%error, "cannot ask a VMM about its guest");
+            return;
+        }
+    };
+    health.send_if_modified(|health| {
+        let changed = health.stalled != stalled;
+        health.stalled = stalled;
+        changed
+    });
+}

@@ -1,0 +1,208 @@
+//! Streams through a real server: readers of logs who stay take no place of a command or a call.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use api::enrollment::{EnrollRole, Hardware};
+use api::node::{DriverChoice, InstanceReport, NodeReport};
+use api::user::{CreateTokenRequest, DeployRequest, ExecQuery, LogsQuery};
+use api_client::{ApiClient, ClientConfig};
+use control_plane::ServerOptions;
+use membership::{Applicant, Membership};
+use model::instance::InstanceState;
+use model::{EnvKey, Generation};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::*;
+use crate::images::tests::Served;
+use crate::logs::InstanceLog;
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Followers of one instance: as many as a node once had streams of any kind.
+const FOLLOWERS: usize = 64;
+const MANIFEST: &str = "app = \"hello\"\n[processes.web]\n[processes.web.scaling]\nmin = 1\n";
+
+/// A node's client, the user's, and an instance of the node, reported as running.
+async fn cluster(
+    dir: &std::path::Path,
+    shutdown: CancellationToken,
+) -> (ApiClient, ApiClient, EnvKey, InstanceId) {
+    let (ready, answers) = oneshot::channel();
+    let options = ServerOptions {
+        listen: "127.0.0.1:0".parse().unwrap(),
+        store: None,
+        data_dir: dir.join("server"),
+        names: Vec::new(),
+        advertise: None,
+        insecure_registries: BTreeSet::new(),
+        registry_mirrors: BTreeMap::new(),
+        ready: Some(ready),
+    };
+    tokio::spawn(control_plane::run(options, shutdown));
+    let ready = answers.await.unwrap();
+    let user = ApiClient::user(&ClientConfig::load(&ready.client_config).unwrap()).unwrap();
+    let request = CreateTokenRequest {
+        role: EnrollRole::Node,
+        ttl_seconds: 60,
+    };
+    let hardware = Hardware {
+        arch: "amd64".to_owned(),
+        cpus: 1,
+        memory_bytes: 4 << 30,
+        ..Hardware::default()
+    };
+    let applicant = Applicant {
+        role: EnrollRole::Node,
+        server: Some(ready.url),
+        token: Some(user.create_token(&request).await.unwrap().token),
+        name: "node-1".to_owned(),
+        region: "local".to_owned(),
+        hardware: hardware.clone(),
+    };
+    let joined = Membership::load_or_join(&dir.join("node"), &applicant).await;
+    let node = joined.unwrap().client().unwrap();
+    let report = |generation, instances| NodeReport {
+        generation,
+        driver: DriverChoice {
+            name: "test".to_owned(),
+            reason: "a test".to_owned(),
+        },
+        egress: None,
+        hardware: hardware.clone(),
+        instances,
+        volumes: Vec::new(),
+        images: Vec::new(),
+    };
+    node.report(&report(Generation(0), Vec::new()))
+        .await
+        .unwrap();
+    let key = EnvKey {
+        app: "hello".parse().unwrap(),
+        env: "prod".parse().unwrap(),
+    };
+    let served = Served::start(1, 1000);
+    let request = DeployRequest {
+        manifest: MANIFEST.to_owned(),
+        image: served.images[0].to_string(),
+    };
+    user.deploy(&key, &request).await.unwrap();
+    let mut after = Generation(0);
+    let desired = loop {
+        let newer = timeout(PATIENCE, node.desired(after, PATIENCE)).await;
+        let desired = newer.unwrap().unwrap().unwrap();
+        after = desired.generation;
+        if !desired.instances.is_empty() {
+            break desired;
+        }
+    };
+    let id = desired.instances[0].id;
+    let running = InstanceReport {
+        id,
+        state: InstanceState::Running,
+        ready: true,
+        restarts: 0,
+        detail: String::new(),
+        last_exit: None,
+        failure: None,
+        log_tail: Vec::new(),
+        started_at: None,
+        preparing_ms: 0,
+    };
+    node.report(&report(after, vec![running.clone()]))
+        .await
+        .unwrap();
+    // The node goes on to say that it is there.
+    let client = node.clone();
+    let last = report(after, vec![running]);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            let _ = client.report(&last).await;
+        }
+    });
+    (node, user, key, id)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_followers_of_logs_hold_up_no_command_and_no_call() {
+    let dir = tempfile::tempdir().unwrap();
+    let shutdown = CancellationToken::new();
+    let (node, user, key, id) = cluster(dir.path(), shutdown.clone()).await;
+    let logs = StreamLogs::new(Directory::default(), EndedLogs::in_data_dir(dir.path()));
+    let log = Arc::new(InstanceLog::open(&dir.path().join("log")).unwrap());
+    logs.directory.add(id, "web".parse().unwrap(), log.clone());
+    log.note(Timestamp(1), "first").unwrap();
+    let _streams = AbortOnDropHandle::new(tokio::spawn(serve(node, logs)));
+
+    let query = LogsQuery {
+        follow: true,
+        tail: Some(1),
+        ..LogsQuery::default()
+    };
+    let mut readers = Vec::new();
+    for _ in 0..FOLLOWERS {
+        let mut reader = user.logs(&key, &query).await.unwrap();
+        let first = timeout(PATIENCE, reader.next()).await.unwrap();
+        assert_eq!(first.unwrap().unwrap().text, "first");
+        readers.push(reader);
+    }
+
+    // The guest is not there, and the node says so: it was asked, and it answered.
+    let rows = timeout(PATIENCE, user.stats(Some(&key)))
+        .await
+        .unwrap()
+        .unwrap();
+    let reason = rows[0].reason.clone().unwrap_or_default();
+    assert!(
+        reason.contains("does not run at the moment"),
+        "top: {reason}"
+    );
+    let query = ExecQuery {
+        command: vec!["true".to_owned()],
+        rows: None,
+        columns: None,
+        terminal_type: None,
+    };
+    let opened = timeout(PATIENCE, user.exec(id, &query)).await.unwrap();
+    assert!(opened.is_ok(), "exec: {:?}", opened.err());
+
+    // And they all hear what comes.
+    log.note(Timestamp(2), "second").unwrap();
+    for reader in &mut readers {
+        let second = timeout(PATIENCE, reader.next()).await.unwrap();
+        assert_eq!(second.unwrap().unwrap().text, "second");
+    }
+    shutdown.cancel();
+}
+
+#[test]
+fn a_kind_of_stream_has_places_of_its_own_and_names_its_bound() {
+    let places = Places::new();
+    let logs = StreamWanted::Logs(LogsWanted {
+        instances: Vec::new(),
+        tail: 0,
+        since: None,
+        follow: true,
+        previous: false,
+    });
+    let held: Vec<_> = (0..MAX_LOG_STREAMS)
+        .map(|_| places.take(&logs).unwrap())
+        .collect();
+    let refused = places.take(&logs).unwrap_err();
+    assert_eq!(
+        refused,
+        "this node has 128 readers of logs at this moment, and takes no more"
+    );
+    let stats = StreamWanted::Stats {
+        instances: Vec::new(),
+    };
+    drop(places.take(&stats).unwrap());
+    drop(held);
+    drop(places.take(&logs).unwrap());
+}
