@@ -11,7 +11,8 @@ use node_agent::conformance::{self, VmParts};
 use node_agent::host::{Disks as _, Images as _, NetworkProbe};
 use scheduler::apply::Command;
 use scheduler::fixtures::{
-    InstanceFixture, cluster, database, deploy, deployment, digest, key, manifest, name, process, release,
+    InstanceFixture, cluster, database, deploy, deployment, digest, key, manifest, name, process,
+    release,
 };
 use tokio::time::sleep;
 

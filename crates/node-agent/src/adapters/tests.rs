@@ -91,7 +91,9 @@ fn disks_on_a_full_disk_of_the_machine_conform() {
             let instances = dir.path().join("instances");
             std::fs::create_dir_all(instances.join(INSTANCE.to_string())).unwrap();
             let volumes = Volumes::open(dir.path()).unwrap();
-            conformance::disks_on_a_full_disk(&HostDisks::new(instances, volumes), set_full).await;
+            let meter = DiskMeter::new(dir.path(), None).unwrap();
+            let disks = HostDisks::new(instances, volumes, meter);
+            conformance::disks_on_a_full_disk(&disks, set_full).await;
         },
     );
 }

@@ -40,7 +40,10 @@ fn empty() -> ClusterState {
         let mut manifest = manifest(&[("web", web)]);
         manifest.routes.clear();
         let env = env(number);
-        (manifest.app, _) = env.split_once('/').map(|(app, env)| (app.parse().unwrap(), env)).unwrap();
+        (manifest.app, _) = env
+            .split_once('/')
+            .map(|(app, env)| (app.parse().unwrap(), env))
+            .unwrap();
         let command = deployment(&cluster, &env, release(manifest), Timestamp(0));
         crate::apply::apply(&mut cluster, &command).unwrap();
     }
