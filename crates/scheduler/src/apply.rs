@@ -41,7 +41,7 @@ pub enum Command {
         /// The hash of the token's secret.
         token: TokenHash,
         /// The machine, under a number that was never given before.
-        member: Box<NewMember>,
+        member: NewMember,
         /// When.
         now: Timestamp,
     },
@@ -448,8 +448,8 @@ fn enroll(
                 return Err(Refused::NodeExists(*id));
             }
             cluster.last_node = id.0;
-            cluster.nodes.insert(*id, node.clone());
-            changes.nodes.insert(*id, node.clone());
+            cluster.nodes.insert(*id, node.as_ref().clone());
+            changes.nodes.insert(*id, node.as_ref().clone());
             token.used = Some((now, Member::Node(*id)));
         }
         NewMember::Edge(id, edge) => {

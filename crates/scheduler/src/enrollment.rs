@@ -42,7 +42,7 @@ impl TokenRecord {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewMember {
     /// A node.
-    Node(NodeId, Node),
+    Node(NodeId, Box<Node>),
     /// An edge.
     Edge(EdgeId, Edge),
 }
@@ -89,7 +89,10 @@ pub fn enroll(
                 generation: FIRST_GENERATION,
             };
             let member = Member::Node(id);
-            (NewMember::Node(id, node), Enrolled { member, name })
+            (
+                NewMember::Node(id, Box::new(node)),
+                Enrolled { member, name },
+            )
         }
         EnrollRole::Edge => {
             let id = next_edge(Some(EdgeId(cluster.last_edge)).filter(|id| id.0 > 0))?;
@@ -104,7 +107,6 @@ pub fn enroll(
             (NewMember::Edge(id, edge), Enrolled { member, name })
         }
     };
-    let member = Box::new(member);
     Ok((Command::Enroll { token, member, now }, enrolled))
 }
 

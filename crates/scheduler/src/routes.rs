@@ -117,10 +117,8 @@ impl RouteIndex {
         }
         let network = env.map_or(FROZEN, |env| env.network);
         for host in routes.keys() {
-            let network = match before.contains_key(host) && is_frozen {
-                true => FROZEN,
-                false => network,
-            };
+            let had = is_frozen && before.contains_key(host);
+            let network = if had { FROZEN } else { network };
             let claims = self.claims.entry(host.clone()).or_default();
             claims.insert((network, key.clone()));
         }

@@ -155,9 +155,8 @@ impl<K: Ord + Clone, V, const N: usize> From<[(K, V); N]> for Table<K, V> {
 impl<K: Ord + Clone, V> FromIterator<(K, V)> for Table<K, V> {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(entries: I) -> Self {
         let entries = entries.into_iter();
-        Self(Map::from_iter(
-            entries.map(|(key, value)| (key, Arc::new(value))),
-        ))
+        let shared = entries.map(|(key, value)| (key, Arc::new(value)));
+        Self(shared.collect())
     }
 }
 
