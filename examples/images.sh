@@ -5,6 +5,7 @@
 #   examples/images.sh nginx   REGISTRY_HOST:PORT   Debian's nginx from an ordinary Debian tree
 #   examples/images.sh redis|postgres|flask ...     Debian's Redis and PostgreSQL, and a Python web app
 #   examples/images.sh busybox|static ...           images with hardly a file in them
+#   examples/images.sh systemd ...                  Debian as a whole machine, whose PID 1 is systemd
 #   examples/images.sh hostile ...                  a program that attacks its node, for a test
 #   examples/images.sh debian ...                   Debian minbase, and nothing else
 #   examples/images.sh python ...                   python3 with some hundred MiB of packages
@@ -24,7 +25,7 @@ work=${CARGO_TARGET_DIR:-$top/target}/examples
 
 say() { printf '%s\n' "images: $*" >&2; }
 die() { say "$@"; exit 1; }
-names='hello|hostile|nginx|redis|postgres|flask|busybox|static|debian|python|node|tools|modules'
+names='hello|hostile|systemd|nginx|redis|postgres|flask|busybox|static|debian|python|node|tools|modules'
 usage() { die "usage: examples/images.sh $names [REGISTRY_HOST:PORT]"; }
 
 main() {
@@ -97,6 +98,7 @@ key_of_flask() {
     sha256sum "$here/flask/app.py" | cut -d' ' -f1
 }
 key_of_debian() { key_of_nginx; }
+key_of_systemd() { key_of_nginx; }
 key_of_python() { key_of_nginx; }
 key_of_tools() { key_of_nginx; }
 key_of_modules() { key_of_node; }
@@ -252,6 +254,14 @@ configure_debian() {
     umoci config --image "$1" --config.cmd sleep --config.cmd infinity \
         --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 }
+
+# No StopSignal: the platform knows systemd's.
+tree_of_systemd() {
+    bootstrap "$1" --variant=minbase --include=systemd-sysv,dbus
+    rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*
+}
+
+configure_systemd() { umoci config --image "$1" --config.cmd /sbin/init --config.env "PATH=$default_path"; }
 
 # The packages of Debian's that many have: compiled code, thousands of modules, links, alternatives.
 tree_of_python() {

@@ -66,6 +66,14 @@ pub(crate) enum StepError {
         /// Why it failed.
         source: io::Error,
     },
+    /// What the image has at a volume's path is larger than the volume.
+    #[error(
+        "copy what the image has at {path}: it does not fit; give the volume a larger `size` (`platform volumes delete` removes the one there is)"
+    )]
+    VolumeTooSmall {
+        /// The volume's path.
+        path: String,
+    },
     /// A name that would leave its directory.
     #[error("{0:?} is not a file name")]
     Name(String),
@@ -86,13 +94,26 @@ pub(crate) enum StepError {
     Start(#[from] StartError),
 }
 
+/// Whether an error is that of the path itself, in the image as it is.
+fn is_of_the_path(error: io::ErrorKind) -> bool {
+    matches!(
+        error,
+        io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::InvalidFilename
+    )
+}
+
 impl StepError {
     /// The exit code of a command that could not be started.
     pub(crate) fn exit_code(&self) -> Option<u8> {
         match self {
             Self::Start(error) => error.exit_code(),
-            // The image's users will be the same another time.
-            Self::User(_) => Some(126),
+            // The image's users and the volume's size will be the same another time.
+            Self::User(_) | Self::VolumeTooSmall { .. } => Some(126),
+            // So will what its paths lead to: a `VOLUME` or a `WORKDIR` that is a file.
+            Self::File { source, .. } if is_of_the_path(source.kind()) => Some(126),
             _ => None,
         }
     }
@@ -490,7 +511,12 @@ fn mount_volume(volume: &VolumeMount, disk: &Mount, booted: &mut Booted) -> Resu
         user,
         Instant::now,
     );
-    let notes = prepared.map_err(|(what, path, error)| file(what, &path)(error))?;
+    let notes = prepared.map_err(|(what, path, error)| match error.kind() {
+        io::ErrorKind::StorageFull if what == volume::COPY => StepError::VolumeTooSmall {
+            path: path.display().to_string(),
+        },
+        _ => file(what, &path)(error),
+    })?;
     booted.notes.extend(notes);
     let Some(path) = &volume.path else {
         return Ok(());

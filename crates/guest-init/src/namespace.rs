@@ -108,6 +108,12 @@ impl AppNamespace {
     }
 }
 
+/// Whether a process is systemd, by whatever name it was started (`/sbin/init` is a link to it).
+pub(crate) fn is_systemd(pid: i32) -> bool {
+    fs::read_link(format!("/proc/{pid}/exe"))
+        .is_ok_and(|program| program.file_name().is_some_and(|name| name == "systemd"))
+}
+
 /// Whether a process handles a signal, or waits for it while it is blocked. PID 1 of a namespace does not get any other
 /// but SIGKILL and SIGSTOP.
 pub(crate) fn has_handler(pid: i32, signal: i32) -> bool {

@@ -109,6 +109,9 @@ enum Token {
     Exec(u32, ExecToken),
 }
 
+/// How the kernel reports the end of a PID 1 that halted or powered off (reboot(2)): as SIGINT.
+const POWERED_OFF: u8 = 2;
+
 /// The state of the guest, once it has its boot config.
 enum State {
     /// The app runs.
@@ -152,6 +155,10 @@ impl Running {
     fn stop_signal(&self) -> (i32, Option<String>) {
         let name = &self.config.stop_signal;
         match signals::number(name) {
+            // To systemd, SIGTERM says "execute yourself again"; the order to stop has another (systemd(1)).
+            Some(libc::SIGTERM) if self.is_pid_1() && namespace::is_systemd(self.pid) => {
+                (libc::SIGRTMIN() + 3, None)
+            }
             Some(signal) => (signal, None),
             None => {
                 let warning = format!("there is no signal {name:?}: stopping by SIGTERM");
@@ -567,9 +574,13 @@ impl Guest {
     /// The main process ended: what it left is asked to end too. With an image's own PID 1 nothing is left.
     fn main_ended(&mut self, running: Running, status: WaitStatus, now: Instant) {
         let until = self.kill_at.take().unwrap_or(now + DRAIN_TIMEOUT);
-        // Whether memory ran out is asked at the end: the kernel logs it after the kill.
-        let event = exit_event(status, false, self.requested_stop);
         let is_pid_1 = running.is_pid_1();
+        // Whether memory ran out is asked at the end: the kernel logs it after the kill.
+        let mut event = exit_event(status, false, self.requested_stop);
+        if is_pid_1 && event.signal == Some(POWERED_OFF) {
+            // An image's own init has brought everything down in order.
+            (event.exit_code, event.signal) = (0, None);
+        }
         if !is_pid_1 {
             let (signal, _) = running.stop_signal();
             // Without resources for it, all are killed at the timeout.
@@ -582,7 +593,11 @@ impl Guest {
             until,
         };
         if is_pid_1 {
-            self.report_reboot(status);
+            if status.terminating_signal() == Some(POWERED_OFF.into()) {
+                self.output.log("the app's PID 1 powered off");
+            } else {
+                self.report_reboot(status);
+            }
             self.kill(now);
         }
     }

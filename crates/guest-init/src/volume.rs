@@ -26,6 +26,8 @@ use crate::user::User;
 const OWNER_TIME: Duration = Duration::from_secs(20);
 /// Most files and directories that a volume gets from its image, and most bytes of their content.
 const MAX_COPIED: (u32, u64) = (200_000, 8 << 30);
+/// The operation in errors of a copy of the image's content.
+pub(crate) const COPY: &str = "copy to the volume";
 /// A copy of the image's content that is not complete.
 const FILLING: &str = ".platform-filling";
 /// A complete copy, whose entries are being moved to where they belong.
@@ -116,11 +118,10 @@ fn fill(image: &Path, top: &Path, fresh: bool) -> Result<(), VolumeError> {
             entries: MAX_COPIED.0,
             bytes: MAX_COPIED.1,
         };
-        let whole =
-            copy_children(image, &filling, &mut budget).map_err(at("copy to the volume", image))?;
+        let whole = copy_children(image, &filling, &mut budget).map_err(at(COPY, image))?;
         if !whole {
             let error = io::Error::other("it has more than 200000 files or 8 GiB");
-            return Err(at("copy to the volume", image)(error));
+            return Err(at(COPY, image)(error));
         }
         fs::rename(&filling, &filled).map_err(at("rename", &filling))?;
     }

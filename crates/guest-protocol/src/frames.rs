@@ -187,8 +187,8 @@ pub struct BootFailure {
     pub step: String,
     /// Why it failed.
     pub reason: String,
-    /// 127 when the command was not found, 126 when it cannot be executed, also because there is no such user; absent
-    /// otherwise: another boot may succeed.
+    /// 127 when the command was not found, 126 when it cannot be executed, also because there is no such user,
+    /// a path of the image is a file, or a volume is too small; absent otherwise: another boot may succeed.
     pub exit_code: Option<u8>,
 }
 

@@ -220,18 +220,26 @@ impl Checker<'_, '_> {
                 .any(|key| entry.property(key.get_ref()).is_some()),
             _ => entry.kind() != "object",
         };
+        // `shop.example.com = 8080`: the last part is the end of a name, unless it is nearly a key of the entry.
+        let ends_a_name = |value: &DeValue<'_>, key: &str| {
+            !matches!(value, DeValue::Table(_))
+                && suggest::nearest(key, entry.keys().iter().copied()).is_none()
+        };
         let mut names = Vec::new();
-        let mut open = vec![(key.get_ref().to_string(), key, value)];
-        while let Some((name, last, value)) = open.pop() {
-            if is_entry(value.get_ref()) {
+        let mut open = vec![(key.get_ref().to_string(), key, value, false)];
+        while let Some((name, last, value, is_dotted)) = open.pop() {
+            if is_entry(value.get_ref())
+                || is_dotted && ends_a_name(value.get_ref(), last.get_ref())
+            {
                 names.push((name, last, value));
             } else if let DeValue::Table(table) = value.get_ref()
                 // Not within braces.
                 && value.span().start <= last.span().start
             {
+                let dots_follow = value.span() == last.span();
                 let below = |(key, value)| {
                     let key: &Spanned<DeString<'_>> = key;
-                    (format!("{name}.{}", key.get_ref()), key, value)
+                    (format!("{name}.{}", key.get_ref()), key, value, dots_follow)
                 };
                 open.extend(table.iter().map(below));
             }

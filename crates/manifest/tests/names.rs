@@ -106,9 +106,28 @@ fn case_a_name_with_dots_is_told_to_be_quoted_at_its_place() {
         (
             "[routes]\nshop.example.com = 'web'",
             expect![[r#"
-            missing_key 4:1 routes.shop.port: missing key `port` [add it, such as `port = 8080`]
-            unknown_key 4:6 routes.shop.example: unknown key `example` [keys here: `process`, `port`]
+            unquoted_name 4:1 routes."shop.example.com": `shop.example.com` is not in quotes, so that each dot begins a table [quote the host: `"shop.example.com" = …`]
         "#]],
+        ),
+        (
+            "[routes]\nexample.com = 8080\nexample.org = ['web', 8080]",
+            expect![[r#"
+                unquoted_name 4:9 routes."example.com": `example.com` is not in quotes, so that each dot begins a table [quote the host: `"example.com" = …`]
+                unquoted_name 5:9 routes."example.org": `example.org` is not in quotes, so that each dot begins a table [quote the host: `"example.org" = …`]
+            "#]],
+        ),
+        (
+            "[routes]\nlocalhost.prot = 8080",
+            expect![[r#"
+                missing_key 4:1 routes.localhost.port: missing key `port` [is `prot` meant to be it?]
+                unknown_key 4:11 routes.localhost.prot: unknown key `prot` [did you mean `port`?]
+            "#]],
+        ),
+        (
+            "[routes.shop]\nexample.com = 8080",
+            expect![[r#"
+                unquoted_name 3:9 routes."shop.example.com": `shop.example.com` is not in quotes, so that each dot begins a table [quote the host: `"shop.example.com" = …`]
+            "#]],
         ),
         (
             "[routes.localhost]\nprot = 8080",

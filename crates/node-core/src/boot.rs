@@ -95,7 +95,7 @@ pub fn boot_config(
     Ok(BootConfig {
         hostname: hostname(spec),
         argv,
-        environment: environment(image, spec, facts),
+        environment: environment(image, spec, init, facts),
         working_dir: match image.working_dir.as_str() {
             "" => "/".to_owned(),
             absolute if absolute.starts_with('/') => absolute.to_owned(),
@@ -258,6 +258,7 @@ fn hostname(spec: &InstanceSpec) -> String {
 fn environment(
     image: &ImageConfig,
     spec: &InstanceSpec,
+    init: Init,
     facts: &NodeFacts,
 ) -> Vec<(String, String)> {
     let mut environment: Vec<(String, String)> = Vec::new();
@@ -271,6 +272,10 @@ fn environment(
     set("PATH", DEFAULT_PATH.to_owned());
     // As container engines do: a shell sets it by itself, other programs count on it.
     set("HOSTNAME", hostname(spec));
+    if init == Init::Image {
+        // By it systemd leaves devices, modules and terminals alone (systemd.io/CONTAINER_INTERFACE).
+        set("container", "platform".to_owned());
+    }
     for variable in &image.env {
         // An entry without `=` sets nothing.
         if let Some((name, value)) = variable.split_once('=')
@@ -549,6 +554,20 @@ mod tests {
             assert_eq!(init(program, None), Init::Image, "{program}");
             assert_eq!(init(program, Some(Init::Platform)), Init::Platform);
         }
+        // They learn that they are in a container, unless the image says in which.
+        let container = |image: &ImageConfig, init| {
+            let mut spec = spec(process(1));
+            spec.init = Some(init);
+            let config = boot_config(image, &spec, &[], &facts()).unwrap();
+            let mut variables = config.environment.into_iter();
+            variables.find(|(name, _)| name == "container")
+        };
+        let value = |text: &str| Some(("container".to_owned(), text.to_owned()));
+        let mut named = image();
+        assert_eq!(container(&named, Init::Platform), None);
+        assert_eq!(container(&named, Init::Image), value("platform"));
+        named.env.push("container=docker".to_owned());
+        assert_eq!(container(&named, Init::Image), value("docker"));
         for program in ["/entry", "/usr/bin/tini", "/init.sh", "/init/run", "sh"] {
             assert_eq!(init(program, None), Init::Platform, "{program}");
             assert_eq!(init(program, Some(Init::Image)), Init::Image);

@@ -337,6 +337,8 @@ fn layer_compression(
         Some("") => Compression::None,
         Some("+gzip" | ".gzip") => Compression::Gzip,
         Some("+zstd" | ".zstd") => Compression::Zstd,
+        Some("+bzip2" | ".bzip2") => Compression::Bzip2,
+        Some("+xz" | ".xz") => Compression::Xz,
         _ if media_type.contains(".foreign.") || media_type.contains(".nondistributable.") => {
             return Err(ImageError::ForeignLayer {
                 digest: layer.clone(),

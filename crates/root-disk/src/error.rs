@@ -146,12 +146,6 @@ pub enum LayerError {
         /// The decompressor's error.
         source: io::Error,
     },
-    /// The bytes are of a format that no registry's media type names.
-    #[error("it is compressed by {format}; push the image again with gzip or zstd layers")]
-    UnknownCompression {
-        /// The format by its first bytes: `xz`.
-        format: &'static str,
-    },
     /// The bytes are not a tar archive, or a broken one.
     #[error("the archive is broken at byte {offset}")]
     Archive {

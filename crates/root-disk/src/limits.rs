@@ -20,6 +20,8 @@ pub const MAX_PAX_BYTES: u64 = 1024 * 1024;
 pub const MAX_SPARSE_PIECES: usize = 256 * 1024;
 /// Largest window of a zstd frame, as a power of two, in bytes: 128 MiB.
 pub const ZSTD_WINDOW_LOG: u32 = 27;
+/// Most memory that an xz stream may ask for, in KiB: a dictionary of 128 MiB (`xz -9` has one of 64 MiB) and what the decoder needs beside it.
+pub const XZ_MEMORY_KIB: u32 = 129 * 1024;
 
 /// Bounds on one image. The defaults are far above the needs of real images.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +37,7 @@ pub struct Limits {
     pub disk_bytes: u64,
     /// Most memory for the tree, in bytes: names, attributes, targets, block lists. A process may have up to
     /// twice as much resident while the tree grows. The rest of the pipeline needs a constant
-    /// 24 MiB, and a zstd window of up to 128 MiB.
+    /// 24 MiB, and the window of zstd or xz of up to 128 MiB.
     pub tree_bytes: u64,
 }
 

@@ -12,7 +12,7 @@ use oci::{Compression, LayerFile};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{LayerError, OverLimit};
-use crate::limits::{Limits, ZSTD_WINDOW_LOG, within};
+use crate::limits::{Limits, XZ_MEMORY_KIB, ZSTD_WINDOW_LOG, within};
 use crate::tar::{Chunk, Chunks};
 
 /// Bytes of a chunk.
@@ -193,16 +193,6 @@ fn hash(chunks: &Receiver<ToHash>, sums: &Sender<[u8; 32]>, spare: &Sender<Vec<u
     }
 }
 
-/// The format of bytes that begin so, where it is one that layers had and no longer have.
-fn unknown_compression(beginning: &[u8]) -> Option<&'static str> {
-    match beginning {
-        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Some("xz"),
-        // With the magic of the first block: a file's name may begin with the first three letters.
-        [b'B', b'Z', b'h', b'1'..=b'9', 0x31, 0x41, 0x59, 0x26, ..] => Some("bzip2"),
-        _ => None,
-    }
-}
-
 /// Why the reading thread stops.
 enum Stop {
     Failed(LayerError),
@@ -233,7 +223,6 @@ impl Producer {
         };
         let beginning = input.fill_buf().map_err(unreadable)?;
         let compression = Compression::of_bytes(beginning);
-        let unknown = unknown_compression(beginning);
         let produced = match compression {
             Compression::None => self.produce(&mut input),
             Compression::Gzip => {
@@ -247,6 +236,14 @@ impl Producer {
                         .map_err(Failure::Read)?;
                     self.produce(&mut decoder)
                 }),
+            Compression::Bzip2 => {
+                self.produce(&mut bzip2::bufread::MultiBzDecoder::new(&mut input))
+            }
+            Compression::Xz => self.produce(&mut lzma_rust2::XzReader::new_mem_limit(
+                &mut input,
+                true,
+                XZ_MEMORY_KIB,
+            )),
         };
         if let Err(Failure::Unwanted) = produced {
             return Err(Stop::Unwanted);
@@ -259,9 +256,6 @@ impl Producer {
                 expected: layer.digest.clone(),
                 actual,
             }));
-        }
-        if let Some(format) = unknown {
-            return Err(Stop::Failed(LayerError::UnknownCompression { format }));
         }
         if let Err(Failure::Read(source)) = produced {
             return Err(Stop::Failed(match compression {

@@ -140,7 +140,7 @@ fn one_layer_with_every_kind_of_entry_is_merged() {
     tar.file("big", &vec![7; 3_000_001])
         .file("zeros", &[0; 100_000]);
     let archive = tar.finish();
-    for compression in [Compression::None, Compression::Gzip, Compression::Zstd] {
+    for compression in Compression::ALL {
         check(&[layer_of(dir.path(), &archive, compression)], false);
     }
 }
@@ -496,7 +496,7 @@ fn case_the_first_bytes_of_a_layer_decide_its_compression() {
     let archive = tar.finish();
     let honest = layer_of(dir.path(), &archive, Compression::None);
     let expected = built(&[honest], &dir.path().join("honest"));
-    let all = [Compression::None, Compression::Gzip, Compression::Zstd];
+    let all = Compression::ALL;
     for stored in all {
         for compression in all {
             let layer = LayerFile {
@@ -506,11 +506,42 @@ fn case_the_first_bytes_of_a_layer_decide_its_compression() {
             assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
         }
     }
+    // Streams in a row, as parallel compressors write them.
+    for compression in Compression::ALL {
+        let halves = archive.split_at(archive.len() / 2);
+        let [first, second] = [halves.0, halves.1]
+            .map(|half| std::fs::read(layer_of(dir.path(), half, compression).path).unwrap());
+        let stored = [first, second].concat();
+        let layer = support::archive::stored_layer(dir.path(), &stored, &archive, compression);
+        assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
+    }
     // A frame that is skipped before the data, as seekable zstd has it.
     let mut skipped = vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
     skipped.extend(zstd::encode_all(archive.as_slice(), 1).unwrap());
     let layer = support::archive::stored_layer(dir.path(), &skipped, &archive, Compression::Gzip);
     assert_eq!(built(&[layer], &dir.path().join("disk")), expected);
+}
+
+/// `umoci insert` does not close its archives: after the last content there is neither padding nor an end.
+#[test]
+fn case_an_archive_may_end_with_its_last_content() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut tar = Tar::default();
+    tar.file("first", &[b'f'; 512]).file("last", b"whole");
+    let padding = 512 - 5;
+    for missing in [padding, padding - 1, 1, 0] {
+        let archive = &tar.0[..tar.0.len() - missing];
+        let Some(lines) = listed(&[layer_of(dir.path(), archive, Compression::Gzip)]) else {
+            return;
+        };
+        assert_eq!(
+            lines,
+            [
+                format!("first: {}", "f".repeat(512)),
+                "last: whole".to_owned()
+            ]
+        );
+    }
 }
 
 #[test]

@@ -169,8 +169,8 @@ fn check_against(
     })?;
     scheduler::release::check_volumes(cluster, key, manifest).map_err(|refusal| {
         ApiFailure::conflict("volume_size", refusal.to_string()).hint(
-            "keep the size; on its node a volume takes only what was written to it, so a new one can \
-             be large from the start",
+            "keep the size, or delete the volume with what is in it (`platform volumes delete`); on its node a \
+             volume takes only what was written to it, so a new one can be large from the start",
         )
     })?;
     let taken = taken_hosts(cluster, key, manifest);
@@ -242,13 +242,13 @@ fn unkept_volumes<'i>(
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })
     };
-    let declared: BTreeSet<&str> = images
+    let declared: BTreeSet<String> = images
         .flat_map(|image| &image.volumes)
-        .map(|path| path.trim_end_matches('/'))
-        .filter(|path| !path.is_empty() && !is_kept(path))
+        .map(|path| absolute(path))
+        .filter(|path| path != "/" && !is_kept(path))
         .collect();
     let warnings = declared.into_iter().map(|path| {
-        let path = display::one_line(path, MAX_PATH_BYTES);
+        let path = display::one_line(&path, MAX_PATH_BYTES);
         format!(
             "the image declares VOLUME {path}, which is on the scratch disk and is lost at each start; a \
              volume with `path = \"{path}\"` keeps it"
@@ -358,6 +358,19 @@ pub(crate) fn registry_failed(error: &RegistryError, denied: &str) -> ApiFailure
     }
 }
 
+/// A path of an image as it is in the guest: from the root, and without `.`, `..` and empty parts.
+fn absolute(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
 #[cfg(test)]
 mod tests {
     use manifest::Manifest;
@@ -368,7 +381,7 @@ mod tests {
     #[test]
     fn case_a_volume_of_the_image_that_no_volume_keeps_is_warned_of() {
         let image = ImageConfig {
-            volumes: ["/data", "/var/lib/shop/", "/var/lib/shopping", "/"]
+            volumes: ["../data", "/var/lib//shop/", "/var/lib/shopping", "/", "."]
                 .map(str::to_owned)
                 .to_vec(),
             ..ImageConfig::default()

@@ -162,9 +162,12 @@ fn orphans_are_reaped_and_killed_when_the_app_ends() {
 
 #[test]
 fn case_a_kill_of_the_main_process_for_want_of_memory_is_the_apps_end() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(main_process_without_memory);
+}
+
+fn main_process_without_memory(tools: &Tools) {
     let script = "echo eating; exec tail /dev/zero";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    let mut guest = Plan::new(tools, config(script)).boot();
     let event = guest.finish();
     assert_eq!((event.exit_code, event.signal), (137, Some(9)));
     assert!(event.oom_killed && !event.requested_stop);
@@ -178,10 +181,13 @@ fn case_a_kill_of_the_main_process_for_want_of_memory_is_the_apps_end() {
 
 #[test]
 fn case_a_kill_of_another_process_for_want_of_memory_is_reported_when_it_happens() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(child_without_memory);
+}
+
+fn child_without_memory(tools: &Tools) {
     // A child of the app, as a worker of a server is.
     let script = "tail /dev/zero; echo child $?; while [ ! -e /end ]; do sleep 0.05; done; exit 0";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    let mut guest = Plan::new(tools, config(script)).boot();
     guest.wait_line("child 137");
     guest.wait("the report", |seen| {
         let lines = seen.lines(Stream::Platform);
@@ -267,4 +273,25 @@ fn a_failed_boot_step_is_reported_by_name() {
     assert_eq!(failure.exit_code, Some(126));
     guest.send(&HostFrame::ExitAck);
     assert!(guest.wait_for_power_off().success());
+}
+
+#[test]
+fn case_a_path_of_the_image_that_is_a_file_fails_the_boot_for_good() {
+    let Some(tools) = Tools::find() else { return };
+    let mut directory = config("true");
+    directory.working_dir = "/etc/passwd".to_owned();
+    let mut volume = config("true");
+    volume.image_volumes = vec!["/etc/passwd/data".to_owned()];
+    for (config, step) in [
+        (directory, "make the working directory"),
+        (volume, "make the image's volume"),
+    ] {
+        let guest = Plan::new(&tools, config).boot();
+        let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+        assert_eq!(
+            (failure.step.as_str(), failure.exit_code),
+            (step, Some(126))
+        );
+        assert!(failure.reason.contains("/etc/passwd"), "{failure:?}");
+    }
 }

@@ -20,7 +20,10 @@ fn value(lines: &[String], name: &str) -> String {
 
 #[test]
 fn an_app_finds_the_standard_environment() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(standard_environment);
+}
+
+fn standard_environment(tools: &Tools) {
     let script = r#"
         say() { n="$1"; shift; "$@" 2>&1 | while read -r l; do echo "$n=$l"; done; }
         say mounts awk '{ print $2, $3 }' /proc/mounts
@@ -76,7 +79,7 @@ fn an_app_finds_the_standard_environment() {
     };
     let mut guest = Plan {
         tree: &tree,
-        ..Plan::new(&tools, config)
+        ..Plan::new(tools, config)
     }
     .boot();
     let event = guest.finish();
@@ -201,7 +204,10 @@ fn an_image_may_be_one_static_program() {
 
 #[test]
 fn case_a_volume_is_where_the_image_keeps_its_data_and_is_unmounted_before_the_exit_is_reported() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(volume_with_a_path);
+}
+
+fn volume_with_a_path(tools: &Tools) {
     let directory = tempfile::tempdir().unwrap();
     let volume = directory.path().join("data.ext4");
     make_disk(&volume, 16, None);
@@ -229,7 +235,7 @@ fn case_a_volume_is_where_the_image_keeps_its_data_and_is_unmounted_before_the_e
         let plan = Plan {
             volumes: vec![volume.clone()],
             tree: &tree,
-            ..Plan::new(&tools, config)
+            ..Plan::new(tools, config)
         };
         let guest = plan.boot();
         guest.wait_line(&format!("round {round}"));
@@ -309,6 +315,41 @@ fn a_volume_without_a_file_system_fails_the_boot_by_name() {
     );
 }
 
+#[test]
+fn case_an_images_data_that_does_not_fit_its_volume_fails_the_boot_for_good() {
+    let Some(tools) = Tools::find() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let volume = directory.path().join("data.ext4");
+    make_disk(&volume, 8, None);
+    let mut config = config("true");
+    config.volumes = vec![VolumeMount {
+        path: Some("/var/lib/shop".to_owned()),
+        owner: None,
+        device: "/dev/vdc".to_owned(),
+        name: "data".to_owned(),
+    }];
+    let tree = |root: &Path| {
+        busybox_tree(root);
+        fs::create_dir_all(root.join("var/lib/shop")).unwrap();
+        fs::write(root.join("var/lib/shop/large"), vec![7; 12 << 20]).unwrap();
+    };
+    let plan = Plan {
+        volumes: vec![volume],
+        tree: &tree,
+        ..Plan::new(&tools, config)
+    };
+    let guest = plan.boot();
+    let failure = guest.wait("the failure", |seen| seen.failures.first().cloned());
+    assert_eq!(
+        (failure.step.as_str(), failure.exit_code),
+        ("mount volume data", Some(126))
+    );
+    assert!(
+        failure.reason.contains("/var/lib/shop") && failure.reason.contains("larger `size`"),
+        "{failure:?}"
+    );
+}
+
 /// `iptables` as it is on Debian.
 const IPTABLES: &str = "/usr/sbin/xtables-nft-multi";
 
@@ -358,7 +399,10 @@ fn program_of_32_bits() -> Vec<u8> {
 
 #[test]
 fn case_an_app_of_root_that_drops_its_rights_finds_what_images_ask_for() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(what_images_ask_for);
+}
+
+fn what_images_ask_for(tools: &Tools) {
     let directory = tempfile::tempdir().unwrap();
     let disks: Vec<_> = ["plain", "owned", "old"]
         .into_iter()
@@ -402,6 +446,9 @@ END
         exec 2>&1
         iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE && iptables -A INPUT -m conntrack --ctstate NEW -j ACCEPT \
             && echo iptables=yes
+        iptables -t mangle -A OUTPUT -m owner --uid-owner 1000 -j CONNMARK --save-mark \
+            && iptables -A INPUT -m statistic --mode nth --every 2 --packet 0 -j ACCEPT && echo iptables-more=yes
+        ip rule add fwmark 7 table 100 && ip -6 rule add fwmark 7 table 100 && echo rules=yes
     "#;
     let mut config = config(script);
     config.volumes = ["plain", "owned", "old"]
@@ -436,6 +483,9 @@ END
                 "libxt_standard.so",
                 "libxt_MASQUERADE.so",
                 "libxt_conntrack.so",
+                "libxt_owner.so",
+                "libxt_CONNMARK.so",
+                "libxt_statistic.so",
             ] {
                 let to = root.join("usr/lib/x86_64-linux-gnu/xtables").join(name);
                 copy_program(extensions.join(name).to_str().unwrap(), &to);
@@ -445,7 +495,7 @@ END
     let mut guest = Plan {
         volumes: disks,
         tree: &tree,
-        ..Plan::new(&tools, config)
+        ..Plan::new(tools, config)
     }
     .boot();
     guest.finish();
@@ -468,6 +518,8 @@ END
         ("tun-opens", "yes"),
         ("nft", "yes"),
         ("iptables", if has_iptables { "yes" } else { "" }),
+        ("iptables-more", if has_iptables { "yes" } else { "" }),
+        ("rules", "yes"),
     ] {
         assert_eq!(value(name), expected, "{name}\n{}", lines.join("\n"));
     }

@@ -46,6 +46,22 @@ impl Tools {
         }
     }
 
+    /// Runs a test of what depends on the kernel on each one that is here: Debian's, and the platform's own where
+    /// `make kernel` has built it.
+    pub(crate) fn on_each_kernel(test: fn(&Self)) {
+        let Some(tools) = Self::find() else { return };
+        test(&tools);
+        let directory = tools.kernel.kernel.parent().unwrap();
+        if tools.kernel.machine == Machine::Microvm {
+            test(&Self {
+                kernel: GuestKernel::debian(directory),
+                ..tools
+            });
+        } else {
+            eprintln!("on Debian's kernel alone: `make kernel` builds the platform's own");
+        }
+    }
+
     fn look() -> Result<Self, String> {
         let guest = std::env::var_os("PLATFORM_GUEST_DIR").map_or_else(
             || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest"),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use guest_protocol::{HostFrame, Stream};
 use model::instance::Init;
@@ -19,10 +20,13 @@ fn run(guest: &Guest, session: u32, script: &str) -> String {
 
 #[test]
 fn case_signals_to_pid_1_reach_the_app_and_nothing_within_harms_init() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(signals_to_pid_1);
+}
+
+fn signals_to_pid_1(tools: &Tools) {
     let script = "su shop -s /bin/sh -c 'echo dropped > /dev/stdout'; for s in HUP USR1 USR2 TERM; do trap \"echo got $s\" $s; done; echo ready $$; \
                   while :; do sleep 0.05; done";
-    let mut guest = Plan::new(&tools, config(script)).boot();
+    let mut guest = Plan::new(tools, config(script)).boot();
     guest.wait_line("ready 2");
     // An entrypoint that is root and drops to another user: that one may open the outputs too.
     guest.wait_line("dropped");
@@ -108,7 +112,10 @@ fn case_signals_to_pid_1_reach_the_app_and_nothing_within_harms_init() {
 
 #[test]
 fn case_an_app_of_another_user_writes_to_its_log_by_name() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(log_by_name);
+}
+
+fn log_by_name(tools: &Tools) {
     // Later users of the same outputs as well: entrypoints drop to a user of their own.
     let script = "echo one > /proc/1/fd/1; echo two > /dev/stdout; echo three > /proc/1/fd/2; \
                   echo four > /dev/stderr; echo ready; \
@@ -123,7 +130,7 @@ fn case_an_app_of_another_user_writes_to_its_log_by_name() {
     config.user = "33:33".to_owned();
     let mut guest = Plan {
         tree: &tree,
-        ..Plan::new(&tools, config)
+        ..Plan::new(tools, config)
     }
     .boot();
     guest.wait_line("ready");
@@ -145,13 +152,16 @@ fn case_an_app_of_another_user_writes_to_its_log_by_name() {
 
 #[test]
 fn case_an_image_that_insists_on_being_pid_1_is_pid_1() {
-    let Some(tools) = Tools::find() else { return };
+    Tools::on_each_kernel(image_is_pid_1);
+}
+
+fn image_is_pid_1(tools: &Tools) {
     let script = "[ $$ = 1 ] || { echo can only run as pid 1; exit 100; }; \
                   trap 'echo got usr1' USR1; (setsid sleep 1000 &); echo ready; \
                   while :; do sleep 0.05; done";
     let mut config = config(script);
     config.init = Init::Image;
-    let mut guest = Plan::new(&tools, config).boot();
+    let mut guest = Plan::new(tools, config).boot();
     guest.wait_line("ready");
     run(&guest, 1, "kill -USR1 1");
     guest.wait_line("got usr1");
@@ -173,4 +183,65 @@ fn case_an_image_that_insists_on_being_pid_1_is_pid_1() {
             "the app is PID 1 and does not handle SIGTERM, which does nothing then: it is killed after 0.3 s"
         ]
     );
+}
+
+/// busybox's init, as an image's own: it starts what its table says, and powers off in order.
+#[test]
+fn case_an_image_with_an_init_of_its_own_is_served_joined_and_stopped_in_order() {
+    let Some(tools) = Tools::find() else { return };
+    let tree = |root: &Path| {
+        crate::machine::busybox_tree(root);
+        fs::create_dir(root.join("sbin")).unwrap();
+        std::os::unix::fs::symlink("../bin/busybox", root.join("sbin/init")).unwrap();
+        let table = "::sysinit:/bin/echo starting\n\
+                     ::respawn:/bin/sh -c 'trap \"echo service stops; exit\" TERM; echo $$ >/service; \
+                     echo service as $PPID of $container; \
+                     while :; do sleep 0.05; done'\n\
+                     ::shutdown:/bin/echo shutting down\n";
+        fs::write(root.join("etc/inittab"), table).unwrap();
+    };
+    let boot = || {
+        let mut config = config("");
+        config.argv = vec!["/sbin/init".to_owned()];
+        config.init = Init::Image;
+        config.stop_signal = "SIGUSR2".to_owned();
+        let container = ("container".to_owned(), "platform".to_owned());
+        config.environment.push(container);
+        let guest = Plan {
+            tree: &tree,
+            ..Plan::new(&tools, config)
+        }
+        .boot();
+        guest.wait_line("service as 1 of platform");
+        guest
+    };
+    let mut guest = boot();
+    assert_eq!(run(&guest, 1, "cat /proc/1/comm"), "init");
+    // A service that ends is started again by the image's init, not by the platform.
+    run(&guest, 2, "kill -KILL $(cat /service)");
+    guest.wait("the service again", |seen| {
+        let lines = seen.lines(Stream::Stdout);
+        let starts = lines.iter().filter(|line| line.starts_with("service as"));
+        (starts.count() == 2).then_some(())
+    });
+    guest.send(&HostFrame::Stop { timeout_ms: 60_000 });
+    let event = guest.finish();
+    assert_eq!((event.exit_code, event.signal), (0, None));
+    assert!(event.requested_stop && !event.oom_killed, "{event:?}");
+    let lines = guest.seen().lines(Stream::Stdout);
+    for line in ["starting", "shutting down", "service stops"] {
+        assert!(lines.iter().any(|seen| seen == line), "{line}: {lines:?}");
+    }
+    assert_eq!(
+        guest.seen().lines(Stream::Platform),
+        ["the app's PID 1 powered off"]
+    );
+
+    // A power-off that nobody asked for from outside is a success, a restart is none.
+    for (command, code) in [("poweroff", 0), ("reboot", 129)] {
+        let mut guest = boot();
+        guest.send(&request(1, &[command], None));
+        let event = guest.finish();
+        assert_eq!((event.exit_code, event.requested_stop), (code, false));
+    }
 }

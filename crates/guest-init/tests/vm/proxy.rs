@@ -42,7 +42,7 @@ pub(crate) fn has_a_network(test: &str) -> bool {
     let status = Command::new("unshare")
         .args(["--net", "--", "sh", "-ec", &network, "sh"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture"])
+        .args(["--exact", test, "--include-ignored", "--nocapture"])
         .env(INSIDE, "1")
         .status()
         .unwrap();

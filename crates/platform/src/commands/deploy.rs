@@ -242,27 +242,39 @@ async fn conclude(
                 || "the one before".to_owned(),
                 |previous| previous.to_string(),
             );
-            Err(Failure::from(
-                anyhow::Error::msg(rollout::explain(status)).context(format!(
-                    "release {release} of {env} could not become healthy; {back_to} serves"
-                )),
-            )
-            .hint(look_on(env)))
+            let why = rollout::explain(status);
+            let hint = what_to_do(env, &why);
+            Err(Failure::from(anyhow::Error::msg(why).context(format!(
+                "release {release} of {env} could not become healthy; {back_to} serves"
+            )))
+            .hint(hint))
         }
-        RolloutPhase::Failed | RolloutPhase::Rolling => Err(Failure::from(
-            anyhow::Error::msg(rollout::explain(status)).context(format!(
+        RolloutPhase::Failed | RolloutPhase::Rolling => {
+            let why = rollout::explain(status);
+            let hint = what_to_do(env, &why);
+            Err(Failure::from(anyhow::Error::msg(why).context(format!(
                 "release {release} of {env} could not become healthy"
-            )),
-        )
-        .hint(look_on(env))),
+            )))
+            .hint(hint))
+        }
     }
 }
 
-fn look_on(env: &EnvKey) -> String {
-    format!(
+/// Where there is more to read, and what a last line asks for that only the manifest can give.
+fn what_to_do(env: &EnvKey, why: &str) -> String {
+    let mut hint = format!(
         "`platform logs --app {} --env {}` has the whole log",
         env.app, env.env
-    )
+    );
+    // s6-overlay says "can only run as pid 1". tini only warns of it.
+    let wants_pid_1 = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        line.contains("as pid 1") && !line.contains("tini")
+    };
+    if why.lines().any(wants_pid_1) {
+        hint.push_str("; `init = \"image\"` in the manifest's process makes its program PID 1");
+    }
+    hint
 }
 
 /// The hosts that lead to the app; not worth a failure.
@@ -281,7 +293,26 @@ async fn say_hosts(client: &ApiClient, env: &EnvKey) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
+
+    #[test]
+    fn case_a_program_that_insists_on_being_pid_1_is_told_the_key() {
+        let env = EnvKey {
+            app: "shop".parse().unwrap(),
+            env: "prod".parse().unwrap(),
+        };
+        let hint = |line: &str| what_to_do(&env, &format!("exit code 100\n  | {line}"));
+        let key = "`init = \"image\"`";
+        assert!(hint("s6-overlay-suexec: fatal: can only run as pid 1").contains(key));
+        for other in [
+            "[WARN  tini (7)] Tini is not running as PID 1",
+            "listening on port 80",
+        ] {
+            assert!(!hint(other).contains(key), "{other}");
+        }
+    }
 
     #[test]
     fn case_an_image_of_this_machine_is_not_looked_up_in_a_registry() {

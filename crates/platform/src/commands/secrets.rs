@@ -128,8 +128,16 @@ impl Value {
                     "-" => "standard input".to_owned(),
                     path => format!("`{path}`"),
                 };
-                let content = read_bounded(&path)
-                    .map_err(|error| Failure::new(format!("cannot read {place}: {error}")))?;
+                let content = read_bounded(&path).map_err(|error| {
+                    let failure = Failure::new(format!("cannot read {place}: {error}"));
+                    // A password that begins so, probably.
+                    if path != "-" && error.kind() == std::io::ErrorKind::NotFound {
+                        return failure.hint(format!(
+                            "`@` names a file; a value that begins with `@` has two: `{key}=@@…`"
+                        ));
+                    }
+                    failure
+                })?;
                 (Some(place), content)
             }
         };
@@ -375,6 +383,11 @@ mod tests {
         assert_eq!(given("KEY=@@@x"), "@@x");
         assert_eq!(given("KEY=a@b"), "a@b");
         assert!(parse("KEY=@").unwrap_err().contains("write `@@`"));
+        let taken_for_a_file = parse("KEY=@bc12").unwrap().1.read("KEY").unwrap_err();
+        let Failure::Because { hint, .. } = taken_for_a_file else {
+            panic!("{taken_for_a_file:?}");
+        };
+        assert!(hint.unwrap().contains("`KEY=@@…`"));
     }
 
     #[test]

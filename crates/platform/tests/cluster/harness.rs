@@ -184,6 +184,61 @@ impl Cluster {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
+    /// Pushes one of the example images with other files and another config.
+    pub(crate) fn push_changed(
+        &self,
+        name: &str,
+        files: &dyn Fn(&Path),
+        config: &[&str],
+    ) -> String {
+        let run = |program: &str, arguments: &[&std::ffi::OsStr]| {
+            let output = Command::new(program).args(arguments).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{program}: {stderr}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        let original = run(
+            top().join("examples/images.sh").to_str().unwrap(),
+            &[name.as_ref()],
+        );
+        let (layout, tag) = original.rsplit_once(':').unwrap();
+        let changed = self.path("changed");
+        run(
+            "cp",
+            &["-rT".as_ref(), layout.as_ref(), changed.as_os_str()],
+        );
+        let image = format!("{}:{tag}", changed.display());
+        let bundle = self.path("bundle");
+        let umoci = |command: &str, more: &[&std::ffi::OsStr]| {
+            let image = ["--image".as_ref(), image.as_ref()];
+            run("umoci", &[&[command.as_ref()], &image[..], more].concat());
+        };
+        umoci("unpack", &[bundle.as_os_str()]);
+        files(&bundle.join("rootfs"));
+        umoci("repack", &[bundle.as_os_str()]);
+        let config: Vec<_> = config.iter().map(std::ffi::OsStr::new).collect();
+        umoci("config", &config);
+        let digest = self.path("digest");
+        let reference = format!("{}/changed", self.registry);
+        run(
+            "skopeo",
+            &[
+                "copy".as_ref(),
+                "--quiet".as_ref(),
+                "--dest-tls-verify=false".as_ref(),
+                "--digestfile".as_ref(),
+                digest.as_os_str(),
+                format!("oci:{image}").as_ref(),
+                format!("docker://{reference}:{tag}").as_ref(),
+            ],
+        );
+        let digest = std::fs::read_to_string(digest).unwrap();
+        for folder in [changed, bundle] {
+            std::fs::remove_dir_all(folder).unwrap();
+        }
+        format!("{reference}@{}", digest.trim())
+    }
+
     fn join(&mut self, role: &'static str) {
         let said = self.cli(&["tokens", "create", "--role", role]);
         assert_eq!(said.status, 0, "{}", said.stderr);

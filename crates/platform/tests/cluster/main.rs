@@ -7,6 +7,7 @@ mod bad_days;
 mod forty;
 mod harness;
 mod hostile;
+mod init;
 mod proxy;
 mod terminal;
 mod volumes;

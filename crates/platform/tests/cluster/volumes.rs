@@ -1,6 +1,8 @@
 //! A volume outlives its instance: over a killed VMM, a new release and a destroyed env. Secrets reach the
 //! instance only.
 
+use std::os::unix::fs::{PermissionsExt as _, chown};
+
 use serde_json::Value;
 
 use crate::harness::{Cluster, vmm, vmm_of, wait_for};
@@ -106,5 +108,73 @@ fn a_volume_outlives_its_instance_and_a_secret_reaches_it() {
     starts(&cluster, 5, "open-3");
     cluster.ok(&["destroy", "--app", "counter", "--yes", "--volumes"]);
     assert!(volumes(&cluster).is_empty());
+    cluster.down();
+}
+
+/// Keeps its data where its image has a `VOLUME`, with a file and an owner of the image's there.
+const KEEPER: &str = r#"
+app = "keeper"
+[processes.keep]
+command = ["/bin/sh", "-c", "cd /srv/data && echo >>starts && sync && echo start $(wc -l <starts), $(cat seed), $(stat -c '%a %u:%g' .) && exec sleep 1000"]
+[[processes.keep.volumes]]
+name = "data"
+size = "64MiB"
+"#;
+
+#[test]
+fn case_a_volume_keeps_what_an_image_has_in_its_own_volume() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let files = |root: &std::path::Path| {
+        let place = root.join("srv/data");
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join("seed"), "seeded").unwrap();
+        for (path, mode) in [(root.join("srv"), 0o755), (place.clone(), 0o750)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        chown(place, Some(33), Some(34)).unwrap();
+    };
+    let image = cluster.push_changed("hello", &files, &["--config.volume", "/srv/data"]);
+    let start = |number: u32| {
+        let line = format!("start {number}, seeded, 750 33:34");
+        wait_for(&line, || {
+            cluster.ok(&["logs", "--app", "keeper"]).contains(&line)
+        });
+    };
+    let restart = || {
+        let [instance] = &cluster.ready("keep")[..] else {
+            panic!("one instance is wanted");
+        };
+        sigkill(vmm(instance));
+    };
+    // Without a path, each start has the image's files again, and the deploy warns.
+    let deployed = cluster.deploy(KEEPER, &image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let warning = "the image declares VOLUME /srv/data";
+    assert!(deployed.stderr.contains(warning), "{}", deployed.stderr);
+    start(1);
+    restart();
+    wait_for("a second first start", || {
+        let logs = cluster.ok(&["logs", "--app", "keeper"]);
+        logs.matches("start 1, seeded").count() == 2
+    });
+    // With it, the volume has the image's files and keeps the app's, over a restart and a release.
+    let with_path = format!("{KEEPER}path = \"/srv/data\"\n");
+    let deployed = cluster.deploy(&with_path, &image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    assert!(!deployed.stderr.contains(warning), "{}", deployed.stderr);
+    wait_for("the third first start", || {
+        let logs = cluster.ok(&["logs", "--app", "keeper"]);
+        logs.matches("start 1, seeded").count() == 3
+    });
+    restart();
+    start(2);
+    cluster.deploy(&format!("{with_path}[env]\nV = \"2\"\n"), &image);
+    start(3);
+    let kept = ["exec", "--app", "keeper", "--process", "keep", "--"];
+    let kept = cluster.ok(&[&kept[..], &["wc", "-l", "/mnt/volumes/data/starts"]].concat());
+    assert_eq!(kept.trim(), "3 /mnt/volumes/data/starts");
+    cluster.ok(&["destroy", "--app", "keeper", "--yes", "--volumes"]);
     cluster.down();
 }

@@ -110,6 +110,17 @@ impl<C: Chunks> Input<C> {
         Ok(())
     }
 
+    /// Passes over `size` bytes; false where the input ends before.
+    pub(crate) fn skip_unless_ended(&mut self, mut size: u64) -> Result<bool, LayerError> {
+        while size > 0 {
+            if self.available()? == 0 {
+                return Ok(false);
+            }
+            size -= self.take(size)?.len() as u64;
+        }
+        Ok(true)
+    }
+
     /// Passes over everything that is left.
     pub(crate) fn drain(&mut self) -> Result<(), LayerError> {
         while self.available()? > 0 {

@@ -106,7 +106,14 @@ impl<C: Chunks> Archive<C> {
             return Ok(None);
         }
         while self.next_content()?.is_some() {}
-        self.input.skip(std::mem::take(&mut self.padding))?;
+        // An archive may end with the last content: umoci insert closes none, and Go's reader takes it as the end.
+        if !self
+            .input
+            .skip_unless_ended(std::mem::take(&mut self.padding))?
+        {
+            self.ended = true;
+            return Ok(None);
+        }
         let mut pending = Pending::default();
         loop {
             let at = self.input.offset();

@@ -218,6 +218,17 @@ pub(crate) fn layer_of(dir: &Path, archive: &[u8], compression: Compression) -> 
             encoder.finish().unwrap()
         }
         Compression::Zstd => zstd::encode_all(archive, 1).unwrap(),
+        Compression::Bzip2 => {
+            let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+            encoder.write_all(archive).unwrap();
+            encoder.finish().unwrap()
+        }
+        Compression::Xz => {
+            let options = lzma_rust2::XzOptions::with_preset(0);
+            let mut encoder = lzma_rust2::XzWriter::new(Vec::new(), options).unwrap();
+            encoder.write_all(archive).unwrap();
+            encoder.finish().unwrap()
+        }
     };
     stored_layer(dir, &stored, archive, compression)
 }

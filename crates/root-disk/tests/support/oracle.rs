@@ -34,6 +34,17 @@ pub(crate) fn unpack(layers: &[LayerFile], root: &Path) {
     }
 }
 
+/// What `PROGRAM -dc` makes of a file.
+fn filtered(program: &str, path: &Path) -> Vec<u8> {
+    let output = Command::new(program)
+        .arg("-dc")
+        .stdin(fs::File::open(path).unwrap())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
 fn decompressed(layer: &LayerFile) -> Vec<u8> {
     let stored = fs::read(&layer.path).unwrap();
     match layer.compression {
@@ -46,6 +57,9 @@ fn decompressed(layer: &LayerFile) -> Vec<u8> {
             archive
         }
         Compression::Zstd => zstd::decode_all(stored.as_slice()).unwrap(),
+        // The programs that docker runs, or has the code of.
+        Compression::Bzip2 => filtered("bzip2", &layer.path),
+        Compression::Xz => filtered("xz", &layer.path),
     }
 }
 
