@@ -13,8 +13,8 @@ packages+=(qemu-system-x86 nftables iproute2 slirp4netns docker-registry curl ca
 packages+=(mmdebstrap umoci skopeo e2fsprogs busybox-static shellcheck)
 # For the test that a guest runs iptables.
 packages+=(iptables)
-# For `make bench`: igzip, which root disks are measured against.
-packages+=(isal)
+# For `make bench`: igzip, which root disks are measured against, and strace, which counts the agent's syncs.
+packages+=(isal strace)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0

@@ -40,8 +40,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// The machine is compared with the desired state when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
-/// How long changes are gathered before the machine is compared and reported.
-const CHANGE_PAUSE: Duration = Duration::from_millis(100);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
@@ -132,11 +130,7 @@ pub async fn run(
                 agent.apply(state).await;
                 generation_sender.send_replace(agent.generation());
             }
-            () = agent.machine.changed.notified() => {
-                // What else changes now is compared and reported with it: both cost something for every instance there is.
-                tokio::time::sleep(CHANGE_PAUSE).await;
-                agent.reconcile().await;
-            }
+            () = agent.machine.changed.notified() => agent.reconcile().await,
             _ = timer.tick() => {
                 agent.read_again().await;
                 agent.reconcile().await;

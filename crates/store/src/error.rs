@@ -81,7 +81,9 @@ impl StoreError {
         match self {
             Self::Unstorable { .. } => true,
             Self::Query { source, .. } => {
-                let code = source.as_database_error().and_then(|error| error.code());
+                let code = source
+                    .as_database_error()
+                    .and_then(sqlx::error::DatabaseError::code);
                 let code: Option<i32> = code.and_then(|code| code.parse().ok());
                 code.is_some_and(|code| REFUSED_RECORD.contains(&(code & 0xff)))
             }
