@@ -71,6 +71,7 @@ mod tests {
             arch: "amd64".to_owned(),
             cpus,
             memory_bytes: gibibytes << 30,
+            ..Hardware::default()
         }
     }
 
