@@ -15,7 +15,7 @@ use crate::monitor::{Answer, DiskFault, Event, Monitor};
 use crate::{StatusError, VmStatus};
 
 /// A VMM is asked about its guest this often.
-const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// A VMM that does not answer within this time is stopped, or hangs. On a machine where tens of guests boot at once an
 /// answer takes a second.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);

@@ -424,7 +424,7 @@ impl Agent {
                 NodeAction::Start(spec) => self.start(*spec).await,
                 NodeAction::Stop(id) => self.stop(id).await,
                 NodeAction::Reap(id) => self.reap(id).await,
-                NodeAction::RemoveVolume(id) => self.remove_volume(id).await,
+                NodeAction::RemoveVolume(id) => self.remove_volume(id),
                 NodeAction::KeepUnknown(id) => {
                     tracing::debug!(instance = %id, "no desired state names this instance; it is kept");
                 }
@@ -482,7 +482,7 @@ impl Agent {
         }
     }
 
-    async fn remove_volume(&mut self, id: VolumeId) {
+    fn remove_volume(&mut self, id: VolumeId) {
         if let Some(holder) = self.machine.holders.holder(id) {
             tracing::debug!(volume = %id, %holder, "a deleted volume is still in use");
             return;

@@ -55,6 +55,7 @@ command = ["/usr/bin/hello", "worker"]
 [processes.idle.resources]
 cpu = 0.01
 memory = "128MiB"
+scratch = "16MiB"
 [processes.idle.scaling]
 min = 0
 max = 1000
@@ -222,11 +223,14 @@ fn monitor_client(mut stream: &UnixStream) -> std::io::Result<()> {
         r#"{{"QMP": {{"version": {{}}, "capabilities": []}}}}"#
     )?;
     for line in BufReader::new(stream.try_clone()?).lines() {
-        let answer = if line?.contains("query-status") {
-            r#"{"return": {"status": "running", "running": true}}"#
+        let asked: serde_json::Value = serde_json::from_str(&line?)?;
+        let answer = if asked["execute"] == "query-status" {
+            serde_json::json!({ "status": "running", "running": true })
         } else {
-            r#"{"return": {}}"#
+            serde_json::json!({})
         };
+        // As QEMU does, with the id of the question.
+        let answer = serde_json::json!({ "return": answer, "id": asked["id"] });
         writeln!(stream, "{answer}")?;
     }
     Ok(())

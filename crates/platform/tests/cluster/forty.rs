@@ -17,6 +17,7 @@ command = ["/usr/bin/hello", "worker"]
 [processes.idle.resources]
 cpu = 0.01
 memory = "128MiB"
+scratch = "64MiB"
 [processes.idle.scaling]
 min = 40
 max = 40
