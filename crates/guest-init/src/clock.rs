@@ -71,8 +71,8 @@ impl ClockSync {
     }
 
     /// When [`Self::tick`] has something to do.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        Some(self.next)
+    pub(crate) fn deadline(&self) -> Instant {
+        self.next
     }
 
     /// Asks when it is time to. An earlier question that was not answered is given up.
@@ -106,14 +106,14 @@ impl ClockSync {
             Correction::Slew(by) => sys::slew_clock(by),
             Correction::Step(by) => set_clock_by(by),
         };
-        let seconds = ahead as f64 / 1e9;
+        let millis = ahead / 1_000_000;
+        let sign = if ahead < 0 { '-' } else { '+' };
+        let seconds = format!("{sign}{}.{:03}", millis.abs() / 1000, millis.abs() % 1000);
         match corrected {
             Ok(()) if ahead.unsigned_abs() < as_nanos(STEP_THRESHOLD) => None,
-            Ok(()) => Some(format!(
-                "the clock was set by {seconds:+.3} s, to the node's"
-            )),
+            Ok(()) => Some(format!("the clock was set by {seconds} s, to the node's")),
             Err(error) => Some(format!(
-                "the clock is {seconds:+.3} s from the node's and cannot be corrected: {error}"
+                "the clock is {seconds} s from the node's and cannot be corrected: {error}"
             )),
         }
     }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::{console, sys};
 
 /// Bytes of the token, before they are written as hexadecimal digits.
-const TOKEN_BYTES: usize = 32;
+const TOKEN_BYTES: usize = 16;
 
 /// Shortest and longest pause before dialling again. The longest bounds how long an agent that was
 /// restarted waits for its guests.
@@ -34,7 +34,7 @@ fn token() -> &'static str {
         // A guest's kernel has random numbers from its start: by the processor, or by the virtio device.
         let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
         match filled {
-            Ok(TOKEN_BYTES) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+            Ok(TOKEN_BYTES) => format!("{:032x}", u128::from_be_bytes(bytes)),
             _ => {
                 console::print("no random numbers: other programs of this guest may dial the node in init's place");
                 String::new()

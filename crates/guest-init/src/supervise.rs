@@ -315,7 +315,7 @@ impl Guest {
             self.kill_at,
             self.kernel_log.deadline(),
             self.control.deadline(),
-            self.clock.deadline(),
+            Some(self.clock.deadline()),
             self.output.deadline(),
         ]
         .into_iter()

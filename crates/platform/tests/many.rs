@@ -5,7 +5,12 @@
 //! first answers as a monitor does and sleeps, the second is the guest's init, as far as the guest protocol shows. Server, node
 //! and network are the real ones.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    reason = "a measurement fails by panicking, and prints what it measured"
+)]
 
 #[allow(dead_code, reason = "each program uses what it needs")]
 #[path = "cluster/harness.rs"]
@@ -119,7 +124,7 @@ fn scale(cluster: &Cluster, from: u32, to: u32) -> (Duration, Duration) {
     }
     let count = to - from;
     (
-        (agent_cpu(cluster) - before) / count,
+        agent_cpu(cluster).saturating_sub(before) / count,
         begun.elapsed() / count,
     )
 }
@@ -162,7 +167,8 @@ fn measure() {
     std::thread::sleep(Duration::from_secs(15));
     let before = agent_cpu(&cluster);
     std::thread::sleep(IDLE);
-    let percent = (agent_cpu(&cluster) - before).as_secs_f64() / IDLE.as_secs_f64() * 100.0;
+    let used = agent_cpu(&cluster).saturating_sub(before);
+    let percent = used.as_secs_f64() / IDLE.as_secs_f64() * 100.0;
     let synced = syncs(&cluster, IDLE);
     let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
     println!("idle node with {MANY} instances: {percent:.2} % of a core  (goal {IDLE_PERCENT} %)");

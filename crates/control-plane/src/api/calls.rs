@@ -89,7 +89,7 @@ pub(crate) async fn exec(
         let text = format!("{MAX_EXECS} commands run beside apps already");
         ApiFailure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_commands", text)
     })?;
-    let node = node_of(&app, instance).await?;
+    let node = node_of(&app, instance)?;
     tracing::info!(user = %user.name, %instance, program = wanted.command[0], "a command is run");
     let ask = StreamWanted::Exec(wanted);
     let opened = open(&app, node, ask, STREAM_OPEN_TIMEOUT, Waiting::Exec).await?;
@@ -160,7 +160,7 @@ pub(crate) async fn signal(
         ApiFailure::refused("not_a_signal", format!("`{signal}` is not a signal"))
             .hint("name one as in SIGHUP, HUP, 1 or SIGRTMIN+3")
     })?;
-    let node = node_of(&app, instance).await?;
+    let node = node_of(&app, instance)?;
     tracing::info!(user = %user.name, %instance, signal, "a signal is sent");
     let wanted = StreamWanted::Signal { instance, signal };
     let answer: SignalAnswer = call(&app, node, wanted).await?;
@@ -234,7 +234,7 @@ pub(crate) async fn stats(
     Ok(Json(rows.into_values().collect()))
 }
 
-async fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
+fn node_of(app: &App, instance: InstanceId) -> Result<NodeId, ApiFailure> {
     let cluster = app.cluster();
     match cluster.instances.get(&instance) {
         Some(found) => Ok(found.node),

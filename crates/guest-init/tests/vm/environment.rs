@@ -61,8 +61,8 @@ fn standard_environment(tools: &Tools) {
         say rss awk '/VmRSS|RssAnon/ { print $1, $2 }' /proc/1/status
     "#;
     let mut config = config(script);
-    config.user = "shop".to_owned();
-    config.working_dir = "/srv/deep/shop".to_owned();
+    "shop".clone_into(&mut config.user);
+    "/srv/deep/shop".clone_into(&mut config.working_dir);
     config.network.resolvers = vec!["fd00:1::3".parse().unwrap()];
     config.image_volumes = vec!["/var/lib/shop".to_owned()];
     config.secrets = vec![SecretBundle {
@@ -217,7 +217,7 @@ fn volume_with_a_path(tools: &Tools) {
             "cat /var/lib/shop/seed; echo {round} >> /var/lib/shop/rounds && cd /mnt/volumes/data && cat rounds && \
              stat -c '%a %u:%g' . /var/lib/shop && ls -A && echo round {round} && exec sleep 1000"
         ));
-        config.user = "shop".to_owned();
+        "shop".clone_into(&mut config.user);
         config.volumes = vec![VolumeMount {
             path: Some("/var/lib/shop".to_owned()),
             owner: None,

@@ -127,7 +127,7 @@ fn log_by_name(tools: &Tools) {
         fs::set_permissions(root.join("tmp"), shared).unwrap();
     };
     let mut config = config(script);
-    config.user = "33:33".to_owned();
+    "33:33".clone_into(&mut config.user);
     let mut guest = Plan {
         tree: &tree,
         ..Plan::new(tools, config)
