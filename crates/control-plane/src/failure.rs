@@ -10,7 +10,7 @@ use http::StatusCode;
 use scheduler::apply::Refused;
 use store::StoreError;
 
-use crate::leading::NotCommitted;
+use crate::not_committed::NotCommitted;
 
 /// The error that a caller gets instead of an answer.
 #[derive(Debug)]

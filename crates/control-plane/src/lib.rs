@@ -5,7 +5,7 @@
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
 //! - The cluster state is in memory, loaded once. Every change is a command of [`scheduler::apply`], decided there
-//!   ([`state::Shared::change`]), and answered when its batch is in the store and published ([`leading`]).
+//!   ([`state::Shared::change`]), and answered when its batch is in the store and published ([`leading`], [`committing`]).
 //! - The planner task is the only one that plans ([`planning`]). Every handler that changes the cluster state wakes it.
 //! - A change wakes the long polls that it is about ([`topics`]).
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); a node gets the bundles of the instances that
@@ -29,10 +29,12 @@ mod api;
 mod bootstrap;
 mod callers;
 mod clock;
+mod committing;
 mod failure;
 mod leading;
 mod limits;
 mod logins;
+mod not_committed;
 mod options;
 mod planning;
 mod presence;

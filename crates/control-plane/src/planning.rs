@@ -16,8 +16,8 @@ use scheduler::action::Action;
 use scheduler::leader::Leader;
 
 use crate::clock::{IdGenerator, now};
-use crate::leading::NotCommitted;
 use crate::limits::{PLAN_BATCH, PLAN_INTERVAL, QUARANTINE_MS};
+use crate::not_committed::NotCommitted;
 use crate::state::Shared;
 
 /// Why the cluster state could not be settled now.

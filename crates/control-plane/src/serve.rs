@@ -47,7 +47,7 @@ use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::topics::Topics;
-use crate::{api, bootstrap, leading, planning};
+use crate::{api, bootstrap, committing, planning};
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
 ///
@@ -96,7 +96,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let mut cluster = store.load().await?;
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
     cluster.set_online(&cluster.nodes.keys().copied().collect());
-    let known_routes = leading::load_routes(&store).await?;
+    let known_routes = committing::load_routes(&store).await?;
     let routes = RouteIndex::new(&known_routes.routes);
     let nothing_published = Published {
         cluster: cluster.clone(),
@@ -128,7 +128,12 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         shutdown: shutdown.clone(),
     });
     let leader = Leader::new(cluster);
-    let committer = tokio::spawn(leading::run(Arc::clone(&shared), leader, requests, routes));
+    let committer = tokio::spawn(committing::run(
+        Arc::clone(&shared),
+        leader,
+        requests,
+        routes,
+    ));
     // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await

@@ -19,8 +19,9 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::ApiFailure;
-use crate::leading::{Leading, NotCommitted};
+use crate::leading::Leading;
 use crate::logins::Logins;
+use crate::not_committed::NotCommitted;
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
 use crate::secrets::Secrets;

@@ -16,10 +16,9 @@ use std::collections::BTreeMap;
 use crate::action::Action;
 use crate::changes::{Changes, EnvRecord, SealedVersion};
 use crate::cluster_state::{
-    ClusterState, EndedInstance, Env, Instance, InstancePhase, Release, Rollout, TokenHash, Volume,
-    VolumePhase,
+    ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout,
+    TokenHash, TokenRecord, Volume, VolumePhase,
 };
-use crate::enrollment::{NewMember, TokenRecord};
 use crate::reports::apply_report;
 
 /// One change of the cluster state. Everything in it is chosen.
@@ -107,6 +106,15 @@ pub enum Command {
         /// The bundle.
         bundle: String,
     },
+}
+
+/// A machine that joins, under its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NewMember {
+    /// A node.
+    Node(NodeId, Box<Node>),
+    /// An edge.
+    Edge(EdgeId, Edge),
 }
 
 impl From<Action> for Command {

@@ -10,9 +10,9 @@ use model::{
 };
 
 use crate::cluster_state::{
-    ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout, TokenHash, Volume,
+    ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout, TokenHash,
+    TokenRecord, Volume,
 };
-use crate::enrollment::TokenRecord;
 use crate::table::Table;
 
 /// The difference between a cluster state and an earlier one.

@@ -26,18 +26,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
-use api::enrollment::{Hardware, Member};
-use api::node::{DriverChoice, EgressState, InstanceReport};
+use api::enrollment::{EnrollRole, Hardware, Member};
+use api::node::{DriverChoice, EgressState};
 use api::user::RolloutPhase;
 use manifest::Manifest;
-use model::instance::{ExitEvent, InstanceSpec, PinnedImage};
+use model::instance::{ExitEvent, PinnedImage};
 use model::{
     Digest, EdgeId, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
     Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::enrollment::TokenRecord;
+pub use crate::instances::{Instance, InstancePhase, Volume, VolumeKey, VolumePhase};
+
 use crate::instances::{Instances, Volumes};
 use crate::table::Table;
 
@@ -222,6 +223,27 @@ pub struct Node {
 /// The SHA-256 of an enrollment token's secret.
 pub type TokenHash = [u8; 32];
 
+/// A one-time token without its secret, of which the store keeps a hash.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// What its user becomes.
+    pub role: EnrollRole,
+    /// When it expires.
+    pub expires_at: Timestamp,
+    /// When it was used, if it was, and by whom.
+    pub used: Option<(Timestamp, Member)>,
+}
+
+/// How long the record of a token that expired unused is kept, in milliseconds: it says so to a late caller.
+pub const KEPT_EXPIRED_MS: u64 = 24 * 60 * 60 * 1000;
+
+impl TokenRecord {
+    /// Whether its record is kept no longer: it expired unused a day ago.
+    pub fn is_prunable(&self, now: Timestamp) -> bool {
+        self.used.is_none() && now.millis_since(self.expires_at) > KEPT_EXPIRED_MS
+    }
+}
+
 /// One edge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Edge {
@@ -281,72 +303,6 @@ pub struct Rollout {
     pub started_at: Timestamp,
 }
 
-/// One instance: what was decided, and what its node says.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Instance {
-    /// Everything its node needs.
-    pub spec: InstanceSpec,
-    /// Where it runs.
-    pub node: NodeId,
-    /// When it was planned.
-    pub created_at: Timestamp,
-    /// How far its life is, as decided here.
-    pub phase: InstancePhase,
-    /// What its node last said; absent until it said anything, or when it no longer lists it.
-    pub report: Option<InstanceReport>,
-}
-
-impl Instance {
-    /// A new instance; its node has said nothing of it yet.
-    pub fn new(spec: InstanceSpec, node: NodeId, created_at: Timestamp) -> Self {
-        Self {
-            spec,
-            node,
-            created_at,
-            phase: InstancePhase::New,
-            report: None,
-        }
-    }
-
-    /// Whether it is wanted no longer; its node may still run it.
-    pub fn is_terminating(&self) -> bool {
-        match self.phase {
-            InstancePhase::New | InstancePhase::Established => false,
-            InstancePhase::Terminating { .. } | InstancePhase::Gone { .. } => true,
-        }
-    }
-
-    /// Whether it was ready at any time. One that never was is still a candidate that may never come up.
-    pub fn was_ready(&self) -> bool {
-        match self.phase {
-            InstancePhase::New | InstancePhase::Gone { .. } => false,
-            InstancePhase::Established => true,
-            InstancePhase::Terminating { was_ready, .. } => was_ready,
-        }
-    }
-}
-
-/// How far the life of an instance is. The diagram is in the [module](self).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum InstancePhase {
-    /// Wanted, and never ready so far.
-    New,
-    /// Wanted, and ready at some time.
-    Established,
-    /// Wanted no longer; its node is told to stop it.
-    Terminating {
-        /// Whether it was ready at any time.
-        was_ready: bool,
-        /// Why, for people.
-        reason: String,
-    },
-    /// Its node has said that it is gone; the planner deletes it next.
-    Gone {
-        /// Why it was terminated, for people.
-        reason: String,
-    },
-}
-
 /// An instance that is gone. The record says where its log is kept and how it ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndedInstance {
@@ -370,79 +326,4 @@ pub struct EndedInstance {
     pub last_exit: Option<ExitEvent>,
     /// Why it failed, where it did.
     pub failure: Option<String>,
-}
-
-/// What a volume belongs to: a later instance with the same key gets the same volume.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct VolumeKey {
-    /// The env. A later env of the same name finds the volume, too.
-    pub env: EnvKey,
-    /// The process type.
-    pub process: ProcessName,
-    /// Its name in the manifest.
-    pub name: String,
-    /// Which of the process type's instances it belongs to, from 0.
-    pub ordinal: u32,
-}
-
-impl std::fmt::Display for VolumeKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            env,
-            process,
-            name,
-            ordinal,
-        } = self;
-        write!(f, "{name} {ordinal} of {env} {process}")
-    }
-}
-
-/// One volume: a disk on one node, which only a user deletes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Volume {
-    /// What it belongs to.
-    pub key: VolumeKey,
-    /// The node its disk is on, for good.
-    pub node: NodeId,
-    /// Its size in bytes, for good.
-    pub size_bytes: u64,
-    /// When it was planned.
-    pub created_at: Timestamp,
-    /// How far its life is.
-    pub phase: VolumePhase,
-}
-
-impl Volume {
-    /// Whether its node has said that the disk is there.
-    pub fn is_made(&self) -> bool {
-        match self.phase {
-            VolumePhase::Planned | VolumePhase::Deleted => false,
-            VolumePhase::Made => true,
-            VolumePhase::Deleting { made } => made,
-        }
-    }
-
-    /// Whether a user has deleted it.
-    pub fn is_deleting(&self) -> bool {
-        match self.phase {
-            VolumePhase::Planned | VolumePhase::Made => false,
-            VolumePhase::Deleting { .. } | VolumePhase::Deleted => true,
-        }
-    }
-}
-
-/// How far the life of a volume is. The diagram is in the [module](self).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum VolumePhase {
-    /// Its disk is made with its first instance.
-    Planned,
-    /// Its node has said that the disk is there.
-    Made,
-    /// A user deleted it; its node is told to remove the disk.
-    Deleting {
-        /// Whether the node has said that the disk was there.
-        made: bool,
-    },
-    /// Its node has said that the disk is gone; the planner deletes the record next.
-    Deleted,
 }

@@ -9,43 +9,13 @@ use api::enrollment::{EnrollRequest, EnrollRole, Member};
 use model::ids::MAX_NAME_BYTES;
 use model::{EdgeId, Generation, NodeId, Timestamp};
 
-use crate::apply::Command;
-use crate::cluster_state::{ClusterState, Edge, Node, TokenHash};
+use crate::apply::{Command, NewMember};
+use crate::cluster_state::{ClusterState, Edge, Node, TokenHash, TokenRecord};
 
 /// Longest life of a token, in seconds.
 pub const MAX_TOKEN_SECONDS: u64 = 86_400;
 /// Name of a member whose machine has no usable host name.
 const DEFAULT_NAME: &str = "machine";
-
-/// A one-time token without its secret, of which the store keeps a hash.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TokenRecord {
-    /// What its user becomes.
-    pub role: EnrollRole,
-    /// When it expires.
-    pub expires_at: Timestamp,
-    /// When it was used, if it was, and by whom.
-    pub used: Option<(Timestamp, Member)>,
-}
-
-/// How long the record of a token that expired unused is kept, in milliseconds: it says so to a late caller.
-const KEPT_EXPIRED_MS: u64 = 24 * 60 * 60 * 1000;
-
-impl TokenRecord {
-    /// Whether its record is kept no longer: it expired unused a day ago.
-    pub fn is_prunable(&self, now: Timestamp) -> bool {
-        self.used.is_none() && now.millis_since(self.expires_at) > KEPT_EXPIRED_MS
-    }
-}
-
-/// A machine that joins, under its number.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum NewMember {
-    /// A node.
-    Node(NodeId, Box<Node>),
-    /// An edge.
-    Edge(EdgeId, Edge),
-}
 
 /// A machine that joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -252,6 +222,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::cluster_state::KEPT_EXPIRED_MS;
     use api::enrollment::Hardware;
     use proptest::prelude::*;
 

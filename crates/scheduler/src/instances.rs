@@ -7,12 +7,154 @@ use std::net::Ipv4Addr;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use api::node::InstanceReport;
 use immutable_chunkmap::set::Set;
-use model::{EnvKey, InstanceId, NodeId, VolumeId};
+use model::instance::InstanceSpec;
+use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 use overlay::address_plan::egress_address;
 
-use crate::cluster_state::{Instance, Volume};
 use crate::table::{Entries, Table};
+
+/// One instance: what was decided, and what its node says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Everything its node needs.
+    pub spec: InstanceSpec,
+    /// Where it runs.
+    pub node: NodeId,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// How far its life is, as decided here.
+    pub phase: InstancePhase,
+    /// What its node last said; absent until it said anything, or when it no longer lists it.
+    pub report: Option<InstanceReport>,
+}
+
+impl Instance {
+    /// A new instance; its node has said nothing of it yet.
+    pub fn new(spec: InstanceSpec, node: NodeId, created_at: Timestamp) -> Self {
+        Self {
+            spec,
+            node,
+            created_at,
+            phase: InstancePhase::New,
+            report: None,
+        }
+    }
+
+    /// Whether it is wanted no longer; its node may still run it.
+    pub fn is_terminating(&self) -> bool {
+        match self.phase {
+            InstancePhase::New | InstancePhase::Established => false,
+            InstancePhase::Terminating { .. } | InstancePhase::Gone { .. } => true,
+        }
+    }
+
+    /// Whether it was ready at any time. One that never was is still a candidate that may never come up.
+    pub fn was_ready(&self) -> bool {
+        match self.phase {
+            InstancePhase::New | InstancePhase::Gone { .. } => false,
+            InstancePhase::Established => true,
+            InstancePhase::Terminating { was_ready, .. } => was_ready,
+        }
+    }
+}
+
+/// How far the life of an instance is. The diagram is in [`crate::cluster_state`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InstancePhase {
+    /// Wanted, and never ready so far.
+    New,
+    /// Wanted, and ready at some time.
+    Established,
+    /// Wanted no longer; its node is told to stop it.
+    Terminating {
+        /// Whether it was ready at any time.
+        was_ready: bool,
+        /// Why, for people.
+        reason: String,
+    },
+    /// Its node has said that it is gone; the planner deletes it next.
+    Gone {
+        /// Why it was terminated, for people.
+        reason: String,
+    },
+}
+
+/// What a volume belongs to: a later instance with the same key gets the same volume.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VolumeKey {
+    /// The env. A later env of the same name finds the volume, too.
+    pub env: EnvKey,
+    /// The process type.
+    pub process: ProcessName,
+    /// Its name in the manifest.
+    pub name: String,
+    /// Which of the process type's instances it belongs to, from 0.
+    pub ordinal: u32,
+}
+
+impl std::fmt::Display for VolumeKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            env,
+            process,
+            name,
+            ordinal,
+        } = self;
+        write!(f, "{name} {ordinal} of {env} {process}")
+    }
+}
+
+/// One volume: a disk on one node, which only a user deletes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// What it belongs to.
+    pub key: VolumeKey,
+    /// The node its disk is on, for good.
+    pub node: NodeId,
+    /// Its size in bytes, for good.
+    pub size_bytes: u64,
+    /// When it was planned.
+    pub created_at: Timestamp,
+    /// How far its life is.
+    pub phase: VolumePhase,
+}
+
+impl Volume {
+    /// Whether its node has said that the disk is there.
+    pub fn is_made(&self) -> bool {
+        match self.phase {
+            VolumePhase::Planned | VolumePhase::Deleted => false,
+            VolumePhase::Made => true,
+            VolumePhase::Deleting { made } => made,
+        }
+    }
+
+    /// Whether a user has deleted it.
+    pub fn is_deleting(&self) -> bool {
+        match self.phase {
+            VolumePhase::Planned | VolumePhase::Made => false,
+            VolumePhase::Deleting { .. } | VolumePhase::Deleted => true,
+        }
+    }
+}
+
+/// How far the life of a volume is. The diagram is in [`crate::cluster_state`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VolumePhase {
+    /// Its disk is made with its first instance.
+    Planned,
+    /// Its node has said that the disk is there.
+    Made,
+    /// A user deleted it; its node is told to remove the disk.
+    Deleting {
+        /// Whether the node has said that the disk was there.
+        made: bool,
+    },
+    /// Its node has said that the disk is gone; the planner deletes the record next.
+    Deleted,
+}
 
 type Ids<T> = Set<T, 32>;
 

@@ -233,7 +233,7 @@ struct Promised {
 
 /// What one instance holds on its node, until it is deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Held {
+struct Allocation {
     node: NodeId,
     /// Its env and process type.
     of: (EnvKey, ProcessName),
@@ -257,7 +257,7 @@ type Load = (u128, u128, u128, NodeId);
 /// asked until one fits, not as many as there are.
 #[derive(Debug, Clone)]
 pub struct Placement {
-    held: BTreeMap<InstanceId, Held>,
+    allocations: BTreeMap<InstanceId, Allocation>,
     volumes: BTreeMap<VolumeId, (NodeId, u64)>,
     offers: BTreeMap<NodeId, Offer>,
     promised: BTreeMap<NodeId, Promised>,
@@ -271,7 +271,7 @@ impl Placement {
     /// What is promised on the nodes of this cluster.
     pub fn new(cluster: &ClusterState) -> Self {
         let mut placement = Self {
-            held: BTreeMap::new(),
+            allocations: BTreeMap::new(),
             volumes: BTreeMap::new(),
             offers: BTreeMap::new(),
             promised: BTreeMap::new(),
@@ -297,18 +297,18 @@ impl Placement {
 
     /// Takes notice of an instance as it is now; `None` when it is deleted. The env of the one whose share became free.
     pub fn set_instance(&mut self, id: InstanceId, instance: Option<&Instance>) -> Option<EnvKey> {
-        let after = instance.map(|instance| Held {
+        let after = instance.map(|instance| Allocation {
             node: instance.node,
             of: (instance.spec.env_key(), instance.spec.process.clone()),
             resources: Resources::of_instance(&instance.spec),
             staying: !instance.is_terminating(),
         });
-        if self.held.get(&id) == after.as_ref() {
+        if self.allocations.get(&id) == after.as_ref() {
             return None;
         }
         let before = match &after {
-            Some(held) => self.held.insert(id, held.clone()),
-            None => self.held.remove(&id),
+            Some(held) => self.allocations.insert(id, held.clone()),
+            None => self.allocations.remove(&id),
         };
         if let Some(held) = &before {
             self.count(held, false);
@@ -375,7 +375,7 @@ impl Placement {
     }
 
     /// Adds what an instance holds to what is promised on its node, or takes it away.
-    fn count(&mut self, held: &Held, add: bool) {
+    fn count(&mut self, held: &Allocation, add: bool) {
         self.promise(held.node, held.resources, 1, add);
         if !held.staying {
             return;

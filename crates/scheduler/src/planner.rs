@@ -257,7 +257,7 @@ impl Planner {
             while let Some((at, key)) = self.due.first().cloned()
                 && at <= now
             {
-                self.forget_due(&key);
+                self.unschedule(&key);
                 self.queue.insert(key);
             }
         }
@@ -269,7 +269,7 @@ impl Planner {
             }
         };
         self.quarantined.remove(&key);
-        self.forget_due(&key);
+        self.unschedule(&key);
         self.current = Some(key.clone());
         let mut pass = Pass {
             given: cluster.clone(),
@@ -334,12 +334,12 @@ impl Planner {
     }
 
     fn look_again(&mut self, key: &EnvKey, at: Timestamp) {
-        self.forget_due(key);
+        self.unschedule(key);
         self.due.insert((at, key.clone()));
         self.due_of.insert(key.clone(), at);
     }
 
-    fn forget_due(&mut self, key: &EnvKey) {
+    fn unschedule(&mut self, key: &EnvKey) {
         if let Some(at) = self.due_of.remove(key) {
             self.due.remove(&(at, key.clone()));
         }

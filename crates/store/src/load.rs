@@ -16,11 +16,11 @@ use model::{
     EdgeId, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
 };
 use scheduler::changes::EnvRecord;
+use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
     ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
     TokenHash, UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
-use scheduler::enrollment::TokenRecord;
 use scheduler::instances::{Instances, Volumes};
 use scheduler::table::Table;
 use sqlx::sqlite::SqliteRow;

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 use scheduler::changes::{Changes, EnvRecord};
+use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
     Edge, EndedInstance, Instance, InstancePhase, Node, Release, TokenHash, Volume, VolumePhase,
 };
-use scheduler::enrollment::TokenRecord;
 use sqlx::{Sqlite, SqliteConnection, Transaction};
 
 use crate::open::commit;

@@ -9,7 +9,8 @@ use axum::extract::State;
 use http::StatusCode;
 use identity::{CaError, EnrollmentToken, check_request, is_wireguard_public_key, secret_hash};
 use scheduler::apply::Command;
-use scheduler::enrollment::{EnrollmentRefused, TokenRecord, token_expiry};
+use scheduler::cluster_state::TokenRecord;
+use scheduler::enrollment::{EnrollmentRefused, token_expiry};
 
 use super::extract::Body;
 use crate::callers::{Protocol, User};

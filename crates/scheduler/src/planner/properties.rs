@@ -241,7 +241,7 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
                 return;
             };
             let here = leader.state().instances.on_node(node);
-            // An instance that nothing is said of is not listed.
+            // Instances beyond the states that were drawn are not listed.
             let instances = here
                 .zip(said)
                 .map(|((id, _), (state, ready))| InstanceReport {
