@@ -152,13 +152,13 @@ mod tests {
     use super::*;
     use crate::instance_task::tests::spec;
 
-    fn fault(disk: usize) -> Option<DiskFault> {
-        Some(DiskFault {
+    fn fault(disk: usize) -> DiskFault {
+        DiskFault {
             disk: Some(disk),
             operation: "write".to_owned(),
             no_space: true,
             reason: "No space left on device".to_owned(),
-        })
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -171,7 +171,7 @@ mod tests {
             sender.send_replace(VmHealth {
                 stalled: None,
                 disk_errors: errors,
-                last_disk_error: fault(1),
+                last_disk_error: Some(fault(1)),
             });
             watched.changed().await;
             let news = watched.update(&spec, Instant::now());
