@@ -82,8 +82,8 @@ fn case_an_app_that_fills_the_disk_is_told_so_and_its_neighbour_serves_every_req
         "--no-wait",
     ]);
     wait_for("the reason why it is not placed", || {
-        let envs = cluster.ok(&["envs", "--format", "json"]);
-        envs.contains("MiB of disk are needed for scratch disk, new volumes and logs")
+        let log = cluster.log("server");
+        log.contains("MiB of disk are needed for scratch disk, new volumes and logs")
     });
     let deployed = cluster.deploy(&FILLER.replace("SCRATCH", "512MiB"), &cluster.image);
     assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
