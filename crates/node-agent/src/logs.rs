@@ -206,7 +206,7 @@ impl InstanceLog {
             lines,
             ..Past::default()
         };
-        let files = LogFiles::open(&self.lock());
+        let files = LogFiles::in_dir(&self.lock().dir);
         let records = files
             .and_then(|files| files.tail(wanted))
             .unwrap_or_default();
