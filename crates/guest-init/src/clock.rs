@@ -3,7 +3,7 @@
 //! Init asks the node for its time at the start of each connection, before the app starts, and every [`ASK_INTERVAL`]. An
 //! answer is as good as the half of the time that it took. So it corrects only what is larger than that: by less than
 //! [`STEP_THRESHOLD`] the kernel's clock is slewed (adjtime(3), 500 ppm), and it never goes backwards; by more it is set at
-//! once, which the instance's log says. The second happens after the machine was suspended, or its own clock was set.
+//! once, which the instance's log says from [`REPORT_THRESHOLD`] on. That happens after the machine was suspended, or its own clock was set.
 
 use std::io;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -19,6 +19,9 @@ use crate::sys;
 const ASK_INTERVAL: Duration = Duration::from_secs(16);
 /// From this difference on the clock is set and not slewed (ntpd's step threshold).
 const STEP_THRESHOLD: Duration = Duration::from_millis(128);
+/// From this difference on the instance's log says that the clock was set. A guest's clock starts by the virtual machine's
+/// clock, which counts whole seconds.
+const REPORT_THRESHOLD: Duration = Duration::from_secs(1);
 /// Differences up to this one are no worth a correction.
 const GOOD_ENOUGH: Duration = Duration::from_millis(1);
 
@@ -110,7 +113,7 @@ impl ClockSync {
         let sign = if ahead < 0 { '-' } else { '+' };
         let seconds = format!("{sign}{}.{:03}", millis.abs() / 1000, millis.abs() % 1000);
         match corrected {
-            Ok(()) if ahead.unsigned_abs() < as_nanos(STEP_THRESHOLD) => None,
+            Ok(()) if ahead.unsigned_abs() < as_nanos(REPORT_THRESHOLD) => None,
             Ok(()) => Some(format!("the clock was set by {seconds} s, to the node's")),
             Err(error) => Some(format!(
                 "the clock is {seconds} s from the node's and cannot be corrected: {error}"
