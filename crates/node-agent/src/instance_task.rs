@@ -74,6 +74,21 @@ pub(crate) struct InstanceHandle {
     _image: ImagePin,
 }
 
+/// Whether an instance whose record says this may have a VM: the record is written before a boot.
+fn may_have_a_vm(state: InstanceState) -> bool {
+    match state {
+        InstanceState::Booting
+        | InstanceState::Running
+        | InstanceState::Stopping
+        | InstanceState::Unknown => true,
+        InstanceState::Created
+        | InstanceState::Preparing
+        | InstanceState::Backoff
+        | InstanceState::Stopped
+        | InstanceState::Failed => false,
+    }
+}
+
 /// What there is of an instance that an agent before this one had.
 pub(crate) enum Resumed {
     /// The instance, which goes on.
@@ -118,8 +133,9 @@ impl InstanceHandle {
         // What was acquired for it while its record could not be read.
         machine.holders.release(id);
         let life = Lifecycle::resume(&spec, machine.timing, progress);
-        // Unless it stopped its VM may run: before another instance starts, its volumes are its own.
-        if life.state() != InstanceState::Stopped
+        // Before another instance starts, the volumes of a VM that may run are its own. An instance without a VM acquires
+        // them when it boots: until then they may be those of a VM whose record cannot be read.
+        if may_have_a_vm(life.state())
             && let Err(error) = machine.holders.acquire(id, &spec.volumes)
         {
             // A terminating instance still holds the volume. This VM is watched all the same.

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::enrollment::{EnrollRole, Member};
 use api::node::DriverChoice;
@@ -36,6 +37,9 @@ use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
 use blocking_work::blocking;
 use display::chain;
+
+/// How long a removed part of the network may be missing: less than any health check takes to fail three times.
+const MEND_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Runs the agent until `shutdown`.
 pub(crate) async fn run(
@@ -91,6 +95,7 @@ pub(crate) async fn run(
         mtu: membership.mtu,
     })
     .await?;
+    let network = Arc::new(network);
     let registry = Registry::new(RegistryOptions {
         insecure: options.insecure_registries.clone(),
         mirrors: options.registry_mirrors.clone(),
@@ -123,7 +128,7 @@ pub(crate) async fn run(
             kernel,
             run_dir: options.run_dir.clone(),
         }),
-        network: Arc::new(NodeNetwork(network)),
+        network: Arc::new(NodeNetwork(Arc::clone(&network))),
         images: Arc::new(images),
         disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes, meter)),
         server: Arc::new(client.clone()),
@@ -153,6 +158,7 @@ pub(crate) async fn run(
     };
     let logs = streams::StreamLogs::new(directory.clone(), ended);
     let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, logs)));
+    let _network = AbortOnDropHandle::new(tokio::spawn(keep_network(network)));
     tracing::info!(%node, server = membership.server, "the node is up");
     agent::run(settings, host, Clock::start(), directory, shutdown)
         .await
@@ -216,6 +222,16 @@ fn node_id(membership: &Membership) -> Result<NodeId, NodeError> {
 
 /// The cluster's last 24 random bits and the node's number: several nodes of several clusters can
 /// live on one machine.
+/// Mends the network soon after somebody removed a part of it: a health check that fails for want of it would end its instance.
+async fn keep_network(network: Arc<Network>) {
+    loop {
+        tokio::time::sleep(MEND_INTERVAL).await;
+        if let Err(error) = network.mend().await {
+            tracing::warn!(error = %chain(&error), "cannot mend the workload network; trying again");
+        }
+    }
+}
+
 fn network_suffix(membership: &Membership, node: NodeId) -> String {
     let [_, _, _, a, b, c, ..] = membership.cluster_prefix.octets();
     format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)

@@ -57,6 +57,8 @@ pub struct Network {
     host_link: String,
     /// The namespace itself. It lives on when its name is removed.
     handle: Arc<File>,
+    /// Held while something is mended.
+    mending: tokio::sync::Mutex<()>,
     /// Locked while rules are loaded, so that the last call's rules stay.
     loaded: tokio::sync::Mutex<Loaded>,
 }
@@ -92,6 +94,7 @@ impl Network {
             handle: Arc::new(namespace::open(&namespace).await?),
             namespace,
             host_link: suffix.host_link(),
+            mending: tokio::sync::Mutex::new(()),
             loaded: tokio::sync::Mutex::new(Loaded {
                 endpoints: None,
                 host: read_host_network().await?,
@@ -110,6 +113,7 @@ impl Network {
     /// # Errors
     /// A refusal of the kernel or of `ip`.
     pub async fn mend(&self) -> Result<Vec<String>, NetworkError> {
+        let _one_at_a_time = self.mending.lock().await;
         let mut mended = Vec::new();
         if !namespace::is_name_of(&self.namespace, &self.handle).await? {
             namespace::give_name(&self.namespace, self.handle.clone()).await?;

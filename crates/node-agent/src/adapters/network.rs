@@ -1,6 +1,7 @@
 //! The node's network namespace, its taps, rules and egress.
 
 use std::net::Ipv6Addr;
+use std::sync::Arc;
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -14,7 +15,7 @@ use display::chain;
 
 /// The network of this node.
 #[derive(Debug)]
-pub(crate) struct NodeNetwork(pub(crate) node_network::Network);
+pub(crate) struct NodeNetwork(pub(crate) Arc<node_network::Network>);
 
 impl Network for NodeNetwork {
     fn create_tap(&self, endpoint: Endpoint) -> BoxFuture<'_, HostResult<Nic>> {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
@@ -269,7 +270,7 @@ async fn network() -> NodeNetwork {
         node: NodeId(1),
         mtu: 1420,
     };
-    NodeNetwork(Network::ensure(&settings).await.unwrap())
+    NodeNetwork(Arc::new(Network::ensure(&settings).await.unwrap()))
 }
 
 #[test]
