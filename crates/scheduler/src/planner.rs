@@ -40,12 +40,13 @@ mod volumes;
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::user::RolloutPhase;
+use model::instance::InstanceState;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
 use crate::action::Action;
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase};
+use crate::cluster_state::{ClusterState, Instance, InstancePhase, Subject, VolumePhase};
 use crate::ended;
 use crate::placement::Placement;
 use crate::table::Table;
@@ -300,8 +301,10 @@ impl Planner {
         } else {
             Some(WAITING_LOOK_MS)
         };
-        if let Some(after) = look {
-            self.look_again(&key, Timestamp(now.0.saturating_add(after)));
+        let look = look.map(|after| Timestamp(now.0.saturating_add(after)));
+        let due = look.into_iter().chain(next_replacement(cluster, &key, now));
+        if let Some(at) = due.min() {
+            self.look_again(&key, at);
         }
         if freed {
             self.queue_waiting();
@@ -344,6 +347,19 @@ impl Planner {
             self.due.remove(&(at, key.clone()));
         }
     }
+}
+
+/// When a failed instance of an env is old enough to be replaced, of those that are not yet.
+fn next_replacement(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Option<Timestamp> {
+    let has_failed = |instance: &Instance| {
+        let report = instance.report.as_ref();
+        report.is_some_and(|report| report.state == InstanceState::Failed)
+    };
+    let instances = cluster.instances.of_env(key).map(|(_, instance)| instance);
+    let failed = instances.filter(|instance| !instance.is_terminating() && has_failed(instance));
+    let at =
+        failed.map(|instance| Timestamp(instance.created_at.0.saturating_add(REPLACE_AFTER_MS)));
+    at.filter(|at| *at > now).min()
 }
 
 /// One env, looked at once.
