@@ -31,6 +31,10 @@ use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject,
 /// costs no write.
 pub const SEEN_GRANULARITY_MS: u64 = 60_000;
 
+/// Highest generation of a desired state that a node may say it has applied: far more than any server gives, and few enough that
+/// every store takes the next ones. A node that says more is not believed, and its instances are not gone by what it says.
+pub const MAX_REPORTED_GENERATION: u64 = 1 << 53;
+
 /// What a node has and the cluster state does not know there: the store was restored from an older backup. An instance
 /// that has stopped is none of it: the cluster state has deleted it, and its node reaps it next.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -130,7 +134,7 @@ fn node_after_report(before: &Node, report: &NodeReport, now: Timestamp) -> Node
     node.hardware.clone_from(&report.hardware);
     node.driver = Some(report.driver.clone());
     node.egress.clone_from(&report.egress);
-    if report.generation > node.generation {
+    if report.generation > node.generation && report.generation.0 <= MAX_REPORTED_GENERATION {
         node.generation = Generation(report.generation.0.saturating_add(1));
     }
     let is_old = |at: Timestamp| now.0.abs_diff(at.0) >= SEEN_GRANULARITY_MS;
@@ -369,6 +373,15 @@ mod tests {
         take(&mut cluster, NodeId(1), &says(31, &[]));
         assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
         assert!(is_gone(&cluster, 1));
+    }
+
+    #[test]
+    fn a_generation_that_no_server_gave_is_not_believed() {
+        for generation in [MAX_REPORTED_GENERATION + 1, u64::MAX / 2, u64::MAX] {
+            let mut cluster = two();
+            take(&mut cluster, NodeId(1), &says(generation, &[]));
+            assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(7));
+        }
     }
 
     #[test]
