@@ -58,7 +58,11 @@ check: lint ## `make lint` and the tests of the pure crates; no root, two minute
 
 test: install lint build ## `make lint`, then every test; root
 	@echo "== tests"
-	cargo test --release --workspace 2>&1 | tee target/test.log
+	# Through a file: a process that a failed test left would hold a pipe open, and `make` would wait for it.
+	: >target/test.log
+	tail -n +1 -f target/test.log & shown=$$!
+	trap 'sleep 1; kill $$shown' EXIT
+	cargo test --release --workspace >>target/test.log 2>&1
 	awk '/^test result:/ { passed += $$4; failed += $$6; ignored += $$8 }
 		END { printf "%d tests passed, %d failed, %d ignored\n", passed, failed, ignored }' target/test.log
 

@@ -46,6 +46,8 @@ pub(crate) fn now_nanos() -> u64 {
 pub(crate) struct ClockSync {
     /// The last question: its number, and when it was asked; absent once it was answered.
     asked: Option<(u64, Instant)>,
+    /// Whether the node has ever answered: one of before this question does not.
+    is_answered: bool,
     count: u64,
     next: Instant,
 }
@@ -62,6 +64,7 @@ impl ClockSync {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             asked: None,
+            is_answered: false,
             count: 0,
             next: now,
         }
@@ -89,11 +92,15 @@ impl ClockSync {
             self.asked = Some((self.count, now));
             let number = self.count;
             control.send(&GuestFrame::TimeAsked(TimeAsked { number }));
+            if self.is_answered {
+                control.expect_answer(now);
+            }
         }
     }
 
     /// Corrects the clock by the node's answer. Returns what to say about it, if anything.
     pub(crate) fn answered(&mut self, time: NodeTime, now: Instant) -> Option<String> {
+        self.is_answered = true;
         let (number, asked) = self.asked?;
         if number != time.number {
             return None;

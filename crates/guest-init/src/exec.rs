@@ -394,8 +394,8 @@ impl Session {
         true
     }
 
-    /// The channel broke: kills the command and its process group.
-    fn abandon(&mut self) {
+    /// The channel broke, or nobody is behind it any more: kills the command and its process group.
+    pub(crate) fn abandon(&mut self) {
         if let Some(pid) = self.pid.take() {
             // It may have ended just now.
             let _ = sys::kill(-pid, libc::SIGKILL);

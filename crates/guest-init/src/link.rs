@@ -1,4 +1,8 @@
 //! A connection to the node: dialled without blocking, framed, and dialled again when it breaks.
+//!
+//! The end of a connection may be lost on its way: a vsock device on the host that finds the node's socket reset (the agent was
+//! killed while bytes of the guest waited there) can forget to say so. Who waits for an answer says it
+//! ([`Link::expect_answer`]), and a connection on which nothing comes within [`ANSWER_TIMEOUT`] is given up like a broken one.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -22,6 +26,8 @@ const TOKEN_BYTES: usize = 16;
 const REDIAL: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 /// After a connection that lived this long the next pause is the shortest again.
 const GOOD_CONNECTION: Duration = Duration::from_secs(2);
+/// How long an answer may take: longer than a node that is alive needs on a machine that is busy.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes taken from the socket at a time.
 const READ_BYTES: usize = 16 * 1024;
 
@@ -65,6 +71,8 @@ struct Connection {
     incoming: FrameBuffer,
     outgoing: Vec<u8>,
     since: Instant,
+    /// When an answer must have come, while one is expected.
+    answer_due: Option<Instant>,
 }
 
 /// An event of a link.
@@ -137,19 +145,34 @@ impl Link {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.state {
             State::Down { until } => Some(until),
-            _ => None,
+            State::Connecting(_) => None,
+            State::Up(ref connection) => connection.answer_due,
         }
     }
 
-    /// Dials when the pause is over. A dial that fails at once leaves the link down for another pause.
-    pub(crate) fn tick(&mut self, now: Instant) {
-        if let State::Down { until } = self.state
-            && until <= now
-        {
-            match sys::vsock_connect(HOST_CID, HOST_PORT) {
-                Ok(fd) => self.state = State::Connecting(fd),
-                Err(error) => self.lost(Some(error), now),
+    /// The node owes an answer from now on, unless it owes one already: the next bytes from it, whatever they are.
+    pub(crate) fn expect_answer(&mut self, now: Instant) {
+        if let State::Up(connection) = &mut self.state {
+            connection.answer_due.get_or_insert(now + ANSWER_TIMEOUT);
+        }
+    }
+
+    /// Dials when the pause is over, and gives up a connection whose answer has not come. A dial that fails at once leaves
+    /// the link down for another pause. Returns whether a connection was given up.
+    pub(crate) fn tick(&mut self, now: Instant) -> bool {
+        match &self.state {
+            State::Down { until } if *until <= now => {
+                match sys::vsock_connect(HOST_CID, HOST_PORT) {
+                    Ok(fd) => self.state = State::Connecting(fd),
+                    Err(error) => self.lost(Some(error), now),
+                }
+                false
             }
+            State::Up(connection) if connection.answer_due.is_some_and(|due| due <= now) => {
+                self.lost(Some(io::ErrorKind::TimedOut.into()), now);
+                true
+            }
+            _ => false,
         }
     }
 
@@ -188,6 +211,7 @@ impl Link {
             incoming: FrameBuffer::default(),
             outgoing: Vec::new(),
             since: now,
+            answer_due: None,
         });
         self.send(&GuestFrame::Hello(Hello {
             contract: CONTRACT_VERSION,
@@ -243,7 +267,10 @@ impl Link {
         let mut bytes = [0; READ_BYTES];
         match rustix::io::read(&connection.fd, &mut bytes) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(length) => connection.incoming.push(&bytes[..length]),
+            Ok(length) => {
+                connection.answer_due = None;
+                connection.incoming.push(&bytes[..length]);
+            }
             Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
             Err(error) => return Err(error.into()),
         }

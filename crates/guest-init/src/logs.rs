@@ -123,6 +123,12 @@ impl LogQueue {
         self.bytes.len() <= LOG_BUFFER_BYTES / 2
     }
 
+    /// Whether a whole frame was written to the present connection and not acknowledged yet.
+    pub(crate) fn awaits_acknowledgement(&self) -> bool {
+        let first = self.lengths.front();
+        first.is_some_and(|length| self.sent >= *length as usize)
+    }
+
     /// Whether everything was acknowledged.
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()

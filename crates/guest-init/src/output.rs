@@ -231,6 +231,9 @@ impl Output {
                 Err(error) => self.link.lost(Some(error), now),
             }
         }
+        if self.queue.awaits_acknowledgement() {
+            self.link.expect_answer(now);
+        }
     }
 }
 

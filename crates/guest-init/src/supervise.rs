@@ -259,7 +259,9 @@ impl Guest {
     }
 
     fn tick(&mut self, now: Instant) {
-        self.control.tick(now);
+        if self.control.tick(now) {
+            self.abandon_sessions();
+        }
         self.clock.tick(&mut self.control, now);
         if let Err(error) = self.control.flush() {
             self.control.lost(Some(error), now);
@@ -374,7 +376,8 @@ impl Guest {
                             self.report_forwarded();
                         }
                         Event::Frame(frame) => self.handle(frame, now),
-                        Event::Refused | Event::Lost => {}
+                        Event::Lost => self.abandon_sessions(),
+                        Event::Refused => {}
                     }
                 }
             }
@@ -441,6 +444,13 @@ impl Guest {
             }
             // A boot config for a guest that has one, and frames of other channels.
             _ => {}
+        }
+    }
+
+    /// Ends the commands: the agent that wanted them has lost its connections, and the end of theirs may not arrive.
+    fn abandon_sessions(&mut self) {
+        for session in &mut self.sessions {
+            session.abandon();
         }
     }
 

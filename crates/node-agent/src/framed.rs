@@ -12,6 +12,10 @@ use crate::host::GuestStream;
 
 /// A frame must be taken by the guest within this time.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection that the node closes may take to end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Most bytes that are read and thrown away while a connection is closed.
+const CLOSE_BYTES: usize = 1024 * 1024;
 /// Bytes asked for by one read.
 const READ_BYTES: usize = 64 * 1024;
 
@@ -57,6 +61,24 @@ impl FramedGuest {
             Ok(written) => Ok(written?),
             Err(_) => Err(FramedError::Late),
         }
+    }
+
+    /// Closes the connection so that the guest hears of it: what it has sent by then is read first, within bounds. A Unix
+    /// socket that is closed with bytes unread is *reset*, and QEMU's vsock device does not tell its guest of that.
+    pub(crate) async fn close(mut self) {
+        let closing = async {
+            self.hears.0.shutdown().await?;
+            let mut bytes = 0;
+            while bytes < CLOSE_BYTES {
+                match self.says.reader.read(&mut self.says.chunk).await? {
+                    0 => break,
+                    count => bytes += count,
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        // A guest that does not take part is not waited for.
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 }
 

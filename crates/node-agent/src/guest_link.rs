@@ -259,10 +259,52 @@ impl GuestServer {
         log_epoch: &watch::Sender<u64>,
     ) -> Result<(), ConnectionEnd> {
         let mut frames = FramedGuest::new(stream);
+        let ended = match self.hello(&mut frames).await {
+            Ok(None) => return Ok(()),
+            Ok(Some(Hello {
+                channel: Channel::Exec { session },
+                ..
+            })) => match self.calls.expects(session) {
+                Some(sender) => {
+                    // Whoever asked may have given up just now: dropped, it ends the command.
+                    drop(sender.send(Ok(ExecChannel {
+                        frames,
+                        _connection: slot,
+                    })));
+                    return Ok(());
+                }
+                None => Err(ConnectionEnd::Contract("no such command was asked for")),
+            },
+            Ok(Some(hello)) => {
+                let epoch = match hello.channel {
+                    Channel::Log => log_epoch,
+                    _ => control_epoch,
+                };
+                let mut replaced = newest(epoch);
+                let serving = async {
+                    match hello.channel {
+                        Channel::Log => self.log(&mut frames).await,
+                        _ => self.control(&mut frames, hello).await,
+                    }
+                };
+                tokio::select! {
+                    biased;
+                    end = serving => end,
+                    _ = replaced.changed() => Err(ConnectionEnd::Replaced),
+                }
+            }
+            Err(end) => Err(end),
+        };
+        frames.close().await;
+        ended
+    }
+
+    /// The hello of a connection, of the guest's init; absent: it ended before.
+    async fn hello(&self, frames: &mut FramedGuest) -> Result<Option<Hello>, ConnectionEnd> {
         let hello = match timeout(HELLO_TIMEOUT, frames.read()).await {
             Ok(Ok(Some(GuestFrame::Hello(hello)))) => hello,
             Ok(Ok(Some(_))) => return Err(ConnectionEnd::Contract("the first frame is no hello")),
-            Ok(Ok(None)) => return Ok(()),
+            Ok(Ok(None)) => return Ok(None),
             Ok(Err(FramedError::Frame(FrameError::Version { contract }))) => {
                 let reason = refusal(contract);
                 frames.write(&HostFrame::Refused { reason }).await?;
@@ -274,35 +316,7 @@ impl GuestServer {
         };
         // Before it can take the place of another connection.
         self.authenticate(&hello).await?;
-        match hello.channel {
-            Channel::Control => {
-                let mut replaced = newest(control_epoch);
-                tokio::select! {
-                    biased;
-                    end = self.control(frames, hello) => end,
-                    _ = replaced.changed() => Err(ConnectionEnd::Replaced),
-                }
-            }
-            Channel::Log => {
-                let mut replaced = newest(log_epoch);
-                tokio::select! {
-                    biased;
-                    end = self.log(frames) => end,
-                    _ = replaced.changed() => Err(ConnectionEnd::Replaced),
-                }
-            }
-            Channel::Exec { session } => {
-                let expected = self.calls.expects(session);
-                let sender =
-                    expected.ok_or(ConnectionEnd::Contract("no such command was asked for"))?;
-                // Whoever asked may have given up just now: dropped, it ends the command.
-                drop(sender.send(Ok(ExecChannel {
-                    frames,
-                    _connection: slot,
-                })));
-                Ok(())
-            }
-        }
+        Ok(Some(hello))
     }
 
     /// Refuses what is not the guest's init.
@@ -335,7 +349,7 @@ impl GuestServer {
         Ok(())
     }
 
-    async fn control(&self, mut frames: FramedGuest, hello: Hello) -> Result<(), ConnectionEnd> {
+    async fn control(&self, frames: &mut FramedGuest, hello: Hello) -> Result<(), ConnectionEnd> {
         let mut commands = self.commands.clone();
         commands.mark_changed();
         let mut boot_due = hello.phase == Phase::Waiting;
@@ -412,7 +426,7 @@ impl GuestServer {
         }
     }
 
-    async fn log(&self, mut frames: FramedGuest) -> Result<(), ConnectionEnd> {
+    async fn log(&self, frames: &mut FramedGuest) -> Result<(), ConnectionEnd> {
         loop {
             let Some(first) = frames.read().await? else {
                 return Ok(());

@@ -181,6 +181,12 @@ pub(crate) struct Seen {
     pub(crate) clock_offset_nanos: i128,
     /// Do not read the log channel.
     pub(crate) hold_logs: bool,
+    /// Read no channel.
+    pub(crate) hold_all: bool,
+    /// Close each channel when it would be read, whatever waits there.
+    killed: bool,
+    /// Control and log channels that are served.
+    served: u32,
     /// Read logs and do not acknowledge them.
     pub(crate) no_log_acks: bool,
     /// The bytes that answer a guest that waits for its boot config.
@@ -545,6 +551,31 @@ impl Guest {
         }
     }
 
+    /// Ends all connections as a node does that is killed: with bytes of the guest unread on the control and log channels. The
+    /// guest's vsock device never hears of such an end.
+    pub(crate) fn kill_with_unread_bytes(&self) {
+        self.change(|seen| seen.hold_all = true);
+        for _ in 0..2 {
+            self.send(&HostFrame::Stats);
+        }
+        self.wait("bytes that wait on both channels", |seen| {
+            let waits = |stream: &UnixStream| rustix::io::ioctl_fionread(stream).unwrap() > 0;
+            let both = [seen.control.as_ref()?, seen.log.as_ref()?];
+            both.into_iter().all(waits).then_some(())
+        });
+        self.change(|seen| {
+            (seen.control, seen.log) = (None, None);
+            for exec in seen.exec.values_mut() {
+                exec.stream = None;
+            }
+            (seen.hold_all, seen.killed) = (false, true);
+        });
+        self.wait("the end of all connections", |seen| {
+            (seen.served == 0).then_some(())
+        });
+        self.change(|seen| seen.killed = false);
+    }
+
     /// Breaks an exec channel.
     pub(crate) fn break_exec(&self, session: u32) {
         let stream = self
@@ -569,20 +600,32 @@ impl Drop for Guest {
 }
 
 /// Serves one connection from the guest.
-fn serve(mut stream: UnixStream, shared: &Shared) {
+fn serve(stream: UnixStream, shared: &Shared) {
+    let channel = serve_frames(stream, shared);
+    if matches!(channel, Some(Channel::Control | Channel::Log)) {
+        shared.0.lock().unwrap().served -= 1;
+        shared.1.notify_all();
+    }
+}
+
+/// The same; returns which channel it was.
+fn serve_frames(mut stream: UnixStream, shared: &Shared) -> Option<Channel> {
     let (seen, changed) = (&shared.0, &shared.1);
     let mut buffer = FrameBuffer::default();
     let mut bytes = vec![0; 64 * 1024];
     let mut channel = None;
     loop {
-        if channel == Some(Channel::Log) {
+        {
             let mut seen = seen.lock().unwrap();
-            while seen.hold_logs {
+            while seen.hold_all || seen.hold_logs && channel == Some(Channel::Log) {
                 seen = changed.wait(seen).unwrap();
+            }
+            if seen.killed {
+                return channel;
             }
         }
         let length = match stream.read(&mut bytes) {
-            Ok(0) | Err(_) => return,
+            Ok(0) | Err(_) => return channel,
             Ok(length) => length,
         };
         buffer.push(&bytes[..length]);
@@ -593,6 +636,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
             while let Some(frame) = buffer.next::<GuestFrame>().unwrap() {
                 if let GuestFrame::Hello(hello) = &frame {
                     channel = Some(hello.channel);
+                    seen.served += u32::from(!matches!(hello.channel, Channel::Exec { .. }));
                 }
                 if let GuestFrame::Log(record) = &frame {
                     last_log = Some(record.seq);
@@ -605,7 +649,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) {
         }
         changed.notify_all();
         if stream.write_all(&answers).is_err() {
-            return;
+            return channel;
         }
     }
 }

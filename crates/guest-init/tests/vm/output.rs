@@ -89,6 +89,56 @@ fn a_guest_dials_a_restarted_node_and_loses_no_line() {
 }
 
 #[test]
+fn case_a_guest_whose_node_was_killed_with_bytes_unread_dials_again_and_ends_its_commands() {
+    let Some(tools) = Tools::find() else { return };
+    let script = "n=0; while :; do n=$((n + 1)); echo $n; sleep 0.2; done";
+    let guest = Plan::new(&tools, config(script)).boot();
+    guest.wait_line("1");
+    let exec = |session, script: &str| {
+        HostFrame::Exec(guest_protocol::ExecRequest {
+            session,
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            terminal: None,
+            terminal_type: None,
+        })
+    };
+    // It waits for nothing from its channel.
+    guest.send(&exec(1, "echo begun; exec sleep 12345"));
+    guest.wait("the command", |seen| {
+        let exec = seen.exec.get(&1)?;
+        exec.stdout.starts_with(b"begun").then_some(())
+    });
+    // The node has answered for the time: the guest knows what to expect of it.
+    guest.wait("a question for the time", |seen| {
+        (seen.times_asked > 0).then_some(())
+    });
+    guest.kill_with_unread_bytes();
+    let lines = guest.seen().lines(Stream::Stdout).len();
+    guest.wait("hello again", |seen| {
+        let both = seen.control_phases().len() >= 2 && seen.log_phases().len() >= 2;
+        both.then_some(())
+    });
+    guest.wait("further lines", |seen| {
+        (seen.lines(Stream::Stdout).len() > lines + 5).then_some(())
+    });
+    guest.send(&exec(2, "pgrep -f 'sleep 12345' && echo runs || echo gone"));
+    let said = guest.wait("the second command", |seen| {
+        let exec = seen.exec.get(&2)?;
+        exec.exit.as_ref()?;
+        Some(String::from_utf8_lossy(&exec.stdout).into_owned())
+    });
+    assert!(said.ends_with("gone\n"), "{said}");
+    let lines = guest.seen().lines(Stream::Stdout);
+    assert!(
+        lines
+            .iter()
+            .zip(1..)
+            .all(|(line, number)| *line == number.to_string()),
+        "{lines:?}"
+    );
+}
+
+#[test]
 fn a_node_that_does_not_read_loses_lines_and_never_blocks_the_app() {
     let Some(tools) = Tools::find() else { return };
     // 6 MB: more than every buffer on the way together.

@@ -334,6 +334,15 @@ impl Cluster {
         command
     }
 
+    /// Starts the command line; it is killed when what is returned is dropped, however the test ends. Its standard error
+    /// goes to a file: whoever reads the test's own output waits for all that have it open.
+    pub(crate) fn start_cli(&self, arguments: &[&str], stdout: impl Into<Stdio>) -> Running {
+        let errors = std::fs::File::create(self.path("started.stderr")).unwrap();
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(stdout).stderr(errors);
+        Running(command.spawn().unwrap())
+    }
+
     /// Runs the command line.
     pub(crate) fn cli(&self, arguments: &[&str]) -> Said {
         Self::run_command(self.command(arguments))
@@ -542,6 +551,16 @@ impl Cluster {
                 eprintln!("{} is still mounted", folder.display());
             }
         }
+    }
+}
+
+/// A command that runs beside the test.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -270,9 +270,8 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
     cluster.wait_until_served();
     // A reader of logs, who goes on when the server is back.
     let followed = cluster.path("followed.log");
-    let mut follower = cluster.command(&["logs", "--app", "hello", "--process", "worker", "-f"]);
-    follower.stdout(std::fs::File::create(&followed).unwrap());
-    let mut follower = follower.spawn().unwrap();
+    let follow = ["logs", "--app", "hello", "--process", "worker", "-f"];
+    let mut follower = cluster.start_cli(&follow, std::fs::File::create(&followed).unwrap());
     let lines_followed = || std::fs::read_to_string(&followed).unwrap().lines().count();
     wait_for("lines of the worker", || lines_followed() > 0);
     // Clients that download slowly: one from the instance itself, one through the edge.
@@ -314,9 +313,8 @@ fn instances_and_connections_survive_a_kill_of_each_role() {
     let now = (ticks(), lines_followed());
     wait_for("another tick", || ticks() > now.0);
     wait_for("another line that is followed", || lines_followed() > now.1);
-    assert!(follower.try_wait().unwrap().is_none());
-    follower.kill().unwrap();
-    follower.wait().unwrap();
+    assert!(follower.0.try_wait().unwrap().is_none());
+    drop(follower);
 
     // A killed VMM: the instance is back, under the same id, and its restart is counted.
     let id = web["id"].as_str().unwrap();

@@ -1,15 +1,15 @@
 //! `platform exec -it` and `platform top` on a real terminal.
 
 use std::io::{Read as _, Write as _};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crate::harness::{Cluster, wait_for};
+use crate::harness::{Cluster, Running, wait_for};
 
 /// A command on a terminal of 24 rows and 80 columns that `script` makes for it.
 struct Terminal {
-    child: Child,
+    child: Running,
     keys: ChildStdin,
     shown: Arc<Mutex<String>>,
     reader: JoinHandle<()>,
@@ -52,7 +52,7 @@ impl Terminal {
             }
         });
         Self {
-            child,
+            child: Running(child),
             keys,
             shown,
             reader,
@@ -73,7 +73,7 @@ impl Terminal {
 
     /// The exit status, and everything that was shown.
     fn end(mut self) -> (Option<i32>, String) {
-        let status = self.child.wait().unwrap().code();
+        let status = self.child.0.wait().unwrap().code();
         self.reader.join().unwrap();
         let shown = self.shown.lock().unwrap().clone();
         (status, shown)
