@@ -1,6 +1,6 @@
 //! What an edge and the server say to each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::instance::ProxyProtocol;
@@ -10,14 +10,19 @@ use serde::{Deserialize, Serialize};
 use crate::Unreadable;
 use crate::unreadable::Part;
 
-/// Where hosts lead. Whole, never a difference. The default is the table before the first.
+/// Where hosts lead: all of them, or those that changed since an earlier table. The default is the table before the first.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "RouteTableJson", into = "RouteTableJson")]
 pub struct RouteTable {
     /// Grows with every change.
     pub generation: Generation,
+    /// The counter, within the same incarnation, of the table of which this is the difference; absent: this is the whole
+    /// table. Only an edge that asked for differences gets one.
+    pub since: Option<u64>,
     /// Host name, lowercase, without a port, to where it leads.
     pub routes: BTreeMap<String, Route>,
+    /// Hosts that lead nowhere any more. Empty in a whole table.
+    pub removed: BTreeSet<String>,
     /// Hosts whose routes this edge cannot read, because the server is newer. They lead where they led before.
     pub unreadable: BTreeMap<String, Unreadable>,
 }
@@ -25,14 +30,21 @@ pub struct RouteTable {
 /// A route table as it travels and as edges keep it.
 #[derive(Serialize, Deserialize)]
 struct RouteTableJson {
+    #[serde(flatten)]
     generation: Generation,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    since: Option<u64>,
     routes: BTreeMap<String, Part<Route>>,
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    removed: BTreeSet<String>,
 }
 
 impl From<RouteTableJson> for RouteTable {
     fn from(json: RouteTableJson) -> Self {
         let mut table = Self {
             generation: json.generation,
+            since: json.since,
+            removed: json.removed,
             ..Self::default()
         };
         for (host, part) in json.routes {
@@ -53,7 +65,9 @@ impl From<RouteTable> for RouteTableJson {
         let unreadable = unreadable.map(|(host, route)| (host, Part::Unreadable(route)));
         Self {
             generation: table.generation,
+            since: table.since,
             routes: read.chain(unreadable).collect(),
+            removed: table.removed,
         }
     }
 }

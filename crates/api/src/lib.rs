@@ -25,7 +25,7 @@ pub mod paths {
     pub const HEALTH: &str = "/v1/health";
     /// POST [`crate::enrollment::EnrollRequest`] -> [`crate::enrollment::EnrollResponse`].
     pub const ENROLL: &str = "/v1/enroll";
-    /// GET, a node: `?after=GENERATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
+    /// GET, a node: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
     /// newer came within the wait.
     pub const NODE_DESIRED: &str = "/v1/node/desired";
     /// POST, a node: [`crate::node::NodeReport`].
@@ -39,7 +39,8 @@ pub mod paths {
     pub const NODE_STREAM_REFUSED: &str = "/v1/node/streams/{stream}/refused";
     /// GET, a node: `?instance=ID` -> `Vec<SecretBundle>`: what an instance placed on it boots with.
     pub const NODE_SECRETS: &str = "/v1/node/secrets";
-    /// GET, an edge: `?after=GENERATION&wait_ms=N` -> [`crate::edge::RouteTable`], or 204.
+    /// GET, an edge: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::edge::RouteTable`], or 204. An edge that
+    /// names its incarnation takes differences.
     pub const EDGE_ROUTES: &str = "/v1/edge/routes";
     /// GET, a node: `?registry=HOST` -> [`crate::node::PullSecret`], or 204 when the cluster is not logged in there. For
     /// registries that the node's instances come from only.

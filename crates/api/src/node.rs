@@ -20,7 +20,8 @@ pub struct DesiredState {
     pub cluster: String,
     /// The node this is for.
     pub node: NodeId,
-    /// Grows with every change for this node; an older one is refused.
+    /// Grows with every change for this node. An older one of the same incarnation is refused; one of another is applied,
+    /// whatever its counter.
     pub generation: Generation,
     /// The instances to run.
     pub instances: Vec<InstanceSpec>,
@@ -43,6 +44,7 @@ pub struct DesiredState {
 struct DesiredStateJson {
     cluster: String,
     node: NodeId,
+    #[serde(flatten)]
     generation: Generation,
     instances: Vec<Part<InstanceSpec>>,
     stop: Vec<InstanceId>,
@@ -106,6 +108,7 @@ impl From<DesiredState> for DesiredStateJson {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeReport {
     /// The generation of the desired state that it has applied (the observed generation).
+    #[serde(flatten)]
     pub generation: Generation,
     /// Which VMM driver it uses, and why.
     pub driver: DriverChoice,

@@ -6,6 +6,7 @@ use std::path::Path;
 use api_client::ClientConfig;
 use blocking_work::blocking;
 use identity::{ClusterCa, SealKey, UserToken};
+use model::Incarnation;
 use scheduler::cluster_state::ClusterSettings;
 use serde::{Deserialize, Serialize};
 use store::{ClusterRecord, Store};
@@ -29,9 +30,18 @@ pub(crate) async fn load_or_create(store: &Store) -> Result<(ClusterRecord, bool
         ca_cert_pem: ca.certificate_pem().to_owned(),
         ca_key_pem: ca.key_pem().to_owned(),
     };
-    store.create_cluster(&record, now()).await?;
+    store
+        .create_cluster(&record, new_incarnation()?, now())
+        .await?;
     tracing::info!(cluster = %record.settings.id, prefix = %record.settings.prefix, "made a new cluster");
     Ok((record, true))
+}
+
+/// A new life of the store.
+fn new_incarnation() -> Result<Incarnation, ServerError> {
+    let random: [u8; 8] = identity::random("the store's incarnation")?;
+    // 0 is nobody's.
+    Ok(Incarnation(u64::from_le_bytes(random).max(1)))
 }
 
 /// A random id, and a random ULA /48 (RFC 4193: fd, then 40 random bits).

@@ -3,25 +3,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use api::edge::RouteTable;
 use scheduler::leader::{Batch, Leader};
-use scheduler::routes::RouteIndex;
-use store::{Store, StoreError};
+use store::StoreError;
 
 use crate::leading::{Answer, Decide, Requests};
-use crate::limits::{MAX_BATCH, PLAN_INTERVAL};
+use crate::limits::MAX_BATCH;
 use crate::not_committed::NotCommitted;
 use crate::state::{Published, Shared, Topic};
 
 /// Decides and commits, until every sender of requests is gone or the server ends.
-pub(crate) async fn run(
-    shared: Arc<Shared>,
-    mut leader: Leader,
-    mut requests: Requests,
-    mut routes: RouteIndex,
-) {
-    let mut unreadable_logged = None;
-    let mut are_routes_stored = true;
+pub(crate) async fn run(shared: Arc<Shared>, mut leader: Leader, mut requests: Requests) {
     let mut gathered = Vec::new();
     loop {
         tokio::select! {
@@ -36,40 +27,13 @@ pub(crate) async fn run(
                 requests.close();
                 continue;
             }
-            () = tokio::time::sleep(PLAN_INTERVAL), if !are_routes_stored => {}
         }
-        let routes = serve(&shared, &mut leader, &mut routes, &mut gathered).await;
-        are_routes_stored = !matches!(routes, Routes::NotStored);
-        let unreadable = match routes {
-            Routes::Unreadable(cause) => Some(cause),
-            Routes::Stored | Routes::NotStored => None,
-        };
-        if unreadable != unreadable_logged {
-            if let Some(cause) = &unreadable {
-                tracing::error!(cause, "edges keep the routes they have");
-            }
-            unreadable_logged = unreadable;
-        }
+        serve(&shared, &mut leader, &mut gathered).await;
     }
 }
 
-/// What became of the route table.
-enum Routes {
-    /// The store has it.
-    Stored,
-    /// The store does not take it now.
-    NotStored,
-    /// The store has one of a newer server, which is kept.
-    Unreadable(String),
-}
-
 /// Decides what has gathered and commits it.
-async fn serve(
-    shared: &Shared,
-    leader: &mut Leader,
-    routes: &mut RouteIndex,
-    gathered: &mut Vec<Decide>,
-) -> Routes {
+async fn serve(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<Decide>) {
     // First the store's lock, which may have to be waited for: what a caller wants who leaves meanwhile is not decided.
     let mut writing = match shared.store.begin_write().await {
         Ok(writing) => writing,
@@ -78,7 +42,7 @@ async fn serve(
             for decide in gathered.drain(..) {
                 decide(Err(error.clone()));
             }
-            return Routes::Stored;
+            return;
         }
     };
     let answers: Vec<_> = (gathered.drain(..))
@@ -93,20 +57,20 @@ async fn serve(
             Err(error) => Err(error),
         }
     };
-    let (committed, routes) = match written {
+    let committed = match written {
         Ok(()) => {
             leader.commit(&batch);
-            (Ok(()), publish(shared, routes, batch).await)
+            publish(shared, batch);
+            Ok(())
         }
         Err(error) => {
             leader.roll_back();
-            (Err(not_committed(error)), Routes::Stored)
+            Err(not_committed(error))
         }
     };
     for answer in answers {
         answer(committed.clone());
     }
-    routes
 }
 
 fn not_committed(error: StoreError) -> NotCommitted {
@@ -126,41 +90,14 @@ fn guarded(leader: &mut Leader, decide: Decide) -> Option<Answer> {
 }
 
 /// Publishes a committed batch, and wakes those whom it is about.
-async fn publish(shared: &Shared, routes: &mut RouteIndex, batch: Batch) -> Routes {
-    let before = Arc::clone(&shared.published.borrow());
-    for env in &batch.touched {
-        routes.update(&batch.after, env);
-    }
-    let table = if before.routes.routes == *routes.table() && before.routes.generation.0 > 0 {
-        Ok(before.routes.clone())
-    } else {
-        shared.store.set_routes(routes.table()).await
-    };
-    let (table, stored) = match table {
-        Ok(table) => (table, Routes::Stored),
-        Err(StoreError::Unreadable { cause }) => (before.routes.clone(), Routes::Unreadable(cause)),
-        Err(error) => {
-            tracing::error!(error = %display::chain(&error), "edges keep the routes they have");
-            (before.routes.clone(), Routes::NotStored)
-        }
-    };
-    let are_new = table.generation != before.routes.generation;
+fn publish(shared: &Shared, batch: Batch) {
+    let routes = (!batch.changes.routes.is_empty()).then_some(Topic::Routes);
     shared.published.send_replace(Arc::new(Published {
         cluster: batch.after,
-        routes: table,
+        routes: batch.routes,
         findings: batch.findings,
     }));
     let nodes = batch.changes.nodes.into_keys().map(Topic::Node);
     let envs = batch.touched.into_iter().map(Topic::Env);
-    let routes = are_new.then_some(Topic::Routes);
     shared.topics.wake(nodes.chain(envs).chain(routes));
-    stored
-}
-
-/// The routes as the store has them; none where it has a table that cannot be read, which is kept.
-pub(crate) async fn load_routes(store: &Store) -> Result<RouteTable, StoreError> {
-    match store.routes().await {
-        Err(StoreError::Unreadable { .. }) => Ok(RouteTable::default()),
-        routes => routes,
-    }
 }

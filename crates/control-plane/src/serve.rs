@@ -22,7 +22,6 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use scheduler::leader::Leader;
-use scheduler::routes::RouteIndex;
 use scheduler::table::Table;
 use store::Store;
 use tokio::net::{TcpListener, TcpStream};
@@ -96,11 +95,10 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let mut cluster = store.load().await?;
     let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
     cluster.set_online(&cluster.nodes.keys().copied().collect());
-    let known_routes = committing::load_routes(&store).await?;
-    let routes = RouteIndex::new(&known_routes.routes);
+    let routes = store.routes().await?;
     let nothing_published = Published {
         cluster: cluster.clone(),
-        routes: known_routes,
+        routes: routes.clone(),
         findings: Table::new(),
     };
     let (leading, requests) = Leading::new();
@@ -127,13 +125,8 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         unknown_states: Mutex::default(),
         shutdown: shutdown.clone(),
     });
-    let leader = Leader::new(cluster);
-    let committer = tokio::spawn(committing::run(
-        Arc::clone(&shared),
-        leader,
-        requests,
-        routes,
-    ));
+    let leader = Leader::new(cluster, routes);
+    let committer = tokio::spawn(committing::run(Arc::clone(&shared), leader, requests));
     // What edges are told first is the whole cluster state, not an empty table.
     planning::settle(&shared)
         .await

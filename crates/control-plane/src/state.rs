@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use api::edge::RouteTable;
 use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
@@ -13,6 +12,7 @@ use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::{ClusterSettings, ClusterState};
 use scheduler::planner::Finding;
 use scheduler::reports::Unknown;
+use scheduler::routes::RouteIndex;
 use scheduler::table::Table;
 use store::Store;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -33,7 +33,7 @@ use crate::topics::Topics;
 #[derive(Debug)]
 pub(crate) struct Published {
     pub(crate) cluster: ClusterState,
-    pub(crate) routes: RouteTable,
+    pub(crate) routes: RouteIndex,
     /// What waits in each env, and why.
     pub(crate) findings: Table<EnvKey, Vec<Finding>>,
 }

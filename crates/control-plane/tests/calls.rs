@@ -19,7 +19,13 @@ use support::*;
 async fn running_env(folder: &std::path::Path) -> (Server, Registry, Joined, Vec<InstanceId>) {
     let (server, registry) = (Server::start(folder).await, Registry::start().await);
     let (_, node) = server.join_node().await;
-    let nothing = report(Generation(1), Vec::new());
+    let nothing = report(
+        Generation {
+            counter: 1,
+            ..Default::default()
+        },
+        Vec::new(),
+    );
     node.client.report(&nothing).await.unwrap();
     let digest = registry.push("hello", "amd64", "one").await;
     let image = format!("{}/hello@{digest}", registry.host);
@@ -27,7 +33,11 @@ async fn running_env(folder: &std::path::Path) -> (Server, Registry, Joined, Vec
         .deploy(&env_key("hello", "prod"), &manifest("hello"), &image)
         .await;
     let desired = eventually("two instances", async || {
-        let newer = node.client.desired(Generation(0), PATIENCE).await.unwrap();
+        let newer = node
+            .client
+            .desired(Generation::default(), PATIENCE)
+            .await
+            .unwrap();
         newer.filter(|desired| desired.instances.len() == 2)
     })
     .await;

@@ -107,7 +107,13 @@ async fn a_report_that_says_nothing_new_is_not_written() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path()).await;
     let (_, node) = server.join_node().await;
-    let nothing = report(Generation(1), Vec::new());
+    let nothing = report(
+        Generation {
+            counter: 1,
+            ..Default::default()
+        },
+        Vec::new(),
+    );
     node.client.report(&nothing).await.unwrap();
     let mut db = database(folder.path()).await;
     // Another number once another connection has committed.

@@ -84,7 +84,7 @@ async fn a_private_image_is_deployed_with_a_login_that_lies_sealed() {
     // It may have got the second instance, being online for a moment: its own desired state tells.
     let other = &idle.1.client;
     let desired = other
-        .desired(Generation(0), std::time::Duration::ZERO)
+        .desired(Generation::default(), std::time::Duration::ZERO)
         .await;
     let needed = desired.unwrap().is_some_and(|d| !d.instances.is_empty());
     assert_eq!(ask(other).await.is_ok(), needed);
@@ -134,7 +134,7 @@ async fn the_image_cache_of_a_node_is_listed_while_it_is_online() {
     };
     let said = NodeReport {
         images: vec![cached.clone()],
-        ..report(Generation(0), Vec::new())
+        ..report(Generation::default(), Vec::new())
     };
     node.client.report(&said).await.unwrap();
     let rows = server.user.images().await.unwrap();

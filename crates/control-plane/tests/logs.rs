@@ -53,7 +53,13 @@ async fn asked(node: &ApiClient) -> (String, LogsWanted) {
 async fn two_instances(server: &Server, registry: &Registry) -> (EnvKey, Joined, Vec<InstanceId>) {
     let (_, node) = server.join_node().await;
     node.client
-        .report(&report(Generation(1), Vec::new()))
+        .report(&report(
+            Generation {
+                counter: 1,
+                ..Default::default()
+            },
+            Vec::new(),
+        ))
         .await
         .unwrap();
     let key = env_key("hello", "prod");
@@ -63,7 +69,7 @@ async fn two_instances(server: &Server, registry: &Registry) -> (EnvKey, Joined,
     let desired = eventually("two instances", async || {
         let newer = node
             .client
-            .desired(Generation(0), Duration::ZERO)
+            .desired(Generation::default(), Duration::ZERO)
             .await
             .unwrap();
         newer.filter(|desired| desired.instances.len() == 2)
@@ -199,7 +205,7 @@ async fn the_reader_is_told_of_a_node_that_does_not_answer() {
 /// Ends the instance of this env that is to stop, as its node does; gives its id.
 async fn end_one(server: &Server, node: &Joined) -> InstanceId {
     let desired = eventually("a stop", async || {
-        let state = node.client.desired(Generation(0), Duration::ZERO);
+        let state = node.client.desired(Generation::default(), Duration::ZERO);
         state
             .await
             .unwrap()

@@ -30,7 +30,14 @@ async fn a_report_with_an_unknown_state_is_taken_and_logged_once() {
     let joined = server.join(EnrollRole::Node).await;
     let node = plain(&server.config.ca_pem, Some(&joined));
     let instances = [1, 2].map(|id| running(InstanceId(id))).to_vec();
-    let mut said = serde_json::to_value(report(Generation(1), instances)).unwrap();
+    let mut said = serde_json::to_value(report(
+        Generation {
+            counter: 1,
+            ..Default::default()
+        },
+        instances,
+    ))
+    .unwrap();
     said["instances"][0]["state"] = "hibernated".into();
     for _ in 0..3 {
         let status = post_report(&server, &node, &said.to_string()).await;
@@ -52,7 +59,14 @@ async fn a_message_that_cannot_be_read_is_logged_once_for_each_reason() {
     let server = Server::start(folder.path()).await;
     let joined = server.join(EnrollRole::Node).await;
     let node = plain(&server.config.ca_pem, Some(&joined));
-    let said = serde_json::to_value(report(Generation(1), Vec::new())).unwrap();
+    let said = serde_json::to_value(report(
+        Generation {
+            counter: 1,
+            ..Default::default()
+        },
+        Vec::new(),
+    ))
+    .unwrap();
     let changed = |field: &str, value: Value| {
         let mut said = said.clone();
         said[field] = value;

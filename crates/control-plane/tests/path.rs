@@ -78,7 +78,10 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
 
     // The edge learns of both, and of nothing newer.
     let table = eventually("both backends", async || {
-        let table = edge.client.routes(Generation(0), Duration::ZERO).await;
+        let table = edge
+            .client
+            .routes(Generation::default(), Duration::ZERO)
+            .await;
         table.unwrap().filter(|t| {
             t.routes
                 .get("hello.localhost")
@@ -144,7 +147,7 @@ async fn a_desired_state_is_whole_and_names_every_stop() {
     let wait = Duration::from_secs(10);
     let empty = node
         .client
-        .desired(Generation(0), wait)
+        .desired(Generation::default(), wait)
         .await
         .unwrap()
         .unwrap();
@@ -230,7 +233,7 @@ async fn a_server_that_comes_back_is_the_same_server() {
     let table = eventually("both backends", async || {
         let table = edge
             .client
-            .routes(Generation(0), Duration::ZERO)
+            .routes(Generation::default(), Duration::ZERO)
             .await
             .unwrap();
         table.filter(|t| t.routes["hello.localhost"].backends.len() == 2)
@@ -300,7 +303,7 @@ async fn a_stopping_server_does_not_wait_for_long_polls() {
     let (_, node) = server.join_node().await;
     let first = node
         .client
-        .desired(Generation(0), Duration::from_secs(10))
+        .desired(Generation::default(), Duration::from_secs(10))
         .await;
     let after = first.unwrap().unwrap().generation;
     let long = Duration::from_secs(30);

@@ -254,7 +254,7 @@ async fn the_wrong_server_is_told_apart_from_none() {
     )
     .unwrap();
     client
-        .desired(Generation(0), Duration::ZERO)
+        .desired(Generation::default(), Duration::ZERO)
         .await
         .unwrap_err();
 
@@ -478,7 +478,7 @@ async fn a_member_is_served_by_the_protocol_version_that_it_names() {
     }
 
     // A report with a field that this server does not know is taken.
-    let said = report(model::Generation(1), Vec::new());
+    let said = report(model::Generation::default(), Vec::new());
     let mut said = serde_json::to_value(&said).unwrap();
     said["added_later"] = serde_json::json!({"by": "a newer node"});
     let response = node

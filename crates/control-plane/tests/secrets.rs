@@ -23,7 +23,11 @@ fn set(files: &[(&str, &str)]) -> SetSecretsRequest {
 async fn instance_of(node: &Joined, release: u32) -> InstanceSpec {
     eventually("an instance of the release", async || {
         let wait = Duration::from_millis(100);
-        let state = node.client.desired(Generation(0), wait).await.unwrap()?;
+        let state = node
+            .client
+            .desired(Generation::default(), wait)
+            .await
+            .unwrap()?;
         // What is to stop has stopped, what is to run runs.
         let running = state.instances.iter().map(|spec| running(spec.id));
         let said = report(state.generation, running.collect());

@@ -20,7 +20,8 @@ async fn volumes_stay_until_a_user_deletes_them() {
     // A node that does what it is told, and has every disk it ever made.
     let told = node.client.clone();
     let obedient = tokio::spawn(async move {
-        let (mut generation, mut disks) = (Generation(0), std::collections::BTreeSet::new());
+        let (mut generation, mut disks) =
+            (Generation::default(), std::collections::BTreeSet::new());
         loop {
             let state = told.desired(generation, Duration::from_millis(200)).await;
             if let Ok(Some(state)) = state {

@@ -34,7 +34,7 @@ pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
     match state_file::read::<RoutesFile>(&data_dir.join(FILE)) {
         Ok(Some(RoutesFile(table))) => {
             tracing::info!(
-                generation = table.generation.0,
+                generation = table.generation.counter,
                 hosts = table.routes.len(),
                 "serving the routes kept on disk"
             );
@@ -131,8 +131,8 @@ fn longer(pause: Duration) -> Duration {
 async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
     if !edge.routes.take(&table) {
         tracing::warn!(
-            sent = table.generation.0,
-            known = edge.routes.generation().0,
+            sent = %table.generation,
+            known = %edge.routes.generation(),
             "the server sent a table that is not newer; it is refused"
         );
         return false;
@@ -147,17 +147,19 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
     edge.backends
         .keep_only(|address| edge.routes.leads_to(address));
     tracing::info!(
-        generation = table.generation.0,
-        hosts = table.routes.len(),
-        backends = table
-            .routes
-            .values()
-            .map(|r| r.backends.len())
-            .sum::<usize>(),
+        generation = table.generation.counter,
+        hosts = edge.routes.hosts(),
+        changed = table.routes.len() + table.removed.len(),
         "new routes"
     );
+    // With what cannot be read yet, so that it is read by a later version.
+    let mut whole = edge.routes.whole();
+    for (host, route) in table.unreadable {
+        whole.routes.remove(&host);
+        whole.unreadable.insert(host, route);
+    }
     let path = path.to_owned();
-    let kept = blocking_work::blocking(move || state_file::write(&path, &RoutesFile(table))).await;
+    let kept = blocking_work::blocking(move || state_file::write(&path, &RoutesFile(whole))).await;
     if let Err(error) = kept {
         // It serves all the same; a restart begins with an older table.
         tracing::error!(%error, "the routes could not be kept on disk");

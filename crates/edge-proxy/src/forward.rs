@@ -89,7 +89,7 @@ pub(crate) async fn answer(
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let response = match edge.routes.find(&host.name) {
-        None if edge.routes.generation() == Generation(0) => {
+        None if edge.routes.generation() == Generation::default() => {
             let id = RequestId::next();
             tracing::warn!(request = %id, host = host.name, "this edge knows no route yet");
             answer::no_routes_yet(id)

@@ -5,21 +5,48 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use api::edge::{Route, RouteTable};
 use model::Generation;
 
-/// The table in use.
+/// The table in use. It is changed in place: a change costs what it changes.
 #[derive(Debug, Default)]
 pub(crate) struct Routes {
-    table: RwLock<Arc<Table>>,
+    table: RwLock<Table>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
     generation: Generation,
     hosts: BTreeMap<String, Arc<HostRoute>>,
+    /// How many routes have a backend at this address.
+    backends: BTreeMap<SocketAddr, usize>,
+}
+
+impl Table {
+    /// Replaces a host's route, or removes it. Its turn goes on.
+    fn set(&mut self, host: &str, route: Option<Route>) {
+        let before = self.hosts.remove(host);
+        for address in before.iter().flat_map(|before| before.addresses()) {
+            if let Some(count) = self.backends.get_mut(&address) {
+                *count -= 1;
+                if *count == 0 {
+                    self.backends.remove(&address);
+                }
+            }
+        }
+        let Some(route) = route else { return };
+        let turn = before.map_or(0, |before| before.turn.load(Ordering::Relaxed));
+        let after = HostRoute {
+            route,
+            turn: AtomicUsize::new(turn),
+        };
+        for address in after.addresses() {
+            *self.backends.entry(address).or_default() += 1;
+        }
+        self.hosts.insert(host.to_owned(), Arc::new(after));
+    }
 }
 
 /// Where one host leads, and whose turn it is there.
@@ -30,6 +57,10 @@ pub(crate) struct HostRoute {
 }
 
 impl HostRoute {
+    fn addresses(&self) -> impl Iterator<Item = SocketAddr> {
+        self.route.backends.iter().map(|backend| backend.address)
+    }
+
     /// Its backends, beginning with the one whose turn it is; the next caller begins one later.
     pub(crate) fn in_turn(&self) -> Vec<SocketAddr> {
         let backends = &self.route.backends;
@@ -43,61 +74,92 @@ impl HostRoute {
 }
 
 impl Routes {
-    /// Replaces the table by a newer one; false: it is not newer.
+    /// Takes a newer table, or what changed since the one in use; false: it is neither.
     pub(crate) fn take(&self, new: &RouteTable) -> bool {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        if new.generation <= table.generation {
+        let mut table = self.write();
+        if !new.generation.supersedes(table.generation) {
             return false;
         }
-        let hosts = new.routes.iter().map(|(host, route)| {
-            let turn = table
-                .hosts
-                .get(host)
-                .map_or(0, |old| old.turn.load(Ordering::Relaxed));
-            let entry = HostRoute {
-                route: route.clone(),
-                turn: AtomicUsize::new(turn),
-            };
-            (host.clone(), Arc::new(entry))
-        });
-        // A route that cannot be read is not absent: its host leads where it led.
-        let unreadable = new.unreadable.keys();
-        let kept =
-            unreadable.filter_map(|host| Some((host.clone(), table.hosts.get(host)?.clone())));
-        let hosts = hosts.chain(kept).collect();
-        *table = Arc::new(Table {
-            generation: new.generation,
-            hosts,
-        });
+        match new.since {
+            Some(counter) => {
+                let base = Generation {
+                    counter,
+                    ..new.generation
+                };
+                if base != table.generation {
+                    return false;
+                }
+                for host in &new.removed {
+                    table.set(host, None);
+                }
+            }
+            None => {
+                // A route that cannot be read is not absent: its host leads where it led.
+                let is_named = |host: &String| {
+                    new.routes.contains_key(host) || new.unreadable.contains_key(host)
+                };
+                let gone = table.hosts.keys().filter(|host| !is_named(host));
+                for host in gone.cloned().collect::<Vec<_>>() {
+                    table.set(&host, None);
+                }
+            }
+        }
+        for (host, route) in &new.routes {
+            table.set(host, Some(route.clone()));
+        }
+        table.generation = new.generation;
         true
+    }
+
+    /// The whole table, to be kept.
+    pub(crate) fn whole(&self) -> RouteTable {
+        let table = self.read();
+        let hosts = table.hosts.iter();
+        RouteTable {
+            generation: table.generation,
+            routes: hosts
+                .map(|(host, leads)| (host.clone(), leads.route.clone()))
+                .collect(),
+            ..RouteTable::default()
+        }
     }
 
     /// The generation in use; 0 before there was any.
     pub(crate) fn generation(&self) -> Generation {
-        self.current().generation
+        self.read().generation
+    }
+
+    /// How many hosts lead anywhere.
+    pub(crate) fn hosts(&self) -> usize {
+        self.read().hosts.len()
     }
 
     /// Where this host (lowercase, no port) leads.
     pub(crate) fn find(&self, host: &str) -> Option<Arc<HostRoute>> {
-        self.current().hosts.get(host).cloned()
+        self.read().hosts.get(host).cloned()
     }
 
     /// Whether any route leads to this address.
     pub(crate) fn leads_to(&self, address: SocketAddr) -> bool {
-        self.current()
-            .hosts
-            .values()
-            .any(|host| host.route.backends.iter().any(|b| b.address == address))
+        self.read().backends.contains_key(&address)
     }
 
-    fn current(&self) -> Arc<Table> {
-        Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use std::collections::BTreeSet;
+
+    use model::Incarnation;
 
     use super::*;
 
@@ -145,7 +207,54 @@ mod tests {
         assert!(!routes.take(&table(5, &[])));
         assert!(!routes.take(&table(4, &[])));
         assert_eq!(ports(&routes), [1]);
-        assert_eq!(routes.generation(), Generation(5));
+        assert_eq!(routes.generation().counter, 5);
+    }
+
+    fn of(incarnation: u64, mut table: RouteTable) -> RouteTable {
+        table.generation.incarnation = Incarnation(incarnation);
+        table
+    }
+
+    #[test]
+    fn a_table_of_another_incarnation_is_taken_whatever_its_counter() {
+        let routes = Routes::default();
+        assert!(routes.take(&of(1, table(900, &[1]))));
+        assert!(routes.take(&of(2, table(3, &[2]))));
+        assert_eq!(ports(&routes), [2]);
+        assert!(!routes.take(&of(2, table(2, &[1]))));
+    }
+
+    #[test]
+    fn a_difference_changes_what_it_names_and_needs_the_table_that_it_is_of() {
+        let routes = Routes::default();
+        let mut first = of(1, table(7, &[1, 2]));
+        let other = first.routes["a.test"].clone();
+        first.routes.insert("b.test".to_owned(), other.clone());
+        assert!(routes.take(&first));
+        let difference = |counter, since, host: &str| RouteTable {
+            since: Some(since),
+            removed: BTreeSet::from([host.to_owned()]),
+            ..of(1, table(counter, &[3]))
+        };
+        // Of a table that the edge does not have, and of another incarnation's.
+        assert!(!routes.take(&difference(9, 8, "b.test")));
+        assert!(!routes.take(&of(2, difference(9, 7, "b.test"))));
+        assert_eq!(routes.whole(), first);
+        assert!(routes.take(&difference(9, 7, "b.test")));
+        assert_eq!(routes.whole(), of(1, table(9, &[3])));
+        let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+        assert_eq!(
+            [1, 2, 3].map(|port| routes.leads_to(at(port))),
+            [false, false, true]
+        );
+        let mut more = difference(10, 9, "c.test");
+        more.routes.insert("b.test".to_owned(), other);
+        assert!(routes.take(&more));
+        assert_eq!(
+            [1, 2, 3].map(|port| routes.leads_to(at(port))),
+            [true, true, true]
+        );
+        assert_eq!(routes.hosts(), 2);
     }
 
     #[test]

@@ -97,9 +97,12 @@ fn table(generation: u64, backends: &[SocketAddr], proxy: Option<ProxyProtocol>)
         backends: backends.collect(),
     };
     RouteTable {
-        generation: Generation(generation),
+        generation: Generation {
+            counter: generation,
+            ..Generation::default()
+        },
         routes: BTreeMap::from([("a.test".to_owned(), route)]),
-        unreadable: BTreeMap::new(),
+        ..RouteTable::default()
     }
 }
 

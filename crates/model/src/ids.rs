@@ -293,16 +293,102 @@ impl fmt::Display for ReleaseNumber {
 #[serde(transparent)]
 pub struct EnvNetwork(pub u32);
 
-/// Counts versions of a desired state. It only grows; an older one is never acted upon.
-#[derive(
-    Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
-#[serde(transparent)]
-pub struct Generation(pub u64);
+/// A life of the store: random, drawn when the cluster is created and again whenever a backup is restored. What was counted
+/// in another life says nothing about this one. 16 hexadecimal digits; 0 is nobody's, and stands for what a member of
+/// before incarnations has.
+#[derive(Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Incarnation(pub u64);
+
+impl Incarnation {
+    /// That of a member which does not know incarnations.
+    pub const NONE: Self = Self(0);
+
+    /// Whether it is nobody's.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl fmt::Debug for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Incarnation {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+impl Serialize for Incarnation {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Incarnation {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        text.parse().map_err(|error| {
+            serde::de::Error::custom(format!(
+                "{text:?} is no incarnation (16 hexadecimal digits): {error}"
+            ))
+        })
+    }
+}
+
+/// A version of a desired state or of the route table: a counter within one incarnation of the store. Versions of two
+/// incarnations are in no order.
+///
+/// In JSON it is two fields of the message that has it: `generation`, the counter, and `incarnation`, which a member of
+/// before incarnations leaves out.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Generation {
+    /// The incarnation in which it was counted.
+    #[serde(default, skip_serializing_if = "Incarnation::is_none")]
+    pub incarnation: Incarnation,
+    /// Grows with every change; 0 before the first.
+    #[serde(rename = "generation")]
+    pub counter: u64,
+}
+
+impl Generation {
+    /// Whether this is older than the other: of the same incarnation, and counted before.
+    pub fn is_before(self, other: Self) -> bool {
+        self.incarnation == other.incarnation && self.counter < other.counter
+    }
+
+    /// Whether whoever has the other is to have this instead: it is of another incarnation, or newer.
+    pub fn supersedes(self, other: Self) -> bool {
+        self.incarnation != other.incarnation || self.counter > other.counter
+    }
+
+    /// The same, of this incarnation where it has none: what a member of before incarnations means.
+    #[must_use]
+    pub fn within(self, incarnation: Incarnation) -> Self {
+        if self.incarnation == Incarnation::NONE {
+            Self {
+                incarnation,
+                ..self
+            }
+        } else {
+            self
+        }
+    }
+}
 
 impl fmt::Display for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        write!(f, "{} of {}", self.counter, self.incarnation)
     }
 }
 

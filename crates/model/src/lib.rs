@@ -9,6 +9,6 @@ pub mod image;
 pub mod instance;
 
 pub use ids::{
-    AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, InstanceId,
-    NameError, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+    AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,
+    InstanceId, NameError, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };

@@ -98,7 +98,7 @@ pub async fn run(
         node: settings.node,
         desired: None,
         desired_is_unreadable: false,
-        written: Generation(0),
+        written: Generation::default(),
         driver: settings.driver,
         hardware: settings.hardware,
         instances: BTreeMap::new(),
@@ -415,7 +415,7 @@ impl Agent {
     fn generation(&self) -> Generation {
         self.desired
             .as_ref()
-            .map_or(Generation(0), |desired| desired.generation)
+            .map_or_else(Generation::default, |desired| desired.generation)
     }
 
     async fn act(&mut self, actions: Vec<NodeAction>) {
@@ -637,7 +637,7 @@ async fn fetch_desired(
                     return;
                 }
                 // Ask again only once it was applied; one that was refused comes again later.
-                let taken = generation.wait_for(|ours| *ours >= offered);
+                let taken = generation.wait_for(|ours| !offered.supersedes(*ours));
                 if let Ok(Err(_)) = tokio::time::timeout(RETRY_PAUSE, taken).await {
                     return;
                 }

@@ -17,7 +17,7 @@ use api::enrollment::Hardware;
 use api::node::{DriverChoice, NodeReport};
 use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
 use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
-use model::{EnvKey, Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{EnvKey, Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
@@ -342,7 +342,7 @@ pub async fn images(images: &dyn Images, good: &PinnedImage, unknown: &PinnedIma
     );
 }
 
-/// The server, with a node that has nothing: a desired state comes when its generation grows.
+/// The server, with a node that has nothing: a desired state comes when it supersedes the one that the node has.
 pub async fn server(server: &dyn Server, node: NodeId, hardware: Hardware) {
     let report = |generation| NodeReport {
         generation,
@@ -356,15 +356,26 @@ pub async fn server(server: &dyn Server, node: NodeId, hardware: Hardware) {
         volumes: Vec::new(),
         images: Vec::new(),
     };
-    server.report(report(Generation(0))).await.unwrap();
+    // A node of another incarnation, far ahead: it gets ours at once.
+    let other = Generation {
+        incarnation: Incarnation(u64::MAX),
+        counter: 1 << 40,
+    };
+    server.report(report(other)).await.unwrap();
+    let first = server.desired(other, BOOT_PATIENCE).await.unwrap().unwrap();
     let wait = Duration::from_millis(200);
-    let none = server.desired(Generation(1000), wait).await.unwrap();
+    let none = server.desired(first.generation, wait).await.unwrap();
     assert_eq!(none, None);
-    // A node that is ahead: the store was restored, and the generation jumps past the node's.
-    server.report(report(Generation(1000))).await.unwrap();
-    let desired = server.desired(Generation(1000), BOOT_PATIENCE).await;
-    let desired = desired.unwrap().unwrap();
-    assert!(desired.generation > Generation(1000));
+    // One that is ahead in ours: the store went back, and the counter jumps past the node's.
+    let ahead = Generation {
+        counter: first.generation.counter + 1000,
+        ..first.generation
+    };
+    let none = server.desired(ahead, wait).await.unwrap();
+    assert_eq!(none, None);
+    server.report(report(ahead)).await.unwrap();
+    let desired = server.desired(ahead, BOOT_PATIENCE).await.unwrap().unwrap();
+    assert!(ahead.is_before(desired.generation));
     assert_eq!((desired.node, desired.instances.len()), (node, 0));
     let refused = server.secrets(InstanceId(0xc0f0)).await.unwrap_err();
     assert!(!refused.transient, "{refused}");

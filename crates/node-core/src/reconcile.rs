@@ -71,8 +71,8 @@ pub enum DesiredRefused {
         /// The node named.
         theirs: NodeId,
     },
-    /// It is older than the applied one: the store was restored from a backup, and the control
-    /// plane will count past it once it has this node's report.
+    /// It is older than the applied one, of the same incarnation: a copy of the store was put back by hand, and the server
+    /// will count past it once it has this node's report.
     #[error("the desired state has generation {theirs}, generation {ours} is applied already")]
     Older {
         /// The applied generation.
@@ -99,7 +99,7 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
             theirs: desired.node,
         });
     }
-    if desired.generation < seen.generation {
+    if desired.generation.is_before(seen.generation) {
         return Err(DesiredRefused::Older {
             ours: seen.generation,
             theirs: desired.generation,
@@ -166,7 +166,10 @@ mod tests {
         DesiredState {
             cluster: "c".to_owned(),
             node: NodeId(1),
-            generation: Generation(5),
+            generation: Generation {
+                counter: 5,
+                ..Default::default()
+            },
             instances: run.iter().map(|id| wanted(*id)).collect(),
             unreadable: BTreeMap::new(),
             stop: stop.iter().map(|id| InstanceId(*id)).collect(),
@@ -183,7 +186,10 @@ mod tests {
         Seen {
             cluster: "c".to_owned(),
             node: NodeId(1),
-            generation: Generation(5),
+            generation: Generation {
+                counter: 5,
+                ..Default::default()
+            },
             instances: instances.iter().map(known).collect(),
             volumes: BTreeMap::new(),
         }
@@ -251,9 +257,21 @@ mod tests {
             "the desired state is for node n2, this is n1"
         );
         let mut older = desired(&[1], &[]);
-        older.generation = Generation(4);
+        older.generation = Generation {
+            counter: 4,
+            ..Default::default()
+        };
         let refused = reconcile(&older, &seen).unwrap_err();
-        let (ours, theirs) = (Generation(5), Generation(4));
+        let (ours, theirs) = (
+            Generation {
+                counter: 5,
+                ..Default::default()
+            },
+            Generation {
+                counter: 4,
+                ..Default::default()
+            },
+        );
         assert_eq!(refused, DesiredRefused::Older { ours, theirs });
         for twice in [
             desired(&[1, 1], &[]),

@@ -8,9 +8,7 @@
 
 use api::enrollment::Member;
 use api::node::NodeReport;
-use model::{
-    EdgeId, EnvKey, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
-};
+use model::{EdgeId, EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
 use std::collections::BTreeMap;
 
 use crate::action::Action;
@@ -612,7 +610,7 @@ fn written_env(key: &EnvKey, env: &Env) -> Changes {
 fn next_generation(cluster: &mut ClusterState, id: NodeId) -> Changes {
     let mut changes = Changes::default();
     if let Some(node) = cluster.nodes.get_mut(&id) {
-        node.generation = Generation(node.generation.0.saturating_add(1));
+        node.generation = node.generation.saturating_add(1);
         changes.nodes.insert(id, node.clone());
     }
     changes

@@ -13,6 +13,7 @@ use crate::cluster_state::{
     ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout, TokenHash,
     TokenRecord, Volume,
 };
+use crate::routes::StoredRoute;
 use crate::table::Table;
 
 /// The difference between a cluster state and an earlier one.
@@ -40,6 +41,8 @@ pub struct Changes {
     pub deleted_secrets: BTreeSet<(EnvKey, String)>,
     /// Versions of secret bundles added. A version never changes.
     pub secrets: BTreeMap<(EnvKey, String, u32), SealedVersion>,
+    /// Hosts that lead elsewhere, or nowhere.
+    pub routes: BTreeMap<String, Option<StoredRoute>>,
 }
 
 /// One version of a secret bundle, as it is stored. What is in it was sealed before it came here.
@@ -110,11 +113,13 @@ impl Changes {
             volumes,
             deleted_secrets,
             secrets,
+            routes,
         } = self;
         nodes.is_empty()
             && edges.is_empty()
             && tokens.is_empty()
             && secrets.is_empty()
+            && routes.is_empty()
             && deleted_envs.is_empty()
             && envs.is_empty()
             && releases.is_empty()
@@ -147,6 +152,7 @@ impl Changes {
         self.ended.extend(later.ended);
         self.volumes.extend(later.volumes);
         self.deleted_secrets.extend(later.deleted_secrets);
+        self.routes.extend(later.routes);
     }
 
     /// Makes a copy of the earlier cluster state equal to the later one, as the store does with its tables.

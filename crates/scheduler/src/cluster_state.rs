@@ -32,8 +32,8 @@ use api::user::RolloutPhase;
 use manifest::Manifest;
 use model::instance::{ExitEvent, PinnedImage};
 use model::{
-    Digest, EdgeId, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
-    Timestamp, VolumeId,
+    Digest, EdgeId, EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, NodeId, ProcessName,
+    ReleaseNumber, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,8 @@ use crate::table::Table;
 pub struct ClusterState {
     /// Settings of the whole cluster.
     pub settings: ClusterSettings,
+    /// The life of the store that this is of: another one after a backup was restored.
+    pub incarnation: Incarnation,
     /// Every node that was not removed.
     pub nodes: Table<NodeId, Node>,
     /// Every edge that was not removed.
@@ -74,6 +76,15 @@ pub struct ClusterState {
 }
 
 impl ClusterState {
+    /// The generation of a node's desired state; absent when there is no such node.
+    pub fn generation(&self, node: NodeId) -> Option<Generation> {
+        let counter = self.nodes.get(&node)?.generation;
+        Some(Generation {
+            incarnation: self.incarnation,
+            counter,
+        })
+    }
+
     /// Says which nodes reported lately; the others did not.
     pub fn set_online(&mut self, online: &BTreeSet<NodeId>) {
         let changed = (self.nodes.iter()).filter(|(id, node)| node.online != online.contains(id));
@@ -215,9 +226,9 @@ pub struct Node {
     /// Whether it reported lately. Nothing new is placed on a node that did not. Not stored: only the server that
     /// listens to the nodes knows.
     pub online: bool,
-    /// The generation of its desired state. It grows whenever an instance of this node is created, begins to
+    /// The counter of its desired state's generation ([`ClusterState::generation`]). It grows whenever an instance of this node is created, begins to
     /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
-    pub generation: Generation,
+    pub generation: u64,
 }
 
 /// The SHA-256 of an enrollment token's secret.

@@ -27,7 +27,7 @@ pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<
 
 /// [`desired`] as the message to the node; absent when there is no such node.
 pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredState> {
-    let generation = cluster.nodes.get(&node)?.generation;
+    let generation = cluster.generation(node)?;
     let (instances, stop) = desired(cluster, node);
     Some(DesiredState {
         cluster: cluster.settings.id.clone(),
@@ -85,7 +85,7 @@ mod tests {
 
     use super::*;
     use crate::fixtures::{InstanceFixture, cluster, deploy, key, manifest, process};
-    use model::{Generation, ReleaseNumber, Timestamp};
+    use model::{ReleaseNumber, Timestamp};
 
     #[test]
     fn a_desired_state_has_the_instances_of_its_node_and_names_every_stop() {
@@ -105,11 +105,14 @@ mod tests {
                 instance.terminate();
             }
         }
-        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(4);
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = 4;
         let state = desired_state(&cluster, NodeId(1)).unwrap();
         let run: Vec<_> = state.instances.iter().map(|spec| spec.id.0).collect();
         assert_eq!((run, state.stop), (vec![1], vec![InstanceId(2)]));
-        assert_eq!((state.node, state.generation), (NodeId(1), Generation(4)));
+        assert_eq!(
+            (state.node, state.generation),
+            (NodeId(1), cluster.generation(NodeId(1)).unwrap())
+        );
         assert_eq!(state.cluster, "cluster-1");
         assert_eq!(desired_state(&cluster, NodeId(9)), None);
     }

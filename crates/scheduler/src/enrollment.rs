@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use api::enrollment::{EnrollRequest, EnrollRole, Member};
 use model::ids::MAX_NAME_BYTES;
-use model::{EdgeId, Generation, NodeId, Timestamp};
+use model::{EdgeId, NodeId, Timestamp};
 
 use crate::apply::{Command, NewMember};
 use crate::cluster_state::{ClusterState, Edge, Node, TokenHash, TokenRecord};
@@ -27,7 +27,7 @@ pub struct Enrolled {
 }
 
 /// The generation of a new node's desired state, in which it has no instances.
-const FIRST_GENERATION: Generation = Generation(1);
+const FIRST_GENERATION: u64 = 1;
 
 /// Lets the holder of a token in: the command that makes it a member and spends the token, and who it is.
 ///

@@ -19,7 +19,7 @@ use model::instance::{
     Protocol, RestartPolicy, RestartWhen, StopPolicy,
 };
 use model::{
-    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, ReleaseNumber,
+    Digest, EnvKey, EnvNetwork, Incarnation, InstanceId, NodeId, ProcessName, ReleaseNumber,
     Timestamp, VolumeId,
 };
 
@@ -72,7 +72,7 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
             overhead: Some(InstanceOverhead::default()),
         },
         online: true,
-        generation: Generation(0),
+        generation: 0,
     };
     (NodeId(number), node)
 }
@@ -95,6 +95,7 @@ pub fn cluster(nodes: u16) -> ClusterState {
         volumes: Volumes::default(),
         secrets: Table::new(),
         ended: Table::new(),
+        incarnation: Incarnation(1),
         last_network: EnvNetwork(0),
         unreadable: Vec::new(),
     }

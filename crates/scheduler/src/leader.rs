@@ -21,6 +21,7 @@ use crate::apply::{Command, Refused, apply};
 use crate::changes::Changes;
 use crate::cluster_state::ClusterState;
 use crate::planner::{Finding, Planned, Planner};
+use crate::routes::RouteIndex;
 use crate::table::Table;
 
 /// The cluster state in the hands of its one writer.
@@ -35,6 +36,10 @@ pub struct Leader {
     pending: Changes,
     /// The envs that this is about, or whose nodes came or went.
     touched: BTreeSet<EnvKey>,
+    /// The routes with all that is in a batch.
+    routes: RouteIndex,
+    /// The routes that the store has.
+    committed_routes: RouteIndex,
 }
 
 /// What was decided since the batch before: one transaction.
@@ -44,6 +49,8 @@ pub struct Batch {
     pub changes: Changes,
     /// The cluster state once it is written.
     pub after: ClusterState,
+    /// The routes once it is written.
+    pub routes: RouteIndex,
     /// What waits in each env, and why.
     pub findings: Table<EnvKey, Vec<Finding>>,
     /// The envs whose instances, release, volumes or nodes are others than before.
@@ -51,16 +58,20 @@ pub struct Batch {
 }
 
 impl Leader {
-    /// A leader of the cluster state that the store has. Every env is to be planned.
-    pub fn new(cluster: ClusterState) -> Self {
+    /// A leader of the cluster state and the routes that the store has. Every env is to be planned.
+    pub fn new(cluster: ClusterState, routes: RouteIndex) -> Self {
         let planner = Planner::new(&cluster);
-        let touched = cluster.envs.keys().cloned().collect();
+        // A frozen env may have routes and no readable record.
+        let routed = routes.envs().cloned();
+        let touched = cluster.envs.keys().cloned().chain(routed).collect();
         Self {
             working: cluster.clone(),
             committed: cluster,
             planner,
             pending: Changes::default(),
             touched,
+            committed_routes: routes.clone(),
+            routes,
         }
     }
 
@@ -155,19 +166,24 @@ impl Leader {
         self.planner.start_over(&self.working);
     }
 
-    /// Takes what was decided since the batch before.
+    /// Takes what was decided since the batch before, and what that does to the routes.
     pub fn take_batch(&mut self) -> Batch {
+        let touched = std::mem::take(&mut self.touched);
+        let mut changes = std::mem::take(&mut self.pending);
+        changes.routes = self.routes.update(&self.working, &touched);
         Batch {
-            changes: std::mem::take(&mut self.pending),
+            changes,
             after: self.working.clone(),
+            routes: self.routes.clone(),
             findings: self.planner.findings().clone(),
-            touched: std::mem::take(&mut self.touched),
+            touched,
         }
     }
 
     /// The store has written a batch.
     pub fn commit(&mut self, batch: &Batch) {
         self.committed = batch.after.clone();
+        self.committed_routes = batch.routes.clone();
     }
 
     /// The store refused a batch: back to what it has. Which nodes are heard stays known. Every env is planned again.
@@ -178,6 +194,7 @@ impl Leader {
             .collect();
         self.working = self.committed.clone();
         self.working.set_online(&online);
+        self.routes = self.committed_routes.clone();
         self.pending = Changes::default();
         self.planner.start_over(&self.working);
         self.touched = self.working.envs.keys().cloned().collect();
@@ -219,7 +236,7 @@ mod tests {
         let mut cluster = cluster(2);
         let release = manifest(&[("web", process(2))]);
         deploy(&mut cluster, "shop/prod", release, Timestamp(0));
-        Leader::new(cluster)
+        Leader::new(cluster, RouteIndex::default())
     }
 
     fn plan(leader: &mut Leader) -> Vec<Action> {
@@ -300,7 +317,7 @@ mod tests {
         let mut other = release.clone();
         other.routes.clear();
         deploy(&mut cluster, "other/prod", other, Timestamp(0));
-        leader = Leader::new(cluster);
+        leader = Leader::new(cluster, RouteIndex::default());
         leader.quarantine(key("shop/prod"), "a test".to_owned(), Timestamp(100));
         let actions = plan(&mut leader);
         assert_eq!(actions.len(), 1, "{actions:?}");

@@ -14,15 +14,16 @@
 //!
 //! A volume that is being deleted is gone by the same rule, once its disk is no longer listed.
 //!
-//! A report of a generation larger than ours means that this store was restored from an older backup. The generation
-//! then jumps past it, so that the node applies our state again, and nothing is gone until it did. Whether the node is
-//! online is not decided here: that needs a clock that cannot jump.
+//! A report of another incarnation says which instances there are, and nothing is gone by it: the store was restored, and the
+//! node has not applied its state yet. A report of a larger counter than ours in our own incarnation means that the store went
+//! back without being restored (a copy of its file was put back by hand). The counter then jumps past it, so that the node
+//! applies our state again. Whether the node is online is not decided here: that needs a clock that cannot jump.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::{InstanceReport, NodeReport};
 use model::instance::InstanceState;
-use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
 
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase};
@@ -31,7 +32,7 @@ use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject,
 /// costs no write.
 pub const SEEN_GRANULARITY_MS: u64 = 60_000;
 
-/// Highest generation of a desired state that a node may say it has applied: far more than any server gives, and few enough that
+/// Highest counter of a desired state that a node may say it has applied: far more than any server gives, and few enough that
 /// every store takes the next ones. A node that says more is not believed, and its instances are not gone by what it says.
 pub const MAX_REPORTED_GENERATION: u64 = 1 << 53;
 
@@ -85,8 +86,10 @@ pub(crate) fn apply_report(
     let Some(before) = cluster.nodes.get(&id) else {
         return changes;
     };
-    let node = node_after_report(before, report, now);
-    let generation = node.generation;
+    let incarnation = cluster.incarnation;
+    let observed = report.generation.within(incarnation);
+    let node = node_after_report(before, report, observed, incarnation, now);
+    let is_current = observed.incarnation == incarnation && observed.counter == node.generation;
     let damaged = Subject::Node(id);
     let is_damaged = (cluster.unreadable.iter()).any(|record| record.subject == damaged);
     if node != *before || is_damaged {
@@ -101,7 +104,7 @@ pub(crate) fn apply_report(
     let on_node = cluster.instances.on_node(id);
     let news: Vec<_> = on_node
         .filter_map(|(id, instance)| {
-            let after = after_report(instance, generation, report, reported.get(&id).copied());
+            let after = after_report(instance, is_current, reported.get(&id).copied());
             Some((id, after?))
         })
         .collect();
@@ -115,7 +118,6 @@ pub(crate) fn apply_report(
     let on_node = cluster.volumes.on_node(id);
     let news: Vec<_> = on_node
         .filter_map(|(id, volume)| {
-            let is_current = report.generation == generation;
             let after = volume_after_report(volume.phase, disks.contains(&id), is_current);
             (after != volume.phase).then_some((id, after))
         })
@@ -129,13 +131,21 @@ pub(crate) fn apply_report(
     changes
 }
 
-fn node_after_report(before: &Node, report: &NodeReport, now: Timestamp) -> Node {
+/// `observed`: the generation that the node has applied.
+fn node_after_report(
+    before: &Node,
+    report: &NodeReport,
+    observed: Generation,
+    incarnation: Incarnation,
+    now: Timestamp,
+) -> Node {
     let mut node = before.clone();
     node.hardware.clone_from(&report.hardware);
     node.driver = Some(report.driver.clone());
     node.egress.clone_from(&report.egress);
-    if report.generation > node.generation && report.generation.0 <= MAX_REPORTED_GENERATION {
-        node.generation = Generation(report.generation.0.saturating_add(1));
+    let is_ahead = observed.incarnation == incarnation && observed.counter > node.generation;
+    if is_ahead && observed.counter <= MAX_REPORTED_GENERATION {
+        node.generation = observed.counter.saturating_add(1);
     }
     let is_old = |at: Timestamp| now.0.abs_diff(at.0) >= SEEN_GRANULARITY_MS;
     if node != *before || node.seen_at.is_none_or(is_old) {
@@ -145,18 +155,17 @@ fn node_after_report(before: &Node, report: &NodeReport, now: Timestamp) -> Node
 }
 
 /// The instance's phase and report after its node's `report`, which says `reported` of it; `None` where nothing is new.
-/// `generation` is the node's current one.
+/// `is_current`: the report is of the node's current generation.
 fn after_report(
     instance: &Instance,
-    generation: Generation,
-    report: &NodeReport,
+    is_current: bool,
     reported: Option<&InstanceReport>,
 ) -> Option<(InstancePhase, Option<InstanceReport>)> {
     let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
     let gone = reported.is_none_or(|r| has_stopped(r.state));
     let next = match &instance.phase {
         InstancePhase::New if ready => Some(InstancePhase::Established),
-        InstancePhase::Terminating { reason, .. } if gone && report.generation == generation => {
+        InstancePhase::Terminating { reason, .. } if gone && is_current => {
             Some(InstancePhase::Gone {
                 reason: reason.clone(),
             })
@@ -232,7 +241,7 @@ mod tests {
             }
             .into_cluster(&mut cluster);
         }
-        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = Generation(7);
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = 7;
         cluster
     }
 
@@ -242,7 +251,10 @@ mod tests {
             ..report(InstanceId(*id), *state)
         };
         NodeReport {
-            generation: Generation(generation),
+            generation: Generation {
+                incarnation: Incarnation(1),
+                counter: generation,
+            },
             egress: None,
             driver: DriverChoice {
                 name: "qemu-tcg".to_owned(),
@@ -368,10 +380,10 @@ mod tests {
             .unwrap()
             .terminate();
         take(&mut cluster, NodeId(1), &says(30, &[]));
-        assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
+        assert_eq!(cluster.nodes[&NodeId(1)].generation, 31);
         assert!(!is_gone(&cluster, 1));
         take(&mut cluster, NodeId(1), &says(31, &[]));
-        assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(31));
+        assert_eq!(cluster.nodes[&NodeId(1)].generation, 31);
         assert!(is_gone(&cluster, 1));
     }
 
@@ -380,7 +392,7 @@ mod tests {
         for generation in [MAX_REPORTED_GENERATION + 1, u64::MAX / 2, u64::MAX] {
             let mut cluster = two();
             take(&mut cluster, NodeId(1), &says(generation, &[]));
-            assert_eq!(cluster.nodes[&NodeId(1)].generation, Generation(7));
+            assert_eq!(cluster.nodes[&NodeId(1)].generation, 7);
         }
     }
 
@@ -412,7 +424,7 @@ mod tests {
         // A node that has not heard of it may still make the disk.
         said.volumes.clear();
         assert_eq!(after(&mut cluster, &said), None);
-        said.generation = Generation(8);
+        said.generation.counter = 8;
         assert_eq!(after(&mut cluster, &said), Some(VolumePhase::Deleted));
     }
 

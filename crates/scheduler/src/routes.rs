@@ -14,14 +14,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use api::edge::{Backend, Route};
+use api::edge::{Backend, Route, RouteTable};
 use api::user::RolloutPhase;
 use manifest::{Manifest, RouteTarget};
 use model::instance::{InstanceState, ProxyProtocol};
-use model::{EnvKey, EnvNetwork, ProcessName, ReleaseNumber};
+use model::{EnvKey, EnvNetwork, Generation, Incarnation, ProcessName, ReleaseNumber};
 
 use crate::cluster_state::{ClusterState, Env, Instance, Release};
 use crate::rollout;
+use crate::table::Table;
 use overlay::ingress::edge_port;
 
 /// What the backends of one route have in common.
@@ -38,44 +39,79 @@ struct Group {
 /// The whole route table: host name to the ready instances behind it. A host that two envs claim
 /// is the older env's.
 pub fn routes(cluster: &ClusterState) -> BTreeMap<String, Route> {
-    let mut index = RouteIndex::new(&BTreeMap::new());
-    for key in cluster.envs.keys() {
-        index.update(cluster, key);
-    }
-    index.table
+    let mut index = RouteIndex::default();
+    index.update(cluster, cluster.envs.keys());
+    let hosts = index.hosts.iter();
+    hosts
+        .map(|(host, stored)| (host.clone(), stored.route.clone()))
+        .collect()
 }
 
-/// The route table, kept up to date env by env.
+/// A host's record in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredRoute {
+    /// Where it leads.
+    pub route: Route,
+    /// The counter of the route table in which it led there first.
+    pub changed: u64,
+}
+
+/// The route table, kept up to date env by env. A clone costs nothing, and a change costs what it changes.
 #[derive(Debug, Clone, Default)]
 pub struct RouteIndex {
-    of_env: BTreeMap<EnvKey, BTreeMap<String, Route>>,
+    of_env: Table<EnvKey, BTreeMap<String, Route>>,
     /// The envs that claim a host, the oldest first; those that are frozen before all others.
-    claims: BTreeMap<String, BTreeSet<(EnvNetwork, EnvKey)>>,
-    table: BTreeMap<String, Route>,
+    claims: Table<String, BTreeSet<(EnvNetwork, EnvKey)>>,
+    hosts: Table<String, StoredRoute>,
+    /// The hosts by when they changed, those that were removed too.
+    log: Table<(u64, String), ()>,
+    /// Counts the tables: grows with every one that is another than before.
+    counter: u64,
+    /// What changed after this counter is in the log.
+    log_begin: u64,
 }
 
 /// The network of a frozen env, whose own may not be known: it comes before all others, and keeps its hosts.
 const FROZEN: EnvNetwork = EnvNetwork(0);
 
+/// Changes of hosts that are kept for edges which ask for differences. An edge that is further behind gets the whole table.
+const MAX_LOG: usize = 100_000;
+
 impl RouteIndex {
-    /// The routes that a server had before this one. Each is the env's that it leads to, until that is updated.
-    pub fn new(before: &BTreeMap<String, Route>) -> Self {
+    /// The routes that a server had before this one, of which this was the counter. Each is the env's that it leads to, until
+    /// that is updated.
+    pub fn new(before: impl IntoIterator<Item = (String, StoredRoute)>, counter: u64) -> Self {
         let mut index = Self {
-            table: before.clone(),
+            counter,
+            log_begin: counter,
             ..Self::default()
         };
-        for (host, route) in before {
-            let of_env = index.of_env.entry(route.env.clone()).or_default();
-            of_env.insert(host.clone(), route.clone());
-            let claims = index.claims.entry(host.clone()).or_default();
-            claims.insert((FROZEN, route.env.clone()));
+        for (host, stored) in before {
+            let env = stored.route.env.clone();
+            let mut of_env = index.of_env.get(&env).cloned().unwrap_or_default();
+            of_env.insert(host.clone(), stored.route.clone());
+            index.of_env.insert(env.clone(), of_env);
+            index
+                .claims
+                .insert(host.clone(), BTreeSet::from([(FROZEN, env)]));
+            index.hosts.insert(host, stored);
         }
         index
     }
 
-    /// Every host, and where it leads.
-    pub fn table(&self) -> &BTreeMap<String, Route> {
-        &self.table
+    /// Counts the tables: it grows with every one that is another than before.
+    pub fn counter(&self) -> u64 {
+        self.counter
+    }
+
+    /// How many hosts lead anywhere.
+    pub fn len(&self) -> usize {
+        self.hosts.len()
+    }
+
+    /// Whether no host leads anywhere.
+    pub fn is_empty(&self) -> bool {
+        self.hosts.is_empty()
     }
 
     /// The envs that have a host.
@@ -83,17 +119,77 @@ impl RouteIndex {
         self.of_env.keys()
     }
 
-    /// Takes notice of an env as it is now, one that is gone too. A frozen env keeps the routes it had: what a record that
-    /// cannot be read says of them is not known. Backends of its readable instances are current all the same, where the
-    /// host is still known from a readable release.
-    pub fn update(&mut self, cluster: &ClusterState, key: &EnvKey) {
+    /// Every host, and where it leads.
+    pub fn whole(&self, incarnation: Incarnation) -> RouteTable {
+        let hosts = self.hosts.iter();
+        RouteTable {
+            generation: self.generation(incarnation),
+            routes: hosts
+                .map(|(h, stored)| (h.clone(), stored.route.clone()))
+                .collect(),
+            ..RouteTable::default()
+        }
+    }
+
+    /// What changed since the table of this counter; `None` when that is not known any more.
+    pub fn since(&self, incarnation: Incarnation, counter: u64) -> Option<RouteTable> {
+        if counter < self.log_begin || counter > self.counter {
+            return None;
+        }
+        let mut table = RouteTable {
+            generation: self.generation(incarnation),
+            since: Some(counter),
+            ..RouteTable::default()
+        };
+        for ((_, host), ()) in self.log.range((counter + 1, String::new())..) {
+            match self.hosts.get(host) {
+                Some(stored) => drop(table.routes.insert(host.clone(), stored.route.clone())),
+                None => drop(table.removed.insert(host.clone())),
+            }
+        }
+        Some(table)
+    }
+
+    fn generation(&self, incarnation: Incarnation) -> Generation {
+        Generation {
+            incarnation,
+            counter: self.counter,
+        }
+    }
+
+    /// Takes notice of envs as they are now, those that are gone too; gives the hosts that lead elsewhere than before, or
+    /// nowhere. A frozen env keeps the routes it had: what a record that cannot be read says of them is not known. Backends
+    /// of its readable instances are current all the same, where the host is still known from a readable release.
+    pub fn update<'e>(
+        &mut self,
+        cluster: &ClusterState,
+        envs: impl IntoIterator<Item = &'e EnvKey>,
+    ) -> BTreeMap<String, Option<StoredRoute>> {
+        let mut touched = BTreeSet::new();
+        for key in envs {
+            touched.extend(self.update_env(cluster, key));
+        }
+        let next = self.counter + 1;
+        let settled = touched
+            .into_iter()
+            .filter_map(|host| self.settle(host, next));
+        let changes: BTreeMap<_, _> = settled.collect();
+        if !changes.is_empty() {
+            self.counter = next;
+        }
+        changes
+    }
+
+    /// Makes an env's hosts and claims those that it has now; gives every host that it has or had.
+    fn update_env(&mut self, cluster: &ClusterState, key: &EnvKey) -> BTreeSet<String> {
         let env = cluster.envs.get(key).filter(|env| !env.destroying);
         let mut routes = env.map_or_else(BTreeMap::new, |env| {
             let instances = cluster.instances.of_env(key);
             let serving = instances.map(|(_, i)| i).filter(|i| serves(i));
             env_routes(cluster, key, env, &serving.collect::<Vec<_>>())
         });
-        let before = self.of_env.remove(key).unwrap_or_default();
+        let before = self.of_env.remove(key);
+        let before = before.as_deref().cloned().unwrap_or_default();
         let is_frozen = cluster.frozen_by(key).is_some();
         if is_frozen {
             let unreadable: BTreeSet<_> =
@@ -118,30 +214,52 @@ impl RouteIndex {
         let network = env.map_or(FROZEN, |env| env.network);
         for host in routes.keys() {
             let had = is_frozen && before.contains_key(host);
-            let network = if had { FROZEN } else { network };
-            let claims = self.claims.entry(host.clone()).or_default();
-            claims.insert((network, key.clone()));
+            let claim = (if had { FROZEN } else { network }, key.clone());
+            match self.claims.get_mut(host) {
+                Some(claims) => drop(claims.insert(claim)),
+                None => self.claims.insert(host.clone(), BTreeSet::from([claim])),
+            }
         }
-        let hosts: BTreeSet<String> = before.into_keys().chain(routes.keys().cloned()).collect();
+        let hosts = before.into_keys().chain(routes.keys().cloned()).collect();
         if !routes.is_empty() {
             self.of_env.insert(key.clone(), routes);
         }
-        for host in hosts {
-            self.settle(host);
-        }
+        hosts
     }
 
-    /// Gives a host to the first env that claims it.
-    fn settle(&mut self, host: String) {
+    /// Gives a host to the first env that claims it. Gives its record when that is another than before.
+    fn settle(&mut self, host: String, next: u64) -> Option<(String, Option<StoredRoute>)> {
         let first = self.claims.get(&host).and_then(BTreeSet::first);
-        let route = first.and_then(|(_, env)| self.of_env.get(env)?.get(&host));
-        match route {
-            Some(route) => drop(self.table.insert(host, route.clone())),
+        let route = first
+            .and_then(|(_, env)| self.of_env.get(env)?.get(&host))
+            .cloned();
+        let before = self.hosts.get(&host);
+        if before.map(|stored| &stored.route) == route.as_ref() {
+            return None;
+        }
+        if let Some(at) = before.map(|stored| stored.changed) {
+            self.log.remove(&(at, host.clone()));
+        }
+        let stored = route.map(|route| StoredRoute {
+            route,
+            changed: next,
+        });
+        match &stored {
+            Some(stored) => self.hosts.insert(host.clone(), stored.clone()),
             None => {
                 self.claims.remove(&host);
-                self.table.remove(&host);
+                self.hosts.remove(&host);
             }
         }
+        self.log.insert((next, host.clone()), ());
+        if self.log.len() > MAX_LOG {
+            let oldest = self.log.keys().next().cloned();
+            if let Some(oldest) = oldest {
+                self.log_begin = oldest.0;
+                self.log.remove(&oldest);
+            }
+        }
+        Some((host, stored))
     }
 }
 
@@ -421,13 +539,15 @@ mod tests {
         let mut cluster = rolling();
         let before = routes(&cluster);
         let frozen = |cluster: &ClusterState| {
-            let mut index = RouteIndex::new(&before);
+            let stored = before.clone().into_iter().map(|(host, route)| {
+                let stored = StoredRoute { route, changed: 1 };
+                (host, stored)
+            });
+            let mut index = RouteIndex::new(stored, 1);
             let had: Vec<_> = index.envs().cloned().collect();
             // Twice: it stays as it is.
-            for key in had.iter().chain(cluster.envs.keys()).chain(&had) {
-                index.update(cluster, key);
-            }
-            index.table
+            index.update(cluster, had.iter().chain(cluster.envs.keys()).chain(&had));
+            index.whole(Incarnation(1)).routes
         };
         let unreadable = |subject| UnreadableRecord {
             subject,
@@ -451,6 +571,46 @@ mod tests {
         assert_eq!(frozen(&cluster), before);
         cluster.unreadable.clear();
         assert_ne!(frozen(&cluster), before);
+    }
+
+    #[test]
+    fn an_edge_that_takes_the_differences_has_the_whole_table() {
+        let mut cluster = rolling();
+        let one = Incarnation(1);
+        let mut index = RouteIndex::default();
+        index.update(&cluster, cluster.envs.keys());
+        let first = index.whole(one);
+        assert_eq!((first.generation.counter, index.len()), (1, 1));
+        // Nothing new: the same table.
+        let env = key("shop/prod");
+        assert!(index.update(&cluster, [&env]).is_empty());
+        assert_eq!(index.since(one, 1).unwrap().routes.len(), 0);
+        deploy(
+            &mut cluster,
+            "blog/prod",
+            manifest(&[("web", process(1))]),
+            Timestamp(0),
+        );
+        let release = cluster.envs.get_mut(&key("blog/prod")).unwrap();
+        let release = release.releases.get_mut(&ReleaseNumber(1)).unwrap();
+        let target = release.manifest.routes.pop_first().unwrap().1;
+        release
+            .manifest
+            .routes
+            .insert("blog.example.com".to_owned(), target);
+        let changed = index.update(&cluster, [&key("blog/prod")]);
+        assert_eq!(changed.keys().collect::<Vec<_>>(), ["blog.example.com"]);
+        cluster.envs.remove(&env);
+        cluster.instances.clear();
+        index.update(&cluster, [&env]);
+        let both = index.since(one, 1).unwrap();
+        assert_eq!(both.removed, BTreeSet::from(["web.example.com".to_owned()]));
+        assert_eq!(both.routes, index.whole(one).routes);
+        let last = index.since(one, 2).unwrap();
+        assert_eq!((last.routes.len(), last.removed.len()), (0, 1));
+        // What this server never knew, and what it does not know yet.
+        assert!(RouteIndex::new([], 7).since(one, 6).is_none());
+        assert!(index.since(one, 4).is_none());
     }
 
     #[test]

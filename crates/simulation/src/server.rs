@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use api::edge::RouteTable;
 use api::node::{DesiredState, NodeReport};
 use api::user::RolloutPhase;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use model::instance::{SecretBundle, SecretVersion};
-use model::{Generation, InstanceId, NodeId};
+use model::{Generation, Incarnation, InstanceId, NodeId};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
 use scheduler::action::Action;
 use scheduler::apply::Command;
@@ -19,6 +20,7 @@ use scheduler::desired::desired_state;
 use scheduler::leader::Leader;
 use scheduler::planner::plan;
 use scheduler::reports::unknown;
+use scheduler::routes::{RouteIndex, StoredRoute, routes};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -46,6 +48,9 @@ struct State {
     /// The leader, and what the store has.
     leader: Leader,
     stored: ClusterState,
+    stored_routes: BTreeMap<String, StoredRoute>,
+    /// What an edge has that takes every difference.
+    edge: RouteTable,
     up: bool,
     heard: BTreeMap<NodeId, Instant>,
     /// An older cluster state, to restore.
@@ -63,13 +68,51 @@ impl State {
     fn commit(&mut self, simulator: &Simulator) {
         let batch = self.leader.take_batch();
         batch.changes.patch(&mut self.stored);
+        for (host, stored) in &batch.changes.routes {
+            match stored {
+                Some(stored) => drop(self.stored_routes.insert(host.clone(), stored.clone())),
+                None => drop(self.stored_routes.remove(host)),
+            }
+        }
         self.leader.commit(&batch);
+        self.follow(&batch.routes);
+        if self.edge.routes != routes(&batch.after) {
+            simulator.violate("an edge has other routes than the cluster state".to_owned());
+        }
         let mut decided = batch.after;
         decided.set_online(&BTreeSet::new());
         self.stored.set_online(&BTreeSet::new());
         if decided != self.stored {
             simulator.violate("the store has another cluster state than was decided".to_owned());
         }
+    }
+
+    /// The edge asks for what changed.
+    fn follow(&mut self, routes: &RouteIndex) {
+        let incarnation = self.stored.incarnation;
+        let has = self.edge.generation;
+        let difference = (has.incarnation == incarnation)
+            .then(|| routes.since(incarnation, has.counter))
+            .flatten();
+        match difference {
+            Some(difference) => {
+                self.edge
+                    .routes
+                    .retain(|host, _| !difference.removed.contains(host));
+                self.edge.routes.extend(difference.routes);
+                self.edge.generation = difference.generation;
+            }
+            None => self.edge = routes.whole(incarnation),
+        }
+    }
+
+    /// A leader of what the store has.
+    fn lead(&mut self) {
+        let counter = self.stored_routes.values().map(|stored| stored.changed);
+        // The store counts the tables that only removed hosts, too.
+        let counter = counter.max().unwrap_or(0).max(self.edge.generation.counter);
+        let routes = RouteIndex::new(self.stored_routes.clone(), counter);
+        self.leader = Leader::new(self.stored.clone(), routes);
     }
 }
 
@@ -89,8 +132,10 @@ impl Server {
         Self {
             simulator: simulator.clone(),
             state: Arc::new(Mutex::new(State {
-                leader: Leader::new(cluster.clone()),
+                leader: Leader::new(cluster.clone(), RouteIndex::default()),
                 stored: cluster,
+                stored_routes: BTreeMap::new(),
+                edge: RouteTable::default(),
                 up: true,
                 heard,
                 backup: None,
@@ -142,7 +187,7 @@ impl Server {
             while state.leader.plan_next(now, &mut draw).is_some() {}
         }
         state.up = false;
-        state.leader = Leader::new(state.stored.clone());
+        state.lead();
         drop(state);
         self.wake();
     }
@@ -151,7 +196,7 @@ impl Server {
     pub(crate) fn start(&self) {
         let mut state = self.lock();
         state.up = true;
-        state.leader = Leader::new(state.stored.clone());
+        state.lead();
         let nodes: Vec<_> = state.stored.nodes.keys().copied().collect();
         state.heard = nodes.into_iter().map(|id| (id, Instant::now())).collect();
         drop(state);
@@ -166,11 +211,14 @@ impl Server {
     /// Puts the backup in place of the cluster state. False: there is none.
     pub(crate) fn restore(&self) -> bool {
         let mut state = self.lock();
-        let Some(backup) = state.backup.clone() else {
+        let Some(mut backup) = state.backup.clone() else {
             return false;
         };
-        state.leader = Leader::new(backup.clone());
+        // `platform server restore` draws a new one.
+        backup.incarnation = Incarnation(state.stored.incarnation.0 + 1);
         state.stored = backup;
+        state.stored_routes.clear();
+        state.lead();
         state.restored = true;
         drop(state);
         self.wake();
@@ -370,15 +418,20 @@ impl Link {
             .stop
             .extend(wrong.instances.iter().map(|spec| spec.id));
         wrong.instances.clear();
-        wrong.generation = Generation(after.0 + 1);
+        wrong.generation = Generation {
+            counter: after.counter + 1,
+            ..after
+        };
         match self.simulator().draw(|rng| rng.below(4)) {
             0 => "cluster-2".clone_into(&mut wrong.cluster),
             1 => wrong.node = NodeId(self.node.0 + 1),
-            2 => wrong.generation = Generation(after.0.checked_sub(1)?),
+            2 => wrong.generation.counter = after.counter.checked_sub(1)?,
             _ => {
-                // Far ahead, as of another store. One of the very next generation cannot be told from this
-                // store's own before generations have an incarnation.
-                wrong.generation = Generation(after.0 + 1_000);
+                // Of another store, which is empty, and which this server is not: the node goes back to ours.
+                wrong.generation = Generation {
+                    incarnation: Incarnation(u64::MAX),
+                    counter: self.simulator().draw(|rng| rng.below(1_000)),
+                };
                 wrong.stop.clear();
             }
         }
@@ -410,8 +463,8 @@ impl ServerApi for Link {
                             return Err(HostError::transient("cannot connect to the server"));
                         }
                         let cluster = state.leader.committed();
-                        let node = cluster.nodes.get(&self.node);
-                        if node.is_some_and(|node| node.generation > after) {
+                        let newest = cluster.generation(self.node);
+                        if newest.is_some_and(|newest| newest.supersedes(after)) {
                             return Ok(desired_state(cluster, self.node));
                         }
                     }

@@ -97,7 +97,7 @@ impl StoreError {
         }
     }
 
-    pub(crate) fn query(operation: &'static str) -> impl FnOnce(sqlx::Error) -> Self {
+    pub(crate) fn query(operation: &'static str) -> impl Fn(sqlx::Error) -> Self + Copy {
         move |source| Self::Query { operation, source }
     }
 }

@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
 use model::instance::InstanceSpec;
-use model::{
-    EdgeId, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId,
-};
+use model::{EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
@@ -77,14 +75,20 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
 /// The cluster before anything joined it.
 async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
     let row = sqlx::query(
-        "SELECT settings_json, last_network, json_version, last_node, last_edge FROM cluster",
+        "SELECT settings_json, last_network, json_version, last_node, last_edge, incarnation FROM cluster",
     )
     .fetch_optional(db)
     .await
     .map_err(StoreError::query("read the cluster's settings"))?
     .ok_or(StoreError::NoCluster)?;
     let settings = from_json(row.get(2), row.get(0));
+    let incarnation: &str = row.get(5);
     Ok(ClusterState {
+        incarnation: incarnation
+            .parse()
+            .map_err(|error| StoreError::Unreadable {
+                cause: format!("incarnation {incarnation:?}: {error}"),
+            })?,
         settings: settings.map_err(|cause| StoreError::Unreadable { cause })?,
         nodes: Table::new(),
         edges: Table::new(),
@@ -225,7 +229,7 @@ fn node_columns(row: &SqliteRow) -> Result<Node, String> {
     Ok(Node {
         name: row.get(1),
         region: row.get(2),
-        generation: Generation(in_range("a generation", row.get(3))?),
+        generation: in_range("a generation", row.get(3))?,
         wireguard_key: row.get(4),
         enrolled_at: Timestamp(in_range("a time", row.get(5))?),
         seen_at: seen_at.map(Timestamp),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use model::Timestamp;
+use model::{Incarnation, Timestamp};
 use scheduler::cluster_state::ClusterSettings;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
@@ -133,16 +133,19 @@ impl Store {
         }))
     }
 
-    /// Creates the cluster. Does nothing when there is one already; ask [`Self::cluster`] afterwards.
+    /// Creates the cluster, in its first incarnation. Does nothing when there is one already; ask [`Self::cluster`]
+    /// afterwards.
     pub async fn create_cluster(
         &self,
         record: &ClusterRecord,
+        incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(), StoreError> {
         sqlx::query(
-            "INSERT INTO cluster (one, settings_json, ca_cert_pem, ca_key_pem, created_at, json_version) \
-             VALUES (1, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO cluster (one, incarnation, settings_json, ca_cert_pem, ca_key_pem, created_at, json_version) \
+             VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
+        .bind(incarnation.to_string())
         .bind(to_json(&record.settings)?)
         .bind(&record.ca_cert_pem)
         .bind(&record.ca_key_pem)

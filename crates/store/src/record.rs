@@ -89,8 +89,8 @@ impl Record for EndedInstance {
     const WHAT: &'static str = "an ended instance";
 }
 
-impl Record for BTreeMap<String, Route> {
-    const WHAT: &'static str = "the route table";
+impl Record for Route {
+    const WHAT: &'static str = "a route";
 }
 
 /// A value as JSON of the current version.

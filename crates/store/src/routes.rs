@@ -1,77 +1,74 @@
-//! The route table and its generation.
+//! The routes: a row for each host.
 
 use std::collections::BTreeMap;
 
-use api::edge::{Route, RouteTable};
-use model::Generation;
+use scheduler::routes::{RouteIndex, StoredRoute};
 use sqlx::{Row as _, SqliteConnection};
 
-use crate::open::commit;
 use crate::record::{JSON_VERSION, from_json, to_json};
 use crate::rows::{number, to_i64};
 use crate::{Store, StoreError};
 
 impl Store {
-    /// The route table that was written last; of generation 0 before the first.
-    pub async fn routes(&self) -> Result<RouteTable, StoreError> {
-        let connection = self.reader.acquire().await;
-        let mut connection = connection.map_err(StoreError::query("read the route table"))?;
-        read(&mut connection).await
-    }
-
-    /// Makes this the route table. Its generation grows when it is another than before, and only
-    /// then; over restarts of the server, too.
-    pub async fn set_routes(
-        &self,
-        routes: &BTreeMap<String, Route>,
-    ) -> Result<RouteTable, StoreError> {
-        let operation = "write the route table";
-        let mut tx = self.begin().await?;
-        let before = read(&mut tx).await?;
-        if before.routes == *routes && before.generation.0 > 0 {
-            return Ok(before);
+    /// The routes that were written last. One that cannot be read is not known: it is made anew with its env, and where its
+    /// env cannot be read either, edges that have it keep it until then.
+    pub async fn routes(&self) -> Result<RouteIndex, StoreError> {
+        let failed = StoreError::query("read the routes");
+        let mut transaction = self.reader.begin().await.map_err(failed)?;
+        let row = sqlx::query("SELECT last_route_table FROM cluster")
+            .fetch_optional(&mut *transaction)
+            .await;
+        let counter = row.map_err(failed)?.map_or(0, |row| row.get::<i64, _>(0));
+        let rows = sqlx::query("SELECT host, route_json, changed, json_version FROM routes")
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(failed)?;
+        transaction.rollback().await.map_err(failed)?;
+        let mut routes = Vec::with_capacity(rows.len());
+        for row in rows {
+            let host: String = row.get(0);
+            match from_json(row.get(3), row.get(1)) {
+                Ok(route) => {
+                    let changed = number("a route's counter", row.get(2))?;
+                    routes.push((host, StoredRoute { route, changed }));
+                }
+                Err(cause) => {
+                    tracing::warn!(host, %cause, "a stored route cannot be read; it is made anew")
+                }
+            }
         }
-        let after = RouteTable {
-            generation: Generation(before.generation.0 + 1),
-            routes: routes.clone(),
-            unreadable: BTreeMap::new(),
-        };
-        sqlx::query(
-            "INSERT INTO route_table (one, generation, routes_json, json_version) VALUES (1, ?1, ?2, ?3) \
-             ON CONFLICT DO UPDATE SET generation = ?1, routes_json = ?2, json_version = ?3",
-        )
-        .bind(to_i64("a generation", after.generation.0)?)
-        .bind(to_json(routes)?)
-        .bind(JSON_VERSION)
-        .execute(&mut *tx)
-        .await
-        .map_err(StoreError::query(operation))?;
-        commit(tx, operation).await?;
-        Ok(after)
+        Ok(RouteIndex::new(
+            routes,
+            number("the route table's counter", counter)?,
+        ))
     }
 }
 
-/// A damaged route table is made anew from the cluster state, under the next generation. One of a newer server is kept.
-async fn read(db: &mut SqliteConnection) -> Result<RouteTable, StoreError> {
-    let row = sqlx::query("SELECT generation, routes_json, json_version FROM route_table")
-        .fetch_optional(db)
+pub(crate) async fn put(
+    db: &mut SqliteConnection,
+    routes: &BTreeMap<String, Option<StoredRoute>>,
+) -> Result<(), StoreError> {
+    let failed = StoreError::query("write the routes");
+    if routes.is_empty() {
+        return Ok(());
+    }
+    for (host, stored) in routes {
+        let query = match stored {
+            Some(StoredRoute { route, changed }) => sqlx::query(
+                "INSERT INTO routes (host, route_json, changed, json_version) VALUES (?1, ?2, ?3, ?4) \
+                 ON CONFLICT (host) DO UPDATE SET route_json = ?2, changed = ?3, json_version = ?4",
+            )
+            .bind(host)
+            .bind(to_json(route)?)
+            .bind(to_i64("a route's counter", *changed)?)
+            .bind(JSON_VERSION),
+            None => sqlx::query("DELETE FROM routes WHERE host = ?").bind(host),
+        };
+        query.execute(&mut *db).await.map_err(failed)?;
+    }
+    sqlx::query("UPDATE cluster SET last_route_table = last_route_table + 1")
+        .execute(db)
         .await
-        .map_err(StoreError::query("read the route table"))?;
-    let Some(row) = row else {
-        return Ok(RouteTable::default());
-    };
-    let version: i64 = row.get(2);
-    let routes = match from_json(version, row.get(1)) {
-        Ok(routes) => routes,
-        Err(cause) if version > JSON_VERSION => return Err(StoreError::Unreadable { cause }),
-        Err(cause) => {
-            tracing::warn!(%cause, "the route table is made anew");
-            BTreeMap::new()
-        }
-    };
-    Ok(RouteTable {
-        generation: Generation(number("a generation", row.get(0))?),
-        routes,
-        unreadable: BTreeMap::new(),
-    })
+        .map_err(failed)?;
+    Ok(())
 }

@@ -13,7 +13,7 @@ use sqlx::{Sqlite, SqliteConnection, Transaction};
 use crate::open::commit;
 use crate::record::{JSON_VERSION, to_json};
 use crate::rows::to_i64;
-use crate::{Store, StoreError, secrets};
+use crate::{Store, StoreError, routes, secrets};
 
 impl Store {
     /// Writes what changed since the cluster state was loaded, all of it or nothing.
@@ -65,6 +65,7 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
         volumes,
         deleted_secrets,
         secrets,
+        routes,
     } = changes;
     for (id, _) in instances.iter().filter(|(_, value)| value.is_none()) {
         delete_instance(&mut *db, *id).await?;
@@ -105,7 +106,7 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
             put_volume(&mut *db, *id, volume).await?;
         }
     }
-    Ok(())
+    routes::put(db, routes).await
 }
 
 async fn put_node(db: &mut SqliteConnection, id: NodeId, node: &Node) -> Result<(), StoreError> {
@@ -126,7 +127,7 @@ async fn put_node(db: &mut SqliteConnection, id: NodeId, node: &Node) -> Result<
     .bind(node.driver.as_ref().map(to_json).transpose()?)
     .bind(node.egress.as_ref().map(to_json).transpose()?)
     .bind(seen_at)
-    .bind(to_i64("a generation", node.generation.0)?)
+    .bind(to_i64("a generation", node.generation)?)
     .bind(to_i64("a time", node.enrolled_at.0)?)
     .bind(JSON_VERSION)
     .execute(&mut *db)

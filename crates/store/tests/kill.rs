@@ -85,10 +85,7 @@ fn acknowledged_writes_survive_a_kill() {
             );
             assert_eq!(cluster.envs.len(), written as usize);
             assert_eq!(cluster.instances.len(), written as usize);
-            assert_eq!(
-                cluster.nodes[&NodeId(1)].generation.0,
-                u64::from(written) + 1
-            );
+            assert_eq!(cluster.nodes[&NodeId(1)].generation, u64::from(written) + 1);
             assert!(cluster.envs.values().all(|env| env.releases.len() == 1));
             acknowledged = written;
             store.close().await;

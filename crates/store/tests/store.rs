@@ -3,6 +3,8 @@
 
 mod support;
 
+use model::Incarnation;
+use scheduler::routes::StoredRoute;
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 
@@ -21,7 +23,7 @@ use store::{Store, StoreError};
 use support::*;
 
 async fn generation(store: &Store, node: NodeId) -> u64 {
-    store.load().await.unwrap().nodes[&node].generation.0
+    store.load().await.unwrap().nodes[&node].generation
 }
 
 #[tokio::test]
@@ -198,7 +200,13 @@ async fn a_report_is_written_when_it_differs_from_the_last() {
     let added = created("shop", 1);
     write(&store, vec![added, placed("shop", 1, id, node)]).await;
 
-    let good = report(Generation(2), vec![running(id), running(stray)]);
+    let good = report(
+        Generation {
+            counter: 2,
+            ..Default::default()
+        },
+        vec![running(id), running(stray)],
+    );
     assert_eq!(reported(&store, node, &good, NOW).await, Ok(true));
     assert_eq!(reported(&store, node, &good, NOW).await, Ok(false));
     let cluster = store.load().await.unwrap();
@@ -214,27 +222,39 @@ async fn a_report_is_written_when_it_differs_from_the_last() {
 }
 
 #[tokio::test]
-async fn the_generation_of_the_route_table_grows_with_changes_only() {
+async fn routes_are_written_by_host_and_their_counter_outlives_the_server() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path()).await;
-    let empty = BTreeMap::new();
-    let route = Route {
-        env: env_key("shop"),
-        process: "web".parse().unwrap(),
-        proxy_protocol: None,
-        backends: Vec::new(),
+    let stored = |changed| StoredRoute {
+        route: Route {
+            env: env_key("shop"),
+            process: "web".parse().unwrap(),
+            proxy_protocol: None,
+            backends: Vec::new(),
+        },
+        changed,
     };
-    let one = BTreeMap::from([("shop.example.com".to_owned(), route)]);
-    let mut generations = Vec::new();
-    for routes in [&empty, &empty, &one, &one, &empty] {
-        let table = store.set_routes(routes).await.unwrap();
-        assert_eq!(table.routes, *routes);
-        generations.push(table.generation.0);
+    assert_eq!(store.routes().await.unwrap().counter(), 0);
+    let (one, two) = ("one.example.com".to_owned(), "two.example.com".to_owned());
+    let both = [
+        (one.clone(), Some(stored(1))),
+        (two.clone(), Some(stored(1))),
+    ];
+    for routes in [BTreeMap::from(both), BTreeMap::from([(one, None)])] {
+        let changes = Changes {
+            routes,
+            ..Changes::default()
+        };
+        store.write(&changes).await.unwrap();
     }
-    assert_eq!(generations, [1, 1, 2, 2, 3]);
+    let incarnation = store.load().await.unwrap().incarnation;
     store.close().await;
     let store = open(folder.path()).await;
-    assert_eq!(store.set_routes(&one).await.unwrap().generation.0, 4);
+    let routes = store.routes().await.unwrap();
+    assert_eq!(store.load().await.unwrap().incarnation, incarnation);
+    assert_eq!(routes.counter(), 2);
+    let hosts = routes.whole(incarnation).routes.into_keys();
+    assert_eq!(hosts.collect::<Vec<_>>(), [two]);
 }
 
 #[tokio::test]
@@ -243,7 +263,10 @@ async fn a_cluster_is_created_once() {
     let store = open(folder.path()).await;
     let mut other = store.cluster().await.unwrap().unwrap();
     other.settings.id = "c2".to_owned();
-    store.create_cluster(&other, NOW).await.unwrap();
+    store
+        .create_cluster(&other, Incarnation(2), NOW)
+        .await
+        .unwrap();
     assert_eq!(store.cluster().await.unwrap().unwrap().settings.id, "c1");
 }
 
@@ -324,7 +347,13 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     let failed = update(&store, vec![twice]).await;
     assert!(matches!(failed, Err(Refused::VolumeExists(_))));
 
-    let mut said = report(Generation(1), Vec::new());
+    let mut said = report(
+        Generation {
+            counter: 1,
+            ..Default::default()
+        },
+        Vec::new(),
+    );
     said.volumes = vec![id];
     let changed = async |said: NodeReport| {
         let changed = reported(&store, node, &said, NOW).await.unwrap();
@@ -337,7 +366,10 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     assert_eq!(generation(&store, node).await, 2);
     said.volumes.clear();
     assert_eq!(changed(said.clone()).await, (false, deleting));
-    said.generation = Generation(2);
+    said.generation = Generation {
+        counter: 2,
+        ..Default::default()
+    };
     assert_eq!(changed(said.clone()).await, (true, VolumePhase::Deleted));
     let delete = Command::Plan(Action::DeleteVolume { id });
     write(&store, vec![delete]).await;
@@ -358,7 +390,13 @@ async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned() {
         Command::Plan(Action::Terminate { id, reason }),
     ];
     write(&store, commands.into()).await;
-    let said = report(Generation(generation(&store, node).await), Vec::new());
+    let said = report(
+        Generation {
+            counter: generation(&store, node).await,
+            ..Default::default()
+        },
+        Vec::new(),
+    );
     reported(&store, node, &said, NOW).await.unwrap();
     let destroy = Command::DestroyEnv {
         env: env_key("shop"),

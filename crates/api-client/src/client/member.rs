@@ -25,7 +25,8 @@ impl ApiClient {
     ) -> Result<Option<DesiredState>, ClientError> {
         let request = self
             .get(paths::NODE_DESIRED)
-            .query(&[("after", after.0)])
+            .query(&[("after", after.counter)])
+            .query(&[("incarnation", after.incarnation)])
             .query(&[("wait_ms", millis(wait))]);
         self.poll("fetching the desired state", request, wait).await
     }
@@ -110,8 +111,8 @@ impl ApiClient {
 
 /// An edge's calls.
 impl ApiClient {
-    /// The route table, once it is newer than `after`; `None` when nothing newer came within
-    /// `wait`.
+    /// The routes, once they are others than those of `after`: what changed since, where the server knows that, else all.
+    /// `None` when nothing newer came within `wait`.
     pub async fn routes(
         &self,
         after: Generation,
@@ -119,7 +120,8 @@ impl ApiClient {
     ) -> Result<Option<RouteTable>, ClientError> {
         let request = self
             .get(paths::EDGE_ROUTES)
-            .query(&[("after", after.0)])
+            .query(&[("after", after.counter)])
+            .query(&[("incarnation", after.incarnation)])
             .query(&[("wait_ms", millis(wait))]);
         self.poll("fetching the routes", request, wait).await
     }

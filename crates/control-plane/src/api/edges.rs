@@ -4,27 +4,41 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
+use model::Generation;
 
 use super::extract::{Params, Poll, granted};
 use crate::callers::EdgeCaller;
 use crate::failure::ApiFailure;
 use crate::state::{App, Topic};
 
-/// The whole route table, once it is newer than the one the edge has.
+/// The routes, once they are others than those that the edge has: what changed, where that is known and the edge asked for
+/// it, else all.
 pub(crate) async fn routes(
     State(app): State<App>,
     EdgeCaller { edge, protocol }: EdgeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
+    let has = poll.has();
     let newer = app
         .wait_for(Topic::Routes, granted(poll.wait_ms), |published| {
-            (published.routes.generation.0 > poll.after).then(|| published.routes.clone())
+            let incarnation = published.cluster.incarnation;
+            let newest = Generation {
+                incarnation,
+                counter: published.routes.counter(),
+            };
+            (newest.supersedes(has.within(incarnation))).then(|| {
+                let is_known = has.incarnation == incarnation;
+                let difference = is_known.then(|| published.routes.since(incarnation, has.counter));
+                let whole = || published.routes.whole(incarnation);
+                difference.flatten().unwrap_or_else(whole)
+            })
         })
         .await?;
     Ok(match newer {
         Some(table) => {
-            let generation = table.generation.0;
-            tracing::debug!(%edge, protocol, generation, "an edge gets the route table");
+            let generation = table.generation.counter;
+            let changed = table.routes.len() + table.removed.len();
+            tracing::debug!(%edge, protocol, generation, changed, "an edge gets routes");
             Json(table).into_response()
         }
         None => StatusCode::NO_CONTENT.into_response(),

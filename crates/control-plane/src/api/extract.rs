@@ -8,7 +8,7 @@ use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use http::StatusCode;
 use http::request::Parts;
-use model::EnvKey;
+use model::{EnvKey, Generation, Incarnation};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -78,10 +78,24 @@ impl FromRequestParts<App> for InEnv {
 /// The query of a member's long poll; fields of a newer member are ignored.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Poll {
+    /// What the member has: the counter of its generation.
     #[serde(default)]
     pub(crate) after: u64,
+    /// And the incarnation; a member of before incarnations leaves it out.
+    #[serde(default)]
+    pub(crate) incarnation: Incarnation,
     #[serde(default)]
     pub(crate) wait_ms: u64,
+}
+
+impl Poll {
+    /// The generation that the member has.
+    pub(crate) fn has(&self) -> Generation {
+        Generation {
+            incarnation: self.incarnation,
+            counter: self.after,
+        }
+    }
 }
 
 /// The wait that is granted.

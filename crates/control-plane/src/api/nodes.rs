@@ -36,8 +36,9 @@ pub(crate) async fn desired(
     let newer = app
         .wait_for(Topic::Node(node), granted(poll.wait_ms), |published| {
             let cluster = &published.cluster;
-            let generation = cluster.nodes.get(&node)?.generation;
-            (generation.0 > poll.after).then(|| desired_state(cluster, node))?
+            let generation = cluster.generation(node)?;
+            let has = poll.has().within(cluster.incarnation);
+            (generation.supersedes(has)).then(|| desired_state(cluster, node))?
         })
         .await?;
     Ok(match newer {

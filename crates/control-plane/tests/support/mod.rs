@@ -242,7 +242,9 @@ async fn obey(joined: Arc<Joined>) {
     let wait = Duration::from_secs(1);
     let mut last: Option<DesiredState> = None;
     loop {
-        let after = last.as_ref().map_or(Generation(0), |d| d.generation);
+        let after = last
+            .as_ref()
+            .map_or(Generation::default(), |d| d.generation);
         match joined.client.desired(after, wait).await {
             Ok(Some(newer)) => last = Some(newer),
             Ok(None) => {}

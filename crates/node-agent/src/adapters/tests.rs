@@ -216,7 +216,7 @@ async fn place_with_secrets(admin: &ApiClient, node: &ApiClient) -> (InstanceId,
         image: served.images[0].to_string(),
     };
     admin.deploy(&env, &request).await.unwrap();
-    let mut after = Generation(0);
+    let mut after = Generation::default();
     loop {
         let desired = node.desired(after, Duration::from_secs(30)).await.unwrap();
         let desired = desired.expect("the instance is placed within 30 s");

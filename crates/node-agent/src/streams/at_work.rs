@@ -79,7 +79,7 @@ async fn cluster(
         volumes: Vec::new(),
         images: Vec::new(),
     };
-    node.report(&report(Generation(0), Vec::new()))
+    node.report(&report(Generation::default(), Vec::new()))
         .await
         .unwrap();
     let key = EnvKey {
@@ -92,7 +92,7 @@ async fn cluster(
         image: served.images[0].to_string(),
     };
     user.deploy(&key, &request).await.unwrap();
-    let mut after = Generation(0);
+    let mut after = Generation::default();
     let desired = loop {
         let newer = timeout(PATIENCE, node.desired(after, PATIENCE)).await;
         let desired = newer.unwrap().unwrap().unwrap();

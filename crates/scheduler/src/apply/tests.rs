@@ -90,10 +90,10 @@ fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
         ..report(id, InstanceState::Failed)
     };
     instance.report = Some(said);
-    let before = node.generation.0;
+    let before = node.generation;
     let changes = apply(&mut cluster, &delete.into()).unwrap();
     assert_eq!(changes.instances, BTreeMap::from([(id, None)]));
-    assert_eq!(cluster.nodes[&NodeId(1)].generation.0, before + 1);
+    assert_eq!(cluster.nodes[&NodeId(1)].generation, before + 1);
 
     // What is known of it stays, until it is pruned.
     let ended = EndedInstance {

@@ -15,6 +15,7 @@ use model::{EnvKey, Timestamp};
 use crate::cluster_state::ClusterState;
 use crate::fixtures::{cluster, deployment, manifest, name, node, process, release};
 use crate::leader::Leader;
+use crate::routes::RouteIndex;
 
 const NODES: u16 = 10_000;
 const ENVS: u32 = 1_000;
@@ -60,7 +61,7 @@ fn planning_figures() {
     };
     let cluster = empty();
     let started = Instant::now();
-    let mut leader = Leader::new(cluster);
+    let mut leader = Leader::new(cluster, RouteIndex::default());
     let mut instances = 0;
     while let Some(planned) = leader.plan_next(Timestamp(1), &mut draw) {
         instances += planned.changes.instances.len();

@@ -23,6 +23,7 @@ use crate::fixtures::{
     release, report, show, worker,
 };
 use crate::leader::Leader;
+use crate::routes::RouteIndex;
 
 fn any_state() -> impl Strategy<Value = InstanceState> {
     prop_oneof![
@@ -248,9 +249,13 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
                     ready: *ready && *state == InstanceState::Running,
                     ..report(id, *state)
                 });
-            let older = Generation(known.generation.0.saturating_sub(1));
+            let newest = leader.state().generation(node).unwrap_or_default();
+            let older = Generation {
+                counter: newest.counter.saturating_sub(1),
+                ..newest
+            };
             let report = Box::new(NodeReport {
-                generation: if *current { known.generation } else { older },
+                generation: if *current { newest } else { older },
                 egress: None,
                 driver: DriverChoice {
                     name: "qemu-tcg".to_owned(),
@@ -283,7 +288,7 @@ proptest! {
         events in prop::collection::vec(any_event(), 0..12),
     ) {
         let AnyState(before) = before;
-        let mut leader = Leader::new(before.clone());
+        let mut leader = Leader::new(before.clone(), RouteIndex::default());
         let mut stored = before;
         let mut now = NOW;
         let mut next = 0x1000;
@@ -417,7 +422,7 @@ proptest! {
                 | Action::SetRollout { .. }
                 | Action::RemoveEnv { .. } => false,
             });
-            prop_assert_eq!(node.generation.0 - before.nodes[id].generation.0, changes.count() as u64);
+            prop_assert_eq!(node.generation - before.nodes[id].generation, changes.count() as u64);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+use model::Incarnation;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -41,7 +42,10 @@ pub(crate) async fn open(folder: &Path) -> Store {
         ca_cert_pem: "certificate".to_owned(),
         ca_key_pem: "key".to_owned(),
     };
-    store.create_cluster(&record, NOW).await.unwrap();
+    store
+        .create_cluster(&record, Incarnation(1), NOW)
+        .await
+        .unwrap();
     store
 }
 
