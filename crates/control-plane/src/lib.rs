@@ -1,6 +1,6 @@
 //! The API server: it gathers, asks `scheduler`, and performs.
 //!
-//! - [`run`] starts a server: it creates the cluster at the first start ([`bootstrap`]), serves TLS with optional
+//! - [`run`] starts a server: it creates the cluster at the first start ([`keys`], [`bootstrap`]), serves TLS with optional
 //!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planning`]).
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
@@ -22,15 +22,16 @@
 //! ```
 //!
 //! Deliberately absent: decisions (they are in `scheduler`, as pure functions), and several servers
-//! on one store (a lock on the data folder refuses the second; a later issue adds PostgreSQL and a
-//! fenced lease).
+//! on one store (the store's lock refuses the second; a later issue adds PostgreSQL and a fenced lease).
 
 mod api;
+mod backup;
 mod bootstrap;
 mod callers;
 mod clock;
 mod committing;
 mod failure;
+mod keys;
 mod leading;
 mod limits;
 mod logins;
@@ -47,6 +48,7 @@ mod state;
 mod streams;
 mod topics;
 
+pub use backup::{RestoreOptions, Restored, backup, restore};
 pub use limits::{
     MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, ONLINE_WITHIN, PLAN_INTERVAL, SHUTDOWN_GRACE,
 };

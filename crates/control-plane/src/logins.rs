@@ -32,9 +32,7 @@ pub(crate) enum LoginError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The store was restored without its key, or changed by hand.
-    #[error(
-        "the login to {registry} cannot be opened; restore seal-key.json beside the store, or log in again"
-    )]
+    #[error("the login to {registry} cannot be opened; log in again")]
     Open {
         registry: String,
         #[source]

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use store::StoreError;
 
 use tokio::sync::oneshot;
 
@@ -41,6 +43,14 @@ pub struct Ready {
     pub first_start: bool,
 }
 
+/// The store's URL.
+pub(crate) fn store_url(store: Option<&str>, data_dir: &Path) -> String {
+    match store {
+        Some(url) => url.to_owned(),
+        None => format!("sqlite:{}", data_dir.join("platform.db").display()),
+    }
+}
+
 /// The address under which a listener of `address` is reached from its own machine.
 pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
@@ -63,12 +73,6 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
-    /// Another server has it.
-    #[error("another server uses the data folder {} already", path.display())]
-    AlreadyRunning {
-        /// The folder.
-        path: PathBuf,
-    },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] store::StoreError),
@@ -78,9 +82,30 @@ pub enum ServerError {
     /// A key could not be made.
     #[error(transparent)]
     Key(#[from] identity::KeyError),
-    /// The file with the key that seals secrets cannot be read or written.
-    #[error("could not use the key that seals secrets")]
-    SealKey(#[from] state_file::StateFileError),
+    /// A file with a key cannot be read or written.
+    #[error("could not use the file with the key")]
+    KeyFile(#[from] state_file::StateFileError),
+    /// The store has a cluster, and its key is not there.
+    #[error("the store has a cluster, and the file with its key is not there: {}", path.display())]
+    KeyMissing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The key does not open the store.
+    #[error("the key in {} does not open the keys of this store", path.display())]
+    WrongKey {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: identity::OpenError,
+    },
+    /// The key of a cluster is there, and the store is empty.
+    #[error("the store has no cluster, and the key of one is there: {}", key.display())]
+    StoreLost {
+        /// The file with the key.
+        key: PathBuf,
+    },
     /// The first admin's configuration cannot be written.
     #[error(transparent)]
     ClientConfig(#[from] api_client::ConfigError),
@@ -108,10 +133,24 @@ impl ServerError {
     /// What to do about it, where we know.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::AlreadyRunning { .. } => Some(
+            Self::Store(StoreError::InUse { .. }) => Some(
                 "stop the other `platform server`, or give this one another `--data-dir`"
                     .to_owned(),
             ),
+            Self::KeyMissing { path } => Some(format!(
+                "put {} back from where its copy is kept; without it the keys and secrets in the store cannot be opened, \
+                 and no key is made in its place",
+                path.display()
+            )),
+            Self::WrongKey { path, .. } => Some(format!(
+                "{} is another cluster's: put that of this store there",
+                path.display()
+            )),
+            Self::StoreLost { key } => Some(format!(
+                "restore a backup with `platform server restore`; for a new cluster, remove {} and the rest of the data \
+                 folder",
+                key.display()
+            )),
             Self::Listen { source, .. } if source.kind() == std::io::ErrorKind::AddrInUse => {
                 Some("choose another address with `--listen`".to_owned())
             }

@@ -165,10 +165,7 @@ impl Secrets {
                     "secret_sealed",
                     format!("the secret bundle {bundle} of {env} cannot be opened: {error}"),
                 )
-                .hint(
-                    "put the server's `seal-key.json` back beside its store, or delete the bundle and \
-                     set it again",
-                )
+                .hint("delete the bundle and set it again")
             })?;
         sealed::decode(&plain).map_err(|error| {
             let cause = display::chain(&error);

@@ -1,7 +1,6 @@
 //! The listener: TLS with optional client certificates, connections, an orderly end.
 
 use std::convert::Infallible;
-use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -33,13 +32,14 @@ use tower::ServiceExt as _;
 
 use crate::callers::Peer;
 use crate::clock::now;
+use crate::keys::{self, ClusterKeys};
 use crate::leading::Leading;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
     REGISTRY_PAUSE, SHUTDOWN_GRACE,
 };
 use crate::logins::Logins;
-use crate::options::{Ready, ServerError, ServerOptions, reachable};
+use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
 use crate::secrets::Secrets;
@@ -54,16 +54,15 @@ use crate::{api, bootstrap, committing, planning};
 /// What kept it from starting.
 pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
     let data_dir = options.data_dir.clone();
-    let _lock = blocking(move || lock_data_folder(&data_dir)).await?;
-    let url = match &options.store {
-        Some(url) => url.clone(),
-        None => format!("sqlite:{}", options.data_dir.join("platform.db").display()),
-    };
-    let store = Store::open(&url).await?;
-    let (record, first_start) = bootstrap::load_or_create(&store).await?;
-    let ca = ClusterCa::load(&record.ca_cert_pem, &record.ca_key_pem)?;
-    let seal_key_file = options.data_dir.join("seal-key.json");
-    let seal = Arc::new(blocking(move || bootstrap::seal_key(&seal_key_file)).await?);
+    blocking(move || make_data_folder(&data_dir)).await?;
+    let store = Store::open(&store_url(options.store.as_deref(), &options.data_dir)).await?;
+    let ClusterKeys {
+        record,
+        ca,
+        seal,
+        is_new: first_start,
+    } = keys::load_or_create(&store, &options.data_dir).await?;
+    let seal = Arc::new(seal);
 
     let listening = |source| ServerError::Listen {
         address: options.listen,
@@ -160,25 +159,16 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     Ok(())
 }
 
-/// Makes the folder and holds a lock on it: a store has one server. Blocks.
-fn lock_data_folder(path: &Path) -> Result<File, ServerError> {
-    let failed = |source| ServerError::DataFolder {
-        path: path.to_owned(),
-        source,
-    };
+/// Makes the folder. Blocks.
+pub(crate) fn make_data_folder(path: &Path) -> Result<(), ServerError> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(failed)?;
-    let lock = File::create(path.join("server.lock")).map_err(failed)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(ServerError::AlreadyRunning {
+        .map_err(|source| ServerError::DataFolder {
             path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
-    }
+            source,
+        })
 }
 
 /// TLS with a certificate issued just now. Clients may show a certificate of the cluster's CA.

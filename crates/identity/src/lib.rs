@@ -6,6 +6,7 @@
 //! - [`WireguardKey`]: a node's overlay key.
 //! - [`EnrollmentToken`], [`UserToken`]: bearer secrets; servers keep their hash only.
 //! - [`SealKey`]: encrypts what the server keeps of others' secrets.
+//! - [`KeyEncryptionKey`]: wraps the CA's key and the [`SealKey`], which are stored in no other way.
 //! - [`pinned_root`]: how a machine that holds nothing but a token knows the right server.
 //!
 //! Pure: no files, no sockets, and time is an argument. The one exception is randomness, which
@@ -21,6 +22,7 @@ mod pinned;
 mod seal;
 mod token;
 mod wireguard;
+mod wrap;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +36,7 @@ pub use pinned::{PinnedRoot, pinned_root};
 pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
 pub use wireguard::{WireguardKey, is_wireguard_public_key};
+pub use wrap::KeyEncryptionKey;
 
 /// The system's random generator failed, or no key could be made of its bytes. The caller can only stop.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -17,6 +17,21 @@ pub enum StoreError {
         #[source]
         source: sqlx::Error,
     },
+    /// Another server has it.
+    #[error("another server uses the store {} already", path.display())]
+    InUse {
+        /// The database file.
+        path: PathBuf,
+    },
+    /// It cannot be copied.
+    #[error("could not copy the store to {}", path.display())]
+    Copy {
+        /// The file of the copy.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
     /// A newer server has brought the store to a schema that this one does not know.
     #[error(
         "the store {} has schema {found}, and this server knows schemas up to {known}: start a server that is at \
@@ -89,6 +104,8 @@ impl StoreError {
             }
             Self::UnknownStore(_)
             | Self::Open { .. }
+            | Self::InUse { .. }
+            | Self::Copy { .. }
             | Self::NewerSchema { .. }
             | Self::Migrate { .. }
             | Self::Unreadable { .. }

@@ -14,6 +14,7 @@
 //! Deliberately absent: PostgreSQL and the fenced lease by which several servers would share it
 //! (a later issue: [`StoreError::UnknownStore`] says so), and any cache: SQLite's own is enough.
 
+mod backup;
 mod error;
 mod load;
 mod logins;
@@ -26,7 +27,7 @@ mod users;
 mod write;
 
 pub use error::StoreError;
-pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store};
+pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store, StoreLock, StoredKeys};
 pub use record::JSON_VERSION;
 pub use secrets::SealedBundle;
 pub use write::Writing;

@@ -1,19 +1,24 @@
 //! Opening the store, and creating the cluster in it.
 
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use blocking_work::blocking;
 use model::{Incarnation, Timestamp};
 use scheduler::cluster_state::ClusterSettings;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqlitePool, SqlitePoolOptions,
+    SqliteSynchronous,
 };
-use sqlx::{Row as _, Sqlite, Transaction};
+use sqlx::{Connection as _, Row as _, Sqlite, Transaction};
 
 use crate::record::{JSON_VERSION, from_json, to_json};
 use crate::rows::to_i64;
-use crate::{StoreError, error};
+use crate::{StoreError, backup, error};
 
 /// Connections that only read.
 pub const READERS: u32 = 4;
@@ -30,6 +35,22 @@ const MIGRATIONS: &[(i64, &str, &str)] = include!(concat!(env!("OUT_DIR"), "/mig
 pub struct Store {
     pub(crate) writer: SqlitePool,
     pub(crate) reader: SqlitePool,
+    /// A store has one server: its lock, until it is closed or the last clone is gone.
+    lock: Arc<File>,
+}
+
+/// The lock of a store that is not opened.
+#[derive(Debug)]
+pub struct StoreLock {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl StoreLock {
+    /// The database file, which need not be there.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
 }
 
 /// What is made once, when the cluster is created.
@@ -39,8 +60,34 @@ pub struct ClusterRecord {
     pub settings: ClusterSettings,
     /// The CA's certificate, PEM.
     pub ca_cert_pem: String,
-    /// The CA's key, PEM. Secret.
-    pub ca_key_pem: String,
+    /// Its keys.
+    pub keys: StoredKeys,
+}
+
+/// The keys of the cluster, as the store has them.
+#[derive(Clone, PartialEq, Eq)]
+pub enum StoredKeys {
+    /// Wrapped by the key-encryption key, which is not in the store.
+    Wrapped {
+        /// The CA's key.
+        ca_key: Vec<u8>,
+        /// The key that seals secrets.
+        seal_key: Vec<u8>,
+    },
+    /// As servers of before wrote them: the CA's key, PEM. The key that seals secrets is in a file beside the store.
+    Clear {
+        /// The CA's key, PEM. Secret.
+        ca_key_pem: String,
+    },
+}
+
+impl std::fmt::Debug for StoredKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Wrapped { .. } => "Wrapped",
+            Self::Clear { .. } => "Clear",
+        })
+    }
 }
 
 impl std::fmt::Debug for ClusterRecord {
@@ -53,13 +100,10 @@ impl std::fmt::Debug for ClusterRecord {
 
 impl Store {
     /// Opens `sqlite:PATH`, makes the file where there is none, and brings it to this version's
-    /// schema. A file with a newer schema is refused.
+    /// schema; what is to be changed is tried on a copy first. A file with a newer schema is refused, and one that another
+    /// server has.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let path = url
-            .strip_prefix("sqlite:")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-            .ok_or_else(|| StoreError::UnknownStore(url.to_owned()))?;
+        let path = sqlite_path(url)?;
         let opened = |source| StoreError::Open {
             path: path.clone(),
             source,
@@ -72,6 +116,12 @@ impl Store {
             .open(&path)
             .await
             .map_err(|e| opened(sqlx::Error::Io(e)))?;
+        let lock = blocking({
+            let path = path.clone();
+            move || lock(&path)
+        })
+        .await?;
+        try_migrations(&path).await?;
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .create_if_missing(true)
@@ -91,46 +141,89 @@ impl Store {
         migrator()
             .run(&writer)
             .await
-            .map_err(|source| match source {
-                MigrateError::VersionMissing(found) => StoreError::NewerSchema {
-                    path: path.clone(),
-                    found,
-                    known: MIGRATIONS.last().map_or(0, |(number, ..)| *number),
-                },
-                source => StoreError::Migrate {
-                    path: path.clone(),
-                    source,
-                },
-            })?;
+            .map_err(|source| not_migrated(&path, source))?;
         let reader = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.read_only(true).create_if_missing(false))
             .await
             .map_err(opened)?;
-        Ok(Self { writer, reader })
+        Ok(Self {
+            writer,
+            reader,
+            lock: Arc::new(lock),
+        })
+    }
+
+    /// Keeps every server from a store without opening it.
+    ///
+    /// # Errors
+    /// Another server has it.
+    pub async fn lock(url: &str) -> Result<StoreLock, StoreError> {
+        let path = sqlite_path(url)?;
+        let lock = blocking({
+            let path = path.clone();
+            move || lock(&path)
+        })
+        .await?;
+        Ok(StoreLock { path, _lock: lock })
     }
 
     /// Closes every connection; what was acknowledged is in the database already.
     pub async fn close(&self) {
         self.reader.close().await;
         self.writer.close().await;
+        // Whoever opens it next finds it closed; where this fails, the file's end unlocks it.
+        let _ = self.lock.unlock();
     }
 
     /// What was made when the cluster was created, if it was.
     pub async fn cluster(&self) -> Result<Option<ClusterRecord>, StoreError> {
-        let row =
-            sqlx::query("SELECT settings_json, ca_cert_pem, ca_key_pem, json_version FROM cluster")
-                .fetch_optional(&self.reader)
-                .await
-                .map_err(StoreError::query("read the cluster's settings"))?;
+        let row = sqlx::query(
+            "SELECT settings_json, ca_cert_pem, ca_key_pem, json_version, ca_key_wrapped, seal_key_wrapped FROM cluster",
+        )
+        .fetch_optional(&self.reader)
+        .await
+        .map_err(StoreError::query("read the cluster's settings"))?;
         let Some(row) = row else { return Ok(None) };
+        let wrapped: (Option<Vec<u8>>, Option<Vec<u8>>) = (row.get(4), row.get(5));
+        let keys = match wrapped {
+            (Some(ca_key), Some(seal_key)) => StoredKeys::Wrapped { ca_key, seal_key },
+            _ => StoredKeys::Clear {
+                ca_key_pem: row.get(2),
+            },
+        };
         Ok(Some(ClusterRecord {
             settings: from_json(row.get(3), row.get(0))
                 .map_err(|cause| StoreError::Unreadable { cause })?,
             ca_cert_pem: row.get(1),
-            ca_key_pem: row.get(2),
+            keys,
         }))
+    }
+
+    /// Replaces the keys of the cluster, and leaves nothing of those before in the file.
+    pub async fn wrap_keys(&self, keys: &StoredKeys) -> Result<(), StoreError> {
+        let failed = StoreError::query("write the cluster's keys");
+        let [ca_key_pem, ca_key, seal_key] = columns(keys);
+        let mut db = self.writer.acquire().await.map_err(failed)?;
+        // What is overwritten is zeroed; then the log, which has it too, is emptied.
+        let statements = [
+            "PRAGMA secure_delete = ON",
+            "UPDATE cluster SET ca_key_pem = ?1, ca_key_wrapped = ?2, seal_key_wrapped = ?3",
+            "VACUUM",
+            "PRAGMA wal_checkpoint(TRUNCATE)",
+        ];
+        for statement in statements {
+            let query = sqlx::query(statement);
+            let query = if statement.starts_with("UPDATE") {
+                let text = ca_key_pem.map(String::from_utf8_lossy).unwrap_or_default();
+                query.bind(text.into_owned()).bind(ca_key).bind(seal_key)
+            } else {
+                query
+            };
+            query.execute(&mut *db).await.map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Creates the cluster, in its first incarnation. Does nothing when there is one already; ask [`Self::cluster`]
@@ -141,14 +234,17 @@ impl Store {
         incarnation: Incarnation,
         now: Timestamp,
     ) -> Result<(), StoreError> {
+        let [ca_key_pem, ca_key, seal_key] = columns(&record.keys);
         sqlx::query(
-            "INSERT INTO cluster (one, incarnation, settings_json, ca_cert_pem, ca_key_pem, created_at, json_version) \
-             VALUES (1, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO cluster (one, incarnation, settings_json, ca_cert_pem, ca_key_pem, ca_key_wrapped, \
+             seal_key_wrapped, created_at, json_version) VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
         )
         .bind(incarnation.to_string())
         .bind(to_json(&record.settings)?)
         .bind(&record.ca_cert_pem)
-        .bind(&record.ca_key_pem)
+        .bind(ca_key_pem.map(String::from_utf8_lossy).unwrap_or_default())
+        .bind(ca_key)
+        .bind(seal_key)
         .bind(to_i64("a time", now.0)?)
         .bind(JSON_VERSION)
         .execute(&self.writer)
@@ -174,6 +270,107 @@ pub(crate) async fn commit(
         .commit()
         .await
         .map_err(error::StoreError::query(operation))
+}
+
+/// The columns of the keys: the CA's in clear, the CA's, the one that seals.
+fn columns(keys: &StoredKeys) -> [Option<&[u8]>; 3] {
+    match keys {
+        StoredKeys::Wrapped { ca_key, seal_key } => [None, Some(ca_key), Some(seal_key)],
+        StoredKeys::Clear { ca_key_pem } => [Some(ca_key_pem.as_bytes()), None, None],
+    }
+}
+
+/// The path of `sqlite:PATH`.
+pub(crate) fn sqlite_path(url: &str) -> Result<PathBuf, StoreError> {
+    url.strip_prefix("sqlite:")
+        .filter(|path| !path.is_empty())
+        .map(PathBuf::from)
+        .ok_or_else(|| StoreError::UnknownStore(url.to_owned()))
+}
+
+/// Locks a store, for as long as the file is open. The lock is a file beside the database: SQLite has locks of its own on that.
+/// Blocks.
+fn lock(path: &Path) -> Result<File, StoreError> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".lock");
+    let opened = |source| StoreError::Open {
+        path: path.to_owned(),
+        source: sqlx::Error::Io(source),
+    };
+    let lock = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(beside)
+        .map_err(opened)?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
+            path: path.to_owned(),
+        }),
+        Err(TryLockError::Error(source)) => Err(opened(source)),
+    }
+}
+
+fn not_migrated(path: &Path, source: MigrateError) -> StoreError {
+    match source {
+        MigrateError::VersionMissing(found) => StoreError::NewerSchema {
+            path: path.to_owned(),
+            found,
+            known: MIGRATIONS.last().map_or(0, |(number, ..)| *number),
+        },
+        source => StoreError::Migrate {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// Where the store has an older schema: brings a copy of it to this one first, so that a migration that fails has changed
+/// nothing.
+async fn try_migrations(path: &Path) -> Result<(), StoreError> {
+    let newest = MIGRATIONS.last().map_or(0, |(number, ..)| *number);
+    let mut db = backup::connect(path).await?;
+    // A database without the table is new.
+    let schema = sqlx::query_scalar::<_, Option<i64>>("SELECT MAX(version) FROM _sqlx_migrations")
+        .fetch_one(&mut db)
+        .await;
+    let tried = match schema {
+        Ok(Some(schema)) if schema < newest => {
+            let mut copy = path.as_os_str().to_owned();
+            copy.push(".migrating");
+            let copy = PathBuf::from(copy);
+            // Of a start that was interrupted.
+            let _ = tokio::fs::remove_file(&copy).await;
+            let tried = try_on_copy(&mut db, &copy, path).await;
+            let _ = tokio::fs::remove_file(&copy).await;
+            if tried.is_ok() {
+                tracing::info!(
+                    from = schema,
+                    to = newest,
+                    "bringing the store to a newer schema; it was tried on a copy"
+                );
+            }
+            tried
+        }
+        _ => Ok(()),
+    };
+    // Only read: nothing of it is lost.
+    let _ = db.close().await;
+    tried
+}
+
+async fn try_on_copy(
+    db: &mut SqliteConnection,
+    copy: &Path,
+    path: &Path,
+) -> Result<(), StoreError> {
+    backup::copy(db, copy).await?;
+    let mut tried = backup::connect(copy).await?;
+    let migrated = migrator().run_direct(None, &mut tried, false).await;
+    let _ = tried.close().await;
+    migrated.map_err(|source| not_migrated(path, source))
 }
 
 fn migrator() -> Migrator {

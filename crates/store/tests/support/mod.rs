@@ -40,7 +40,10 @@ pub(crate) async fn open(folder: &Path) -> Store {
     let record = ClusterRecord {
         settings: settings(),
         ca_cert_pem: "certificate".to_owned(),
-        ca_key_pem: "key".to_owned(),
+        keys: store::StoredKeys::Wrapped {
+            ca_key: b"key".to_vec(),
+            seal_key: b"seal".to_vec(),
+        },
     };
     store
         .create_cluster(&record, Incarnation(1), NOW)

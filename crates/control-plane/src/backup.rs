@@ -1,0 +1,199 @@
+//! Backup and restore of the store.
+//!
+//! A backup is one file: the store as it was at one moment, with every secret sealed and every key wrapped. The
+//! key-encryption key is not in it, and has to be kept apart. A restored store begins another incarnation, so that nodes and
+//! edges take its state up at once, and an instance that it does not know is left running.
+
+use std::path::{Path, PathBuf};
+
+use blocking_work::blocking;
+use scheduler::cluster_state::ClusterState;
+use store::{Store, StoreError};
+
+use crate::bootstrap::new_incarnation;
+use crate::keys::{self, KEY_FILE};
+use crate::logins::Logins;
+use crate::options::{ServerError, store_url};
+use crate::secrets::Secrets;
+use crate::serve::make_data_folder;
+
+/// What a restore is made of.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// The backup.
+    pub file: PathBuf,
+    /// The data folder of the server, with the key-encryption key in it.
+    pub data_dir: PathBuf,
+    /// The store, as in [`crate::ServerOptions::store`].
+    pub store: Option<String>,
+    /// Prove that the backup can be restored, and change nothing.
+    pub rehearse: bool,
+}
+
+/// What is in a backup that was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// The id of its cluster.
+    pub cluster: String,
+    /// How many nodes it knows.
+    pub nodes: usize,
+    /// How many envs.
+    pub envs: usize,
+    /// How many instances.
+    pub instances: usize,
+    /// How many volumes. Their contents are on the nodes.
+    pub volumes: usize,
+    /// How many secret bundles and registry logins were opened.
+    pub secrets: usize,
+    /// What in it cannot be read, for people. It is kept as it is.
+    pub unreadable: Vec<String>,
+    /// Where the store that was there is kept, if one was.
+    pub replaced: Option<PathBuf>,
+}
+
+/// Copies the store to a file that is not there yet. A server may run meanwhile.
+///
+/// # Errors
+/// There is no store, or the file cannot be written.
+pub async fn backup(data_dir: &Path, store: Option<&str>, to: &Path) -> Result<(), ServerError> {
+    Ok(Store::backup(&store_url(store, data_dir), to).await?)
+}
+
+/// Puts a backup in the place of the store, which is kept beside it. No server may run.
+///
+/// # Errors
+/// The backup cannot be read, its keys do not open, or a server runs. The store is as it was then.
+pub async fn restore(options: &RestoreOptions) -> Result<Restored, ServerError> {
+    let data_dir = options.data_dir.clone();
+    blocking(move || make_data_folder(&data_dir)).await?;
+    let url = store_url(options.store.as_deref(), &options.data_dir);
+    let place = Store::lock(&url).await?;
+    let copy = beside(place.path(), ".restoring");
+    remove_database(&copy).await?;
+    let restored = open_copy(options, &copy).await;
+    let restored = match restored {
+        Ok(mut restored) if !options.rehearse => {
+            let replaced = replace(&copy, place.path()).await;
+            replaced.map(|replaced| {
+                restored.replaced = replaced;
+                restored
+            })
+        }
+        other => other,
+    };
+    remove_database(&copy).await?;
+    restored
+}
+
+/// Copies the backup, opens it as a server does, and begins another incarnation in it.
+async fn open_copy(options: &RestoreOptions, copy: &Path) -> Result<Restored, ServerError> {
+    let from = format!("sqlite:{}", options.file.display());
+    Store::backup(&from, copy).await?;
+    let store = Store::open(&format!("sqlite:{}", copy.display())).await?;
+    let restored = prove(options, &store).await;
+    let begun = match &restored {
+        Ok(_) => store.begin_incarnation(new_incarnation()?).await,
+        Err(_) => Ok(()),
+    };
+    store.close().await;
+    begun?;
+    restored
+}
+
+async fn prove(options: &RestoreOptions, store: &Store) -> Result<Restored, ServerError> {
+    let record = store.cluster().await?.ok_or(StoreError::NoCluster)?;
+    let path = options.data_dir.join(KEY_FILE);
+    let key = keys::read_key(&path).await?;
+    let keys = keys::unwrap(record, &key, path)?;
+    let cluster = store.load().await?;
+    let seal = std::sync::Arc::new(keys.seal);
+    let secrets = Secrets::new(store.clone(), std::sync::Arc::clone(&seal));
+    let mut unreadable: Vec<String> = cluster.unreadable.iter().map(described).collect();
+    let mut opened = 0;
+    for env in cluster.secrets.keys() {
+        match secrets.newest(env, None).await {
+            Ok(bundles) => opened += bundles.len(),
+            Err(failure) => unreadable.push(failure.message()),
+        }
+    }
+    let logins = Logins::new(store.clone(), seal);
+    for login in store.registry_logins().await? {
+        match logins.open(&login.registry).await {
+            Ok(_) => opened += 1,
+            Err(error) => unreadable.push(display::chain(&error)),
+        }
+    }
+    Ok(counted(&cluster, opened, unreadable))
+}
+
+fn counted(cluster: &ClusterState, secrets: usize, unreadable: Vec<String>) -> Restored {
+    Restored {
+        cluster: cluster.settings.id.clone(),
+        nodes: cluster.nodes.len(),
+        envs: cluster.envs.len(),
+        instances: cluster.instances.len(),
+        volumes: cluster.volumes.len(),
+        secrets,
+        unreadable,
+        replaced: None,
+    }
+}
+
+fn described(record: &scheduler::cluster_state::UnreadableRecord) -> String {
+    format!("{}: {}", record.subject, record.cause)
+}
+
+/// `PATH` with something added to its name.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// The files of a database: itself, and those that SQLite and [`Store::open`] keep beside it.
+const BESIDE: [&str; 4] = ["", "-wal", "-shm", ".lock"];
+
+async fn remove_database(path: &Path) -> Result<(), ServerError> {
+    for suffix in BESIDE {
+        let file = beside(path, suffix);
+        match tokio::fs::remove_file(&file).await {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(ServerError::DataFolder { path: file, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Puts a closed database in the place of another, which is kept. Gives where.
+async fn replace(copy: &Path, place: &Path) -> Result<Option<PathBuf>, ServerError> {
+    let failed = |source| ServerError::DataFolder {
+        path: place.to_owned(),
+        source,
+    };
+    let mut kept = None;
+    if tokio::fs::try_exists(place).await.map_err(failed)? {
+        let to = (1..)
+            .map(|number| beside(place, &format!(".before-restore-{number}")))
+            .find(|path| !path.exists());
+        if let Some(to) = to {
+            // The log first: a database without its log is a database; a log without its database is nothing.
+            for suffix in ["-shm", "-wal", ""] {
+                match tokio::fs::rename(beside(place, suffix), beside(&to, suffix)).await {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(failed(error));
+                    }
+                    _ => {}
+                }
+            }
+            kept = Some(to);
+        }
+    }
+    tokio::fs::rename(copy, place).await.map_err(failed)?;
+    if let Some(folder) = place.parent() {
+        let folder = tokio::fs::File::open(folder).await.map_err(failed)?;
+        folder.sync_all().await.map_err(failed)?;
+    }
+    Ok(kept)
+}
