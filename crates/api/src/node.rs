@@ -1,9 +1,11 @@
 //! What a node and the server say to each other.
 
+mod instance_report;
+
 use std::collections::BTreeMap;
 
 use guest_protocol::GuestStats;
-use model::instance::{ExitEvent, InstanceSpec, InstanceState, PinnedImage};
+use model::instance::{InstanceSpec, InstanceState, PinnedImage};
 use model::{Digest, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -11,6 +13,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::Unreadable;
 use crate::enrollment::Hardware;
 use crate::unreadable::Part;
+
+pub use instance_report::{InstanceReport, MAX_LOG_TAIL};
 
 /// Everything one node is to run. Whole, never a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,13 +145,11 @@ fn reported_instances<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Instance
             Ok(InstanceReport {
                 id,
                 state: InstanceState::Unknown,
-                ready: false,
                 restarts: 0,
                 detail: format!("this server cannot read the node's report of it: {reason}"),
                 last_exit: None,
                 failure: None,
                 log_tail: Vec::new(),
-                started_at: None,
                 preparing_ms: 0,
             })
         }
@@ -240,41 +242,6 @@ pub struct EgressState {
     /// By what, or why not and what to do.
     pub reason: String,
 }
-
-/// What a node says about one instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct InstanceReport {
-    /// The instance.
-    pub id: InstanceId,
-    /// Where it is in its life.
-    pub state: InstanceState,
-    /// Whether its health check passes (or it has none and runs).
-    pub ready: bool,
-    /// Times it was started again.
-    pub restarts: u32,
-    /// For people: what it does or waits for (`fetching 3 of 5 layers`, `next start in 4 s`).
-    pub detail: String,
-    /// How it last ended.
-    pub last_exit: Option<ExitEvent>,
-    /// Why it failed, where it did: the operation, its subject, its cause.
-    pub failure: Option<String>,
-    /// The last lines it logged before its last end; at most [`MAX_LOG_TAIL`].
-    pub log_tail: Vec<String>,
-    /// When the app was started, this time.
-    pub started_at: Option<Timestamp>,
-    /// How long its preparation took before its app first ran, in milliseconds: its image was fetched and its disks were
-    /// made. What is under way is not counted.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub preparing_ms: u64,
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
-fn is_zero(number: &u64) -> bool {
-    *number == 0
-}
-
-/// Lines in [`InstanceReport::log_tail`].
-pub const MAX_LOG_TAIL: usize = 20;
 
 /// A stream that a node is asked to open at [`NODE_STREAM`](crate::paths::NODE_STREAM).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

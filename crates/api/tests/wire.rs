@@ -7,10 +7,11 @@
 use api::edge::RouteTable;
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::node::{
-    DesiredState, LogLine, NodeReport, PullSecret, SignalAnswer, StreamRefused, StreamRequest,
-    StreamWanted,
+    DesiredState, InstanceReport, LogLine, NodeReport, PullSecret, SignalAnswer, StreamRefused,
+    StreamRequest, StreamWanted,
 };
 use api::user::{DeployRequest, RegistryLoginRequest, RolloutStatus};
+use model::Timestamp;
 use model::instance::InstanceState;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -99,6 +100,54 @@ fn an_instance_that_a_newer_node_reports_in_a_new_state_counts_as_neither_ready_
     assert!(read("/instances/0/id", json!({"uuid": 1})).is_err());
     let report = read("/images/0/image", json!("an image in another way")).unwrap();
     assert_eq!(report.images[..], known.images[1..]);
+}
+
+/// The fields by which members of version 2 and users of `platform ps --format json` know the state of an instance.
+#[test]
+fn the_state_of_an_instance_is_one_value_and_three_fields_of_json() {
+    let recorded: Value =
+        serde_json::from_str(include_str!("fixtures/protocol_2/node_report.json")).unwrap();
+    let read = |state: &str, ready: bool, started_at: Option<u64>| {
+        let mut report = recorded["instances"][0].clone();
+        report["state"] = json!(state);
+        report["ready"] = json!(ready);
+        report["started_at"] = json!(started_at);
+        serde_json::from_value::<InstanceReport>(report).unwrap()
+    };
+    let written = |report: &InstanceReport| {
+        let json = serde_json::to_value(report).unwrap();
+        (
+            json["state"].clone(),
+            json["ready"].clone(),
+            json["started_at"].clone(),
+        )
+    };
+    for ready in [false, true] {
+        for at in [None, Some(5)] {
+            let report = read("running", ready, at);
+            let started_at = at.map(Timestamp);
+            assert_eq!(report.state, InstanceState::Running { ready, started_at });
+            assert_eq!(
+                written(&report),
+                (json!("running"), json!(ready), json!(at))
+            );
+        }
+    }
+    // What cannot be, and older programs could say, is read as what can.
+    for (word, state) in [
+        ("created", InstanceState::Created),
+        ("preparing", InstanceState::Preparing),
+        ("booting", InstanceState::Booting),
+        ("stopping", InstanceState::Stopping),
+        ("stopped", InstanceState::Stopped),
+        ("backoff", InstanceState::Backoff),
+        ("failed", InstanceState::Failed),
+        ("unknown", InstanceState::Unknown),
+    ] {
+        let report = read(word, true, Some(5));
+        assert_eq!(report.state, state);
+        assert_eq!(written(&report), (json!(word), json!(false), Value::Null));
+    }
 }
 
 #[test]

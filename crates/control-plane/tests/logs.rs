@@ -215,7 +215,6 @@ async fn end_one(server: &Server, node: &Joined) -> InstanceId {
     let gone = desired.stop[0];
     let stopped = InstanceReport {
         state: InstanceState::Stopped,
-        ready: false,
         last_exit: Some(ExitEvent {
             exit_code: 7,
             signal: None,

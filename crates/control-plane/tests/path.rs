@@ -73,7 +73,7 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
     for instance in &status.instances {
         assert_eq!(instance.node, node.id);
         assert_eq!(instance.node_name, "box");
-        assert!(instance.report.as_ref().unwrap().ready);
+        assert!(instance.report.as_ref().unwrap().state.is_ready());
     }
 
     // The edge learns of both, and of nothing newer.
@@ -175,7 +175,6 @@ async fn a_desired_state_is_whole_and_names_every_stop() {
     // It starts, fails for a while, and says why; the user can read it.
     let mut failing = running(two.instances[0].id);
     failing.state = InstanceState::Backoff;
-    failing.ready = false;
     failing.failure = Some("could not start `/hello`: no such file".to_owned());
     let reports = vec![failing.clone(), running(two.instances[1].id)];
     node.client

@@ -285,9 +285,24 @@ pub struct AttachedVolume {
 }
 
 /// Where an instance is in its life. The node owns this; everyone else has its last report.
-/// The machine with its transitions is `node_core::instance`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+///
+/// ```text
+///   created --> preparing --> booting --> running, not ready <--> running, ready
+///                 ^   |          |                |                     |
+///                 |   |          |                |                     |  ends or fails
+///                 |   v          v                v                     v
+///                 +-- backoff <--+----------------+---------------------+
+///                                |
+///                                +--> failed                 retries exhausted, or cannot run
+///                                |
+///                                +--> stopping --> stopped   its policy does not restart it
+///
+///   every state --> stopping --> stopped                     it was asked to stop
+/// ```
+///
+/// The machine with all its transitions is `node_core::instance`. Every report has the state as words of JSON:
+/// `api::node::InstanceReport`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InstanceState {
     /// Known, nothing done yet.
     Created,
@@ -296,7 +311,12 @@ pub enum InstanceState {
     /// Its VMM runs, the app not yet.
     Booting,
     /// The app runs.
-    Running,
+    Running {
+        /// Whether it takes traffic: its health check passes, or it has none and has run for a moment.
+        ready: bool,
+        /// When the app was started, this time. Absent: the node cannot read it.
+        started_at: Option<Timestamp>,
+    },
     /// It was asked to stop, or its last restart is waited for.
     Stopping,
     /// It ended on request, or ended by itself and its policy says not to restart.
@@ -307,8 +327,19 @@ pub enum InstanceState {
     Failed,
     /// A state that this program does not know, because its node is newer. It may run: it counts as neither ready nor
     /// stopped. No node reports it of itself.
-    #[serde(other)]
     Unknown,
+}
+
+impl InstanceState {
+    /// Whether the app runs, ready or not.
+    pub fn is_running(self) -> bool {
+        matches!(self, Self::Running { .. })
+    }
+
+    /// Whether the app runs and takes traffic.
+    pub fn is_ready(self) -> bool {
+        matches!(self, Self::Running { ready: true, .. })
+    }
 }
 
 impl std::fmt::Display for InstanceState {
@@ -317,7 +348,7 @@ impl std::fmt::Display for InstanceState {
             Self::Created => "created",
             Self::Preparing => "preparing",
             Self::Booting => "booting",
-            Self::Running => "running",
+            Self::Running { .. } => "running",
             Self::Stopping => "stopping",
             Self::Stopped => "stopped",
             Self::Backoff => "backoff",

@@ -231,7 +231,10 @@ impl Unreadable {
         if self.stopped {
             InstanceState::Stopped
         } else {
-            InstanceState::Running
+            InstanceState::Running {
+                ready: false,
+                started_at: None,
+            }
         }
     }
 
@@ -240,13 +243,11 @@ impl Unreadable {
         InstanceReport {
             id,
             state: self.state(),
-            ready: false,
             restarts: 0,
             detail: failure.clone(),
             last_exit: None,
             failure: Some(failure),
             log_tail: Vec::new(),
-            started_at: None,
             preparing_ms: 0,
         }
     }
@@ -572,7 +573,6 @@ impl Agent {
             .map(|(id, spec)| InstanceReport {
                 id: *id,
                 state: InstanceState::Failed,
-                ready: false,
                 restarts: 0,
                 detail: String::new(),
                 last_exit: None,
@@ -581,7 +581,6 @@ impl Agent {
                     spec.reason()
                 )),
                 log_tail: Vec::new(),
-                started_at: None,
                 preparing_ms: 0,
             })
     }

@@ -13,6 +13,7 @@ mod vm_watch;
 mod wakeup;
 
 use std::collections::VecDeque;
+use std::mem::discriminant;
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,7 +79,7 @@ pub(crate) struct InstanceHandle {
 fn may_have_a_vm(state: InstanceState) -> bool {
     match state {
         InstanceState::Booting
-        | InstanceState::Running
+        | InstanceState::Running { .. }
         | InstanceState::Stopping
         | InstanceState::Unknown => true,
         InstanceState::Created
@@ -160,7 +161,7 @@ impl InstanceHandle {
         let log = machine.host.logs.open(id, spec.process.clone()).await;
         let log = log.map_err(|error| error.reason)?;
         let log_tail = match life.state() {
-            InstanceState::Running => Vec::new(),
+            InstanceState::Running { .. } => Vec::new(),
             _ => log.tail(MAX_LOG_TAIL).await,
         };
         let report = life.report(machine.clock.now(), log_tail.clone());
@@ -334,7 +335,9 @@ impl InstanceTask {
     fn publish_trouble(&self, detail: String) {
         let now = self.machine.clock.now();
         let mut report = self.life.report(now, self.log_tail.clone());
-        report.ready = false;
+        if let InstanceState::Running { ready, .. } = &mut report.state {
+            *ready = false;
+        }
         report.detail = detail;
         self.publish(report);
     }
@@ -365,8 +368,9 @@ impl InstanceTask {
             }
         };
         let state = self.life.state();
-        if state != state_before {
-            let running = state == InstanceState::Running;
+        // An instance that becomes ready or unready runs on.
+        if discriminant(&state) != discriminant(&state_before) {
+            let running = state.is_running();
             self.running_since = running.then(Instant::now);
             self.next_probe = running.then(Instant::now);
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
@@ -408,12 +412,12 @@ impl InstanceTask {
     async fn next(&mut self) -> Vec<Event> {
         let wake_at = self.life.wake_at().map(|at| self.machine.clock.instant(at));
         let probe_at = match (&self.spec.healthcheck, self.life.state()) {
-            (Some(_), InstanceState::Running) => self.next_probe,
+            (Some(_), InstanceState::Running { .. }) => self.next_probe,
             _ => None,
         };
         let stopping = self.life.stop_asked();
         // Until the app runs, the boot's own watchdog decides.
-        let running = self.life.state() == InstanceState::Running;
+        let running = self.life.state().is_running();
         let stalled_until = self.vm_watch.as_ref().and_then(VmWatch::give_up_at);
         let stalled_until = stalled_until.filter(|_| running);
         let booting = self.life.state() == InstanceState::Booting && self.vm.is_some();
@@ -556,7 +560,8 @@ impl InstanceTask {
             .running_since
             .map_or(Duration::ZERO, |since| since.elapsed());
         let interval = Duration::from_millis(health.interval_ms);
-        let starting = !self.life.ready() && age < Duration::from_millis(health.grace_ms);
+        let starting =
+            !self.life.state().is_ready() && age < Duration::from_millis(health.grace_ms);
         self.next_probe = Some(
             Instant::now()
                 + if starting {
@@ -715,7 +720,7 @@ impl InstanceTask {
                 report.detail.clone_from(&step);
             }
         }
-        if report.state == InstanceState::Running && !self.forwarded.is_empty() {
+        if report.state.is_running() && !self.forwarded.is_empty() {
             let forwarded = forwarded_detail(&self.forwarded);
             report.detail = match report.detail.as_str() {
                 "" => forwarded,
@@ -729,9 +734,9 @@ impl InstanceTask {
             };
         }
         if let Some(why) = self.vm_watch.as_ref().and_then(VmWatch::stalled)
-            && report.state == InstanceState::Running
+            && let InstanceState::Running { ready, .. } = &mut report.state
         {
-            report.ready = false;
+            *ready = false;
             report.detail = format!("not ready: {why}");
         }
         if let Some(why) = &self.unwritten

@@ -450,23 +450,18 @@ impl Lifecycle {
             State::Created => InstanceState::Created,
             State::Preparing => InstanceState::Preparing,
             State::Booting { .. } => InstanceState::Booting,
-            State::Running { .. } => InstanceState::Running,
+            State::Running {
+                started_at,
+                readiness,
+            } => InstanceState::Running {
+                ready: matches!(readiness, Readiness::Ready { .. }),
+                started_at: Some(*started_at),
+            },
             State::Backoff { .. } => InstanceState::Backoff,
             State::Stopping(_) => InstanceState::Stopping,
             State::Stopped { .. } => InstanceState::Stopped,
             State::Failed => InstanceState::Failed,
         }
-    }
-
-    /// Whether it takes traffic.
-    pub fn ready(&self) -> bool {
-        matches!(
-            self.progress.state,
-            State::Running {
-                readiness: Readiness::Ready { .. },
-                ..
-            }
-        )
     }
 
     /// Whether it was asked to stop, and so will not start again.
@@ -484,16 +479,6 @@ impl Lifecycle {
     /// Times it was started again.
     pub fn restarts(&self) -> u32 {
         self.progress.restarts
-    }
-
-    fn started_at(&self) -> Option<Timestamp> {
-        match self.progress.state {
-            State::Running { started_at, .. }
-            | State::Stopping(
-                StopStep::Draining { started_at, .. } | StopStep::Asked { started_at, .. },
-            ) => Some(started_at),
-            _ => None,
-        }
     }
 
     /// The one timer: when it is due, and the event that happens then.
@@ -555,13 +540,11 @@ impl Lifecycle {
         InstanceReport {
             id: self.rules.id,
             state: self.state(),
-            ready: self.ready(),
             restarts: self.progress.restarts,
             detail: self.detail(now),
             last_exit: self.progress.last_exit.clone(),
             failure: self.progress.failure.clone(),
             log_tail,
-            started_at: self.started_at(),
             preparing_ms: self.progress.preparing_ms,
         }
     }

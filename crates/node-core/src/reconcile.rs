@@ -178,6 +178,11 @@ mod tests {
         }
     }
 
+    const RUNNING: InstanceState = InstanceState::Running {
+        ready: true,
+        started_at: None,
+    };
+
     fn seen(instances: &[(u32, InstanceState, bool)]) -> Seen {
         let known = |(id, state, stop_asked): &(u32, InstanceState, bool)| {
             let (state, stop_asked) = (*state, *stop_asked);
@@ -198,10 +203,10 @@ mod tests {
     #[test]
     fn only_what_is_named_starts_and_stops() {
         let seen = seen(&[
-            (1, InstanceState::Running, false),
-            (2, InstanceState::Running, false),
+            (1, RUNNING, false),
+            (2, RUNNING, false),
             (3, InstanceState::Stopping, true),
-            (4, InstanceState::Running, false),
+            (4, RUNNING, false),
             (5, InstanceState::Stopped, true),
             (6, InstanceState::Stopped, false),
             (7, InstanceState::Stopped, true),
@@ -223,7 +228,7 @@ mod tests {
 
     #[test]
     fn an_empty_state_stops_nothing() {
-        let seen = seen(&[(1, InstanceState::Running, false)]);
+        let seen = seen(&[(1, RUNNING, false)]);
         let actions = reconcile(&desired(&[], &[]), &seen).unwrap();
         assert_eq!(actions, [NodeAction::KeepUnknown(InstanceId(1))]);
     }

@@ -168,8 +168,8 @@ fn shown(row: &InstanceRow) -> Shown {
             (BAD, "failed".to_owned(), what_happened(report))
         }
         _ if row.terminating => (FAINT, "terminating".to_owned(), String::new()),
-        InstanceState::Running if report.ready => (GOOD, "healthy".to_owned(), String::new()),
-        InstanceState::Running if detail.is_empty() => (
+        InstanceState::Running { ready: true, .. } => (GOOD, "healthy".to_owned(), String::new()),
+        InstanceState::Running { ready: false, .. } if detail.is_empty() => (
             BUSY,
             "running".to_owned(),
             "waiting for its health check".to_owned(),

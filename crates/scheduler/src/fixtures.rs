@@ -320,10 +320,7 @@ impl Instance {
     /// As if its node had reported it ready.
     pub fn make_ready(&mut self) -> &mut Self {
         self.phase = InstancePhase::Established;
-        self.report = Some(InstanceReport {
-            ready: true,
-            ..report(self.spec.id, InstanceState::Running)
-        });
+        self.report = Some(report(self.spec.id, READY));
         self
     }
 }
@@ -339,17 +336,27 @@ impl Instance {
     }
 }
 
+/// A running instance that is not ready.
+pub const RUNNING: InstanceState = InstanceState::Running {
+    ready: false,
+    started_at: None,
+};
+
+/// A running instance that is ready.
+pub const READY: InstanceState = InstanceState::Running {
+    ready: true,
+    started_at: None,
+};
+
 pub fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
     InstanceReport {
         id,
         state,
-        ready: false,
         restarts: 0,
         detail: String::new(),
         last_exit: None,
         failure: None,
         log_tail: Vec::new(),
-        started_at: None,
         preparing_ms: 0,
     }
 }
@@ -406,7 +413,7 @@ pub fn show(cluster: &ClusterState) -> String {
         let spec = &instance.spec;
         let state = match &instance.report {
             None => "new".to_owned(),
-            Some(r) if r.ready => "ready".to_owned(),
+            Some(r) if r.state.is_ready() => "ready".to_owned(),
             Some(r) => r.state.to_string(),
         };
         let terminating = if instance.is_terminating() {

@@ -161,7 +161,7 @@ fn after_report(
     is_current: bool,
     reported: Option<&InstanceReport>,
 ) -> Option<(InstancePhase, Option<InstanceReport>)> {
-    let ready = reported.is_some_and(|r| r.ready && r.state == InstanceState::Running);
+    let ready = reported.is_some_and(|r| r.state.is_ready());
     let gone = reported.is_none_or(|r| has_stopped(r.state));
     let next = match &instance.phase {
         InstancePhase::New if ready => Some(InstancePhase::Established),
@@ -215,7 +215,9 @@ mod tests {
     use super::*;
     use crate::apply::{Command, Refused, apply};
     use crate::cluster_state::UnreadableRecord;
-    use crate::fixtures::{InstanceFixture, attach, cluster, deploy, manifest, process, report};
+    use crate::fixtures::{
+        InstanceFixture, READY, attach, cluster, deploy, manifest, process, report,
+    };
     use api::node::DriverChoice;
 
     fn is_gone(cluster: &ClusterState, id: u32) -> bool {
@@ -246,10 +248,7 @@ mod tests {
     }
 
     fn says(generation: u64, instances: &[(u32, InstanceState)]) -> NodeReport {
-        let said = |(id, state): &(u32, InstanceState)| InstanceReport {
-            ready: *state == InstanceState::Running,
-            ..report(InstanceId(*id), *state)
-        };
+        let said = |(id, state): &(u32, InstanceState)| report(InstanceId(*id), *state);
         NodeReport {
             generation: Generation {
                 incarnation: Incarnation(1),
@@ -283,10 +282,7 @@ mod tests {
     #[test]
     fn a_report_changes_only_the_records_it_says_something_new_of() {
         let mut cluster = two();
-        let said = says(
-            7,
-            &[(1, InstanceState::Running), (9, InstanceState::Running)],
-        );
+        let said = says(7, &[(1, READY), (9, READY)]);
         let changes = take(&mut cluster, NodeId(1), &said);
         let changed: Vec<_> = changes.instances.keys().copied().collect();
         assert_eq!(changed, [InstanceId(1)]);
@@ -300,7 +296,7 @@ mod tests {
         assert_eq!(cluster.instances[&InstanceId(1)].report, None);
         assert_eq!(*phase(&cluster, 1), InstancePhase::Established);
         // Another node's report does not count.
-        let said = says(0, &[(1, InstanceState::Running)]);
+        let said = says(0, &[(1, READY)]);
         assert!(take(&mut cluster, NodeId(2), &said).instances.is_empty());
         assert_eq!(
             unknown(&cluster, NodeId(2), &said).instances,
@@ -365,7 +361,7 @@ mod tests {
             .unwrap()
             .terminate();
         assert!(!cluster.instances[&InstanceId(1)].was_ready());
-        let said = says(6, &[(1, InstanceState::Running)]);
+        let said = says(6, &[(1, READY)]);
         take(&mut cluster, NodeId(1), &said);
         let instance = &cluster.instances[&InstanceId(1)];
         assert!(instance.is_terminating() && instance.was_ready());
@@ -432,7 +428,7 @@ mod tests {
     fn an_instance_with_an_unreadable_record_is_not_unknown() {
         let mut cluster = two();
         cluster.instances.remove(&InstanceId(1));
-        let said = says(7, &[(1, InstanceState::Running)]);
+        let said = says(7, &[(1, READY)]);
         assert_eq!(
             unknown(&cluster, NodeId(1), &said).instances,
             [InstanceId(1)]

@@ -198,14 +198,14 @@ impl InstanceHealth {
         let serves = !instance.spec.ports.is_empty() || instance.spec.healthcheck.is_some();
         let clean = report.last_exit.as_ref().is_some_and(|e| e.exit_code == 0);
         match report.state {
-            InstanceState::Running if report.ready => Self::Ready,
+            InstanceState::Running { ready: true, .. } => Self::Ready,
             InstanceState::Stopped if clean && !serves => Self::Completed,
             InstanceState::Stopped | InstanceState::Failed => Self::Terminated,
             InstanceState::Unknown => Self::Unknown,
             InstanceState::Created
             | InstanceState::Preparing
             | InstanceState::Booting
-            | InstanceState::Running
+            | InstanceState::Running { ready: false, .. }
             | InstanceState::Stopping
             | InstanceState::Backoff => {
                 if report.restarts >= MAX_NEW_RESTARTS {
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn case_the_deadline_of_a_rollout_starts_after_the_pull_and_follows_the_grace() {
-        use crate::fixtures::{report, spec};
+        use crate::fixtures::{RUNNING, report, spec};
         const MIN: u64 = 60_000;
         let late = |state: Option<InstanceState>, preparing_ms, grace_ms, age_ms| {
             let mut web = process(1);
@@ -366,7 +366,7 @@ mod tests {
         let (preparing, booting, running) = (
             Some(InstanceState::Preparing),
             Some(InstanceState::Booting),
-            Some(InstanceState::Running),
+            Some(RUNNING),
         );
         // Without a word of the node, and with a quick pull: five minutes.
         is_late(None, 0, 0, 5 * MIN);

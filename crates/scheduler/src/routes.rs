@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 use api::edge::{Backend, Route, RouteTable};
 use api::user::RolloutPhase;
 use manifest::{Manifest, RouteTarget};
-use model::instance::{InstanceState, ProxyProtocol};
+use model::instance::ProxyProtocol;
 use model::{EnvKey, EnvNetwork, Generation, Incarnation, ProcessName, ReleaseNumber};
 
 use crate::cluster_state::{ClusterState, Env, Instance, Release};
@@ -295,8 +295,7 @@ pub fn taken_hosts(
 
 fn serves(instance: &Instance) -> bool {
     let report = instance.report.as_ref();
-    !instance.is_terminating()
-        && report.is_some_and(|r| r.ready && r.state == InstanceState::Running)
+    !instance.is_terminating() && report.is_some_and(|r| r.state.is_ready())
 }
 
 /// The release whose hosts are routed even when they have no backend (the edge then answers 503).

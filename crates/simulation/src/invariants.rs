@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::user::RolloutPhase;
-use model::instance::InstanceState;
 use model::{EnvKey, InstanceId, NodeId, ProcessName};
 use scheduler::cluster_state::{ClusterState, Instance};
 use scheduler::rollout::wanted_counts;
@@ -30,7 +29,7 @@ fn is_ready(cluster: &ClusterState, instance: &Instance) -> bool {
         .get(&instance.node)
         .is_some_and(|node| node.online);
     let report = instance.report.as_ref();
-    online && !instance.is_terminating() && report.is_some_and(|report| report.ready)
+    online && !instance.is_terminating() && report.is_some_and(|report| report.state.is_ready())
 }
 
 /// How many instances of a process type are ready, as the server knows it.
@@ -132,7 +131,10 @@ pub(crate) fn check_plan(simulator: &Simulator, minimums: &Minimums, cluster: &C
         for backend in &route.backends {
             let instance = cluster.instances.get(&backend.instance);
             let serves = instance.is_some_and(|i| {
-                !i.is_terminating() && i.report.as_ref().is_some_and(|report| report.ready)
+                !i.is_terminating()
+                    && i.report
+                        .as_ref()
+                        .is_some_and(|report| report.state.is_ready())
             });
             if !serves {
                 simulator.violate(format!(
@@ -201,10 +203,8 @@ pub(crate) fn leftovers(machine: &Machine, cluster: &ClusterState) -> Option<Str
 
 /// Whether every instance of the cluster is ready and stays.
 pub(crate) fn all_ready(cluster: &ClusterState) -> bool {
-    cluster.instances.values().all(|instance| {
-        let report = instance.report.as_ref();
-        is_ready(cluster, instance) && report.is_some_and(|r| r.state == InstanceState::Running)
-    })
+    let mut instances = cluster.instances.values();
+    instances.all(|instance| is_ready(cluster, instance))
 }
 
 /// Nodes that run VMs of a process type.

@@ -327,10 +327,14 @@ fn an_instance_whose_record_cannot_be_read_is_reported_and_keeps_what_it_has() {
             let state = |small: &Small| {
                 small.server.with(|cluster| {
                     let report = cluster.instances[&id].report.as_ref();
-                    report.map(|report| (report.state, report.ready))
+                    report.map(|report| report.state)
                 })
             };
-            assert_eq!(state(&small), Some((InstanceState::Running, false)));
+            let running = InstanceState::Running {
+                ready: false,
+                started_at: None,
+            };
+            assert_eq!(state(&small), Some(running));
             let machine = &small.node.machine;
             assert_eq!((machine.boots(), machine.running()), (1, vec![id]));
             assert!(machine.lock().taps.contains(&id));
@@ -406,7 +410,7 @@ fn case_an_agent_without_descriptors_ends_no_vm_and_goes_on_when_it_has_some() {
                 small.server.with(|cluster| {
                     let report = cluster.instances[&id].report.as_ref();
                     report.is_some_and(|report| {
-                        !report.ready
+                        !report.state.is_ready()
                             && (report.detail.contains("open files")
                                 || report
                                     .failure

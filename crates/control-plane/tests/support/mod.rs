@@ -204,14 +204,15 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
 pub(crate) fn running(id: InstanceId) -> InstanceReport {
     InstanceReport {
         id,
-        state: InstanceState::Running,
-        ready: true,
+        state: InstanceState::Running {
+            ready: true,
+            started_at: Some(Timestamp(1)),
+        },
         restarts: 0,
         detail: String::new(),
         last_exit: None,
         failure: None,
         log_tail: Vec::new(),
-        started_at: Some(Timestamp(1)),
         preparing_ms: 0,
     }
 }

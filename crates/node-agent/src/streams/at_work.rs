@@ -104,14 +104,15 @@ async fn cluster(
     let id = desired.instances[0].id;
     let running = InstanceReport {
         id,
-        state: InstanceState::Running,
-        ready: true,
+        state: InstanceState::Running {
+            ready: true,
+            started_at: None,
+        },
         restarts: 0,
         detail: String::new(),
         last_exit: None,
         failure: None,
         log_tail: Vec::new(),
-        started_at: None,
         preparing_ms: 0,
     };
     node.report(&report(after, vec![running.clone()]))

@@ -2,9 +2,8 @@
 //! has a meaning.
 
 use model::Timestamp;
-use model::instance::{ExitEvent, InstanceState};
+use model::instance::ExitEvent;
 use serde::Deserialize;
-use serde::de::Error as _;
 
 use super::format::{ProgressJson, StateJson, StopStepJson};
 use super::{Progress, Readiness};
@@ -12,7 +11,7 @@ use super::{Progress, Readiness};
 /// A life as version 1 of `instance.json` has it. What follows from the spec is not read.
 #[derive(Debug, Deserialize)]
 struct FirstVersion {
-    state: InstanceState,
+    state: FirstState,
     stop: Option<Stop>,
     stop_asked: bool,
     wake_at: Option<Timestamp>,
@@ -36,6 +35,19 @@ struct FirstVersion {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(rename_all = "lowercase")]
+enum FirstState {
+    Created,
+    Preparing,
+    Booting,
+    Running,
+    Stopping,
+    Stopped,
+    Backoff,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Stop {
     Draining,
     Asked,
@@ -53,13 +65,13 @@ impl Progress {
         let timer = old.wake_at.unwrap_or(Timestamp(0));
         let started_at = old.started_at.unwrap_or(timer);
         let state = match old.state {
-            InstanceState::Created => StateJson::Created,
-            InstanceState::Preparing => StateJson::Preparing,
-            InstanceState::Booting => StateJson::Booting {
+            FirstState::Created => StateJson::Created,
+            FirstState::Preparing => StateJson::Preparing,
+            FirstState::Booting => StateJson::Booting {
                 watchdog: timer,
                 limit: None,
             },
-            InstanceState::Running => StateJson::Running {
+            FirstState::Running => StateJson::Running {
                 started_at,
                 readiness: if old.ready {
                     Readiness::Ready {
@@ -75,7 +87,7 @@ impl Progress {
                     Readiness::Settling { until: timer }
                 },
             },
-            InstanceState::Stopping => StateJson::Stopping {
+            FirstState::Stopping => StateJson::Stopping {
                 asked: old.stop_asked,
                 step: match old.stop {
                     Some(Stop::Draining) => StopStepJson::Draining {
@@ -89,17 +101,14 @@ impl Progress {
                     Some(Stop::Cleaning) | None => StopStepJson::Cleaning,
                 },
             },
-            InstanceState::Stopped => StateJson::Stopped {
+            FirstState::Stopped => StateJson::Stopped {
                 asked: old.stop_asked,
             },
-            InstanceState::Backoff => StateJson::Backoff {
+            FirstState::Backoff => StateJson::Backoff {
                 until: timer,
                 ran: old.ran_last_time,
             },
-            InstanceState::Failed => StateJson::Failed,
-            InstanceState::Unknown => {
-                return Err(serde_json::Error::custom("version 1 has no such state"));
-            }
+            FirstState::Failed => StateJson::Failed,
         };
         let json = ProgressJson {
             state,

@@ -11,7 +11,6 @@ use api::user::{ExecQuery, is_terminal_type};
 use api_client::{ApiClient, ExecReader, ExecWriter, UserExec};
 use clap::{ArgGroup, Args};
 use guest_protocol::{GuestFrame, Stream};
-use model::instance::InstanceState;
 use model::{InstanceId, NameError, ProcessName};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -111,9 +110,13 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     let rows = client.instances(Some(&env)).await?;
     let healthy = |row: &&InstanceRow| {
         let report = row.report.as_ref();
-        let runs = report.is_some_and(|r| r.state == InstanceState::Running);
+        let runs = report.is_some_and(|r| r.state.is_running());
         // A running instance that is not ready is better than none: it is what people want to look into.
-        (runs, report.is_some_and(|r| r.ready), !row.terminating)
+        (
+            runs,
+            report.is_some_and(|r| r.state.is_ready()),
+            !row.terminating,
+        )
     };
     let of_process = rows
         .iter()

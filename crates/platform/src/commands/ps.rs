@@ -78,10 +78,13 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
             row.process.to_string(),
             row.release.to_string(),
             state(row),
-            report
-                .filter(|r| r.state == InstanceState::Running)
-                .and_then(|r| r.started_at)
-                .map_or_else(|| "-".to_owned(), |at| units::age(now, at)),
+            match report.map(|r| r.state) {
+                Some(InstanceState::Running {
+                    started_at: Some(at),
+                    ..
+                }) => units::age(now, at),
+                _ => "-".to_owned(),
+            },
             report.map_or(0, |r| r.restarts).to_string(),
             row.node_name.clone(),
         ]);
@@ -114,7 +117,7 @@ fn state(row: &InstanceRow) -> String {
     match &row.report {
         _ if row.terminating => "terminating".to_owned(),
         None => "created".to_owned(),
-        Some(r) if r.state == InstanceState::Running && r.ready => "healthy".to_owned(),
+        Some(r) if r.state.is_ready() => "healthy".to_owned(),
         // Ended by itself.
         Some(InstanceReport {
             state: InstanceState::Stopped,

@@ -19,8 +19,8 @@ use crate::apply::{Command, apply};
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, InstancePhase, VolumePhase};
 use crate::fixtures::{
-    MIB, attach, cluster, database, deploy, deployment, exit, key, manifest, name, node, process,
-    release, report, show, worker,
+    MIB, READY, RUNNING, attach, cluster, database, deploy, deployment, exit, key, manifest, name,
+    node, process, release, report, show, worker,
 };
 use crate::leader::Leader;
 use crate::routes::RouteIndex;
@@ -29,7 +29,8 @@ fn any_state() -> impl Strategy<Value = InstanceState> {
     prop_oneof![
         1 => Just(InstanceState::Created),
         1 => Just(InstanceState::Booting),
-        4 => Just(InstanceState::Running),
+        2 => Just(RUNNING),
+        2 => Just(READY),
         1 => Just(InstanceState::Stopping),
         1 => Just(InstanceState::Stopped),
         1 => Just(InstanceState::Backoff),
@@ -40,7 +41,7 @@ fn any_state() -> impl Strategy<Value = InstanceState> {
 type AnyInstance = (
     (bool, u32, u16),
     (InstancePhase, u64),
-    Option<(InstanceState, bool, u32, Option<u8>)>,
+    Option<(InstanceState, u32, Option<u8>)>,
 );
 
 fn any_instance() -> impl Strategy<Value = AnyInstance> {
@@ -55,12 +56,7 @@ fn any_instance() -> impl Strategy<Value = AnyInstance> {
         1 => Just(InstancePhase::Gone { reason: "a test".to_owned() }),
     ];
     let flags = (phase, 0_u64..20_000_000);
-    let said = (
-        any_state(),
-        any::<bool>(),
-        0_u32..5,
-        proptest::option::of(0_u8..2),
-    );
+    let said = (any_state(), 0_u32..5, proptest::option::of(0_u8..2));
     (view, flags, proptest::option::of(said))
 }
 
@@ -174,8 +170,7 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
                 let instance = cluster.instances.get_mut(&InstanceId(id)).unwrap();
                 instance.phase = phase;
                 instance.created_at = Timestamp(created_at);
-                instance.report = said.map(|(state, ready, restarts, code)| InstanceReport {
-                    ready: ready && state == InstanceState::Running,
+                instance.report = said.map(|(state, restarts, code)| InstanceReport {
                     restarts,
                     last_exit: code.map(exit),
                     ..report(InstanceId(id), state)
@@ -201,13 +196,13 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
 enum Event {
     Online(u16, bool),
     Scale(u32),
-    Report(u16, bool, Vec<(InstanceState, bool)>),
+    Report(u16, bool, Vec<InstanceState>),
     Deploy(u32),
     Later(u64),
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let said = prop::collection::vec((any_state(), any::<bool>()), 0..6);
+    let said = prop::collection::vec(any_state(), 0..6);
     prop_oneof![
         2 => (1_u16..5, any::<bool>()).prop_map(|(node, online)| Event::Online(node, online)),
         1 => (0_u32..5).prop_map(Event::Scale),
@@ -243,12 +238,7 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
             };
             let here = leader.state().instances.on_node(node);
             // Instances beyond the states that were drawn are not listed.
-            let instances = here
-                .zip(said)
-                .map(|((id, _), (state, ready))| InstanceReport {
-                    ready: *ready && *state == InstanceState::Running,
-                    ..report(id, *state)
-                });
+            let instances = here.zip(said).map(|((id, _), state)| report(id, *state));
             let newest = leader.state().generation(node).unwrap_or_default();
             let older = Generation {
                 counter: newest.counter.saturating_sub(1),
