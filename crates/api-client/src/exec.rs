@@ -10,43 +10,43 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 
 /// Bytes asked for by one read.
 const READ_BYTES: usize = 32 * 1024;
-/// How long the other end may take to hang up once all was said.
+/// How long the other end may take to hang up once all was sent.
 const HANG_UP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Frames both ways. Dropping it cuts the stream, and ends the command.
 #[derive(Debug)]
-pub struct ExecStream<Heard> {
-    /// What the other end says.
-    pub heard: ExecReader<Heard>,
-    /// What this end says.
-    pub said: ExecWriter,
+pub struct ExecStream<Received> {
+    /// Frames of the other end.
+    pub reader: ExecReader<Received>,
+    /// Frames of this end.
+    pub writer: ExecWriter,
 }
 
-/// The stream as a user has it: they hear the command.
+/// The stream as a user has it: they receive the output of the command.
 pub type UserExec = ExecStream<GuestFrame>;
-/// The stream as a node has it: it hears the user.
+/// The stream as a node has it: it receives the input of the user.
 pub type NodeExec = ExecStream<UserFrame>;
 
-impl<Heard: Frame> ExecStream<Heard> {
+impl<Received: Frame> ExecStream<Received> {
     pub(crate) fn new(connection: Upgraded) -> Self {
         let (reader, writer) = tokio::io::split(connection);
         Self {
-            heard: ExecReader {
+            reader: ExecReader {
                 reader,
                 buffer: FrameBuffer::default(),
                 chunk: vec![0; READ_BYTES],
                 frames: std::marker::PhantomData,
             },
-            said: ExecWriter { writer },
+            writer: ExecWriter { writer },
         }
     }
 
-    /// Ends the stream so that what was said last is not lost: bytes of the other end that nobody
+    /// Ends the stream so that what was sent last is not lost: bytes of the other end that nobody
     /// read would make the kernel reset the connection.
     pub async fn hang_up(mut self) {
         let hanging_up = async {
-            self.said.writer.shutdown().await?;
-            while self.heard.reader.read(&mut self.heard.chunk).await? > 0 {}
+            self.writer.writer.shutdown().await?;
+            while self.reader.reader.read(&mut self.reader.chunk).await? > 0 {}
             Ok::<_, io::Error>(())
         };
         // One that does not hang up in time, or broke, is cut.
@@ -54,21 +54,21 @@ impl<Heard: Frame> ExecStream<Heard> {
     }
 }
 
-/// What the other end says.
+/// Reads the frames of the other end.
 #[derive(Debug)]
-pub struct ExecReader<Heard> {
+pub struct ExecReader<Received> {
     reader: ReadHalf<Upgraded>,
     buffer: FrameBuffer,
     chunk: Vec<u8>,
-    frames: std::marker::PhantomData<fn() -> Heard>,
+    frames: std::marker::PhantomData<fn() -> Received>,
 }
 
-impl<Heard: Frame> ExecReader<Heard> {
+impl<Received: Frame> ExecReader<Received> {
     /// The next frame; none when the other end has left. Cancel-safe.
     ///
     /// # Errors
     /// The connection broke, or what came is no frame.
-    pub async fn next(&mut self) -> io::Result<Option<Heard>> {
+    pub async fn next(&mut self) -> io::Result<Option<Received>> {
         loop {
             if let Some(frame) = self.buffer.next().map_err(io::Error::other)? {
                 return Ok(Some(frame));
@@ -84,18 +84,18 @@ impl<Heard: Frame> ExecReader<Heard> {
     }
 }
 
-/// What this end says.
+/// Writes frames to the other end.
 #[derive(Debug)]
 pub struct ExecWriter {
     writer: WriteHalf<Upgraded>,
 }
 
 impl ExecWriter {
-    /// Says something, and waits until the connection has taken it.
+    /// Sends a frame, and waits until the connection has taken it.
     ///
     /// # Errors
     /// The connection broke.
-    pub async fn say(&mut self, frame: &impl Frame) -> io::Result<()> {
+    pub async fn send(&mut self, frame: &impl Frame) -> io::Result<()> {
         self.writer.write_all(&frame.encode()).await?;
         self.writer.flush().await
     }

@@ -143,14 +143,8 @@ fn reported_instances<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Instance
             let id = report.field("id");
             let id = id.ok_or_else(|| D::Error::custom(Nameless(reason.to_owned())))?;
             Ok(InstanceReport {
-                id,
-                state: InstanceState::Unknown,
-                restarts: 0,
                 detail: format!("this server cannot read the node's report of it: {reason}"),
-                last_exit: None,
-                failure: None,
-                log_tail: Vec::new(),
-                preparing_ms: 0,
+                ..InstanceReport::new(id, InstanceState::Unknown)
             })
         }
     };

@@ -3,7 +3,7 @@
 //! The server refuses fields of a request that it does not know: a misspelt one would be ignored otherwise. A client
 //! ignores fields of an answer that it does not know: the server may be newer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use guest_protocol::GuestStats;
@@ -117,6 +117,9 @@ pub struct CreateTokenResponse {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
+    /// The process types that the release is of; the others stay as they are. Empty: all.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub only: BTreeSet<ProcessName>,
     /// The manifest, as written.
     pub manifest: String,
     /// The image reference; a tag is resolved once, now.

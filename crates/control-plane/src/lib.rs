@@ -1,12 +1,12 @@
 //! The API server: it gathers, asks `scheduler`, and performs.
 //!
 //! - [`run`] starts a server: it creates the cluster at the first start ([`keys`], [`bootstrap`]), serves TLS with optional
-//!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planning`]).
+//!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planner_loop`]).
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
 //! - The cluster state is in memory, loaded once. Every change is a command of [`scheduler::apply`], decided there
-//!   ([`state::Shared::change`]), and answered when its batch is in the store and published ([`leading`], [`committing`]).
-//! - The planner task is the only one that plans ([`planning`]). Every handler that changes the cluster state wakes it.
+//!   ([`state::Shared::change`]), and answered when its batch is in the store and published ([`leader_handle`], [`commit_loop`]).
+//! - The planner task is the only one that plans ([`planner_loop`]). Every handler that changes the cluster state wakes it.
 //! - A change wakes the long polls that it is about ([`topics`]).
 //! - Secret bundles are sealed before the store sees them ([`secrets`]); a node gets the bundles of the instances that
 //!   are placed on it, and no others.
@@ -29,15 +29,15 @@ mod backup;
 mod bootstrap;
 mod callers;
 mod clock;
-mod committing;
+mod commit_loop;
 mod failure;
 mod keys;
-mod leading;
+mod leader_handle;
 mod limits;
 mod logins;
 mod not_committed;
 mod options;
-mod planning;
+mod planner_loop;
 mod presence;
 mod refused_enrollments;
 mod rows;

@@ -12,7 +12,7 @@ pub(crate) const MAX_QUEUED_CHANGES: usize = 1024;
 pub(crate) const MAX_BATCH: usize = 512;
 /// Envs that are planned in one batch.
 pub(crate) const PLAN_BATCH: u32 = 64;
-/// How long an env that cannot be planned is left alone, in milliseconds.
+/// How long an env that cannot be planned is quarantined: it is not planned meanwhile. In milliseconds.
 pub(crate) const QUARANTINE_MS: u64 = 60_000;
 
 /// Connections at a time; further ones wait in the kernel's queue.

@@ -1,4 +1,4 @@
-//! The store does not take a change.
+//! The error of a change that the store did not commit.
 
 use std::sync::Arc;
 

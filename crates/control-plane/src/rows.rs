@@ -216,7 +216,7 @@ pub(crate) fn rollout_status(
             "the env is being destroyed".to_owned(),
         )
     } else if rollout.reason.is_empty() && rollout.phase == RolloutPhase::Rolling {
-        (rollout.phase, waits(findings, key))
+        (rollout.phase, waiting_reason(findings, key))
     } else {
         (rollout.phase, rollout.reason.clone())
     };
@@ -236,7 +236,7 @@ pub(crate) fn rollout_status(
 }
 
 /// What the planner says of an env that waits.
-fn waits(findings: &Table<EnvKey, Vec<Finding>>, key: &EnvKey) -> String {
+fn waiting_reason(findings: &Table<EnvKey, Vec<Finding>>, key: &EnvKey) -> String {
     let of_env = findings.get(key).into_iter().flatten();
     let of_env: Vec<_> = of_env.map(|finding| finding.message.as_str()).collect();
     of_env.join("; ")

@@ -33,7 +33,7 @@ use tower::ServiceExt as _;
 use crate::callers::Peer;
 use crate::clock::now;
 use crate::keys::{self, ClusterKeys};
-use crate::leading::Leading;
+use crate::leader_handle::LeaderHandle;
 use crate::limits::{
     ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
     REGISTRY_PAUSE, SHUTDOWN_GRACE,
@@ -46,7 +46,7 @@ use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::topics::Topics;
-use crate::{api, bootstrap, committing, planning};
+use crate::{api, bootstrap, commit_loop, planner_loop};
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
 ///
@@ -100,7 +100,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         routes: routes.clone(),
         findings: Table::new(),
     };
-    let (leading, requests) = Leading::new();
+    let (leader_handle, requests) = LeaderHandle::new();
     let shared = Arc::new(Shared {
         secrets: Secrets::new(store.clone(), seal),
         store,
@@ -111,7 +111,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         presence,
         streams: Streams::default(),
         wake: Notify::new(),
-        leading,
+        leader: leader_handle,
         published: watch::Sender::new(Arc::new(nothing_published)),
         topics: Topics::default(),
         log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
@@ -125,12 +125,12 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         shutdown: shutdown.clone(),
     });
     let leader = Leader::new(cluster, routes);
-    let committer = tokio::spawn(committing::run(Arc::clone(&shared), leader, requests));
+    let committer = tokio::spawn(commit_loop::run(Arc::clone(&shared), leader, requests));
     // What edges are told first is the whole cluster state, not an empty table.
-    planning::settle(&shared)
+    planner_loop::plan_all(&shared)
         .await
         .map_err(|e| ServerError::Settle(display::chain(&e)))?;
-    let planner = tokio::spawn(planning::run(Arc::clone(&shared)));
+    let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
 
     tracing::info!(%address, cluster = %shared.settings.id, "the server answers");
     if let Some(ready) = options.ready {

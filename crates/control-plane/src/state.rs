@@ -19,7 +19,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::failure::ApiFailure;
-use crate::leading::Leading;
+use crate::leader_handle::LeaderHandle;
 use crate::logins::Logins;
 use crate::not_committed::NotCommitted;
 use crate::presence::Presence;
@@ -51,7 +51,7 @@ pub(crate) struct Shared {
     /// Wakes the planner.
     pub(crate) wake: Notify,
     /// The cluster state in memory, and its one writer.
-    pub(crate) leading: Leading,
+    pub(crate) leader: LeaderHandle,
     pub(crate) published: watch::Sender<Arc<Published>>,
     pub(crate) topics: Topics,
     pub(crate) log_readers: Arc<Semaphore>,
@@ -99,7 +99,7 @@ impl Shared {
         // A caller who left while the request was on its way is noticed when its connection is read again, and then
         // nothing is decided.
         tokio::task::yield_now().await;
-        self.leading.change(decide).await
+        self.leader.change(decide).await
     }
 
     /// Waits until `look` finds something in what is published, for as long as `wait`. It looks again when the topic
@@ -110,7 +110,7 @@ impl Shared {
         wait: std::time::Duration,
         mut look: impl FnMut(&Published) -> Option<T>,
     ) -> Result<Option<T>, ApiFailure> {
-        let topic = self.topics.listen(topic);
+        let topic = self.topics.subscribe(topic);
         let searching = async {
             loop {
                 let changed = topic.notified();

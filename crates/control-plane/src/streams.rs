@@ -1,7 +1,7 @@
 //! Streams: asked of nodes, opened by them, joined to the caller that wants them.
 //!
 //! ```text
-//! reader: GET logs ----> ask(node) --> the node's queue <--long poll-- node
+//! reader: GET logs ----> request(node) --> the node's queue <--long poll-- node
 //!         <-- lines --- channel <------ claim(stream) <------- POST -- node
 //! ```
 //!
@@ -148,12 +148,12 @@ impl Streams {
                 ended,
             })
         };
-        self.ask(node, StreamWanted::Logs(wanted), open)
+        self.request(node, StreamWanted::Logs(wanted), open)
     }
 
     /// Asks a node to open a stream; gives its id. What is to wait for it is made only if the node
     /// is asked: a log stream that was dropped says that it ended.
-    pub(crate) fn ask(
+    pub(crate) fn request(
         &self,
         node: NodeId,
         wanted: StreamWanted,
@@ -244,7 +244,7 @@ mod tests {
                 instance: InstanceId(7),
                 signal: signal.to_owned(),
             };
-            let asked = streams.ask(node, wanted, || Waiting::Answer(sender));
+            let asked = streams.request(node, wanted, || Waiting::Answer(sender));
             (asked.unwrap(), receiver)
         };
         let (left, _) = ask("SIGKILL");

@@ -1,4 +1,4 @@
-//! Who waits for what: a change wakes those whom it is about, and nobody else.
+//! Topics of change, by which long polls wait: a change wakes the subscribers of its topics, and no others.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use model::{EnvKey, NodeId};
 use tokio::sync::Notify;
 
-/// What may be otherwise than before.
+/// What may have changed.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Topic {
     /// The desired state of a node.
@@ -17,24 +17,24 @@ pub(crate) enum Topic {
     Routes,
 }
 
-/// The topics that somebody waits for.
+/// The topics that have subscribers.
 #[derive(Debug, Default)]
 pub(crate) struct Topics(Mutex<BTreeMap<Topic, Arc<Notify>>>);
 
 impl Topics {
-    /// Wakes whoever listens from the moment of [`Notify::notified`] on.
-    pub(crate) fn listen(&self, topic: Topic) -> Arc<Notify> {
+    /// The notifications of a topic. A caller gets those from its call of [`Notify::notified`] on.
+    pub(crate) fn subscribe(&self, topic: Topic) -> Arc<Notify> {
         let mut topics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(topics.entry(topic).or_default())
     }
 
-    /// Wakes those who listen. A topic that nobody listens to any more is dropped.
-    pub(crate) fn wake(&self, changed: impl Iterator<Item = Topic>) {
+    /// Wakes the subscribers of these topics. A topic without a subscriber is dropped.
+    pub(crate) fn notify(&self, changed: impl Iterator<Item = Topic>) {
         let mut topics = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for topic in changed {
-            if let Some(listeners) = topics.get(&topic) {
-                listeners.notify_waiters();
-                if Arc::strong_count(listeners) == 1 {
+            if let Some(subscribers) = topics.get(&topic) {
+                subscribers.notify_waiters();
+                if Arc::strong_count(subscribers) == 1 {
                     topics.remove(&topic);
                 }
             }
@@ -47,22 +47,22 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_change_wakes_those_whom_it_is_about() {
+    async fn a_change_wakes_the_subscribers_of_its_topic_only() {
         let topics = Topics::default();
         let (one, two) = (Topic::Node(NodeId(1)), Topic::Node(NodeId(2)));
-        let first = topics.listen(one.clone());
+        let first = topics.subscribe(one.clone());
         let mut woken = std::pin::pin!(first.notified());
         assert!(!woken.as_mut().enable());
         {
-            let second = topics.listen(two.clone());
+            let second = topics.subscribe(two.clone());
             let mut asleep = std::pin::pin!(second.notified());
             assert!(!asleep.as_mut().enable());
-            topics.wake([one].into_iter());
+            topics.notify([one].into_iter());
             assert!(woken.as_mut().enable());
             assert!(!asleep.as_mut().enable());
         }
-        // Nobody listens: nothing is kept.
-        topics.wake([two].into_iter());
+        // A topic without a subscriber is not kept.
+        topics.notify([two].into_iter());
         let kept = topics.0.lock().map(|topics| topics.len());
         assert_eq!(kept.unwrap_or_default(), 1);
     }

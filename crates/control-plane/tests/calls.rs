@@ -87,23 +87,23 @@ async fn a_command_talks_both_ways_and_its_end_arrives() {
     // Much at once, so that nothing on the way can hold it all.
     let big = vec![b'x'; 200_000];
     let input = UserFrame::input(big.clone());
-    let (said, heard) = tokio::join!(user.said.say(&input), at_node.heard.next());
-    said.unwrap();
-    assert_eq!(heard.unwrap(), Some(input));
-    user.said.say(&UserFrame::resize(30, 100)).await.unwrap();
-    let resize = at_node.heard.next().await.unwrap();
+    let (sent, received) = tokio::join!(user.writer.send(&input), at_node.reader.next());
+    sent.unwrap();
+    assert_eq!(received.unwrap(), Some(input));
+    user.writer.send(&UserFrame::resize(30, 100)).await.unwrap();
+    let resize = at_node.reader.next().await.unwrap();
     assert_eq!(resize, Some(UserFrame::resize(30, 100)));
 
     let output = GuestFrame::ExecOutput {
         stream: Stream::Stdout,
         bytes: big,
     };
-    let (said, heard) = tokio::join!(at_node.said.say(&output), user.heard.next());
-    said.unwrap();
-    assert_eq!(heard.unwrap(), Some(output));
+    let (sent, received) = tokio::join!(at_node.writer.send(&output), user.reader.next());
+    sent.unwrap();
+    assert_eq!(received.unwrap(), Some(output));
     // The user goes on typing past the end: it arrives all the same.
-    user.said
-        .say(&UserFrame::input(b"late".to_vec()))
+    user.writer
+        .send(&UserFrame::input(b"late".to_vec()))
         .await
         .unwrap();
     let end = GuestFrame::ExecExited(ExitEvent {
@@ -113,10 +113,10 @@ async fn a_command_talks_both_ways_and_its_end_arrives() {
         requested_stop: false,
         at: Timestamp(1),
     });
-    at_node.said.say(&end).await.unwrap();
+    at_node.writer.send(&end).await.unwrap();
     let hanging_up = tokio::spawn(at_node.hang_up());
-    assert_eq!(user.heard.next().await.unwrap(), Some(end));
-    assert_eq!(user.heard.next().await.unwrap(), None);
+    assert_eq!(user.reader.next().await.unwrap(), Some(end));
+    assert_eq!(user.reader.next().await.unwrap(), None);
     drop(user);
     hanging_up.await.unwrap();
     server.stop().await;
@@ -138,13 +138,13 @@ async fn an_exec_stream_ends_when_either_end_closes_it() {
     };
     let (user, mut at_node) = open().await;
     drop(user);
-    let heard = tokio::time::timeout(PATIENCE, at_node.heard.next()).await;
-    assert!(matches!(heard.unwrap(), Ok(None) | Err(_)));
+    let received = tokio::time::timeout(PATIENCE, at_node.reader.next()).await;
+    assert!(matches!(received.unwrap(), Ok(None) | Err(_)));
     // An agent that is killed.
     let (mut user, at_node) = open().await;
     drop(at_node);
-    let heard = tokio::time::timeout(PATIENCE, user.heard.next()).await;
-    assert_eq!(heard.unwrap().unwrap(), None);
+    let received = tokio::time::timeout(PATIENCE, user.reader.next()).await;
+    assert_eq!(received.unwrap().unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,7 +223,7 @@ async fn signals_and_stats_are_asked_of_the_node() {
             panic!("{wanted:?}");
         };
         assert_eq!(instances.len(), 2);
-        let figures = |instance, memory_bytes| InstanceStats {
+        let stats = |instance, memory_bytes| InstanceStats {
             instance,
             stats: Some(GuestStats {
                 memory_bytes,
@@ -237,7 +237,7 @@ async fn signals_and_stats_are_asked_of_the_node() {
             reason: Some("silent".to_owned()),
         };
         // And one that it was not asked about.
-        let answer = [figures(ids[0], 5), silent, figures(InstanceId(1), 6)];
+        let answer = [stats(ids[0], 5), silent, stats(InstanceId(1), 6)];
         node.client.answer_stream(&stream, &answer).await.unwrap();
     });
     let rows = rows.unwrap();

@@ -146,7 +146,7 @@ async fn answer(stream: &mut BufReader<TcpStream>, body: &str) {
 }
 
 /// A backend that answers every request with a text.
-async fn says(text: &'static str) -> SocketAddr {
+async fn replies_with(text: &'static str) -> SocketAddr {
     backend(move |mut stream| async move {
         while !head(&mut stream).await.is_empty() {
             answer(&mut stream, text).await;
@@ -166,7 +166,7 @@ async fn nobody() -> SocketAddr {
 
 #[tokio::test]
 async fn ready_instances_answer_in_turn() {
-    let edge = TestEdge::start(&[says("one").await, says("two").await]).await;
+    let edge = TestEdge::start(&[replies_with("one").await, replies_with("two").await]).await;
     let mut seen = String::new();
     for _ in 0..4 {
         let answer = edge.get("A.test:8080").await;
@@ -178,7 +178,7 @@ async fn ready_instances_answer_in_turn() {
 
 #[tokio::test]
 async fn one_client_connection_serves_many_requests() {
-    let edge = TestEdge::start(&[says("one").await, says("two").await]).await;
+    let edge = TestEdge::start(&[replies_with("one").await, replies_with("two").await]).await;
     let mut stream = BufReader::new(edge.connect().await);
     for expected in ["one", "two", "one"] {
         stream
@@ -267,7 +267,7 @@ async fn an_absolute_uri_names_the_host_and_the_backend_sees_a_path() {
 
 #[tokio::test]
 async fn an_instance_that_cannot_be_reached_is_passed_over() {
-    let edge = TestEdge::start(&[nobody().await, says("here").await]).await;
+    let edge = TestEdge::start(&[nobody().await, replies_with("here").await]).await;
     for _ in 0..4 {
         assert!(edge.get("a.test").await.ends_with("here"));
     }
@@ -355,7 +355,10 @@ async fn hangs_up(requests: Arc<AtomicU32>) -> SocketAddr {
 #[tokio::test]
 async fn a_request_is_sent_again_only_where_that_is_harmless() {
     let requests = Arc::new(AtomicU32::new(0));
-    let backends = [hangs_up(Arc::clone(&requests)).await, says("second").await];
+    let backends = [
+        hangs_up(Arc::clone(&requests)).await,
+        replies_with("second").await,
+    ];
     let edge = TestEdge::start(&backends).await;
     // Safe: another instance gets it.
     assert!(edge.get("a.test").await.ends_with("second"));
@@ -531,7 +534,7 @@ async fn new_routes_leave_requests_in_flight_alone() {
     let go = CancellationToken::new();
     let edge = TestEdge::start(&[waits_for(go.clone()).await]).await;
     let mut in_flight = begun(&edge).await;
-    let other = says("other").await;
+    let other = replies_with("other").await;
     edge.edge.routes.take(&table(2, &[other], None));
     edge.edge
         .backends
@@ -564,7 +567,7 @@ async fn a_shutdown_lets_requests_finish_and_takes_no_new_ones() {
 
 #[tokio::test]
 async fn a_head_that_is_too_large_is_refused() {
-    let edge = TestEdge::start(&[says("never").await]).await;
+    let edge = TestEdge::start(&[replies_with("never").await]).await;
     let large = "x".repeat(crate::limits::MAX_HEAD_BYTES);
     let request = format!("GET / HTTP/1.1\r\nHost: a.test\r\nX: {large}\r\n\r\n");
     let answer = edge.exchange(&request).await;
@@ -574,7 +577,7 @@ async fn a_head_that_is_too_large_is_refused() {
 #[tokio::test]
 async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
     let dir = tempfile::tempdir().unwrap();
-    let table = table(7, &[says("kept").await], None);
+    let table = table(7, &[replies_with("kept").await], None);
     state_file::write(
         &dir.path().join("routes.json"),
         &crate::follow::RoutesFile(table.clone()),

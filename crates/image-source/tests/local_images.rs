@@ -1,10 +1,10 @@
 //! OCI layouts and docker archives, sound and damaged.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::error::Error as _;
 use std::fs;
 use std::path::Path;
 
+use display::chain;
 use image_source::{ImageSource, OpenedImage, SourceError, SourceProblem, open, resolve};
 use model::Digest;
 use oci::{Compression, ImageError, ImageLimits, LayerFile, OCI_MANIFEST, Platform, digest_of};
@@ -84,10 +84,6 @@ fn bytes_of(layer: &LayerFile) -> Vec<u8> {
     let offset = usize::try_from(layer.offset).unwrap();
     let size = usize::try_from(layer.size).unwrap();
     fs::read(&layer.path).unwrap()[offset..offset + size].to_vec()
-}
-
-fn chain(error: &SourceError) -> String {
-    format!("{error}: {}", error.source().unwrap())
 }
 
 fn write_layout(dir: &Path, images: &[(&Image, &str)]) {

@@ -172,7 +172,7 @@ fn mount_point(mountinfo: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-mod at_work;
+mod guest_tests;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]

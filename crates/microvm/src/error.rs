@@ -69,22 +69,22 @@ pub enum BootError {
         source: io::Error,
     },
     /// Firecracker refused a part of the VM, or did not answer.
-    #[error("firecracker does not {what}: {reason}; its last output: {said}")]
+    #[error("firecracker does not {what}: {reason}; its last output: {output_tail}")]
     Firecracker {
         /// The request: method and path of its API.
         what: String,
         /// Its answer, or why there is none.
         reason: String,
         /// The end of its output.
-        said: String,
+        output_tail: String,
     },
     /// The vsock device ended, or did not begin to listen in time.
-    #[error("vhost-device-vsock {what}; its last output: {said}")]
+    #[error("vhost-device-vsock {what}; its last output: {output_tail}")]
     VsockDevice {
         /// What happened.
         what: String,
         /// The end of its output.
-        said: String,
+        output_tail: String,
     },
 }
 

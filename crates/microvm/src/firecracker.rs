@@ -199,7 +199,7 @@ async fn configure(
             return Err(BootError::Firecracker {
                 what: format!("take PUT {path}"),
                 reason: error.to_string(),
-                said: console::read_tail(run_dir).await,
+                output_tail: console::read_tail(run_dir).await,
             });
         }
     }
@@ -223,7 +223,7 @@ async fn wait_for_api(run_dir: &Path, vmm: &Process) -> Result<(), BootError> {
         return Err(BootError::Firecracker {
             what: "answer".to_owned(),
             reason,
-            said: console::read_tail(run_dir).await,
+            output_tail: console::read_tail(run_dir).await,
         });
     }
 }

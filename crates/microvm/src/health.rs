@@ -52,7 +52,7 @@ pub(crate) async fn observe(
             question = questions.recv() => {
                 let Some(question) = question else { return };
                 // Whoever asked may have left.
-                let _ = question.send(ask(&mut *monitor, STATUS_TIMEOUT).await);
+                let _ = question.send(query(&mut *monitor, STATUS_TIMEOUT).await);
             }
             event = monitor.event() => {
                 let mut ask_now = note(&health, event);
@@ -65,7 +65,7 @@ pub(crate) async fn observe(
                 tokio::time::sleep(EVENT_PAUSE).await;
             }
             () = tokio::time::sleep_until(due) => {
-                let answer = ask(&mut *monitor, CHECK_TIMEOUT).await;
+                let answer = query(&mut *monitor, CHECK_TIMEOUT).await;
                 on_answer(&health, answer);
                 due = Instant::now() + CHECK_INTERVAL;
             }
@@ -73,7 +73,7 @@ pub(crate) async fn observe(
     }
 }
 
-async fn ask(monitor: &mut dyn Monitor, limit: Duration) -> Result<VmStatus, StatusError> {
+async fn query(monitor: &mut dyn Monitor, limit: Duration) -> Result<VmStatus, StatusError> {
     let answer = tokio::time::timeout(limit, monitor.status()).await;
     answer.unwrap_or(Err(StatusError::Timeout { limit }))
 }

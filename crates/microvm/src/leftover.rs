@@ -21,8 +21,6 @@ use crate::{AdoptError, DriverKind, programs, run_dir};
 
 /// What the kernel adds to the name of an open file that was removed.
 const DELETED: &[u8] = b" (deleted)";
-/// Added to the name of a record that cannot be read.
-const ASIDE: &str = "unreadable";
 
 /// The processes of one VM.
 #[derive(Debug, Default)]
@@ -253,10 +251,10 @@ fn is_lost(dir: &Path) -> io::Result<bool> {
 /// Keeps a record that cannot be read, under another name.
 fn set_aside(dir: &Path) -> io::Result<()> {
     let record = run_dir::record(dir);
-    match fs::rename(&record, record.with_extension(ASIDE)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    if record.exists() {
+        state_file::set_aside(&record).map_err(io::Error::other)?;
     }
+    Ok(())
 }
 
 fn instance_of(dir: &Path) -> Option<InstanceId> {

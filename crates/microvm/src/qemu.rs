@@ -220,7 +220,7 @@ async fn connect_vsock(run_dir: &Path, device: &Process) -> Result<OwnedFd, Boot
         };
         return Err(BootError::VsockDevice {
             what,
-            said: console::read_tail(run_dir).await,
+            output_tail: console::read_tail(run_dir).await,
         });
     }
 }

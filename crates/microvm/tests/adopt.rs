@@ -116,6 +116,10 @@ async fn case_a_vm_whose_record_is_lost_or_damaged_is_found() {
         }
         assert_eq!(recover_records(dir.path()).unwrap(), [instance]);
         assert_eq!(recorded(dir.path()).unwrap(), [instance]);
+        if let Some(text) = damaged {
+            let kept = fs::read_to_string(run_dir.join("vm.json.unreadable"));
+            assert_eq!(kept.unwrap(), text);
+        }
         // QEMU's monitor talks to one agent at a time.
         drop(adopted.take());
         let vm = Vm::adopt(&run_dir).await.unwrap().unwrap();

@@ -1,9 +1,12 @@
 //! What we promise of boots, init and output, measured under TCG (`make bench`); the goals are ADR 0003's.
 //!
-//! Each figure is a median, of rounds in which the variants take turns. None of this runs in `make test`.
+//! Each measurement is a median, of rounds in which the variants take turns. None of this runs in `make test`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::cast_precision_loss, reason = "figures for people")]
+#![allow(
+    clippy::cast_precision_loss,
+    reason = "measurements, printed for people"
+)]
 
 mod support;
 
@@ -43,7 +46,7 @@ fn kernels() -> Vec<(&'static str, GuestKernel)> {
     kernels
 }
 
-fn figure(what: &str, value: f64, unit: &str, goal: &str) {
+fn measured(what: &str, value: f64, unit: &str, goal: &str) {
     eprintln!("{what:<58} {value:>8.2} {unit:<4} ({goal})");
 }
 
@@ -224,10 +227,10 @@ fn boots() {
             let of = |values: &[Vec<f64>]| median(&values[index]) / median(&values[0]);
             let time = format!("boot to init's hello, {name}");
             let goal = format!("{:.2} of Debian's; goal 0.50", of(&seconds));
-            figure(&time, median(&seconds[index]), "s", &goal);
+            measured(&time, median(&seconds[index]), "s", &goal);
             let memory = format!("VMM's resident memory at 128 MiB, {name}");
             let goal = format!("{:.2} of Debian's; goal 0.50", of(&resident));
-            figure(&memory, median(&resident[index]), "MiB", &goal);
+            measured(&memory, median(&resident[index]), "MiB", &goal);
         }
     });
 }
@@ -248,7 +251,7 @@ fn twenty_at_once() {
             }
             let seconds = since.elapsed().as_secs_f64();
             let memory: f64 = guests.iter().map(Guest::resident_mib).sum();
-            figure(
+            measured(
                 &format!("20 guests of 128 MiB at once, all run, {name}"),
                 seconds,
                 "s",
@@ -327,14 +330,14 @@ fn the_adapters_share() {
                 )
             };
             let (value, ratio) = against(&each);
-            figure(
+            measured(
                 &format!("a connection through the adapter, {name}"),
                 value,
                 "ms",
                 &ratio,
             );
             let (value, ratio) = against(&rates);
-            figure(
+            measured(
                 &format!("bytes through the adapter, {name}"),
                 value,
                 "MB/s",
@@ -356,7 +359,7 @@ fn the_adapters_share() {
             last.read_exact(&mut [0]).unwrap();
             drop(held);
             let [idle, holding] = [kib(&seen.lines[0]), kib(&seen.lines[1])];
-            figure(
+            measured(
                 &format!("the adapter's resident memory, {name}"),
                 idle / 1024.0,
                 "MiB",
@@ -389,7 +392,7 @@ fn inits_share() {
         let start = program("start", &[]);
         let init = fs::read(guest_dir().unwrap().join("platform-init")).unwrap();
         let size = init.len() as f64 / 1024.0 / 1024.0;
-        figure("platform-init, the program", size, "MiB", "goal 1.50");
+        measured("platform-init, the program", size, "MiB", "goal 1.50");
         let inits = [
             ("platform-init", init),
             ("a bare C init", program("bare", &[])),
@@ -426,7 +429,7 @@ fn inits_share() {
                 "platform-init takes {:.2} times that; goal 1.25",
                 own / least
             );
-            figure(&format!("to the app, {what}, {name}"), least, "ms", &goal);
+            measured(&format!("to the app, {what}, {name}"), least, "ms", &goal);
         }
     });
 }
@@ -492,7 +495,7 @@ fn inits_share_natively() {
     for (index, (_, what)) in programs.iter().enumerate() {
         let least = median(&millis[index]);
         let goal = format!("init takes {:.2} times that; goal 1.25", own / least);
-        figure(&format!("to the app, natively, {what}"), least, "ms", &goal);
+        measured(&format!("to the app, natively, {what}"), least, "ms", &goal);
     }
 }
 
@@ -577,7 +580,7 @@ fn output_and_stop() {
                 let seen = guest.until("go", |seen| seen.lines.iter().any(|l| l == "GO"));
                 // The app sees PID 1 of its own namespace.
                 pid_1 = kib(&seen.await.lines[0]);
-                guest.node.say(HostFrame::Stats);
+                guest.node.send(HostFrame::Stats);
                 let seen = guest.until("stats", |seen| seen.init_memory_bytes > 0);
                 init = seen.await.init_memory_bytes as f64;
                 let since = Instant::now();
@@ -587,29 +590,29 @@ fn output_and_stop() {
                 assert_eq!(done.dropped, 0);
                 rates.push((LINES * LINE_BYTES) as f64 / 1e6 / seconds);
                 let since = Instant::now();
-                guest.node.say(HostFrame::Stop { timeout_ms: 10_000 });
+                guest.node.send(HostFrame::Stop { timeout_ms: 10_000 });
                 guest.vm.ended().await;
                 stops.push(since.elapsed().as_secs_f64());
             }
-            figure(
+            measured(
                 &format!("init's resident memory, {name}"),
                 init / 1024.0 / 1024.0,
                 "MiB",
                 "goal 2.00",
             );
-            figure(
+            measured(
                 &format!("resident memory of PID 1 of the app's namespace, {name}"),
                 pid_1 / 1024.0,
                 "MiB",
                 "none",
             );
-            figure(
+            measured(
                 &format!("output, app to node, {name}"),
                 median(&rates),
                 "MB/s",
                 "goal 30",
             );
-            figure(
+            measured(
                 &format!("stop to gone, {name}"),
                 median(&stops),
                 "s",

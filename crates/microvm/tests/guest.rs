@@ -1,4 +1,4 @@
-//! What a guest has besides its disks: the line to the node, and the network.
+//! What a guest has besides its disks: vsock to the node, and the network.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 

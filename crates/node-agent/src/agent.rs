@@ -26,7 +26,7 @@ use crate::boots::BootSlots;
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
-use crate::instance_task::{InstanceHandle, Resumed};
+use crate::instance_handle::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
 use crate::upkeep::{keep_room, measure_disk, tidy};
@@ -241,14 +241,9 @@ impl Unreadable {
     fn report(&self, id: InstanceId) -> InstanceReport {
         let failure = format!("cannot resume the instance: {}", self.reason);
         InstanceReport {
-            id,
-            state: self.state(),
-            restarts: 0,
             detail: failure.clone(),
-            last_exit: None,
             failure: Some(failure),
-            log_tail: Vec::new(),
-            preparing_ms: 0,
+            ..InstanceReport::new(id, self.state())
         }
     }
 }
@@ -571,17 +566,11 @@ impl Agent {
         unreadable
             .filter(|(id, _)| !self.instances.contains_key(id))
             .map(|(id, spec)| InstanceReport {
-                id: *id,
-                state: InstanceState::Failed,
-                restarts: 0,
-                detail: String::new(),
-                last_exit: None,
                 failure: Some(format!(
                     "the node cannot read the instance's spec: {}; upgrade `platform` on the node",
                     spec.reason()
                 )),
-                log_tail: Vec::new(),
-                preparing_ms: 0,
+                ..InstanceReport::new(*id, InstanceState::Failed)
             })
     }
 

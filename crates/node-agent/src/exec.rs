@@ -41,7 +41,7 @@ pub(crate) async fn serve(
         Err(reason) => Some(exec_failed(reason)),
     };
     if let Some(end) = end
-        && let Err(error) = user.said.say(&end).await
+        && let Err(error) = user.writer.send(&end).await
     {
         tracing::debug!(%error, "a user left before the end of their command");
     }
@@ -49,24 +49,24 @@ pub(crate) async fn serve(
     Ok(())
 }
 
-/// Hands frames on, both ways. Gives the last word to the user; none when they have left.
+/// Hands frames on, both ways. Returns the last frame for the user; none when they have left.
 async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFrame> {
     let frames = &mut session.channel.frames;
-    let (says, hears) = (&mut frames.says, &mut frames.hears);
+    let (reader, writer) = (&mut frames.reader, &mut frames.writer);
     let moved = Mutex::new(Instant::now());
     let touch = || *moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     let to_user = async {
         loop {
-            match next_output(says).await {
-                Ok(frame) => user.said.say(&frame).await.ok()?,
+            match next_output(reader).await {
+                Ok(frame) => user.writer.send(&frame).await.ok()?,
                 Err(last) => return Some(last),
             }
             touch();
         }
     };
     let to_guest = async {
-        while let Ok(Some(frame)) = user.heard.next().await {
-            if hears.write(&HostFrame::from(frame)).await.is_err() {
+        while let Ok(Some(frame)) = user.reader.next().await {
+            if writer.write(&HostFrame::from(frame)).await.is_err() {
                 // Its last frames are still to be read.
                 std::future::pending::<()>().await;
             }
@@ -84,8 +84,8 @@ async fn relay(user: &mut NodeExec, mut session: ExecSession) -> Option<GuestFra
 }
 
 /// The command's next output, or the last word.
-async fn next_output(says: &mut GuestReader) -> Result<GuestFrame, GuestFrame> {
-    match says.read().await {
+async fn next_output(reader: &mut GuestReader) -> Result<GuestFrame, GuestFrame> {
+    match reader.read().await {
         Ok(Some(frame)) if is_output(&frame) => Ok(frame),
         Ok(Some(end @ GuestFrame::ExecExited(_))) => Err(end),
         Ok(Some(_)) => Err(exec_failed("the guest violated the guest protocol")),

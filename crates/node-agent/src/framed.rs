@@ -33,31 +33,31 @@ pub(crate) enum FramedError {
 /// Both directions.
 #[derive(Debug)]
 pub(crate) struct FramedGuest {
-    pub(crate) says: GuestReader,
-    pub(crate) hears: GuestWriter,
+    pub(crate) reader: GuestReader,
+    pub(crate) writer: GuestWriter,
 }
 
 impl FramedGuest {
     pub(crate) fn new(stream: Box<dyn GuestStream>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
-            says: GuestReader {
+            reader: GuestReader {
                 reader,
                 buffer: FrameBuffer::default(),
                 chunk: vec![0; READ_BYTES],
             },
-            hears: GuestWriter(writer),
+            writer: GuestWriter(writer),
         }
     }
 
     /// The next frame; none at the end. Cancel-safe.
     pub(crate) async fn read(&mut self) -> Result<Option<GuestFrame>, FramedError> {
-        self.says.read().await
+        self.reader.read().await
     }
 
-    /// Tells the guest, which must take it in time.
+    /// Sends a frame to the guest, which must take it in time.
     pub(crate) async fn write(&mut self, frame: &HostFrame) -> Result<(), FramedError> {
-        match timeout(WRITE_TIMEOUT, self.hears.write(frame)).await {
+        match timeout(WRITE_TIMEOUT, self.writer.write(frame)).await {
             Ok(written) => Ok(written?),
             Err(_) => Err(FramedError::Late),
         }
@@ -67,10 +67,10 @@ impl FramedGuest {
     /// socket that is closed with bytes unread is *reset*, and QEMU's vsock device does not tell its guest of that.
     pub(crate) async fn close(mut self) {
         let closing = async {
-            self.hears.0.shutdown().await?;
+            self.writer.0.shutdown().await?;
             let mut bytes = 0;
             while bytes < CLOSE_BYTES {
-                match self.says.reader.read(&mut self.says.chunk).await? {
+                match self.reader.reader.read(&mut self.reader.chunk).await? {
                     0 => break,
                     count => bytes += count,
                 }
@@ -82,7 +82,7 @@ impl FramedGuest {
     }
 }
 
-/// What a guest says. Holds at most one frame and one read's bytes.
+/// What a guest reader. Holds at most one frame and one read's bytes.
 #[derive(Debug)]
 pub(crate) struct GuestReader {
     reader: ReadHalf<Box<dyn GuestStream>>,
@@ -111,7 +111,7 @@ impl GuestReader {
     }
 }
 
-/// What a guest hears.
+/// What a guest writer.
 #[derive(Debug)]
 pub(crate) struct GuestWriter(WriteHalf<Box<dyn GuestStream>>);
 

@@ -146,13 +146,13 @@ impl GuestCalls {
 
     /// Sends a signal to the app.
     pub(crate) async fn signal(&self, signal: String) -> Result<(), CallError> {
-        self.say(HostFrame::Signal { signal }).await
+        self.send(HostFrame::Signal { signal }).await
     }
 
     /// The guest's stats.
     pub(crate) async fn stats(&self) -> Result<GuestStats, CallError> {
         let mut stats = self.0.stats.subscribe();
-        self.say(HostFrame::Stats).await?;
+        self.send(HostFrame::Stats).await?;
         match timeout(CALL_TIMEOUT, stats.changed()).await {
             Ok(Ok(())) => Ok(stats.borrow().1.clone()),
             _ => Err(CallError::Silent("answer with its stats")),
@@ -221,7 +221,7 @@ impl GuestCalls {
             terminal: terminal.as_ref().map(|terminal| terminal.size),
             terminal_type: terminal.and_then(|terminal| terminal.kind),
         };
-        self.say(HostFrame::Exec(request)).await?;
+        self.send(HostFrame::Exec(request)).await?;
         match timeout(CALL_TIMEOUT, channel).await {
             Ok(Ok(channel)) => Ok(ExecSession {
                 channel: channel?,
@@ -231,7 +231,7 @@ impl GuestCalls {
         }
     }
 
-    async fn say(&self, frame: HostFrame) -> Result<(), CallError> {
+    async fn send(&self, frame: HostFrame) -> Result<(), CallError> {
         if !*self.0.running.borrow() {
             return Err(CallError::NotRunning);
         }

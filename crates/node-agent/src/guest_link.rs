@@ -308,7 +308,7 @@ impl GuestServer {
             Ok(Err(FramedError::Frame(FrameError::Version { contract }))) => {
                 let reason = refusal(contract);
                 frames.write(&HostFrame::Refused { reason }).await?;
-                self.tell(GuestEvent::Refused { contract }).await?;
+                self.emit(GuestEvent::Refused { contract }).await?;
                 return Err(ConnectionEnd::Version(contract));
             }
             Ok(Err(error)) => return Err(error.into()),
@@ -336,7 +336,7 @@ impl GuestServer {
             }
         };
         if first {
-            self.tell(GuestEvent::Bound(hello.token.clone())).await?;
+            self.emit(GuestEvent::Bound(hello.token.clone())).await?;
         }
         if hello.phase == Phase::Waiting && self.started.load(Ordering::Relaxed) {
             return Err(ConnectionEnd::Contract(
@@ -356,7 +356,7 @@ impl GuestServer {
         let mut stop_due = true;
         let mut end_due = true;
         self.calls.set_running(hello.phase == Phase::Running);
-        self.tell(GuestEvent::Hello(hello.phase)).await?;
+        self.emit(GuestEvent::Hello(hello.phase)).await?;
         let mut queue = self.queue.lock().await;
         loop {
             tokio::select! {
@@ -391,7 +391,7 @@ impl GuestServer {
                     Some(GuestFrame::Started) => {
                         self.started.store(true, Ordering::Relaxed);
                         self.calls.set_running(true);
-                        self.tell(GuestEvent::Started).await?;
+                        self.emit(GuestEvent::Started).await?;
                     }
                     Some(GuestFrame::BootFailed(failure)) => {
                         let failure = BootFailure {
@@ -415,7 +415,7 @@ impl GuestServer {
                     Some(GuestFrame::Stats(stats)) => self.calls.set_stats(stats),
                     Some(GuestFrame::Forwarded(Forwarded { mut ports })) => {
                         ports.truncate(MAX_FORWARDED_PORTS);
-                        self.tell(GuestEvent::Forwarded(ports)).await?;
+                        self.emit(GuestEvent::Forwarded(ports)).await?;
                     }
                     Some(GuestFrame::ExecRefused { session, reason }) => {
                         self.calls.refused(session, one_line(&reason, MAX_REASON_BYTES));
@@ -438,7 +438,7 @@ impl GuestServer {
                     return Err(ConnectionEnd::Contract("not a log frame"));
                 };
                 records.push(record);
-                next = frames.says.buffered()?;
+                next = frames.reader.buffered()?;
             }
             // An unwritable log is not acknowledged: the guest keeps what fits and counts the rest.
             let now = self.clock.wall();
@@ -458,12 +458,12 @@ impl GuestServer {
             Some(_) => Err(ConnectionEnd::Contract("a second end")),
             None => {
                 *end = Some(event.clone());
-                self.tell(event).await
+                self.emit(event).await
             }
         }
     }
 
-    async fn tell(&self, event: GuestEvent) -> Result<(), ConnectionEnd> {
+    async fn emit(&self, event: GuestEvent) -> Result<(), ConnectionEnd> {
         self.events
             .send(event)
             .await

@@ -14,14 +14,13 @@ mod wakeup;
 
 use std::collections::VecDeque;
 use std::mem::discriminant;
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::BootConfig;
+use model::InstanceId;
 use model::instance::{InstanceSpec, InstanceState};
-use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Effect, Event, Lifecycle};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -29,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::boots::BootSlot;
 use crate::guest_link::{GuestEvent, GuestLink};
-use crate::host::{HostError, HostResult, ImagePin, Log, Vm, VmRequest};
+use crate::host::{HostError, HostResult, Log, Vm, VmRequest};
 use crate::instance_task::guest::{forwarded_detail, next_guest_event};
 use crate::instance_task::preparation::{Prepared, prepare, prepared};
 use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
@@ -50,7 +49,7 @@ const WRITE_RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before a VM that could not be looked for is looked for again.
 const ADOPT_RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// How often a VM that boots is looked at.
-const BOOT_LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const BOOT_CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What the agent sees of an instance.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,192 +60,8 @@ pub(crate) struct InstanceStatus {
     pub(crate) report: InstanceReport,
 }
 
-/// An instance's task, from the outside. Dropping it ends the task and leaves the VM as it is.
-#[derive(Debug)]
-pub(crate) struct InstanceHandle {
-    stop: watch::Sender<bool>,
-    status: watch::Receiver<InstanceStatus>,
-    address: Ipv6Addr,
-    env: EnvKey,
-    process: ProcessName,
-    volumes: Vec<VolumeId>,
-    _task: AbortOnDropHandle<()>,
-    /// Its root disk stays in the cache for as long as there is a handle.
-    _image: ImagePin,
-}
-
-/// Whether an instance whose record says this may have a VM: the record is written before a boot.
-fn may_have_a_vm(state: InstanceState) -> bool {
-    match state {
-        InstanceState::Booting
-        | InstanceState::Running { .. }
-        | InstanceState::Stopping
-        | InstanceState::Unknown => true,
-        InstanceState::Created
-        | InstanceState::Preparing
-        | InstanceState::Backoff
-        | InstanceState::Stopped
-        | InstanceState::Failed => false,
-    }
-}
-
-/// What there is of an instance that an agent before this one had.
-pub(crate) enum Resumed {
-    /// The instance, which goes on.
-    Instance(InstanceHandle),
-    /// Its folder has no record.
-    NoRecord,
-}
-
-impl InstanceHandle {
-    /// Begins the life of an instance.
-    ///
-    /// # Errors
-    /// For people: its log cannot be opened.
-    pub(crate) async fn start(spec: InstanceSpec, machine: &Arc<Machine>) -> Result<Self, String> {
-        let life = Lifecycle::new(&spec, machine.timing);
-        Self::spawn(spec, life, machine, Event::Start, None).await
-    }
-
-    /// Goes on with an instance that an agent before this one had: finds its VM, or finds that it is
-    /// gone.
-    ///
-    /// # Errors
-    /// For people: its record cannot be read, or its log cannot be opened. Its VM may run.
-    pub(crate) async fn resume(id: InstanceId, machine: &Arc<Machine>) -> Result<Resumed, String> {
-        let path = machine.instance_dir(id).join(INSTANCE_FILE);
-        let record = record::read::<InstanceFile>(&*machine.host.files, &path).await;
-        let InstanceFile {
-            spec,
-            progress,
-            guest_token,
-        } = match record {
-            Ok(Some(record)) => record,
-            Ok(None) => return Ok(Resumed::NoRecord),
-            Err(error) => {
-                return Err(format!(
-                    "cannot read `{}`: {}",
-                    path.display(),
-                    chain(&error)
-                ));
-            }
-        };
-        // What was acquired for it while its record could not be read.
-        machine.holders.release(id);
-        let life = Lifecycle::resume(&spec, machine.timing, progress);
-        // Before another instance starts, the volumes of a VM that may run are its own. An instance without a VM acquires
-        // them when it boots: until then they may be those of a VM whose record cannot be read.
-        if may_have_a_vm(life.state())
-            && let Err(error) = machine.holders.acquire(id, &spec.volumes)
-        {
-            // A terminating instance still holds the volume. This VM is watched all the same.
-            tracing::warn!(%error, instance = %id, "resuming an instance without its volumes");
-        }
-        let handle = Self::spawn(spec, life, machine, Event::NotFound, guest_token).await?;
-        Ok(Resumed::Instance(handle))
-    }
-
-    async fn spawn(
-        spec: InstanceSpec,
-        life: Lifecycle,
-        machine: &Arc<Machine>,
-        first: Event,
-        guest_token: Option<String>,
-    ) -> Result<Self, String> {
-        let id = spec.id;
-        let address = spec.address;
-        let (env, process) = (spec.env_key(), spec.process.clone());
-        let volumes = spec.volumes.iter().map(|v| v.id).collect();
-        let image = machine.host.images.pin(&spec.image.digest);
-        let log = machine.host.logs.open(id, spec.process.clone()).await;
-        let log = log.map_err(|error| error.reason)?;
-        let log_tail = match life.state() {
-            InstanceState::Running { .. } => Vec::new(),
-            _ => log.tail(MAX_LOG_TAIL).await,
-        };
-        let report = life.report(machine.clock.now(), log_tail.clone());
-        let status = InstanceStatus {
-            stop_asked: life.stop_asked(),
-            report,
-        };
-        let (status_sender, status) = watch::channel(status);
-        let stop = watch::Sender::new(false);
-        let task = InstanceTask {
-            spec,
-            life,
-            unwritten: None,
-            forwarded: Vec::new(),
-            machine: machine.clone(),
-            log,
-            log_tail,
-            detail: None,
-            preparing: None,
-            prepared: None,
-            secrets: Arc::default(),
-            link: None,
-            guest_token,
-            config: None,
-            boot_slot: None,
-            looked_at: None,
-            vm: None,
-            vm_watch: None,
-            end_acknowledged: false,
-            end_note: None,
-            running_since: None,
-            next_probe: None,
-            stop: stop.subscribe(),
-            status: status_sender,
-        };
-        let task = AbortOnDropHandle::new(tokio::spawn(task.run(first)));
-        Ok(Self {
-            stop,
-            status,
-            address,
-            env,
-            process,
-            volumes,
-            _task: task,
-            _image: image,
-        })
-    }
-
-    /// Asks the instance to stop, for good.
-    pub(crate) fn stop(&self) {
-        self.stop.send_replace(true);
-    }
-
-    /// The instance's address.
-    pub(crate) fn address(&self) -> Ipv6Addr {
-        self.address
-    }
-
-    /// The instance's env.
-    pub(crate) fn env(&self) -> EnvKey {
-        self.env.clone()
-    }
-
-    /// The instance's process type.
-    pub(crate) fn process(&self) -> ProcessName {
-        self.process.clone()
-    }
-
-    /// The instance's volumes.
-    pub(crate) fn volumes(&self) -> &[VolumeId] {
-        &self.volumes
-    }
-
-    /// Whether nothing of it runs and nothing will.
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.status.borrow().report.state == InstanceState::Stopped
-    }
-
-    /// What there is to see now.
-    pub(crate) fn status(&self) -> InstanceStatus {
-        self.status.borrow().clone()
-    }
-}
-
-struct InstanceTask {
+/// The task of one instance.
+pub(crate) struct InstanceTask {
     spec: InstanceSpec,
     life: Lifecycle,
     /// Why the record on disk is older than `life`; absent: it is not.
@@ -269,7 +84,7 @@ struct InstanceTask {
     /// Its turn to boot, while it boots.
     boot_slot: Option<BootSlot>,
     /// How long its VM had waited for a processor, when it was looked at last, and when that was.
-    looked_at: Option<(Instant, Duration)>,
+    waited_at: Option<(Instant, Duration)>,
     vm: Option<Box<dyn Vm>>,
     /// What the VMM of `vm` says.
     vm_watch: Option<VmWatch>,
@@ -283,7 +98,59 @@ struct InstanceTask {
 }
 
 impl InstanceTask {
-    async fn run(mut self, first: Event) {
+    /// The task, and what is seen of it. `stop` says when the instance is asked to stop.
+    ///
+    /// # Errors
+    /// For people: its log cannot be opened.
+    pub(crate) async fn new(
+        spec: InstanceSpec,
+        life: Lifecycle,
+        machine: &Arc<Machine>,
+        guest_token: Option<String>,
+        stop: watch::Receiver<bool>,
+    ) -> Result<(Self, watch::Receiver<InstanceStatus>), String> {
+        let log = machine.host.logs.open(spec.id, spec.process.clone()).await;
+        let log = log.map_err(|error| error.reason)?;
+        let log_tail = match life.state() {
+            InstanceState::Running { .. } => Vec::new(),
+            _ => log.tail(MAX_LOG_TAIL).await,
+        };
+        let report = life.report(machine.clock.now(), log_tail.clone());
+        let (status, seen) = watch::channel(InstanceStatus {
+            stop_asked: life.stop_asked(),
+            report,
+        });
+        let task = Self {
+            spec,
+            life,
+            unwritten: None,
+            forwarded: Vec::new(),
+            machine: machine.clone(),
+            log,
+            log_tail,
+            detail: None,
+            preparing: None,
+            prepared: None,
+            secrets: Arc::default(),
+            link: None,
+            guest_token,
+            config: None,
+            boot_slot: None,
+            waited_at: None,
+            vm: None,
+            vm_watch: None,
+            end_acknowledged: false,
+            end_note: None,
+            running_since: None,
+            next_probe: None,
+            stop,
+            status,
+        };
+        Ok((task, seen))
+    }
+
+    /// Lives the life of the instance, from this event on, without an end.
+    pub(crate) async fn run(mut self, first: Event) {
         let mut events = VecDeque::new();
         match first {
             Event::NotFound => self.find(&mut events).await,
@@ -357,7 +224,7 @@ impl InstanceTask {
     }
 
     async fn on_event(&mut self, event: Event, events: &mut VecDeque<Event>) {
-        let before = self.life.progress().clone();
+        let before = self.life.record();
         let state_before = self.life.state();
         tracing::debug!(instance = %self.id(), state = %state_before, ?event);
         let effects = match self.life.step(self.machine.clock.now(), event) {
@@ -377,12 +244,12 @@ impl InstanceTask {
         }
         if state != InstanceState::Booting {
             self.boot_slot = None;
-            self.looked_at = None;
+            self.waited_at = None;
         }
         if effects.contains(&Effect::BootVm) {
             self.guest_token = None;
         }
-        if !self.life.progress().is_same_but_for_probes(&before) {
+        if !self.life.record().is_same_but_for_probes(&before) {
             self.write_record().await;
         }
         for effect in effects {
@@ -397,7 +264,7 @@ impl InstanceTask {
         let path = self.machine.instance_dir(self.id()).join(INSTANCE_FILE);
         let record = InstanceFile {
             spec: self.spec.clone(),
-            progress: self.life.progress().clone(),
+            progress: self.life.record(),
             guest_token: self.guest_token.clone(),
         };
         let written = record::write(&*self.machine.host.files, &path, &record).await;
@@ -433,7 +300,7 @@ impl InstanceTask {
             () = at(stalled_until) => Wakeup::Stalled,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
-            () = sleep(BOOT_LOOK_INTERVAL), if booting => Wakeup::LookDue,
+            () = sleep(BOOT_CHECK_INTERVAL), if booting => Wakeup::BootCheckDue,
             () = sleep(WRITE_RETRY_PAUSE), if self.unwritten.is_some() => Wakeup::WriteAgain,
         };
         match happened {
@@ -487,7 +354,7 @@ impl InstanceTask {
                 .due(self.machine.clock.now())
                 .into_iter()
                 .collect(),
-            Wakeup::LookDue => self.look().await.into_iter().collect(),
+            Wakeup::BootCheckDue => self.measure_wait().await.into_iter().collect(),
             Wakeup::ProbeDue => self.probe().await.into_iter().collect(),
             Wakeup::WriteAgain => {
                 self.write_record().await;
@@ -532,10 +399,10 @@ impl InstanceTask {
     }
 
     /// How long the VM that boots waited for a processor since it was looked at last.
-    async fn look(&mut self) -> Option<Event> {
+    async fn measure_wait(&mut self) -> Option<Event> {
         let waited = self.vm.as_deref()?.waited().await?;
         let now = Instant::now();
-        let before = self.looked_at.replace((now, waited));
+        let before = self.waited_at.replace((now, waited));
         let (then, before) = before?;
         // Threads that wait at once wait no longer than the clock.
         let since = waited.saturating_sub(before).min(now - then);
@@ -667,7 +534,7 @@ impl InstanceTask {
         let vm = self.machine.host.vmm.boot(vm).await?;
         self.vm_watch = Some(VmWatch::new(vm.health()));
         self.vm = Some(vm);
-        self.looked_at = Some((Instant::now(), Duration::ZERO));
+        self.waited_at = Some((Instant::now(), Duration::ZERO));
         Ok(())
     }
 

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //! agent ── desired state, reports ── server     one per node
-//!   └ instance_task   one per instance: its life cycle, its events and effects
+//!   └ instance_handle one per instance: starts it, stops it, reads its status
+//!   └ instance_task   its task: its life cycle, its events and effects
 //!       ├ guest_link  vsock: config in, logs and exit out
 //!       │  └ guest_calls  commands, signals, stats of a running guest
 //!       ├ secrets     fetched to boot with, in memory only
@@ -40,6 +41,7 @@ mod hardware;
 mod holders;
 pub mod host;
 mod images;
+mod instance_handle;
 mod instance_task;
 mod lane;
 mod logins;

@@ -99,8 +99,8 @@ impl DiskMeter {
     }
 }
 
-/// What the server is told now, if it was told `before`: small changes are none, so that they cost no write each.
-pub(crate) fn told(before: Option<NodeDisk>, now: NodeDisk) -> NodeDisk {
+/// What is reported to the server, after `before` was: a small change is not reported, so that it costs no write.
+pub(crate) fn reported(before: Option<NodeDisk>, now: NodeDisk) -> NodeDisk {
     let Some(before) = before else { return now };
     let much = permille(now.total_bytes, CHANGE_PERMILLE);
     let same = |a: u64, b: u64| a.abs_diff(b) <= much;
@@ -186,16 +186,16 @@ mod tests {
     }
 
     #[test]
-    fn a_small_change_is_not_told() {
+    fn a_small_change_is_not_reported() {
         let disk = |others_bytes| NodeDisk {
             total_bytes: 1000 * MIB,
             reserved_bytes: 50 * MIB,
             images_bytes: 100 * MIB,
             others_bytes,
         };
-        let first = told(None, disk(0));
-        assert_eq!(told(Some(first), disk(9 * MIB)), first);
-        assert_eq!(told(Some(first), disk(11 * MIB)), disk(11 * MIB));
+        let first = reported(None, disk(0));
+        assert_eq!(reported(Some(first), disk(9 * MIB)), first);
+        assert_eq!(reported(Some(first), disk(11 * MIB)), disk(11 * MIB));
         assert_eq!(
             disk(11 * MIB).instances_bytes(),
             (1000 - 50 - 100 - 11) * MIB

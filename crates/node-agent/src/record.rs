@@ -7,7 +7,7 @@ use std::path::Path;
 
 use api::node::DesiredState;
 use model::instance::InstanceSpec;
-use node_core::instance::Progress;
+use node_core::instance::ProgressRecord;
 use serde::de::Error as _;
 use serde::{Deserialize, Serialize};
 use state_file::{Fields, FormatError, StateFormat};
@@ -33,7 +33,7 @@ impl StateFormat for DesiredFile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct InstanceFile {
     pub(crate) spec: InstanceSpec,
-    pub(crate) progress: Progress,
+    pub(crate) progress: ProgressRecord,
     /// The token of the guest's init, from its first connection on ([`guest_protocol::Hello::token`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) guest_token: Option<String>,
@@ -49,7 +49,7 @@ impl StateFormat for InstanceFile {
             )));
         }
         let life = fields.remove("life").unwrap_or_default();
-        let progress = Progress::from_first_version(life)?;
+        let progress = ProgressRecord::from_first_version(life)?;
         fields.insert("progress".to_owned(), serde_json::to_value(progress)?);
         Ok(fields)
     }

@@ -356,7 +356,7 @@ fn lost_line(id: InstanceId, process: &ProcessName, count: u64, why: &str) -> Lo
 }
 
 #[cfg(test)]
-mod at_work;
+mod server_tests;
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]

@@ -15,14 +15,14 @@ const MEASURE_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause after images were removed because the disk was short.
 const MAKE_ROOM_PAUSE: Duration = Duration::from_secs(10);
 
-/// Measures the disk. One that cannot be measured is told as it was known last.
+/// Measures the disk. One that cannot be measured is reported as it was known last.
 pub(crate) async fn measure_disk(machine: &Machine) -> Option<DiskUse> {
     match machine.host.disks.measure().await {
         Ok(now) => {
             let changed = machine.disk.send_if_modified(|known| {
-                let told = node_disk::told(*known, now.disk);
-                let changed = *known != Some(told);
-                *known = Some(told);
+                let reported = node_disk::reported(*known, now.disk);
+                let changed = *known != Some(reported);
+                *known = Some(reported);
                 changed
             });
             if changed {
@@ -31,7 +31,7 @@ pub(crate) async fn measure_disk(machine: &Machine) -> Option<DiskUse> {
             Some(now)
         }
         Err(error) => {
-            tracing::warn!(%error, "the server is told what the disk had before");
+            tracing::warn!(%error, "the server is reported what the disk had before");
             None
         }
     }

@@ -20,7 +20,8 @@
 //!
 //! Not in the diagram:
 //!
-//! - A running instance is settling or probing, then ready (`Readiness`); see *Ready* below.
+//! - A running instance without a health check is settling, then settled; one with a health check is unready until its probes
+//!   pass, then ready (`Readiness`, `Probed`); see *Ready* below. Which of the two it is follows from its spec, and never changes.
 //! - Whether the app ran (`Ran`): an end of an app that ran since it was last prepared leads to a restart, which is counted;
 //!   a preparation or a boot that failed is only made again.
 //!
@@ -42,7 +43,7 @@
 //!
 //! Events come in with the time, a new state and effects come out; the node carries the effects of
 //! one instance out in order, one at a time, and returns their outcome as events. The node drops the events
-//! of a VM that was killed: after [`Effect::KillVm`] none of it comes in. The [`Progress`] is written
+//! of a VM that was killed: after [`Effect::KillVm`] none of it comes in. The [`ProgressRecord`] is written
 //! down with each step, so that an agent that was restarted goes on where it was ([`Event::Adopted`],
 //! [`Event::NotFound`]): ready instances stay ready.
 //!
@@ -68,7 +69,7 @@
 //! Deliberately absent: a graceful stop before a restart for failing health, because what does not
 //! answer probes seldom answers signals.
 
-mod format;
+mod record;
 mod states;
 #[cfg(test)]
 mod tests;
@@ -77,9 +78,10 @@ mod upgrade;
 
 use api::node::InstanceReport;
 use guest_protocol::BootFailure;
-use model::instance::{ExitEvent, HealthCheck, InstanceSpec, InstanceState, RestartPolicy};
+use model::instance::{ExitEvent, InstanceSpec, InstanceState, RestartPolicy};
 use model::{InstanceId, Timestamp};
-use serde::{Deserialize, Serialize};
+
+pub use record::ProgressRecord;
 
 /// First wait before a restart, in milliseconds; it doubles with each restart in a row.
 pub const BACKOFF_FIRST_MS: u64 = 1_000;
@@ -235,7 +237,7 @@ pub struct IllegalEvent {
 struct Rules {
     id: InstanceId,
     restart: RestartPolicy,
-    health: Option<HealthCheck>,
+    health: Option<Thresholds>,
     has_ports: bool,
     stop_timeout_ms: u64,
     timing: Timing,
@@ -274,13 +276,32 @@ enum State {
 }
 
 /// Whether a running app takes traffic, and what that takes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "readiness", rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Readiness {
     /// There is no health check: ready when it still runs then.
     Settling { until: Timestamp },
+    /// There is no health check, and it ran long enough: ready.
+    Settled,
     /// The health check decides.
-    Probing {
+    Probed(Thresholds, Probed),
+}
+
+/// What a health check's probes are counted against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Thresholds {
+    /// Probes that pass in a row before the app is ready.
+    healthy: u32,
+    /// Probes that fail in a row before it is unhealthy.
+    unhealthy: u32,
+    /// How long after its start failures do not count, in milliseconds.
+    grace_ms: u64,
+}
+
+/// What the probes of a running app say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Probed {
+    /// Not ready: not yet, or not any more.
+    Unready {
         /// Probes in a row that passed.
         passed: u32,
         /// Probes in a row that failed, after the grace.
@@ -295,13 +316,36 @@ enum Readiness {
     },
 }
 
-impl Readiness {
+impl Probed {
     /// Before the first probe.
-    const FIRST_PROBE: Self = Self::Probing {
+    const NOT_YET: Self = Self::Unready {
         passed: 0,
         failed: 0,
         reason: None,
     };
+}
+
+impl Readiness {
+    fn is_ready(&self) -> bool {
+        matches!(self, Self::Settled | Self::Probed(_, Probed::Ready { .. }))
+    }
+}
+
+impl Rules {
+    fn of(spec: &InstanceSpec, timing: Timing) -> Self {
+        Self {
+            id: spec.id,
+            restart: spec.restart.clone(),
+            health: spec.healthcheck.as_ref().map(|check| Thresholds {
+                healthy: check.healthy,
+                unhealthy: check.unhealthy,
+                grace_ms: check.grace_ms,
+            }),
+            has_ports: !spec.ports.is_empty(),
+            stop_timeout_ms: spec.stop.timeout_ms,
+            timing,
+        }
+    }
 }
 
 /// How far a stop is.
@@ -335,10 +379,9 @@ enum Ran {
     SincePrepared,
 }
 
-/// How far an instance is: what is written down of its life. The rest follows from its spec.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "format::ProgressJson", into = "format::ProgressJson")]
-pub struct Progress {
+/// How far an instance is. The rest follows from its spec.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Progress {
     state: State,
     ran: Ran,
     restarts: u32,
@@ -351,32 +394,6 @@ pub struct Progress {
     boots_in_row: u32,
     last_exit: Option<ExitEvent>,
     failure: Option<String>,
-}
-
-impl Progress {
-    /// Whether two are the same but for the probes that are counted in a row, and the boot watchdog. Those alone are not worth a
-    /// write to disk: an agent that is restarted counts again.
-    pub fn is_same_but_for_probes(&self, other: &Self) -> bool {
-        let without_counts = |progress: &Self| {
-            let mut progress = progress.clone();
-            if let State::Booting { watchdog, limit } = &mut progress.state {
-                (*watchdog, *limit) = (Timestamp(0), None);
-            }
-            if let State::Running { readiness, .. } = &mut progress.state {
-                match readiness {
-                    Readiness::Settling { .. } => {}
-                    Readiness::Probing {
-                        passed,
-                        failed,
-                        reason,
-                    } => (*passed, *failed, *reason) = (0, 0, None),
-                    Readiness::Ready { failed } => *failed = 0,
-                }
-            }
-            progress
-        };
-        without_counts(self) == without_counts(other)
-    }
 }
 
 /// The life of one instance.
@@ -401,42 +418,22 @@ impl Lifecycle {
             last_exit: None,
             failure: None,
         };
-        Self::resume(spec, timing, progress)
+        Self {
+            rules: Rules::of(spec, timing),
+            progress,
+        }
     }
 
-    /// A life that goes on. An app that is settling although its spec has a health check, or is probed although it has none,
-    /// begins anew with what its spec says.
-    pub fn resume(spec: &InstanceSpec, timing: Timing, mut progress: Progress) -> Self {
-        if let State::Running {
-            started_at,
-            readiness,
-        } = &mut progress.state
-        {
-            match (&*readiness, &spec.healthcheck) {
-                (Readiness::Probing { .. }, None) => {
-                    let until = Timestamp(started_at.0.saturating_add(SETTLE_MS));
-                    *readiness = Readiness::Settling { until };
-                }
-                (Readiness::Settling { .. }, Some(_)) => *readiness = Readiness::FIRST_PROBE,
-                (Readiness::Settling { .. }, None)
-                | (Readiness::Probing { .. }, Some(_))
-                | (Readiness::Ready { .. }, _) => {}
-            }
-        }
-        let rules = Rules {
-            id: spec.id,
-            restart: spec.restart.clone(),
-            health: spec.healthcheck.clone(),
-            has_ports: !spec.ports.is_empty(),
-            stop_timeout_ms: spec.stop.timeout_ms,
-            timing,
-        };
+    /// A life that goes on where its record ends.
+    pub fn resume(spec: &InstanceSpec, timing: Timing, record: ProgressRecord) -> Self {
+        let rules = Rules::of(spec, timing);
+        let progress = record.into_progress(rules.health);
         Self { rules, progress }
     }
 
     /// What is written down.
-    pub fn progress(&self) -> &Progress {
-        &self.progress
+    pub fn record(&self) -> ProgressRecord {
+        ProgressRecord::of(&self.progress)
     }
 
     /// The instance.
@@ -454,7 +451,7 @@ impl Lifecycle {
                 started_at,
                 readiness,
             } => InstanceState::Running {
-                ready: matches!(readiness, Readiness::Ready { .. }),
+                ready: readiness.is_ready(),
                 started_at: Some(*started_at),
             },
             State::Backoff { .. } => InstanceState::Backoff,
@@ -556,7 +553,7 @@ impl Lifecycle {
                 format!("next start in {seconds} s")
             }
             State::Booting { .. } => format!("boot {}", self.progress.boots_in_row + 1),
-            State::Running { readiness, .. } => self.readiness_detail(readiness),
+            State::Running { readiness, .. } => readiness_detail(readiness),
             State::Stopping(step) => match step {
                 StopStep::Draining { .. } => "draining".to_owned(),
                 StopStep::Asked { .. } => "asked to stop".to_owned(),
@@ -567,30 +564,27 @@ impl Lifecycle {
             }
         }
     }
+}
 
-    fn readiness_detail(&self, readiness: &Readiness) -> String {
-        let limits = self.rules.health.as_ref();
-        let (wanted, limit) = limits.map_or((0, 0), |health| (health.healthy, health.unhealthy));
-        match readiness {
-            Readiness::Ready { .. } => String::new(),
-            Readiness::Settling { .. } => "about to be ready".to_owned(),
-            Readiness::Probing {
-                reason: Some(reason),
-                failed: 0,
-                ..
-            } => format!("health check not passed yet: {reason}"),
-            Readiness::Probing {
-                reason: Some(reason),
-                failed,
-                ..
-            } => format!(
-                "health check failed {failed} times in a row, {limit} are too many: {reason}"
-            ),
-            Readiness::Probing {
-                reason: None,
+fn readiness_detail(readiness: &Readiness) -> String {
+    let (limits, passed, failed, reason) = match readiness {
+        Readiness::Settled | Readiness::Probed(_, Probed::Ready { .. }) => return String::new(),
+        Readiness::Settling { .. } => return "about to be ready".to_owned(),
+        Readiness::Probed(
+            limits,
+            Probed::Unready {
                 passed,
-                ..
-            } => format!("health check passed {passed} of {wanted} times"),
+                failed,
+                reason,
+            },
+        ) => (limits, passed, failed, reason),
+    };
+    match (reason, failed) {
+        (Some(reason), 0) => format!("health check not passed yet: {reason}"),
+        (Some(reason), failed) => {
+            let limit = limits.unhealthy;
+            format!("health check failed {failed} times in a row, {limit} are too many: {reason}")
         }
+        (None, _) => format!("health check passed {passed} of {} times", limits.healthy),
     }
 }

@@ -56,7 +56,7 @@ pub(crate) async fn watch(
         match client.rollout(env, Some(release), after, wait).await {
             Ok(status) => {
                 if unreachable {
-                    shown.say("the server is back");
+                    shown.print("the server is back");
                 }
                 unreachable = false;
                 after = Some(status.revision);
@@ -68,7 +68,7 @@ pub(crate) async fn watch(
             }
             Err(error) if error.is_transient() => {
                 if !unreachable {
-                    shown.say(&format!(
+                    shown.print(&format!(
                         "{error}; the rollout goes on, waiting for the server"
                     ));
                 }
@@ -217,8 +217,8 @@ impl Progress {
         }
     }
 
-    /// A line that stays.
-    fn say(&self, text: &str) {
+    /// Prints a line that stays.
+    fn print(&self, text: &str) {
         match &self.bars {
             Some(bars) => bars.suspend(|| note(text)),
             None => note(text),
@@ -234,7 +234,7 @@ impl Progress {
                 .iter()
                 .any(|row| row.release == self.release);
             if unplaced && !self.reason.is_empty() && status.phase == RolloutPhase::Rolling {
-                self.say(&one_line(&self.reason));
+                self.print(&one_line(&self.reason));
             }
         }
         for row in &status.instances {

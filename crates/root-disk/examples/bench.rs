@@ -28,7 +28,7 @@ use root_disk::{Limits, build};
 const RUNS: usize = 5;
 /// The most memory that a build may have resident, in MiB.
 const RSS_GOAL: u64 = 64;
-/// The images of the figures, and how many times the baseline each may take.
+/// The images that are measured, and how many times the baseline each may take.
 const GOALS: [(&str, f64); 2] = [("tools", 1.9), ("modules", 3.4)];
 
 fn main() {

@@ -9,7 +9,7 @@
 use api::enrollment::Member;
 use api::node::NodeReport;
 use model::{EdgeId, EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::action::Action;
 use crate::changes::{Changes, EnvRecord, SealedVersion};
@@ -283,6 +283,12 @@ pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             let mut changes = written_env(key, env);
             let added = ((key.clone(), *number), release.as_ref().clone());
             changes.releases.extend([added]);
+            for number in kept_no_longer(cluster, key) {
+                if let Some(env) = cluster.envs.get_mut(key) {
+                    env.releases.remove(&number);
+                }
+                changes.deleted_releases.insert((key.clone(), number));
+            }
             Ok(changes)
         }
         Command::SetScale { env: key, scale } => {
@@ -597,6 +603,36 @@ fn changeable<'c>(cluster: &'c mut ClusterState, key: &EnvKey) -> Result<&'c mut
         Some(env) if env.destroying => Err(Refused::EnvDestroying(key.clone())),
         Some(env) => Ok(env),
     }
+}
+
+/// Releases of an env that are kept at most, beside those that something still refers to.
+pub const MAX_RELEASES: usize = 50;
+
+/// The releases of an env that go: all but the last [`MAX_RELEASES`], those that are wanted or gone back to, and those of
+/// instances that are there.
+fn kept_no_longer(cluster: &ClusterState, key: &EnvKey) -> Vec<ReleaseNumber> {
+    let Some(env) = cluster.envs.get(key) else {
+        return Vec::new();
+    };
+    let old = env.releases.len().saturating_sub(MAX_RELEASES);
+    if old == 0 {
+        return Vec::new();
+    }
+    let rollout = &env.rollout;
+    let named = [
+        Some(rollout.release),
+        Some(rollout.wanted),
+        rollout.previous,
+    ];
+    let instances = cluster.instances.of_env(key);
+    let used: BTreeSet<_> = (named.into_iter().flatten())
+        .chain(instances.map(|(_, instance)| instance.spec.release))
+        .collect();
+    let oldest = env.releases.keys().take(old);
+    oldest
+        .filter(|number| !used.contains(*number))
+        .copied()
+        .collect()
 }
 
 fn written_env(key: &EnvKey, env: &Env) -> Changes {

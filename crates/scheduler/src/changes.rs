@@ -31,6 +31,8 @@ pub struct Changes {
     pub envs: BTreeMap<EnvKey, EnvRecord>,
     /// Releases added. A release never changes.
     pub releases: BTreeMap<(EnvKey, ReleaseNumber), Release>,
+    /// Releases that are kept no longer.
+    pub deleted_releases: BTreeSet<(EnvKey, ReleaseNumber)>,
     /// Instances written or deleted.
     pub instances: BTreeMap<InstanceId, Option<Instance>>,
     /// Records of ended instances written or deleted.
@@ -108,6 +110,7 @@ impl Changes {
             deleted_envs,
             envs,
             releases,
+            deleted_releases,
             instances,
             ended,
             volumes,
@@ -123,6 +126,7 @@ impl Changes {
             && deleted_envs.is_empty()
             && envs.is_empty()
             && releases.is_empty()
+            && deleted_releases.is_empty()
             && instances.is_empty()
             && ended.is_empty()
             && volumes.is_empty()
@@ -135,12 +139,17 @@ impl Changes {
         for key in &later.deleted_envs {
             self.envs.remove(key);
             self.releases.retain(|(of, _), _| of != key);
+            self.deleted_releases.retain(|(of, _)| of != key);
             self.deleted_secrets.retain(|(of, _)| of != key);
             self.secrets.retain(|(of, ..), _| of != key);
         }
         for (key, bundle) in &later.deleted_secrets {
             (self.secrets).retain(|(of, name, _), _| (of, name) != (key, bundle));
         }
+        for release in &later.deleted_releases {
+            self.releases.remove(release);
+        }
+        self.deleted_releases.extend(later.deleted_releases);
         self.deleted_envs.extend(later.deleted_envs);
         self.nodes.extend(later.nodes);
         self.edges.extend(later.edges);
@@ -196,6 +205,11 @@ impl Changes {
         for ((key, number), release) in &self.releases {
             if let Some(env) = cluster.envs.get_mut(key) {
                 env.releases.insert(*number, release.clone());
+            }
+        }
+        for (key, number) in &self.deleted_releases {
+            if let Some(env) = cluster.envs.get_mut(key) {
+                env.releases.remove(number);
             }
         }
         for (id, instance) in &self.instances {

@@ -293,8 +293,43 @@ pub struct Release {
     /// The version of each secret bundle that the manifest names, as it was when this was made.
     #[serde(default)]
     pub secrets: BTreeMap<String, u32>,
+    /// The process types that it leaves as they were (`platform deploy --only`).
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kept: BTreeMap<ProcessName, KeptProcess>,
     /// When it was made.
     pub created_at: Timestamp,
+}
+
+impl Release {
+    /// The image of a process, for each architecture.
+    pub fn images_of(&self, process: &ProcessName) -> &BTreeMap<String, PinnedImage> {
+        let kept = self.kept.get(process);
+        kept.map_or(&self.resolved, |kept| &kept.resolved)
+    }
+
+    /// The versions of secret bundles that a process has.
+    pub fn secrets_of(&self, process: &ProcessName) -> &BTreeMap<String, u32> {
+        let kept = self.kept.get(process);
+        kept.map_or(&self.secrets, |kept| &kept.secrets)
+    }
+
+    /// The variables that a process has beside its own.
+    pub fn variables_of(&self, process: &ProcessName) -> &BTreeMap<String, String> {
+        let kept = self.kept.get(process);
+        kept.map_or(&self.manifest.env, |kept| &kept.env)
+    }
+}
+
+/// What a process type has of the release in which it was deployed last, where a later release was of others only. The process
+/// itself and its routes are in that release's manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptProcess {
+    /// [`Manifest::env`].
+    pub env: BTreeMap<String, String>,
+    /// [`Release::resolved`].
+    pub resolved: BTreeMap<String, PinnedImage>,
+    /// [`Release::secrets`].
+    pub secrets: BTreeMap<String, u32>,
 }
 
 /// How an env gets from one release to another.

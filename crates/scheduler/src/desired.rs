@@ -66,7 +66,12 @@ fn pinned_images(cluster: &ClusterState, node: NodeId) -> BTreeSet<Digest> {
         let last = env.releases.keys().rev().take(KEPT_RELEASES).copied();
         let needed = [Some(env.rollout.wanted), env.rollout.previous];
         last.chain(needed.into_iter().flatten())
-            .filter_map(|number| env.releases.get(&number)?.resolved.get(arch))
+            .filter_map(|number| env.releases.get(&number))
+            .flat_map(|release| {
+                let kept = release.kept.values().map(|kept| &kept.resolved);
+                kept.chain([&release.resolved])
+            })
+            .filter_map(|images| images.get(arch))
     })
     .map(|image| image.digest.clone())
     .collect()

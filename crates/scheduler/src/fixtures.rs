@@ -208,6 +208,7 @@ pub fn release(manifest: Manifest) -> Release {
         image_ref_digest: digest(7),
         resolved: BTreeMap::from([("amd64".to_owned(), image)]),
         secrets: BTreeMap::new(),
+        kept: BTreeMap::new(),
         created_at: Timestamp(0),
     }
 }
@@ -230,6 +231,9 @@ pub fn deployment(cluster: &ClusterState, env: &str, release: Release, now: Time
     let known = cluster.envs.get(&key(env));
     let number = next_release(cluster, env);
     let begun = rollout::begin(known.map(|e| &e.rollout), number, now);
+    let mut release = release;
+    // Each release is another one for each process.
+    (release.manifest.env).insert("RELEASE".to_owned(), number.to_string());
     match known {
         Some(_) => Command::AddRelease {
             env: key(env),
@@ -349,16 +353,7 @@ pub const READY: InstanceState = InstanceState::Running {
 };
 
 pub fn report(id: InstanceId, state: InstanceState) -> InstanceReport {
-    InstanceReport {
-        id,
-        state,
-        restarts: 0,
-        detail: String::new(),
-        last_exit: None,
-        failure: None,
-        log_tail: Vec::new(),
-        preparing_ms: 0,
-    }
+    InstanceReport::new(id, state)
 }
 
 pub fn exit(code: u8) -> ExitEvent {

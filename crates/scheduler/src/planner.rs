@@ -131,7 +131,7 @@ pub struct Planner {
     due_of: BTreeMap<EnvKey, Timestamp>,
     /// What waits in each env, and why. Envs in which nothing waits are absent.
     findings: Table<EnvKey, Vec<Finding>>,
-    /// The envs that cannot be planned, until when they are left alone, and why.
+    /// The envs that cannot be planned, until when they are not planned, and why.
     quarantined: BTreeMap<EnvKey, (Timestamp, String)>,
     /// The env that is being planned, or was last.
     current: Option<EnvKey>,
@@ -169,7 +169,7 @@ impl Planner {
         }
     }
 
-    /// Leaves an env alone until `until`, because it cannot be planned. The cause is its finding meanwhile.
+    /// Does not plan an env until `until`, because it cannot be planned. The cause is its finding meanwhile.
     pub fn quarantine(&mut self, env: EnvKey, cause: String, until: Timestamp) {
         let finding = Finding {
             env: env.clone(),

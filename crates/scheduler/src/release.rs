@@ -1,13 +1,13 @@
 //! A process of a release as the complete description of one instance.
 
-use model::instance::{AttachedVolume, HealthCheck, InstanceSpec, Probe, SecretVersion};
+use model::instance::{AttachedVolume, HealthCheck, InstanceSpec, Probe, SecretVersion, Volume};
 use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use manifest::Manifest;
 
-use crate::cluster_state::{ClusterState, Release, VolumeKey};
+use crate::cluster_state::{ClusterState, KeptProcess, Release, VolumeKey};
 
 /// Why a release cannot become an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -139,20 +139,20 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
             release: who.release,
             process: who.process.clone(),
         })?;
-    let image = release
-        .resolved
+    let images = release.images_of(who.process);
+    let image = images
         .get(who.arch)
         .ok_or_else(|| ReleaseError::NoImageFor {
             release: who.release,
             arch: who.arch.to_owned(),
-            has: release
-                .resolved
+            has: images
                 .keys()
                 .map(String::as_str)
                 .collect::<Vec<_>>()
                 .join(", "),
         })?;
-    let version_of = |bundle: &String| match release.secrets.get(bundle) {
+    let versions = release.secrets_of(who.process);
+    let version_of = |bundle: &String| match versions.get(bundle) {
         Some(version) => Ok(SecretVersion {
             name: bundle.clone(),
             version: *version,
@@ -168,7 +168,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         .iter()
         .map(version_of)
         .collect::<Result<_, _>>()?;
-    let mut variables = manifest.env.clone();
+    let mut variables = release.variables_of(who.process).clone();
     variables.extend(process.env.clone());
     Ok(InstanceSpec {
         id: who.id,
@@ -192,6 +192,81 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         secrets,
         volumes: who.volumes.to_vec(),
     })
+}
+
+/// Whether an instance is as a release would have it: nothing of its description is another, but the number of the release.
+/// Such an instance stays when the release is rolled out. `arch` is its node's.
+pub fn is_as_in(spec: &InstanceSpec, number: ReleaseNumber, release: &Release, arch: &str) -> bool {
+    if spec.release == number {
+        return true;
+    }
+    let env = spec.env_key();
+    let who = Identity {
+        id: spec.id,
+        env: &env,
+        process: &spec.process,
+        release: spec.release,
+        address: spec.address,
+        arch,
+        volumes: &spec.volumes,
+    };
+    // A volume that the release adds or drops is no part of the description of an instance that is there.
+    let asks = release.manifest.processes.get(&spec.process);
+    let asks = asks.map_or(&[][..], |process| process.volumes.as_slice());
+    let has = |asked: &Volume| {
+        let mut attached = spec.volumes.iter();
+        attached.any(|has| {
+            (&has.name, &has.path, &has.owner) == (&asked.name, &asked.path, &asked.owner)
+        })
+    };
+    let has_volumes = asks.len() == spec.volumes.len() && asks.iter().all(has);
+    has_volumes && instance_spec(&who, release).is_ok_and(|made| made == *spec)
+}
+
+/// A release of some process types only: the others are as in the release before, down to their image, variables and secrets. A
+/// process type that is in neither is not there.
+pub fn keep_others(release: Release, before: &Release, only: &BTreeSet<ProcessName>) -> Release {
+    let (new, old) = (release.manifest, &before.manifest);
+    let mut manifest = Manifest {
+        processes: BTreeMap::new(),
+        routes: BTreeMap::new(),
+        ..new
+    };
+    let mut kept = BTreeMap::new();
+    for (name, process) in &old.processes {
+        if !only.contains(name) {
+            manifest.processes.insert(name.clone(), process.clone());
+            let part = before.kept.get(name).cloned();
+            kept.insert(
+                name.clone(),
+                part.unwrap_or_else(|| KeptProcess {
+                    env: old.env.clone(),
+                    resolved: before.resolved.clone(),
+                    secrets: before.secrets.clone(),
+                }),
+            );
+        }
+    }
+    let others = old.routes.iter();
+    let others = others.filter(|(_, target)| !only.contains(&target.process));
+    manifest
+        .routes
+        .extend(others.map(|(host, target)| (host.clone(), target.clone())));
+    let is_of_these = |process: &ProcessName| only.contains(process);
+    manifest.processes.extend(
+        new.processes
+            .into_iter()
+            .filter(|(name, _)| is_of_these(name)),
+    );
+    let routes = new.routes.into_iter();
+    manifest
+        .routes
+        .extend(routes.filter(|(_, target)| is_of_these(&target.process)));
+    Release {
+        manifest,
+        kept,
+        ..release
+    }
 }
 
 /// The health check of a process: an HTTP probe without a host asks for the first of the process's routes, those to its
@@ -238,7 +313,7 @@ mod tests {
             .iter()
             .map(|(n, v)| format!("{n}={v}"))
             .collect();
-        assert_eq!(variables, ["LEVEL=debug", "ROLE=web"]);
+        assert_eq!(variables, ["LEVEL=debug", "RELEASE=v1", "ROLE=web"]);
         assert_eq!(spec.env_key(), key("shop/prod"));
     }
 

@@ -247,7 +247,7 @@ mod tests {
         cluster
     }
 
-    fn says(generation: u64, instances: &[(u32, InstanceState)]) -> NodeReport {
+    fn node_report(generation: u64, instances: &[(u32, InstanceState)]) -> NodeReport {
         let said = |(id, state): &(u32, InstanceState)| report(InstanceId(*id), *state);
         NodeReport {
             generation: Generation {
@@ -266,7 +266,7 @@ mod tests {
         }
     }
 
-    fn take(cluster: &mut ClusterState, node: NodeId, report: &NodeReport) -> Changes {
+    fn apply_to(cluster: &mut ClusterState, node: NodeId, report: &NodeReport) -> Changes {
         let command = Command::Report {
             node,
             report: Box::new(report.clone()),
@@ -282,22 +282,26 @@ mod tests {
     #[test]
     fn a_report_changes_only_the_records_it_says_something_new_of() {
         let mut cluster = two();
-        let said = says(7, &[(1, READY), (9, READY)]);
-        let changes = take(&mut cluster, NodeId(1), &said);
+        let said = node_report(7, &[(1, READY), (9, READY)]);
+        let changes = apply_to(&mut cluster, NodeId(1), &said);
         let changed: Vec<_> = changes.instances.keys().copied().collect();
         assert_eq!(changed, [InstanceId(1)]);
         let strangers = unknown(&cluster, NodeId(1), &said);
         assert_eq!(strangers.instances, [InstanceId(9)]);
         assert_eq!(*phase(&cluster, 1), InstancePhase::Established);
-        assert!(take(&mut cluster, NodeId(1), &said).is_empty());
+        assert!(apply_to(&mut cluster, NodeId(1), &said).is_empty());
         // The node lists it no longer: nothing is known of it.
-        let changes = take(&mut cluster, NodeId(1), &says(7, &[]));
+        let changes = apply_to(&mut cluster, NodeId(1), &node_report(7, &[]));
         assert_eq!(changes.instances.len(), 1);
         assert_eq!(cluster.instances[&InstanceId(1)].report, None);
         assert_eq!(*phase(&cluster, 1), InstancePhase::Established);
         // Another node's report does not count.
-        let said = says(0, &[(1, READY)]);
-        assert!(take(&mut cluster, NodeId(2), &said).instances.is_empty());
+        let said = node_report(0, &[(1, READY)]);
+        assert!(
+            apply_to(&mut cluster, NodeId(2), &said)
+                .instances
+                .is_empty()
+        );
         assert_eq!(
             unknown(&cluster, NodeId(2), &said).instances,
             [InstanceId(1)]
@@ -317,7 +321,7 @@ mod tests {
         let at = |cluster: &mut ClusterState, now| {
             let command = Command::Report {
                 node: NodeId(1),
-                report: Box::new(says(7, &[])),
+                report: Box::new(node_report(7, &[])),
                 now: Timestamp(now),
             };
             apply(cluster, &command).unwrap();
@@ -340,16 +344,16 @@ mod tests {
                 .get_mut(&InstanceId(1))
                 .unwrap()
                 .terminate();
-            take(&mut cluster, NodeId(1), said);
+            apply_to(&mut cluster, NodeId(1), said);
             assert!(!is_gone(&cluster, 2));
             is_gone(&cluster, 1)
         };
-        assert!(!gone(&says(6, &[(1, InstanceState::Stopped)])));
-        assert!(!gone(&says(6, &[])));
-        assert!(!gone(&says(7, &[(1, InstanceState::Stopping)])));
-        assert!(gone(&says(7, &[(1, InstanceState::Stopped)])));
-        assert!(gone(&says(7, &[(1, InstanceState::Failed)])));
-        assert!(gone(&says(7, &[])));
+        assert!(!gone(&node_report(6, &[(1, InstanceState::Stopped)])));
+        assert!(!gone(&node_report(6, &[])));
+        assert!(!gone(&node_report(7, &[(1, InstanceState::Stopping)])));
+        assert!(gone(&node_report(7, &[(1, InstanceState::Stopped)])));
+        assert!(gone(&node_report(7, &[(1, InstanceState::Failed)])));
+        assert!(gone(&node_report(7, &[])));
     }
 
     #[test]
@@ -361,8 +365,8 @@ mod tests {
             .unwrap()
             .terminate();
         assert!(!cluster.instances[&InstanceId(1)].was_ready());
-        let said = says(6, &[(1, READY)]);
-        take(&mut cluster, NodeId(1), &said);
+        let said = node_report(6, &[(1, READY)]);
+        apply_to(&mut cluster, NodeId(1), &said);
         let instance = &cluster.instances[&InstanceId(1)];
         assert!(instance.is_terminating() && instance.was_ready());
     }
@@ -375,10 +379,10 @@ mod tests {
             .get_mut(&InstanceId(1))
             .unwrap()
             .terminate();
-        take(&mut cluster, NodeId(1), &says(30, &[]));
+        apply_to(&mut cluster, NodeId(1), &node_report(30, &[]));
         assert_eq!(cluster.nodes[&NodeId(1)].generation, 31);
         assert!(!is_gone(&cluster, 1));
-        take(&mut cluster, NodeId(1), &says(31, &[]));
+        apply_to(&mut cluster, NodeId(1), &node_report(31, &[]));
         assert_eq!(cluster.nodes[&NodeId(1)].generation, 31);
         assert!(is_gone(&cluster, 1));
     }
@@ -387,7 +391,7 @@ mod tests {
     fn a_generation_that_no_server_gave_is_not_believed() {
         for generation in [MAX_REPORTED_GENERATION + 1, u64::MAX / 2, u64::MAX] {
             let mut cluster = two();
-            take(&mut cluster, NodeId(1), &says(generation, &[]));
+            apply_to(&mut cluster, NodeId(1), &node_report(generation, &[]));
             assert_eq!(cluster.nodes[&NodeId(1)].generation, 7);
         }
     }
@@ -399,10 +403,10 @@ mod tests {
         cluster.instances.remove(&InstanceId(1));
         let id = VolumeId(0xd0);
         cluster.volumes.get_mut(&id).unwrap().phase = VolumePhase::Planned;
-        let mut said = says(7, &[]);
+        let mut said = node_report(7, &[]);
         said.volumes = vec![id];
         let after = |cluster: &mut ClusterState, said: &NodeReport| {
-            let changes = take(cluster, NodeId(1), said);
+            let changes = apply_to(cluster, NodeId(1), said);
             let changed = changes.volumes.get(&id);
             changed.map(|volume| volume.as_ref().unwrap().phase)
         };
@@ -428,13 +432,13 @@ mod tests {
     fn an_instance_with_an_unreadable_record_is_not_unknown() {
         let mut cluster = two();
         cluster.instances.remove(&InstanceId(1));
-        let said = says(7, &[(1, READY)]);
+        let said = node_report(7, &[(1, READY)]);
         assert_eq!(
             unknown(&cluster, NodeId(1), &said).instances,
             [InstanceId(1)]
         );
         // One that the platform itself has ended: its node reaps it next.
-        let stopped = says(7, &[(1, InstanceState::Stopped)]);
+        let stopped = node_report(7, &[(1, InstanceState::Stopped)]);
         assert_eq!(unknown(&cluster, NodeId(1), &stopped), Unknown::default());
         cluster.unreadable = vec![UnreadableRecord {
             subject: Subject::Instance(InstanceId(1)),

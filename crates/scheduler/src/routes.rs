@@ -21,6 +21,7 @@ use model::instance::ProxyProtocol;
 use model::{EnvKey, EnvNetwork, Generation, Incarnation, ProcessName, ReleaseNumber};
 
 use crate::cluster_state::{ClusterState, Env, Instance, Release};
+use crate::release::is_as_in;
 use crate::rollout;
 use crate::table::Table;
 use overlay::ingress::edge_port;
@@ -276,10 +277,12 @@ pub fn taken_hosts(
         .filter(|(key, other)| *key != env && !other.destroying);
     for (key, other) in others {
         let rollout = &other.rollout;
+        // Of a release that is done and gone the hosts are free.
+        let is_done = rollout.phase == RolloutPhase::Done;
         let releases = [
             Some(rollout.release),
             Some(rollout.wanted),
-            rollout.previous,
+            rollout.previous.filter(|_| !is_done),
         ];
         for release in releases.into_iter().flatten() {
             let hosts = other.releases.get(&release).map(|r| &r.manifest.routes);
@@ -325,7 +328,14 @@ fn env_routes(
         }
     }
     for instance in serving {
-        let number = instance.spec.release;
+        // Of the announced release where that has not touched the instance.
+        let node = cluster.nodes.get(&instance.node);
+        let arch = node.map_or("", |node| node.hardware.arch.as_str());
+        let untouched = announced.filter(|number| {
+            let release = env.releases.get(number);
+            release.is_some_and(|release| is_as_in(&instance.spec, *number, release, arch))
+        });
+        let number = untouched.unwrap_or(instance.spec.release);
         let Some(release) = env.releases.get(&number) else {
             continue;
         };

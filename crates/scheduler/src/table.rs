@@ -5,7 +5,7 @@
 
 use std::borrow::Borrow;
 use std::fmt;
-use std::ops::{Bound, Index, RangeBounds};
+use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use immutable_chunkmap::map::Map;
@@ -168,7 +168,9 @@ impl<K: Ord + Clone, V> Extend<(K, V)> for Table<K, V> {
     }
 }
 
-impl<K: Ord + Clone + fmt::Debug, V> Index<&K> for Table<K, V> {
+/// Only tests know that there is such a key.
+#[cfg(any(test, feature = "fixtures"))]
+impl<K: Ord + Clone + fmt::Debug, V> std::ops::Index<&K> for Table<K, V> {
     type Output = V;
 
     /// # Panics

@@ -9,6 +9,9 @@
 //!
 //! Deliberately absent: locking. Each file has one writer.
 
+#[cfg(any(test, feature = "fixtures"))]
+pub mod fixtures;
+
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -284,10 +287,37 @@ mod tests {
         assert_eq!(decode::<State>(v2).unwrap(), state(&["a", "b"], 0));
     }
 
+    const FILES: [&str; 3] = [
+        r#"{"name": "a"}"#,
+        r#"{"version": 2, "names": ["a"]}"#,
+        r#"{"version": 3, "names": ["a"], "count": 0}"#,
+    ];
+
     #[test]
     fn unknown_fields_are_ignored() {
         let added = br#"{"version": 3, "names": [], "count": 4, "colour": "red"}"#;
         assert_eq!(decode::<State>(added).unwrap(), state(&[], 4));
+        fixtures::check::<State>(&FILES);
+    }
+
+    #[test]
+    #[should_panic(expected = "a version has no fixture")]
+    fn a_format_needs_a_fixture_of_each_version() {
+        fixtures::check::<State>(&FILES[..2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "unknown field")]
+    fn a_format_that_refuses_unknown_fields_is_found() {
+        #[derive(Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Strict {
+            name: String,
+        }
+        impl StateFormat for Strict {
+            const VERSION: u32 = 1;
+        }
+        fixtures::check::<Strict>(&FILES[..1]);
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
         deleted_envs,
         envs,
         releases,
+        deleted_releases,
         instances,
         ended,
         volumes,
@@ -91,6 +92,9 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
     }
     for ((key, number), release) in releases {
         add_release(&mut *db, key, *number, release).await?;
+    }
+    for (key, number) in deleted_releases {
+        delete_release(&mut *db, key, *number).await?;
     }
     for ((key, bundle, version), content) in secrets {
         secrets::add(&mut *db, key, bundle, *version, content).await?;
@@ -258,6 +262,21 @@ async fn add_release(
     .execute(db)
     .await
     .map_err(StoreError::query("write a release"))?;
+    Ok(())
+}
+
+async fn delete_release(
+    db: &mut SqliteConnection,
+    key: &EnvKey,
+    number: ReleaseNumber,
+) -> Result<(), StoreError> {
+    sqlx::query("DELETE FROM releases WHERE app = ? AND env = ? AND number = ?")
+        .bind(key.app.as_str())
+        .bind(key.env.as_str())
+        .bind(i64::from(number.0))
+        .execute(db)
+        .await
+        .map_err(StoreError::query("delete a release"))?;
     Ok(())
 }
 

@@ -34,6 +34,22 @@ pub struct InstanceReport {
     pub preparing_ms: u64,
 }
 
+impl InstanceReport {
+    /// A report that says nothing but the state.
+    pub fn new(id: InstanceId, state: InstanceState) -> Self {
+        Self {
+            id,
+            state,
+            restarts: 0,
+            detail: String::new(),
+            last_exit: None,
+            failure: None,
+            log_tail: Vec::new(),
+            preparing_ms: 0,
+        }
+    }
+}
+
 /// A report as it travels, as the store keeps it and as users read it.
 #[derive(Serialize, Deserialize)]
 struct InstanceReportJson {

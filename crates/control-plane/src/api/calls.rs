@@ -281,7 +281,7 @@ async fn open<T>(
     let (sender, receiver) = oneshot::channel();
     let stream = app
         .streams
-        .ask(node, wanted, || waiting(sender))
+        .request(node, wanted, || waiting(sender))
         .map_err(|error| unavailable("node_busy", error.to_string()))?;
     // This future is dropped when the caller leaves (Ctrl-C): then the node is not to do it later.
     let _waiting = app.streams.take_back_on_drop(node, &stream);

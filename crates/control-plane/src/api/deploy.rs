@@ -9,13 +9,13 @@ use axum::extract::State;
 use http::StatusCode;
 use manifest::{Colour, Manifest, render};
 use model::image::ImageConfig;
-use model::{EnvKey, ReleaseNumber};
+use model::{EnvKey, ProcessName, ReleaseNumber};
 use oci::{ImageError, Platform, Reference, Resolved};
 use overlay::address_plan::next_network;
 use registry::{Problem, RegistryError};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Env, Release};
-use scheduler::release::{ReleaseError, secret_versions};
+use scheduler::release::{ReleaseError, keep_others, secret_versions};
 use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
 use scheduler::table::Table;
@@ -44,11 +44,13 @@ pub(crate) async fn deploy(
     Body(request): Body<DeployRequest>,
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
+    let only = request.only;
+    check_only(&app.cluster(), &key, &manifest, &only)?;
     // A release that would be refused anyway is refused before the registry is asked.
     check_against(&app.cluster(), &key, &manifest)?;
     app.secrets.check_fit(&key, &manifest).await?;
     let (reference, resolved) = resolve(&app, &request.image).await?;
-    check_runnable(&reference, &resolved, &manifest)?;
+    check_runnable(&reference, &resolved, &manifest, &only)?;
     let images = resolved.images.values().map(|image| &image.config);
     let warnings = unkept_volumes(&manifest, images);
 
@@ -61,11 +63,17 @@ pub(crate) async fn deploy(
             .map(|(arch, digest)| (arch.clone(), reference.pinned_image(digest)))
             .collect(),
         secrets: BTreeMap::new(),
+        kept: BTreeMap::new(),
         created_at: now(),
     };
     let of = key.clone();
     let number = app
         .change(move |cluster| {
+            let release = if only.is_empty() {
+                release
+            } else {
+                keep_others(release, &wanted(cluster, &of)?, &only)
+            };
             let secrets = check_against(cluster, &of, &release.manifest)?;
             add_release(cluster, &of, Release { secrets, ..release })
         })
@@ -103,6 +111,9 @@ pub(crate) async fn redeploy(
         .change(move |cluster| {
             let mut release = wanted(cluster, &of)?;
             release.secrets = check_against(cluster, &of, &release.manifest)?;
+            for kept in release.kept.values_mut() {
+                kept.secrets.clone_from(&release.secrets);
+            }
             release.created_at = now();
             let (commands, number) = add_release(cluster, &of, release.clone())?;
             Ok::<_, ApiFailure>((commands, (number, release)))
@@ -119,6 +130,39 @@ pub(crate) async fn redeploy(
         warnings: Vec::new(),
     };
     Ok((StatusCode::CREATED, Json(response)))
+}
+
+/// Whether a release can be of these process types only.
+fn check_only(
+    cluster: &ClusterState,
+    key: &EnvKey,
+    manifest: &Manifest,
+    only: &BTreeSet<ProcessName>,
+) -> Result<(), ApiFailure> {
+    if only.is_empty() {
+        return Ok(());
+    }
+    if let Some(name) = only
+        .iter()
+        .find(|name| !manifest.processes.contains_key(*name))
+    {
+        let names: Vec<_> = manifest.processes.keys().map(ProcessName::as_str).collect();
+        return Err(ApiFailure::refused(
+            "process_not_found",
+            format!(
+                "the manifest has no process type {name}; there are: {}",
+                names.join(", ")
+            ),
+        ));
+    }
+    if cluster.envs.contains_key(key) {
+        return Ok(());
+    }
+    Err(ApiFailure::refused(
+        "env_not_found",
+        format!("{key} has no release yet whose other process types could stay as they are"),
+    )
+    .hint("deploy it whole first, without --only"))
 }
 
 /// The release of an env whose instances are wanted.
@@ -302,9 +346,12 @@ fn check_runnable(
     reference: &Reference,
     resolved: &Resolved,
     manifest: &Manifest,
+    only: &BTreeSet<ProcessName>,
 ) -> Result<(), ApiFailure> {
     for (arch, image) in &resolved.images {
-        for (name, process) in &manifest.processes {
+        let deployed = manifest.processes.iter();
+        for (name, process) in deployed.filter(|(name, _)| only.is_empty() || only.contains(*name))
+        {
             let command = process.command.as_deref();
             if node_core::boot::argv(&image.config, command).is_none() {
                 return Err(ApiFailure::refused(

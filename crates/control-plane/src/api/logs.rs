@@ -237,7 +237,7 @@ impl Reader {
         _slot: OwnedSemaphorePermit,
     ) {
         let app = App::clone(&self.app);
-        let changes = app.topics.listen(Topic::Env(self.key.clone()));
+        let changes = app.topics.subscribe(Topic::Env(self.key.clone()));
         let changed = changes.notified();
         tokio::pin!(changed);
         for row in &ended {
@@ -389,7 +389,7 @@ impl Reader {
             Some(reason) => format!("{node}: {reason}; its log lines are missing"),
             None => format!("{node} does not answer; its log lines are missing"),
         };
-        tell(&self.lines, &unheard, &text).await;
+        send_notice(&self.lines, &unheard, &text).await;
     }
 
     /// Asks for every wanted instance that no stream is there for.
@@ -402,7 +402,7 @@ impl Reader {
         }
         for (node, instances) in by_node {
             let asked = if self.app.is_online(node) {
-                self.ask(node, &instances).map_err(|e| e.to_string())
+                self.request(node, &instances).map_err(|e| e.to_string())
             } else {
                 Err(format!("{node} is offline; its log lines are missing"))
             };
@@ -416,13 +416,13 @@ impl Reader {
                 }
             }
             if let Err(text) = asked {
-                tell(&self.lines, &unheard, &text).await;
+                send_notice(&self.lines, &unheard, &text).await;
             }
         }
     }
 
-    /// Asks one node for these instances: from the beginning, or from where they broke off.
-    fn ask(
+    /// Requests the logs of these instances from one node: from the beginning, or from where they broke off.
+    fn request(
         &self,
         node: NodeId,
         instances: &BTreeMap<InstanceId, ProcessName>,
@@ -450,11 +450,11 @@ impl Reader {
     }
 }
 
-/// Says something to the reader, in the name of the platform, for each of these instances.
-async fn tell(lines: &Lines, instances: &BTreeMap<InstanceId, ProcessName>, text: &str) {
+/// Sends the reader a line of the platform for each of these instances.
+async fn send_notice(lines: &Lines, instances: &BTreeMap<InstanceId, ProcessName>, text: &str) {
     for (id, process) in instances {
         let line = platform_line(*id, process, now(), text.to_owned());
-        // A reader that left needs to be told nothing.
+        // A reader that left needs no line.
         let _ = lines.send(line).await;
     }
 }

@@ -61,9 +61,7 @@ pub(crate) async fn report(
     log_unknown_states(&app, node, protocol, &report.instances);
     // A report that says nothing new costs the store nothing.
     if is_news {
-        app.leading
-            .report::<ApiFailure>(node, report, now())
-            .await?;
+        app.leader.report::<ApiFailure>(node, report, now()).await?;
         app.wake.notify_one();
     }
     Ok(StatusCode::NO_CONTENT)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::user::{SecretRow, SetSecretsRequest};
+use api::user::{RolloutPhase, SecretRow, SetSecretsRequest};
 use axum::Json;
 use axum::extract::{Path, State};
 use http::StatusCode;
@@ -178,10 +178,12 @@ fn live_versions(cluster: &ClusterState, key: &EnvKey) -> BTreeMap<String, u32> 
 fn needed_by(cluster: &ClusterState, key: &EnvKey, name: &str) -> Option<model::ReleaseNumber> {
     let env = cluster.envs.get(key)?;
     let rollout = &env.rollout;
+    // A release that is done and gone needs its secrets no more.
+    let is_done = rollout.phase == RolloutPhase::Done;
     let mut in_use: Vec<_> = [
         Some(rollout.wanted),
         Some(rollout.release),
-        rollout.previous,
+        rollout.previous.filter(|_| !is_done),
     ]
     .into_iter()
     .flatten()

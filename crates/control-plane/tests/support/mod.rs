@@ -130,6 +130,7 @@ impl Server {
 
     pub(crate) async fn deploy(&self, key: &EnvKey, manifest: &str, image: &str) -> u32 {
         let request = DeployRequest {
+            only: Default::default(),
             manifest: manifest.to_owned(),
             image: image.to_owned(),
         };
@@ -202,19 +203,11 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
 }
 
 pub(crate) fn running(id: InstanceId) -> InstanceReport {
-    InstanceReport {
-        id,
-        state: InstanceState::Running {
-            ready: true,
-            started_at: Some(Timestamp(1)),
-        },
-        restarts: 0,
-        detail: String::new(),
-        last_exit: None,
-        failure: None,
-        log_tail: Vec::new(),
-        preparing_ms: 0,
-    }
+    let state = InstanceState::Running {
+        ready: true,
+        started_at: Some(Timestamp(1)),
+    };
+    InstanceReport::new(id, state)
 }
 
 /// A node that applies every desired state at once, and reports that all of it runs.

@@ -50,7 +50,7 @@ impl Qmp {
         }
     }
 
-    async fn ask(&mut self) -> Result<VmStatus, StatusError> {
+    async fn query_status(&mut self) -> Result<VmStatus, StatusError> {
         let answer = self.exchange().await;
         if answer.is_err() {
             self.connection = None;
@@ -114,7 +114,7 @@ impl Qmp {
 
 impl Monitor for Qmp {
     fn status(&mut self) -> Answer<'_, Result<VmStatus, StatusError>> {
-        Box::pin(self.ask())
+        Box::pin(self.query_status())
     }
 
     fn event(&mut self) -> Answer<'_, Event> {

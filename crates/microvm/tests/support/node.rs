@@ -75,7 +75,7 @@ impl Node {
     }
 
     /// Says something on the control channel.
-    pub(crate) fn say(&self, frame: HostFrame) {
+    pub(crate) fn send(&self, frame: HostFrame) {
         self.say.send(frame).unwrap();
     }
 }

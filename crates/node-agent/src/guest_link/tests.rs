@@ -44,7 +44,7 @@ impl Guest {
             buffer: FrameBuffer::default(),
         };
         guest
-            .say(&GuestFrame::Hello(Hello {
+            .send(&GuestFrame::Hello(Hello {
                 contract,
                 channel,
                 phase,
@@ -54,12 +54,12 @@ impl Guest {
         guest
     }
 
-    async fn say(&mut self, frame: &GuestFrame) {
+    async fn send(&mut self, frame: &GuestFrame) {
         self.stream.write_all(&frame.encode()).await.unwrap();
     }
 
     /// The next frame; none when the host closed the connection.
-    async fn hear(&mut self) -> Option<HostFrame> {
+    async fn receive(&mut self) -> Option<HostFrame> {
         loop {
             if let Some(frame) = self.buffer.next().unwrap() {
                 return Some(frame);
@@ -137,24 +137,24 @@ async fn a_guest_is_told_its_config_its_stop_and_its_acknowledged_end() {
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
     link.boot(config());
     assert_eq!(
-        guest.hear().await,
+        guest.receive().await,
         Some(HostFrame::Boot(Box::new(config())))
     );
-    guest.say(&GuestFrame::Started).await;
+    guest.send(&GuestFrame::Started).await;
     assert_eq!(link.next().await, Some(GuestEvent::Started));
     link.stop(500);
     let stop = HostFrame::Stop { timeout_ms: 500 };
-    assert_eq!(guest.hear().await, Some(stop.clone()));
+    assert_eq!(guest.receive().await, Some(stop.clone()));
 
     // A new connection hears again what still holds; the old one is closed.
     let mut again = Guest::dial(&socket, Channel::Control, Phase::Running).await;
-    assert_eq!(again.hear().await, Some(stop));
-    assert_eq!(guest.hear().await, None);
+    assert_eq!(again.receive().await, Some(stop));
+    assert_eq!(guest.receive().await, None);
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
-    again.say(&GuestFrame::Exited(exit(3))).await;
+    again.send(&GuestFrame::Exited(exit(3))).await;
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(3))));
     link.acknowledge_end();
-    assert_eq!(again.hear().await, Some(HostFrame::ExitAck));
+    assert_eq!(again.receive().await, Some(HostFrame::ExitAck));
 }
 
 #[tokio::test]
@@ -164,7 +164,7 @@ async fn log_records_are_acknowledged_once_written() {
     let mut guest = Guest::dial(&socket, Channel::Log, Phase::Running).await;
     for seq in 1..=3 {
         guest
-            .say(&GuestFrame::Log(LogRecord {
+            .send(&GuestFrame::Log(LogRecord {
                 seq,
                 at_nanos: 0,
                 stream: Stream::Stderr,
@@ -175,7 +175,7 @@ async fn log_records_are_acknowledged_once_written() {
             .await;
     }
     loop {
-        let Some(HostFrame::LogAck { seq }) = guest.hear().await else {
+        let Some(HostFrame::LogAck { seq }) = guest.receive().await else {
             panic!("no ack")
         };
         if seq == 3 {
@@ -212,14 +212,14 @@ async fn a_guest_that_violates_the_protocol_loses_the_connection_and_nothing_els
 }
 
 #[tokio::test]
-async fn a_guest_of_an_unserved_version_is_told_why_it_is_refused() {
+async fn a_guest_of_an_unserved_version_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let (mut link, socket) = link(dir.path());
     for contract in [0, OLDEST_SERVED_VERSION - 1, CONTRACT_VERSION + 1] {
         let mut guest = Guest::dial_with(&socket, contract, Channel::Control, Phase::Waiting).await;
         let reason = refusal(contract);
-        assert_eq!(guest.hear().await, Some(HostFrame::Refused { reason }));
-        assert_eq!(guest.hear().await, None);
+        assert_eq!(guest.receive().await, Some(HostFrame::Refused { reason }));
+        assert_eq!(guest.receive().await, None);
         assert_eq!(link.next().await, Some(GuestEvent::Refused { contract }));
     }
     violations(&link, 3).await;
@@ -233,7 +233,7 @@ async fn a_running_guest_of_the_previous_version_is_served_and_kept() {
     let mut control = dial(Channel::Control, Phase::Running).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
     let mut log = dial(Channel::Log, Phase::Running).await;
-    log.say(&GuestFrame::Log(LogRecord {
+    log.send(&GuestFrame::Log(LogRecord {
         seq: 1,
         at_nanos: 0,
         stream: Stream::Stdout,
@@ -242,16 +242,16 @@ async fn a_running_guest_of_the_previous_version_is_served_and_kept() {
         line: b"still here".to_vec(),
     }))
     .await;
-    assert_eq!(log.hear().await, Some(HostFrame::LogAck { seq: 1 }));
+    assert_eq!(log.receive().await, Some(HostFrame::LogAck { seq: 1 }));
     link.stop(500);
     assert_eq!(
-        control.hear().await,
+        control.receive().await,
         Some(HostFrame::Stop { timeout_ms: 500 })
     );
-    control.say(&GuestFrame::Exited(exit(0))).await;
+    control.send(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
     link.acknowledge_end();
-    assert_eq!(control.hear().await, Some(HostFrame::ExitAck));
+    assert_eq!(control.receive().await, Some(HostFrame::ExitAck));
     assert_eq!(link.protocol_violations(), 0);
 }
 
@@ -293,7 +293,7 @@ async fn violations(link: &GuestLink, count: u64) {
 
 /// Hears of a command, dials for it, says these frames, and gives what the node says after.
 async fn run_command(guest: &mut Guest, socket: &Path, frames: &[GuestFrame]) -> Option<HostFrame> {
-    let Some(HostFrame::Exec(request)) = guest.hear().await else {
+    let Some(HostFrame::Exec(request)) = guest.receive().await else {
         panic!("no command");
     };
     let channel = Channel::Exec {
@@ -301,13 +301,13 @@ async fn run_command(guest: &mut Guest, socket: &Path, frames: &[GuestFrame]) ->
     };
     let mut command = Guest::dial(socket, channel, Phase::Running).await;
     for frame in frames {
-        command.say(frame).await;
+        command.send(frame).await;
     }
-    command.hear().await
+    command.receive().await
 }
 
 #[tokio::test]
-async fn a_command_has_its_channel_and_figures_their_answer() {
+async fn a_command_has_its_own_channel_and_stats_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let (mut link, mut guest, socket) = running_guest(dir.path()).await;
     let calls = link.calls().clone();
@@ -331,18 +331,18 @@ async fn a_command_has_its_channel_and_figures_their_answer() {
     drop(session);
 
     let (stats, ()) = tokio::join!(calls.stats(), async {
-        assert_eq!(guest.hear().await, Some(HostFrame::Stats));
+        assert_eq!(guest.receive().await, Some(HostFrame::Stats));
         let stats = guest_protocol::GuestStats {
             processes: 3,
             ..Default::default()
         };
-        guest.say(&GuestFrame::Stats(stats)).await;
+        guest.send(&GuestFrame::Stats(stats)).await;
     });
     assert_eq!(stats.unwrap().processes, 3);
     // The ports that are shown are bounded.
     let ports: Vec<u16> = (1..=100).collect();
     let forwarded = guest_protocol::Forwarded { ports };
-    guest.say(&GuestFrame::Forwarded(forwarded)).await;
+    guest.send(&GuestFrame::Forwarded(forwarded)).await;
     let ports = (1..=64).collect();
     assert_eq!(link.next().await, Some(GuestEvent::Forwarded(ports)));
     assert_eq!(link.protocol_violations(), 0);
@@ -381,7 +381,7 @@ async fn commands_are_bounded_and_need_a_running_app() {
     let mut channels = Vec::new();
     for _ in 0..crate::guest_calls::MAX_USER_SESSIONS {
         let (session, channel) = tokio::join!(calls.exec(argv(), None), async {
-            let Some(HostFrame::Exec(request)) = guest.hear().await else {
+            let Some(HostFrame::Exec(request)) = guest.receive().await else {
                 panic!("no command");
             };
             let channel = Channel::Exec {
@@ -402,13 +402,13 @@ async fn commands_are_bounded_and_need_a_running_app() {
     );
     assert_eq!(probed, Ok(()));
     let mut uninvited = Guest::dial(&socket, Channel::Exec { session: 7 }, Phase::Running).await;
-    assert_eq!(uninvited.hear().await, None);
+    assert_eq!(uninvited.receive().await, None);
     violations(&link, 1).await;
     // A user who leaves ends their command, and makes room.
     sessions.pop();
-    assert_eq!(channels.pop().unwrap().hear().await, None);
+    assert_eq!(channels.pop().unwrap().receive().await, None);
 
-    guest.say(&GuestFrame::Exited(exit(0))).await;
+    guest.send(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
     let refused = calls.exec(argv(), None).await.unwrap_err();
     assert_eq!(refused, crate::guest_calls::CallError::NotRunning);
@@ -419,14 +419,14 @@ async fn a_guest_that_runs_no_command_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let (link, mut guest, _) = running_guest(dir.path()).await;
     let answer = async |guest: &mut Guest, other: u32| {
-        let Some(HostFrame::Exec(request)) = guest.hear().await else {
+        let Some(HostFrame::Exec(request)) = guest.receive().await else {
             panic!("no command");
         };
         let refused = GuestFrame::ExecRefused {
             session: request.session.wrapping_add(other),
             reason: "full\u{1b}[2J\nof it".to_owned(),
         };
-        guest.say(&refused).await;
+        guest.send(&refused).await;
         request.session
     };
     let argv = || vec!["sh".to_owned()];
@@ -444,7 +444,7 @@ async fn a_guest_that_runs_no_command_says_why() {
 }
 
 #[tokio::test]
-async fn there_is_one_end_and_its_words_are_plain() {
+async fn the_first_end_counts_and_its_text_is_sanitized() {
     let dir = tempfile::tempdir().unwrap();
     let (mut link, socket) = link(dir.path());
     let mut guest = Guest::dial(&socket, Channel::Control, Phase::Failed).await;
@@ -454,7 +454,7 @@ async fn there_is_one_end_and_its_words_are_plain() {
         reason: format!("\u{1b}[31m{}", "ü".repeat(5000)),
         exit_code: None,
     };
-    guest.say(&GuestFrame::BootFailed(forged.clone())).await;
+    guest.send(&GuestFrame::BootFailed(forged.clone())).await;
     let Some(GuestEvent::BootFailed(failure)) = link.next().await else {
         panic!("no failure");
     };
@@ -462,11 +462,11 @@ async fn there_is_one_end_and_its_words_are_plain() {
     assert!(failure.reason.len() < 1010 && !failure.reason.contains('\u{1b}'));
     // Again, on a connection of its own: heard, and not told twice.
     let mut again = Guest::dial(&socket, Channel::Control, Phase::Failed).await;
-    again.say(&GuestFrame::BootFailed(forged)).await;
+    again.send(&GuestFrame::BootFailed(forged)).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Failed)));
     // Another end is a lie, and costs the connection.
-    again.say(&GuestFrame::Exited(exit(0))).await;
-    assert_eq!(again.hear().await, None);
+    again.send(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(again.receive().await, None);
     violations(&link, 1).await;
     // The line is written after the violation is counted.
     let log = InstanceLog::open(&dir.path().join("log")).unwrap();
@@ -494,30 +494,33 @@ async fn case_only_init_is_served_and_the_boot_config_is_sent_no_more_once_the_a
     let mut refused = 0;
     for token in ["", "app", "inis", "init0"] {
         let mut app = dial(token, Channel::Control, Phase::Waiting).await;
-        assert_eq!(app.hear().await, None, "{token:?}");
+        assert_eq!(app.receive().await, None, "{token:?}");
         refused += 1;
     }
     let mut init = dial("init", Channel::Control, Phase::Waiting).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
-    assert_eq!(init.hear().await, Some(HostFrame::Boot(Box::new(config()))));
-    init.say(&GuestFrame::Started).await;
+    assert_eq!(
+        init.receive().await,
+        Some(HostFrame::Boot(Box::new(config())))
+    );
+    init.send(&GuestFrame::Started).await;
     assert_eq!(link.next().await, Some(GuestEvent::Started));
     // From now on it is sent to no program of the guest, init's token or not.
     for token in ["", "app", "init"] {
         let mut app = dial(token, Channel::Control, Phase::Waiting).await;
-        assert_eq!(app.hear().await, None, "{token:?}");
+        assert_eq!(app.receive().await, None, "{token:?}");
         refused += 1;
     }
     // Nor is any other channel open to the app.
     for channel in [Channel::Control, Channel::Log, Channel::Exec { session: 1 }] {
         let mut app = dial("app", channel, Phase::Running).await;
-        assert_eq!(app.hear().await, None, "{channel:?}");
+        assert_eq!(app.receive().await, None, "{channel:?}");
         refused += 1;
     }
     // None of it took the place of init's connection.
     link.stop(500);
     let stop = HostFrame::Stop { timeout_ms: 500 };
-    assert_eq!(init.hear().await, Some(stop));
+    assert_eq!(init.receive().await, Some(stop));
     violations(&link, refused).await;
 }
 
@@ -531,16 +534,19 @@ async fn case_a_recorded_token_keeps_the_app_from_taking_inits_place() {
         Guest::dial_as(token, &socket, CONTRACT_VERSION, Channel::Control, phase)
     };
     let mut app = dial("app", Phase::Waiting).await;
-    assert_eq!(app.hear().await, None);
+    assert_eq!(app.receive().await, None);
     let mut init = dial("init", Phase::Waiting).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Waiting)));
-    assert_eq!(init.hear().await, Some(HostFrame::Boot(Box::new(config()))));
+    assert_eq!(
+        init.receive().await,
+        Some(HostFrame::Boot(Box::new(config())))
+    );
     // The guest that is adopted while it runs is sent nothing.
     let mut init = dial("init", Phase::Running).await;
     assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Running)));
     let mut again = dial("init", Phase::Waiting).await;
-    assert_eq!(again.hear().await, None);
-    init.say(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(again.receive().await, None);
+    init.send(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
 }
 
@@ -554,13 +560,13 @@ async fn case_a_guest_is_told_the_machines_time_as_it_is_after_a_step() {
     for (number, seconds) in [(1, 1_700_000_000), (2, 1_600_000_000), (3, 1_800_000_000)] {
         MACHINE.store(seconds, Ordering::Relaxed);
         guest
-            .say(&GuestFrame::TimeAsked(guest_protocol::TimeAsked { number }))
+            .send(&GuestFrame::TimeAsked(guest_protocol::TimeAsked { number }))
             .await;
         let time = NodeTime {
             number,
             unix_nanos: seconds * 1_000_000_000,
         };
-        assert_eq!(guest.hear().await, Some(HostFrame::Time(time)));
+        assert_eq!(guest.receive().await, Some(HostFrame::Time(time)));
     }
 }
 
@@ -666,9 +672,9 @@ async fn flood() {
     // Stats that nobody asked for, without end.
     for _ in 0..1000 {
         let stats = guest_protocol::GuestStats::default();
-        guest.say(&GuestFrame::Stats(stats)).await;
+        guest.send(&GuestFrame::Stats(stats)).await;
     }
-    guest.say(&GuestFrame::Exited(exit(0))).await;
+    guest.send(&GuestFrame::Exited(exit(0))).await;
     assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
     let grown = resident_bytes().saturating_sub(before);
     assert!(grown < 8 << 20, "{grown} bytes more after 10k connections");

@@ -1,4 +1,4 @@
-//! The instance's guest: the line to it, what it is sent, and what its events mean.
+//! The instance's guest: the vsock link to it, what it is sent, and what its events mean.
 
 // ring: the task is one state machine, and this is its part about the guest.
 

@@ -22,7 +22,7 @@ pub(super) enum Wakeup {
     Stalled,
     Due,
     ProbeDue,
-    LookDue,
+    BootCheckDue,
     WriteAgain,
 }
 

@@ -178,11 +178,23 @@ impl Lifecycle {
             // The guest says it again when it dials again.
             Event::GuestStarted | Event::GuestDialled | Event::VmWaited { .. } => Some(Vec::new()),
             Event::Settled => match readiness {
-                Readiness::Settling { .. } => Some(self.become_ready(started_at)),
-                Readiness::Probing { .. } | Readiness::Ready { .. } => None,
+                Readiness::Settling { .. } => {
+                    Some(self.become_ready(started_at, Readiness::Settled))
+                }
+                Readiness::Settled | Readiness::Probed(..) => None,
             },
-            Event::HealthPassed => self.probe_passed(started_at, readiness),
-            Event::HealthFailed { reason } => self.probe_failed(now, reason, started_at, readiness),
+            Event::HealthPassed => match readiness {
+                Readiness::Probed(limits, probed) => {
+                    Some(self.probe_passed(started_at, *limits, probed))
+                }
+                Readiness::Settling { .. } | Readiness::Settled => None,
+            },
+            Event::HealthFailed { reason } => match readiness {
+                Readiness::Probed(limits, probed) => {
+                    Some(self.probe_failed(now, reason, started_at, *limits, probed))
+                }
+                Readiness::Settling { .. } | Readiness::Settled => None,
+            },
             Event::Exited(exit) => Some(self.app_ended(now, started_at, exit)),
             Event::VmmLost { reason } => {
                 let why = format!("the VM ended: {reason}");
@@ -198,14 +210,11 @@ impl Lifecycle {
                 let why = format!("the guest could not {step}: {reason}");
                 Some(self.ended(now, started_at, Some(why)))
             }
-            Event::StopAsked => {
-                let serves = matches!(readiness, Readiness::Ready { .. });
-                Some(if self.rules.has_ports && serves {
-                    self.drain(now, started_at)
-                } else {
-                    self.ask_stop(now, started_at)
-                })
-            }
+            Event::StopAsked => Some(if self.rules.has_ports && readiness.is_ready() {
+                self.drain(now, started_at)
+            } else {
+                self.ask_stop(now, started_at)
+            }),
             // The agent that was restarted has another clock, which may have been set back: else the grace of the health
             // check would last as much longer.
             Event::Adopted => {
@@ -213,7 +222,7 @@ impl Lifecycle {
                 self.running(started_at, readiness.clone());
                 Some(match readiness {
                     Readiness::Settling { .. } => self.settle(now, started_at),
-                    Readiness::Probing { .. } | Readiness::Ready { .. } => Vec::new(),
+                    Readiness::Settled | Readiness::Probed(..) => Vec::new(),
                 })
             }
             Event::Start

@@ -89,11 +89,9 @@ impl Scenario {
         }
         expected.assert_eq(&(text + "\n"));
         // It is written down with each step.
-        let written = serde_json::to_string(self.life.progress()).unwrap();
-        assert_eq!(
-            &serde_json::from_str::<super::Progress>(&written).unwrap(),
-            self.life.progress()
-        );
+        let written = serde_json::to_string(&self.life.record()).unwrap();
+        let record: super::ProgressRecord = serde_json::from_str(&written).unwrap();
+        assert_eq!(record, self.life.record());
     }
 }
 
@@ -122,10 +120,10 @@ fn probes_are_written_down_only_when_they_change_something() {
     let mut life = scenario(process(8080)).running().life;
     let mut now = 20_000;
     let mut step = |event: Event| {
-        let before = life.progress().clone();
+        let before = life.record();
         now += 1_000;
         life.step(Timestamp(now), event).unwrap();
-        !life.progress().is_same_but_for_probes(&before)
+        !life.record().is_same_but_for_probes(&before)
     };
     let healthy = (0..10)
         .map(|_| step(Event::HealthPassed))
@@ -446,7 +444,7 @@ fn a_guest_that_hangs_is_booted_again_until_it_is_given_up() {
 }
 
 #[test]
-fn a_guest_that_runs_and_says_that_it_could_not_boot_has_said_its_end() {
+fn a_boot_failure_of_a_running_guest_is_its_end() {
     let lie = Event::BootFailed(BootFailure {
         step: "lie".to_owned(),
         reason: "well".to_owned(),

@@ -4,8 +4,8 @@ use model::Timestamp;
 use model::instance::{ExitEvent, RestartWhen};
 
 use super::{
-    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, Ran,
-    Readiness, SETTLE_MS, STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep,
+    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, BOOT_LIMIT_MS, Effect, Lifecycle, MAX_BOOT_ATTEMPTS, Probed,
+    Ran, Readiness, SETTLE_MS, STABLE_RUN_MS, STOP_MARGIN_MS, State, StopStep, Thresholds,
 };
 
 /// A backoff is shorter than its full length by less than one of so many parts.
@@ -73,8 +73,8 @@ impl Lifecycle {
     pub(super) fn run(&mut self, now: Timestamp) -> Vec<Effect> {
         self.progress.ran = Ran::SincePrepared;
         self.progress.boots_in_row = 0;
-        let mut effects = if self.rules.health.is_some() {
-            self.running(now, Readiness::FIRST_PROBE);
+        let mut effects = if let Some(limits) = self.rules.health {
+            self.running(now, Readiness::Probed(limits, Probed::NOT_YET));
             Vec::new()
         } else {
             self.settle(now, now)
@@ -96,37 +96,41 @@ impl Lifecycle {
         vec![Effect::ScheduleAt(until)]
     }
 
-    pub(super) fn become_ready(&mut self, started_at: Timestamp) -> Vec<Effect> {
+    /// `readiness` is one that is ready.
+    pub(super) fn become_ready(
+        &mut self,
+        started_at: Timestamp,
+        readiness: Readiness,
+    ) -> Vec<Effect> {
         self.progress.failure = None;
-        self.running(started_at, Readiness::Ready { failed: 0 });
+        self.running(started_at, readiness);
         vec![Effect::Report]
     }
 
     pub(super) fn probe_passed(
         &mut self,
         started_at: Timestamp,
-        readiness: &Readiness,
-    ) -> Option<Vec<Effect>> {
-        let enough = self.rules.health.as_ref()?.healthy;
-        let passed = match readiness {
-            Readiness::Settling { .. } => return None,
-            Readiness::Ready { .. } => {
-                self.running(started_at, Readiness::Ready { failed: 0 });
-                return Some(Vec::new());
+        limits: Thresholds,
+        probed: &Probed,
+    ) -> Vec<Effect> {
+        let ready = Readiness::Probed(limits, Probed::Ready { failed: 0 });
+        let passed = match probed {
+            Probed::Ready { .. } => {
+                self.running(started_at, ready);
+                return Vec::new();
             }
-            Readiness::Probing { passed, .. } => passed.saturating_add(1),
+            Probed::Unready { passed, .. } => passed.saturating_add(1),
         };
-        Some(if passed >= enough {
-            self.become_ready(started_at)
-        } else {
-            let probing = Readiness::Probing {
-                passed,
-                failed: 0,
-                reason: None,
-            };
-            self.running(started_at, probing);
-            Vec::new()
-        })
+        if passed >= limits.healthy {
+            return self.become_ready(started_at, ready);
+        }
+        let unready = Probed::Unready {
+            passed,
+            failed: 0,
+            reason: None,
+        };
+        self.running(started_at, Readiness::Probed(limits, unready));
+        Vec::new()
     }
 
     pub(super) fn probe_failed(
@@ -134,40 +138,39 @@ impl Lifecycle {
         now: Timestamp,
         reason: &str,
         started_at: Timestamp,
-        readiness: &Readiness,
-    ) -> Option<Vec<Effect>> {
-        let (grace_ms, too_many) = {
-            let health = self.rules.health.as_ref()?;
-            (health.grace_ms, health.unhealthy)
+        limits: Thresholds,
+        probed: &Probed,
+    ) -> Vec<Effect> {
+        let (ready, before, known) = match probed {
+            Probed::Ready { failed } => (true, *failed, None),
+            Probed::Unready { failed, reason, .. } => (false, *failed, reason.as_deref()),
         };
-        let (ready, before, known) = match readiness {
-            Readiness::Settling { .. } => return None,
-            Readiness::Ready { failed } => (true, *failed, None),
-            Readiness::Probing { failed, reason, .. } => (false, *failed, reason.as_deref()),
-        };
-        let counts = now.millis_since(started_at) >= grace_ms;
+        let counts = now.millis_since(started_at) >= limits.grace_ms;
         let failed = before.saturating_add(u32::from(counts));
-        if counts && failed >= too_many {
+        let unready = Probed::Unready {
+            passed: 0,
+            failed,
+            reason: Some(reason.to_owned()),
+        };
+        if counts && failed >= limits.unhealthy {
+            let too_many = limits.unhealthy;
             let why = format!("the health check failed {too_many} times in a row: {reason}");
             if self.rules.restart.when != RestartWhen::Never {
-                return Some(self.ended(now, started_at, Some(why)));
+                return self.ended(now, started_at, Some(why));
             }
             self.progress.failure = Some(why);
-            self.running(started_at, probing_failed(failed, reason));
-            return Some(if ready {
-                vec![Effect::Report]
-            } else {
-                Vec::new()
-            });
+            self.running(started_at, Readiness::Probed(limits, unready));
+            return ready.then_some(Effect::Report).into_iter().collect();
         }
         if ready {
-            self.running(started_at, Readiness::Ready { failed });
-            return Some(Vec::new());
+            let ready = Readiness::Probed(limits, Probed::Ready { failed });
+            self.running(started_at, ready);
+            return Vec::new();
         }
         // While it is waited for, people see what it waits for; the same reason again is not reported again.
         let news = known != Some(reason);
-        self.running(started_at, probing_failed(failed, reason));
-        Some(news.then_some(Effect::Report).into_iter().collect())
+        self.running(started_at, Readiness::Probed(limits, unready));
+        news.then_some(Effect::Report).into_iter().collect()
     }
 
     pub(super) fn app_ended(
@@ -287,13 +290,5 @@ impl Lifecycle {
         }
         effects.extend([Effect::CleanUp, Effect::Report]);
         effects
-    }
-}
-
-fn probing_failed(failed: u32, reason: &str) -> Readiness {
-    Readiness::Probing {
-        passed: 0,
-        failed,
-        reason: Some(reason.to_owned()),
     }
 }

@@ -5,8 +5,7 @@ use model::Timestamp;
 use model::instance::ExitEvent;
 use serde::Deserialize;
 
-use super::format::{ProgressJson, StateJson, StopStepJson};
-use super::{Progress, Readiness};
+use super::record::{ProgressRecord, ReadinessRecord, StateRecord, StopStepRecord};
 
 /// A life as version 1 of `instance.json` has it. What follows from the spec is not read.
 #[derive(Debug, Deserialize)]
@@ -54,7 +53,7 @@ enum Stop {
     Cleaning,
 }
 
-impl Progress {
+impl ProgressRecord {
     /// A life from version 1 of `instance.json`.
     ///
     /// # Errors
@@ -65,52 +64,52 @@ impl Progress {
         let timer = old.wake_at.unwrap_or(Timestamp(0));
         let started_at = old.started_at.unwrap_or(timer);
         let state = match old.state {
-            FirstState::Created => StateJson::Created,
-            FirstState::Preparing => StateJson::Preparing,
-            FirstState::Booting => StateJson::Booting {
+            FirstState::Created => StateRecord::Created,
+            FirstState::Preparing => StateRecord::Preparing,
+            FirstState::Booting => StateRecord::Booting {
                 watchdog: timer,
                 limit: None,
             },
-            FirstState::Running => StateJson::Running {
+            FirstState::Running => StateRecord::Running {
                 started_at,
                 readiness: if old.ready {
-                    Readiness::Ready {
+                    ReadinessRecord::Ready {
                         failed: old.unhealthy_in_row,
                     }
                 } else if old.health.is_some() {
-                    Readiness::Probing {
+                    ReadinessRecord::Probing {
                         passed: old.healthy_in_row,
                         failed: old.unhealthy_in_row,
                         reason: old.probe_failure,
                     }
                 } else {
-                    Readiness::Settling { until: timer }
+                    ReadinessRecord::Settling { until: timer }
                 },
             },
-            FirstState::Stopping => StateJson::Stopping {
+            FirstState::Stopping => StateRecord::Stopping {
                 asked: old.stop_asked,
                 step: match old.stop {
-                    Some(Stop::Draining) => StopStepJson::Draining {
+                    Some(Stop::Draining) => StopStepRecord::Draining {
                         until: timer,
                         started_at,
                     },
-                    Some(Stop::Asked) => StopStepJson::Asked {
+                    Some(Stop::Asked) => StopStepRecord::Asked {
                         until: timer,
                         started_at,
                     },
-                    Some(Stop::Cleaning) | None => StopStepJson::Cleaning,
+                    Some(Stop::Cleaning) | None => StopStepRecord::Cleaning,
                 },
             },
-            FirstState::Stopped => StateJson::Stopped {
+            FirstState::Stopped => StateRecord::Stopped {
                 asked: old.stop_asked,
             },
-            FirstState::Backoff => StateJson::Backoff {
+            FirstState::Backoff => StateRecord::Backoff {
                 until: timer,
                 ran: old.ran_last_time,
             },
-            FirstState::Failed => StateJson::Failed,
+            FirstState::Failed => StateRecord::Failed,
         };
-        let json = ProgressJson {
+        Ok(Self {
             state,
             ran_once: old.ran_once,
             restarts: old.restarts,
@@ -121,7 +120,6 @@ impl Progress {
             boots_in_row: old.boots_in_row,
             last_exit: old.last_exit,
             failure: old.failure,
-        };
-        Ok(json.into())
+        })
     }
 }

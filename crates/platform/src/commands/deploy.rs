@@ -7,7 +7,7 @@ use anstyle::{AnsiColor, Style};
 use api::user::{DeployRequest, DeployResponse, RegistryLoginRequest, RolloutPhase, RolloutStatus};
 use api_client::{ApiClient, ClientError};
 use clap::Args;
-use model::EnvKey;
+use model::{EnvKey, ProcessName};
 use oci::Reference;
 
 use crate::commands::{manifest_file, ps};
@@ -24,7 +24,11 @@ const EXAMPLES: &str = "\
 Examples:
   platform deploy --image registry.example.com/shop@sha256:…
   platform deploy --image 127.0.0.1:5000/shop:v7 --env test     the tag is resolved once, now
+  platform deploy --image … --only web                          the worker goes on as it is
   platform deploy shop.toml --image … --no-wait
+
+Instances of a process type that the release does not change stay: the same image, command, variables,
+secrets, resources and so on. A release that fails reverts what it changed.
 
 Ends with 0 when every process type has all its instances healthy on the new release and no
 old one is left; with 1 when the rollout failed or was reverted, with the reason and the last
@@ -41,6 +45,9 @@ pub(crate) struct Arguments {
     /// The image, by digest or by tag [default: the image in the manifest]
     #[arg(long, value_name = "REF")]
     image: Option<String>,
+    /// Deploy this process type only, others stay as they are; repeatable
+    #[arg(long, value_name = "PROCESS")]
+    only: Vec<ProcessName>,
     /// First log the cluster in to the image's registry with what `docker login` left here
     #[arg(long)]
     with_registry_auth: bool,
@@ -91,6 +98,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             .await?;
     }
     let request = DeployRequest {
+        only: arguments.only.into_iter().collect(),
         manifest: valid.text,
         image,
     };

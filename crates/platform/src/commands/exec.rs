@@ -83,7 +83,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
             .and_then(|_| std::env::var("TERM").ok())
             .filter(|text| is_terminal_type(text)),
     };
-    let UserExec { heard, said } = client.exec(instance, &query).await?;
+    let UserExec { reader, writer } = client.exec(instance, &query).await?;
     // From here on the terminal is the command's: keys are sent, not acted on.
     let raw = match &terminal {
         Some(terminal) if arguments.interactive => Some(terminal.raw()?),
@@ -91,8 +91,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     };
     let keys = arguments.interactive.then(read_input);
     let ended = tokio::select! {
-        ended = hear(heard) => ended,
-        failure = say(said, keys, terminal.as_ref()) => Err(failure),
+        ended = print_output(reader) => ended,
+        failure = send_input(writer, keys, terminal.as_ref()) => Err(failure),
     };
     drop(raw);
     match ended? {
@@ -143,10 +143,10 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     }
 }
 
-/// Writes what the command says; gives its exit code.
-async fn hear(mut heard: ExecReader<GuestFrame>) -> Result<u8, Failure> {
+/// Writes the output of the command; returns its exit code.
+async fn print_output(mut reader: ExecReader<GuestFrame>) -> Result<u8, Failure> {
     loop {
-        match heard.next().await {
+        match reader.next().await {
             Ok(Some(GuestFrame::ExecOutput { stream, bytes })) => match stream {
                 Stream::Stderr => write(io::stderr(), &bytes)?,
                 _ => write(io::stdout(), &bytes).map_err(OutputError)?,
@@ -176,8 +176,8 @@ fn write(mut to: impl io::Write, bytes: &[u8]) -> io::Result<()> {
 }
 
 /// Sends input, the terminal's sizes and signals. Returns only with what went wrong.
-async fn say(
-    mut said: ExecWriter,
+async fn send_input(
+    mut writer: ExecWriter,
     keys: Option<mpsc::Receiver<Vec<u8>>>,
     terminal: Option<&Terminal>,
 ) -> Failure {
@@ -187,7 +187,7 @@ async fn say(
             None => {
                 // Nothing will come: a command that reads must not wait. One on a terminal may.
                 if terminal.is_none() {
-                    said.say(&UserFrame::input(Vec::new())).await?;
+                    writer.send(&UserFrame::input(Vec::new())).await?;
                 }
                 None
             }
@@ -223,7 +223,7 @@ async fn say(
                     UserFrame::signal(name)
                 }
             };
-            if said.say(&frame).await.is_err() {
+            if writer.send(&frame).await.is_err() {
                 // The other side says why.
                 std::future::pending::<()>().await;
             }

@@ -1,5 +1,5 @@
 //! Forty instances at once on few processors: a measurement (`make bench`).
-#![allow(clippy::print_stdout, reason = "a measurement prints its figures")]
+#![allow(clippy::print_stdout, reason = "a measurement prints its results")]
 
 use std::time::Instant;
 

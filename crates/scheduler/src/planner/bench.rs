@@ -1,4 +1,4 @@
-//! Figures of planning, for `make bench`.
+//! Measurements of the planner, for `make bench`.
 
 #![allow(
     clippy::unwrap_used,
@@ -53,7 +53,7 @@ fn empty() -> ClusterState {
 
 #[test]
 #[ignore = "a measurement: make bench"]
-fn planning_figures() {
+fn planner_measurements() {
     let mut next = 0;
     let mut draw = || {
         next += 1;

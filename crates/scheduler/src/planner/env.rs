@@ -13,7 +13,7 @@ use super::{Finding, Pass, REPLACE_AFTER_MS};
 use crate::action::{Action, PlacedInstance};
 use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
 use crate::placement::{Demand, PlacementError, Resources};
-use crate::release::{Identity, ReleaseError, instance_spec};
+use crate::release::{Identity, ReleaseError, instance_spec, is_as_in};
 use crate::rollout::{self, InstanceHealth, READY_DEADLINE_MS};
 use overlay::address_plan::instance_address;
 
@@ -23,7 +23,10 @@ struct InstanceView {
     id: InstanceId,
     node: NodeId,
     process: ProcessName,
+    /// The release that it is of: the one that made it, or the wanted one where that would make it the same.
     release: ReleaseNumber,
+    /// The release that made it.
+    made_by: ReleaseNumber,
     /// Which of its process type's volumes it holds.
     ordinal: Option<u32>,
     health: InstanceHealth,
@@ -81,7 +84,7 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
     };
     // Planning changes nothing else of an env.
     let rollout = working.rollout.clone();
-    let views = views(planner, key);
+    let views = views(planner, key, env, &rollout);
     if let Some(record) = given.frozen_by(key) {
         return vec![Finding {
             env: key.clone(),
@@ -173,16 +176,31 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
     findings
 }
 
-fn views(planner: &Pass<'_, '_>, key: &EnvKey) -> Vec<InstanceView> {
+fn views(planner: &Pass<'_, '_>, key: &EnvKey, env: &Env, rollout: &Rollout) -> Vec<InstanceView> {
+    // What is wanted comes first: after a revert the release before, after a failure without one too.
+    let before = match rollout.phase {
+        RolloutPhase::Failed => rollout::serving_before(env, rollout),
+        _ => None,
+    };
+    let wanted = [before, Some(rollout.wanted), Some(rollout.release)];
+    let wanted = wanted.into_iter().flatten();
+    let wanted = wanted.filter_map(|number| Some((number, env.releases.get(&number)?)));
+    let wanted: Vec<_> = wanted.collect();
     let instances = planner.working.instances.of_env(key);
     instances
         .map(|(_, instance)| {
             let online = planner.is_online(instance.node);
+            let spec = &instance.spec;
+            let arch = planner.arch_of(instance.node);
+            let same = wanted
+                .iter()
+                .find(|(number, release)| is_as_in(spec, *number, release, &arch));
             InstanceView {
                 id: instance.spec.id,
                 node: instance.node,
                 process: instance.spec.process.clone(),
-                release: instance.spec.release,
+                release: same.map_or(spec.release, |(number, _)| *number),
+                made_by: spec.release,
                 ordinal: instance.spec.ordinal(),
                 health: InstanceHealth::of(instance, online),
                 online,
@@ -253,7 +271,7 @@ fn unhealthy(
         Some(Finding {
             env: key.clone(),
             process: Some(view.process.clone()),
-            message: format!("instance {} of {} on {node}: {what}", view.id, view.release),
+            message: format!("instance {} of {} on {node}: {what}", view.id, view.made_by),
         })
     });
     said.collect()
@@ -267,7 +285,11 @@ fn evaluate(
     views: &[InstanceView],
 ) -> Option<Rollout> {
     let is_new = |view: &&InstanceView| view.release == rollout.release && !view.terminating;
-    for view in views.iter().filter(is_new) {
+    // What the release has not touched does not fail it.
+    let touched = views
+        .iter()
+        .filter(|view| is_new(view) && view.made_by == rollout.release);
+    for view in touched {
         let instance = planner.working.instances.get(&view.id)?;
         let node = planner.node_name(view.node);
         if let Some(reason) = rollout::failure(instance, view.health, node, planner.now) {
@@ -285,7 +307,9 @@ fn evaluate(
             .filter(is_new)
             .filter(|s| s.process == *process);
         let (all, healthy) = mine.fold((0, 0), |(all, healthy), view| {
-            (all + 1, healthy + u32::from(view.health.is_healthy()))
+            let is_untouched = view.made_by != rollout.release;
+            let counts = view.health.is_healthy() || is_untouched;
+            (all + 1, healthy + u32::from(counts))
         });
         all == *wanted && healthy == *wanted
     });
@@ -457,7 +481,8 @@ impl Task<'_> {
     }
 
     fn make_one(&self, planner: &mut Pass<'_, '_>, ordinal: Option<u32>) -> Result<(), Blocked> {
-        let archs: Vec<&str> = self.release.resolved.keys().map(String::as_str).collect();
+        let images = self.release.images_of(self.process);
+        let archs: Vec<&str> = images.keys().map(String::as_str).collect();
         let Some(process) = self.release.manifest.processes.get(self.process) else {
             return Ok(());
         };

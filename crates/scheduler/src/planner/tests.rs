@@ -6,14 +6,17 @@ use api::node::InstanceReport;
 use api::user::RolloutPhase;
 use expect_test::{Expect, expect};
 use model::instance::InstanceState;
-use model::{InstanceId, NodeId, Timestamp, VolumeId};
+use model::{InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
 
 use super::{Action, plan};
+use crate::apply::{Command, apply};
 use crate::cluster_state::{ClusterState, InstancePhase, Subject, UnreadableRecord, VolumePhase};
 use crate::fixtures::{
     InstanceFixture, MIB, attach, cluster, database, deploy, exit, key, manifest, name, node,
-    process, report, worker,
+    process, release, report, worker,
 };
+use crate::release::{is_as_in, keep_others};
+use crate::rollout;
 
 pub(super) const NOW: Timestamp = Timestamp(10_000_000);
 
@@ -121,6 +124,129 @@ fn a_first_deploy_creates_and_spreads_all_instances_at_once() {
         - shop/prod worker: instance 00000014 of v1 on node-2: waiting for the node
     "#]],
     );
+}
+
+/// `serving` with a release that changes the web processes only.
+fn only_web_changes() -> ClusterState {
+    let mut cluster = serving();
+    let mut web = process(2);
+    web.env.insert("COLOUR".to_owned(), "green".to_owned());
+    let both = manifest(&[("web", web), ("worker", worker(1))]);
+    let env = cluster.envs.get(&key("shop/prod")).unwrap();
+    let before = env.releases.get(&ReleaseNumber(1)).unwrap().clone();
+    let mut release = release(both);
+    release.manifest.env = before.manifest.env;
+    let command = Command::AddRelease {
+        env: key("shop/prod"),
+        number: ReleaseNumber(2),
+        release: Box::new(release),
+        rollout: rollout::begin(Some(&env.rollout), ReleaseNumber(2), NOW),
+    };
+    apply(&mut cluster, &command).unwrap();
+    cluster
+}
+
+#[test]
+fn case_a_process_that_a_release_does_not_change_is_not_touched() {
+    let mut cluster = only_web_changes();
+    check(
+        &cluster,
+        expect![[r#"
+            create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
+            - shop/prod web: instance 00000011 of v2 on node-2: waiting for the node
+        "#]],
+    );
+    // The worker fails meanwhile: that is not the release's fault, and it is done without it.
+    let worker = cluster.instances.get_mut(&InstanceId(3)).unwrap();
+    worker.report = Some(report(InstanceId(3), InstanceState::Failed));
+    for id in [1, 2] {
+        cluster.instances.remove(&InstanceId(id));
+    }
+    for (id, node) in [(4, 1), (5, 2)] {
+        put(&mut cluster, id, "web", 2, node).make_ready();
+    }
+    check(
+        &cluster,
+        expect![[r#"
+            rollout of shop/prod: Done, wants v2: 
+            terminate 00000003: it failed; another is made
+            create 00000011 worker v2 on n2, fd00:1111:2222:2:0:1:0:11
+            - shop/prod worker: instance 00000011 of v2 on node-2: waiting for the node
+        "#]],
+    );
+}
+
+#[test]
+fn case_a_release_that_fails_reverts_what_it_changed_and_nothing_else() {
+    let mut cluster = only_web_changes();
+    put(&mut cluster, 4, "web", 2, 1).report = Some(report(InstanceId(4), InstanceState::Failed));
+    let mut draws = 0x10;
+    let planned = plan(&cluster, NOW, &mut || {
+        draws += 1;
+        draws
+    });
+    let terminated = planned.actions.iter().filter_map(|action| match action {
+        Action::Terminate { id, .. } => Some(id.0),
+        _ => None,
+    });
+    assert_eq!(terminated.collect::<Vec<_>>(), [4]);
+    let created = planned.actions.iter();
+    assert!(
+        !created
+            .clone()
+            .any(|action| matches!(action, Action::Create(_)))
+    );
+}
+
+#[test]
+fn case_a_deploy_of_one_process_keeps_the_others_down_to_their_image() {
+    let mut cluster = serving();
+    let env = cluster.envs.get(&key("shop/prod")).unwrap();
+    let before = env.releases.get(&ReleaseNumber(1)).unwrap().clone();
+    // Another image and other variables for all, of which only the web processes get any.
+    let mut new = release(manifest(&[("web", process(2)), ("worker", worker(3))]));
+    new.manifest
+        .env
+        .insert("COLOUR".to_owned(), "green".to_owned());
+    for image in new.resolved.values_mut() {
+        image.repository = "another".to_owned();
+    }
+    let kept = keep_others(new, &before, &[name("web")].into());
+    let command = Command::AddRelease {
+        env: key("shop/prod"),
+        number: ReleaseNumber(2),
+        release: Box::new(kept.clone()),
+        rollout: rollout::begin(Some(&env.rollout), ReleaseNumber(2), NOW),
+    };
+    apply(&mut cluster, &command).unwrap();
+    check(
+        &cluster,
+        expect![[r#"
+            create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
+            - shop/prod web: instance 00000011 of v2 on node-2: waiting for the node
+        "#]],
+    );
+    // A worker that is made now is as the one that is there.
+    let worker = cluster.instances[&InstanceId(3)].spec.clone();
+    assert!(is_as_in(&worker, ReleaseNumber(2), &kept, "amd64"));
+    let web = cluster.instances[&InstanceId(1)].spec.clone();
+    assert!(!is_as_in(&web, ReleaseNumber(2), &kept, "amd64"));
+    // The next one keeps what this one kept.
+    let again = keep_others(before.clone(), &kept, &[name("web")].into());
+    assert!(is_as_in(&worker, ReleaseNumber(3), &again, "amd64"));
+}
+
+#[test]
+fn releases_are_kept_by_a_rule() {
+    let mut cluster = serving();
+    for _ in 0..60 {
+        redeploy(&mut cluster);
+    }
+    let env = cluster.envs.get(&key("shop/prod")).unwrap();
+    let numbers: Vec<_> = env.releases.keys().map(|number| number.0).collect();
+    // The last 50, and the one that the instances are of and a revert goes back to.
+    let expected: Vec<_> = [1].into_iter().chain(12..=61).collect();
+    assert_eq!(numbers, expected);
 }
 
 #[test]

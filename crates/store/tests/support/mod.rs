@@ -145,6 +145,7 @@ pub(crate) fn release(app: &str) -> Release {
         image_ref_digest: image.digest.clone(),
         resolved: BTreeMap::from([("amd64".to_owned(), image)]),
         secrets: BTreeMap::new(),
+        kept: BTreeMap::new(),
         created_at: NOW,
     }
 }
@@ -223,17 +224,9 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
 }
 
 pub(crate) fn running(id: InstanceId) -> InstanceReport {
-    InstanceReport {
-        id,
-        state: InstanceState::Running {
-            ready: true,
-            started_at: Some(NOW),
-        },
-        restarts: 0,
-        detail: String::new(),
-        last_exit: None,
-        failure: None,
-        log_tail: Vec::new(),
-        preparing_ms: 0,
-    }
+    let state = InstanceState::Running {
+        ready: true,
+        started_at: Some(NOW),
+    };
+    InstanceReport::new(id, state)
 }

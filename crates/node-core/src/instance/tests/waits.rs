@@ -43,7 +43,7 @@ fn case_a_clock_set_back_makes_no_wait_longer() {
             life.step(Timestamp(YEAR_MS), event.clone()).unwrap();
         }
         // The agent is restarted, by a clock that was set back by a year.
-        Lifecycle::resume(&spec_with_check, Timing::default(), life.progress().clone())
+        Lifecycle::resume(&spec_with_check, Timing::default(), life.record())
     };
     let start = [Event::Start, Event::Prepared, Event::GuestStarted];
     let with = |more: &[Event]| lived(&[&start[..], more].concat());

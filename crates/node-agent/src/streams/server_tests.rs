@@ -88,6 +88,7 @@ async fn cluster(
     };
     let served = Served::start(1, 1000);
     let request = DeployRequest {
+        only: Default::default(),
         manifest: MANIFEST.to_owned(),
         image: served.images[0].to_string(),
     };
@@ -102,19 +103,11 @@ async fn cluster(
         }
     };
     let id = desired.instances[0].id;
-    let running = InstanceReport {
-        id,
-        state: InstanceState::Running {
-            ready: true,
-            started_at: None,
-        },
-        restarts: 0,
-        detail: String::new(),
-        last_exit: None,
-        failure: None,
-        log_tail: Vec::new(),
-        preparing_ms: 0,
+    let state = InstanceState::Running {
+        ready: true,
+        started_at: None,
     };
+    let running = InstanceReport::new(id, state);
     node.report(&report(after, vec![running.clone()]))
         .await
         .unwrap();

@@ -1,9 +1,9 @@
 //! The one writer of the cluster state: decides in memory, commits in groups, publishes what is committed (ADR 0001).
 //!
-//! One task ([`crate::committing`]) holds the [`Leader`]. Requests to decide gather in a queue while a batch is written. Then the task
-//! begins the next transaction, decides all that have gathered, and commits what they changed together: many callers share
-//! one transaction. A caller who left before the decision wants nothing any more. An answer goes out when the batch is
-//! committed and published; so what is published is committed, always.
+//! One task ([`crate::commit_loop`]) holds the [`Leader`]; callers reach it by a [`LeaderHandle`]. Their requests gather in a queue while
+//! a batch is written. Then the task begins the next transaction, decides all the requests that have gathered, and commits what they
+//! changed together: many callers share one transaction. The request of a caller who has left is not decided. A reply goes out when
+//! the batch is committed and published, so everything that is published is committed.
 
 use api::node::NodeReport;
 use model::{NodeId, Timestamp};
@@ -16,29 +16,29 @@ use tokio::sync::{mpsc, oneshot};
 use crate::limits::MAX_QUEUED_CHANGES;
 use crate::not_committed::NotCommitted;
 
-/// Tells the caller how its batch went.
-pub(crate) type Answer = Box<dyn FnOnce(Result<(), NotCommitted>) + Send>;
+/// Tells the caller whether its batch was committed.
+pub(crate) type Reply = Box<dyn FnOnce(Result<(), NotCommitted>) + Send>;
 
-/// Decides, unless the caller has left, or the store takes nothing now. The answer waits for the batch.
-pub(crate) type Decide =
-    Box<dyn FnOnce(Result<&mut Leader, NotCommitted>) -> Option<Answer> + Send>;
+/// Decides one request, unless its caller has left or the store takes nothing now. The reply waits for the batch.
+pub(crate) type Request =
+    Box<dyn FnOnce(Result<&mut Leader, NotCommitted>) -> Option<Reply> + Send>;
 
-/// Where requests to decide go.
+/// Submits requests to the leader.
 #[derive(Clone)]
-pub(crate) struct Leading(mpsc::Sender<Decide>);
+pub(crate) struct LeaderHandle(mpsc::Sender<Request>);
 
-/// Where they come out.
-pub(crate) type Requests = mpsc::Receiver<Decide>;
+/// The requests, as the leader receives them.
+pub(crate) type Requests = mpsc::Receiver<Request>;
 
-impl Leading {
+impl LeaderHandle {
     /// The queue of requests, at both ends.
     pub(crate) fn new() -> (Self, Requests) {
         let (sender, requests) = mpsc::channel(MAX_QUEUED_CHANGES);
         (Self(sender), requests)
     }
 
-    /// Has the leader decide, and waits until the store has what it decided, and what that was decided on.
-    pub(crate) async fn ask<T, E>(
+    /// Has the leader decide, and waits until the store has what it decided and everything decided before.
+    pub(crate) async fn submit<T, E>(
         &self,
         decide: impl FnOnce(&mut Leader) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E>
@@ -47,7 +47,7 @@ impl Leading {
         E: From<NotCommitted> + Send + 'static,
     {
         let (answer, answered) = oneshot::channel();
-        let request: Decide = Box::new(move |leader| {
+        let request: Request = Box::new(move |leader| {
             if answer.is_closed() {
                 return None;
             }
@@ -76,12 +76,12 @@ impl Leading {
         T: Send + 'static,
         E: From<NotCommitted> + From<Refused> + Send + 'static,
     {
-        let deciding = self.ask(|leader| {
+        let reply = self.submit(|leader| {
             let (commands, result) = decide(leader.state())?;
             leader.execute(&commands)?;
             Ok::<T, E>(result)
         });
-        deciding.await
+        reply.await
     }
 
     /// Takes a node's report, which is also a sign that it is there.
@@ -94,12 +94,12 @@ impl Leading {
     where
         E: From<NotCommitted> + From<Refused> + Send + 'static,
     {
-        let taking = self.ask(move |leader| {
+        let reply = self.submit(move |leader| {
             leader.set_online(node, true);
             let report = Box::new(report);
             leader.execute(&[Command::Report { node, report, now }])?;
             Ok::<(), E>(())
         });
-        taking.await
+        reply.await
     }
 }

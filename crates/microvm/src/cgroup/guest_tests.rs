@@ -12,7 +12,7 @@ use crate::{GuestKernel, boot};
 mod support;
 
 const INSIDE: &str = "MICROVM_TEST_IN_GUEST";
-const TEST: &str = "cgroup::at_work::memory_cap_and_cpu_weight_of_a_cgroup_hold";
+const TEST: &str = "cgroup::guest_tests::memory_cap_and_cpu_weight_of_a_cgroup_hold";
 const MIB: u64 = 1024 * 1024;
 
 #[tokio::test]
@@ -52,10 +52,10 @@ async fn memory_cap_and_cpu_weight_of_a_cgroup_hold() {
     spec.memory_bytes = 768 * MIB;
     let end = boot(spec).await.unwrap().ended().await;
     let told = end.console_tail;
-    let figures = told
+    let measured = told
         .lines()
         .find(|line| line.contains("a quarter of a core"));
-    eprintln!("{}", figures.unwrap_or_default().trim());
+    eprintln!("{}", measured.unwrap_or_default().trim());
     assert!(
         told.contains("LIMITS HOLD") && !told.contains("LEFT"),
         "{told}"

@@ -1,4 +1,4 @@
-//! The task that holds the cluster state: decides what has gathered, commits it, publishes what is committed.
+//! The task that holds the cluster state: decides requests, commits them in batches, publishes what is committed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use scheduler::leader::{Batch, Leader};
 use store::StoreError;
 
-use crate::leading::{Answer, Decide, Requests};
+use crate::leader_handle::{Reply, Request, Requests};
 use crate::limits::MAX_BATCH;
 use crate::not_committed::NotCommitted;
 use crate::state::{Published, Shared, Topic};
@@ -28,13 +28,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mut leader: Leader, mut requests: R
                 continue;
             }
         }
-        serve(&shared, &mut leader, &mut gathered).await;
+        commit_batch(&shared, &mut leader, &mut gathered).await;
     }
 }
 
-/// Decides what has gathered and commits it.
-async fn serve(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<Decide>) {
-    // First the store's lock, which may have to be waited for: what a caller wants who leaves meanwhile is not decided.
+/// Decides the requests that have gathered, and commits what they changed in one transaction.
+async fn commit_batch(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<Request>) {
+    // First the store's lock, which may take a while: the request of a caller who leaves meanwhile is not decided.
     let mut writing = match shared.store.begin_write().await {
         Ok(writing) => writing,
         Err(error) => {
@@ -45,7 +45,7 @@ async fn serve(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<Decide>)
             return;
         }
     };
-    let answers: Vec<_> = (gathered.drain(..))
+    let replies: Vec<_> = (gathered.drain(..))
         .filter_map(|decide| guarded(leader, decide))
         .collect();
     let batch = leader.take_batch();
@@ -68,8 +68,8 @@ async fn serve(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<Decide>)
             Err(not_committed(error))
         }
     };
-    for answer in answers {
-        answer(committed.clone());
+    for reply in replies {
+        reply(committed.clone());
     }
 }
 
@@ -79,7 +79,7 @@ fn not_committed(error: StoreError) -> NotCommitted {
 }
 
 /// Decides; a decision that panics changes nothing, and its caller gets no answer but an error.
-fn guarded(leader: &mut Leader, decide: Decide) -> Option<Answer> {
+fn guarded(leader: &mut Leader, decide: Request) -> Option<Reply> {
     let checkpoint = leader.checkpoint();
     let decided = catch_unwind(AssertUnwindSafe(|| decide(Ok(&mut *leader))));
     decided.unwrap_or_else(|_| {
@@ -89,7 +89,7 @@ fn guarded(leader: &mut Leader, decide: Decide) -> Option<Answer> {
     })
 }
 
-/// Publishes a committed batch, and wakes those whom it is about.
+/// Publishes a committed batch, and notifies the subscribers of what changed.
 fn publish(shared: &Shared, batch: Batch) {
     let routes = (!batch.changes.routes.is_empty()).then_some(Topic::Routes);
     shared.published.send_replace(Arc::new(Published {
@@ -99,5 +99,5 @@ fn publish(shared: &Shared, batch: Batch) {
     }));
     let nodes = batch.changes.nodes.into_keys().map(Topic::Node);
     let envs = batch.touched.into_iter().map(Topic::Env);
-    shared.topics.wake(nodes.chain(envs).chain(routes));
+    shared.topics.notify(nodes.chain(envs).chain(routes));
 }

@@ -1,10 +1,10 @@
-//! The one task that plans: it carries out what `scheduler::planner` decides until nothing is left to do.
+//! The task that plans: it carries out what `scheduler::planner` decides, until no env is queued.
 //!
 //! It runs when woken and on a timer. The planner's queue holds the envs that changed or are due; each is planned for itself.
 //! Plans of several envs share a batch. When the store refuses a batch because of a record, the envs are planned again with
-//! a batch for each, and the one that is refused alone is left alone for a while ([`QUARANTINE_MS`]): it blocks nobody. The
-//! same happens to an env that makes the planner panic. When the store takes nothing at all (a full disk), the planner
-//! rests until its next turn.
+//! a batch for each, and the one whose batch is refused is not planned for a while ([`QUARANTINE_MS`]), so that it blocks no other.
+//! The same happens to an env that makes the planner panic. When the store takes nothing at all (a full disk), the planner
+//! waits for its next tick.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -34,20 +34,20 @@ pub(crate) enum PlanError {
 /// Plans until the server ends.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut unreadable_logged = Vec::new();
-    let mut turn = tokio::time::interval(PLAN_INTERVAL);
-    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut timer = tokio::time::interval(PLAN_INTERVAL);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = shared.shutdown.cancelled() => return,
             () = shared.wake.notified() => {}
-            _ = turn.tick() => {
+            _ = timer.tick() => {
                 let lapsed = shared.presence.lapsed(Instant::now());
-                if let Err(error) = take_turn(&shared, lapsed).await {
-                    tracing::debug!(error = %display::chain(&error), "the planner's turn was not taken");
+                if let Err(error) = tick(&shared, lapsed).await {
+                    tracing::debug!(error = %display::chain(&error), "the planner's tick failed");
                 }
             }
         }
-        if let Err(error) = settle(&shared).await {
+        if let Err(error) = plan_all(&shared).await {
             tracing::error!(
                 error = %display::chain(&error),
                 "cannot plan; trying again within {} s",
@@ -64,31 +64,37 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// What is due with the time: nodes that are not heard any more, and records that are kept no longer.
-async fn take_turn(shared: &Shared, lapsed: Vec<NodeId>) -> Result<(), PlanError> {
-    let turn = shared.leading.ask(move |leader| {
+/// What time brings: nodes whose reports are overdue, and records whose time is over.
+async fn tick(shared: &Shared, lapsed: Vec<NodeId>) -> Result<(), PlanError> {
+    let reply = shared.leader.submit(move |leader| {
         for node in lapsed {
             leader.set_online(node, false);
         }
         leader.prune(now());
         Ok::<_, PlanError>(())
     });
-    turn.await
+    reply.await
 }
 
 /// Plans until nothing is left to do, and all of it is in the store and published.
-pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
-    let mut most = PLAN_BATCH;
+pub(crate) async fn plan_all(shared: &Shared) -> Result<(), PlanError> {
+    let mut batch_size = PLAN_BATCH;
     loop {
-        match shared.leading.ask(move |leader| plan(leader, most)).await {
+        let planned = shared.leader.submit(move |leader| plan(leader, batch_size));
+        match planned.await {
             Ok(None) => return Ok(()),
             Ok(Some(actions)) => actions.iter().for_each(log),
             Err(PlanError::NotCommitted(error)) if error.is_about_a_record() => {
-                // One of these envs is to blame, or the one that was planned alone.
-                if most > 1 {
-                    most = 1;
+                // One env of the batch caused it. Alone in its batch, it is quarantined.
+                if batch_size > 1 {
+                    batch_size = 1;
                 } else {
-                    blame(shared, display::chain(&error)).await?;
+                    let cause = display::chain(&error);
+                    let reply = shared.leader.submit(move |leader| {
+                        quarantine_current(leader, cause);
+                        Ok::<_, PlanError>(())
+                    });
+                    reply.await?;
                 }
             }
             Err(error) => return Err(error),
@@ -96,23 +102,20 @@ pub(crate) async fn settle(shared: &Shared) -> Result<(), PlanError> {
     }
 }
 
-/// Leaves the env alone that was planned last.
-async fn blame(shared: &Shared, cause: String) -> Result<(), PlanError> {
-    let blaming = shared.leading.ask(|leader| {
-        if let Some(env) = leader.planner().current().cloned() {
-            tracing::error!(%env, cause, "an env cannot be planned, and is left alone for a while");
-            leader.quarantine(env, cause, later());
-        }
-        Ok::<_, PlanError>(())
-    });
-    blaming.await
+/// Quarantines the env that was planned last.
+fn quarantine_current(leader: &mut Leader, cause: String) {
+    if let Some(env) = leader.planner().current().cloned() {
+        tracing::error!(%env, cause, "an env cannot be planned, and is quarantined");
+        let until = Timestamp(now().0.saturating_add(QUARANTINE_MS));
+        leader.quarantine(env, cause, until);
+    }
 }
 
-/// Plans at most so many envs; what was decided. `None`: nothing is left to be looked at.
-fn plan(leader: &mut Leader, most: u32) -> Result<Option<Vec<Action>>, PlanError> {
+/// Plans up to `batch_size` envs, and returns the actions. `None`: no env is queued.
+fn plan(leader: &mut Leader, batch_size: u32) -> Result<Option<Vec<Action>>, PlanError> {
     let mut ids = IdGenerator::new()?;
     let mut actions = Vec::new();
-    for looked in 0..most {
+    for looked in 0..batch_size {
         let checkpoint = leader.checkpoint();
         let planning = || leader.plan_next(now(), &mut || ids.next());
         match catch_unwind(AssertUnwindSafe(planning)) {
@@ -122,18 +125,11 @@ fn plan(leader: &mut Leader, most: u32) -> Result<Option<Vec<Action>>, PlanError
             Err(panic) => {
                 let cause = cause_of(panic.as_ref());
                 leader.restore(checkpoint);
-                if let Some(env) = leader.planner().current().cloned() {
-                    tracing::error!(%env, cause, "an env cannot be planned, and is left alone for a while");
-                    leader.quarantine(env, cause, later());
-                }
+                quarantine_current(leader, cause);
             }
         }
     }
     Ok(Some(actions))
-}
-
-fn later() -> Timestamp {
-    Timestamp(now().0.saturating_add(QUARANTINE_MS))
 }
 
 fn cause_of(panic: &(dyn std::any::Any + Send)) -> String {
