@@ -583,6 +583,25 @@ mod tests {
     }
 
     #[test]
+    fn case_a_host_that_a_release_adds_leads_to_instances_that_it_does_not_touch() {
+        let mut cluster = rolling();
+        let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+        // As v2 but for a host.
+        let mut third = env.releases.get(&ReleaseNumber(2)).unwrap().clone();
+        let target = third.manifest.routes.values().next().unwrap().clone();
+        (third.manifest.routes).insert("zoo.example.com".to_owned(), target);
+        env.releases.insert(ReleaseNumber(3), third);
+        (env.rollout.release, env.rollout.wanted) = (ReleaseNumber(3), ReleaseNumber(3));
+        check(
+            &cluster,
+            expect![[r#"
+                web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+                zoo.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:3]:9090
+            "#]],
+        );
+    }
+
+    #[test]
     fn an_edge_that_takes_the_differences_has_the_whole_table() {
         let mut cluster = rolling();
         let one = Incarnation(1);
