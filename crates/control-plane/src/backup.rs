@@ -2,7 +2,7 @@
 //!
 //! A backup is one file: the store as it was at one moment, with every secret sealed and every key wrapped. The
 //! key-encryption key is not in it, and has to be kept apart. A restored store begins another incarnation, so that nodes and
-//! edges take its state up at once, and an instance that it does not know is left running.
+//! edges apply its state at once, and an instance that it does not know is left running.
 
 use std::path::{Path, PathBuf};
 
@@ -73,11 +73,18 @@ pub async fn restore(options: &RestoreOptions) -> Result<Restored, ServerError> 
     let restored = open_copy(options, &copy).await;
     let restored = match restored {
         Ok(mut restored) if !options.rehearse => {
-            let replaced = replace(&copy, place.path()).await;
-            replaced.map(|replaced| {
-                restored.replaced = replaced;
-                restored
-            })
+            let to = place.path().to_owned();
+            let replaced = blocking({
+                let (copy, to) = (copy.clone(), to.clone());
+                move || replace(&copy, &to)
+            });
+            let replaced = replaced.await;
+            replaced
+                .map(|replaced| {
+                    restored.replaced = replaced;
+                    restored
+                })
+                .map_err(|source| ServerError::DataFolder { path: to, source })
         }
         other => other,
     };
@@ -166,34 +173,28 @@ async fn remove_database(path: &Path) -> Result<(), ServerError> {
     Ok(())
 }
 
-/// Puts a closed database in the place of another, which is kept. Gives where.
-async fn replace(copy: &Path, place: &Path) -> Result<Option<PathBuf>, ServerError> {
-    let failed = |source| ServerError::DataFolder {
-        path: place.to_owned(),
-        source,
-    };
+/// Stores of before restores that are kept at most.
+const MAX_REPLACED: u32 = 1_000;
+
+/// Puts a closed database in the place of another, which is kept. Gives where. Blocks.
+fn replace(copy: &Path, place: &Path) -> std::io::Result<Option<PathBuf>> {
     let mut kept = None;
-    if tokio::fs::try_exists(place).await.map_err(failed)? {
-        let to = (1..)
-            .map(|number| beside(place, &format!(".before-restore-{number}")))
-            .find(|path| !path.exists());
-        if let Some(to) = to {
-            // The log first: a database without its log is a database; a log without its database is nothing.
-            for suffix in ["-shm", "-wal", ""] {
-                match tokio::fs::rename(beside(place, suffix), beside(&to, suffix)).await {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(failed(error));
-                    }
-                    _ => {}
-                }
+    if place.try_exists()? {
+        let names = (1..=MAX_REPLACED).map(|n| beside(place, &format!(".before-restore-{n}")));
+        let free = names.into_iter().find(|path| !path.exists());
+        let to = free.ok_or(std::io::ErrorKind::AlreadyExists)?;
+        // The log first: a database without its log is a database; a log without its database is nothing.
+        for suffix in ["-shm", "-wal", ""] {
+            match std::fs::rename(beside(place, suffix), beside(&to, suffix)) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                _ => {}
             }
-            kept = Some(to);
         }
+        kept = Some(to);
     }
-    tokio::fs::rename(copy, place).await.map_err(failed)?;
+    std::fs::rename(copy, place)?;
     if let Some(folder) = place.parent() {
-        let folder = tokio::fs::File::open(folder).await.map_err(failed)?;
-        folder.sync_all().await.map_err(failed)?;
+        std::fs::File::open(folder)?.sync_all()?;
     }
     Ok(kept)
 }

@@ -152,7 +152,7 @@ fn at(server: &Server, joined: &Joined) -> ApiClient {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn case_a_restored_store_is_taken_up_at_once_and_stops_no_vm() {
+async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let (server, registry) = (Server::start(dir).await, Registry::start().await);
@@ -166,7 +166,10 @@ async fn case_a_restored_store_is_taken_up_at_once_and_stops_no_vm() {
     server.deploy(&key, &manifest("hello"), &image).await;
     let wait = Duration::from_millis(200);
     let two = eventually("two instances", async || {
-        let state = node.client.desired(Default::default(), wait).await;
+        let state = node
+            .client
+            .desired(model::Generation::default(), wait)
+            .await;
         state.unwrap().filter(|state| state.instances.len() == 2)
     });
     let two = two.await;
@@ -191,7 +194,7 @@ async fn case_a_restored_store_is_taken_up_at_once_and_stops_no_vm() {
     let said = report(four.generation, all);
     node.client.report(&said).await.unwrap();
     let routes = eventually("four backends", async || {
-        let table = edge.client.routes(Default::default(), wait).await;
+        let table = edge.client.routes(model::Generation::default(), wait).await;
         let table = table.unwrap()?;
         (table.routes["hello.localhost"].backends.len() == 4).then_some(table)
     });

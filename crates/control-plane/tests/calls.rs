@@ -22,7 +22,7 @@ async fn running_env(folder: &std::path::Path) -> (Server, Registry, Joined, Vec
     let nothing = report(
         Generation {
             counter: 1,
-            ..Default::default()
+            ..Generation::default()
         },
         Vec::new(),
     );

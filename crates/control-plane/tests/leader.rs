@@ -110,7 +110,7 @@ async fn a_report_that_says_nothing_new_is_not_written() {
     let nothing = report(
         Generation {
             counter: 1,
-            ..Default::default()
+            ..Generation::default()
         },
         Vec::new(),
     );

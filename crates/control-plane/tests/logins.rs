@@ -49,7 +49,7 @@ async fn a_private_image_is_deployed_with_a_login_that_lies_sealed() {
     let (node, idle) = (ObedientNode::start(&server).await, server.join_node().await);
     let key = env_key("shop", "prod");
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: manifest("shop"),
         image: format!("{}/shop", registry.host),
     };

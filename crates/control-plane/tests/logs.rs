@@ -56,7 +56,7 @@ async fn two_instances(server: &Server, registry: &Registry) -> (EnvKey, Joined,
         .report(&report(
             Generation {
                 counter: 1,
-                ..Default::default()
+                ..Generation::default()
             },
             Vec::new(),
         ))

@@ -33,7 +33,7 @@ async fn a_report_with_an_unknown_state_is_taken_and_logged_once() {
     let mut said = serde_json::to_value(report(
         Generation {
             counter: 1,
-            ..Default::default()
+            ..Generation::default()
         },
         instances,
     ))
@@ -62,7 +62,7 @@ async fn a_message_that_cannot_be_read_is_logged_once_for_each_reason() {
     let said = serde_json::to_value(report(
         Generation {
             counter: 1,
-            ..Default::default()
+            ..Generation::default()
         },
         Vec::new(),
     ))

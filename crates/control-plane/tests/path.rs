@@ -55,7 +55,7 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
     let key = env_key("hello", "prod");
     let digest = registry.push("hello", "amd64", "one").await;
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: manifest("hello"),
         image: format!("{}/hello:latest", registry.host),
     };

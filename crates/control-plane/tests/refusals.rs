@@ -273,7 +273,7 @@ async fn the_wrong_server_is_told_apart_from_none() {
 
 async fn refused_deploy(server: &Server, key: &EnvKey, manifest: &str, image: &str) -> ApiError {
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: manifest.to_owned(),
         image: image.to_owned(),
     };
@@ -531,7 +531,7 @@ async fn case_a_registry_that_asks_to_wait_is_told_at_once_with_the_time() {
     let key = env_key("hello", "prod");
     let image = format!("{host}/hello:latest");
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: manifest("hello"),
         image,
     };

@@ -46,7 +46,7 @@ async fn a_release_has_its_versions_and_only_its_node_gets_them() {
     let key = env_key("hello", "prod");
     let digest = registry.push("hello", "amd64", "one").await;
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: manifest("hello").replace(
             "[processes.web]\n",
             "[processes.web]\nsecrets = [\"database\"]\n",

@@ -61,7 +61,7 @@ async fn volumes_stay_until_a_user_deletes_them() {
         "{refused}"
     );
     let larger = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: text.replace("1GiB", "2GiB"),
         image: image.clone(),
     };

@@ -168,7 +168,7 @@ mod tests {
             node: NodeId(1),
             generation: Generation {
                 counter: 5,
-                ..Default::default()
+                ..Generation::default()
             },
             instances: run.iter().map(|id| wanted(*id)).collect(),
             unreadable: BTreeMap::new(),
@@ -193,7 +193,7 @@ mod tests {
             node: NodeId(1),
             generation: Generation {
                 counter: 5,
-                ..Default::default()
+                ..Generation::default()
             },
             instances: instances.iter().map(known).collect(),
             volumes: BTreeMap::new(),
@@ -264,17 +264,17 @@ mod tests {
         let mut older = desired(&[1], &[]);
         older.generation = Generation {
             counter: 4,
-            ..Default::default()
+            ..Generation::default()
         };
         let refused = reconcile(&older, &seen).unwrap_err();
         let (ours, theirs) = (
             Generation {
                 counter: 5,
-                ..Default::default()
+                ..Generation::default()
             },
             Generation {
                 counter: 4,
-                ..Default::default()
+                ..Generation::default()
             },
         );
         assert_eq!(refused, DesiredRefused::Older { ours, theirs });

@@ -12,6 +12,11 @@ use crate::{FormatError, StateFormat, VERSION_FIELD, decode, encode};
 /// # Panics
 /// The format does not do so.
 pub fn check<T: StateFormat>(files: &[&str]) {
+    assert_eq!(
+        files.len(),
+        T::VERSION as usize,
+        "a version has no fixture, or a fixture has no version"
+    );
     let newest: Value = serde_json::from_str(files.last().unwrap()).unwrap();
     for (version, text) in (1..).zip(files) {
         let mut json: Value = serde_json::from_str(text).unwrap();
@@ -24,11 +29,6 @@ pub fn check<T: StateFormat>(files: &[&str]) {
             assert_eq!(written, newest);
         }
     }
-    assert_eq!(
-        files.len(),
-        T::VERSION as usize,
-        "a version has no fixture, or a fixture has no version"
-    );
     let mut newer = newest;
     newer[VERSION_FIELD] = (T::VERSION + 1).into();
     let refused = decode::<T>(newer.to_string().as_bytes());

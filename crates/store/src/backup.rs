@@ -1,12 +1,11 @@
-//! Copies of the whole store: a backup beside a running server, and a copy on which a new schema is tried first.
+//! A backup beside a running server, and what a restore needs.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use model::Incarnation;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, Row as _};
 
-use crate::open::{BUSY_TIMEOUT, sqlite_path};
+use crate::file::{connect, copy, sqlite_path};
 use crate::{Store, StoreError};
 
 impl Store {
@@ -43,70 +42,5 @@ impl Store {
             .await
             .map_err(StoreError::query("begin another incarnation"))?;
         Ok(())
-    }
-}
-
-/// A connection to a database that is there.
-pub(crate) async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
-    let options = SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .busy_timeout(BUSY_TIMEOUT);
-    SqliteConnection::connect_with(&options)
-        .await
-        .map_err(|source| StoreError::Open {
-            path: path.to_owned(),
-            source,
-        })
-}
-
-/// Copies a database to a file that is not there yet.
-pub(crate) async fn copy(db: &mut SqliteConnection, to: &Path) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Copy {
-        path: to.to_owned(),
-        source,
-    };
-    // SQLite writes into an empty file, and keeps its mode.
-    let file = tokio::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(to)
-        .await
-        .map_err(|error| failed(sqlx::Error::Io(error)))?;
-    let copied = async {
-        sqlx::query("VACUUM INTO ?")
-            .bind(to.to_string_lossy())
-            .execute(db)
-            .await?;
-        let mut copy = SqliteConnection::connect_with(
-            &SqliteConnectOptions::new()
-                .filename(to)
-                .create_if_missing(false),
-        )
-        .await?;
-        let checked = sqlx::query("PRAGMA quick_check")
-            .fetch_one(&mut copy)
-            .await?;
-        copy.close().await?;
-        let said: String = checked.get(0);
-        if said != "ok" {
-            return Err(sqlx::Error::Protocol(format!(
-                "the copy is damaged: {said}"
-            )));
-        }
-        file.sync_all().await?;
-        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.map_or_else(|| PathBuf::from("."), Path::to_owned);
-        tokio::fs::File::open(folder).await?.sync_all().await?;
-        Ok(())
-    };
-    match copied.await {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            // It would look like a backup.
-            let _ = tokio::fs::remove_file(to).await;
-            Err(failed(error))
-        }
     }
 }

@@ -16,6 +16,7 @@
 
 mod backup;
 mod error;
+mod file;
 mod load;
 mod logins;
 mod open;
@@ -27,7 +28,8 @@ mod users;
 mod write;
 
 pub use error::StoreError;
-pub use open::{BUSY_TIMEOUT, ClusterRecord, READERS, Store, StoreLock, StoredKeys};
+pub use file::{BUSY_TIMEOUT, StoreLock};
+pub use open::{ClusterRecord, READERS, Store, StoredKeys};
 pub use record::JSON_VERSION;
 pub use secrets::SealedBundle;
 pub use write::Writing;

@@ -1,7 +1,6 @@
 //! Opening the store, and creating the cluster in it.
 
-use std::fs::{File, TryLockError};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,14 +15,13 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection as _, Row as _, Sqlite, Transaction};
 
+use crate::file::{BUSY_TIMEOUT, StoreLock, lock, sqlite_path};
 use crate::record::{JSON_VERSION, from_json, to_json};
 use crate::rows::to_i64;
-use crate::{StoreError, backup, error};
+use crate::{StoreError, error, file};
 
 /// Connections that only read.
 pub const READERS: u32 = 4;
-/// How long a statement waits for another process that holds the database (a backup).
-pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a caller waits for a connection while others have them all.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -37,20 +35,6 @@ pub struct Store {
     pub(crate) reader: SqlitePool,
     /// A store has one server: its lock, until it is closed or the last clone is gone.
     lock: Arc<File>,
-}
-
-/// The lock of a store that is not opened.
-#[derive(Debug)]
-pub struct StoreLock {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl StoreLock {
-    /// The database file, which need not be there.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
 }
 
 /// What is made once, when the cluster is created.
@@ -166,7 +150,7 @@ impl Store {
             move || lock(&path)
         })
         .await?;
-        Ok(StoreLock { path, _lock: lock })
+        Ok(StoreLock::new(path, lock))
     }
 
     /// Closes every connection; what was acknowledged is in the database already.
@@ -280,39 +264,6 @@ fn columns(keys: &StoredKeys) -> [Option<&[u8]>; 3] {
     }
 }
 
-/// The path of `sqlite:PATH`.
-pub(crate) fn sqlite_path(url: &str) -> Result<PathBuf, StoreError> {
-    url.strip_prefix("sqlite:")
-        .filter(|path| !path.is_empty())
-        .map(PathBuf::from)
-        .ok_or_else(|| StoreError::UnknownStore(url.to_owned()))
-}
-
-/// Locks a store, for as long as the file is open. The lock is a file beside the database: SQLite has locks of its own on that.
-/// Blocks.
-fn lock(path: &Path) -> Result<File, StoreError> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".lock");
-    let opened = |source| StoreError::Open {
-        path: path.to_owned(),
-        source: sqlx::Error::Io(source),
-    };
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(beside)
-        .map_err(opened)?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
-            path: path.to_owned(),
-        }),
-        Err(TryLockError::Error(source)) => Err(opened(source)),
-    }
-}
-
 fn not_migrated(path: &Path, source: MigrateError) -> StoreError {
     match source {
         MigrateError::VersionMissing(found) => StoreError::NewerSchema {
@@ -331,7 +282,7 @@ fn not_migrated(path: &Path, source: MigrateError) -> StoreError {
 /// nothing.
 async fn try_migrations(path: &Path) -> Result<(), StoreError> {
     let newest = MIGRATIONS.last().map_or(0, |(number, ..)| *number);
-    let mut db = backup::connect(path).await?;
+    let mut db = file::connect(path).await?;
     // A database without the table is new.
     let schema = sqlx::query_scalar::<_, Option<i64>>("SELECT MAX(version) FROM _sqlx_migrations")
         .fetch_one(&mut db)
@@ -366,8 +317,8 @@ async fn try_on_copy(
     copy: &Path,
     path: &Path,
 ) -> Result<(), StoreError> {
-    backup::copy(db, copy).await?;
-    let mut tried = backup::connect(copy).await?;
+    file::copy(db, copy).await?;
+    let mut tried = file::connect(copy).await?;
     let migrated = migrator().run_direct(None, &mut tried, false).await;
     let _ = tried.close().await;
     migrated.map_err(|source| not_migrated(path, source))

@@ -33,7 +33,7 @@ impl Store {
                     routes.push((host, StoredRoute { route, changed }));
                 }
                 Err(cause) => {
-                    tracing::warn!(host, %cause, "a stored route cannot be read; it is made anew")
+                    tracing::warn!(host, %cause, "a stored route cannot be read; it is made anew");
                 }
             }
         }

@@ -183,7 +183,7 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
     let said = report(
         model::Generation {
             counter: 2,
-            ..Default::default()
+            ..model::Generation::default()
         },
         Vec::new(),
     );

@@ -203,7 +203,7 @@ async fn a_report_is_written_when_it_differs_from_the_last() {
     let good = report(
         Generation {
             counter: 2,
-            ..Default::default()
+            ..Generation::default()
         },
         vec![running(id), running(stray)],
     );
@@ -350,7 +350,7 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     let mut said = report(
         Generation {
             counter: 1,
-            ..Default::default()
+            ..Generation::default()
         },
         Vec::new(),
     );
@@ -368,7 +368,7 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     assert_eq!(changed(said.clone()).await, (false, deleting));
     said.generation = Generation {
         counter: 2,
-        ..Default::default()
+        ..Generation::default()
     };
     assert_eq!(changed(said.clone()).await, (true, VolumePhase::Deleted));
     let delete = Command::Plan(Action::DeleteVolume { id });

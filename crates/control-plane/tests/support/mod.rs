@@ -130,7 +130,7 @@ impl Server {
 
     pub(crate) async fn deploy(&self, key: &EnvKey, manifest: &str, image: &str) -> u32 {
         let request = DeployRequest {
-            only: Default::default(),
+            only: std::collections::BTreeSet::new(),
             manifest: manifest.to_owned(),
             image: image.to_owned(),
         };

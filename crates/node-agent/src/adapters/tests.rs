@@ -212,7 +212,7 @@ async fn place_with_secrets(admin: &ApiClient, node: &ApiClient) -> (InstanceId,
     admin.set_secrets(&env, "database", &set).await.unwrap();
     let manifest = "app = \"shop\"\n[processes.web]\nsecrets = [\"database\"]\n";
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: manifest.to_owned(),
         image: served.images[0].to_string(),
     };

@@ -88,7 +88,7 @@ async fn cluster(
     };
     let served = Served::start(1, 1000);
     let request = DeployRequest {
-        only: Default::default(),
+        only: std::collections::BTreeSet::new(),
         manifest: MANIFEST.to_owned(),
         image: served.images[0].to_string(),
     };

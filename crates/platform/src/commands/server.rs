@@ -32,7 +32,7 @@ Examples:
   platform server restore backup.db --rehearse              can it be restored? changes nothing
   platform server restore backup.db                         the server must not run
 The data folder has to have the key-encryption-key.json of the cluster. The store that is there
-is kept beside the restored one. Nodes and edges take the restored state up as soon as the
+is kept beside the restored one. Nodes and edges apply the restored state as soon as the
 server is started; instances that the backup does not know are left running.";
 
 /// Run the control plane: API, planner and store
