@@ -54,6 +54,8 @@ mod oom;
 mod output;
 #[path = "../src/plan.rs"]
 mod plan;
+#[path = "../src/progress.rs"]
+mod progress;
 #[path = "../src/run_dir.rs"]
 mod run_dir;
 #[path = "../src/signals.rs"]
@@ -75,8 +77,9 @@ mod volume;
 
 use std::io::{self, Read as _, Write as _};
 use std::process::ExitCode;
+use std::time::Instant;
 
-use guest_protocol::{FrameBuffer, HostFrame};
+use guest_protocol::{Channel, FrameBuffer, HostFrame};
 use rustix::event::{PollFd, PollFlags, poll};
 
 fn main() -> ExitCode {
@@ -105,10 +108,16 @@ fn boot() -> Result<(), String> {
         return Err("standard input has no boot config".to_owned());
     };
     let mut booted = execute::Booted::default();
+    // Nothing answers here, and no step takes long enough to be reported.
+    let now = Instant::now();
+    let mut control = link::Link::new(Channel::Control, now);
+    let mut clock = clock::ClockSync::new(now);
+    let mut progress = progress::Progress::new(&mut control, &mut clock, now);
     for step in plan::boot_plan(&config) {
         let done = match &step {
             plan::Step::Cgroup => std::fs::create_dir(plan::APP_CGROUP).map_err(|e| e.to_string()),
-            step => execute::perform(step, &config, &mut booted).map_err(|e| e.to_string()),
+            step => execute::perform(step, &config, &mut booted, &mut progress)
+                .map_err(|e| e.to_string()),
         };
         done.map_err(|error| format!("{}: {error}", step.name()))?;
     }

@@ -4,8 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use guest_protocol::{BootConfig, BootFailure, GuestFrame, HostFrame, Phase};
-use rustix::event::{PollFd, poll};
-use rustix::fs::Timespec;
+use rustix::event::PollFd;
 
 use crate::app::App;
 use crate::clock::ClockSync;
@@ -13,6 +12,7 @@ use crate::console;
 use crate::execute::{self, Booted};
 use crate::link::{Event, Link};
 use crate::plan::boot_plan;
+use crate::progress::{Progress, pause};
 use crate::unmount::unmount_volumes;
 use crate::user::User;
 
@@ -33,10 +33,13 @@ pub(crate) fn failed(step: String, reason: String, exit_code: Option<u8>) -> Gue
 ///
 /// # Errors
 /// The report of the step that failed.
-pub(crate) fn boot(config: &BootConfig) -> Result<(User, App, Booted), GuestFrame> {
+pub(crate) fn boot(
+    config: &BootConfig,
+    progress: &mut Progress<'_>,
+) -> Result<(User, App, Booted), GuestFrame> {
     let mut booted = Booted::default();
     for step in boot_plan(config) {
-        if let Err(error) = execute::perform(&step, config, &mut booted) {
+        if let Err(error) = execute::perform(&step, config, &mut booted, progress) {
             unmount_volumes(&booted.volumes);
             return Err(failed(step.name(), error.to_string(), error.exit_code()));
         }
@@ -113,17 +116,4 @@ pub(crate) fn wait_for_boot(
             }
         }
     }
-}
-
-/// Waits until a descriptor is ready, or until a deadline.
-pub(crate) fn pause(fds: &mut [PollFd<'_>], deadline: Option<Instant>) {
-    let timeout = deadline.map(|deadline| {
-        let left = deadline.saturating_duration_since(Instant::now());
-        Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        }
-    });
-    // A wake-up without an event is harmless, and errors of a descriptor are found by its owner.
-    let _ = poll(fds, timeout.as_ref());
 }

@@ -21,6 +21,7 @@ use crate::forward::Forward;
 use crate::modules;
 use crate::netlink::{self, NetworkError};
 use crate::plan::{APP_CGROUP, Access, LOWER, Mount, NEW_ROOT, SCRATCH, Step};
+use crate::progress::Progress;
 use crate::run_dir;
 use crate::spawn::StartError;
 use crate::user::{self, User, UserError};
@@ -151,6 +152,7 @@ pub(crate) fn perform(
     step: &Step,
     config: &BootConfig,
     booted: &mut Booted,
+    progress: &mut Progress<'_>,
 ) -> Result<(), StepError> {
     match step {
         Step::MountDisk(disk) => mount_disk(disk),
@@ -193,7 +195,7 @@ pub(crate) fn perform(
             let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
             write_secrets(bundles, &config.secret_modes, user)
         }
-        Step::MountVolume(volume, disk) => mount_volume(volume, disk, booted),
+        Step::MountVolume(volume, disk) => mount_volume(volume, disk, booted, progress),
         Step::Directory { path, .. } => make_directory(Path::new(path)),
         Step::Cgroup => make_cgroup(),
         Step::Forward(..) => {
@@ -492,7 +494,12 @@ fn volume_damage(volume: &VolumeMount) -> Option<String> {
 }
 
 /// Mounts a volume at its places.
-fn mount_volume(volume: &VolumeMount, disk: &Mount, booted: &mut Booted) -> Result<(), StepError> {
+fn mount_volume(
+    volume: &VolumeMount,
+    disk: &Mount,
+    booted: &mut Booted,
+    progress: &mut Progress<'_>,
+) -> Result<(), StepError> {
     let user = booted.user.as_ref().ok_or(StepError::NoUser)?;
     let owner = match &volume.owner {
         Some(owner) => Some(resolve_user(owner)?),
@@ -510,6 +517,7 @@ fn mount_volume(volume: &VolumeMount, disk: &Mount, booted: &mut Booted) -> Resu
         owner.as_ref(),
         user,
         Instant::now,
+        &mut |entries, bytes| progress.add(entries, bytes),
     );
     let notes = prepared.map_err(|(what, path, error)| match error.kind() {
         io::ErrorKind::StorageFull if what == volume::COPY => StepError::VolumeTooSmall {

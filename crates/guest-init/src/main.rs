@@ -41,6 +41,7 @@ mod netlink;
 mod oom;
 mod output;
 mod plan;
+mod progress;
 mod run_dir;
 mod signals;
 mod spawn;

@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ use rustix::mount::{
 const MAX_BYTES: u64 = 1024 * 1024;
 /// Most files and directories copied.
 const MAX_ENTRIES: u32 = 1024;
+
+/// Bytes of a file that are copied between two words of it.
+const COPIED_AT_ONCE: u64 = 1024 * 1024;
 
 /// Mounts `/run`.
 ///
@@ -41,6 +44,7 @@ pub(crate) fn mount() -> io::Result<()> {
     let mut budget = Budget {
         bytes: MAX_BYTES,
         entries: MAX_ENTRIES,
+        copied: &mut |_, _| {},
     };
     if !copy_children(run, &target, &mut budget)? {
         return Ok(());
@@ -55,16 +59,21 @@ pub(crate) fn mount() -> io::Result<()> {
     Ok(())
 }
 
+/// Is told of so many more files and bytes that are done.
+pub(crate) type Done<'d> = dyn FnMut(u64, u64) + 'd;
+
 /// How much may be copied.
-pub(crate) struct Budget {
+pub(crate) struct Budget<'d> {
     /// Bytes of file content.
     pub(crate) bytes: u64,
     /// Files and directories.
     pub(crate) entries: u32,
+    /// Told of what is copied.
+    pub(crate) copied: &'d mut Done<'d>,
 }
 
 /// Copies the content of a directory. False: it exceeds the budget.
-pub(crate) fn copy_children(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
+pub(crate) fn copy_children(from: &Path, to: &Path, budget: &mut Budget<'_>) -> io::Result<bool> {
     // Few names, and no descriptor kept open on the way down.
     let names: Vec<OsString> = fs::read_dir(from)?
         .take(budget.entries as usize + 1)
@@ -78,7 +87,18 @@ pub(crate) fn copy_children(from: &Path, to: &Path, budget: &mut Budget) -> io::
     Ok(true)
 }
 
-fn copy(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
+/// The content of a file, in pieces, so that a large one is heard of while it is copied.
+fn copy_content(from: &Path, to: &Path, copied: &mut Done<'_>) -> io::Result<()> {
+    let (mut from, mut to) = (fs::File::open(from)?, fs::File::create_new(to)?);
+    loop {
+        match io::copy(&mut (&mut from).take(COPIED_AT_ONCE), &mut to)? {
+            0 => return Ok(()),
+            bytes => copied(0, bytes),
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path, budget: &mut Budget<'_>) -> io::Result<bool> {
     let metadata = fs::symlink_metadata(from)?;
     let kind = metadata.file_type();
     let bytes = if kind.is_file() { metadata.len() } else { 0 };
@@ -87,12 +107,13 @@ fn copy(from: &Path, to: &Path, budget: &mut Budget) -> io::Result<bool> {
     }
     budget.entries -= 1;
     budget.bytes -= bytes;
+    (budget.copied)(1, 0);
     if kind.is_dir() {
         fs::create_dir(to)?;
     } else if kind.is_symlink() {
         std::os::unix::fs::symlink(fs::read_link(from)?, to)?;
     } else if kind.is_file() {
-        fs::copy(from, to)?;
+        copy_content(from, to, budget.copied)?;
     } else {
         // Sockets and pipes belong to programs that are not running.
         return Ok(true);

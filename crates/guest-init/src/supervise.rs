@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use crate::adapter::Adapter;
-use crate::boot::{boot, failed, pause, wait_for_boot};
+use crate::boot::{boot, failed, wait_for_boot};
 use crate::clock::ClockSync;
 use crate::exec::{Beside, ExecToken, MAX_SESSIONS, Session};
 use crate::forward::{Forward, ForwardToken};
@@ -35,6 +35,7 @@ use crate::link::{Event, Link};
 use crate::namespace::AppNamespace;
 use crate::oom::{self, KernelLog};
 use crate::output::{Output, OutputToken};
+use crate::progress::{Progress, pause};
 use crate::unmount::unmount_volumes;
 use crate::user::User;
 use crate::{clock, early, namespace, signals, stats, sys};
@@ -59,11 +60,14 @@ pub(crate) fn run() -> io::Result<()> {
         let failure = failed(error.step().to_owned(), error.to_string(), None);
         return Guest::new(signals, control, clock, State::Reporting(failure)).serve();
     }
-    let (mut config, early_frames) = wait_for_boot(&mut control, &mut clock)?;
+    let (mut config, mut early_frames) = wait_for_boot(&mut control, &mut clock)?;
     if config.working_dir.is_empty() {
         "/".clone_into(&mut config.working_dir);
     }
-    match boot(&config) {
+    let mut progress = Progress::new(&mut control, &mut clock, Instant::now());
+    let booted = boot(&config, &mut progress);
+    early_frames.extend(progress.into_frames());
+    match booted {
         Err(failure) => Guest::new(signals, control, clock, State::Reporting(failure)).serve(),
         Ok((user, app, booted)) => {
             // They are in files on a tmpfs now: init keeps no copy.

@@ -19,6 +19,8 @@ pub const HOST_PORT: u32 = 1024;
 const FORWARDED_FRAME: u8 = IGNORABLE + 11;
 /// The type of [`GuestFrame::TimeAsked`].
 const TIME_ASKED_FRAME: u8 = IGNORABLE + 12;
+/// The type of [`GuestFrame::Progressed`].
+const PROGRESSED_FRAME: u8 = IGNORABLE + 13;
 /// The type of [`HostFrame::Time`].
 const TIME_FRAME: u8 = IGNORABLE + 75;
 
@@ -71,6 +73,8 @@ pub enum GuestFrame {
     Forwarded(Forwarded),
     /// Answer with [`HostFrame::Time`]. A receiver that does not know it skips it.
     TimeAsked(TimeAsked),
+    /// A step of the boot that takes long has done more than before. A receiver that does not know it skips it.
+    Progressed(BootProgress),
     /// One line of output, or a piece of one. On the log channel only.
     Log(LogRecord),
     /// On an exec channel: output.
@@ -227,6 +231,15 @@ pub struct Forwarded {
     pub ports: Vec<u16>,
 }
 
+/// How far a step of the boot is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootProgress {
+    /// Files and directories that are done.
+    pub entries: u64,
+    /// Bytes of their content that are copied.
+    pub bytes: u64,
+}
+
 /// A question for the node's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimeAsked {
@@ -301,6 +314,7 @@ impl Frame for GuestFrame {
             Self::ExecRefused { session, reason } => (10, json(&(session, reason))),
             Self::Forwarded(forwarded) => (FORWARDED_FRAME, json(forwarded)),
             Self::TimeAsked(asked) => (TIME_ASKED_FRAME, json(asked)),
+            Self::Progressed(progress) => (PROGRESSED_FRAME, json(progress)),
         }
     }
 
@@ -334,6 +348,7 @@ impl Frame for GuestFrame {
             }
             FORWARDED_FRAME => Self::Forwarded(from_json(frame_type, body)?),
             TIME_ASKED_FRAME => Self::TimeAsked(from_json(frame_type, body)?),
+            PROGRESSED_FRAME => Self::Progressed(from_json(frame_type, body)?),
             other => return Err(FrameError::Type(other)),
         })
     }

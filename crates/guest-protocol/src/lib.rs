@@ -10,6 +10,7 @@
 //! control:  guest                         node
 //!           Hello{control, phase} ------>
 //!                                 <------ Boot(config)      when phase is `waiting`; never once the app was started
+//!           Progressed{done}      ------>                   while a step of the boot takes long
 //!           Started               ------>
 //!                                 <------ Stop | Signal | Stats | Exec{session}
 //!           Stats | ExecRefused{session} ->                 the answers; a session has its channel
@@ -59,8 +60,8 @@ pub use boot::{
 };
 pub use codec::{Frame, FrameBuffer, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES};
 pub use frames::{
-    BootFailure, Channel, ExecRequest, Forwarded, GuestFrame, GuestStats, HOST_CID, HOST_PORT,
-    Hello, HostFrame, MAX_TOKEN_BYTES, NodeTime, Phase, TimeAsked,
+    BootFailure, BootProgress, Channel, ExecRequest, Forwarded, GuestFrame, GuestStats, HOST_CID,
+    HOST_PORT, Hello, HostFrame, MAX_TOKEN_BYTES, NodeTime, Phase, TimeAsked,
 };
 pub use log::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 pub use version::{CONTRACT_VERSION, OLDEST_SERVED_VERSION, is_served, refusal};

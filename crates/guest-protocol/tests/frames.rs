@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use guest_protocol::{
-    BootFailure, CONTRACT_VERSION, Channel, ExecRequest, Forwarded, Frame, FrameBuffer, FrameError,
-    GuestFrame, GuestStats, Hello, HostFrame, LogRecord, MAX_LOG_PIECE_BYTES, Phase, Stream,
+    BootFailure, BootProgress, CONTRACT_VERSION, Channel, ExecRequest, Forwarded, Frame,
+    FrameBuffer, FrameError, GuestFrame, GuestStats, Hello, HostFrame, LogRecord,
+    MAX_LOG_PIECE_BYTES, Phase, Stream,
 };
 use model::Timestamp;
 use model::instance::ExitEvent;
@@ -89,6 +90,9 @@ fn guest_frame() -> impl Strategy<Value = GuestFrame> {
         exit().prop_map(GuestFrame::ExecExited),
         proptest::collection::vec(any::<u16>(), 0..4)
             .prop_map(|ports| GuestFrame::Forwarded(Forwarded { ports })),
+        any::<(u64, u64)>().prop_map(|(entries, bytes)| {
+            GuestFrame::Progressed(BootProgress { entries, bytes })
+        }),
         ".*".prop_map(|reason| GuestFrame::ExecFailed { reason }),
     ]
 }

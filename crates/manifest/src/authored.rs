@@ -509,9 +509,9 @@ pub(crate) struct Resources {
     #[serde(default = "Resources::default_cpu")]
     #[schemars(range(min = 0.01, max = 256), extend("examples" = [0.5]))]
     pub(crate) cpu: f64,
-    /// Memory: a hard cap. Whole MiB.
+    /// Memory: a hard cap. The guest's kernel takes some 35 MiB of it. Whole MiB.
     #[serde(default = "Resources::default_memory")]
-    #[schemars(extend("x-minimum" = "64MiB", "x-maximum" = "1TiB", "x-multiple" = "1MiB"))]
+    #[schemars(extend("x-minimum" = "96MiB", "x-maximum" = "1TiB", "x-multiple" = "1MiB"))]
     pub(crate) memory: Size,
     /// The writable disk under the image's files. It starts empty with each instance. Its size is
     /// promised on the node, like memory; room is taken only as it is written. Whole MiB.

@@ -141,6 +141,39 @@ fn case_a_name_with_dots_is_told_to_be_quoted_at_its_place() {
     }
 }
 
+/// Names that are no bare keys for another reason than a dot.
+#[test]
+fn case_a_name_with_a_star_a_port_or_a_blank_is_told_to_be_quoted() {
+    for (text, expected) in [
+        (
+            "[routes]\n*.example.com = { port = 80 }\n",
+            expect![[r#"
+            syntax 2:1 routes."*": invalid unquoted key [quote the name: `"*.example.com" = …`]
+        "#]],
+        ),
+        (
+            "[routes]\nshop.example.com:8080 = { port = 80 }\n",
+            expect![[r#"
+                syntax 2:17 routes.shop.example."com:8080": invalid unquoted key [quote the name: `"shop.example.com:8080" = …`]
+            "#]],
+        ),
+        (
+            "[routes.*.example.com]\nport = 80\n",
+            expect![[r#"
+            syntax 1:9 routes."*": invalid unquoted key [quote the name: `[routes."*.example.com"]`]
+        "#]],
+        ),
+        (
+            "[env]\nmy var = \"x\"\n",
+            expect![[r#"
+            syntax 2:4 env.my: key with no value [quote the name: `"my var" = …`]
+        "#]],
+        ),
+    ] {
+        check_lines(text, expected);
+    }
+}
+
 #[test]
 fn case_a_yaml_file_is_told_to_be_one_once() {
     for (text, expected) in [

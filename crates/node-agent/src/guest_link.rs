@@ -53,6 +53,8 @@ pub(crate) enum GuestEvent {
     Bound(String),
     /// It dialled and named its phase.
     Hello(Phase),
+    /// A step of its boot has done more than before.
+    Progressed,
     /// Its app runs.
     Started,
     /// It could not start its app.
@@ -392,6 +394,12 @@ impl GuestServer {
                         self.started.store(true, Ordering::Relaxed);
                         self.calls.set_running(true);
                         self.emit(GuestEvent::Started).await?;
+                    }
+                    // Once its app was started, it would be no init that says so.
+                    Some(GuestFrame::Progressed(_)) => {
+                        if !self.started.load(Ordering::Relaxed) {
+                            self.emit(GuestEvent::Progressed).await?;
+                        }
                     }
                     Some(GuestFrame::BootFailed(failure)) => {
                         let failure = BootFailure {

@@ -226,6 +226,7 @@ impl InstanceTask {
     async fn on_event(&mut self, event: Event, events: &mut VecDeque<Event>) {
         let before = self.life.record();
         let state_before = self.life.state();
+        let unhealthy = matches!(event, Event::HealthFailed { .. });
         tracing::debug!(instance = %self.id(), state = %state_before, ?event);
         let effects = match self.life.step(self.machine.clock.now(), event) {
             Ok(effects) => effects,
@@ -251,6 +252,9 @@ impl InstanceTask {
         }
         if !self.life.record().is_same_but_for_probes(&before) {
             self.write_record().await;
+        }
+        if unhealthy && state_before.is_running() && !state.is_running() {
+            self.note_unhealthy().await;
         }
         for effect in effects {
             self.perform(effect, events).await;
@@ -574,6 +578,13 @@ impl InstanceTask {
         if let Err(error) = self.log.note(self.machine.clock.wall(), line).await {
             tracing::warn!(%error, instance = %self.id(), "cannot write an instance's log");
         }
+    }
+
+    /// The VM is about to be ended without a word of the app's: the log is where its user looks for the reason.
+    async fn note_unhealthy(&self) {
+        let report = self.life.report(self.machine.clock.now(), Vec::new());
+        let why = report.failure.unwrap_or_default();
+        self.note(format!("{why}; its VM is ended")).await;
     }
 
     /// Shows the agent what changed.

@@ -57,9 +57,10 @@
 //! - A restart is a fresh instance: it is prepared again, with a new scratch disk.
 //! - A guest that makes no progress is killed by the boot watchdog and booted again, [`MAX_BOOT_ATTEMPTS`] times in a row. This
 //!   is the machine's fault and does not use up the policy's retries. The watchdog gives the guest [`HELLO_TIMEOUT_MS`] until
-//!   it dials ([`Event::GuestDialled`]), and from then [`BOOT_TIMEOUT_MS`] until the app runs. Time in which the VM waited
+//!   it dials ([`Event::GuestDialled`]), and from then [`BOOT_TIMEOUT_MS`] until the app runs. A step that takes long, such as the
+//!   copy of an image's data into a volume, says how far it is ([`Event::GuestProgressed`]), and both times begin anew. Time in which the VM waited
 //!   for a processor is not the guest's ([`Event::VmWaited`]): on a machine under load the watchdog waits as much longer, up to
-//!   [`BOOT_LIMIT_MS`] in all. What the console prints is no progress: a kernel that hangs prints too.
+//!   [`BOOT_LIMIT_MS`] without a word of the guest's. What the console prints is no progress: a kernel that hangs prints too.
 //! - An app that cannot be executed (126, 127) fails at once: the root disk will not change.
 //! - Ready: `healthy` probes in a row passed; without a health check, the app ran for
 //!   [`SETTLE_MS`], so that one that exits at once is never called ready. `unhealthy` probes failed
@@ -102,7 +103,8 @@ pub const HELLO_TIMEOUT_MS: u64 = 30_000;
 /// How long the boot watchdog waits for the app of a guest that has dialled, in milliseconds in which its VM has a processor.
 /// The guest checks and mounts its disks meanwhile.
 pub const BOOT_TIMEOUT_MS: u64 = 60_000;
-/// How long a boot may take at most, whatever the machine's load, in milliseconds.
+/// How long a boot may take at most, whatever the machine's load, in milliseconds: from its start, or from the last time that the
+/// guest said how far it is.
 pub const BOOT_LIMIT_MS: u64 = 600_000;
 /// How long a ready instance with ports goes on after its stop was asked, in milliseconds, so that
 /// edges learn the new routes and end their requests.
@@ -156,6 +158,8 @@ pub enum Event {
     },
     /// The guest dials: its kernel and its init run.
     GuestDialled,
+    /// The guest says that a step of its boot has done more than before.
+    GuestProgressed,
     /// The VM was ready to run for so long and had no processor, since the last such event.
     VmWaited {
         /// In milliseconds.

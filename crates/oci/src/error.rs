@@ -103,14 +103,6 @@ pub enum ImageError {
         /// The platforms of the image.
         offered: String,
     },
-    /// A layer that may be distributed by its vendor only ("foreign", "nondistributable").
-    #[error("layer {digest} is a foreign layer (`{media_type}`), which is not fetched")]
-    ForeignLayer {
-        /// The layer.
-        digest: Digest,
-        /// Its type.
-        media_type: String,
-    },
     /// A layer of a type that `root-disk` cannot unpack, such as an encrypted one.
     #[error("layer {digest} has the unknown type `{media_type}`")]
     UnknownLayer {
@@ -136,7 +128,6 @@ impl ImageError {
             Self::NoSuchPlatform { .. } => Some(
                 "build the image for the nodes' architecture, or add nodes of the image's architecture",
             ),
-            Self::ForeignLayer { .. } => Some("build the image on a base without foreign layers"),
             Self::WrongDigest { .. } | Self::WrongSize { .. } => Some(
                 "the image was damaged where it is stored or on its way here; nothing of it was kept",
             ),

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
-use guest_protocol::{Stream, VolumeMount};
+use guest_protocol::{Phase, Stream, VolumeMount};
 use model::instance::SecretBundle;
 
 use crate::machine::{Plan, Tools, busybox_tree, config, make_disk};
@@ -254,6 +254,89 @@ fn volume_with_a_path(tools: &Tools) {
         let state = String::from_utf8_lossy(&state.stdout).into_owned();
         assert!(!state.contains("needs_recovery"), "{state}");
     }
+}
+
+/// From a disk so slow that the copy takes longer than the guest may be silent. The agent restarts meanwhile.
+#[test]
+fn case_a_guest_says_how_far_a_long_copy_is_and_dials_a_restarted_node() {
+    let Some(tools) = Tools::find() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let volume = directory.path().join("data.ext4");
+    make_disk(&volume, 64, None);
+    let mut config = config("wc -c < /var/lib/shop/large");
+    config.volumes = vec![VolumeMount {
+        path: Some("/var/lib/shop".to_owned()),
+        owner: None,
+        device: "/dev/vdc".to_owned(),
+        name: "data".to_owned(),
+    }];
+    let tree = |root: &Path| {
+        busybox_tree(root);
+        let place = root.join("var/lib/shop");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("large"), vec![b'x'; 22 << 20]).unwrap();
+    };
+    let plan = Plan {
+        volumes: vec![volume],
+        tree: &tree,
+        root_bytes_per_second: 1_100_000,
+        ..Plan::new(&tools, config)
+    };
+    let mut guest = plan.boot();
+    guest.wait("a word of progress", |seen| {
+        (!seen.progress.is_empty()).then_some(())
+    });
+    guest.break_connections();
+    guest.wait("another hello", |seen| {
+        let phases = seen.control_phases();
+        (phases == [Phase::Waiting, Phase::Starting]).then_some(())
+    });
+    assert_eq!(guest.finish().exit_code, 0);
+    let seen = guest.seen();
+    assert_eq!(seen.lines(Stream::Stdout), [(22 << 20).to_string()]);
+    assert_eq!(seen.control_phases().len(), 2);
+    let bytes: Vec<u64> = seen.progress.iter().map(|done| done.bytes).collect();
+    assert!(bytes.len() >= 2 && bytes.is_sorted(), "{bytes:?}");
+}
+
+/// The least `resources.memory` of a manifest, in MiB (`manifest::authored`). Whoever lowers it there finds here that no app starts.
+const LEAST_MEMORY_MIB: u32 = 96;
+
+#[test]
+fn case_the_least_memory_of_a_manifest_is_enough_for_an_app_with_all_that_the_platform_adds() {
+    Tools::on_each_kernel(least_memory);
+}
+
+fn least_memory(tools: &Tools) {
+    let directory = tempfile::tempdir().unwrap();
+    let volume = directory.path().join("data.ext4");
+    make_disk(&volume, 16, None);
+    // What the app may take: a quarter of it in memory files.
+    let mut config = config(
+        "awk '/^MemAvailable/ { print \"available\", int($2 / 1024) }' /proc/meminfo; \
+         head -c 20971520 /dev/zero > /dev/shm/x && wc -c < /dev/shm/x; echo fits; exec sleep 1000",
+    );
+    config.secrets = vec![SecretBundle {
+        name: "database".to_owned(),
+        files: [("password".to_owned(), vec![b'x'; 1024])].into(),
+    }];
+    config.ports = vec![8080];
+    config.volumes = vec![VolumeMount {
+        path: Some("/var/lib/shop".to_owned()),
+        owner: None,
+        device: "/dev/vdc".to_owned(),
+        name: "data".to_owned(),
+    }];
+    let plan = Plan {
+        volumes: vec![volume],
+        memory_megabytes: LEAST_MEMORY_MIB,
+        ..Plan::new(tools, config)
+    };
+    let guest = plan.boot();
+    guest.wait_line("fits");
+    let lines = guest.seen().lines(Stream::Stdout);
+    eprintln!("of {LEAST_MEMORY_MIB} MiB: {lines:?}");
+    assert!(lines.contains(&"20971520".to_owned()), "{lines:?}");
 }
 
 #[test]

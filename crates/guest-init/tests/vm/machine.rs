@@ -13,8 +13,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, Forwarded, Frame as _, FrameBuffer, GuestFrame, GuestNetwork,
-    GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, NodeTime, Phase, Stream,
+    BootConfig, BootFailure, BootProgress, Channel, Forwarded, Frame as _, FrameBuffer, GuestFrame,
+    GuestNetwork, GuestStats, Hello, HostFrame, IGNORABLE, LogRecord, NodeTime, Phase, Stream,
 };
 use microvm::{DriverKind, GuestKernel, Machine};
 use model::instance::ExitEvent;
@@ -169,6 +169,8 @@ pub(crate) struct Seen {
     pub(crate) started: u32,
     pub(crate) exits: Vec<ExitEvent>,
     pub(crate) failures: Vec<BootFailure>,
+    /// How far the boot was, each time that the guest said so.
+    pub(crate) progress: Vec<BootProgress>,
     pub(crate) stats: Vec<GuestStats>,
     /// Ports that are forwarded to.
     pub(crate) forwarded: Vec<u16>,
@@ -259,6 +261,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) volumes: Vec<PathBuf>,
     /// The tree of the root disk.
     pub(crate) tree: &'a dyn Fn(&Path),
+    /// Most bytes that the root disk gives in a second; 0: as many as it can.
+    pub(crate) root_bytes_per_second: u32,
     /// The tap of its interface; absent: QEMU's own network.
     pub(crate) tap: Option<&'a str>,
     /// Whether the node is of a later version, whose boot config has fields that this version lacks and comes
@@ -274,6 +278,7 @@ impl<'a> Plan<'a> {
             memory_megabytes: 256,
             volumes: Vec::new(),
             tree: &busybox_tree,
+            root_bytes_per_second: 0,
             tap: None,
             newer_node: false,
         }
@@ -357,6 +362,7 @@ fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
         tools,
         memory_megabytes,
         volumes,
+        root_bytes_per_second,
         tap,
         ..
     } = plan;
@@ -413,10 +419,15 @@ fn qemu(guest: &Guest, plan: &Plan<'_>) -> Child {
         .arg("-device")
         .arg(format!("virtio-net-{bus},netdev=n0{nic}"));
     for (number, (path, read_only)) in disks.iter().enumerate() {
+        let rate = if number == 0 {
+            *root_bytes_per_second
+        } else {
+            0
+        };
         command
             .arg("-drive")
             .arg(format!(
-                "if=none,id=d{number},format=raw,file={},read-only={read_only}",
+                "if=none,id=d{number},format=raw,file={},read-only={read_only},throttling.bps-total={rate}",
                 path.display()
             ))
             .arg("-device")
@@ -681,6 +692,7 @@ fn take(
         GuestFrame::Started => seen.started += 1,
         GuestFrame::BootFailed(failure) => seen.failures.push(failure),
         GuestFrame::Exited(event) => seen.exits.push(event),
+        GuestFrame::Progressed(progress) => seen.progress.push(progress),
         GuestFrame::Stats(stats) => seen.stats.push(stats),
         GuestFrame::Forwarded(Forwarded { ports }) => seen.forwarded = ports,
         GuestFrame::Log(record) => {

@@ -130,6 +130,29 @@ fn syntax(text: &str, error: &ParseError, span: &Range<usize>) -> (String, Optio
     (message, None)
 }
 
+/// A name with other characters than a bare key may have, before its `=` or in the head of a table: a host with a port or a
+/// wildcard, a variable with a blank.
+fn unquoted(description: &str, before: &str, at: &str) -> Option<String> {
+    if !description.starts_with("invalid unquoted key") && description != "key with no value" {
+        return None;
+    }
+    let rest = at.split('\n').next().unwrap_or_default();
+    let line = format!("{before}{rest}");
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let wants_quotes = |name: &str| {
+        !name.is_empty() && !name.contains(['"', '\'']) && name.chars().any(|c| !is_bare(c))
+    };
+    let line = line.trim();
+    if let Some(head) = line.strip_prefix('[') {
+        let head = head.split(']').next()?.trim_start_matches('[').trim();
+        let (table, name) = head.split_once('.')?;
+        return wants_quotes(name)
+            .then(|| format!("quote the name: `[{table}.\"{}\"]`", shown(name)));
+    }
+    let name = line.split_once('=')?.0.trim();
+    wants_quotes(name).then(|| format!("quote the name: `\"{}\" = …`", shown(name)))
+}
+
 /// Mistakes that people make.
 fn known(error: &ParseError, place: &Surroundings<'_>) -> Option<(String, String)> {
     let Surroundings { at, before, word } = place;
@@ -160,6 +183,9 @@ fn known(error: &ParseError, place: &Surroundings<'_>) -> Option<(String, String
     }
     if line.is_empty() && at.starts_with('{') {
         return plain("this looks like JSON; manifests are TOML: https://toml.io/en/v1.0.0");
+    }
+    if let Some(hint) = unquoted(description, before, at) {
+        return plain(&hint);
     }
     if at.starts_with(':') || line.ends_with(':') {
         return plain("a key and its value are joined by `=`: `key = \"value\"`");

@@ -687,3 +687,24 @@ async fn flood() {
         "{said:?}"
     );
 }
+
+#[tokio::test]
+async fn case_a_word_of_progress_counts_until_the_app_was_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut link, socket) = link(dir.path());
+    let mut guest = Guest::dial(&socket, Channel::Control, Phase::Starting).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Hello(Phase::Starting)));
+    let progress =
+        |bytes| GuestFrame::Progressed(guest_protocol::BootProgress { entries: 1, bytes });
+    for bytes in [1, 2] {
+        guest.send(&progress(bytes)).await;
+        assert_eq!(link.next().await, Some(GuestEvent::Progressed));
+    }
+    guest.send(&GuestFrame::Started).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Started));
+    // Late, and nobody's business any more.
+    guest.send(&progress(3)).await;
+    guest.send(&GuestFrame::Exited(exit(0))).await;
+    assert_eq!(link.next().await, Some(GuestEvent::Exited(exit(0))));
+    assert_eq!(link.protocol_violations(), 0);
+}

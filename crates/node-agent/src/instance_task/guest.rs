@@ -63,6 +63,14 @@ impl InstanceTask {
                 booting.then_some(Event::GuestStarted).into_iter().collect()
             }
             GuestEvent::Hello(_) => booting.then_some(Event::GuestDialled).into_iter().collect(),
+            GuestEvent::Progressed => {
+                // It copies: the boot of another need not wait for that.
+                self.boot_slot = None;
+                booting
+                    .then_some(Event::GuestProgressed)
+                    .into_iter()
+                    .collect()
+            }
             GuestEvent::Bound(_) => vec![],
             GuestEvent::Forwarded(ports) => {
                 self.forwarded = ports;

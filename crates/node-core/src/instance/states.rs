@@ -22,6 +22,7 @@ impl Lifecycle {
             | Event::VmmStarted
             | Event::VmmFailed { .. }
             | Event::GuestDialled
+            | Event::GuestProgressed
             | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
@@ -70,6 +71,7 @@ impl Lifecycle {
             | Event::VmmStarted
             | Event::VmmFailed { .. }
             | Event::GuestDialled
+            | Event::GuestProgressed
             | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
@@ -96,6 +98,12 @@ impl Lifecycle {
             Event::VmmStarted => Some(Vec::new()),
             Event::GuestDialled => {
                 let to = Timestamp(now.0.saturating_add(self.rules.timing.boot_timeout_ms));
+                Some(self.put_off(watchdog, to, limit))
+            }
+            // What a boot has to do is bounded, and it is doing it.
+            Event::GuestProgressed => {
+                let to = Timestamp(now.0.saturating_add(self.rules.timing.boot_timeout_ms));
+                let limit = limit.map(|_| Timestamp(now.0.saturating_add(BOOT_LIMIT_MS)));
                 Some(self.put_off(watchdog, to, limit))
             }
             Event::VmWaited { millis } => {
@@ -135,7 +143,10 @@ impl Lifecycle {
                 Some(self.boot_missed(
                     now,
                     if limited {
-                        format!("the boot took longer than {} s", BOOT_LIMIT_MS / 1000)
+                        format!(
+                            "the boot took longer than {} s without a word of progress",
+                            BOOT_LIMIT_MS / 1000
+                        )
                     } else {
                         "the guest made no progress in its boot".to_owned()
                     },
@@ -176,7 +187,10 @@ impl Lifecycle {
     ) -> Option<Vec<Effect>> {
         match event {
             // The guest says it again when it dials again.
-            Event::GuestStarted | Event::GuestDialled | Event::VmWaited { .. } => Some(Vec::new()),
+            Event::GuestStarted
+            | Event::GuestDialled
+            | Event::GuestProgressed
+            | Event::VmWaited { .. } => Some(Vec::new()),
             Event::Settled => match readiness {
                 Readiness::Settling { .. } => {
                     Some(self.become_ready(started_at, Readiness::Settled))
@@ -287,6 +301,7 @@ impl Lifecycle {
                 | Event::VmmStarted
                 | Event::VmmFailed { .. }
                 | Event::GuestDialled
+                | Event::GuestProgressed
                 | Event::VmWaited { .. }
                 | Event::GuestStarted
                 | Event::BootFailed(_)
@@ -332,6 +347,7 @@ impl Lifecycle {
             | Event::VmmStarted
             | Event::VmmFailed { .. }
             | Event::GuestDialled
+            | Event::GuestProgressed
             | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)
@@ -374,6 +390,7 @@ impl Lifecycle {
             | Event::VmmStarted
             | Event::VmmFailed { .. }
             | Event::GuestDialled
+            | Event::GuestProgressed
             | Event::VmWaited { .. }
             | Event::GuestStarted
             | Event::BootFailed(_)

@@ -655,6 +655,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<bool>().prop_map(vmm_failed),
         4 => Just(Event::GuestStarted),
         1 => Just(Event::GuestDialled),
+        1 => Just(Event::GuestProgressed),
         1 => (0_u64..20_000).prop_map(|millis| Event::VmWaited { millis }),
         1 => proptest::option::of(Just(127)).prop_map(boot_failed),
         1 => (0_u8..2).prop_map(|code| Event::Exited(exit(code))),

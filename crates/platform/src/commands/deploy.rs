@@ -237,7 +237,13 @@ async fn conclude(
         RolloutPhase::Done => {
             if !json {
                 note(format!("{GOOD}release {release} of {env} is live{GOOD:#}"));
-                ps::table(&status.instances).print()?;
+                if status.instances.is_empty() {
+                    note(
+                        "nothing of it runs, because all its processes are scaled to 0: `platform scale PROCESS=N`",
+                    );
+                } else {
+                    ps::table(&status.instances).print()?;
+                }
                 say_hosts(client, env).await;
             }
             Ok(())

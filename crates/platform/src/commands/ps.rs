@@ -43,7 +43,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         let mut rows = client.ended_instances().await?;
         rows.retain(|row| scope.keeps(&row.env));
         return if rows.is_empty() && format == Format::Text {
-            scope.nothing(&client, "instances have ended of late").await
+            scope.nothing(&client, "recently ended instances").await
         } else if format == Format::Json {
             output::json(&rows)
         } else {

@@ -1,4 +1,4 @@
-//! Images whose own init insists on being PID 1.
+//! Images whose own init insists on being PID 1; apps that are deaf to their health check, or that nobody wants to run.
 
 use crate::harness::{Cluster, wait_for};
 
@@ -44,4 +44,64 @@ fn case_systemd_is_pid_1_and_stops_in_order() {
     }
     cluster.ok(&["destroy", "--app", "machine", "--yes"]);
     cluster.down();
+}
+
+/// Nobody listens where the health check connects.
+const DEAF: &str = r#"
+app = "deaf"
+[processes.web]
+command = ["/bin/sleep", "100000"]
+restart = { max_retries = 1 }
+[processes.web.resources]
+memory = "128MiB"
+[[processes.web.ports]]
+port = 8080
+[processes.web.healthcheck]
+type = "tcp"
+port = 8080
+grace = "1s"
+interval = "1s"
+"#;
+
+#[test]
+fn case_the_log_says_why_an_unhealthy_instance_is_ended() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let deployed = cluster.deploy(DEAF, &cluster.image);
+    assert_eq!(deployed.status, 1, "{}{}", deployed.stdout, deployed.stderr);
+    let log = cluster.ok(&["logs", "--app", "deaf"]);
+    let why = "# the health check failed 3 times in a row: cannot connect to port 8080";
+    let said = |line: &&str| line.contains(why) && line.ends_with("; its VM is ended");
+    // At the restart and at the end.
+    assert_eq!(log.lines().filter(said).count(), 2, "{log}");
+}
+
+const SLEEPER: &str = r#"
+app = "sleeper"
+[processes.web]
+command = ["/bin/sleep", "100000"]
+[processes.web.resources]
+memory = "128MiB"
+"#;
+
+#[test]
+fn case_a_release_of_which_nothing_runs_says_so() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let hint = "nothing of it runs, because all its processes are scaled to 0";
+    let first = cluster.deploy(SLEEPER, &cluster.image);
+    assert!(
+        first.status == 0 && !first.stderr.contains(hint),
+        "{}",
+        first.stderr
+    );
+    cluster.ok(&["scale", "--app", "sleeper", "web=0"]);
+    let second = cluster.deploy(&format!("{SLEEPER}[env]\nA = \"1\"\n"), &cluster.image);
+    assert!(
+        second.status == 0 && second.stderr.contains(hint),
+        "{}",
+        second.stderr
+    );
 }

@@ -5,7 +5,7 @@ use model::Timestamp;
 use model::instance::InstanceState;
 use scheduler::fixtures::{exit, process, spec, worker};
 
-use super::super::{BACKOFF_MAX_MS, BOOT_TIMEOUT_MS, STOP_MARGIN_MS};
+use super::super::{BACKOFF_MAX_MS, BOOT_LIMIT_MS, BOOT_TIMEOUT_MS, STOP_MARGIN_MS};
 use super::{Event, Lifecycle, Timing, scenario, unhealthy};
 
 /// The first backoff of instances that ended together.
@@ -109,4 +109,26 @@ fn case_a_boot_under_load_is_not_missed_and_one_that_hangs_is_found_sooner() {
         };
     }
     assert!((598_000..=600_000).contains(&loaded.now), "{}", loaded.now);
+}
+
+/// A volume gets gigabytes of its image on a slow disk: as long as the guest says that it goes on, it is let go on.
+#[test]
+fn case_a_boot_that_makes_progress_is_not_missed_however_long_it_takes() {
+    let mut copying = scenario(process(1))
+        .on(Event::Start)
+        .on(Event::Prepared)
+        .after(10_000)
+        .on(Event::GuestDialled);
+    let boot_timeout = Timing::default().boot_timeout_ms;
+    while copying.now < 3 * BOOT_LIMIT_MS {
+        copying = copying
+            .after(boot_timeout - 1_000)
+            .on(Event::GuestProgressed);
+        assert_eq!(copying.life.state(), InstanceState::Booting);
+    }
+    // It stops: a hang is found as soon as in any boot.
+    let last = copying.now;
+    copying = copying.wait();
+    assert_eq!(copying.now, last + boot_timeout);
+    assert_eq!(copying.life.state(), InstanceState::Backoff);
 }

@@ -88,11 +88,12 @@ async fn wrong_manifests_are_refused() {
     );
     assert_eq!(server.asked().len(), 1);
 
-    let foreign = text.replace("image.layer.v1.tar", "image.layer.nondistributable.v1.tar");
-    let (result, server) = resolve_manifest(manifest_answer(foreign.as_bytes())).await;
+    let encrypted = text.replace("layer.v1.tar", "layer.v1.tar+encrypted");
+    assert_ne!(encrypted, text);
+    let (result, server) = resolve_manifest(manifest_answer(encrypted.as_bytes())).await;
     assert!(matches!(
         result.unwrap_err().problem,
-        Problem::Image(ImageError::ForeignLayer { .. })
+        Problem::Image(ImageError::UnknownLayer { .. })
     ));
     assert_eq!(server.asked().len(), 1);
 
