@@ -10,6 +10,7 @@ use api::enrollment::EnrollRole;
 use api::user::{ScaleRequest, SetSecretsRequest};
 use api_client::ApiClient;
 use control_plane::{RestoreOptions, ServerError};
+use model::Generation;
 use sqlx::{Connection as _, SqliteConnection};
 use support::registry::Registry;
 use support::{Joined, PATIENCE, Server, env_key, eventually, manifest, options, report, running};
@@ -166,10 +167,10 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     server.deploy(&key, &manifest("hello"), &image).await;
     let wait = Duration::from_millis(200);
     let two = eventually("two instances", async || {
-        let state = node
-            .client
-            .desired(model::Generation::default(), wait)
-            .await;
+        // Nothing is placed on a node that is not heard.
+        let nothing = report(Generation::default(), Vec::new());
+        node.client.report(&nothing).await.unwrap();
+        let state = node.client.desired(Generation::default(), wait).await;
         state.unwrap().filter(|state| state.instances.len() == 2)
     });
     let two = two.await;
@@ -194,7 +195,7 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let said = report(four.generation, all);
     node.client.report(&said).await.unwrap();
     let routes = eventually("four backends", async || {
-        let table = edge.client.routes(model::Generation::default(), wait).await;
+        let table = edge.client.routes(Generation::default(), wait).await;
         let table = table.unwrap()?;
         (table.routes["hello.localhost"].backends.len() == 4).then_some(table)
     });

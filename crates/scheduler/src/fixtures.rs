@@ -233,7 +233,9 @@ pub fn deployment(cluster: &ClusterState, env: &str, release: Release, now: Time
     let begun = rollout::begin(known.map(|e| &e.rollout), number, now);
     let mut release = release;
     // Each release is another one for each process.
-    (release.manifest.env).insert("RELEASE".to_owned(), number.to_string());
+    if known.is_some() {
+        (release.manifest.env).insert("RELEASE".to_owned(), number.to_string());
+    }
     match known {
         Some(_) => Command::AddRelease {
             env: key(env),

@@ -313,7 +313,7 @@ mod tests {
             .iter()
             .map(|(n, v)| format!("{n}={v}"))
             .collect();
-        assert_eq!(variables, ["LEVEL=debug", "RELEASE=v1", "ROLE=web"]);
+        assert_eq!(variables, ["LEVEL=debug", "ROLE=web"]);
         assert_eq!(spec.env_key(), key("shop/prod"));
     }
 
