@@ -71,7 +71,7 @@ fn case_the_log_says_why_an_unhealthy_instance_is_ended() {
     let deployed = cluster.deploy(DEAF, &cluster.image);
     assert_eq!(deployed.status, 1, "{}{}", deployed.stdout, deployed.stderr);
     let log = cluster.ok(&["logs", "--app", "deaf"]);
-    let why = "# the health check failed 3 times in a row: cannot connect to port 8080";
+    let why = "the health check failed 3 times in a row: cannot connect to port 8080";
     let said = |line: &&str| line.contains(why) && line.ends_with("; its VM is ended");
     // At the restart and at the end.
     assert_eq!(log.lines().filter(said).count(), 2, "{log}");
