@@ -59,20 +59,28 @@ pub async fn backup(data_dir: &Path, store: Option<&str>, to: &Path) -> Result<(
     Ok(Store::backup(&store_url(store, data_dir), to).await?)
 }
 
-/// Puts a backup in the place of the store, which is kept beside it. No server may run.
+/// Puts a backup in the place of the store, which is kept beside it. No server may run, but for a rehearsal.
 ///
 /// # Errors
 /// The backup cannot be read, its keys do not open, or a server runs. The store is as it was then.
 pub async fn restore(options: &RestoreOptions) -> Result<Restored, ServerError> {
     let data_dir = options.data_dir.clone();
     blocking(move || make_data_folder(&data_dir)).await?;
+    if options.rehearse {
+        // Beside a running server: nothing of the store is touched.
+        let copy = options.data_dir.join("rehearsal.db");
+        remove_database(&copy).await?;
+        let restored = open_copy(options, &copy).await;
+        remove_database(&copy).await?;
+        return restored;
+    }
     let url = store_url(options.store.as_deref(), &options.data_dir);
     let place = Store::lock(&url).await?;
     let copy = beside(place.path(), ".restoring");
     remove_database(&copy).await?;
     let restored = open_copy(options, &copy).await;
     let restored = match restored {
-        Ok(mut restored) if !options.rehearse => {
+        Ok(mut restored) => {
             let to = place.path().to_owned();
             let replaced = blocking({
                 let (copy, to) = (copy.clone(), to.clone());

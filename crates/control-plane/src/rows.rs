@@ -11,6 +11,7 @@ use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
 use scheduler::placement::Placement;
 use scheduler::planner::Finding;
+use scheduler::release::is_as_in;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 use scheduler::table::Table;
 
@@ -228,7 +229,13 @@ pub(crate) fn rollout_status(
         previous: rollout.previous,
         instances: instance_rows(
             cluster,
-            (cluster.instances.of_env(key)).filter(|(_, i)| i.spec.release == release),
+            // Those that the release left as they were are its own, too.
+            (cluster.instances.of_env(key)).filter(|(_, instance)| {
+                let node = cluster.nodes.get(&instance.node);
+                let arch = node.map_or("", |node| node.hardware.arch.as_str());
+                let made = env.releases.get(&release);
+                made.is_some_and(|made| is_as_in(&instance.spec, release, made, arch))
+            }),
         ),
     };
     status.revision = revision(&status);

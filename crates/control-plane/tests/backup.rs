@@ -204,16 +204,17 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
         file,
         data_dir: dir.to_owned(),
         store: None,
-        rehearse: true,
+        rehearse: false,
     };
     let error = control_plane::restore(&restore).await.unwrap_err();
     assert!(error.to_string().contains("another server"), "{error}");
-    server.stop().await;
 
-    // The rehearsal changes nothing.
+    // The rehearsal changes nothing, and the server may run.
+    restore.rehearse = true;
     let opened = control_plane::restore(&restore).await.unwrap();
     assert_eq!((opened.envs, opened.instances, opened.secrets), (1, 2, 1));
     assert!(opened.unreadable.is_empty() && opened.replaced.is_none());
+    server.stop().await;
     let server = Server::start(dir).await;
     let still = at(&server, &node).desired(two.generation, wait).await;
     assert_eq!(still.unwrap().unwrap(), four);

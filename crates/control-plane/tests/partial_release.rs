@@ -71,6 +71,8 @@ async fn case_a_deploy_of_one_process_leaves_the_others_as_they_were() {
         .unwrap();
     done(&server, &key, 2).await;
     assert_eq!(desired(&node).await.instances, first.instances);
+    let status = server.user.rollout(&key, None, None, Duration::ZERO).await;
+    assert_eq!(status.unwrap().instances.len(), 3);
 
     // Another image and other variables, of which the worker gets neither.
     let green = format!("{both}[env]\nCOLOUR = \"green\"\n");
