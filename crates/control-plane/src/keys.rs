@@ -26,7 +26,7 @@ use crate::clock::now;
 use crate::options::ServerError;
 
 /// The file with the key-encryption key, in the server's data folder.
-pub(crate) const KEY_FILE: &str = "key-encryption-key.json";
+pub const KEY_FILE: &str = "key-encryption-key.json";
 /// The same before the cluster that it is of was created: a start that was interrupted there is made again.
 const NEW_KEY_FILE: &str = "key-encryption-key.json.new";
 /// Where servers before this one kept the key that seals secrets.
@@ -93,7 +93,9 @@ pub(crate) async fn load_or_create(
     match &record.keys {
         StoredKeys::Wrapped { .. } => {
             let key = read_key(&path).await?;
-            unwrap(record, &key, path)
+            let keys = unwrap(record, &key, path)?;
+            remove_wrapped_seal_key(&keys.seal, data_dir).await?;
+            Ok(keys)
         }
         StoredKeys::Clear { .. } => wrap_clear_keys(store, record, data_dir).await,
     }
@@ -110,7 +112,7 @@ pub(crate) fn unwrap(
         source,
     };
     let StoredKeys::Wrapped { ca_key, seal_key } = &record.keys else {
-        return Err(wrong(OpenError::NotSealed));
+        return Err(ServerError::KeysInClear);
     };
     let cluster = &record.settings.id;
     let ca_key = key.unwrap(ca_key, &ca_context(cluster)).map_err(wrong)?;
@@ -212,6 +214,16 @@ async fn wrap_clear_keys(
         seal,
         is_new: false,
     })
+}
+
+/// Removes the file of the key that seals, where a start that took it into the store ended before it could. Another key's file
+/// is left alone.
+async fn remove_wrapped_seal_key(seal: &SealKey, data_dir: &Path) -> Result<(), ServerError> {
+    let file = data_dir.join(SEAL_KEY_FILE);
+    match read::<SealKeyFile>(&file).await? {
+        Some(key) if key.key.trim() == seal.text() => remove(file).await,
+        _ => Ok(()),
+    }
 }
 
 fn wrapped(

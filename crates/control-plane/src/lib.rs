@@ -49,6 +49,7 @@ mod streams;
 mod topics;
 
 pub use backup::{RestoreOptions, Restored, backup, restore};
+pub use keys::KEY_FILE;
 pub use limits::{
     MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, ONLINE_WITHIN, PLAN_INTERVAL, SHUTDOWN_GRACE,
 };

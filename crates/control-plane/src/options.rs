@@ -100,6 +100,9 @@ pub enum ServerError {
         #[source]
         source: identity::OpenError,
     },
+    /// A copy of a store to be restored is of a server that kept its keys in clear.
+    #[error("the copy is of a server of before backups, whose keys are in clear")]
+    KeysInClear,
     /// The key of a cluster is there, and the store is empty.
     #[error("the store has no cluster, and the key of one is there: {}", key.display())]
     StoreLost {
@@ -146,6 +149,11 @@ impl ServerError {
                 "{} is another cluster's: put that of this store there",
                 path.display()
             )),
+            Self::KeysInClear => Some(
+                "put it into an empty data folder as platform.db, with the seal-key.json that was beside it, and start \
+                 the server: it wraps the keys"
+                    .to_owned(),
+            ),
             Self::StoreLost { key } => Some(format!(
                 "restore a backup with `platform server restore`; for a new cluster, remove {} and the rest of the data \
                  folder",

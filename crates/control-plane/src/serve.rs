@@ -1,6 +1,7 @@
 //! The listener: TLS with optional client certificates, connections, an orderly end.
 
 use std::convert::Infallible;
+use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -22,7 +23,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use scheduler::leader::Leader;
 use scheduler::table::Table;
-use store::Store;
+use store::{Store, StoreError};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
@@ -54,7 +55,11 @@ use crate::{api, bootstrap, commit_loop, planner_loop};
 /// What kept it from starting.
 pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<(), ServerError> {
     let data_dir = options.data_dir.clone();
-    blocking(move || make_data_folder(&data_dir)).await?;
+    blocking(move || {
+        make_data_folder(&data_dir)?;
+        no_older_server(&data_dir)
+    })
+    .await?;
     let store = Store::open(&store_url(options.store.as_deref(), &options.data_dir)).await?;
     let ClusterKeys {
         record,
@@ -169,6 +174,20 @@ pub(crate) fn make_data_folder(path: &Path) -> Result<(), ServerError> {
             path: path.to_owned(),
             source,
         })
+}
+
+/// A server of before locked its data folder and not its store. One that runs still would write beside this one. Blocks.
+fn no_older_server(data_dir: &Path) -> Result<(), ServerError> {
+    let Ok(lock) = File::open(data_dir.join("server.lock")) else {
+        return Ok(());
+    };
+    match lock.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(ServerError::Store(StoreError::InUse {
+            path: data_dir.join("platform.db"),
+        })),
+        // Unlocked when it is closed.
+        _ => Ok(()),
+    }
 }
 
 /// TLS with a certificate issued just now. Clients may show a certificate of the cluster's CA.

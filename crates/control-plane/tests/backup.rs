@@ -124,6 +124,22 @@ async fn case_the_keys_of_a_server_of_before_are_wrapped_and_nothing_of_them_sta
     server.stop().await;
     assert!(!holds(dir, "PRIVATE KEY") && !holds(dir, "AAECAwQF"));
     assert!(!dir.join("seal-key.json").exists());
+    // A start that ended between the store and the file; a key that is another's is left alone.
+    Server::start(dir).await.stop().await;
+    std::fs::write(dir.join("seal-key.json"), seal_key).unwrap();
+    Server::start(dir).await.stop().await;
+    assert!(!dir.join("seal-key.json").exists());
+    let other = seal_key.replace("AAEC", "BBEC");
+    std::fs::write(dir.join("seal-key.json"), &other).unwrap();
+    Server::start(dir).await.stop().await;
+    assert!(dir.join("seal-key.json").exists());
+    std::fs::remove_file(dir.join("seal-key.json")).unwrap();
+    // That server runs still: it locked its folder.
+    let lock = std::fs::File::create(dir.join("server.lock")).unwrap();
+    lock.lock().unwrap();
+    let error = refused(dir).await;
+    assert!(error.to_string().contains("another server"), "{error}");
+    drop(lock);
     Server::start(dir).await.stop().await;
 
     // Where something is sealed, and the file that it was sealed by is gone.
@@ -138,6 +154,19 @@ async fn case_the_keys_of_a_server_of_before_are_wrapped_and_nothing_of_them_sta
     let error = refused(dir).await;
     assert!(matches!(error, ServerError::KeyMissing { .. }), "{error}");
     assert!(error.to_string().contains("seal-key.json"), "{error}");
+
+    // A copy of it is no backup, and the error says what to do with it.
+    let whole = tempfile::tempdir().unwrap();
+    Server::start(whole.path()).await.stop().await;
+    let options = RestoreOptions {
+        file: dir.join("platform.db"),
+        data_dir: whole.path().to_owned(),
+        store: None,
+        rehearse: false,
+    };
+    let error = control_plane::restore(&options).await.unwrap_err();
+    assert!(matches!(error, ServerError::KeysInClear), "{error}");
+    assert!(error.hint().unwrap().contains("seal-key.json"));
 }
 
 /// The same member, at a server that answers at another address.

@@ -108,7 +108,13 @@ pub(crate) fn prepare(
                     to.0, to.1
                 ));
             }
-            set_last_user(top, ran_as).map_err(at("set an attribute of", top))?;
+            // A volume that is full or read-only does not keep its app from starting.
+            if let Err(error) = set_last_user(top, ran_as) {
+                notes.push(format!(
+                    "volume {name}: it cannot be noted that the app ran as {}:{}: {error}",
+                    ran_as.0, ran_as.1
+                ));
+            }
         }
     }
     Ok(notes)

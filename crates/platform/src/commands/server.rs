@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use control_plane::{RestoreOptions, ServerOptions};
+use control_plane::{KEY_FILE, RestoreOptions, ServerOptions};
 
 use crate::failure::Failure;
 use crate::logging::LogArguments;
@@ -44,16 +44,8 @@ pub(crate) struct Arguments {
     /// Where to listen, HTTPS
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7400")]
     listen: SocketAddr,
-    /// Where its state is kept
-    #[arg(
-        long,
-        value_name = "FOLDER",
-        default_value = "/var/lib/platform/server"
-    )]
-    data_dir: PathBuf,
-    /// The store [default: sqlite:<data folder>/platform.db]
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
+    #[command(flatten)]
+    place: Place,
     /// Another name or address by which this server is reached, for its certificate; repeatable
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
@@ -117,7 +109,7 @@ async fn backup(arguments: BackupArguments) -> Result<(), Failure> {
     output::line(format!("{}: {}", file.display(), units::size(size)))?;
     note(format!(
         "it opens only with {} of the server: keep a copy of that apart",
-        place.data_dir.join("key-encryption-key.json").display()
+        place.data_dir.join(KEY_FILE).display()
     ));
     Ok(())
 }
@@ -166,8 +158,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let shutdown = crate::shutdown::until_asked_to_stop()?;
     let options = ServerOptions {
         listen: arguments.listen,
-        store: arguments.store,
-        data_dir: arguments.data_dir,
+        store: arguments.place.store,
+        data_dir: arguments.place.data_dir,
         names: arguments.names,
         advertise: arguments.advertise,
         insecure_registries: arguments.registries.insecure(),
