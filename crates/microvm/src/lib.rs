@@ -45,6 +45,7 @@ extern crate self as microvm;
 mod adopt;
 mod boot;
 mod cgroup;
+mod child;
 mod choice;
 mod console;
 mod denial;

@@ -13,9 +13,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::Command;
 use std::thread::JoinHandle;
 
 use model::InstanceId;
@@ -23,6 +21,8 @@ use rustix::io::FdFlags;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Gid, Resource, Rlimit, Signal, Uid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::child::{self, Program};
 
 /// Users that VMs run as when the agent is root, one for each: the first, and how many follow.
 /// The range is free by systemd's plan of user ids (1879048192 to 2147483647, "unused"), so nothing
@@ -128,10 +128,6 @@ pub(crate) fn start(launch: Launch) -> io::Result<Waiting> {
     }
 }
 
-#[allow(
-    unsafe_code,
-    reason = "there is no safe way to prepare a child between fork and exec"
-)]
 fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<()> {
     let parent = rustix::process::getpid();
     let Launch {
@@ -150,16 +146,8 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
     if let Some(prepare) = prepare {
         prepare()?;
     }
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .current_dir(current_dir)
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .stdin(input)
-        .stdout(output.try_clone()?)
-        .stderr(output);
-    let before_exec = move || {
+    // Only system calls: see `child::execute`.
+    let before_exec = || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         if rustix::process::getppid() != Some(parent) {
             return Err(io::Error::from_raw_os_error(libc::ECANCELED));
@@ -195,11 +183,15 @@ fn spawn(launch: Launch, pid_write: OwnedFd, gate_read: OwnedFd) -> io::Result<(
         rustix::thread::set_no_new_privs(true)?;
         Ok(())
     };
-    // SAFETY: between fork and exec `before_exec` makes system calls only: it allocates nothing, takes
-    // no lock and touches no memory but its own, all made before the fork.
-    unsafe { command.pre_exec(before_exec) };
-    command.spawn()?;
-    Ok(())
+    let program = Program {
+        path: &program,
+        arguments,
+        environment: &[c"PATH=/usr/bin:/bin"],
+        current_dir: &current_dir,
+        input: &input,
+        output: &output,
+    };
+    child::execute(program, &before_exec)
 }
 
 /// Closes at exec whatever was inherited, but for these.

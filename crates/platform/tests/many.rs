@@ -195,6 +195,10 @@ fn measure() {
         per_second.is_none_or(|rate| rate <= SYNCS_PER_SECOND),
         "{per_second:?} syncs a second"
     );
+    assert!(
+        ratio <= START_RATIO,
+        "a start beside {MANY}: {ratio:.2} times"
+    );
     cluster.down();
 }
 
