@@ -1,8 +1,11 @@
 //! Runs `ip` and `nft`: with input, a time limit, and an error that names the command.
 
+use std::io;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use blocking_work::blocking;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -23,18 +26,27 @@ pub(crate) fn path() -> String {
     }
 }
 
+/// Where a program of [`path`] is. By its whole name it starts without a copy of the agent's page tables, which grow with its
+/// instances (posix_spawn in place of fork).
+async fn find(program: &str) -> Option<PathBuf> {
+    let program = program.to_owned();
+    blocking(move || {
+        std::env::split_paths(&path())
+            .map(|folder| folder.join(&program))
+            .find(|path| path.is_absolute() && path.is_file())
+    })
+    .await
+}
+
 /// Runs a command and gives what it wrote to standard output.
 pub(crate) async fn run(arguments: &[&str], input: &str) -> Result<String, NetworkError> {
     let line = arguments.join(" ");
-    let start = |source| NetworkError::Start {
-        command: line.clone(),
-        hint: "install what it needs: apt-get install iproute2 nftables",
-        source,
-    };
+    let start = |source| start_error(&line, "apt-get install iproute2 nftables", source);
     let (program, rest) = arguments
         .split_first()
-        .ok_or_else(|| start(std::io::Error::other("empty command")))?;
-    let mut child = Command::new(program)
+        .ok_or_else(|| start(io::Error::other("empty command")))?;
+    let found = find(program).await;
+    let mut child = Command::new(found.as_deref().unwrap_or(Path::new(program)))
         .args(rest)
         .env("PATH", path())
         .env("LC_ALL", "C")
@@ -110,6 +122,22 @@ fn command_with_line(command: &str, stderr: &str, input: &str) -> String {
         )
 }
 
+/// Why a program could not be started; `install` is what to do where it is not there.
+pub(crate) fn start_error(command: &str, install: &'static str, source: io::Error) -> NetworkError {
+    let hint = match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "the node is out of open files: raise LimitNOFILE= of its service, or `ulimit -n`"
+        }
+        Some(libc::EAGAIN | libc::ENOMEM) => "the machine is out of processes or memory",
+        _ => install,
+    };
+    NetworkError::Start {
+        command: command.to_owned(),
+        hint,
+        source,
+    }
+}
+
 fn hint_for(stderr: &str) -> &'static str {
     if stderr.contains("Operation not permitted") || stderr.contains("Permission denied") {
         "run the node as root, with CAP_NET_ADMIN and CAP_SYS_ADMIN"
@@ -125,6 +153,19 @@ fn hint_for(stderr: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_program_is_found_by_its_whole_name() {
+        assert!(find("sh").await.is_some_and(|path| path.is_absolute()));
+        assert_eq!(find("no-such-program").await, None);
+    }
+
+    #[test]
+    fn a_program_that_is_not_started_for_want_of_descriptors_is_not_to_be_installed() {
+        let error = |errno| start_error("ip", "apt-get", io::Error::from_raw_os_error(errno));
+        assert!(error(libc::ENOENT).to_string().ends_with("hint: apt-get"));
+        assert!(error(libc::EMFILE).to_string().contains("LimitNOFILE"));
+    }
 
     #[test]
     fn a_failed_batch_names_its_line() {

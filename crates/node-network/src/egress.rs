@@ -26,7 +26,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::{Child, Command};
 
 use crate::NetworkError;
-use crate::command::{MAX_STDERR_BYTES, path, run};
+use crate::command::{MAX_STDERR_BYTES, path, run, start_error};
 use crate::names::{OLD_UPLINK, UPLINK};
 use crate::rules::UPLINK_NETWORK;
 
@@ -68,7 +68,7 @@ impl Egress {
 pub(crate) struct Slirp {
     process: Process,
     /// Whether an earlier agent started it, with [`OLD_UPLINK`].
-    pub(crate) is_old: bool,
+    is_old: bool,
 }
 
 impl Slirp {
@@ -115,6 +115,11 @@ impl Slirp {
         }))
     }
 
+    /// Whether it can serve: it is attached to the uplink of this agent, and nobody has stopped it.
+    pub(crate) fn is_usable(&self) -> bool {
+        !self.is_old && !self.process.is_stopped()
+    }
+
     /// Starts one, and waits until its link is up.
     pub(crate) async fn start(namespace: &Path, name: &str, mtu: u32) -> Result<(), NetworkError> {
         let (mtu, network) = (format!("--mtu={mtu}"), format!("--cidr={UPLINK_NETWORK}"));
@@ -143,11 +148,7 @@ impl Slirp {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .map_err(|source| NetworkError::Start {
-                command: line.join(" "),
-                hint: "is there a shell?",
-                source,
-            })?;
+            .map_err(|source| start_error(&line.join(" "), "is there a shell?", source))?;
         let given_up = Instant::now() + PATIENCE;
         loop {
             let routes = [

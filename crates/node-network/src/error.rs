@@ -58,6 +58,15 @@ pub enum NetworkError {
         #[source]
         source: io::Error,
     },
+    /// The kernel was not told where the instance's address is.
+    #[error("cannot add the neighbour of the tap {link}; hint: is this process root?")]
+    Neighbour {
+        /// The tap.
+        link: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The network namespace could not be entered or examined.
     #[error("cannot enter the network namespace {name}; hint: is this process root?")]
     Namespace {

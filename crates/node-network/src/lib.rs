@@ -49,6 +49,7 @@ mod host_network;
 mod lost;
 mod names;
 mod namespace;
+mod neighbour;
 mod network;
 mod rules;
 mod tap;

@@ -17,7 +17,7 @@ use crate::names::{
     tap_name,
 };
 use crate::namespace::{self, Named};
-use crate::{Endpoint, NetworkError, Tap, lost, rules, tap};
+use crate::{Endpoint, NetworkError, Tap, lost, neighbour, rules, tap};
 
 /// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
 const MIN_MTU: u32 = 1280;
@@ -174,16 +174,18 @@ impl Network {
                     "addr replace {}/64 dev {name} nodad",
                     guest_protocol::GATEWAY
                 ),
-                // Both ends know the guest's MAC: no discovery to wait for, or to forge.
-                format!(
-                    "neigh replace {address} lladdr {} dev {name} nud permanent",
-                    mac_text(mac)
-                ),
                 format!("route replace {address}/128 dev {name}"),
-                // By the same neighbour, so there is no ARP.
+                // By the neighbour below, so there is no ARP.
                 format!("route replace {ipv4}/32 via inet6 {address} dev {name}"),
             ],
         )
+        .await?;
+        // Both ends know the guest's MAC: no discovery to wait for, or to forge.
+        let link = name.clone();
+        namespace::within(&self.namespace, move || {
+            neighbour::set_permanent(&link, address, mac)
+                .map_err(|source| NetworkError::Neighbour { link, source })
+        })
         .await?;
         Ok(Tap { name, fd, mac })
     }
@@ -222,7 +224,28 @@ impl Network {
         Ok(())
     }
 
-    /// Mends what is missing ([`Self::mend`]), and ensures egress: rules that follow the machine's own addresses and resolver as they are now, and a running
+    /// Loads all rules again where somebody removed a table: without them envs reach each other, or nothing does.
+    async fn mend_rules(&self) -> Result<(), NetworkError> {
+        let mut loaded = self.loaded.lock().await;
+        let Some(endpoints) = &loaded.endpoints else {
+            return Ok(());
+        };
+        if self.has_tables().await? {
+            return Ok(());
+        }
+        let all = rules::ruleset(self.cluster_prefix, endpoints, &loaded.host);
+        if let Err(error) = nft(&self.namespace, &all).await {
+            loaded.endpoints = None;
+            return Err(error);
+        }
+        tracing::warn!(
+            what = "the rules",
+            "somebody had removed a part of the workload network; it was made again"
+        );
+        Ok(())
+    }
+
+    /// Mends what is missing ([`Self::mend`], and the rules), and ensures egress: rules that follow the machine's own addresses and resolver as they are now, and a running
     /// `slirp4netns`, which is left alone when it runs. May be called at any time. The caller calls it again after
     /// an error, when [`Egress::ended`] returns, and now and then, because the machine's addresses may change.
     ///
@@ -233,6 +256,7 @@ impl Network {
         self.mend().await?;
         let host = read_host_network().await?;
         let resolver = host.resolver;
+        self.mend_rules().await?;
         let mut loaded = self.loaded.lock().await;
         if host != loaded.host {
             // Rules that this agent did not load are loaded with the instances.
@@ -248,7 +272,7 @@ impl Network {
             .iter()
             .any(|link| link == UPLINK);
         let mut found = Slirp::find_all(&namespace).await?;
-        if found.len() == 1 && linked && !found[0].is_old {
+        if found.len() == 1 && linked && found[0].is_usable() {
             return Ok(Egress::new(found.remove(0), resolver));
         }
         for slirp in found {
@@ -401,22 +425,20 @@ impl Network {
         .await
     }
 
+    /// Whether both tables are there.
+    async fn has_tables(&self) -> Result<bool, NetworkError> {
+        let namespace = &self.namespace;
+        let command = ["ip", "netns", "exec", namespace, "nft", "list", "tables"];
+        let tables = run(&command, "").await?;
+        let is_there = |table: &str| {
+            let line = format!("table {table}");
+            tables.lines().any(|known| known.trim() == line)
+        };
+        Ok(is_there(rules::TABLE) && is_there(rules::LIMITS))
+    }
+
     async fn ensure_rules(&self) -> Result<(), NetworkError> {
-        let tables = run(
-            &[
-                "ip",
-                "netns",
-                "exec",
-                &self.namespace,
-                "nft",
-                "list",
-                "tables",
-            ],
-            "",
-        )
-        .await?;
-        let ours = format!("table {}", rules::TABLE);
-        if !tables.lines().any(|line| line.trim() == ours) {
+        if !self.has_tables().await? {
             self.apply_rules(&[]).await?;
         }
         // The setting is there once there are rules that track connections.

@@ -25,7 +25,7 @@ pub(crate) use instances::change;
 /// The table of what may pass. Loading it again replaces it, all at once.
 pub(crate) const TABLE: &str = "inet platform";
 /// The table of limits. It is never deleted: the counts go on while [`TABLE`] is replaced.
-const LIMITS: &str = "inet platform_counts";
+pub(crate) const LIMITS: &str = "inet platform_counts";
 /// Cluster and env network, whatever the node and the instance.
 const ENV_MASK: &str = "ffff:ffff:ffff:0:ffff:ffff::";
 /// Errors that must reach whoever sent the packet they are about (RFC 4890, 4.3.1); without Packet

@@ -352,10 +352,25 @@ fn egress_outlives_the_agent_is_restarted_and_leaves_nothing_behind() {
             assert_eq!(ended.kind(), ErrorKind::ConnectionReset);
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
+            // It is stopped: it would answer nobody, and never end.
+            let pid = second[0].file_name().unwrap().to_str().unwrap();
+            shell(&format!("kill -STOP {pid}"));
+            let stopped = || {
+                let status = std::fs::read_to_string(second[0].join("status")).unwrap();
+                status.contains("(stopped)")
+            };
+            while !stopped() {
+                tokio::task::yield_now().await;
+            }
+            network.ensure_egress().await.unwrap();
+            let third = egress_processes();
+            assert!(third.len() == 1 && third != second);
+            assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
+
             // Its link is taken away.
             shell("ip -n platform-test link delete dev uplink");
             network.ensure_egress().await.unwrap();
-            assert!(egress_processes().len() == 1 && egress_processes() != second);
+            assert!(egress_processes().len() == 1 && egress_processes() != third);
             assert_eq!(seen_as(&guest, FAR, 8080), Ok(OWN.to_string()));
 
             // A machine without a default route: instances are refused at once, and a route may come later.

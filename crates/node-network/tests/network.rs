@@ -221,6 +221,14 @@ fn case_a_lost_name_and_a_lost_link_are_mended_and_the_instances_go_on() {
             assert_eq!(mended, ["the link plat-test"]);
             all_go_on(&network, "link").await;
 
+            shell("ip netns exec platform-test nft flush ruleset");
+            // There is no uplink here; the rules are mended before that is said.
+            let egress = network.ensure_egress().await;
+            assert!(matches!(egress, Err(NetworkError::NoUplink)), "{egress:?}");
+            let rules = shell("ip netns exec platform-test nft list ruleset");
+            assert!(rules.contains("from_env_00000007") && rules.contains("platform_counts"));
+            all_go_on(&network, "rules").await;
+
             // Somebody made another namespace of that name.
             shell("ip netns delete platform-test; ip netns add platform-test");
             assert!(!network.mend().await.unwrap().is_empty());
