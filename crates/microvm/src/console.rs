@@ -85,6 +85,11 @@ impl Pump {
             self.task.abort();
         }
     }
+
+    /// Leaves the rest of the output to the next pump.
+    pub(crate) fn leave(self) {
+        self.task.abort();
+    }
 }
 
 async fn pump(mut receiver: pipe::Receiver, run_dir: &Path) {

@@ -7,11 +7,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use blocking_work::blocking;
+use process_handle::Process;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use crate::driver::Driver;
 use crate::monitor::{Answer, DiskFault, Event, Monitor};
+use crate::vm::Processes;
 use crate::{StatusError, VmStatus};
 
 /// A VMM is asked about its guest this often.
@@ -23,6 +26,15 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after something was heard: a guest whose writes all fail makes thousands of events a second.
 const EVENT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is said of a guest whose vsock device was stopped.
+const DEVICE_IS_STOPPED: &str =
+    "its vsock device is stopped: logs, `exec` and `stop` do not reach the guest";
+
+/// What is said of a guest whose tap was removed. The guest gets another with another VM only.
+const TAP_IS_GONE: &str = "somebody removed its tap: it has no network";
+/// What a descriptor of a tap leads to.
+const TUN: &str = "/dev/net/tun";
 
 /// How a guest is, as its VMM says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -38,10 +50,12 @@ pub struct VmHealth {
 /// Somebody who asks for the status now.
 pub(crate) type Question = oneshot::Sender<Result<VmStatus, StatusError>>;
 
-/// Watches a VM until everyone who could ask is gone.
+/// Watches a VM until everyone who could ask is gone. As often as its VMM is asked, its vsock device is looked at, where that is
+/// a process of its own, and its tap: without them the guest runs, and nothing reaches it.
 pub(crate) async fn observe(
     driver: &'static dyn Driver,
     run_dir: &Path,
+    processes: &Processes,
     health: watch::Sender<VmHealth>,
     mut questions: mpsc::Receiver<Question>,
 ) {
@@ -66,11 +80,40 @@ pub(crate) async fn observe(
             }
             () = tokio::time::sleep_until(due) => {
                 let answer = query(&mut *monitor, CHECK_TIMEOUT).await;
-                on_answer(&health, answer);
+                match trouble_outside(processes).await {
+                    Some(why) => show(&health, Some(why.to_owned())),
+                    None => on_answer(&health, answer),
+                }
                 due = Instant::now() + CHECK_INTERVAL;
             }
         }
     }
+}
+
+/// What keeps a guest that runs from working, and its VMM does not say.
+async fn trouble_outside(processes: &Processes) -> Option<&'static str> {
+    let device = processes.vsock_device.as_ref();
+    if device.is_some_and(Process::is_stopped) {
+        return Some(DEVICE_IS_STOPPED);
+    }
+    let vmm = processes.vmm.pid();
+    // What cannot be read is not taken for lost: the VMM may have ended.
+    let lost = blocking(move || has_lost_its_tap(vmm)).await;
+    lost.unwrap_or(false).then_some(TAP_IS_GONE)
+}
+
+/// Whether a process holds a tap whose link was removed: its descriptor names no interface any more. Blocks.
+fn has_lost_its_tap(pid: i32) -> std::io::Result<bool> {
+    for file in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let file = file?;
+        if std::fs::read_link(file.path()).is_ok_and(|path| path == Path::new(TUN)) {
+            let info = Path::new("/proc").join(pid.to_string()).join("fdinfo");
+            let info = std::fs::read_to_string(info.join(file.file_name()))?;
+            let mut names = info.lines().filter_map(|line| line.strip_prefix("iff:"));
+            return Ok(names.next().is_some_and(|name| name.trim().is_empty()));
+        }
+    }
+    Ok(false)
 }
 
 async fn query(monitor: &mut dyn Monitor, limit: Duration) -> Result<VmStatus, StatusError> {
@@ -117,6 +160,10 @@ fn on_answer(health: &watch::Sender<VmHealth>, answer: Result<VmStatus, StatusEr
             return;
         }
     };
+    show(health, stalled);
+}
+
+fn show(health: &watch::Sender<VmHealth>, stalled: Option<String>) {
     health.send_if_modified(|health| {
         let changed = health.stalled != stalled;
         health.stalled = stalled;

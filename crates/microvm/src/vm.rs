@@ -95,13 +95,17 @@ impl Vm {
         let (health_sender, health) = watch::channel(VmHealth::default());
         let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
         tokio::spawn(async move {
-            let observing = async {
-                observe(driver, &dir, health_sender, asked).await;
-                std::future::pending().await
-            };
             let how = tokio::select! {
+                biased;
                 how = watched.end_together() => how,
-                never = observing => never,
+                // Nobody has the VM any more. Who adopts it watches it and clears what it leaves: two would clear what the
+                // next boot makes.
+                () = observe(driver, &dir, &watched, health_sender, asked) => {
+                    if let Some(pump) = pump {
+                        pump.leave();
+                    }
+                    return;
+                }
             };
             let end = finish(how, &dir, watched.cgroup.clone(), pump).await;
             ended.send_replace(Some(end));

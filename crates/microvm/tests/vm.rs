@@ -252,7 +252,7 @@ async fn a_stopped_vmm_does_not_answer() {
 }
 
 #[tokio::test]
-async fn case_a_stopped_vmm_is_noticed_and_one_that_goes_on_too() {
+async fn case_a_stopped_vmm_or_vsock_device_is_noticed_and_one_that_goes_on_too() {
     let Some(guest) = guest_dir() else { return };
     let dir = tempfile::tempdir().unwrap();
     let run_dir = dir.path().join("run");
@@ -263,13 +263,18 @@ async fn case_a_stopped_vmm_is_noticed_and_one_that_goes_on_too() {
     let mut health = vm.health();
     assert_eq!(health.borrow().stalled, None);
     let limit = Duration::from_mins(1);
-    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::STOP).unwrap();
-    let stalled = tokio::time::timeout(limit, health.wait_for(|h| h.stalled.is_some())).await;
-    let stalled = stalled.unwrap().unwrap().stalled.clone().unwrap();
-    assert!(stalled.contains("has not answered"), "{stalled}");
-    kill_process(pid_of(instance, &run_dir, "qemu"), Signal::CONT).unwrap();
-    let again = tokio::time::timeout(limit, health.wait_for(|h| h.stalled.is_none())).await;
-    again.unwrap().unwrap();
+    for (program, why) in [
+        ("qemu", "has not answered"),
+        ("vhost-device", "its vsock device is stopped"),
+    ] {
+        kill_process(pid_of(instance, &run_dir, program), Signal::STOP).unwrap();
+        let stalled = tokio::time::timeout(limit, health.wait_for(|h| h.stalled.is_some())).await;
+        let stalled = stalled.unwrap().unwrap().stalled.clone().unwrap();
+        assert!(stalled.contains(why), "{stalled}");
+        kill_process(pid_of(instance, &run_dir, program), Signal::CONT).unwrap();
+        let again = tokio::time::timeout(limit, health.wait_for(|h| h.stalled.is_none())).await;
+        again.unwrap().unwrap();
+    }
     assert_eq!(vm.status().await.unwrap(), VmStatus::Running);
     vm.kill().await;
     assert_nothing_left(instance, &run_dir);

@@ -108,6 +108,12 @@ impl Process {
         self.pid
     }
 
+    /// Whether somebody stopped the process (SIGSTOP): it does nothing until it is continued. A debugger that holds it for a
+    /// moment does not count. False when it has ended, or /proc cannot be read.
+    pub fn is_stopped(&self) -> bool {
+        stat(self.pid).is_ok_and(|stat| stat.stopped)
+    }
+
     /// Waits for the end, and reaps a child. The first caller gets a child's exit, later ones
     /// [`Exit::Unknown`].
     pub async fn ended(&self) -> Exit {
@@ -155,6 +161,8 @@ struct Stat {
     start_time: u64,
     /// The process has ended and waits to be reaped.
     dead: bool,
+    /// A signal has stopped the process.
+    stopped: bool,
 }
 
 fn stat(pid: i32) -> io::Result<Stat> {
@@ -174,6 +182,7 @@ fn parse_stat(text: &[u8]) -> Option<Stat> {
     Some(Stat {
         start_time,
         dead: matches!(state, "Z" | "X" | "x"),
+        stopped: state == "T",
     })
 }
 
@@ -231,7 +240,23 @@ mod tests {
         let text = b"7 (x) R 1 2) S 1 7 7 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 4242 9 9\n";
         let stat = parse_stat(text).unwrap();
         assert_eq!(stat.start_time, 4242);
-        assert!(!stat.dead);
+        assert!(!stat.dead && !stat.stopped);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_process_is_known_as_such_until_it_goes_on() {
+        let child = std::process::Command::new("sleep").arg("1000").spawn();
+        let pid = i32::try_from(child.unwrap().id()).unwrap();
+        let process = Process::hold(pid).unwrap();
+        for (signal, stopped) in [(Signal::STOP, true), (Signal::CONT, false)] {
+            rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+            while process.is_stopped() != stopped {
+                tokio::task::yield_now().await;
+            }
+        }
+        process.kill();
+        process.ended().await;
+        assert!(!process.is_stopped());
     }
 
     #[test]

@@ -192,6 +192,7 @@ fn case_a_node_on_its_bad_days_orphans_nothing() {
     the_network_is_mended(&mut cluster, &before);
     records_are_recovered(&mut cluster, &before);
     a_reboot_brings_everything_back(&mut cluster, &before);
+    helpers_that_are_lost_are_noticed(&cluster);
 
     // The end, with what is left in disorder.
     cluster.kill_role("node");
@@ -335,6 +336,35 @@ fn a_reboot_brings_everything_back(cluster: &mut Cluster, before: &BTreeMap<Stri
     let log = cluster.ok(&["logs", "--app", "counter"]);
     assert!(log.contains("start 2"), "its volume came back: {log}");
     wait_for("the app to be served again", || cluster.get("/").0 == 200);
+}
+
+/// An instance without a health check, whose tap is removed and then whose vsock device is stopped: both are named, and it gets
+/// what it lost by another boot.
+fn helpers_that_are_lost_are_noticed(cluster: &Cluster) {
+    let id = cluster.ready("worker").remove(0);
+    let remove_tap = format!("ip -n {} link delete t{id}", namespace(cluster));
+    let vsock = cluster.path("run").join(&id).join("vsock");
+    let stop_device = format!(
+        "for cwd in /proc/[0-9]*/cwd; do \
+         if [ \"$(readlink $cwd)\" = '{}' ]; then kill -STOP $(basename $(dirname $cwd)); fi; done",
+        vsock.display()
+    );
+    for (restarts, line, why) in [
+        (2, remove_tap, "somebody removed its tap"),
+        (3, stop_device, "its vsock device is stopped"),
+    ] {
+        shell(&line);
+        wait_for("another boot", || {
+            let rows = cluster.instances();
+            let mut rows = rows.iter();
+            rows.any(|row| {
+                row["id"] == id.as_str()
+                    && row["report"]["restarts"] == restarts
+                    && row["report"]["ready"] == true
+            })
+        });
+        assert!(cluster.log("node").contains(why), "{why}");
+    }
 }
 
 /// `node down` with the data folder of another node, or of none, ends nothing here.
