@@ -1,10 +1,11 @@
 //! The agent of one node: applies the desired state, keeps one task per instance, and reports.
 //!
 //! An instance whose record cannot be read is [`Unreadable`], because its VM may run. The agent reports its last known
-//! state with the reason, keeps its volumes and its tap, and does not start it. It reads the record again at each
+//! state with the reason, keeps its volumes and its tap, and does not start it while its VM may run. It reads the record again at each
 //! reconciliation. When the desired state stops the instance, the agent ends the VM by the VM's own record.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,7 @@ use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_handle::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
+use crate::unreadable::Unreadable;
 use crate::upkeep::{keep_room, measure_disk, tidy};
 use display::chain;
 
@@ -43,6 +45,8 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
 /// an address that the machine was given.
 const EGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the instances of the agent before are admitted to the network before the agent gives up.
+const ADMIT_TRIES: u32 = 10;
 /// Name under which a desired state that could not be read is kept.
 const UNREADABLE_DESIRED_FILE: &str = "desired.json.unreadable";
 
@@ -173,16 +177,6 @@ enum Instance {
     Unreadable(Box<Unreadable>),
 }
 
-/// An instance whose record is there and could not be read.
-struct Unreadable {
-    /// Why, for people.
-    reason: String,
-    /// Its spec, where the desired state names it.
-    spec: Option<InstanceSpec>,
-    /// Whether it was stopped and nothing of its VM is left.
-    stopped: bool,
-}
-
 impl Instance {
     fn seen(&self) -> SeenInstance {
         match self {
@@ -225,29 +219,6 @@ impl Instance {
     }
 }
 
-impl Unreadable {
-    /// Until it is known to be gone it counts as running: its VM may write to its volumes.
-    fn state(&self) -> InstanceState {
-        if self.stopped {
-            InstanceState::Stopped
-        } else {
-            InstanceState::Running {
-                ready: false,
-                started_at: None,
-            }
-        }
-    }
-
-    fn report(&self, id: InstanceId) -> InstanceReport {
-        let failure = format!("cannot resume the instance: {}", self.reason);
-        InstanceReport {
-            detail: failure.clone(),
-            failure: Some(failure),
-            ..InstanceReport::new(id, self.state())
-        }
-    }
-}
-
 impl Agent {
     /// Goes on where the agent before this one ended, without asking the server.
     async fn resume(&mut self) -> HostResult<()> {
@@ -274,20 +245,14 @@ impl Agent {
         self.volumes = machine.host.disks.list_volumes().await?;
         for (id, reason) in unreadable {
             tracing::error!(instance = %id, reason, "cannot resume an instance; its VM is left as it is");
-            let named = desired.iter().flat_map(|desired| &desired.instances);
-            let spec = named.into_iter().find(|spec| spec.id == id).cloned();
+            let spec = spec_of(desired.as_ref(), id);
             // Without its spec its volumes are unknown: every one that no other instance has may be its.
             let volumes = match &spec {
                 Some(spec) => spec.volumes.iter().map(|volume| volume.id).collect(),
                 None => self.volumes.clone(),
             };
             machine.holders.acquire_free(id, &volumes);
-            let stopped = false;
-            let instance = Unreadable {
-                reason,
-                spec,
-                stopped,
-            };
+            let instance = Unreadable::new(reason, spec);
             self.instances
                 .insert(id, Instance::Unreadable(Box::new(instance)));
         }
@@ -300,7 +265,7 @@ impl Agent {
             };
             Some((*id, address))
         });
-        machine.admit(admitted.collect::<Vec<_>>()).await?;
+        admit_all(&machine, admitted.collect()).await?;
         machine.resumed.cancel();
         if let Some(desired) = desired {
             self.apply(desired).await;
@@ -502,12 +467,17 @@ impl Agent {
     /// Tries again to read the records that could not be read.
     async fn read_again(&mut self) {
         let machine = self.machine.clone();
+        let mut anew = Vec::new();
         for (id, instance) in &mut self.instances {
             let Instance::Unreadable(unreadable) = instance else {
                 continue;
             };
             if unreadable.stopped {
                 continue;
+            }
+            // The desired state on disk may have been unreadable too, and the server's came later.
+            if unreadable.spec.is_none() {
+                unreadable.spec = spec_of(self.desired.as_ref(), *id);
             }
             match InstanceHandle::resume(*id, &machine).await {
                 Ok(Resumed::Instance(handle)) => {
@@ -521,8 +491,17 @@ impl Agent {
                 Ok(Resumed::NoRecord) => {
                     "its record is gone".clone_into(&mut unreadable.reason);
                 }
-                Err(reason) => unreadable.reason = reason,
+                Err(reason) => {
+                    unreadable.reason = reason;
+                    if unreadable.may_start_anew(*id, &machine).await {
+                        anew.push(*id);
+                    }
+                }
             }
+        }
+        // The desired state names them: they are started by the next reconciliation.
+        for id in anew {
+            self.instances.remove(&id);
         }
     }
 
@@ -593,6 +572,27 @@ impl Agent {
             images: self.machine.host.images.list(),
         }
     }
+}
+
+/// Admits the instances of the agent before. The network may be without its name for a moment, and is mended meanwhile.
+async fn admit_all(machine: &Machine, all: Vec<(InstanceId, Ipv6Addr)>) -> HostResult<()> {
+    let mut tries = 1;
+    loop {
+        match machine.admit(all.clone()).await {
+            Err(error) if error.transient && tries < ADMIT_TRIES => {
+                tracing::warn!(%error, "cannot admit the instances to the network; trying again");
+            }
+            done => return done,
+        }
+        tries += 1;
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// The spec of an instance, where the desired state names it.
+fn spec_of(desired: Option<&DesiredState>, id: InstanceId) -> Option<InstanceSpec> {
+    let mut named = desired.iter().flat_map(|desired| &desired.instances);
+    named.find(|spec| spec.id == id).cloned()
 }
 
 /// Ends the VM of an instance whose record could not be read, and releases the instance's resources.

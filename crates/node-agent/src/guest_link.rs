@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::framed::{FramedError, FramedGuest};
 use crate::guest_calls::{Call, ExecChannel, GuestCalls};
 use crate::host::{GuestListener, GuestStream, Log};
+use crate::repeated::Repeated;
 use display::one_line;
 
 /// A connection must say hello within this time.
@@ -208,6 +209,7 @@ impl GuestServer {
         let control_epoch = Arc::new(watch::Sender::new(0_u64));
         let log_epoch = Arc::new(watch::Sender::new(0_u64));
         let mut connections = tokio::task::JoinSet::new();
+        let mut refused = Repeated::default();
         loop {
             while connections.try_join_next().is_some() {}
             let Ok(slot) = slots.clone().acquire_owned().await else {
@@ -216,7 +218,9 @@ impl GuestServer {
             let stream = match listener.accept().await {
                 Ok(stream) => stream,
                 Err(error) => {
-                    tracing::warn!(%error, "cannot accept a guest's connection");
+                    if refused.is_due(&error.to_string()) {
+                        tracing::warn!(%error, "cannot accept a guest's connection; trying again");
+                    }
                     // Out of descriptors, most likely: others must close some first.
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;

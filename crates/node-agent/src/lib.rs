@@ -54,8 +54,10 @@ mod owner;
 mod private;
 mod probes;
 mod record;
+mod repeated;
 mod secrets;
 mod streams;
+mod unreadable;
 mod upkeep;
 mod volumes;
 

@@ -33,6 +33,7 @@ use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
 use crate::node_disk::DiskMeter;
 use crate::owner::Owner;
+use crate::repeated::Repeated;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
 use blocking_work::blocking;
@@ -220,18 +221,22 @@ fn node_id(membership: &Membership) -> Result<NodeId, NodeError> {
     }
 }
 
-/// The cluster's last 24 random bits and the node's number: several nodes of several clusters can
-/// live on one machine.
 /// Mends the network soon after somebody removed a part of it: a health check that fails for want of it would end its instance.
 async fn keep_network(network: Arc<Network>) {
+    let mut refused = Repeated::default();
     loop {
         tokio::time::sleep(MEND_INTERVAL).await;
         if let Err(error) = network.mend().await {
-            tracing::warn!(error = %chain(&error), "cannot mend the workload network; trying again");
+            let error = chain(&error);
+            if refused.is_due(&error) {
+                tracing::warn!(error, "cannot mend the workload network; trying again");
+            }
         }
     }
 }
 
+/// The cluster's last 24 random bits and the node's number: several nodes of several clusters can
+/// live on one machine.
 fn network_suffix(membership: &Membership, node: NodeId) -> String {
     let [_, _, _, a, b, c, ..] = membership.cluster_prefix.octets();
     format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)

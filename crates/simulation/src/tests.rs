@@ -349,6 +349,40 @@ fn an_instance_whose_record_cannot_be_read_is_reported_and_keeps_what_it_has() {
     }
 }
 
+/// After a reboot, or when the VM ends while its record cannot be read, it is certain that nothing would run twice.
+#[test]
+fn case_an_instance_without_a_vm_starts_anew_when_its_record_cannot_be_read() {
+    for (ends_later, desired_is_lost) in [(false, false), (true, false), (false, true)] {
+        in_simulated_time(async {
+            let mut small = Small::start(database(1)).await;
+            let id = small.instance().id;
+            small.rewrite(|_| b"{\"spec\": ".to_vec()).await;
+            if !ends_later {
+                small.node.machine.reboot();
+            }
+            if desired_is_lost {
+                let path = Path::new(DATA_DIR).join("desired.json");
+                let mut state = small.node.machine.lock();
+                state.files.insert(path, Vec::new());
+            }
+            small.node.start();
+            if ends_later {
+                sleep(Duration::from_secs(30)).await;
+                assert_eq!(small.node.machine.running(), [id]);
+                small.node.machine.end_vm(id, "it was killed");
+            }
+            let booted = |small: &Small| small.node.machine.boots() == 2;
+            small.until("it boots again", booted).await;
+            small.until_ready(1).await;
+            assert_eq!(small.simulator.violation(), None);
+            let machine = &small.node.machine;
+            assert_eq!((machine.boots(), machine.running()), (2, vec![id]));
+            let kept = small.record().with_extension("json.unreadable");
+            assert!(machine.lock().files.contains_key(&kept));
+        });
+    }
+}
+
 #[test]
 fn an_instance_whose_record_cannot_be_read_is_stopped_when_it_is_named() {
     in_simulated_time(async {
