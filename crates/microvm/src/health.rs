@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use crate::driver::Driver;
 use crate::monitor::{Answer, DiskFault, Event, Monitor};
-use crate::vm::Processes;
 use crate::{StatusError, VmStatus};
 
 /// A VMM is asked about its guest this often.
@@ -27,11 +26,11 @@ const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after something was heard: a guest whose writes all fail makes thousands of events a second.
 const EVENT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What is said of a guest whose vsock device was stopped.
+/// The reason of a guest whose vsock device was stopped.
 const DEVICE_IS_STOPPED: &str =
     "its vsock device is stopped: logs, `exec` and `stop` do not reach the guest";
 
-/// What is said of a guest whose tap was removed. The guest gets another with another VM only.
+/// The reason of a guest whose tap was removed. The guest gets another with another VM only.
 const TAP_IS_GONE: &str = "somebody removed its tap: it has no network";
 /// What a descriptor of a tap leads to.
 const TUN: &str = "/dev/net/tun";
@@ -55,7 +54,8 @@ pub(crate) type Question = oneshot::Sender<Result<VmStatus, StatusError>>;
 pub(crate) async fn observe(
     driver: &'static dyn Driver,
     run_dir: &Path,
-    processes: &Processes,
+    vmm: &Process,
+    vsock_device: Option<&Process>,
     health: watch::Sender<VmHealth>,
     mut questions: mpsc::Receiver<Question>,
 ) {
@@ -80,7 +80,7 @@ pub(crate) async fn observe(
             }
             () = tokio::time::sleep_until(due) => {
                 let answer = query(&mut *monitor, CHECK_TIMEOUT).await;
-                match trouble_outside(processes).await {
+                match trouble_outside(vmm, vsock_device).await {
                     Some(why) => show(&health, Some(why.to_owned())),
                     None => on_answer(&health, answer),
                 }
@@ -91,12 +91,11 @@ pub(crate) async fn observe(
 }
 
 /// What keeps a guest that runs from working, and its VMM does not say.
-async fn trouble_outside(processes: &Processes) -> Option<&'static str> {
-    let device = processes.vsock_device.as_ref();
-    if device.is_some_and(Process::is_stopped) {
+async fn trouble_outside(vmm: &Process, vsock_device: Option<&Process>) -> Option<&'static str> {
+    if vsock_device.is_some_and(Process::is_stopped) {
         return Some(DEVICE_IS_STOPPED);
     }
-    let vmm = processes.vmm.pid();
+    let vmm = vmm.pid();
     // What cannot be read is not taken for lost: the VMM may have ended.
     let lost = blocking(move || has_lost_its_tap(vmm)).await;
     lost.unwrap_or(false).then_some(TAP_IS_GONE)

@@ -95,12 +95,13 @@ impl Vm {
         let (health_sender, health) = watch::channel(VmHealth::default());
         let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
         tokio::spawn(async move {
+            let device = watched.vsock_device.as_ref();
             let how = tokio::select! {
                 biased;
                 how = watched.end_together() => how,
                 // Nobody has the VM any more. Who adopts it watches it and clears what it leaves: two would clear what the
                 // next boot makes.
-                () = observe(driver, &dir, &watched, health_sender, asked) => {
+                () = observe(driver, &dir, &watched.vmm, device, health_sender, asked) => {
                     if let Some(pump) = pump {
                         pump.leave();
                     }

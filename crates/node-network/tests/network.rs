@@ -222,7 +222,7 @@ fn case_a_lost_name_and_a_lost_link_are_mended_and_the_instances_go_on() {
             all_go_on(&network, "link").await;
 
             shell("ip netns exec platform-test nft flush ruleset");
-            // There is no uplink here; the rules are mended before that is said.
+            // There is no uplink here; the rules are mended before that is an error.
             let egress = network.ensure_egress().await;
             assert!(matches!(egress, Err(NetworkError::NoUplink)), "{egress:?}");
             let rules = shell("ip netns exec platform-test nft list ruleset");
