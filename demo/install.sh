@@ -15,6 +15,8 @@ packages+=(mmdebstrap umoci skopeo e2fsprogs busybox-static shellcheck)
 packages+=(iptables)
 # For `make bench`: igzip, which root disks are measured against, and strace, which counts the agent's syncs.
 packages+=(isal strace)
+# For the tests of several servers on one store: each starts its own in a temporary folder.
+packages+=(postgresql)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0
@@ -71,6 +73,10 @@ install_packages() {
     case " ${missing[*]} " in
         *" docker-registry "*) # Not at the next boot either.
             if [ -d /run/systemd/system ]; then systemctl --quiet disable docker-registry.service || true; fi ;;
+    esac
+    case " ${missing[*]} " in
+        *" postgresql "*)
+            if [ -d /run/systemd/system ]; then systemctl --quiet disable postgresql.service || true; fi ;;
     esac
 }
 

@@ -5,6 +5,7 @@ mod member;
 mod user;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use api::enrollment::{EnrollRequest, EnrollResponse};
@@ -42,9 +43,48 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 #[derive(Clone)]
 pub struct ApiClient {
     server: String,
-    base: Url,
+    servers: Arc<Servers>,
     http: reqwest::Client,
     token: Option<String>,
+}
+
+/// The servers of a cluster, of which any may be asked.
+struct Servers {
+    urls: Vec<Url>,
+    /// The one that is asked now.
+    current: AtomicUsize,
+}
+
+impl Servers {
+    /// `https://host:port`, or several of them with commas between.
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut urls = Vec::new();
+        for text in text.split(',') {
+            let url = Url::parse(text.trim()).map_err(|e| e.to_string())?;
+            if url.scheme() != "https" || url.host_str().is_none() {
+                return Err("the URL must be of the form https://host:port".to_owned());
+            }
+            urls.push(url);
+        }
+        Ok(Self {
+            urls,
+            current: AtomicUsize::new(0),
+        })
+    }
+
+    fn current(&self) -> (usize, &Url) {
+        // blocks: a number in memory
+        let current = self.current.load(Ordering::Relaxed) % self.urls.len();
+        (current, &self.urls[current])
+    }
+
+    /// This one does not answer: the next one is asked from now on, unless another call has seen to that.
+    fn leave(&self, current: usize) {
+        let next = (current + 1) % self.urls.len();
+        let _ = self
+            .current
+            .compare_exchange(current, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for ApiClient {
@@ -58,6 +98,9 @@ impl std::fmt::Debug for ApiClient {
 /// Making a client.
 impl ApiClient {
     /// A user, by the token in the configuration.
+    ///
+    /// Here and in the other two, the server may be several with commas between: when one cannot be reached or does not answer in
+    /// time, the next one is asked.
     pub fn user(config: &ClientConfig) -> Result<Self, ClientError> {
         let tls = with_root(&config.server, &config.ca_pem)?.with_no_client_auth();
         Self::new(&config.server, tls, Some(config.token.clone()))
@@ -111,12 +154,7 @@ impl ApiClient {
             server: server_url.to_owned(),
             cause,
         };
-        let base = Url::parse(server_url).map_err(|e| setup(e.to_string()))?;
-        if base.scheme() != "https" || base.host_str().is_none() {
-            return Err(setup(
-                "the URL must be of the form https://host:port".to_owned(),
-            ));
-        }
+        let servers = Servers::parse(server_url).map_err(setup)?;
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)
@@ -130,13 +168,13 @@ impl ApiClient {
             .map_err(|e| setup(e.to_string()))?;
         Ok(Self {
             server: server_url.trim_end_matches('/').to_owned(),
-            base,
+            servers: Arc::new(servers),
             http,
             token,
         })
     }
 
-    /// The server's URL.
+    /// The server's URL, or those of several.
     pub fn server(&self) -> &str {
         &self.server
     }
@@ -153,7 +191,7 @@ impl ApiClient {
 
 impl ApiClient {
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let mut url = self.base.clone();
+        let mut url = self.servers.current().1.clone();
         url.set_path(path);
         url.set_query(None);
         let request = self.http.request(method, url);
@@ -177,10 +215,33 @@ impl ApiClient {
         request: RequestBuilder,
         limit: Duration,
     ) -> Result<Response, ClientError> {
-        request
-            .send()
-            .await
-            .map_err(|e| ClientError::of_request(operation, &self.server, limit, e))
+        let failed = |e| ClientError::of_request(operation, &self.server, limit, e);
+        let mut request = request.build().map_err(failed)?;
+        // Servers that were not asked yet.
+        let mut others = self.servers.urls.len() - 1;
+        loop {
+            let (current, url) = self.servers.current();
+            let mut url = url.clone();
+            url.set_path(request.url().path());
+            url.set_query(request.url().query());
+            *request.url_mut() = url;
+            // A body that streams is sent once.
+            let again = request.try_clone();
+            match self.http.execute(request).await {
+                Ok(response) => return Ok(response),
+                Err(error) => {
+                    self.servers.leave(current);
+                    match again {
+                        // The server has seen nothing of it.
+                        Some(again) if error.is_connect() && others > 0 => {
+                            others -= 1;
+                            request = again;
+                        }
+                        _ => return Err(failed(error)),
+                    }
+                }
+            }
+        }
     }
 
     /// Asks for exec frames instead of HTTP from here on.

@@ -7,7 +7,9 @@
 //! ([`ApiClient::enroll`]). The only root that is trusted is the cluster's own CA, and proxies of
 //! the environment are not asked: a control plane is dialled directly.
 //!
-//! Deliberately absent: retries. The caller knows whether and how long to go on; [`ClientError::is_transient`] says whether
+//! A cluster may have several servers, of which any may be asked: when one cannot be reached, the next one is.
+//!
+//! Deliberately absent: other retries. The caller knows whether and how long to go on; [`ClientError::is_transient`] says whether
 //! it makes sense.
 
 mod client;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use guest_protocol::GuestStats;
 use model::instance::{InstanceSpec, InstanceState, PinnedImage};
-use model::{Digest, Generation, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
+use model::{Digest, Generation, InstanceId, NodeId, ProcessName, Term, Timestamp, VolumeId};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -27,6 +27,9 @@ pub struct DesiredState {
     /// Grows with every change for this node. An older one of the same incarnation is refused; one of another is applied,
     /// whatever its counter.
     pub generation: Generation,
+    /// The term of the leader that says it. One of an older term of the same incarnation is refused: its leader was taken for
+    /// dead, and does not know what was decided since.
+    pub term: Term,
     /// The instances to run.
     pub instances: Vec<InstanceSpec>,
     /// Instances to run whose specs this node cannot read, because the server is newer. They are not started; one that
@@ -50,6 +53,8 @@ struct DesiredStateJson {
     node: NodeId,
     #[serde(flatten)]
     generation: Generation,
+    #[serde(default, skip_serializing_if = "Term::is_sole")]
+    term: Term,
     instances: Vec<Part<InstanceSpec>>,
     stop: Vec<InstanceId>,
     #[serde(default)]
@@ -83,6 +88,7 @@ impl TryFrom<DesiredStateJson> for DesiredState {
             cluster: json.cluster,
             node: json.node,
             generation: json.generation,
+            term: json.term,
             instances,
             unreadable,
             stop: json.stop,
@@ -100,6 +106,7 @@ impl From<DesiredState> for DesiredStateJson {
             cluster: desired.cluster,
             node: desired.node,
             generation: desired.generation,
+            term: desired.term,
             instances: read.chain(unreadable).collect(),
             stop: desired.stop,
             remove_volumes: desired.remove_volumes,

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use blocking_work::blocking;
+use model::Term;
 use scheduler::cluster_state::ClusterState;
 use store::{Store, StoreError};
 
@@ -131,7 +132,7 @@ async fn prove(options: &RestoreOptions, store: &Store) -> Result<Restored, Serv
             Err(failure) => unreadable.push(failure.message()),
         }
     }
-    let logins = Logins::new(store.clone(), seal);
+    let logins = Logins::new(store.clone(), seal, Term::default());
     for login in store.registry_logins().await? {
         match logins.open(&login.registry).await {
             Ok(_) => opened += 1,

@@ -11,7 +11,8 @@ use crate::limits::MAX_BATCH;
 use crate::not_committed::NotCommitted;
 use crate::state::{Published, Shared, Topic};
 
-/// Decides and commits, until every sender of requests is gone or the server ends.
+/// Decides and commits, until every sender of requests is gone, or the server ends, or the term does: then nothing is decided any
+/// more, because the store may have what this does not know.
 pub(crate) async fn run(shared: Arc<Shared>, mut leader: Leader, mut requests: Requests) {
     let mut gathered = Vec::new();
     loop {
@@ -28,21 +29,41 @@ pub(crate) async fn run(shared: Arc<Shared>, mut leader: Leader, mut requests: R
                 continue;
             }
         }
-        commit_batch(&shared, &mut leader, &mut gathered).await;
+        if let Err(error) = commit_batch(&shared, &mut leader, &mut gathered).await
+            && error.ends_the_term().is_some()
+        {
+            shared.lost.cancel();
+            refuse_all(&error, requests, gathered).await;
+            return;
+        }
+    }
+}
+
+/// Answers those who ask for a change in a term that is over.
+async fn refuse_all(error: &NotCommitted, mut requests: Requests, mut gathered: Vec<Request>) {
+    requests.close();
+    while requests.recv_many(&mut gathered, MAX_BATCH).await > 0 {
+        for decide in gathered.drain(..) {
+            decide(Err(error.clone()));
+        }
     }
 }
 
 /// Decides the requests that have gathered, and commits what they changed in one transaction.
-async fn commit_batch(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<Request>) {
+async fn commit_batch(
+    shared: &Shared,
+    leader: &mut Leader,
+    gathered: &mut Vec<Request>,
+) -> Result<(), NotCommitted> {
     // First the store's lock, which may take a while: the request of a caller who leaves meanwhile is not decided.
-    let mut writing = match shared.store.begin_write().await {
+    let mut writing = match shared.store.begin_write(shared.term).await {
         Ok(writing) => writing,
         Err(error) => {
             let error = not_committed(error);
             for decide in gathered.drain(..) {
                 decide(Err(error.clone()));
             }
-            return;
+            return Err(error);
         }
     };
     let replies: Vec<_> = (gathered.drain(..))
@@ -71,6 +92,7 @@ async fn commit_batch(shared: &Shared, leader: &mut Leader, gathered: &mut Vec<R
     for reply in replies {
         reply(committed.clone());
     }
+    committed
 }
 
 fn not_committed(error: StoreError) -> NotCommitted {

@@ -10,6 +10,7 @@ use http::StatusCode;
 use scheduler::apply::Refused;
 use store::StoreError;
 
+use crate::limits::LEADER_RETRY;
 use crate::not_committed::NotCommitted;
 
 /// The error that a caller gets instead of an answer.
@@ -110,8 +111,24 @@ impl IntoResponse for ApiFailure {
     }
 }
 
+impl ApiFailure {
+    /// 503: this server leads no longer.
+    fn term_is_over(error: &StoreError) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no_leader",
+            error.to_string(),
+        )
+        .hint("try again in a moment: another server takes over within 10 s")
+        .retry_after(LEADER_RETRY)
+    }
+}
+
 impl From<StoreError> for ApiFailure {
     fn from(error: StoreError) -> Self {
+        if error.ends_the_term() {
+            return Self::term_is_over(&error);
+        }
         Self::internal(&error)
     }
 }
@@ -120,6 +137,9 @@ impl From<NotCommitted> for ApiFailure {
     fn from(error: NotCommitted) -> Self {
         if error.is_stopping() {
             return Self::stopping();
+        }
+        if let Some(error) = error.ends_the_term() {
+            return Self::term_is_over(error);
         }
         Self::internal(&error)
     }

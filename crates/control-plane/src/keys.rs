@@ -156,6 +156,11 @@ async fn create(store: &Store, data_dir: &Path) -> Result<ClusterKeys, ServerErr
         .create_cluster(&record, new_incarnation()?, now())
         .await?;
     let path = data_dir.join(KEY_FILE);
+    if store.cluster().await?.as_ref() != Some(&record) {
+        // Another server on the same database was first.
+        remove(new).await?;
+        return Err(ServerError::KeyMissing { path });
+    }
     rename(new, path.clone()).await?;
     tracing::info!(cluster = %record.settings.id, prefix = %record.settings.prefix, "made a new cluster");
     tracing::info!(

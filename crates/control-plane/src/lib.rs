@@ -21,8 +21,10 @@
 //!                                                                            +--> whoever asks
 //! ```
 //!
-//! Deliberately absent: decisions (they are in `scheduler`, as pure functions), and several servers
-//! on one store (the store's lock refuses the second; a later issue adds PostgreSQL and a fenced lease).
+//! Several servers may share one PostgreSQL. One of them leads, in a term ([`election`], [`term`]); the others forward their callers
+//! to it ([`dispatch`]).
+//!
+//! Deliberately absent: decisions (they are in `scheduler`, as pure functions).
 
 mod api;
 mod backup;
@@ -30,6 +32,8 @@ mod bootstrap;
 mod callers;
 mod clock;
 mod commit_loop;
+mod dispatch;
+mod election;
 mod failure;
 mod keys;
 mod leader_handle;
@@ -46,6 +50,7 @@ mod secrets;
 mod serve;
 mod state;
 mod streams;
+mod term;
 mod topics;
 
 pub use backup::{RestoreOptions, Restored, backup, restore};

@@ -15,6 +15,17 @@ pub(crate) const PLAN_BATCH: u32 = 64;
 /// How long an env that cannot be planned is quarantined: it is not planned meanwhile. In milliseconds.
 pub(crate) const QUARANTINE_MS: u64 = 60_000;
 
+/// How long a call about the lease may take before it is given up and tried again.
+pub(crate) const LEASE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a server that could not begin its term leaves the lease to others.
+pub(crate) const FAILED_TERM_PAUSE: Duration = Duration::from_secs(5);
+/// Longest wait for a connection to the leader.
+pub(crate) const FORWARD_CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle time after which the kernel asks whether the leader still lives.
+pub(crate) const FORWARD_KEEPALIVE: Duration = Duration::from_secs(5);
+/// When a caller may try again that found no leader.
+pub(crate) const LEADER_RETRY: Duration = Duration::from_secs(1);
+
 /// Connections at a time; further ones wait in the kernel's queue.
 pub const MAX_CONNECTIONS: usize = 4096;
 /// Longest TLS handshake.

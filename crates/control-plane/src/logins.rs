@@ -8,6 +8,7 @@ use api::user::RegistryRow;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use identity::{OpenError, SealKey};
+use model::Term;
 use registry::{Credential, CredentialSource, CredentialsError};
 use store::{Store, StoreError};
 
@@ -18,6 +19,8 @@ use crate::sealed::{self, ContentError};
 pub(crate) struct Logins {
     store: Store,
     seal: Arc<SealKey>,
+    /// The term in which they are kept.
+    term: Term,
 }
 
 impl fmt::Debug for Logins {
@@ -50,8 +53,8 @@ pub(crate) enum LoginError {
 }
 
 impl Logins {
-    pub(crate) fn new(store: Store, seal: Arc<SealKey>) -> Self {
-        Self { store, seal }
+    pub(crate) fn new(store: Store, seal: Arc<SealKey>, term: Term) -> Self {
+        Self { store, seal, term }
     }
 
     /// Keeps a login, sealed.
@@ -65,7 +68,8 @@ impl Logins {
             source,
         })?;
         let sealed = self.seal.seal(&text, &context(&login.registry))?;
-        Ok(self.store.set_registry_login(login, &sealed).await?)
+        let kept = self.store.set_registry_login(self.term, login, &sealed);
+        Ok(kept.await?)
     }
 
     /// The secret of the login to a registry, if there is one.

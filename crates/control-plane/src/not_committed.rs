@@ -20,6 +20,11 @@ impl NotCommitted {
         self.0.is_about_a_record()
     }
 
+    /// Whether the term is over in which it was to be written, and why it was not.
+    pub(crate) fn ends_the_term(&self) -> Option<&StoreError> {
+        Some(&*self.0).filter(|error| error.ends_the_term())
+    }
+
     /// Whether nothing is written any more, because the server ends.
     pub(crate) fn is_stopping(&self) -> bool {
         matches!(*self.0, StoreError::Closed)

@@ -13,14 +13,16 @@ use tokio::sync::oneshot;
 pub struct ServerOptions {
     /// Where to listen. Port 0: any free one.
     pub listen: SocketAddr,
-    /// The store: `sqlite:PATH`. Absent: `<data_dir>/platform.db`.
+    /// The store: `sqlite:PATH`, or `postgres://USER@HOST/DATABASE`, which several servers may share. Absent:
+    /// `<data_dir>/platform.db`.
     pub store: Option<String>,
     /// Where the store and the first admin's `client.json` are kept.
     pub data_dir: PathBuf,
     /// More names and addresses that the server is reached by; its certificate names them beside
     /// the listen address, the loopback and the host name.
     pub names: Vec<String>,
-    /// The URL that is written to `client.json`. Absent: made of the listen address.
+    /// The URL that is written to `client.json`, and at which other servers on the same store reach this one. Absent: made of
+    /// the listen address.
     pub advertise: Option<String>,
     /// Registries, `host[:port]`, that may be spoken to without TLS. The loopback always may.
     pub insecure_registries: BTreeSet<String>,
@@ -127,6 +129,11 @@ pub enum ServerError {
         #[source]
         source: std::io::Error,
     },
+    /// Other servers have no address of this one.
+    #[error(
+        "this server listens on every address of its machine, and other servers on the store need one of them"
+    )]
+    NotAdvertised,
     /// The cluster state in the store could not be planned.
     #[error("could not settle the cluster state in the store: {0}")]
     Settle(String),
@@ -136,12 +143,17 @@ impl ServerError {
     /// What to do about it, where we know.
     pub fn hint(&self) -> Option<String> {
         match self {
+            Self::NotAdvertised => Some(
+                "name it: `--advertise https://NAME:PORT`, where the other servers reach this one"
+                    .to_owned(),
+            ),
             Self::Store(StoreError::InUse { .. }) => Some(
                 "stop the other `platform server`, or give this one another `--data-dir`"
                     .to_owned(),
             ),
+            Self::Store(error) => error.hint().map(str::to_owned),
             Self::KeyMissing { path } => Some(format!(
-                "put {} back from where its copy is kept; without it the keys and secrets in the store cannot be opened, \
+                "put {} back from where its copy is kept, or copy it from the data folder of another server of this cluster; without it the keys and secrets in the store cannot be opened, \
                  and no key is made in its place",
                 path.display()
             )),

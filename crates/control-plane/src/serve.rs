@@ -5,49 +5,35 @@ use std::fs::{File, TryLockError};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::Arc;
 
-use ::api::enrollment::Member;
-use axum::Router;
 use axum::extract::Request;
 use blocking_work::blocking;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use identity::ClusterCa;
-use registry::{Credentials, Registry, RegistryOptions};
+use identity::{ClusterCa, ServerCertificate};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use scheduler::leader::Leader;
-use scheduler::table::Table;
-use store::{Store, StoreError};
+use store::{Holder, Store, StoreError};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tower::ServiceExt as _;
 
-use crate::callers::Peer;
+use crate::bootstrap;
 use crate::clock::now;
+use crate::dispatch::{Dispatch, Shown};
+use crate::election::Election;
 use crate::keys::{self, ClusterKeys};
-use crate::leader_handle::LeaderHandle;
 use crate::limits::{
-    ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS,
-    REGISTRY_PAUSE, SHUTDOWN_GRACE,
+    ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, SHUTDOWN_GRACE,
 };
-use crate::logins::Logins;
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
-use crate::presence::Presence;
-use crate::refused_enrollments::RefusedEnrollments;
-use crate::secrets::Secrets;
-use crate::state::{Published, Shared};
-use crate::streams::Streams;
-use crate::topics::Topics;
-use crate::{api, bootstrap, commit_loop, planner_loop};
+use crate::term::Foundation;
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
 ///
@@ -61,13 +47,15 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     })
     .await?;
     let store = Store::open(&store_url(options.store.as_deref(), &options.data_dir)).await?;
+    if store.is_shared() && options.listen.ip().is_unspecified() && options.advertise.is_none() {
+        return Err(ServerError::NotAdvertised);
+    }
     let ClusterKeys {
         record,
         ca,
         seal,
         is_new: first_start,
     } = keys::load_or_create(&store, &options.data_dir).await?;
-    let seal = Arc::new(seal);
 
     let listening = |source| ServerError::Listen {
         address: options.listen,
@@ -75,69 +63,40 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     };
     let listener = TcpListener::bind(options.listen).await.map_err(listening)?;
     let address = listener.local_addr().map_err(listening)?;
-    let acceptor = acceptor(&ca, address.ip(), &options.names)?;
     let server_url = match &options.advertise {
         Some(url) => url.clone(),
         None => format!("https://{}", reachable(address)),
     };
+    // Other servers check the certificate by the address that they are told.
+    let advertised = server_url.parse::<http::Uri>().ok();
+    let advertised = advertised.and_then(|url| url.host().map(str::to_owned));
+    let mut names = options.names.clone();
+    names.extend(advertised.map(|host| host.trim_matches(['[', ']']).to_owned()));
+    let (names, ips) = reached_by(address.ip(), &names);
+    let certificate = ca.issue_server(&names, &ips, now())?;
+    let acceptor = acceptor(&ca, &certificate)?;
     let client_config = options.data_dir.join("client.json");
     bootstrap::write_client_config(&client_config, &store, ca.certificate_pem(), &server_url)
         .await?;
 
-    let logins = Logins::new(store.clone(), Arc::clone(&seal));
-    logins.check().await?;
-    let registry = Registry::new(RegistryOptions {
-        insecure: options.insecure_registries,
-        mirrors: options.registry_mirrors,
-        credentials: Credentials::Source(Arc::new(logins.clone())),
-        limits: registry::Limits {
-            retry_after_max: REGISTRY_PAUSE,
-            longer_wait: registry::LongerWait::Return,
-            ..registry::Limits::default()
-        },
-    })?;
-    let mut cluster = store.load().await?;
-    let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
-    cluster.set_online(&cluster.nodes.keys().copied().collect());
-    let routes = store.routes().await?;
-    let nothing_published = Published {
-        cluster: cluster.clone(),
-        routes: routes.clone(),
-        findings: Table::new(),
-    };
-    let (leader_handle, requests) = LeaderHandle::new();
-    let shared = Arc::new(Shared {
-        secrets: Secrets::new(store.clone(), seal),
+    let foundation = Arc::new(Foundation {
         store,
-        ca,
-        logins,
+        ca: Arc::new(ca),
+        seal: Arc::new(seal),
         settings: record.settings,
-        registry,
-        presence,
-        streams: Streams::default(),
-        wake: Notify::new(),
-        leader: leader_handle,
-        published: watch::Sender::new(Arc::new(nothing_published)),
-        topics: Topics::default(),
-        log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
-        execs: Arc::new(Semaphore::new(MAX_EXECS)),
-        unknown: Mutex::default(),
-        caches: Mutex::default(),
-        refused: Mutex::default(),
-        refused_enrollments: RefusedEnrollments::default(),
-        unreadable: Mutex::default(),
-        unknown_states: Mutex::default(),
+        insecure_registries: options.insecure_registries,
+        registry_mirrors: options.registry_mirrors,
         shutdown: shutdown.clone(),
     });
-    let leader = Leader::new(cluster, routes);
-    let committer = tokio::spawn(commit_loop::run(Arc::clone(&shared), leader, requests));
-    // What edges are told first is the whole cluster state, not an empty table.
-    planner_loop::plan_all(&shared)
-        .await
-        .map_err(|e| ServerError::Settle(display::chain(&e)))?;
-    let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
+    let me = Holder {
+        id: server_id()?,
+        address: server_url.clone(),
+    };
+    let (election, role) = Election::start(Arc::clone(&foundation), me).await?;
+    let dispatch = Dispatch::new(role, &foundation.ca, &certificate, shutdown.clone())?;
+    let election = tokio::spawn(election.run());
 
-    tracing::info!(%address, cluster = %shared.settings.id, "the server answers");
+    tracing::info!(%address, cluster = %foundation.settings.id, "the server answers");
     if let Some(ready) = options.ready {
         // Nobody waiting is fine.
         let _ = ready.send(Ready {
@@ -147,21 +106,19 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
             first_start,
         });
     }
-    accept(
-        &listener,
-        &acceptor,
-        &api::router(Arc::clone(&shared)),
-        &shutdown,
-    )
-    .await;
-    for (task, name) in [(planner, "planner"), (committer, "committer")] {
-        if let Err(error) = task.await {
-            tracing::error!(%error, "the {name} task panicked");
-        }
+    accept(&listener, &acceptor, &dispatch, &shutdown).await;
+    if let Err(error) = election.await {
+        tracing::error!(%error, "the election's task panicked");
     }
-    shared.store.close().await;
+    foundation.store.close().await;
     tracing::info!("the server has stopped");
     Ok(())
+}
+
+/// A random id of this start of the server.
+fn server_id() -> Result<String, ServerError> {
+    let id = u64::from_le_bytes(identity::random("the server's id")?);
+    Ok(format!("{id:016x}"))
 }
 
 /// Makes the folder. Blocks.
@@ -183,20 +140,18 @@ fn no_older_server(data_dir: &Path) -> Result<(), ServerError> {
     };
     match lock.try_lock() {
         Err(TryLockError::WouldBlock) => Err(ServerError::Store(StoreError::InUse {
-            path: data_dir.join("platform.db"),
+            store: data_dir.join("platform.db").display().to_string(),
         })),
         // Unlocked when it is closed.
         _ => Ok(()),
     }
 }
 
-/// TLS with a certificate issued just now. Clients may show a certificate of the cluster's CA.
-fn acceptor(ca: &ClusterCa, listen: IpAddr, more: &[String]) -> Result<TlsAcceptor, ServerError> {
+/// TLS with this certificate. Clients may show a certificate of the cluster's CA.
+fn acceptor(ca: &ClusterCa, issued: &ServerCertificate) -> Result<TlsAcceptor, ServerError> {
     fn failed(error: impl std::fmt::Display) -> ServerError {
         ServerError::Tls(error.to_string())
     }
-    let (names, ips) = reached_by(listen, more);
-    let issued = ca.issue_server(&names, &ips, now())?;
     let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
@@ -249,7 +204,7 @@ fn reached_by(listen: IpAddr, more: &[String]) -> (Vec<String>, Vec<IpAddr>) {
 async fn accept(
     listener: &TcpListener,
     acceptor: &TlsAcceptor,
-    router: &Router,
+    dispatch: &Dispatch,
     shutdown: &CancellationToken,
 ) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
@@ -270,7 +225,7 @@ async fn accept(
                     stream,
                     from,
                     acceptor.clone(),
-                    router.clone(),
+                    dispatch.clone(),
                     shutdown.clone(),
                     slot,
                 ));
@@ -295,7 +250,7 @@ async fn connection(
     stream: TcpStream,
     from: SocketAddr,
     acceptor: TlsAcceptor,
-    router: Router,
+    dispatch: Dispatch,
     shutdown: CancellationToken,
     _slot: OwnedSemaphorePermit,
 ) {
@@ -313,17 +268,16 @@ async fn connection(
             return;
         }
     };
-    let peer = match peer(&stream) {
-        Ok(peer) => peer,
+    let shown = match shown(&stream) {
+        Ok(shown) => shown,
         Err(error) => {
             tracing::warn!(%from, %error, "refused a client certificate");
             return;
         }
     };
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|e| match e {})) }
+    let service = service_fn(move |request: Request<Incoming>| {
+        let dispatch = dispatch.clone();
+        async move { Ok::<_, Infallible>(dispatch.answer(shown, request).await) }
     });
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -344,12 +298,13 @@ async fn connection(
 }
 
 /// Whose certificate the client showed, if it showed one.
-fn peer(
+fn shown(
     stream: &tokio_rustls::server::TlsStream<TcpStream>,
-) -> Result<Option<Member>, identity::MemberCertificateError> {
+) -> Result<Shown, identity::MemberCertificateError> {
     let (_, tls) = stream.get_ref();
-    tls.peer_certificates()
-        .and_then(<[_]>::first)
-        .map(|certificate| identity::member_of_certificate(certificate))
-        .transpose()
+    match tls.peer_certificates().and_then(<[_]>::first) {
+        None => Ok(Shown::Nobody),
+        Some(certificate) if identity::is_server_certificate(certificate) => Ok(Shown::Server),
+        Some(certificate) => identity::member_of_certificate(certificate).map(Shown::Member),
+    }
 }

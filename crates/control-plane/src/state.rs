@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use api::enrollment::Member;
 use api::node::CachedImage;
 use identity::ClusterCa;
-use model::{EnvKey, InstanceId, NodeId};
+use model::{EnvKey, InstanceId, NodeId, Term};
 use registry::Registry;
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::{ClusterSettings, ClusterState};
@@ -38,10 +38,12 @@ pub(crate) struct Published {
     pub(crate) findings: Table<EnvKey, Vec<Finding>>,
 }
 
-/// What the parts of a running server share.
+/// What the parts of a server that leads share.
 pub(crate) struct Shared {
+    /// The term in which it leads.
+    pub(crate) term: Term,
     pub(crate) store: Store,
-    pub(crate) ca: ClusterCa,
+    pub(crate) ca: Arc<ClusterCa>,
     pub(crate) secrets: Secrets,
     pub(crate) logins: Logins,
     pub(crate) settings: ClusterSettings,
@@ -68,6 +70,9 @@ pub(crate) struct Shared {
     pub(crate) unreadable: Mutex<BTreeMap<Member, String>>,
     /// What each node last reported in a state that this server does not know, so that it is logged once.
     pub(crate) unknown_states: Mutex<BTreeMap<NodeId, Vec<InstanceId>>>,
+    /// Cancelled when the store refuses a write of this term: it is over.
+    pub(crate) lost: CancellationToken,
+    /// The server ends, or leads no longer.
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -14,7 +14,7 @@ use rcgen::{
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::member::{MAX_CSR_BYTES, common_name};
+use crate::member::{MAX_CSR_BYTES, SERVER_SUBJECT, common_name};
 use crate::{KeyError, generate_key, random};
 
 /// Life of the CA, in days.
@@ -165,11 +165,15 @@ impl ClusterCa {
         ips: &[IpAddr],
         now: Timestamp,
     ) -> Result<ServerCertificate, CaError> {
-        let subject = "platform server".to_owned();
+        let subject = SERVER_SUBJECT.to_owned();
         let key = generate_key("the server's key")?;
         let mut params = params(&subject, SERVER_DAYS, now)?;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // It is a client too: of the server that leads, to which it forwards its callers.
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
         for name in names {
             let name = name.as_str().try_into().map_err(|source| CaError::Sign {
                 subject: format!("the server name `{name}`"),

@@ -31,7 +31,9 @@ pub use ca::{
     CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
     certificate_fingerprint, check_request,
 };
-pub use member::{MAX_CSR_BYTES, MemberCertificateError, MemberKey, member_of_certificate};
+pub use member::{
+    MAX_CSR_BYTES, MemberCertificateError, MemberKey, is_server_certificate, member_of_certificate,
+};
 pub use pinned::{PinnedRoot, pinned_root};
 pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};

@@ -66,6 +66,22 @@ pub(crate) fn common_name(member: Member) -> String {
     }
 }
 
+/// The subject of every server's certificate. No member's is this: the server chooses those.
+pub(crate) const SERVER_SUBJECT: &str = "platform server";
+
+/// Whether a verified client certificate is one that [`crate::ClusterCa::issue_server`] issued: another server of this cluster. The
+/// chain must have been verified before.
+pub fn is_server_certificate(der: &[u8]) -> bool {
+    let Ok((_, certificate)) = x509_parser::parse_x509_certificate(der) else {
+        return false;
+    };
+    let mut names = certificate.subject().iter_common_name();
+    let (Some(name), None) = (names.next(), names.next()) else {
+        return false;
+    };
+    name.as_str().is_ok_and(|name| name == SERVER_SUBJECT)
+}
+
 /// Who a verified client certificate belongs to. The chain must have been verified before, to the
 /// CA that signs members only.
 pub fn member_of_certificate(der: &[u8]) -> Result<Member, MemberCertificateError> {

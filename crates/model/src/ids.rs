@@ -392,6 +392,27 @@ impl fmt::Display for Generation {
     }
 }
 
+/// The term of a leader: of several servers on one store, the one that holds its lease. It grows with every leader, and nodes refuse
+/// what an older one says. 0: of a store that has one server.
+#[derive(
+    Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Term(pub u64);
+
+impl Term {
+    /// Whether it is that of a store which has one server.
+    pub fn is_sole(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A moment: milliseconds since 1970-01-01T00:00:00Z, by the clock of whoever states it.
 /// For people and for order within one machine; leases use monotonic time instead.
 #[derive(

@@ -10,5 +10,5 @@ pub mod instance;
 
 pub use ids::{
     AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,
-    InstanceId, NameError, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
+    InstanceId, NameError, NodeId, ProcessName, ReleaseNumber, Term, Timestamp, VolumeId,
 };

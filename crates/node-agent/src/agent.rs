@@ -14,7 +14,7 @@ use api::enrollment::Hardware;
 use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
 use futures_util::FutureExt as _;
 use model::instance::{InstanceSpec, InstanceState};
-use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{Generation, InstanceId, NodeId, Term, Timestamp, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
@@ -519,6 +519,7 @@ impl Agent {
             cluster: self.cluster.clone(),
             node: self.node,
             generation: self.generation(),
+            term: (self.desired.as_ref()).map_or(Term::default(), |desired| desired.term),
             instances: instances
                 .map(|(id, instance)| (*id, instance.seen()))
                 .collect(),

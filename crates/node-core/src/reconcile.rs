@@ -2,7 +2,7 @@
 //!
 //! By level and idempotent: asked again with nothing changed, it answers nothing new. A node stops
 //! only what is named as a stop, and removes only the volumes that are named. A desired state of another
-//! cluster, for another node, or older than the applied one is refused whole, and then everything goes on
+//! cluster, for another node, older than the applied one, or of a leader of before is refused whole, and then everything goes on
 //! as it is.
 //!
 //! Deliberately absent: how an instance starts and stops ([`crate::instance`]).
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::DesiredState;
 use model::instance::{InstanceSpec, InstanceState};
-use model::{Generation, InstanceId, NodeId, VolumeId};
+use model::{Generation, InstanceId, NodeId, Term, VolumeId};
 
 /// What a node knows of itself when it compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct Seen {
     pub node: NodeId,
     /// The generation it has applied; 0 before the first.
     pub generation: Generation,
+    /// The term of the leader that it was of.
+    pub term: Term,
     /// Every instance it knows of.
     pub instances: BTreeMap<InstanceId, SeenInstance>,
     /// Every volume whose disk it has, and whether an instance that it knows of has it.
@@ -80,6 +82,16 @@ pub enum DesiredRefused {
         /// The generation offered.
         theirs: Generation,
     },
+    /// It is of a leader of before, which was stopped for a while and does not know yet that another leads.
+    #[error(
+        "the desired state is of the leader of term {theirs}, one of term {ours} is applied already"
+    )]
+    OlderTerm {
+        /// The term of the applied one.
+        ours: Term,
+        /// The term offered.
+        theirs: Term,
+    },
     /// It names an instance twice, or to run and to stop.
     #[error("the desired state names instance {0} twice")]
     NamedTwice(InstanceId),
@@ -103,6 +115,13 @@ pub fn reconcile(desired: &DesiredState, seen: &Seen) -> Result<Vec<NodeAction>,
         return Err(DesiredRefused::Older {
             ours: seen.generation,
             theirs: desired.generation,
+        });
+    }
+    let same_incarnation = desired.generation.incarnation == seen.generation.incarnation;
+    if same_incarnation && desired.term < seen.term {
+        return Err(DesiredRefused::OlderTerm {
+            ours: seen.term,
+            theirs: desired.term,
         });
     }
     let mut named = BTreeSet::new();
@@ -170,6 +189,7 @@ mod tests {
                 counter: 5,
                 ..Generation::default()
             },
+            term: Term(3),
             instances: run.iter().map(|id| wanted(*id)).collect(),
             unreadable: BTreeMap::new(),
             stop: stop.iter().map(|id| InstanceId(*id)).collect(),
@@ -195,6 +215,7 @@ mod tests {
                 counter: 5,
                 ..Generation::default()
             },
+            term: Term(3),
             instances: instances.iter().map(known).collect(),
             volumes: BTreeMap::new(),
         }
@@ -242,6 +263,23 @@ mod tests {
         desired.remove_volumes = [2, 3, 4].map(VolumeId).into();
         let actions = reconcile(&desired, &seen).unwrap();
         assert_eq!(actions, [NodeAction::RemoveVolume(VolumeId(3))]);
+    }
+
+    #[test]
+    fn a_state_of_a_leader_of_before_is_refused_whatever_its_generation() {
+        let seen = seen(&[(1, RUNNING, false)]);
+        let mut stale = desired(&[], &[1]);
+        stale.term = Term(2);
+        stale.generation.counter = 99;
+        let refused = reconcile(&stale, &seen).unwrap_err();
+        let (ours, theirs) = (Term(3), Term(2));
+        assert_eq!(refused, DesiredRefused::OlderTerm { ours, theirs });
+        // A leader of later is obeyed, and so is any of a restored store, whose terms may have begun anew.
+        let mut newer = desired(&[], &[1]);
+        newer.term = Term(4);
+        assert_eq!(reconcile(&newer, &seen).unwrap().len(), 1);
+        stale.generation.incarnation = model::Incarnation(7);
+        assert_eq!(reconcile(&stale, &seen).unwrap().len(), 1);
     }
 
     #[test]

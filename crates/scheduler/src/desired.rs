@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::DesiredState;
 use model::instance::InstanceSpec;
-use model::{Digest, EnvKey, InstanceId, NodeId};
+use model::{Digest, EnvKey, InstanceId, NodeId, Term};
 
 use crate::cluster_state::ClusterState;
 
@@ -25,7 +25,7 @@ pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<
     (run, stop)
 }
 
-/// [`desired`] as the message to the node; absent when there is no such node.
+/// [`desired`] as the message to the node, whose term its sender names; absent when there is no such node.
 pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredState> {
     let generation = cluster.generation(node)?;
     let (instances, stop) = desired(cluster, node);
@@ -33,6 +33,7 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
         cluster: cluster.settings.id.clone(),
         node,
         generation,
+        term: Term::default(),
         instances,
         unreadable: BTreeMap::new(),
         stop,

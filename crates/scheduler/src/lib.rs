@@ -10,6 +10,7 @@
 //! ```
 //!
 //! - [`leader`]: the cluster state in the hands of its one writer: what is decided, and what of it the store has.
+//! - [`lease`]: which of several servers that writer is on.
 //!
 //! - [`apply`]: carries every change out on the cluster state; [`changes`]: the records that it changed.
 //! - [`table`]: what the cluster state is made of: ordered maps that share what they have in common.
@@ -45,6 +46,7 @@ pub mod enrollment;
 pub mod fixtures;
 pub mod instances;
 pub mod leader;
+pub mod lease;
 pub mod placement;
 pub mod planner;
 pub mod release;

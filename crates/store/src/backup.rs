@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use model::Incarnation;
-use sqlx::{Connection as _, Row as _};
+use sqlx::Connection as _;
 
 use crate::file::{connect, copy, sqlite_path};
 use crate::{Store, StoreError};
@@ -25,22 +25,20 @@ impl Store {
 
     /// Whether anything in the store is sealed.
     pub async fn has_sealed(&self) -> Result<bool, StoreError> {
-        let row = sqlx::query(
-            "SELECT EXISTS (SELECT 1 FROM secret_bundles) OR EXISTS (SELECT 1 FROM registry_logins)",
-        )
-        .fetch_one(&self.reader)
-        .await
-        .map_err(StoreError::query("look for sealed secrets"))?;
-        Ok(row.get(0))
+        let sql =
+            "SELECT (SELECT COUNT(*) FROM secret_bundles) + (SELECT COUNT(*) FROM registry_logins)";
+        let rows = self.rows("look for sealed secrets", sql, Vec::new());
+        let rows = rows.await?;
+        Ok(rows.first().is_some_and(|row| row.get::<i64>(0) > 0))
     }
 
     /// Begins another incarnation: this is the store of a backup.
     pub async fn begin_incarnation(&self, incarnation: Incarnation) -> Result<(), StoreError> {
-        sqlx::query("UPDATE cluster SET incarnation = ?")
-            .bind(incarnation.to_string())
-            .execute(&self.writer)
-            .await
-            .map_err(StoreError::query("begin another incarnation"))?;
-        Ok(())
+        let failed = StoreError::query("begin another incarnation");
+        let mut db = self.database.begin().await.map_err(failed)?;
+        let sql = "UPDATE cluster SET incarnation = $1";
+        let values = vec![incarnation.to_string().into()];
+        db.execute(sql, values).await.map_err(failed)?;
+        db.commit().await.map_err(failed)
     }
 }

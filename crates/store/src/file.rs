@@ -10,6 +10,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{Connection as _, Row as _};
 
 use crate::StoreError;
+use crate::database::is_postgres;
 
 /// How long a statement waits for another process that holds the database (a backup).
 pub const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +35,9 @@ impl StoreLock {
 
 /// The path of `sqlite:PATH`.
 pub(crate) fn sqlite_path(url: &str) -> Result<PathBuf, StoreError> {
+    if is_postgres(url) {
+        return Err(StoreError::NotAFile);
+    }
     url.strip_prefix("sqlite:")
         .filter(|path| !path.is_empty())
         .map(PathBuf::from)
@@ -46,7 +50,7 @@ pub(crate) fn lock(path: &Path) -> Result<File, StoreError> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".lock");
     let opened = |source| StoreError::Open {
-        path: path.to_owned(),
+        store: path.display().to_string(),
         source: sqlx::Error::Io(source),
     };
     let lock = File::options()
@@ -59,7 +63,7 @@ pub(crate) fn lock(path: &Path) -> Result<File, StoreError> {
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(TryLockError::WouldBlock) => Err(StoreError::InUse {
-            path: path.to_owned(),
+            store: path.display().to_string(),
         }),
         Err(TryLockError::Error(source)) => Err(opened(source)),
     }
@@ -74,7 +78,7 @@ pub(crate) async fn connect(path: &Path) -> Result<SqliteConnection, StoreError>
     SqliteConnection::connect_with(&options)
         .await
         .map_err(|source| StoreError::Open {
-            path: path.to_owned(),
+            store: path.display().to_string(),
             source,
         })
 }

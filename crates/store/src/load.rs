@@ -21,9 +21,8 @@ use scheduler::cluster_state::{
 };
 use scheduler::instances::{Instances, Volumes};
 use scheduler::table::Table;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row as _, SqliteConnection};
 
+use crate::database::{Row, Transaction};
 use crate::record::{JSON_VERSION, Record, from_json};
 use crate::rows::{env_key, in_range, number};
 use crate::secrets::newest_versions;
@@ -32,39 +31,44 @@ use crate::{Store, StoreError};
 impl Store {
     /// The cluster state as it is now, with every node offline: only the listener of the nodes knows better.
     pub async fn load(&self) -> Result<ClusterState, StoreError> {
-        let mut transaction =
-            (self.reader.begin().await).map_err(StoreError::query("begin to read"))?;
-        let cluster = load(&mut transaction).await?;
-        let ended = transaction.rollback().await;
+        let begun = self.database.read().await;
+        let mut transaction = begun.map_err(StoreError::query("begin to read"))?;
+        let cluster = load(&mut *transaction).await?;
+        let ended = transaction.roll_back().await;
         ended.map_err(StoreError::query("end reading"))?;
         Ok(cluster)
     }
 }
 
 /// Reads everything inside the caller's transaction.
-pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
+pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
     let mut unreadable = Vec::new();
     let mut cluster = empty(&mut *db).await?;
     cluster.nodes = load_nodes(&mut *db, &mut unreadable).await?;
-    let rows = sqlx::query("SELECT id, name, region, enrolled_at FROM edges")
-        .fetch_all(&mut *db)
+    let rows = db
+        .fetch(
+            "SELECT id, name, region, enrolled_at FROM edges",
+            Vec::new(),
+        )
         .await
         .map_err(StoreError::query("read the edges"))?;
     cluster.edges = readable(&rows, edge, &mut unreadable);
-    let rows =
-        sqlx::query("SELECT hash, role, expires_at, used_at, used_by FROM enrollment_tokens")
-            .fetch_all(&mut *db)
-            .await
-            .map_err(StoreError::query("read the enrollment tokens"))?;
+    let rows = db
+        .fetch(
+            "SELECT hash, role, expires_at, used_at, used_by FROM enrollment_tokens",
+            Vec::new(),
+        )
+        .await
+        .map_err(StoreError::query("read the enrollment tokens"))?;
     cluster.tokens = readable(&rows, token, &mut unreadable);
     cluster.envs = load_envs(&mut *db, &mut unreadable).await?;
-    let rows = sqlx::query(INSTANCES).fetch_all(&mut *db).await;
+    let rows = db.fetch(INSTANCES, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the instances"))?;
     cluster.instances = readable(&rows, instance, &mut unreadable);
-    let rows = sqlx::query(VOLUMES).fetch_all(&mut *db).await;
+    let rows = db.fetch(VOLUMES, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the volumes"))?;
     cluster.volumes = readable(&rows, volume, &mut unreadable);
-    let rows = sqlx::query(ENDED).fetch_all(&mut *db).await;
+    let rows = db.fetch(ENDED, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the ended instances"))?;
     cluster.ended = readable(&rows, ended, &mut unreadable);
     cluster.secrets = newest_versions(db).await?;
@@ -73,14 +77,11 @@ pub(crate) async fn load(db: &mut SqliteConnection) -> Result<ClusterState, Stor
 }
 
 /// The cluster before anything joined it.
-async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
-    let row = sqlx::query(
-        "SELECT settings_json, last_network, json_version, last_node, last_edge, incarnation FROM cluster",
-    )
-    .fetch_optional(db)
-    .await
-    .map_err(StoreError::query("read the cluster's settings"))?
-    .ok_or(StoreError::NoCluster)?;
+async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
+    let sql = "SELECT settings_json, last_network, json_version, last_node, last_edge, incarnation FROM cluster";
+    let rows = db.fetch(sql, Vec::new()).await;
+    let rows = rows.map_err(StoreError::query("read the cluster's settings"))?;
+    let row = rows.first().ok_or(StoreError::NoCluster)?;
     let settings = from_json(row.get(2), row.get(0));
     let incarnation: &str = row.get(5);
     Ok(ClusterState {
@@ -107,8 +108,8 @@ async fn empty(db: &mut SqliteConnection) -> Result<ClusterState, StoreError> {
 
 /// The rows that can be read, by key; the others are added to `unreadable`.
 fn readable<K, V, C: FromIterator<(K, V)>>(
-    rows: &[SqliteRow],
-    read: impl Fn(&SqliteRow) -> Result<(K, V), UnreadableRecord>,
+    rows: &[Row],
+    read: impl Fn(&Row) -> Result<(K, V), UnreadableRecord>,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> C {
     let readable = rows.iter().filter_map(|row| match read(row) {
@@ -130,10 +131,10 @@ const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolle
      json_version, hardware_json, driver_json, egress_json FROM nodes";
 
 async fn load_nodes(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> Result<Table<NodeId, Node>, StoreError> {
-    let rows = sqlx::query(NODES).fetch_all(db).await;
+    let rows = db.fetch(NODES, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the nodes"))?;
     let mut nodes: Table<NodeId, Node> = readable(&rows, node, unreadable);
     // What is damaged of a node is what its report says anew: until then it is as if it had not reported yet. The row of
@@ -141,7 +142,7 @@ async fn load_nodes(
     for row in &rows {
         let id = in_range("a node's number", row.get(0)).map(NodeId);
         if let (Ok(id), Ok(node)) = (id, node_columns(row))
-            && row.get::<i64, _>(7) <= JSON_VERSION
+            && row.get::<i64>(7) <= JSON_VERSION
             && !nodes.contains_key(&id)
         {
             nodes.insert(id, node);
@@ -150,7 +151,7 @@ async fn load_nodes(
     Ok(nodes)
 }
 
-fn edge(row: &SqliteRow) -> Result<(EdgeId, Edge), UnreadableRecord> {
+fn edge(row: &Row) -> Result<(EdgeId, Edge), UnreadableRecord> {
     let read = || {
         let edge = Edge {
             name: row.get(1),
@@ -162,15 +163,15 @@ fn edge(row: &SqliteRow) -> Result<(EdgeId, Edge), UnreadableRecord> {
     read().map_err(|cause| unreadable_row(other_row("edges", row), cause))
 }
 
-fn token(row: &SqliteRow) -> Result<(TokenHash, TokenRecord), UnreadableRecord> {
+fn token(row: &Row) -> Result<(TokenHash, TokenRecord), UnreadableRecord> {
     let read = || {
-        let hash = TokenHash::try_from(row.get::<&[u8], _>(0)).map_err(|e| e.to_string())?;
+        let hash = TokenHash::try_from(row.get::<&[u8]>(0)).map_err(|e| e.to_string())?;
         let role = match row.get(1) {
             "node" => EnrollRole::Node,
             "edge" => EnrollRole::Edge,
             other => return Err(format!("the role of a token is `{other}`")),
         };
-        let used = match row.get::<Option<i64>, _>(3) {
+        let used = match row.get::<Option<i64>>(3) {
             None => None,
             Some(at) => Some((Timestamp(in_range("a time", at)?), member(row.get(4))?)),
         };
@@ -202,7 +203,7 @@ fn unreadable_row(subject: Subject, cause: String) -> UnreadableRecord {
     }
 }
 
-fn node(row: &SqliteRow) -> Result<(NodeId, Node), UnreadableRecord> {
+fn node(row: &Row) -> Result<(NodeId, Node), UnreadableRecord> {
     let id = in_range("a node's number", row.get(0)).map(NodeId);
     let read = || {
         let version = row.get(7);
@@ -223,8 +224,8 @@ fn node(row: &SqliteRow) -> Result<(NodeId, Node), UnreadableRecord> {
 }
 
 /// A node without what its reports say.
-fn node_columns(row: &SqliteRow) -> Result<Node, String> {
-    let seen_at = row.get::<Option<i64>, _>(6);
+fn node_columns(row: &Row) -> Result<Node, String> {
+    let seen_at = row.get::<Option<i64>>(6);
     let seen_at = seen_at.map(|at| in_range("a time", at)).transpose()?;
     Ok(Node {
         name: row.get(1),
@@ -240,23 +241,23 @@ fn node_columns(row: &SqliteRow) -> Result<Node, String> {
     })
 }
 
-fn other_row(table: &str, row: &SqliteRow) -> Subject {
-    Subject::Row(format!("row {} of {table}", row.get::<i64, _>(0)))
+fn other_row(table: &str, row: &Row) -> Subject {
+    Subject::Row(format!("row {} of {table}", row.get::<i64>(0)))
 }
 
 async fn load_envs(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> Result<Table<EnvKey, Env>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT app, env, network, rollout_json, scale_json, destroying, json_version FROM envs",
-    )
-    .fetch_all(&mut *db)
+    let rows = db.fetch("SELECT app, env, network, rollout_json, scale_json, destroying, json_version FROM envs", Vec::new())
     .await
     .map_err(StoreError::query("read the envs"))?;
     let records: BTreeMap<EnvKey, EnvRecord> = readable(&rows, env_record, unreadable);
-    let rows = sqlx::query("SELECT app, env, number, release_json, json_version FROM releases")
-        .fetch_all(db)
+    let rows = db
+        .fetch(
+            "SELECT app, env, number, release_json, json_version FROM releases",
+            Vec::new(),
+        )
         .await
         .map_err(StoreError::query("read the releases"))?;
     let mut releases: BTreeMap<EnvKey, Table<ReleaseNumber, Release>> = BTreeMap::new();
@@ -271,7 +272,7 @@ async fn load_envs(
     Ok(records.into_iter().map(with_releases).collect())
 }
 
-fn env_record(row: &SqliteRow) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
+fn env_record(row: &Row) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
     let key = env_key(row.get(0), row.get(1));
     let read = || {
         let version = row.get(6);
@@ -294,13 +295,13 @@ fn env_record(row: &SqliteRow) -> Result<(EnvKey, EnvRecord), UnreadableRecord> 
     })
 }
 
-fn text(row: &SqliteRow, column: usize) -> &str {
+fn text(row: &Row, column: usize) -> &str {
     row.get(column)
 }
 
 type ReleaseKey = (EnvKey, ReleaseNumber);
 
-fn release(row: &SqliteRow) -> Result<(ReleaseKey, Release), UnreadableRecord> {
+fn release(row: &Row) -> Result<(ReleaseKey, Release), UnreadableRecord> {
     let env = env_key(row.get(0), row.get(1));
     let number = in_range("a release's number", row.get(2)).map(ReleaseNumber);
     let read = || {
@@ -314,7 +315,7 @@ fn release(row: &SqliteRow) -> Result<(ReleaseKey, Release), UnreadableRecord> {
                 "row {}/{} {} of releases",
                 text(row, 0),
                 text(row, 1),
-                row.get::<i64, _>(2)
+                row.get::<i64>(2)
             )),
         },
         env: env.clone().ok(),
@@ -326,7 +327,7 @@ fn release(row: &SqliteRow) -> Result<(ReleaseKey, Release), UnreadableRecord> {
 const INSTANCES: &str = "SELECT id, node, app, env, spec_json, phase, was_ready, reason, \
      created_at, report_json, json_version FROM instances";
 
-fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord> {
+fn instance(row: &Row) -> Result<(InstanceId, Instance), UnreadableRecord> {
     let id = in_range("an instance's id", row.get(0)).map(InstanceId);
     let node = in_range("a node's number", row.get(1)).map(NodeId);
     let env = env_key(row.get(2), row.get(3));
@@ -337,10 +338,10 @@ fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord>
             "established" => InstancePhase::Established,
             "terminating" => InstancePhase::Terminating {
                 was_ready: row.get(6),
-                reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
+                reason: row.get::<Option<String>>(7).unwrap_or_default(),
             },
             "gone" => InstancePhase::Gone {
-                reason: row.get::<Option<String>, _>(7).unwrap_or_default(),
+                reason: row.get::<Option<String>>(7).unwrap_or_default(),
             },
             other => return Err(format!("its phase is `{other}`")),
         };
@@ -371,7 +372,7 @@ fn instance(row: &SqliteRow) -> Result<(InstanceId, Instance), UnreadableRecord>
 const ENDED: &str = "SELECT id, ended_json, json_version FROM ended_instances";
 
 /// An unreadable record of an ended instance freezes no env: nothing is decided by it.
-fn ended(row: &SqliteRow) -> Result<(InstanceId, EndedInstance), UnreadableRecord> {
+fn ended(row: &Row) -> Result<(InstanceId, EndedInstance), UnreadableRecord> {
     let id = in_range("an instance's id", row.get(0)).map(InstanceId);
     let read = || Ok((id.clone()?, from_json(row.get(2), row.get(1))?));
     read().map_err(|cause| UnreadableRecord {
@@ -385,7 +386,7 @@ fn ended(row: &SqliteRow) -> Result<(InstanceId, EndedInstance), UnreadableRecor
 const VOLUMES: &str = "SELECT id, node, app, env, process, name, ordinal, size_bytes, created_at, \
      phase, made FROM volumes";
 
-fn volume(row: &SqliteRow) -> Result<(VolumeId, Volume), UnreadableRecord> {
+fn volume(row: &Row) -> Result<(VolumeId, Volume), UnreadableRecord> {
     let id = in_range("a volume's id", row.get(0)).map(VolumeId);
     let node = in_range("a node's number", row.get(1)).map(NodeId);
     let env = env_key(row.get(2), row.get(3));

@@ -1,41 +1,40 @@
 //! Registries that the cluster is logged in to. What is secret comes and goes sealed: no key is here.
 
 use api::user::RegistryRow;
-use model::Timestamp;
-use sqlx::Row as _;
+use model::{Term, Timestamp};
 
+use crate::database::put;
 use crate::rows::{number, to_i64};
 use crate::{Store, StoreError};
 
 impl Store {
-    /// Keeps a login; one to the same registry is replaced.
+    /// Keeps a login, in this term; one to the same registry is replaced.
     pub async fn set_registry_login(
         &self,
+        term: Term,
         login: &RegistryRow,
         sealed: &[u8],
     ) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT OR REPLACE INTO registry_logins (registry, user, sealed, by, at) \
-             VALUES (?, ?, ?, ?, ?)",
-        )
-        .bind(&login.registry)
-        .bind(&login.user)
-        .bind(sealed)
-        .bind(&login.by)
-        .bind(to_i64("a time", login.at.0)?)
-        .execute(&self.writer)
-        .await
-        .map_err(StoreError::query("write a registry login"))?;
-        Ok(())
+        let operation = "write a registry login";
+        let columns = vec![
+            ("registry", (&login.registry).into()),
+            ("user", (&login.user).into()),
+            ("sealed", sealed.into()),
+            ("by", (&login.by).into()),
+            ("at", to_i64("a time", login.at.0)?.into()),
+        ];
+        let mut db = self.begin(term).await?;
+        put(&mut *db, operation, "registry_logins", 1, columns).await?;
+        db.commit().await.map_err(StoreError::query(operation))
     }
 
     /// Every login, by registry, without its secret.
     pub async fn registry_logins(&self) -> Result<Vec<RegistryRow>, StoreError> {
-        let rows =
-            sqlx::query("SELECT registry, user, by, at FROM registry_logins ORDER BY registry")
-                .fetch_all(&self.reader)
-                .await
-                .map_err(StoreError::query("read the registry logins"))?;
+        let sql =
+            "SELECT registry, \"user\", \"by\", \"at\" FROM registry_logins ORDER BY registry";
+        let rows = self
+            .rows("read the registry logins", sql, Vec::new())
+            .await?;
         rows.iter()
             .map(|row| {
                 Ok(RegistryRow {
@@ -53,20 +52,24 @@ impl Store {
         &self,
         registry: &str,
     ) -> Result<Option<Vec<u8>>, StoreError> {
-        sqlx::query_scalar("SELECT sealed FROM registry_logins WHERE registry = ?")
-            .bind(registry)
-            .fetch_optional(&self.reader)
-            .await
-            .map_err(StoreError::query("read a registry login"))
+        let sql = "SELECT sealed FROM registry_logins WHERE registry = $1";
+        let values = vec![registry.into()];
+        let rows = self.rows("read a registry login", sql, values).await?;
+        Ok(rows.first().map(|row| row.get(0)))
     }
 
-    /// Forgets a login; false when there was none.
-    pub async fn remove_registry_login(&self, registry: &str) -> Result<bool, StoreError> {
-        let done = sqlx::query("DELETE FROM registry_logins WHERE registry = ?")
-            .bind(registry)
-            .execute(&self.writer)
-            .await
-            .map_err(StoreError::query("delete a registry login"))?;
-        Ok(done.rows_affected() > 0)
+    /// Deletes a login, in this term; false when there was none.
+    pub async fn remove_registry_login(
+        &self,
+        term: Term,
+        registry: &str,
+    ) -> Result<bool, StoreError> {
+        let failed = StoreError::query("delete a registry login");
+        let mut db = self.begin(term).await?;
+        let sql = "DELETE FROM registry_logins WHERE registry = $1";
+        let deleted = db.execute(sql, vec![registry.into()]).await;
+        let deleted = deleted.map_err(failed)?;
+        db.commit().await.map_err(failed)?;
+        Ok(deleted > 0)
     }
 }

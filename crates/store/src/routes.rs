@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use scheduler::routes::{RouteIndex, StoredRoute};
-use sqlx::{Row as _, SqliteConnection};
 
+use crate::database::{Transaction, put as put_row};
 use crate::record::{JSON_VERSION, from_json, to_json};
 use crate::rows::{number, to_i64};
 use crate::{Store, StoreError};
@@ -14,16 +14,13 @@ impl Store {
     /// env cannot be read either, edges that have it keep it until then.
     pub async fn routes(&self) -> Result<RouteIndex, StoreError> {
         let failed = StoreError::query("read the routes");
-        let mut transaction = self.reader.begin().await.map_err(failed)?;
-        let row = sqlx::query("SELECT last_route_table FROM cluster")
-            .fetch_optional(&mut *transaction)
-            .await;
-        let counter = row.map_err(failed)?.map_or(0, |row| row.get::<i64, _>(0));
-        let rows = sqlx::query("SELECT host, route_json, changed, json_version FROM routes")
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(failed)?;
-        transaction.rollback().await.map_err(failed)?;
+        let mut db = self.database.read().await.map_err(failed)?;
+        let counter = "SELECT last_route_table FROM cluster";
+        let counter = db.fetch(counter, Vec::new()).await.map_err(failed)?;
+        let counter = counter.first().map_or(0, |row| row.get::<i64>(0));
+        let rows = "SELECT host, route_json, changed, json_version FROM routes";
+        let rows = db.fetch(rows, Vec::new()).await.map_err(failed)?;
+        db.roll_back().await.map_err(failed)?;
         let mut routes = Vec::with_capacity(rows.len());
         for row in rows {
             let host: String = row.get(0);
@@ -45,30 +42,29 @@ impl Store {
 }
 
 pub(crate) async fn put(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     routes: &BTreeMap<String, Option<StoredRoute>>,
 ) -> Result<(), StoreError> {
-    let failed = StoreError::query("write the routes");
+    let operation = "write the routes";
+    let failed = StoreError::query(operation);
     if routes.is_empty() {
         return Ok(());
     }
     for (host, stored) in routes {
-        let query = match stored {
-            Some(StoredRoute { route, changed }) => sqlx::query(
-                "INSERT INTO routes (host, route_json, changed, json_version) VALUES (?1, ?2, ?3, ?4) \
-                 ON CONFLICT (host) DO UPDATE SET route_json = ?2, changed = ?3, json_version = ?4",
-            )
-            .bind(host)
-            .bind(to_json(route)?)
-            .bind(to_i64("a route's counter", *changed)?)
-            .bind(JSON_VERSION),
-            None => sqlx::query("DELETE FROM routes WHERE host = ?").bind(host),
-        };
-        query.execute(&mut *db).await.map_err(failed)?;
+        if let Some(StoredRoute { route, changed }) = stored {
+            let columns = vec![
+                ("host", host.into()),
+                ("route_json", to_json(route)?.into()),
+                ("changed", to_i64("a route's counter", *changed)?.into()),
+                ("json_version", JSON_VERSION.into()),
+            ];
+            put_row(&mut *db, operation, "routes", 1, columns).await?;
+        } else {
+            let sql = "DELETE FROM routes WHERE host = $1";
+            db.execute(sql, vec![host.into()]).await.map_err(failed)?;
+        }
     }
-    sqlx::query("UPDATE cluster SET last_route_table = last_route_table + 1")
-        .execute(db)
-        .await
-        .map_err(failed)?;
+    let sql = "UPDATE cluster SET last_route_table = last_route_table + 1";
+    db.execute(sql, Vec::new()).await.map_err(failed)?;
     Ok(())
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use model::{EnvKey, Timestamp};
 use scheduler::changes::SealedVersion;
 use scheduler::table::Table;
-use sqlx::{Row as _, SqliteConnection};
 
+use crate::database::{Transaction, insert};
 use crate::rows::{env_key, number, to_i64};
 use crate::{Store, StoreError};
 
@@ -24,17 +24,15 @@ pub struct SealedBundle {
 }
 
 const BUNDLES: &str = "SELECT name, version, sealed, created_at FROM secret_bundles \
-     WHERE app = ? AND env = ?";
+     WHERE app = $1 AND env = $2";
 
 impl Store {
     /// Every version of every bundle of an env, by name and version.
     pub async fn secret_bundles(&self, env: &EnvKey) -> Result<Vec<SealedBundle>, StoreError> {
-        let rows = sqlx::query(BUNDLES)
-            .bind(env.app.as_str())
-            .bind(env.env.as_str())
-            .fetch_all(&self.reader)
-            .await
-            .map_err(StoreError::query("read the secret bundles"))?;
+        let values = vec![env.app.as_str().into(), env.env.as_str().into()];
+        let rows = self
+            .rows("read the secret bundles", BUNDLES, values)
+            .await?;
         rows.into_iter()
             .map(|row| {
                 Ok(SealedBundle {
@@ -50,38 +48,30 @@ impl Store {
 
 /// Adds a version of a bundle.
 pub(crate) async fn add(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     env: &EnvKey,
     name: &str,
     version: u32,
     content: &SealedVersion,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO secret_bundles (app, env, name, version, sealed, created_at) \
-         VALUES (?, ?, ?, ?, ?, ?)",
-    )
-    .bind(env.app.as_str())
-    .bind(env.env.as_str())
-    .bind(name)
-    .bind(i64::from(version))
-    .bind(&content.sealed)
-    .bind(to_i64("a time", content.created_at.0)?)
-    .execute(db)
-    .await
-    .map_err(StoreError::query("write a secret bundle"))?;
-    Ok(())
+    let columns = vec![
+        ("app", env.app.as_str().into()),
+        ("env", env.env.as_str().into()),
+        ("name", name.into()),
+        ("version", version.into()),
+        ("sealed", content.sealed.as_slice().into()),
+        ("created_at", to_i64("a time", content.created_at.0)?.into()),
+    ];
+    insert(db, "write a secret bundle", "secret_bundles", columns).await
 }
 
 /// The newest version of each bundle.
 pub(crate) async fn newest_versions(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
 ) -> Result<Table<EnvKey, BTreeMap<String, u32>>, StoreError> {
-    let rows = sqlx::query(
-        "SELECT app, env, name, MAX(version) FROM secret_bundles GROUP BY app, env, name",
-    )
-    .fetch_all(db)
-    .await
-    .map_err(StoreError::query("read the versions of the secret bundles"))?;
+    let sql = "SELECT app, env, name, MAX(version) FROM secret_bundles GROUP BY app, env, name";
+    let rows = db.fetch(sql, Vec::new()).await;
+    let rows = rows.map_err(StoreError::query("read the versions of the secret bundles"))?;
     let mut newest: BTreeMap<EnvKey, BTreeMap<String, u32>> = BTreeMap::new();
     for row in rows {
         let key = env_key(row.get(0), row.get(1));
@@ -94,18 +84,17 @@ pub(crate) async fn newest_versions(
 
 /// Deletes a bundle (absent: all of the env), every version.
 pub(crate) async fn delete(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     env: &EnvKey,
     name: Option<&str>,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "DELETE FROM secret_bundles WHERE app = ?1 AND env = ?2 AND (?3 IS NULL OR name = ?3)",
-    )
-    .bind(env.app.as_str())
-    .bind(env.env.as_str())
-    .bind(name)
-    .execute(db)
-    .await
-    .map_err(StoreError::query("delete secret bundles"))?;
+    let mut sql = "DELETE FROM secret_bundles WHERE app = $1 AND env = $2".to_owned();
+    let mut values = vec![env.app.as_str().into(), env.env.as_str().into()];
+    if let Some(name) = name {
+        sql.push_str(" AND name = $3");
+        values.push(name.into());
+    }
+    let deleted = db.execute(&sql, values).await;
+    deleted.map_err(StoreError::query("delete secret bundles"))?;
     Ok(())
 }

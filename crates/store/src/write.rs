@@ -2,57 +2,77 @@
 
 use std::collections::BTreeSet;
 
-use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
+use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, Term, VolumeId};
 use scheduler::changes::{Changes, EnvRecord};
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
     Edge, EndedInstance, Instance, InstancePhase, Node, Release, TokenHash, Volume, VolumePhase,
 };
-use sqlx::{Sqlite, SqliteConnection, Transaction};
 
-use crate::open::commit;
+use crate::database::{Transaction, Value, insert, put};
 use crate::record::{JSON_VERSION, to_json};
 use crate::rows::to_i64;
 use crate::{Store, StoreError, routes, secrets};
 
 impl Store {
-    /// Writes what changed since the cluster state was loaded, all of it or nothing.
-    pub async fn write(&self, changes: &Changes) -> Result<(), StoreError> {
-        let mut writing = self.begin_write().await?;
+    /// Writes what changed since the cluster state was loaded, all of it or nothing, in this term.
+    pub async fn write(&self, term: Term, changes: &Changes) -> Result<(), StoreError> {
+        let mut writing = self.begin_write(term).await?;
         writing.write(changes).await?;
         writing.commit().await
     }
 
-    /// Begins a transaction, once nobody else writes. Until it is committed, nothing of it has happened.
-    pub async fn begin_write(&self) -> Result<Writing, StoreError> {
-        Ok(Writing(self.begin().await?))
+    /// Begins a transaction of this term, once nobody else writes. Until it is committed, nothing of it has happened.
+    ///
+    /// A store that is not shared has one server, and takes any term. In a shared one the term has to be that of its lease
+    /// ([`Store::acquire_lease`]), and stays so until the transaction ends.
+    pub async fn begin_write(&self, term: Term) -> Result<Writing, StoreError> {
+        Ok(Writing {
+            db: self.begin(term).await?,
+            is_shared: self.is_shared(),
+        })
     }
 }
 
 /// A transaction that writes. Dropped, it never was.
 #[derive(Debug)]
-pub struct Writing(Transaction<'static, Sqlite>);
+pub struct Writing {
+    db: Box<dyn Transaction>,
+    is_shared: bool,
+}
 
 impl Writing {
     /// Writes what changed since the cluster state was loaded.
     pub async fn write(&mut self, changes: &Changes) -> Result<(), StoreError> {
-        write(&mut self.0, changes).await
+        write(&mut *self.db, changes).await
     }
 
     /// Ends it as if it never was, and lets others write.
     pub async fn roll_back(self) -> Result<(), StoreError> {
-        let rolled_back = self.0.rollback().await;
+        let rolled_back = self.db.roll_back().await;
         rolled_back.map_err(StoreError::query("end a transaction"))
     }
 
     /// Makes it durable.
+    ///
+    /// # Errors
+    /// It is not, but for [`StoreError::Unconfirmed`]: the connection broke while the database was to commit, and it may
+    /// have.
     pub async fn commit(self) -> Result<(), StoreError> {
-        commit(self.0, "write a change").await
+        let operation = "write a change";
+        let is_shared = self.is_shared;
+        self.db.commit().await.map_err(|source| {
+            if is_shared {
+                StoreError::Unconfirmed { source }
+            } else {
+                StoreError::Query { operation, source }
+            }
+        })
     }
 }
 
 /// In an order that the foreign keys allow: rows that refer to others are deleted first and written last.
-pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Result<(), StoreError> {
+pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result<(), StoreError> {
     let Changes {
         nodes,
         edges,
@@ -113,130 +133,99 @@ pub(crate) async fn write(db: &mut SqliteConnection, changes: &Changes) -> Resul
     routes::put(db, routes).await
 }
 
-async fn put_node(db: &mut SqliteConnection, id: NodeId, node: &Node) -> Result<(), StoreError> {
+async fn put_node(db: &mut dyn Transaction, id: NodeId, node: &Node) -> Result<(), StoreError> {
+    let operation = "write a node";
     let seen_at = node.seen_at.map(|at| to_i64("a time", at.0)).transpose()?;
-    sqlx::query(
-        "INSERT INTO nodes (id, name, region, hardware_json, wireguard_key, driver_json, egress_json, seen_at, \
-         generation, enrolled_at, json_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, region = excluded.region, \
-         hardware_json = excluded.hardware_json, wireguard_key = excluded.wireguard_key, \
-         driver_json = excluded.driver_json, egress_json = excluded.egress_json, \
-         seen_at = excluded.seen_at, generation = excluded.generation, json_version = excluded.json_version",
-    )
-    .bind(id.0)
-    .bind(&node.name)
-    .bind(&node.region)
-    .bind(to_json(&node.hardware)?)
-    .bind(&node.wireguard_key)
-    .bind(node.driver.as_ref().map(to_json).transpose()?)
-    .bind(node.egress.as_ref().map(to_json).transpose()?)
-    .bind(seen_at)
-    .bind(to_i64("a generation", node.generation)?)
-    .bind(to_i64("a time", node.enrolled_at.0)?)
-    .bind(JSON_VERSION)
-    .execute(&mut *db)
-    .await
-    .map_err(StoreError::query("write a node"))?;
-    sqlx::query("UPDATE cluster SET last_node = ?1 WHERE last_node < ?1")
-        .bind(id.0)
-        .execute(db)
-        .await
-        .map_err(StoreError::query("write a node"))?;
-    Ok(())
+    let columns = vec![
+        ("id", id.0.into()),
+        ("name", (&node.name).into()),
+        ("region", (&node.region).into()),
+        ("hardware_json", to_json(&node.hardware)?.into()),
+        ("wireguard_key", (&node.wireguard_key).into()),
+        (
+            "driver_json",
+            node.driver.as_ref().map(to_json).transpose()?.into(),
+        ),
+        (
+            "egress_json",
+            node.egress.as_ref().map(to_json).transpose()?.into(),
+        ),
+        ("seen_at", seen_at.into()),
+        (
+            "generation",
+            to_i64("a generation", node.generation)?.into(),
+        ),
+        ("enrolled_at", to_i64("a time", node.enrolled_at.0)?.into()),
+        ("json_version", JSON_VERSION.into()),
+    ];
+    put(&mut *db, operation, "nodes", 1, columns).await?;
+    let sql = "UPDATE cluster SET last_node = $1 WHERE last_node < $1";
+    execute(db, operation, sql, vec![id.0.into()]).await
 }
 
-async fn put_edge(db: &mut SqliteConnection, id: EdgeId, edge: &Edge) -> Result<(), StoreError> {
+async fn put_edge(db: &mut dyn Transaction, id: EdgeId, edge: &Edge) -> Result<(), StoreError> {
     let operation = "write an edge";
-    sqlx::query("INSERT INTO edges (id, name, region, enrolled_at) VALUES (?, ?, ?, ?)")
-        .bind(id.0)
-        .bind(&edge.name)
-        .bind(&edge.region)
-        .bind(to_i64("a time", edge.enrolled_at.0)?)
-        .execute(&mut *db)
-        .await
-        .map_err(StoreError::query(operation))?;
-    sqlx::query("UPDATE cluster SET last_edge = MAX(last_edge, ?)")
-        .bind(id.0)
-        .execute(db)
-        .await
-        .map_err(StoreError::query(operation))?;
-    Ok(())
+    let columns = vec![
+        ("id", id.0.into()),
+        ("name", (&edge.name).into()),
+        ("region", (&edge.region).into()),
+        ("enrolled_at", to_i64("a time", edge.enrolled_at.0)?.into()),
+    ];
+    insert(&mut *db, operation, "edges", columns).await?;
+    let sql = "UPDATE cluster SET last_edge = $1 WHERE last_edge < $1";
+    execute(db, operation, sql, vec![id.0.into()]).await
 }
 
 async fn put_token(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     hash: &TokenHash,
     token: Option<&TokenRecord>,
 ) -> Result<(), StoreError> {
-    let written = match token {
-        Some(token) => {
-            let (at, by) = token.used.unzip();
-            sqlx::query(
-                "INSERT OR REPLACE INTO enrollment_tokens (hash, role, expires_at, used_at, used_by) \
-                 VALUES (?, ?, ?, ?, ?)",
-            )
-            .bind(hash.as_slice())
-            .bind(token.role.to_string())
-            .bind(to_i64("a time", token.expires_at.0)?)
-            .bind(at.map(|at| to_i64("a time", at.0)).transpose()?)
-            .bind(by.map(|by| by.to_string()))
-            .execute(db)
-            .await
-        }
-        None => {
-            sqlx::query("DELETE FROM enrollment_tokens WHERE hash = ?")
-                .bind(hash.as_slice())
-                .execute(db)
-                .await
-        }
+    let operation = "write an enrollment token";
+    let Some(token) = token else {
+        let sql = "DELETE FROM enrollment_tokens WHERE hash = $1";
+        return execute(db, operation, sql, vec![hash.as_slice().into()]).await;
     };
-    written.map_err(StoreError::query("write an enrollment token"))?;
-    Ok(())
+    let (at, by) = token.used.unzip();
+    let used_at = at.map(|at| to_i64("a time", at.0)).transpose()?;
+    let columns = vec![
+        ("hash", hash.as_slice().into()),
+        ("role", token.role.to_string().into()),
+        ("expires_at", to_i64("a time", token.expires_at.0)?.into()),
+        ("used_at", used_at.into()),
+        ("used_by", by.map(|by| by.to_string()).into()),
+    ];
+    put(db, operation, "enrollment_tokens", 1, columns).await
 }
 
 async fn put_env(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     key: &EnvKey,
     env: &EnvRecord,
 ) -> Result<(), StoreError> {
     let operation = "write an env";
-    sqlx::query(
-        "INSERT INTO envs (app, env, network, rollout_json, scale_json, destroying, json_version) \
-         VALUES (?, ?, ?, ?, ?, ?, ?) \
-         ON CONFLICT (app, env) DO UPDATE SET network = excluded.network, \
-         rollout_json = excluded.rollout_json, scale_json = excluded.scale_json, \
-         destroying = excluded.destroying, json_version = excluded.json_version",
-    )
-    .bind(key.app.as_str())
-    .bind(key.env.as_str())
-    .bind(i64::from(env.network.0))
-    .bind(to_json(&env.rollout)?)
-    .bind(to_json(&env.scale)?)
-    .bind(env.destroying)
-    .bind(JSON_VERSION)
-    .execute(&mut *db)
-    .await
-    .map_err(StoreError::query(operation))?;
-    sqlx::query("UPDATE cluster SET last_network = MAX(last_network, ?)")
-        .bind(i64::from(env.network.0))
-        .execute(db)
-        .await
-        .map_err(StoreError::query(operation))?;
-    Ok(())
+    let columns = vec![
+        ("app", key.app.as_str().into()),
+        ("env", key.env.as_str().into()),
+        ("network", env.network.0.into()),
+        ("rollout_json", to_json(&env.rollout)?.into()),
+        ("scale_json", to_json(&env.scale)?.into()),
+        ("destroying", env.destroying.into()),
+        ("json_version", JSON_VERSION.into()),
+    ];
+    put(&mut *db, operation, "envs", 2, columns).await?;
+    let sql = "UPDATE cluster SET last_network = $1 WHERE last_network < $1";
+    execute(db, operation, sql, vec![env.network.0.into()]).await
 }
 
-async fn delete_env(db: &mut SqliteConnection, key: &EnvKey) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM envs WHERE app = ? AND env = ?")
-        .bind(key.app.as_str())
-        .bind(key.env.as_str())
-        .execute(&mut *db)
-        .await
-        .map_err(StoreError::query("delete an env"))?;
+async fn delete_env(db: &mut dyn Transaction, key: &EnvKey) -> Result<(), StoreError> {
+    let sql = "DELETE FROM envs WHERE app = $1 AND env = $2";
+    execute(&mut *db, "delete an env", sql, key_values(key)).await?;
     secrets::delete(db, key, None).await
 }
 
 async fn delete_secrets(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     bundles: &BTreeSet<(EnvKey, String)>,
 ) -> Result<(), StoreError> {
     for (key, bundle) in bundles {
@@ -246,110 +235,87 @@ async fn delete_secrets(
 }
 
 async fn add_release(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     key: &EnvKey,
     number: ReleaseNumber,
     release: &Release,
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO releases (app, env, number, release_json, json_version) VALUES (?, ?, ?, ?, ?)",
-    )
-    .bind(key.app.as_str())
-    .bind(key.env.as_str())
-    .bind(i64::from(number.0))
-    .bind(to_json(release)?)
-    .bind(JSON_VERSION)
-    .execute(db)
-    .await
-    .map_err(StoreError::query("write a release"))?;
-    Ok(())
+    let columns = vec![
+        ("app", key.app.as_str().into()),
+        ("env", key.env.as_str().into()),
+        ("number", number.0.into()),
+        ("release_json", to_json(release)?.into()),
+        ("json_version", JSON_VERSION.into()),
+    ];
+    insert(db, "write a release", "releases", columns).await
 }
 
 async fn delete_release(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     key: &EnvKey,
     number: ReleaseNumber,
 ) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM releases WHERE app = ? AND env = ? AND number = ?")
-        .bind(key.app.as_str())
-        .bind(key.env.as_str())
-        .bind(i64::from(number.0))
-        .execute(db)
-        .await
-        .map_err(StoreError::query("delete a release"))?;
-    Ok(())
+    let sql = "DELETE FROM releases WHERE app = $1 AND env = $2 AND number = $3";
+    let mut values = key_values(key);
+    values.push(number.0.into());
+    execute(db, "delete a release", sql, values).await
 }
 
-async fn put_instance(db: &mut SqliteConnection, instance: &Instance) -> Result<(), StoreError> {
+async fn put_instance(db: &mut dyn Transaction, instance: &Instance) -> Result<(), StoreError> {
     let spec = &instance.spec;
     let (phase, reason) = match &instance.phase {
         InstancePhase::New => ("new", None),
         InstancePhase::Established => ("established", None),
-        InstancePhase::Terminating { reason, .. } => ("terminating", Some(reason)),
-        InstancePhase::Gone { reason } => ("gone", Some(reason)),
+        InstancePhase::Terminating { reason, .. } => ("terminating", Some(reason.as_str())),
+        InstancePhase::Gone { reason } => ("gone", Some(reason.as_str())),
     };
-    sqlx::query(
-        "INSERT INTO instances (id, app, env, node, spec_json, phase, was_ready, reason, created_at, report_json, \
-         json_version) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-         ON CONFLICT (id) DO UPDATE SET spec_json = excluded.spec_json, phase = excluded.phase, \
-         was_ready = excluded.was_ready, reason = excluded.reason, report_json = excluded.report_json, \
-         json_version = excluded.json_version",
-    )
-    .bind(i64::from(spec.id.0))
-    .bind(spec.app.as_str())
-    .bind(spec.env.as_str())
-    .bind(instance.node.0)
-    .bind(to_json(spec)?)
-    .bind(phase)
-    .bind(instance.was_ready())
-    .bind(reason)
-    .bind(to_i64("a time", instance.created_at.0)?)
-    .bind(instance.report.as_ref().map(to_json).transpose()?)
-    .bind(JSON_VERSION)
-    .execute(db)
-    .await
-    .map_err(StoreError::query("write an instance"))?;
-    Ok(())
+    let columns = vec![
+        ("id", spec.id.0.into()),
+        ("app", spec.app.as_str().into()),
+        ("env", spec.env.as_str().into()),
+        ("node", instance.node.0.into()),
+        ("spec_json", to_json(spec)?.into()),
+        ("phase", phase.into()),
+        ("was_ready", instance.was_ready().into()),
+        ("reason", reason.into()),
+        (
+            "created_at",
+            to_i64("a time", instance.created_at.0)?.into(),
+        ),
+        (
+            "report_json",
+            instance.report.as_ref().map(to_json).transpose()?.into(),
+        ),
+        ("json_version", JSON_VERSION.into()),
+    ];
+    put(db, "write an instance", "instances", 1, columns).await
 }
 
-async fn delete_instance(db: &mut SqliteConnection, id: InstanceId) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM instances WHERE id = ?")
-        .bind(i64::from(id.0))
-        .execute(db)
-        .await
-        .map_err(StoreError::query("delete an instance"))?;
-    Ok(())
+async fn delete_instance(db: &mut dyn Transaction, id: InstanceId) -> Result<(), StoreError> {
+    let sql = "DELETE FROM instances WHERE id = $1";
+    execute(db, "delete an instance", sql, vec![id.0.into()]).await
 }
 
 async fn put_ended(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     id: InstanceId,
     ended: Option<&EndedInstance>,
 ) -> Result<(), StoreError> {
-    let written = match ended {
-        Some(ended) => {
-            sqlx::query(
-                "INSERT OR REPLACE INTO ended_instances (id, ended_json, json_version) VALUES (?, ?, ?)",
-            )
-            .bind(i64::from(id.0))
-            .bind(to_json(ended)?)
-            .bind(JSON_VERSION)
-            .execute(db)
-            .await
-        }
-        None => {
-            sqlx::query("DELETE FROM ended_instances WHERE id = ?")
-                .bind(i64::from(id.0))
-                .execute(db)
-                .await
-        }
+    let operation = "write an ended instance";
+    let Some(ended) = ended else {
+        let sql = "DELETE FROM ended_instances WHERE id = $1";
+        return execute(db, operation, sql, vec![id.0.into()]).await;
     };
-    written.map_err(StoreError::query("write an ended instance"))?;
-    Ok(())
+    let columns = vec![
+        ("id", id.0.into()),
+        ("ended_json", to_json(ended)?.into()),
+        ("json_version", JSON_VERSION.into()),
+    ];
+    put(db, operation, "ended_instances", 1, columns).await
 }
 
 async fn put_volume(
-    db: &mut SqliteConnection,
+    db: &mut dyn Transaction,
     id: VolumeId,
     volume: &Volume,
 ) -> Result<(), StoreError> {
@@ -360,33 +326,41 @@ async fn put_volume(
         VolumePhase::Deleting { .. } => "deleting",
         VolumePhase::Deleted => "deleted",
     };
-    sqlx::query(
-        "INSERT INTO volumes (id, app, env, process, name, ordinal, node, size_bytes, created_at, phase, made) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
-         ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, made = excluded.made",
-    )
-    .bind(i64::from(id.0))
-    .bind(key.env.app.as_str())
-    .bind(key.env.env.as_str())
-    .bind(key.process.as_str())
-    .bind(&key.name)
-    .bind(i64::from(key.ordinal))
-    .bind(volume.node.0)
-    .bind(to_i64("a volume's size", volume.size_bytes)?)
-    .bind(to_i64("a time", volume.created_at.0)?)
-    .bind(phase)
-    .bind(volume.is_made())
-    .execute(db)
-    .await
-    .map_err(StoreError::query("write a volume"))?;
-    Ok(())
+    let columns = vec![
+        ("id", id.0.into()),
+        ("app", key.env.app.as_str().into()),
+        ("env", key.env.env.as_str().into()),
+        ("process", key.process.as_str().into()),
+        ("name", (&key.name).into()),
+        ("ordinal", key.ordinal.into()),
+        ("node", volume.node.0.into()),
+        (
+            "size_bytes",
+            to_i64("a volume's size", volume.size_bytes)?.into(),
+        ),
+        ("created_at", to_i64("a time", volume.created_at.0)?.into()),
+        ("phase", phase.into()),
+        ("made", volume.is_made().into()),
+    ];
+    put(db, "write a volume", "volumes", 1, columns).await
 }
 
-async fn delete_volume(db: &mut SqliteConnection, id: VolumeId) -> Result<(), StoreError> {
-    sqlx::query("DELETE FROM volumes WHERE id = ?")
-        .bind(i64::from(id.0))
-        .execute(db)
-        .await
-        .map_err(StoreError::query("delete a volume"))?;
+async fn delete_volume(db: &mut dyn Transaction, id: VolumeId) -> Result<(), StoreError> {
+    let sql = "DELETE FROM volumes WHERE id = $1";
+    execute(db, "delete a volume", sql, vec![id.0.into()]).await
+}
+
+fn key_values(key: &EnvKey) -> Vec<Value> {
+    vec![key.app.as_str().into(), key.env.as_str().into()]
+}
+
+async fn execute(
+    db: &mut dyn Transaction,
+    operation: &'static str,
+    sql: &str,
+    values: Vec<Value>,
+) -> Result<(), StoreError> {
+    let executed = db.execute(sql, values).await;
+    executed.map_err(StoreError::query(operation))?;
     Ok(())
 }

@@ -12,7 +12,7 @@ use scheduler::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase
 use scheduler::desired::desired_state;
 use scheduler::planner::plan;
 use sqlx::{Connection as _, SqliteConnection};
-use store::{JSON_VERSION, Store};
+use store::JSON_VERSION;
 use support::*;
 
 /// A store as commit f29f308 left it.
@@ -25,7 +25,7 @@ async fn execute(folder: &Path, sql: &'static str) {
     db.close().await.unwrap();
 }
 
-async fn version_1(folder: &Path) -> Store {
+async fn version_1(folder: &Path) -> LedStore {
     execute(folder, VERSION_1).await;
     open(folder).await
 }

@@ -22,14 +22,26 @@ use sqlx::Connection as _;
 use store::{Store, StoreError};
 use support::*;
 
-async fn generation(store: &Store, node: NodeId) -> u64 {
+on_both_stores!(
+    a_written_cluster_state_is_read_back,
+    only_the_node_of_a_changed_instance_gets_a_new_generation,
+    a_change_that_cannot_be_written_leaves_nothing,
+    members_and_spent_tokens_are_read_back,
+    versions_of_a_secret_bundle_are_written_and_deleted,
+    a_user_is_found_by_the_hash_of_their_token,
+    a_report_is_written_when_it_differs_from_the_last,
+    routes_are_written_by_host_and_their_counter_outlives_the_server,
+    a_cluster_is_created_once,
+    a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so,
+    the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned,
+);
+
+async fn generation(store: &LedStore, node: NodeId) -> u64 {
     store.load().await.unwrap().nodes[&node].generation
 }
 
-#[tokio::test]
-async fn a_written_cluster_state_is_read_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_written_cluster_state_is_read_back(place: Place) {
+    let store = place.open().await;
     let node = add_node(&store, "box").await;
     let id = InstanceId(7);
     let added = created("shop", 1);
@@ -56,7 +68,7 @@ async fn a_written_cluster_state_is_read_back() {
     let before = store.load().await.unwrap();
     store.close().await;
 
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     let after = store.load().await.unwrap();
     assert_eq!(before, after);
     let env = &after.envs[&env_key("shop")];
@@ -67,17 +79,17 @@ async fn a_written_cluster_state_is_read_back() {
     assert!(!after.nodes[&node].online, "only a listener knows");
     assert_eq!(after.last_network, EnvNetwork(1));
     assert_eq!(store.cluster().await.unwrap().unwrap().settings, settings());
-    let mode = std::fs::metadata(folder.path().join("platform.db"))
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o600, "the CA's key is in it");
+    if let Place::Sqlite(folder) = &place {
+        let mode = std::fs::metadata(folder.path().join("platform.db"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600, "keys are in it, wrapped");
+    }
 }
 
-#[tokio::test]
-async fn only_the_node_of_a_changed_instance_gets_a_new_generation() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn only_the_node_of_a_changed_instance_gets_a_new_generation(place: Place) {
+    let store = place.open().await;
     let (one, two) = (add_node(&store, "a").await, add_node(&store, "b").await);
     let id = InstanceId(7);
     let added = created("shop", 1);
@@ -104,10 +116,8 @@ async fn only_the_node_of_a_changed_instance_gets_a_new_generation() {
     assert_eq!(at().await, (4, 1));
 }
 
-#[tokio::test]
-async fn a_change_that_cannot_be_written_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_change_that_cannot_be_written_leaves_nothing(place: Place) {
+    let store = place.open().await;
     let before = store.load().await.unwrap();
     // A batch of which the last record has no place: its node is not there.
     let mut changes = Changes::default();
@@ -118,7 +128,7 @@ async fn a_change_that_cannot_be_written_leaves_nothing() {
     };
     let instance = Instance::new(placed.spec, NodeId(99), NOW);
     changes.instances.insert(InstanceId(1), Some(instance));
-    let failed = store.write(&changes).await;
+    let failed = store.write(store.term, &changes).await;
     assert!(
         matches!(failed, Err(StoreError::Query { .. })),
         "{failed:?}"
@@ -131,16 +141,14 @@ async fn a_change_that_cannot_be_written_leaves_nothing() {
     assert_eq!(store.load().await.unwrap(), before);
 }
 
-#[tokio::test]
-async fn members_and_spent_tokens_are_read_back() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn members_and_spent_tokens_are_read_back(place: Place) {
+    let store = place.open().await;
     let node = add_member(&store, [1; 32], EnrollRole::Node, "box").await;
     let edge = add_member(&store, [2; 32], EnrollRole::Edge, "box").await;
     assert_eq!(node, Member::Node(NodeId(1)));
     assert_eq!(edge, Member::Edge(EdgeId(1)));
     store.close().await;
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     let cluster = store.load().await.unwrap();
     assert!(cluster.has_member(node) && cluster.has_member(edge));
     assert!(!cluster.has_member(Member::Edge(EdgeId(2))));
@@ -150,10 +158,8 @@ async fn members_and_spent_tokens_are_read_back() {
     assert_eq!(spent.unwrap_err(), EnrollmentRefused::TokenUsed);
 }
 
-#[tokio::test]
-async fn versions_of_a_secret_bundle_are_written_and_deleted() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn versions_of_a_secret_bundle_are_written_and_deleted(place: Place) {
+    let store = place.open().await;
     let version = |version, byte| Command::AddSecretVersion {
         env: env_key("shop"),
         bundle: "database".to_owned(),
@@ -181,20 +187,16 @@ async fn versions_of_a_secret_bundle_are_written_and_deleted() {
     assert_eq!(kept().await, [(1, vec![1])]);
 }
 
-#[tokio::test]
-async fn a_user_is_found_by_the_hash_of_their_token() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_user_is_found_by_the_hash_of_their_token(place: Place) {
+    let store = place.open().await;
     store.add_user_token(&[1; 32], "admin", NOW).await.unwrap();
     let known = store.user_of_token(&[1; 32]).await.unwrap();
     assert_eq!(known.as_deref(), Some("admin"));
     assert_eq!(store.user_of_token(&[2; 32]).await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn a_report_is_written_when_it_differs_from_the_last() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_report_is_written_when_it_differs_from_the_last(place: Place) {
+    let store = place.open().await;
     let node = add_node(&store, "box").await;
     let (id, stray) = (InstanceId(7), InstanceId(99));
     let added = created("shop", 1);
@@ -221,10 +223,8 @@ async fn a_report_is_written_when_it_differs_from_the_last() {
     assert_eq!(nobody, Err(Refused::NoNode(NodeId(9))));
 }
 
-#[tokio::test]
-async fn routes_are_written_by_host_and_their_counter_outlives_the_server() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn routes_are_written_by_host_and_their_counter_outlives_the_server(place: Place) {
+    let store = place.open().await;
     let stored = |changed| StoredRoute {
         route: Route {
             env: env_key("shop"),
@@ -245,11 +245,11 @@ async fn routes_are_written_by_host_and_their_counter_outlives_the_server() {
             routes,
             ..Changes::default()
         };
-        store.write(&changes).await.unwrap();
+        store.write(store.term, &changes).await.unwrap();
     }
     let incarnation = store.load().await.unwrap().incarnation;
     store.close().await;
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     let routes = store.routes().await.unwrap();
     assert_eq!(store.load().await.unwrap().incarnation, incarnation);
     assert_eq!(routes.counter(), 2);
@@ -257,12 +257,10 @@ async fn routes_are_written_by_host_and_their_counter_outlives_the_server() {
     assert_eq!(hosts.collect::<Vec<_>>(), [two]);
 }
 
-#[tokio::test]
-async fn a_cluster_is_created_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_cluster_is_created_once(place: Place) {
+    let store = place.open().await;
     let mut other = store.cluster().await.unwrap().unwrap();
-    other.settings.id = "c2".to_owned();
+    "c2".clone_into(&mut other.settings.id);
     store
         .create_cluster(&other, Incarnation(2), NOW)
         .await
@@ -272,7 +270,7 @@ async fn a_cluster_is_created_once() {
 
 #[tokio::test]
 async fn other_stores_and_newer_schemas_are_refused() {
-    for url in ["postgres://localhost/x", "sqlite:", "/tmp/x.db"] {
+    for url in ["mysql://localhost/x", "sqlite:", "/tmp/x.db"] {
         let error = Store::open(url).await.unwrap_err();
         assert!(matches!(error, StoreError::UnknownStore(_)), "{error}");
     }
@@ -301,10 +299,8 @@ async fn other_stores_and_newer_schemas_are_refused() {
     assert!(error.to_string().contains("has schema 999"), "{error}");
 }
 
-#[tokio::test]
-async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so(place: Place) {
+    let store = place.open().await;
     let node = add_node(&store, "a").await;
     let id = VolumeId(0xffff_0001);
     let planned = PlannedVolume {
@@ -331,7 +327,7 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     write(&store, vec![destroyed, removed]).await;
     drop(store);
 
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     let volume = async || store.load().await.unwrap().volumes.get(&id).cloned();
     let known = volume().await.unwrap();
     assert_eq!((&known.key, known.node), (&planned.key, node));
@@ -377,10 +373,8 @@ async fn a_volume_outlives_its_env_and_is_deleted_when_its_node_says_so() {
     assert_eq!(generation(&store, node).await, 3);
 }
 
-#[tokio::test]
-async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await;
+async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned(place: Place) {
+    let store = place.open().await;
     let node = add_node(&store, "a").await;
     let id = InstanceId(7);
     let (reason, at) = ("scaled down".to_owned(), NOW);
@@ -408,7 +402,7 @@ async fn the_record_of_an_ended_instance_outlives_its_env_until_it_is_pruned() {
     write(&store, vec![delete, destroy, remove]).await;
     store.close().await;
 
-    let store = open(folder.path()).await;
+    let store = place.open().await;
     let cluster = store.load().await.unwrap();
     assert!(cluster.envs.is_empty() && cluster.instances.is_empty());
     let ended = &cluster.ended[&id];

@@ -38,7 +38,11 @@ pub(crate) async fn desired(
             let cluster = &published.cluster;
             let generation = cluster.generation(node)?;
             let has = poll.has().within(cluster.incarnation);
-            (generation.supersedes(has)).then(|| desired_state(cluster, node))?
+            let mut desired = generation
+                .supersedes(has)
+                .then(|| desired_state(cluster, node))??;
+            desired.term = app.term;
+            Some(desired)
         })
         .await?;
     Ok(match newer {

@@ -69,7 +69,7 @@ pub(crate) async fn log_out(
     Params(which): Params<Which>,
 ) -> Result<StatusCode, ApiFailure> {
     let registry = named(&which.registry)?;
-    if !app.store.remove_registry_login(&registry).await? {
+    if !app.store.remove_registry_login(app.term, &registry).await? {
         return Err(ApiFailure::not_found(
             "registry_not_found",
             format!("the cluster is not logged in to {registry}"),
@@ -108,6 +108,9 @@ fn named(registry: &str) -> Result<String, ApiFailure> {
 
 impl From<LoginError> for ApiFailure {
     fn from(error: LoginError) -> Self {
-        Self::internal(&error)
+        match error {
+            LoginError::Store(error) => error.into(),
+            error => Self::internal(&error),
+        }
     }
 }

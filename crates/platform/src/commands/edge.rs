@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// Where clients connect, HTTP
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
-    /// The server's URL; remembered once the edge joined
+    /// The server's URL, or those of several with commas between; remembered once the edge joined
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The one-time token of `platform tokens create --role edge`; needed once

@@ -41,7 +41,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// The server's URL; remembered once the node joined
+    /// The server's URL, or those of several with commas between; remembered once the node joined
     #[arg(long, value_name = "URL")]
     server: Option<String>,
     /// The one-time token of `platform tokens create --role node`; needed once

@@ -17,15 +17,22 @@ Examples:
   platform server                                          for this machine alone
   platform server --listen '[::]:7400' --name cp.example.com
                                                            for other machines, too
+  platform server --store postgres://platform@db.example.com/platform \\
+      --listen '[::]:7400' --advertise https://cp1.example.com:7400
+                                                           one of several on one PostgreSQL
 The first start makes the cluster: its CA, its address range and the first admin's
-`client.json` in the data folder. `platform tokens create` then lets nodes and edges in.";
+`client.json` in the data folder. `platform tokens create` then lets nodes and edges in.
+Of several servers on one PostgreSQL one leads, and another takes over within 10 s; every one
+answers. Copy key-encryption-key.json from the first one's data folder to the others'. The
+database's password comes from PGPASSWORD or ~/.pgpass; for a unix socket, use
+postgres:///DATABASE?host=/FOLDER&user=USER.";
 
 const BACKUP_EXAMPLES: &str = "\
 Examples:
   platform server backup /backup/platform-$(date +%F).db    while the server runs
 The file has the whole store: every secret in it is sealed, every key wrapped. The key that
 opens them, key-encryption-key.json in the data folder, is not in it: keep a copy apart.
-What is in volumes is on the nodes.";
+What is in volumes is on the nodes. A store in PostgreSQL is backed up by pg_dump.";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
@@ -49,7 +56,8 @@ pub(crate) struct Arguments {
     /// Another name or address by which this server is reached, for its certificate; repeatable
     #[arg(long = "name", value_name = "NAME")]
     names: Vec<String>,
-    /// The URL that `client.json` names [default: made of the listen address]
+    /// The URL that `client.json` names, and at which other servers on the same store reach this one [default: made of the listen
+    /// address]
     #[arg(long, value_name = "URL")]
     advertise: Option<String>,
     #[command(flatten)]
@@ -74,7 +82,7 @@ struct Place {
         default_value = "/var/lib/platform/server"
     )]
     data_dir: PathBuf,
-    /// The store [default: sqlite:<data folder>/platform.db]
+    /// The store, `sqlite:PATH` or `postgres://USER@HOST/DATABASE` [default: sqlite:<data folder>/platform.db]
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }

@@ -2,15 +2,20 @@
 
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod postgres;
+
 use model::Incarnation;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
 use api::node::{DriverChoice, EgressState, InstanceReport, NodeReport};
 use manifest::Manifest;
 use model::instance::{InstanceState, PinnedImage};
-use model::{Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use model::{
+    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Term, Timestamp,
+};
 use overlay::address_plan::instance_address;
 use scheduler::action::{Action, PlacedInstance};
 use scheduler::apply::{Command, Refused, apply};
@@ -21,7 +26,7 @@ use scheduler::enrollment::enroll;
 use scheduler::release::{Identity, instance_spec};
 use scheduler::rollout::begin;
 use scheduler::table::Table;
-use store::{ClusterRecord, Store};
+use store::{ClusterRecord, Holder, Store};
 
 pub(crate) const NOW: Timestamp = Timestamp(1_700_000_000_000);
 pub(crate) const ONE: ReleaseNumber = ReleaseNumber(1);
@@ -34,9 +39,83 @@ pub(crate) fn settings() -> ClusterSettings {
     }
 }
 
-pub(crate) async fn open(folder: &Path) -> Store {
-    let url = format!("sqlite:{}", folder.join("platform.db").display());
-    let store = Store::open(&url).await.unwrap();
+/// Where a test has its store.
+pub(crate) enum Place {
+    Sqlite(tempfile::TempDir),
+    Postgres(String),
+}
+
+impl Place {
+    pub(crate) fn sqlite() -> Self {
+        Self::Sqlite(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) async fn postgres() -> Self {
+        Self::Postgres(postgres::database().await)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        match self {
+            Self::Sqlite(folder) => sqlite_url(folder.path()),
+            Self::Postgres(url) => url.clone(),
+        }
+    }
+
+    /// The store of a server that starts: it leads.
+    pub(crate) async fn open(&self) -> LedStore {
+        open_at(&self.url()).await
+    }
+}
+
+/// A store and the term in which it is written.
+pub(crate) struct LedStore {
+    store: Store,
+    pub(crate) term: Term,
+}
+
+impl std::ops::Deref for LedStore {
+    type Target = Store;
+
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+/// Runs each of these tests on both stores.
+#[allow(unused_macros, reason = "each test file uses a part")]
+macro_rules! on_both_stores {
+    ($($name:ident),* $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(super::support::Place::sqlite()).await;
+                }
+            )*
+        }
+        mod postgres {
+            $(
+                #[tokio::test]
+                async fn $name() {
+                    super::$name(super::support::Place::postgres().await).await;
+                }
+            )*
+        }
+    };
+}
+#[allow(unused_imports, reason = "each test file uses a part")]
+pub(crate) use on_both_stores;
+
+pub(crate) fn sqlite_url(folder: &Path) -> String {
+    format!("sqlite:{}", folder.join("platform.db").display())
+}
+
+pub(crate) async fn open(folder: &Path) -> LedStore {
+    open_at(&sqlite_url(folder)).await
+}
+
+pub(crate) async fn open_at(url: &str) -> LedStore {
+    let store = Store::open(url).await.unwrap();
     let record = ClusterRecord {
         settings: settings(),
         ca_cert_pem: "certificate".to_owned(),
@@ -49,7 +128,22 @@ pub(crate) async fn open(folder: &Path) -> Store {
         .create_cluster(&record, Incarnation(1), NOW)
         .await
         .unwrap();
-    store
+    let term = lead(&store).await;
+    LedStore { store, term }
+}
+
+/// Takes the lease, whether it has expired or not: whoever had it is gone.
+pub(crate) async fn lead(store: &Store) -> Term {
+    if !store.is_shared() {
+        return Term::default();
+    }
+    let (seen, _) = store.lease().await.unwrap();
+    let holder = Holder {
+        id: "a test".to_owned(),
+        address: "https://127.0.0.1:1".to_owned(),
+    };
+    let taken = store.acquire_lease(seen, &holder, Duration::from_secs(600));
+    taken.await.unwrap().unwrap()
 }
 
 pub(crate) fn hardware() -> Hardware {
@@ -73,7 +167,7 @@ pub(crate) fn request(name: &str) -> EnrollRequest {
     }
 }
 
-pub(crate) async fn add_node(store: &Store, name: &str) -> NodeId {
+pub(crate) async fn add_node(store: &LedStore, name: &str) -> NodeId {
     let mut hash = [0; 32];
     hash[..name.len()].copy_from_slice(name.as_bytes());
     match add_member(store, hash, EnrollRole::Node, name).await {
@@ -84,7 +178,7 @@ pub(crate) async fn add_node(store: &Store, name: &str) -> NodeId {
 
 /// Makes a token and lets a machine in by it.
 pub(crate) async fn add_member(
-    store: &Store,
+    store: &LedStore,
     hash: TokenHash,
     role: EnrollRole,
     name: &str,
@@ -108,7 +202,7 @@ pub(crate) async fn add_member(
 
 /// Takes a node's report. True when it changed anything.
 pub(crate) async fn reported(
-    store: &Store,
+    store: &LedStore,
     node: NodeId,
     report: &NodeReport,
     now: Timestamp,
@@ -120,7 +214,7 @@ pub(crate) async fn reported(
         now,
     };
     let changes = apply(&mut cluster, &command)?;
-    store.write(&changes).await.unwrap();
+    store.write(store.term, &changes).await.unwrap();
     Ok(!changes.is_empty())
 }
 
@@ -180,17 +274,17 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
 }
 
 /// Applies these commands and writes what they change.
-pub(crate) async fn write(store: &Store, commands: Vec<Command>) {
+pub(crate) async fn write(store: &LedStore, commands: Vec<Command>) {
     update(store, commands).await.unwrap();
 }
 
-pub(crate) async fn update(store: &Store, commands: Vec<Command>) -> Result<(), Refused> {
+pub(crate) async fn update(store: &LedStore, commands: Vec<Command>) -> Result<(), Refused> {
     let mut cluster = store.load().await.unwrap();
     let mut changes = Changes::default();
     for command in &commands {
         changes.then(apply(&mut cluster, command)?);
     }
-    store.write(&changes).await.unwrap();
+    store.write(store.term, &changes).await.unwrap();
     // What is applied is what is written.
     let stored = store.load().await.unwrap();
     assert_eq!(stored, cluster);

@@ -1,0 +1,239 @@
+//! Who answers a request: this server, when it leads, or the one that does.
+//!
+//! A follower forwards every request whole, upgrades and streams included, to the leader's address, with its own server certificate.
+//! Whose certificate its caller showed goes along in a header, which is taken from a server of this cluster only. So there is one
+//! place where things are decided, read and waited for, and every server may be asked. A request that was forwarded is not
+//! forwarded again.
+
+use std::time::Duration;
+
+use ::api::enrollment::Member;
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::{IntoResponse as _, Response};
+use http::header::{RETRY_AFTER, UPGRADE};
+use http::{HeaderName, HeaderValue, StatusCode, Uri};
+use hyper::body::{Body as _, Incoming};
+use hyper_util::rt::TokioIo;
+use identity::{ClusterCa, ServerCertificate};
+use model::Term;
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::copy_bidirectional;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt as _;
+
+use crate::callers::Peer;
+use crate::election::{CurrentRole, Role};
+use crate::failure::ApiFailure;
+use crate::limits::{FORWARD_CONNECT_TIMEOUT, FORWARD_KEEPALIVE, LEADER_RETRY};
+use crate::options::ServerError;
+
+/// Whose certificate the caller of a forwarded request showed: `node-1`, `edge-1` or `nobody`.
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("platform-forwarded-for");
+/// A caller without a certificate.
+const NOBODY: &str = "nobody";
+
+/// Whose certificate a connection was made with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// None: a user, or who enrolls.
+    Nobody,
+    /// A node's or an edge's.
+    Member(Member),
+    /// Another server's: it forwards.
+    Server,
+}
+
+/// Answers requests, or has the leader do it.
+#[derive(Clone)]
+pub(crate) struct Dispatch {
+    role: CurrentRole,
+    client: reqwest::Client,
+    shutdown: CancellationToken,
+}
+
+impl Dispatch {
+    pub(crate) fn new(
+        role: CurrentRole,
+        ca: &ClusterCa,
+        certificate: &ServerCertificate,
+        shutdown: CancellationToken,
+    ) -> Result<Self, ServerError> {
+        Ok(Self {
+            role,
+            client: client(ca, certificate)?,
+            shutdown,
+        })
+    }
+
+    pub(crate) async fn answer(&self, shown: Shown, mut request: Request<Incoming>) -> Response {
+        let said = request.headers_mut().remove(FORWARDED_FOR);
+        let (peer, is_forwarded) = match shown {
+            Shown::Nobody => (None, false),
+            Shown::Member(member) => (Some(member), false),
+            Shown::Server => match forwarded_for(said.as_ref()) {
+                Ok(peer) => (peer, true),
+                Err(failure) => return failure.into_response(),
+            },
+        };
+        match self.role.now() {
+            Role::Leading { router, .. } => {
+                request.extensions_mut().insert(Peer(peer));
+                let request = request.map(Body::new);
+                router.oneshot(request).await.unwrap_or_else(|e| match e {})
+            }
+            Role::Following { term, leader } if !is_forwarded => {
+                self.forward(peer, request, term, &leader).await
+            }
+            Role::Following { .. } | Role::Waiting => no_leader("no server leads at the moment"),
+        }
+    }
+
+    /// Has the leader answer. What it answers is this server's answer, errors included.
+    async fn forward(
+        &self,
+        peer: Option<Member>,
+        mut request: Request<Incoming>,
+        term: Term,
+        leader: &str,
+    ) -> Response {
+        let upgrade = request.headers().contains_key(UPGRADE);
+        let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
+        let forwarded = match forwarded(peer, request, leader) {
+            Ok(forwarded) => forwarded,
+            Err(failure) => return failure.into_response(),
+        };
+        let mut role = self.role.clone();
+        let answered = tokio::select! {
+            answered = self.client.execute(forwarded) => answered,
+            // It was stopped or cut off: it may never answer.
+            () = role.changed_from(term) => return no_leader(
+                "the leader changed while it was asked: what was asked may have been done or not",
+            ),
+        };
+        let response = match answered {
+            Ok(response) => response,
+            Err(error) => {
+                let cause = display::chain(&error);
+                tracing::debug!(leader, cause, "the leader did not answer");
+                return no_leader(&format!("the leader at {leader} does not answer: {cause}"));
+            }
+        };
+        match upgrade {
+            Some(upgrade) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let mut answer = Response::new(Body::empty());
+                *answer.status_mut() = response.status();
+                answer.headers_mut().clone_from(response.headers());
+                tokio::spawn(join(upgrade, response, self.shutdown.clone()));
+                answer
+            }
+            _ => http::Response::<reqwest::Body>::from(response).map(Body::new),
+        }
+    }
+}
+
+/// Joins two connections that speak something else than HTTP from now on, until one of them ends.
+async fn join(
+    caller: hyper::upgrade::OnUpgrade,
+    leader: reqwest::Response,
+    shutdown: CancellationToken,
+) {
+    let (Ok(caller), Ok(mut leader)) = tokio::join!(caller, leader.upgrade()) else {
+        return; // One has left already.
+    };
+    let mut caller = TokioIo::new(caller);
+    tokio::select! {
+        _ = copy_bidirectional(&mut caller, &mut leader) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+/// The same request, to the leader.
+fn forwarded(
+    peer: Option<Member>,
+    request: Request<Incoming>,
+    leader: &str,
+) -> Result<reqwest::Request, ApiFailure> {
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let uri = format!("{}{path}", leader.trim_end_matches('/'));
+    parts.uri = uri.parse::<Uri>().map_err(|error| {
+        tracing::error!(leader, %error, "the address of the leader is no URL");
+        ApiFailure::internal(&error)
+    })?;
+    parts.headers.remove(http::header::HOST);
+    let shown = peer.map_or_else(|| NOBODY.to_owned(), |member| member.to_string());
+    let shown = HeaderValue::try_from(shown).map_err(|error| ApiFailure::internal(&error))?;
+    parts.headers.insert(FORWARDED_FOR, shown);
+    let body = if body.is_end_stream() {
+        reqwest::Body::default()
+    } else {
+        reqwest::Body::wrap_stream(Body::new(body).into_data_stream())
+    };
+    let request = http::Request::from_parts(parts, body);
+    reqwest::Request::try_from(request).map_err(|error| ApiFailure::internal(&error))
+}
+
+fn forwarded_for(said: Option<&HeaderValue>) -> Result<Option<Member>, ApiFailure> {
+    let text = said.and_then(|value| value.to_str().ok());
+    match text {
+        Some(NOBODY) => Ok(None),
+        Some(text) => {
+            let node = text.parse().map(Member::Node);
+            let member = node.or_else(|_| text.parse().map(Member::Edge));
+            member.map(Some).map_err(|_| unknown_caller())
+        }
+        None => Err(unknown_caller()),
+    }
+}
+
+fn unknown_caller() -> ApiFailure {
+    ApiFailure::bad_request(format!(
+        "a server forwards a request without saying for whom ({FORWARDED_FOR})"
+    ))
+}
+
+/// 503: another server leads in a moment.
+fn no_leader(message: &str) -> Response {
+    let failure = ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, "no_leader", message)
+        .hint("try again in a moment: another server takes over within 10 s")
+        .retry_after(LEADER_RETRY);
+    let mut response = failure.into_response();
+    let seconds = LEADER_RETRY.max(Duration::from_secs(1)).as_secs();
+    response
+        .headers_mut()
+        .insert(RETRY_AFTER, HeaderValue::from(seconds));
+    response
+}
+
+fn client(ca: &ClusterCa, certificate: &ServerCertificate) -> Result<reqwest::Client, ServerError> {
+    fn failed(error: impl std::fmt::Display) -> ServerError {
+        ServerError::Tls(error.to_string())
+    }
+    let mut roots = RootCertStore::empty();
+    let root = CertificateDer::from_pem_slice(ca.certificate_pem().as_bytes()).map_err(failed)?;
+    roots.add(root).map_err(failed)?;
+    let chain = CertificateDer::pem_slice_iter(certificate.cert_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(failed)?;
+    let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).map_err(failed)?;
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(failed)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(failed)?;
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(FORWARD_CONNECT_TIMEOUT)
+        .tcp_keepalive(FORWARD_KEEPALIVE)
+        .tcp_nodelay(true)
+        .build()
+        .map_err(failed)
+}

@@ -1,0 +1,141 @@
+//! A term: what a server has while it leads. It begins with the cluster state of the store, loaded once, and ends when the server
+//! does, or when another server leads (ADR 0001). Nothing of a term outlives it but what is in the store: the next one loads that
+//! anew, and hears of its nodes anew.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use axum::Router;
+use identity::{ClusterCa, SealKey};
+use model::Term;
+use registry::{Credentials, Registry, RegistryOptions};
+use scheduler::cluster_state::ClusterSettings;
+use scheduler::leader::Leader;
+use scheduler::table::Table;
+use store::Store;
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::leader_handle::LeaderHandle;
+use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
+use crate::logins::Logins;
+use crate::options::ServerError;
+use crate::presence::Presence;
+use crate::refused_enrollments::RefusedEnrollments;
+use crate::secrets::Secrets;
+use crate::state::{Published, Shared};
+use crate::streams::Streams;
+use crate::topics::Topics;
+use crate::{api, commit_loop, planner_loop};
+
+/// What a server has whether it leads or not.
+pub(crate) struct Foundation {
+    pub(crate) store: Store,
+    pub(crate) ca: Arc<ClusterCa>,
+    /// What seals secrets.
+    pub(crate) seal: Arc<SealKey>,
+    pub(crate) settings: ClusterSettings,
+    pub(crate) insecure_registries: BTreeSet<String>,
+    pub(crate) registry_mirrors: BTreeMap<String, Vec<String>>,
+    /// The server ends.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// A term in which this server leads.
+pub(crate) struct LedTerm {
+    pub(crate) term: Term,
+    /// What answers its callers.
+    pub(crate) router: Router,
+    /// The store refused a write of the term: it is over.
+    pub(crate) lost: CancellationToken,
+    /// Ends what was begun in it.
+    end: CancellationToken,
+    tasks: [(JoinHandle<()>, &'static str); 2],
+}
+
+impl LedTerm {
+    /// Loads the cluster state and begins to decide and plan. What edges are told first is the whole cluster state, planned.
+    pub(crate) async fn begin(foundation: &Foundation, term: Term) -> Result<Self, ServerError> {
+        let store = foundation.store.clone();
+        let end = foundation.shutdown.child_token();
+        let lost = CancellationToken::new();
+        let logins = Logins::new(store.clone(), Arc::clone(&foundation.seal), term);
+        logins.check().await?;
+        let registry = Registry::new(RegistryOptions {
+            insecure: foundation.insecure_registries.clone(),
+            mirrors: foundation.registry_mirrors.clone(),
+            credentials: Credentials::Source(Arc::new(logins.clone())),
+            limits: registry::Limits {
+                retry_after_max: REGISTRY_PAUSE,
+                longer_wait: registry::LongerWait::Return,
+                ..registry::Limits::default()
+            },
+        })?;
+        let mut cluster = store.load().await?;
+        let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
+        cluster.set_online(&cluster.nodes.keys().copied().collect());
+        let routes = store.routes().await?;
+        let nothing_published = Published {
+            cluster: cluster.clone(),
+            routes: routes.clone(),
+            findings: Table::new(),
+        };
+        let (leader_handle, requests) = LeaderHandle::new();
+        let shared = Arc::new(Shared {
+            term,
+            secrets: Secrets::new(store.clone(), Arc::clone(&foundation.seal)),
+            store,
+            ca: Arc::clone(&foundation.ca),
+            logins,
+            settings: foundation.settings.clone(),
+            registry,
+            presence,
+            streams: Streams::default(),
+            wake: Notify::new(),
+            leader: leader_handle,
+            published: watch::Sender::new(Arc::new(nothing_published)),
+            topics: Topics::default(),
+            log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
+            execs: Arc::new(Semaphore::new(MAX_EXECS)),
+            unknown: Mutex::default(),
+            caches: Mutex::default(),
+            refused: Mutex::default(),
+            refused_enrollments: RefusedEnrollments::default(),
+            unreadable: Mutex::default(),
+            unknown_states: Mutex::default(),
+            lost: lost.clone(),
+            shutdown: end.clone(),
+        });
+        let leader = Leader::new(cluster, routes);
+        let committer = tokio::spawn(commit_loop::run(Arc::clone(&shared), leader, requests));
+        if let Err(error) = planner_loop::plan_all(&shared).await {
+            end.cancel();
+            return Err(ServerError::Settle(display::chain(&error)));
+        }
+        let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
+        Ok(Self {
+            term,
+            router: api::router(shared),
+            lost,
+            end,
+            tasks: [(planner, "planner"), (committer, "committer")],
+        })
+    }
+
+    /// Ends it: long polls and streams are answered, and nothing more is decided.
+    pub(crate) fn stop(&self) {
+        self.end.cancel();
+    }
+
+    /// Waits until its tasks have ended.
+    pub(crate) async fn ended(self) {
+        self.stop();
+        for (task, name) in self.tasks {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "the {name} task panicked");
+            }
+        }
+    }
+}
