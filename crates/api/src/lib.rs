@@ -54,6 +54,11 @@ pub mod paths {
     pub const TOKENS: &str = "/v1/tokens";
     /// GET, a user -> `Vec<NodeRow>`.
     pub const NODES: &str = "/v1/nodes";
+    /// DELETE, users: removes a node, which is a member no longer; query: [`RemoveNodeQuery`](super::user::RemoveNodeQuery).
+    pub const NODE: &str = "/v1/nodes/{node}";
+    /// PUT, users: whether the node takes instances: [`SchedulingRequest`](super::user::SchedulingRequest) ->
+    /// [`NodeRow`](super::user::NodeRow).
+    pub const NODE_SCHEDULING: &str = "/v1/nodes/{node}/scheduling";
     /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
     pub const INSTANCES: &str = "/v1/instances";
     /// GET, a user: `?app=&env=` -> `Vec<EndedRow>`: the instances that are gone and whose records are kept.

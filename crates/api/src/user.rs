@@ -273,6 +273,12 @@ pub struct NodeRow {
     pub seen_at: Option<Timestamp>,
     /// Whether it reported lately.
     pub online: bool,
+    /// Whether it has not reported since the server began to lead, and may still do so in time.
+    #[serde(default)]
+    pub not_heard_yet: bool,
+    /// Whether it takes instances.
+    #[serde(default)]
+    pub scheduling: Scheduling,
     /// Instances placed on it.
     pub instances: u32,
     /// What is promised to its instances and volumes; absent from a server that does not say.
@@ -280,6 +286,41 @@ pub struct NodeRow {
     pub promised: Option<PromisedRow>,
     /// Its /64, as its first address.
     pub prefix: Ipv6Addr,
+}
+
+/// Whether a node takes instances. A user decides it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scheduling {
+    /// It does.
+    #[default]
+    Schedulable,
+    /// It keeps those that it has, and gets no others.
+    Cordoned,
+    /// It gets no others, and those that it has are replaced on other nodes.
+    Draining {
+        /// Whether instances with volumes are terminated too. They start again when the node takes instances again: a volume never
+        /// moves.
+        with_volumes: bool,
+    },
+}
+
+/// Says whether a node takes instances from now on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulingRequest {
+    /// What is decided.
+    pub scheduling: Scheduling,
+}
+
+/// The query of [`paths::NODE`](crate::paths::NODE): how a node is removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoveNodeQuery {
+    /// Whether the node is given up with what it has: its instances are replaced elsewhere, its volumes are deleted, and what was in them
+    /// is lost. Only a node that is offline can be. Otherwise only a node that has nothing is removed.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// What the instances and volumes of a node are promised, those that terminate among them.
@@ -384,6 +425,9 @@ pub struct EnvRow {
     pub processes: BTreeMap<ProcessName, (u32, u32)>,
     /// Host names that lead to it.
     pub hosts: Vec<String>,
+    /// What waits in it, and why, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waits: Vec<String>,
 }
 
 /// Longest command with its arguments, in bytes; it travels in the query of a URL.

@@ -1,12 +1,52 @@
 //! The clock and the random ids that the pure crates take as arguments.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use identity::KeyError;
 use model::Timestamp;
 
-/// Now, by this machine's clock.
+/// What [`now`] is counted from.
+#[derive(Clone, Copy)]
+struct Base {
+    wall: Timestamp,
+    at: Instant,
+}
+
+impl Base {
+    fn now(&self) -> Timestamp {
+        let since = u64::try_from(self.at.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Timestamp(self.wall.0.saturating_add(since))
+    }
+}
+
+static BASE: LazyLock<Mutex<Base>> = LazyLock::new(|| {
+    Mutex::new(Base {
+        wall: wall_clock(),
+        at: Instant::now(),
+    })
+});
+
+/// A difference from the machine's clock that is followed without a word, in milliseconds: it is slewed.
+const SLEWED_MS: u64 = 1000;
+
+/// Now. It goes on without a jump, and is the machine's clock as it was when [`follow_the_wall_clock`] last looked at it.
 pub(crate) fn now() -> Timestamp {
+    BASE.lock().unwrap_or_else(PoisonError::into_inner).now()
+}
+
+/// Sets [`now`] to the machine's clock. The new time where that was a jump: the machine's clock was set, or the machine was suspended.
+pub(crate) fn follow_the_wall_clock() -> Option<Timestamp> {
+    let mut base = BASE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (before, wall) = (base.now(), wall_clock());
+    *base = Base {
+        wall,
+        at: Instant::now(),
+    };
+    (before.0.abs_diff(wall.0) > SLEWED_MS).then_some(wall)
+}
+
+fn wall_clock() -> Timestamp {
     let since = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -95,7 +95,7 @@ impl LeaderHandle {
         E: From<NotCommitted> + From<Refused> + Send + 'static,
     {
         let reply = self.submit(move |leader| {
-            leader.set_online(node, true);
+            leader.set_heard(node, true, now);
             let report = Box::new(report);
             leader.execute(&[Command::Report { node, report, now }])?;
             Ok::<(), E>(())

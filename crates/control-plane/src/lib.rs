@@ -55,8 +55,6 @@ mod topics;
 
 pub use backup::{RestoreOptions, Restored, backup, restore};
 pub use keys::KEY_FILE;
-pub use limits::{
-    MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, ONLINE_WITHIN, PLAN_INTERVAL, SHUTDOWN_GRACE,
-};
+pub use limits::{MAX_CONNECTIONS, MAX_EXECS, MAX_LOG_READERS, PLAN_INTERVAL, SHUTDOWN_GRACE};
 pub use options::{Ready, ServerError, ServerOptions};
 pub use serve::run;

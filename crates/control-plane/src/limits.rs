@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-/// A node is online when it reported within this time.
-pub const ONLINE_WITHIN: Duration = Duration::from_secs(10);
 /// The planner looks at the cluster state this often, also when nobody woke it.
 pub const PLAN_INTERVAL: Duration = Duration::from_secs(2);
 /// Requests to change the cluster state that wait; further ones wait before the queue.

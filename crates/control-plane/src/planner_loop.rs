@@ -8,14 +8,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
 use identity::KeyError;
 use model::{NodeId, Timestamp};
 use scheduler::action::Action;
 use scheduler::leader::Leader;
 
-use crate::clock::{IdGenerator, now};
+use crate::clock::{IdGenerator, follow_the_wall_clock, now};
 use crate::limits::{PLAN_BATCH, PLAN_INTERVAL, QUARANTINE_MS};
 use crate::not_committed::NotCommitted;
 use crate::state::Shared;
@@ -41,8 +40,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = shared.shutdown.cancelled() => return,
             () = shared.wake.notified() => {}
             _ = timer.tick() => {
-                let lapsed = shared.presence.lapsed(Instant::now());
-                if let Err(error) = tick(&shared, lapsed).await {
+                let (lapsed, set) = (shared.presence.lapsed(), follow_the_wall_clock());
+                if let Err(error) = tick(&shared, lapsed, set).await {
                     tracing::debug!(error = %display::chain(&error), "the planner's tick failed");
                 }
             }
@@ -65,10 +64,18 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// What time brings: nodes whose reports are overdue, and records whose time is over.
-async fn tick(shared: &Shared, lapsed: Vec<NodeId>) -> Result<(), PlanError> {
+async fn tick(
+    shared: &Shared,
+    lapsed: Vec<NodeId>,
+    set: Option<Timestamp>,
+) -> Result<(), PlanError> {
     let reply = shared.leader.submit(move |leader| {
+        if let Some(now) = set {
+            tracing::warn!("the machine's clock was set: deadlines begin anew");
+            leader.clock_was_set(now);
+        }
         for node in lapsed {
-            leader.set_online(node, false);
+            leader.set_heard(node, false, now());
         }
         leader.prune(now());
         Ok::<_, PlanError>(())

@@ -145,7 +145,9 @@ pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
                 driver: node.driver.clone(),
                 egress: node.egress.clone(),
                 seen_at: node.seen_at,
-                online: node.online,
+                online: node.is_online(),
+                not_heard_yet: !node.is_online() && !node.has_lapsed(),
+                scheduling: node.scheduling,
                 instances: u32::try_from(instances).unwrap_or(u32::MAX),
                 promised: Some(PromisedRow {
                     cpu_millis: promised.cpu_millis,
@@ -158,7 +160,12 @@ pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
         .collect()
 }
 
-pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow {
+pub(crate) fn env_row(
+    cluster: &ClusterState,
+    findings: &Table<EnvKey, Vec<Finding>>,
+    key: &EnvKey,
+    env: &Env,
+) -> EnvRow {
     let wanted = if env.destroying {
         BTreeMap::new()
     } else {
@@ -192,6 +199,12 @@ pub(crate) fn env_row(cluster: &ClusterState, key: &EnvKey, env: &Env) -> EnvRow
         phase: env.rollout.phase,
         processes,
         hosts,
+        waits: (findings.get(key).into_iter().flatten())
+            .map(|finding| match &finding.process {
+                Some(process) => format!("{process}: {}", finding.message),
+                None => finding.message.clone(),
+            })
+            .collect(),
     }
 }
 

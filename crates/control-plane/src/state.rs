@@ -9,7 +9,7 @@ use identity::ClusterCa;
 use model::{EnvKey, InstanceId, NodeId, Term};
 use registry::Registry;
 use scheduler::apply::{Command, Refused};
-use scheduler::cluster_state::{ClusterSettings, ClusterState};
+use scheduler::cluster_state::{ClusterSettings, ClusterState, Node};
 use scheduler::planner::Finding;
 use scheduler::reports::Unknown;
 use scheduler::routes::RouteIndex;
@@ -89,7 +89,7 @@ impl Shared {
     pub(crate) fn is_online(&self, node: NodeId) -> bool {
         let published = self.published.borrow();
         let node = published.cluster.nodes.get(&node);
-        node.is_some_and(|node| node.online)
+        node.is_some_and(Node::is_online)
     }
 
     /// Looks at the cluster state, decides, and carries the commands out, all or none. Returns once the store has them.

@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
 
 use axum::Router;
 use identity::{ClusterCa, SealKey};
@@ -18,6 +17,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::now;
 use crate::leader_handle::LeaderHandle;
 use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
 use crate::logins::Logins;
@@ -74,8 +74,8 @@ impl LedTerm {
             },
         })?;
         let mut cluster = store.load().await?;
-        let presence = Presence::starting(cluster.nodes.keys().copied(), Instant::now());
-        cluster.set_online(&cluster.nodes.keys().copied().collect());
+        let presence = Presence::starting(cluster.nodes.keys().copied());
+        cluster.counting_since = now();
         let routes = store.routes().await?;
         let nothing_published = Published {
             cluster: cluster.clone(),

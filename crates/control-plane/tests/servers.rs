@@ -452,6 +452,15 @@ async fn case_a_leader_that_was_stopped_past_its_lease_writes_nothing_and_follow
     let client = old.user(&config);
     let env = key.clone();
     let late = tokio::spawn(async move { client.set_secrets(&env, "late", &content(1)).await });
+    // A write that was under way may still have been acknowledged by the one that is stopped.
+    eventually("another server leads", async || {
+        let client = new.member(&node);
+        let wait = Duration::ZERO;
+        let state = client.desired(Generation::default(), wait).await;
+        let led = state.is_ok_and(|state| state.is_some_and(|s| s.term > before.term));
+        led.then_some(())
+    })
+    .await;
     more(&acknowledged, 1).await;
     let took = stopped.elapsed();
     println!("taken over after {took:?}");

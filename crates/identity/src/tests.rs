@@ -195,12 +195,18 @@ fn a_member_cannot_be_a_server_nor_a_server_a_member() {
     let pinned = pinning_client(pinned_root(ca.fingerprint()));
     assert!(handshake(pinned, posing, "cp.example.com").is_err());
 
+    // A server is a client of the one that leads. Its certificate names no member, and a member's names no server, whatever was
+    // asked for.
     let issued = ca.issue_server(&["x".to_owned()], &[], now()).unwrap();
-    let client = client_builder()
-        .with_root_certificates(roots(&ca))
-        .with_client_auth_cert(chain(&issued.cert_pem), key(&issued.key_pem))
+    let shown = chain(&issued.cert_pem).remove(0);
+    assert!(is_server_certificate(&shown) && member_of_certificate(&shown).is_err());
+    let csr = member_key.csr_pem("platform server").unwrap();
+    let certificate = ca
+        .sign_member(&csr, Member::Node(NodeId(1)), now())
         .unwrap();
-    assert!(handshake(client, good_server(&ca), "cp.example.com").is_err());
+    let shown = chain(&certificate).remove(0);
+    assert!(!is_server_certificate(&shown));
+    assert_eq!(member_of_certificate(&shown), Ok(Member::Node(NodeId(1))));
 }
 
 #[test]

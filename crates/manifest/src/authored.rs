@@ -215,10 +215,20 @@ pub(crate) struct Process {
     #[serde(default)]
     #[schemars(length(max = MAX_PORTS))]
     pub(crate) ports: Vec<Port>,
-    /// How to find out whether an instance is ready and well. Absent: an instance is ready as
-    /// soon as its app was started.
+    /// How to find out whether an instance is ready: only a ready one gets traffic. It ends no instance, so it may ask for what
+    /// the app depends on. Absent: an instance that a route leads to is ready when its port accepts connections, another
+    /// one as soon as its app was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) healthcheck: Option<HealthCheck>,
+    /// How to find out whether an instance is dead although its app runs: it is then replaced, one of a process type at a
+    /// time. It must not ask for what the app depends on: where that fails, a new instance is no better. Absent: none is replaced as long as
+    /// its app runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) liveness: Option<HealthCheck>,
+    /// The region whose nodes run its instances. Absent: any; then they are spread over regions first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("examples" = ["eu-central"]))]
+    pub(crate) region: Option<Text>,
     /// What each instance gets.
     #[serde(default)]
     pub(crate) resources: Resources,
@@ -458,7 +468,7 @@ pub(crate) struct HealthCheck {
     #[schemars(extend("x-minimum" = "100ms", "x-maximum" = "10m"))]
     pub(crate) timeout: Duration,
     /// Failures do not count until an instance is this old. A release whose instances take longer than 5 minutes to
-    /// become ready fails; a longer grace extends that.
+    /// become ready fails; a longer grace extends that, and `deploy.deadline` sets it.
     #[serde(default = "HealthCheck::default_grace")]
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub(crate) grace: Duration,
@@ -466,7 +476,7 @@ pub(crate) struct HealthCheck {
     #[serde(default = "HealthCheck::default_healthy")]
     #[schemars(range(min = 1, max = MAX_PROBES))]
     pub(crate) healthy: u32,
-    /// Consecutive failures that make an instance unready and, after the grace, restart it.
+    /// Consecutive failures, after the grace, that make an instance unready; of `liveness`, dead.
     #[serde(default = "HealthCheck::default_unhealthy")]
     #[schemars(range(min = 1, max = MAX_PROBES))]
     pub(crate) unhealthy: u32,
@@ -655,6 +665,19 @@ pub(crate) struct Deploy {
     /// Whether a release that cannot become healthy gives way to the one before.
     #[serde(default = "Deploy::default_auto_revert")]
     pub(crate) auto_revert: bool,
+    /// How long a new instance must be ready on end until it counts. An app that is ready once and then ends is not rolled out.
+    #[serde(default = "Deploy::default_min_healthy")]
+    #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
+    pub(crate) min_healthy: Duration,
+    /// How long a new instance may take until it is ready, from when its image is pulled and its disks are made; a release with
+    /// one that takes longer fails. Only the time counts in which its node is heard. Absent: 5 minutes, or the `grace` of its health check
+    /// and a minute, whichever is more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        extend("x-minimum" = "10s", "x-maximum" = "24h"),
+        extend("examples" = ["10m"])
+    )]
+    pub(crate) deadline: Option<Duration>,
 }
 
 impl Deploy {
@@ -670,6 +693,9 @@ impl Deploy {
     fn default_auto_revert() -> bool {
         true
     }
+    fn default_min_healthy() -> Duration {
+        Duration("10s".to_owned())
+    }
 }
 
 impl Default for Deploy {
@@ -679,16 +705,24 @@ impl Default for Deploy {
             max_unavailable: Self::default_max_unavailable(),
             max_surge: Self::default_max_surge(),
             auto_revert: Self::default_auto_revert(),
+            min_healthy: Self::default_min_healthy(),
+            deadline: None,
         }
     }
 }
 
-/// In which way a new release replaces the one before: `rolling` some instances at a time.
+/// In which way a new release replaces the one before: `rolling` some instances at a time, by `max_surge` and `max_unavailable`;
+/// `immediate` all at once, so that none serves meanwhile; `canary` one instance first, then as `rolling`; `blue-green` all new instances
+/// beside the old, which serve until all the new count. With volumes `rolling` or `immediate`: a volume has one
+/// instance at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 #[allow(missing_docs, reason = "the type's documentation says what each means")]
 pub(crate) enum Strategy {
     Rolling,
+    Immediate,
+    Canary,
+    BlueGreen,
 }
 
 /// Where a host name leads.

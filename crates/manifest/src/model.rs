@@ -45,8 +45,14 @@ pub struct Process {
     pub restart: RestartPolicy,
     /// Ports, in order; the first becomes `PORT`.
     pub ports: Vec<Port>,
-    /// When it is ready and whether it is well.
+    /// When it is ready.
     pub healthcheck: Option<HealthCheck>,
+    /// When it is dead, and replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<HealthCheck>,
+    /// The region whose nodes run it; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
     /// What it needs.
     pub resources: Resources,
     /// How many run.
@@ -88,14 +94,27 @@ pub struct Deploy {
     pub max_surge: u32,
     /// Whether a release that cannot become healthy gives way to the one before.
     pub auto_revert: bool,
+    /// How long a new instance must be ready on end until it counts, in milliseconds. Releases from before this key: 0.
+    #[serde(default)]
+    pub min_healthy_ms: u64,
+    /// How long a new instance may take until it is ready, from when its image and disks are there, in milliseconds. Absent: five
+    /// minutes, or the grace of its health check and a minute, whichever is more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
 }
 
 /// In which way a new release replaces the old.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Strategy {
     /// Some at a time, by `max_surge` and `max_unavailable`.
     Rolling,
+    /// All at once: the old are terminated and the new created, and nobody serves meanwhile.
+    Immediate,
+    /// One new instance first; the others, rolling, once that one counts.
+    Canary,
+    /// All the new beside the old; traffic goes to the new, and the old are terminated, when all the new count.
+    BlueGreen,
 }
 
 /// Where a host name leads.

@@ -73,7 +73,11 @@ fn process(written: &authored::Process) -> Option<Process> {
         })
     });
     let healthcheck = match &written.healthcheck {
-        Some(check) => Some(healthcheck(check)?),
+        Some(check) => Some(healthcheck_of(check)?),
+        None => None,
+    };
+    let liveness = match &written.liveness {
+        Some(check) => Some(healthcheck_of(check)?),
         None => None,
     };
     let min = written.scaling.min;
@@ -112,6 +116,8 @@ fn process(written: &authored::Process) -> Option<Process> {
         },
         ports: ports.collect(),
         healthcheck,
+        liveness,
+        region: written.region.as_ref().map(|region| region.0.clone()),
         resources: Resources {
             cpu_millis: cpu_millis(written.resources.cpu)?,
             memory_bytes: bytes(&written.resources.memory)?,
@@ -125,15 +131,23 @@ fn process(written: &authored::Process) -> Option<Process> {
         deploy: Deploy {
             strategy: match written.deploy.strategy {
                 authored::Strategy::Rolling => Strategy::Rolling,
+                authored::Strategy::Immediate => Strategy::Immediate,
+                authored::Strategy::Canary => Strategy::Canary,
+                authored::Strategy::BlueGreen => Strategy::BlueGreen,
             },
             max_unavailable: written.deploy.max_unavailable,
             max_surge: written.deploy.max_surge,
             auto_revert: written.deploy.auto_revert,
+            min_healthy_ms: millis(&written.deploy.min_healthy)?,
+            deadline_ms: match &written.deploy.deadline {
+                Some(deadline) => Some(millis(deadline)?),
+                None => None,
+            },
         },
     })
 }
 
-fn healthcheck(written: &authored::HealthCheck) -> Option<HealthCheck> {
+fn healthcheck_of(written: &authored::HealthCheck) -> Option<HealthCheck> {
     let probe = match written.kind {
         authored::ProbeKind::Http => Probe::Http {
             port: written.port?,
@@ -263,6 +277,8 @@ fn write_process(process: &Process) -> authored::Process {
         },
         ports: process.ports.iter().map(write_port).collect(),
         healthcheck: process.healthcheck.as_ref().map(write_healthcheck),
+        liveness: process.liveness.as_ref().map(write_healthcheck),
+        region: process.region.clone().map(Text),
         resources: authored::Resources {
             cpu: f64::from(process.resources.cpu_millis) / 1000.0,
             memory: write_size(process.resources.memory_bytes),
@@ -285,10 +301,15 @@ fn write_process(process: &Process) -> authored::Process {
         deploy: authored::Deploy {
             strategy: match process.deploy.strategy {
                 Strategy::Rolling => authored::Strategy::Rolling,
+                Strategy::Immediate => authored::Strategy::Immediate,
+                Strategy::Canary => authored::Strategy::Canary,
+                Strategy::BlueGreen => authored::Strategy::BlueGreen,
             },
             max_unavailable: process.deploy.max_unavailable,
             max_surge: process.deploy.max_surge,
             auto_revert: process.deploy.auto_revert,
+            min_healthy: write_duration(process.deploy.min_healthy_ms),
+            deadline: process.deploy.deadline_ms.map(write_duration),
         },
     }
 }

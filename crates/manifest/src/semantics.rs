@@ -156,23 +156,26 @@ impl Rules<'_, '_> {
             "volume",
         );
         self.volumes(&process.volumes, &join(&path, [key("volumes")]));
-        if let Some(port) = process.healthcheck.as_ref().and_then(|check| check.port) {
-            let at = join(&path, [key("healthcheck"), key("port")]);
-            self.port_exists(name, process, port, at);
-        }
-        if let Some(headers) = process
-            .healthcheck
-            .as_ref()
-            .and_then(|check| check.headers.as_ref())
-        {
-            self.headers(headers, &join(&path, [key("healthcheck"), key("headers")]));
+        let checks = [
+            ("healthcheck", &process.healthcheck),
+            ("liveness", &process.liveness),
+        ];
+        for (table, check) in checks {
+            let Some(check) = check else { continue };
+            if let Some(port) = check.port {
+                let at = join(&path, [key(table), key("port")]);
+                self.port_exists(name, process, port, at);
+            }
+            if let Some(headers) = &check.headers {
+                self.headers(headers, &join(&path, [key(table), key("headers")]));
+            }
         }
         self.cpu(
             process.resources.cpu,
             join(&path, [key("resources"), key("cpu")]),
         );
         self.scaling(&process.scaling, &join(&path, [key("scaling")]));
-        self.deploy(&process.deploy, &join(&path, [key("deploy")]));
+        self.deploy(process, &join(&path, [key("deploy")]));
     }
 
     /// Where volumes are found, and to whom they belong.
@@ -397,7 +400,21 @@ impl Rules<'_, '_> {
         );
     }
 
-    fn deploy(&mut self, deploy: &authored::Deploy, path: &[Step]) {
+    fn deploy(&mut self, process: &authored::Process, path: &[Step]) {
+        let deploy = &process.deploy;
+        let needs_both = matches!(
+            deploy.strategy,
+            authored::Strategy::Canary | authored::Strategy::BlueGreen
+        );
+        if needs_both && !process.volumes.is_empty() && !self.tainted(path) {
+            self.refuse(
+                Code::NoProgress,
+                join(path, [key("strategy")]),
+                "a process type with volumes has no new instance beside the old one: a volume has one instance at a time"
+                    .to_owned(),
+                "write `strategy = \"rolling\"`".to_owned(),
+            );
+        }
         if deploy.max_surge == 0 && deploy.max_unavailable == 0 && !self.tainted(path) {
             self.refuse(
                 Code::NoProgress,
@@ -460,7 +477,10 @@ impl Rules<'_, '_> {
             self.warn(
                 Code::NoHealthcheck,
                 path,
-                format!("process `{name}` has no health check: it gets requests before it listens"),
+                format!(
+                    "process `{name}` has no health check: it gets requests as soon as port {} accepts connections",
+                    route.port
+                ),
                 format!(
                     "add `[processes.{}.healthcheck]` with `type = \"http\"` and `port = {}`",
                     shown_key(name),

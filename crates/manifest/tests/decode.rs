@@ -83,6 +83,8 @@ fn the_whole_manifest() {
                             unhealthy: 3,
                         },
                     ),
+                    liveness: None,
+                    region: None,
                     resources: Resources {
                         cpu_millis: 500,
                         memory_bytes: 268435456,
@@ -105,6 +107,10 @@ fn the_whole_manifest() {
                         max_unavailable: 0,
                         max_surge: 1,
                         auto_revert: true,
+                        min_healthy_ms: 10000,
+                        deadline_ms: Some(
+                            600000,
+                        ),
                     },
                 },
             },
@@ -131,7 +137,7 @@ fn the_smallest_manifest() {
     "#]],
     );
     let decoded = Manifest::from_toml("platform.toml", text).unwrap();
-    expect![[r#"{"app":"shop","env":{},"processes":{"web":{"deploy":{"auto_revert":true,"max_surge":1,"max_unavailable":0,"strategy":"rolling"},"env":{},"ports":[],"resources":{"cpu":0.25,"memory":"256MiB","scratch":"1GiB"},"restart":{"max_retries":10,"policy":"always"},"scaling":{"max":1,"min":1},"secrets":[],"stop":{"timeout":"10s"},"volumes":[]}},"routes":{}}"#]].assert_eq(&normalize(&decoded.manifest));
+    expect![[r#"{"app":"shop","env":{},"processes":{"web":{"deploy":{"auto_revert":true,"max_surge":1,"max_unavailable":0,"min_healthy":"10s","strategy":"rolling"},"env":{},"ports":[],"resources":{"cpu":0.25,"memory":"256MiB","scratch":"1GiB"},"restart":{"max_retries":10,"policy":"always"},"scaling":{"max":1,"min":1},"secrets":[],"stop":{"timeout":"10s"},"volumes":[]}},"routes":{}}"#]].assert_eq(&normalize(&decoded.manifest));
 }
 
 #[test]
@@ -681,7 +687,7 @@ fn meaning() {
         (
             "[routes]\na = { port = 80 }\n[processes.web]\nports = [{ port = 80 }]",
             expect![[r#"
-                no_healthcheck 3:1 routes.a: process `web` has no health check: it gets requests before it listens [add `[processes.web.healthcheck]` with `type = "http"` and `port = 80`]
+                no_healthcheck 3:1 routes.a: process `web` has no health check: it gets requests as soon as port 80 accepts connections [add `[processes.web.healthcheck]` with `type = "http"` and `port = 80`]
             "#]],
         ),
         (

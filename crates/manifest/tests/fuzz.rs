@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 102] = [
+const PIECES: [&str; 107] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -84,6 +84,7 @@ const PIECES: [&str; 102] = [
     "[processes.web.stop]\n",
     "[processes.web.restart]\n",
     "[processes.web.healthcheck]\n",
+    "[processes.web.liveness]\n",
     "[processes.web.resources]\n",
     "[processes.web.scaling]\n",
     "[processes.web.deploy]\n",
@@ -94,6 +95,7 @@ const PIECES: [&str; 102] = [
     "command = [\"/srv/shop\", 'serve']\n",
     "command = [ # why\n  \"/srv/shop\", # program\n]\n",
     "user = \"shop:4294967295\"\n",
+    "region = \"eu-central\"\n",
     "init = \"image\"\n",
     "secrets = [\"database\", \"database\"]\n",
     "secrets = [{ name = \"database\", mode = \"0400\" }]\n",
@@ -126,6 +128,9 @@ const PIECES: [&str; 102] = [
     "max_surge = 0\n",
     "max_unavailable = 0\n",
     "auto_revert = true\n",
+    "strategy = \"blue-green\"\n",
+    "min_healthy = \"0s\"\n",
+    "deadline = \"90s\"\n",
     "\"shop.example.com\" = { process = \"web\", port = 8080 }\n",
     "'*.example.com' = { process = \"wbe\", port = 1 }\n",
     "processes.web.scaling.max = 4\n",

@@ -39,6 +39,9 @@ pub struct InstanceSpec {
     /// When to call it ready. Absent: ready once the app has run for a moment
     /// (`node_core::instance::SETTLE_MS`), so that one that exits at once is never called ready.
     pub healthcheck: Option<HealthCheck>,
+    /// When to call it dead, so that it is replaced. Absent: never, as long as its app and its VM run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<HealthCheck>,
     /// How to stop it.
     pub stop: StopPolicy,
     /// What to do when it ends by itself.
@@ -339,6 +342,14 @@ impl InstanceState {
     /// Whether the app runs and takes traffic.
     pub fn is_ready(self) -> bool {
         matches!(self, Self::Running { ready: true, .. })
+    }
+
+    /// When the app was started, where it runs and its node could read that.
+    pub fn started_at(self) -> Option<Timestamp> {
+        match self {
+            Self::Running { started_at, .. } => started_at,
+            _ => None,
+        }
     }
 }
 

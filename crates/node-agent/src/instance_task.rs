@@ -7,6 +7,7 @@
 
 mod guest;
 mod preparation;
+mod probing;
 #[cfg(test)]
 mod tests;
 mod vm_watch;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use api::node::{InstanceReport, MAX_LOG_TAIL};
 use guest_protocol::BootConfig;
 use model::InstanceId;
-use model::instance::{InstanceSpec, InstanceState};
+use model::instance::{HealthCheck, InstanceSpec, InstanceState};
 use node_core::instance::{Effect, Event, Lifecycle};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -31,6 +32,7 @@ use crate::guest_link::{GuestEvent, GuestLink};
 use crate::host::{HostError, HostResult, Log, Vm, VmRequest};
 use crate::instance_task::guest::{forwarded_detail, next_guest_event};
 use crate::instance_task::preparation::{Prepared, prepare, prepared};
+use crate::instance_task::probing::Probing;
 use crate::instance_task::vm_watch::{STALL_LIMIT, VmWatch};
 use crate::instance_task::wakeup::{Wakeup, asked, at, changed, ended, vm_changed};
 use crate::machine::Machine;
@@ -39,8 +41,6 @@ use crate::record::{self, INSTANCE_FILE, InstanceFile};
 use crate::secrets::Secrets;
 use display::chain;
 
-/// Until it was ready once, an instance within its grace is probed at least this often.
-const STARTUP_PROBE_INTERVAL: Duration = Duration::from_millis(250);
 /// A guest whose end was acknowledged gets this long to sync its disks and power off.
 const POWER_OFF_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -91,8 +91,7 @@ pub(crate) struct InstanceTask {
     end_acknowledged: bool,
     /// How this boot ended, for the log.
     end_note: Option<String>,
-    running_since: Option<Instant>,
-    next_probe: Option<Instant>,
+    probing: Probing,
     stop: watch::Receiver<bool>,
     status: watch::Sender<InstanceStatus>,
 }
@@ -141,8 +140,7 @@ impl InstanceTask {
             vm_watch: None,
             end_acknowledged: false,
             end_note: None,
-            running_since: None,
-            next_probe: None,
+            probing: Probing::default(),
             stop,
             status,
         };
@@ -182,8 +180,7 @@ impl InstanceTask {
         if let Err(error) = self.machine.holders.acquire(spec.id, &spec.volumes) {
             tracing::warn!(%error, instance = %spec.id, "adopted a VM without its volumes");
         }
-        self.running_since = Some(Instant::now());
-        self.next_probe = Some(Instant::now());
+        self.probing.begin(self.spec.liveness.as_ref());
         // A node without descriptors or room is no reason to end a VM.
         while let Err(error) = self.listen().await {
             tracing::warn!(instance = %self.id(), %error, "cannot listen for an adopted guest");
@@ -239,8 +236,11 @@ impl InstanceTask {
         // An instance that becomes ready or unready runs on.
         if discriminant(&state) != discriminant(&state_before) {
             let running = state.is_running();
-            self.running_since = running.then(Instant::now);
-            self.next_probe = running.then(Instant::now);
+            if running {
+                self.probing.begin(self.spec.liveness.as_ref());
+            } else {
+                self.probing.end();
+            }
             tracing::info!(instance = %self.id(), from = %state_before, to = %state);
         }
         if state != InstanceState::Booting {
@@ -253,7 +253,7 @@ impl InstanceTask {
         if !self.life.record().is_same_but_for_probes(&before) {
             self.write_record().await;
         }
-        if unhealthy && state_before.is_running() && !state.is_running() {
+        if unhealthy && effects.contains(&Effect::Report) {
             self.note_unhealthy().await;
         }
         for effect in effects {
@@ -283,9 +283,12 @@ impl InstanceTask {
     async fn next(&mut self) -> Vec<Event> {
         let wake_at = self.life.wake_at().map(|at| self.machine.clock.instant(at));
         let probe_at = match (&self.spec.healthcheck, self.life.state()) {
-            (Some(_), InstanceState::Running { .. }) => self.next_probe,
+            (Some(_), InstanceState::Running { .. }) => self.probing.ready_at(),
             _ => None,
         };
+        let alive_at = (self.life.state().is_running())
+            .then(|| self.probing.alive_at())
+            .flatten();
         let stopping = self.life.stop_asked();
         // Until the app runs, the boot's own watchdog decides.
         let running = self.life.state().is_running();
@@ -304,6 +307,7 @@ impl InstanceTask {
             () = at(stalled_until) => Wakeup::Stalled,
             () = at(wake_at) => Wakeup::Due,
             () = at(probe_at) => Wakeup::ProbeDue,
+            () = at(alive_at) => Wakeup::LivenessDue,
             () = sleep(BOOT_CHECK_INTERVAL), if booting => Wakeup::BootCheckDue,
             () = sleep(WRITE_RETRY_PAUSE), if self.unwritten.is_some() => Wakeup::WriteAgain,
         };
@@ -359,7 +363,8 @@ impl InstanceTask {
                 .into_iter()
                 .collect(),
             Wakeup::BootCheckDue => self.measure_wait().await.into_iter().collect(),
-            Wakeup::ProbeDue => self.probe().await.into_iter().collect(),
+            Wakeup::ProbeDue => self.probe_ready().await.into_iter().collect(),
+            Wakeup::LivenessDue => self.probe_alive().await.into_iter().collect(),
             Wakeup::WriteAgain => {
                 self.write_record().await;
                 self.release_config();
@@ -414,37 +419,43 @@ impl InstanceTask {
         (millis > 0).then_some(Event::VmWaited { millis })
     }
 
-    async fn probe(&mut self) -> Option<Event> {
-        let health = self.spec.healthcheck.as_ref()?;
-        let within = Duration::from_millis(health.timeout_ms);
+    /// The result of a probe; none when a stop is asked meanwhile, which waits for no slow probe.
+    async fn run_probe(&mut self, check: &HealthCheck) -> Option<Result<(), String>> {
         let network = &*self.machine.host.network;
         let calls = self.link.as_ref().map(GuestLink::calls);
-        let result = tokio::select! {
+        let within = Duration::from_millis(check.timeout_ms);
+        tokio::select! {
             biased;
-            result = probe(&health.probe, self.spec.address, network, calls, within) => result,
-            // A stop does not wait for a slow probe.
-            () = asked(&mut self.stop), if !self.life.stop_asked() => {
-                return Some(Event::StopAsked);
-            }
+            result = probe(&check.probe, self.spec.address, network, calls, within) => Some(result),
+            () = asked(&mut self.stop), if !self.life.stop_asked() => None,
+        }
+    }
+
+    /// Asks whether the app is ready.
+    async fn probe_ready(&mut self) -> Option<Event> {
+        let check = self.spec.healthcheck.clone()?;
+        let Some(result) = self.run_probe(&check).await else {
+            return Some(Event::StopAsked);
         };
-        let age = self
-            .running_since
-            .map_or(Duration::ZERO, |since| since.elapsed());
-        let interval = Duration::from_millis(health.interval_ms);
-        let starting =
-            !self.life.state().is_ready() && age < Duration::from_millis(health.grace_ms);
-        self.next_probe = Some(
-            Instant::now()
-                + if starting {
-                    interval.min(STARTUP_PROBE_INTERVAL)
-                } else {
-                    interval
-                },
-        );
+        let ready = self.life.state().is_ready();
+        self.probing.ready_probed(&check, ready);
         Some(match result {
             Ok(()) => Event::HealthPassed,
             Err(reason) => Event::HealthFailed { reason },
         })
+    }
+
+    /// Asks whether the app is alive. That it is not is reported; the control plane decides what becomes of it.
+    async fn probe_alive(&mut self) -> Option<Event> {
+        let check = self.spec.liveness.clone()?;
+        let Some(result) = self.run_probe(&check).await else {
+            return Some(Event::StopAsked);
+        };
+        if let Some(line) = self.probing.alive_probed(&check, result) {
+            self.note(line).await;
+            self.show();
+        }
+        None
     }
 
     async fn perform(&mut self, effect: Effect, events: &mut VecDeque<Event>) {
@@ -580,11 +591,12 @@ impl InstanceTask {
         }
     }
 
-    /// The VM is about to be ended without a word of the app's: the log is where its user looks for the reason.
+    /// It gets no traffic, without a word of the app's: the log is where its user looks for the reason.
     async fn note_unhealthy(&self) {
         let report = self.life.report(self.machine.clock.now(), Vec::new());
-        let why = report.failure.unwrap_or_default();
-        self.note(format!("{why}; its VM is ended")).await;
+        if let Some(why) = report.failure {
+            self.note(format!("not ready: {why}")).await;
+        }
     }
 
     /// Shows the agent what changed.
@@ -616,6 +628,13 @@ impl InstanceTask {
         {
             *ready = false;
             report.detail = format!("not ready: {why}");
+        }
+        if let Some(why) = self.probing.failure() {
+            report.liveness_failure = Some(why.to_owned());
+            report.detail = match report.detail.as_str() {
+                "" => why.to_owned(),
+                detail => format!("{detail}; {why}"),
+            };
         }
         if let Some(why) = &self.unwritten
             && matches!(report.state, InstanceState::Stopped | InstanceState::Failed)

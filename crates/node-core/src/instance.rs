@@ -64,11 +64,10 @@
 //! - An app that cannot be executed (126, 127) fails at once: the root disk will not change.
 //! - Ready: `healthy` probes in a row passed; without a health check, the app ran for
 //!   [`SETTLE_MS`], so that one that exits at once is never called ready. `unhealthy` probes failed
-//!   in a row, after the grace: not ready, and the VM is killed and restarted by policy
-//!   (`never`: it stays as it is, unready).
+//!   in a row, after the grace: not ready, until they pass again. An app is never ended because it is not ready: what it waits for may
+//!   be what all instances wait for.
 //!
-//! Deliberately absent: a graceful stop before a restart for failing health, because what does not
-//! answer probes seldom answers signals.
+//! Deliberately absent: liveness ([`crate::liveness`]), by which the control plane replaces an instance.
 
 mod record;
 mod states;
@@ -547,6 +546,7 @@ impl Lifecycle {
             failure: self.progress.failure.clone(),
             log_tail,
             preparing_ms: self.progress.preparing_ms,
+            liveness_failure: None,
         }
     }
 
@@ -587,7 +587,9 @@ fn readiness_detail(readiness: &Readiness) -> String {
         (Some(reason), 0) => format!("health check not passed yet: {reason}"),
         (Some(reason), failed) => {
             let limit = limits.unhealthy;
-            format!("health check failed {failed} times in a row, {limit} are too many: {reason}")
+            format!(
+                "not ready: the health check failed {failed} times in a row (of {limit}): {reason}"
+            )
         }
         (None, _) => format!("health check passed {passed} of {} times", limits.healthy),
     }

@@ -2,6 +2,7 @@
 //!
 //! - [`reconcile`]: desired state against what the node observes.
 //! - [`instance`]: the life cycle of one instance.
+//! - [`liveness`]: what its liveness probes say.
 //! - [`boot`]: what its guest is told to run.
 //! - [`cache`]: which cached images are evicted.
 //! - [`ended_logs`]: which logs of ended instances are kept.
@@ -21,4 +22,5 @@ pub mod boot;
 pub mod cache;
 pub mod ended_logs;
 pub mod instance;
+pub mod liveness;
 pub mod reconcile;

@@ -15,7 +15,7 @@ use crate::action::Action;
 use crate::changes::{Changes, EnvRecord, SealedVersion};
 use crate::cluster_state::{
     ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout,
-    TokenHash, TokenRecord, Volume, VolumePhase,
+    Scheduling, TokenHash, TokenRecord, Volume, VolumePhase,
 };
 use crate::reports::apply_report;
 
@@ -59,6 +59,23 @@ pub enum Command {
         node: NodeId,
         /// What it said.
         report: Box<NodeReport>,
+        /// When.
+        now: Timestamp,
+    },
+    /// A user cordons, drains or uncordons a node.
+    SetScheduling {
+        /// The node.
+        node: NodeId,
+        /// Whether it takes instances from now on.
+        scheduling: Scheduling,
+    },
+    /// A user removes a node, which is a member no longer.
+    RemoveNode {
+        /// The node.
+        node: NodeId,
+        /// Whether what it had is given up: its instances are replaced elsewhere, its volumes are deleted, and what was in them is
+        /// lost. Without, only a node that has nothing is removed.
+        lost: bool,
         /// When.
         now: Timestamp,
     },
@@ -127,6 +144,27 @@ pub enum Refused {
     /// There is no such node.
     #[error("there is no node {0}")]
     NoNode(NodeId),
+    /// The node has instances or volumes, and was to be removed.
+    #[error("node {node} still has {instances} instances and {volumes} volumes")]
+    NodeNotEmpty {
+        /// The node.
+        node: NodeId,
+        /// Its instances, those that terminate among them.
+        instances: usize,
+        /// Its volumes.
+        volumes: usize,
+    },
+    /// Records of what the node has cannot be read.
+    #[error("{records} records of what node {node} has cannot be read")]
+    NodeUnreadable {
+        /// The node.
+        node: NodeId,
+        /// How many.
+        records: usize,
+    },
+    /// The node is there, and was to be given up.
+    #[error("node {0} is not lost: it reports, or may report yet")]
+    NodeNotLost(NodeId),
     /// The number was given already.
     #[error("node {0} is there already")]
     NodeExists(NodeId),
@@ -264,6 +302,18 @@ pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             }
             Ok(apply_report(cluster, *node, report, *now))
         }
+        Command::SetScheduling {
+            node: id,
+            scheduling,
+        } => {
+            let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
+            node.scheduling = *scheduling;
+            Ok(Changes {
+                nodes: BTreeMap::from([(*id, Some(node.clone()))]),
+                ..Changes::default()
+            })
+        }
+        Command::RemoveNode { node, lost, now } => remove_node(cluster, *node, *lost, *now),
         Command::CreateEnv { key, env } => create_env(cluster, key, env),
         Command::AddRelease {
             env: key,
@@ -461,7 +511,7 @@ fn enroll(
             }
             cluster.last_node = id.0;
             cluster.nodes.insert(*id, node.as_ref().clone());
-            changes.nodes.insert(*id, node.as_ref().clone());
+            changes.nodes.insert(*id, Some(node.as_ref().clone()));
             token.used = Some((now, Member::Node(*id)));
         }
         NewMember::Edge(id, edge) => {
@@ -476,6 +526,50 @@ fn enroll(
     }
     cluster.tokens.insert(hash, token.clone());
     changes.tokens.insert(hash, Some(token));
+    Ok(changes)
+}
+
+fn remove_node(
+    cluster: &mut ClusterState,
+    id: NodeId,
+    lost: bool,
+    now: Timestamp,
+) -> Result<Changes, Refused> {
+    let node = cluster.nodes.get(&id).ok_or(Refused::NoNode(id))?;
+    if lost && !node.has_lapsed() {
+        return Err(Refused::NodeNotLost(id));
+    }
+    let unreadable = cluster.unreadable.iter();
+    let records = unreadable.filter(|record| record.node == Some(id)).count();
+    if records > 0 {
+        return Err(Refused::NodeUnreadable { node: id, records });
+    }
+    let on_node = cluster.instances.on_node(id);
+    let instances: Vec<_> = on_node
+        .map(|(id, instance)| (id, ended(instance, now)))
+        .collect();
+    let volumes: Vec<_> = cluster.volumes.on_node(id).map(|(id, _)| id).collect();
+    let is_empty = instances.is_empty() && volumes.is_empty();
+    if !lost && !is_empty {
+        return Err(Refused::NodeNotEmpty {
+            node: id,
+            instances: instances.len(),
+            volumes: volumes.len(),
+        });
+    }
+    let mut changes = Changes::default();
+    for (id, ended) in instances {
+        cluster.instances.remove(&id);
+        cluster.ended.insert(id, ended.clone());
+        changes.instances.insert(id, None);
+        changes.ended.insert(id, Some(ended));
+    }
+    for volume in volumes {
+        cluster.volumes.remove(&volume);
+        changes.volumes.insert(volume, None);
+    }
+    cluster.nodes.remove(&id);
+    changes.nodes.insert(id, None);
     Ok(changes)
 }
 
@@ -647,7 +741,7 @@ fn next_generation(cluster: &mut ClusterState, id: NodeId) -> Changes {
     let mut changes = Changes::default();
     if let Some(node) = cluster.nodes.get_mut(&id) {
         node.generation = node.generation.saturating_add(1);
-        changes.nodes.insert(id, node.clone());
+        changes.nodes.insert(id, Some(node.clone()));
     }
     changes
 }

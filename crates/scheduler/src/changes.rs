@@ -19,8 +19,8 @@ use crate::table::Table;
 /// The difference between a cluster state and an earlier one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
-    /// Nodes written.
-    pub nodes: BTreeMap<NodeId, Node>,
+    /// Nodes written, or removed.
+    pub nodes: BTreeMap<NodeId, Option<Node>>,
     /// Edges written.
     pub edges: BTreeMap<EdgeId, Edge>,
     /// Enrollment tokens written or deleted.
@@ -187,7 +187,12 @@ impl Changes {
         for id in self.edges.keys() {
             cluster.last_edge = cluster.last_edge.max(id.0);
         }
-        cluster.nodes.extend(self.nodes.clone());
+        for (id, node) in &self.nodes {
+            match node {
+                Some(node) => cluster.nodes.insert(*id, node.clone()),
+                None => drop(cluster.nodes.remove(id)),
+            }
+        }
         cluster.edges.extend(self.edges.clone());
         for (hash, token) in &self.tokens {
             match token {

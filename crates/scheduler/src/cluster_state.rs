@@ -23,12 +23,13 @@
 //!
 //! The instances and volumes of a node that was removed are deleted from any state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
 use api::node::{DriverChoice, EgressState};
 use api::user::RolloutPhase;
+pub use api::user::Scheduling;
 use manifest::Manifest;
 use model::instance::{ExitEvent, PinnedImage};
 use model::{
@@ -49,6 +50,8 @@ pub struct ClusterState {
     pub settings: ClusterSettings,
     /// The life of the store that this is of: another one after a backup was restored.
     pub incarnation: Incarnation,
+    /// Since when deadlines count: when this server began to lead, or its clock was last set. Not stored.
+    pub counting_since: Timestamp,
     /// Every node that was not removed.
     pub nodes: Table<NodeId, Node>,
     /// Every edge that was not removed.
@@ -85,15 +88,45 @@ impl ClusterState {
         })
     }
 
-    /// Says which nodes reported lately; the others did not.
-    pub fn set_online(&mut self, online: &BTreeSet<NodeId>) {
-        let changed = (self.nodes.iter()).filter(|(id, node)| node.online != online.contains(id));
-        let changed: Vec<_> = changed.map(|(id, _)| *id).collect();
-        for id in changed {
+    /// Takes over what is not stored: which nodes are heard, and since when deadlines count.
+    pub fn hear_as(&mut self, other: &Self) {
+        self.counting_since = other.counting_since;
+        let presence_in = |id: &NodeId| other.nodes.get(id).map(|node| node.presence);
+        let changed = (self.nodes.iter()).filter_map(|(id, node)| {
+            let presence = presence_in(id).unwrap_or_default();
+            (node.presence != presence).then_some((*id, presence))
+        });
+        let changed: Vec<_> = changed.collect();
+        for (id, presence) in changed {
             if let Some(node) = self.nodes.get_mut(&id) {
-                node.online = !node.online;
+                node.presence = presence;
             }
         }
+    }
+
+    /// As it is loaded from a store: nobody was heard yet.
+    pub fn clear_presence(&mut self) {
+        self.counting_since = Timestamp(0);
+        for node in self.nodes.values_mut() {
+            node.presence = Presence::NotHeardYet;
+        }
+        for instance in self.instances.values_mut() {
+            instance.ready_since = None;
+        }
+    }
+
+    /// How long a deadline of something on this node has been running that began at `at`, in milliseconds: only the time counts
+    /// in which the node is heard, since it was last lost sight of.
+    pub fn heard_for(&self, node: NodeId, at: Timestamp, now: Timestamp) -> u64 {
+        match self.nodes.get(&node).map(|node| node.presence) {
+            Some(Presence::Heard { since }) => counted(at, since, now),
+            _ => 0,
+        }
+    }
+
+    /// How long a deadline has been running that began at `at`, in milliseconds: the time before this server led does not count.
+    pub fn led_for(&self, at: Timestamp, now: Timestamp) -> u64 {
+        counted(at, self.counting_since, now)
     }
 
     /// Whether this is a member, also when its record cannot be read.
@@ -223,12 +256,52 @@ pub struct Node {
     pub seen_at: Option<Timestamp>,
     /// When it joined.
     pub enrolled_at: Timestamp,
-    /// Whether it reported lately. Nothing new is placed on a node that did not. Not stored: only the server that
+    /// Whether it is heard. Nothing new is placed on a node that is not. Not stored: only the server that
     /// listens to the nodes knows.
-    pub online: bool,
+    pub presence: Presence,
+    /// Whether it takes instances.
+    pub scheduling: Scheduling,
     /// The counter of its desired state's generation ([`ClusterState::generation`]). It grows whenever an instance of this node is created, begins to
     /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
     pub generation: u64,
+}
+
+impl Node {
+    /// Whether it reported lately.
+    pub fn is_online(&self) -> bool {
+        matches!(self.presence, Presence::Heard { .. })
+    }
+
+    /// Whether it was heard, or had the time to be, and is not any more. A node that a server has not heard yet is not.
+    pub fn has_lapsed(&self) -> bool {
+        matches!(self.presence, Presence::Lapsed { .. })
+    }
+}
+
+/// Whether a node is heard, by the server that leads now. A server that begins to lead knows of no node: nothing is reverted, replaced or
+/// torn down because of a node that it has not heard yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// It has not reported since this server leads, and may still do so in time.
+    #[default]
+    NotHeardYet,
+    /// It reports.
+    Heard {
+        /// Since when, without a gap.
+        since: Timestamp,
+    },
+    /// It does not report any more, or did not in time after this server began to lead.
+    Lapsed {
+        /// Since when that is known.
+        since: Timestamp,
+    },
+}
+
+/// From `at` to `now`, in milliseconds, without what was before `floor`. A time that has not come yet was written before the clock
+/// was set back.
+fn counted(at: Timestamp, floor: Timestamp, now: Timestamp) -> u64 {
+    let from = if at > now { floor } else { at.max(floor) };
+    now.millis_since(from)
 }
 
 /// The SHA-256 of an enrollment token's secret.

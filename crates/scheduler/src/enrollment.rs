@@ -10,7 +10,9 @@ use model::ids::MAX_NAME_BYTES;
 use model::{EdgeId, NodeId, Timestamp};
 
 use crate::apply::{Command, NewMember};
-use crate::cluster_state::{ClusterState, Edge, Node, TokenHash, TokenRecord};
+use crate::cluster_state::{
+    ClusterState, Edge, Node, Presence, Scheduling, TokenHash, TokenRecord,
+};
 
 /// Longest life of a token, in seconds.
 pub const MAX_TOKEN_SECONDS: u64 = 86_400;
@@ -55,7 +57,8 @@ pub fn enroll(
                 egress: None,
                 seen_at: None,
                 enrolled_at: now,
-                online: false,
+                presence: Presence::NotHeardYet,
+                scheduling: Scheduling::Schedulable,
                 generation: FIRST_GENERATION,
             };
             let member = Member::Node(id);

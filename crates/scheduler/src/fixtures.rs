@@ -25,8 +25,8 @@ use model::{
 
 use crate::apply::{Command, apply};
 use crate::cluster_state::{
-    ClusterSettings, ClusterState, Env, Instance, InstancePhase, Node, Release, Volume, VolumeKey,
-    VolumePhase,
+    ClusterSettings, ClusterState, Env, Instance, InstancePhase, Node, Presence, Release,
+    Scheduling, Volume, VolumeKey, VolumePhase,
 };
 use crate::instances::{Instances, Volumes};
 use crate::release::{Identity, instance_spec};
@@ -71,7 +71,10 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
             disk: None,
             overhead: Some(InstanceOverhead::default()),
         },
-        online: true,
+        presence: Presence::Heard {
+            since: Timestamp(0),
+        },
+        scheduling: Scheduling::Schedulable,
         generation: 0,
     };
     (NodeId(number), node)
@@ -96,9 +99,16 @@ pub fn cluster(nodes: u16) -> ClusterState {
         secrets: Table::new(),
         ended: Table::new(),
         incarnation: Incarnation(1),
+        counting_since: Timestamp(0),
         last_network: EnvNetwork(0),
         unreadable: Vec::new(),
     }
+}
+
+/// A node that is not heard any more.
+pub fn lapse(cluster: &mut ClusterState, node: u16, since: Timestamp) {
+    let node = cluster.nodes.get_mut(&NodeId(node)).unwrap();
+    node.presence = Presence::Lapsed { since };
 }
 
 /// A process of `min` instances of 256 MiB, with an HTTP port and a health check.
@@ -136,6 +146,8 @@ pub fn process(min: u32) -> Process {
             healthy: 2,
             unhealthy: 3,
         }),
+        liveness: None,
+        region: None,
         resources: Resources {
             cpu_millis: 100,
             memory_bytes: 256 * MIB,
@@ -148,6 +160,8 @@ pub fn process(min: u32) -> Process {
             max_unavailable: 0,
             max_surge: 1,
             auto_revert: true,
+            min_healthy_ms: 0,
+            deadline_ms: None,
         },
     }
 }

@@ -28,6 +28,9 @@ pub struct Instance {
     pub phase: InstancePhase,
     /// What its node last said; absent until it said anything, or when it no longer lists it.
     pub report: Option<InstanceReport>,
+    /// Since when this server has known that it is ready, in the same run of its app. Absent for one that was ready when this server
+    /// began to lead, and for one that is not ready. Not stored.
+    pub ready_since: Option<Timestamp>,
 }
 
 impl Instance {
@@ -39,6 +42,7 @@ impl Instance {
             created_at,
             phase: InstancePhase::New,
             report: None,
+            ready_since: None,
         }
     }
 

@@ -19,7 +19,7 @@ use model::{EnvKey, NodeId, Timestamp};
 
 use crate::apply::{Command, Refused, apply};
 use crate::changes::Changes;
-use crate::cluster_state::ClusterState;
+use crate::cluster_state::{ClusterState, Presence};
 use crate::planner::{Finding, Planned, Planner};
 use crate::routes::RouteIndex;
 use crate::table::Table;
@@ -111,16 +111,32 @@ impl Leader {
     }
 
     /// Says whether a node is heard. True when that changes anything; it is not stored.
-    pub fn set_online(&mut self, id: NodeId, online: bool) -> bool {
-        match self.working.nodes.get_mut(&id) {
-            Some(node) if node.online != online => node.online = online,
-            _ => return false,
-        }
+    pub fn set_heard(&mut self, id: NodeId, heard: bool, now: Timestamp) -> bool {
+        let Some(node) = self.working.nodes.get_mut(&id) else {
+            return false;
+        };
+        node.presence = match (node.presence, heard) {
+            (Presence::Heard { .. }, true) | (Presence::Lapsed { .. }, false) => return false,
+            (_, true) => Presence::Heard { since: now },
+            (_, false) => Presence::Lapsed { since: now },
+        };
         self.planner.observe_node(&self.working, id);
         let here = self.working.instances.on_node(id);
         self.touched
             .extend(here.map(|(_, instance)| instance.spec.env_key()));
         true
+    }
+
+    /// The clock that `now` is read from was set: deadlines and graces begin anew, and everything is looked at.
+    pub fn clock_was_set(&mut self, now: Timestamp) {
+        self.working.counting_since = now;
+        for node in self.working.nodes.values_mut() {
+            match &mut node.presence {
+                Presence::NotHeardYet => {}
+                Presence::Heard { since } | Presence::Lapsed { since } => *since = now,
+            }
+        }
+        self.planner.start_over(&self.working);
     }
 
     /// Plans one env that is to be looked at. `None`: there is none.
@@ -188,12 +204,8 @@ impl Leader {
 
     /// The store refused a batch: back to what it has. Which nodes are heard stays known. Every env is planned again.
     pub fn roll_back(&mut self) {
-        let online: BTreeSet<NodeId> = (self.working.nodes.iter())
-            .filter(|(_, node)| node.online)
-            .map(|(id, _)| *id)
-            .collect();
-        self.working = self.committed.clone();
-        self.working.set_online(&online);
+        let before = std::mem::replace(&mut self.working, self.committed.clone());
+        self.working.hear_as(&before);
         self.routes = self.committed_routes.clone();
         self.pending = Changes::default();
         self.planner.start_over(&self.working);
@@ -285,12 +297,12 @@ mod tests {
         plan(&mut leader);
         let refused = leader.take_batch();
         leader.execute(&[scale(3)]).unwrap();
-        assert!(leader.set_online(NodeId(2), false));
+        assert!(leader.set_heard(NodeId(2), false, Timestamp(1)));
         leader.roll_back();
         assert!(!leader.has_pending());
         assert!(leader.state().instances.is_empty());
         assert!(leader.state().envs[&key("shop/prod")].scale.is_empty());
-        assert!(!leader.state().nodes[&NodeId(2)].online);
+        assert!(leader.state().nodes[&NodeId(2)].has_lapsed());
         // The envs are planned again, and with the same result.
         assert_eq!(plan(&mut leader).len(), 2);
         assert_eq!(refused.changes.instances.len(), 2);

@@ -44,6 +44,7 @@ pub mod ended;
 pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
+pub mod heartbeats;
 pub mod instances;
 pub mod leader;
 pub mod lease;

@@ -8,7 +8,7 @@
 //!
 //! - `n` instances of the wanted release are to be ready ([`rollout::wanted_counts`]).
 //! - Where instances of other releases, or terminating ones, serve, at most `n + max_surge` exist at a time.
-//!   Terminating instances on online nodes count, because they hold their memory. Where nothing serves, all that is
+//!   Terminating instances count, because they hold their memory, but for those on offline nodes. Where nothing serves, all that is
 //!   missing is created at once.
 //! - An old instance is terminated when `n - max_unavailable` others are ready without it; every new instance that is
 //!   not ready yet counts as unavailable. Instances that cannot serve are terminated first.
@@ -24,17 +24,29 @@
 //!
 //! An env with a record that this server cannot read is frozen: nothing of it changes, and a finding says why.
 //!
-//! Instances on nodes that are offline are kept and do not count as ready. Deliberately absent: their eviction, with
-//! a limit that keeps many lapsed nodes at once from evicting everything. It belongs where [`InstanceHealth::Unknown`]
-//! is looked at. Also absent: moving instances to balance.
+//! Instances on nodes that are not heard are kept and do not count as ready. [`LOST_AFTER_MS`] after a node lapsed, others take
+//! the place of those that have no volumes; once these are ready, the node is told to stop what it has of them. Where many nodes lapse at
+//! once nothing is replaced ([`Placement::too_many_lapsed`]). A server that has just begun to lead knows of no node whether it is there:
+//! until a node is heard, or had the time to be, nothing is changed because of it ([`crate::cluster_state::Presence`]).
+//!
+//! The instances of a node that is drained are replaced as those of an old release are: within `max_surge` and `max_unavailable`. Those
+//! with volumes stay, unless the user says that they are to be terminated too.
+//!
+//! Deliberately absent: moving instances to balance.
 
 #[cfg(test)]
 mod bench;
 mod env;
 #[cfg(test)]
+mod node_tests;
+#[cfg(test)]
 mod properties;
 #[cfg(test)]
+mod strategy_tests;
+mod task;
+#[cfg(test)]
 mod tests;
+mod view;
 mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,7 +58,7 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 use crate::action::Action;
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, Instance, InstancePhase, Subject, VolumePhase};
+use crate::cluster_state::{ClusterState, Instance, InstancePhase, Presence, Subject, VolumePhase};
 use crate::ended;
 use crate::placement::Placement;
 use crate::table::Table;
@@ -58,6 +70,8 @@ use crate::rollout::{self, InstanceHealth};
 /// How long after it was created a failed instance is replaced, in milliseconds. The wait keeps an instance that can
 /// never run from being created over and over.
 pub const REPLACE_AFTER_MS: u64 = 5 * 60 * 1000;
+/// How long after a node lapsed others take the place of its instances, in milliseconds.
+pub const LOST_AFTER_MS: u64 = 60_000;
 /// Passes over one env within one plan; each sees what the one before changed.
 const MAX_PASSES: u32 = 16;
 /// An env that rolls out is looked at this often, in milliseconds: its deadlines are no changes of the cluster state.
@@ -302,7 +316,9 @@ impl Planner {
             Some(WAITING_LOOK_MS)
         };
         let look = look.map(|after| Timestamp(now.0.saturating_add(after)));
-        let due = look.into_iter().chain(next_replacement(cluster, &key, now));
+        let due = (look.into_iter())
+            .chain(next_replacement(cluster, &key, now))
+            .chain(next_loss(cluster, &key, now));
         if let Some(at) = due.min() {
             self.look_again(&key, at);
         }
@@ -359,6 +375,25 @@ fn next_replacement(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Opt
     let failed = instances.filter(|instance| !instance.is_terminating() && has_failed(instance));
     let at =
         failed.map(|instance| Timestamp(instance.created_at.0.saturating_add(REPLACE_AFTER_MS)));
+    at.filter(|at| *at > now).min()
+}
+
+/// When others take the place of an instance, because its node lapsed. Never for one with volumes.
+fn lost_at(cluster: &ClusterState, instance: &Instance) -> Option<Timestamp> {
+    if !instance.spec.volumes.is_empty() {
+        return None;
+    }
+    match cluster.nodes.get(&instance.node)?.presence {
+        Presence::Lapsed { since } => Some(Timestamp(since.0.saturating_add(LOST_AFTER_MS))),
+        Presence::Heard { .. } | Presence::NotHeardYet => None,
+    }
+}
+
+/// When the next instance of an env is lost with its node, of those that are not yet.
+fn next_loss(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Option<Timestamp> {
+    let instances = cluster.instances.of_env(key).map(|(_, instance)| instance);
+    let staying = instances.filter(|instance| !instance.is_terminating());
+    let at = staying.filter_map(|instance| lost_at(cluster, instance));
     at.filter(|at| *at > now).min()
 }
 

@@ -182,7 +182,10 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         init: process.init,
         variables,
         ports: process.ports.clone(),
-        healthcheck: healthcheck(manifest, who.process, process),
+        healthcheck: (process.healthcheck.clone())
+            .map(|check| with_host(check, manifest, who.process))
+            .or_else(|| accepts(manifest, who.process)),
+        liveness: (process.liveness.clone()).map(|check| with_host(check, manifest, who.process)),
         stop: process.stop.clone(),
         restart: process.restart.clone(),
         cpu_millis: process.resources.cpu_millis,
@@ -269,14 +272,23 @@ pub fn keep_others(release: Release, before: &Release, only: &BTreeSet<ProcessNa
     }
 }
 
-/// The health check of a process: an HTTP probe without a host asks for the first of the process's routes, those to its
+/// The check of a process that has a route and no check of its own: it is ready when the port of the route accepts connections.
+fn accepts(manifest: &Manifest, name: &ProcessName) -> Option<HealthCheck> {
+    let mut routes = manifest.routes.values();
+    let target = routes.find(|target| target.process == *name)?;
+    Some(HealthCheck {
+        probe: Probe::Tcp { port: target.port },
+        interval_ms: 5_000,
+        timeout_ms: 2_000,
+        grace_ms: 15_000,
+        healthy: 1,
+        unhealthy: 3,
+    })
+}
+
+/// A check of a process: an HTTP probe without a host asks for the first of the process's routes, those to its
 /// port first. Many apps answer only for host names that they know, and none can know its address beforehand.
-fn healthcheck(
-    manifest: &Manifest,
-    name: &ProcessName,
-    process: &manifest::Process,
-) -> Option<HealthCheck> {
-    let mut check = process.healthcheck.clone()?;
+fn with_host(mut check: HealthCheck, manifest: &Manifest, name: &ProcessName) -> HealthCheck {
     if let Probe::Http {
         port,
         host: host @ None,
@@ -288,7 +300,7 @@ fn healthcheck(
         let first = mine.min_by_key(|(_, target)| target.port != *port);
         *host = first.map(|(host, _)| host.clone());
     }
-    Some(check)
+    check
 }
 
 #[cfg(test)]
@@ -338,7 +350,7 @@ mod tests {
                     ((*host).to_owned(), target)
                 })
                 .collect();
-            match healthcheck(&manifest, &name("web"), &web).unwrap().probe {
+            match with_host(web.healthcheck.clone().unwrap(), &manifest, &name("web")).probe {
                 Probe::Http { host, .. } => host,
                 probe => panic!("{probe:?}"),
             }

@@ -97,7 +97,7 @@ pub(crate) fn apply_report(
             .unreadable
             .retain(|record| record.subject != damaged);
         cluster.nodes.insert(id, node.clone());
-        changes.nodes.insert(id, node);
+        changes.nodes.insert(id, Some(node));
     }
     let reported: BTreeMap<InstanceId, &InstanceReport> =
         (report.instances.iter()).map(|r| (r.id, r)).collect();
@@ -110,6 +110,7 @@ pub(crate) fn apply_report(
         .collect();
     for (id, (phase, said)) in news {
         if let Some(instance) = cluster.instances.get_mut(&id) {
+            instance.ready_since = ready_since(instance, said.as_ref(), now);
             (instance.phase, instance.report) = (phase, said);
             changes.instances.insert(id, Some(instance.clone()));
         }
@@ -187,6 +188,24 @@ fn after_report(
     }
     let phase = next.unwrap_or_else(|| instance.phase.clone());
     Some((phase, reported.cloned()))
+}
+
+/// Since when the instance is ready on end, after its node's report of it. An app that was started anew begins anew.
+fn ready_since(
+    before: &Instance,
+    said: Option<&InstanceReport>,
+    now: Timestamp,
+) -> Option<Timestamp> {
+    let said = said.filter(|said| said.state.is_ready())?;
+    let is_same_run = |known: &&InstanceReport| {
+        known.state.is_ready()
+            && known.restarts == said.restarts
+            && known.state.started_at() == said.state.started_at()
+    };
+    match before.report.as_ref().filter(is_same_run) {
+        Some(_) => before.ready_since,
+        None => Some(now),
+    }
 }
 
 /// Whether nothing of the instance runs and it does not start again by itself.

@@ -11,14 +11,16 @@
 //! ```
 //!
 //! A release fails while it is rolling out when one of its instances
+//! - is not alive, by its liveness check;
 //! - is given up by its node, or ended and its policy does not start it again;
 //! - was started again [`MAX_NEW_RESTARTS`] times and is not ready;
 //! - was never ready, and its image and disks were there for longer than [`READY_DEADLINE_MS`] or its health check's grace
-//!   and [`GRACE_MARGIN_MS`], whichever is more;
+//!   and [`GRACE_MARGIN_MS`], whichever is more, or than its `deploy.deadline`;
+//! - was ready, and for as long after the last new instance was created not for `deploy.min_healthy` on end;
 //! - is not even prepared after [`PREPARE_DEADLINE_MS`]: a slow registry is not the fault of a release;
 //!
-//! or when an instance could not be placed for that long. An instance on a node that is offline does not fail it. (The
-//! time the node was offline counts once it is back: the instance runs on meanwhile, and is then ready or late.)
+//! or when an instance could not be placed for that long. Only the time counts in which its node is heard, by the server that leads:
+//! an instance on a node that is offline, or that this server has not heard yet, fails no release.
 //!
 //! After a failure with a release to go back to, that one is wanted again, at its full numbers.
 //! Where the manifest says `auto_revert = false`, the new release does not give way: its ready
@@ -34,10 +36,11 @@ use std::fmt::Write as _;
 
 use api::node::MAX_LOG_TAIL;
 use api::user::RolloutPhase;
+use manifest::Deploy;
 use model::instance::InstanceState;
 use model::{ProcessName, ReleaseNumber, Timestamp};
 
-use crate::cluster_state::{Env, Instance, Rollout};
+use crate::cluster_state::{ClusterState, Env, Instance, Rollout};
 
 /// Restarts after which a new instance that is not ready fails its release.
 pub const MAX_NEW_RESTARTS: u32 = 3;
@@ -223,70 +226,129 @@ impl InstanceHealth {
     }
 }
 
-/// The deadline that a new instance has missed, in milliseconds, and what it has not reached; none while there is time.
-///
-/// The node says how long the preparation took, so no clock is compared with another. What it says is believed up to
-/// [`PREPARE_DEADLINE_MS`].
-fn missed_deadline(instance: &Instance, now: Timestamp) -> Option<(&'static str, u64)> {
-    let age = now.millis_since(instance.created_at);
-    let report = instance.report.as_ref();
-    let is_preparing = report.is_some_and(|report| {
-        matches!(
-            report.state,
-            InstanceState::Created | InstanceState::Preparing
-        )
-    });
-    if is_preparing {
-        return (age >= PREPARE_DEADLINE_MS).then_some(("not prepared", PREPARE_DEADLINE_MS));
-    }
-    let prepared_after = report.map_or(0, |report| report.preparing_ms);
-    let check = instance.spec.healthcheck.as_ref();
-    let grace_ms = check.map_or(0, |check| check.grace_ms.saturating_add(GRACE_MARGIN_MS));
-    let deadline = READY_DEADLINE_MS.max(grace_ms);
-    let since_prepared = age.saturating_sub(prepared_after.min(PREPARE_DEADLINE_MS));
-    (since_prepared >= deadline).then_some(("not ready", deadline))
+/// What a rollout looks at when it evaluates one of its instances.
+#[derive(Debug, Clone, Copy)]
+pub struct Evaluator<'a> {
+    /// The cluster state, which knows whether nodes are heard.
+    pub cluster: &'a ClusterState,
+    /// When the last instance of the release was created, or the rollout began.
+    pub progressed_at: Timestamp,
+    /// Now.
+    pub now: Timestamp,
 }
 
-/// Why this instance of a release that is rolling out fails it, if it does. `node_name` is its
-/// node's, for people.
-pub fn failure(
-    instance: &Instance,
-    health: InstanceHealth,
-    node_name: &str,
-    now: Timestamp,
-) -> Option<String> {
-    let what = match health {
-        InstanceHealth::Ready | InstanceHealth::Completed | InstanceHealth::Unknown => return None,
-        InstanceHealth::Pending if instance.was_ready() => return None,
-        InstanceHealth::Pending => {
-            let (what, deadline_ms) = missed_deadline(instance, now)?;
-            let minutes = deadline_ms / 60_000;
-            let at = match &instance.report {
-                None => "waiting for the node".to_owned(),
-                Some(report) if report.detail.is_empty() => report.state.to_string(),
-                Some(report) => format!("{} ({})", report.state, report.detail),
-            };
-            format!("{what} after {minutes} min: {at}")
-        }
-        InstanceHealth::CrashLoop => {
-            let restarts = instance.report.as_ref().map_or(0, |r| r.restarts);
-            format!("started again {restarts} times and not ready")
-        }
-        InstanceHealth::Terminated => match instance.report.as_ref().map(|r| r.state) {
-            Some(InstanceState::Stopped) => {
-                "ended by itself, and its restart policy does not start it again".to_owned()
+impl Evaluator<'_> {
+    /// Whether the instance does its work, and has for so long that it counts as rolled out: `deploy.min_healthy`.
+    pub fn is_settled(
+        &self,
+        instance: &Instance,
+        health: InstanceHealth,
+        deploy: Option<&Deploy>,
+    ) -> bool {
+        let least_ms = deploy.map_or(0, |deploy| deploy.min_healthy_ms);
+        let since = instance.ready_since.unwrap_or(Timestamp(0));
+        match health {
+            InstanceHealth::Completed => true,
+            InstanceHealth::Ready => {
+                let ready_for = self.cluster.heard_for(instance.node, since, self.now);
+                ready_for >= least_ms
             }
-            _ => "failed".to_owned(),
-        },
-    };
+            _ => false,
+        }
+    }
+
+    /// The deadline that a new instance has missed, in milliseconds, and what it has not reached; none while there is time.
+    ///
+    /// The node says how long the preparation took, so no clock is compared with another. What it says is believed up to
+    /// [`PREPARE_DEADLINE_MS`].
+    fn missed_deadline(
+        &self,
+        instance: &Instance,
+        deploy: Option<&Deploy>,
+    ) -> Option<(String, u64)> {
+        let report = instance.report.as_ref();
+        let is_preparing = report.is_some_and(|report| {
+            matches!(
+                report.state,
+                InstanceState::Created | InstanceState::Preparing
+            )
+        });
+        let age = |at| self.cluster.heard_for(instance.node, at, self.now);
+        if is_preparing {
+            let is_late = age(instance.created_at) >= PREPARE_DEADLINE_MS;
+            return is_late.then(|| ("not prepared".to_owned(), PREPARE_DEADLINE_MS));
+        }
+        let check = instance.spec.healthcheck.as_ref();
+        let grace_ms = check.map_or(0, |check| check.grace_ms.saturating_add(GRACE_MARGIN_MS));
+        let given = deploy.and_then(|deploy| deploy.deadline_ms);
+        let deadline = given.unwrap_or(READY_DEADLINE_MS.max(grace_ms));
+        if instance.was_ready() {
+            let least = deploy.map_or(0, |deploy| deploy.min_healthy_ms) / 1000;
+            let is_late = age(instance.created_at.max(self.progressed_at)) >= deadline;
+            return is_late.then(|| (format!("not ready for {least} s on end"), deadline));
+        }
+        let prepared_after = report.map_or(0, |report| report.preparing_ms);
+        let since_prepared =
+            age(instance.created_at).saturating_sub(prepared_after.min(PREPARE_DEADLINE_MS));
+        (since_prepared >= deadline).then(|| ("not ready".to_owned(), deadline))
+    }
+
+    /// Why this instance of a release that is rolling out fails it, if it does. It is not settled. `node_name` is its
+    /// node's, for people.
+    pub fn failure(
+        &self,
+        instance: &Instance,
+        health: InstanceHealth,
+        deploy: Option<&Deploy>,
+        node_name: &str,
+    ) -> Option<String> {
+        let what = match health {
+            InstanceHealth::Completed | InstanceHealth::Unknown => return None,
+            InstanceHealth::Ready | InstanceHealth::Pending
+                if (instance.report.as_ref())
+                    .is_some_and(|report| report.liveness_failure.is_some()) =>
+            {
+                "is not alive".to_owned()
+            }
+            InstanceHealth::Ready | InstanceHealth::Pending => {
+                let (what, deadline_ms) = self.missed_deadline(instance, deploy)?;
+                let deadline = if deadline_ms % 60_000 == 0 {
+                    format!("{} min", deadline_ms / 60_000)
+                } else {
+                    format!("{} s", deadline_ms / 1000)
+                };
+                let at = match &instance.report {
+                    None => "waiting for the node".to_owned(),
+                    Some(report) if report.detail.is_empty() => report.state.to_string(),
+                    Some(report) => format!("{} ({})", report.state, report.detail),
+                };
+                format!("{what} after {deadline}: {at}")
+            }
+            InstanceHealth::CrashLoop => {
+                let restarts = instance.report.as_ref().map_or(0, |r| r.restarts);
+                format!("started again {restarts} times and not ready")
+            }
+            InstanceHealth::Terminated => match instance.report.as_ref().map(|r| r.state) {
+                Some(InstanceState::Stopped) => {
+                    "ended by itself, and its restart policy does not start it again".to_owned()
+                }
+                _ => "failed".to_owned(),
+            },
+        };
+        Some(reason(instance, &what, node_name))
+    }
+}
+
+/// What happened to an instance, with what its node and its log say, for people.
+fn reason(instance: &Instance, what: &str, node_name: &str) -> String {
     let spec = &instance.spec;
     let (id, process, node) = (spec.id, &spec.process, instance.node);
     let mut reason = format!("instance {id} of {process} on {node_name} ({node}) {what}");
     let Some(report) = &instance.report else {
-        return Some(reason);
+        return reason;
     };
     // Writing to a String cannot fail.
-    if let Some(failure) = &report.failure {
+    if let Some(failure) = report.liveness_failure.as_ref().or(report.failure.as_ref()) {
         let _ = write!(reason, ": {failure}");
     } else if let Some(exit) = &report.last_exit {
         let _ = write!(reason, ": {exit}");
@@ -299,7 +361,7 @@ pub fn failure(
             let _ = write!(reason, "\n  {line}");
         }
     }
-    Some(reason)
+    reason
 }
 
 #[cfg(test)]
@@ -357,7 +419,12 @@ mod tests {
                 ..report(instance.spec.id, state)
             });
             let health = InstanceHealth::of(&instance, true);
-            failure(&instance, health, "n1", Timestamp(1000 + age_ms))
+            let evaluator = Evaluator {
+                cluster: &cluster(1),
+                progressed_at: Timestamp(1000),
+                now: Timestamp(1000 + age_ms),
+            };
+            evaluator.failure(&instance, health, Some(&process(1).deploy), "n1")
         };
         let is_late = |state, preparing_ms, grace_ms, age_ms| {
             assert_eq!(late(state, preparing_ms, grace_ms, age_ms - 1), None);

@@ -16,11 +16,11 @@ use std::net::SocketAddr;
 
 use api::edge::{Backend, Route, RouteTable};
 use api::user::RolloutPhase;
-use manifest::{Manifest, RouteTarget};
+use manifest::{Manifest, RouteTarget, Strategy};
 use model::instance::ProxyProtocol;
 use model::{EnvKey, EnvNetwork, Generation, Incarnation, ProcessName, ReleaseNumber};
 
-use crate::cluster_state::{ClusterState, Env, Instance, Release};
+use crate::cluster_state::{ClusterState, Env, Instance, Node, Release};
 use crate::release::is_as_in;
 use crate::rollout;
 use crate::table::Table;
@@ -313,6 +313,30 @@ fn announced(env: &Env) -> Option<ReleaseNumber> {
     }
 }
 
+/// The process types whose new instances get no traffic yet, because the old serve until all the new count.
+fn blue_green<'i>(
+    cluster: &ClusterState,
+    env: &Env,
+    serving: &[&'i Instance],
+) -> BTreeSet<&'i ProcessName> {
+    let rollout = &env.rollout;
+    let release = env.releases.get(&rollout.release);
+    let Some(release) = release.filter(|_| rollout.phase == RolloutPhase::Rolling) else {
+        return BTreeSet::new();
+    };
+    let is_blue_green = |process: &ProcessName| {
+        let process = release.manifest.processes.get(process);
+        process.is_some_and(|process| process.deploy.strategy == Strategy::BlueGreen)
+    };
+    let old = serving.iter().filter(|instance| {
+        let node = cluster.nodes.get(&instance.node);
+        let arch = node.map_or("", |node| node.hardware.arch.as_str());
+        is_blue_green(&instance.spec.process)
+            && !is_as_in(&instance.spec, rollout.release, release, arch)
+    });
+    old.map(|instance| &instance.spec.process).collect()
+}
+
 fn env_routes(
     cluster: &ClusterState,
     key: &EnvKey,
@@ -327,7 +351,12 @@ fn env_routes(
             groups.entry(manner(release, target)).or_default();
         }
     }
+    let held_back = blue_green(cluster, env, serving);
     for instance in serving {
+        let is_new = instance.spec.release == env.rollout.release;
+        if is_new && held_back.contains(&instance.spec.process) {
+            continue;
+        }
         // Of the announced release where that has not touched the instance.
         let node = cluster.nodes.get(&instance.node);
         let arch = node.map_or("", |node| node.hardware.arch.as_str());
@@ -339,16 +368,20 @@ fn env_routes(
         let Some(release) = env.releases.get(&number) else {
             continue;
         };
-        let online = cluster.nodes.get(&instance.node).is_some_and(|n| n.online);
+        // A server that has just begun to lead hears its nodes one after the other: the first gets no more traffic for that.
+        let lapsed = cluster
+            .nodes
+            .get(&instance.node)
+            .is_none_or(Node::has_lapsed);
         let targets = release.manifest.routes.iter();
         for (host, target) in targets.filter(|(_, t)| t.process == instance.spec.process) {
             let groups = hosts.entry(host).or_default();
             let group = groups.entry(manner(release, target)).or_default();
             group.newest = group.newest.max(Some(number));
-            let backends = if online {
-                &mut group.reporting
-            } else {
+            let backends = if lapsed {
                 &mut group.last_known
+            } else {
+                &mut group.reporting
             };
             backends.push(Backend {
                 instance: instance.spec.id,
@@ -400,7 +433,7 @@ mod tests {
 
     use super::*;
     use crate::cluster_state::{Subject, UnreadableRecord};
-    use crate::fixtures::{InstanceFixture, cluster, deploy, key, manifest, process};
+    use crate::fixtures::{InstanceFixture, cluster, deploy, key, lapse, manifest, process};
     use expect_test::{Expect, expect};
     use model::{InstanceId, NodeId, Timestamp};
 
@@ -482,14 +515,14 @@ mod tests {
     #[test]
     fn instances_last_reported_ready_are_backends_while_no_node_reports() {
         let mut cluster = rolling();
-        cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+        lapse(&mut cluster, 2, Timestamp(0));
         check(
             &cluster,
             expect![[r#"
             web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
         "#]],
         );
-        cluster.nodes.get_mut(&NodeId(1)).unwrap().online = false;
+        lapse(&mut cluster, 1, Timestamp(0));
         check(
             &cluster,
             expect![[r#"

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use api::user::RolloutPhase;
+use manifest::Strategy;
 use model::{EnvKey, InstanceId, NodeId, ProcessName};
-use scheduler::cluster_state::{ClusterState, Instance};
+use scheduler::cluster_state::{ClusterState, Instance, Node, Scheduling};
 use scheduler::rollout::wanted_counts;
 use scheduler::routes::routes;
 
@@ -27,7 +28,7 @@ fn is_ready(cluster: &ClusterState, instance: &Instance) -> bool {
     let online = cluster
         .nodes
         .get(&instance.node)
-        .is_some_and(|node| node.online);
+        .is_some_and(Node::is_online);
     let report = instance.report.as_ref();
     online && !instance.is_terminating() && report.is_some_and(|report| report.state.is_ready())
 }
@@ -70,7 +71,14 @@ pub(crate) fn ready_minimums(cluster: &ClusterState) -> Minimums {
             };
             let stops_first =
                 u32::from(!process.volumes.is_empty() || has_volumes(cluster, key, &name));
-            let unavailable = process.deploy.max_unavailable.max(stops_first);
+            let is_rolling = env.rollout.phase == RolloutPhase::Rolling;
+            let at_once = is_rolling && process.deploy.strategy == Strategy::Immediate;
+            let drained = stops_first > 0 && drains_volumes(cluster);
+            let unavailable = if at_once || drained {
+                count
+            } else {
+                process.deploy.max_unavailable.max(stops_first)
+            };
             let wanted = count.saturating_sub(unavailable);
             // Where there are volumes the highest ordinals go when there are too many, ready or not.
             let there = ready_where(cluster, key, &name, |instance| {
@@ -83,6 +91,12 @@ pub(crate) fn ready_minimums(cluster: &ClusterState) -> Minimums {
         }
     }
     minimums
+}
+
+/// Whether a user stops instances with volumes.
+fn drains_volumes(cluster: &ClusterState) -> bool {
+    let mut nodes = cluster.nodes.values();
+    nodes.any(|node| node.scheduling == Scheduling::Draining { with_volumes: true })
 }
 
 fn has_volumes(cluster: &ClusterState, env: &EnvKey, process: &ProcessName) -> bool {

@@ -21,6 +21,7 @@ mod guest;
 mod host;
 mod invariants;
 mod machine;
+mod operation;
 mod rng;
 mod scenario;
 mod server;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use api::node::DriverChoice;
 use api::user::RolloutPhase;
+use manifest::Strategy;
 use model::{NodeId, ReleaseNumber};
 use node_agent::agent::{self, AgentSettings};
 use node_agent::host::Host;
@@ -14,6 +15,7 @@ use node_agent::{Clock, Directory};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use scheduler::apply::Command;
+use scheduler::cluster_state::Scheduling;
 use scheduler::fixtures::{
     cluster, database, deployment, digest, key, manifest, name, next_release, process, release,
     worker,
@@ -25,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::host::SimHost;
 use crate::invariants;
 use crate::machine::Machine;
+use crate::operation::{BAD_APPS, Deployed, GOOD_APPS, OPERATIONS, Operation, STRATEGIES};
 use crate::rng::Rng;
 use crate::server::{Faults, Link, Server};
 use crate::simulator::{App, Simulator};
@@ -194,63 +197,6 @@ enum FaultLevel {
     Restored,
 }
 
-/// Something that an operator does or that befalls a cluster.
-#[derive(Debug, Clone, Copy)]
-enum Operation {
-    Deploy,
-    Scale,
-    KillAgent,
-    Reboot,
-    KillVm,
-    CrashApp,
-    Partition,
-    ServerDown,
-    DiskFull,
-    RegistryDown,
-    LossyLink,
-    FailingBoots,
-    DamageRecord,
-    UnreadableVm,
-    WrongStates,
-    BackUp,
-    Restore,
-    Heal,
-}
-
-const OPERATIONS: [Operation; 22] = [
-    Operation::Deploy,
-    Operation::Deploy,
-    Operation::Deploy,
-    Operation::Scale,
-    Operation::Scale,
-    Operation::KillAgent,
-    Operation::KillAgent,
-    Operation::KillAgent,
-    Operation::Reboot,
-    Operation::KillVm,
-    Operation::CrashApp,
-    Operation::Partition,
-    Operation::ServerDown,
-    Operation::DiskFull,
-    Operation::RegistryDown,
-    Operation::LossyLink,
-    Operation::FailingBoots,
-    Operation::DamageRecord,
-    Operation::UnreadableVm,
-    Operation::WrongStates,
-    Operation::Heal,
-    Operation::Heal,
-];
-const BAD_APPS: [App; 6] = [
-    App::NotFound,
-    App::Exits(0),
-    App::Exits(3),
-    App::Unhealthy,
-    App::NoImage,
-    App::Hangs,
-];
-const GOOD_APPS: [App; 3] = [App::Healthy, App::SlowImage, App::HangsOnce];
-
 struct Scenario {
     simulator: Simulator,
     server: Server,
@@ -259,16 +205,6 @@ struct Scenario {
     fault_level: FaultLevel,
     /// Records that were damaged: the node's place, the file, its content before and after.
     damaged: Vec<(usize, std::path::PathBuf, Vec<u8>)>,
-}
-
-/// What was deployed.
-struct Deployed {
-    app: App,
-    count: u32,
-    workers: u32,
-    surge: u32,
-    unavailable: u32,
-    volumes: bool,
 }
 
 impl Scenario {
@@ -452,11 +388,17 @@ impl Scenario {
             surge: rng.below(3) as u32,
             unavailable: rng.below(3) as u32,
             volumes: rng.percent(40),
+            strategy: rng.pick(&STRATEGIES).unwrap_or(Strategy::Rolling),
+            min_healthy_ms: rng.below(3) * 5_000,
         });
         if self.fault_level == FaultLevel::None {
             // So that a rollout's minimum is that of one process type all the time.
             deployed.volumes = self.nodes[0].machine.lock().leaves_tap;
             deployed.count = 1 + self.nodes.len() as u32;
+            deployed.strategy = Strategy::Rolling;
+        }
+        if deployed.volumes && deployed.strategy != Strategy::Immediate {
+            deployed.strategy = Strategy::Rolling;
         }
         let workers = deployed.workers;
         let interval_ms = self.draw(|rng| 1_000 * (1 + rng.below(5)));
@@ -467,6 +409,8 @@ impl Scenario {
         };
         web.deploy.max_surge = deployed.surge;
         web.deploy.max_unavailable = deployed.unavailable;
+        web.deploy.strategy = deployed.strategy;
+        web.deploy.min_healthy_ms = deployed.min_healthy_ms;
         if let Some(health) = &mut web.healthcheck {
             health.interval_ms = interval_ms;
         }
@@ -489,8 +433,8 @@ impl Scenario {
             counts.get(&name("web")).copied().unwrap_or_default()
         });
         self.simulator.trace(format!(
-            "deploy v{number}: {} of {app:?}, surge {}, unavailable {}, volumes {}, {workers} workers",
-            deployed.count, deployed.surge, deployed.unavailable, deployed.volumes
+            "deploy v{number}: {} of {app:?}, {:?}, surge {}, unavailable {}, volumes {}, {workers} workers",
+            deployed.count, deployed.strategy, deployed.surge, deployed.unavailable, deployed.volumes
         ));
         deployed
     }
@@ -571,6 +515,18 @@ impl Scenario {
                     self.restart_agent(at).await;
                 }
             }
+            Operation::Schedule => {
+                let modes = [
+                    Scheduling::Schedulable,
+                    Scheduling::Cordoned,
+                    Scheduling::Draining {
+                        with_volumes: false,
+                    },
+                    Scheduling::Draining { with_volumes: true },
+                ];
+                let scheduling = self.draw(|rng| rng.pick(&modes)).unwrap_or_default();
+                self.schedule(machine.node, scheduling);
+            }
             Operation::BackUp => self.server.back_up(),
             Operation::Restore => {
                 if self.server.restore() {
@@ -580,6 +536,13 @@ impl Scenario {
             }
             Operation::Heal => self.heal(),
         }
+    }
+
+    /// A user says whether a node takes instances.
+    fn schedule(&self, node: NodeId, scheduling: Scheduling) {
+        self.simulator.trace(format!("{node}: {scheduling:?}"));
+        self.server
+            .change(|_| vec![Command::SetScheduling { node, scheduling }]);
     }
 
     async fn restart_agent(&mut self, at: usize) {
@@ -631,6 +594,9 @@ impl Scenario {
             state.registry_down = false;
             state.boot_failures_percent = 0;
             state.unreadable_vms.clear();
+        }
+        for node in &self.nodes {
+            self.schedule(node.machine.node, Scheduling::Schedulable);
         }
         self.server.wake();
     }

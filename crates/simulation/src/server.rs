@@ -1,7 +1,7 @@
 //! The simulated server: the real scheduler on a cluster state that survives crashes of the server, and
 //! each node's faulty link to it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,12 +11,13 @@ use api::user::RolloutPhase;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use model::instance::{SecretBundle, SecretVersion};
-use model::{Generation, Incarnation, InstanceId, NodeId};
+use model::{Generation, Incarnation, InstanceId, NodeId, Timestamp};
 use node_agent::host::{HostError, HostResult, Server as ServerApi};
 use scheduler::action::Action;
 use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::desired_state;
+use scheduler::heartbeats::Heartbeats;
 use scheduler::leader::Leader;
 use scheduler::planner::plan;
 use scheduler::reports::unknown;
@@ -27,8 +28,6 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::invariants;
 use crate::simulator::Simulator;
 
-/// A node that did not report for this long is offline.
-const ONLINE_WITHIN: Duration = Duration::from_secs(10);
 /// The planner runs at least this often.
 const PLAN_INTERVAL: Duration = Duration::from_secs(2);
 /// A request without an answer is given up after this time.
@@ -52,7 +51,9 @@ struct State {
     /// What an edge has that takes every difference.
     edge: RouteTable,
     up: bool,
-    heard: BTreeMap<NodeId, Instant>,
+    /// When nodes lapse, counted from `began`.
+    heartbeats: Heartbeats,
+    began: Instant,
     /// An older cluster state, to restore.
     backup: Option<ClusterState>,
     /// Whether an older state was restored: nodes may have what it does not know.
@@ -80,8 +81,9 @@ impl State {
             simulator.violate("an edge has other routes than the cluster state".to_owned());
         }
         let mut decided = batch.after;
-        decided.set_online(&BTreeSet::new());
-        self.stored.set_online(&BTreeSet::new());
+        // Which nodes are heard is not stored.
+        decided.clear_presence();
+        self.stored.clear_presence();
         if decided != self.stored {
             simulator.violate("the store has another cluster state than was decided".to_owned());
         }
@@ -106,13 +108,21 @@ impl State {
         }
     }
 
+    /// No node was heard yet: each has the time to turn up.
+    fn begin_to_hear(&mut self) {
+        let nodes = self.stored.nodes.keys().copied();
+        self.heartbeats = Heartbeats::starting(nodes, self.began.elapsed());
+    }
+
     /// A leader of what the store has.
-    fn lead(&mut self) {
+    fn lead(&mut self, now: Timestamp) {
         let counter = self.stored_routes.values().map(|stored| stored.changed);
         // The store counts the tables that only removed hosts, too.
         let counter = counter.max().unwrap_or(0).max(self.edge.generation.counter);
         let routes = RouteIndex::new(self.stored_routes.clone(), counter);
-        self.leader = Leader::new(self.stored.clone(), routes);
+        let mut cluster = self.stored.clone();
+        cluster.counting_since = now;
+        self.leader = Leader::new(cluster, routes);
     }
 }
 
@@ -124,11 +134,7 @@ impl std::fmt::Debug for Server {
 
 impl Server {
     pub(crate) fn new(simulator: &Simulator, cluster: ClusterState) -> Self {
-        let heard = cluster
-            .nodes
-            .keys()
-            .map(|id| (*id, Instant::now()))
-            .collect();
+        let heartbeats = Heartbeats::starting(cluster.nodes.keys().copied(), Duration::ZERO);
         Self {
             simulator: simulator.clone(),
             state: Arc::new(Mutex::new(State {
@@ -137,7 +143,8 @@ impl Server {
                 stored_routes: BTreeMap::new(),
                 edge: RouteTable::default(),
                 up: true,
-                heard,
+                heartbeats,
+                began: Instant::now(),
                 backup: None,
                 restored: false,
                 actions: 0,
@@ -187,18 +194,17 @@ impl Server {
             while state.leader.plan_next(now, &mut draw).is_some() {}
         }
         state.up = false;
-        state.lead();
+        state.lead(self.simulator.now());
         drop(state);
         self.wake();
     }
 
-    /// The server starts. It takes every node for online until the node could have reported.
+    /// The server starts. It has heard no node yet.
     pub(crate) fn start(&self) {
         let mut state = self.lock();
         state.up = true;
-        state.lead();
-        let nodes: Vec<_> = state.stored.nodes.keys().copied().collect();
-        state.heard = nodes.into_iter().map(|id| (id, Instant::now())).collect();
+        state.lead(self.simulator.now());
+        state.begin_to_hear();
         drop(state);
         self.wake();
     }
@@ -218,7 +224,8 @@ impl Server {
         backup.incarnation = Incarnation(state.stored.incarnation.0 + 1);
         state.stored = backup;
         state.stored_routes.clear();
-        state.lead();
+        state.lead(self.simulator.now());
+        state.begin_to_hear();
         state.restored = true;
         drop(state);
         self.wake();
@@ -245,14 +252,11 @@ impl Server {
             return;
         }
         let state = &mut *state;
-        let nodes: Vec<_> = state.leader.state().nodes.keys().copied().collect();
-        for id in nodes {
-            let heard = state.heard.get(&id);
-            let online = heard.is_some_and(|at| at.elapsed() < ONLINE_WITHIN);
-            state.leader.set_online(id, online);
-        }
         let before = state.actions;
         let (simulator, now) = (&self.simulator, self.simulator.now());
+        for id in state.heartbeats.lapsed(state.began.elapsed()) {
+            state.leader.set_heard(id, false, now);
+        }
         let mut draw = || simulator.draw(|rng| rng.next() as u32);
         loop {
             simulator.step();
@@ -323,6 +327,9 @@ impl Server {
         if !state.up {
             return Err(HostError::transient("cannot connect to the server"));
         }
+        let (heard_at, now) = (state.began.elapsed(), self.simulator.now());
+        state.heartbeats.reported(node, heard_at);
+        state.leader.set_heard(node, true, now);
         let unknown = unknown(state.leader.state(), node, report);
         let command = Command::Report {
             node,
@@ -335,7 +342,6 @@ impl Server {
         }
         state.commit(&self.simulator);
         let restored = state.restored;
-        state.heard.insert(node, Instant::now());
         drop(state);
         let running = self.simulator.running();
         let lives = |id: &&InstanceId| running.contains_key(*id);

@@ -16,8 +16,8 @@ use model::{EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ReleaseNumber, Times
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
-    ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Subject,
-    TokenHash, UnreadableRecord, Volume, VolumeKey, VolumePhase,
+    ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Presence, Release,
+    Scheduling, Subject, TokenHash, UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
 use scheduler::instances::{Instances, Volumes};
 use scheduler::table::Table;
@@ -29,7 +29,7 @@ use crate::secrets::newest_versions;
 use crate::{Store, StoreError};
 
 impl Store {
-    /// The cluster state as it is now, with every node offline: only the listener of the nodes knows better.
+    /// The cluster state as it is now, with no node heard yet: only the listener of the nodes knows better.
     pub async fn load(&self) -> Result<ClusterState, StoreError> {
         let begun = self.database.read().await;
         let mut transaction = begun.map_err(StoreError::query("begin to read"))?;
@@ -85,6 +85,7 @@ async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
     let settings = from_json(row.get(2), row.get(0));
     let incarnation: &str = row.get(5);
     Ok(ClusterState {
+        counting_since: Timestamp(0),
         incarnation: incarnation
             .parse()
             .map_err(|error| StoreError::Unreadable {
@@ -128,7 +129,7 @@ fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, St
 }
 
 const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
-     json_version, hardware_json, driver_json, egress_json FROM nodes";
+     json_version, hardware_json, driver_json, egress_json, scheduling FROM nodes";
 
 async fn load_nodes(
     db: &mut dyn Transaction,
@@ -237,7 +238,16 @@ fn node_columns(row: &Row) -> Result<Node, String> {
         hardware: Hardware::default(),
         driver: None,
         egress: None,
-        online: false,
+        presence: Presence::NotHeardYet,
+        scheduling: match row.get(11) {
+            "schedulable" => Scheduling::Schedulable,
+            "cordoned" => Scheduling::Cordoned,
+            "draining" => Scheduling::Draining {
+                with_volumes: false,
+            },
+            "draining_with_volumes" => Scheduling::Draining { with_volumes: true },
+            other => return Err(format!("whether the node takes instances is `{other}`")),
+        },
     })
 }
 
@@ -357,6 +367,7 @@ fn instance(row: &Row) -> Result<(InstanceId, Instance), UnreadableRecord> {
             created_at: Timestamp(in_range("a time", row.get(8))?),
             phase,
             report,
+            ready_since: None,
         };
         env.clone()?;
         Ok((id.clone()?, instance))

@@ -6,7 +6,8 @@ use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, Term, VolumeId};
 use scheduler::changes::{Changes, EnvRecord};
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
-    Edge, EndedInstance, Instance, InstancePhase, Node, Release, TokenHash, Volume, VolumePhase,
+    Edge, EndedInstance, Instance, InstancePhase, Node, Release, Scheduling, TokenHash, Volume,
+    VolumePhase,
 };
 
 use crate::database::{Transaction, Value, insert, put};
@@ -99,7 +100,10 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
         delete_env(&mut *db, key).await?;
     }
     for (id, node) in nodes {
-        put_node(&mut *db, *id, node).await?;
+        match node {
+            Some(node) => put_node(&mut *db, *id, node).await?,
+            None => delete_node(&mut *db, *id).await?,
+        }
     }
     for (id, edge) in edges {
         put_edge(&mut *db, *id, edge).await?;
@@ -157,10 +161,27 @@ async fn put_node(db: &mut dyn Transaction, id: NodeId, node: &Node) -> Result<(
         ),
         ("enrolled_at", to_i64("a time", node.enrolled_at.0)?.into()),
         ("json_version", JSON_VERSION.into()),
+        (
+            "scheduling",
+            match node.scheduling {
+                Scheduling::Schedulable => "schedulable",
+                Scheduling::Cordoned => "cordoned",
+                Scheduling::Draining {
+                    with_volumes: false,
+                } => "draining",
+                Scheduling::Draining { with_volumes: true } => "draining_with_volumes",
+            }
+            .into(),
+        ),
     ];
     put(&mut *db, operation, "nodes", 1, columns).await?;
     let sql = "UPDATE cluster SET last_node = $1 WHERE last_node < $1";
     execute(db, operation, sql, vec![id.0.into()]).await
+}
+
+async fn delete_node(db: &mut dyn Transaction, id: NodeId) -> Result<(), StoreError> {
+    let sql = "DELETE FROM nodes WHERE id = $1";
+    execute(db, "remove a node", sql, vec![id.0.into()]).await
 }
 
 async fn put_edge(db: &mut dyn Transaction, id: EdgeId, edge: &Edge) -> Result<(), StoreError> {

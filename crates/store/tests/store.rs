@@ -76,7 +76,7 @@ async fn a_written_cluster_state_is_read_back(place: Place) {
     assert_eq!(env.rollout.release, ReleaseNumber(2));
     assert_eq!(env.scale.len(), 1);
     assert!(env.destroying);
-    assert!(!after.nodes[&node].online, "only a listener knows");
+    assert!(!after.nodes[&node].is_online(), "only a listener knows");
     assert_eq!(after.last_network, EnvNetwork(1));
     assert_eq!(store.cluster().await.unwrap().unwrap().settings, settings());
     if let Place::Sqlite(folder) = &place {

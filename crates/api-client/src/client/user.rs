@@ -5,12 +5,13 @@ use std::time::Duration;
 use api::paths;
 use api::user::{
     CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EndedRow, EnvRow,
-    ImageRow, InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RolloutStatus,
-    ScaleRequest, SecretRow, SetSecretsRequest, VolumeRow,
+    ImageRow, InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RemoveNodeQuery,
+    RolloutStatus, ScaleRequest, Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest,
+    VolumeRow,
 };
 use api::user::{ExecQuery, SignalRequest, StatsRow};
 use futures_util::StreamExt as _;
-use model::{EnvKey, InstanceId, ReleaseNumber, VolumeId};
+use model::{EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 use reqwest::Method;
 
 use super::{ANSWER_GRACE, ApiClient, DEPLOY_TIMEOUT, millis};
@@ -107,6 +108,25 @@ impl ApiClient {
             request = request.query(&[("app", key.app.as_str()), ("env", key.env.as_str())]);
         }
         self.call("asking for stats", request).await
+    }
+
+    /// Says whether a node takes instances from now on.
+    pub async fn set_scheduling(
+        &self,
+        node: NodeId,
+        scheduling: Scheduling,
+    ) -> Result<(), ClientError> {
+        let request = self.request(Method::PUT, &node_path(paths::NODE_SCHEDULING, node));
+        let request = request.json(&SchedulingRequest { scheduling });
+        self.call_empty("changing whether a node takes instances", request)
+            .await
+    }
+
+    /// Removes a node. `lost`: with what it has.
+    pub async fn remove_node(&self, node: NodeId, lost: bool) -> Result<(), ClientError> {
+        let request = self.request(Method::DELETE, &node_path(paths::NODE, node));
+        let request = request.query(&RemoveNodeQuery { lost });
+        self.call_empty("removing a node", request).await
     }
 
     /// Every env.
@@ -227,6 +247,10 @@ fn env_path(template: &str, env: &EnvKey) -> String {
     template
         .replace("{app}", env.app.as_str())
         .replace("{env}", env.env.as_str())
+}
+
+fn node_path(template: &str, node: NodeId) -> String {
+    template.replace("{node}", &node.to_string())
 }
 
 fn instance_path(template: &str, instance: InstanceId) -> String {

@@ -32,6 +32,8 @@ pub struct InstanceReport {
     /// How long its preparation took before its app first ran, in milliseconds: its image was fetched and its disks were
     /// made. What is under way is not counted.
     pub preparing_ms: u64,
+    /// Why it is dead although its app runs, by its liveness check; absent: it is not.
+    pub liveness_failure: Option<String>,
 }
 
 impl InstanceReport {
@@ -46,6 +48,7 @@ impl InstanceReport {
             failure: None,
             log_tail: Vec::new(),
             preparing_ms: 0,
+            liveness_failure: None,
         }
     }
 }
@@ -64,6 +67,8 @@ struct InstanceReportJson {
     started_at: Option<Timestamp>,
     #[serde(default, skip_serializing_if = "is_zero")]
     preparing_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    liveness_failure: Option<String>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -113,6 +118,7 @@ impl From<InstanceReportJson> for InstanceReport {
             failure: json.failure,
             log_tail: json.log_tail,
             preparing_ms: json.preparing_ms,
+            liveness_failure: json.liveness_failure,
         }
     }
 }
@@ -141,6 +147,7 @@ impl From<InstanceReport> for InstanceReportJson {
             log_tail: report.log_tail,
             started_at,
             preparing_ms: report.preparing_ms,
+            liveness_failure: report.liveness_failure,
         }
     }
 }

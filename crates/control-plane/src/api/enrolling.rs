@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use api::enrollment::{EnrollRequest, EnrollResponse};
+use api::enrollment::{EnrollRequest, EnrollResponse, Member};
 use api::user::{CreateTokenRequest, CreateTokenResponse};
 use axum::Json;
 use axum::extract::State;
@@ -84,6 +84,9 @@ async fn enroll_checked(
         .sign_member(&request.csr_pem, enrolled.member, now)
         .map_err(|error| ApiFailure::internal(&error))?;
     tracing::info!(member = %enrolled.member, name = %enrolled.name, "a member joined");
+    if let Member::Node(node) = enrolled.member {
+        app.presence.expect(node);
+    }
     app.wake.notify_one();
     let response = EnrollResponse {
         member: enrolled.member,

@@ -9,6 +9,7 @@ use http::StatusCode;
 use model::{AppName, EnvKey, EnvName, ReleaseNumber};
 use scheduler::apply::Command;
 use scheduler::rollout::check_scale;
+use scheduler::table::Table;
 use serde::Deserialize;
 
 use super::extract::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
@@ -69,10 +70,11 @@ pub(crate) async fn envs(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<EnvRow>>, ApiFailure> {
-    let cluster = app.cluster();
+    let published = Arc::clone(&app.published.borrow());
+    let (cluster, findings) = (&published.cluster, &published.findings);
     let rows = cluster.envs.iter();
     Ok(Json(
-        rows.map(|(key, env)| rows::env_row(&cluster, key, env))
+        rows.map(|(key, env)| rows::env_row(cluster, findings, key, env))
             .collect(),
     ))
 }
@@ -102,7 +104,8 @@ pub(crate) async fn scale(
                 env: of.clone(),
                 scale: processes.clone(),
             };
-            let row = rows::env_row(cluster, &of, &env);
+            // What waits for it is not known before it is planned.
+            let row = rows::env_row(cluster, &Table::new(), &of, &env);
             Ok((vec![command], row))
         })
         .await?;

@@ -6,6 +6,7 @@ use api::user::ImageRow;
 use axum::Json;
 use axum::extract::State;
 use model::NodeId;
+use scheduler::cluster_state::Node;
 
 use crate::callers::User;
 use crate::failure::ApiFailure;
@@ -22,7 +23,7 @@ pub(crate) async fn images(
         let caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
         caches.clone()
     };
-    let is_online = |node: &NodeId| cluster.nodes.get(node).is_some_and(|node| node.online);
+    let is_online = |node: &NodeId| cluster.nodes.get(node).is_some_and(Node::is_online);
     let caches = caches.into_iter().filter(|(node, _)| is_online(node));
     let rows = caches.flat_map(|(node, images)| {
         let name = cluster.nodes.get(&node).map(|node| node.name.clone());

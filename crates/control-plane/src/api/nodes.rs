@@ -1,11 +1,11 @@
 //! The calls of nodes.
 
 use std::sync::PoisonError;
-use std::time::Instant;
 
 use api::node::{
     CachedImage, InstanceReport, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest,
 };
+use api::user::{RemoveNodeQuery, Scheduling, SchedulingRequest};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
@@ -13,19 +13,128 @@ use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::instance::InstanceState;
 use model::{InstanceId, NodeId};
-use scheduler::cluster_state::ClusterState;
+use scheduler::apply::Command;
+use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::desired::desired_state;
 use scheduler::reports::{Unknown, is_news, unknown};
 
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
 use super::logs;
-use crate::callers::NodeCaller;
+use crate::callers::{NodeCaller, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::MAX_CALL_ANSWER_BYTES;
 use crate::state::{App, Shared, Topic};
 use crate::streams::Waiting;
+
+/// A user says whether a node takes instances.
+pub(crate) async fn set_scheduling(
+    State(app): State<App>,
+    user: User,
+    Path(node): Path<NodeId>,
+    Body(request): Body<SchedulingRequest>,
+) -> Result<StatusCode, ApiFailure> {
+    let SchedulingRequest { scheduling } = request;
+    app.change(move |cluster| {
+        no_such_node(cluster, node)?;
+        if scheduling
+            == (Scheduling::Draining {
+                with_volumes: false,
+            })
+        {
+            check_volumes(cluster, node)?;
+        }
+        Ok::<_, ApiFailure>((vec![Command::SetScheduling { node, scheduling }], ()))
+    })
+    .await?;
+    tracing::info!(user = %user.name, %node, ?scheduling, "a node takes instances or not");
+    app.wake.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A drain moves nothing that has volumes: the user is to know that first.
+fn check_volumes(cluster: &ClusterState, node: NodeId) -> Result<(), ApiFailure> {
+    let here = cluster.instances.on_node(node);
+    let bound = here.filter(|(_, i)| !i.is_terminating() && !i.spec.volumes.is_empty());
+    let bound: Vec<_> = bound
+        .map(|(id, i)| format!("{id} of {} {}", i.spec.env_key(), i.spec.process))
+        .collect();
+    if bound.is_empty() {
+        return Ok(());
+    }
+    Err(ApiFailure::conflict(
+        "node_has_volumes",
+        format!(
+            "{node} has instances with volumes, which cannot move: {}",
+            some_of(&bound)
+        ),
+    )
+    .hint(
+        "`--with-volumes` stops them too: they start again with `platform nodes uncordon`. `platform nodes cordon` only keeps \
+         new ones away",
+    ))
+}
+
+fn some_of(all: &[String]) -> String {
+    const SHOWN: usize = 5;
+    let shown = all.iter().take(SHOWN).cloned().collect::<Vec<_>>();
+    match all.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn no_such_node(cluster: &ClusterState, node: NodeId) -> Result<&Node, ApiFailure> {
+    cluster.nodes.get(&node).ok_or_else(|| {
+        ApiFailure::not_found("node_not_found", format!("there is no node {node}"))
+            .hint("`platform nodes` lists those there are")
+    })
+}
+
+/// A user removes a node. Its certificate opens nothing from then on.
+pub(crate) async fn remove(
+    State(app): State<App>,
+    user: User,
+    Path(id): Path<NodeId>,
+    Params(query): Params<RemoveNodeQuery>,
+) -> Result<StatusCode, ApiFailure> {
+    let lost = query.lost;
+    app.change(move |cluster| {
+        let node = no_such_node(cluster, id)?;
+        if lost && !node.has_lapsed() {
+            return Err(ApiFailure::conflict(
+                "node_not_lost",
+                format!("{id} is not lost: it reports, or may report yet"),
+            )
+            .hint("`platform nodes drain` takes its instances away first; then it is removed without --lost"));
+        }
+        let volumes = cluster.volumes.on_node(id);
+        let volumes: Vec<_> = volumes.map(|(_, volume)| volume.key.to_string()).collect();
+        let instances = cluster.instances.count_on_node(id);
+        if !lost && instances + volumes.len() > 0 {
+            let volumes = match volumes.as_slice() {
+                [] => String::new(),
+                all => format!(", and the volumes {}", some_of(all)),
+            };
+            return Err(ApiFailure::conflict(
+                "node_not_empty",
+                format!("{id} still has {instances} instances{volumes}"),
+            )
+            .hint(if node.has_lapsed() {
+                "`--lost` gives it up with all that it has, the data in its volumes too"
+            } else {
+                "`platform nodes drain` takes its instances away, and `platform volumes delete` its volumes"
+            }));
+        }
+        let now = now();
+        Ok((vec![Command::RemoveNode { node: id, lost, now }], ()))
+    })
+    .await?;
+    tracing::info!(user = %user.name, node = %id, lost, "removed a node");
+    app.wake.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
 
 /// The node's whole desired state, once it is newer than the one it has.
 pub(crate) async fn desired(
@@ -58,7 +167,7 @@ pub(crate) async fn report(
     Body(mut report): Body<NodeReport>,
 ) -> Result<StatusCode, ApiFailure> {
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
-    app.presence.mark(node, Instant::now());
+    app.presence.reported(node);
     keep_cache(&app, node, std::mem::take(&mut report.images));
     let (is_news, unknown) = look(&app.cluster(), node, &report)?;
     log_unknown(&app, node, unknown);
@@ -84,7 +193,7 @@ fn look(
         ));
     };
     let unknown = unknown(cluster, node, report);
-    let is_news = !known.online || is_news(cluster, node, report, now());
+    let is_news = !known.is_online() || is_news(cluster, node, report, now());
     Ok((is_news, unknown))
 }
 

@@ -182,6 +182,8 @@ pub(crate) fn manifest(app: &str) -> String {
          [processes.web.scaling]\n\
          min = 2\n\
          max = 4\n\
+         [processes.web.deploy]\n\
+         min_healthy = \"0s\"\n\
          [routes]\n\
          \"{app}.localhost\" = {{ process = \"web\", port = 8080 }}\n"
     )

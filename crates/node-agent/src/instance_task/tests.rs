@@ -26,6 +26,7 @@ pub(super) fn spec() -> InstanceSpec {
         variables: BTreeMap::new(),
         ports: Vec::new(),
         healthcheck: None,
+        liveness: None,
         stop: StopPolicy {
             signal: None,
             timeout_ms: 1000,

@@ -22,6 +22,7 @@ pub(super) enum Wakeup {
     Stalled,
     Due,
     ProbeDue,
+    LivenessDue,
     BootCheckDue,
     WriteAgain,
 }

@@ -155,12 +155,10 @@ impl Lifecycle {
         if counts && failed >= limits.unhealthy {
             let too_many = limits.unhealthy;
             let why = format!("the health check failed {too_many} times in a row: {reason}");
-            if self.rules.restart.when != RestartWhen::Never {
-                return self.ended(now, started_at, Some(why));
-            }
-            self.progress.failure = Some(why);
+            let news = ready || self.progress.failure.is_none();
+            self.progress.failure.get_or_insert(why);
             self.running(started_at, Readiness::Probed(limits, unready));
-            return ready.then_some(Effect::Report).into_iter().collect();
+            return news.then_some(Effect::Report).into_iter().collect();
         }
         if ready {
             let ready = Readiness::Probed(limits, Probed::Ready { failed });

@@ -8,7 +8,7 @@ use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 
-/// List the envs: the release that serves, processes and hosts
+/// List the envs: the release that serves, processes and hosts, and what waits
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  platform envs --format json | jq -r '.[].hosts[]'")]
 pub(crate) struct Arguments {
@@ -46,6 +46,9 @@ fn table(envs: &[EnvRow]) -> Table {
             processes(row),
             row.hosts.join(" "),
         ]);
+        for waits in &row.waits {
+            table.note(waits);
+        }
     }
     table
 }

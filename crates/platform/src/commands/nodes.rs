@@ -1,24 +1,51 @@
 //! `platform nodes`: the machines.
 
-use api::user::NodeRow;
-use clap::Args;
+mod change;
+
+use api::user::{NodeRow, Scheduling};
+use clap::{Args, Subcommand};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
 use crate::units;
 
-/// List the nodes: what they have, how they run instances, whether those reach the internet, whether they are there
+const EXAMPLES: &str = "\
+Examples:
+  platform nodes --format json | jq '.[].driver'
+  platform nodes drain n2         before its machine is taken down; ends when it has no instance
+  platform nodes uncordon n2      it takes instances again
+  platform nodes remove n2        for good, once it is empty
+  platform nodes remove n2 --lost for good, with all that it had";
+
+/// List the nodes, or cordon, drain, remove them
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  platform nodes --format json | jq '.[].driver'")]
+#[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     #[command(flatten)]
     cluster: ClusterArguments,
     #[command(flatten)]
     format: FormatArguments,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    Cordon(change::CordonArguments),
+    Uncordon(change::UncordonArguments),
+    Drain(change::DrainArguments),
+    Remove(change::RemoveArguments),
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    match arguments.command {
+        None => {}
+        Some(Command::Cordon(arguments)) => return change::cordon(arguments).await,
+        Some(Command::Uncordon(arguments)) => return change::uncordon(arguments).await,
+        Some(Command::Drain(arguments)) => return change::drain(arguments).await,
+        Some(Command::Remove(arguments)) => return change::remove(arguments).await,
+    }
     let nodes = arguments.cluster.connect()?.nodes().await?;
     if arguments.format.format == Format::Json {
         return output::json(&nodes);
@@ -54,7 +81,7 @@ fn table(nodes: &[NodeRow]) -> Table {
             node.id.to_string(),
             node.name.clone(),
             node.region.clone(),
-            if node.online { "online" } else { "offline" }.to_owned(),
+            status(node),
             node.seen_at
                 .map_or_else(|| "never".to_owned(), |at| units::age(now, at)),
             node.instances.to_string(),
@@ -81,6 +108,21 @@ fn table(nodes: &[NodeRow]) -> Table {
         }
     }
     table
+}
+
+fn status(node: &NodeRow) -> String {
+    let heard = match (node.online, node.not_heard_yet) {
+        (true, _) => "online",
+        (false, true) => "not heard yet",
+        (false, false) => "offline",
+    };
+    let scheduling = match node.scheduling {
+        Scheduling::Schedulable => "",
+        Scheduling::Cordoned => ", cordoned",
+        Scheduling::Draining { .. } if node.instances == 0 => ", drained",
+        Scheduling::Draining { .. } => ", draining",
+    };
+    format!("{heard}{scheduling}")
 }
 
 fn size(bytes: u64) -> String {

@@ -61,20 +61,63 @@ type = "tcp"
 port = 8080
 grace = "1s"
 interval = "1s"
+[processes.web.deploy]
+deadline = "20s"
+"#;
+
+/// Its liveness is a file in its instance.
+const MORTAL: &str = r#"
+app = "mortal"
+[processes.web]
+command = ["/bin/sleep", "100000"]
+[processes.web.resources]
+memory = "128MiB"
+[processes.web.liveness]
+type = "command"
+command = ["/bin/sh", "-c", "test ! -e /tmp/dead"]
+grace = "1s"
+interval = "1s"
+timeout = "5s"
+unhealthy = 2
+[processes.web.deploy]
+min_healthy = "1s"
 "#;
 
 #[test]
-fn case_the_log_says_why_an_unhealthy_instance_is_ended() {
+fn case_a_failing_health_check_ends_nothing_and_a_failing_liveness_check_replaces() {
     let Some(cluster) = Cluster::start() else {
         return;
     };
     let deployed = cluster.deploy(DEAF, &cluster.image);
     assert_eq!(deployed.status, 1, "{}{}", deployed.stdout, deployed.stderr);
     let log = cluster.ok(&["logs", "--app", "deaf"]);
-    let why = "the health check failed 3 times in a row: cannot connect to port 8080";
-    let said = |line: &&str| line.contains(why) && line.ends_with("; its VM is ended");
-    // At the restart and at the end.
-    assert_eq!(log.lines().filter(said).count(), 2, "{log}");
+    let why = "not ready: the health check failed 3 times in a row: cannot connect to port 8080";
+    assert_eq!(log.matches(why).count(), 1, "{log}");
+    assert!(
+        deployed.stderr.contains("not ready after 20 s"),
+        "{}",
+        deployed.stderr
+    );
+
+    let deployed = cluster.deploy(MORTAL, &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let ids = || -> Vec<String> {
+        let rows = cluster.instances();
+        let mine = rows.iter().filter(|row| row["env"]["app"] == "mortal");
+        mine.map(|row| row["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let first = ids();
+    cluster.ok(&["exec", &first[0], "--", "/bin/touch", "/tmp/dead"]);
+    wait_for("another instance in its place", || {
+        let now = ids();
+        now.len() == 1 && now != first
+    });
+    let why = "the liveness check failed 2 times in a row";
+    wait_for("how the first one ended", || {
+        let ended = cluster.ok(&["ps", "--ended", "--format", "json"]);
+        ended.contains(why)
+    });
 }
 
 const SLEEPER: &str = r#"
@@ -83,6 +126,8 @@ app = "sleeper"
 command = ["/bin/sleep", "100000"]
 [processes.web.resources]
 memory = "128MiB"
+[processes.web.deploy]
+min_healthy = "1s"
 "#;
 
 #[test]

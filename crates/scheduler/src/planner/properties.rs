@@ -17,7 +17,7 @@ use super::tests::{NOW, put};
 use super::{Action, WAITING_LOOK_MS, plan};
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, InstancePhase, VolumePhase};
+use crate::cluster_state::{ClusterState, InstancePhase, Presence, Scheduling, VolumePhase};
 use crate::fixtures::{
     MIB, READY, RUNNING, attach, cluster, database, deploy, deployment, exit, key, manifest, name,
     node, process, release, report, show, worker,
@@ -67,8 +67,8 @@ struct AnyState(ClusterState);
 impl std::fmt::Debug for AnyState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (id, node) in &self.0.nodes {
-            let (online, memory) = (node.online, node.hardware.memory_bytes / MIB);
-            writeln!(f, "{id} online {online}, {memory} MiB")?;
+            let (presence, memory) = (node.presence, node.hardware.memory_bytes / MIB);
+            writeln!(f, "{id} {presence:?} {:?}, {memory} MiB", node.scheduling)?;
         }
         for env in self.0.envs.values() {
             let (previous, scale) = (env.rollout.previous, &env.scale);
@@ -117,7 +117,23 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
             cluster.last_node = 9;
             for (number, (online, memory)) in (1..).zip(nodes) {
                 let (id, mut node) = node(number, memory);
-                node.online = online;
+                node.presence = match (online, memory % 5) {
+                    (true, _) => Presence::Heard {
+                        since: Timestamp(memory),
+                    },
+                    (false, 0) => Presence::NotHeardYet,
+                    (false, _) => Presence::Lapsed {
+                        since: Timestamp(NOW.0 - 60 * memory),
+                    },
+                };
+                node.scheduling = match memory % 7 {
+                    0 => Scheduling::Cordoned,
+                    1 => Scheduling::Draining { with_volumes: true },
+                    2 => Scheduling::Draining {
+                        with_volumes: false,
+                    },
+                    _ => Scheduling::Schedulable,
+                };
                 // Some have hardly a disk, and some say neither what they have nor what an instance costs.
                 let hardware = &mut node.hardware;
                 hardware.disk = (memory % 4 > 0).then(|| NodeDisk {
@@ -199,6 +215,17 @@ enum Event {
     Report(u16, bool, Vec<InstanceState>),
     Deploy(u32),
     Later(u64),
+    Scheduling(u16, Scheduling),
+    Remove(u16, bool),
+    ClockWasSet(bool),
+}
+
+fn any_scheduling() -> impl Strategy<Value = Scheduling> {
+    prop_oneof![
+        2 => Just(Scheduling::Schedulable),
+        1 => Just(Scheduling::Cordoned),
+        2 => any::<bool>().prop_map(|with_volumes| Scheduling::Draining { with_volumes }),
+    ]
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
@@ -209,6 +236,9 @@ fn any_event() -> impl Strategy<Value = Event> {
         4 => (1_u16..5, any::<bool>(), said).prop_map(|(n, current, said)| Event::Report(n, current, said)),
         1 => (0_u32..4).prop_map(Event::Deploy),
         1 => (0_u64..400_000).prop_map(Event::Later),
+        1 => (1_u16..5, any_scheduling()).prop_map(|(node, mode)| Event::Scheduling(node, mode)),
+        1 => (1_u16..5, any::<bool>()).prop_map(|(node, lost)| Event::Remove(node, lost)),
+        1 => any::<bool>().prop_map(Event::ClockWasSet),
     ]
 }
 
@@ -216,19 +246,45 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
     let command = match event {
         Event::Online(node, online) => {
-            leader.set_online(NodeId(*node), *online);
+            leader.set_heard(NodeId(*node), *online, *now);
             return;
         }
         Event::Later(ms) => {
             now.0 += ms;
             return;
         }
+        Event::ClockWasSet(back) => {
+            now.0 = if *back {
+                now.0.saturating_sub(5_000_000)
+            } else {
+                now.0 + 5_000_000
+            };
+            leader.clock_was_set(*now);
+            return;
+        }
+        Event::Scheduling(node, scheduling) => Command::SetScheduling {
+            node: NodeId(*node),
+            scheduling: *scheduling,
+        },
+        Event::Remove(node, lost) => Command::RemoveNode {
+            node: NodeId(*node),
+            lost: *lost,
+            now: *now,
+        },
         Event::Scale(count) => Command::SetScale {
             env: key("shop/prod"),
             scale: BTreeMap::from([(name("web"), *count)]),
         },
         Event::Deploy(count) => {
-            let release = release(manifest(&[("web", process(*count))]));
+            let mut web = process(*count);
+            web.deploy.min_healthy_ms = 10_000;
+            web.deploy.strategy = match count {
+                0 => manifest::Strategy::Rolling,
+                1 => manifest::Strategy::Immediate,
+                2 => manifest::Strategy::Canary,
+                _ => manifest::Strategy::BlueGreen,
+            };
+            let release = release(manifest(&[("web", web)]));
             deployment(leader.state(), "shop/prod", release, *now)
         }
         Event::Report(node, current, said) => {
@@ -303,8 +359,7 @@ proptest! {
             let batch = leader.take_batch();
             batch.changes.patch(&mut stored);
             leader.commit(&batch);
-            let online = batch.after.nodes.iter().filter(|(_, node)| node.online);
-            stored.set_online(&online.map(|(id, _)| *id).collect());
+            stored.hear_as(&batch.after);
             prop_assert_eq!(&stored, &batch.after, "what is stored is what was decided");
             let whole = plan(&stored, now, &mut draw);
             prop_assert_eq!(whole.actions, vec![], "after {:?}", event);
@@ -344,7 +399,7 @@ proptest! {
                     }
                     prop_assert!(placed.spec.id.0 != 0);
                     prop_assert!(!cluster.ended.contains_key(&placed.spec.id));
-                    prop_assert!(cluster.nodes[&placed.node].online);
+                    prop_assert!(cluster.nodes[&placed.node].is_online());
                 }
                 Action::Terminate { id, .. } => {
                     prop_assert!(!cluster.instances[id].is_terminating());

@@ -10,10 +10,12 @@ use model::{InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
 
 use super::{Action, plan};
 use crate::apply::{Command, apply};
-use crate::cluster_state::{ClusterState, InstancePhase, Subject, UnreadableRecord, VolumePhase};
+use crate::cluster_state::{
+    ClusterState, InstancePhase, Presence, Subject, UnreadableRecord, VolumePhase,
+};
 use crate::fixtures::{
-    InstanceFixture, MIB, attach, cluster, database, deploy, exit, key, manifest, name, node,
-    process, release, report, worker,
+    InstanceFixture, MIB, attach, cluster, database, deploy, exit, key, lapse, manifest, name,
+    node, process, release, report, worker,
 };
 use crate::release::{is_as_in, keep_others};
 use crate::rollout;
@@ -26,9 +28,13 @@ fn gone() -> InstancePhase {
     }
 }
 
-fn check(cluster: &ClusterState, expected: Expect) {
+pub(super) fn check(cluster: &ClusterState, expected: Expect) {
+    check_at(cluster, NOW, expected);
+}
+
+pub(super) fn check_at(cluster: &ClusterState, now: Timestamp, expected: Expect) {
     let mut draws = 0x10;
-    let planned = plan(cluster, NOW, &mut || {
+    let planned = plan(cluster, now, &mut || {
         draws += 1;
         draws
     });
@@ -71,7 +77,7 @@ fn check(cluster: &ClusterState, expected: Expect) {
 }
 
 /// `shop/prod` v1 with two web and one worker, all ready, on two nodes.
-fn serving() -> ClusterState {
+pub(super) fn serving() -> ClusterState {
     let mut cluster = cluster(2);
     let both = [("web", process(2)), ("worker", worker(1))];
     deploy(&mut cluster, "shop/prod", manifest(&both), Timestamp(0));
@@ -463,7 +469,7 @@ fn a_failed_instance_is_replaced_after_a_while() {
 fn an_env_is_removed_with_its_last_instance() {
     let mut cluster = serving();
     cluster.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
-    cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+    lapse(&mut cluster, 2, NOW);
     check(
         &cluster,
         expect![[r#"
@@ -500,7 +506,7 @@ fn a_server_without_reports_changes_nothing() {
             .rollout
             .phase = phase;
         for node in cluster.nodes.values_mut() {
-            node.online = false;
+            node.presence = Presence::NotHeardYet;
         }
         let planned = plan(&cluster, NOW, &mut || 9);
         assert_eq!(planned.actions, [], "{phase:?}");
@@ -635,7 +641,7 @@ fn an_instance_with_a_volume_stops_before_its_successor_starts() {
 #[test]
 fn a_volume_on_an_offline_node_keeps_its_ordinal_waiting() {
     let mut cluster = databases();
-    cluster.nodes.get_mut(&NodeId(2)).unwrap().online = false;
+    lapse(&mut cluster, 2, NOW);
     cluster
         .instances
         .get_mut(&InstanceId(2))
@@ -749,7 +755,7 @@ fn the_instances_of_a_node_with_an_unreadable_record_stay() {
     check(
         &cluster,
         expect![[r#"
-        - shop/prod web: instance 00000002 of v1 on a node whose record cannot be read: its node is offline; it is kept
-    "#]],
+            - shop/prod web: instance 00000002 of v1 on a node whose record cannot be read: nothing is known of its node; it is kept
+        "#]],
     );
 }

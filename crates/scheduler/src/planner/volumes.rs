@@ -6,7 +6,7 @@ use model::instance::AttachedVolume;
 use model::{InstanceId, NodeId, VolumeId};
 
 use super::Pass;
-use super::env::{Blocked, Task};
+use super::task::{Blocked, Task};
 use crate::action::{Action, PlannedVolume};
 use crate::cluster_state::{Instance, Volume, VolumeKey};
 
@@ -35,10 +35,10 @@ impl Task<'_> {
             holder.is_terminating().then(|| Blocked::Held {
                 volume: format!("{} {ordinal}", volume.name),
                 instance: id,
-                why: if planner.is_online(holder.node) {
-                    "it is stopping"
-                } else {
+                why: if planner.has_lapsed(holder.node) {
                     "its node is offline, and it may still write"
+                } else {
+                    "it is stopping"
                 },
             })
         });

@@ -64,7 +64,8 @@ fn case_a_clock_set_back_makes_no_wait_longer() {
     for _ in 0..spec_with_check.healthcheck.as_ref().unwrap().unhealthy {
         running.step(Timestamp(grace_ms), unhealthy()).unwrap();
     }
-    assert_eq!(running.state(), InstanceState::Backoff);
+    let report = running.report(Timestamp(grace_ms), Vec::new());
+    assert!(report.failure.unwrap().contains("failed 3 times"));
 }
 
 /// The watchdog follows progress and load.

@@ -1,0 +1,150 @@
+//! Nodes from the outside: cordoned, drained, removed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use api::user::{RolloutPhase, Scheduling};
+use model::{Generation, NodeId};
+use support::registry::Registry;
+use support::{Joined, Server, env_key, eventually, manifest, report, running};
+use tokio::task::JoinHandle;
+
+/// A node that does what it is told, and has every disk it ever made.
+fn obey(node: &Joined) -> JoinHandle<()> {
+    let told = node.client.clone();
+    tokio::spawn(async move {
+        let (mut generation, mut disks) = (Generation::default(), BTreeSet::new());
+        let mut instances = Vec::new();
+        loop {
+            let state = told.desired(generation, Duration::from_millis(200)).await;
+            if let Ok(Some(state)) = state {
+                generation = state.generation;
+                let volumes = state.instances.iter().flat_map(|spec| &spec.volumes);
+                disks.extend(volumes.map(|volume| volume.id));
+                instances = state.instances.iter().map(|spec| spec.id).collect();
+            }
+            let mut said = report(generation, instances.iter().copied().map(running).collect());
+            said.volumes = disks.iter().copied().collect();
+            if told.report(&said).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    })
+}
+
+async fn on(server: &Server, node: NodeId) -> usize {
+    let rows = server.user.instances(None).await.unwrap();
+    rows.iter().filter(|row| row.node == node).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_node_is_drained_and_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (first, one) = server.join_node().await;
+    let (second, two) = server.join_node().await;
+    let obedient = [obey(&one), obey(&two)];
+    let key = env_key("hello", "prod");
+    let digest = registry.push("hello", "amd64", "one").await;
+    let image = format!("{}/hello@{digest}", registry.host);
+    server.deploy(&key, &manifest("hello"), &image).await;
+    eventually("it is rolled out", async || {
+        let status = server.user.rollout(&key, None, None, Duration::ZERO).await;
+        (status.unwrap().phase == RolloutPhase::Done).then_some(())
+    })
+    .await;
+    assert!(on(&server, first).await > 0 && on(&server, second).await > 0);
+
+    let refused = server.user.remove_node(first, false).await.unwrap_err();
+    assert!(refused.to_string().contains("still has"), "{refused}");
+    let refused = server.user.remove_node(first, true).await.unwrap_err();
+    assert!(refused.to_string().contains("is not lost"), "{refused}");
+    let drain = Scheduling::Draining {
+        with_volumes: false,
+    };
+    server.user.set_scheduling(first, drain).await.unwrap();
+    eventually("the node is empty", async || {
+        (on(&server, first).await == 0).then_some(())
+    })
+    .await;
+    let rows = server.user.nodes().await.unwrap();
+    let row = rows.iter().find(|row| row.id == first).unwrap();
+    assert_eq!((row.scheduling, row.instances), (drain, 0));
+    server.user.remove_node(first, false).await.unwrap();
+    let rows = server.user.nodes().await.unwrap();
+    assert!(rows.iter().all(|row| row.id != first));
+    // Its certificate opens nothing any more.
+    let refused = one
+        .client
+        .report(&report(Generation::default(), Vec::new()))
+        .await;
+    assert!(refused.unwrap_err().to_string().contains("not a member"));
+    let unknown = server.user.set_scheduling(first, drain).await.unwrap_err();
+    assert!(
+        unknown.to_string().contains("there is no node"),
+        "{unknown}"
+    );
+    for node in obedient {
+        node.abort();
+    }
+    server.stop().await;
+}
+
+const VOLUMES: &str = "[[processes.web.volumes]]\nname = \"data\"\nsize = \"1GiB\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_volumes_are_not_drained_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, registry) = (Server::start(folder.path()).await, Registry::start().await);
+    let (first, one) = server.join_node().await;
+    let obedient = obey(&one);
+    let key = env_key("hello", "prod");
+    let digest = registry.push("hello", "amd64", "one").await;
+    let image = format!("{}/hello@{digest}", registry.host);
+    server
+        .deploy(&key, &(manifest("hello") + VOLUMES), &image)
+        .await;
+    eventually("it runs", async || {
+        (on(&server, first).await > 0).then_some(())
+    })
+    .await;
+    let drain = |with_volumes| Scheduling::Draining { with_volumes };
+    let refused = server
+        .user
+        .set_scheduling(first, drain(false))
+        .await
+        .unwrap_err();
+    assert!(
+        refused.to_string().contains("which cannot move"),
+        "{refused}"
+    );
+    server
+        .user
+        .set_scheduling(first, drain(true))
+        .await
+        .unwrap();
+    eventually("the node is empty", async || {
+        (on(&server, first).await == 0).then_some(())
+    })
+    .await;
+    eventually("what waits is named", async || {
+        let envs = server.user.envs().await.unwrap();
+        let waits = envs[0].waits.join("; ");
+        waits.contains("it is being drained").then_some(())
+    })
+    .await;
+    server
+        .user
+        .set_scheduling(first, Scheduling::Schedulable)
+        .await
+        .unwrap();
+    eventually("it runs again", async || {
+        (on(&server, first).await > 0).then_some(())
+    })
+    .await;
+    obedient.abort();
+    server.stop().await;
+}

@@ -1,0 +1,207 @@
+//! `platform nodes cordon`, `uncordon`, `drain` and `remove`.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::time::{Duration, Instant};
+
+use api::user::{InstanceRow, NodeRow, Scheduling};
+use api_client::ApiClient;
+use clap::Args;
+use model::NodeId;
+
+use crate::connection::ClusterArguments;
+use crate::failure::Failure;
+use crate::output::note;
+
+/// Time between two looks at a node that is drained.
+const POLL: Duration = Duration::from_millis(500);
+/// What is left on a node that is drained is printed this often.
+const SAY_EVERY: Duration = Duration::from_secs(10);
+
+/// Keep new instances away from a node; those that it has stay
+#[derive(Debug, Args)]
+pub(super) struct CordonArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Let a node take instances again
+#[derive(Debug, Args)]
+pub(super) struct UncordonArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Replace the instances of a node on other nodes, and keep new ones away
+///
+/// Each is replaced as at a deploy: within `deploy.max_surge` and `deploy.max_unavailable`. Returns when the node has none.
+#[derive(Debug, Args)]
+pub(super) struct DrainArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// Stop instances with volumes too. They cannot move: they start again when the node is uncordoned
+    #[arg(long)]
+    with_volumes: bool,
+    /// Do not wait until the node has no instance
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Remove a node from the cluster for good
+///
+/// It must have no instances and no volumes, or be lost. Its certificate opens nothing from then on.
+#[derive(Debug, Args)]
+pub(super) struct RemoveArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// Give up a node that is offline, with all that it has: the data in its volumes too
+    #[arg(long)]
+    lost: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+pub(super) async fn cordon(arguments: CordonArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    client.set_scheduling(node.id, Scheduling::Cordoned).await?;
+    note(format!("{} ({}) gets no new instances", node.name, node.id));
+    Ok(())
+}
+
+pub(super) async fn uncordon(arguments: UncordonArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    (client.set_scheduling(node.id, Scheduling::Schedulable)).await?;
+    note(format!("{} ({}) takes instances", node.name, node.id));
+    Ok(())
+}
+
+pub(super) async fn drain(arguments: DrainArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    let with_volumes = arguments.with_volumes;
+    let scheduling = Scheduling::Draining { with_volumes };
+    client.set_scheduling(node.id, scheduling).await?;
+    let NodeRow { id, name, .. } = node;
+    if arguments.no_wait {
+        note(format!("{name} ({id}) is being drained"));
+        return Ok(());
+    }
+    let mut said: Option<(usize, Instant)> = None;
+    loop {
+        let mut left = client.instances(None).await?;
+        left.retain(|row| row.node == id);
+        if left.is_empty() {
+            break;
+        }
+        let is_due = said.is_none_or(|(count, at)| count != left.len() || at.elapsed() > SAY_EVERY);
+        if is_due {
+            note(format!(
+                "{} left on {name} ({id}): {}",
+                left.len(),
+                first_of(&left)
+            ));
+            if said.is_some() {
+                say_why(&client, &left).await?;
+            }
+            said = Some((left.len(), Instant::now()));
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    note(format!(
+        "{name} ({id}) has no instances; `platform nodes uncordon {id}` lets it take some again"
+    ));
+    Ok(())
+}
+
+/// Says what the first env waits for whose instances do not go.
+async fn say_why(client: &ApiClient, left: &[InstanceRow]) -> Result<(), Failure> {
+    let Some(row) = left.iter().find(|row| !row.terminating) else {
+        return Ok(());
+    };
+    let envs = client.envs().await?;
+    let env = envs.into_iter().find(|env| env.env == row.env);
+    for waits in env.map(|env| env.waits).unwrap_or_default() {
+        note(format!("{} waits: {waits}", row.env));
+    }
+    Ok(())
+}
+
+fn first_of(left: &[InstanceRow]) -> String {
+    const SHOWN: usize = 3;
+    let named = left.iter().take(SHOWN).map(|row| {
+        let what = if row.terminating { ", stopping" } else { "" };
+        format!("{} of {} {}{what}", row.id, row.env, row.process)
+    });
+    let mut text = named.collect::<Vec<_>>().join("; ");
+    if left.len() > SHOWN {
+        text += "; ..";
+    }
+    text
+}
+
+pub(super) async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    if !arguments.yes {
+        confirm(&client, &node, arguments.lost).await?;
+    }
+    client.remove_node(node.id, arguments.lost).await?;
+    note(format!("{} ({}) is removed", node.name, node.id));
+    Ok(())
+}
+
+/// Says what is lost with the node, and asks.
+async fn confirm(client: &ApiClient, node: &NodeRow, lost: bool) -> Result<(), Failure> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new("removing a node needs a yes")
+            .hint("say it with --yes where nobody can be asked"));
+    }
+    let mut prompt = anstream::stderr();
+    if lost {
+        let mut volumes = client.volumes(None).await?;
+        volumes.retain(|row| row.node == node.id);
+        for row in &volumes {
+            let (env, process, name, number) = (&row.env, &row.process, &row.name, row.ordinal);
+            writeln!(prompt, "lost for good: {name} {number} of {env} {process}")?;
+        }
+    }
+    write!(
+        prompt,
+        "remove {} ({}) from the cluster? Type yes: ",
+        node.name, node.id
+    )?;
+    prompt.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    if answer.trim() == "yes" {
+        return Ok(());
+    }
+    Err(Failure::new("nothing was removed"))
+}
+
+/// The node of this id or name.
+async fn find(client: &ApiClient, wanted: &str) -> Result<NodeRow, Failure> {
+    let nodes = client.nodes().await?;
+    let id = wanted.parse::<NodeId>().ok();
+    let mut found = nodes.into_iter();
+    found
+        .find(|node| Some(node.id) == id || node.name == wanted)
+        .ok_or_else(|| {
+            Failure::new(format!("there is no node {wanted}"))
+                .hint("`platform nodes` lists those there are")
+        })
+}

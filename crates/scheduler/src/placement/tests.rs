@@ -1,0 +1,325 @@
+//! Placement on clusters made by hand.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::cluster_state::VolumeKey;
+use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, lapse, manifest, name, process};
+use api::enrollment::NodeDisk;
+use expect_test::{Expect, expect};
+use model::{Timestamp, VolumeId};
+
+fn check(cluster: &ClusterState, memory_mib: u64, expected: Expect) {
+    check_pinned(cluster, memory_mib, None, expected);
+}
+
+fn check_pinned(
+    cluster: &ClusterState,
+    memory_mib: u64,
+    pinned: Option<(NodeId, &str)>,
+    expected: Expect,
+) {
+    let chosen = Placement::new(cluster).choose(&Demand {
+        env: &key("shop/prod"),
+        process: &name("web"),
+        needs: Resources {
+            cpu_millis: 100,
+            memory_bytes: memory_mib * MIB,
+            disk_bytes: 64 * MIB,
+        },
+        archs: &["amd64"],
+        region: None,
+        pinned,
+    });
+    expected.assert_eq(&chosen.map_or_else(|why| why.to_string(), |node| node.to_string()));
+}
+
+fn with(instances: &[(&'static str, u16)]) -> ClusterState {
+    let mut cluster = cluster(3);
+    let both = [("web", process(1)), ("other", process(1))];
+    deploy(&mut cluster, "shop/prod", manifest(&both), Timestamp(0));
+    for (id, (process, node)) in (1..).zip(instances) {
+        let (process, node) = (*process, *node);
+        let env = "shop/prod";
+        InstanceFixture {
+            id,
+            env,
+            process,
+            release: 1,
+            node,
+        }
+        .into_cluster(&mut cluster);
+    }
+    cluster
+}
+
+#[test]
+fn the_lowest_id_wins_a_tie() {
+    check(&with(&[]), 256, expect!["n1"]);
+}
+
+#[test]
+fn the_same_process_is_spread_before_load_counts() {
+    check(
+        &with(&[("other", 2), ("other", 2), ("web", 1), ("web", 3)]),
+        256,
+        expect!["n2"],
+    );
+    check(&with(&[("other", 1), ("other", 2)]), 256, expect!["n3"]);
+}
+
+#[test]
+fn a_terminating_instance_holds_its_memory_and_is_not_spread_from() {
+    let mut cluster = with(&[("web", 1), ("web", 2), ("web", 3)]);
+    for instance in cluster.instances.values_mut() {
+        if instance.node == NodeId(3) {
+            instance.terminate();
+        }
+    }
+    check(&cluster, 256, expect!["n3"]);
+    check(
+        &cluster,
+        3841,
+        expect![[
+            r#"no node can take it: node-1 (n1): 3840 of its 4096 MiB are free, 3841 MiB of memory are needed; node-2 (n2): 3840 of its 4096 MiB are free, 3841 MiB of memory are needed; node-3 (n3): 3840 of its 4096 MiB are free, 3841 MiB of memory are needed"#
+        ]],
+    );
+}
+
+#[test]
+fn a_placement_error_names_the_reason_of_every_node() {
+    let mut cluster = with(&[]);
+    lapse(&mut cluster, 1, Timestamp(0));
+    cluster.nodes.get_mut(&NodeId(2)).unwrap().hardware.arch = "arm64".to_owned();
+    check(
+        &cluster,
+        5000,
+        expect![
+            "no node can take it: node-1 (n1): it is offline; node-3 (n3): 4096 of its 4096 MiB are free, 5000 MiB of memory are needed; node-2 (n2): it is arm64, the image is for amd64"
+        ],
+    );
+    cluster.nodes.clear();
+    check(
+        &cluster,
+        1,
+        expect!["there is no node yet; add one with `platform node --token ..`"],
+    );
+}
+
+#[test]
+fn an_instance_with_volumes_is_placed_on_their_node_or_nowhere() {
+    let mut cluster = with(&[("web", 2), ("web", 2)]);
+    let data = |number| Some((NodeId(number), "data"));
+    check_pinned(&cluster, 256, data(2), expect!["n2"]);
+    check_pinned(
+        &cluster,
+        4000,
+        data(2),
+        expect![
+            "the node of its volume data cannot take it: node-2 (n2): 3584 of its 4096 MiB are free, 4000 MiB of memory are needed"
+        ],
+    );
+    cluster.nodes.remove(&NodeId(2));
+    check_pinned(
+        &cluster,
+        256,
+        data(2),
+        expect![
+            "its volume data is on n2, which was removed; `platform volumes delete` gives up what is in it"
+        ],
+    );
+}
+
+/// A node of 4 GiB of memory, with as many MiB of disk for instances.
+fn with_disk(cluster: &mut ClusterState, node: u16, disk_mib: u64) {
+    let hardware = &mut cluster.nodes.get_mut(&NodeId(node)).unwrap().hardware;
+    hardware.disk = Some(NodeDisk {
+        total_bytes: (disk_mib + 60) * MIB,
+        reserved_bytes: 10 * MIB,
+        images_bytes: 20 * MIB,
+        others_bytes: 30 * MIB,
+    });
+}
+
+#[test]
+fn case_disk_is_promised_like_memory() {
+    // Each instance of the fixture has 64 MiB of scratch disk, and so has the one that is placed.
+    let mut cluster = with(&[("other", 1), ("other", 1)]);
+    with_disk(&mut cluster, 1, 3 * 64 - 1);
+    with_disk(&mut cluster, 2, 63);
+    with_disk(&mut cluster, 3, 64);
+    check(&cluster, 256, expect!["n3"]);
+    with_disk(&mut cluster, 3, 0);
+    check(
+        &cluster,
+        256,
+        expect![[
+            r#"no node can take it: node-1 (n1): 63 of its 191 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-2 (n2): 63 of its 63 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-3 (n3): 0 of its 0 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs"#
+        ]],
+    );
+    // A terminating instance holds its disk, too.
+    for instance in cluster.instances.values_mut() {
+        instance.terminate();
+    }
+    with_disk(&mut cluster, 1, 3 * 64);
+    check(&cluster, 256, expect!["n1"]);
+    with_disk(&mut cluster, 1, 3 * 64 - 1);
+    let placement = Placement::new(&cluster);
+    assert_eq!(placement.promised(NodeId(1)).disk_bytes, 2 * 64 * MIB);
+    let needs = Resources {
+        disk_bytes: 64 * MIB,
+        ..Resources::default()
+    };
+    let (env, process) = (key("shop/prod"), name("web"));
+    let refused = placement.choose(&Demand {
+        env: &env,
+        process: &process,
+        needs,
+        archs: &["amd64"],
+        region: None,
+        pinned: None,
+    });
+    assert!(refused.unwrap_err().is_the_fault_of_the_release());
+}
+
+#[test]
+fn case_a_volume_holds_its_disk_until_it_is_deleted() {
+    let mut cluster = with(&[]);
+    for node in 1..=3 {
+        with_disk(&mut cluster, node, 100);
+    }
+    let volume = |node, phase| Volume {
+        key: VolumeKey {
+            env: key("shop/prod"),
+            process: name("web"),
+            name: "data".to_owned(),
+            ordinal: 0,
+        },
+        node: NodeId(node),
+        size_bytes: 37 * MIB,
+        created_at: Timestamp(0),
+        phase,
+    };
+    let phases = [
+        VolumePhase::Made,
+        VolumePhase::Deleting { made: true },
+        VolumePhase::Deleted,
+    ];
+    for (number, phase) in (1..).zip(phases) {
+        let volumes = &mut cluster.volumes;
+        volumes.insert(VolumeId(u32::from(number)), volume(number, phase));
+    }
+    check(&cluster, 256, expect!["n3"]);
+    cluster
+        .volumes
+        .insert(VolumeId(4), volume(3, VolumePhase::Planned));
+    check(
+        &cluster,
+        256,
+        expect![[
+            r#"no node can take it: node-1 (n1): 63 of its 100 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-2 (n2): 63 of its 100 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs; node-3 (n3): 63 of its 100 MiB are free, 64 MiB of disk are needed for scratch disk, new volumes and logs"#
+        ]],
+    );
+}
+
+#[test]
+fn case_an_instance_costs_a_node_what_its_driver_needs_beside_the_guest() {
+    let mut cluster = with(&[("other", 1)]);
+    cluster.nodes.remove(&NodeId(2));
+    cluster.nodes.remove(&NodeId(3));
+    let node = |cluster: &mut ClusterState, overhead| {
+        let hardware = &mut cluster.nodes.get_mut(&NodeId(1)).unwrap().hardware;
+        hardware.memory_bytes = 1024 * MIB;
+        hardware.overhead = overhead;
+    };
+    let overhead = InstanceOverhead {
+        memory_bytes: 90 * MIB,
+        disk_bytes: 0,
+    };
+    node(&mut cluster, Some(overhead));
+    check(&cluster, 1024 - 256 - 2 * 90, expect!["n1"]);
+    check(
+        &cluster,
+        1024 - 256 - 2 * 90 + 1,
+        expect![
+            "no node can take it: node-1 (n1): 678 of its 1024 MiB are free, 679 MiB of memory are needed, 90 of them for its VMM"
+        ],
+    );
+    // An agent of the version before does not say what it costs.
+    node(&mut cluster, None);
+    check(&cluster, 1024 - 256 - 2 * 128, expect!["n1"]);
+    check(
+        &cluster,
+        1024 - 256 - 2 * 128 + 1,
+        expect![
+            "no node can take it: node-1 (n1): 640 of its 1024 MiB are free, 641 MiB of memory are needed, 128 of them for its VMM"
+        ],
+    );
+}
+
+/// Where four instances go one after the other, on nodes of these regions.
+fn spread(regions: &[&str], asked: Option<&str>) -> Vec<u16> {
+    let mut cluster = cluster(u16::try_from(regions.len()).unwrap());
+    let web = manifest(&[("web", process(1))]);
+    deploy(&mut cluster, "shop/prod", web, Timestamp(0));
+    for (node, region) in cluster.nodes.values_mut().zip(regions) {
+        node.region = (*region).to_owned();
+    }
+    let mut placed = Vec::new();
+    for id in 1..=4 {
+        let node = Placement::new(&cluster).choose(&Demand {
+            env: &key("shop/prod"),
+            process: &name("web"),
+            needs: Resources::default(),
+            archs: &["amd64"],
+            region: asked,
+            pinned: None,
+        });
+        let node = node.unwrap().0;
+        placed.push(node);
+        let (env, process, release) = ("shop/prod", "web", 1);
+        InstanceFixture {
+            id,
+            env,
+            process,
+            release,
+            node,
+        }
+        .into_cluster(&mut cluster);
+    }
+    placed
+}
+
+#[test]
+fn case_instances_are_spread_over_regions_and_then_over_nodes() {
+    // One in each region first, then the nodes that have none, then the nodes with the fewest.
+    assert_eq!(spread(&["eu", "eu", "us"], None), [1, 3, 2, 1]);
+    assert_eq!(spread(&["eu", "eu", "us", "us"], None), [1, 3, 2, 4]);
+    assert_eq!(spread(&["eu", "us", "us"], Some("us")), [2, 3, 2, 3]);
+}
+
+#[test]
+fn case_a_region_without_room_and_too_many_cpu_requests_are_reasons() {
+    let mut cluster = cluster(2);
+    cluster.nodes.get_mut(&NodeId(2)).unwrap().region = "eu".to_owned();
+    let choose = |cluster: &ClusterState, cpu_millis, region| {
+        let chosen = Placement::new(cluster).choose(&Demand {
+            env: &key("shop/prod"),
+            process: &name("web"),
+            needs: Resources {
+                cpu_millis,
+                ..Resources::default()
+            },
+            archs: &["amd64"],
+            region,
+            pinned: None,
+        });
+        chosen.map_or_else(|why| why.to_string(), |node| node.to_string())
+    };
+    assert_eq!(choose(&cluster, 32_000, None), "n2");
+    assert_eq!(
+        choose(&cluster, 32_500, Some("eu")),
+        "no node can take it: node-1 (n1): it is in the region local, not in eu; node-2 (n2): 0 of 32 CPU are asked for \
+         already (8 times its processors), 32.5 more are needed"
+    );
+}

@@ -1,0 +1,321 @@
+//! How a release replaces another, step by step.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use api::user::RolloutPhase;
+use manifest::{Process, Strategy};
+use model::instance::InstanceState;
+use model::{InstanceId, ReleaseNumber, Timestamp};
+
+use super::plan;
+use crate::action::Action;
+use crate::apply::apply;
+use crate::cluster_state::{ClusterState, Presence};
+use crate::fixtures::{READY, RUNNING, cluster, deploy, key, manifest, process, report};
+use crate::routes::routes;
+
+const START: Timestamp = Timestamp(10_000_000);
+
+/// A cluster in which every report is played by the test.
+struct Rollout {
+    cluster: ClusterState,
+    now: Timestamp,
+    drawn: u32,
+}
+
+impl Rollout {
+    /// Two ready instances of release 1, and release 2 with this change begins.
+    fn of(change: impl Fn(&mut Process)) -> Self {
+        let mut cluster = cluster(3);
+        let first = manifest(&[("web", process(2))]);
+        deploy(&mut cluster, "shop/prod", first, Timestamp(0));
+        let mut rollout = Self {
+            cluster,
+            now: START,
+            drawn: 0,
+        };
+        rollout.step();
+        rollout.report_all(READY);
+        rollout.step();
+        assert_eq!(rollout.phase(), RolloutPhase::Done);
+        let mut web = process(2);
+        web.env.insert("COLOUR".to_owned(), "green".to_owned());
+        change(&mut web);
+        let second = manifest(&[("web", web)]);
+        deploy(&mut rollout.cluster, "shop/prod", second, rollout.now);
+        rollout.step();
+        rollout
+    }
+
+    /// Plans until nothing more is to do, and takes what is terminated away.
+    fn step(&mut self) {
+        for _ in 0..20 {
+            let drawn = &mut self.drawn;
+            let planned = plan(&self.cluster, self.now, &mut || {
+                *drawn += 1;
+                *drawn
+            });
+            if planned.actions.is_empty() {
+                return;
+            }
+            for action in planned.actions {
+                let id = match &action {
+                    Action::Terminate { id, .. } => Some(*id),
+                    _ => None,
+                };
+                apply(&mut self.cluster, &action.into()).unwrap();
+                if let Some(id) = id {
+                    self.cluster.instances.remove(&id);
+                }
+            }
+        }
+        panic!("the planner never rests");
+    }
+
+    fn after(&mut self, ms: u64) {
+        self.now.0 += ms;
+        self.step();
+    }
+
+    /// The instances of a release, oldest first.
+    fn of_release(&self, release: u32) -> Vec<InstanceId> {
+        let all = self.cluster.instances.iter();
+        let mine = all.filter(|(_, i)| i.spec.release == ReleaseNumber(release));
+        mine.map(|(id, _)| *id).collect()
+    }
+
+    fn counts(&self) -> (usize, usize) {
+        (self.of_release(1).len(), self.of_release(2).len())
+    }
+
+    fn report(&mut self, id: InstanceId, state: InstanceState, restarts: u32) {
+        let said = api::node::InstanceReport {
+            restarts,
+            ..report(id, state)
+        };
+        let node = self.cluster.instances.get(&id).unwrap().node;
+        let instances = self.cluster.instances.on_node(node);
+        let others = instances.filter(|(other, _)| *other != id);
+        let mut all: Vec<_> = others.filter_map(|(_, i)| i.report.clone()).collect();
+        all.push(said);
+        let known = self.cluster.nodes.get(&node).unwrap();
+        let command = crate::apply::Command::Report {
+            node,
+            report: Box::new(api::node::NodeReport {
+                generation: self.cluster.generation(node).unwrap(),
+                egress: None,
+                driver: api::node::DriverChoice {
+                    name: "qemu-tcg".to_owned(),
+                    reason: "a test".to_owned(),
+                },
+                hardware: known.hardware.clone(),
+                instances: all,
+                volumes: Vec::new(),
+                images: Vec::new(),
+            }),
+            now: self.now,
+        };
+        apply(&mut self.cluster, &command).unwrap();
+    }
+
+    fn report_all(&mut self, state: InstanceState) {
+        for id in self.cluster.instances.keys().copied().collect::<Vec<_>>() {
+            self.report(id, state, 0);
+        }
+    }
+
+    fn phase(&self) -> RolloutPhase {
+        self.cluster.envs[&key("shop/prod")].rollout.phase
+    }
+
+    fn reason(&self) -> &str {
+        &self.cluster.envs[&key("shop/prod")].rollout.reason
+    }
+}
+
+#[test]
+fn case_a_new_instance_counts_when_it_was_ready_for_a_while() {
+    let mut rollout = Rollout::of(|web| web.deploy.min_healthy_ms = 10_000);
+    assert_eq!(rollout.counts(), (2, 1));
+    let new = rollout.of_release(2)[0];
+    rollout.report(new, READY, 0);
+    rollout.after(9_999);
+    assert_eq!(rollout.counts(), (2, 1), "it is not ready for long enough");
+    // It crashes, is started again, and begins anew.
+    rollout.report(new, READY, 1);
+    rollout.after(9_999);
+    assert_eq!(rollout.counts(), (2, 1));
+    rollout.after(1);
+    assert_eq!(rollout.counts(), (1, 2));
+    rollout.report_all(READY);
+    rollout.after(10_000);
+    assert_eq!(rollout.counts(), (0, 2));
+    assert_eq!(rollout.phase(), RolloutPhase::Done);
+}
+
+#[test]
+fn case_an_instance_that_is_ready_now_and_then_fails_its_release_in_time() {
+    let mut rollout = Rollout::of(|web| {
+        web.deploy.min_healthy_ms = 10_000;
+        web.deploy.deadline_ms = Some(120_000);
+    });
+    let new = rollout.of_release(2)[0];
+    for _ in 0..11 {
+        rollout.report(new, READY, 0);
+        rollout.after(5_000);
+        rollout.report(new, RUNNING, 0);
+        rollout.after(5_000);
+        assert_eq!(rollout.phase(), RolloutPhase::Rolling);
+    }
+    rollout.after(10_000);
+    assert_eq!(rollout.phase(), RolloutPhase::Reverted);
+    assert!(
+        rollout
+            .reason()
+            .contains("not ready for 10 s on end after 2 min"),
+        "{}",
+        rollout.reason()
+    );
+    assert_eq!(rollout.counts(), (2, 0));
+}
+
+#[test]
+fn case_a_deadline_counts_only_while_the_node_is_heard() {
+    let mut rollout = Rollout::of(|web| web.deploy.deadline_ms = Some(60_000));
+    let new = rollout.of_release(2)[0];
+    rollout.report(new, RUNNING, 0);
+    rollout.after(59_000);
+    let node = rollout.cluster.instances.get(&new).unwrap().node;
+    let set = |rollout: &mut Rollout, presence| {
+        rollout.cluster.nodes.get_mut(&node).unwrap().presence = presence;
+    };
+    set(&mut rollout, Presence::NotHeardYet);
+    rollout.after(10 * 60_000);
+    assert_eq!(rollout.phase(), RolloutPhase::Rolling);
+    let since = rollout.now;
+    set(&mut rollout, Presence::Heard { since });
+    rollout.after(59_000);
+    assert_eq!(rollout.phase(), RolloutPhase::Rolling);
+    rollout.after(1_000);
+    assert_eq!(rollout.phase(), RolloutPhase::Reverted);
+    assert!(
+        rollout.reason().contains("not ready after 1 min"),
+        "{}",
+        rollout.reason()
+    );
+}
+
+#[test]
+fn case_an_immediate_release_replaces_all_at_once() {
+    let mut rollout = Rollout::of(|web| web.deploy.strategy = Strategy::Immediate);
+    assert_eq!(rollout.counts(), (0, 2));
+    rollout.report_all(READY);
+    rollout.step();
+    assert_eq!(rollout.phase(), RolloutPhase::Done);
+}
+
+#[test]
+fn case_a_canary_comes_first_and_alone() {
+    let mut rollout = Rollout::of(|web| {
+        web.deploy.strategy = Strategy::Canary;
+        web.deploy.max_surge = 5;
+        web.deploy.max_unavailable = 1;
+        web.deploy.min_healthy_ms = 10_000;
+    });
+    assert_eq!(
+        rollout.counts(),
+        (2, 1),
+        "one more, and none of the old goes"
+    );
+    rollout.report_all(READY);
+    rollout.step();
+    assert_eq!(rollout.counts(), (2, 1));
+    rollout.after(10_000);
+    assert_eq!(rollout.counts(), (0, 2));
+    // A canary that fails leaves the old as they were.
+    let mut rollout = Rollout::of(|web| web.deploy.strategy = Strategy::Canary);
+    let new = rollout.of_release(2)[0];
+    rollout.report(new, InstanceState::Failed, 0);
+    rollout.step();
+    assert_eq!(
+        (rollout.phase(), rollout.counts()),
+        (RolloutPhase::Reverted, (2, 0))
+    );
+}
+
+#[test]
+fn case_blue_green_switches_when_all_the_new_are_ready() {
+    let mut rollout = Rollout::of(|web| web.deploy.strategy = Strategy::BlueGreen);
+    assert_eq!(rollout.counts(), (2, 2));
+    let backends = |rollout: &Rollout| {
+        let routes = routes(&rollout.cluster);
+        let backends = routes.values().flat_map(|route| &route.backends);
+        let mut ids: Vec<_> = backends.map(|backend| backend.instance).collect();
+        ids.sort();
+        ids
+    };
+    let (blue, green) = (rollout.of_release(1), rollout.of_release(2));
+    rollout.report(green[0], READY, 0);
+    rollout.step();
+    assert_eq!(rollout.counts(), (2, 2));
+    assert_eq!(backends(&rollout), blue, "the new get no traffic yet");
+    rollout.report(green[1], READY, 0);
+    rollout.step();
+    assert_eq!(rollout.counts(), (0, 2));
+    assert_eq!(backends(&rollout), green);
+    assert_eq!(rollout.phase(), RolloutPhase::Done);
+}
+
+#[test]
+fn case_what_is_not_alive_is_replaced_one_at_a_time() {
+    let mut rollout = Rollout::of(|_| {});
+    for _ in 0..3 {
+        rollout.report_all(READY);
+        rollout.step();
+    }
+    assert_eq!(
+        (rollout.phase(), rollout.counts()),
+        (RolloutPhase::Done, (0, 2))
+    );
+    let dead = |rollout: &mut Rollout| {
+        for id in rollout.of_release(2) {
+            let instance = rollout.cluster.instances.get_mut(&id).unwrap();
+            if let Some(report) = &mut instance.report {
+                report.liveness_failure = Some("the liveness check failed".to_owned());
+            }
+        }
+    };
+    // What both need is away: each new one is no better, and there is never more than one that starts.
+    let mut before = rollout.of_release(2);
+    for _ in 0..4 {
+        dead(&mut rollout);
+        rollout.step();
+        let after = rollout.of_release(2);
+        let stayed = before.iter().filter(|id| after.contains(id)).count();
+        assert_eq!((after.len(), stayed), (2, 1));
+        // It is not replaced further while the new one starts.
+        rollout.after(60_000);
+        assert_eq!(rollout.of_release(2), after);
+        let new = after
+            .iter()
+            .find(|id| !before.contains(id))
+            .copied()
+            .unwrap();
+        rollout.report(new, READY, 0);
+        before = after;
+    }
+    // A new release fails by it.
+    let mut rollout = Rollout::of(|_| {});
+    let new = rollout.of_release(2)[0];
+    rollout.report(new, READY, 0);
+    dead(&mut rollout);
+    rollout.step();
+    assert_eq!(rollout.phase(), RolloutPhase::Reverted);
+    assert!(
+        rollout
+            .reason()
+            .contains("is not alive: the liveness check failed"),
+        "{}",
+        rollout.reason()
+    );
+}

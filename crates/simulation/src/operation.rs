@@ -1,0 +1,90 @@
+//! What happens to a cluster in a run, and what is drawn from.
+
+use manifest::Strategy;
+
+use crate::simulator::App;
+
+/// Something that an operator does or that befalls a cluster.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Operation {
+    Deploy,
+    Scale,
+    KillAgent,
+    Reboot,
+    KillVm,
+    CrashApp,
+    Partition,
+    ServerDown,
+    DiskFull,
+    RegistryDown,
+    LossyLink,
+    FailingBoots,
+    DamageRecord,
+    UnreadableVm,
+    WrongStates,
+    Schedule,
+    BackUp,
+    Restore,
+    Heal,
+}
+
+/// What is drawn from, those that happen more often more than once.
+pub(crate) const OPERATIONS: [Operation; 24] = [
+    Operation::Deploy,
+    Operation::Deploy,
+    Operation::Deploy,
+    Operation::Scale,
+    Operation::Scale,
+    Operation::KillAgent,
+    Operation::KillAgent,
+    Operation::KillAgent,
+    Operation::Reboot,
+    Operation::KillVm,
+    Operation::CrashApp,
+    Operation::Partition,
+    Operation::ServerDown,
+    Operation::DiskFull,
+    Operation::RegistryDown,
+    Operation::LossyLink,
+    Operation::FailingBoots,
+    Operation::DamageRecord,
+    Operation::UnreadableVm,
+    Operation::WrongStates,
+    Operation::Schedule,
+    Operation::Schedule,
+    Operation::Heal,
+    Operation::Heal,
+];
+/// Apps that do not run.
+pub(crate) const BAD_APPS: [App; 6] = [
+    App::NotFound,
+    App::Exits(0),
+    App::Exits(3),
+    App::Unhealthy,
+    App::NoImage,
+    App::Hangs,
+];
+/// Apps that run.
+pub(crate) const GOOD_APPS: [App; 3] = [App::Healthy, App::SlowImage, App::HangsOnce];
+
+/// Ways in which releases replace one another.
+pub(crate) const STRATEGIES: [Strategy; 6] = [
+    Strategy::Rolling,
+    Strategy::Rolling,
+    Strategy::Rolling,
+    Strategy::Immediate,
+    Strategy::Canary,
+    Strategy::BlueGreen,
+];
+
+/// What was deployed.
+pub(crate) struct Deployed {
+    pub(crate) app: App,
+    pub(crate) count: u32,
+    pub(crate) workers: u32,
+    pub(crate) surge: u32,
+    pub(crate) unavailable: u32,
+    pub(crate) volumes: bool,
+    pub(crate) strategy: Strategy,
+    pub(crate) min_healthy_ms: u64,
+}
