@@ -118,15 +118,21 @@ impl ClusterState {
     /// How long a deadline of something on this node has been running that began at `at`, in milliseconds: only the time counts
     /// in which the node is heard, since it was last lost sight of.
     pub fn heard_for(&self, node: NodeId, at: Timestamp, now: Timestamp) -> u64 {
-        match self.nodes.get(&node).map(|node| node.presence) {
-            Some(Presence::Heard { since }) => counted(at, since, now),
-            _ => 0,
+        let from = self.heard_from(node, at, now);
+        from.map_or(0, |from| now.millis_since(from))
+    }
+
+    /// From when [`Self::heard_for`] counts; absent while the node is not heard.
+    pub fn heard_from(&self, node: NodeId, at: Timestamp, now: Timestamp) -> Option<Timestamp> {
+        match self.nodes.get(&node)?.presence {
+            Presence::Heard { since } => Some(counted_from(at, since, now)),
+            Presence::NotHeardYet | Presence::Lapsed { .. } => None,
         }
     }
 
     /// How long a deadline has been running that began at `at`, in milliseconds: the time before this server led does not count.
     pub fn led_for(&self, at: Timestamp, now: Timestamp) -> u64 {
-        counted(at, self.counting_since, now)
+        now.millis_since(counted_from(at, self.counting_since, now))
     }
 
     /// Whether this is a member, also when its record cannot be read.
@@ -297,11 +303,9 @@ pub enum Presence {
     },
 }
 
-/// From `at` to `now`, in milliseconds, without what was before `floor`. A time that has not come yet was written before the clock
-/// was set back.
-fn counted(at: Timestamp, floor: Timestamp, now: Timestamp) -> u64 {
-    let from = if at > now { floor } else { at.max(floor) };
-    now.millis_since(from)
+/// `at`, or `floor` where that is later. A time that has not come yet was written before the clock was set back.
+fn counted_from(at: Timestamp, floor: Timestamp, now: Timestamp) -> Timestamp {
+    if at > now { floor } else { at.max(floor) }
 }
 
 /// The SHA-256 of an enrollment token's secret.

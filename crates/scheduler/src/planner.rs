@@ -373,8 +373,10 @@ fn next_replacement(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Opt
     };
     let instances = cluster.instances.of_env(key).map(|(_, instance)| instance);
     let failed = instances.filter(|instance| !instance.is_terminating() && has_failed(instance));
-    let at =
-        failed.map(|instance| Timestamp(instance.created_at.0.saturating_add(REPLACE_AFTER_MS)));
+    let at = failed.filter_map(|instance| {
+        let from = cluster.heard_from(instance.node, instance.created_at, now)?;
+        Some(Timestamp(from.0.saturating_add(REPLACE_AFTER_MS)))
+    });
     at.filter(|at| *at > now).min()
 }
 
