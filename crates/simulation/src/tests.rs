@@ -180,8 +180,9 @@ fn the_same_seed_gives_the_same_trace() {
 }
 
 /// Seeds beyond [`SEEDS`] that found a fault once: rules applied before every instance was admitted (6214, 6929), a stopped
-/// instance that stayed admitted (325), a volume with two writers after a restore (160), and faults of the simulation itself.
-const FOUND_FAULTS: [u64; 8] = [160, 325, 2373, 5229, 5353, 6214, 6929, 8711];
+/// instance that stayed admitted (325), a volume with two writers after a restore (160), a deadline of heard time that was not
+/// scheduled (2410, 2905), and faults of the simulation itself.
+const FOUND_FAULTS: [u64; 10] = [160, 325, 2373, 2410, 2905, 5229, 5353, 6214, 6929, 8711];
 
 #[test]
 fn every_seed_that_found_a_fault_passes() {
