@@ -17,6 +17,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SCRIPT: &str = r#"
 set -eu
 folder=$1 bin=$2
+# The user of the database may not enter the folder of these tests, nor read what a strict umask hides.
+umask 022
+cd "$folder"
 as=
 if [ "$(id -u)" = 0 ]; then
     chown postgres "$folder"
