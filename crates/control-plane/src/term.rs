@@ -17,7 +17,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::now;
+use crate::clock::{follow_the_wall_clock, now};
 use crate::leader_handle::LeaderHandle;
 use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
 use crate::logins::Logins;
@@ -75,6 +75,8 @@ impl LedTerm {
         })?;
         let mut cluster = store.load().await?;
         let presence = Presence::starting(cluster.nodes.keys().copied());
+        // A server that followed has not looked at its machine's clock since it started, which may be months ago.
+        follow_the_wall_clock();
         cluster.counting_since = now();
         let routes = store.routes().await?;
         let nothing_published = Published {
