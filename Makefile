@@ -69,8 +69,11 @@ test: install lint build ## `make lint`, then every test; root
 cases: install build ## The tests of what images, registries and users in the field do (`case_*`), through real VMs where it is about one; root
 	cargo test --release --workspace -- case_
 
-simulate: ## 10,000 runs of a simulated cluster under faults, on all processors; a failing seed prints its trace
-	cargo xtask simulate --seeds 10000
+simulate: ## 50,000 runs of a simulated cluster under faults, on all processors; a failing seed prints its trace; half an hour
+	cargo xtask simulate --seeds 50000
+
+mutations: ## Break each rule of docs/simulation.md on purpose, and see the simulation catch it; minutes
+	cargo xtask mutations
 
 images: install build ## Check the root disks of real images by umoci, e2fsck and the kernel; root, npm, minutes
 	for image in debian nginx python node; do examples/images.sh $$image; done | tee target/images.txt
@@ -92,4 +95,4 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo test --profile dist -p platform --test many -- --ignored
 	demo/bench.sh
 
-.PHONY: help demo down install build dist kernel lint deny check test cases simulate images bench
+.PHONY: help demo down install build dist kernel lint deny check test cases simulate mutations images bench

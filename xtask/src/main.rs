@@ -4,6 +4,7 @@
 mod apt;
 mod guest;
 mod kernel;
+mod mutations;
 mod simulate;
 mod tidy;
 mod tools;
@@ -18,6 +19,8 @@ enum Task {
     Guest(guest::Options),
     /// Build the platform's own guest kernel, in target/guest, where guests find it. Takes minutes.
     Kernel(kernel::Options),
+    /// Break each rule on purpose, and see the simulation catch it. Minutes.
+    Mutations(mutations::Options),
     /// Simulate clusters under faults: `--seed N` replays one run, `--seeds N` makes many.
     Simulate(simulate::Options),
     /// Check what a reviewer should not have to look for: layers, rings, words, file sizes, documents.
@@ -28,6 +31,7 @@ fn main() -> anyhow::Result<()> {
     match Task::parse() {
         Task::Guest(options) => guest::run(&options),
         Task::Kernel(options) => kernel::run(&options),
+        Task::Mutations(options) => mutations::run(&tools::root(), &options),
         Task::Simulate(options) => simulate::run(&tools::root(), &options),
         Task::Tidy => tidy::tidy(&tools::root()),
     }

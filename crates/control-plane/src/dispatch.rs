@@ -20,6 +20,7 @@ use model::Term;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use scheduler::lease::Answerer;
 use tokio::io::copy_bidirectional;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -78,16 +79,19 @@ impl Dispatch {
                 Err(failure) => return failure.into_response(),
             },
         };
-        match self.role.now() {
-            Role::Leading { router, .. } => {
+        let role = self.role.now();
+        match (role.answerer(is_forwarded), role) {
+            (Answerer::Me, Role::Leading { router, .. }) => {
                 request.extensions_mut().insert(Peer(peer));
                 let request = request.map(Body::new);
                 router.oneshot(request).await.unwrap_or_else(|e| match e {})
             }
-            Role::Following { term, leader } if !is_forwarded => {
+            (Answerer::Leader, Role::Following { term, leader }) => {
                 self.forward(peer, request, term, &leader).await
             }
-            Role::Following { .. } | Role::Waiting => no_leader("no server leads at the moment"),
+            (Answerer::Me | Answerer::Leader | Answerer::Nobody, _) => {
+                no_leader("no server leads at the moment")
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use model::Term;
-use scheduler::lease::{Candidate, LeaseStep, TTL_MS};
+use scheduler::lease::{Answerer, Candidate, LeaseStep, SeenLease, TTL_MS, answerer};
 use store::{Holder, StoreError};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -41,6 +41,16 @@ pub(crate) enum Role {
 }
 
 impl Role {
+    /// Who answers a request.
+    pub(crate) fn answerer(&self, is_forwarded: bool) -> Answerer {
+        let (leads, follows) = match self {
+            Self::Leading { term, .. } => (Some(*term), None),
+            Self::Following { term, .. } => (None, Some(*term)),
+            Self::Waiting => (None, None),
+        };
+        answerer(leads, follows, is_forwarded)
+    }
+
     /// The term of the leader that is known.
     pub(crate) fn term(&self) -> Option<Term> {
         match self {
@@ -187,7 +197,7 @@ impl Election {
                 let store = self.foundation.store.clone();
                 if let Some((seen, holder)) = self.answered(store.lease()).await {
                     self.candidate.on_seen(seen, asked_at, self.now());
-                    self.follow(seen.term, seen.expires_in_ms > 0, holder);
+                    self.follow(seen, holder);
                 }
                 Ok(())
             }
@@ -199,7 +209,7 @@ impl Election {
                     self.candidate.on_acquired(term, asked_at, self.now());
                     if let Some(term) = term {
                         tracing::info!(%term, "this server leads; loading the cluster state");
-                        self.valid_from(asked_at);
+                        self.note_the_lease();
                         let foundation = Arc::clone(&self.foundation);
                         let begun =
                             tokio::spawn(async move { LedTerm::begin(&foundation, term).await });
@@ -214,7 +224,7 @@ impl Election {
                 if let Some(renewed) = self.answered(renewing).await {
                     self.candidate.on_renewed(renewed, asked_at);
                     if renewed {
-                        self.valid_from(asked_at);
+                        self.note_the_lease();
                     }
                 }
                 Ok(())
@@ -282,9 +292,11 @@ impl Election {
         None
     }
 
-    fn valid_from(&self, asked_at: u64) {
-        let until = asked_at.saturating_add(TTL_MS);
-        self.leads_until.store(until, Ordering::Release);
+    /// Lets whoever answers callers know until when this server leads.
+    fn note_the_lease(&self) {
+        if let Some(until) = self.candidate.leads_until() {
+            self.leads_until.store(until, Ordering::Release);
+        }
     }
 
     fn lead(&mut self, led: LedTerm) {
@@ -298,15 +310,13 @@ impl Election {
         self.current = Some(Current::Begun(led));
     }
 
-    fn follow(&self, term: Term, is_held: bool, holder: Holder) {
-        // One's own of before, the answer to which was lost, is waited for as another's.
-        let role = if is_held && holder.id != self.me.id {
-            Role::Following {
+    fn follow(&self, seen: SeenLease, holder: Holder) {
+        let role = match seen.leader_beside(holder.id == self.me.id) {
+            Some(term) => Role::Following {
                 term,
                 leader: holder.address,
-            }
-        } else {
-            Role::Waiting
+            },
+            None => Role::Waiting,
         };
         self.set_role(role);
     }

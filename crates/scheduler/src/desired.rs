@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::node::DesiredState;
 use model::instance::InstanceSpec;
-use model::{Digest, EnvKey, InstanceId, NodeId, Term};
+use model::{Digest, EnvKey, Generation, InstanceId, NodeId, Term};
 
 use crate::cluster_state::ClusterState;
 
@@ -44,6 +44,24 @@ pub fn desired_state(cluster: &ClusterState, node: NodeId) -> Option<DesiredStat
             .map(|(id, _)| id)
             .collect(),
         pinned_images: pinned_images(cluster, node).into_iter().collect(),
+    })
+}
+
+/// What a leader of this term answers a node that has applied `has`: its desired state, where that is another. Absent: it has it, or there
+/// is no such node.
+pub fn newer_state(
+    cluster: &ClusterState,
+    node: NodeId,
+    has: Generation,
+    term: Term,
+) -> Option<DesiredState> {
+    let newest = cluster.generation(node)?;
+    if !newest.supersedes(has.within(cluster.incarnation)) {
+        return None;
+    }
+    Some(DesiredState {
+        term,
+        ..desired_state(cluster, node)?
     })
 }
 

@@ -40,6 +40,40 @@ pub struct SeenLease {
     pub expires_in_ms: i64,
 }
 
+impl SeenLease {
+    /// Whether a transaction of this term may write: the term is the lease's, and has not expired.
+    pub fn admits(self, term: Term) -> bool {
+        self.term == term && self.expires_in_ms > 0
+    }
+
+    /// The term in which another server leads, by the lease. One's own of before, the answer to which was lost, is waited for as
+    /// another's.
+    pub fn leader_beside(self, is_mine: bool) -> Option<Term> {
+        (self.expires_in_ms > 0 && !is_mine).then_some(self.term)
+    }
+}
+
+/// Who answers a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answerer {
+    /// The server that was asked.
+    Me,
+    /// The leader that it knows: the request goes on to it.
+    Leader,
+    /// Nobody now: no leader is known, or a server that took this one for the leader has forwarded the request.
+    Nobody,
+}
+
+/// Who answers a request to a server that leads in the term `leads`, or knows of another's term. A request that was forwarded is
+/// not forwarded again.
+pub fn answerer(leads: Option<Term>, follows: Option<Term>, is_forwarded: bool) -> Answerer {
+    match (leads, follows) {
+        (Some(_), _) => Answerer::Me,
+        (None, Some(_)) if !is_forwarded => Answerer::Leader,
+        (None, _) => Answerer::Nobody,
+    }
+}
+
 /// What a server does next about the lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseStep {
@@ -103,6 +137,14 @@ impl Candidate {
                 ..
             } if now < until => Some(term),
             _ => None,
+        }
+    }
+
+    /// Until when the lease lives for certain, by this server's clock; absent while it does not lead.
+    pub fn leads_until(&self) -> Option<u64> {
+        match self.0 {
+            State::Leading { until, .. } => Some(until),
+            State::Following { .. } => None,
         }
     }
 
@@ -207,6 +249,65 @@ impl Candidate {
     }
 }
 
+/// A store's lease in memory, with what the store's statements do to it: for tests, and for the simulation. Times are by the
+/// database's clock, in milliseconds.
+#[cfg(any(test, feature = "fixtures"))]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoredLease {
+    /// The newest term.
+    pub term: Term,
+    /// How often it was renewed.
+    pub renewals: u64,
+    /// When it expires. 0: it was given up, or never taken.
+    pub expires_at: i64,
+}
+
+#[cfg(any(test, feature = "fixtures"))]
+impl StoredLease {
+    /// As whoever reads it now sees it.
+    pub fn seen(&self, clock: i64) -> SeenLease {
+        SeenLease {
+            term: self.term,
+            renewals: self.renewals,
+            expires_in_ms: self.expires_at - clock,
+        }
+    }
+
+    /// Takes it for a new term, if it is as it was seen.
+    pub fn acquire(&mut self, seen: SeenLease, clock: i64) -> Option<Term> {
+        if (self.term, self.renewals) != (seen.term, seen.renewals) {
+            return None;
+        }
+        *self = Self {
+            term: Term(self.term.0 + 1),
+            renewals: 0,
+            expires_at: Self::expiry(clock),
+        };
+        Some(self.term)
+    }
+
+    /// Renews it. False: the term is over, or was given up.
+    pub fn renew(&mut self, term: Term, clock: i64) -> bool {
+        if self.term != term || self.expires_at == 0 {
+            return false;
+        }
+        self.renewals += 1;
+        self.expires_at = Self::expiry(clock);
+        true
+    }
+
+    /// Gives it up, so that another server takes it at once.
+    pub fn release(&mut self, term: Term) {
+        if self.term == term {
+            self.expires_at = 0;
+        }
+    }
+
+    fn expiry(clock: i64) -> i64 {
+        clock.saturating_add_unsigned(TTL_MS)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -218,11 +319,9 @@ mod tests {
     const SERVERS: usize = 3;
 
     /// The lease as the database has it, and its clock.
-    #[derive(Debug, Clone)]
+    #[derive(Debug, Clone, Default)]
     struct Database {
-        term: u64,
-        renewals: u64,
-        expires_at: i64,
+        lease: StoredLease,
         /// What its clock shows more than true time.
         offset: i64,
     }
@@ -230,36 +329,6 @@ mod tests {
     impl Database {
         fn clock(&self, now: u64) -> i64 {
             1_000_000 + i64::try_from(now).unwrap() + self.offset
-        }
-
-        fn seen(&self, now: u64) -> SeenLease {
-            SeenLease {
-                term: Term(self.term),
-                renewals: self.renewals,
-                expires_in_ms: self.expires_at - self.clock(now),
-            }
-        }
-
-        fn expire_later(&mut self, now: u64) {
-            self.expires_at = self.clock(now) + i64::try_from(TTL_MS).unwrap();
-        }
-
-        fn acquire(&mut self, seen: SeenLease, now: u64) -> Option<Term> {
-            if (self.term, self.renewals) != (seen.term.0, seen.renewals) {
-                return None;
-            }
-            (self.term, self.renewals) = (self.term + 1, 0);
-            self.expire_later(now);
-            Some(Term(self.term))
-        }
-
-        fn renew(&mut self, term: Term, now: u64) -> bool {
-            if self.term != term.0 {
-                return false;
-            }
-            self.renewals += 1;
-            self.expire_later(now);
-            true
         }
     }
 
@@ -286,12 +355,7 @@ mod tests {
         fn new() -> Self {
             Self {
                 now: 0,
-                database: Database {
-                    term: 0,
-                    renewals: 0,
-                    expires_at: 0,
-                    offset: 0,
-                },
+                database: Database::default(),
                 servers: vec![(Candidate::starting(0), None); SERVERS],
                 terms: Vec::new(),
             }
@@ -299,7 +363,8 @@ mod tests {
 
         /// Moves one server on by a part of a step: it asks, the database does it, the answer arrives.
         fn advance(&mut self, who: usize, is_lost: bool) {
-            let (now, database) = (self.now, &mut self.database);
+            let (now, clock) = (self.now, self.database.clock(self.now));
+            let lease = &mut self.database.lease;
             let (server, pending) = &mut self.servers[who];
             *pending = match pending.take() {
                 None => match server.step(now) {
@@ -314,13 +379,13 @@ mod tests {
                 Some((asked_at, Asked::Request(step))) => Some((
                     asked_at,
                     match step {
-                        LeaseStep::Look => Asked::Seen(database.seen(now)),
+                        LeaseStep::Look => Asked::Seen(lease.seen(clock)),
                         LeaseStep::Acquire(seen) => {
-                            let term = database.acquire(seen, now);
+                            let term = lease.acquire(seen, clock);
                             self.terms.extend(term.map(|term| term.0));
                             Asked::Acquired(term)
                         }
-                        LeaseStep::Renew(term) => Asked::Renewed(database.renew(term, now)),
+                        LeaseStep::Renew(term) => Asked::Renewed(lease.renew(term, clock)),
                         LeaseStep::StepDown(_) | LeaseStep::Wait(_) => Asked::Lost,
                     },
                 )),
@@ -386,7 +451,7 @@ mod tests {
                 let leaders = cluster.leaders();
                 prop_assert!(leaders.len() <= 1, "{cluster:?}");
                 // Who leads has the newest term: its writes are taken.
-                prop_assert!(leaders.iter().all(|term| term.0 == cluster.database.term));
+                prop_assert!(leaders.iter().all(|term| *term == cluster.database.lease.term));
                 prop_assert!(cluster.terms.is_sorted_by(|a, b| a < b), "{:?}", cluster.terms);
             }
         }

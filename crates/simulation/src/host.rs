@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::enrollment::NodeDisk;
 use api::node::CachedImage;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -17,7 +16,7 @@ use guest_protocol::LogRecord;
 use microvm::{Nic, VmHealth};
 use model::image::ImageConfig;
 use model::instance::{AttachedVolume, PinnedImage};
-use model::{Digest, InstanceId, ProcessName, Timestamp, VolumeId};
+use model::{Digest, Generation, InstanceId, ProcessName, Term, Timestamp, VolumeId};
 use node_agent::host::{
     DiskUse, Disks, Egress, EndedLogOwner, Files, GuestListener, GuestStream, HostError,
     HostResult, ImagePin, Images, Log, Logs, Network, NetworkProbe, PreparedImage, Progress, Vm,
@@ -28,10 +27,8 @@ use tokio::io::DuplexStream;
 use tokio::sync::{mpsc, watch};
 
 use crate::machine::{Machine, SimVm};
-use crate::simulator::App;
+use crate::simulator::{App, TakenState};
 
-/// The disk of a simulated machine, in bytes.
-const DISK_BYTES: u64 = 1 << 40;
 /// Too many open files.
 const EMFILE: i32 = 24;
 
@@ -59,6 +56,20 @@ impl SimHost {
             effect()
         }
     }
+}
+
+/// What a file says of the desired state in it.
+fn taken_state(file: &[u8]) -> Option<TakenState> {
+    let file: serde_json::Value = serde_json::from_slice(file).ok()?;
+    let incarnation = file.get("incarnation").and_then(|value| value.as_str());
+    let term = file.get("term").and_then(serde_json::Value::as_u64);
+    Some(TakenState {
+        generation: Generation {
+            incarnation: incarnation.unwrap_or("0").parse().ok()?,
+            counter: file.get("generation")?.as_u64()?,
+        },
+        term: Term(term.unwrap_or_default()),
+    })
 }
 
 fn full() -> io::Error {
@@ -484,13 +495,8 @@ impl Disks for SimHost {
 
     fn measure(&self) -> BoxFuture<'_, HostResult<DiskUse>> {
         let full = self.0.lock().disk_full;
-        let disk = NodeDisk {
-            total_bytes: DISK_BYTES,
-            reserved_bytes: DISK_BYTES / 20,
-            images_bytes: DISK_BYTES / 5,
-            others_bytes: 0,
-        };
-        let free_bytes = if full { 0 } else { DISK_BYTES };
+        let disk = self.0.disk;
+        let free_bytes = if full { 0 } else { disk.total_bytes };
         async move { Ok(DiskUse { disk, free_bytes }) }.boxed()
     }
 }
@@ -528,7 +534,12 @@ impl Files for SimHost {
                 if state.disk_full {
                     return Err(full());
                 }
+                let taken = path.ends_with("desired.json").then(|| taken_state(&bytes));
                 state.files.insert(path.to_owned(), bytes);
+                drop(state);
+                if let Some(taken) = taken.flatten() {
+                    self.0.simulator.took_state(self.0.node, taken);
+                }
                 Ok(())
             })
             .await

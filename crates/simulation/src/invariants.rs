@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::user::RolloutPhase;
 use manifest::Strategy;
-use model::{EnvKey, InstanceId, NodeId, ProcessName};
-use scheduler::cluster_state::{ClusterState, Instance, Node, Scheduling};
+use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
+use scheduler::action::{Action, PlacedInstance};
+use scheduler::cluster_state::{
+    ClusterState, Instance, Node, Presence, Rollout, Scheduling, VolumePhase,
+};
+use scheduler::placement::CPU_OVERCOMMIT;
 use scheduler::rollout::wanted_counts;
 use scheduler::routes::routes;
 
@@ -54,7 +58,7 @@ fn ready_where(
 }
 
 /// What the next plan must leave: the minimum of each process type, or what there is of it.
-pub(crate) fn ready_minimums(cluster: &ClusterState) -> Minimums {
+fn ready_minimums(cluster: &ClusterState) -> Minimums {
     let mut minimums = Minimums::new();
     for (key, env) in &cluster.envs {
         let failed = env.rollout.phase == RolloutPhase::Failed && env.rollout.previous.is_none();
@@ -109,7 +113,30 @@ fn has_volumes(cluster: &ClusterState, env: &EnvKey, process: &ProcessName) -> b
 }
 
 /// Checks a cluster state to which a plan was applied.
-pub(crate) fn check_plan(simulator: &Simulator, minimums: &Minimums, cluster: &ClusterState) {
+pub(crate) fn check_plan(
+    simulator: &Simulator,
+    given: &ClusterState,
+    actions: &[Action],
+    cluster: &ClusterState,
+    now: Timestamp,
+) {
+    let minimums = &ready_minimums(given);
+    for action in actions {
+        match action {
+            Action::Create(placed) => {
+                check_caps(simulator, placed.node, cluster);
+                check_need(simulator, placed, cluster, now);
+            }
+            Action::SetRollout { env, rollout } => {
+                let before = given.envs.get(env).map(|env| env.rollout.phase);
+                if before != Some(rollout.phase) {
+                    check_failure(simulator, rollout, given);
+                    check_done(simulator, env, rollout, cluster, now);
+                }
+            }
+            _ => {}
+        }
+    }
     // A plan that reverts a rollout wants other counts afterwards.
     let after = ready_minimums(cluster);
     for ((env, process), minimum) in minimums {
@@ -128,6 +155,10 @@ pub(crate) fn check_plan(simulator: &Simulator, minimums: &Minimums, cluster: &C
     let mut addresses = BTreeSet::new();
     let mut volumes = BTreeSet::new();
     for instance in cluster.instances.values() {
+        if !cluster.has_node(instance.node) {
+            let (id, node) = (instance.spec.id, instance.node);
+            simulator.violate(format!("instance {id} is on {node}, which is no member"));
+        }
         if !addresses.insert(instance.spec.address) {
             simulator.violate(format!("address {} is used twice", instance.spec.address));
         }
@@ -156,6 +187,155 @@ pub(crate) fn check_plan(simulator: &Simulator, minimums: &Minimums, cluster: &C
                     backend.instance
                 ));
             }
+        }
+    }
+}
+
+/// Checks that what is promised on a node fits: memory, CPU up to the overcommit, disk.
+fn check_caps(simulator: &Simulator, id: NodeId, cluster: &ClusterState) {
+    let Some(node) = cluster.nodes.get(&id) else {
+        return;
+    };
+    if !node.is_online() || node.scheduling != Scheduling::Schedulable {
+        simulator.violate(format!(
+            "an instance is placed on {id}, which takes none: {:?}, {:?}",
+            node.presence, node.scheduling
+        ));
+    }
+    let hardware = &node.hardware;
+    let overhead = hardware.instance_overhead();
+    let (mut memory, mut cpu_millis, mut disk) = (0, 0, 0);
+    for instance in cluster.instances.values().filter(|i| i.node == id) {
+        memory += instance.spec.memory_bytes + overhead.memory_bytes;
+        cpu_millis += u64::from(instance.spec.cpu_millis);
+        disk += instance.spec.scratch_bytes + overhead.disk_bytes;
+    }
+    let volumes = cluster.volumes.values().filter(|v| v.node == id);
+    let holding = volumes.filter(|volume| volume.phase != VolumePhase::Deleted);
+    disk += holding.map(|volume| volume.size_bytes).sum::<u64>();
+    let cpu_most = u64::from(hardware.cpus) * 1000 * CPU_OVERCOMMIT;
+    let disk_most = hardware
+        .disk
+        .map_or(u64::MAX, |disk| disk.instances_bytes());
+    for (what, promised, most) in [
+        ("bytes of memory", memory, hardware.memory_bytes),
+        ("thousandths of a core", cpu_millis, cpu_most),
+        ("bytes of disk", disk, disk_most),
+    ] {
+        if promised > most {
+            simulator.violate(format!(
+                "{promised} {what} are promised on {id}, which has {most}"
+            ));
+        }
+    }
+}
+
+/// How long a node is not heard before others take the place of its instances, in milliseconds.
+const GRACE_MS: u64 = 60_000;
+
+/// Checks that an instance is made only for one that is missing: those of a node count that is not heard yet, that lapsed a moment ago, or
+/// that lapsed with many others.
+fn check_need(
+    simulator: &Simulator,
+    placed: &PlacedInstance,
+    cluster: &ClusterState,
+    now: Timestamp,
+) {
+    let (key, process) = (placed.spec.env_key(), &placed.spec.process);
+    let Some(env) = cluster.envs.get(&key) else {
+        return;
+    };
+    if placed.spec.release != env.rollout.wanted {
+        return;
+    }
+    let lapsed = cluster.nodes.values().filter(|node| node.has_lapsed());
+    let mass_loss = lapsed.count() > (cluster.nodes.len() / 3).max(1);
+    let holds = |instance: &Instance| {
+        let Some(node) = cluster.nodes.get(&instance.node) else {
+            return false;
+        };
+        let is_lost = match node.presence {
+            Presence::Lapsed { since } => {
+                instance.spec.volumes.is_empty()
+                    && !mass_loss
+                    && now.millis_since(since) >= GRACE_MS
+            }
+            Presence::Heard { .. } | Presence::NotHeardYet => false,
+        };
+        let is_drained = matches!(node.scheduling, Scheduling::Draining { .. });
+        !instance.is_terminating()
+            && instance.spec.env_key() == key
+            && instance.spec.process == *process
+            && instance.spec.release == env.rollout.wanted
+            && !is_drained
+            && !is_lost
+    };
+    let held = cluster.instances.values().filter(|i| holds(i)).count();
+    let counts = wanted_counts(env, env.rollout.wanted);
+    let wanted = counts.get(process).copied().unwrap_or_default();
+    if held > wanted as usize {
+        simulator.violate(format!(
+            "{held} instances of {key} {process} are there, {wanted} are wanted: {} was made for one that is not lost",
+            placed.spec.id
+        ));
+    }
+}
+
+/// Checks that no release is given up because of an instance whose node is not heard.
+fn check_failure(simulator: &Simulator, rollout: &Rollout, given: &ClusterState) {
+    if !matches!(rollout.phase, RolloutPhase::Failed | RolloutPhase::Reverted) {
+        return;
+    }
+    let mut words = rollout.reason.split_whitespace();
+    let id = match (words.next(), words.next()) {
+        (Some("instance"), Some(id)) => id.parse::<InstanceId>().ok(),
+        _ => None,
+    };
+    let instance = id.and_then(|id| given.instances.get(&id));
+    let node = instance.and_then(|instance| given.nodes.get(&instance.node));
+    if node.is_some_and(|node| !node.is_online()) {
+        simulator.violate(format!(
+            "{} is given up because of a node that is not heard: {}",
+            rollout.release, rollout.reason
+        ));
+    }
+}
+
+/// Checks that a release that is rolled out was ready for long enough on end, while its nodes were heard.
+fn check_done(
+    simulator: &Simulator,
+    key: &EnvKey,
+    rollout: &Rollout,
+    cluster: &ClusterState,
+    now: Timestamp,
+) {
+    let release = cluster.envs.get(key);
+    let release = release.and_then(|env| env.releases.get(&rollout.release));
+    let Some(release) = release.filter(|_| rollout.phase == RolloutPhase::Done) else {
+        return;
+    };
+    for instance in cluster.instances.values() {
+        let spec = &instance.spec;
+        let process = release.manifest.processes.get(&spec.process);
+        let node = cluster.nodes.get(&instance.node);
+        let (Some(process), Some(node)) = (process, node) else {
+            continue;
+        };
+        let is_ready = is_ready(cluster, instance);
+        if spec.env_key() != *key || spec.release != rollout.release || !is_ready {
+            continue;
+        }
+        let Presence::Heard { since } = node.presence else {
+            continue;
+        };
+        let ready = instance.ready_since.filter(|at| *at <= now);
+        let since = ready.map_or(since, |at| at.max(since));
+        let (ready_for, least) = (now.millis_since(since), process.deploy.min_healthy_ms);
+        if ready_for < least {
+            simulator.violate(format!(
+                "{} counts as rolled out, and {} is ready for {ready_for} ms, {least} ms are the minimum",
+                rollout.release, spec.id
+            ));
         }
     }
 }

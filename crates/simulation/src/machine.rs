@@ -6,6 +6,7 @@ use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use api::enrollment::{Hardware, NodeDisk};
 use guest_protocol::LogRecord;
 use model::{Digest, InstanceId, NodeId, VolumeId};
 use tokio::io::DuplexStream;
@@ -15,6 +16,8 @@ use tokio::task::AbortHandle;
 use crate::guest;
 use crate::simulator::Simulator;
 
+/// The disk of a machine that is not tight, in bytes.
+pub(crate) const DISK_BYTES: u64 = 1 << 40;
 /// Bytes that a connection between guest and node holds in each direction.
 const CONNECTION_BYTES: usize = 16 * 1024;
 /// Connections of a guest that may wait to be accepted.
@@ -25,6 +28,8 @@ const ACCEPT_QUEUE: usize = 16;
 pub(crate) struct Machine {
     pub(crate) simulator: Simulator,
     pub(crate) node: NodeId,
+    pub(crate) hardware: Hardware,
+    pub(crate) disk: NodeDisk,
     state: Arc<Mutex<State>>,
 }
 
@@ -118,10 +123,30 @@ impl SimVm {
 }
 
 impl Machine {
+    /// A machine with the hardware of the fixtures' node.
+    #[cfg(test)]
     pub(crate) fn new(simulator: &Simulator, node: NodeId, leaves_tap: bool) -> Self {
+        let hardware = scheduler::fixtures::node(node.0, 4096).1.hardware;
+        Self::of(simulator, node, hardware, DISK_BYTES, leaves_tap)
+    }
+
+    pub(crate) fn of(
+        simulator: &Simulator,
+        node: NodeId,
+        hardware: Hardware,
+        disk_bytes: u64,
+        leaves_tap: bool,
+    ) -> Self {
         Self {
             simulator: simulator.clone(),
             node,
+            hardware,
+            disk: NodeDisk {
+                total_bytes: disk_bytes,
+                reserved_bytes: disk_bytes / 20,
+                images_bytes: disk_bytes / 5,
+                others_bytes: 0,
+            },
             state: Arc::new(Mutex::new(State {
                 leaves_tap,
                 disk_full: false,

@@ -14,6 +14,7 @@ pub(crate) enum Operation {
     KillVm,
     CrashApp,
     Partition,
+    MassPartition,
     ServerDown,
     DiskFull,
     RegistryDown,
@@ -25,11 +26,18 @@ pub(crate) enum Operation {
     Schedule,
     BackUp,
     Restore,
+    PauseServer,
+    CutStore,
+    CutServers,
+    StepServerClock,
+    StepDatabaseClock,
+    RemoveNode,
+    AddNode,
     Heal,
 }
 
 /// What is drawn from, those that happen more often more than once.
-pub(crate) const OPERATIONS: [Operation; 24] = [
+pub(crate) const OPERATIONS: [Operation; 34] = [
     Operation::Deploy,
     Operation::Deploy,
     Operation::Deploy,
@@ -42,7 +50,17 @@ pub(crate) const OPERATIONS: [Operation; 24] = [
     Operation::KillVm,
     Operation::CrashApp,
     Operation::Partition,
+    Operation::MassPartition,
     Operation::ServerDown,
+    Operation::ServerDown,
+    Operation::PauseServer,
+    Operation::PauseServer,
+    Operation::CutStore,
+    Operation::CutServers,
+    Operation::StepServerClock,
+    Operation::StepDatabaseClock,
+    Operation::RemoveNode,
+    Operation::AddNode,
     Operation::DiskFull,
     Operation::RegistryDown,
     Operation::LossyLink,
@@ -76,6 +94,15 @@ pub(crate) const STRATEGIES: [Strategy; 6] = [
     Strategy::Canary,
     Strategy::BlueGreen,
 ];
+
+/// What a cluster's machines are short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scarce {
+    Nothing,
+    Memory,
+    Cpu,
+    Disk,
+}
 
 /// What was deployed.
 pub(crate) struct Deployed {

@@ -1,51 +1,40 @@
 //! One run: a cluster, operations and faults drawn from the seed, then quiet.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use api::node::DriverChoice;
+use api::enrollment::Hardware;
 use api::user::RolloutPhase;
 use manifest::Strategy;
 use model::{NodeId, ReleaseNumber};
-use node_agent::agent::{self, AgentSettings};
-use node_agent::host::Host;
-use node_agent::{Clock, Directory};
-use node_core::boot::NodeFacts;
-use node_core::instance::Timing;
 use scheduler::apply::Command;
-use scheduler::cluster_state::Scheduling;
+use scheduler::cluster_state::ClusterState;
 use scheduler::fixtures::{
-    cluster, database, deployment, digest, key, manifest, name, next_release, process, release,
-    worker,
+    self, MIB, cluster, database, deployment, digest, key, manifest, name, next_release, process,
+    release, worker,
 };
 use tokio::time::sleep;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::host::SimHost;
+use crate::edge::Edge;
 use crate::invariants;
-use crate::machine::Machine;
-use crate::operation::{BAD_APPS, Deployed, GOOD_APPS, OPERATIONS, Operation, STRATEGIES};
+use crate::machine::{DISK_BYTES, Machine};
+use crate::node::Node;
+use crate::operation::{BAD_APPS, Deployed, GOOD_APPS, STRATEGIES, Scarce};
 use crate::rng::Rng;
-use crate::server::{Faults, Link, Server};
+use crate::servers::Servers;
 use crate::simulator::{App, Simulator};
 
 /// The env of every run.
 const ENV: &str = "shop/prod";
-/// Where the agents keep their files.
-pub(crate) const DATA_DIR: &str = "/data";
 /// How often a run looks whether it is where it waits to be.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a cluster without faults may take to come to what was asked for, in seconds.
 const CONVERGE_SECONDS: u64 = 60 * 60;
 /// How long a cluster must rest, in seconds.
 const REST_SECONDS: u64 = 60;
-/// How deep the tasks of an agent own one another: a task is dropped after its owner.
-const TASK_DEPTH: u32 = 8;
-/// Pause before an agent that ended by itself is started again.
-const AGENT_RESTART_PAUSE: Duration = Duration::from_secs(2);
 
 /// What came of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +47,8 @@ pub struct Outcome {
     pub violation: Option<String>,
     /// Calls of the host and the server, and plans.
     pub steps: u64,
+    /// The step of the violation; the last one where there is none.
+    pub violated_after: u64,
 }
 
 /// Runs one seed to its end.
@@ -73,6 +64,7 @@ pub fn run(seed: u64) -> Outcome {
             seed,
             violation: simulator.violation(),
             steps: simulator.steps(),
+            violated_after: simulator.violated_after(),
             trace: simulator.take_trace(),
         }
     })
@@ -92,103 +84,9 @@ pub(crate) fn in_simulated_time<T>(future: impl Future<Output = T>) -> T {
     runtime.block_on(future)
 }
 
-/// One node of the cluster.
-pub(crate) struct Node {
-    pub(crate) machine: Machine,
-    pub(crate) link: Link,
-    agent: Option<AbortOnDropHandle<()>>,
-}
-
-impl Node {
-    pub(crate) fn new(
-        simulator: &Simulator,
-        server: &Server,
-        id: NodeId,
-        leaves_tap: bool,
-    ) -> Self {
-        Self {
-            machine: Machine::new(simulator, id, leaves_tap),
-            link: server.link(id),
-            agent: None,
-        }
-    }
-
-    /// Starts the agent, and again whenever it ends by itself.
-    pub(crate) fn start(&mut self) {
-        let (machine, link) = (self.machine.clone(), self.link.clone());
-        machine
-            .simulator
-            .trace(format!("{} starts its agent", machine.node));
-        let agent = async move {
-            loop {
-                let host = SimHost(machine.clone());
-                let host = Host {
-                    vmm: Arc::new(host.clone()),
-                    network: Arc::new(host.clone()),
-                    images: Arc::new(host.clone()),
-                    disks: Arc::new(host.clone()),
-                    server: Arc::new(link.clone()),
-                    files: Arc::new(host.clone()),
-                    logs: Arc::new(host),
-                };
-                let clock = Clock::start_at(machine.simulator.now());
-                let settings = settings(machine.node);
-                let shutdown = CancellationToken::new();
-                let ended = agent::run(settings, host, clock, Directory::default(), shutdown).await;
-                machine
-                    .simulator
-                    .trace(format!("{} agent ended: {ended:?}", machine.node));
-                sleep(AGENT_RESTART_PAUSE).await;
-            }
-        };
-        self.agent = Some(AbortOnDropHandle::new(tokio::spawn(agent)));
-    }
-
-    /// Kills the agent. Its VMs go on.
-    pub(crate) async fn kill(&mut self) {
-        if let Some(agent) = self.agent.take() {
-            agent.abort();
-            // Its tasks end one after the other, and none of them acts after this.
-            let _ = agent.await;
-            for _ in 0..TASK_DEPTH {
-                tokio::task::yield_now().await;
-            }
-            let machine = &self.machine;
-            machine.agent_ended();
-            machine
-                .simulator
-                .trace(format!("{} loses its agent", machine.node));
-        }
-    }
-}
-
-fn settings(node: NodeId) -> AgentSettings {
-    let hardware = cluster(node.0)
-        .nodes
-        .remove(&node)
-        .map(|node| node.hardware.clone());
-    AgentSettings {
-        cluster: "cluster-1".to_owned(),
-        node,
-        driver: DriverChoice {
-            name: "simulated".to_owned(),
-            reason: "a simulation".to_owned(),
-        },
-        hardware: hardware.unwrap_or_default(),
-        facts: NodeFacts {
-            region: "local".to_owned(),
-            node_name: format!("node-{}", node.0),
-            mtu: 1420,
-            resolvers: Vec::new(),
-        },
-        timing: Timing::default(),
-        data_dir: Path::new(DATA_DIR).to_owned(),
-    }
-}
-
 /// How hard a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FaultLevel {
+pub(crate) enum FaultLevel {
     /// No faults but apps that do not run: every rollout is checked to its end.
     None,
     /// Everything that may break, breaks.
@@ -197,45 +95,93 @@ enum FaultLevel {
     Restored,
 }
 
-struct Scenario {
-    simulator: Simulator,
-    server: Server,
-    _planner: AbortOnDropHandle<()>,
-    nodes: Vec<Node>,
-    fault_level: FaultLevel,
-    /// Records that were damaged: the node's place, the file, its content before and after.
-    damaged: Vec<(usize, std::path::PathBuf, Vec<u8>)>,
+/// One run.
+pub(crate) struct Scenario {
+    pub(crate) simulator: Simulator,
+    pub(crate) servers: Servers,
+    pub(crate) edge: Edge,
+    _edge_task: AbortOnDropHandle<()>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) fault_level: FaultLevel,
+    pub(crate) scarce: Scarce,
+    /// Records that were damaged: the node's place, the file, its content before.
+    pub(crate) damaged: Vec<(usize, std::path::PathBuf, Vec<u8>)>,
+    /// Whether the database's clock was set back since everything was healed last.
+    pub(crate) was_set_back: bool,
+}
+
+/// What a machine of such a cluster has.
+pub(crate) fn hardware(scarce: Scarce) -> Hardware {
+    let mut hardware = fixtures::node(1, 4096).1.hardware;
+    match scarce {
+        Scarce::Nothing | Scarce::Disk => {}
+        Scarce::Memory => hardware.memory_bytes = 7 * 256 * MIB,
+        Scarce::Cpu => hardware.cpus = 1,
+    }
+    hardware
+}
+
+/// The disk of such a machine, in bytes.
+pub(crate) fn disk_bytes(scarce: Scarce) -> u64 {
+    match scarce {
+        Scarce::Disk => 4 * 1024 * MIB,
+        Scarce::Nothing | Scarce::Memory | Scarce::Cpu => DISK_BYTES,
+    }
 }
 
 impl Scenario {
     fn new(simulator: &Simulator) -> Self {
-        let (count, fault_level, leaves_tap) = simulator.draw(|rng| {
+        let (count, fault_level, leaves_tap, servers, scarce) = simulator.draw(|rng| {
             let fault_level = match rng.below(10) {
                 0..2 => FaultLevel::None,
                 2 => FaultLevel::Restored,
                 _ => FaultLevel::All,
             };
-            (1 + rng.below(3) as u16, fault_level, rng.percent(50))
+            let scarce = match (fault_level, rng.below(8)) {
+                (FaultLevel::All, 0) => Scarce::Memory,
+                (FaultLevel::All, 1) => Scarce::Cpu,
+                (FaultLevel::All, 2) => Scarce::Disk,
+                _ => Scarce::Nothing,
+            };
+            let count = 1 + rng.below(3) as u16;
+            (
+                count,
+                fault_level,
+                rng.percent(50),
+                1 + rng.below(3) as usize,
+                scarce,
+            )
         });
-        simulator.trace(format!("{count} nodes, {fault_level:?}"));
-        let server = Server::new(simulator, cluster(count));
-        let planner = AbortOnDropHandle::new(tokio::spawn(server.clone().run()));
+        simulator.trace(format!(
+            "{count} nodes, {servers} servers, {fault_level:?}, scarce: {scarce:?}"
+        ));
+        let mut cluster = cluster(count);
+        for node in cluster.nodes.values_mut() {
+            node.hardware = hardware(scarce);
+        }
+        let servers = Servers::start(simulator, cluster, servers);
         let nodes = (1..=count).map(|id| {
-            let mut node = Node::new(simulator, &server, NodeId(id), leaves_tap);
+            let (hardware, disk) = (hardware(scarce), disk_bytes(scarce));
+            let machine = Machine::of(simulator, NodeId(id), hardware, disk, leaves_tap);
+            let mut node = Node::on(machine, &servers);
             node.start();
             node
         });
+        let edge = Edge::new(&servers);
         Self {
             nodes: nodes.collect(),
             simulator: simulator.clone(),
-            server,
-            _planner: planner,
+            servers,
+            _edge_task: AbortOnDropHandle::new(tokio::spawn(edge.clone().run())),
+            edge,
             fault_level,
+            scarce,
             damaged: Vec::new(),
+            was_set_back: false,
         }
     }
 
-    fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
+    pub(crate) fn draw<T>(&self, draw: impl FnOnce(&mut Rng) -> T) -> T {
         self.simulator.draw(draw)
     }
 
@@ -243,8 +189,9 @@ impl Scenario {
         let first = self
             .draw(|rng| rng.pick(&GOOD_APPS))
             .unwrap_or(App::Healthy);
-        let deployed = self.deploy(first);
-        if self.fault_level == FaultLevel::None {
+        if let Some(deployed) = self.deploy(first).await
+            && self.fault_level == FaultLevel::None
+        {
             self.follow_rollout(&deployed, None).await;
         }
         let operations = self.draw(|rng| 3 + rng.below(10));
@@ -260,12 +207,24 @@ impl Scenario {
                 self.operate().await;
             }
         }
-        self.heal();
+        self.heal().await;
+        self.wipe_strangers().await;
         if self.fault_level == FaultLevel::Restored {
+            let applied = Self::every_node_has_applied_the_state;
+            self.until("every node has applied the store's state", applied)
+                .await;
             sleep(Duration::from_secs(5 * REST_SECONDS)).await;
             return;
         }
-        self.deploy(App::Healthy);
+        if self.scarce == Scarce::Disk {
+            // Volumes stay where they are, so not everything that is wanted fits.
+            sleep(Duration::from_secs(5 * REST_SECONDS)).await;
+            return;
+        }
+        if self.deploy(App::Healthy).await.is_none() {
+            self.simulator.violate("no server takes a deploy");
+            return;
+        }
         if !self
             .until(
                 "the last release runs and nothing else is left",
@@ -281,7 +240,7 @@ impl Scenario {
 
     /// In a run without faults: another release or another size, followed to its end.
     async fn faultless_operation(&mut self) {
-        let runs = self.server.with(|cluster| {
+        let runs = self.servers.with(|cluster| {
             let env = &cluster.envs[&key(ENV)];
             let release = env.releases.get(&env.rollout.wanted);
             release.is_some_and(|r| {
@@ -292,13 +251,13 @@ impl Scenario {
         });
         // That a release of which no instance was wanted cannot run is not known before it is scaled.
         if runs && self.draw(|rng| rng.percent(40)) {
-            self.scale();
+            self.scale().await;
             self.until("the cluster rests after it was scaled", Self::is_at_rest)
                 .await;
             return;
         }
         let before = self
-            .server
+            .servers
             .with(|cluster| cluster.envs[&key(ENV)].rollout.wanted);
         let apps = if self.draw(|rng| rng.percent(50)) {
             &GOOD_APPS[..]
@@ -306,8 +265,21 @@ impl Scenario {
             &BAD_APPS[..]
         };
         let app = self.draw(|rng| rng.pick(apps)).unwrap_or(App::Healthy);
-        let deployed = self.deploy(app);
-        self.follow_rollout(&deployed, Some(before)).await;
+        match self.deploy(app).await {
+            Some(deployed) => self.follow_rollout(&deployed, Some(before)).await,
+            None => self.simulator.violate("no server takes a deploy"),
+        }
+    }
+
+    /// The machines of nodes that were removed are wiped.
+    async fn wipe_strangers(&mut self) {
+        for node in &mut self.nodes {
+            let id = node.machine.node;
+            if !self.servers.with(|cluster| cluster.has_node(id)) {
+                node.kill().await;
+                node.machine.reboot();
+            }
+        }
     }
 
     /// Waits for the end of a rollout and checks that nothing was missing meanwhile and nothing is left
@@ -315,15 +287,15 @@ impl Scenario {
     async fn follow_rollout(&mut self, deployed: &Deployed, before: Option<ReleaseNumber>) {
         let web = name("web");
         let release = self
-            .server
+            .servers
             .with(|cluster| cluster.envs[&key(ENV)].rollout.release);
         let (mut fewest, mut most) = (u32::MAX, 0);
         let start = self
-            .server
+            .servers
             .with(|cluster| invariants::ready(cluster, &key(ENV), &web));
         for _ in 0..CONVERGE_SECONDS * 2 {
             let phase = self.phase();
-            self.server.with(|cluster| {
+            self.servers.with(|cluster| {
                 fewest = fewest.min(invariants::ready(cluster, &key(ENV), &web));
                 most = most.max(invariants::vms_of(&self.simulator, cluster, &web));
             });
@@ -334,7 +306,7 @@ impl Scenario {
         }
         self.until("the cluster rests after the rollout", Self::is_at_rest)
             .await;
-        let (phase, wanted) = self.server.with(|cluster| {
+        let (phase, wanted) = self.servers.with(|cluster| {
             let rollout = &cluster.envs[&key(ENV)].rollout;
             (rollout.phase, rollout.wanted)
         });
@@ -376,11 +348,12 @@ impl Scenario {
     }
 
     fn phase(&self) -> RolloutPhase {
-        self.server
+        self.servers
             .with(|cluster| cluster.envs[&key(ENV)].rollout.phase)
     }
 
-    fn deploy(&mut self, app: App) -> Deployed {
+    /// Deploys a release with this app. `None`: no server took it.
+    pub(crate) async fn deploy(&mut self, app: App) -> Option<Deployed> {
         let mut deployed = self.draw(|rng| Deployed {
             app,
             count: 1 + rng.below(4) as u32,
@@ -414,191 +387,52 @@ impl Scenario {
         if let Some(health) = &mut web.healthcheck {
             health.interval_ms = interval_ms;
         }
+        if self.scarce == Scarce::Cpu {
+            web.resources.cpu_millis = 1_500;
+        }
         let processes = [("web", web), ("worker", worker(workers))];
-        let now = self.simulator.now();
-        let mut number = 0;
-        self.server.change(|cluster| {
+        let number = Arc::new(AtomicU32::new(0));
+        let (given, simulator) = (number.clone(), self.simulator.clone());
+        let deploy = move |cluster: &ClusterState, now| {
             let mut release = release(manifest(&processes));
-            number = next_release(cluster, ENV).0;
+            let number = next_release(cluster, ENV).0;
+            given.store(number, Ordering::Relaxed);
             // Each release has an image of its own, so that its app is known by the image.
             for image in release.resolved.values_mut() {
                 image.digest = digest(number as u8);
             }
+            simulator.set_app(digest(number as u8), app);
             vec![deployment(cluster, ENV, release, now)]
-        });
-        self.simulator.set_app(digest(number as u8), app);
-        deployed.count = self.server.with(|cluster| {
-            let env = &cluster.envs[&key(ENV)];
+        };
+        if !self.servers.change(deploy).await {
+            return None;
+        }
+        let number = number.load(Ordering::Relaxed);
+        let counted = self.servers.with(|cluster| {
+            let env = cluster.envs.get(&key(ENV))?;
             let counts = scheduler::rollout::wanted_counts(env, ReleaseNumber(number));
-            counts.get(&name("web")).copied().unwrap_or_default()
+            counts.get(&name("web")).copied()
         });
+        deployed.count = counted.unwrap_or_default();
         self.simulator.trace(format!(
             "deploy v{number}: {} of {app:?}, {:?}, surge {}, unavailable {}, volumes {}, {workers} workers",
             deployed.count, deployed.strategy, deployed.surge, deployed.unavailable, deployed.volumes
         ));
-        deployed
+        Some(deployed)
     }
 
-    fn scale(&self) {
+    pub(crate) async fn scale(&self) {
         let count = self.draw(|rng| rng.below(5) as u32);
         self.simulator.trace(format!("scale web to {count}"));
-        self.server.change(|_| {
-            vec![Command::SetScale {
+        let scale = move |cluster: &ClusterState, _| {
+            let is_there = cluster.envs.contains_key(&key(ENV));
+            let scale = is_there.then(|| Command::SetScale {
                 env: key(ENV),
                 scale: BTreeMap::from([(name("web"), count)]),
-            }]
-        });
-    }
-
-    async fn operate(&mut self) {
-        let mut operation = self
-            .draw(|rng| rng.pick(&OPERATIONS))
-            .unwrap_or(Operation::Heal);
-        if self.fault_level == FaultLevel::Restored && self.draw(|rng| rng.percent(25)) {
-            operation = if self.draw(|rng| rng.percent(50)) {
-                Operation::BackUp
-            } else {
-                Operation::Restore
-            };
-        }
-        let at = self.draw(|rng| rng.below(self.nodes.len() as u64)) as usize;
-        let machine = self.nodes[at].machine.clone();
-        let running = machine.running();
-        let victim = self.draw(|rng| rng.pick(&running));
-        self.simulator
-            .trace(format!("{operation:?} on {}", machine.node));
-        match operation {
-            Operation::Deploy => {
-                let good = self.draw(|rng| rng.percent(60));
-                let apps = if good { &GOOD_APPS[..] } else { &BAD_APPS[..] };
-                let app = self.draw(|rng| rng.pick(apps)).unwrap_or(App::Healthy);
-                self.deploy(app);
-            }
-            Operation::Scale => self.scale(),
-            Operation::KillAgent => self.restart_agent(at).await,
-            Operation::Reboot => {
-                self.nodes[at].kill().await;
-                machine.reboot();
-                self.restart_agent(at).await;
-            }
-            Operation::KillVm => {
-                if let Some(id) = victim {
-                    machine.end_vm(id, "signal 9");
-                }
-            }
-            Operation::CrashApp => {
-                if let Some(id) = victim {
-                    machine.crash_app(id);
-                }
-            }
-            Operation::Partition => self.nodes[at].link.faults().partitioned = true,
-            Operation::ServerDown => {
-                self.server.crash();
-                let wait = self.draw(|rng| rng.millis(0, 60_000));
-                sleep(wait).await;
-                self.server.start();
-                self.simulator.trace("the server is back");
-            }
-            Operation::DiskFull => machine.lock().disk_full = true,
-            Operation::RegistryDown => machine.lock().registry_down = true,
-            Operation::LossyLink => {
-                let mut faults = self.nodes[at].link.faults();
-                faults.loss_percent = self.simulator.draw(|rng| rng.below(50));
-                faults.late_percent = self.simulator.draw(|rng| rng.below(30));
-            }
-            Operation::FailingBoots => machine.lock().boot_failures_percent = 50,
-            Operation::WrongStates => self.nodes[at].link.faults().wrong_state_percent = 20,
-            Operation::DamageRecord => self.damage_record(at).await,
-            Operation::UnreadableVm => {
-                if let Some(id) = victim {
-                    machine.lock().unreadable_vms.insert(id);
-                    self.restart_agent(at).await;
-                }
-            }
-            Operation::Schedule => {
-                let modes = [
-                    Scheduling::Schedulable,
-                    Scheduling::Cordoned,
-                    Scheduling::Draining {
-                        with_volumes: false,
-                    },
-                    Scheduling::Draining { with_volumes: true },
-                ];
-                let scheduling = self.draw(|rng| rng.pick(&modes)).unwrap_or_default();
-                self.schedule(machine.node, scheduling);
-            }
-            Operation::BackUp => self.server.back_up(),
-            Operation::Restore => {
-                if self.server.restore() {
-                    self.simulator
-                        .trace("the server has the state of its backup");
-                }
-            }
-            Operation::Heal => self.heal(),
-        }
-    }
-
-    /// A user says whether a node takes instances.
-    fn schedule(&self, node: NodeId, scheduling: Scheduling) {
-        self.simulator.trace(format!("{node}: {scheduling:?}"));
-        self.server
-            .change(|_| vec![Command::SetScheduling { node, scheduling }]);
-    }
-
-    async fn restart_agent(&mut self, at: usize) {
-        self.nodes[at].kill().await;
-        let wait = self.draw(|rng| rng.millis(0, 15_000));
-        sleep(wait).await;
-        self.nodes[at].start();
-    }
-
-    /// Damages the record of an instance while no agent runs.
-    async fn damage_record(&mut self, at: usize) {
-        self.nodes[at].kill().await;
-        let machine = self.nodes[at].machine.clone();
-        let paths: Vec<_> = {
-            let state = machine.lock();
-            let records = state
-                .files
-                .keys()
-                .filter(|path| path.ends_with("instance.json"));
-            records.cloned().collect()
+            });
+            scale.into_iter().collect()
         };
-        if let Some(path) = self.draw(|rng| rng.pick(&paths)) {
-            self.simulator
-                .trace(format!("{} is damaged", path.display()));
-            let mut state = machine.lock();
-            if let Some(content) = state.files.get_mut(&path) {
-                let before = std::mem::replace(content, b"{\"spec\": ".to_vec());
-                self.damaged.push((at, path, before));
-            }
-        }
-        self.restart_agent(at).await;
-    }
-
-    /// Ends every fault.
-    fn heal(&mut self) {
-        self.simulator.trace("everything is healed");
-        for (at, path, before) in self.damaged.drain(..) {
-            let mut state = self.nodes[at].machine.lock();
-            if let Some(content) = state.files.get_mut(&path)
-                && content.as_slice() == b"{\"spec\": "
-            {
-                *content = before;
-            }
-        }
-        for node in &mut self.nodes {
-            *node.link.faults() = Faults::default();
-            let mut state = node.machine.lock();
-            state.disk_full = false;
-            state.registry_down = false;
-            state.boot_failures_percent = 0;
-            state.unreadable_vms.clear();
-        }
-        for node in &self.nodes {
-            self.schedule(node.machine.node, Scheduling::Schedulable);
-        }
-        self.server.wake();
+        self.servers.change(scale).await;
     }
 
     /// Waits until the cluster is where it should be. False: the run is over.
@@ -614,7 +448,7 @@ impl Scenario {
             }
             sleep(LOOK).await;
         }
-        let show = self.server.with(scheduler::fixtures::show);
+        let show = self.servers.with(scheduler::fixtures::show);
         self.simulator.violate(format!(
             "after {CONVERGE_SECONDS} s it is not so that {what}: {missing}\n{show}"
         ));
@@ -623,7 +457,7 @@ impl Scenario {
 
     /// Whether the wanted release runs wholly and nothing else is left.
     fn is_at_rest(&self) -> Result<(), String> {
-        self.server.with(|cluster| {
+        self.servers.with(|cluster| {
             let Some(env) = cluster.envs.get(&key(ENV)) else {
                 return Err("there is no env".to_owned());
             };
@@ -650,12 +484,31 @@ impl Scenario {
             }
             Ok(())
         })?;
+        self.servers.with(|cluster| self.edge.is_current(cluster))?;
         self.no_leftovers()
     }
 
+    /// Whether every node that is a member has applied its desired state, whatever it had before the store was restored.
+    fn every_node_has_applied_the_state(&self) -> Result<(), String> {
+        self.servers.with(|cluster| {
+            for node in &self.nodes {
+                let id = node.machine.node;
+                let wanted = cluster.generation(id);
+                let taken = self.simulator.taken(id);
+                // A node with nothing to do is told nothing.
+                let is_told = wanted.is_some_and(|wanted| taken.is_some() || wanted.counter > 0);
+                if is_told && wanted != taken {
+                    return Err(format!("{id} has {taken:?} of {wanted:?}"));
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn no_leftovers(&self) -> Result<(), String> {
-        self.server.with(|cluster| {
-            let mut machines = self.nodes.iter().map(|node| &node.machine);
+        self.servers.with(|cluster| {
+            let machines = self.nodes.iter().map(|node| &node.machine);
+            let mut machines = machines.filter(|machine| cluster.has_node(machine.node));
             match machines.find_map(|machine| invariants::leftovers(machine, cluster)) {
                 Some(leftover) => Err(leftover),
                 None => Ok(()),
@@ -666,7 +519,7 @@ impl Scenario {
     /// Checks that nothing happens any more.
     async fn rest(&self) {
         let state = || {
-            let generations: Vec<_> = self.server.with(|cluster| {
+            let generations: Vec<_> = self.servers.with(|cluster| {
                 let nodes = cluster.nodes.values();
                 nodes.map(|node| node.generation).collect()
             });
@@ -676,7 +529,17 @@ impl Scenario {
                 .iter()
                 .map(|node| node.machine.lock().files.clone())
                 .collect();
-            (self.server.actions(), generations, boots, files)
+            let stored = self.servers.store.with(|cluster| {
+                let mut cluster = cluster.clone();
+                // When a node was seen is written once a minute.
+                for node in cluster.nodes.values_mut() {
+                    node.seen_at = None;
+                }
+                cluster
+            });
+            let leading = (self.servers.store.leader(), self.servers.leading());
+            let actions = self.simulator.actions();
+            (actions, generations, boots, files, stored, leading)
         };
         // A node that was given a wrong state reports first.
         sleep(Duration::from_secs(REST_SECONDS)).await;
@@ -692,12 +555,17 @@ impl Scenario {
     /// Destroys the env and its volumes; nothing is left.
     async fn remove_everything(&mut self) {
         self.simulator.trace("destroy");
-        let volumes = self.server.with(|cluster| cluster.volumes.clone());
-        self.server
-            .change(|_| vec![Command::DestroyEnv { env: key(ENV) }]);
+        let volumes = self.servers.with(|cluster| cluster.volumes.clone());
+        let destroy = |cluster: &ClusterState, _| {
+            let env = cluster.envs.get(&key(ENV));
+            let destroy = Command::DestroyEnv { env: key(ENV) };
+            let is_there = env.is_some_and(|env| !env.destroying);
+            is_there.then_some(destroy).into_iter().collect()
+        };
+        self.servers.change(destroy).await;
         let gone = |scenario: &Self| {
             let empty = scenario
-                .server
+                .servers
                 .with(|c| c.envs.is_empty() && c.instances.is_empty());
             if empty {
                 scenario.no_leftovers()
@@ -708,17 +576,20 @@ impl Scenario {
         if !self.until("the env is gone", gone).await {
             return;
         }
-        if self.server.with(|cluster| cluster.volumes != volumes) {
+        if self.servers.with(|cluster| cluster.volumes != volumes) {
             self.simulator
                 .violate("volumes changed as their env was destroyed");
         }
         self.simulator.trace("delete the volumes");
-        self.server.change(|cluster| {
-            let ids = cluster.volumes.keys();
-            ids.map(|id| Command::DeleteVolume { id: *id }).collect()
-        });
+        let delete = |cluster: &ClusterState, _| {
+            let volumes = cluster.volumes.iter();
+            let there = volumes.filter(|(_, volume)| !volume.is_deleting());
+            let delete = there.map(|(id, _)| Command::DeleteVolume { id: *id });
+            delete.collect()
+        };
+        self.servers.change(delete).await;
         let gone = |scenario: &Self| {
-            if scenario.server.with(|cluster| cluster.volumes.is_empty()) {
+            if scenario.servers.with(|cluster| cluster.volumes.is_empty()) {
                 scenario.no_leftovers()
             } else {
                 Err("volumes are there".to_owned())

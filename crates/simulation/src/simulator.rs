@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::{Digest, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{Digest, Generation, InstanceId, NodeId, Term, Timestamp, VolumeId};
 use node_agent::Clock;
 
 use crate::rng::Rng;
@@ -39,6 +39,13 @@ impl App {
     }
 }
 
+/// A desired state that a node took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TakenState {
+    pub(crate) generation: Generation,
+    pub(crate) term: Term,
+}
+
 /// Handle to the shared state. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Simulator(Arc<Shared>);
@@ -53,13 +60,18 @@ struct Shared {
 struct Inner {
     rng: Rng,
     trace: Vec<String>,
-    violation: Option<String>,
+    /// What happened first that must not, and after how many steps.
+    violation: Option<(String, u64)>,
     steps: u64,
     apps: BTreeMap<Digest, App>,
     /// Every running VM, by instance: its node and its volumes.
     running: BTreeMap<InstanceId, (NodeId, Vec<VolumeId>)>,
-    /// Instances that some desired state named as a stop.
+    /// Instances that a leader stopped or deleted, as the store knows.
     terminated: BTreeSet<InstanceId>,
+    /// The desired state that each node took last.
+    taken: BTreeMap<NodeId, TakenState>,
+    /// Actions that were planned so far.
+    actions: u64,
 }
 
 impl Simulator {
@@ -75,6 +87,8 @@ impl Simulator {
                 apps: BTreeMap::new(),
                 running: BTreeMap::new(),
                 terminated: BTreeSet::new(),
+                taken: BTreeMap::new(),
+                actions: 0,
             }),
         }))
     }
@@ -123,11 +137,20 @@ impl Simulator {
     pub(crate) fn violate(&self, what: impl Into<String>) {
         let what = what.into();
         self.trace(format!("VIOLATION {what}"));
-        self.lock().violation.get_or_insert(what);
+        let mut inner = self.lock();
+        let steps = inner.steps;
+        inner.violation.get_or_insert((what, steps));
     }
 
     pub(crate) fn violation(&self) -> Option<String> {
-        self.lock().violation.clone()
+        self.lock().violation.clone().map(|(what, _)| what)
+    }
+
+    /// After how many steps the violation happened, or all of them.
+    pub(crate) fn violated_after(&self) -> u64 {
+        let inner = self.lock();
+        let violation = inner.violation.as_ref();
+        violation.map_or(inner.steps, |(_, steps)| *steps)
     }
 
     pub(crate) fn set_app(&self, digest: Digest, app: App) {
@@ -184,9 +207,50 @@ impl Simulator {
         running.map(|(id, (node, _))| (*id, *node)).collect()
     }
 
-    /// The scheduler decided that an instance goes.
+    /// The store knows that an instance goes.
     pub(crate) fn terminated(&self, id: InstanceId) {
         self.lock().terminated.insert(id);
+    }
+
+    /// So many actions were planned.
+    pub(crate) fn planned(&self, actions: usize) {
+        self.lock().actions += actions as u64;
+    }
+
+    pub(crate) fn actions(&self) -> u64 {
+        self.lock().actions
+    }
+
+    /// A node took a desired state. Checks that it goes back neither to an older one nor to a leader of before.
+    pub(crate) fn took_state(&self, node: NodeId, taken: TakenState) {
+        let before = self.lock().taken.insert(node, taken);
+        let Some(before) = before else { return };
+        let TakenState { generation, term } = taken;
+        if generation.is_before(before.generation) {
+            let had = before.generation;
+            self.violate(format!(
+                "{node} takes a desired state of generation {generation}, after one of {had}"
+            ));
+        }
+        let same_store = generation.incarnation == before.generation.incarnation;
+        if same_store && term < before.term {
+            let had = before.term;
+            self.violate(format!(
+                "{node} takes a desired state of term {term}, after one of term {had}"
+            ));
+        }
+    }
+
+    /// The generation of the desired state that a node took last.
+    pub(crate) fn taken(&self, node: NodeId) -> Option<Generation> {
+        self.lock().taken.get(&node).map(|taken| taken.generation)
+    }
+
+    /// Whether the desired state that a node took last is of this term.
+    pub(crate) fn knows_term(&self, node: NodeId, term: Term) -> bool {
+        let inner = self.lock();
+        let taken = inner.taken.get(&node);
+        taken.is_some_and(|taken| taken.term == term)
     }
 
     /// Checks that a VM that is well is only ended when its instance was to stop.

@@ -9,9 +9,10 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use model::Term;
+use scheduler::lease::SeenLease;
 
 use crate::StoreError;
-use crate::rows::to_i64;
+use crate::rows::number;
 
 /// Connections that only read.
 pub const READERS: u32 = 4;
@@ -284,15 +285,30 @@ fn quoted(name: &str) -> String {
 /// Makes sure that the term is the current one, and that no other begins before the transaction has ended: who takes the
 /// lease over waits for the lock on its row.
 pub(crate) async fn check_term(db: &mut dyn Transaction, term: Term) -> Result<(), StoreError> {
-    let sql =
-        format!("SELECT term FROM lease WHERE term = $1 AND expires_at > {CLOCK} FOR KEY SHARE");
-    let term_number = to_i64("a term", term.0)?;
-    let rows = db.fetch(&sql, vec![term_number.into()]).await;
+    let sql = format!("SELECT term, renewals, expires_at - {CLOCK} FROM lease FOR KEY SHARE");
+    let rows = db.fetch(&sql, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("check the term of the lease"))?;
-    if rows.is_empty() {
-        return Err(StoreError::LeaseLost { term });
+    let row = rows.first().ok_or_else(no_lease)?;
+    if seen_lease(row)?.admits(term) {
+        Ok(())
+    } else {
+        Err(StoreError::LeaseLost { term })
     }
-    Ok(())
+}
+
+/// The lease of a row that begins with `term, renewals, expires_at - clock`.
+pub(crate) fn seen_lease(row: &Row) -> Result<SeenLease, StoreError> {
+    Ok(SeenLease {
+        term: Term(number("a term", row.get(0))?),
+        renewals: number("the renewals of a lease", row.get(1))?,
+        expires_in_ms: row.get(2),
+    })
+}
+
+pub(crate) fn no_lease() -> StoreError {
+    StoreError::Unreadable {
+        cause: "the table `lease` has no row".to_owned(),
+    }
 }
 
 /// Implements [`Transaction`] for a transaction of `sqlx`.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use model::Term;
 use scheduler::lease::SeenLease;
 
-use crate::database::CLOCK;
-use crate::rows::{number, to_i64};
+use crate::database::{CLOCK, no_lease, seen_lease};
+use crate::rows::to_i64;
 use crate::{Store, StoreError};
 
 /// What a lease says of its holder.
@@ -36,14 +36,8 @@ impl Store {
             format!("SELECT term, renewals, expires_at - {CLOCK}, holder, address FROM lease");
         let rows = db.fetch(&sql, Vec::new()).await.map_err(failed)?;
         db.roll_back().await.map_err(failed)?;
-        let row = rows.first().ok_or_else(|| StoreError::Unreadable {
-            cause: "the table `lease` has no row".to_owned(),
-        })?;
-        let seen = SeenLease {
-            term: Term(number("a term", row.get(0))?),
-            renewals: number("the renewals of a lease", row.get(1))?,
-            expires_in_ms: row.get(2),
-        };
+        let row = rows.first().ok_or_else(no_lease)?;
+        let seen = seen_lease(row)?;
         let holder = Holder {
             id: row.get(3),
             address: row.get(4),

@@ -15,7 +15,7 @@ use model::instance::InstanceState;
 use model::{InstanceId, NodeId};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Node};
-use scheduler::desired::desired_state;
+use scheduler::desired::newer_state;
 use scheduler::reports::{Unknown, is_news, unknown};
 
 use super::calls::{Upgrade, switching};
@@ -144,14 +144,7 @@ pub(crate) async fn desired(
 ) -> Result<Response, ApiFailure> {
     let newer = app
         .wait_for(Topic::Node(node), granted(poll.wait_ms), |published| {
-            let cluster = &published.cluster;
-            let generation = cluster.generation(node)?;
-            let has = poll.has().within(cluster.incarnation);
-            let mut desired = generation
-                .supersedes(has)
-                .then(|| desired_state(cluster, node))??;
-            desired.term = app.term;
-            Some(desired)
+            newer_state(&published.cluster, node, poll.has(), app.term)
         })
         .await?;
     Ok(match newer {
