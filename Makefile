@@ -90,6 +90,7 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo run --profile dist -p root-disk --example bench -- "$${images[@]}"
 	cargo test --profile dist -p scheduler -- --ignored --nocapture
 	cargo test --profile dist -p store --test kill -- --ignored --nocapture
+	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact thousands_of_agents
 	cargo test --profile dist -p platform --test manifest -- --ignored --nocapture
 	cargo test --profile dist -p platform --test cluster -- --ignored --nocapture
 	cargo test --profile dist -p platform --test many -- --ignored

@@ -6,12 +6,12 @@ mod user;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::exec::EXEC_PROTOCOL;
 use api::protocol::{PROTOCOL_HEADER, PROTOCOL_VERSION};
-use api::{ApiError, paths};
+use api::{ApiError, error_code, paths};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use guest_protocol::Frame;
@@ -38,13 +38,24 @@ pub const ANSWER_GRACE: Duration = Duration::from_secs(10);
 pub const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
 /// Idle time after which the kernel asks whether the other end still lives.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// How long a user's call waits for a server that leads: longer than a takeover takes.
+const LEADER_PATIENCE: Duration = Duration::from_secs(15);
+/// Pause before a server is asked again where none leads.
+const LEADER_PAUSE: Duration = Duration::from_millis(500);
+/// How often a member's connection is asked whether the server still lives: one that is silent is left for the next server.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the answer may take.
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A caller of the API. Cheap to clone; clones share their connections.
 #[derive(Clone)]
 pub struct ApiClient {
     server: String,
     servers: Arc<Servers>,
+    /// A member's polls and reports, on one HTTP/2 connection; every call of others, on HTTP/1.1.
     http: reqwest::Client,
+    /// Streams of logs and commands, each on an HTTP/1.1 connection of its own: one that its reader holds up holds up no other.
+    streams: reqwest::Client,
     token: Option<String>,
 }
 
@@ -103,7 +114,7 @@ impl ApiClient {
     /// time, the next one is asked.
     pub fn user(config: &ClientConfig) -> Result<Self, ClientError> {
         let tls = with_root(&config.server, &config.ca_pem)?.with_no_client_auth();
-        Self::new(&config.server, tls, Some(config.token.clone()))
+        Self::new(&config.server, tls, Some(config.token.clone()), false)
     }
 
     /// A node or an edge, by the certificate it got when it enrolled and the key it made.
@@ -125,7 +136,7 @@ impl ApiClient {
         let tls = with_root(server_url, ca_pem)?
             .with_client_auth_cert(chain, key)
             .map_err(|e| setup(format!("the client certificate and key: {e}")))?;
-        Self::new(server_url, tls, None)
+        Self::new(server_url, tls, None, true)
     }
 
     /// Joins the cluster: the one call without token or certificate. The server is checked by
@@ -139,7 +150,7 @@ impl ApiClient {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
-        let client = Self::new(server_url, tls, None)?;
+        let client = Self::new(server_url, tls, None, false)?;
         client
             .call("enrolling", client.post(paths::ENROLL).json(request))
             .await
@@ -147,29 +158,45 @@ impl ApiClient {
 
     fn new(
         server_url: &str,
-        tls: rustls::ClientConfig,
+        mut tls: rustls::ClientConfig,
         token: Option<String>,
+        h2: bool,
     ) -> Result<Self, ClientError> {
         let setup = |cause: String| ClientError::Setup {
             server: server_url.to_owned(),
             cause,
         };
         let servers = Servers::parse(server_url).map_err(setup)?;
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .default_headers(protocol_headers())
-            .tcp_keepalive(KEEPALIVE)
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|e| setup(e.to_string()))?;
+        let builder = |tls| {
+            reqwest::Client::builder()
+                .tls_backend_preconfigured(tls)
+                .https_only(true)
+                .no_proxy()
+                .redirect(reqwest::redirect::Policy::none())
+                .connect_timeout(CONNECT_TIMEOUT)
+                .default_headers(protocol_headers())
+                .tcp_keepalive(KEEPALIVE)
+                .tcp_nodelay(true)
+        };
+        let made =
+            |builder: reqwest::ClientBuilder| builder.build().map_err(|e| setup(e.to_string()));
+        let streams = made(builder(tls.clone()).http1_only())?;
+        let http = if h2 {
+            tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            made(
+                builder(tls)
+                    .http2_keep_alive_interval(PING_INTERVAL)
+                    .http2_keep_alive_timeout(PING_TIMEOUT)
+                    .http2_keep_alive_while_idle(true),
+            )?
+        } else {
+            streams.clone()
+        };
         Ok(Self {
             server: server_url.trim_end_matches('/').to_owned(),
             servers: Arc::new(servers),
             http,
+            streams,
             token,
         })
     }
@@ -191,10 +218,19 @@ impl ApiClient {
 
 impl ApiClient {
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_by(&self.http, method, path)
+    }
+
+    /// A request that is a stream, or opens one.
+    fn stream_request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.request_by(&self.streams, method, path)
+    }
+
+    fn request_by(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
         let mut url = self.servers.current().1.clone();
         url.set_path(path);
         url.set_query(None);
-        let request = self.http.request(method, url);
+        let request = client.request(method, url);
         match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -216,7 +252,9 @@ impl ApiClient {
         limit: Duration,
     ) -> Result<Response, ClientError> {
         let failed = |e| ClientError::of_request(operation, &self.server, limit, e);
-        let mut request = request.build().map_err(failed)?;
+        let (client, request) = request.build_split();
+        let mut request = request.map_err(failed)?;
+        let began = Instant::now();
         // Servers that were not asked yet.
         let mut others = self.servers.urls.len() - 1;
         loop {
@@ -227,7 +265,25 @@ impl ApiClient {
             *request.url_mut() = url;
             // A body that streams is sent once.
             let again = request.try_clone();
-            match self.http.execute(request).await {
+            let is_read = request.method() == Method::GET;
+            match client.execute(request).await {
+                Ok(response) if self.token.is_some() => {
+                    let (response, code) = self.with_code(operation, response).await?;
+                    let may_repeat = match code.as_deref() {
+                        Some(error_code::NO_LEADER) => true,
+                        Some(error_code::LEADER_CHANGED) => is_read,
+                        _ => false,
+                    };
+                    match again {
+                        Some(again) if may_repeat && began.elapsed() < LEADER_PATIENCE => {
+                            tracing::debug!(operation, "no server leads; asking again");
+                            tokio::time::sleep(LEADER_PAUSE).await;
+                            self.servers.leave(current);
+                            request = again;
+                        }
+                        _ => return Ok(response),
+                    }
+                }
                 Ok(response) => return Ok(response),
                 Err(error) => {
                     self.servers.leave(current);
@@ -242,6 +298,23 @@ impl ApiClient {
                 }
             }
         }
+    }
+
+    /// The same response, and the code of its error where no server could take the request.
+    async fn with_code(
+        &self,
+        operation: &'static str,
+        response: Response,
+    ) -> Result<(Response, Option<String>), ClientError> {
+        if response.status() != StatusCode::SERVICE_UNAVAILABLE {
+            return Ok((response, None));
+        }
+        let mut same = http::Response::new(());
+        *same.status_mut() = response.status();
+        same.headers_mut().clone_from(response.headers());
+        let body = self.body(operation, response, REQUEST_TIMEOUT).await?;
+        let error = serde_json::from_slice::<ApiError>(&body).ok();
+        Ok((same.map(|()| body).into(), error.map(|error| error.code)))
     }
 
     /// Asks for exec frames instead of HTTP from here on.

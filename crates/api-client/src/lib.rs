@@ -9,6 +9,8 @@
 //!
 //! A cluster may have several servers, of which any may be asked: when one cannot be reached, the next one is.
 //!
+//! A user's call that found no leader is sent again for a while, where nothing was done: another server takes over within 10 s.
+//!
 //! Deliberately absent: other retries. The caller knows whether and how long to go on; [`ClientError::is_transient`] says whether
 //! it makes sense.
 

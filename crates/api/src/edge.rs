@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::instance::ProxyProtocol;
-use model::{EnvKey, Generation, InstanceId, ProcessName};
+use model::{EnvKey, Generation, InstanceId, ProcessName, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::Unreadable;
@@ -16,6 +16,9 @@ use crate::unreadable::Part;
 pub struct RouteTable {
     /// Grows with every change.
     pub generation: Generation,
+    /// The term of the leader that says it. One of an older term of the same incarnation is refused: its leader was taken for
+    /// dead, and does not know what was decided since.
+    pub term: Term,
     /// The counter, within the same incarnation, of the table of which this is the difference; absent: this is the whole
     /// table. Only an edge that asked for differences gets one.
     pub since: Option<u64>,
@@ -32,6 +35,8 @@ pub struct RouteTable {
 struct RouteTableJson {
     #[serde(flatten)]
     generation: Generation,
+    #[serde(default, skip_serializing_if = "Term::is_sole")]
+    term: Term,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
     routes: BTreeMap<String, Part<Route>>,
@@ -43,6 +48,7 @@ impl From<RouteTableJson> for RouteTable {
     fn from(json: RouteTableJson) -> Self {
         let mut table = Self {
             generation: json.generation,
+            term: json.term,
             since: json.since,
             removed: json.removed,
             ..Self::default()
@@ -65,6 +71,7 @@ impl From<RouteTable> for RouteTableJson {
         let unreadable = unreadable.map(|(host, route)| (host, Part::Unreadable(route)));
         Self {
             generation: table.generation,
+            term: table.term,
             since: table.since,
             routes: read.chain(unreadable).collect(),
             removed: table.removed,

@@ -28,7 +28,8 @@ pub mod paths {
     /// GET, a node: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
     /// newer came within the wait.
     pub const NODE_DESIRED: &str = "/v1/node/desired";
-    /// POST, a node: [`crate::node::NodeReport`].
+    /// POST, a node: [`crate::node::ReportDelta`] -> [`crate::node::ReportAnswer`]; of protocol version 2
+    /// [`crate::node::NodeReport`] -> 204.
     pub const NODE_REPORT: &str = "/v1/node/report";
     /// GET, a node: `?wait_ms=N` -> `Vec<StreamRequest>`: streams it is asked to open.
     pub const NODE_STREAMS: &str = "/v1/node/streams";
@@ -59,6 +60,8 @@ pub mod paths {
     /// PUT, users: whether the node takes instances: [`SchedulingRequest`](super::user::SchedulingRequest) ->
     /// [`NodeRow`](super::user::NodeRow).
     pub const NODE_SCHEDULING: &str = "/v1/nodes/{node}/scheduling";
+    /// PATCH, users: sets and removes labels of the node: [`LabelsRequest`](super::user::LabelsRequest) -> 204.
+    pub const NODE_LABELS: &str = "/v1/nodes/{node}/labels";
     /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
     pub const INSTANCES: &str = "/v1/instances";
     /// GET, a user: `?app=&env=` -> `Vec<EndedRow>`: the instances that are gone and whose records are kept.
@@ -106,6 +109,10 @@ pub mod error_code {
     pub const PROTOCOL_VERSION: &str = "protocol_version";
     /// The certificate names a member that the cluster does not have.
     pub const NOT_A_MEMBER: &str = "not_a_member";
+    /// No server leads at the moment. Nothing was done: the request may be sent again.
+    pub const NO_LEADER: &str = "no_leader";
+    /// The leader changed while it was asked: what was asked may have been done or not.
+    pub const LEADER_CHANGED: &str = "leader_changed";
 }
 
 /// Every error of the API, with the status that fits.

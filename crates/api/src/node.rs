@@ -1,6 +1,8 @@
 //! What a node and the server say to each other.
 
 mod instance_report;
+mod report_bounds;
+mod report_delta;
 
 use std::collections::BTreeMap;
 
@@ -15,6 +17,11 @@ use crate::enrollment::Hardware;
 use crate::unreadable::Part;
 
 pub use instance_report::{InstanceReport, MAX_LOG_TAIL};
+pub use report_bounds::{
+    Exceeded, MAX_FAILURE_BYTES, MAX_REPORTED_IMAGES, MAX_REPORTED_INSTANCES, MAX_REPORTED_VOLUMES,
+    MAX_TEXT_BYTES,
+};
+pub use report_delta::{AgentSession, ReportAnswer, ReportDelta, ReportMessage};
 
 /// Everything one node is to run. Whole, never a difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,7 +122,7 @@ impl From<DesiredState> for DesiredStateJson {
     }
 }
 
-/// What a node sees and does.
+/// All that a node sees and does. It travels as a [`ReportDelta`]; agents of protocol version 2 send it as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeReport {
     /// The generation of the desired state that it has applied (the observed generation).
@@ -172,9 +179,6 @@ where
         })
         .collect())
 }
-
-/// Root disks in [`NodeReport::images`].
-pub const MAX_REPORTED_IMAGES: usize = 500;
 
 /// A root disk in a node's cache.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,8 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
 use guest_protocol::GuestStats;
-use model::instance::ExitEvent;
-use model::{Digest, EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
+use model::instance::{ExitEvent, Runs};
+use model::{
+    Digest, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, ReleaseNumber,
+    Timestamp, VolumeId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::enrollment::{EnrollRole, Hardware};
@@ -194,6 +197,9 @@ pub struct InstanceRow {
     pub process: ProcessName,
     /// Its release.
     pub release: ReleaseNumber,
+    /// What of the process type it runs.
+    #[serde(default, skip_serializing_if = "Runs::is_app")]
+    pub runs: Runs,
     /// Its node.
     pub node: NodeId,
     /// The node's name.
@@ -279,6 +285,9 @@ pub struct NodeRow {
     /// Whether it takes instances.
     #[serde(default)]
     pub scheduling: Scheduling,
+    /// Its labels, which process types may ask for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// Instances placed on it.
     pub instances: u32,
     /// What is promised to its instances and volumes; absent from a server that does not say.
@@ -286,6 +295,9 @@ pub struct NodeRow {
     pub promised: Option<PromisedRow>,
     /// Its /64, as its first address.
     pub prefix: Ipv6Addr,
+    /// What of its reports is over the bounds and was left out, field by field, for people.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exceeded: Vec<String>,
 }
 
 /// Whether a node takes instances. A user decides it.
@@ -311,6 +323,14 @@ pub enum Scheduling {
 pub struct SchedulingRequest {
     /// What is decided.
     pub scheduling: Scheduling,
+}
+
+/// Sets and removes labels of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelsRequest {
+    /// Key to value; `null`: the label is removed. Labels that are not named stay.
+    pub labels: BTreeMap<LabelKey, Option<LabelValue>>,
 }
 
 /// The query of [`paths::NODE`](crate::paths::NODE): how a node is removed.

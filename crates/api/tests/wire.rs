@@ -7,8 +7,8 @@
 use api::edge::RouteTable;
 use api::enrollment::{EnrollRequest, EnrollResponse};
 use api::node::{
-    DesiredState, InstanceReport, LogLine, NodeReport, PullSecret, SignalAnswer, StreamRefused,
-    StreamRequest, StreamWanted,
+    DesiredState, InstanceReport, LogLine, NodeReport, PullSecret, ReportAnswer, ReportDelta,
+    SignalAnswer, StreamRefused, StreamRequest, StreamWanted,
 };
 use api::user::{DeployRequest, RegistryLoginRequest, RolloutStatus};
 use model::Timestamp;
@@ -63,6 +63,12 @@ fn messages_of_protocol_version_2_are_read_with_and_without_added_fields() {
     check::<SignalAnswer>(include_str!("fixtures/protocol_2/signal_answer.json"));
     check::<LogLine>(include_str!("fixtures/protocol_2/log_line.json"));
     check::<PullSecret>(include_str!("fixtures/protocol_2/pull_secret.json"));
+}
+
+#[test]
+fn messages_that_protocol_version_3_added_are_read_with_and_without_added_fields() {
+    check::<ReportDelta>(include_str!("fixtures/protocol_3/report_delta.json"));
+    check::<ReportAnswer>(include_str!("fixtures/protocol_3/report_answer.json"));
 }
 
 /// The recorded message with one value replaced.

@@ -1,6 +1,7 @@
 //! Backup and restore of the store.
 //!
-//! A backup is one file: the store as it was at one moment, with every secret sealed and every key wrapped. The
+//! A backup is one file, a database of SQLite: the store as it was at one moment, wherever it is, with every secret sealed and every key
+//! wrapped. It is restored to a file or into PostgreSQL. The
 //! key-encryption key is not in it, and has to be kept apart. A restored store begins another incarnation, so that nodes and
 //! edges apply its state at once, and an instance that it does not know is left running.
 
@@ -76,6 +77,9 @@ pub async fn restore(options: &RestoreOptions) -> Result<Restored, ServerError> 
         return restored;
     }
     let url = store_url(options.store.as_deref(), &options.data_dir);
+    if Store::is_postgres(&url) {
+        return Box::pin(restore_into_postgres(options, &url)).await;
+    }
     let place = Store::lock(&url).await?;
     let copy = beside(place.path(), ".restoring");
     remove_database(&copy).await?;
@@ -97,6 +101,26 @@ pub async fn restore(options: &RestoreOptions) -> Result<Restored, ServerError> 
         }
         other => other,
     };
+    remove_database(&copy).await?;
+    restored
+}
+
+/// The same in PostgreSQL. What was there is kept as a backup in the data folder.
+async fn restore_into_postgres(
+    options: &RestoreOptions,
+    url: &str,
+) -> Result<Restored, ServerError> {
+    let copy = options.data_dir.join("restoring.db");
+    remove_database(&copy).await?;
+    let restored = async {
+        let mut restored = open_copy(options, &copy).await?;
+        let backup = Store::open(&format!("sqlite:{}", copy.display())).await?;
+        let replaced = Box::pin(backup.restore_into_postgres(url, &options.data_dir)).await;
+        backup.close().await;
+        restored.replaced = replaced?;
+        Ok(restored)
+    };
+    let restored = restored.await;
     remove_database(&copy).await?;
     restored
 }

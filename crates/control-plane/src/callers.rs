@@ -10,9 +10,10 @@ use api::protocol::{self, PROTOCOL_HEADER, SERVED_PROTOCOL_VERSIONS};
 use axum::extract::FromRequestParts;
 use http::header::AUTHORIZATION;
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use identity::UserToken;
 use model::{EdgeId, NodeId};
+use scheduler::cluster_state::TokenHash;
 
 use crate::failure::ApiFailure;
 use crate::limits::MAX_LOGGED_REASON;
@@ -55,19 +56,24 @@ impl FromRequestParts<App> for User {
             });
         };
         let unknown = || unauthorized("the user's token is not known to this cluster");
-        let hash = header
-            .to_str()
-            .ok()
-            .and_then(|header| header.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .and_then(|(_, token)| token.trim().parse::<UserToken>().ok())
-            .ok_or_else(unknown)?
-            .secret_hash();
+        let hash = token_hash(header).ok_or_else(unknown)?;
         match app.store.user_of_token(&hash).await? {
             Some(name) => Ok(Self { name }),
             None => Err(unknown().hint("is the client configuration of this cluster?")),
         }
     }
+}
+
+/// The hash of the user's token in a request's head, where there is one of its form.
+pub(crate) fn user_token(headers: &HeaderMap) -> Option<TokenHash> {
+    token_hash(headers.get(AUTHORIZATION)?)
+}
+
+fn token_hash(header: &HeaderValue) -> Option<TokenHash> {
+    let (scheme, token) = header.to_str().ok()?.split_once(' ')?;
+    let is_bearer = scheme.eq_ignore_ascii_case("bearer");
+    let token = is_bearer.then(|| token.trim().parse::<UserToken>().ok());
+    Some(token.flatten()?.secret_hash())
 }
 
 impl FromRequestParts<App> for NodeCaller {

@@ -1,7 +1,7 @@
 //! The clock and the random ids that the pure crates take as arguments.
 
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use identity::KeyError;
 use model::Timestamp;
@@ -44,6 +44,15 @@ pub(crate) fn follow_the_wall_clock() -> Option<Timestamp> {
         at: Instant::now(),
     };
     (before.0.abs_diff(wall.0) > SLEWED_MS).then_some(wall)
+}
+
+/// The time since the machine booted, with the time in which it was suspended: a lease goes on meanwhile.
+pub(crate) fn since_boot() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Neither is negative: it counts from the boot.
+    let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+    let nanos = u32::try_from(time.tv_nsec).unwrap_or_default();
+    Duration::new(seconds, nanos)
 }
 
 fn wall_clock() -> Timestamp {

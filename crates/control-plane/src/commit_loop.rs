@@ -118,6 +118,7 @@ fn publish(shared: &Shared, batch: Batch) {
         cluster: batch.after,
         routes: batch.routes,
         findings: batch.findings,
+        promised: batch.promised,
     }));
     let nodes = batch.changes.nodes.into_keys().map(Topic::Node);
     let envs = batch.touched.into_iter().map(Topic::Env);

@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use ::api::enrollment::Member;
+use ::api::{error_code, paths};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::response::{IntoResponse as _, Response};
@@ -21,15 +22,21 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use scheduler::lease::Answerer;
+use store::Store;
 use tokio::io::copy_bidirectional;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::callers::Peer;
+use crate::callers::{Peer, user_token};
+use crate::connection::{ALPN, Admission};
 use crate::election::{CurrentRole, Role};
 use crate::failure::ApiFailure;
-use crate::limits::{FORWARD_CONNECT_TIMEOUT, FORWARD_KEEPALIVE, LEADER_RETRY};
+use crate::limits::{
+    FORWARD_CONNECT_TIMEOUT, FORWARD_KEEPALIVE, LEADER_RETRY, MAX_CONNECTIONS_OF_A_USER,
+    MAX_USER_CONNECTIONS,
+};
 use crate::options::ServerError;
+use crate::shares::Shares;
 
 /// Whose certificate the caller of a forwarded request showed: `node-1`, `edge-1` or `nobody`.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("platform-forwarded-for");
@@ -47,29 +54,60 @@ pub(crate) enum Shown {
     Server,
 }
 
+/// What decides whose a connection is.
+#[derive(Clone)]
+pub(crate) struct Door {
+    pub(crate) store: Store,
+    pub(crate) shares: Shares,
+}
+
 /// Answers requests, or has the leader do it.
 #[derive(Clone)]
 pub(crate) struct Dispatch {
     role: CurrentRole,
-    client: reqwest::Client,
+    door: Door,
+    /// For polls and reports of members: one HTTP/2 connection.
+    polls: reqwest::Client,
+    /// For users and streams, each on an HTTP/1.1 connection of its own: a slow reader holds up no other.
+    streams: reqwest::Client,
     shutdown: CancellationToken,
 }
 
 impl Dispatch {
     pub(crate) fn new(
         role: CurrentRole,
+        door: Door,
         ca: &ClusterCa,
         certificate: &ServerCertificate,
         shutdown: CancellationToken,
     ) -> Result<Self, ServerError> {
         Ok(Self {
             role,
-            client: client(ca, certificate)?,
+            door,
+            polls: client(ca, certificate, true)?,
+            streams: client(ca, certificate, false)?,
             shutdown,
         })
     }
 
-    pub(crate) async fn answer(&self, shown: Shown, mut request: Request<Incoming>) -> Response {
+    /// The connections that there may be.
+    pub(crate) fn shares(&self) -> &Shares {
+        &self.door.shares
+    }
+
+    pub(crate) async fn answer(
+        &self,
+        shown: Shown,
+        admission: &Admission,
+        mut request: Request<Incoming>,
+    ) -> Response {
+        if admission.is_stranger()
+            && let Some(hash) = user_token(request.headers())
+            && let Ok(Some(name)) = self.door.store.user_of_token(&hash).await
+            && !admission.admit_user(&self.door.shares, name)
+        {
+            return too_many_connections();
+        }
         let said = request.headers_mut().remove(FORWARDED_FOR);
         let (peer, is_forwarded) = match shown {
             Shown::Nobody => (None, false),
@@ -104,6 +142,8 @@ impl Dispatch {
         leader: &str,
     ) -> Response {
         let upgrade = request.headers().contains_key(UPGRADE);
+        let is_poll = peer.is_some() && !upgrade && !is_stream(request.uri().path());
+        let client = if is_poll { &self.polls } else { &self.streams };
         let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
         let forwarded = match forwarded(peer, request, leader) {
             Ok(forwarded) => forwarded,
@@ -111,9 +151,10 @@ impl Dispatch {
         };
         let mut role = self.role.clone();
         let answered = tokio::select! {
-            answered = self.client.execute(forwarded) => answered,
+            answered = client.execute(forwarded) => answered,
             // It was stopped or cut off: it may never answer.
-            () = role.changed_from(term) => return no_leader(
+            () = role.changed_from(term) => return unavailable(
+                error_code::LEADER_CHANGED,
                 "the leader changed while it was asked: what was asked may have been done or not",
             ),
         };
@@ -122,7 +163,12 @@ impl Dispatch {
             Err(error) => {
                 let cause = display::chain(&error);
                 tracing::debug!(leader, cause, "the leader did not answer");
-                return no_leader(&format!("the leader at {leader} does not answer: {cause}"));
+                let message = format!("the leader at {leader} does not answer: {cause}");
+                return if error.is_connect() {
+                    no_leader(&message)
+                } else {
+                    unavailable(error_code::LEADER_CHANGED, &message)
+                };
             }
         };
         match upgrade {
@@ -167,6 +213,8 @@ fn forwarded(
         tracing::error!(leader, %error, "the address of the leader is no URL");
         ApiFailure::internal(&error)
     })?;
+    // The connection to the leader has its own.
+    parts.version = http::Version::HTTP_11;
     parts.headers.remove(http::header::HOST);
     let shown = peer.map_or_else(|| NOBODY.to_owned(), |member| member.to_string());
     let shown = HeaderValue::try_from(shown).map_err(|error| ApiFailure::internal(&error))?;
@@ -199,9 +247,39 @@ fn unknown_caller() -> ApiFailure {
     ))
 }
 
-/// 503: another server leads in a moment.
+/// Whether a member's request is a stream of logs or of a command.
+fn is_stream(path: &str) -> bool {
+    path.strip_prefix(paths::NODE_STREAMS)
+        .is_some_and(|stream| stream.starts_with('/'))
+}
+
+/// 503: the user has as many connections as may be, or all users have.
+fn too_many_connections() -> Response {
+    let failure = ApiFailure::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "too_many_connections",
+        format!(
+            "there are {MAX_CONNECTIONS_OF_A_USER} connections with this token already, or {MAX_USER_CONNECTIONS} of all users"
+        ),
+    );
+    let mut response = failure
+        .hint("end other commands, such as `platform logs --follow`, and try again")
+        .into_response();
+    let close = HeaderValue::from_static("close");
+    response
+        .headers_mut()
+        .insert(http::header::CONNECTION, close);
+    response
+}
+
+/// 503: nothing was done, and another server leads in a moment.
 fn no_leader(message: &str) -> Response {
-    let failure = ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, "no_leader", message)
+    unavailable(error_code::NO_LEADER, message)
+}
+
+/// 503: another server leads in a moment.
+fn unavailable(code: &'static str, message: &str) -> Response {
+    let failure = ApiFailure::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
         .hint("try again in a moment: another server takes over within 10 s")
         .retry_after(LEADER_RETRY);
     let mut response = failure.into_response();
@@ -212,7 +290,11 @@ fn no_leader(message: &str) -> Response {
     response
 }
 
-fn client(ca: &ClusterCa, certificate: &ServerCertificate) -> Result<reqwest::Client, ServerError> {
+fn client(
+    ca: &ClusterCa,
+    certificate: &ServerCertificate,
+    h2: bool,
+) -> Result<reqwest::Client, ServerError> {
     fn failed(error: impl std::fmt::Display) -> ServerError {
         ServerError::Tls(error.to_string())
     }
@@ -224,13 +306,23 @@ fn client(ca: &ClusterCa, certificate: &ServerCertificate) -> Result<reqwest::Cl
         .map_err(failed)?;
     let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).map_err(failed)?;
     let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(failed)?;
-    reqwest::Client::builder()
+    let builder = reqwest::Client::builder();
+    let builder = if h2 {
+        tls.alpn_protocols = ALPN.map(<[u8]>::to_vec).to_vec();
+        builder
+            .http2_keep_alive_interval(FORWARD_KEEPALIVE)
+            .http2_keep_alive_timeout(FORWARD_KEEPALIVE)
+            .http2_keep_alive_while_idle(true)
+    } else {
+        builder.http1_only()
+    };
+    builder
         .tls_backend_preconfigured(tls)
         .https_only(true)
         .no_proxy()

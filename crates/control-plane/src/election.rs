@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Router;
 use model::Term;
@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
+use crate::clock::since_boot;
 use crate::limits::{FAILED_TERM_PAUSE, LEASE_TIMEOUT};
 use crate::options::ServerError;
 use crate::term::{Foundation, LedTerm};
@@ -66,7 +67,7 @@ pub(crate) struct CurrentRole {
     role: watch::Receiver<Role>,
     /// When the lease may have expired, in milliseconds since `started`.
     leads_until: Arc<AtomicU64>,
-    started: Instant,
+    started: Duration,
 }
 
 impl CurrentRole {
@@ -90,8 +91,10 @@ impl CurrentRole {
     }
 }
 
-fn millis(started: Instant) -> u64 {
-    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+/// Milliseconds since the server started, by a clock that goes on while the machine is suspended.
+fn millis(started: Duration) -> u64 {
+    let since = since_boot().saturating_sub(started);
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// A term that is led, or is about to be.
@@ -110,7 +113,7 @@ pub(crate) struct Election {
     ending: TaskTracker,
     role: watch::Sender<Role>,
     leads_until: Arc<AtomicU64>,
-    started: Instant,
+    started: Duration,
     /// How long to wait after a term that could not be begun.
     pause: Duration,
 }
@@ -124,7 +127,7 @@ impl Election {
         foundation: Arc<Foundation>,
         me: Holder,
     ) -> Result<(Self, CurrentRole), ServerError> {
-        let started = Instant::now();
+        let started = since_boot();
         let role = watch::Sender::new(Role::Waiting);
         let leads_until = Arc::new(AtomicU64::new(0));
         let current = CurrentRole {

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use api::ApiError;
+use api::{ApiError, error_code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -114,13 +114,13 @@ impl IntoResponse for ApiFailure {
 impl ApiFailure {
     /// 503: this server leads no longer.
     fn term_is_over(error: &StoreError) -> Self {
-        Self::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "no_leader",
-            error.to_string(),
-        )
-        .hint("try again in a moment: another server takes over within 10 s")
-        .retry_after(LEADER_RETRY)
+        let code = match error {
+            StoreError::LeaseLost { .. } => error_code::NO_LEADER,
+            _ => error_code::LEADER_CHANGED,
+        };
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, code, error.to_string())
+            .hint("try again in a moment: another server takes over within 10 s")
+            .retry_after(LEADER_RETRY)
     }
 }
 

@@ -5,7 +5,6 @@
 //! changed together: many callers share one transaction. The request of a caller who has left is not decided. A reply goes out when
 //! the batch is committed and published, so everything that is published is committed.
 
-use api::node::NodeReport;
 use model::{NodeId, Timestamp};
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::ClusterState;
@@ -84,11 +83,11 @@ impl LeaderHandle {
         reply.await
     }
 
-    /// Takes a node's report, which is also a sign that it is there.
+    /// A node is heard. `command`: what it reported, where that is anything.
     pub(crate) async fn report<E>(
         &self,
         node: NodeId,
-        report: NodeReport,
+        command: Option<Command>,
         now: Timestamp,
     ) -> Result<(), E>
     where
@@ -96,8 +95,7 @@ impl LeaderHandle {
     {
         let reply = self.submit(move |leader| {
             leader.set_heard(node, true, now);
-            let report = Box::new(report);
-            leader.execute(&[Command::Report { node, report, now }])?;
+            leader.execute(command.as_slice())?;
             Ok::<(), E>(())
         });
         reply.await

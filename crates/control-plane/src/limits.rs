@@ -24,8 +24,45 @@ pub(crate) const FORWARD_KEEPALIVE: Duration = Duration::from_secs(5);
 /// When a caller may try again that found no leader.
 pub(crate) const LEADER_RETRY: Duration = Duration::from_secs(1);
 
-/// Connections at a time; further ones wait in the kernel's queue.
-pub const MAX_CONNECTIONS: usize = 4096;
+/// Reports with changes that one node may send on end before it waits for their answers.
+pub(crate) const REPORT_BURST: f64 = 50.0;
+/// Reports with changes that are taken of one node in a second, on average. Signs of life are not counted.
+pub(crate) const REPORTS_PER_SECOND: f64 = 10.0;
+
+/// Connections of which nobody knows whose they are.
+pub(crate) const MAX_STRANGERS: usize = 512;
+/// Those from one address, or one /64 of IPv6.
+pub(crate) const MAX_STRANGERS_OF_AN_ADDRESS: usize = 64;
+/// How long a stranger keeps its place although others want it who have no more: it may be about to show who it is.
+pub(crate) const STRANGER_GRACE: Duration = Duration::from_secs(1);
+/// How long a stranger may take, from its first packet, until it has shown a certificate or a user's token. One that enrolls shows neither.
+pub(crate) const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Connections of users.
+pub(crate) const MAX_USER_CONNECTIONS: usize = 1024;
+/// Those of one user: readers of logs and commands have one each.
+pub(crate) const MAX_CONNECTIONS_OF_A_USER: usize = 512;
+/// Connections of nodes and edges.
+pub(crate) const MAX_MEMBER_CONNECTIONS: usize = 32_768;
+/// Those of one member: its polls and reports have one, and each stream of logs or of a command has one.
+pub(crate) const MAX_CONNECTIONS_OF_A_MEMBER: usize = MAX_LOG_READERS + MAX_EXECS + 16;
+/// Connections of other servers, which share one name: each has one for polls, and one for each stream that it forwards.
+pub(crate) const MAX_SERVER_CONNECTIONS: usize = 4096;
+/// See [`MAX_SERVER_CONNECTIONS`].
+pub(crate) const MAX_CONNECTIONS_OF_A_SERVER: usize = MAX_SERVER_CONNECTIONS;
+/// Open files that are left for other things than connections.
+pub(crate) const OTHER_FILES: usize = 128;
+/// How often the connections that were turned away are logged, where there were any.
+pub(crate) const TURNED_AWAY_INTERVAL: Duration = Duration::from_secs(60);
+/// Requests under way on one HTTP/2 connection of a member or a user.
+pub(crate) const MAX_STREAMS_OF_OTHERS: u32 = 64;
+/// Those of another server, which forwards the polls of many members.
+pub(crate) const MAX_STREAMS_OF_A_SERVER: u32 = 65_536;
+/// Largest header of an HTTP/2 request, in bytes.
+pub(crate) const MAX_HEADER_BYTES: u32 = 32 << 10;
+/// How often an HTTP/2 connection is asked whether its other end still lives.
+pub(crate) const PING_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the answer may take.
+pub(crate) const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest TLS handshake.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for a request's head, idle time between two requests included. It is longer than

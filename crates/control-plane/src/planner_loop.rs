@@ -12,6 +12,7 @@ use std::sync::Arc;
 use identity::KeyError;
 use model::{NodeId, Timestamp};
 use scheduler::action::Action;
+use scheduler::apply::Command;
 use scheduler::leader::Leader;
 
 use crate::clock::{IdGenerator, follow_the_wall_clock, now};
@@ -69,13 +70,22 @@ async fn tick(
     lapsed: Vec<NodeId>,
     set: Option<Timestamp>,
 ) -> Result<(), PlanError> {
+    let lapsed: Vec<_> = (lapsed.into_iter())
+        .map(|node| (node, shared.presence.seen_at(node)))
+        .collect();
     let reply = shared.leader.submit(move |leader| {
         if let Some(now) = set {
             tracing::warn!("the machine's clock was set: deadlines begin anew");
             leader.clock_was_set(now);
         }
-        for node in lapsed {
+        for (node, seen_at) in lapsed {
             leader.set_heard(node, false, now());
+            // A sign of life is never written, so the last one is when there are no more.
+            if let Some(at) = seen_at
+                && let Err(error) = leader.execute(&[Command::SetSeen { node, at }])
+            {
+                tracing::debug!(%node, %error, "when the node was last heard is not kept");
+            }
         }
         leader.prune(now());
         Ok::<_, PlanError>(())

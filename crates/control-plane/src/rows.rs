@@ -9,7 +9,7 @@ use api::user::{
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
 use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
-use scheduler::placement::Placement;
+use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
 use scheduler::release::is_as_in;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
@@ -35,6 +35,7 @@ pub(crate) fn instance_row(
         env: key_of(instance),
         process: instance.spec.process.clone(),
         release: instance.spec.release,
+        runs: instance.spec.runs,
         node: instance.node,
         node_name: node_name(cluster, instance.node),
         address: instance.spec.address,
@@ -129,14 +130,13 @@ pub(crate) fn node_name(cluster: &ClusterState, id: NodeId) -> String {
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
-pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
-    let placement = Placement::new(cluster);
+pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec<NodeRow> {
     cluster
         .nodes
         .iter()
         .map(|(id, node)| {
             let instances = cluster.instances.count_on_node(*id);
-            let promised = placement.promised(*id);
+            let promised = promised.on(*id, node.hardware.instance_overhead());
             NodeRow {
                 id: *id,
                 name: node.name.clone(),
@@ -148,6 +148,7 @@ pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
                 online: node.is_online(),
                 not_heard_yet: !node.is_online() && !node.has_lapsed(),
                 scheduling: node.scheduling,
+                labels: node.labels.clone(),
                 instances: u32::try_from(instances).unwrap_or(u32::MAX),
                 promised: Some(PromisedRow {
                     cpu_millis: promised.cpu_millis,
@@ -155,6 +156,7 @@ pub(crate) fn node_rows(cluster: &ClusterState) -> Vec<NodeRow> {
                     disk_bytes: promised.disk_bytes,
                 }),
                 prefix: node_prefix(cluster.settings.prefix, *id),
+                exceeded: Vec::new(),
             }
         })
         .collect()
@@ -178,7 +180,7 @@ pub(crate) fn env_row(
     for (_, instance) in cluster.instances.of_env(key) {
         // Whether its node is offline now is not asked: it may well serve.
         let is_healthy = InstanceHealth::of(instance, true).is_healthy();
-        let serves = !instance.is_terminating() && is_healthy;
+        let serves = !instance.is_terminating() && is_healthy && instance.spec.runs.is_app();
         if serves {
             let entry = processes.entry(instance.spec.process.clone());
             entry.or_insert((0, 0)).1 += 1;

@@ -1,39 +1,32 @@
-//! The listener: TLS with optional client certificates, connections, an orderly end.
+//! The server from its start to its end: its store, its keys, its listener. TLS has optional client certificates.
 
-use std::convert::Infallible;
 use std::fs::{File, TryLockError};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::extract::Request;
 use blocking_work::blocking;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use identity::{ClusterCa, ServerCertificate};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use store::{Holder, Store, StoreError};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::bootstrap;
 use crate::clock::now;
-use crate::dispatch::{Dispatch, Shown};
+use crate::dispatch::{Dispatch, Door};
 use crate::election::Election;
 use crate::keys::{self, ClusterKeys};
-use crate::limits::{
-    ACCEPT_PAUSE, HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_CONNECTIONS, SHUTDOWN_GRACE,
-};
+use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
+use crate::shares::{Shares, TurnedAway};
 use crate::term::Foundation;
+use crate::{bootstrap, connection, open_files};
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
 ///
@@ -93,7 +86,11 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         address: server_url.clone(),
     };
     let (election, role) = Election::start(Arc::clone(&foundation), me).await?;
-    let dispatch = Dispatch::new(role, &foundation.ca, &certificate, shutdown.clone())?;
+    let door = Door {
+        store: foundation.store.clone(),
+        shares: Shares::new(open_files::raise()),
+    };
+    let dispatch = Dispatch::new(role, door, &foundation.ca, &certificate, shutdown.clone())?;
     let election = tokio::spawn(election.run());
 
     tracing::info!(%address, cluster = %foundation.settings.id, "the server answers");
@@ -165,12 +162,13 @@ fn acceptor(ca: &ClusterCa, issued: &ServerCertificate) -> Result<TlsAcceptor, S
             .allow_unauthenticated()
             .build()
             .map_err(failed)?;
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(failed)?;
+    config.alpn_protocols = connection::ALPN.map(<[u8]>::to_vec).to_vec();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
@@ -207,36 +205,38 @@ async fn accept(
     dispatch: &Dispatch,
     shutdown: &CancellationToken,
 ) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let shares = dispatch.shares().clone();
     let connections = TaskTracker::new();
+    let mut said = TurnedAwayLog::default();
+    let mut timer = tokio::time::interval(TURNED_AWAY_INTERVAL);
     loop {
-        let next = async {
-            let slot = Arc::clone(&slots).acquire_owned().await;
-            (slot, listener.accept().await)
-        };
-        let (slot, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            next = next => next,
+            _ = timer.tick() => {
+                said.report(shares.turned_away());
+                continue;
+            }
+            accepted = listener.accept() => accepted,
         };
-        match (slot, accepted) {
-            (Ok(slot), Ok((stream, from))) => {
-                connections.spawn(connection(
+        match accepted {
+            Ok((stream, from)) => {
+                connections.spawn(connection::serve(
                     stream,
                     from,
                     acceptor.clone(),
                     dispatch.clone(),
+                    shares.clone(),
                     shutdown.clone(),
-                    slot,
                 ));
             }
-            (_, Err(error)) => {
+            Err(error) => {
                 tracing::warn!(%error, "could not accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
-            (Err(_), _) => break,
         }
     }
+    said.report(shares.turned_away());
     connections.close();
     if tokio::time::timeout(SHUTDOWN_GRACE, connections.wait())
         .await
@@ -246,65 +246,23 @@ async fn accept(
     }
 }
 
-async fn connection(
-    stream: TcpStream,
-    from: SocketAddr,
-    acceptor: TlsAcceptor,
-    dispatch: Dispatch,
-    shutdown: CancellationToken,
-    _slot: OwnedSemaphorePermit,
-) {
-    // Small answers must not wait for each other.
-    let _ = stream.set_nodelay(true);
-    let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
-    let stream = match handshake.await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%from, %error, "no TLS");
-            return;
-        }
-        Err(_) => {
-            tracing::debug!(%from, "the TLS handshake took too long");
-            return;
-        }
-    };
-    let shown = match shown(&stream) {
-        Ok(shown) => shown,
-        Err(error) => {
-            tracing::warn!(%from, %error, "refused a client certificate");
-            return;
-        }
-    };
-    let service = service_fn(move |request: Request<Incoming>| {
-        let dispatch = dispatch.clone();
-        async move { Ok::<_, Infallible>(dispatch.answer(shown, request).await) }
-    });
-    let serving = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut serving = std::pin::pin!(serving);
-    let ended = tokio::select! {
-        ended = &mut serving => ended,
-        () = shutdown.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            serving.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%from, error = %display::chain(&error), "a connection failed");
-    }
-}
+/// What was logged of the connections that were turned away.
+#[derive(Debug, Default)]
+struct TurnedAwayLog(TurnedAway);
 
-/// Whose certificate the client showed, if it showed one.
-fn shown(
-    stream: &tokio_rustls::server::TlsStream<TcpStream>,
-) -> Result<Shown, identity::MemberCertificateError> {
-    let (_, tls) = stream.get_ref();
-    match tls.peer_certificates().and_then(<[_]>::first) {
-        None => Ok(Shown::Nobody),
-        Some(certificate) if identity::is_server_certificate(certificate) => Ok(Shown::Server),
-        Some(certificate) => identity::member_of_certificate(certificate).map(Shown::Member),
+impl TurnedAwayLog {
+    /// Logs how many were turned away since the last time.
+    fn report(&mut self, now: TurnedAway) {
+        let before = std::mem::replace(&mut self.0, now);
+        if now != before {
+            tracing::warn!(
+                strangers = now.strangers - before.strangers,
+                users = now.users - before.users,
+                members = now.members - before.members,
+                servers = now.servers - before.servers,
+                "connections were turned away, or closed for others, in the last {} s",
+                TURNED_AWAY_INTERVAL.as_secs()
+            );
+        }
     }
 }

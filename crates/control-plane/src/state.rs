@@ -4,14 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use api::enrollment::Member;
-use api::node::CachedImage;
 use identity::ClusterCa;
 use model::{EnvKey, InstanceId, NodeId, Term};
 use registry::Registry;
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::{ClusterSettings, ClusterState, Node};
+use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
-use scheduler::reports::Unknown;
 use scheduler::routes::RouteIndex;
 use scheduler::table::Table;
 use store::Store;
@@ -24,6 +23,7 @@ use crate::logins::Logins;
 use crate::not_committed::NotCommitted;
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
+use crate::reporting::Reporting;
 use crate::secrets::Secrets;
 use crate::streams::Streams;
 pub(crate) use crate::topics::Topic;
@@ -36,6 +36,8 @@ pub(crate) struct Published {
     pub(crate) routes: RouteIndex,
     /// What waits in each env, and why.
     pub(crate) findings: Table<EnvKey, Vec<Finding>>,
+    /// What is promised on each node.
+    pub(crate) promised: PromisedIndex,
 }
 
 /// What the parts of a server that leads share.
@@ -58,10 +60,8 @@ pub(crate) struct Shared {
     pub(crate) topics: Topics,
     pub(crate) log_readers: Arc<Semaphore>,
     pub(crate) execs: Arc<Semaphore>,
-    /// What each node last reported that the store does not know, so that it is logged once.
-    pub(crate) unknown: Mutex<BTreeMap<NodeId, Unknown>>,
-    /// What each node last said is in its image cache.
-    pub(crate) caches: Mutex<BTreeMap<NodeId, Vec<CachedImage>>>,
+    /// What is known of each node's reports.
+    pub(crate) reporting: Reporting,
     /// Members that were refused for their protocol version, so that each is logged once.
     pub(crate) refused: Mutex<BTreeSet<Member>>,
     /// The refused enrollments that were logged lately.

@@ -11,6 +11,7 @@ use model::Term;
 use registry::{Credentials, Registry, RegistryOptions};
 use scheduler::cluster_state::ClusterSettings;
 use scheduler::leader::Leader;
+use scheduler::placement::PromisedIndex;
 use scheduler::table::Table;
 use store::Store;
 use tokio::sync::{Notify, Semaphore, watch};
@@ -24,6 +25,7 @@ use crate::logins::Logins;
 use crate::options::ServerError;
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
+use crate::reporting::Reporting;
 use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
@@ -83,6 +85,7 @@ impl LedTerm {
             cluster: cluster.clone(),
             routes: routes.clone(),
             findings: Table::new(),
+            promised: PromisedIndex::default(),
         };
         let (leader_handle, requests) = LeaderHandle::new();
         let shared = Arc::new(Shared {
@@ -101,8 +104,7 @@ impl LedTerm {
             topics: Topics::default(),
             log_readers: Arc::new(Semaphore::new(MAX_LOG_READERS)),
             execs: Arc::new(Semaphore::new(MAX_EXECS)),
-            unknown: Mutex::default(),
-            caches: Mutex::default(),
+            reporting: Reporting::default(),
             refused: Mutex::default(),
             refused_enrollments: RefusedEnrollments::default(),
             unreadable: Mutex::default(),

@@ -13,7 +13,10 @@ use control_plane::{RestoreOptions, ServerError};
 use model::Generation;
 use sqlx::{Connection as _, SqliteConnection};
 use support::registry::Registry;
-use support::{Joined, PATIENCE, Server, env_key, eventually, manifest, options, report, running};
+use support::{
+    Joined, PATIENCE, ReportsAll as _, Server, env_key, eventually, manifest, options, report,
+    running,
+};
 use tokio_util::sync::CancellationToken;
 
 const KEY_FILE: &str = "key-encryption-key.json";
@@ -198,7 +201,7 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let two = eventually("two instances", async || {
         // Nothing is placed on a node that is not heard.
         let nothing = report(Generation::default(), Vec::new());
-        node.client.report(&nothing).await.unwrap();
+        node.client.report_all(&nothing).await.unwrap();
         let state = node.client.desired(Generation::default(), wait).await;
         state.unwrap().filter(|state| state.instances.len() == 2)
     });
@@ -222,7 +225,7 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let four = four.await;
     let all: Vec<_> = four.instances.iter().map(|spec| running(spec.id)).collect();
     let said = report(four.generation, all);
-    node.client.report(&said).await.unwrap();
+    node.client.report_all(&said).await.unwrap();
     let routes = eventually("four backends", async || {
         let table = edge.client.routes(Generation::default(), wait).await;
         let table = table.unwrap()?;
@@ -255,7 +258,7 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let server = Server::start(dir).await;
     // Whatever counters they have, the node and the edge get the older state at once, and nothing is stopped by it.
     let client = at(&server, &node);
-    client.report(&said).await.unwrap();
+    client.report_all(&said).await.unwrap();
     let state = client.desired(four.generation, PATIENCE).await.unwrap();
     let state = state.unwrap();
     assert_ne!(state.generation.incarnation, four.generation.incarnation);

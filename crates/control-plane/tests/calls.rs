@@ -26,7 +26,7 @@ async fn running_env(folder: &std::path::Path) -> (Server, Registry, Joined, Vec
         },
         Vec::new(),
     );
-    node.client.report(&nothing).await.unwrap();
+    node.client.report_all(&nothing).await.unwrap();
     let digest = registry.push("hello", "amd64", "one").await;
     let image = format!("{}/hello@{digest}", registry.host);
     server
@@ -44,7 +44,7 @@ async fn running_env(folder: &std::path::Path) -> (Server, Registry, Joined, Vec
     let ids: Vec<_> = desired.instances.iter().map(|spec| spec.id).collect();
     let all = ids.iter().map(|id| running(*id)).collect();
     node.client
-        .report(&report(desired.generation, all))
+        .report_all(&report(desired.generation, all))
         .await
         .unwrap();
     (server, registry, node, ids)

@@ -114,7 +114,7 @@ async fn a_report_that_says_nothing_new_is_not_written() {
         },
         Vec::new(),
     );
-    node.client.report(&nothing).await.unwrap();
+    node.client.report_all(&nothing).await.unwrap();
     let mut db = database(folder.path()).await;
     // Another number once another connection has committed.
     let mut version = async || {
@@ -123,12 +123,12 @@ async fn a_report_that_says_nothing_new_is_not_written() {
     };
     let before = version().await;
     for _ in 0..50 {
-        node.client.report(&nothing).await.unwrap();
+        node.client.report_all(&nothing).await.unwrap();
     }
     assert_eq!(version().await, before);
     let mut other = nothing.clone();
     other.driver.reason = "another".to_owned();
-    node.client.report(&other).await.unwrap();
+    node.client.report_all(&other).await.unwrap();
     assert_ne!(version().await, before);
     server.stop().await;
 }

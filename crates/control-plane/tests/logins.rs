@@ -130,7 +130,7 @@ async fn the_image_cache_of_a_node_is_listed_while_it_is_online() {
         images: vec![cached.clone()],
         ..report(Generation::default(), Vec::new())
     };
-    node.client.report(&said).await.unwrap();
+    node.client.report_all(&said).await.unwrap();
     let rows = server.user.images().await.unwrap();
     assert_eq!(rows.len(), 1);
     assert_eq!((rows[0].node, rows[0].node_name.as_str()), (id, "box"));

@@ -53,7 +53,7 @@ async fn asked(node: &ApiClient) -> (String, LogsWanted) {
 async fn two_instances(server: &Server, registry: &Registry) -> (EnvKey, Joined, Vec<InstanceId>) {
     let (_, node) = server.join_node().await;
     node.client
-        .report(&report(
+        .report_all(&report(
             Generation {
                 counter: 1,
                 ..Generation::default()
@@ -78,7 +78,7 @@ async fn two_instances(server: &Server, registry: &Registry) -> (EnvKey, Joined,
     let ids: Vec<_> = desired.instances.iter().map(|spec| spec.id).collect();
     let running = ids.iter().map(|id| running(*id)).collect();
     node.client
-        .report(&report(desired.generation, running))
+        .report_all(&report(desired.generation, running))
         .await
         .unwrap();
     (key, node, ids)
@@ -227,7 +227,7 @@ async fn end_one(server: &Server, node: &Joined) -> InstanceId {
     let rest = desired.instances.iter().map(|spec| running(spec.id));
     let reports = rest.chain([stopped]).collect();
     let said = report(desired.generation, reports);
-    node.client.report(&said).await.unwrap();
+    node.client.report_all(&said).await.unwrap();
     eventually("the record of the ended instance", async || {
         let ended = server.user.ended_instances().await.unwrap();
         ended.iter().any(|row| row.id == gone).then_some(())

@@ -9,7 +9,7 @@ use std::time::Duration;
 use api::user::{RolloutPhase, Scheduling};
 use model::{Generation, NodeId};
 use support::registry::Registry;
-use support::{Joined, Server, env_key, eventually, manifest, report, running};
+use support::{Joined, ReportsAll as _, Server, env_key, eventually, manifest, report, running};
 use tokio::task::JoinHandle;
 
 /// A node that does what it is told, and has every disk it ever made.
@@ -28,7 +28,7 @@ fn obey(node: &Joined) -> JoinHandle<()> {
             }
             let mut said = report(generation, instances.iter().copied().map(running).collect());
             said.volumes = disks.iter().copied().collect();
-            if told.report(&said).await.is_err() {
+            if told.report_all(&said).await.is_err() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
@@ -79,7 +79,7 @@ async fn case_a_node_is_drained_and_removed() {
     // Its certificate opens nothing any more.
     let refused = one
         .client
-        .report(&report(Generation::default(), Vec::new()))
+        .report_all(&report(Generation::default(), Vec::new()))
         .await;
     assert!(refused.unwrap_err().to_string().contains("not a member"));
     let unknown = server.user.set_scheduling(first, drain).await.unwrap_err();

@@ -155,7 +155,7 @@ async fn a_desired_state_is_whole_and_names_every_stop() {
     assert_eq!((empty.node, empty.instances.len()), (id, 0));
     assert_eq!(empty.cluster, node.response.cluster);
     node.client
-        .report(&report(empty.generation, Vec::new()))
+        .report_all(&report(empty.generation, Vec::new()))
         .await
         .unwrap();
 
@@ -179,7 +179,7 @@ async fn a_desired_state_is_whole_and_names_every_stop() {
     failing.failure = Some("could not start `/hello`: no such file".to_owned());
     let reports = vec![failing.clone(), running(two.instances[1].id)];
     node.client
-        .report(&report(two.generation, reports))
+        .report_all(&report(two.generation, reports))
         .await
         .unwrap();
     let rows = server.user.instances(Some(&key)).await.unwrap();
@@ -196,12 +196,12 @@ async fn a_desired_state_is_whole_and_names_every_stop() {
     // As long as the node has not said so, they are not gone.
     let reports = two.instances.iter().map(|spec| running(spec.id)).collect();
     node.client
-        .report(&report(stops.generation, reports))
+        .report_all(&report(stops.generation, reports))
         .await
         .unwrap();
     assert_eq!(server.user.instances(None).await.unwrap().len(), 2);
     node.client
-        .report(&report(stops.generation, Vec::new()))
+        .report_all(&report(stops.generation, Vec::new()))
         .await
         .unwrap();
     eventually("they are gone", async || {

@@ -10,7 +10,7 @@ use api::user::{DeployRequest, SetSecretsRequest};
 use model::instance::InstanceSpec;
 use model::{Generation, ReleaseNumber};
 use support::registry::Registry;
-use support::{Joined, Server, env_key, eventually, manifest, report, running};
+use support::{Joined, ReportsAll as _, Server, env_key, eventually, manifest, report, running};
 
 fn set(files: &[(&str, &str)]) -> SetSecretsRequest {
     let content = |(name, text): &(&str, &str)| ((*name).to_owned(), text.as_bytes().to_vec());
@@ -31,7 +31,7 @@ async fn instance_of(node: &Joined, release: u32) -> InstanceSpec {
         // What is to stop has stopped, what is to run runs.
         let running = state.instances.iter().map(|spec| running(spec.id));
         let said = report(state.generation, running.collect());
-        node.client.report(&said).await.unwrap();
+        node.client.report_all(&said).await.unwrap();
         let mut specs = state.instances.into_iter();
         specs.find(|spec| spec.release == ReleaseNumber(release))
     })

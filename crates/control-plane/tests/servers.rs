@@ -242,7 +242,7 @@ async fn every_server_answers_users_and_members_and_believes_no_caller_who_claim
     let (here, there) = (second.member(&node), first.member(&node));
     let state = desired(&here).await;
     assert!(state.term > Term(0));
-    here.report(&report(state.generation, Vec::new()))
+    here.report_all(&report(state.generation, Vec::new()))
         .await
         .unwrap();
     // A long poll at the follower ends when something changes at the leader.
@@ -302,7 +302,7 @@ async fn commands_and_logs_pass_through_a_server_that_does_not_lead() {
     let node = join_node(&follower, &leader.config).await;
     let (user, at_node) = (follower.user(&leader.config), follower.member(&node));
     let nothing = report(Generation::default(), Vec::new());
-    at_node.report(&nothing).await.unwrap();
+    at_node.report_all(&nothing).await.unwrap();
     let key = env_key("hello", "prod");
     let digest = registry.push("hello", "amd64", "one").await;
     let request = api::user::DeployRequest {
@@ -318,7 +318,7 @@ async fn commands_and_logs_pass_through_a_server_that_does_not_lead() {
     .await;
     let all = state.instances.iter().map(|spec| running(spec.id));
     let all = report(state.generation, all.collect());
-    at_node.report(&all).await.unwrap();
+    at_node.report_all(&all).await.unwrap();
     let id = state.instances[0].id;
 
     let query = api::user::ExecQuery {
@@ -418,6 +418,22 @@ async fn case_another_server_takes_over_when_the_leader_is_killed_and_nothing_ac
         let next = ServerProcess::start(&store, Some(&follower));
         leader = std::mem::replace(&mut follower, next);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_users_call_waits_for_the_next_leader() {
+    let store = postgres::database().await;
+    let mut leader = ServerProcess::start(&store, None);
+    let config = leader.config.clone();
+    let follower = ServerProcess::start(&store, Some(&leader));
+    let (user, env) = (follower.user(&config), env_key("hello", "prod"));
+    user.set_secrets(&env, "db", &content(1)).await.unwrap();
+    leader.child.kill().unwrap();
+    leader.child.wait().unwrap();
+    // No call fails: they are answered by whoever leads next.
+    let row = user.set_secrets(&env, "db", &content(2)).await.unwrap();
+    assert_eq!(row.version, 2);
+    assert_eq!(version(&user, &env).await, Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

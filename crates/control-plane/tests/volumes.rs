@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::user::{DeployRequest, RolloutPhase, ScaleRequest};
 use model::Generation;
 use support::registry::Registry;
-use support::{Server, env_key, eventually, manifest, report, running};
+use support::{ReportsAll as _, Server, env_key, eventually, manifest, report, running};
 
 const VOLUMES: &str = "[[processes.web.volumes]]\nname = \"data\"\nsize = \"1GiB\"\n";
 
@@ -32,7 +32,7 @@ async fn volumes_stay_until_a_user_deletes_them() {
                 let instances = state.instances.iter().map(|spec| running(spec.id));
                 let mut said = report(generation, instances.collect());
                 said.volumes = disks.iter().copied().collect();
-                told.report(&said).await.unwrap();
+                told.report_all(&said).await.unwrap();
             }
         }
     });

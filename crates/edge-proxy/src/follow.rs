@@ -2,8 +2,8 @@
 
 // ring: the crate's root has the public options and errors, and starts the edge by them.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::MAX_WAIT_MS;
@@ -11,47 +11,22 @@ use api::edge::RouteTable;
 use api::enrollment::{EnrollRole, Hardware};
 use api_client::{ApiClient, ClientError};
 use membership::{Applicant, JoinError, Membership};
-use serde::{Deserialize, Serialize};
-use state_file::{StateFileError, StateFormat};
+use state_file::StateFileError;
 
 use crate::forward::Edge;
+use crate::kept_routes::KeptRoutes;
 use crate::limits::{FIRST_POLL_RETRY, MAX_POLL_RETRY};
 use crate::{EdgeError, EdgeOptions};
 
-const FILE: &str = "routes.json";
-
-/// `routes.json`: the newest route table.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct RoutesFile(pub(crate) RouteTable);
-
-impl StateFormat for RoutesFile {
-    const VERSION: u32 = 1;
-}
-
-/// Serves the table that was kept last. A file that cannot be used is set aside, and the table is fetched. Blocks.
-pub(crate) fn load(edge: &Edge, data_dir: &Path) -> Result<(), StateFileError> {
-    match state_file::read::<RoutesFile>(&data_dir.join(FILE)) {
-        Ok(Some(RoutesFile(table))) => {
-            tracing::info!(
-                generation = table.generation.counter,
-                hosts = table.routes.len(),
-                "serving the routes kept on disk"
-            );
-            edge.routes.take(&table);
-            Ok(())
-        }
-        Ok(None) => Ok(()),
-        Err(StateFileError::Format { path, source }) => {
-            let aside = state_file::set_aside(&path)?;
-            tracing::error!(
-                path = %path.display(), cause = %source, kept = %aside.display(),
-                "cannot use the routes on disk; none are served until the server sends them"
-            );
-            Ok(())
-        }
-        Err(error) => Err(error),
+/// Serves the table that was kept last. Blocks.
+pub(crate) fn take_kept(edge: &Edge, data_dir: &Path) -> Result<KeptRoutes, StateFileError> {
+    let kept = KeptRoutes::open(data_dir, &edge.routes)?;
+    let hosts = edge.routes.hosts();
+    if hosts > 0 {
+        let generation = edge.routes.generation().counter;
+        tracing::info!(generation, hosts, "serving the routes kept on disk");
     }
+    Ok(kept)
 }
 
 /// A client with which this edge is known to the server. Enrolls if it never did; while the server
@@ -85,8 +60,8 @@ pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> 
 }
 
 /// Follows the server's table for ever. While the server is out of reach, the last one serves.
-pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf) {
-    let path = data_dir.join(FILE);
+pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, kept: KeptRoutes) {
+    let kept = Arc::new(Mutex::new(kept));
     let mut pause = FIRST_POLL_RETRY;
     // The last error, which is logged once.
     let mut last: Option<String> = None;
@@ -102,7 +77,7 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, data_dir: PathBuf
                 }
                 pause = FIRST_POLL_RETRY;
                 let Some(table) = news else { continue };
-                if take(&edge, &path, table).await {
+                if take(&edge, &kept, table).await {
                     continue;
                 }
             }
@@ -126,14 +101,15 @@ fn longer(pause: Duration) -> Duration {
     (pause * 2).min(MAX_POLL_RETRY)
 }
 
-/// Replaces the table by a newer one and saves it; false: it is not newer, so the server that sent it is
-/// asked again after a pause.
-async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
+/// Takes what is newer, and keeps it on disk; false: it is not newer, so the server that sent it is asked again after a pause.
+async fn take(edge: &Arc<Edge>, kept: &Arc<Mutex<KeptRoutes>>, table: RouteTable) -> bool {
     if !edge.routes.take(&table) {
         tracing::warn!(
             sent = %table.generation,
+            of_term = %table.term,
             known = %edge.routes.generation(),
-            "the server sent a table that is not newer; it is refused"
+            term = %edge.routes.term(),
+            "the server sent a table that is not newer, or is of a leader that was taken for dead; it is refused"
         );
         return false;
     }
@@ -152,31 +128,14 @@ async fn take(edge: &Edge, path: &Path, table: RouteTable) -> bool {
         changed = table.routes.len() + table.removed.len(),
         "new routes"
     );
-    // With what cannot be read yet, so that it is read by a later version.
-    let mut whole = edge.routes.whole();
-    for (host, route) in table.unreadable {
-        whole.routes.remove(&host);
-        whole.unreadable.insert(host, route);
-    }
-    let path = path.to_owned();
-    let kept = blocking_work::blocking(move || state_file::write(&path, &RoutesFile(whole))).await;
-    if let Err(error) = kept {
+    let (edge, kept) = (Arc::clone(edge), Arc::clone(kept));
+    let kept = blocking_work::blocking(move || {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.keep(&table, &edge.routes)
+    });
+    if let Err(error) = kept.await {
         // It serves all the same; a restart begins with an older table.
-        tracing::error!(%error, "the routes could not be kept on disk");
+        tracing::error!(error = %display::chain(&error), "the routes could not be kept on disk");
     }
     true
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    #[test]
-    fn routes_json_of_each_version_is_read_with_and_without_added_fields() {
-        state_file::fixtures::check::<RoutesFile>(&[include_str!(
-            "fixtures/routes/version-1.json"
-        )]);
-    }
 }

@@ -12,6 +12,7 @@ mod backend;
 mod follow;
 mod forward;
 mod headers;
+mod kept_routes;
 mod limits;
 mod listener;
 mod proxy_header;
@@ -102,14 +103,14 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
         })?;
     let edge = Arc::new(forward::Edge::default());
     let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
-    blocking_work::blocking(move || follow::load(&serving_soon, &data_dir)).await?;
+    let kept = blocking_work::blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
     tracing::info!(listen = %options.listen, "serving");
 
     let following = {
         let edge = Arc::clone(&edge);
         async move {
             let client = follow::join(&options).await?;
-            follow::follow(edge, client, options.data_dir).await;
+            follow::follow(edge, client, kept).await;
             Ok(())
         }
     };

@@ -48,3 +48,5 @@ pub(crate) const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub(crate) const FIRST_POLL_RETRY: Duration = Duration::from_millis(250);
 /// Longest pause before the server is asked again.
 pub(crate) const MAX_POLL_RETRY: Duration = Duration::from_secs(10);
+/// Bytes of the journal of the routes, where the table is smaller, before the table is written anew.
+pub(crate) const MIN_JOURNAL_BYTES: u64 = 256 * 1024;

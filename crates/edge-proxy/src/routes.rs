@@ -7,8 +7,9 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use api::Unreadable;
 use api::edge::{Route, RouteTable};
-use model::Generation;
+use model::{Generation, Term};
 
 /// The table in use. It is changed in place: a change costs what it changes.
 #[derive(Debug, Default)]
@@ -19,7 +20,11 @@ pub(crate) struct Routes {
 #[derive(Debug, Default)]
 struct Table {
     generation: Generation,
+    /// The term of the leader that said it.
+    term: Term,
     hosts: BTreeMap<String, Arc<HostRoute>>,
+    /// The newest routes of hosts that cannot be read: a newer edge will.
+    unreadable: BTreeMap<String, Unreadable>,
     /// How many routes have a backend at this address.
     backends: BTreeMap<SocketAddr, usize>,
 }
@@ -74,10 +79,12 @@ impl HostRoute {
 }
 
 impl Routes {
-    /// Takes a newer table, or what changed since the one in use; false: it is neither.
+    /// Takes a newer table, or what changed since the one in use; false: it is neither, or of a leader that was taken for dead.
     pub(crate) fn take(&self, new: &RouteTable) -> bool {
         let mut table = self.write();
-        if !new.generation.supersedes(table.generation) {
+        let is_same_store = new.generation.incarnation == table.generation.incarnation;
+        let is_of_the_past = is_same_store && new.term < table.term;
+        if is_of_the_past || !new.generation.supersedes(table.generation) {
             return false;
         }
         match new.since {
@@ -91,6 +98,7 @@ impl Routes {
                 }
                 for host in &new.removed {
                     table.set(host, None);
+                    table.unreadable.remove(host);
                 }
             }
             None => {
@@ -102,26 +110,37 @@ impl Routes {
                 for host in gone.cloned().collect::<Vec<_>>() {
                     table.set(&host, None);
                 }
+                table.unreadable.clear();
             }
         }
         for (host, route) in &new.routes {
             table.set(host, Some(route.clone()));
+            table.unreadable.remove(host);
         }
-        table.generation = new.generation;
+        table.unreadable.extend(new.unreadable.clone());
+        (table.generation, table.term) = (new.generation, new.term);
         true
     }
 
-    /// The whole table, to be kept.
+    /// The whole table, to be kept. A host whose newest route cannot be read has that one there, for a newer edge.
     pub(crate) fn whole(&self) -> RouteTable {
         let table = self.read();
         let hosts = table.hosts.iter();
+        let hosts = hosts.filter(|(host, _)| !table.unreadable.contains_key(*host));
         RouteTable {
             generation: table.generation,
+            term: table.term,
+            unreadable: table.unreadable.clone(),
             routes: hosts
                 .map(|(host, leads)| (host.clone(), leads.route.clone()))
                 .collect(),
             ..RouteTable::default()
         }
+    }
+
+    /// The term of the leader that said the table in use.
+    pub(crate) fn term(&self) -> Term {
+        self.read().term
     }
 
     /// The generation in use; 0 before there was any.
@@ -222,6 +241,22 @@ mod tests {
         assert!(routes.take(&of(2, table(3, &[2]))));
         assert_eq!(ports(&routes), [2]);
         assert!(!routes.take(&of(2, table(2, &[1]))));
+    }
+
+    #[test]
+    fn a_table_of_a_leader_that_was_taken_for_dead_is_refused() {
+        let routes = Routes::default();
+        let said = |incarnation, generation, term, port| RouteTable {
+            term: Term(term),
+            ..of(incarnation, table(generation, &[port]))
+        };
+        assert!(routes.take(&said(1, 5, 3, 1)));
+        assert!(!routes.take(&said(1, 9, 2, 2)));
+        assert_eq!((ports(&routes), routes.term()), (vec![1], Term(3)));
+        // A leader of later, and any of a restored store.
+        assert!(routes.take(&said(1, 9, 4, 3)));
+        assert!(routes.take(&said(2, 1, 1, 4)));
+        assert_eq!((ports(&routes), routes.term()), (vec![4], Term(1)));
     }
 
     #[test]

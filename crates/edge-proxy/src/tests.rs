@@ -580,7 +580,7 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
     let table = table(7, &[replies_with("kept").await], None);
     state_file::write(
         &dir.path().join("routes.json"),
-        &crate::follow::RoutesFile(table.clone()),
+        &crate::kept_routes::RoutesFile(table.clone()),
     )
     .unwrap();
     let listen = nobody().await;
@@ -627,7 +627,7 @@ fn routes_that_cannot_be_read_are_set_aside() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("routes.json");
         std::fs::write(&file, content).unwrap();
-        crate::follow::load(&edge, dir.path()).unwrap();
+        crate::follow::take_kept(&edge, dir.path()).unwrap();
         assert!(!file.exists());
         let aside = std::fs::read_to_string(dir.path().join("routes.json.unreadable"));
         assert_eq!(aside.unwrap(), content);

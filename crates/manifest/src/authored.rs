@@ -39,6 +39,8 @@ pub(crate) const MAX_ROUTES: usize = 1024;
 pub(crate) const MAX_HOST_CHARS: usize = 253;
 /// Most headers of a health check.
 pub(crate) const MAX_HEADERS: usize = 16;
+/// Most labels that a process type asks for.
+pub(crate) const MAX_LABELS: usize = 16;
 /// Most restarts in a row.
 pub(crate) const MAX_RETRIES: u32 = 1_000_000;
 /// Most consecutive probes that are counted.
@@ -66,6 +68,12 @@ text!(
     /// platform's own.
     #[schemars(extend("pattern" = formats::VARIABLE_NAME), extend("examples" = ["RUST_LOG"]))]
     VariableName
+);
+text!(
+    /// The key or the value of a label of a node: 1 to 63 letters, digits and `._-/`, starting and ending with a letter or
+    /// digit.
+    #[schemars(extend("pattern" = formats::NODE_LABEL), extend("examples" = ["nvme"]))]
+    NodeLabel
 );
 text!(
     /// The permissions of a file: four octal digits whose first is 0; its owner reads it.
@@ -229,6 +237,13 @@ pub(crate) struct Process {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("examples" = ["eu-central"]))]
     pub(crate) region: Option<Text>,
+    /// Labels that a node must have, all of them, to run its instances (`platform nodes label`). Absent: none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(
+        extend("maxProperties" = MAX_LABELS, "x-layout" = "inline"),
+        extend("examples" = [{ "disk": "nvme" }])
+    )]
+    pub(crate) labels: BTreeMap<NodeLabel, NodeLabel>,
     /// What each instance gets.
     #[serde(default)]
     pub(crate) resources: Resources,
@@ -678,6 +693,13 @@ pub(crate) struct Deploy {
         extend("examples" = ["10m"])
     )]
     pub(crate) deadline: Option<Duration>,
+    /// A command that runs once for each deploy, before anything of the release is rolled out: a migration of a database. It has
+    /// an instance of its own, with the image, user, variables, secrets and resources of the process type, and without its ports
+    /// and volumes. A release whose command does not end with exit code 0 within the `deadline` is not rolled out; the command is
+    /// never run a second time. The image's Entrypoint stays. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = MAX_ARGUMENTS), extend("examples" = [["/srv/shop", "migrate"]]))]
+    pub(crate) release_command: Option<Vec<Text>>,
 }
 
 impl Deploy {
@@ -707,6 +729,7 @@ impl Default for Deploy {
             auto_revert: Self::default_auto_revert(),
             min_healthy: Self::default_min_healthy(),
             deadline: None,
+            release_command: None,
         }
     }
 }

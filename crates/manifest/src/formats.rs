@@ -12,6 +12,8 @@ use crate::units;
 pub(crate) const LABEL: &str = "^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$";
 /// Name of an environment variable: what docker and the system take.
 pub(crate) const VARIABLE_NAME: &str = r"^[^=\x00]{1,255}$";
+/// Key or value of a label of a node (`model::ids::is_node_label`).
+pub(crate) const NODE_LABEL: &str = "^[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?$";
 /// No NUL, which ends a string in C.
 pub(crate) const TEXT: &str = r"^[^\x00]*$";
 /// See [`units`].
@@ -61,6 +63,7 @@ pub(crate) fn check(pattern: &str, text: &str) -> Result<(), Refusal> {
     match pattern {
         LABEL => label(text),
         VARIABLE_NAME => variable_name(text),
+        NODE_LABEL => node_label(text),
         TEXT => no_nul(text),
         DURATION => duration(text),
         SIZE => size(text),
@@ -86,6 +89,7 @@ pub(crate) fn noun(pattern: &str) -> &'static str {
     match pattern {
         LABEL => "a name",
         VARIABLE_NAME => "the name of a variable",
+        NODE_LABEL => "a label",
         DURATION => "a duration such as \"10s\"",
         SIZE => "a size such as \"256MiB\"",
         HOST_NAME => "a host name",
@@ -164,6 +168,16 @@ fn variable_name(text: &str) -> Result<(), Refusal> {
     refuse(
         format!("`{}` is not a valid name of a variable", shown(text)),
         "use 1 to 255 characters without `=` and NUL, such as `RUST_LOG` or `discovery.type`",
+    )
+}
+
+fn node_label(text: &str) -> Result<(), Refusal> {
+    if model::ids::is_node_label(text) {
+        return Ok(());
+    }
+    refuse(
+        format!("`{}` is not valid in a label of a node", shown(text)),
+        "use 1 to 63 letters, digits and `.`, `_`, `-`, `/`, starting and ending with a letter or digit",
     )
 }
 
@@ -434,7 +448,8 @@ mod tests {
 
     use super::*;
 
-    const ALL: [&str; 13] = [
+    const ALL: [&str; 14] = [
+        NODE_LABEL,
         LABEL,
         VARIABLE_NAME,
         TEXT,

@@ -53,6 +53,9 @@ pub struct Process {
     /// The region whose nodes run it; absent: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region: Option<String>,
+    /// Labels that its nodes must have.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
     /// What it needs.
     pub resources: Resources,
     /// How many run.
@@ -101,6 +104,9 @@ pub struct Deploy {
     /// minutes, or the grace of its health check and a minute, whichever is more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// What runs once, in an instance of its own, before the release is rolled out. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_command: Option<Vec<String>>,
 }
 
 /// In which way a new release replaces the old.

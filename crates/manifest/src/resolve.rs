@@ -3,7 +3,7 @@
 use model::instance::{self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy};
 use model::{AppName, NameError, ProcessName};
 
-use crate::authored::{self, Duration, Label, Size, Text};
+use crate::authored::{self, Duration, Label, NodeLabel, Size, Text};
 use crate::model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
 use crate::units;
 
@@ -118,6 +118,9 @@ fn process(written: &authored::Process) -> Option<Process> {
         healthcheck,
         liveness,
         region: written.region.as_ref().map(|region| region.0.clone()),
+        labels: (written.labels.iter())
+            .map(|(key, value)| (key.0.clone(), value.0.clone()))
+            .collect(),
         resources: Resources {
             cpu_millis: cpu_millis(written.resources.cpu)?,
             memory_bytes: bytes(&written.resources.memory)?,
@@ -143,6 +146,7 @@ fn process(written: &authored::Process) -> Option<Process> {
                 Some(deadline) => Some(millis(deadline)?),
                 None => None,
             },
+            release_command: written.deploy.release_command.as_deref().map(texts),
         },
     })
 }
@@ -279,6 +283,9 @@ fn write_process(process: &Process) -> authored::Process {
         healthcheck: process.healthcheck.as_ref().map(write_healthcheck),
         liveness: process.liveness.as_ref().map(write_healthcheck),
         region: process.region.clone().map(Text),
+        labels: (process.labels.iter())
+            .map(|(key, value)| (NodeLabel(key.clone()), NodeLabel(value.clone())))
+            .collect(),
         resources: authored::Resources {
             cpu: f64::from(process.resources.cpu_millis) / 1000.0,
             memory: write_size(process.resources.memory_bytes),
@@ -310,6 +317,7 @@ fn write_process(process: &Process) -> authored::Process {
             auto_revert: process.deploy.auto_revert,
             min_healthy: write_duration(process.deploy.min_healthy_ms),
             deadline: process.deploy.deadline_ms.map(write_duration),
+            release_command: process.deploy.release_command.as_deref().map(write_texts),
         },
     }
 }

@@ -85,6 +85,7 @@ fn the_whole_manifest() {
                     ),
                     liveness: None,
                     region: None,
+                    labels: {},
                     resources: Resources {
                         cpu_millis: 500,
                         memory_bytes: 268435456,
@@ -111,6 +112,7 @@ fn the_whole_manifest() {
                         deadline_ms: Some(
                             600000,
                         ),
+                        release_command: None,
                     },
                 },
             },

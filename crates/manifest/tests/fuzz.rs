@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 107] = [
+const PIECES: [&str; 109] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -131,6 +131,8 @@ const PIECES: [&str; 107] = [
     "strategy = \"blue-green\"\n",
     "min_healthy = \"0s\"\n",
     "deadline = \"90s\"\n",
+    "release_command = [\"migrate\"]\n",
+    "labels = { disk = \"nvme\", 'a b' = \"\" }\n",
     "\"shop.example.com\" = { process = \"web\", port = 8080 }\n",
     "'*.example.com' = { process = \"wbe\", port = 1 }\n",
     "processes.web.scaling.max = 4\n",

@@ -28,6 +28,8 @@ fn statements() -> impl Strategy<Value = String> {
         "deploy.strategy = 'canary'",
         "deploy.min_healthy = \"1m30s\"",
         "deploy.deadline = \"10m\"",
+        "deploy.release_command = [ \"migrate\" ]",
+        "labels = {disk = 'nvme', \"example.com/gpu\" = \"a100\"}",
         "healthcheck = { type = \"tcp\", port = 8080 }",
         "liveness = { type = \"command\", command = [\"true\"] }",
         "",

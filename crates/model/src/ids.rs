@@ -22,6 +22,17 @@ pub enum NameError {
         /// The text as given.
         text: String,
     },
+    /// What nodes are selected by: the form that Kubernetes gives the labels of nodes.
+    #[error(
+        "`{text}` is not a valid {what}: use 1 to {MAX_NAME_BYTES} letters, digits and `.`, `_`, `-`, `/`, starting and ending with a \
+         letter or digit"
+    )]
+    NotANodeLabel {
+        /// What the text was meant to be.
+        what: &'static str,
+        /// The text as given.
+        text: String,
+    },
     /// Only sha256 is accepted, in lowercase hexadecimal (OCI image spec, descriptor).
     #[error(
         "`{0}` is not a digest: it must be `sha256:` followed by 64 lowercase hexadecimal digits"
@@ -47,6 +58,26 @@ fn is_label(text: &str) -> bool {
         && bytes
             .iter()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-')
+}
+
+/// Whether a text can be the key or the value of a label of a node.
+pub fn is_node_label(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let ends = bytes.first().zip(bytes.last());
+    ends.is_some_and(|(a, z)| a.is_ascii_alphanumeric() && z.is_ascii_alphanumeric())
+        && bytes.len() <= MAX_NAME_BYTES
+        && (bytes.iter()).all(|b| b.is_ascii_alphanumeric() || b"._-/".contains(b))
+}
+
+fn node_label(what: &'static str, text: &str) -> Result<(), NameError> {
+    if is_node_label(text) {
+        Ok(())
+    } else {
+        Err(NameError::NotANodeLabel {
+            what,
+            text: text.to_owned(),
+        })
+    }
 }
 
 macro_rules! text_newtype {
@@ -123,6 +154,16 @@ text_newtype!(
     /// The name of a secret bundle of an env (`database`): one DNS label.
     BundleName,
     |text| label("name of a secret bundle", text)
+);
+text_newtype!(
+    /// The key of a label of a node (`disk`): letters, digits and `._-/`.
+    LabelKey,
+    |text| node_label("key of a label", text)
+);
+text_newtype!(
+    /// The value of a label of a node (`nvme`): of the same form as its key.
+    LabelValue,
+    |text| node_label("value of a label", text)
 );
 text_newtype!(
     /// A content digest, `sha256:<64 lowercase hexadecimal digits>` (OCI image spec).

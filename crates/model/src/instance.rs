@@ -22,6 +22,9 @@ pub struct InstanceSpec {
     pub process: ProcessName,
     /// The release it runs.
     pub release: ReleaseNumber,
+    /// What of the process type it runs.
+    #[serde(default, skip_serializing_if = "Runs::is_app")]
+    pub runs: Runs,
     /// The image to run, pinned for this node's architecture.
     pub image: PinnedImage,
     /// Replaces the image's Cmd; the image's Entrypoint stays. Absent: the image's own.
@@ -73,6 +76,24 @@ impl InstanceSpec {
     /// Which of its process type's volumes it has; absent when it has none.
     pub fn ordinal(&self) -> Option<u32> {
         self.volumes.first().map(|volume| volume.ordinal)
+    }
+}
+
+/// What of a process type an instance runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Runs {
+    /// The app.
+    #[default]
+    App,
+    /// The release command, once, before the release is rolled out. It has no ports, checks and volumes.
+    ReleaseCommand,
+}
+
+impl Runs {
+    /// Whether it is the app.
+    pub fn is_app(&self) -> bool {
+        *self == Self::App
     }
 }
 

@@ -10,5 +10,6 @@ pub mod instance;
 
 pub use ids::{
     AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,
-    InstanceId, NameError, NodeId, ProcessName, ReleaseNumber, Term, Timestamp, VolumeId,
+    InstanceId, LabelKey, LabelValue, NameError, NodeId, ProcessName, ReleaseNumber, Term,
+    Timestamp, VolumeId,
 };

@@ -30,16 +30,15 @@ use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
 use crate::instance_handle::{InstanceHandle, Resumed};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
+use crate::reporting::send_reports;
 use crate::unreadable::Unreadable;
 use crate::upkeep::{keep_room, measure_disk, tidy};
 use display::chain;
 
 /// How long one poll for the desired state waits.
 pub const POLL_WAIT: Duration = Duration::from_secs(25);
-/// Pause after a poll or a report that failed, or a desired state that was refused.
+/// Pause after a poll that failed, or a desired state that was refused.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Reports go out when something changed, and at least this often: the sign of life.
-const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 /// The machine is compared with the desired state when something changed, and at least this often.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(10);
 /// Egress is ensured when it has ended, and this often: the longest time for which the rules do not know
@@ -674,33 +673,5 @@ async fn keep_egress(machine: Arc<Machine>) {
         };
         // Whether it ended or the time is over: it is ensured again.
         let _ = tokio::time::timeout(EGRESS_INTERVAL, ended).await;
-    }
-}
-
-/// Sends the newest report when it changed, and as a sign of life.
-async fn send_reports(machine: Arc<Machine>, mut report: watch::Receiver<NodeReport>) {
-    // The last error, which is logged once.
-    let mut last = None;
-    loop {
-        let newest = report.borrow_and_update().clone();
-        let pause = match machine.host.server.report(newest).await {
-            Ok(()) => {
-                last = None;
-                REPORT_INTERVAL
-            }
-            Err(error) => {
-                let reason = Some(error.to_string());
-                if last != reason {
-                    tracing::warn!(%error, "the server does not take the node's report");
-                }
-                last = reason;
-                tokio::time::sleep(RETRY_PAUSE).await;
-                continue;
-            }
-        };
-        // A changed report goes out at once; an ended channel means that the agent ends.
-        if let Ok(Err(_)) = tokio::time::timeout(pause, report.changed()).await {
-            return;
-        }
     }
 }

@@ -14,10 +14,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::enrollment::Hardware;
-use api::node::{DriverChoice, NodeReport};
+use api::node::{AgentSession, DriverChoice, NodeReport, ReportDelta};
 use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
 use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
 use model::{EnvKey, Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
+use node_core::report_sender::{Answered, ReportSender};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 
@@ -361,7 +362,12 @@ pub async fn server(server: &dyn Server, node: NodeId, hardware: Hardware) {
         incarnation: Incarnation(u64::MAX),
         counter: 1 << 40,
     };
-    server.report(report(other)).await.unwrap();
+    let mut sender = ReportSender::new(AgentSession(1));
+    let first_report = sender.next(&report(other));
+    let answer = server.report(first_report.clone()).await.unwrap();
+    assert_eq!(sender.answered(answer), Answered::Applied);
+    // Again, as when the answer was lost: it changes nothing, and is answered alike.
+    assert_eq!(server.report(first_report).await.unwrap(), answer);
     let first = server.desired(other, BOOT_PATIENCE).await.unwrap().unwrap();
     let wait = Duration::from_millis(200);
     let none = server.desired(first.generation, wait).await.unwrap();
@@ -373,7 +379,17 @@ pub async fn server(server: &dyn Server, node: NodeId, hardware: Hardware) {
     };
     let none = server.desired(ahead, wait).await.unwrap();
     assert_eq!(none, None);
-    server.report(report(ahead)).await.unwrap();
+    let difference = sender.next(&report(ahead));
+    assert!(!difference.whole && difference.hardware.is_none());
+    let answer = server.report(difference).await.unwrap();
+    assert_eq!(sender.answered(answer), Answered::Applied);
+    // A gap: the server wants all.
+    let gap = ReportDelta {
+        sequence: answer.sequence + 2,
+        session: answer.session,
+        ..ReportDelta::default()
+    };
+    assert!(server.report(gap).await.unwrap().whole);
     let desired = server.desired(ahead, BOOT_PATIENCE).await.unwrap().unwrap();
     assert!(ahead.is_before(desired.generation));
     assert_eq!((desired.node, desired.instances.len()), (node, 0));

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::node::{CachedImage, DesiredState, NodeReport};
+use api::node::{CachedImage, DesiredState, ReportAnswer, ReportDelta};
 use futures_util::future::BoxFuture;
 use guest_protocol::LogRecord;
 use microvm::{Nic, VmHealth};
@@ -274,8 +274,8 @@ pub trait Server: Debug + Send + Sync {
         wait: Duration,
     ) -> BoxFuture<'_, HostResult<Option<DesiredState>>>;
 
-    /// Sends a report.
-    fn report(&self, report: NodeReport) -> BoxFuture<'_, HostResult<()>>;
+    /// Sends a report, and gives what the server has.
+    fn report(&self, report: ReportDelta) -> BoxFuture<'_, HostResult<ReportAnswer>>;
 
     /// The secret bundles of an instance of this node.
     fn secrets(&self, id: InstanceId) -> BoxFuture<'_, HostResult<Vec<SecretBundle>>>;

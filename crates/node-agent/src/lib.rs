@@ -55,6 +55,7 @@ mod private;
 mod probes;
 mod record;
 mod repeated;
+mod reporting;
 mod secrets;
 mod streams;
 mod unreadable;

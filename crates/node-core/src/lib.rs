@@ -6,6 +6,7 @@
 //! - [`boot`]: what its guest is told to run.
 //! - [`cache`]: which cached images are evicted.
 //! - [`ended_logs`]: which logs of ended instances are kept.
+//! - [`report_sender`]: what is reported next.
 
 #![cfg_attr(
     test,
@@ -24,3 +25,4 @@ pub mod ended_logs;
 pub mod instance;
 pub mod liveness;
 pub mod reconcile;
+pub mod report_sender;

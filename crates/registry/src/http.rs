@@ -94,6 +94,7 @@ impl Http {
         let insecure = Arc::new(insecure);
         let builder = || {
             Client::builder()
+                .http1_only()
                 .user_agent(concat!("platform/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(limits.connect)
                 .referer(false)

@@ -1,5 +1,7 @@
 //! What the planner may decide. Every action is complete: ids, addresses and nodes are chosen.
 
+use std::sync::Arc;
+
 use model::instance::InstanceSpec;
 use model::{EnvKey, InstanceId, NodeId, Timestamp, VolumeId};
 
@@ -54,7 +56,7 @@ pub enum Action {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlacedInstance {
     /// Everything its node needs.
-    pub spec: InstanceSpec,
+    pub spec: Arc<InstanceSpec>,
     /// Where it runs.
     pub node: NodeId,
     /// When it was planned.

@@ -7,9 +7,16 @@
 //! A refusal is the last guard, not the message for a user: callers look before they ask.
 
 use api::enrollment::Member;
-use api::node::NodeReport;
-use model::{EdgeId, EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId};
+use api::node::{NodeReport, ReportDelta};
+use model::{
+    EdgeId, EnvKey, Generation, LabelKey, LabelValue, NodeId, ProcessName, ReleaseNumber,
+    Timestamp, VolumeId,
+};
 use std::collections::{BTreeMap, BTreeSet};
+
+mod refused;
+
+pub use refused::{MAX_NODE_LABELS, Refused};
 
 use crate::action::Action;
 use crate::changes::{Changes, EnvRecord, SealedVersion};
@@ -17,7 +24,7 @@ use crate::cluster_state::{
     ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Release, Rollout,
     Scheduling, TokenHash, TokenRecord, Volume, VolumePhase,
 };
-use crate::reports::apply_report;
+use crate::reports::{apply_changes, apply_report};
 
 /// One change of the cluster state. Everything in it is chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +60,7 @@ pub enum Command {
         /// The content.
         content: SealedVersion,
     },
-    /// A node reported.
+    /// A node reported all that it has.
     Report {
         /// The node.
         node: NodeId,
@@ -62,12 +69,39 @@ pub enum Command {
         /// When.
         now: Timestamp,
     },
+    /// A node reported what changed ([`crate::report_receiver`]).
+    ReportChanges {
+        /// The node.
+        node: NodeId,
+        /// What changed.
+        changes: Box<ReportDelta>,
+        /// The generation that it has applied.
+        observed: Generation,
+        /// Every volume that it has, where that generation is another than before.
+        volumes: Option<BTreeSet<VolumeId>>,
+        /// When.
+        now: Timestamp,
+    },
+    /// A node was last heard at this time, and is not any more.
+    SetSeen {
+        /// The node.
+        node: NodeId,
+        /// When it was last heard.
+        at: Timestamp,
+    },
     /// A user cordons, drains or uncordons a node.
     SetScheduling {
         /// The node.
         node: NodeId,
         /// Whether it takes instances from now on.
         scheduling: Scheduling,
+    },
+    /// A user labels a node.
+    SetLabels {
+        /// The node.
+        node: NodeId,
+        /// Key to value; absent: the label is removed. Labels that are not named stay.
+        labels: BTreeMap<LabelKey, Option<LabelValue>>,
     },
     /// A user removes a node, which is a member no longer.
     RemoveNode {
@@ -138,139 +172,20 @@ impl From<Action> for Command {
     }
 }
 
-/// Why a command was not carried out. Nothing has changed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// There is no such node.
-    #[error("there is no node {0}")]
-    NoNode(NodeId),
-    /// The node has instances or volumes, and was to be removed.
-    #[error("node {node} still has {instances} instances and {volumes} volumes")]
-    NodeNotEmpty {
-        /// The node.
-        node: NodeId,
-        /// Its instances, those that terminate among them.
-        instances: usize,
-        /// Its volumes.
-        volumes: usize,
-    },
-    /// Records of what the node has cannot be read.
-    #[error("{records} records of what node {node} has cannot be read")]
-    NodeUnreadable {
-        /// The node.
-        node: NodeId,
-        /// How many.
-        records: usize,
-    },
-    /// The node is there, and was to be given up.
-    #[error("node {0} is not lost: it reports, or may report yet")]
-    NodeNotLost(NodeId),
-    /// The number was given already.
-    #[error("node {0} is there already")]
-    NodeExists(NodeId),
-    /// The number was given already.
-    #[error("edge {0} is there already")]
-    EdgeExists(EdgeId),
-    /// The enrollment token is not known, or another machine joined with it.
-    #[error("the enrollment token is spent")]
-    TokenSpent,
-    /// The version of the secret bundle does not follow its newest one.
-    #[error("version {version} of the secret bundle {bundle} of {env} is not the next one")]
-    SecretVersion {
-        /// The env.
-        env: EnvKey,
-        /// The bundle.
-        bundle: String,
-        /// The version.
-        version: u32,
-    },
-    /// There is no such env.
-    #[error("there is no env {0}")]
-    NoEnv(EnvKey),
-    /// The env is there already.
-    #[error("env {0} is there already")]
-    EnvExists(EnvKey),
-    /// The env is being destroyed.
-    #[error("env {0} is being destroyed")]
-    EnvDestroying(EnvKey),
-    /// The env is not being destroyed, and was to be removed.
-    #[error("env {0} is not being destroyed")]
-    EnvNotDestroying(EnvKey),
-    /// A record of the env cannot be read, so nothing of it is changed.
-    #[error("nothing of env {env} is changed: {record}")]
-    EnvFrozen {
-        /// The env.
-        env: EnvKey,
-        /// The record, and why it cannot be read.
-        record: String,
-    },
-    /// The env has an instance, and was to be removed.
-    #[error("env {env} still has instance {instance}")]
-    EnvNotEmpty {
-        /// The env.
-        env: EnvKey,
-        /// One of its instances.
-        instance: InstanceId,
-    },
-    /// The release is there already.
-    #[error("env {env} has a release {number} already")]
-    ReleaseExists {
-        /// The env.
-        env: EnvKey,
-        /// The release.
-        number: ReleaseNumber,
-    },
-    /// There is no such instance.
-    #[error("there is no instance {0}")]
-    NoInstance(InstanceId),
-    /// The id is taken.
-    #[error("instance {0} is there already")]
-    InstanceExists(InstanceId),
-    /// The instance is terminating already.
-    #[error("instance {0} is terminating already")]
-    InstanceTerminating(InstanceId),
-    /// Its node has not said that the instance is gone.
-    #[error("the node of instance {0} has not said that it is gone")]
-    InstanceNotGone(InstanceId),
-    /// There is no such record of an ended instance.
-    #[error("there is no record of an ended instance {0}")]
-    NoEndedInstance(InstanceId),
-    /// There is no such volume.
-    #[error("there is no volume {0}")]
-    NoVolume(VolumeId),
-    /// The id is taken, or another volume belongs to the same thing.
-    #[error("volume {0} is there already")]
-    VolumeExists(VolumeId),
-    /// An instance has the volume.
-    #[error("volume {volume} belongs to instance {instance}")]
-    VolumeInUse {
-        /// The volume.
-        volume: VolumeId,
-        /// The instance.
-        instance: InstanceId,
-    },
-    /// The volume is being deleted already.
-    #[error("volume {0} is being deleted already")]
-    VolumeDeleting(VolumeId),
-    /// Its node has not said that the disk is gone.
-    #[error("the node of volume {0} has not said that its disk is gone")]
-    VolumeNotDeleted(VolumeId),
-    /// There is no such secret bundle.
-    #[error("env {env} has no secret bundle {bundle}")]
-    NoSecretBundle {
-        /// The env.
-        env: EnvKey,
-        /// The bundle.
-        bundle: String,
-    },
-}
-
 /// Carries a command out on the cluster state, and says which records changed. The generation of a node grows with
 /// each change of its desired state: an instance created, terminated or deleted, a volume deleted.
 ///
 /// # Errors
 /// The command does not fit the cluster state, which has not changed then.
 pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, Refused> {
+    let changes = carry_out(cluster, command)?;
+    for key in changes.envs.keys().chain(&changes.deleted_envs) {
+        cluster.host_claims.update(key, cluster.envs.get(key));
+    }
+    Ok(changes)
+}
+
+fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, Refused> {
     match command {
         Command::Plan(action) => apply_action(cluster, action),
         Command::AddToken { hash, token, now } => Ok(add_token(cluster, *hash, token, *now)),
@@ -302,12 +217,52 @@ pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             }
             Ok(apply_report(cluster, *node, report, *now))
         }
+        Command::ReportChanges {
+            node,
+            changes,
+            observed,
+            volumes,
+            now,
+        } => {
+            if !cluster.nodes.contains_key(node) {
+                return Err(Refused::NoNode(*node));
+            }
+            let volumes = volumes.as_ref();
+            let changes = apply_changes(cluster, *node, changes, *observed, volumes, *now);
+            Ok(changes)
+        }
+        Command::SetSeen { node: id, at } => {
+            let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
+            node.seen_at = Some(*at);
+            Ok(Changes {
+                nodes: BTreeMap::from([(*id, Some(node.clone()))]),
+                ..Changes::default()
+            })
+        }
         Command::SetScheduling {
             node: id,
             scheduling,
         } => {
             let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
             node.scheduling = *scheduling;
+            Ok(Changes {
+                nodes: BTreeMap::from([(*id, Some(node.clone()))]),
+                ..Changes::default()
+            })
+        }
+        Command::SetLabels { node: id, labels } => {
+            let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
+            let mut after = node.labels.clone();
+            for (key, value) in labels {
+                match value {
+                    Some(value) => after.insert(key.clone(), value.clone()),
+                    None => after.remove(key),
+                };
+            }
+            if after.len() > MAX_NODE_LABELS {
+                return Err(Refused::TooManyLabels(*id));
+            }
+            node.labels = after;
             Ok(Changes {
                 nodes: BTreeMap::from([(*id, Some(node.clone()))]),
                 ..Changes::default()

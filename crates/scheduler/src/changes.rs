@@ -217,6 +217,9 @@ impl Changes {
                 env.releases.remove(number);
             }
         }
+        for key in self.envs.keys().chain(&self.deleted_envs) {
+            cluster.host_claims.update(key, cluster.envs.get(key));
+        }
         for (id, instance) in &self.instances {
             match instance {
                 Some(instance) => cluster.instances.insert(*id, instance.clone()),

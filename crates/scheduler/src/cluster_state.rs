@@ -33,13 +33,14 @@ pub use api::user::Scheduling;
 use manifest::Manifest;
 use model::instance::{ExitEvent, PinnedImage};
 use model::{
-    Digest, EdgeId, EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, NodeId, ProcessName,
-    ReleaseNumber, Timestamp, VolumeId,
+    Digest, EdgeId, EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, LabelKey, LabelValue,
+    NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
 pub use crate::instances::{Instance, InstancePhase, Volume, VolumeKey, VolumePhase};
 
+use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
 use crate::table::Table;
 
@@ -64,6 +65,8 @@ pub struct ClusterState {
     pub last_edge: u16,
     /// Every env, those that are being destroyed too.
     pub envs: Table<EnvKey, Env>,
+    /// The hosts that the envs claim.
+    pub host_claims: HostClaims,
     /// Every instance that is not deleted.
     pub instances: Instances,
     /// Every volume; they outlive instances, releases and envs.
@@ -258,7 +261,7 @@ pub struct Node {
     pub driver: Option<DriverChoice>,
     /// Whether its instances reach networks outside of the cluster; absent until it reported.
     pub egress: Option<EgressState>,
-    /// When it last reported, to within [`crate::reports::SEEN_GRANULARITY_MS`]; absent until it reported.
+    /// When it last reported something new, or was last heard before it lapsed; absent until it reported.
     pub seen_at: Option<Timestamp>,
     /// When it joined.
     pub enrolled_at: Timestamp,
@@ -267,6 +270,8 @@ pub struct Node {
     pub presence: Presence,
     /// Whether it takes instances.
     pub scheduling: Scheduling,
+    /// What processes may ask for (`labels`). Users set them: what a node says of itself attracts nothing to it.
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// The counter of its desired state's generation ([`ClusterState::generation`]). It grows whenever an instance of this node is created, begins to
     /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
     pub generation: u64,
@@ -424,6 +429,22 @@ pub struct Rollout {
     pub previous: Option<ReleaseNumber>,
     /// When it began.
     pub started_at: Timestamp,
+    /// The release commands that were started, by process type. Nothing else is rolled out before all have completed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub release_commands: BTreeMap<ProcessName, ReleaseCommand>,
+}
+
+/// How far a release command is. It is started once and never again, whatever becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReleaseCommand {
+    /// It has an instance, or had one.
+    Started,
+    /// It ended with exit code 0.
+    Completed {
+        /// When that was known.
+        at: Timestamp,
+    },
 }
 
 /// An instance that is gone. The record says where its log is kept and how it ended.

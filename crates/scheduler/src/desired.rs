@@ -19,7 +19,7 @@ pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<
         if instance.is_terminating() {
             stop.push(instance.spec.id);
         } else {
-            run.push(instance.spec.clone());
+            run.push(instance.spec.as_ref().clone());
         }
     }
     (run, stop)

@@ -49,6 +49,7 @@ pub fn enroll(
             let taken = cluster.nodes.values().map(|node| node.name.clone());
             let name = unique_name(&request.name, &taken.collect());
             let node = Node {
+                labels: std::collections::BTreeMap::new(),
                 name: name.clone(),
                 region,
                 hardware: request.hardware.clone(),

@@ -28,6 +28,7 @@ use crate::cluster_state::{
     ClusterSettings, ClusterState, Env, Instance, InstancePhase, Node, Presence, Release,
     Scheduling, Volume, VolumeKey, VolumePhase,
 };
+use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
@@ -57,6 +58,7 @@ pub fn digest(byte: u8) -> Digest {
 
 pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
     let node = Node {
+        labels: BTreeMap::new(),
         name: format!("node-{number}"),
         region: "local".to_owned(),
         wireguard_key: None,
@@ -94,6 +96,7 @@ pub fn cluster(nodes: u16) -> ClusterState {
         last_node: nodes,
         last_edge: 0,
         envs: Table::new(),
+        host_claims: HostClaims::default(),
         instances: Instances::default(),
         volumes: Volumes::default(),
         secrets: Table::new(),
@@ -148,6 +151,7 @@ pub fn process(min: u32) -> Process {
         }),
         liveness: None,
         region: None,
+        labels: BTreeMap::new(),
         resources: Resources {
             cpu_millis: 100,
             memory_bytes: 256 * MIB,
@@ -162,6 +166,7 @@ pub fn process(min: u32) -> Process {
             auto_revert: true,
             min_healthy_ms: 0,
             deadline_ms: None,
+            release_command: None,
         },
     }
 }
@@ -285,6 +290,7 @@ impl InstanceFixture {
         let env = &cluster.envs[&env_key];
         let (id, node) = (InstanceId(self.id), NodeId(self.node));
         let who = Identity {
+            runs: model::instance::Runs::App,
             id,
             env: &env_key,
             process: &name(self.process),
@@ -324,7 +330,7 @@ pub fn attach(cluster: &mut ClusterState, instance: u32, ordinal: u32) {
     }
     let volume = &cluster.volumes[&id];
     instance.node = volume.node;
-    instance.spec.volumes = vec![AttachedVolume {
+    std::sync::Arc::make_mut(&mut instance.spec).volumes = vec![AttachedVolume {
         path: None,
         owner: None,
         id,
@@ -398,7 +404,7 @@ pub fn spec(process: Process) -> InstanceSpec {
         release: 1,
         node: 1,
     };
-    put.into_cluster(&mut cluster).spec.clone()
+    put.into_cluster(&mut cluster).spec.as_ref().clone()
 }
 
 /// A cluster as text, for people: rollouts and instances.

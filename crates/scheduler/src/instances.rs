@@ -18,8 +18,8 @@ use crate::table::{Entries, Table};
 /// One instance: what was decided, and what its node says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// Everything its node needs.
-    pub spec: InstanceSpec,
+    /// Everything its node needs. Shared: it never changes.
+    pub spec: Arc<InstanceSpec>,
     /// Where it runs.
     pub node: NodeId,
     /// When it was planned.
@@ -35,9 +35,9 @@ pub struct Instance {
 
 impl Instance {
     /// A new instance; its node has said nothing of it yet.
-    pub fn new(spec: InstanceSpec, node: NodeId, created_at: Timestamp) -> Self {
+    pub fn new(spec: impl Into<Arc<InstanceSpec>>, node: NodeId, created_at: Timestamp) -> Self {
         Self {
-            spec,
+            spec: spec.into(),
             node,
             created_at,
             phase: InstancePhase::New,

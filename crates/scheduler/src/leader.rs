@@ -20,6 +20,7 @@ use model::{EnvKey, NodeId, Timestamp};
 use crate::apply::{Command, Refused, apply};
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, Presence};
+use crate::placement::PromisedIndex;
 use crate::planner::{Finding, Planned, Planner};
 use crate::routes::RouteIndex;
 use crate::table::Table;
@@ -53,6 +54,8 @@ pub struct Batch {
     pub routes: RouteIndex,
     /// What waits in each env, and why.
     pub findings: Table<EnvKey, Vec<Finding>>,
+    /// What is promised on each node once it is written.
+    pub promised: PromisedIndex,
     /// The envs whose instances, release, volumes or nodes are others than before.
     pub touched: BTreeSet<EnvKey>,
 }
@@ -192,6 +195,7 @@ impl Leader {
             after: self.working.clone(),
             routes: self.routes.clone(),
             findings: self.planner.findings().clone(),
+            promised: self.planner.promised().clone(),
             touched,
         }
     }

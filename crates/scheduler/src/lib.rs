@@ -20,8 +20,9 @@
 //! - [`placement`]: which node takes an instance, or why none does.
 //! - [`release`]: a process of a release as the complete description of one instance.
 //! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the state.
+//! - [`report_receiver`]: which of a node's reports is applied.
 //! - [`ended`]: the records of instances that are gone.
-//! - [`routes`]: where hosts lead.
+//! - [`routes`]: where hosts lead. [`host_claims`]: which envs claim them.
 //! - [`enrollment`]: which machines may join, under which name and number.
 
 #![cfg_attr(
@@ -45,12 +46,14 @@ pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod heartbeats;
+pub mod host_claims;
 pub mod instances;
 pub mod leader;
 pub mod lease;
 pub mod placement;
 pub mod planner;
 pub mod release;
+pub mod report_receiver;
 pub mod reports;
 pub mod rollout;
 pub mod routes;

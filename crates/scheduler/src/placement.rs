@@ -9,109 +9,40 @@
 //!
 //! - CPU requests, up to [`CPU_OVERCOMMIT`] times the node's processors: a request is a weight and no cap, and most apps idle.
 //!
-//! A process type may ask for the nodes of one region.
+//! A process type may ask for the nodes of one region, and for labels that a node must have.
 //!
 //! A terminating instance holds what it has until it is gone. A node with an instance whose record cannot be read takes
 //! none: how much that holds is not known.
 //!
 //! Among the nodes that can, one that has no instance of the same process of the same env is chosen, in the region that has the
 //! fewest of them; where all have some, the one with the fewest. So
-//! the loss of one machine or region costs as few as possible. Then the one with the least CPU asked for, then the least memory,
-//! then the least disk, each as a share of its hardware; then the lowest id.
+//! the loss of one machine or region costs as few as possible. Then nodes are filled one after the other, so that large instances
+//! find room and machines can be given back: the one that has the least memory free, then the lowest id. A node whose
+//! processors are all asked for comes after those that have some left.
 //!
 //! An instance that has volumes already goes to their node and to no other: a volume never moves.
 //!
 //! Deliberately absent: moving placed instances.
 
+mod classes;
+mod demand;
 mod reasons;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use api::enrollment::{Hardware, InstanceOverhead};
-use model::instance::InstanceSpec;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, VolumeId};
 
+use classes::{Class, FreeMemory, NodeClass, first_of};
+pub(crate) use demand::Unplaced;
+pub use demand::{CPU_OVERCOMMIT, Demand, Resources};
 pub use reasons::{Cpu, EXAMPLES, Ineligible, IneligibleReason, PlacementError, Shortage};
 
 use crate::cluster_state::{
     ClusterState, Instance, Node, Presence, Scheduling, Volume, VolumePhase,
 };
-
-/// How many times the processors of a node instances may ask for in all.
-pub const CPU_OVERCOMMIT: u64 = 8;
-
-/// What an instance needs of a node, what is promised there, or what the node has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Resources {
-    /// CPU, in thousandths of a core: a request, not a bound.
-    pub cpu_millis: u64,
-    /// Memory, in bytes.
-    pub memory_bytes: u64,
-    /// Disk, in bytes.
-    pub disk_bytes: u64,
-}
-
-impl Resources {
-    /// What a placed instance holds by its spec: its scratch disk, and not its volumes, which hold their own.
-    fn of_instance(spec: &InstanceSpec) -> Self {
-        Self {
-            cpu_millis: u64::from(spec.cpu_millis),
-            memory_bytes: spec.memory_bytes,
-            disk_bytes: spec.scratch_bytes,
-        }
-    }
-
-    /// What instances may have of a machine.
-    fn of_hardware(hardware: &Hardware) -> Self {
-        Self {
-            cpu_millis: u64::from(hardware.cpus) * 1000,
-            memory_bytes: hardware.memory_bytes,
-            disk_bytes: hardware
-                .disk
-                .map_or(u64::MAX, |disk| disk.instances_bytes()),
-        }
-    }
-
-    /// With what so many instances cost beside their specs.
-    fn with(self, overhead: InstanceOverhead, instances: u64) -> Self {
-        let memory = overhead.memory_bytes.saturating_mul(instances);
-        let disk = overhead.disk_bytes.saturating_mul(instances);
-        Self {
-            cpu_millis: self.cpu_millis,
-            memory_bytes: self.memory_bytes.saturating_add(memory),
-            disk_bytes: self.disk_bytes.saturating_add(disk),
-        }
-    }
-
-    fn subtract(&mut self, other: Self) {
-        self.cpu_millis = self.cpu_millis.saturating_sub(other.cpu_millis);
-        self.memory_bytes = self.memory_bytes.saturating_sub(other.memory_bytes);
-        self.disk_bytes = self.disk_bytes.saturating_sub(other.disk_bytes);
-    }
-
-    fn add(&mut self, other: Self) {
-        self.cpu_millis = self.cpu_millis.saturating_add(other.cpu_millis);
-        self.memory_bytes = self.memory_bytes.saturating_add(other.memory_bytes);
-        self.disk_bytes = self.disk_bytes.saturating_add(other.disk_bytes);
-    }
-}
-
-/// The instance that is to be placed.
-#[derive(Debug, Clone, Copy)]
-pub struct Demand<'a> {
-    /// The env.
-    pub env: &'a EnvKey,
-    /// The process type.
-    pub process: &'a ProcessName,
-    /// What it needs, wherever it goes: its scratch disk and the volumes that are still to be made.
-    pub needs: Resources,
-    /// The architectures that the release has an image for.
-    pub archs: &'a [&'a str],
-    /// The region that it is to be in; absent: any.
-    pub region: Option<&'a str>,
-    /// The node that its volumes are on, and the name of one of them.
-    pub pinned: Option<(NodeId, &'a str)>,
-}
+use crate::table::Table;
 
 /// So many nodes lapsed that nothing is replaced ([`Placement::too_many_lapsed`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,23 +64,62 @@ struct Promised {
     unreadable: u32,
 }
 
+/// What is promised on every node. A copy costs nothing.
+#[derive(Debug, Clone, Default)]
+pub struct PromisedIndex(Table<NodeId, Promised>);
+
+impl PromisedIndex {
+    /// What is promised on a node where each instance costs this much beside its spec.
+    pub fn on(&self, node: NodeId, overhead: InstanceOverhead) -> Resources {
+        let promised = self.of(node);
+        promised.resources.with(overhead, promised.instances)
+    }
+
+    fn of(&self, node: NodeId) -> Promised {
+        self.0.get(&node).copied().unwrap_or_default()
+    }
+
+    fn change(&mut self, node: NodeId, change: impl FnOnce(&mut Promised)) {
+        let mut promised = self.of(node);
+        change(&mut promised);
+        if promised == Promised::default() {
+            self.0.remove(&node);
+        } else {
+            self.0.insert(node, promised);
+        }
+    }
+}
+
 /// What one instance holds on its node, until it is deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Allocation {
     node: NodeId,
     /// Its env and process type.
     of: (EnvKey, ProcessName),
+    /// The region of its node, where that was known when it was placed.
+    region: Option<Arc<str>>,
     resources: Resources,
     /// One that is terminating holds its share, and is not spread from.
     staying: bool,
+}
+
+impl Allocation {
+    /// Whether both hold the same.
+    fn is_as(&self, other: &Self) -> bool {
+        (self.node, &self.of, self.resources, self.staying)
+            == (other.node, &other.of, other.resources, other.staying)
+    }
 }
 
 /// What placement asks of a node beside what is promised there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Offer {
     name: String,
-    region: String,
+    /// The place of its class in `Placement::classes`.
+    class: usize,
     hardware: Hardware,
+    /// Its region, shared by what is placed on it.
+    region: Arc<str>,
     presence: Presence,
     scheduling: Scheduling,
 }
@@ -169,8 +139,12 @@ impl Offer {
     }
 }
 
-/// How loaded a node is: the order in which nodes are asked.
-type Load = (u128, u128, u128, NodeId);
+/// Where the instances of a process type stay.
+#[derive(Debug, Clone, Default)]
+struct Spread {
+    nodes: BTreeMap<NodeId, u32>,
+    regions: BTreeMap<Arc<str>, u32>,
+}
 
 /// What is promised on every node, kept up to date with the cluster state. A question costs as many nodes as have to be
 /// asked until one fits, not as many as there are.
@@ -179,13 +153,14 @@ pub struct Placement {
     allocations: BTreeMap<InstanceId, Allocation>,
     volumes: BTreeMap<VolumeId, (NodeId, u64)>,
     offers: BTreeMap<NodeId, Offer>,
-    promised: BTreeMap<NodeId, Promised>,
-    /// The nodes that take instances, by region, the least loaded first.
-    by_load: BTreeMap<String, BTreeSet<Load>>,
+    promised: PromisedIndex,
+    /// The classes of nodes that there are or were, and the place of each in `classes`.
+    class_index: BTreeMap<NodeClass, usize>,
+    classes: Vec<Class>,
     /// How many nodes are not heard any more.
     lapsed: usize,
-    /// How many instances of each process type stay on each node.
-    spread: BTreeMap<(EnvKey, ProcessName), BTreeMap<NodeId, u32>>,
+    /// Where the instances of each process type stay.
+    spread: BTreeMap<(EnvKey, ProcessName), Spread>,
 }
 
 impl Placement {
@@ -195,15 +170,21 @@ impl Placement {
             allocations: BTreeMap::new(),
             volumes: BTreeMap::new(),
             offers: BTreeMap::new(),
-            promised: BTreeMap::new(),
-            by_load: BTreeMap::new(),
+            promised: PromisedIndex::default(),
+            class_index: BTreeMap::new(),
+            classes: Vec::new(),
             lapsed: 0,
             spread: BTreeMap::new(),
         };
         for (_, node) in cluster.unreadable_instances() {
             if let Some(node) = node {
-                placement.promised.entry(node).or_default().unreadable += 1;
+                placement
+                    .promised
+                    .change(node, |promised| promised.unreadable += 1);
             }
+        }
+        for (id, node) in &cluster.nodes {
+            placement.set_node(*id, Some(node));
         }
         for (id, instance) in &cluster.instances {
             placement.set_instance(*id, Some(instance));
@@ -211,21 +192,25 @@ impl Placement {
         for (id, volume) in &cluster.volumes {
             placement.set_volume(*id, Some(volume));
         }
-        for (id, node) in &cluster.nodes {
-            placement.set_node(*id, Some(node));
-        }
         placement
     }
 
-    /// Takes notice of an instance as it is now; `None` when it is deleted. The env of the one whose share became free.
-    pub fn set_instance(&mut self, id: InstanceId, instance: Option<&Instance>) -> Option<EnvKey> {
+    /// Takes notice of an instance as it is now; `None` when it is deleted. The node on which its share became free.
+    pub fn set_instance(&mut self, id: InstanceId, instance: Option<&Instance>) -> Option<NodeId> {
+        let region = |node: NodeId| Some(Arc::clone(&self.offers.get(&node)?.region));
         let after = instance.map(|instance| Allocation {
             node: instance.node,
+            region: region(instance.node),
             of: (instance.spec.env_key(), instance.spec.process.clone()),
             resources: Resources::of_instance(&instance.spec),
             staying: !instance.is_terminating(),
         });
-        if self.allocations.get(&id) == after.as_ref() {
+        let before = self.allocations.get(&id);
+        if before
+            .zip(after.as_ref())
+            .is_some_and(|(before, after)| before.is_as(after))
+            || before.is_none() && after.is_none()
+        {
             return None;
         }
         let before = match &after {
@@ -239,18 +224,18 @@ impl Placement {
             self.count(held, true);
         }
         match after {
-            None => before.map(|held| held.of.0),
+            None => before.map(|held| held.node),
             Some(_) => None,
         }
     }
 
     /// Takes notice of a volume as it is now; `None` when it is deleted. It holds its disk until its node has said that the
-    /// disk is gone, in use or not. True when its disk became free.
-    pub fn set_volume(&mut self, id: VolumeId, volume: Option<&Volume>) -> bool {
+    /// disk is gone, in use or not. The node on which its disk became free.
+    pub fn set_volume(&mut self, id: VolumeId, volume: Option<&Volume>) -> Option<NodeId> {
         let holds = volume.filter(|volume| volume.phase != VolumePhase::Deleted);
         let after = holds.map(|volume| (volume.node, volume.size_bytes));
         if self.volumes.get(&id) == after.as_ref() {
-            return false;
+            return None;
         }
         let before = match after {
             Some(held) => self.volumes.insert(id, held),
@@ -265,17 +250,42 @@ impl Placement {
                 self.promise(node, resources, 0, add);
             }
         }
-        after.is_none()
+        before.filter(|_| after.is_none()).map(|(node, _)| node)
+    }
+
+    /// Whether a node can take an instance that found none before.
+    pub(crate) fn may_take(&self, node: NodeId, unplaced: &Unplaced) -> bool {
+        let archs: Vec<&str> = unplaced.archs.iter().map(String::as_str).collect();
+        let pinned = unplaced.pinned.as_ref();
+        let demand = Demand {
+            env: &unplaced.env,
+            process: &unplaced.process,
+            needs: unplaced.needs,
+            archs: &archs,
+            region: unplaced.region.as_deref(),
+            labels: &unplaced.labels,
+            pinned: pinned.map(|(node, name)| (*node, name.as_str())),
+        };
+        pinned.is_none_or(|(pinned, _)| *pinned == node) && self.fits(node, &demand)
+    }
+
+    /// The env of an instance that holds something.
+    pub(crate) fn env_of(&self, id: InstanceId) -> Option<&EnvKey> {
+        self.allocations.get(&id).map(|held| &held.of.0)
     }
 
     /// What is promised on a node.
     pub fn promised(&self, node: NodeId) -> Resources {
-        let promised = self.promised.get(&node).copied().unwrap_or_default();
         let offer = self.offers.get(&node);
         let overhead = offer.map_or_else(InstanceOverhead::default, |offer| {
             offer.hardware.instance_overhead()
         });
-        promised.resources.with(overhead, promised.instances)
+        self.promised.on(node, overhead)
+    }
+
+    /// What is promised on every node. A copy costs nothing.
+    pub fn promised_index(&self) -> &PromisedIndex {
+        &self.promised
     }
 
     /// Takes notice of a node as it is now; `None` when it was removed. True when it is another than before to whoever
@@ -283,8 +293,9 @@ impl Placement {
     pub fn set_node(&mut self, id: NodeId, node: Option<&Node>) -> bool {
         let after = node.map(|node| Offer {
             name: node.name.clone(),
-            region: node.region.clone(),
+            class: self.class_of(node),
             hardware: node.hardware.clone(),
+            region: Arc::from(node.region.as_str()),
             presence: node.presence,
             scheduling: node.scheduling,
         });
@@ -320,73 +331,68 @@ impl Placement {
         if !held.staying {
             return;
         }
-        let nodes = self.spread.entry(held.of.clone()).or_default();
-        let count = nodes.entry(held.node).or_default();
-        *count = if add {
-            *count + 1
-        } else {
-            count.saturating_sub(1)
-        };
-        if *count == 0 {
-            nodes.remove(&held.node);
+        let spread = self.spread.entry(held.of.clone()).or_default();
+        add_to(&mut spread.nodes, held.node, add);
+        if let Some(region) = &held.region {
+            add_to(&mut spread.regions, Arc::clone(region), add);
         }
-        if nodes.is_empty() {
+        if spread.nodes.is_empty() {
             self.spread.remove(&held.of);
         }
+    }
+
+    /// The place of a node's class in `classes`.
+    fn class_of(&mut self, node: &Node) -> usize {
+        let classes = &mut self.classes;
+        *self
+            .class_index
+            .entry(NodeClass::of(node))
+            .or_insert_with(|| {
+                classes.push(Class {
+                    of_nodes: NodeClass::of(node),
+                    idle: BTreeSet::new(),
+                    overcommitted: BTreeSet::new(),
+                });
+                classes.len() - 1
+            })
     }
 
     /// Adds to what is promised on a node, or takes it away.
     fn promise(&mut self, node: NodeId, resources: Resources, instances: u64, add: bool) {
         self.reordered(node, |placement| {
-            let promised = placement.promised.entry(node).or_default();
-            if add {
-                promised.resources.add(resources);
-                promised.instances += instances;
-            } else {
-                promised.resources.subtract(resources);
-                promised.instances = promised.instances.saturating_sub(instances);
-            }
-            if *promised == Promised::default() {
-                placement.promised.remove(&node);
-            }
+            placement.promised.change(node, |promised| {
+                if add {
+                    promised.resources.add(resources);
+                    promised.instances += instances;
+                } else {
+                    promised.resources.subtract(resources);
+                    promised.instances = promised.instances.saturating_sub(instances);
+                }
+            });
         });
     }
 
-    /// Changes what is known of a node, and its place in the order of load.
+    /// Changes what is known of a node, and its place in the order in which nodes are asked.
     fn reordered(&mut self, id: NodeId, change: impl FnOnce(&mut Self)) {
-        let region_of = |placement: &Self| {
-            let offer = placement.offers.get(&id);
-            offer.map_or_else(String::new, |offer| offer.region.clone())
-        };
-        if let Some(load) = self.load(id) {
-            let region = region_of(self);
-            if let Some(nodes) = self.by_load.get_mut(&region) {
-                nodes.remove(&load);
-                if nodes.is_empty() {
-                    self.by_load.remove(&region);
-                }
-            }
+        if let Some((class, idle, free)) = self.order(id) {
+            self.classes[class].nodes(idle).remove(&free);
         }
         change(self);
-        if let Some(load) = self.load(id) {
-            let region = region_of(self);
-            self.by_load.entry(region).or_default().insert(load);
+        if let Some((class, idle, free)) = self.order(id) {
+            self.classes[class].nodes(idle).insert(free);
         }
     }
 
-    /// The load of a node that takes instances.
-    fn load(&self, id: NodeId) -> Option<Load> {
+    /// The class of a node that takes instances, whether it has a processor left, and its place.
+    fn order(&self, id: NodeId) -> Option<(usize, bool, FreeMemory)> {
         let offer = self.offers.get(&id)?;
         if offer.refusal().is_some() {
             return None;
         }
         let (has, held) = (Resources::of_hardware(&offer.hardware), self.promised(id));
-        Some((
-            permille(held.cpu_millis, has.cpu_millis),
-            permille(held.memory_bytes, has.memory_bytes),
-            permille(held.disk_bytes, has.disk_bytes),
-            id,
-        ))
+        let memory = has.memory_bytes.saturating_sub(held.memory_bytes);
+        let idle = held.cpu_millis < has.cpu_millis;
+        Some((offer.class, idle, (memory, id)))
     }
 
     /// The best node for one more instance, or why there is none.
@@ -404,38 +410,46 @@ impl Placement {
                 }
             };
         }
-        let none = BTreeMap::new();
+        let nowhere = Spread::default();
         let of = (demand.env.clone(), demand.process.clone());
-        let hosting = self.spread.get(&of).unwrap_or(&none);
-        let fits = |id: NodeId| {
-            let offer = self.offers.get(&id);
-            offer.is_some_and(|offer| self.reason(id, offer, demand).is_none())
-        };
-        // A node without an instance of this process type, the least loaded one of the region with the fewest; else the one with
-        // the fewest.
-        let mut in_region: BTreeMap<&str, u32> = BTreeMap::new();
-        for (id, count) in hosting {
-            if let Some(offer) = self.offers.get(id) {
-                *in_region.entry(&offer.region).or_default() += count;
-            }
+        let hosting = self.spread.get(&of).unwrap_or(&nowhere);
+        let fresh = |id: NodeId| !hosting.nodes.contains_key(&id) && self.fits(id, demand);
+        // A node without an instance of this process type, in the region with the fewest; else the one with the fewest.
+        let mut regions: BTreeMap<(u32, &str), Vec<&Class>> = BTreeMap::new();
+        let takes = (self.classes.iter()).filter(|class| class.of_nodes.refusal(demand).is_none());
+        for class in takes {
+            let region = class.of_nodes.region.as_str();
+            let count = hosting.regions.get(region).copied().unwrap_or(0);
+            regions.entry((count, region)).or_default().push(class);
         }
-        let asked = |region: &&String| demand.region.is_none_or(|asked| asked == region.as_str());
-        let mut regions: Vec<_> = (self.by_load.keys().filter(asked))
-            .map(|region| (in_region.get(region.as_str()).copied().unwrap_or(0), region))
-            .collect();
-        regions.sort_unstable();
-        for (_, region) in regions {
-            let fresh = self.by_load.get(region).into_iter().flatten();
-            let mut fresh = fresh.map(|(.., id)| *id);
-            if let Some(id) = fresh.find(|id| !hosting.contains_key(id) && fits(*id)) {
+        for classes in regions.values() {
+            let first = |nodes: fn(&Class) -> &BTreeSet<FreeMemory>,
+                         fits: &dyn Fn(NodeId) -> bool| {
+                let classes = classes.iter();
+                let first = classes.filter_map(|class| first_of(nodes(class), demand, fits));
+                first.min().map(|(_, id)| id)
+            };
+            let chosen = first(|class| &class.idle, &|id| {
+                self.leaves_processors(id, demand) && fresh(id)
+            });
+            let chosen = chosen.or_else(|| first(|class| &class.idle, &fresh));
+            let chosen = chosen.or_else(|| first(|class| &class.overcommitted, &fresh));
+            if let Some(id) = chosen {
                 return Ok(id);
             }
         }
-        let ranked = hosting
-            .iter()
-            .filter(|(id, _)| fits(**id))
-            .filter_map(|(id, count)| Some((*count, self.load(*id)?)));
-        if let Some((_, (.., id))) = ranked.min() {
+        let ranked = (hosting.nodes.iter())
+            .filter(|(id, _)| self.fits(**id, demand))
+            .map(|(id, count)| {
+                let overcommits = !self.leaves_processors(*id, demand);
+                (
+                    *count,
+                    overcommits,
+                    self.order(*id).map(|(.., free)| free),
+                    *id,
+                )
+            });
+        if let Some((.., id)) = ranked.min() {
             return Ok(id);
         }
         let mut error = PlacementError::new(None);
@@ -447,6 +461,21 @@ impl Placement {
         Err(error)
     }
 
+    fn fits(&self, id: NodeId, demand: &Demand<'_>) -> bool {
+        let offer = self.offers.get(&id);
+        offer.is_some_and(|offer| self.reason(id, offer, demand).is_none())
+    }
+
+    /// Whether an instance asks for no more than what is left of a node's processors.
+    fn leaves_processors(&self, id: NodeId, demand: &Demand<'_>) -> bool {
+        let offer = self.offers.get(&id);
+        let has = offer.map_or(0, |offer| {
+            Resources::of_hardware(&offer.hardware).cpu_millis
+        });
+        let held = self.promised(id).cpu_millis;
+        held.saturating_add(demand.needs.cpu_millis) <= has
+    }
+
     /// Why a node cannot take an instance.
     fn reason(&self, id: NodeId, offer: &Offer, demand: &Demand<'_>) -> Option<IneligibleReason> {
         const MIB: u64 = 1 << 20;
@@ -454,19 +483,10 @@ impl Placement {
         if let Some(refusal) = offer.refusal() {
             return Some(refusal);
         }
-        if !demand.archs.contains(&hardware.arch.as_str()) {
-            return Some(IneligibleReason::Architecture {
-                arch: hardware.arch.clone(),
-                has: demand.archs.join(", "),
-            });
+        if let Some(refusal) = self.classes[offer.class].of_nodes.refusal(demand) {
+            return Some(refusal);
         }
-        if let Some(wanted) = demand.region.filter(|wanted| *wanted != offer.region) {
-            return Some(IneligibleReason::Region {
-                is: offer.region.clone(),
-                wanted: wanted.to_owned(),
-            });
-        }
-        let unreadable = self.promised.get(&id).map_or(0, |p| p.unreadable);
+        let unreadable = self.promised.of(id).unreadable;
         if unreadable > 0 {
             return Some(IneligibleReason::Unreadable(unreadable));
         }
@@ -494,8 +514,17 @@ impl Placement {
     }
 }
 
-fn permille(part: u64, whole: u64) -> u128 {
-    u128::from(part) * 1000 / u128::from(whole.max(1))
+/// Counts one more, or one less.
+fn add_to<K: Ord + Clone>(counts: &mut BTreeMap<K, u32>, key: K, add: bool) {
+    let count = counts.entry(key.clone()).or_default();
+    *count = if add {
+        *count + 1
+    } else {
+        count.saturating_sub(1)
+    };
+    if *count == 0 {
+        counts.remove(&key);
+    }
 }
 
 #[cfg(test)]

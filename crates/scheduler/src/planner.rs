@@ -32,6 +32,9 @@
 //! The instances of a node that is drained are replaced as those of an old release are: within `max_surge` and `max_unavailable`. Those
 //! with volumes stay, unless the user says that they are to be terminated too.
 //!
+//! A release with release commands (`deploy.release_command`) is rolled out when each has run, once and to its end, in an instance of its own;
+//! until then the env stays at the release before; where that was not rolled out wholly, nothing of it is changed.
+//!
 //! Deliberately absent: moving instances to balance.
 
 #[cfg(test)]
@@ -41,6 +44,9 @@ mod env;
 mod node_tests;
 #[cfg(test)]
 mod properties;
+mod release_command;
+#[cfg(test)]
+mod release_command_tests;
 #[cfg(test)]
 mod strategy_tests;
 mod task;
@@ -60,7 +66,7 @@ use crate::apply::{Command, apply};
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, Instance, InstancePhase, Presence, Subject, VolumePhase};
 use crate::ended;
-use crate::placement::Placement;
+use crate::placement::{Placement, PromisedIndex, Unplaced};
 use crate::table::Table;
 use overlay::address_plan::egress_address;
 
@@ -145,6 +151,8 @@ pub struct Planner {
     due_of: BTreeMap<EnvKey, Timestamp>,
     /// What waits in each env, and why. Envs in which nothing waits are absent.
     findings: Table<EnvKey, Vec<Finding>>,
+    /// The instances that found no node, by env.
+    unplaced: BTreeMap<EnvKey, Vec<Unplaced>>,
     /// The envs that cannot be planned, until when they are not planned, and why.
     quarantined: BTreeMap<EnvKey, (Timestamp, String)>,
     /// The env that is being planned, or was last.
@@ -164,6 +172,7 @@ impl Planner {
             due: BTreeSet::new(),
             due_of: BTreeMap::new(),
             findings: Table::new(),
+            unplaced: BTreeMap::new(),
             quarantined: BTreeMap::new(),
             current: None,
             placement: Placement::new(cluster),
@@ -196,6 +205,11 @@ impl Planner {
         self.look_again(&env, until);
     }
 
+    /// What is promised on the nodes.
+    pub fn promised(&self) -> &PromisedIndex {
+        self.placement.promised_index()
+    }
+
     /// The env that is being planned, or was last: who is to blame where planning panics.
     pub fn current(&self) -> Option<&EnvKey> {
         self.current.as_ref()
@@ -207,10 +221,10 @@ impl Planner {
             if let Some(instance) = instance {
                 self.queue.insert(instance.spec.env_key());
             }
-            let freed = self.placement.set_instance(*id, cluster.instances.get(id));
-            if let Some(env) = freed {
-                self.queue.insert(env);
-                self.queue_waiting();
+            let before = self.placement.env_of(*id).cloned();
+            if let Some(node) = self.placement.set_instance(*id, cluster.instances.get(id)) {
+                self.queue.extend(before);
+                self.queue_unplaced(node);
             }
         }
         for id in changes.nodes.keys() {
@@ -221,8 +235,8 @@ impl Planner {
         let volumes = changes.volumes.values().flatten();
         self.queue.extend(volumes.map(|v| v.key.env.clone()));
         for id in changes.volumes.keys() {
-            if self.placement.set_volume(*id, cluster.volumes.get(id)) {
-                self.queue_waiting();
+            if let Some(node) = self.placement.set_volume(*id, cluster.volumes.get(id)) {
+                self.queue_unplaced(node);
             }
         }
         self.queue
@@ -231,18 +245,26 @@ impl Planner {
 
     /// Takes notice of a node that changed in what decides over placement, or that came or went.
     pub fn observe_node(&mut self, cluster: &ClusterState, id: NodeId) {
+        let brake = self.placement.too_many_lapsed().is_some();
         if self.placement.set_node(id, cluster.nodes.get(&id)) {
             let here = cluster.instances.on_node(id);
             self.queue.extend(here.map(|(_, i)| i.spec.env_key()));
             let volumes = cluster.volumes.on_node(id);
             self.queue.extend(volumes.map(|(_, v)| v.key.env.clone()));
-            self.queue_waiting();
+            self.queue_unplaced(id);
+        }
+        if brake != self.placement.too_many_lapsed().is_some() {
+            self.queue.extend(self.findings.keys().cloned());
         }
     }
 
-    /// Something became free, or a node came: whatever waits is looked at.
-    fn queue_waiting(&mut self) {
-        self.queue.extend(self.findings.keys().cloned());
+    /// Something became free on a node, or the node is another than before: what found no node and may go there is looked at.
+    fn queue_unplaced(&mut self, node: NodeId) {
+        let placement = &self.placement;
+        let fit =
+            |unplaced: &Vec<Unplaced>| (unplaced.iter()).any(|one| placement.may_take(node, one));
+        let envs = self.unplaced.iter().filter(|(_, unplaced)| fit(unplaced));
+        self.queue.extend(envs.map(|(env, _)| env.clone()));
     }
 
     /// What waits, by env.
@@ -293,19 +315,25 @@ impl Planner {
             now,
             draw,
             planned: Planned::default(),
+            unplaced: Vec::new(),
+            freed: BTreeSet::new(),
         };
         pass.delete_gone(&key);
         let mut findings = Vec::new();
         for _ in 0..MAX_PASSES {
             let before = pass.planned.actions.len();
+            pass.unplaced.clear();
             findings = env::pass(&mut pass, &key);
             if pass.planned.actions.len() == before {
                 break;
             }
         }
-        let mut planned = pass.planned;
-        let freed = planned.changes.instances.values().any(Option::is_none)
-            || planned.changes.volumes.values().any(Option::is_none);
+        let (mut planned, unplaced, freed) = (pass.planned, pass.unplaced, pass.freed);
+        if unplaced.is_empty() {
+            self.unplaced.remove(&key);
+        } else {
+            self.unplaced.insert(key.clone(), unplaced);
+        }
         let rolling = (cluster.envs.get(&key))
             .is_some_and(|env| env.rollout.phase == RolloutPhase::Rolling && !env.destroying);
         let look = if rolling {
@@ -322,8 +350,8 @@ impl Planner {
         if let Some(at) = due.min() {
             self.look_again(&key, at);
         }
-        if freed {
-            self.queue_waiting();
+        for node in freed {
+            self.queue_unplaced(node);
         }
         let nothing = Vec::new();
         planned.is_news = self.findings.get(&key).unwrap_or(&nothing) != &findings;
@@ -345,6 +373,8 @@ impl Planner {
             now,
             draw: &mut || 0,
             planned: Planned::default(),
+            unplaced: Vec::new(),
+            freed: BTreeSet::new(),
         };
         for id in ended::expired(&pass.given.ended, now) {
             pass.take(Action::PruneEnded { id });
@@ -410,6 +440,10 @@ struct Pass<'w, 'd> {
     now: Timestamp,
     draw: &'d mut dyn FnMut() -> u32,
     planned: Planned,
+    /// The instances that found no node, in this look at the env.
+    unplaced: Vec<Unplaced>,
+    /// The nodes on which something became free.
+    freed: BTreeSet<NodeId>,
 }
 
 impl Pass<'_, '_> {
@@ -425,11 +459,12 @@ impl Pass<'_, '_> {
         };
         for id in changes.instances.keys() {
             let instance = self.working.instances.get(id);
-            self.placement.set_instance(*id, instance);
+            self.freed
+                .extend(self.placement.set_instance(*id, instance));
         }
         for id in changes.volumes.keys() {
             let volume = self.working.volumes.get(id);
-            self.placement.set_volume(*id, volume);
+            self.freed.extend(self.placement.set_volume(*id, volume));
         }
         self.planned.changes.then(changes);
         if let Command::Plan(action) = command {

@@ -1,6 +1,9 @@
 //! A process of a release as the complete description of one instance.
 
-use model::instance::{AttachedVolume, HealthCheck, InstanceSpec, Probe, SecretVersion, Volume};
+use model::instance::{
+    AttachedVolume, HealthCheck, InstanceSpec, Probe, RestartPolicy, RestartWhen, Runs,
+    SecretVersion, Volume,
+};
 use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -121,6 +124,8 @@ pub struct Identity<'a> {
     pub process: &'a ProcessName,
     /// The number of the release.
     pub release: ReleaseNumber,
+    /// What of the process type it runs.
+    pub runs: Runs,
     /// Its address, on its node and in its env's network.
     pub address: Ipv6Addr,
     /// The architecture of its node, in the OCI's words.
@@ -170,12 +175,13 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         .collect::<Result<_, _>>()?;
     let mut variables = release.variables_of(who.process).clone();
     variables.extend(process.env.clone());
-    Ok(InstanceSpec {
+    let spec = InstanceSpec {
         id: who.id,
         app: who.env.app.clone(),
         env: who.env.env.clone(),
         process: who.process.clone(),
         release: who.release,
+        runs: who.runs,
         image: image.clone(),
         command: process.command.clone(),
         user: process.user.clone(),
@@ -194,6 +200,21 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         address: who.address,
         secrets,
         volumes: who.volumes.to_vec(),
+    };
+    Ok(match who.runs {
+        Runs::App => spec,
+        Runs::ReleaseCommand => InstanceSpec {
+            command: process.deploy.release_command.clone(),
+            ports: Vec::new(),
+            healthcheck: None,
+            liveness: None,
+            restart: RestartPolicy {
+                when: RestartWhen::Never,
+                max_retries: 0,
+            },
+            volumes: Vec::new(),
+            ..spec
+        },
     })
 }
 
@@ -209,6 +230,7 @@ pub fn is_as_in(spec: &InstanceSpec, number: ReleaseNumber, release: &Release, a
         env: &env,
         process: &spec.process,
         release: spec.release,
+        runs: spec.runs,
         address: spec.address,
         arch,
         volumes: &spec.volumes,
@@ -222,7 +244,8 @@ pub fn is_as_in(spec: &InstanceSpec, number: ReleaseNumber, release: &Release, a
             (&has.name, &has.path, &has.owner) == (&asked.name, &asked.path, &asked.owner)
         })
     };
-    let has_volumes = asks.len() == spec.volumes.len() && asks.iter().all(has);
+    let has_volumes =
+        spec.runs.is_app() && asks.len() == spec.volumes.len() && asks.iter().all(has);
     has_volumes && instance_spec(&who, release).is_ok_and(|made| made == *spec)
 }
 
@@ -377,6 +400,7 @@ mod tests {
                 env: &env,
                 process,
                 release: ReleaseNumber(4),
+                runs: Runs::App,
                 address: Ipv6Addr::LOCALHOST,
                 arch,
                 volumes: &[],
@@ -420,6 +444,7 @@ mod tests {
             env: &key("shop/prod"),
             process: &name("web"),
             release: ReleaseNumber(1),
+            runs: Runs::App,
             address: Ipv6Addr::LOCALHOST,
             arch: "amd64",
             volumes: &[],

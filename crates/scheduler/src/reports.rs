@@ -21,16 +21,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::node::{InstanceReport, NodeReport};
+use api::node::{InstanceReport, NodeReport, ReportDelta};
 use model::instance::InstanceState;
-use model::{Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
 
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase};
-
-/// How old [`Node::seen_at`] may be before a report that says nothing new changes it, in milliseconds: such a report
-/// costs no write.
-pub const SEEN_GRANULARITY_MS: u64 = 60_000;
 
 /// Highest counter of a desired state that a node may say it has applied: far more than any server gives, and few enough that
 /// every store takes the next ones. A node that says more is not believed, and its instances are not gone by what it says.
@@ -46,36 +42,27 @@ pub struct Unknown {
     pub volumes: Vec<VolumeId>,
 }
 
-/// What the node of this report has and the cluster state does not know there.
-pub fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unknown {
-    let unreadable =
-        |subject: Subject| (cluster.unreadable.iter()).any(|record| record.subject == subject);
-    let is_unknown_instance = |id: &InstanceId| {
-        cluster.instances.get(id).is_none_or(|i| i.node != node)
-            && !unreadable(Subject::Instance(*id))
-    };
-    let is_unknown_volume = |id: &VolumeId| {
-        cluster.volumes.get(id).is_none_or(|v| v.node != node) && !unreadable(Subject::Volume(*id))
-    };
-    let running = report
-        .instances
-        .iter()
-        .filter(|reported| !has_stopped(reported.state));
-    let instances = running.map(|reported| reported.id);
-    let volumes = report.volumes.iter().copied();
-    Unknown {
-        instances: instances.filter(is_unknown_instance).collect(),
-        volumes: volumes.filter(is_unknown_volume).collect(),
-    }
+/// Whether a node runs an instance that the cluster state does not know there.
+pub(crate) fn is_unknown_instance(
+    cluster: &ClusterState,
+    node: NodeId,
+    said: &InstanceReport,
+) -> bool {
+    let is_known = (cluster.instances.get(&said.id)).is_some_and(|known| known.node == node);
+    !is_known && !has_stopped(said.state) && !is_unreadable(cluster, Subject::Instance(said.id))
 }
 
-/// Whether a report changes anything of the cluster state.
-pub fn is_news(cluster: &ClusterState, node: NodeId, report: &NodeReport, now: Timestamp) -> bool {
-    let mut after = cluster.clone();
-    !apply_report(&mut after, node, report, now).is_empty()
+/// Whether the cluster state does not know this volume on this node.
+pub(crate) fn is_unknown_volume(cluster: &ClusterState, node: NodeId, id: VolumeId) -> bool {
+    let is_known = (cluster.volumes.get(&id)).is_some_and(|volume| volume.node == node);
+    !is_known && !is_unreadable(cluster, Subject::Volume(id))
 }
 
-/// Takes a node's report into the cluster state. Nothing changes for a node that the cluster state lacks.
+fn is_unreadable(cluster: &ClusterState, subject: Subject) -> bool {
+    (cluster.unreadable.iter()).any(|record| record.subject == subject)
+}
+
+/// Takes all that a node reports into the cluster state. Nothing changes for a node that the cluster state lacks.
 pub(crate) fn apply_report(
     cluster: &mut ClusterState,
     id: NodeId,
@@ -83,76 +70,177 @@ pub(crate) fn apply_report(
     now: Timestamp,
 ) -> Changes {
     let mut changes = Changes::default();
+    let observed = report.generation.within(cluster.incarnation);
     let Some(before) = cluster.nodes.get(&id) else {
         return changes;
     };
-    let incarnation = cluster.incarnation;
-    let observed = report.generation.within(incarnation);
-    let node = node_after_report(before, report, observed, incarnation, now);
-    let is_current = observed.incarnation == incarnation && observed.counter == node.generation;
-    let damaged = Subject::Node(id);
-    let is_damaged = (cluster.unreadable.iter()).any(|record| record.subject == damaged);
-    if node != *before || is_damaged {
-        cluster
-            .unreadable
-            .retain(|record| record.subject != damaged);
-        cluster.nodes.insert(id, node.clone());
-        changes.nodes.insert(id, Some(node));
-    }
-    let reported: BTreeMap<InstanceId, &InstanceReport> =
-        (report.instances.iter()).map(|r| (r.id, r)).collect();
-    let on_node = cluster.instances.on_node(id);
-    let news: Vec<_> = on_node
-        .filter_map(|(id, instance)| {
-            let after = after_report(instance, is_current, reported.get(&id).copied());
-            Some((id, after?))
-        })
-        .collect();
-    for (id, (phase, said)) in news {
-        if let Some(instance) = cluster.instances.get_mut(&id) {
-            instance.ready_since = ready_since(instance, said.as_ref(), now);
-            (instance.phase, instance.report) = (phase, said);
-            changes.instances.insert(id, Some(instance.clone()));
-        }
-    }
-    let disks: BTreeSet<VolumeId> = report.volumes.iter().copied().collect();
-    let on_node = cluster.volumes.on_node(id);
-    let news: Vec<_> = on_node
-        .filter_map(|(id, volume)| {
-            let after = volume_after_report(volume.phase, disks.contains(&id), is_current);
-            (after != volume.phase).then_some((id, after))
-        })
-        .collect();
-    for (id, phase) in news {
-        if let Some(volume) = cluster.volumes.get_mut(&id) {
-            volume.phase = phase;
-            changes.volumes.insert(id, Some(volume.clone()));
-        }
-    }
-    changes
-}
-
-/// `observed`: the generation that the node has applied.
-fn node_after_report(
-    before: &Node,
-    report: &NodeReport,
-    observed: Generation,
-    incarnation: Incarnation,
-    now: Timestamp,
-) -> Node {
+    let is_current = is_current(cluster, before, observed);
     let mut node = before.clone();
     node.hardware.clone_from(&report.hardware);
     node.driver = Some(report.driver.clone());
     node.egress.clone_from(&report.egress);
-    let is_ahead = observed.incarnation == incarnation && observed.counter > node.generation;
-    if is_ahead && observed.counter <= MAX_REPORTED_GENERATION {
-        node.generation = observed.counter.saturating_add(1);
+    set_node(cluster, id, node, Some(observed), now, &mut changes);
+    let reported: BTreeMap<InstanceId, &InstanceReport> =
+        (report.instances.iter()).map(|r| (r.id, r)).collect();
+    let on_node = cluster.instances.on_node(id).map(|(id, _)| id);
+    let said: Vec<_> = on_node.map(|id| (id, reported.get(&id).copied())).collect();
+    set_instances(cluster, &said, is_current, now, &mut changes);
+    let disks: BTreeSet<VolumeId> = report.volumes.iter().copied().collect();
+    let on_node = cluster.volumes.on_node(id);
+    let said: Vec<_> = on_node.map(|(id, _)| (id, disks.contains(&id))).collect();
+    set_volumes(cluster, &said, is_current, &mut changes);
+    changes
+}
+
+/// Takes what changed on a node into the cluster state, which has all that it reported before. It costs what changed: only when the node
+/// has applied another desired state is everything looked at that terminates there.
+///
+/// `observed`: the generation that it has applied. `volumes`: every volume that it has, where that generation is another than before.
+pub(crate) fn apply_changes(
+    cluster: &mut ClusterState,
+    id: NodeId,
+    delta: &ReportDelta,
+    observed: Generation,
+    volumes: Option<&BTreeSet<VolumeId>>,
+    now: Timestamp,
+) -> Changes {
+    let mut changes = Changes::default();
+    let observed = observed.within(cluster.incarnation);
+    let Some(before) = cluster.nodes.get(&id) else {
+        return changes;
+    };
+    let is_current = is_current(cluster, before, observed);
+    let mut node = before.clone();
+    if let Some(hardware) = &delta.hardware {
+        node.hardware.clone_from(hardware);
     }
-    let is_old = |at: Timestamp| now.0.abs_diff(at.0) >= SEEN_GRANULARITY_MS;
-    if node != *before || node.seen_at.is_none_or(is_old) {
-        node.seen_at = Some(now);
+    if delta.driver.is_some() {
+        node.driver.clone_from(&delta.driver);
     }
-    node
+    if delta.egress.is_some() {
+        node.egress.clone_from(&delta.egress);
+    }
+    let moved = delta.generation.map(|_| observed);
+    set_node(cluster, id, node, moved, now, &mut changes);
+    let is_here = |instance: &InstanceId| {
+        let known = cluster.instances.get(instance);
+        known.is_some_and(|known| known.node == id)
+    };
+    let mut said: BTreeMap<InstanceId, Option<&InstanceReport>> = BTreeMap::new();
+    said.extend(delta.gone_instances.iter().map(|id| (*id, None)));
+    said.extend(delta.instances.iter().map(|said| (said.id, Some(said))));
+    said.retain(|instance, _| is_here(instance));
+    let said: Vec<_> = said.into_iter().collect();
+    set_instances(cluster, &said, is_current, now, &mut changes);
+    let there = delta.volumes.iter().map(|id| (*id, true));
+    let gone = delta.gone_volumes.iter().map(|id| (*id, false));
+    let is_here = |(volume, _): &(VolumeId, bool)| {
+        let known = cluster.volumes.get(volume);
+        known.is_some_and(|known| known.node == id)
+    };
+    let mut said: BTreeMap<VolumeId, bool> = there.chain(gone).filter(is_here).collect();
+    if is_current && let Some(volumes) = volumes {
+        // What the node was told to end, and does not have: it was never there, or was reported gone before.
+        let terminating: Vec<_> = (cluster.instances.on_node(id))
+            .filter(|(_, instance)| instance.is_terminating())
+            .map(|(id, instance)| (id, instance.report.clone()))
+            .collect();
+        let terminating: Vec<_> = (terminating.iter())
+            .map(|(id, report)| (*id, report.as_ref()))
+            .collect();
+        set_instances(cluster, &terminating, true, now, &mut changes);
+        let deleting = cluster.volumes.on_node(id);
+        let deleting = deleting.filter(|(_, volume)| volume.is_deleting());
+        let deleting = deleting.map(|(id, _)| (id, volumes.contains(&id)));
+        said.extend(deleting.collect::<Vec<_>>());
+    }
+    let said: Vec<_> = said.into_iter().collect();
+    set_volumes(cluster, &said, is_current, &mut changes);
+    changes
+}
+
+/// Whether the node has applied its current desired state.
+fn is_current(cluster: &ClusterState, node: &Node, observed: Generation) -> bool {
+    observed.incarnation == cluster.incarnation && observed.counter == node.generation
+}
+
+/// Makes a node's record `node`, which the node says. `observed`: the generation that it has applied, where it says so.
+fn set_node(
+    cluster: &mut ClusterState,
+    id: NodeId,
+    mut node: Node,
+    observed: Option<Generation>,
+    now: Timestamp,
+    changes: &mut Changes,
+) {
+    if let Some(observed) = observed {
+        let is_ahead = observed.incarnation == cluster.incarnation
+            && observed.counter > node.generation
+            && observed.counter <= MAX_REPORTED_GENERATION;
+        if is_ahead {
+            node.generation = observed.counter.saturating_add(1);
+        }
+    }
+    let damaged = Subject::Node(id);
+    let is_damaged = is_unreadable(cluster, damaged.clone());
+    let before = cluster.nodes.get(&id);
+    // When a node that says nothing new was last heard is written when it lapses.
+    if before == Some(&node) && !is_damaged && node.seen_at.is_some() {
+        return;
+    }
+    node.seen_at = Some(now);
+    if is_damaged {
+        cluster
+            .unreadable
+            .retain(|record| record.subject != damaged);
+    }
+    cluster.nodes.insert(id, node.clone());
+    changes.nodes.insert(id, Some(node));
+}
+
+/// What is reported of instances of a node; `None`: it lists them no longer.
+fn set_instances(
+    cluster: &mut ClusterState,
+    said: &[(InstanceId, Option<&InstanceReport>)],
+    is_current: bool,
+    now: Timestamp,
+    changes: &mut Changes,
+) {
+    for (id, said) in said {
+        let Some(instance) = cluster.instances.get(id) else {
+            continue;
+        };
+        let Some((phase, report)) = after_report(instance, is_current, *said) else {
+            continue;
+        };
+        let ready_since = ready_since(instance, report.as_ref(), now);
+        if let Some(instance) = cluster.instances.get_mut(id) {
+            (instance.phase, instance.report) = (phase, report);
+            instance.ready_since = ready_since;
+            changes.instances.insert(*id, Some(instance.clone()));
+        }
+    }
+}
+
+/// Whether the disks of volumes of a node are there.
+fn set_volumes(
+    cluster: &mut ClusterState,
+    said: &[(VolumeId, bool)],
+    is_current: bool,
+    changes: &mut Changes,
+) {
+    for (id, there) in said {
+        let Some(volume) = cluster.volumes.get(id) else {
+            continue;
+        };
+        let phase = volume_after_report(volume.phase, *there, is_current);
+        if phase != volume.phase
+            && let Some(volume) = cluster.volumes.get_mut(id)
+        {
+            volume.phase = phase;
+            changes.volumes.insert(*id, Some(volume.clone()));
+        }
+    }
 }
 
 /// The instance's phase and report after its node's `report`, which says `reported` of it; `None` where nothing is new.
@@ -237,7 +325,16 @@ mod tests {
     use crate::fixtures::{
         InstanceFixture, READY, attach, cluster, deploy, manifest, process, report,
     };
+    use crate::report_receiver::ReportReceiver;
     use api::node::DriverChoice;
+    use model::Incarnation;
+
+    fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unknown {
+        let mut receiver = ReportReceiver::default();
+        let whole = receiver.uncounted(report.clone());
+        receiver.received(cluster, node, &whole, Vec::new());
+        receiver.unknown(cluster, node)
+    }
 
     fn is_gone(cluster: &ClusterState, id: u32) -> bool {
         matches!(phase(cluster, id), InstancePhase::Gone { .. })
@@ -335,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_that_says_nothing_new_is_written_once_a_minute() {
+    fn a_report_that_says_nothing_new_is_never_written() {
         let mut cluster = two();
         let at = |cluster: &mut ClusterState, now| {
             let command = Command::Report {
@@ -343,15 +440,130 @@ mod tests {
                 report: Box::new(node_report(7, &[])),
                 now: Timestamp(now),
             };
-            apply(cluster, &command).unwrap();
-            cluster.nodes[&NodeId(1)].seen_at.unwrap().0
+            apply(cluster, &command).unwrap().is_empty()
         };
-        assert_eq!(at(&mut cluster, 5), 5);
-        assert_eq!(at(&mut cluster, 4 + SEEN_GRANULARITY_MS), 5);
-        assert_eq!(
-            at(&mut cluster, 5 + SEEN_GRANULARITY_MS),
-            5 + SEEN_GRANULARITY_MS
+        assert!(!at(&mut cluster, 5));
+        assert!(at(&mut cluster, 5 + 24 * 3_600_000));
+        assert_eq!(cluster.nodes[&NodeId(1)].seen_at, Some(Timestamp(5)));
+    }
+
+    fn changes(generation: Option<u64>, instances: &[(u32, InstanceState)]) -> ReportDelta {
+        let said = |(id, state): &(u32, InstanceState)| report(InstanceId(*id), *state);
+        ReportDelta {
+            generation: generation.map(|counter| Generation {
+                incarnation: Incarnation(1),
+                counter,
+            }),
+            instances: instances.iter().map(said).collect(),
+            ..ReportDelta::default()
+        }
+    }
+
+    fn apply_delta(
+        cluster: &mut ClusterState,
+        observed: u64,
+        delta: &ReportDelta,
+        volumes: &[VolumeId],
+    ) -> Changes {
+        let incarnation = cluster.incarnation;
+        let command = Command::ReportChanges {
+            node: NodeId(1),
+            changes: Box::new(delta.clone()),
+            observed: Generation {
+                incarnation,
+                counter: observed,
+            },
+            volumes: delta.generation.map(|_| volumes.iter().copied().collect()),
+            now: Timestamp(2),
+        };
+        apply(cluster, &command).unwrap()
+    }
+
+    #[test]
+    fn what_changed_on_a_node_is_applied_and_nothing_else_is_looked_at() {
+        let mut cluster = two();
+        apply_to(
+            &mut cluster,
+            NodeId(1),
+            &node_report(7, &[(1, READY), (2, READY)]),
         );
+        let changed = apply_delta(
+            &mut cluster,
+            7,
+            &changes(None, &[(2, InstanceState::Backoff)]),
+            &[],
+        );
+        let of = |changes: &Changes| changes.instances.keys().copied().collect::<Vec<_>>();
+        assert_eq!(of(&changed), [InstanceId(2)]);
+        assert!(changed.nodes.is_empty(), "nothing of the node changed");
+        assert!(cluster.instances[&InstanceId(1)].report.is_some());
+        // What is named as gone is listed no longer.
+        let gone = ReportDelta {
+            gone_instances: vec![InstanceId(2), InstanceId(9)],
+            ..ReportDelta::default()
+        };
+        assert_eq!(
+            of(&apply_delta(&mut cluster, 7, &gone, &[])),
+            [InstanceId(2)]
+        );
+        assert_eq!(cluster.instances[&InstanceId(2)].report, None);
+        // The instance of another node is not this one's.
+        cluster.instances.remove(&InstanceId(1));
+        InstanceFixture {
+            id: 1,
+            env: "shop/prod",
+            process: "web",
+            release: 1,
+            node: 2,
+        }
+        .into_cluster(&mut cluster);
+        let said = changes(None, &[(1, READY)]);
+        assert!(apply_delta(&mut cluster, 7, &said, &[]).is_empty());
+    }
+
+    #[test]
+    fn an_instance_is_gone_by_a_difference_of_the_current_generation() {
+        let mut cluster = two();
+        apply_to(&mut cluster, NodeId(1), &node_report(7, &[(1, READY)]));
+        for id in [1, 2] {
+            let instance = cluster.instances.get_mut(&InstanceId(id)).unwrap();
+            instance.terminate();
+        }
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().generation = 8;
+        // It stopped before the node heard of the stop: it may start again.
+        let stopped = changes(None, &[(1, InstanceState::Stopped)]);
+        apply_delta(&mut cluster, 7, &stopped, &[]);
+        assert!(!is_gone(&cluster, 1) && !is_gone(&cluster, 2));
+        apply_delta(&mut cluster, 7, &changes(None, &[(1, READY)]), &[]);
+        // The node has applied the stop: what it never had is gone, and what it has is not.
+        apply_delta(&mut cluster, 8, &changes(Some(8), &[]), &[]);
+        assert!(!is_gone(&cluster, 1) && is_gone(&cluster, 2));
+        apply_delta(&mut cluster, 8, &stopped, &[]);
+        assert!(is_gone(&cluster, 1));
+    }
+
+    #[test]
+    fn a_deleted_volume_is_gone_by_a_difference_once_its_disk_is() {
+        let mut cluster = two();
+        attach(&mut cluster, 1, 0);
+        cluster.instances.remove(&InstanceId(1));
+        let id = VolumeId(0xd0);
+        apply(&mut cluster, &Command::DeleteVolume { id }).unwrap();
+        let generation = cluster.nodes[&NodeId(1)].generation;
+        let is_deleted =
+            |cluster: &ClusterState| cluster.volumes[&id].phase == VolumePhase::Deleted;
+        let moved = changes(Some(generation), &[]);
+        apply_delta(&mut cluster, generation, &moved, &[id]);
+        assert!(!is_deleted(&cluster), "its disk is there");
+        let mut never_there = cluster.clone();
+        apply_delta(&mut never_there, generation, &moved, &[]);
+        assert!(is_deleted(&never_there));
+        let gone = ReportDelta {
+            gone_volumes: vec![id],
+            ..ReportDelta::default()
+        };
+        apply_delta(&mut cluster, generation, &gone, &[]);
+        assert!(is_deleted(&cluster));
     }
 
     #[test]

@@ -19,7 +19,8 @@
 //! - was ready, and for as long after the last new instance was created not for `deploy.min_healthy` on end;
 //! - is not even prepared after [`PREPARE_DEADLINE_MS`]: a slow registry is not the fault of a release;
 //!
-//! or when an instance could not be placed for that long. Only the time counts in which its node is heard, by the server that leads:
+//! or when its release command (`deploy.release_command`) did not end with exit code 0 within its deadline, or it cannot be known whether it
+//! did; or when an instance could not be placed for that long. Only the time counts in which its node is heard, by the server that leads:
 //! an instance on a node that is offline, or that this server has not heard yet, fails no release.
 //!
 //! After a failure with a release to go back to, that one is wanted again, at its full numbers.
@@ -37,10 +38,10 @@ use std::fmt::Write as _;
 use api::node::MAX_LOG_TAIL;
 use api::user::RolloutPhase;
 use manifest::Deploy;
-use model::instance::InstanceState;
+use model::instance::{InstanceState, Runs};
 use model::{ProcessName, ReleaseNumber, Timestamp};
 
-use crate::cluster_state::{ClusterState, Env, Instance, Rollout};
+use crate::cluster_state::{ClusterState, Env, Instance, ReleaseCommand, Rollout};
 
 /// Restarts after which a new instance that is not ready fails its release.
 pub const MAX_NEW_RESTARTS: u32 = 3;
@@ -68,6 +69,32 @@ pub fn begin(before: Option<&Rollout>, release: ReleaseNumber, now: Timestamp) -
         reason: String::new(),
         previous,
         started_at: now,
+        release_commands: BTreeMap::new(),
+    }
+}
+
+/// The process type whose release command is to run, or runs. While there is one, the env stays at the release before.
+pub fn next_release_command<'e>(env: &'e Env, rollout: &Rollout) -> Option<&'e ProcessName> {
+    let release = env.releases.get(&rollout.release)?;
+    let mut processes = release.manifest.processes.iter();
+    let is_next = |(name, process): &(&ProcessName, &manifest::Process)| {
+        let done = rollout.release_commands.get(*name);
+        process.deploy.release_command.is_some()
+            && !release.kept.contains_key(*name)
+            && !matches!(done, Some(ReleaseCommand::Completed { .. }))
+    };
+    let next = processes.find(is_next).map(|(name, _)| name);
+    next.filter(|_| rollout.phase == RolloutPhase::Rolling)
+}
+
+/// How an env whose release commands run stays at the release before.
+pub fn stay_at(rollout: &Rollout, before: ReleaseNumber) -> Rollout {
+    Rollout {
+        release: before,
+        wanted: before,
+        phase: RolloutPhase::Done,
+        reason: String::new(),
+        ..rollout.clone()
     }
 }
 
@@ -282,7 +309,7 @@ impl Evaluator<'_> {
         let grace_ms = check.map_or(0, |check| check.grace_ms.saturating_add(GRACE_MARGIN_MS));
         let given = deploy.and_then(|deploy| deploy.deadline_ms);
         let deadline = given.unwrap_or(READY_DEADLINE_MS.max(grace_ms));
-        if instance.was_ready() {
+        if instance.was_ready() && instance.spec.runs.is_app() {
             let least = deploy.map_or(0, |deploy| deploy.min_healthy_ms) / 1000;
             let is_late = age(instance.created_at.max(self.progressed_at)) >= deadline;
             return is_late.then(|| (format!("not ready for {least} s on end"), deadline));
@@ -290,7 +317,11 @@ impl Evaluator<'_> {
         let prepared_after = report.map_or(0, |report| report.preparing_ms);
         let since_prepared =
             age(instance.created_at).saturating_sub(prepared_after.min(PREPARE_DEADLINE_MS));
-        (since_prepared >= deadline).then(|| ("not ready".to_owned(), deadline))
+        let what = match instance.spec.runs {
+            Runs::App => "not ready",
+            Runs::ReleaseCommand => "has not completed",
+        };
+        (since_prepared >= deadline).then(|| (what.to_owned(), deadline))
     }
 
     /// Why this instance of a release that is rolling out fails it, if it does. It is not settled. `node_name` is its
@@ -329,6 +360,7 @@ impl Evaluator<'_> {
                 format!("started again {restarts} times and not ready")
             }
             InstanceHealth::Terminated => match instance.report.as_ref().map(|r| r.state) {
+                _ if !instance.spec.runs.is_app() => "failed".to_owned(),
                 Some(InstanceState::Stopped) => {
                     "ended by itself, and its restart policy does not start it again".to_owned()
                 }
@@ -343,7 +375,11 @@ impl Evaluator<'_> {
 fn reason(instance: &Instance, what: &str, node_name: &str) -> String {
     let spec = &instance.spec;
     let (id, process, node) = (spec.id, &spec.process, instance.node);
-    let mut reason = format!("instance {id} of {process} on {node_name} ({node}) {what}");
+    let of = match spec.runs {
+        Runs::App => "of",
+        Runs::ReleaseCommand => "with the release command of",
+    };
+    let mut reason = format!("instance {id} {of} {process} on {node_name} ({node}) {what}");
     let Some(report) = &instance.report else {
         return reason;
     };
@@ -379,6 +415,7 @@ mod tests {
             reason: "said before".to_owned(),
             previous: previous.map(ReleaseNumber),
             started_at: Timestamp(1),
+            release_commands: BTreeMap::new(),
         }
     }
 

@@ -271,26 +271,10 @@ pub fn taken_hosts(
     manifest: &Manifest,
 ) -> BTreeMap<String, EnvKey> {
     let mut taken = BTreeMap::new();
-    let others = cluster
-        .envs
-        .iter()
-        .filter(|(key, other)| *key != env && !other.destroying);
-    for (key, other) in others {
-        let rollout = &other.rollout;
-        // Of a release that is done and gone the hosts are free.
-        let is_done = rollout.phase == RolloutPhase::Done;
-        let releases = [
-            Some(rollout.release),
-            Some(rollout.wanted),
-            rollout.previous.filter(|_| !is_done),
-        ];
-        for release in releases.into_iter().flatten() {
-            let hosts = other.releases.get(&release).map(|r| &r.manifest.routes);
-            for host in hosts.into_iter().flat_map(BTreeMap::keys) {
-                if manifest.routes.contains_key(host) {
-                    taken.insert(host.clone(), key.clone());
-                }
-            }
+    for host in manifest.routes.keys() {
+        let mut claiming = cluster.host_claims.claiming(host);
+        if let Some(other) = claiming.find(|other| *other != env) {
+            taken.insert(host.clone(), other.clone());
         }
     }
     taken
@@ -298,7 +282,9 @@ pub fn taken_hosts(
 
 fn serves(instance: &Instance) -> bool {
     let report = instance.report.as_ref();
-    !instance.is_terminating() && report.is_some_and(|r| r.state.is_ready())
+    !instance.is_terminating()
+        && instance.spec.runs.is_app()
+        && report.is_some_and(|r| r.state.is_ready())
 }
 
 /// The release whose hosts are routed even when they have no backend (the edge then answers 503).
@@ -306,6 +292,13 @@ fn announced(env: &Env) -> Option<ReleaseNumber> {
     let rollout = &env.rollout;
     match rollout.phase {
         RolloutPhase::Failed => rollout::serving_before(env, rollout),
+        // Nothing of it is there before its release commands are done.
+        RolloutPhase::Rolling
+            if rollout::next_release_command(env, rollout).is_some()
+                && rollout::serving_before(env, rollout).is_some() =>
+        {
+            rollout::serving_before(env, rollout)
+        }
         RolloutPhase::Rolling
         | RolloutPhase::Done
         | RolloutPhase::Reverted
@@ -432,6 +425,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::apply::{Command, apply};
     use crate::cluster_state::{Subject, UnreadableRecord};
     use crate::fixtures::{InstanceFixture, cluster, deploy, key, lapse, manifest, process};
     use expect_test::{Expect, expect};
@@ -541,7 +535,7 @@ mod tests {
         second.manifest.routes.values_mut().next().unwrap().port = 9090;
         let ports = web.ports.clone();
         let third = cluster.instances.get_mut(&InstanceId(3)).unwrap();
-        third.spec.ports = ports;
+        std::sync::Arc::make_mut(&mut third.spec).ports = ports;
         check(
             &cluster,
             expect![[r#"
@@ -683,7 +677,10 @@ mod tests {
         assert_eq!(taken, expected);
         assert!(taken_hosts(&cluster, &key("shop/prod"), &manifest).is_empty());
         let mut going = cluster.clone();
-        going.envs.get_mut(&key("shop/prod")).unwrap().destroying = true;
+        let destroy = Command::DestroyEnv {
+            env: key("shop/prod"),
+        };
+        apply(&mut going, &destroy).unwrap();
         assert!(taken_hosts(&going, &key("shop/test"), &manifest).is_empty());
         // Where it came to be claimed twice nevertheless, the older env keeps it.
         deploy(&mut cluster, "shop/a", manifest, Timestamp(0));

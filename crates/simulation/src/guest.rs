@@ -16,6 +16,8 @@ use tokio::time::{Duration, sleep};
 use crate::machine::{Machine, VmKey};
 use crate::simulator::App;
 
+/// What a release command is: it ends by itself.
+pub(crate) const RELEASE_COMMAND: &str = "migrate";
 /// Pause before a guest dials again, in milliseconds.
 const DIAL_PAUSE: Duration = Duration::from_millis(500);
 /// How long an app takes to end after it was asked to stop, in milliseconds, at most.
@@ -149,7 +151,18 @@ impl Guest {
             };
             let answered = match frame {
                 None => return false,
-                Some(HostFrame::Boot(_)) if self.phase == Phase::Waiting => {
+                Some(HostFrame::Boot(config)) if self.phase == Phase::Waiting => {
+                    if config
+                        .argv
+                        .iter()
+                        .any(|argument| argument == RELEASE_COMMAND)
+                    {
+                        self.app = match self.app {
+                            App::Exits(code) => App::Exits(code),
+                            App::NotFound => App::NotFound,
+                            _ => App::Exits(0),
+                        };
+                    }
                     self.start(connection).await
                 }
                 Some(HostFrame::Stop { .. }) if running && !self.stopping => {

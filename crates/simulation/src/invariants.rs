@@ -7,7 +7,7 @@ use manifest::Strategy;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
 use scheduler::action::{Action, PlacedInstance};
 use scheduler::cluster_state::{
-    ClusterState, Instance, Node, Presence, Rollout, Scheduling, VolumePhase,
+    ClusterState, Instance, Node, Presence, ReleaseCommand, Rollout, Scheduling, VolumePhase,
 };
 use scheduler::placement::CPU_OVERCOMMIT;
 use scheduler::rollout::wanted_counts;
@@ -34,7 +34,10 @@ fn is_ready(cluster: &ClusterState, instance: &Instance) -> bool {
         .get(&instance.node)
         .is_some_and(Node::is_online);
     let report = instance.report.as_ref();
-    online && !instance.is_terminating() && report.is_some_and(|report| report.state.is_ready())
+    online
+        && instance.spec.runs.is_app()
+        && !instance.is_terminating()
+        && report.is_some_and(|report| report.state.is_ready())
 }
 
 /// How many instances of a process type are ready, as the server knows it.
@@ -245,8 +248,21 @@ fn check_need(
     let Some(env) = cluster.envs.get(&key) else {
         return;
     };
-    if placed.spec.release != env.rollout.wanted {
+    if placed.spec.release != env.rollout.wanted || !placed.spec.runs.is_app() {
         return;
+    }
+    let release = env.releases.get(&env.rollout.release);
+    let rolling = release.filter(|_| env.rollout.phase == RolloutPhase::Rolling);
+    let processes = rolling.map(|release| &release.manifest.processes);
+    for (name, process) in processes.into_iter().flatten() {
+        let has_command = process.deploy.release_command.is_some();
+        let command = env.rollout.release_commands.get(name);
+        if has_command && !matches!(command, Some(ReleaseCommand::Completed { .. })) {
+            simulator.violate(format!(
+                "{} of {} is made before the release command of {name} has completed",
+                placed.spec.id, placed.spec.release
+            ));
+        }
     }
     let lapsed = cluster.nodes.values().filter(|node| node.has_lapsed());
     let mass_loss = lapsed.count() > (cluster.nodes.len() / 3).max(1);
@@ -267,6 +283,7 @@ fn check_need(
             && instance.spec.env_key() == key
             && instance.spec.process == *process
             && instance.spec.release == env.rollout.wanted
+            && instance.spec.runs.is_app()
             && !is_drained
             && !is_lost
     };

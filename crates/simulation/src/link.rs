@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::node::{DesiredState, NodeReport};
+use api::node::{DesiredState, ReportAnswer, ReportDelta};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use model::instance::{SecretBundle, SecretVersion};
@@ -275,7 +275,7 @@ impl ServerApi for Link {
         .boxed()
     }
 
-    fn report(&self, report: NodeReport) -> BoxFuture<'_, HostResult<()>> {
+    fn report(&self, report: ReportDelta) -> BoxFuture<'_, HostResult<ReportAnswer>> {
         async move {
             let node = self.node;
             let Faults {

@@ -19,6 +19,7 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::edge::Edge;
+use crate::guest::RELEASE_COMMAND;
 use crate::invariants;
 use crate::machine::{DISK_BYTES, Machine};
 use crate::node::Node;
@@ -384,6 +385,12 @@ impl Scenario {
         web.deploy.max_unavailable = deployed.unavailable;
         web.deploy.strategy = deployed.strategy;
         web.deploy.min_healthy_ms = deployed.min_healthy_ms;
+        if self.fault_level != FaultLevel::None
+            && deployed.count > 0
+            && self.draw(|rng| rng.percent(25))
+        {
+            web.deploy.release_command = Some(vec![RELEASE_COMMAND.to_owned()]);
+        }
         if let Some(health) = &mut web.healthcheck {
             health.interval_ms = interval_ms;
         }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::{Incarnation, Term};
+use model::instance::Runs;
+use model::{EnvKey, Incarnation, InstanceId, ReleaseNumber, Term};
 use scheduler::cluster_state::{ClusterState, Instance};
 use scheduler::leader::Batch;
 use scheduler::lease::{SeenLease, StoredLease};
@@ -85,6 +86,8 @@ struct State {
     next_transaction: u64,
     /// Who wrote in each term.
     writers: BTreeMap<(Incarnation, Term), Process>,
+    /// The instance of each release command that was started.
+    release_commands: BTreeMap<(Incarnation, EnvKey, ReleaseNumber), InstanceId>,
     backup: Option<ClusterState>,
     was_restored: bool,
 }
@@ -113,6 +116,7 @@ impl Store {
                 transactions: BTreeMap::new(),
                 next_transaction: 0,
                 writers: BTreeMap::new(),
+                release_commands: BTreeMap::new(),
                 backup: None,
                 was_restored: false,
             })),
@@ -367,6 +371,19 @@ impl Store {
             state.route_counter = batch.routes.counter();
         }
         for (id, instance) in &batch.changes.instances {
+            if let Some(spec) = instance.as_ref().map(|instance| &instance.spec)
+                && spec.runs == Runs::ReleaseCommand
+            {
+                let of = (state.cluster.incarnation, spec.env_key(), spec.release);
+                let first = state.release_commands.entry(of).or_insert(*id);
+                if first != id {
+                    let what = format!(
+                        "the release command of {} runs in {first} and in {id}",
+                        spec.release
+                    );
+                    self.simulator.violate(what);
+                }
+            }
             if instance.as_ref().is_none_or(Instance::is_terminating) {
                 self.simulator.terminated(*id);
             }

@@ -1,21 +1,21 @@
 //! A term in which a server leads: the real leader, its commits, its planning, and what it answers, as in `control_plane::term`.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::edge::RouteTable;
-use api::node::{DesiredState, NodeReport};
+use api::node::{DesiredState, ReportAnswer, ReportDelta};
 use api::user::RolloutPhase;
 use model::{Generation, InstanceId, NodeId, Term, Timestamp};
 use scheduler::action::Action;
-use scheduler::apply::{Command, Refused};
+use scheduler::apply::{Command, Refused, apply};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::newer_state;
 use scheduler::heartbeats::Heartbeats;
 use scheduler::leader::Leader;
 use scheduler::planner::plan;
-use scheduler::reports::{is_news, unknown};
+use scheduler::report_receiver::{ReportReceiver, Verdict};
 use scheduler::routes::RouteIndex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -66,6 +66,8 @@ pub(crate) struct LedTerm {
     /// Wakes everyone who waits for a change, in the order in which they came: a `watch` wakes in random order.
     changed: Notify,
     heartbeats: Mutex<Heartbeats>,
+    /// What is known of each node's reports in this term.
+    receivers: Mutex<BTreeMap<NodeId, Arc<tokio::sync::Mutex<ReportReceiver>>>>,
     /// Something is to be planned.
     wake: Notify,
     /// The store refused a write of the term.
@@ -108,6 +110,7 @@ impl LedTerm {
             published: Mutex::new(Arc::new(published)),
             changed: Notify::new(),
             heartbeats: Mutex::new(heartbeats),
+            receivers: Mutex::default(),
             wake: Notify::new(),
             lost: CancellationToken::new(),
             end: CancellationToken::new(),
@@ -384,20 +387,33 @@ impl LedTerm {
     pub(crate) async fn report(
         &self,
         node: NodeId,
-        report: NodeReport,
+        mut report: ReportDelta,
         late: bool,
-    ) -> Result<(), CallFailure> {
+    ) -> Result<ReportAnswer, CallFailure> {
         locked(&self.heartbeats).reported(node, self.computer.uptime());
+        // The reports of a node are taken one after the other.
+        let receiver = Arc::clone(locked(&self.receivers).entry(node).or_default());
+        let mut receiver = receiver.lock().await;
+        self.computer.runs().await;
         let published = self.published();
         let known = published.cluster.nodes.get(&node);
         let known = known.ok_or(CallFailure::NotAMember)?;
         let now = self.computer.now();
-        self.check_strangers(node, &report, late);
-        if !known.is_online() || is_news(&published.cluster, node, &report, now) {
+        let exceeded = report.bound();
+        let verdict = receiver.check(&report);
+        let command = match verdict {
+            Verdict::Apply => receiver.command(&published.cluster, node, &report, now),
+            _ => None,
+        };
+        let changes_anything = |command: &Command| {
+            let changes = apply(&mut published.cluster.clone(), command);
+            changes.is_ok_and(|changes| !changes.is_empty())
+        };
+        let command = command.filter(changes_anything);
+        if !known.is_online() || command.is_some() {
             let taken = self.submit(move |leader| {
                 leader.set_heard(node, true, now);
-                let report = Box::new(report);
-                leader.execute(&[Command::Report { node, report, now }])
+                leader.execute(command.as_slice())
             });
             match taken.await {
                 Err(CallFailure::Refused(Refused::NoNode(_))) => {
@@ -411,17 +427,21 @@ impl LedTerm {
             }
             self.wake.notify_one();
         }
-        Ok(())
+        if verdict == Verdict::Apply {
+            receiver.received(&published.cluster, node, &report, exceeded);
+            self.check_strangers(node, &receiver, late);
+        }
+        Ok(receiver.answer(verdict))
     }
 
     /// An instance that the store knows no more must not run.
-    fn check_strangers(&self, node: NodeId, report: &NodeReport, late: bool) {
+    fn check_strangers(&self, node: NodeId, receiver: &ReportReceiver, late: bool) {
         if late || self.store.was_restored() {
             return;
         }
         let unknown = self.store.with(|cluster| {
             let known = cluster.nodes.contains_key(&node);
-            known.then(|| unknown(cluster, node, report).instances)
+            known.then(|| receiver.unknown(cluster, node).instances)
         });
         let running = self.simulator().running();
         let lives = |id: &InstanceId| running.contains_key(id);

@@ -164,7 +164,7 @@ fn the_simulated_server_conforms() {
             node,
         };
         let instance = fixture.into_cluster(&mut given);
-        instance.spec.secrets = vec![secret.clone()];
+        std::sync::Arc::make_mut(&mut instance.spec).secrets = vec![secret.clone()];
         let server = Servers::start(&simulator, given, 1);
         server.elects_one(false).await;
         let link = Link::new(&server, NodeId(1));
@@ -270,8 +270,16 @@ impl Small {
     }
 
     fn instance(&self) -> InstanceSpec {
-        self.server
-            .with(|cluster| cluster.instances.values().next().unwrap().spec.clone())
+        self.server.with(|cluster| {
+            cluster
+                .instances
+                .values()
+                .next()
+                .unwrap()
+                .spec
+                .as_ref()
+                .clone()
+        })
     }
 
     fn record(&self) -> std::path::PathBuf {

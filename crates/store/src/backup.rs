@@ -5,16 +5,26 @@ use std::path::Path;
 use model::Incarnation;
 use sqlx::Connection as _;
 
+use crate::database::is_postgres;
 use crate::file::{connect, copy, sqlite_path};
-use crate::{Store, StoreError};
+use crate::{Store, StoreError, transfer};
 
 impl Store {
     /// Copies the store of this URL, as it is at one moment, to a file that is not there yet. A server may use the store
-    /// meanwhile: it is not kept from writing. The copy has mode 0600, and is durable.
+    /// meanwhile: it is not kept from writing. The copy has mode 0600, and is durable. It is a database of SQLite, also where the
+    /// store is in PostgreSQL, and either takes it back.
     ///
     /// # Errors
     /// There is no such store, the file is there already or cannot be written, or the copy is damaged. No file is left then.
     pub async fn backup(url: &str, to: &Path) -> Result<(), StoreError> {
+        if is_postgres(url) {
+            return transfer::backup(url, to).await;
+        }
+        Self::backup_file(url, to).await
+    }
+
+    /// The same, of SQLite.
+    pub(crate) async fn backup_file(url: &str, to: &Path) -> Result<(), StoreError> {
         let path = sqlite_path(url)?;
         let mut db = connect(&path).await?;
         let copied = copy(&mut db, to).await;

@@ -39,9 +39,19 @@ pub enum StoreError {
         /// The database file.
         store: String,
     },
-    /// A database of PostgreSQL is no file that could be copied or replaced.
-    #[error("a store in PostgreSQL is not backed up to a file by `platform`")]
+    /// A database of PostgreSQL is no file that could be locked.
+    #[error("a store in PostgreSQL is no file")]
     NotAFile,
+    /// A store is backed up by a program of its own version only: nothing of it is changed.
+    #[error(
+        "the store has schema {found}, and this program copies schema {known}: use the `platform` that its server runs"
+    )]
+    OtherSchema {
+        /// The schema of the store.
+        found: i64,
+        /// The schema that this program knows.
+        known: i64,
+    },
     /// Another server leads, or the lease was not renewed in time.
     #[error("this server leads no longer: its term {} is over", term.0)]
     LeaseLost {
@@ -147,6 +157,7 @@ impl StoreError {
             | Self::Open { .. }
             | Self::InUse { .. }
             | Self::NotAFile
+            | Self::OtherSchema { .. }
             | Self::LeaseLost { .. }
             | Self::Unconfirmed { .. }
             | Self::Copy { .. }
@@ -167,10 +178,6 @@ impl StoreError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Open { source, .. } => open_hint(source),
-            Self::NotAFile => Some(
-                "use pg_dump, and keep a copy of key-encryption-key.json apart from the dump; before the first server starts on \
-                 a restored database, run: UPDATE cluster SET incarnation = substr(md5(random()::text), 1, 16)",
-            ),
             _ => None,
         }
     }

@@ -10,6 +10,7 @@ use model::Term;
 use scheduler::lease::SeenLease;
 
 use crate::database::{CLOCK, no_lease, seen_lease};
+use crate::migrations::newest;
 use crate::rows::to_i64;
 use crate::{Store, StoreError};
 
@@ -46,6 +47,9 @@ impl Store {
     }
 
     /// Takes the lease for a new term, if it is as it was seen. `None`: somebody else was first.
+    ///
+    /// # Errors
+    /// Among others, a newer server has brought the store to a schema that this one does not know: it may follow, and never lead.
     pub async fn acquire_lease(
         &self,
         seen: SeenLease,
@@ -55,6 +59,16 @@ impl Store {
         let failed = StoreError::query("take the lease");
         let term = Term(seen.term.0.saturating_add(1));
         let mut db = self.database.lease().await.map_err(failed)?;
+        let sql = "SELECT MAX(version) FROM _sqlx_migrations";
+        let schema = db.fetch(sql, Vec::new()).await.map_err(failed)?;
+        let schema = schema.first().and_then(|row| row.get::<Option<i64>>(0));
+        if let Some(found) = schema.filter(|found| *found > newest()) {
+            return Err(StoreError::NewerSchema {
+                store: "that servers share".to_owned(),
+                found,
+                known: newest(),
+            });
+        }
         // Waits for the transactions of the leader before. Its renewal takes no such lock.
         db.fetch("SELECT term FROM lease FOR UPDATE", Vec::new())
             .await

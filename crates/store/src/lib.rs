@@ -32,6 +32,7 @@ mod routes;
 mod rows;
 mod secrets;
 mod sqlite;
+mod transfer;
 mod users;
 mod write;
 

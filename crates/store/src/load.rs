@@ -19,6 +19,7 @@ use scheduler::cluster_state::{
     ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Presence, Release,
     Scheduling, Subject, TokenHash, UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
+use scheduler::host_claims::HostClaims;
 use scheduler::instances::{Instances, Volumes};
 use scheduler::table::Table;
 
@@ -62,6 +63,7 @@ pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, Store
         .map_err(StoreError::query("read the enrollment tokens"))?;
     cluster.tokens = readable(&rows, token, &mut unreadable);
     cluster.envs = load_envs(&mut *db, &mut unreadable).await?;
+    cluster.host_claims = HostClaims::of(cluster.envs.iter());
     let rows = db.fetch(INSTANCES, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the instances"))?;
     cluster.instances = readable(&rows, instance, &mut unreadable);
@@ -98,6 +100,7 @@ async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
         last_node: number("a node's number", row.get(3))?,
         last_edge: number("an edge's number", row.get(4))?,
         envs: Table::new(),
+        host_claims: HostClaims::default(),
         instances: Instances::default(),
         volumes: Volumes::default(),
         secrets: Table::new(),
@@ -129,7 +132,7 @@ fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, St
 }
 
 const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
-     json_version, hardware_json, driver_json, egress_json, scheduling FROM nodes";
+     json_version, hardware_json, driver_json, egress_json, scheduling, labels_json FROM nodes";
 
 async fn load_nodes(
     db: &mut dyn Transaction,
@@ -248,6 +251,7 @@ fn node_columns(row: &Row) -> Result<Node, String> {
             "draining_with_volumes" => Scheduling::Draining { with_volumes: true },
             other => return Err(format!("whether the node takes instances is `{other}`")),
         },
+        labels: from_json(row.get(7), row.get(12))?,
     })
 }
 
@@ -362,7 +366,7 @@ fn instance(row: &Row) -> Result<(InstanceId, Instance), UnreadableRecord> {
             None
         });
         let instance = Instance {
-            spec,
+            spec: std::sync::Arc::new(spec),
             node: node.clone()?,
             created_at: Timestamp(in_range("a time", row.get(8))?),
             phase,

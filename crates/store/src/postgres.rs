@@ -15,7 +15,7 @@ use crate::StoreError;
 use crate::database::{
     ACQUIRE_TIMEOUT, Answer, Database, READERS, Transaction, Value, transaction,
 };
-use crate::migrations::{self, migrator, not_migrated};
+use crate::migrations::{self, migrator, newest, not_migrated};
 
 /// How long the database waits for the next statement of a transaction that writes.
 pub const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(4);
@@ -35,8 +35,8 @@ pub(crate) struct PostgresDatabase {
 }
 
 impl PostgresDatabase {
-    /// Opens `postgres://USER@HOST/DATABASE`, and brings the database to this version's schema. One with a newer schema is
-    /// refused.
+    /// Opens `postgres://USER@HOST/DATABASE`, and brings the database to this version's schema; the term of a server that leads with
+    /// an older one ends then. One with a newer schema is refused.
     pub(crate) async fn open(url: &str) -> Result<Self, StoreError> {
         // What the URL says wrong may be its password: it is not shown.
         let options: PgConnectOptions = url.parse().map_err(|source| StoreError::PostgresUrl {
@@ -75,10 +75,16 @@ impl PostgresDatabase {
             .connect_with(writing)
             .await
             .map_err(failed)?;
+        let before = schema(&writer).await;
         migrator(migrations::POSTGRES)
             .run(&writer)
             .await
             .map_err(|source| not_migrated(&store, source))?;
+        if before.is_some_and(|before| before < newest()) {
+            // A leader of an older version does not know what was added, and takes it for gone: its term ends here.
+            let ended = sqlx::query("UPDATE lease SET expires_at = 0");
+            ended.execute(&writer).await.map_err(failed)?;
+        }
         let timeout = LEASE_STATEMENT_TIMEOUT.as_millis().to_string();
         let leasing = options.clone().options([
             ("statement_timeout", timeout.clone()),
@@ -88,6 +94,39 @@ impl PostgresDatabase {
             writer,
             reader: pool(READERS, ACQUIRE_TIMEOUT).connect_lazy_with(options),
             lease: pool(1, LEASE_STATEMENT_TIMEOUT).connect_lazy_with(leasing),
+        })
+    }
+}
+
+/// The newest migration of the database; none in an empty one.
+async fn schema(writer: &PgPool) -> Option<i64> {
+    let newest = sqlx::query_scalar("SELECT MAX(version) FROM _sqlx_migrations");
+    newest.fetch_one(writer).await.ok().flatten()
+}
+
+impl PostgresDatabase {
+    /// Opens a database that is there, to read it only: its schema stays as it is.
+    pub(crate) async fn open_reader(url: &str) -> Result<Self, StoreError> {
+        let options: PgConnectOptions = url.parse().map_err(|source| StoreError::PostgresUrl {
+            url: without_password(url),
+            source,
+        })?;
+        let options = options
+            .application_name("platform server backup")
+            .options([("default_transaction_read_only", "on")]);
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .acquire_timeout(CONNECT_TIMEOUT)
+            .connect_with(options.clone())
+            .await
+            .map_err(|source| StoreError::Open {
+                store: place(&options),
+                source,
+            })?;
+        Ok(Self {
+            writer: pool.clone(),
+            lease: pool.clone(),
+            reader: pool,
         })
     }
 }

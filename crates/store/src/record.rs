@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use api::edge::Route;
 use api::enrollment::Hardware;
 use api::node::{DriverChoice, EgressState, InstanceReport};
-use model::ProcessName;
 use model::instance::InstanceSpec;
+use model::{LabelKey, LabelValue, ProcessName};
 use scheduler::cluster_state::{ClusterSettings, EndedInstance, Release, Rollout};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,10 @@ impl Record for ClusterSettings {
 
 impl Record for Hardware {
     const WHAT: &'static str = "a node's hardware";
+}
+
+impl Record for BTreeMap<LabelKey, LabelValue> {
+    const WHAT: &'static str = "a node's labels";
 }
 
 impl Record for DriverChoice {

@@ -173,6 +173,7 @@ async fn put_node(db: &mut dyn Transaction, id: NodeId, node: &Node) -> Result<(
             }
             .into(),
         ),
+        ("labels_json", to_json(&node.labels)?.into()),
     ];
     put(&mut *db, operation, "nodes", 1, columns).await?;
     let sql = "UPDATE cluster SET last_node = $1 WHERE last_node < $1";
@@ -295,7 +296,7 @@ async fn put_instance(db: &mut dyn Transaction, instance: &Instance) -> Result<(
         ("app", spec.app.as_str().into()),
         ("env", spec.env.as_str().into()),
         ("node", instance.node.0.into()),
-        ("spec_json", to_json(spec)?.into()),
+        ("spec_json", to_json(spec.as_ref())?.into()),
         ("phase", phase.into()),
         ("was_ready", instance.was_ready().into()),
         ("reason", reason.into()),

@@ -91,7 +91,8 @@ async fn a_row_of_version_1_is_written_with_the_current_version() {
     let folder = tempfile::tempdir().unwrap();
     let store = version_1(folder.path()).await;
     let cluster = store.load().await.unwrap();
-    let said = report(cluster.generation(NodeId(1)).unwrap(), Vec::new());
+    let mut said = report(cluster.generation(NodeId(1)).unwrap(), Vec::new());
+    "something new".clone_into(&mut said.driver.reason);
     let later = model::Timestamp(NOW.0 + 120_000);
     reported(&store, NodeId(1), &said, later).await.unwrap();
     store.close().await;

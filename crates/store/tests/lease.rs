@@ -207,9 +207,9 @@ async fn a_database_that_cannot_be_used_is_named_with_what_to_do() {
     .await;
     let error = Store::open(&url).await.unwrap_err();
     assert!(error.to_string().contains("has schema 999"), "{error}");
-    let refused = Store::backup(&url, std::path::Path::new("/nonexistent")).await;
-    let refused = refused.unwrap_err();
-    assert!(refused.hint().unwrap().contains("pg_dump"), "{refused}");
+    // Nor is it copied by a program that does not know it.
+    let refused = Store::backup(&url, &std::env::temp_dir().join("never.db")).await;
+    assert!(matches!(refused, Err(StoreError::OtherSchema { .. })));
     assert!(matches!(Store::lock(&url).await, Err(StoreError::NotAFile)));
 }
 
@@ -289,4 +289,42 @@ async fn a_row_that_cannot_be_read_is_kept_and_named_and_one_that_breaks_a_const
     assert!(refused.is_about_a_record(), "{refused:?}");
     assert!(!refused.ends_the_term());
     assert_eq!(store.load().await.unwrap(), cluster);
+}
+
+#[tokio::test]
+async fn a_server_of_an_older_version_follows_and_never_leads() {
+    let place = Place::postgres().await;
+    let old = place.open().await;
+    let changes = change(&old, created("shop", 1)).await;
+    let mut db = PgConnection::connect(&place.url()).await.unwrap();
+    // As a server of a version before this one left it: without the last migration.
+    for sql in [
+        "ALTER TABLE nodes DROP COLUMN labels_json",
+        "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)",
+    ] {
+        sqlx::query(sql).execute(&mut db).await.unwrap();
+    }
+    let _new = Store::open(&place.url()).await.unwrap();
+    let refused = old.write(old.term, &changes).await;
+    assert!(
+        matches!(refused, Err(StoreError::LeaseLost { .. })),
+        "{refused:?}"
+    );
+
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) VALUES (9999, 'of a newer server', true, '', 0)",
+    )
+    .execute(&mut db)
+    .await
+    .unwrap();
+    let (seen, _) = old.lease().await.unwrap();
+    let refused = old
+        .acquire_lease(seen, &holder("old"), LONG)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, StoreError::NewerSchema { found: 9999, .. }),
+        "{refused}"
+    );
+    assert_eq!(old.lease().await.unwrap().0, seen);
 }

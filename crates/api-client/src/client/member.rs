@@ -3,12 +3,15 @@
 use std::time::Duration;
 
 use api::edge::RouteTable;
-use api::node::{DesiredState, NodeReport, PullSecret, StreamRefused, StreamRequest};
+use api::node::{
+    DesiredState, PullSecret, ReportAnswer, ReportDelta, StreamRefused, StreamRequest,
+};
 use api::paths;
 use bytes::Bytes;
 use futures_util::Stream;
 use model::instance::SecretBundle;
 use model::{Generation, InstanceId};
+use reqwest::Method;
 use serde::Serialize;
 
 use super::{ApiClient, millis};
@@ -41,9 +44,9 @@ impl ApiClient {
             .await
     }
 
-    /// Tells the server what the node sees and does.
-    pub async fn report(&self, report: &NodeReport) -> Result<(), ClientError> {
-        self.call_empty("reporting", self.post(paths::NODE_REPORT).json(report))
+    /// Tells the server what changed on the node, and gives what the server has.
+    pub async fn report(&self, report: &ReportDelta) -> Result<ReportAnswer, ClientError> {
+        self.call("reporting", self.post(paths::NODE_REPORT).json(report))
             .await
     }
 
@@ -74,7 +77,9 @@ impl ApiClient {
     {
         let operation = "sending a stream";
         let path = paths::NODE_STREAM.replace("{stream}", stream);
-        let request = self.post(&path).body(reqwest::Body::wrap_stream(body));
+        let request = self
+            .stream_request(Method::POST, &path)
+            .body(reqwest::Body::wrap_stream(body));
         let response = self.send(operation, request, Duration::ZERO).await?;
         self.accepted(operation, response).await.map(|_| ())
     }
@@ -104,8 +109,8 @@ impl ApiClient {
     /// Opens a stream that asked for a command: its user is at the other end.
     pub async fn open_exec(&self, stream: &str) -> Result<NodeExec, ClientError> {
         let path = paths::NODE_STREAM.replace("{stream}", stream);
-        self.upgrade("opening a command's stream", self.get(&path))
-            .await
+        let request = self.stream_request(Method::GET, &path);
+        self.upgrade("opening a command's stream", request).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! The calls of users.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::paths;
@@ -9,9 +10,9 @@ use api::user::{
     RolloutStatus, ScaleRequest, Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest,
     VolumeRow,
 };
-use api::user::{ExecQuery, SignalRequest, StatsRow};
+use api::user::{ExecQuery, LabelsRequest, SignalRequest, StatsRow};
 use futures_util::StreamExt as _;
-use model::{EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
+use model::{EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ReleaseNumber, VolumeId};
 use reqwest::Method;
 
 use super::{ANSWER_GRACE, ApiClient, DEPLOY_TIMEOUT, millis};
@@ -120,6 +121,17 @@ impl ApiClient {
         let request = request.json(&SchedulingRequest { scheduling });
         self.call_empty("changing whether a node takes instances", request)
             .await
+    }
+
+    /// Sets and removes labels of a node.
+    pub async fn set_labels(
+        &self,
+        node: NodeId,
+        labels: BTreeMap<LabelKey, Option<LabelValue>>,
+    ) -> Result<(), ClientError> {
+        let request = self.request(Method::PATCH, &node_path(paths::NODE_LABELS, node));
+        let request = request.json(&LabelsRequest { labels });
+        self.call_empty("labelling a node", request).await
     }
 
     /// Removes a node. `lost`: with what it has.

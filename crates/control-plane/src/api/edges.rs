@@ -35,7 +35,8 @@ pub(crate) async fn routes(
         })
         .await?;
     Ok(match newer {
-        Some(table) => {
+        Some(mut table) => {
+            table.term = app.term;
             let generation = table.generation.counter;
             let changed = table.routes.len() + table.removed.len();
             tracing::debug!(%edge, protocol, generation, changed, "an edge gets routes");

@@ -23,7 +23,13 @@ pub(crate) async fn nodes(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<NodeRow>>, ApiFailure> {
-    Ok(Json(rows::node_rows(&app.cluster())))
+    let published = Arc::clone(&app.published.borrow());
+    let mut rows = rows::node_rows(&published.cluster, &published.promised);
+    for row in &mut rows {
+        row.seen_at = row.seen_at.max(app.presence.seen_at(row.id));
+        row.exceeded = app.reporting.exceeded(row.id);
+    }
+    Ok(Json(rows))
 }
 
 #[derive(Debug, Deserialize)]

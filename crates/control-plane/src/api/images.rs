@@ -1,7 +1,5 @@
 //! The image caches of the nodes.
 
-use std::sync::PoisonError;
-
 use api::user::ImageRow;
 use axum::Json;
 use axum::extract::State;
@@ -19,10 +17,7 @@ pub(crate) async fn images(
     _user: User,
 ) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let caches = {
-        let caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
-        caches.clone()
-    };
+    let caches = app.reporting.images().await;
     let is_online = |node: &NodeId| cluster.nodes.get(node).is_some_and(Node::is_online);
     let caches = caches.into_iter().filter(|(node, _)| is_online(node));
     let rows = caches.flat_map(|(node, images)| {

@@ -18,7 +18,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
-use axum::routing::{delete, get, post, put};
+use axum::routing::{delete, get, patch, post, put};
 use http::StatusCode;
 
 use crate::failure::ApiFailure;
@@ -48,6 +48,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::NODES, get(envs::nodes))
         .route(paths::NODE, delete(nodes::remove))
         .route(paths::NODE_SCHEDULING, put(nodes::set_scheduling))
+        .route(paths::NODE_LABELS, patch(nodes::set_labels))
         .route(paths::INSTANCES, get(envs::instances))
         .route(paths::ENDED_INSTANCES, get(envs::ended_instances))
         .route(paths::VOLUMES, get(volumes::volumes))

@@ -2,10 +2,8 @@
 
 use std::sync::PoisonError;
 
-use api::node::{
-    CachedImage, InstanceReport, MAX_REPORTED_IMAGES, NodeReport, StreamRefused, StreamRequest,
-};
-use api::user::{RemoveNodeQuery, Scheduling, SchedulingRequest};
+use api::node::{InstanceReport, ReportMessage, StreamRefused, StreamRequest};
+use api::user::{LabelsRequest, RemoveNodeQuery, Scheduling, SchedulingRequest};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
@@ -16,7 +14,6 @@ use model::{InstanceId, NodeId};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::desired::newer_state;
-use scheduler::reports::{Unknown, is_news, unknown};
 
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
@@ -25,6 +22,7 @@ use crate::callers::{NodeCaller, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::MAX_CALL_ANSWER_BYTES;
+use crate::reporting::listed;
 use crate::state::{App, Shared, Topic};
 use crate::streams::Waiting;
 
@@ -49,6 +47,25 @@ pub(crate) async fn set_scheduling(
     })
     .await?;
     tracing::info!(user = %user.name, %node, ?scheduling, "a node takes instances or not");
+    app.wake.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A user labels a node.
+pub(crate) async fn set_labels(
+    State(app): State<App>,
+    user: User,
+    Path(node): Path<NodeId>,
+    Body(request): Body<LabelsRequest>,
+) -> Result<StatusCode, ApiFailure> {
+    let LabelsRequest { labels } = request;
+    let said = format!("{labels:?}");
+    app.change(move |cluster| {
+        no_such_node(cluster, node)?;
+        Ok::<_, ApiFailure>((vec![Command::SetLabels { node, labels }], ()))
+    })
+    .await?;
+    tracing::info!(user = %user.name, %node, labels = said, "a node was labelled");
     app.wake.notify_one();
     Ok(StatusCode::NO_CONTENT)
 }
@@ -131,6 +148,7 @@ pub(crate) async fn remove(
         Ok((vec![Command::RemoveNode { node: id, lost, now }], ()))
     })
     .await?;
+    app.reporting.remove(id);
     tracing::info!(user = %user.name, node = %id, lost, "removed a node");
     app.wake.notify_one();
     Ok(StatusCode::NO_CONTENT)
@@ -157,66 +175,23 @@ pub(crate) async fn desired(
 pub(crate) async fn report(
     State(app): State<App>,
     NodeCaller { node, protocol }: NodeCaller,
-    Body(mut report): Body<NodeReport>,
-) -> Result<StatusCode, ApiFailure> {
+    Body(message): Body<ReportMessage>,
+) -> Result<Response, ApiFailure> {
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
     app.presence.reported(node);
-    keep_cache(&app, node, std::mem::take(&mut report.images));
-    let (is_news, unknown) = look(&app.cluster(), node, &report)?;
-    log_unknown(&app, node, unknown);
-    log_unknown_states(&app, node, protocol, &report.instances);
-    // A report that says nothing new costs the store nothing.
-    if is_news {
-        app.leader.report::<ApiFailure>(node, report, now()).await?;
-        app.wake.notify_one();
+    match message {
+        ReportMessage::Delta(delta) => {
+            log_unknown_states(&app, node, protocol, &delta.instances);
+            let answer = app.receive(node, |_| *delta).await?;
+            Ok(Json(answer).into_response())
+        }
+        ReportMessage::Whole(report) => {
+            log_unknown_states(&app, node, protocol, &report.instances);
+            app.receive(node, |receiver| receiver.uncounted(*report))
+                .await?;
+            Ok(StatusCode::NO_CONTENT.into_response())
+        }
     }
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// Whether a report changes the cluster state, and what the node has that this does not know.
-fn look(
-    cluster: &ClusterState,
-    node: NodeId,
-    report: &NodeReport,
-) -> Result<(bool, Unknown), ApiFailure> {
-    let Some(known) = cluster.nodes.get(&node) else {
-        return Err(ApiFailure::not_found(
-            "node_unreadable",
-            format!("the record of {node} cannot be read: upgrade the server"),
-        ));
-    };
-    let unknown = unknown(cluster, node, report);
-    let is_news = !known.is_online() || is_news(cluster, node, report, now());
-    Ok((is_news, unknown))
-}
-
-/// Keeps what the node says is in its image cache, until it says it again.
-fn keep_cache(app: &Shared, node: NodeId, mut images: Vec<CachedImage>) {
-    images.truncate(MAX_REPORTED_IMAGES);
-    let mut caches = app.caches.lock().unwrap_or_else(PoisonError::into_inner);
-    caches.insert(node, images);
-}
-
-/// Logs once which instances and volumes a node has that this store does not know there: it was
-/// restored from an older backup.
-fn log_unknown(app: &Shared, node: NodeId, unknown: Unknown) {
-    let mut known = app.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = known.entry(node).or_default();
-    if before.instances != unknown.instances && !unknown.instances.is_empty() {
-        tracing::warn!(
-            %node,
-            instances = %listed(&unknown.instances),
-            "the node runs instances that this store does not know; they are left running"
-        );
-    }
-    if before.volumes != unknown.volumes && !unknown.volumes.is_empty() {
-        tracing::warn!(
-            %node,
-            volumes = %listed(&unknown.volumes),
-            "the node has volumes that this store does not know; their disks are kept"
-        );
-    }
-    *before = unknown;
 }
 
 /// Logs once which instances a node reports in a state that this server does not know.
@@ -230,7 +205,7 @@ fn log_unknown_states(app: &Shared, node: NodeId, protocol: u32, reports: &[Inst
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     let before = logged.entry(node).or_default();
-    if *before != unknown && !unknown.is_empty() {
+    if !unknown.is_empty() && unknown.iter().any(|id| !before.contains(id)) {
         tracing::warn!(
             %node,
             protocol,
@@ -239,11 +214,6 @@ fn log_unknown_states(app: &Shared, node: NodeId, protocol: u32, reports: &[Inst
         );
     }
     *before = unknown;
-}
-
-fn listed(ids: &[impl ToString]) -> String {
-    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    ids.join(" ")
 }
 
 /// Streams the node is asked to open.

@@ -5,13 +5,16 @@ pub(crate) mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::enrollment::{EnrollRequest, EnrollResponse, EnrollRole, Hardware, Member};
-use api::node::{DesiredState, DriverChoice, InstanceReport, NodeReport};
+use api::node::{
+    AgentSession, DesiredState, DriverChoice, InstanceReport, NodeReport, ReportAnswer, ReportDelta,
+};
 use api::user::{CreateTokenRequest, DeployRequest};
-use api_client::{ApiClient, ClientConfig};
+use api_client::{ApiClient, ClientConfig, ClientError};
 use control_plane::{Ready, ServerError, ServerOptions};
 use identity::{EnrollmentToken, MemberKey, WireguardKey};
 use model::instance::InstanceState;
@@ -65,23 +68,36 @@ pub(crate) fn options(folder: &Path) -> ServerOptions {
 
 impl Server {
     pub(crate) async fn start(folder: &Path) -> Self {
+        match Self::start_with(options(folder)).await {
+            Ok(server) => server,
+            Err(error) => panic!("the server did not start: {error:?}"),
+        }
+    }
+
+    /// A server where another one was, once that has left the port.
+    pub(crate) async fn try_start_at(folder: &Path, url: &str) -> Option<Self> {
+        let mut options = options(folder);
+        options.listen = url.strip_prefix("https://").unwrap().parse().unwrap();
+        Self::start_with(options).await.ok()
+    }
+
+    async fn start_with(mut options: ServerOptions) -> Result<Self, ServerError> {
         let (sender, ready) = oneshot::channel();
         let shutdown = CancellationToken::new();
-        let mut options = options(folder);
         options.ready = Some(sender);
         let task = tokio::spawn(control_plane::run(options, shutdown.clone()));
         let Ok(ready) = ready.await else {
-            panic!("the server did not start: {:?}", task.await);
+            return Err(task.await.unwrap().unwrap_err());
         };
         let config = ClientConfig::load(&ready.client_config).unwrap();
         let user = ApiClient::user(&config).unwrap();
-        Self {
+        Ok(Self {
             ready,
             config,
             user,
             shutdown,
             task,
-        }
+        })
     }
 
     pub(crate) async fn stop(self) {
@@ -90,34 +106,11 @@ impl Server {
     }
 
     pub(crate) async fn token(&self, role: EnrollRole) -> EnrollmentToken {
-        let request = CreateTokenRequest {
-            role,
-            ttl_seconds: 600,
-        };
-        let made = self.user.create_token(&request).await.unwrap();
-        made.token.parse().unwrap()
+        token(&self.user, role).await
     }
 
     pub(crate) async fn join(&self, role: EnrollRole) -> Joined {
-        let token = self.token(role).await;
-        let key = MemberKey::generate().unwrap();
-        let request = enroll_request(&token, &key);
-        let verifier = identity::pinned_root(token.ca_fingerprint);
-        let response = ApiClient::enroll(&self.ready.url, verifier, &request)
-            .await
-            .unwrap();
-        let client = ApiClient::member(
-            &self.ready.url,
-            &response.ca_pem,
-            &response.certificate_pem,
-            &key.key_pem(),
-        )
-        .unwrap();
-        Joined {
-            client,
-            response,
-            key_pem: key.key_pem(),
-        }
+        join(&self.ready.url, &self.user, role).await
     }
 
     pub(crate) async fn join_node(&self) -> (NodeId, Joined) {
@@ -135,6 +128,36 @@ impl Server {
             image: image.to_owned(),
         };
         self.user.deploy(key, &request).await.unwrap().release.0
+    }
+}
+
+async fn token(user: &ApiClient, role: EnrollRole) -> EnrollmentToken {
+    let request = CreateTokenRequest {
+        role,
+        ttl_seconds: 600,
+    };
+    let made = user.create_token(&request).await.unwrap();
+    made.token.parse().unwrap()
+}
+
+/// A member that joins the server at `url`, with a token that this user makes.
+pub(crate) async fn join(url: &str, user: &ApiClient, role: EnrollRole) -> Joined {
+    let token = token(user, role).await;
+    let key = MemberKey::generate().unwrap();
+    let request = enroll_request(&token, &key);
+    let verifier = identity::pinned_root(token.ca_fingerprint);
+    let response = ApiClient::enroll(url, verifier, &request).await.unwrap();
+    let client = ApiClient::member(
+        url,
+        &response.ca_pem,
+        &response.certificate_pem,
+        &key.key_pem(),
+    )
+    .unwrap();
+    Joined {
+        client,
+        response,
+        key_pem: key.key_pem(),
     }
 }
 
@@ -204,6 +227,20 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
     }
 }
 
+/// A node without memory: each report is all that it has, by another start of its agent.
+pub(crate) trait ReportsAll {
+    async fn report_all(&self, report: &NodeReport) -> Result<ReportAnswer, ClientError>;
+}
+
+impl ReportsAll for ApiClient {
+    async fn report_all(&self, report: &NodeReport) -> Result<ReportAnswer, ClientError> {
+        static STARTS: AtomicU64 = AtomicU64::new(1);
+        let session = AgentSession(STARTS.fetch_add(1, Ordering::Relaxed));
+        let whole = ReportDelta::whole(session, 1, report.clone());
+        self.report(&whole).await
+    }
+}
+
 pub(crate) fn running(id: InstanceId) -> InstanceReport {
     let state = InstanceState::Running {
         ready: true,
@@ -250,7 +287,7 @@ async fn obey(joined: Arc<Joined>) {
             let instances = desired.instances.iter().map(|i| running(i.id)).collect();
             let _ = joined
                 .client
-                .report(&report(desired.generation, instances))
+                .report_all(&report(desired.generation, instances))
                 .await;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::node::{DesiredState, NodeReport};
+use api::node::{DesiredState, ReportAnswer, ReportDelta};
 use api_client::{ApiClient, ClientError};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -21,7 +21,7 @@ impl Server for ApiClient {
         async move { Self::desired(self, after, wait).await.map_err(host_error) }.boxed()
     }
 
-    fn report(&self, report: NodeReport) -> BoxFuture<'_, HostResult<()>> {
+    fn report(&self, report: ReportDelta) -> BoxFuture<'_, HostResult<ReportAnswer>> {
         async move { Self::report(self, &report).await.map_err(host_error) }.boxed()
     }
 

@@ -10,6 +10,7 @@ use model::{Digest, InstanceId, ReleaseNumber};
 /// An instance without anything.
 pub(super) fn spec() -> InstanceSpec {
     InstanceSpec {
+        runs: model::instance::Runs::App,
         id: InstanceId(1),
         app: "shop".parse().unwrap(),
         env: "prod".parse().unwrap(),

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use api::enrollment::{EnrollRole, Hardware};
-use api::node::{DriverChoice, InstanceReport, NodeReport};
+use api::node::{AgentSession, DriverChoice, InstanceReport, NodeReport, ReportDelta};
 use api::user::{CreateTokenRequest, DeployRequest, ExecQuery, LogsQuery};
 use api_client::{ApiClient, ClientConfig};
 use control_plane::ServerOptions;
@@ -67,19 +67,22 @@ async fn cluster(
     };
     let joined = Membership::load_or_join(&dir.join("node"), &applicant).await;
     let node = joined.unwrap().client().unwrap();
-    let report = |generation, instances| NodeReport {
-        generation,
-        driver: DriverChoice {
-            name: "test".to_owned(),
-            reason: "a test".to_owned(),
-        },
-        egress: None,
-        hardware: hardware.clone(),
-        instances,
-        volumes: Vec::new(),
-        images: Vec::new(),
+    let report = |sequence, generation, instances| {
+        let report = NodeReport {
+            generation,
+            driver: DriverChoice {
+                name: "test".to_owned(),
+                reason: "a test".to_owned(),
+            },
+            egress: None,
+            hardware: hardware.clone(),
+            instances,
+            volumes: Vec::new(),
+            images: Vec::new(),
+        };
+        ReportDelta::whole(AgentSession(1), sequence, report)
     };
-    node.report(&report(Generation::default(), Vec::new()))
+    node.report(&report(1, Generation::default(), Vec::new()))
         .await
         .unwrap();
     let key = EnvKey {
@@ -108,12 +111,12 @@ async fn cluster(
         started_at: None,
     };
     let running = InstanceReport::new(id, state);
-    node.report(&report(after, vec![running.clone()]))
+    node.report(&report(2, after, vec![running.clone()]))
         .await
         .unwrap();
     // The node goes on to say that it is there.
     let client = node.clone();
-    let last = report(after, vec![running]);
+    let last = report(3, after, vec![running]);
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(Duration::from_secs(2)).await;

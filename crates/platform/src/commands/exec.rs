@@ -120,7 +120,7 @@ async fn choose(client: &ApiClient, arguments: &Arguments) -> Result<InstanceId,
     };
     let of_process = rows
         .iter()
-        .filter(|row| arguments.process.as_ref() == Some(&row.process));
+        .filter(|row| row.runs.is_app() && arguments.process.as_ref() == Some(&row.process));
     match of_process.max_by_key(healthy) {
         Some(row) if healthy(&row).0 => Ok(row.id),
         _ => {

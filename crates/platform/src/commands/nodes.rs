@@ -14,11 +14,12 @@ const EXAMPLES: &str = "\
 Examples:
   platform nodes --format json | jq '.[].driver'
   platform nodes drain n2         before its machine is taken down; ends when it has no instance
+  platform nodes label n2 disk=nvme gpu-    for `labels` of a manifest; `gpu-` removes that one
   platform nodes uncordon n2      it takes instances again
   platform nodes remove n2        for good, once it is empty
   platform nodes remove n2 --lost for good, with all that it had";
 
-/// List the nodes, or cordon, drain, remove them
+/// List the nodes, or label, cordon, drain, remove them
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -35,6 +36,7 @@ enum Command {
     Cordon(change::CordonArguments),
     Uncordon(change::UncordonArguments),
     Drain(change::DrainArguments),
+    Label(change::LabelArguments),
     Remove(change::RemoveArguments),
 }
 
@@ -44,6 +46,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Cordon(arguments)) => return change::cordon(arguments).await,
         Some(Command::Uncordon(arguments)) => return change::uncordon(arguments).await,
         Some(Command::Drain(arguments)) => return change::drain(arguments).await,
+        Some(Command::Label(arguments)) => return change::label(arguments).await,
         Some(Command::Remove(arguments)) => return change::remove(arguments).await,
     }
     let nodes = arguments.cluster.connect()?.nodes().await?;
@@ -100,11 +103,21 @@ fn table(nodes: &[NodeRow]) -> Table {
         if let Some(disk) = disk_note(node) {
             table.note(&disk);
         }
+        if !node.labels.is_empty() {
+            let labels = node.labels.iter();
+            let labels: Vec<_> = labels
+                .map(|(key, value)| format!("{key}={value}"))
+                .collect();
+            table.note(&format!("labels: {}", labels.join(", ")));
+        }
         if let Some(driver) = driver {
             table.note(&format!("driver: {}", driver.reason));
         }
         if let Some(egress) = egress {
             table.note(&format!("egress: {}", egress.reason));
+        }
+        for exceeded in &node.exceeded {
+            table.note(&format!("left out of its report: {exceeded}"));
         }
     }
     table
@@ -172,6 +185,7 @@ mod tests {
                 "total_bytes": 1_099_511_627_776_u64, "reserved_bytes": 10_737_418_240_u64,
                 "images_bytes": 21_474_836_480_u64, "others_bytes": 123_456_789_u64 } },
             "promised": { "cpu_millis": 1, "memory_bytes": 1_099_511_627_775_u64, "disk_bytes": 1 },
+            "labels": { "disk": "nvme", "example.com/gpu": "a100" },
             "driver": { "name": "firecracker", "reason": why }, "egress": { "on": false, "reason": why },
             "seen_at": 0, "online": true, "instances": 1000, "prefix": "fd12:3456:789a:1::",
         }))

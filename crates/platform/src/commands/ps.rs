@@ -3,7 +3,7 @@
 use api::node::InstanceReport;
 use api::user::{EndedRow, InstanceRow};
 use clap::Args;
-use model::instance::{ExitEvent, InstanceState};
+use model::instance::{ExitEvent, InstanceState, Runs};
 
 use crate::connection::{ClusterArguments, EnvArguments};
 use crate::failure::Failure;
@@ -75,7 +75,10 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
         table.row([
             row.id.to_string(),
             row.env.to_string(),
-            row.process.to_string(),
+            match row.runs {
+                Runs::App => row.process.to_string(),
+                Runs::ReleaseCommand => format!("{} (release command)", row.process),
+            },
             row.release.to_string(),
             state(row),
             match report.map(|r| r.state) {

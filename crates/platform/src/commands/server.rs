@@ -32,7 +32,7 @@ Examples:
   platform server backup /backup/platform-$(date +%F).db    while the server runs
 The file has the whole store: every secret in it is sealed, every key wrapped. The key that
 opens them, key-encryption-key.json in the data folder, is not in it: keep a copy apart.
-What is in volumes is on the nodes. A store in PostgreSQL is backed up by pg_dump.";
+What is in volumes is on the nodes. A backup of either store, SQLite or PostgreSQL, is restored to either.";
 
 const RESTORE_EXAMPLES: &str = "\
 Examples:
@@ -159,7 +159,7 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Some(Command::Backup(arguments)) => return backup(arguments).await,
-        Some(Command::Restore(arguments)) => return restore(arguments).await,
+        Some(Command::Restore(arguments)) => return Box::pin(restore(arguments)).await,
         None => {}
     }
     arguments.log.start()?;

@@ -120,6 +120,52 @@ fn case_a_failing_health_check_ends_nothing_and_a_failing_liveness_check_replace
     });
 }
 
+/// Its release command writes what the log shows, and ends as `CODE` says.
+const MIGRATES: &str = r#"
+app = "migrates"
+[processes.web]
+command = ["/bin/sleep", "100000"]
+env = { CODE = "0" }
+[processes.web.resources]
+memory = "128MiB"
+[processes.web.deploy]
+min_healthy = "1s"
+release_command = ["/bin/sh", "-c", "echo migrating to $PLATFORM_RELEASE; exit $CODE"]
+"#;
+
+#[test]
+fn case_a_release_command_runs_before_the_release_and_a_failing_one_keeps_it_away() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let deployed = cluster.deploy(MIGRATES, &cluster.image);
+    assert_eq!(deployed.status, 0, "{}{}", deployed.stdout, deployed.stderr);
+    let ids = || -> Vec<String> {
+        let rows = cluster.instances();
+        let mine = rows
+            .iter()
+            .filter(|row| row["env"]["app"] == "migrates" && row["terminating"] == false);
+        mine.map(|row| row["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let first = ids();
+    assert_eq!(first.len(), 1, "{first:?}");
+    let log = cluster.ok(&["logs", "--app", "migrates", "--since", "1h"]);
+    assert_eq!(log.matches("migrating to v1").count(), 1, "{log}");
+
+    let failing = MIGRATES.replace("CODE = \"0\"", "CODE = \"3\"");
+    let deployed = cluster.deploy(&failing, &cluster.image);
+    assert_eq!(deployed.status, 1, "{}{}", deployed.stdout, deployed.stderr);
+    for part in [
+        "with the release command of web",
+        "failed: the app ended: exit code 3",
+        "migrating to v2",
+    ] {
+        assert!(deployed.stderr.contains(part), "{}", deployed.stderr);
+    }
+    assert_eq!(ids(), first);
+}
+
 const SLEEPER: &str = r#"
 app = "sleeper"
 [processes.web]

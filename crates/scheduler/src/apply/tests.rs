@@ -9,6 +9,7 @@ use crate::fixtures::{
 };
 use crate::table::Table;
 use api::node::InstanceReport;
+use model::InstanceId;
 use model::instance::InstanceState;
 
 /// `shop/prod` with one instance that has a volume.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::NodeId;
 
-use super::CPU_OVERCOMMIT;
+use super::demand::CPU_OVERCOMMIT;
 
 /// Why one node cannot take an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +36,14 @@ pub enum IneligibleReason {
         is: String,
         /// The process type's.
         wanted: String,
+    },
+    /// It lacks a label.
+    #[error("it does not have the label {wanted}{}", other_value(has.as_deref()))]
+    Label {
+        /// The process type's, `key=value`.
+        wanted: String,
+        /// The value that the node has for the key.
+        has: Option<String>,
     },
     /// Instances ask for as much CPU as it gives.
     #[error(
@@ -73,6 +81,7 @@ impl IneligibleReason {
             Self::Disk(_) => "are short of disk",
             Self::Cpu { .. } => "are short of CPU",
             Self::Region { .. } => "are in another region",
+            Self::Label { .. } => "do not have the labels",
             Self::Architecture { .. } => "have another architecture",
             Self::Unreadable(_) => "have instances with records that cannot be read",
             Self::Draining => "are being drained",
@@ -138,6 +147,10 @@ impl std::fmt::Display for Shortage {
     }
 }
 
+fn other_value(has: Option<&str>) -> String {
+    has.map_or_else(String::new, |has| format!(", but {has} for it"))
+}
+
 fn of_its_vmm(overhead_mib: u64) -> String {
     match overhead_mib {
         0 => String::new(),
@@ -195,6 +208,7 @@ impl PlacementError {
             | IneligibleReason::Unreadable(_) => false,
             IneligibleReason::Architecture { .. }
             | IneligibleReason::Region { .. }
+            | IneligibleReason::Label { .. }
             | IneligibleReason::Cpu { .. }
             | IneligibleReason::Memory { .. }
             | IneligibleReason::Disk(_) => true,

@@ -20,6 +20,7 @@ fn check_pinned(
     expected: Expect,
 ) {
     let chosen = Placement::new(cluster).choose(&Demand {
+        labels: &BTreeMap::new(),
         env: &key("shop/prod"),
         process: &name("web"),
         needs: Resources {
@@ -59,13 +60,13 @@ fn the_lowest_id_wins_a_tie() {
 }
 
 #[test]
-fn the_same_process_is_spread_before_load_counts() {
+fn the_same_process_is_spread_and_nodes_are_filled_one_after_the_other() {
     check(
         &with(&[("other", 2), ("other", 2), ("web", 1), ("web", 3)]),
         256,
         expect!["n2"],
     );
-    check(&with(&[("other", 1), ("other", 2)]), 256, expect!["n3"]);
+    check(&with(&[("other", 1), ("other", 2)]), 256, expect!["n1"]);
 }
 
 #[test]
@@ -172,6 +173,7 @@ fn case_disk_is_promised_like_memory() {
     };
     let (env, process) = (key("shop/prod"), name("web"));
     let refused = placement.choose(&Demand {
+        labels: &BTreeMap::new(),
         env: &env,
         process: &process,
         needs,
@@ -268,6 +270,7 @@ fn spread(regions: &[&str], asked: Option<&str>) -> Vec<u16> {
     let mut placed = Vec::new();
     for id in 1..=4 {
         let node = Placement::new(&cluster).choose(&Demand {
+            labels: &BTreeMap::new(),
             env: &key("shop/prod"),
             process: &name("web"),
             needs: Resources::default(),
@@ -304,6 +307,7 @@ fn case_a_region_without_room_and_too_many_cpu_requests_are_reasons() {
     cluster.nodes.get_mut(&NodeId(2)).unwrap().region = "eu".to_owned();
     let choose = |cluster: &ClusterState, cpu_millis, region| {
         let chosen = Placement::new(cluster).choose(&Demand {
+            labels: &BTreeMap::new(),
             env: &key("shop/prod"),
             process: &name("web"),
             needs: Resources {
@@ -321,5 +325,49 @@ fn case_a_region_without_room_and_too_many_cpu_requests_are_reasons() {
         choose(&cluster, 32_500, Some("eu")),
         "no node can take it: node-1 (n1): it is in the region local, not in eu; node-2 (n2): 0 of 32 CPU are asked for \
          already (8 times its processors), 32.5 more are needed"
+    );
+}
+
+#[test]
+fn case_an_instance_goes_to_a_node_with_all_of_its_labels() {
+    let mut cluster = cluster(3);
+    let labels = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect()
+    };
+    let mut label = |node: u16, key: &str, value: Option<&str>| {
+        let value = value.map(|value| value.parse().unwrap());
+        let command = crate::apply::Command::SetLabels {
+            node: NodeId(node),
+            labels: BTreeMap::from([(key.parse().unwrap(), value)]),
+        };
+        crate::apply::apply(&mut cluster, &command).unwrap();
+    };
+    label(2, "disk", Some("hdd"));
+    label(3, "disk", Some("nvme"));
+    label(3, "gpu", Some("a100"));
+    label(2, "gpu", Some("a100"));
+    label(2, "gpu", None);
+    let choose = |wanted: &[(&str, &str)]| {
+        let placement = Placement::new(&cluster);
+        let chosen = placement.choose(&Demand {
+            env: &key("shop/prod"),
+            process: &name("web"),
+            needs: Resources::default(),
+            archs: &["amd64"],
+            region: None,
+            labels: &labels(wanted),
+            pinned: None,
+        });
+        chosen.map_err(|e| e.to_string())
+    };
+    assert_eq!(choose(&[("disk", "nvme"), ("gpu", "a100")]), Ok(NodeId(3)));
+    assert_eq!(choose(&[("disk", "hdd")]), Ok(NodeId(2)));
+    assert_eq!(
+        choose(&[("disk", "ssd")]).unwrap_err(),
+        "no node can take it: node-1 (n1): it does not have the label disk=ssd; node-2 (n2): it does not have the label disk=ssd, but hdd \
+         for it; node-3 (n3): it does not have the label disk=ssd, but nvme for it"
     );
 }

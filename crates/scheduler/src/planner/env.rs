@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use api::user::RolloutPhase;
 use model::{EnvKey, ProcessName};
 
+use super::release_command::{self, Progress};
 use super::task::Task;
 use super::view::{Goal, InstanceView, deploy_of, terminate, views};
 use super::{Finding, Pass};
@@ -27,7 +28,7 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
         progressed_at: planner.progressed_at(key, &rollout),
         now: planner.now,
     };
-    let views = views(planner, key, env, &rollout, evaluator);
+    let all = views(planner, key, env, &rollout, evaluator);
     if let Some(record) = given.frozen_by(key) {
         return vec![Finding {
             env: key.clone(),
@@ -36,9 +37,32 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
         }];
     }
     if env.destroying {
-        return destroy(planner, key, &views);
+        return destroy(planner, key, &all);
     }
-    let mut findings = unhealthy(planner, key, &views, rollout.phase);
+    let commands: Vec<_> = all.iter().filter(|view| !view.runs.is_app()).collect();
+    let progress = release_command::advance(planner, env, (key, &rollout), &commands, evaluator);
+    let (rollout, mut findings) = match progress {
+        Progress::NothingToDo => (rollout, Vec::new()),
+        Progress::Next(next) => {
+            set_rollout(planner, key, next);
+            return Vec::new();
+        }
+        Progress::Waits(waits) => match rollout::serving_before(env, &rollout) {
+            Some(before) => (rollout::stay_at(&rollout, before), waits),
+            None => return waits,
+        },
+    };
+    let views = views(planner, key, env, &rollout, evaluator);
+    let views: Vec<_> = views
+        .into_iter()
+        .filter(|view| view.runs.is_app())
+        .collect();
+    // A release took over from one that was rolling out: what is half-way stays so until the commands have completed.
+    let is_half_way = |view: &InstanceView| !view.terminating && view.release != rollout.release;
+    if !findings.is_empty() && views.iter().any(is_half_way) {
+        return findings;
+    }
+    findings.append(&mut unhealthy(planner, key, &views, rollout.phase));
 
     if rollout.phase == RolloutPhase::Rolling
         && let Some(next) = evaluate(planner, env, &rollout, &views, evaluator)
@@ -127,6 +151,7 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
     findings
 }
 
+/// Sets how far the rollout of an env is.
 fn set_rollout(planner: &mut Pass<'_, '_>, key: &EnvKey, rollout: Rollout) {
     planner.take(Action::SetRollout {
         env: key.clone(),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::enrollment::{InstanceOverhead, NodeDisk};
 use api::node::{DriverChoice, InstanceReport, NodeReport};
 use api::user::RolloutPhase;
-use model::instance::InstanceState;
+use model::instance::{InstanceState, Runs};
 use model::{Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use overlay::address_plan::{EGRESS_BITS, egress_address};
 use proptest::prelude::*;
@@ -17,12 +17,15 @@ use super::tests::{NOW, put};
 use super::{Action, WAITING_LOOK_MS, plan};
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, InstancePhase, Presence, Scheduling, VolumePhase};
+use crate::cluster_state::{
+    ClusterState, InstancePhase, Presence, ReleaseCommand, Scheduling, VolumePhase,
+};
 use crate::fixtures::{
     MIB, READY, RUNNING, attach, cluster, database, deploy, deployment, exit, key, manifest, name,
     node, process, release, report, show, worker,
 };
 use crate::leader::Leader;
+use crate::placement::{Demand, Placement, Resources};
 use crate::routes::RouteIndex;
 
 fn any_state() -> impl Strategy<Value = InstanceState> {
@@ -156,6 +159,9 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
                 web.deploy.max_surge = surge;
                 web.deploy.max_unavailable = unavailable;
                 web.deploy.auto_revert = auto_revert;
+                if surge == 2 {
+                    web.deploy.release_command = Some(vec!["migrate".to_owned()]);
+                }
                 let mut processes = vec![("web", web)];
                 if count % 2 == 0 {
                     processes.push(("worker", worker(count)));
@@ -184,6 +190,9 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
                     attach(&mut cluster, id, ordinal);
                 }
                 let instance = cluster.instances.get_mut(&InstanceId(id)).unwrap();
+                if is_web && !has_volumes && id % 4 == 0 {
+                    std::sync::Arc::make_mut(&mut instance.spec).runs = Runs::ReleaseCommand;
+                }
                 instance.phase = phase;
                 instance.created_at = Timestamp(created_at);
                 instance.report = said.map(|(state, restarts, code)| InstanceReport {
@@ -196,6 +205,10 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
             let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
             env.rollout.phase = phase;
             env.rollout.previous = previous.filter(|p| *p != 3).map(ReleaseNumber);
+            if back && phase == RolloutPhase::Rolling {
+                let web = (name("web"), ReleaseCommand::Started);
+                env.rollout.release_commands = BTreeMap::from([web]);
+            }
             if back && phase == RolloutPhase::Reverted {
                 env.rollout.wanted = env.rollout.previous.unwrap_or(ReleaseNumber(3));
             }
@@ -371,6 +384,28 @@ proptest! {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_instance_is_refused_that_fits_on_a_node(before in any_cluster_state(), memory in 0_u64..3000, cpu in 0_u64..9) {
+        let chosen = Placement::new(&before.0).choose(&Demand {
+            env: &key("shop/prod"),
+            process: &name("web"),
+            needs: Resources {
+                cpu_millis: cpu * 4000,
+                memory_bytes: memory * MIB,
+                disk_bytes: 0,
+            },
+            archs: &["amd64"],
+            region: None,
+            labels: &BTreeMap::new(),
+            pinned: None,
+        });
+        // An error has the reason of each node.
+        if let Err(error) = chosen {
+            let named: usize = error.reasons.values().map(|alike| alike.count).sum();
+            prop_assert_eq!(named, before.0.nodes.len(), "{}", error);
+        }
+    }
 
     #[test]
     fn planning_a_planned_state_returns_no_change(before in any_cluster_state(), seed: u32) {

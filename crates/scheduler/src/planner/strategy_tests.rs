@@ -17,24 +17,16 @@ use crate::routes::routes;
 const START: Timestamp = Timestamp(10_000_000);
 
 /// A cluster in which every report is played by the test.
-struct Rollout {
-    cluster: ClusterState,
-    now: Timestamp,
+pub(super) struct Played {
+    pub(super) cluster: ClusterState,
+    pub(super) now: Timestamp,
     drawn: u32,
 }
 
-impl Rollout {
+impl Played {
     /// Two ready instances of release 1, and release 2 with this change begins.
-    fn of(change: impl Fn(&mut Process)) -> Self {
-        let mut cluster = cluster(3);
-        let first = manifest(&[("web", process(2))]);
-        deploy(&mut cluster, "shop/prod", first, Timestamp(0));
-        let mut rollout = Self {
-            cluster,
-            now: START,
-            drawn: 0,
-        };
-        rollout.step();
+    pub(super) fn of(change: impl Fn(&mut Process)) -> Self {
+        let mut rollout = Self::first(manifest(&[("web", process(2))]));
         rollout.report_all(READY);
         rollout.step();
         assert_eq!(rollout.phase(), RolloutPhase::Done);
@@ -42,13 +34,29 @@ impl Rollout {
         web.env.insert("COLOUR".to_owned(), "green".to_owned());
         change(&mut web);
         let second = manifest(&[("web", web)]);
-        deploy(&mut rollout.cluster, "shop/prod", second, rollout.now);
+        rollout.deploy(second);
         rollout.step();
         rollout
     }
 
+    /// Release 1 of this manifest begins.
+    pub(super) fn first(manifest: manifest::Manifest) -> Self {
+        let mut rollout = Self {
+            cluster: cluster(3),
+            now: START,
+            drawn: 0,
+        };
+        deploy(&mut rollout.cluster, "shop/prod", manifest, Timestamp(0));
+        rollout.step();
+        rollout
+    }
+
+    pub(super) fn deploy(&mut self, manifest: manifest::Manifest) {
+        deploy(&mut self.cluster, "shop/prod", manifest, self.now);
+    }
+
     /// Plans until nothing more is to do, and takes what is terminated away.
-    fn step(&mut self) {
+    pub(super) fn step(&mut self) {
         for _ in 0..20 {
             let drawn = &mut self.drawn;
             let planned = plan(&self.cluster, self.now, &mut || {
@@ -72,7 +80,7 @@ impl Rollout {
         panic!("the planner never rests");
     }
 
-    fn after(&mut self, ms: u64) {
+    pub(super) fn after(&mut self, ms: u64) {
         self.now.0 += ms;
         self.step();
     }
@@ -84,15 +92,22 @@ impl Rollout {
         mine.map(|(id, _)| *id).collect()
     }
 
-    fn counts(&self) -> (usize, usize) {
+    pub(super) fn counts(&self) -> (usize, usize) {
         (self.of_release(1).len(), self.of_release(2).len())
     }
 
-    fn report(&mut self, id: InstanceId, state: InstanceState, restarts: u32) {
-        let said = api::node::InstanceReport {
-            restarts,
-            ..report(id, state)
-        };
+    pub(super) fn report(&mut self, id: InstanceId, state: InstanceState, restarts: u32) {
+        self.report_with(id, state, |said| said.restarts = restarts);
+    }
+
+    pub(super) fn report_with(
+        &mut self,
+        id: InstanceId,
+        state: InstanceState,
+        change: impl FnOnce(&mut api::node::InstanceReport),
+    ) {
+        let mut said = report(id, state);
+        change(&mut said);
         let node = self.cluster.instances.get(&id).unwrap().node;
         let instances = self.cluster.instances.on_node(node);
         let others = instances.filter(|(other, _)| *other != id);
@@ -118,24 +133,24 @@ impl Rollout {
         apply(&mut self.cluster, &command).unwrap();
     }
 
-    fn report_all(&mut self, state: InstanceState) {
+    pub(super) fn report_all(&mut self, state: InstanceState) {
         for id in self.cluster.instances.keys().copied().collect::<Vec<_>>() {
             self.report(id, state, 0);
         }
     }
 
-    fn phase(&self) -> RolloutPhase {
+    pub(super) fn phase(&self) -> RolloutPhase {
         self.cluster.envs[&key("shop/prod")].rollout.phase
     }
 
-    fn reason(&self) -> &str {
+    pub(super) fn reason(&self) -> &str {
         &self.cluster.envs[&key("shop/prod")].rollout.reason
     }
 }
 
 #[test]
 fn case_a_new_instance_counts_when_it_was_ready_for_a_while() {
-    let mut rollout = Rollout::of(|web| web.deploy.min_healthy_ms = 10_000);
+    let mut rollout = Played::of(|web| web.deploy.min_healthy_ms = 10_000);
     assert_eq!(rollout.counts(), (2, 1));
     let new = rollout.of_release(2)[0];
     rollout.report(new, READY, 0);
@@ -155,7 +170,7 @@ fn case_a_new_instance_counts_when_it_was_ready_for_a_while() {
 
 #[test]
 fn case_an_instance_that_is_ready_now_and_then_fails_its_release_in_time() {
-    let mut rollout = Rollout::of(|web| {
+    let mut rollout = Played::of(|web| {
         web.deploy.min_healthy_ms = 10_000;
         web.deploy.deadline_ms = Some(120_000);
     });
@@ -181,12 +196,12 @@ fn case_an_instance_that_is_ready_now_and_then_fails_its_release_in_time() {
 
 #[test]
 fn case_a_deadline_counts_only_while_the_node_is_heard() {
-    let mut rollout = Rollout::of(|web| web.deploy.deadline_ms = Some(60_000));
+    let mut rollout = Played::of(|web| web.deploy.deadline_ms = Some(60_000));
     let new = rollout.of_release(2)[0];
     rollout.report(new, RUNNING, 0);
     rollout.after(59_000);
     let node = rollout.cluster.instances.get(&new).unwrap().node;
-    let set = |rollout: &mut Rollout, presence| {
+    let set = |rollout: &mut Played, presence| {
         rollout.cluster.nodes.get_mut(&node).unwrap().presence = presence;
     };
     set(&mut rollout, Presence::NotHeardYet);
@@ -207,7 +222,7 @@ fn case_a_deadline_counts_only_while_the_node_is_heard() {
 
 #[test]
 fn case_an_immediate_release_replaces_all_at_once() {
-    let mut rollout = Rollout::of(|web| web.deploy.strategy = Strategy::Immediate);
+    let mut rollout = Played::of(|web| web.deploy.strategy = Strategy::Immediate);
     assert_eq!(rollout.counts(), (0, 2));
     rollout.report_all(READY);
     rollout.step();
@@ -216,7 +231,7 @@ fn case_an_immediate_release_replaces_all_at_once() {
 
 #[test]
 fn case_a_canary_comes_first_and_alone() {
-    let mut rollout = Rollout::of(|web| {
+    let mut rollout = Played::of(|web| {
         web.deploy.strategy = Strategy::Canary;
         web.deploy.max_surge = 5;
         web.deploy.max_unavailable = 1;
@@ -233,7 +248,7 @@ fn case_a_canary_comes_first_and_alone() {
     rollout.after(10_000);
     assert_eq!(rollout.counts(), (0, 2));
     // A canary that fails leaves the old as they were.
-    let mut rollout = Rollout::of(|web| web.deploy.strategy = Strategy::Canary);
+    let mut rollout = Played::of(|web| web.deploy.strategy = Strategy::Canary);
     let new = rollout.of_release(2)[0];
     rollout.report(new, InstanceState::Failed, 0);
     rollout.step();
@@ -245,9 +260,9 @@ fn case_a_canary_comes_first_and_alone() {
 
 #[test]
 fn case_blue_green_switches_when_all_the_new_are_ready() {
-    let mut rollout = Rollout::of(|web| web.deploy.strategy = Strategy::BlueGreen);
+    let mut rollout = Played::of(|web| web.deploy.strategy = Strategy::BlueGreen);
     assert_eq!(rollout.counts(), (2, 2));
-    let backends = |rollout: &Rollout| {
+    let backends = |rollout: &Played| {
         let routes = routes(&rollout.cluster);
         let backends = routes.values().flat_map(|route| &route.backends);
         let mut ids: Vec<_> = backends.map(|backend| backend.instance).collect();
@@ -268,7 +283,7 @@ fn case_blue_green_switches_when_all_the_new_are_ready() {
 
 #[test]
 fn case_what_is_not_alive_is_replaced_one_at_a_time() {
-    let mut rollout = Rollout::of(|_| {});
+    let mut rollout = Played::of(|_| {});
     for _ in 0..3 {
         rollout.report_all(READY);
         rollout.step();
@@ -277,7 +292,7 @@ fn case_what_is_not_alive_is_replaced_one_at_a_time() {
         (rollout.phase(), rollout.counts()),
         (RolloutPhase::Done, (0, 2))
     );
-    let dead = |rollout: &mut Rollout| {
+    let dead = |rollout: &mut Played| {
         for id in rollout.of_release(2) {
             let instance = rollout.cluster.instances.get_mut(&id).unwrap();
             if let Some(report) = &mut instance.report {
@@ -305,7 +320,7 @@ fn case_what_is_not_alive_is_replaced_one_at_a_time() {
         before = after;
     }
     // A new release fails by it.
-    let mut rollout = Rollout::of(|_| {});
+    let mut rollout = Played::of(|_| {});
     let new = rollout.of_release(2)[0];
     rollout.report(new, READY, 0);
     dead(&mut rollout);

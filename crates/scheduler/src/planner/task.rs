@@ -4,9 +4,11 @@
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::user::RolloutPhase;
 use manifest::Strategy;
+use model::instance::Runs;
 use model::{EnvKey, InstanceId, ProcessName};
 use overlay::address_plan::instance_address;
 
@@ -14,7 +16,7 @@ use super::Pass;
 use super::view::{Goal, InstanceView, deploy_of, liveness_failure, terminate};
 use crate::action::{Action, PlacedInstance};
 use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
-use crate::placement::{Demand, PlacementError, Resources};
+use crate::placement::{Demand, PlacementError, Resources, Unplaced};
 use crate::release::{Identity, ReleaseError, instance_spec};
 use crate::rollout::READY_DEADLINE_MS;
 
@@ -202,20 +204,26 @@ impl Task<'_> {
         let mut ordinals = (0..).take(self.wanted);
         for _ in 0..missing.min(may_come) {
             if !self.is_numbered() {
-                self.make_one(planner, None)?;
+                self.make_one(planner, Runs::App, None)?;
                 continue;
             }
             // An instance on an offline node holds its ordinal too.
             let free = ordinals.find(|ordinal| self.holder_of(planner, *ordinal).is_none());
             match free {
-                Some(ordinal) => self.make_one(planner, Some(ordinal))?,
+                Some(ordinal) => self.make_one(planner, Runs::App, Some(ordinal))?,
                 None => return self.wait_for_a_holder(planner),
             }
         }
         Ok(())
     }
 
-    fn make_one(&self, planner: &mut Pass<'_, '_>, ordinal: Option<u32>) -> Result<(), Blocked> {
+    /// Creates one instance, on a node that has room for it.
+    pub(super) fn make_one(
+        &self,
+        planner: &mut Pass<'_, '_>,
+        runs: Runs,
+        ordinal: Option<u32>,
+    ) -> Result<(), Blocked> {
         let images = self.release.images_of(self.process);
         let archs: Vec<&str> = images.keys().map(String::as_str).collect();
         let Some(process) = self.release.manifest.processes.get(self.process) else {
@@ -229,7 +237,8 @@ impl Task<'_> {
         let pinned = first.map(|(name, (_, volume))| (volume.node, name.as_str()));
         // Volumes that there are hold their disk already.
         let volumes = process.volumes.iter();
-        let new_volumes = volumes.filter(|volume| !known.contains_key(&volume.name));
+        let new_volumes =
+            volumes.filter(|volume| runs.is_app() && !known.contains_key(&volume.name));
         let needs = Resources {
             cpu_millis: u64::from(process.resources.cpu_millis),
             memory_bytes: process.resources.memory_bytes,
@@ -237,13 +246,17 @@ impl Task<'_> {
                 bytes.saturating_add(volume.size_bytes)
             }),
         };
-        let node = planner.placement.choose(&Demand {
+        let demand = Demand {
             env: self.key,
             process: self.process,
             needs,
             archs: &archs,
             region: process.region.as_deref(),
+            labels: &process.labels,
             pinned,
+        };
+        let node = planner.placement.choose(&demand).inspect_err(|_| {
+            planner.unplaced.push(Unplaced::of(&demand));
         })?;
         let arch = planner.arch_of(node);
         let volumes = ordinal.map_or_else(Vec::new, |ordinal| {
@@ -256,11 +269,12 @@ impl Task<'_> {
             env: self.key,
             process: self.process,
             release: self.goal.make,
+            runs,
             address: instance_address(prefix, node, self.env.network, id),
             arch: &arch,
             volumes: &volumes,
         };
-        let spec = instance_spec(&who, self.release)?;
+        let spec = Arc::new(instance_spec(&who, self.release)?);
         let created_at = planner.now;
         planner.take(Action::Create(Box::new(PlacedInstance {
             spec,

@@ -120,15 +120,15 @@ fn a_first_deploy_creates_and_spreads_all_instances_at_once() {
     check(
         &cluster,
         expect![[r#"
-        create 00000011 web v1 on n1, fd00:1111:2222:1:0:1:0:11
-        create 00000012 web v1 on n2, fd00:1111:2222:2:0:1:0:12
-        create 00000013 web v1 on n1, fd00:1111:2222:1:0:1:0:13
-        create 00000014 worker v1 on n2, fd00:1111:2222:2:0:1:0:14
-        - shop/prod web: instance 00000011 of v1 on node-1: waiting for the node
-        - shop/prod web: instance 00000012 of v1 on node-2: waiting for the node
-        - shop/prod web: instance 00000013 of v1 on node-1: waiting for the node
-        - shop/prod worker: instance 00000014 of v1 on node-2: waiting for the node
-    "#]],
+            create 00000011 web v1 on n1, fd00:1111:2222:1:0:1:0:11
+            create 00000012 web v1 on n2, fd00:1111:2222:2:0:1:0:12
+            create 00000013 web v1 on n1, fd00:1111:2222:1:0:1:0:13
+            create 00000014 worker v1 on n1, fd00:1111:2222:1:0:1:0:14
+            - shop/prod web: instance 00000011 of v1 on node-1: waiting for the node
+            - shop/prod web: instance 00000012 of v1 on node-2: waiting for the node
+            - shop/prod web: instance 00000013 of v1 on node-1: waiting for the node
+            - shop/prod worker: instance 00000014 of v1 on node-1: waiting for the node
+        "#]],
     );
 }
 
@@ -158,8 +158,8 @@ fn case_a_process_that_a_release_does_not_change_is_not_touched() {
     check(
         &cluster,
         expect![[r#"
-            create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
-            - shop/prod web: instance 00000011 of v2 on node-2: waiting for the node
+            create 00000011 web v2 on n1, fd00:1111:2222:1:0:1:0:11
+            - shop/prod web: instance 00000011 of v2 on node-1: waiting for the node
         "#]],
     );
     // The worker fails meanwhile: that is not the release's fault, and it is done without it.
@@ -176,8 +176,8 @@ fn case_a_process_that_a_release_does_not_change_is_not_touched() {
         expect![[r#"
             rollout of shop/prod: Done, wants v2: 
             terminate 00000003: it failed; another is made
-            create 00000011 worker v2 on n2, fd00:1111:2222:2:0:1:0:11
-            - shop/prod worker: instance 00000011 of v2 on node-2: waiting for the node
+            create 00000011 worker v2 on n1, fd00:1111:2222:1:0:1:0:11
+            - shop/prod worker: instance 00000011 of v2 on node-1: waiting for the node
         "#]],
     );
 }
@@ -228,8 +228,8 @@ fn case_a_deploy_of_one_process_keeps_the_others_down_to_their_image() {
     check(
         &cluster,
         expect![[r#"
-            create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
-            - shop/prod web: instance 00000011 of v2 on node-2: waiting for the node
+            create 00000011 web v2 on n1, fd00:1111:2222:1:0:1:0:11
+            - shop/prod web: instance 00000011 of v2 on node-1: waiting for the node
         "#]],
     );
     // A worker that is made now is as the one that is there.
@@ -267,11 +267,11 @@ fn a_new_release_begins_with_its_surge() {
     check(
         &cluster,
         expect![[r#"
-        create 00000011 web v2 on n2, fd00:1111:2222:2:0:1:0:11
-        create 00000012 worker v2 on n2, fd00:1111:2222:2:0:1:0:12
-        - shop/prod web: instance 00000011 of v2 on node-2: waiting for the node
-        - shop/prod worker: instance 00000012 of v2 on node-2: waiting for the node
-    "#]],
+            create 00000011 web v2 on n1, fd00:1111:2222:1:0:1:0:11
+            create 00000012 worker v2 on n2, fd00:1111:2222:2:0:1:0:12
+            - shop/prod web: instance 00000011 of v2 on node-1: waiting for the node
+            - shop/prod worker: instance 00000012 of v2 on node-2: waiting for the node
+        "#]],
     );
 }
 

@@ -6,12 +6,12 @@ use std::cmp::Reverse;
 
 use api::user::RolloutPhase;
 use manifest::Deploy;
-use model::instance::{InstanceState, RestartWhen};
+use model::instance::{InstanceState, RestartWhen, Runs};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 
 use super::{LOST_AFTER_MS, Pass, REPLACE_AFTER_MS, lost_at};
 use crate::action::Action;
-use crate::cluster_state::{Env, Instance, Node, Presence, Rollout, Scheduling};
+use crate::cluster_state::{Env, Instance, Node, Presence, ReleaseCommand, Rollout, Scheduling};
 use crate::placement::MassLoss;
 use crate::release::is_as_in;
 use crate::rollout::{self, Evaluator, InstanceHealth};
@@ -26,6 +26,8 @@ pub(super) struct InstanceView {
     pub(super) release: ReleaseNumber,
     /// The release that made it.
     pub(super) made_by: ReleaseNumber,
+    /// What of its process type it runs.
+    pub(super) runs: Runs,
     /// Which of its process type's volumes it holds.
     pub(super) ordinal: Option<u32>,
     pub(super) health: InstanceHealth,
@@ -124,6 +126,7 @@ pub(super) fn views(
                 process: instance.spec.process.clone(),
                 release: same.map_or(spec.release, |(number, _)| *number),
                 made_by: spec.release,
+                runs: spec.runs,
                 ordinal: instance.spec.ordinal(),
                 health,
                 settled: match is_new {
@@ -208,8 +211,16 @@ impl Pass<'_, '_> {
         let instances = self.working.instances.of_env(key);
         let mine = instances.filter(|(_, instance)| instance.spec.release == rollout.release);
         let created = mine.map(|(_, instance)| instance.created_at);
+        let completed = rollout
+            .release_commands
+            .values()
+            .filter_map(|command| match command {
+                ReleaseCommand::Started => None,
+                ReleaseCommand::Completed { at } => Some(*at),
+            });
         // What was created in the future was created before the clock was set back.
         let progress = created
+            .chain(completed)
             .chain([rollout.started_at])
             .filter(|at| *at <= self.now);
         progress.max().unwrap_or(self.now)

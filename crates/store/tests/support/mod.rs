@@ -258,6 +258,7 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
     let key = env_key(app);
     let process = "web".parse().unwrap();
     let who = Identity {
+        runs: model::instance::Runs::App,
         id,
         env: &key,
         process: &process,
@@ -267,7 +268,7 @@ pub(crate) fn placed(app: &str, network: u32, id: InstanceId, node: NodeId) -> C
         volumes: &[],
     };
     Command::Plan(Action::Create(Box::new(PlacedInstance {
-        spec: instance_spec(&who, &release(app)).unwrap(),
+        spec: std::sync::Arc::new(instance_spec(&who, &release(app)).unwrap()),
         node,
         created_at: NOW,
     })))

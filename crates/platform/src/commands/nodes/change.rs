@@ -1,12 +1,13 @@
 //! `platform nodes cordon`, `uncordon`, `drain` and `remove`.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use api::user::{InstanceRow, NodeRow, Scheduling};
 use api_client::ApiClient;
 use clap::Args;
-use model::NodeId;
+use model::{LabelKey, LabelValue, NodeId};
 
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
@@ -55,6 +56,47 @@ pub(super) struct DrainArguments {
     cluster: ClusterArguments,
 }
 
+/// Set or remove labels of a node
+///
+/// The manifest's `labels` of a process type name those that its nodes must have. An instance that runs already stays where it is.
+#[derive(Debug, Args)]
+pub(super) struct LabelArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// `KEY=VALUE` sets a label, `KEY-` removes one
+    #[arg(value_name = "LABEL", required = true)]
+    labels: Vec<LabelChange>,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// One label that is set or removed.
+#[derive(Debug, Clone)]
+struct LabelChange {
+    key: LabelKey,
+    value: Option<LabelValue>,
+}
+
+impl FromStr for LabelChange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (key, value) = match (text.split_once('='), text.strip_suffix('-')) {
+            (Some((key, value)), _) => (key, Some(value)),
+            (None, Some(key)) => (key, None),
+            (None, None) => {
+                return Err("write KEY=VALUE to set a label, or KEY- to remove one".to_owned());
+            }
+        };
+        let value = value.map(|value| value.parse().map_err(|e| format!("{e}")));
+        Ok(Self {
+            key: key.parse().map_err(|e| format!("{e}"))?,
+            value: value.transpose()?,
+        })
+    }
+}
+
 /// Remove a node from the cluster for good
 ///
 /// It must have no instances and no volumes, or be lost. Its certificate opens nothing from then on.
@@ -86,6 +128,16 @@ pub(super) async fn uncordon(arguments: UncordonArguments) -> Result<(), Failure
     let node = find(&client, &arguments.node).await?;
     (client.set_scheduling(node.id, Scheduling::Schedulable)).await?;
     note(format!("{} ({}) takes instances", node.name, node.id));
+    Ok(())
+}
+
+pub(super) async fn label(arguments: LabelArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    let changes = arguments.labels.into_iter();
+    let changes = changes.map(|change| (change.key, change.value)).collect();
+    client.set_labels(node.id, changes).await?;
+    note(format!("{} ({}) is labelled", node.name, node.id));
     Ok(())
 }
 

@@ -1,0 +1,226 @@
+//! One connection: TLS, whose it is, its requests, its end.
+//!
+//! A client that offers HTTP/2 gets it: then one connection carries all polls and reports of a member. Dead ones are noticed by PINGs.
+
+// ring: a connection hands its requests to the dispatch, which asks whose connection it is.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::dispatch::{Dispatch, Shown};
+use crate::limits::{
+    HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_HEADER_BYTES, MAX_STREAMS_OF_A_SERVER,
+    MAX_STREAMS_OF_OTHERS, PING_INTERVAL, PING_TIMEOUT, STRANGER_TIMEOUT,
+};
+use crate::shares::{Peer, Place, Shares};
+
+/// HTTP/2 and 1.1 in ALPN.
+pub(crate) const ALPN: [&[u8]; 2] = [H2, b"http/1.1"];
+const H2: &[u8] = b"h2";
+
+/// Whose a connection is, as far as that is known.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    place: Mutex<Place>,
+    /// When another gets its place, and whether it is a stranger's.
+    current: watch::Sender<(CancellationToken, bool)>,
+    /// Until when a stranger may stay one.
+    deadline: Instant,
+}
+
+impl Admission {
+    fn new(place: Place, deadline: Instant) -> Self {
+        let current = watch::Sender::new(current(&place));
+        Self {
+            place: Mutex::new(place),
+            current,
+            deadline,
+        }
+    }
+
+    /// Whether it is not known whose it is.
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.current.borrow().1
+    }
+
+    /// It is this user's. False: the user has as many as may be.
+    pub(crate) fn admit_user(&self, shares: &Shares, name: String) -> bool {
+        let Some(admitted) = shares.admit(Peer::User(name)) else {
+            return false;
+        };
+        let now = current(&admitted);
+        // What was the stranger's is free.
+        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = admitted;
+        self.current.send_replace(now);
+        true
+    }
+
+    /// Returns when the connection is to be closed: another gets its place, or a stranger's time is over.
+    async fn is_over(&self) {
+        let mut current = self.current.subscribe();
+        loop {
+            let (closed, is_stranger) = current.borrow_and_update().clone();
+            tokio::select! {
+                () = closed.cancelled() => return,
+                () = sleep_until(self.deadline), if is_stranger => return,
+                changed = current.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+}
+
+fn current(place: &Place) -> (CancellationToken, bool) {
+    let is_stranger = matches!(place.peer(), Peer::Stranger(_));
+    (place.closed().clone(), is_stranger)
+}
+
+/// Serves a connection until it ends, or `shutdown`.
+pub(crate) async fn serve(
+    stream: TcpStream,
+    from: SocketAddr,
+    acceptor: TlsAcceptor,
+    dispatch: Dispatch,
+    shares: Shares,
+    shutdown: CancellationToken,
+) {
+    let deadline = Instant::now() + STRANGER_TIMEOUT;
+    // Without a place it is closed at once: those who came just before are about to show who they are.
+    let Some(stranger) = shares.admit(Peer::stranger(from.ip())) else {
+        return;
+    };
+    // Small answers must not wait for each other.
+    let _ = stream.set_nodelay(true);
+    let handshake = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let handshake = tokio::select! {
+        handshake = handshake => handshake,
+        () = stranger.closed().cancelled() => return,
+        () = shutdown.cancelled() => return,
+    };
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%from, %error, "no TLS");
+            return;
+        }
+        Err(_) => {
+            tracing::debug!(%from, "the TLS handshake took too long");
+            return;
+        }
+    };
+    let shown = match shown(&stream) {
+        Ok(shown) => shown,
+        Err(error) => {
+            tracing::warn!(%from, %error, "refused a client certificate");
+            return;
+        }
+    };
+    // Whoever has shown a certificate is a stranger no longer, and leaves that place to others.
+    let place = match shown {
+        Shown::Nobody => Some(stranger),
+        Shown::Member(member) => {
+            drop(stranger);
+            shares.admit(Peer::Member(member))
+        }
+        Shown::Server => {
+            drop(stranger);
+            shares.admit(Peer::Server)
+        }
+    };
+    let Some(place) = place else {
+        tracing::debug!(%from, ?shown, "refused a connection: it has as many as may be");
+        return;
+    };
+    let admission = Arc::new(Admission::new(place, deadline));
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+    let service = service_fn({
+        let admission = Arc::clone(&admission);
+        move |request: Request<Incoming>| {
+            let (dispatch, admission) = (dispatch.clone(), Arc::clone(&admission));
+            async move { Ok::<_, Infallible>(dispatch.answer(shown, &admission, request).await) }
+        }
+    });
+    let io = TokioIo::new(stream);
+    if is_h2 {
+        let streams = match shown {
+            Shown::Server => MAX_STREAMS_OF_A_SERVER,
+            Shown::Nobody | Shown::Member(_) => MAX_STREAMS_OF_OTHERS,
+        };
+        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(streams)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .serve_connection(io, service);
+        until_its_end(
+            serving,
+            hyper::server::conn::http2::Connection::graceful_shutdown,
+            from,
+            &admission,
+            &shutdown,
+        )
+        .await;
+    } else {
+        let serving = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(io, service)
+            .with_upgrades();
+        until_its_end(
+            serving,
+            hyper::server::conn::http1::UpgradeableConnection::graceful_shutdown,
+            from,
+            &admission,
+            &shutdown,
+        )
+        .await;
+    }
+}
+
+/// `finish`: has it end once the requests under way are answered.
+async fn until_its_end<C: Future<Output = hyper::Result<()>>>(
+    serving: C,
+    finish: impl Fn(Pin<&mut C>),
+    from: SocketAddr,
+    admission: &Admission,
+    shutdown: &CancellationToken,
+) {
+    let mut serving = std::pin::pin!(serving);
+    let ended = tokio::select! {
+        ended = &mut serving => ended,
+        () = admission.is_over() => {
+            tracing::debug!(%from, "closed a connection: its time is over, or another gets its place");
+            return;
+        }
+        () = shutdown.cancelled() => {
+            finish(serving.as_mut());
+            serving.as_mut().await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%from, error = %display::chain(&error), "a connection failed");
+    }
+}
+
+/// Whose certificate the client showed, if it showed one.
+fn shown(stream: &TlsStream<TcpStream>) -> Result<Shown, identity::MemberCertificateError> {
+    let (_, tls) = stream.get_ref();
+    match tls.peer_certificates().and_then(<[_]>::first) {
+        None => Ok(Shown::Nobody),
+        Some(certificate) if identity::is_server_certificate(certificate) => Ok(Shown::Server),
+        Some(certificate) => identity::member_of_certificate(certificate).map(Shown::Member),
+    }
+}

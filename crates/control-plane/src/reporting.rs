@@ -1,0 +1,244 @@
+//! The reports of the nodes: which is applied, how fast, and what of them is in no store (`scheduler::report_receiver`).
+//!
+//! A node's reports are taken one after the other. A node that reports changes faster than [`REPORTS_PER_SECOND`] waits for its answers:
+//! its agent gathers what changes meanwhile, and one node takes no more of the leader's time than others.
+
+// ring: the shared state holds what is known of reports, and a report changes the shared state.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::node::{CachedImage, ReportAnswer, ReportDelta};
+use model::NodeId;
+use scheduler::apply::Command;
+use scheduler::cluster_state::{ClusterState, Node};
+use scheduler::report_receiver::{ReportReceiver, Verdict};
+use scheduler::reports::Unknown;
+use tokio::time::Instant;
+
+use crate::clock::now;
+use crate::failure::ApiFailure;
+use crate::limits::{REPORT_BURST, REPORTS_PER_SECOND};
+use crate::state::Shared;
+
+/// What the server knows of the reports of each node in this term.
+#[derive(Debug, Default)]
+pub(crate) struct Reporting {
+    nodes: Mutex<BTreeMap<NodeId, Arc<tokio::sync::Mutex<Reporter>>>>,
+    /// What of a node's reports is over its bounds. Usually none.
+    exceeded: Mutex<BTreeMap<NodeId, Vec<String>>>,
+}
+
+/// One node that reports.
+#[derive(Debug)]
+struct Reporter {
+    receiver: ReportReceiver,
+    pace: Pace,
+    /// What it has that the store does not know, as last logged.
+    unknown: Unknown,
+}
+
+/// How many more reports with changes a node may send now.
+#[derive(Debug)]
+struct Pace {
+    left: f64,
+    at: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self {
+            left: REPORT_BURST,
+            at: now,
+        }
+    }
+
+    /// Takes one; gives how long to wait for it.
+    fn take(&mut self, now: Instant) -> Duration {
+        let passed = now.saturating_duration_since(self.at);
+        self.at = now;
+        let left = self.left + passed.as_secs_f64() * REPORTS_PER_SECOND;
+        self.left = left.min(REPORT_BURST) - 1.0;
+        Duration::from_secs_f64((-self.left / REPORTS_PER_SECOND).max(0.0))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reporting {
+    fn of(&self, node: NodeId) -> Arc<tokio::sync::Mutex<Reporter>> {
+        let mut nodes = lock(&self.nodes);
+        let reporter = nodes.entry(node).or_insert_with(|| {
+            Arc::new(tokio::sync::Mutex::new(Reporter {
+                receiver: ReportReceiver::default(),
+                pace: Pace::new(Instant::now()),
+                unknown: Unknown::default(),
+            }))
+        });
+        Arc::clone(reporter)
+    }
+
+    /// A node is a member no longer.
+    pub(crate) fn remove(&self, node: NodeId) {
+        lock(&self.nodes).remove(&node);
+        lock(&self.exceeded).remove(&node);
+    }
+
+    /// The root disks in the cache of each node that reported, those last used first.
+    pub(crate) async fn images(&self) -> Vec<(NodeId, Vec<CachedImage>)> {
+        let nodes: Vec<_> = (lock(&self.nodes).iter())
+            .map(|(id, reporter)| (*id, Arc::clone(reporter)))
+            .collect();
+        let mut images = Vec::new();
+        for (id, reporter) in nodes {
+            images.push((id, reporter.lock().await.receiver.images()));
+        }
+        images
+    }
+
+    /// What of a node's reports is over its bounds, for people.
+    pub(crate) fn exceeded(&self, node: NodeId) -> Vec<String> {
+        lock(&self.exceeded).get(&node).cloned().unwrap_or_default()
+    }
+
+    fn note_exceeded(&self, node: NodeId, exceeded: Vec<String>) {
+        let mut known = lock(&self.exceeded);
+        let before = known.get(&node).map_or(&[][..], Vec::as_slice);
+        if before == exceeded {
+            return;
+        }
+        if exceeded.is_empty() {
+            known.remove(&node);
+            return;
+        }
+        tracing::warn!(%node, exceeded = exceeded.join("; "), "the node's report is over its bounds");
+        known.insert(node, exceeded);
+    }
+}
+
+impl Shared {
+    /// Takes a report. Returns once the store has what it changed. `delta`: the report, given what is known of those before.
+    pub(crate) async fn receive(
+        &self,
+        node: NodeId,
+        delta: impl FnOnce(&ReportReceiver) -> ReportDelta + Send,
+    ) -> Result<ReportAnswer, ApiFailure> {
+        let reporter = self.reporting.of(node);
+        let mut reporter = reporter.lock().await;
+        let mut delta = delta(&reporter.receiver);
+        let exceeded = delta.bound();
+        let verdict = reporter.receiver.check(&delta);
+        if verdict == Verdict::Apply {
+            if !delta.is_empty() {
+                let wait = reporter.pace.take(Instant::now());
+                tokio::time::sleep(wait).await;
+            }
+            let cluster = self.cluster();
+            let command = reporter.receiver.command(&cluster, node, &delta, now());
+            self.apply(&cluster, node, command).await?;
+            reporter.receiver.received(&cluster, node, &delta, exceeded);
+            self.note_exceeded(node, &reporter.receiver);
+            reporter.log_unknown(&cluster, node);
+        } else {
+            self.apply(&self.cluster(), node, None).await?;
+        }
+        Ok(reporter.receiver.answer(verdict))
+    }
+
+    fn note_exceeded(&self, node: NodeId, receiver: &ReportReceiver) {
+        self.reporting.note_exceeded(node, receiver.exceeded());
+    }
+
+    /// Carries out what a report means. One that says nothing new costs the leader and its store nothing.
+    async fn apply(
+        &self,
+        cluster: &ClusterState,
+        node: NodeId,
+        command: Option<Command>,
+    ) -> Result<(), ApiFailure> {
+        let Some(known) = cluster.nodes.get(&node) else {
+            return Err(ApiFailure::not_found(
+                "node_unreadable",
+                format!("the record of {node} cannot be read: upgrade the server"),
+            ));
+        };
+        let is_online = Node::is_online(known);
+        let command = command.filter(|command| changes_anything(cluster, command));
+        if is_online && command.is_none() {
+            return Ok(());
+        }
+        self.leader
+            .report::<ApiFailure>(node, command, now())
+            .await?;
+        self.wake.notify_one();
+        Ok(())
+    }
+}
+
+/// Whether a command changes anything of the cluster state.
+fn changes_anything(cluster: &ClusterState, command: &Command) -> bool {
+    // A copy costs nothing, and what is changed of it costs what is changed.
+    let mut after = cluster.clone();
+    let changes = scheduler::apply::apply(&mut after, command);
+    changes.is_ok_and(|changes| !changes.is_empty())
+}
+
+impl Reporter {
+    /// Logs once which instances and volumes a node has that this store does not know there: it was restored from an older
+    /// backup.
+    fn log_unknown(&mut self, cluster: &ClusterState, node: NodeId) {
+        let unknown = self.receiver.unknown(cluster, node);
+        let before = &self.unknown;
+        if before.instances != unknown.instances && !unknown.instances.is_empty() {
+            tracing::warn!(
+                %node,
+                instances = %listed(&unknown.instances),
+                "the node runs instances that this store does not know; they are left running"
+            );
+        }
+        if before.volumes != unknown.volumes && !unknown.volumes.is_empty() {
+            tracing::warn!(
+                %node,
+                volumes = %listed(&unknown.volumes),
+                "the node has volumes that this store does not know; their disks are kept"
+            );
+        }
+        self.unknown = unknown;
+    }
+}
+
+/// Ids for a line of the log.
+pub(crate) fn listed(ids: &[impl ToString]) -> String {
+    const SHOWN: usize = 20;
+    let shown: Vec<_> = ids.iter().take(SHOWN).map(ToString::to_string).collect();
+    let shown = shown.join(" ");
+    match ids.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_floods_waits_and_one_that_does_not_never_does() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut waited = Duration::ZERO;
+        for _ in 0..1000 {
+            waited = waited.max(pace.take(start));
+        }
+        let owed = (1000.0 - REPORT_BURST) / REPORTS_PER_SECOND;
+        assert!(waited.as_secs_f64() > owed * 0.99, "{waited:?}");
+        let mut pace = Pace::new(start);
+        let step = Duration::from_secs_f64(1.0 / REPORTS_PER_SECOND);
+        for n in 0..1000 {
+            assert_eq!(pace.take(start + step * n), Duration::ZERO);
+        }
+    }
+}

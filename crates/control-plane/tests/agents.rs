@@ -1,0 +1,434 @@
+//! Thousands of agents on one server, measured. `make bench` runs it (`--ignored`); otherwise this program does nothing.
+//!
+//! The server is a process of its own, so that what it costs is told from what the agents cost. The agents are real in all that the
+//! server sees: a connection with a certificate of its own each, long polls, reports as deltas. They run nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "a measurement fails by panicking, and prints what it measured"
+)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use api::enrollment::EnrollRole;
+use api::node::{AgentSession, DesiredState};
+use api::user::{ScaleRequest, Scheduling};
+use api_client::{ApiClient, ClientConfig};
+use futures_util::stream::{self, StreamExt as _};
+use model::instance::InstanceSpec;
+use model::{Generation, NodeId};
+use node_core::report_sender::ReportSender;
+use sqlx::{Connection as _, SqliteConnection};
+use support::registry::Registry;
+use support::*;
+use tokio_util::sync::CancellationToken;
+
+const AGENTS: usize = 5_000;
+/// As of a real agent.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+const IDLE: Duration = Duration::from_secs(30);
+/// Changes whose way is measured.
+const CHANGES: u32 = 200;
+/// Apps that are scaled at once, and by how many instances each.
+const APPS: u32 = 20;
+const MORE: u32 = 500;
+const WRITERS: usize = 64;
+const WRITING: Duration = Duration::from_secs(10);
+/// The folder of the server, in the process that is it.
+const FOLDER: &str = "AGENTS_FOLDER";
+/// Kernel clock ticks a second, which `/proc` counts in (`sysconf(_SC_CLK_TCK)` on Linux).
+const TICKS: f64 = 100.0;
+
+/// The server of the measurement, in a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: make bench"]
+async fn server_process() {
+    let Ok(folder) = std::env::var(FOLDER) else {
+        return;
+    };
+    let folder = Path::new(&folder);
+    let server = Server::start(folder).await;
+    let said = serde_json::json!({ "url": server.ready.url, "config": server.ready.client_config });
+    std::fs::write(folder.join("said.new"), said.to_string()).unwrap();
+    std::fs::rename(folder.join("said.new"), folder.join("said")).unwrap();
+    std::future::pending::<()>().await;
+}
+
+struct Process {
+    child: Child,
+    url: String,
+    config: ClientConfig,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Process {
+    async fn start(folder: &Path) -> Self {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "server_process"])
+            .env(FOLDER, folder)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let said = eventually("the server is ready", async || {
+            let text = std::fs::read(folder.join("said")).ok()?;
+            serde_json::from_slice::<serde_json::Value>(&text).ok()
+        })
+        .await;
+        Self {
+            child,
+            url: said["url"].as_str().unwrap().to_owned(),
+            config: ClientConfig::load(Path::new(said["config"].as_str().unwrap())).unwrap(),
+        }
+    }
+
+    fn user(&self) -> ApiClient {
+        ApiClient::user(&self.config).unwrap()
+    }
+
+    /// CPU so far, in seconds.
+    fn cpu(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let fields: Vec<&str> = fields.split(' ').collect();
+        let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+        ticks as f64 / TICKS
+    }
+
+    /// Memory, in MiB.
+    fn memory(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let kib = line.unwrap().split_whitespace().nth(1).unwrap();
+        kib.parse::<f64>().unwrap() / 1024.0
+    }
+
+    /// Written to disk so far, in KiB.
+    fn written(&self) -> f64 {
+        let io = std::fs::read_to_string(format!("/proc/{}/io", self.child.id())).unwrap();
+        let line = io.lines().find(|line| line.starts_with("write_bytes:"));
+        let bytes = line.unwrap().split_whitespace().nth(1).unwrap();
+        bytes.parse::<f64>().unwrap() / 1024.0
+    }
+}
+
+/// When the last change of each app was asked for, and how long each new instance took to its agent.
+#[derive(Default)]
+struct Ways {
+    asked: Mutex<BTreeMap<String, Instant>>,
+    took: Mutex<Vec<Duration>>,
+    arrived: AtomicU64,
+}
+
+/// One agent: its client and what it last got.
+struct Agent {
+    client: ApiClient,
+    desired: Option<DesiredState>,
+    sender: ReportSender,
+}
+
+impl Agent {
+    fn generation(&self) -> Generation {
+        self.desired
+            .as_ref()
+            .map_or_else(Generation::default, |desired| desired.generation)
+    }
+
+    fn instances(&self) -> impl Iterator<Item = &InstanceSpec> {
+        self.desired.iter().flat_map(|desired| &desired.instances)
+    }
+
+    async fn report(&mut self) {
+        let instances = self.instances().map(|i| running(i.id)).collect();
+        let now = report(self.generation(), instances);
+        let delta = self.sender.next(&now);
+        if let Ok(answer) = self.client.report(&delta).await {
+            let _ = self.sender.answered(answer);
+        }
+    }
+
+    async fn run(mut self, number: usize, ways: Arc<Ways>, stop: CancellationToken) {
+        // Heartbeats of many agents are spread over the interval.
+        let first = HEARTBEAT.mul_f64(number as f64 / AGENTS as f64);
+        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + first, HEARTBEAT);
+        let client = self.client.clone();
+        loop {
+            let after = self.generation();
+            let poll = client.desired(after, Duration::from_secs(50));
+            tokio::pin!(poll);
+            let newer = loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    newer = &mut poll => break newer,
+                    _ = beat.tick() => self.report().await,
+                }
+            };
+            match newer {
+                Ok(Some(newer)) => {
+                    let known: std::collections::BTreeSet<_> =
+                        self.instances().map(|i| i.id).collect();
+                    for instance in newer.instances.iter().filter(|i| !known.contains(&i.id)) {
+                        let asked = ways.asked.lock().unwrap();
+                        if let Some(asked) = asked.get(instance.app.as_str()) {
+                            ways.took.lock().unwrap().push(asked.elapsed());
+                        }
+                        ways.arrived.fetch_add(1, Ordering::Relaxed);
+                    }
+                    self.desired = Some(newer);
+                    self.report().await;
+                }
+                Ok(None) => {}
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    }
+}
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    sorted[(sorted.len() - 1) * percent / 100]
+}
+
+/// Lets this process, and the server that it starts, have as many files open as the machine allows.
+fn raise_open_files() {
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap();
+    let line = limits
+        .lines()
+        .find(|line| line.starts_with("Max open files"));
+    let most: usize = line
+        .unwrap()
+        .split_whitespace()
+        .nth(4)
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        most > 2 * AGENTS,
+        "the limit of open files is {most}: `ulimit -Hn`"
+    );
+    let raised = Command::new("prlimit")
+        .arg(format!("--nofile={most}:{most}"))
+        .args(["--pid", &std::process::id().to_string()])
+        .status();
+    assert!(raised.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: make bench"]
+async fn thousands_of_agents() {
+    raise_open_files();
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(folder.path()).await;
+    let registry = Registry::start().await;
+    let digest = registry.push("hello", "amd64", "one").await;
+    let image = format!("{}/hello@{digest}", registry.host);
+
+    let ways = Arc::new(Ways::default());
+    let stop = CancellationToken::new();
+    let tasks = tokio_util::task::TaskTracker::new();
+    let started = Instant::now();
+    let user = server.user();
+    // Each begins as soon as it has joined: all are behind one address, which may have so many strangers at a time.
+    let joining = stream::iter(0..AGENTS).map(|number| {
+        let (user, url, tasks) = (&user, &server.url, &tasks);
+        let (ways, stop) = (Arc::clone(&ways), stop.clone());
+        async move {
+            let joined = join(url, user, EnrollRole::Node).await;
+            let api::enrollment::Member::Node(id) = joined.response.member else {
+                panic!("a node became an edge");
+            };
+            let agent = Agent {
+                client: joined.client.clone(),
+                desired: None,
+                sender: ReportSender::new(AgentSession(1)),
+            };
+            tasks.spawn(agent.run(number, ways, stop));
+            (id, joined.client)
+        }
+    });
+    let members: Vec<(NodeId, ApiClient)> = joining.buffer_unordered(8).collect().await;
+    println!(
+        "{AGENTS} agents joined in {:.1?}, server CPU {:.1} s",
+        started.elapsed(),
+        server.cpu()
+    );
+    tasks.close();
+    eventually("all agents are heard", async || {
+        let rows = user.nodes().await.unwrap();
+        rows.iter().all(|row| row.online).then_some(())
+    })
+    .await;
+
+    let (cpu, written) = (server.cpu(), server.written());
+    tokio::time::sleep(IDLE).await;
+    println!(
+        "idle with {AGENTS} agents: {:.3} of a core, {:.0} MiB, {:.1} KiB/s written",
+        (server.cpu() - cpu) / IDLE.as_secs_f64(),
+        server.memory(),
+        (server.written() - written) / IDLE.as_secs_f64(),
+    );
+
+    let apps: Vec<String> = (0..APPS).map(|n| format!("app{n}")).collect();
+    for app in &apps {
+        let text = manifest(app).replace("min = 2\nmax = 4", "min = 1\nmax = 1000");
+        let request = api::user::DeployRequest {
+            only: std::collections::BTreeSet::new(),
+            manifest: text,
+            image: image.clone(),
+        };
+        user.deploy(&env_key(app, "prod"), &request).await.unwrap();
+    }
+    let scale = async |app: &str, count: u32| {
+        ways.asked
+            .lock()
+            .unwrap()
+            .insert(app.to_owned(), Instant::now());
+        let processes = BTreeMap::from([("web".parse().unwrap(), count)]);
+        user.scale(&env_key(app, "prod"), &ScaleRequest { processes })
+            .await
+            .unwrap();
+    };
+    let arrived = |count: u64| eventually_arrived(&ways, count);
+    arrived(u64::from(APPS)).await;
+    ways.took.lock().unwrap().clear();
+    for change in 0..CHANGES {
+        let app = &apps[(change % APPS) as usize];
+        scale(app, 2 + change / APPS).await;
+        arrived(u64::from(APPS + change + 1)).await;
+    }
+    let mut took = std::mem::take(&mut *ways.took.lock().unwrap());
+    took.sort_unstable();
+    println!(
+        "a change reaches its node: p50 {:.1?}, p99 {:.1?}",
+        percentile(&took, 50),
+        percentile(&took, 99)
+    );
+
+    let before = ways.arrived.load(Ordering::Relaxed);
+    let (started, cpu) = (Instant::now(), server.cpu());
+    let count = 1 + CHANGES / APPS + MORE;
+    futures_util::future::join_all(apps.iter().map(|app| scale(app, count))).await;
+    arrived(before + u64::from(APPS * MORE)).await;
+    let elapsed = started.elapsed().as_secs_f64();
+    println!(
+        "{} instances placed, durable and at their nodes in {elapsed:.2} s: {:.0} a second, server CPU {:.2} s, {:.0} MiB",
+        APPS * MORE,
+        f64::from(APPS * MORE) / elapsed,
+        server.cpu() - cpu,
+        server.memory()
+    );
+
+    stop.cancel();
+    tasks.wait().await;
+    heartbeats(&server, &members).await;
+    durable_writes(&server, &user, &members, folder.path()).await;
+}
+
+async fn eventually_arrived(ways: &Ways, count: u64) {
+    eventually("the instances are at their nodes", async || {
+        (ways.arrived.load(Ordering::Relaxed) >= count).then_some(())
+    })
+    .await;
+}
+
+/// What a heartbeat costs the server.
+async fn heartbeats(server: &Process, members: &[(NodeId, ApiClient)]) {
+    let done = Arc::new(AtomicBool::new(false));
+    let beats = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for (_, client) in members.iter().take(WRITERS) {
+        let (client, done, beats) = (client.clone(), Arc::clone(&done), Arc::clone(&beats));
+        tasks.spawn(async move {
+            let mut sender = ReportSender::new(AgentSession(2));
+            let now = report(Generation::default(), Vec::new());
+            while !done.load(Ordering::Relaxed) {
+                let answer = client.report(&sender.next(&now)).await.unwrap();
+                let _ = sender.answered(answer);
+                beats.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    let (cpu, written) = (server.cpu(), server.written());
+    tokio::time::sleep(WRITING).await;
+    let (cpu, written) = (server.cpu() - cpu, server.written() - written);
+    done.store(true, Ordering::Relaxed);
+    while tasks.join_next().await.is_some() {}
+    let beats = beats.load(Ordering::Relaxed) as f64;
+    println!(
+        "heartbeats: {:.0} a second of one core, {:.1} KiB/s written",
+        beats / cpu,
+        written / WRITING.as_secs_f64()
+    );
+}
+
+/// Acknowledged durable writes of many clients, and of one plain SQLite client in the same run.
+async fn durable_writes(
+    server: &Process,
+    user: &ApiClient,
+    members: &[(NodeId, ApiClient)],
+    folder: &Path,
+) {
+    let done = Arc::new(AtomicBool::new(false));
+    let writes = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    let started = Instant::now();
+    for (node, _) in members.iter().take(WRITERS) {
+        let (user, node) = (user.clone(), *node);
+        let (done, writes) = (Arc::clone(&done), Arc::clone(&writes));
+        tasks.spawn(async move {
+            for scheduling in [Scheduling::Cordoned, Scheduling::Schedulable]
+                .into_iter()
+                .cycle()
+            {
+                if done.load(Ordering::Relaxed) {
+                    return;
+                }
+                user.set_scheduling(node, scheduling).await.unwrap();
+                writes.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    tokio::time::sleep(WRITING).await;
+    let ours = writes.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64();
+    done.store(true, Ordering::Relaxed);
+    while tasks.join_next().await.is_some() {}
+
+    let url = format!("sqlite:{}?mode=rwc", folder.join("plain.db").display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    for sql in [
+        "PRAGMA journal_mode = WAL",
+        "PRAGMA synchronous = FULL",
+        "CREATE TABLE nodes (id INTEGER PRIMARY KEY, scheduling TEXT NOT NULL)",
+    ] {
+        sqlx::query(sql).execute(&mut db).await.unwrap();
+    }
+    let (started, mut plain) = (Instant::now(), 0_i64);
+    while started.elapsed() < WRITING {
+        sqlx::query("INSERT INTO nodes (id, scheduling) VALUES ($1, 'cordoned') ON CONFLICT (id) DO UPDATE SET scheduling = excluded.scheduling")
+            .bind(plain % 64)
+            .execute(&mut db)
+            .await
+            .unwrap();
+        plain += 1;
+    }
+    let plain = plain as f64 / started.elapsed().as_secs_f64();
+    println!(
+        "acknowledged durable writes of {WRITERS} clients: {ours:.0} a second; one SQLite client with synchronous=FULL: {plain:.0}; {:.1} times; {:.0} MiB",
+        ours / plain,
+        server.memory()
+    );
+}

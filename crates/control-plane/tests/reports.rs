@@ -1,0 +1,154 @@
+//! Reports of nodes, as the server takes them.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::time::Duration;
+
+use api::node::{AgentSession, ReportAnswer, ReportDelta};
+use api::user::NodeRow;
+use model::{Generation, InstanceId, NodeId, VolumeId};
+use support::{ReportsAll as _, Server, eventually, report, running};
+
+async fn row(server: &Server, node: NodeId) -> NodeRow {
+    let rows = server.user.nodes().await.unwrap();
+    rows.into_iter().find(|row| row.id == node).unwrap()
+}
+
+fn numbered(session: u64, sequence: u64) -> ReportDelta {
+    ReportDelta {
+        session: AgentSession(session),
+        sequence,
+        ..ReportDelta::default()
+    }
+}
+
+fn has(session: u64, sequence: u64) -> ReportAnswer {
+    ReportAnswer {
+        session: AgentSession(session),
+        sequence,
+        whole: false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_takes_the_next_difference_and_asks_for_all_where_it_lacks_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (id, node) = server.join_node().await;
+    let all = report(Generation::default(), Vec::new());
+    // First contact.
+    let answer = node.client.report(&numbered(7, 1)).await.unwrap();
+    assert!(answer.whole);
+    let whole = ReportDelta::whole(AgentSession(7), 2, all.clone());
+    assert_eq!(node.client.report(&whole).await.unwrap(), has(7, 2));
+    assert!(row(&server, id).await.online);
+    let mut next = numbered(7, 3);
+    let mut driver = all.driver.clone();
+    driver.reason = "another".to_owned();
+    next.driver = Some(driver);
+    assert_eq!(node.client.report(&next).await.unwrap(), has(7, 3));
+    let reason = async || row(&server, id).await.driver.unwrap().reason;
+    assert_eq!(reason().await, "another");
+    // The whole one again, late: it changes nothing.
+    assert_eq!(node.client.report(&whole).await.unwrap(), has(7, 3));
+    assert_eq!(reason().await, "another");
+    // The server starts again and knows nothing of reports.
+    let url = server.ready.url.clone();
+    server.stop().await;
+    let server = eventually("it starts on the same port", async || {
+        Server::try_start_at(folder.path(), &url).await
+    })
+    .await;
+    assert!(node.client.report(&numbered(7, 4)).await.unwrap().whole);
+    assert_eq!(row(&server, id).await.driver.unwrap().reason, "another");
+    let whole = ReportDelta::whole(AgentSession(7), 5, all);
+    assert_eq!(node.client.report(&whole).await.unwrap(), has(7, 5));
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_of_life_is_seen_and_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (id, node) = server.join_node().await;
+    let all = report(Generation::default(), Vec::new());
+    let whole = ReportDelta::whole(AgentSession(1), 1, all);
+    node.client.report(&whole).await.unwrap();
+    let first = row(&server, id).await.seen_at.unwrap();
+    let path = folder.path().join("platform.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let mut db = sqlx::ConnectOptions::connect(&options).await.unwrap();
+    let mut version = async || {
+        let version = sqlx::query_scalar::<_, i64>("PRAGMA data_version");
+        version.fetch_one(&mut db).await.unwrap()
+    };
+    let before = version().await;
+    for sequence in 2..200 {
+        node.client.report(&numbered(1, sequence)).await.unwrap();
+    }
+    assert_eq!(version().await, before);
+    eventually("it was seen later", async || {
+        let seen = row(&server, id).await.seen_at.unwrap();
+        (seen > first).then_some(())
+    })
+    .await;
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_node_that_says_too_much_is_named_and_hurts_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (liar, lying) = server.join_node().await;
+    let (other, honest) = server.join_node().await;
+    let mut said = report(
+        Generation {
+            counter: u64::MAX - 1,
+            ..Generation::default()
+        },
+        (0..6000).map(|id| running(InstanceId(id))).collect(),
+    );
+    said.instances[0].detail = "x".repeat(1 << 20);
+    said.hardware.memory_bytes = u64::MAX;
+    said.hardware.cpus = u32::MAX;
+    said.driver.reason = "y".repeat(1 << 20);
+    said.volumes = (0..100_000).map(VolumeId).collect();
+    let before = row(&server, liar).await.hardware;
+    // It floods, too.
+    let flood = tokio::spawn(async move {
+        loop {
+            said.driver.name = if said.driver.name == "a" { "b" } else { "a" }.to_owned();
+            lying.client.report_all(&said).await.unwrap();
+        }
+    });
+    let named = eventually("the node is named", async || {
+        let exceeded = row(&server, liar).await.exceeded;
+        (!exceeded.is_empty()).then_some(exceeded)
+    })
+    .await;
+    for field in [
+        "hardware.memory_bytes",
+        "hardware.cpus",
+        "driver.reason",
+        "instances are 6000",
+        "volumes are 100000",
+    ] {
+        assert!(
+            named.iter().any(|e| e.contains(field)),
+            "{field}: {named:?}"
+        );
+    }
+    let lies = row(&server, liar).await;
+    assert_eq!(lies.hardware, before, "it is not believed");
+    assert!(lies.driver.unwrap().reason.len() < 4096);
+    for _ in 0..20 {
+        let all = report(Generation::default(), Vec::new());
+        let answered = tokio::time::timeout(Duration::from_secs(5), honest.client.report_all(&all));
+        answered.await.unwrap().unwrap();
+    }
+    let honest = row(&server, other).await;
+    assert!(honest.online && honest.exceeded.is_empty());
+    flood.abort();
+    server.stop().await;
+}

@@ -1,0 +1,89 @@
+//! Which envs claim a host by a release that they want, or may go back to: asked at each deploy, so it is an index.
+
+// ring: the cluster state keeps the index of what its envs claim.
+
+use std::collections::BTreeSet;
+
+use api::user::RolloutPhase;
+use model::EnvKey;
+
+use crate::cluster_state::Env;
+use crate::table::Table;
+
+/// The hosts that envs claim. It follows from the envs, so two cluster states with the same envs have the same.
+#[derive(Debug, Clone, Default)]
+pub struct HostClaims {
+    of_env: Table<EnvKey, BTreeSet<String>>,
+    by_host: Table<String, BTreeSet<EnvKey>>,
+}
+
+impl HostClaims {
+    /// What these envs claim.
+    pub fn of<'e>(envs: impl Iterator<Item = (&'e EnvKey, &'e Env)>) -> Self {
+        let mut claims = Self::default();
+        for (key, env) in envs {
+            claims.update(key, Some(env));
+        }
+        claims
+    }
+
+    /// The envs that claim a host.
+    pub fn claiming(&self, host: &str) -> impl Iterator<Item = &EnvKey> {
+        self.by_host.get(host).into_iter().flatten()
+    }
+
+    /// Takes notice of an env as it is now; `None`: it is gone.
+    pub(crate) fn update(&mut self, key: &EnvKey, env: Option<&Env>) {
+        let after = env.map(hosts_of).unwrap_or_default();
+        let before = self.of_env.get(key).cloned().unwrap_or_default();
+        if before == after {
+            return;
+        }
+        for host in before.difference(&after) {
+            let mut claiming = self.by_host.get(host).cloned().unwrap_or_default();
+            claiming.remove(key);
+            if claiming.is_empty() {
+                self.by_host.remove(host);
+            } else {
+                self.by_host.insert(host.clone(), claiming);
+            }
+        }
+        for host in after.difference(&before) {
+            let mut claiming = self.by_host.get(host).cloned().unwrap_or_default();
+            claiming.insert(key.clone());
+            self.by_host.insert(host.clone(), claiming);
+        }
+        if after.is_empty() {
+            self.of_env.remove(key);
+        } else {
+            self.of_env.insert(key.clone(), after);
+        }
+    }
+}
+
+impl PartialEq for HostClaims {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for HostClaims {}
+
+/// The hosts of the releases that an env wants or may go back to. Of a release that is done and gone the hosts are free.
+fn hosts_of(env: &Env) -> BTreeSet<String> {
+    if env.destroying {
+        return BTreeSet::new();
+    }
+    let rollout = &env.rollout;
+    let is_done = rollout.phase == RolloutPhase::Done;
+    let releases = [
+        Some(rollout.release),
+        Some(rollout.wanted),
+        rollout.previous.filter(|_| !is_done),
+    ];
+    let releases = releases.into_iter().flatten();
+    let releases = releases.filter_map(|number| env.releases.get(&number));
+    releases
+        .flat_map(|release| release.manifest.routes.keys().cloned())
+        .collect()
+}
