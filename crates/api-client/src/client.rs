@@ -24,6 +24,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::de::DeserializeOwned;
 
+use crate::error::was_turned_away;
 use crate::{ClientConfig, ClientError, ExecStream};
 
 /// Longest wait for a connection.
@@ -42,6 +43,8 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const LEADER_PATIENCE: Duration = Duration::from_secs(15);
 /// Pause before a server is asked again where none leads.
 const LEADER_PAUSE: Duration = Duration::from_millis(500);
+/// How long a server is asked again that closes connections before it knows whose they are: many come at once from this address.
+const TURNED_AWAY_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a member's connection is asked whether the server still lives: one that is silent is left for the next server.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the answer may take.
@@ -291,6 +294,13 @@ impl ApiClient {
                         // The server has seen nothing of it.
                         Some(again) if error.is_connect() && others > 0 => {
                             others -= 1;
+                            request = again;
+                        }
+                        Some(again)
+                            if was_turned_away(&error)
+                                && began.elapsed() < TURNED_AWAY_PATIENCE =>
+                        {
+                            tokio::time::sleep(LEADER_PAUSE).await;
                             request = again;
                         }
                         _ => return Err(failed(error)),

@@ -189,13 +189,25 @@ impl ClientError {
     }
 }
 
+/// Whether the server closed the connection before it knew whose it is: it has as many as may be, or it ends.
+pub(crate) fn was_turned_away(error: &reqwest::Error) -> bool {
+    error.is_connect()
+        && is_of_kind(
+            error,
+            &[io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionReset],
+        )
+}
+
+fn is_of_kind(error: &(dyn Error + 'static), kinds: &[io::ErrorKind]) -> bool {
+    display::causes(error).any(|cause| {
+        let cause = cause.downcast_ref::<io::Error>();
+        cause.is_some_and(|cause| kinds.contains(&cause.kind()))
+    })
+}
+
 fn innermost(error: &(dyn Error + 'static)) -> String {
     // rustls explains a missing close_notify, with a link into its manual. It is the end of a server that was killed.
-    let is_cut = |cause: &(dyn Error + 'static)| {
-        let cause = cause.downcast_ref::<io::Error>();
-        cause.is_some_and(|cause| cause.kind() == io::ErrorKind::UnexpectedEof)
-    };
-    if display::causes(error).any(is_cut) {
+    if is_of_kind(error, &[io::ErrorKind::UnexpectedEof]) {
         return "it was closed before the end".to_owned();
     }
     display::causes(error)

@@ -208,6 +208,9 @@ pub struct InstanceRow {
     pub address: Ipv6Addr,
     /// Whether it is wanted no longer.
     pub terminating: bool,
+    /// Whether its node is not heard any more: then the report is the last there was.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub node_offline: bool,
     /// When it was planned.
     pub created_at: Timestamp,
     /// What its node says; absent until the node has said anything.
@@ -298,6 +301,9 @@ pub struct NodeRow {
     /// What of its reports is over the bounds and was left out, field by field, for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceeded: Vec<String>,
+    /// What runs on it and the store does not know: it was restored from an older backup. It is left running.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unknown_instances: Vec<InstanceId>,
 }
 
 /// Whether a node takes instances. A user decides it.

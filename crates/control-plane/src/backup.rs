@@ -1,6 +1,6 @@
 //! Backup and restore of the store.
 //!
-//! A backup is one file, a database of SQLite: the store as it was at one moment, wherever it is, with every secret sealed and every key
+//! A backup is one file, a database of SQLite and a checksum: the store as it was at one moment, wherever it is, with every secret sealed and every key
 //! wrapped. It is restored to a file or into PostgreSQL. The
 //! key-encryption key is not in it, and has to be kept apart. A restored store begins another incarnation, so that nodes and
 //! edges apply its state at once, and an instance that it does not know is left running.
@@ -12,6 +12,7 @@ use model::Term;
 use scheduler::cluster_state::ClusterState;
 use store::{Store, StoreError};
 
+use crate::backup_file::{Checksum, add_checksum, take_out};
 use crate::bootstrap::new_incarnation;
 use crate::keys::{self, KEY_FILE};
 use crate::logins::Logins;
@@ -49,16 +50,41 @@ pub struct Restored {
     pub secrets: usize,
     /// What in it cannot be read, for people. It is kept as it is.
     pub unreadable: Vec<String>,
+    /// Whether the backup has a checksum, which was right then. Those of older versions have none.
+    pub has_checksum: bool,
     /// Where the store that was there is kept, if one was.
     pub replaced: Option<PathBuf>,
 }
 
-/// Copies the store to a file that is not there yet. A server may run meanwhile.
+/// Copies the store to a file that is not there yet. A server may run meanwhile. Half a backup is never there under this name.
 ///
 /// # Errors
 /// There is no store, or the file cannot be written.
 pub async fn backup(data_dir: &Path, store: Option<&str>, to: &Path) -> Result<(), ServerError> {
-    Ok(Store::backup(&store_url(store, data_dir), to).await?)
+    let failed = |source| ServerError::Backup {
+        path: to.to_owned(),
+        source,
+    };
+    if tokio::fs::try_exists(to).await.map_err(failed)? {
+        return Err(failed(std::io::ErrorKind::AlreadyExists.into()));
+    }
+    let part = beside(to, ".part");
+    remove_database(&part).await?;
+    let written = async {
+        Store::backup(&store_url(store, data_dir), &part).await?;
+        let (part, to) = (part.clone(), to.to_owned());
+        let named = blocking(move || {
+            add_checksum(&part)?;
+            // A link takes the place of nothing.
+            std::fs::hard_link(&part, &to)?;
+            let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+            std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        });
+        named.await.map_err(failed)
+    };
+    let written = written.await;
+    remove_database(&part).await?;
+    written
 }
 
 /// Puts a backup in the place of the store, which is kept beside it. No server may run, but for a rehearsal.
@@ -127,17 +153,51 @@ async fn restore_into_postgres(
 
 /// Copies the backup, opens it as a server does, and begins another incarnation in it.
 async fn open_copy(options: &RestoreOptions, copy: &Path) -> Result<Restored, ServerError> {
-    let from = format!("sqlite:{}", options.file.display());
-    Store::backup(&from, copy).await?;
+    let database = beside(copy, ".backup");
+    remove_database(&database).await?;
+    let opened = Box::pin(open_database(options, &database, copy)).await;
+    remove_database(&database).await?;
+    opened
+}
+
+async fn open_database(
+    options: &RestoreOptions,
+    database: &Path,
+    copy: &Path,
+) -> Result<Restored, ServerError> {
+    let file = options.file.clone();
+    let checksum = blocking({
+        let (file, to) = (file.clone(), database.to_owned());
+        move || take_out(&file, &to)
+    });
+    let checksum = checksum.await.map_err(|source| ServerError::Backup {
+        path: file.clone(),
+        source,
+    })?;
+    if checksum == Checksum::Wrong {
+        return Err(ServerError::BackupDamaged { path: file });
+    }
+    let of_backup = |source| ServerError::NoBackup {
+        path: options.file.clone(),
+        source,
+    };
+    let from = format!("sqlite:{}", database.display());
+    Store::backup(&from, copy).await.map_err(of_backup)?;
     let store = Store::open(&format!("sqlite:{}", copy.display())).await?;
-    let restored = prove(options, &store).await;
+    let restored = match prove(options, &store).await {
+        Err(ServerError::Store(error @ StoreError::NoCluster)) => Err(of_backup(error)),
+        restored => restored,
+    };
     let begun = match &restored {
         Ok(_) => store.begin_incarnation(new_incarnation()?).await,
         Err(_) => Ok(()),
     };
     store.close().await;
     begun?;
-    restored
+    restored.map(|restored| Restored {
+        has_checksum: checksum == Checksum::Right,
+        ..restored
+    })
 }
 
 async fn prove(options: &RestoreOptions, store: &Store) -> Result<Restored, ServerError> {
@@ -175,6 +235,7 @@ fn counted(cluster: &ClusterState, secrets: usize, unreadable: Vec<String>) -> R
         volumes: cluster.volumes.len(),
         secrets,
         unreadable,
+        has_checksum: false,
         replaced: None,
     }
 }

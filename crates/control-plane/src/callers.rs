@@ -57,7 +57,7 @@ impl FromRequestParts<App> for User {
         };
         let unknown = || unauthorized("the user's token is not known to this cluster");
         let hash = token_hash(header).ok_or_else(unknown)?;
-        match app.store.user_of_token(&hash).await? {
+        match app.users.of_token(&hash).await? {
             Some(name) => Ok(Self { name }),
             None => Err(unknown().hint("is the client configuration of this cluster?")),
         }

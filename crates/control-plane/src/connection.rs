@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::dispatch::{Dispatch, Shown};
+use crate::http2::{Requests, WithRequests};
 use crate::limits::{
     HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_HEADER_BYTES, MAX_STREAMS_OF_A_SERVER,
     MAX_STREAMS_OF_OTHERS, PING_INTERVAL, PING_TIMEOUT, STRANGER_TIMEOUT,
@@ -154,11 +155,11 @@ pub(crate) async fn serve(
     });
     let io = TokioIo::new(stream);
     if is_h2 {
-        let streams = match shown {
-            Shown::Server => MAX_STREAMS_OF_A_SERVER,
-            Shown::Nobody | Shown::Member(_) => MAX_STREAMS_OF_OTHERS,
+        let (streams, requests) = match shown {
+            Shown::Server => (MAX_STREAMS_OF_A_SERVER, Requests::Spawned),
+            Shown::Nobody | Shown::Member(_) => (MAX_STREAMS_OF_OTHERS, Requests::in_place()),
         };
-        let serving = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        let serving = hyper::server::conn::http2::Builder::new(requests.clone())
             .timer(TokioTimer::new())
             .max_concurrent_streams(streams)
             .max_header_list_size(MAX_HEADER_BYTES)
@@ -166,8 +167,8 @@ pub(crate) async fn serve(
             .keep_alive_timeout(PING_TIMEOUT)
             .serve_connection(io, service);
         until_its_end(
-            serving,
-            hyper::server::conn::http2::Connection::graceful_shutdown,
+            WithRequests::new(serving, requests),
+            |serving| serving.get_mut().connection.as_mut().graceful_shutdown(),
             from,
             &admission,
             &shutdown,

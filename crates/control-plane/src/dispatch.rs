@@ -22,7 +22,6 @@ use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use scheduler::lease::Answerer;
-use store::Store;
 use tokio::io::copy_bidirectional;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
@@ -37,6 +36,7 @@ use crate::limits::{
 };
 use crate::options::ServerError;
 use crate::shares::Shares;
+use crate::users::Users;
 
 /// Whose certificate the caller of a forwarded request showed: `node-1`, `edge-1` or `nobody`.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("platform-forwarded-for");
@@ -57,7 +57,7 @@ pub(crate) enum Shown {
 /// What decides whose a connection is.
 #[derive(Clone)]
 pub(crate) struct Door {
-    pub(crate) store: Store,
+    pub(crate) users: Users,
     pub(crate) shares: Shares,
 }
 
@@ -103,7 +103,7 @@ impl Dispatch {
     ) -> Response {
         if admission.is_stranger()
             && let Some(hash) = user_token(request.headers())
-            && let Ok(Some(name)) = self.door.store.user_of_token(&hash).await
+            && let Ok(Some(name)) = self.door.users.of_token(&hash).await
             && !admission.admit_user(&self.door.shares, name)
         {
             return too_many_connections();

@@ -112,6 +112,22 @@ impl IntoResponse for ApiFailure {
 }
 
 impl ApiFailure {
+    /// 503: the store does not answer. Nothing was done; where it is away for long, nobody leads.
+    pub(crate) fn no_store() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            error_code::NO_LEADER,
+            "the store does not answer",
+        )
+        .hint("is the database there? the server's log says what it finds")
+        .retry_after(LEADER_RETRY)
+    }
+
+    fn of_store(error: &StoreError) -> Self {
+        let failure = Self::internal(error);
+        error.hint().into_iter().fold(failure, Self::hint)
+    }
+
     /// 503: this server leads no longer.
     fn term_is_over(error: &StoreError) -> Self {
         let code = match error {
@@ -129,7 +145,7 @@ impl From<StoreError> for ApiFailure {
         if error.ends_the_term() {
             return Self::term_is_over(&error);
         }
-        Self::internal(&error)
+        Self::of_store(&error)
     }
 }
 
@@ -141,7 +157,8 @@ impl From<NotCommitted> for ApiFailure {
         if let Some(error) = error.ends_the_term() {
             return Self::term_is_over(error);
         }
-        Self::internal(&error)
+        let failure = Self::internal(&error);
+        error.hint().into_iter().fold(failure, Self::hint)
     }
 }
 

@@ -83,18 +83,22 @@ impl LeaderHandle {
         reply.await
     }
 
-    /// A node is heard. `command`: what it reported, where that is anything.
+    /// A node reported. `command`: what, where that is anything. `is_heard`: whether it counts as heard when the leader gets to it; a
+    /// report that has waited long is no sign of life.
     pub(crate) async fn report<E>(
         &self,
         node: NodeId,
         command: Option<Command>,
+        is_heard: impl FnOnce() -> bool + Send + 'static,
         now: Timestamp,
     ) -> Result<(), E>
     where
         E: From<NotCommitted> + From<Refused> + Send + 'static,
     {
         let reply = self.submit(move |leader| {
-            leader.set_heard(node, true, now);
+            if is_heard() {
+                leader.set_heard(node, true, now);
+            }
             leader.execute(command.as_slice())?;
             Ok::<(), E>(())
         });

@@ -28,6 +28,7 @@
 
 mod api;
 mod backup;
+mod backup_file;
 mod bootstrap;
 mod callers;
 mod clock;
@@ -36,6 +37,7 @@ mod connection;
 mod dispatch;
 mod election;
 mod failure;
+mod http2;
 mod keys;
 mod leader_handle;
 mod limits;
@@ -56,6 +58,7 @@ mod state;
 mod streams;
 mod term;
 mod topics;
+mod users;
 
 pub use backup::{RestoreOptions, Restored, backup, restore};
 pub use keys::KEY_FILE;

@@ -41,6 +41,12 @@ pub(crate) const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const MAX_USER_CONNECTIONS: usize = 1024;
 /// Those of one user: readers of logs and commands have one each.
 pub(crate) const MAX_CONNECTIONS_OF_A_USER: usize = 512;
+/// How long a user is known by a token without a look at the store.
+pub(crate) const USER_KNOWN_FOR: Duration = Duration::from_secs(5);
+/// How long the store may take to say whose a token is. A database that is away is no reason to wait: others may lead.
+pub(crate) const USER_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// Users known so at a time; the store is asked for all others.
+pub(crate) const MAX_USERS_KNOWN: usize = 4096;
 /// Connections of nodes and edges.
 pub(crate) const MAX_MEMBER_CONNECTIONS: usize = 32_768;
 /// Those of one member: its polls and reports have one, and each stream of logs or of a command has one.

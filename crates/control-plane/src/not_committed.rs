@@ -25,6 +25,11 @@ impl NotCommitted {
         Some(&*self.0).filter(|error| error.ends_the_term())
     }
 
+    /// What to do about it, where that is known.
+    pub(crate) fn hint(&self) -> Option<&'static str> {
+        self.0.hint()
+    }
+
     /// Whether nothing is written any more, because the server ends.
     pub(crate) fn is_stopping(&self) -> bool {
         matches!(*self.0, StoreError::Closed)

@@ -105,6 +105,30 @@ pub enum ServerError {
     /// A copy of a store to be restored is of a server that kept its keys in clear.
     #[error("the copy is of a server of before backups, whose keys are in clear")]
     KeysInClear,
+    /// The file of a backup cannot be read or written.
+    #[error("could not use the backup {}", path.display())]
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file of a backup is not as it was written.
+    #[error("the backup {} is damaged: its content does not have the checksum that it was written with", path.display())]
+    BackupDamaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no backup, or a damaged one.
+    #[error("{} is no backup that can be restored", path.display())]
+    NoBackup {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
     /// The key of a cluster is there, and the store is empty.
     #[error("the store has no cluster, and the key of one is there: {}", key.display())]
     StoreLost {
@@ -161,6 +185,14 @@ impl ServerError {
                 "{} is another cluster's: put that of this store there",
                 path.display()
             )),
+            Self::BackupDamaged { .. } | Self::NoBackup { .. } => Some(
+                "restore another copy of it, or the backup before; `platform server restore FILE --rehearse` says whether \
+                 one can be, and changes nothing"
+                    .to_owned(),
+            ),
+            Self::Backup { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
+                Some("choose another name: no backup is overwritten".to_owned())
+            }
             Self::KeysInClear => Some(
                 "put it into an empty data folder as platform.db, with the seal-key.json that was beside it, and start \
                  the server: it wraps the keys"

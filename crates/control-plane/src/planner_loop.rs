@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use identity::KeyError;
-use model::{NodeId, Timestamp};
+use model::Timestamp;
 use scheduler::action::Action;
 use scheduler::apply::Command;
 use scheduler::leader::Leader;
@@ -41,8 +41,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = shared.shutdown.cancelled() => return,
             () = shared.wake.notified() => {}
             _ = timer.tick() => {
-                let (lapsed, set) = (shared.presence.lapsed(), follow_the_wall_clock());
-                if let Err(error) = tick(&shared, lapsed, set).await {
+                if let Err(error) = tick(&shared, follow_the_wall_clock()).await {
                     tracing::debug!(error = %display::chain(&error), "the planner's tick failed");
                 }
             }
@@ -64,26 +63,34 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     }
 }
 
-/// What time brings: nodes whose reports are overdue, and records whose time is over.
-async fn tick(
-    shared: &Shared,
-    lapsed: Vec<NodeId>,
-    set: Option<Timestamp>,
-) -> Result<(), PlanError> {
-    let lapsed: Vec<_> = (lapsed.into_iter())
-        .map(|node| (node, shared.presence.seen_at(node)))
-        .collect();
+/// What time brings: nodes whose reports are overdue, and records whose time is over. A node is overdue until that is published,
+/// however often the store refuses: else it would pass for online as long as it is away.
+async fn tick(shared: &Shared, set: Option<Timestamp>) -> Result<(), PlanError> {
+    let presence = Arc::clone(&shared.presence);
     let reply = shared.leader.submit(move |leader| {
         if let Some(now) = set {
             tracing::warn!("the machine's clock was set: deadlines begin anew");
             leader.clock_was_set(now);
         }
-        for (node, seen_at) in lapsed {
-            leader.set_heard(node, false, now());
+        let overdue = presence.overdue();
+        for node in &overdue {
+            leader.set_heard(*node, false, now());
+        }
+        Ok::<_, PlanError>(overdue)
+    });
+    let lapsed = reply.await?;
+    for node in &lapsed {
+        shared.presence.lapse(*node);
+    }
+    // By itself: a store that takes no writes keeps nobody from knowing who lapsed.
+    let lapsed = lapsed.into_iter();
+    let lapsed: Vec<_> = lapsed
+        .filter_map(|node| Some((node, shared.presence.seen_at(node)?)))
+        .collect();
+    let reply = shared.leader.submit(move |leader| {
+        for (node, at) in lapsed {
             // A sign of life is never written, so the last one is when there are no more.
-            if let Some(at) = seen_at
-                && let Err(error) = leader.execute(&[Command::SetSeen { node, at }])
-            {
+            if let Err(error) = leader.execute(&[Command::SetSeen { node, at }]) {
                 tracing::debug!(%node, %error, "when the node was last heard is not kept");
             }
         }
@@ -133,15 +140,14 @@ fn plan(leader: &mut Leader, batch_size: u32) -> Result<Option<Vec<Action>>, Pla
     let mut ids = IdGenerator::new()?;
     let mut actions = Vec::new();
     for looked in 0..batch_size {
-        let checkpoint = leader.checkpoint();
         let planning = || leader.plan_next(now(), &mut || ids.next());
         match catch_unwind(AssertUnwindSafe(planning)) {
-            Ok(Some(planned)) => actions.extend(planned.actions),
+            Ok(Some(planned)) => actions.extend(planned),
             Ok(None) if looked == 0 => return Ok(None),
             Ok(None) => break,
             Err(panic) => {
                 let cause = cause_of(panic.as_ref());
-                leader.restore(checkpoint);
+                leader.abandon_plan();
                 quarantine_current(leader, cause);
             }
         }

@@ -44,9 +44,19 @@ impl Presence {
         self.seen().get(&node).copied()
     }
 
-    /// The nodes that have not reported lately, each once until it reports again.
-    pub(crate) fn lapsed(&self) -> Vec<NodeId> {
-        self.lock().lapsed(self.began.elapsed())
+    /// Whether the node has reported lately, or has time to.
+    pub(crate) fn is_heard(&self, node: NodeId) -> bool {
+        self.lock().is_heard(node, self.began.elapsed())
+    }
+
+    /// The nodes that have not reported lately, until it is known that they lapsed.
+    pub(crate) fn overdue(&self) -> Vec<NodeId> {
+        self.lock().overdue(self.began.elapsed())
+    }
+
+    /// It is known, and published, that the node lapsed.
+    pub(crate) fn lapse(&self, node: NodeId) {
+        self.lock().lapse(node, self.began.elapsed());
     }
 
     fn seen(&self) -> MutexGuard<'_, BTreeMap<NodeId, Timestamp>> {

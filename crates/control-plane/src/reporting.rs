@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::node::{CachedImage, ReportAnswer, ReportDelta};
-use model::NodeId;
+use model::{InstanceId, NodeId};
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Node};
-use scheduler::report_receiver::{ReportReceiver, Verdict};
+use scheduler::report_receiver::{ReportReceiver, Verdict, is_plausible};
 use scheduler::reports::Unknown;
 use tokio::time::Instant;
 
@@ -25,7 +25,7 @@ use crate::state::Shared;
 /// What the server knows of the reports of each node in this term.
 #[derive(Debug, Default)]
 pub(crate) struct Reporting {
-    nodes: Mutex<BTreeMap<NodeId, Arc<tokio::sync::Mutex<Reporter>>>>,
+    nodes: Mutex<BTreeMap<NodeId, Arc<Reporter>>>,
     /// What of a node's reports is over its bounds. Usually none.
     exceeded: Mutex<BTreeMap<NodeId, Vec<String>>>,
 }
@@ -33,8 +33,15 @@ pub(crate) struct Reporting {
 /// One node that reports.
 #[derive(Debug)]
 struct Reporter {
+    /// Whose turn it is: the node's reports are taken one after the other, at its pace.
+    turn: tokio::sync::Mutex<Pace>,
+    known: Mutex<Known>,
+}
+
+/// What a node reported, for whoever asks.
+#[derive(Debug, Default)]
+struct Known {
     receiver: ReportReceiver,
-    pace: Pace,
     /// What it has that the store does not know, as last logged.
     unknown: Unknown,
 }
@@ -69,14 +76,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Reporting {
-    fn of(&self, node: NodeId) -> Arc<tokio::sync::Mutex<Reporter>> {
+    fn of(&self, node: NodeId) -> Arc<Reporter> {
         let mut nodes = lock(&self.nodes);
         let reporter = nodes.entry(node).or_insert_with(|| {
-            Arc::new(tokio::sync::Mutex::new(Reporter {
-                receiver: ReportReceiver::default(),
-                pace: Pace::new(Instant::now()),
-                unknown: Unknown::default(),
-            }))
+            Arc::new(Reporter {
+                turn: tokio::sync::Mutex::new(Pace::new(Instant::now())),
+                known: Mutex::default(),
+            })
         });
         Arc::clone(reporter)
     }
@@ -88,20 +94,26 @@ impl Reporting {
     }
 
     /// The root disks in the cache of each node that reported, those last used first.
-    pub(crate) async fn images(&self) -> Vec<(NodeId, Vec<CachedImage>)> {
+    pub(crate) fn images(&self) -> Vec<(NodeId, Vec<CachedImage>)> {
         let nodes: Vec<_> = (lock(&self.nodes).iter())
             .map(|(id, reporter)| (*id, Arc::clone(reporter)))
             .collect();
-        let mut images = Vec::new();
-        for (id, reporter) in nodes {
-            images.push((id, reporter.lock().await.receiver.images()));
-        }
-        images
+        (nodes.iter())
+            .map(|(id, reporter)| (*id, lock(&reporter.known).receiver.images()))
+            .collect()
     }
 
     /// What of a node's reports is over its bounds, for people.
     pub(crate) fn exceeded(&self, node: NodeId) -> Vec<String> {
         lock(&self.exceeded).get(&node).cloned().unwrap_or_default()
+    }
+
+    /// The instances that a node runs and the store does not know.
+    pub(crate) fn unknown_instances(&self, node: NodeId) -> Vec<InstanceId> {
+        let reporter = lock(&self.nodes).get(&node).map(Arc::clone);
+        reporter.map_or_else(Vec::new, |reporter| {
+            lock(&reporter.known).unknown.instances.clone()
+        })
     }
 
     fn note_exceeded(&self, node: NodeId, exceeded: Vec<String>) {
@@ -127,29 +139,36 @@ impl Shared {
         delta: impl FnOnce(&ReportReceiver) -> ReportDelta + Send,
     ) -> Result<ReportAnswer, ApiFailure> {
         let reporter = self.reporting.of(node);
-        let mut reporter = reporter.lock().await;
-        let mut delta = delta(&reporter.receiver);
+        let mut pace = reporter.turn.lock().await;
+        // Nobody else changes what is known while it is this report's turn.
+        let mut delta = delta(&lock(&reporter.known).receiver);
+        if !is_plausible(delta.session, now()) {
+            let what = format!("session {} is no number of a start", delta.session);
+            self.reporting.note_exceeded(node, vec![what.clone()]);
+            return Err(ApiFailure::bad_request(what)
+                .hint("a start is numbered by the clock of its machine: set that"));
+        }
         let exceeded = delta.bound();
-        let verdict = reporter.receiver.check(&delta);
+        let verdict = lock(&reporter.known).receiver.check(&delta);
         if verdict == Verdict::Apply {
             if !delta.is_empty() {
-                let wait = reporter.pace.take(Instant::now());
+                let wait = pace.take(Instant::now());
                 tokio::time::sleep(wait).await;
             }
             let cluster = self.cluster();
-            let command = reporter.receiver.command(&cluster, node, &delta, now());
+            let command = lock(&reporter.known)
+                .receiver
+                .command(&cluster, node, &delta, now());
             self.apply(&cluster, node, command).await?;
-            reporter.receiver.received(&cluster, node, &delta, exceeded);
-            self.note_exceeded(node, &reporter.receiver);
-            reporter.log_unknown(&cluster, node);
+            let mut known = lock(&reporter.known);
+            known.receiver.received(&cluster, node, &delta, exceeded);
+            self.reporting
+                .note_exceeded(node, known.receiver.exceeded());
+            known.log_unknown(&cluster, node);
         } else {
             self.apply(&self.cluster(), node, None).await?;
         }
-        Ok(reporter.receiver.answer(verdict))
-    }
-
-    fn note_exceeded(&self, node: NodeId, receiver: &ReportReceiver) {
-        self.reporting.note_exceeded(node, receiver.exceeded());
+        Ok(lock(&reporter.known).receiver.answer(verdict))
     }
 
     /// Carries out what a report means. One that says nothing new costs the leader and its store nothing.
@@ -170,8 +189,10 @@ impl Shared {
         if is_online && command.is_none() {
             return Ok(());
         }
+        let presence = Arc::clone(&self.presence);
+        let is_heard = move || presence.is_heard(node);
         self.leader
-            .report::<ApiFailure>(node, command, now())
+            .report::<ApiFailure>(node, command, is_heard, now())
             .await?;
         self.wake.notify_one();
         Ok(())
@@ -186,7 +207,7 @@ fn changes_anything(cluster: &ClusterState, command: &Command) -> bool {
     changes.is_ok_and(|changes| !changes.is_empty())
 }
 
-impl Reporter {
+impl Known {
     /// Logs once which instances and volumes a node has that this store does not know there: it was restored from an older
     /// backup.
     fn log_unknown(&mut self, cluster: &ClusterState, node: NodeId) {

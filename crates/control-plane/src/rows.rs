@@ -8,10 +8,10 @@ use api::user::{
 };
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
 use overlay::address_plan::node_prefix;
-use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance};
+use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance, Node};
 use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
-use scheduler::release::is_as_in;
+use scheduler::release::may_stay;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 use scheduler::table::Table;
 
@@ -40,6 +40,7 @@ pub(crate) fn instance_row(
         node_name: node_name(cluster, instance.node),
         address: instance.spec.address,
         terminating: instance.is_terminating(),
+        node_offline: has_lapsed(cluster, instance.node),
         created_at: instance.created_at,
         report: instance.report.clone(),
     }
@@ -130,6 +131,10 @@ pub(crate) fn node_name(cluster: &ClusterState, id: NodeId) -> String {
     node.map_or_else(|| id.to_string(), |node| node.name.clone())
 }
 
+fn has_lapsed(cluster: &ClusterState, node: NodeId) -> bool {
+    cluster.nodes.get(&node).is_none_or(Node::has_lapsed)
+}
+
 pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec<NodeRow> {
     cluster
         .nodes
@@ -157,6 +162,7 @@ pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec
                 }),
                 prefix: node_prefix(cluster.settings.prefix, *id),
                 exceeded: Vec::new(),
+                unknown_instances: Vec::new(),
             }
         })
         .collect()
@@ -178,8 +184,9 @@ pub(crate) fn env_row(
         .map(|(process, wanted)| (process, (wanted, 0)))
         .collect();
     for (_, instance) in cluster.instances.of_env(key) {
-        // Whether its node is offline now is not asked: it may well serve.
-        let is_healthy = InstanceHealth::of(instance, true).is_healthy();
+        // A server that has just begun to lead has heard nobody: what it last heard counts.
+        let online = !has_lapsed(cluster, instance.node);
+        let is_healthy = InstanceHealth::of(instance, online).is_healthy();
         let serves = !instance.is_terminating() && is_healthy && instance.spec.runs.is_app();
         if serves {
             let entry = processes.entry(instance.spec.process.clone());
@@ -247,9 +254,8 @@ pub(crate) fn rollout_status(
             // Those that the release left as they were are its own, too.
             (cluster.instances.of_env(key)).filter(|(_, instance)| {
                 let node = cluster.nodes.get(&instance.node);
-                let arch = node.map_or("", |node| node.hardware.arch.as_str());
                 let made = env.releases.get(&release);
-                made.is_some_and(|made| is_as_in(&instance.spec, release, made, arch))
+                made.is_some_and(|made| may_stay(env, instance, node, release, made))
             }),
         ),
     };

@@ -71,22 +71,14 @@ impl Secrets {
         env: &EnvKey,
         bundle: Option<&str>,
     ) -> Result<BTreeMap<String, OpenBundle>, ApiFailure> {
-        let mut newest = BTreeMap::new();
-        // By version: a later one replaces an earlier one.
-        let bundles = self.store.secret_bundles(env).await?;
-        for sealed in bundles
-            .into_iter()
-            .filter(|b| bundle.is_none_or(|name| b.name == name))
-        {
-            newest.insert(sealed.name.clone(), sealed);
-        }
-        let open = |(name, sealed): (String, SealedBundle)| {
+        let newest = self.store.newest_secret_bundles(env, bundle).await?;
+        let open = |sealed: SealedBundle| {
             let bundle = OpenBundle {
                 version: sealed.version,
-                files: self.open(env, &name, sealed.version, &sealed.sealed)?,
+                files: self.open(env, &sealed.name, sealed.version, &sealed.sealed)?,
                 created_at: sealed.created_at,
             };
-            Ok((name, bundle))
+            Ok((sealed.name, bundle))
         };
         newest.into_iter().map(open).collect()
     }
@@ -97,26 +89,22 @@ impl Secrets {
         env: &EnvKey,
         wanted: &[SecretVersion],
     ) -> Result<Vec<SecretBundle>, ApiFailure> {
-        if wanted.is_empty() {
-            return Ok(Vec::new());
-        }
-        let known = self.store.secret_bundles(env).await?;
-        let open = |wanted: &SecretVersion| {
-            let is_it = |b: &&SealedBundle| b.name == wanted.name && b.version == wanted.version;
-            let (name, version) = (&wanted.name, wanted.version);
-            let sealed = known.iter().find(is_it).ok_or_else(|| {
+        let mut bundles = Vec::new();
+        for SecretVersion { name, version, .. } in wanted {
+            let sealed = self.store.secret_bundle(env, name, *version).await?;
+            let sealed = sealed.ok_or_else(|| {
                 ApiFailure::not_found(
                     "secret_not_found",
                     format!("{env} has no version {version} of the secret bundle {name}"),
                 )
                 .hint("set it again with `platform secrets set`, and deploy")
             })?;
-            Ok(SecretBundle {
+            bundles.push(SecretBundle {
                 name: name.clone(),
-                files: self.open(env, name, version, &sealed.sealed)?,
-            })
-        };
-        wanted.iter().map(open).collect()
+                files: self.open(env, name, *version, &sealed.sealed)?,
+            });
+        }
+        Ok(bundles)
     }
 
     /// Whether the bundles of each process type, in their newest versions, fit into a guest's boot

@@ -26,6 +26,7 @@ use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
 use crate::shares::{Shares, TurnedAway};
 use crate::term::Foundation;
+use crate::users::Users;
 use crate::{bootstrap, connection, open_files};
 
 /// Runs a server until `shutdown`. Instances, nodes and edges go on without it.
@@ -73,6 +74,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
         .await?;
 
     let foundation = Arc::new(Foundation {
+        users: Users::new(store.clone()),
         store,
         ca: Arc::new(ca),
         seal: Arc::new(seal),
@@ -87,7 +89,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     };
     let (election, role) = Election::start(Arc::clone(&foundation), me).await?;
     let door = Door {
-        store: foundation.store.clone(),
+        users: foundation.users.clone(),
         shares: Shares::new(open_files::raise()),
     };
     let dispatch = Dispatch::new(role, door, &foundation.ca, &certificate, shutdown.clone())?;

@@ -28,6 +28,7 @@ use crate::secrets::Secrets;
 use crate::streams::Streams;
 pub(crate) use crate::topics::Topic;
 use crate::topics::Topics;
+use crate::users::Users;
 
 /// The cluster state that the store has, for whoever reads it.
 #[derive(Debug)]
@@ -45,12 +46,13 @@ pub(crate) struct Shared {
     /// The term in which it leads.
     pub(crate) term: Term,
     pub(crate) store: Store,
+    pub(crate) users: Users,
     pub(crate) ca: Arc<ClusterCa>,
     pub(crate) secrets: Secrets,
     pub(crate) logins: Logins,
     pub(crate) settings: ClusterSettings,
     pub(crate) registry: Registry,
-    pub(crate) presence: Presence,
+    pub(crate) presence: Arc<Presence>,
     pub(crate) streams: Streams,
     /// Wakes the planner.
     pub(crate) wake: Notify,

@@ -30,11 +30,13 @@ use crate::secrets::Secrets;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::topics::Topics;
+use crate::users::Users;
 use crate::{api, commit_loop, planner_loop};
 
 /// What a server has whether it leads or not.
 pub(crate) struct Foundation {
     pub(crate) store: Store,
+    pub(crate) users: Users,
     pub(crate) ca: Arc<ClusterCa>,
     /// What seals secrets.
     pub(crate) seal: Arc<SealKey>,
@@ -92,11 +94,12 @@ impl LedTerm {
             term,
             secrets: Secrets::new(store.clone(), Arc::clone(&foundation.seal)),
             store,
+            users: foundation.users.clone(),
             ca: Arc::clone(&foundation.ca),
             logins,
             settings: foundation.settings.clone(),
             registry,
-            presence,
+            presence: Arc::new(presence),
             streams: Streams::default(),
             wake: Notify::new(),
             leader: leader_handle,

@@ -22,15 +22,16 @@ use std::time::{Duration, Instant};
 
 use api::enrollment::EnrollRole;
 use api::node::{AgentSession, DesiredState};
-use api::user::{ScaleRequest, Scheduling};
+use api::user::{CreateTokenRequest, RolloutPhase, ScaleRequest};
 use api_client::{ApiClient, ClientConfig};
 use futures_util::stream::{self, StreamExt as _};
+use model::Generation;
 use model::instance::InstanceSpec;
-use model::{Generation, NodeId};
 use node_core::report_sender::ReportSender;
 use sqlx::{Connection as _, SqliteConnection};
 use support::registry::Registry;
 use support::*;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const AGENTS: usize = 5_000;
@@ -40,8 +41,8 @@ const IDLE: Duration = Duration::from_secs(30);
 /// Changes whose way is measured.
 const CHANGES: u32 = 200;
 /// Apps that are scaled at once, and by how many instances each.
-const APPS: u32 = 20;
-const MORE: u32 = 500;
+const APPS: u32 = 200;
+const MORE: u32 = 50;
 const WRITERS: usize = 64;
 const WRITING: Duration = Duration::from_secs(10);
 /// The folder of the server, in the process that is it.
@@ -133,6 +134,12 @@ struct Ways {
     asked: Mutex<BTreeMap<String, Instant>>,
     took: Mutex<Vec<Duration>>,
     arrived: AtomicU64,
+    /// Reports that were answered.
+    beats: AtomicU64,
+    /// The first [`WRITERS`] agents report without a pause.
+    hurry: watch::Sender<bool>,
+    /// The agents do not ask for their desired state now; they are heard all the same.
+    paused: watch::Sender<bool>,
 }
 
 /// One agent: its client and what it last got.
@@ -153,12 +160,13 @@ impl Agent {
         self.desired.iter().flat_map(|desired| &desired.instances)
     }
 
-    async fn report(&mut self) {
+    async fn report(&mut self, ways: &Ways) {
         let instances = self.instances().map(|i| running(i.id)).collect();
         let now = report(self.generation(), instances);
         let delta = self.sender.next(&now);
         if let Ok(answer) = self.client.report(&delta).await {
             let _ = self.sender.answered(answer);
+            ways.beats.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -167,15 +175,26 @@ impl Agent {
         let first = HEARTBEAT.mul_f64(number as f64 / AGENTS as f64);
         let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + first, HEARTBEAT);
         let client = self.client.clone();
+        let paused = ways.paused.subscribe();
+        let mut hurry = ways.hurry.subscribe();
         loop {
             let after = self.generation();
-            let poll = client.desired(after, Duration::from_secs(50));
+            let poll = async {
+                let (mut begin, mut end) = (paused.clone(), paused.clone());
+                // The sender outlives the agents.
+                let _ = begin.wait_for(|paused| !paused).await;
+                tokio::select! {
+                    newer = client.desired(after, Duration::from_secs(50)) => newer,
+                    _ = end.wait_for(|paused| *paused) => Ok(None),
+                }
+            };
             tokio::pin!(poll);
             let newer = loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     newer = &mut poll => break newer,
-                    _ = beat.tick() => self.report().await,
+                    _ = beat.tick() => self.report(&ways).await,
+                    () = hurried(&mut hurry), if number < WRITERS => self.report(&ways).await,
                 }
             };
             match newer {
@@ -190,13 +209,19 @@ impl Agent {
                         ways.arrived.fetch_add(1, Ordering::Relaxed);
                     }
                     self.desired = Some(newer);
-                    self.report().await;
+                    self.report(&ways).await;
                 }
                 Ok(None) => {}
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
         }
     }
+}
+
+/// Returns at once while there is a hurry.
+async fn hurried(hurry: &mut watch::Receiver<bool>) {
+    // The sender outlives the agents.
+    let _ = hurry.wait_for(|hurry| *hurry).await;
 }
 
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
@@ -248,19 +273,15 @@ async fn thousands_of_agents() {
         let (ways, stop) = (Arc::clone(&ways), stop.clone());
         async move {
             let joined = join(url, user, EnrollRole::Node).await;
-            let api::enrollment::Member::Node(id) = joined.response.member else {
-                panic!("a node became an edge");
-            };
             let agent = Agent {
                 client: joined.client.clone(),
                 desired: None,
                 sender: ReportSender::new(AgentSession(1)),
             };
             tasks.spawn(agent.run(number, ways, stop));
-            (id, joined.client)
         }
     });
-    let members: Vec<(NodeId, ApiClient)> = joining.buffer_unordered(8).collect().await;
+    joining.buffer_unordered(8).collect::<Vec<()>>().await;
     println!(
         "{AGENTS} agents joined in {:.1?}, server CPU {:.1} s",
         started.elapsed(),
@@ -318,24 +339,41 @@ async fn thousands_of_agents() {
         percentile(&took, 99)
     );
 
+    // First what the server does alone: decide, write, publish. Then the way to the nodes, whose agents are on this machine, too.
     let before = ways.arrived.load(Ordering::Relaxed);
-    let (started, cpu) = (Instant::now(), server.cpu());
+    ways.paused.send_replace(true);
     let count = 1 + CHANGES / APPS + MORE;
-    futures_util::future::join_all(apps.iter().map(|app| scale(app, count))).await;
+    let (started, cpu) = (Instant::now(), server.cpu());
+    // All users are behind one address, which may have so many strangers at a time.
+    let scaling = stream::iter(apps.iter().map(|app| scale(app, count)));
+    scaling.buffer_unordered(32).collect::<Vec<()>>().await;
+    eventually("the instances are placed", async || {
+        let nodes = user.nodes().await.unwrap();
+        let placed: u32 = nodes.iter().map(|row| row.instances).sum();
+        (placed == APPS * count).then_some(())
+    })
+    .await;
+    let (durable, placing) = (started.elapsed().as_secs_f64(), server.cpu() - cpu);
+    ways.paused.send_replace(false);
     arrived(before + u64::from(APPS * MORE)).await;
-    let elapsed = started.elapsed().as_secs_f64();
     println!(
-        "{} instances placed, durable and at their nodes in {elapsed:.2} s: {:.0} a second, server CPU {:.2} s, {:.0} MiB",
+        "{} instances placed and durable in {durable:.2} s: {:.0} a second, server CPU {placing:.2} s; at their nodes after {:.2} s, {:.0} MiB",
         APPS * MORE,
-        f64::from(APPS * MORE) / elapsed,
-        server.cpu() - cpu,
+        f64::from(APPS * MORE) / durable,
+        started.elapsed().as_secs_f64(),
         server.memory()
     );
 
+    eventually("everything is rolled out", async || {
+        let envs = user.envs().await.unwrap();
+        let mut envs = envs.iter();
+        (envs.all(|env| env.phase == RolloutPhase::Done && env.waits.is_empty())).then_some(())
+    })
+    .await;
+    heartbeats(&server, &ways).await;
+    durable_writes(&server, &user, folder.path()).await;
     stop.cancel();
     tasks.wait().await;
-    heartbeats(&server, &members).await;
-    durable_writes(&server, &user, &members, folder.path()).await;
 }
 
 async fn eventually_arrived(ways: &Ways, count: u64) {
@@ -345,59 +383,39 @@ async fn eventually_arrived(ways: &Ways, count: u64) {
     .await;
 }
 
-/// What a heartbeat costs the server.
-async fn heartbeats(server: &Process, members: &[(NodeId, ApiClient)]) {
-    let done = Arc::new(AtomicBool::new(false));
-    let beats = Arc::new(AtomicU64::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    for (_, client) in members.iter().take(WRITERS) {
-        let (client, done, beats) = (client.clone(), Arc::clone(&done), Arc::clone(&beats));
-        tasks.spawn(async move {
-            let mut sender = ReportSender::new(AgentSession(2));
-            let now = report(Generation::default(), Vec::new());
-            while !done.load(Ordering::Relaxed) {
-                let answer = client.report(&sender.next(&now)).await.unwrap();
-                let _ = sender.answered(answer);
-                beats.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
+/// What a heartbeat costs the server: some agents send them one after the other, all others as always.
+async fn heartbeats(server: &Process, ways: &Ways) {
+    ways.hurry.send_replace(true);
     let (cpu, written) = (server.cpu(), server.written());
+    let before = ways.beats.load(Ordering::Relaxed);
     tokio::time::sleep(WRITING).await;
     let (cpu, written) = (server.cpu() - cpu, server.written() - written);
-    done.store(true, Ordering::Relaxed);
-    while tasks.join_next().await.is_some() {}
-    let beats = beats.load(Ordering::Relaxed) as f64;
+    let beats = (ways.beats.load(Ordering::Relaxed) - before) as f64;
+    ways.hurry.send_replace(false);
     println!(
-        "heartbeats: {:.0} a second of one core, {:.1} KiB/s written",
+        "heartbeats: {:.0} a second, {:.0} a second of one core, {:.1} KiB/s written",
+        beats / WRITING.as_secs_f64(),
         beats / cpu,
         written / WRITING.as_secs_f64()
     );
 }
 
 /// Acknowledged durable writes of many clients, and of one plain SQLite client in the same run.
-async fn durable_writes(
-    server: &Process,
-    user: &ApiClient,
-    members: &[(NodeId, ApiClient)],
-    folder: &Path,
-) {
+async fn durable_writes(server: &Process, user: &ApiClient, folder: &Path) {
     let done = Arc::new(AtomicBool::new(false));
     let writes = Arc::new(AtomicU64::new(0));
     let mut tasks = tokio::task::JoinSet::new();
     let started = Instant::now();
-    for (node, _) in members.iter().take(WRITERS) {
-        let (user, node) = (user.clone(), *node);
+    for _ in 0..WRITERS {
+        let user = user.clone();
         let (done, writes) = (Arc::clone(&done), Arc::clone(&writes));
         tasks.spawn(async move {
-            for scheduling in [Scheduling::Cordoned, Scheduling::Schedulable]
-                .into_iter()
-                .cycle()
-            {
-                if done.load(Ordering::Relaxed) {
-                    return;
-                }
-                user.set_scheduling(node, scheduling).await.unwrap();
+            let request = CreateTokenRequest {
+                role: EnrollRole::Node,
+                ttl_seconds: 86_400,
+            };
+            while !done.load(Ordering::Relaxed) {
+                user.create_token(&request).await.unwrap();
                 writes.fetch_add(1, Ordering::Relaxed);
             }
         });

@@ -223,3 +223,30 @@ async fn a_server_that_falls_silent_is_left_for_the_next() {
     }
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_whose_connection_is_turned_away_asks_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut config = server.config.clone();
+    config.server = format!("https://{}", front.local_addr().unwrap());
+    let behind = server.ready.address;
+    let turned_away = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&turned_away);
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut from, _) = front.accept().await.unwrap();
+            if count.fetch_add(1, Ordering::Relaxed) < 2 {
+                continue;
+            }
+            let mut to = TcpStream::connect(behind).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut from, &mut to).await });
+        }
+    });
+    let user = ApiClient::user(&config).unwrap();
+    assert!(user.nodes().await.unwrap().is_empty());
+    assert_eq!(turned_away.load(Ordering::Relaxed), 3);
+    serving.abort();
+    server.stop().await;
+}

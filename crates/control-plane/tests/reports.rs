@@ -152,3 +152,27 @@ async fn case_a_node_that_says_too_much_is_named_and_hurts_no_other() {
     flood.abort();
     server.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_a_start_with_an_impossible_number_is_refused_and_named_and_keeps_no_later_one_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (id, node) = server.join_node().await;
+    let all = report(Generation::default(), Vec::new());
+    let last = ReportDelta::whole(AgentSession(u64::MAX), u64::MAX, all.clone());
+    let refused = node.client.report(&last).await.unwrap_err();
+    assert!(refused.to_string().contains("session"), "{refused}");
+    let named = row(&server, id).await.exceeded;
+    assert!(
+        named[0].contains("session 18446744073709551615"),
+        "{named:?}"
+    );
+    // A start of today, at its last report.
+    let whole = ReportDelta::whole(AgentSession(1_800_000_000_000), u64::MAX, all.clone());
+    node.client.report(&whole).await.unwrap();
+    assert!(row(&server, id).await.exceeded.is_empty());
+    let next = ReportDelta::whole(AgentSession(1_800_000_000_001), 1, all);
+    let answer = node.client.report(&next).await.unwrap();
+    assert_eq!(answer, has(1_800_000_000_001, 1));
+    server.stop().await;
+}

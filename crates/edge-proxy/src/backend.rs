@@ -146,7 +146,7 @@ async fn open(
     // answer gets the error; the end of an idle connection is not reported.
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
-            tracing::trace!(%address, %error, "a backend's connection ended");
+            tracing::debug!(%address, %error, "a backend's connection ended");
         }
     });
     Ok(sender)

@@ -126,6 +126,6 @@ async fn serve_client(
         }
     };
     if let Err(error) = ended {
-        tracing::trace!(%client, %error, "a client's connection ended");
+        tracing::debug!(%client, %error, "a client's connection ended");
     }
 }

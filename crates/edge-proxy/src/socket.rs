@@ -16,6 +16,6 @@ pub(crate) fn prepare(stream: &TcpStream) {
     };
     if let Err(error) = set() {
         // The peer may be gone already; the first read will say so.
-        tracing::trace!(%error, "a socket's options could not be set");
+        tracing::debug!(%error, "a socket's options could not be set");
     }
 }

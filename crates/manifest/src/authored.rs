@@ -680,7 +680,8 @@ pub(crate) struct Deploy {
     /// Whether a release that cannot become healthy gives way to the one before.
     #[serde(default = "Deploy::default_auto_revert")]
     pub(crate) auto_revert: bool,
-    /// How long a new instance must be ready on end until it counts. An app that is ready once and then ends is not rolled out.
+    /// How long a new instance must be ready on end until it counts. An app that is ready once and then ends is not rolled out. This time comes
+    /// on top of the `deadline`.
     #[serde(default = "Deploy::default_min_healthy")]
     #[schemars(extend("x-minimum" = "0s", "x-maximum" = "1h"))]
     pub(crate) min_healthy: Duration,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -80,12 +81,13 @@ fn node_label(what: &'static str, text: &str) -> Result<(), NameError> {
     }
 }
 
+/// A text that is checked once. A copy shares the text: names are copied far more often than they are made.
 macro_rules! text_newtype {
     ($(#[$doc:meta])* $name:ident, $parse:expr) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// The text of it.
@@ -99,7 +101,7 @@ macro_rules! text_newtype {
             fn from_str(text: &str) -> Result<Self, NameError> {
                 let check: fn(&str) -> Result<(), NameError> = $parse;
                 check(text)?;
-                Ok(Self(text.to_owned()))
+                Ok(Self(text.into()))
             }
         }
 
@@ -112,7 +114,7 @@ macro_rules! text_newtype {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.as_ref().to_owned()
             }
         }
 
@@ -186,7 +188,7 @@ impl Digest {
             // Writing to a String cannot fail.
             let _ = write!(text, "{byte:02x}");
         }
-        Self(text)
+        Self(text.into())
     }
 
     /// The 64 hexadecimal digits, without `sha256:`. Safe as a file name.
@@ -215,6 +217,14 @@ impl fmt::Display for EnvKey {
     }
 }
 
+/// Writes an id, padded where the format asks for that.
+fn write_padded(f: &mut fmt::Formatter<'_>, id: fmt::Arguments<'_>) -> fmt::Result {
+    if f.width().is_none() && f.precision().is_none() {
+        return f.write_fmt(id);
+    }
+    f.pad(&id.to_string())
+}
+
 macro_rules! hexadecimal_id {
     ($(#[$doc:meta])* $name:ident, $wrong:ident) => {
         $(#[$doc])*
@@ -224,7 +234,7 @@ macro_rules! hexadecimal_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&format!("{:08x}", self.0))
+                write_padded(f, format_args!("{:08x}", self.0))
             }
         }
 
@@ -276,7 +286,7 @@ macro_rules! numbered_id {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.pad(&format!("{}{}", $letter, self.0))
+                write_padded(f, format_args!("{}{}", $letter, self.0))
             }
         }
 
@@ -325,7 +335,7 @@ pub struct ReleaseNumber(pub u32);
 
 impl fmt::Display for ReleaseNumber {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("v{}", self.0))
+        write_padded(f, format_args!("v{}", self.0))
     }
 }
 

@@ -168,6 +168,9 @@ fn shown(row: &InstanceRow) -> Shown {
             (BAD, "failed".to_owned(), what_happened(report))
         }
         _ if row.terminating => (FAINT, "terminating".to_owned(), String::new()),
+        InstanceState::Running { .. } if !row.runs.is_app() => {
+            (BUSY, "running".to_owned(), String::new())
+        }
         InstanceState::Running { ready: true, .. } => (GOOD, "healthy".to_owned(), String::new()),
         InstanceState::Running { ready: false, .. } if detail.is_empty() => (
             BUSY,
@@ -285,8 +288,13 @@ impl Progress {
         } else {
             format!(" {FAINT}({}){FAINT:#}", row.release)
         };
+        let what = if row.runs.is_app() {
+            ""
+        } else {
+            " release command"
+        };
         let mut text = format!(
-            "{} {} on {}{release}: {style}{}{style:#}",
+            "{}{what} {} on {}{release}: {style}{}{style:#}",
             row.process, row.id, row.node_name, new.state
         );
         if !new.detail.is_empty() {

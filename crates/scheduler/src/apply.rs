@@ -13,6 +13,7 @@ use model::{
     Timestamp, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 mod refused;
 
@@ -25,6 +26,7 @@ use crate::cluster_state::{
     Scheduling, TokenHash, TokenRecord, Volume, VolumePhase,
 };
 use crate::reports::{apply_changes, apply_report};
+use crate::secret_versions;
 
 /// One change of the cluster state. Everything in it is chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,8 +208,15 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             }
             cluster.add_secret_version(env, bundle, *version);
             let key = (env.clone(), bundle.clone(), *version);
+            let before = version.checked_sub(1).filter(|before| *before > 0);
+            let before = before.map(|before| (bundle.clone(), before)).into_iter();
             Ok(Changes {
                 secrets: BTreeMap::from([(key, content.clone())]),
+                deleted_secret_versions: secret_versions::kept_no_longer(
+                    cluster,
+                    env,
+                    before.collect(),
+                ),
                 ..Changes::default()
             })
         }
@@ -232,26 +241,14 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             Ok(changes)
         }
         Command::SetSeen { node: id, at } => {
-            let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
-            node.seen_at = Some(*at);
-            Ok(Changes {
-                nodes: BTreeMap::from([(*id, Some(node.clone()))]),
-                ..Changes::default()
-            })
+            change_node(cluster, *id, |node| node.seen_at = Some(*at))
         }
         Command::SetScheduling {
             node: id,
             scheduling,
-        } => {
-            let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
-            node.scheduling = *scheduling;
-            Ok(Changes {
-                nodes: BTreeMap::from([(*id, Some(node.clone()))]),
-                ..Changes::default()
-            })
-        }
+        } => change_node(cluster, *id, |node| node.scheduling = *scheduling),
         Command::SetLabels { node: id, labels } => {
-            let node = cluster.nodes.get_mut(id).ok_or(Refused::NoNode(*id))?;
+            let node = cluster.nodes.get(id).ok_or(Refused::NoNode(*id))?;
             let mut after = node.labels.clone();
             for (key, value) in labels {
                 match value {
@@ -262,11 +259,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             if after.len() > MAX_NODE_LABELS {
                 return Err(Refused::TooManyLabels(*id));
             }
-            node.labels = after;
-            Ok(Changes {
-                nodes: BTreeMap::from([(*id, Some(node.clone()))]),
-                ..Changes::default()
-            })
+            change_node(cluster, *id, |node| node.labels = after)
         }
         Command::RemoveNode { node, lost, now } => remove_node(cluster, *node, *lost, *now),
         Command::CreateEnv { key, env } => create_env(cluster, key, env),
@@ -276,7 +269,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             release,
             rollout,
         } => {
-            let env = changeable(cluster, key)?;
+            let env = changeable_mut(cluster, key)?;
             if env.releases.contains_key(number) {
                 return Err(Refused::ReleaseExists {
                     env: key.clone(),
@@ -288,21 +281,25 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             let mut changes = written_env(key, env);
             let added = ((key.clone(), *number), release.as_ref().clone());
             changes.releases.extend([added]);
+            let mut versions = BTreeSet::new();
             for number in kept_no_longer(cluster, key) {
                 if let Some(env) = cluster.envs.get_mut(key) {
-                    env.releases.remove(&number);
+                    let release = env.releases.remove(&number);
+                    versions.extend(release.iter().flat_map(|r| secret_versions::of_release(r)));
                 }
                 changes.deleted_releases.insert((key.clone(), number));
             }
+            changes.deleted_secret_versions =
+                secret_versions::kept_no_longer(cluster, key, versions);
             Ok(changes)
         }
         Command::SetScale { env: key, scale } => {
-            let env = changeable(cluster, key)?;
+            let env = changeable_mut(cluster, key)?;
             env.scale.extend(scale.clone());
             Ok(written_env(key, env))
         }
         Command::DestroyEnv { env: key } => {
-            let env = changeable(cluster, key)?;
+            let env = changeable_mut(cluster, key)?;
             env.destroying = true;
             Ok(written_env(key, env))
         }
@@ -315,8 +312,7 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
     match action {
         Action::MakeVolume(planned) => {
             let is_taken = cluster.volumes.contains_key(&planned.id)
-                || (cluster.volumes.of_env(&planned.key.env))
-                    .any(|(_, volume)| volume.key == planned.key);
+                || cluster.volumes.id_of(&planned.key).is_some();
             if is_taken {
                 return Err(Refused::VolumeExists(planned.id));
             }
@@ -371,13 +367,14 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
                 }
             }
             let instance = Instance::new(placed.spec.clone(), placed.node, placed.created_at);
-            cluster.instances.insert(id, instance.clone());
+            let instance = Arc::new(instance);
+            cluster.instances.insert(id, Arc::clone(&instance));
             let mut changes = next_generation(cluster, placed.node);
             changes.instances.insert(id, Some(instance));
             Ok(changes)
         }
         Action::Terminate { id, reason } => {
-            let instance = (cluster.instances.get_mut(id)).ok_or(Refused::NoInstance(*id))?;
+            let instance = cluster.instances.get(id).ok_or(Refused::NoInstance(*id))?;
             let was_ready = match instance.phase {
                 InstancePhase::New => false,
                 InstancePhase::Established => true,
@@ -385,13 +382,14 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
                     return Err(Refused::InstanceTerminating(*id));
                 }
             };
-            instance.phase = InstancePhase::Terminating {
-                was_ready,
-                reason: reason.clone(),
-            };
-            let (node, instance) = (instance.node, instance.clone());
-            let mut changes = next_generation(cluster, node);
-            changes.instances.insert(*id, Some(instance));
+            let mut changes = next_generation(cluster, instance.node);
+            let instance = cluster.instances.change(id, |instance| {
+                instance.phase = InstancePhase::Terminating {
+                    was_ready,
+                    reason: reason.clone(),
+                };
+            });
+            changes.instances.insert(*id, instance);
             Ok(changes)
         }
         Action::Delete { id, at } => {
@@ -429,13 +427,19 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
     }
 }
 
+/// Tokens that are looked at, and deleted where their time is over, when one is made.
+const TOKENS_LOOKED_AT: usize = 16;
+
 fn add_token(
     cluster: &mut ClusterState,
     hash: TokenHash,
     token: &TokenRecord,
     now: Timestamp,
 ) -> Changes {
-    let expired: Vec<_> = (cluster.tokens.iter())
+    // Hashes are random: as tokens are made all are looked at, and none costs what all there are cost.
+    let near = cluster.tokens.range(hash..);
+    let expired: Vec<_> = (near.chain(cluster.tokens.range(..hash)))
+        .take(TOKENS_LOOKED_AT)
         .filter(|(_, token)| token.is_prunable(now))
         .map(|(hash, _)| *hash)
         .collect();
@@ -465,8 +469,9 @@ fn enroll(
                 return Err(Refused::NodeExists(*id));
             }
             cluster.last_node = id.0;
-            cluster.nodes.insert(*id, node.as_ref().clone());
-            changes.nodes.insert(*id, Some(node.as_ref().clone()));
+            let node = Arc::new(node.as_ref().clone());
+            cluster.nodes.insert(*id, Arc::clone(&node));
+            changes.nodes.insert(*id, Some(node));
             token.used = Some((now, Member::Node(*id)));
         }
         NewMember::Edge(id, edge) => {
@@ -644,14 +649,21 @@ fn not_frozen(cluster: &ClusterState, env: &EnvKey) -> Result<(), Refused> {
     }
 }
 
-/// The env, when it is neither frozen nor being destroyed.
-fn changeable<'c>(cluster: &'c mut ClusterState, key: &EnvKey) -> Result<&'c mut Env, Refused> {
+/// The env is there, and neither frozen nor being destroyed.
+fn changeable(cluster: &ClusterState, key: &EnvKey) -> Result<(), Refused> {
     not_frozen(cluster, key)?;
-    match cluster.envs.get_mut(key) {
+    match cluster.envs.get(key) {
         None => Err(Refused::NoEnv(key.clone())),
         Some(env) if env.destroying => Err(Refused::EnvDestroying(key.clone())),
-        Some(env) => Ok(env),
+        Some(_) => Ok(()),
     }
+}
+
+/// The env, to be changed, when it is neither frozen nor being destroyed.
+fn changeable_mut<'c>(cluster: &'c mut ClusterState, key: &EnvKey) -> Result<&'c mut Env, Refused> {
+    changeable(cluster, key)?;
+    let env = cluster.envs.get_mut(key);
+    env.ok_or_else(|| Refused::NoEnv(key.clone()))
 }
 
 /// Releases of an env that are kept at most, beside those that something still refers to.
@@ -693,12 +705,22 @@ fn written_env(key: &EnvKey, env: &Env) -> Changes {
 
 /// The node's desired state changes. A node that was removed has none.
 fn next_generation(cluster: &mut ClusterState, id: NodeId) -> Changes {
-    let mut changes = Changes::default();
-    if let Some(node) = cluster.nodes.get_mut(&id) {
-        node.generation = node.generation.saturating_add(1);
-        changes.nodes.insert(id, Some(node.clone()));
-    }
-    changes
+    let next = |node: &mut Node| node.generation = node.generation.saturating_add(1);
+    change_node(cluster, id, next).unwrap_or_default()
+}
+
+/// Changes the record of a node.
+fn change_node(
+    cluster: &mut ClusterState,
+    id: NodeId,
+    change: impl FnOnce(&mut Node),
+) -> Result<Changes, Refused> {
+    let node = cluster.nodes.change(&id, change);
+    let node = node.ok_or(Refused::NoNode(id))?;
+    Ok(Changes {
+        nodes: BTreeMap::from([(id, Some(node))]),
+        ..Changes::default()
+    })
 }
 
 #[cfg(test)]

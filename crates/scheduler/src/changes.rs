@@ -1,9 +1,10 @@
 //! What a command changed, record by record: what the store writes.
 //!
 //! Each entry is a whole record as it is from now on, or `None` where the record is deleted. A later change of a record
-//! replaces an earlier one, so that a batch of commands writes each record once.
+//! replaces an earlier one, so that a batch of commands writes each record once. Nodes and instances are shared with the cluster state.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::{
     EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
@@ -20,7 +21,7 @@ use crate::table::Table;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Nodes written, or removed.
-    pub nodes: BTreeMap<NodeId, Option<Node>>,
+    pub nodes: BTreeMap<NodeId, Option<Arc<Node>>>,
     /// Edges written.
     pub edges: BTreeMap<EdgeId, Edge>,
     /// Enrollment tokens written or deleted.
@@ -34,13 +35,15 @@ pub struct Changes {
     /// Releases that are kept no longer.
     pub deleted_releases: BTreeSet<(EnvKey, ReleaseNumber)>,
     /// Instances written or deleted.
-    pub instances: BTreeMap<InstanceId, Option<Instance>>,
+    pub instances: BTreeMap<InstanceId, Option<Arc<Instance>>>,
     /// Records of ended instances written or deleted.
     pub ended: BTreeMap<InstanceId, Option<EndedInstance>>,
     /// Volumes written or deleted.
     pub volumes: BTreeMap<VolumeId, Option<Volume>>,
     /// Secret bundles deleted, with every version, before anything is written.
     pub deleted_secrets: BTreeSet<(EnvKey, String)>,
+    /// Versions of secret bundles that are kept no longer.
+    pub deleted_secret_versions: BTreeSet<(EnvKey, String, u32)>,
     /// Versions of secret bundles added. A version never changes.
     pub secrets: BTreeMap<(EnvKey, String, u32), SealedVersion>,
     /// Hosts that lead elsewhere, or nowhere.
@@ -115,6 +118,7 @@ impl Changes {
             ended,
             volumes,
             deleted_secrets,
+            deleted_secret_versions,
             secrets,
             routes,
         } = self;
@@ -131,20 +135,29 @@ impl Changes {
             && ended.is_empty()
             && volumes.is_empty()
             && deleted_secrets.is_empty()
+            && deleted_secret_versions.is_empty()
     }
 
     /// Adds what changed after this.
     pub fn then(&mut self, later: Self) {
+        if self.is_empty() {
+            *self = later;
+            return;
+        }
         // An env that is deleted takes what was written of it before along.
         for key in &later.deleted_envs {
             self.envs.remove(key);
             self.releases.retain(|(of, _), _| of != key);
             self.deleted_releases.retain(|(of, _)| of != key);
             self.deleted_secrets.retain(|(of, _)| of != key);
+            self.deleted_secret_versions.retain(|(of, ..)| of != key);
             self.secrets.retain(|(of, ..), _| of != key);
         }
         for (key, bundle) in &later.deleted_secrets {
             (self.secrets).retain(|(of, name, _), _| (of, name) != (key, bundle));
+        }
+        for version in &later.deleted_secret_versions {
+            self.secrets.remove(version);
         }
         for release in &later.deleted_releases {
             self.releases.remove(release);
@@ -161,6 +174,7 @@ impl Changes {
         self.ended.extend(later.ended);
         self.volumes.extend(later.volumes);
         self.deleted_secrets.extend(later.deleted_secrets);
+        (self.deleted_secret_versions).extend(later.deleted_secret_versions);
         self.routes.extend(later.routes);
     }
 

@@ -42,17 +42,25 @@ impl Heartbeats {
         self.set(node, now.saturating_add(HEARD_WITHIN));
     }
 
-    /// The nodes that lapsed, each once until it reports again.
-    pub fn lapsed(&mut self, now: Duration) -> Vec<NodeId> {
-        let mut lapsed = Vec::new();
-        while let Some((at, node)) = self.order.first().copied()
+    /// Whether the node has reported, or has time to.
+    pub fn is_heard(&self, node: NodeId, now: Duration) -> bool {
+        self.lapses_at.get(&node).is_some_and(|at| *at > now)
+    }
+
+    /// The nodes whose reports are overdue, until it is known that they lapsed ([`Self::lapse`]).
+    pub fn overdue(&self, now: Duration) -> Vec<NodeId> {
+        let due = self.order.iter().take_while(|(at, _)| *at <= now);
+        due.map(|(_, node)| *node).collect()
+    }
+
+    /// It is known now that the node lapsed; nothing, where it has reported meanwhile.
+    pub fn lapse(&mut self, node: NodeId, now: Duration) {
+        if let Some(at) = self.lapses_at.get(&node).copied()
             && at <= now
         {
-            self.order.pop_first();
             self.lapses_at.remove(&node);
-            lapsed.push(node);
+            self.order.remove(&(at, node));
         }
-        lapsed
     }
 
     fn set(&mut self, node: NodeId, at: Duration) {
@@ -67,6 +75,15 @@ impl Heartbeats {
 mod tests {
     use super::*;
 
+    /// What lapsed, when everybody takes notice at once.
+    fn lapsed(heartbeats: &mut Heartbeats, now: Duration) -> Vec<NodeId> {
+        let overdue = heartbeats.overdue(now);
+        for node in &overdue {
+            heartbeats.lapse(*node, now);
+        }
+        overdue
+    }
+
     #[test]
     fn a_node_lapses_once_until_it_is_heard_again() {
         let s = Duration::from_secs;
@@ -74,14 +91,32 @@ mod tests {
         let mut heartbeats = Heartbeats::starting([one, two].into_iter(), s(0));
         // A server that begins to lead gives all the time to turn up.
         heartbeats.reported(two, s(2));
-        assert_eq!(heartbeats.lapsed(s(11)), []);
-        assert_eq!(heartbeats.lapsed(s(12)), [two]);
-        assert_eq!(heartbeats.lapsed(s(59)), []);
-        assert_eq!(heartbeats.lapsed(s(60)), [one]);
-        assert_eq!(heartbeats.lapsed(s(600)), []);
+        assert_eq!(lapsed(&mut heartbeats, s(11)), []);
+        assert_eq!(lapsed(&mut heartbeats, s(12)), [two]);
+        assert_eq!(lapsed(&mut heartbeats, s(59)), []);
+        assert_eq!(lapsed(&mut heartbeats, s(60)), [one]);
+        assert_eq!(lapsed(&mut heartbeats, s(600)), []);
         heartbeats.reported(one, s(601));
         heartbeats.reported(one, s(605));
-        assert_eq!(heartbeats.lapsed(s(614)), []);
-        assert_eq!(heartbeats.lapsed(s(615)), [one]);
+        assert!(heartbeats.is_heard(one, s(614)) && !heartbeats.is_heard(two, s(614)));
+        assert_eq!(lapsed(&mut heartbeats, s(614)), []);
+        assert!(!heartbeats.is_heard(one, s(615)));
+        assert_eq!(lapsed(&mut heartbeats, s(615)), [one]);
+    }
+
+    #[test]
+    fn a_node_is_overdue_until_that_is_known() {
+        let s = Duration::from_secs;
+        let mut heartbeats = Heartbeats::default();
+        heartbeats.reported(NodeId(1), s(0));
+        for now in 10..13 {
+            assert_eq!(heartbeats.overdue(s(now)), [NodeId(1)]);
+        }
+        // It reported before that was known.
+        heartbeats.reported(NodeId(1), s(13));
+        heartbeats.lapse(NodeId(1), s(13));
+        assert_eq!(heartbeats.overdue(s(23)), [NodeId(1)]);
+        heartbeats.lapse(NodeId(1), s(23));
+        assert_eq!(heartbeats.overdue(s(33)), []);
     }
 }

@@ -8,6 +8,7 @@ use api::user::RolloutPhase;
 use model::EnvKey;
 
 use crate::cluster_state::Env;
+use crate::rollout::serving_before;
 use crate::table::Table;
 
 /// The hosts that envs claim. It follows from the envs, so two cluster states with the same envs have the same.
@@ -69,21 +70,64 @@ impl PartialEq for HostClaims {
 
 impl Eq for HostClaims {}
 
-/// The hosts of the releases that an env wants or may go back to. Of a release that is done and gone the hosts are free.
+/// The hosts of the releases that an env wants, keeps or may go back to. Of a release that is done, or given up, and gone, the
+/// hosts are free.
 fn hosts_of(env: &Env) -> BTreeSet<String> {
     if env.destroying {
         return BTreeSet::new();
     }
     let rollout = &env.rollout;
-    let is_done = rollout.phase == RolloutPhase::Done;
-    let releases = [
-        Some(rollout.release),
-        Some(rollout.wanted),
-        rollout.previous.filter(|_| !is_done),
-    ];
+    let (release, wanted) = (Some(rollout.release), Some(rollout.wanted));
+    let releases = match rollout.phase {
+        RolloutPhase::Done => [release, wanted, None],
+        RolloutPhase::Reverted => [None, wanted, None],
+        RolloutPhase::Failed if serving_before(env, rollout).is_none() => [None; 3],
+        RolloutPhase::Failed | RolloutPhase::Rolling | RolloutPhase::Superseded => {
+            [release, wanted, rollout.previous]
+        }
+    };
     let releases = releases.into_iter().flatten();
     let releases = releases.filter_map(|number| env.releases.get(&number));
     releases
         .flat_map(|release| release.manifest.routes.keys().cloned())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::fixtures::{cluster, deploy, key, manifest, process};
+    use model::{ReleaseNumber, Timestamp};
+
+    #[test]
+    fn a_release_that_was_given_up_keeps_no_host() {
+        let mut cluster = cluster(1);
+        for (number, host) in [(1, "a.test"), (2, "b.test")] {
+            let mut release = manifest(&[("web", process(1))]);
+            let target = release.routes.values().next().unwrap().clone();
+            release.routes = [(host.to_owned(), target)].into();
+            deploy(&mut cluster, "shop/prod", release, Timestamp(number));
+        }
+        let mut env = cluster.envs[&key("shop/prod")].clone();
+        let mut hosts = |phase, wanted, previous: Option<u32>| {
+            env.rollout.phase = phase;
+            env.rollout.wanted = ReleaseNumber(wanted);
+            env.rollout.previous = previous.map(ReleaseNumber);
+            hosts_of(&env).into_iter().collect::<Vec<_>>()
+        };
+        assert_eq!(
+            hosts(RolloutPhase::Rolling, 2, Some(1)),
+            ["a.test", "b.test"]
+        );
+        assert_eq!(hosts(RolloutPhase::Done, 2, Some(1)), ["b.test"]);
+        assert_eq!(hosts(RolloutPhase::Reverted, 1, Some(1)), ["a.test"]);
+        // Its instances are kept, to be looked at.
+        assert_eq!(
+            hosts(RolloutPhase::Failed, 2, Some(1)),
+            ["a.test", "b.test"]
+        );
+        assert!(hosts(RolloutPhase::Failed, 2, None).is_empty());
+    }
 }

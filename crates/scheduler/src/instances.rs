@@ -175,8 +175,11 @@ pub struct Instances {
 
 impl Instances {
     /// Adds an instance, or replaces the one with this id.
-    pub fn insert(&mut self, id: InstanceId, instance: Instance) {
-        self.remove(&id);
+    pub fn insert(&mut self, id: InstanceId, instance: impl Into<Arc<Instance>>) {
+        if self.all.contains_key(&id) {
+            self.remove(&id);
+        }
+        let instance = instance.into();
         put(&mut self.of_env, instance.spec.env_key(), id);
         put(&mut self.on_node, instance.node, id);
         for volume in &instance.spec.volumes {
@@ -206,6 +209,15 @@ impl Instances {
     /// The instance of this id, to be changed in its phase or its report: its env, node and volumes never change.
     pub fn get_mut(&mut self, id: &InstanceId) -> Option<&mut Instance> {
         self.all.get_mut(id)
+    }
+
+    /// Changes the instance of this id as with [`get_mut`](Self::get_mut), and gives it as it is from then on.
+    pub fn change(
+        &mut self,
+        id: &InstanceId,
+        change: impl FnOnce(&mut Instance),
+    ) -> Option<Arc<Instance>> {
+        self.all.change(id, change)
     }
 
     /// Every instance, to be changed as with [`get_mut`](Self::get_mut).
@@ -288,6 +300,7 @@ impl FromIterator<(InstanceId, Instance)> for Instances {
 #[derive(Debug, Clone, Default)]
 pub struct Volumes {
     all: Table<VolumeId, Volume>,
+    by_key: Table<VolumeKey, VolumeId>,
     of_env: Table<EnvKey, Ids<VolumeId>>,
     on_node: Table<NodeId, Ids<VolumeId>>,
 }
@@ -296,6 +309,7 @@ impl Volumes {
     /// Adds a volume, or replaces the one with this id.
     pub fn insert(&mut self, id: VolumeId, volume: Volume) {
         self.remove(&id);
+        self.by_key.insert(volume.key.clone(), id);
         put(&mut self.of_env, volume.key.env.clone(), id);
         put(&mut self.on_node, volume.node, id);
         self.all.insert(id, volume);
@@ -304,6 +318,9 @@ impl Volumes {
     /// Removes a volume.
     pub fn remove(&mut self, id: &VolumeId) -> Option<Arc<Volume>> {
         let volume = self.all.remove(id)?;
+        if self.by_key.get(&volume.key) == Some(id) {
+            self.by_key.remove(&volume.key);
+        }
         take(&mut self.of_env, &volume.key.env, *id);
         take(&mut self.on_node, &volume.node, *id);
         Some(volume)
@@ -317,6 +334,11 @@ impl Volumes {
     /// Every volume, to be changed as with [`get_mut`](Self::get_mut).
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Volume> {
         self.all.values_mut()
+    }
+
+    /// The volume with this key.
+    pub fn id_of(&self, key: &VolumeKey) -> Option<VolumeId> {
+        self.by_key.get(key).copied()
     }
 
     /// The volumes of an env, by id.

@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 
 use model::{EnvKey, NodeId, Timestamp};
 
+use crate::action::Action;
 use crate::apply::{Command, Refused, apply};
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, Presence};
@@ -30,6 +31,8 @@ use crate::table::Table;
 pub struct Leader {
     /// With all that is decided.
     working: ClusterState,
+    /// As the last batch was taken: with `pending` on it, this is `working`.
+    taken: ClusterState,
     /// With all that the store has.
     committed: ClusterState,
     planner: Planner,
@@ -69,6 +72,7 @@ impl Leader {
         let touched = cluster.envs.keys().cloned().chain(routed).collect();
         Self {
             working: cluster.clone(),
+            taken: cluster.clone(),
             committed: cluster,
             planner,
             pending: Changes::default(),
@@ -142,20 +146,20 @@ impl Leader {
         self.planner.start_over(&self.working);
     }
 
-    /// Plans one env that is to be looked at. `None`: there is none.
-    pub fn plan_next(&mut self, now: Timestamp, draw: &mut dyn FnMut() -> u32) -> Option<Planned> {
-        let before = self.working.clone();
+    /// Plans one env that is to be looked at, and gives what was decided of it. `None`: there is none.
+    pub fn plan_next(
+        &mut self,
+        now: Timestamp,
+        draw: &mut dyn FnMut() -> u32,
+    ) -> Option<Vec<Action>> {
         let planned = self.planner.plan_next(&mut self.working, now, draw)?;
-        self.keep(&before, &planned);
-        Some(planned)
+        Some(self.keep(planned))
     }
 
     /// Deletes the records of ended instances that are kept no longer.
-    pub fn prune(&mut self, now: Timestamp) -> Planned {
-        let before = self.working.clone();
+    pub fn prune(&mut self, now: Timestamp) -> Vec<Action> {
         let planned = self.planner.prune(&mut self.working, now);
-        self.keep(&before, &planned);
-        planned
+        self.keep(planned)
     }
 
     /// The planner: what waits, and when it is to look again.
@@ -185,11 +189,28 @@ impl Leader {
         self.planner.start_over(&self.working);
     }
 
+    /// Planning an env panicked half-way: back to the state with all that was decided before. Every env is planned again.
+    pub fn abandon_plan(&mut self) {
+        self.working = self.decided();
+        self.planner.start_over(&self.working);
+    }
+
+    /// The working state without what is half decided. It is made from what was decided, so that nobody holds a copy while an env
+    /// is planned: what a copy shares is copied when it changes.
+    pub(crate) fn decided(&self) -> ClusterState {
+        let mut decided = self.taken.clone();
+        self.pending.patch(&mut decided);
+        decided.hear_as(&self.working);
+        decided.unreadable.clone_from(&self.working.unreadable);
+        decided
+    }
+
     /// Takes what was decided since the batch before, and what that does to the routes.
     pub fn take_batch(&mut self) -> Batch {
         let touched = std::mem::take(&mut self.touched);
         let mut changes = std::mem::take(&mut self.pending);
         changes.routes = self.routes.update(&self.working, &touched);
+        self.taken = self.working.clone();
         Batch {
             changes,
             after: self.working.clone(),
@@ -210,18 +231,20 @@ impl Leader {
     pub fn roll_back(&mut self) {
         let before = std::mem::replace(&mut self.working, self.committed.clone());
         self.working.hear_as(&before);
+        self.taken = self.working.clone();
         self.routes = self.committed_routes.clone();
         self.pending = Changes::default();
         self.planner.start_over(&self.working);
         self.touched = self.working.envs.keys().cloned().collect();
     }
 
-    fn keep(&mut self, before: &ClusterState, planned: &Planned) {
-        if planned.is_news {
-            self.touched.extend(planned.env.clone());
+    /// A plan is about its env and nothing else.
+    fn keep(&mut self, planned: Planned) -> Vec<Action> {
+        if planned.is_news || !planned.changes.is_empty() {
+            self.touched.extend(planned.env);
         }
-        self.touch(before, &planned.changes);
-        self.pending.then(planned.changes.clone());
+        self.pending.then(planned.changes);
+        planned.actions
     }
 
     fn touch(&mut self, before: &ClusterState, changes: &Changes) {
@@ -244,7 +267,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use crate::action::Action;
     use crate::fixtures::{cluster, deploy, key, manifest, name, process};
     use std::collections::BTreeMap;
 
@@ -263,7 +285,7 @@ mod tests {
         };
         let mut actions = Vec::new();
         while let Some(planned) = leader.plan_next(Timestamp(1), &mut draw) {
-            actions.extend(planned.actions);
+            actions.extend(planned);
         }
         actions
     }
@@ -349,6 +371,6 @@ mod tests {
         // The other env rolls out and is due as well.
         let next = leader.plan_next(Timestamp(100), &mut draw);
         let made = [planned, next].into_iter().flatten();
-        assert_eq!(made.map(|planned| planned.actions.len()).sum::<usize>(), 2);
+        assert_eq!(made.map(|actions| actions.len()).sum::<usize>(), 2);
     }
 }

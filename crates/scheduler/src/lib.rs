@@ -57,4 +57,5 @@ pub mod report_receiver;
 pub mod reports;
 pub mod rollout;
 pub mod routes;
+mod secret_versions;
 pub mod table;

@@ -64,6 +64,13 @@ struct Promised {
     unreadable: u32,
 }
 
+impl Promised {
+    /// All of it, where each instance costs this much beside its spec.
+    fn with(self, overhead: InstanceOverhead) -> Resources {
+        self.resources.with(overhead, self.instances)
+    }
+}
+
 /// What is promised on every node. A copy costs nothing.
 #[derive(Debug, Clone, Default)]
 pub struct PromisedIndex(Table<NodeId, Promised>);
@@ -71,8 +78,7 @@ pub struct PromisedIndex(Table<NodeId, Promised>);
 impl PromisedIndex {
     /// What is promised on a node where each instance costs this much beside its spec.
     pub fn on(&self, node: NodeId, overhead: InstanceOverhead) -> Resources {
-        let promised = self.of(node);
-        promised.resources.with(overhead, promised.instances)
+        self.of(node).with(overhead)
     }
 
     fn of(&self, node: NodeId) -> Promised {
@@ -80,11 +86,17 @@ impl PromisedIndex {
     }
 
     fn change(&mut self, node: NodeId, change: impl FnOnce(&mut Promised)) {
-        let mut promised = self.of(node);
+        let nothing = Promised::default();
+        if let Some(promised) = self.0.get_mut(&node) {
+            change(promised);
+            if *promised == nothing {
+                self.0.remove(&node);
+            }
+            return;
+        }
+        let mut promised = nothing;
         change(&mut promised);
-        if promised == Promised::default() {
-            self.0.remove(&node);
-        } else {
+        if promised != nothing {
             self.0.insert(node, promised);
         }
     }
@@ -94,8 +106,8 @@ impl PromisedIndex {
 #[derive(Debug, Clone)]
 struct Allocation {
     node: NodeId,
-    /// Its env and process type.
-    of: (EnvKey, ProcessName),
+    /// Its env and process type, shared with `Placement::spread`.
+    of: Arc<(EnvKey, ProcessName)>,
     /// The region of its node, where that was known when it was placed.
     region: Option<Arc<str>>,
     resources: Resources,
@@ -154,13 +166,15 @@ pub struct Placement {
     volumes: BTreeMap<VolumeId, (NodeId, u64)>,
     offers: BTreeMap<NodeId, Offer>,
     promised: PromisedIndex,
-    /// The classes of nodes that there are or were, and the place of each in `classes`.
+    /// The classes of nodes that there are, and the place of each in `classes`.
     class_index: BTreeMap<NodeClass, usize>,
     classes: Vec<Class>,
+    /// The places in `classes` of those that no node is of.
+    free_places: Vec<usize>,
     /// How many nodes are not heard any more.
     lapsed: usize,
     /// Where the instances of each process type stay.
-    spread: BTreeMap<(EnvKey, ProcessName), Spread>,
+    spread: BTreeMap<Arc<(EnvKey, ProcessName)>, Spread>,
 }
 
 impl Placement {
@@ -173,6 +187,7 @@ impl Placement {
             promised: PromisedIndex::default(),
             class_index: BTreeMap::new(),
             classes: Vec::new(),
+            free_places: Vec::new(),
             lapsed: 0,
             spread: BTreeMap::new(),
         };
@@ -201,7 +216,7 @@ impl Placement {
         let after = instance.map(|instance| Allocation {
             node: instance.node,
             region: region(instance.node),
-            of: (instance.spec.env_key(), instance.spec.process.clone()),
+            of: self.process_type(instance),
             resources: Resources::of_instance(&instance.spec),
             staying: !instance.is_terminating(),
         });
@@ -271,7 +286,7 @@ impl Placement {
 
     /// The env of an instance that holds something.
     pub(crate) fn env_of(&self, id: InstanceId) -> Option<&EnvKey> {
-        self.allocations.get(&id).map(|held| &held.of.0)
+        self.allocations.get(&id).map(|held| &held.of.as_ref().0)
     }
 
     /// What is promised on a node.
@@ -308,10 +323,20 @@ impl Placement {
         };
         self.lapsed += lapsed(after.as_ref());
         self.lapsed -= lapsed(self.offers.get(&id));
+        let class_before = self.offers.get(&id).map(|offer| offer.class);
+        let class_after = after.as_ref().map(|offer| offer.class);
         self.reordered(id, |placement| match after {
             Some(offer) => drop(placement.offers.insert(id, offer)),
             None => drop(placement.offers.remove(&id)),
         });
+        if class_before != class_after {
+            if let Some(class) = class_after {
+                self.classes[class].members += 1;
+            }
+            if let Some(class) = class_before {
+                self.leave_class(class);
+            }
+        }
         true
     }
 
@@ -325,13 +350,20 @@ impl Placement {
         })
     }
 
+    /// The env and process type of an instance, shared with the others of the process type.
+    fn process_type(&self, instance: &Instance) -> Arc<(EnvKey, ProcessName)> {
+        let of = (instance.spec.env_key(), instance.spec.process.clone());
+        let known = self.spread.get_key_value(&of);
+        known.map_or_else(|| Arc::new(of), |(known, _)| Arc::clone(known))
+    }
+
     /// Adds what an instance holds to what is promised on its node, or takes it away.
     fn count(&mut self, held: &Allocation, add: bool) {
         self.promise(held.node, held.resources, 1, add);
         if !held.staying {
             return;
         }
-        let spread = self.spread.entry(held.of.clone()).or_default();
+        let spread = self.spread.entry(Arc::clone(&held.of)).or_default();
         add_to(&mut spread.nodes, held.node, add);
         if let Some(region) = &held.region {
             add_to(&mut spread.regions, Arc::clone(region), add);
@@ -343,18 +375,33 @@ impl Placement {
 
     /// The place of a node's class in `classes`.
     fn class_of(&mut self, node: &Node) -> usize {
-        let classes = &mut self.classes;
-        *self
-            .class_index
-            .entry(NodeClass::of(node))
-            .or_insert_with(|| {
-                classes.push(Class {
-                    of_nodes: NodeClass::of(node),
-                    idle: BTreeSet::new(),
-                    overcommitted: BTreeSet::new(),
-                });
-                classes.len() - 1
-            })
+        let of_nodes = NodeClass::of(node);
+        if let Some(class) = self.class_index.get(&of_nodes) {
+            return *class;
+        }
+        let class = Class::new(of_nodes.clone());
+        let place = match self.free_places.pop() {
+            Some(place) => {
+                self.classes[place] = class;
+                place
+            }
+            None => {
+                self.classes.push(class);
+                self.classes.len() - 1
+            }
+        };
+        self.class_index.insert(of_nodes, place);
+        place
+    }
+
+    /// A class that no node is of any more gives its place to the next new one.
+    fn leave_class(&mut self, place: usize) {
+        let class = &mut self.classes[place];
+        class.members -= 1;
+        if class.members == 0 {
+            self.class_index.remove(&class.of_nodes);
+            self.free_places.push(place);
+        }
     }
 
     /// Adds to what is promised on a node, or takes it away.
@@ -389,7 +436,8 @@ impl Placement {
         if offer.refusal().is_some() {
             return None;
         }
-        let (has, held) = (Resources::of_hardware(&offer.hardware), self.promised(id));
+        let has = Resources::of_hardware(&offer.hardware);
+        let held = (self.promised).on(id, offer.hardware.instance_overhead());
         let memory = has.memory_bytes.saturating_sub(held.memory_bytes);
         let idle = held.cpu_millis < has.cpu_millis;
         Some((offer.class, idle, (memory, id)))
@@ -413,27 +461,31 @@ impl Placement {
         let nowhere = Spread::default();
         let of = (demand.env.clone(), demand.process.clone());
         let hosting = self.spread.get(&of).unwrap_or(&nowhere);
-        let fresh = |id: NodeId| !hosting.nodes.contains_key(&id) && self.fits(id, demand);
+        // What costs least is asked first.
+        let fresh = |id: NodeId| !hosting.nodes.contains_key(&id);
         // A node without an instance of this process type, in the region with the fewest; else the one with the fewest.
-        let mut regions: BTreeMap<(u32, &str), Vec<&Class>> = BTreeMap::new();
-        let takes = (self.classes.iter()).filter(|class| class.of_nodes.refusal(demand).is_none());
-        for class in takes {
-            let region = class.of_nodes.region.as_str();
-            let count = hosting.regions.get(region).copied().unwrap_or(0);
-            regions.entry((count, region)).or_default().push(class);
-        }
-        for classes in regions.values() {
+        let mut classes: Vec<_> = (self.classes.iter())
+            .filter(|class| class.of_nodes.refusal(demand).is_none())
+            .map(|class| {
+                let region = class.of_nodes.region.as_str();
+                let count = hosting.regions.get(region).copied().unwrap_or(0);
+                ((count, region), class)
+            })
+            .collect();
+        classes.sort_by_key(|(region, _)| *region);
+        for classes in classes.chunk_by(|(one, _), (other, _)| one == other) {
             let first = |nodes: fn(&Class) -> &BTreeSet<FreeMemory>,
                          fits: &dyn Fn(NodeId) -> bool| {
                 let classes = classes.iter();
-                let first = classes.filter_map(|class| first_of(nodes(class), demand, fits));
+                let first = classes.filter_map(|(_, class)| first_of(nodes(class), demand, fits));
                 first.min().map(|(_, id)| id)
             };
+            let takes = |id: NodeId| fresh(id) && self.fits(id, demand);
             let chosen = first(|class| &class.idle, &|id| {
-                self.leaves_processors(id, demand) && fresh(id)
+                fresh(id) && self.leaves_processors(id, demand) && self.fits(id, demand)
             });
-            let chosen = chosen.or_else(|| first(|class| &class.idle, &fresh));
-            let chosen = chosen.or_else(|| first(|class| &class.overcommitted, &fresh));
+            let chosen = chosen.or_else(|| first(|class| &class.idle, &takes));
+            let chosen = chosen.or_else(|| first(|class| &class.overcommitted, &takes));
             if let Some(id) = chosen {
                 return Ok(id);
             }
@@ -472,7 +524,7 @@ impl Placement {
         let has = offer.map_or(0, |offer| {
             Resources::of_hardware(&offer.hardware).cpu_millis
         });
-        let held = self.promised(id).cpu_millis;
+        let held = self.promised.of(id).resources.cpu_millis;
         held.saturating_add(demand.needs.cpu_millis) <= has
     }
 
@@ -486,12 +538,12 @@ impl Placement {
         if let Some(refusal) = self.classes[offer.class].of_nodes.refusal(demand) {
             return Some(refusal);
         }
-        let unreadable = self.promised.of(id).unreadable;
-        if unreadable > 0 {
-            return Some(IneligibleReason::Unreadable(unreadable));
+        let promised = self.promised.of(id);
+        if promised.unreadable > 0 {
+            return Some(IneligibleReason::Unreadable(promised.unreadable));
         }
         let overhead = hardware.instance_overhead();
-        let (has, held) = (Resources::of_hardware(hardware), self.promised(id));
+        let (has, held) = (Resources::of_hardware(hardware), promised.with(overhead));
         let needs = demand.needs.with(overhead, 1);
         let memory = Shortage::of(needs.memory_bytes, held.memory_bytes, has.memory_bytes);
         let disk = Shortage::of(needs.disk_bytes, held.disk_bytes, has.disk_bytes);

@@ -64,7 +64,9 @@ use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 use crate::action::Action;
 use crate::apply::{Command, apply};
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, Instance, InstancePhase, Presence, Subject, VolumePhase};
+use crate::cluster_state::{
+    ClusterState, Instance, InstancePhase, Presence, Subject, Volume, VolumePhase,
+};
 use crate::ended;
 use crate::placement::{Placement, PromisedIndex, Unplaced};
 use crate::table::Table;
@@ -258,11 +260,12 @@ impl Planner {
         }
     }
 
-    /// Something became free on a node, or the node is another than before: what found no node and may go there is looked at.
+    /// Something became free on a node, or the node is another than before: what found no node and may go there is looked at, and
+    /// what only may go there, because its volumes are there: with the node they may be gone.
     fn queue_unplaced(&mut self, node: NodeId) {
         let placement = &self.placement;
-        let fit =
-            |unplaced: &Vec<Unplaced>| (unplaced.iter()).any(|one| placement.may_take(node, one));
+        let may_go = |one: &Unplaced| one.is_pinned_to(node) || placement.may_take(node, one);
+        let fit = |unplaced: &Vec<Unplaced>| unplaced.iter().any(may_go);
         let envs = self.unplaced.iter().filter(|(_, unplaced)| fit(unplaced));
         self.queue.extend(envs.map(|(env, _)| env.clone()));
     }
@@ -309,11 +312,11 @@ impl Planner {
         self.unschedule(&key);
         self.current = Some(key.clone());
         let mut pass = Pass {
-            given: cluster.clone(),
             working: cluster,
             placement: &mut self.placement,
             now,
             draw,
+            last_id: None,
             planned: Planned::default(),
             unplaced: Vec::new(),
             freed: BTreeSet::new(),
@@ -344,9 +347,7 @@ impl Planner {
             Some(WAITING_LOOK_MS)
         };
         let look = look.map(|after| Timestamp(now.0.saturating_add(after)));
-        let due = (look.into_iter())
-            .chain(next_replacement(cluster, &key, now))
-            .chain(next_loss(cluster, &key, now));
+        let due = look.into_iter().chain(next_deadline(cluster, &key, now));
         if let Some(at) = due.min() {
             self.look_again(&key, at);
         }
@@ -367,16 +368,16 @@ impl Planner {
     /// Deletes the records of ended instances that are kept no longer.
     pub fn prune(&mut self, cluster: &mut ClusterState, now: Timestamp) -> Planned {
         let mut pass = Pass {
-            given: cluster.clone(),
             working: cluster,
             placement: &mut self.placement,
             now,
             draw: &mut || 0,
+            last_id: None,
             planned: Planned::default(),
             unplaced: Vec::new(),
             freed: BTreeSet::new(),
         };
-        for id in ended::expired(&pass.given.ended, now) {
+        for id in ended::expired(&pass.working.ended, now) {
             pass.take(Action::PruneEnded { id });
         }
         pass.planned
@@ -395,19 +396,25 @@ impl Planner {
     }
 }
 
-/// When a failed instance of an env is old enough to be replaced, of those that are not yet.
-fn next_replacement(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Option<Timestamp> {
-    let has_failed = |instance: &Instance| {
-        let report = instance.report.as_ref();
-        report.is_some_and(|report| report.state == InstanceState::Failed)
-    };
+/// When time alone makes something of an env's instances to be done, the next of it.
+fn next_deadline(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Option<Timestamp> {
     let instances = cluster.instances.of_env(key).map(|(_, instance)| instance);
-    let failed = instances.filter(|instance| !instance.is_terminating() && has_failed(instance));
-    let at = failed.filter_map(|instance| {
-        let from = cluster.heard_from(instance.node, instance.created_at, now)?;
-        Some(Timestamp(from.0.saturating_add(REPLACE_AFTER_MS)))
+    let staying = instances.filter(|instance| !instance.is_terminating());
+    let at = staying.flat_map(|instance| {
+        let replaced_at = replaced_at(cluster, instance, now).into_iter();
+        replaced_at.chain(lost_at(cluster, instance))
     });
     at.filter(|at| *at > now).min()
+}
+
+/// When an instance has failed for long enough to be replaced.
+fn replaced_at(cluster: &ClusterState, instance: &Instance, now: Timestamp) -> Option<Timestamp> {
+    let report = instance.report.as_ref()?;
+    if report.state != InstanceState::Failed {
+        return None;
+    }
+    let from = cluster.heard_from(instance.node, instance.created_at, now)?;
+    Some(Timestamp(from.0.saturating_add(REPLACE_AFTER_MS)))
 }
 
 /// When others take the place of an instance, because its node lapsed. Never for one with volumes.
@@ -421,24 +428,17 @@ fn lost_at(cluster: &ClusterState, instance: &Instance) -> Option<Timestamp> {
     }
 }
 
-/// When the next instance of an env is lost with its node, of those that are not yet.
-fn next_loss(cluster: &ClusterState, key: &EnvKey, now: Timestamp) -> Option<Timestamp> {
-    let instances = cluster.instances.of_env(key).map(|(_, instance)| instance);
-    let staying = instances.filter(|instance| !instance.is_terminating());
-    let at = staying.filter_map(|instance| lost_at(cluster, instance));
-    at.filter(|at| *at > now).min()
-}
-
 /// One env, looked at once.
 struct Pass<'w, 'd> {
-    /// The cluster state as given; its nodes do not change while planning, but for their generations.
-    given: ClusterState,
-    /// The cluster state with the actions so far.
+    /// The cluster state with the actions so far. Planning changes nodes in their generations only. No copy of the state is held
+    /// meanwhile: what a copy shares is copied when it changes.
     working: &'w mut ClusterState,
     /// What is promised on the nodes, as in `working`.
     placement: &'w mut Placement,
     now: Timestamp,
     draw: &'d mut dyn FnMut() -> u32,
+    /// The instance that was created last.
+    last_id: Option<InstanceId>,
     planned: Planned,
     /// The instances that found no node, in this look at the env.
     unplaced: Vec<Unplaced>,
@@ -474,25 +474,34 @@ impl Pass<'_, '_> {
 
     /// Instances and volumes of the env that are gone: their node said so, or their node was removed.
     fn delete_gone(&mut self, key: &EnvKey) {
-        let given = self.given.clone();
-        for (id, instance) in given.instances.of_env(key) {
-            let is_gone = matches!(instance.phase, InstancePhase::Gone { .. });
-            if is_gone || !given.has_node(instance.node) {
-                let at = self.now;
-                self.take(Action::Delete { id, at });
-            }
+        let cluster = &*self.working;
+        let is_gone = |instance: &Instance| {
+            matches!(instance.phase, InstancePhase::Gone { .. }) || !cluster.has_node(instance.node)
+        };
+        let instances = cluster.instances.of_env(key);
+        let instances: Vec<_> = (instances.filter(|(_, instance)| is_gone(instance)))
+            .map(|(id, _)| id)
+            .collect();
+        let is_gone = |volume: &Volume| {
+            volume.phase == VolumePhase::Deleted
+                || (volume.is_deleting() && !cluster.has_node(volume.node))
+        };
+        let volumes = cluster.volumes.of_env(key);
+        let volumes: Vec<_> = (volumes.filter(|(_, volume)| is_gone(volume)))
+            .map(|(id, _)| id)
+            .collect();
+        let at = self.now;
+        for id in instances {
+            self.take(Action::Delete { id, at });
         }
-        for (id, volume) in given.volumes.of_env(key) {
-            let node_is_gone = !given.has_node(volume.node);
-            if volume.phase == VolumePhase::Deleted || (volume.is_deleting() && node_is_gone) {
-                self.take(Action::DeleteVolume { id });
-            }
+        for id in volumes {
+            self.take(Action::DeleteVolume { id });
         }
     }
 
     /// An id that no volume has.
     fn fresh_volume_id(&mut self) -> VolumeId {
-        let unreadable = &self.given.unreadable;
+        let unreadable = &self.working.unreadable;
         let taken = |id: VolumeId| {
             self.working.volumes.contains_key(&id)
                 || (unreadable.iter()).any(|record| record.subject == Subject::Volume(id))
@@ -504,18 +513,23 @@ impl Pass<'_, '_> {
         id
     }
 
-    /// An id that no instance has, nor one with the same address for egress, and that no ended instance had.
+    /// An id that no instance has, nor one with the same address for egress, and that no ended instance had. The first of a plan is
+    /// drawn; the others follow it, so that instances which are created together lie together in every map that is ordered by id.
     fn fresh_id(&mut self) -> InstanceId {
         let same = |a: InstanceId, b: InstanceId| egress_address(a) == egress_address(b);
-        let mut id = InstanceId((self.draw)());
+        let mut id = match self.last_id {
+            Some(last) => InstanceId(last.0.wrapping_add(1)),
+            None => InstanceId((self.draw)()),
+        };
         let taken = |id: InstanceId| {
             self.working.ended.contains_key(&id)
                 || self.working.instances.has_egress_address_of(id)
-                || (self.given.unreadable_instances()).any(|(other, _)| same(other, id))
+                || (self.working.unreadable_instances()).any(|(other, _)| same(other, id))
         };
         while id.0 == 0 || taken(id) {
             id = InstanceId(id.0.wrapping_add(1));
         }
+        self.last_id = Some(id);
         id
     }
 }

@@ -8,9 +8,9 @@ use model::{EnvKey, InstanceId, ProcessName, ReleaseNumber};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
-use manifest::Manifest;
+use manifest::{Manifest, Process};
 
-use crate::cluster_state::{ClusterState, KeptProcess, Release, VolumeKey};
+use crate::cluster_state::{ClusterState, Env, Instance, KeptProcess, Node, Release, VolumeKey};
 
 /// Why a release cannot become an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -69,11 +69,7 @@ pub fn check_volumes(
     manifest: &Manifest,
 ) -> Result<(), OtherSize> {
     const MIB: u64 = 1 << 20;
-    for volume in cluster
-        .volumes
-        .values()
-        .filter(|volume| volume.key.env == *env)
-    {
+    for (_, volume) in cluster.volumes.of_env(env) {
         let process = manifest.processes.get(&volume.key.process);
         let wanted = process.and_then(|process| {
             let mut volumes = process.volumes.iter();
@@ -216,6 +212,42 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
             ..spec
         },
     })
+}
+
+/// Whether an instance may stay when a release is rolled out: it is as the release would have it, and where. What a node is labelled
+/// later moves nothing: who asks for the same labels as the instance's own release is not asked again.
+pub fn may_stay(
+    env: &Env,
+    instance: &Instance,
+    node: Option<&Node>,
+    number: ReleaseNumber,
+    release: &Release,
+) -> bool {
+    let spec = &instance.spec;
+    if spec.release == number {
+        return true;
+    }
+    let asked = release.manifest.processes.get(&spec.process);
+    let own = env.releases.get(&spec.release);
+    let own = own.and_then(|release| release.manifest.processes.get(&spec.process));
+    let is_there = asked.is_none_or(|asked| {
+        own.is_some_and(|own| (&own.region, &own.labels) == (&asked.region, &asked.labels))
+            || node.is_some_and(|node| has_what_is_asked(node, asked))
+    });
+    let arch = node.map_or("", |node| node.hardware.arch.as_str());
+    is_there && is_as_in(spec, number, release, arch)
+}
+
+fn has_what_is_asked(node: &Node, asked: &Process) -> bool {
+    let has = |(key, value): (&String, &String)| {
+        let mut labels = node.labels.iter();
+        labels.any(|(has, is)| (has.as_str(), is.as_str()) == (key, value))
+    };
+    asked
+        .region
+        .as_ref()
+        .is_none_or(|region| *region == node.region)
+        && asked.labels.iter().all(has)
 }
 
 /// Whether an instance is as a release would have it: nothing of its description is another, but the number of the release.

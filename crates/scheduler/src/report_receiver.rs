@@ -25,6 +25,15 @@ use crate::apply::Command;
 use crate::cluster_state::ClusterState;
 use crate::reports::{Unknown, is_unknown_instance, is_unknown_volume};
 
+/// How far the number of an agent's start may be ahead of the server's clock, in milliseconds: ten years. Starts are numbered by the
+/// clock of their machine. Were every number taken, one near the last there is would keep all later starts from reporting.
+const SESSION_AHEAD_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
+
+/// Whether a start of an agent may have this number.
+pub fn is_plausible(session: AgentSession, now: Timestamp) -> bool {
+    session.0 <= now.0.saturating_add(SESSION_AHEAD_MS)
+}
+
 /// Fields over their bounds that are shown of one node.
 pub const MAX_EXCEEDED: usize = 16;
 

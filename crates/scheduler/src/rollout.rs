@@ -253,21 +253,20 @@ impl InstanceHealth {
     }
 }
 
-/// What a rollout looks at when it evaluates one of its instances.
+/// What a rollout looks at when it evaluates one of its instances, beside the cluster state, which knows whether nodes are heard.
 #[derive(Debug, Clone, Copy)]
-pub struct Evaluator<'a> {
-    /// The cluster state, which knows whether nodes are heard.
-    pub cluster: &'a ClusterState,
+pub struct Evaluator {
     /// When the last instance of the release was created, or the rollout began.
     pub progressed_at: Timestamp,
     /// Now.
     pub now: Timestamp,
 }
 
-impl Evaluator<'_> {
+impl Evaluator {
     /// Whether the instance does its work, and has for so long that it counts as rolled out: `deploy.min_healthy`.
     pub fn is_settled(
         &self,
+        cluster: &ClusterState,
         instance: &Instance,
         health: InstanceHealth,
         deploy: Option<&Deploy>,
@@ -277,7 +276,7 @@ impl Evaluator<'_> {
         match health {
             InstanceHealth::Completed => true,
             InstanceHealth::Ready => {
-                let ready_for = self.cluster.heard_for(instance.node, since, self.now);
+                let ready_for = cluster.heard_for(instance.node, since, self.now);
                 ready_for >= least_ms
             }
             _ => false,
@@ -290,6 +289,7 @@ impl Evaluator<'_> {
     /// [`PREPARE_DEADLINE_MS`].
     fn missed_deadline(
         &self,
+        cluster: &ClusterState,
         instance: &Instance,
         deploy: Option<&Deploy>,
     ) -> Option<(String, u64)> {
@@ -300,7 +300,7 @@ impl Evaluator<'_> {
                 InstanceState::Created | InstanceState::Preparing
             )
         });
-        let age = |at| self.cluster.heard_for(instance.node, at, self.now);
+        let age = |at| cluster.heard_for(instance.node, at, self.now);
         if is_preparing {
             let is_late = age(instance.created_at) >= PREPARE_DEADLINE_MS;
             return is_late.then(|| ("not prepared".to_owned(), PREPARE_DEADLINE_MS));
@@ -309,14 +309,17 @@ impl Evaluator<'_> {
         let grace_ms = check.map_or(0, |check| check.grace_ms.saturating_add(GRACE_MARGIN_MS));
         let given = deploy.and_then(|deploy| deploy.deadline_ms);
         let deadline = given.unwrap_or(READY_DEADLINE_MS.max(grace_ms));
-        if instance.was_ready() && instance.spec.runs.is_app() {
-            let least = deploy.map_or(0, |deploy| deploy.min_healthy_ms) / 1000;
-            let is_late = age(instance.created_at.max(self.progressed_at)) >= deadline;
-            return is_late.then(|| (format!("not ready for {least} s on end"), deadline));
-        }
         let prepared_after = report.map_or(0, |report| report.preparing_ms);
         let since_prepared =
             age(instance.created_at).saturating_sub(prepared_after.min(PREPARE_DEADLINE_MS));
+        if instance.was_ready() && instance.spec.runs.is_app() {
+            // The time for which it is to be ready comes on top of the time until it is.
+            let least_ms = deploy.map_or(0, |deploy| deploy.min_healthy_ms);
+            let deadline = deadline.saturating_add(least_ms);
+            let is_late = since_prepared.min(age(self.progressed_at)) >= deadline;
+            let what = || format!("not ready for {} s on end", least_ms / 1000);
+            return is_late.then(|| (what(), deadline));
+        }
         let what = match instance.spec.runs {
             Runs::App => "not ready",
             Runs::ReleaseCommand => "has not completed",
@@ -328,6 +331,7 @@ impl Evaluator<'_> {
     /// node's, for people.
     pub fn failure(
         &self,
+        cluster: &ClusterState,
         instance: &Instance,
         health: InstanceHealth,
         deploy: Option<&Deploy>,
@@ -342,7 +346,7 @@ impl Evaluator<'_> {
                 "is not alive".to_owned()
             }
             InstanceHealth::Ready | InstanceHealth::Pending => {
-                let (what, deadline_ms) = self.missed_deadline(instance, deploy)?;
+                let (what, deadline_ms) = self.missed_deadline(cluster, instance, deploy)?;
                 let deadline = if deadline_ms % 60_000 == 0 {
                     format!("{} min", deadline_ms / 60_000)
                 } else {
@@ -457,11 +461,11 @@ mod tests {
             });
             let health = InstanceHealth::of(&instance, true);
             let evaluator = Evaluator {
-                cluster: &cluster(1),
                 progressed_at: Timestamp(1000),
                 now: Timestamp(1000 + age_ms),
             };
-            evaluator.failure(&instance, health, Some(&process(1).deploy), "n1")
+            let deploy = process(1).deploy;
+            evaluator.failure(&cluster(1), &instance, health, Some(&deploy), "n1")
         };
         let is_late = |state, preparing_ms, grace_ms, age_ms| {
             assert_eq!(late(state, preparing_ms, grace_ms, age_ms - 1), None);

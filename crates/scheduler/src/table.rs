@@ -30,6 +30,14 @@ impl<K: Ord + Clone, V> Table<K, V> {
         self.0.get(key).map(AsRef::as_ref)
     }
 
+    /// The value of this key, as the table shares it.
+    pub fn get_shared<Q: Ord + ?Sized>(&self, key: &Q) -> Option<Arc<V>>
+    where
+        K: Borrow<Q>,
+    {
+        self.0.get(key).cloned()
+    }
+
     /// Whether there is such a key.
     pub fn contains_key<Q: Ord + ?Sized>(&self, key: &Q) -> bool
     where
@@ -39,8 +47,8 @@ impl<K: Ord + Clone, V> Table<K, V> {
     }
 
     /// Adds a value, or replaces the key's.
-    pub fn insert(&mut self, key: K, value: V) {
-        self.0.insert_cow(key, Arc::new(value));
+    pub fn insert(&mut self, key: K, value: impl Into<Arc<V>>) {
+        self.0.insert_cow(key, value.into());
     }
 
     /// Removes a key. Its value may live on in copies of the table.
@@ -97,6 +105,20 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
         K: Borrow<Q>,
     {
         self.0.get_mut_cow(key).map(Arc::make_mut)
+    }
+
+    /// Changes the value of this key, and gives it as it is from then on.
+    pub fn change<Q: Ord + ?Sized>(
+        &mut self,
+        key: &Q,
+        change: impl FnOnce(&mut V),
+    ) -> Option<Arc<V>>
+    where
+        K: Borrow<Q>,
+    {
+        let value = self.0.get_mut_cow(key)?;
+        change(Arc::make_mut(value));
+        Some(Arc::clone(value))
     }
 
     /// Every value, to be changed. Copies all that other copies of the table have, too.

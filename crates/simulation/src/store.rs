@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::instance::Runs;
 use model::{EnvKey, Incarnation, InstanceId, ReleaseNumber, Term};
-use scheduler::cluster_state::{ClusterState, Instance};
+use scheduler::cluster_state::ClusterState;
 use scheduler::leader::Batch;
 use scheduler::lease::{SeenLease, StoredLease};
 use scheduler::routes::{RouteIndex, StoredRoute, routes};
@@ -384,7 +384,10 @@ impl Store {
                     self.simulator.violate(what);
                 }
             }
-            if instance.as_ref().is_none_or(Instance::is_terminating) {
+            if instance
+                .as_ref()
+                .is_none_or(|instance| instance.is_terminating())
+            {
                 self.simulator.terminated(*id);
             }
         }

@@ -65,7 +65,7 @@ pub(crate) struct LedTerm {
     published: Mutex<Arc<Published>>,
     /// Wakes everyone who waits for a change, in the order in which they came: a `watch` wakes in random order.
     changed: Notify,
-    heartbeats: Mutex<Heartbeats>,
+    heartbeats: Arc<Mutex<Heartbeats>>,
     /// What is known of each node's reports in this term.
     receivers: Mutex<BTreeMap<NodeId, Arc<tokio::sync::Mutex<ReportReceiver>>>>,
     /// Something is to be planned.
@@ -109,7 +109,7 @@ impl LedTerm {
             requested: Notify::new(),
             published: Mutex::new(Arc::new(published)),
             changed: Notify::new(),
-            heartbeats: Mutex::new(heartbeats),
+            heartbeats: Arc::new(Mutex::new(heartbeats)),
             receivers: Mutex::default(),
             wake: Notify::new(),
             lost: CancellationToken::new(),
@@ -292,11 +292,6 @@ impl LedTerm {
         let set = ticks
             .then(|| self.computer.follow_the_wall_clock())
             .flatten();
-        let lapsed = if ticks {
-            locked(&self.heartbeats).lapsed(self.computer.uptime())
-        } else {
-            Vec::new()
-        };
         let planned = self.submit(move |leader| {
             let now = led.computer.now();
             if let Some(now) = set {
@@ -304,13 +299,22 @@ impl LedTerm {
                     .trace(format!("{:?} finds that its clock was set", led.computer));
                 leader.clock_was_set(now);
             }
-            for node in lapsed {
-                leader.set_heard(node, false, now);
+            let overdue = if ticks {
+                locked(&led.heartbeats).overdue(led.computer.uptime())
+            } else {
+                Vec::new()
+            };
+            for node in &overdue {
+                leader.set_heard(*node, false, now);
             }
             led.plan_now(leader, now);
-            Ok(())
+            Ok(overdue)
         });
-        planned.await
+        // Until it is published they are overdue.
+        for node in planned.await? {
+            locked(&self.heartbeats).lapse(node, self.computer.uptime());
+        }
+        Ok(())
     }
 
     fn plan_now(&self, leader: &mut Leader, now: Timestamp) {
@@ -320,19 +324,18 @@ impl LedTerm {
         loop {
             simulator.step();
             let given = leader.state().clone();
-            let Some(planned) = leader.plan_next(now, &mut draw) else {
+            let Some(actions) = leader.plan_next(now, &mut draw) else {
                 break;
             };
-            for action in &planned.actions {
+            for action in &actions {
                 self.trace(action);
             }
-            count += planned.actions.len();
-            if !planned.actions.is_empty() {
-                let (actions, after) = (&planned.actions, leader.state());
-                invariants::check_plan(simulator, &given, actions, after, now);
+            count += actions.len();
+            if !actions.is_empty() {
+                invariants::check_plan(simulator, &given, &actions, leader.state(), now);
             }
         }
-        let pruned = leader.prune(now).actions;
+        let pruned = leader.prune(now);
         for action in &pruned {
             self.trace(action);
         }
@@ -411,8 +414,11 @@ impl LedTerm {
         };
         let command = command.filter(changes_anything);
         if !known.is_online() || command.is_some() {
+            let (heartbeats, uptime) = (Arc::clone(&self.heartbeats), self.computer.uptime());
             let taken = self.submit(move |leader| {
-                leader.set_heard(node, true, now);
+                if locked(&heartbeats).is_heard(node, uptime) {
+                    leader.set_heard(node, true, now);
+                }
                 leader.execute(command.as_slice())
             });
             match taken.await {

@@ -4,11 +4,11 @@
 //! [`Transaction`], in the SQL that both read: parameters are `$1`, truth values are integers, and rows are put by
 //! [`put`] and [`insert`].
 
-use std::fmt::{Debug, Write as _};
+use std::fmt::Debug;
 use std::pin::Pin;
 use std::time::Duration;
 
-use model::Term;
+use model::{EnvKey, Term};
 use scheduler::lease::SeenLease;
 
 use crate::StoreError;
@@ -55,6 +55,10 @@ pub(crate) trait Database: Debug + Send + Sync {
 
 /// A transaction. Dropped, it never was.
 pub(crate) trait Transaction: Debug + Send {
+    /// The place of the next value in a statement of many, which has this number, from 1. To SQLite `$1` is a name, and it looks each
+    /// of them up among all.
+    fn place(&self, number: usize) -> String;
+
     /// Runs a statement. Gives the number of rows that it wrote.
     fn execute<'t>(&'t mut self, sql: &str, values: Vec<Value>) -> Answer<'t, u64>;
 
@@ -219,62 +223,135 @@ impl From<Option<&[u8]>> for Value {
     }
 }
 
+/// The columns of an env's name.
+pub(crate) const ENV_KEY: &[&str] = &["app", "env"];
+
+/// The values of [`ENV_KEY`].
+pub(crate) fn key_values(key: &EnvKey) -> Vec<Value> {
+    vec![key.app.as_str().into(), key.env.as_str().into()]
+}
+
 /// A column to be written, and its value.
 pub(crate) type Columns<'c> = Vec<(&'c str, Value)>;
 
-/// Adds a row that is not there yet.
+/// How many rows one statement writes, or deletes: what is left over goes by the next size. Few sizes, so that each statement is
+/// prepared once; the most stay under the values that SQLite takes in one (32,766).
+const ROWS: [usize; 4] = [256, 32, 4, 1];
+
+/// Splits rows into groups of those sizes.
+fn grouped<T>(mut rows: Vec<T>) -> Vec<Vec<T>> {
+    let mut groups = Vec::new();
+    for size in ROWS {
+        while rows.len() >= size {
+            groups.push(rows.split_off(rows.len() - size));
+        }
+    }
+    groups
+}
+
+/// Adds rows that are not there yet.
 pub(crate) async fn insert(
     db: &mut dyn Transaction,
     operation: &'static str,
     table: &str,
-    columns: Columns<'_>,
+    rows: Vec<Columns<'_>>,
 ) -> Result<(), StoreError> {
-    let sql = insertion(table, &columns);
-    let values = columns.into_iter().map(|(_, value)| value).collect();
-    let written = db.execute(&sql, values).await;
-    written.map_err(StoreError::query(operation))?;
-    Ok(())
+    write_rows(db, operation, table, rows, |_| String::new()).await
 }
 
-/// Writes a row, in the place of the one that has the same key where there is one. The first columns, `key` in number, are
-/// the key.
+/// Writes rows, each in the place of the one that has the same key where there is one. The first columns, `key` in number, are
+/// the key. No two rows have the same.
 pub(crate) async fn put(
     db: &mut dyn Transaction,
     operation: &'static str,
     table: &str,
     key: usize,
-    columns: Columns<'_>,
+    rows: Vec<Columns<'_>>,
 ) -> Result<(), StoreError> {
-    let mut sql = insertion(table, &columns);
-    let (keys, others) = columns.split_at(key);
-    let keys: Vec<_> = keys.iter().map(|(name, _)| quoted(name)).collect();
-    let others = others.iter().map(|(name, _)| quoted(name));
-    let others: Vec<_> = others
-        .map(|name| format!("{name} = excluded.{name}"))
-        .collect();
-    let (keys, others) = (keys.join(", "), others.join(", "));
-    // Writing to a string does not fail.
-    let _ = write!(sql, " ON CONFLICT ({keys}) DO UPDATE SET {others}");
-    let values = columns.into_iter().map(|(_, value)| value).collect();
-    let written = db.execute(&sql, values).await;
-    written.map_err(StoreError::query(operation))?;
+    write_rows(db, operation, table, rows, |columns| {
+        let (keys, others) = columns.split_at(key);
+        let keys: Vec<_> = keys.iter().map(|(name, _)| quoted(name)).collect();
+        let others = others.iter().map(|(name, _)| quoted(name));
+        let others: Vec<_> = others
+            .map(|name| format!("{name} = excluded.{name}"))
+            .collect();
+        let (keys, others) = (keys.join(", "), others.join(", "));
+        format!(" ON CONFLICT ({keys}) DO UPDATE SET {others}")
+    })
+    .await
+}
+
+/// Writes rows of the same columns. `on_conflict`: what becomes of one that is there, by the columns.
+async fn write_rows(
+    db: &mut dyn Transaction,
+    operation: &'static str,
+    table: &str,
+    rows: Vec<Columns<'_>>,
+    on_conflict: impl Fn(&[(&str, Value)]) -> String,
+) -> Result<(), StoreError> {
+    for group in grouped(rows) {
+        let Some(first) = group.first() else { continue };
+        let places = places(&*db, first.len(), group.len());
+        let sql = insertion(table, first, &places) + &on_conflict(first);
+        let values = group.into_iter().flatten().map(|(_, value)| value);
+        let written = db.execute(&sql, values.collect()).await;
+        written.map_err(StoreError::query(operation))?;
+    }
     Ok(())
 }
 
-/// The statement that adds a row unless one with its key is there, and its values.
-pub(crate) fn insertion_once(table: &str, columns: Columns<'_>) -> (String, Vec<Value>) {
-    let sql = format!("{} ON CONFLICT DO NOTHING", insertion(table, &columns));
-    (sql, columns.into_iter().map(|(_, value)| value).collect())
+/// Deletes the rows with these keys. Each key has a value for each of the columns `names`.
+pub(crate) async fn delete(
+    db: &mut dyn Transaction,
+    operation: &'static str,
+    table: &str,
+    names: &[&str],
+    keys: Vec<Vec<Value>>,
+) -> Result<(), StoreError> {
+    for group in grouped(keys) {
+        let sql = format!(
+            "DELETE FROM {table} WHERE ({}) IN (VALUES {})",
+            names.join(", "),
+            places(&*db, names.len(), group.len())
+        );
+        let values = group.into_iter().flatten().collect();
+        let deleted = db.execute(&sql, values).await;
+        deleted.map_err(StoreError::query(operation))?;
+    }
+    Ok(())
 }
 
-fn insertion(table: &str, columns: &[(&str, Value)]) -> String {
+/// Adds a row unless one with its key is there. Gives the number of rows that it added.
+pub(crate) async fn insert_once(
+    db: &mut dyn Transaction,
+    operation: &'static str,
+    table: &str,
+    columns: Columns<'_>,
+) -> Result<u64, StoreError> {
+    let places = places(&*db, columns.len(), 1);
+    let sql = insertion(table, &columns, &places) + " ON CONFLICT DO NOTHING";
+    let values = columns.into_iter().map(|(_, value)| value).collect();
+    let added = db.execute(&sql, values).await;
+    added.map_err(StoreError::query(operation))
+}
+
+fn insertion(table: &str, columns: &[(&str, Value)], places: &str) -> String {
     let names: Vec<_> = columns.iter().map(|(name, _)| quoted(name)).collect();
-    let places: Vec<_> = (1..=columns.len()).map(|n| format!("${n}")).collect();
-    format!(
-        "INSERT INTO {table} ({}) VALUES ({})",
-        names.join(", "),
-        places.join(", ")
-    )
+    format!("INSERT INTO {table} ({}) VALUES {places}", names.join(", "))
+}
+
+/// The places of the values of rows: `($1, $2), ($3, $4)`.
+fn places(db: &dyn Transaction, columns: usize, rows: usize) -> String {
+    let mut text = String::new();
+    for row in 0..rows {
+        text.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            text.push_str(if column == 0 { "" } else { ", " });
+            text.push_str(&db.place(row * columns + column + 1));
+        }
+        text.push(')');
+    }
+    text
 }
 
 /// Some names are words of SQL.
@@ -313,7 +390,7 @@ pub(crate) fn no_lease() -> StoreError {
 
 /// Implements [`Transaction`] for a transaction of `sqlx`.
 macro_rules! transaction {
-    ($name:ident, $database:ty, $row:ty, $read:expr, $text:expr) => {
+    ($name:ident, $database:ty, $row:ty, $place:expr, $read:expr, $text:expr) => {
         /// A transaction of this database.
         #[derive(Debug)]
         struct $name(sqlx::Transaction<'static, $database>);
@@ -335,6 +412,10 @@ macro_rules! transaction {
         }
 
         impl crate::database::Transaction for $name {
+            fn place(&self, number: usize) -> String {
+                $place(number)
+            }
+
             fn execute<'t>(
                 &'t mut self,
                 sql: &str,

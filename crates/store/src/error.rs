@@ -177,7 +177,8 @@ impl StoreError {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            Self::Open { source, .. } => open_hint(source),
+            Self::Open { source, .. } => disk_hint(source).or_else(|| open_hint(source)),
+            Self::Query { source, .. } | Self::Copy { source, .. } => disk_hint(source),
             _ => None,
         }
     }
@@ -185,6 +186,25 @@ impl StoreError {
     pub(crate) fn query(operation: &'static str) -> impl Fn(sqlx::Error) -> Self + Copy {
         move |source| Self::Query { operation, source }
     }
+}
+
+/// SQLite's result codes for a disk that fails it: SQLITE_IOERR, SQLITE_FULL.
+const SQLITE_DISK: [i32; 2] = [10, 13];
+
+/// What to do where SQLite cannot write: a full disk is SQLITE_IOERR as often as SQLITE_FULL.
+fn disk_hint(source: &sqlx::Error) -> Option<&'static str> {
+    let code = source.as_database_error()?.code()?;
+    // PostgreSQL's have five characters: disk_full.
+    let is_full = match code.as_ref() {
+        "53100" => true,
+        code if code.len() < 5 => code
+            .parse::<i32>()
+            .is_ok_and(|code| SQLITE_DISK.contains(&(code & 0xff))),
+        _ => false,
+    };
+    is_full.then_some(
+        "is the disk full? `df` of the store's folder says; once there is room it goes on, and nothing that was acknowledged is lost",
+    )
 }
 
 /// What to do where PostgreSQL lets nobody in.

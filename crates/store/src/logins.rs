@@ -24,7 +24,7 @@ impl Store {
             ("at", to_i64("a time", login.at.0)?.into()),
         ];
         let mut db = self.begin(term).await?;
-        put(&mut *db, operation, "registry_logins", 1, columns).await?;
+        put(&mut *db, operation, "registry_logins", 1, vec![columns]).await?;
         db.commit().await.map_err(StoreError::query(operation))
     }
 

@@ -8,7 +8,7 @@ use scheduler::cluster_state::ClusterSettings;
 
 use crate::StoreError;
 use crate::database::{
-    Columns, Database, Row, Transaction, Value, check_term, insertion_once, is_postgres,
+    Columns, Database, Row, Transaction, Value, check_term, insert_once, is_postgres,
 };
 use crate::file::{StoreLock, lock, sqlite_path};
 use crate::postgres::PostgresDatabase;
@@ -163,10 +163,10 @@ impl Store {
             ("json_version", JSON_VERSION.into()),
         ];
         columns.extend(self::columns(&record.keys));
-        let (sql, values) = insertion_once("cluster", columns);
-        let failed = StoreError::query("write the cluster's settings");
+        let operation = "write the cluster's settings";
+        let failed = StoreError::query(operation);
         let mut db = self.database.begin().await.map_err(failed)?;
-        db.execute(&sql, values).await.map_err(failed)?;
+        insert_once(&mut *db, operation, "cluster", columns).await?;
         db.commit().await.map_err(failed)
     }
 

@@ -24,7 +24,14 @@ pub const LEASE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a connection may take to be made at the start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-transaction!(PostgresTransaction, Postgres, PgRow, value, storable);
+transaction!(
+    PostgresTransaction,
+    Postgres,
+    PgRow,
+    |number| format!("${number}"),
+    value,
+    storable
+);
 
 /// A database that is open.
 #[derive(Debug)]

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use api::edge::Route;
 use scheduler::routes::{RouteIndex, StoredRoute};
 
-use crate::database::{Transaction, put as put_row};
+use crate::database::{Columns, Transaction, delete, put as put_rows};
 use crate::record::{JSON_VERSION, from_json, to_json};
 use crate::rows::{number, to_i64};
 use crate::{Store, StoreError};
@@ -50,21 +51,25 @@ pub(crate) async fn put(
     if routes.is_empty() {
         return Ok(());
     }
-    for (host, stored) in routes {
-        if let Some(StoredRoute { route, changed }) = stored {
-            let columns = vec![
-                ("host", host.into()),
-                ("route_json", to_json(route)?.into()),
-                ("changed", to_i64("a route's counter", *changed)?.into()),
-                ("json_version", JSON_VERSION.into()),
-            ];
-            put_row(&mut *db, operation, "routes", 1, columns).await?;
-        } else {
-            let sql = "DELETE FROM routes WHERE host = $1";
-            db.execute(sql, vec![host.into()]).await.map_err(failed)?;
-        }
-    }
+    let (led, gone): (Vec<_>, Vec<_>) = routes.iter().partition(|(_, stored)| stored.is_some());
+    let rows = led.into_iter().filter_map(|(host, stored)| {
+        let StoredRoute { route, changed } = stored.as_ref()?;
+        Some(row(host, route, *changed))
+    });
+    let rows = rows.collect::<Result<_, _>>()?;
+    put_rows(&mut *db, operation, "routes", 1, rows).await?;
+    let gone = gone.into_iter().map(|(host, _)| vec![host.into()]);
+    delete(&mut *db, operation, "routes", &["host"], gone.collect()).await?;
     let sql = "UPDATE cluster SET last_route_table = last_route_table + 1";
     db.execute(sql, Vec::new()).await.map_err(failed)?;
     Ok(())
+}
+
+fn row(host: &str, route: &Route, changed: u64) -> Result<Columns<'static>, StoreError> {
+    Ok(vec![
+        ("host", host.into()),
+        ("route_json", to_json(route)?.into()),
+        ("changed", to_i64("a route's counter", changed)?.into()),
+        ("json_version", JSON_VERSION.into()),
+    ])
 }

@@ -1,12 +1,12 @@
 //! Secret bundles. What is in them is sealed before it comes here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{EnvKey, Timestamp};
 use scheduler::changes::SealedVersion;
 use scheduler::table::Table;
 
-use crate::database::{Transaction, insert};
+use crate::database::{ENV_KEY, Transaction, Value, delete as delete_rows, insert, key_values};
 use crate::rows::{env_key, number, to_i64};
 use crate::{Store, StoreError};
 
@@ -23,16 +23,50 @@ pub struct SealedBundle {
     pub created_at: Timestamp,
 }
 
-const BUNDLES: &str = "SELECT name, version, sealed, created_at FROM secret_bundles \
+const TABLE: &str = "secret_bundles";
+const DELETE: &str = "delete secret bundles";
+
+const COLUMNS: &str = "SELECT name, version, sealed, created_at FROM secret_bundles AS b \
      WHERE app = $1 AND env = $2";
 
 impl Store {
-    /// Every version of every bundle of an env, by name and version.
-    pub async fn secret_bundles(&self, env: &EnvKey) -> Result<Vec<SealedBundle>, StoreError> {
-        let values = vec![env.app.as_str().into(), env.env.as_str().into()];
-        let rows = self
-            .rows("read the secret bundles", BUNDLES, values)
-            .await?;
+    /// The newest version of each bundle of an env, or of the one with this name.
+    pub async fn newest_secret_bundles(
+        &self,
+        env: &EnvKey,
+        name: Option<&str>,
+    ) -> Result<Vec<SealedBundle>, StoreError> {
+        let mut sql = format!(
+            "{COLUMNS} AND version = (SELECT MAX(version) FROM secret_bundles AS o \
+             WHERE o.app = b.app AND o.env = b.env AND o.name = b.name)"
+        );
+        let mut values = key_values(env);
+        if let Some(name) = name {
+            sql.push_str(" AND name = $3");
+            values.push(name.into());
+        }
+        self.secret_bundles(&sql, values).await
+    }
+
+    /// One version of a bundle.
+    pub async fn secret_bundle(
+        &self,
+        env: &EnvKey,
+        name: &str,
+        version: u32,
+    ) -> Result<Option<SealedBundle>, StoreError> {
+        let sql = format!("{COLUMNS} AND name = $3 AND version = $4");
+        let mut values = key_values(env);
+        values.extend([name.into(), version.into()]);
+        Ok(self.secret_bundles(&sql, values).await?.pop())
+    }
+
+    async fn secret_bundles(
+        &self,
+        sql: &str,
+        values: Vec<Value>,
+    ) -> Result<Vec<SealedBundle>, StoreError> {
+        let rows = self.rows("read the secret bundles", sql, values).await?;
         rows.into_iter()
             .map(|row| {
                 Ok(SealedBundle {
@@ -46,23 +80,23 @@ impl Store {
     }
 }
 
-/// Adds a version of a bundle.
+/// Adds versions of bundles.
 pub(crate) async fn add(
     db: &mut dyn Transaction,
-    env: &EnvKey,
-    name: &str,
-    version: u32,
-    content: &SealedVersion,
+    versions: &BTreeMap<(EnvKey, String, u32), SealedVersion>,
 ) -> Result<(), StoreError> {
-    let columns = vec![
-        ("app", env.app.as_str().into()),
-        ("env", env.env.as_str().into()),
-        ("name", name.into()),
-        ("version", version.into()),
-        ("sealed", content.sealed.as_slice().into()),
-        ("created_at", to_i64("a time", content.created_at.0)?.into()),
-    ];
-    insert(db, "write a secret bundle", "secret_bundles", columns).await
+    let rows = versions.iter().map(|((env, name, version), content)| {
+        Ok(vec![
+            ("app", env.app.as_str().into()),
+            ("env", env.env.as_str().into()),
+            ("name", name.into()),
+            ("version", (*version).into()),
+            ("sealed", content.sealed.as_slice().into()),
+            ("created_at", to_i64("a time", content.created_at.0)?.into()),
+        ])
+    });
+    let rows = rows.collect::<Result<_, StoreError>>()?;
+    insert(db, "write a secret bundle", TABLE, rows).await
 }
 
 /// The newest version of each bundle.
@@ -82,19 +116,39 @@ pub(crate) async fn newest_versions(
     Ok(newest.into_iter().collect())
 }
 
-/// Deletes a bundle (absent: all of the env), every version.
+/// Deletes bundles, every version of each.
 pub(crate) async fn delete(
     db: &mut dyn Transaction,
-    env: &EnvKey,
-    name: Option<&str>,
+    bundles: &BTreeSet<(EnvKey, String)>,
 ) -> Result<(), StoreError> {
-    let mut sql = "DELETE FROM secret_bundles WHERE app = $1 AND env = $2".to_owned();
-    let mut values = vec![env.app.as_str().into(), env.env.as_str().into()];
-    if let Some(name) = name {
-        sql.push_str(" AND name = $3");
+    let keys = bundles.iter().map(|(env, name)| {
+        let mut values = key_values(env);
         values.push(name.into());
-    }
-    let deleted = db.execute(&sql, values).await;
-    deleted.map_err(StoreError::query("delete secret bundles"))?;
-    Ok(())
+        values
+    });
+    let names = ["app", "env", "name"];
+    delete_rows(db, DELETE, TABLE, &names, keys.collect()).await
+}
+
+/// Deletes versions of bundles.
+pub(crate) async fn delete_versions(
+    db: &mut dyn Transaction,
+    versions: &BTreeSet<(EnvKey, String, u32)>,
+) -> Result<(), StoreError> {
+    let keys = versions.iter().map(|(env, name, version)| {
+        let mut values = key_values(env);
+        values.extend([name.into(), (*version).into()]);
+        values
+    });
+    let names = ["app", "env", "name", "version"];
+    delete_rows(db, DELETE, TABLE, &names, keys.collect()).await
+}
+
+/// Deletes every bundle of these envs.
+pub(crate) async fn delete_all(
+    db: &mut dyn Transaction,
+    envs: &BTreeSet<EnvKey>,
+) -> Result<(), StoreError> {
+    let keys = envs.iter().map(key_values).collect();
+    delete_rows(db, DELETE, TABLE, ENV_KEY, keys).await
 }

@@ -24,6 +24,7 @@ transaction!(
     SqliteTransaction,
     Sqlite,
     SqliteRow,
+    |_| "?".to_owned(),
     value,
     std::convert::identity
 );
@@ -72,6 +73,8 @@ impl SqliteDatabase {
             .min_connections(1)
             .max_connections(1)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // One that still counts a transaction was given up by SQLite in the middle of it, as where the disk is full.
+            .before_acquire(|db, _| Box::pin(async { Ok(!db.is_in_transaction()) }))
             .idle_timeout(None)
             .max_lifetime(None)
             .connect_with(options.clone())
@@ -84,6 +87,7 @@ impl SqliteDatabase {
         let reader = SqlitePoolOptions::new()
             .max_connections(READERS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .before_acquire(|db, _| Box::pin(async { Ok(!db.is_in_transaction()) }))
             .connect_with(options.read_only(true).create_if_missing(false))
             .await
             .map_err(opened)?;

@@ -24,7 +24,7 @@ impl Store {
         ];
         let failed = StoreError::query(operation);
         let mut db = self.database.begin().await.map_err(failed)?;
-        insert(&mut *db, operation, "user_tokens", columns).await?;
+        insert(&mut *db, operation, "user_tokens", vec![columns]).await?;
         db.commit().await.map_err(failed)
     }
 

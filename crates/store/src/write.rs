@@ -1,6 +1,7 @@
 //! Writing what changed of the cluster state: records, and no commands.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, Term, VolumeId};
 use scheduler::changes::{Changes, EnvRecord};
@@ -10,10 +11,14 @@ use scheduler::cluster_state::{
     VolumePhase,
 };
 
-use crate::database::{Transaction, Value, insert, put};
+use crate::database::{Columns, ENV_KEY, Transaction, Value, delete, insert, key_values, put};
 use crate::record::{JSON_VERSION, to_json};
 use crate::rows::to_i64;
 use crate::{Store, StoreError, routes, secrets};
+
+const TOKENS: &str = "enrollment_tokens";
+const RELEASES: &str = "releases";
+const ENDED: &str = "ended_instances";
 
 impl Store {
     /// Writes what changed since the cluster state was loaded, all of it or nothing, in this term.
@@ -72,7 +77,8 @@ impl Writing {
     }
 }
 
-/// In an order that the foreign keys allow: rows that refer to others are deleted first and written last.
+/// In an order that the foreign keys allow: rows that refer to others are deleted first and written last. Records of one kind
+/// share statements.
 pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result<(), StoreError> {
     let Changes {
         nodes,
@@ -86,61 +92,105 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
         ended,
         volumes,
         deleted_secrets,
+        deleted_secret_versions,
         secrets,
         routes,
     } = changes;
-    for (id, _) in instances.iter().filter(|(_, value)| value.is_none()) {
-        delete_instance(&mut *db, *id).await?;
-    }
-    for (id, _) in volumes.iter().filter(|(_, value)| value.is_none()) {
-        delete_volume(&mut *db, *id).await?;
-    }
-    delete_secrets(&mut *db, deleted_secrets).await?;
-    for key in deleted_envs {
-        delete_env(&mut *db, key).await?;
-    }
-    for (id, node) in nodes {
-        match node {
-            Some(node) => put_node(&mut *db, *id, node).await?,
-            None => delete_node(&mut *db, *id).await?,
-        }
-    }
-    for (id, edge) in edges {
-        put_edge(&mut *db, *id, edge).await?;
-    }
-    for (hash, token) in tokens {
-        put_token(&mut *db, hash, token.as_ref()).await?;
-    }
-    for (key, env) in envs {
-        put_env(&mut *db, key, env).await?;
-    }
-    for ((key, number), release) in releases {
-        add_release(&mut *db, key, *number, release).await?;
-    }
-    for (key, number) in deleted_releases {
-        delete_release(&mut *db, key, *number).await?;
-    }
-    for ((key, bundle, version), content) in secrets {
-        secrets::add(&mut *db, key, bundle, *version, content).await?;
-    }
-    for instance in instances.values().flatten() {
-        put_instance(&mut *db, instance).await?;
-    }
-    for (id, ended) in ended {
-        put_ended(&mut *db, *id, ended.as_ref()).await?;
-    }
-    for (id, volume) in volumes {
-        if let Some(volume) = volume {
-            put_volume(&mut *db, *id, volume).await?;
-        }
-    }
+    delete(
+        &mut *db,
+        "delete an instance",
+        "instances",
+        &["id"],
+        gone(instances, |id| id.0.into()),
+    )
+    .await?;
+    delete(
+        &mut *db,
+        "delete a volume",
+        "volumes",
+        &["id"],
+        gone(volumes, |id| id.0.into()),
+    )
+    .await?;
+    secrets::delete(&mut *db, deleted_secrets).await?;
+    secrets::delete_versions(&mut *db, deleted_secret_versions).await?;
+    let keys = deleted_envs.iter().map(key_values).collect();
+    delete(&mut *db, "delete an env", "envs", ENV_KEY, keys).await?;
+    secrets::delete_all(&mut *db, deleted_envs).await?;
+    put_nodes(&mut *db, nodes).await?;
+    add_edges(&mut *db, edges).await?;
+    put_tokens(&mut *db, tokens).await?;
+    put_envs(&mut *db, envs).await?;
+    write_releases(&mut *db, releases, deleted_releases).await?;
+    secrets::add(&mut *db, secrets).await?;
+    let rows = instances.values().flatten().map(|one| instance_row(one));
+    put(
+        &mut *db,
+        "write an instance",
+        "instances",
+        1,
+        rows.collect::<Result<_, _>>()?,
+    )
+    .await?;
+    put_ended(&mut *db, ended).await?;
+    let rows = volumes.iter().filter_map(|(id, volume)| {
+        let volume = volume.as_ref()?;
+        Some(volume_row(*id, volume))
+    });
+    put(
+        &mut *db,
+        "write a volume",
+        "volumes",
+        1,
+        rows.collect::<Result<_, _>>()?,
+    )
+    .await?;
     routes::put(db, routes).await
 }
 
-async fn put_node(db: &mut dyn Transaction, id: NodeId, node: &Node) -> Result<(), StoreError> {
-    let operation = "write a node";
+/// The keys of the records that are deleted.
+fn gone<K, V>(records: &BTreeMap<K, Option<V>>, key: impl Fn(&K) -> Value) -> Vec<Vec<Value>> {
+    let gone = records.iter().filter(|(_, record)| record.is_none());
+    gone.map(|(id, _)| vec![key(id)]).collect()
+}
+
+/// The records that are written.
+fn kept<K, V>(records: &BTreeMap<K, Option<V>>) -> impl Iterator<Item = (&K, &V)> {
+    records
+        .iter()
+        .filter_map(|(key, record)| Some((key, record.as_ref()?)))
+}
+
+async fn put_nodes(
+    db: &mut dyn Transaction,
+    nodes: &BTreeMap<NodeId, Option<Arc<Node>>>,
+) -> Result<(), StoreError> {
+    let rows = kept(nodes).map(|(id, node)| node_row(*id, node));
+    let rows = rows.collect::<Result<_, _>>()?;
+    put(&mut *db, "write a node", "nodes", 1, rows).await?;
+    let removed = gone(nodes, |id| id.0.into());
+    delete(&mut *db, "remove a node", "nodes", &["id"], removed).await?;
+    let last = kept(nodes).map(|(id, _)| id.0.into()).max();
+    raise(db, "write a node", "last_node", last).await
+}
+
+/// An id is given once, also after its record is gone.
+async fn raise(
+    db: &mut dyn Transaction,
+    operation: &'static str,
+    counter: &str,
+    last: Option<u32>,
+) -> Result<(), StoreError> {
+    let Some(last) = last else { return Ok(()) };
+    let sql = format!("UPDATE cluster SET {counter} = $1 WHERE {counter} < $1");
+    let raised = db.execute(&sql, vec![last.into()]).await;
+    raised.map_err(StoreError::query(operation))?;
+    Ok(())
+}
+
+fn node_row(id: NodeId, node: &Node) -> Result<Columns<'static>, StoreError> {
     let seen_at = node.seen_at.map(|at| to_i64("a time", at.0)).transpose()?;
-    let columns = vec![
+    Ok(vec![
         ("id", id.0.into()),
         ("name", (&node.name).into()),
         ("region", (&node.region).into()),
@@ -174,116 +224,98 @@ async fn put_node(db: &mut dyn Transaction, id: NodeId, node: &Node) -> Result<(
             .into(),
         ),
         ("labels_json", to_json(&node.labels)?.into()),
-    ];
-    put(&mut *db, operation, "nodes", 1, columns).await?;
-    let sql = "UPDATE cluster SET last_node = $1 WHERE last_node < $1";
-    execute(db, operation, sql, vec![id.0.into()]).await
+    ])
 }
 
-async fn delete_node(db: &mut dyn Transaction, id: NodeId) -> Result<(), StoreError> {
-    let sql = "DELETE FROM nodes WHERE id = $1";
-    execute(db, "remove a node", sql, vec![id.0.into()]).await
-}
-
-async fn put_edge(db: &mut dyn Transaction, id: EdgeId, edge: &Edge) -> Result<(), StoreError> {
-    let operation = "write an edge";
-    let columns = vec![
-        ("id", id.0.into()),
-        ("name", (&edge.name).into()),
-        ("region", (&edge.region).into()),
-        ("enrolled_at", to_i64("a time", edge.enrolled_at.0)?.into()),
-    ];
-    insert(&mut *db, operation, "edges", columns).await?;
-    let sql = "UPDATE cluster SET last_edge = $1 WHERE last_edge < $1";
-    execute(db, operation, sql, vec![id.0.into()]).await
-}
-
-async fn put_token(
+async fn add_edges(
     db: &mut dyn Transaction,
-    hash: &TokenHash,
-    token: Option<&TokenRecord>,
+    edges: &BTreeMap<EdgeId, Edge>,
+) -> Result<(), StoreError> {
+    let operation = "write an edge";
+    let rows = edges.iter().map(|(id, edge)| {
+        Ok(vec![
+            ("id", id.0.into()),
+            ("name", (&edge.name).into()),
+            ("region", (&edge.region).into()),
+            ("enrolled_at", to_i64("a time", edge.enrolled_at.0)?.into()),
+        ])
+    });
+    let rows = rows.collect::<Result<_, StoreError>>()?;
+    insert(&mut *db, operation, "edges", rows).await?;
+    let last = edges.keys().map(|id| id.0.into()).max();
+    raise(db, operation, "last_edge", last).await
+}
+
+async fn put_tokens(
+    db: &mut dyn Transaction,
+    tokens: &BTreeMap<TokenHash, Option<TokenRecord>>,
 ) -> Result<(), StoreError> {
     let operation = "write an enrollment token";
-    let Some(token) = token else {
-        let sql = "DELETE FROM enrollment_tokens WHERE hash = $1";
-        return execute(db, operation, sql, vec![hash.as_slice().into()]).await;
-    };
-    let (at, by) = token.used.unzip();
-    let used_at = at.map(|at| to_i64("a time", at.0)).transpose()?;
-    let columns = vec![
-        ("hash", hash.as_slice().into()),
-        ("role", token.role.to_string().into()),
-        ("expires_at", to_i64("a time", token.expires_at.0)?.into()),
-        ("used_at", used_at.into()),
-        ("used_by", by.map(|by| by.to_string()).into()),
-    ];
-    put(db, operation, "enrollment_tokens", 1, columns).await
+    let used_up = gone(tokens, |hash| hash.as_slice().into());
+    delete(&mut *db, operation, TOKENS, &["hash"], used_up).await?;
+    let rows = kept(tokens).map(|(hash, token)| {
+        let (at, by) = token.used.unzip();
+        let used_at = at.map(|at| to_i64("a time", at.0)).transpose()?;
+        Ok(vec![
+            ("hash", hash.as_slice().into()),
+            ("role", token.role.to_string().into()),
+            ("expires_at", to_i64("a time", token.expires_at.0)?.into()),
+            ("used_at", used_at.into()),
+            ("used_by", by.map(|by| by.to_string()).into()),
+        ])
+    });
+    let rows = rows.collect::<Result<_, StoreError>>()?;
+    put(db, operation, TOKENS, 1, rows).await
 }
 
-async fn put_env(
+async fn put_envs(
     db: &mut dyn Transaction,
-    key: &EnvKey,
-    env: &EnvRecord,
+    envs: &BTreeMap<EnvKey, EnvRecord>,
 ) -> Result<(), StoreError> {
     let operation = "write an env";
-    let columns = vec![
-        ("app", key.app.as_str().into()),
-        ("env", key.env.as_str().into()),
-        ("network", env.network.0.into()),
-        ("rollout_json", to_json(&env.rollout)?.into()),
-        ("scale_json", to_json(&env.scale)?.into()),
-        ("destroying", env.destroying.into()),
-        ("json_version", JSON_VERSION.into()),
-    ];
-    put(&mut *db, operation, "envs", 2, columns).await?;
-    let sql = "UPDATE cluster SET last_network = $1 WHERE last_network < $1";
-    execute(db, operation, sql, vec![env.network.0.into()]).await
+    let rows = envs.iter().map(|(key, env)| {
+        Ok(vec![
+            ("app", key.app.as_str().into()),
+            ("env", key.env.as_str().into()),
+            ("network", env.network.0.into()),
+            ("rollout_json", to_json(&env.rollout)?.into()),
+            ("scale_json", to_json(&env.scale)?.into()),
+            ("destroying", env.destroying.into()),
+            ("json_version", JSON_VERSION.into()),
+        ])
+    });
+    let rows = rows.collect::<Result<_, StoreError>>()?;
+    put(&mut *db, operation, "envs", 2, rows).await?;
+    let last = envs.values().map(|env| env.network.0).max();
+    raise(db, operation, "last_network", last).await
 }
 
-async fn delete_env(db: &mut dyn Transaction, key: &EnvKey) -> Result<(), StoreError> {
-    let sql = "DELETE FROM envs WHERE app = $1 AND env = $2";
-    execute(&mut *db, "delete an env", sql, key_values(key)).await?;
-    secrets::delete(db, key, None).await
-}
-
-async fn delete_secrets(
+async fn write_releases(
     db: &mut dyn Transaction,
-    bundles: &BTreeSet<(EnvKey, String)>,
+    releases: &BTreeMap<(EnvKey, ReleaseNumber), Release>,
+    deleted: &BTreeSet<(EnvKey, ReleaseNumber)>,
 ) -> Result<(), StoreError> {
-    for (key, bundle) in bundles {
-        secrets::delete(&mut *db, key, Some(bundle)).await?;
-    }
-    Ok(())
+    let rows = releases.iter().map(|((key, number), release)| {
+        Ok(vec![
+            ("app", key.app.as_str().into()),
+            ("env", key.env.as_str().into()),
+            ("number", number.0.into()),
+            ("release_json", to_json(release)?.into()),
+            ("json_version", JSON_VERSION.into()),
+        ])
+    });
+    let rows = rows.collect::<Result<_, StoreError>>()?;
+    insert(&mut *db, "write a release", RELEASES, rows).await?;
+    let keys = deleted.iter().map(|(key, number)| {
+        let mut values = key_values(key);
+        values.push(number.0.into());
+        values
+    });
+    let names = ["app", "env", "number"];
+    delete(db, "delete a release", RELEASES, &names, keys.collect()).await
 }
 
-async fn add_release(
-    db: &mut dyn Transaction,
-    key: &EnvKey,
-    number: ReleaseNumber,
-    release: &Release,
-) -> Result<(), StoreError> {
-    let columns = vec![
-        ("app", key.app.as_str().into()),
-        ("env", key.env.as_str().into()),
-        ("number", number.0.into()),
-        ("release_json", to_json(release)?.into()),
-        ("json_version", JSON_VERSION.into()),
-    ];
-    insert(db, "write a release", "releases", columns).await
-}
-
-async fn delete_release(
-    db: &mut dyn Transaction,
-    key: &EnvKey,
-    number: ReleaseNumber,
-) -> Result<(), StoreError> {
-    let sql = "DELETE FROM releases WHERE app = $1 AND env = $2 AND number = $3";
-    let mut values = key_values(key);
-    values.push(number.0.into());
-    execute(db, "delete a release", sql, values).await
-}
-
-async fn put_instance(db: &mut dyn Transaction, instance: &Instance) -> Result<(), StoreError> {
+fn instance_row(instance: &Instance) -> Result<Columns<'static>, StoreError> {
     let spec = &instance.spec;
     let (phase, reason) = match &instance.phase {
         InstancePhase::New => ("new", None),
@@ -291,7 +323,7 @@ async fn put_instance(db: &mut dyn Transaction, instance: &Instance) -> Result<(
         InstancePhase::Terminating { reason, .. } => ("terminating", Some(reason.as_str())),
         InstancePhase::Gone { reason } => ("gone", Some(reason.as_str())),
     };
-    let columns = vec![
+    Ok(vec![
         ("id", spec.id.0.into()),
         ("app", spec.app.as_str().into()),
         ("env", spec.env.as_str().into()),
@@ -309,38 +341,28 @@ async fn put_instance(db: &mut dyn Transaction, instance: &Instance) -> Result<(
             instance.report.as_ref().map(to_json).transpose()?.into(),
         ),
         ("json_version", JSON_VERSION.into()),
-    ];
-    put(db, "write an instance", "instances", 1, columns).await
-}
-
-async fn delete_instance(db: &mut dyn Transaction, id: InstanceId) -> Result<(), StoreError> {
-    let sql = "DELETE FROM instances WHERE id = $1";
-    execute(db, "delete an instance", sql, vec![id.0.into()]).await
+    ])
 }
 
 async fn put_ended(
     db: &mut dyn Transaction,
-    id: InstanceId,
-    ended: Option<&EndedInstance>,
+    ended: &BTreeMap<InstanceId, Option<EndedInstance>>,
 ) -> Result<(), StoreError> {
     let operation = "write an ended instance";
-    let Some(ended) = ended else {
-        let sql = "DELETE FROM ended_instances WHERE id = $1";
-        return execute(db, operation, sql, vec![id.0.into()]).await;
-    };
-    let columns = vec![
-        ("id", id.0.into()),
-        ("ended_json", to_json(ended)?.into()),
-        ("json_version", JSON_VERSION.into()),
-    ];
-    put(db, operation, "ended_instances", 1, columns).await
+    let pruned = gone(ended, |id| id.0.into());
+    delete(&mut *db, operation, ENDED, &["id"], pruned).await?;
+    let rows = kept(ended).map(|(id, ended)| {
+        Ok(vec![
+            ("id", id.0.into()),
+            ("ended_json", to_json(ended)?.into()),
+            ("json_version", JSON_VERSION.into()),
+        ])
+    });
+    let rows = rows.collect::<Result<_, StoreError>>()?;
+    put(db, operation, ENDED, 1, rows).await
 }
 
-async fn put_volume(
-    db: &mut dyn Transaction,
-    id: VolumeId,
-    volume: &Volume,
-) -> Result<(), StoreError> {
+fn volume_row(id: VolumeId, volume: &Volume) -> Result<Columns<'static>, StoreError> {
     let key = &volume.key;
     let phase = match volume.phase {
         VolumePhase::Planned => "planned",
@@ -348,7 +370,7 @@ async fn put_volume(
         VolumePhase::Deleting { .. } => "deleting",
         VolumePhase::Deleted => "deleted",
     };
-    let columns = vec![
+    Ok(vec![
         ("id", id.0.into()),
         ("app", key.env.app.as_str().into()),
         ("env", key.env.env.as_str().into()),
@@ -363,26 +385,5 @@ async fn put_volume(
         ("created_at", to_i64("a time", volume.created_at.0)?.into()),
         ("phase", phase.into()),
         ("made", volume.is_made().into()),
-    ];
-    put(db, "write a volume", "volumes", 1, columns).await
-}
-
-async fn delete_volume(db: &mut dyn Transaction, id: VolumeId) -> Result<(), StoreError> {
-    let sql = "DELETE FROM volumes WHERE id = $1";
-    execute(db, "delete a volume", sql, vec![id.0.into()]).await
-}
-
-fn key_values(key: &EnvKey) -> Vec<Value> {
-    vec![key.app.as_str().into(), key.env.as_str().into()]
-}
-
-async fn execute(
-    db: &mut dyn Transaction,
-    operation: &'static str,
-    sql: &str,
-    values: Vec<Value>,
-) -> Result<(), StoreError> {
-    let executed = db.execute(sql, values).await;
-    executed.map_err(StoreError::query(operation))?;
-    Ok(())
+    ])
 }

@@ -284,7 +284,9 @@ async fn a_row_that_cannot_be_read_is_kept_and_named_and_one_that_breaks_a_const
         panic!("an instance is created");
     };
     let instance = scheduler::cluster_state::Instance::new(placed.spec, NodeId(99), NOW);
-    changes.instances.insert(InstanceId(8), Some(instance));
+    changes
+        .instances
+        .insert(InstanceId(8), Some(instance.into()));
     let refused = store.write(store.term, &changes).await.unwrap_err();
     assert!(refused.is_about_a_record(), "{refused:?}");
     assert!(!refused.ends_the_term());

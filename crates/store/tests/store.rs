@@ -26,6 +26,7 @@ on_both_stores!(
     a_written_cluster_state_is_read_back,
     only_the_node_of_a_changed_instance_gets_a_new_generation,
     a_change_that_cannot_be_written_leaves_nothing,
+    batches_of_any_size_are_written_and_deleted_whole,
     members_and_spent_tokens_are_read_back,
     versions_of_a_secret_bundle_are_written_and_deleted,
     a_user_is_found_by_the_hash_of_their_token,
@@ -127,7 +128,9 @@ async fn a_change_that_cannot_be_written_leaves_nothing(place: Place) {
         panic!("an instance is created");
     };
     let instance = Instance::new(placed.spec, NodeId(99), NOW);
-    changes.instances.insert(InstanceId(1), Some(instance));
+    changes
+        .instances
+        .insert(InstanceId(1), Some(instance.into()));
     let failed = store.write(store.term, &changes).await;
     assert!(
         matches!(failed, Err(StoreError::Query { .. })),
@@ -139,6 +142,35 @@ async fn a_change_that_cannot_be_written_leaves_nothing(place: Place) {
     let failed = update(&store, vec![created("shop", 1), missing]).await;
     assert!(matches!(failed, Err(Refused::NoEnv(_))));
     assert_eq!(store.load().await.unwrap(), before);
+}
+
+/// Records of one kind share statements, each of a few sizes.
+async fn batches_of_any_size_are_written_and_deleted_whole(place: Place) {
+    let store = place.open().await;
+    let node = add_node(&store, "box").await;
+    write(&store, vec![created("shop", 1)]).await;
+    let mut expected = BTreeMap::new();
+    for count in [1_u32, 3, 4, 35, 256, 295] {
+        let ids = (count * 1000..).take(count as usize).map(InstanceId);
+        let mut changes = Changes::default();
+        // Every one that was there before goes in the same batch.
+        for id in std::mem::take(&mut expected).into_keys() {
+            changes.instances.insert(id, None);
+        }
+        for id in ids {
+            let Command::Plan(Action::Create(placed)) = placed("shop", 1, id, node) else {
+                panic!("an instance is created");
+            };
+            let instance = Instance::new(placed.spec, node, NOW);
+            expected.insert(id, instance.clone());
+            changes.instances.insert(id, Some(instance.into()));
+        }
+        store.write(store.term, &changes).await.unwrap();
+        let cluster = store.load().await.unwrap();
+        let found = cluster.instances.iter();
+        let found: BTreeMap<_, _> = found.map(|(id, found)| (*id, found.clone())).collect();
+        assert_eq!(found, expected, "{count}");
+    }
 }
 
 async fn members_and_spent_tokens_are_read_back(place: Place) {
@@ -173,11 +205,21 @@ async fn versions_of_a_secret_bundle_are_written_and_deleted(place: Place) {
     let refused = update(&store, vec![version(2, 9)]).await;
     assert!(matches!(refused, Err(Refused::SecretVersion { .. })));
     let kept = async || {
-        let bundles = store.secret_bundles(&env_key("shop")).await.unwrap();
-        let kept = bundles.into_iter().map(|b| (b.version, b.sealed));
-        kept.collect::<Vec<_>>()
+        let mut kept = Vec::new();
+        for version in 1..=3 {
+            let env = env_key("shop");
+            let bundle = store.secret_bundle(&env, "database", version).await;
+            kept.extend(bundle.unwrap().map(|b| (b.version, b.sealed)));
+        }
+        let env = env_key("shop");
+        let newest = store.newest_secret_bundles(&env, Some("database")).await;
+        let newest = newest.unwrap();
+        assert_eq!(newest.len(), 1);
+        assert_eq!(Some(newest[0].version), kept.last().map(|(v, _)| *v));
+        kept
     };
-    assert_eq!(kept().await, [(1, vec![7]), (2, vec![8])]);
+    // No release has the first, so nothing can ask for it.
+    assert_eq!(kept().await, [(2, vec![8])]);
     let delete = Command::DeleteSecrets {
         env: env_key("shop"),
         bundle: "database".to_owned(),

@@ -177,11 +177,9 @@ pub(crate) async fn stats(
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<StatsRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let mut rows: BTreeMap<InstanceId, StatsRow> = cluster
-        .instances
-        .values()
-        .filter(|instance| filter.keeps(&instance.spec.env_key()))
-        .map(|instance| {
+    let instances = filter.instances(&cluster).into_iter();
+    let mut rows: BTreeMap<InstanceId, StatsRow> = instances
+        .map(|(_, instance)| {
             let row = StatsRow {
                 id: instance.spec.id,
                 env: instance.spec.env_key(),

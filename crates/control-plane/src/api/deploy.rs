@@ -236,7 +236,9 @@ fn check_against(
             taken.join(", ")
         ),
     )
-    .hint("choose another host, or take it from the other env first"))
+    .hint(
+        "choose another host, or deploy the other env without it first (`platform destroy` takes the whole env away)",
+    ))
 }
 
 fn add_release(

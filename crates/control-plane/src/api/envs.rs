@@ -6,8 +6,9 @@ use api::user::{EndedRow, EnvRow, InstanceRow, NodeRow, RolloutStatus, ScaleRequ
 use axum::Json;
 use axum::extract::State;
 use http::StatusCode;
-use model::{AppName, EnvKey, EnvName, ReleaseNumber};
+use model::{AppName, EnvKey, EnvName, InstanceId, ReleaseNumber};
 use scheduler::apply::Command;
+use scheduler::cluster_state::{ClusterState, Instance};
 use scheduler::rollout::check_scale;
 use scheduler::table::Table;
 use serde::Deserialize;
@@ -28,6 +29,7 @@ pub(crate) async fn nodes(
     for row in &mut rows {
         row.seen_at = row.seen_at.max(app.presence.seen_at(row.id));
         row.exceeded = app.reporting.exceeded(row.id);
+        row.unknown_instances = app.reporting.unknown_instances(row.id);
     }
     Ok(Json(rows))
 }
@@ -44,6 +46,23 @@ impl Filter {
         self.app.as_ref().is_none_or(|app| *app == key.app)
             && self.env.as_ref().is_none_or(|env| *env == key.env)
     }
+
+    /// The instances that it keeps. Those of one env cost no more than they are.
+    pub(crate) fn instances<'c>(
+        &self,
+        cluster: &'c ClusterState,
+    ) -> Vec<(InstanceId, &'c Instance)> {
+        if let (Some(app), Some(env)) = (self.app.clone(), self.env.clone()) {
+            let key = EnvKey { app, env };
+            return cluster.instances.of_env(&key).collect();
+        }
+        let all = cluster
+            .instances
+            .iter()
+            .map(|(id, instance)| (*id, instance));
+        all.filter(|(_, instance)| self.keeps(&instance.spec.env_key()))
+            .collect()
+    }
 }
 
 /// Every instance, or those of an app or an env.
@@ -53,11 +72,7 @@ pub(crate) async fn instances(
     Params(filter): Params<Filter>,
 ) -> Result<Json<Vec<InstanceRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let all = cluster
-        .instances
-        .iter()
-        .map(|(id, instance)| (*id, instance));
-    let kept = all.filter(|(_, instance)| filter.keeps(&instance.spec.env_key()));
+    let kept = filter.instances(&cluster).into_iter();
     Ok(Json(rows::instance_rows(&cluster, kept)))
 }
 

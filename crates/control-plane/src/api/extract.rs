@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use ::api::{MAX_BODY_BYTES, MAX_WAIT_MS};
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use http::StatusCode;
 use http::request::Parts;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use model::{EnvKey, Generation, Incarnation};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -23,27 +23,32 @@ impl<T: DeserializeOwned> FromRequest<App> for Body<T> {
     type Rejection = ApiFailure;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiFailure> {
-        let (parts, body) = request.into_parts();
-        let head = parts.clone();
-        let request = Request::from_parts(parts, body);
-        let bytes =
-            Bytes::from_request(request, app)
-                .await
-                .map_err(|rejection: BytesRejection| {
-                    let status = rejection.status();
-                    let what = if status == StatusCode::PAYLOAD_TOO_LARGE {
-                        format!("the body is over {MAX_BODY_BYTES} bytes")
-                    } else {
-                        format!("the body could not be read: {}", rejection.body_text())
-                    };
-                    log_unreadable(app, &head, &what);
-                    ApiFailure::new(status, "bad_body", what)
-                })?;
-        serde_json::from_slice(&bytes).map(Self).map_err(|error| {
-            let what = format!("the body is not as expected: {error}");
+        let (head, body) = request.into_parts();
+        let refused = |status, what: String| {
             log_unreadable(app, &head, &what);
-            ApiFailure::bad_request(what)
-        })
+            ApiFailure::new(status, "bad_body", what)
+        };
+        let bytes = Limited::new(body, MAX_BODY_BYTES).collect().await;
+        let bytes = bytes.map_err(|error| {
+            if error.is::<LengthLimitError>() {
+                refused(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    format!("the body is over {MAX_BODY_BYTES} bytes"),
+                )
+            } else {
+                refused(
+                    StatusCode::BAD_REQUEST,
+                    format!("the body could not be read: {error}"),
+                )
+            }
+        })?;
+        serde_json::from_slice(&bytes.to_bytes())
+            .map(Self)
+            .map_err(|error| {
+                let what = format!("the body is not as expected: {error}");
+                log_unreadable(app, &head, &what);
+                ApiFailure::bad_request(what)
+            })
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) async fn images(
     _user: User,
 ) -> Result<Json<Vec<ImageRow>>, ApiFailure> {
     let cluster = app.cluster();
-    let caches = app.reporting.images().await;
+    let caches = app.reporting.images();
     let is_online = |node: &NodeId| cluster.nodes.get(node).is_some_and(Node::is_online);
     let caches = caches.into_iter().filter(|(node, _)| is_online(node));
     let rows = caches.flat_map(|(node, images)| {

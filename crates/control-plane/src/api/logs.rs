@@ -31,7 +31,7 @@ use crate::limits::{
     MAX_LOG_READERS, MAX_TAIL, STREAM_BUFFER_PIECES, STREAM_OPEN_TIMEOUT, STREAM_RESUME_PAUSE,
     STREAM_SIGN_OF_LIFE,
 };
-use crate::rows::{ended_row, key_of};
+use crate::rows::ended_row;
 use crate::state::{App, Topic};
 use crate::streams::{AskError, Ended, Lines, Open};
 
@@ -79,16 +79,15 @@ type Instances = BTreeMap<InstanceId, (NodeId, ProcessName)>;
 fn wanted(cluster: &ClusterState, key: &EnvKey, query: &LogsQuery) -> Instances {
     cluster
         .instances
-        .iter()
+        .of_env(key)
         .filter(|(id, instance)| {
-            key_of(instance) == *key
-                && query.instance.is_none_or(|wanted| wanted == **id)
+            query.instance.is_none_or(|wanted| wanted == *id)
                 && query
                     .process
                     .as_ref()
                     .is_none_or(|wanted| *wanted == instance.spec.process)
         })
-        .map(|(id, instance)| (*id, (instance.node, instance.spec.process.clone())))
+        .map(|(id, instance)| (id, (instance.node, instance.spec.process.clone())))
         .collect()
 }
 
@@ -135,9 +134,8 @@ fn check(
             .flat_map(|manifest| manifest.processes.keys())
             .collect();
         known.extend(all_ended.iter().map(|ended| &ended.process));
-        let instances = cluster.instances.values();
-        let instances = instances.filter(|instance| key_of(instance) == *key);
-        known.extend(instances.map(|instance| &instance.spec.process));
+        let instances = cluster.instances.of_env(key);
+        known.extend(instances.map(|(_, instance)| &instance.spec.process));
         if !known.contains(process) {
             let names: Vec<_> = known.iter().map(|name| name.as_str()).collect();
             return Err(ApiFailure::not_found(

@@ -13,9 +13,9 @@ mod registries;
 mod secrets;
 mod volumes;
 
-use api::{MAX_BODY_BYTES, paths};
+use api::paths;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
@@ -80,7 +80,6 @@ pub(crate) fn router(app: App) -> Router {
                 "the path has no such method",
             )
         })
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(app)
 }
 

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use model::instance::InstanceState;
 use model::{InstanceId, NodeId};
-use scheduler::apply::Command;
+use scheduler::apply::{Command, MAX_NODE_LABELS};
 use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::desired::newer_state;
 
@@ -59,13 +59,27 @@ pub(crate) async fn set_labels(
     Body(request): Body<LabelsRequest>,
 ) -> Result<StatusCode, ApiFailure> {
     let LabelsRequest { labels } = request;
-    let said = format!("{labels:?}");
+    if labels.len() > MAX_NODE_LABELS {
+        return Err(ApiFailure::refused(
+            "too_many_labels",
+            format!(
+                "{} labels are to be set or removed, and a node has at most {MAX_NODE_LABELS}",
+                labels.len()
+            ),
+        ));
+    }
+    let said: Vec<_> = (labels.iter())
+        .map(|(key, value)| match value {
+            Some(value) => format!("{key}={value}"),
+            None => format!("{key}-"),
+        })
+        .collect();
     app.change(move |cluster| {
         no_such_node(cluster, node)?;
         Ok::<_, ApiFailure>((vec![Command::SetLabels { node, labels }], ()))
     })
     .await?;
-    tracing::info!(user = %user.name, %node, labels = said, "a node was labelled");
+    tracing::info!(user = %user.name, %node, labels = said.join(" "), "a node was labelled");
     app.wake.notify_one();
     Ok(StatusCode::NO_CONTENT)
 }

@@ -188,15 +188,14 @@ fn needed_by(cluster: &ClusterState, key: &EnvKey, name: &str) -> Option<model::
     .into_iter()
     .flatten()
     .collect();
-    let instances = cluster.instances.values();
-    in_use.extend(
-        instances
-            .filter(|instance| instance.spec.env_key() == *key)
-            .map(|instance| instance.spec.release),
-    );
+    let instances = cluster.instances.of_env(key);
+    in_use.extend(instances.map(|(_, instance)| instance.spec.release));
     in_use.into_iter().find(|number| {
         let release = env.releases.get(number);
-        release.is_some_and(|release| release.secrets.contains_key(name))
+        release.is_some_and(|release| {
+            let mut processes = release.manifest.processes.keys();
+            processes.any(|process| release.secrets_of(process).contains_key(name))
+        })
     })
 }
 

@@ -121,7 +121,7 @@ fn case_a_guest_whose_node_was_killed_with_bytes_unread_dials_again_and_ends_its
     guest.wait("further lines", |seen| {
         (seen.lines(Stream::Stdout).len() > lines + 5).then_some(())
     });
-    guest.send(&exec(2, "pgrep -f 'sleep 12345' && echo runs || echo gone"));
+    guest.send_however_often_it_dials(&exec(2, "pgrep -f 'sleep 12345' && echo runs || echo gone"));
     let said = guest.wait("the second command", |seen| {
         let exec = seen.exec.get(&2)?;
         exec.exit.as_ref()?;

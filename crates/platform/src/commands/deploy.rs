@@ -259,7 +259,7 @@ async fn conclude(
             let why = rollout::explain(status);
             let hint = what_to_do(env, &why);
             Err(Failure::from(anyhow::Error::msg(why).context(format!(
-                "release {release} of {env} could not become healthy; {back_to} serves"
+                "release {release} of {env} could not become healthy; the env goes back to {back_to}"
             )))
             .hint(hint))
         }

@@ -119,6 +119,17 @@ fn table(nodes: &[NodeRow]) -> Table {
         for exceeded in &node.exceeded {
             table.note(&format!("left out of its report: {exceeded}"));
         }
+        if !node.unknown_instances.is_empty() {
+            let ids: Vec<_> = node
+                .unknown_instances
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            table.note(&format!(
+                "runs what the store does not know, as after a restore: {}; `platform node down` on the machine ends all that it runs",
+                ids.join(" ")
+            ));
+        }
     }
     table
 }

@@ -91,6 +91,14 @@ pub(crate) fn table(rows: &[InstanceRow]) -> Table {
             report.map_or(0, |r| r.restarts).to_string(),
             row.node_name.clone(),
         ]);
+        if row.node_offline {
+            let last = match report {
+                Some(report) if report.state.is_ready() => "healthy".to_owned(),
+                Some(report) => report.state.to_string(),
+                None => "not reported yet".to_owned(),
+            };
+            table.note(&format!("{} is offline; before: {last}", row.node_name));
+        }
         table.note(&report.map_or_else(String::new, detail));
     }
     table
@@ -119,6 +127,7 @@ fn ended_table(rows: &[EndedRow]) -> Table {
 fn state(row: &InstanceRow) -> String {
     match &row.report {
         _ if row.terminating => "terminating".to_owned(),
+        _ if row.node_offline => "unknown".to_owned(),
         None => "created".to_owned(),
         Some(r) if r.state.is_ready() => "healthy".to_owned(),
         // Ended by itself.

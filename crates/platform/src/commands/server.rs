@@ -139,6 +139,9 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
         restored.volumes,
         restored.secrets
     ))?;
+    if !restored.has_checksum {
+        note("the backup has no checksum (an older version wrote it), so that a flipped bit in a text is not found".to_owned());
+    }
     for cause in &restored.unreadable {
         note(format!("cannot be read, and is kept: {cause}"));
     }

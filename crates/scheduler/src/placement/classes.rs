@@ -67,6 +67,8 @@ pub(super) type FreeMemory = (u64, NodeId);
 #[derive(Debug, Clone)]
 pub(super) struct Class {
     pub(super) of_nodes: NodeClass,
+    /// How many nodes are of it, those too that take nothing.
+    pub(super) members: usize,
     /// Those that have a processor, or a part of one, that nobody asked for.
     pub(super) idle: BTreeSet<FreeMemory>,
     /// The others.
@@ -74,6 +76,15 @@ pub(super) struct Class {
 }
 
 impl Class {
+    pub(super) fn new(of_nodes: NodeClass) -> Self {
+        Self {
+            of_nodes,
+            members: 0,
+            idle: BTreeSet::new(),
+            overcommitted: BTreeSet::new(),
+        }
+    }
+
     /// The nodes that have a processor left, or those that do not.
     pub(super) fn nodes(&mut self, idle: bool) -> &mut BTreeSet<FreeMemory> {
         if idle {

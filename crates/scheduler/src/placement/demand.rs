@@ -97,6 +97,13 @@ pub(crate) struct Unplaced {
 }
 
 impl Unplaced {
+    /// Whether its volumes are on this node, so that it goes nowhere else.
+    pub(crate) fn is_pinned_to(&self, node: NodeId) -> bool {
+        self.pinned
+            .as_ref()
+            .is_some_and(|(pinned, _)| *pinned == node)
+    }
+
     pub(crate) fn of(demand: &Demand<'_>) -> Self {
         Self {
             env: demand.env.clone(),

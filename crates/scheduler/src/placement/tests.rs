@@ -371,3 +371,18 @@ fn case_an_instance_goes_to_a_node_with_all_of_its_labels() {
          for it; node-3 (n3): it does not have the label disk=ssd, but nvme for it"
     );
 }
+
+#[test]
+fn a_node_that_is_another_all_the_time_leaves_nothing_behind() {
+    let cluster = cluster(2);
+    let mut placement = Placement::new(&cluster);
+    let mut node = cluster.nodes[&NodeId(1)].clone();
+    for number in 0..1000 {
+        node.hardware.arch = format!("arch-{number}");
+        assert!(placement.set_node(NodeId(1), Some(&node)));
+    }
+    assert!(placement.classes.len() <= 3, "{}", placement.classes.len());
+    assert_eq!(placement.class_index.len(), 2);
+    placement.set_node(NodeId(1), None);
+    assert_eq!(placement.class_index.len(), 1);
+}

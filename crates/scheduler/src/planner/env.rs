@@ -17,19 +17,17 @@ use crate::rollout::{self, Evaluator, InstanceHealth};
 
 /// Makes the changes that can be made at once; returns the findings.
 pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
-    let given = planner.given.clone();
-    let (Some(env), Some(working)) = (given.envs.get(key), planner.working.envs.get(key)) else {
+    let Some(env) = planner.working.envs.get_shared(key) else {
         return Vec::new();
     };
-    // Planning changes nothing else of an env.
-    let rollout = working.rollout.clone();
+    let env = env.as_ref();
+    let rollout = env.rollout.clone();
     let evaluator = Evaluator {
-        cluster: &given,
         progressed_at: planner.progressed_at(key, &rollout),
         now: planner.now,
     };
     let all = views(planner, key, env, &rollout, evaluator);
-    if let Some(record) = given.frozen_by(key) {
+    if let Some(record) = planner.working.frozen_by(key) {
         return vec![Finding {
             env: key.clone(),
             process: None,
@@ -41,22 +39,22 @@ pub(super) fn pass(planner: &mut Pass<'_, '_>, key: &EnvKey) -> Vec<Finding> {
     }
     let commands: Vec<_> = all.iter().filter(|view| !view.runs.is_app()).collect();
     let progress = release_command::advance(planner, env, (key, &rollout), &commands, evaluator);
-    let (rollout, mut findings) = match progress {
-        Progress::NothingToDo => (rollout, Vec::new()),
+    let (rollout, all, mut findings) = match progress {
+        Progress::NothingToDo => (rollout, all, Vec::new()),
         Progress::Next(next) => {
             set_rollout(planner, key, next);
             return Vec::new();
         }
         Progress::Waits(waits) => match rollout::serving_before(env, &rollout) {
-            Some(before) => (rollout::stay_at(&rollout, before), waits),
+            Some(before) => {
+                let rollout = rollout::stay_at(&rollout, before);
+                let all = views(planner, key, env, &rollout, evaluator);
+                (rollout, all, waits)
+            }
             None => return waits,
         },
     };
-    let views = views(planner, key, env, &rollout, evaluator);
-    let views: Vec<_> = views
-        .into_iter()
-        .filter(|view| view.runs.is_app())
-        .collect();
+    let views: Vec<_> = all.into_iter().filter(|view| view.runs.is_app()).collect();
     // A release took over from one that was rolling out: what is half-way stays so until the commands have completed.
     let is_half_way = |view: &InstanceView| !view.terminating && view.release != rollout.release;
     if !findings.is_empty() && views.iter().any(is_half_way) {
@@ -195,13 +193,14 @@ fn unhealthy(
     let said = staying.filter_map(|view| {
         let what = match view.health {
             InstanceHealth::Ready if !view.dead && !view.settled => {
-                "ready; it counts when it was so for `deploy.min_healthy` on end".to_owned()
+                "ready; it counts when it was so for `deploy.min_healthy` on end".into()
             }
             _ if view.dead => format!(
                 "{}; it is replaced, one of its process type at a time",
                 planner.last_report(view.id, phase)
-            ),
-            InstanceHealth::Unknown => planner.unknown_because(view.id),
+            )
+            .into(),
+            InstanceHealth::Unknown => planner.unknown_because(view.id).into(),
             InstanceHealth::Terminated | InstanceHealth::CrashLoop | InstanceHealth::Pending => {
                 planner.last_report(view.id, phase)
             }
@@ -223,19 +222,21 @@ fn evaluate(
     env: &Env,
     rollout: &Rollout,
     views: &[InstanceView],
-    evaluator: Evaluator<'_>,
+    evaluator: Evaluator,
 ) -> Option<Rollout> {
     let is_new =
         |view: &&InstanceView| view.release == rollout.release && !view.terminating && !view.lost;
     // What the release has not touched does not fail it.
     let touched = views
         .iter()
-        .filter(|view| is_new(view) && view.made_by == rollout.release && !view.settled);
+        .filter(|view| is_new(view) && !view.untouched && !view.settled);
     for view in touched {
         let instance = planner.working.instances.get(&view.id)?;
         let node = planner.node_name(view.node);
         let deploy = deploy_of(env, rollout.release, &view.process);
-        if let Some(reason) = evaluator.failure(instance, view.health, deploy, node) {
+        if let Some(reason) =
+            evaluator.failure(planner.working, instance, view.health, deploy, node)
+        {
             return Some(rollout::after_failure(env, rollout, &view.process, reason));
         }
     }
@@ -250,8 +251,7 @@ fn evaluate(
             .filter(is_new)
             .filter(|s| s.process == *process);
         let (all, healthy) = mine.fold((0, 0), |(all, healthy), view| {
-            let is_untouched = view.made_by != rollout.release;
-            let counts = view.settled || is_untouched;
+            let counts = view.settled || view.untouched;
             (all + 1, healthy + u32::from(counts))
         });
         all == *wanted && healthy == *wanted

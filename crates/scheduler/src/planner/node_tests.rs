@@ -14,6 +14,8 @@ use crate::cluster_state::{ClusterState, Presence, Scheduling};
 use crate::fixtures::{
     MIB, RUNNING, attach, cluster, database, deploy, key, lapse, manifest, node, process, report,
 };
+use crate::leader::Leader;
+use crate::routes::RouteIndex;
 
 fn schedule(cluster: &mut ClusterState, node: u16, scheduling: Scheduling) {
     cluster.nodes.get_mut(&NodeId(node)).unwrap().scheduling = scheduling;
@@ -269,4 +271,32 @@ fn a_cordoned_node_keeps_what_it_has_and_gets_nothing_more() {
         - shop/prod web: instance 00000012 of v1 on node-2: waiting for the node
     "#]],
     );
+}
+
+#[test]
+fn case_an_instance_whose_volume_goes_with_a_removed_node_is_made_elsewhere_at_once() {
+    let mut cluster = database_on_node_1();
+    // Its node has only the volume any more.
+    cluster.instances.clear();
+    lapse(&mut cluster, 1, NOW);
+    let mut leader = Leader::new(cluster, RouteIndex::default());
+    let mut draw = || 7;
+    let mut made = |leader: &mut Leader| {
+        let mut actions = Vec::new();
+        while let Some(planned) = leader.plan_next(NOW, &mut draw) {
+            actions.extend(planned);
+        }
+        let creates = actions.iter();
+        creates
+            .filter(|action| matches!(action, Action::Create(_)))
+            .count()
+    };
+    assert_eq!(made(&mut leader), 0);
+    let removed = Command::RemoveNode {
+        node: NodeId(1),
+        lost: true,
+        now: NOW,
+    };
+    leader.execute(&[removed]).unwrap();
+    assert_eq!(made(&mut leader), 1);
 }

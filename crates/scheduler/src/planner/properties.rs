@@ -362,13 +362,14 @@ proptest! {
             for _ in 0..16 {
                 let mut actions = 0;
                 while let Some(planned) = leader.plan_next(now, &mut draw) {
-                    actions += planned.actions.len();
+                    actions += planned.len();
                 }
                 if actions == 0 {
                     break;
                 }
             }
             leader.prune(now);
+            prop_assert_eq!(leader.state(), &leader.decided(), "after {:?}", event);
             let batch = leader.take_batch();
             batch.changes.patch(&mut stored);
             leader.commit(&batch);

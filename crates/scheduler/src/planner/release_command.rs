@@ -29,7 +29,7 @@ pub(super) fn advance(
     env: &Env,
     (key, rollout): (&EnvKey, &Rollout),
     commands: &[&InstanceView],
-    evaluator: Evaluator<'_>,
+    evaluator: Evaluator,
 ) -> Progress {
     let next = rollout::next_release_command(env, rollout);
     let runs_now =
@@ -74,12 +74,19 @@ pub(super) fn advance(
                  not run again"
             ));
         }
-        // Of two migrations at once neither knows what the other does.
-        if let Some(other) = commands.iter().find(|view| !view.lapsed) {
-            return waits(format!(
+        // Of two migrations at once neither knows what the other does. On a node that is not heard one may still run.
+        if let Some(other) = commands.first() {
+            let mut message = format!(
                 "the release command waits until instance {} with that of {} is gone",
                 other.id, other.made_by
-            ));
+            );
+            if other.lapsed {
+                let node = planner.node_name(other.node);
+                message.push_str(&format!(
+                    ": {node} is offline, and it may still run there; `platform nodes remove --lost` says that it does not"
+                ));
+            }
+            return waits(message);
         }
         let Some(release) = env.releases.get(&rollout.release) else {
             return Progress::NothingToDo;
@@ -116,8 +123,9 @@ pub(super) fn advance(
     }
     let instance = planner.working.instances.get(&view.id);
     let deploy = deploy_of(env, rollout.release, process);
-    let failure =
-        instance.and_then(|instance| evaluator.failure(instance, view.health, deploy, node));
+    let failure = instance.and_then(|instance| {
+        evaluator.failure(planner.working, instance, view.health, deploy, node)
+    });
     if let Some(reason) = failure {
         return fails(reason);
     }
@@ -125,7 +133,7 @@ pub(super) fn advance(
         "the release command runs in instance {} on {node}: {}",
         view.id,
         match view.health {
-            InstanceHealth::Unknown => planner.unknown_because(view.id),
+            InstanceHealth::Unknown => planner.unknown_because(view.id).into(),
             _ => planner.last_report(view.id, rollout.phase),
         }
     ))

@@ -193,6 +193,42 @@ fn case_a_second_deploy_waits_until_the_command_of_the_first_is_gone() {
 }
 
 #[test]
+fn case_a_command_that_may_still_run_on_a_node_that_is_not_heard_keeps_that_of_the_next_release_waiting()
+ {
+    let mut rollout = Played::of(migrates);
+    let first = rollout.command();
+    let node = rollout.cluster.instances[&first].node;
+    rollout.report(first, RUNNING, 0);
+    lapse(&mut rollout.cluster, node.0, rollout.now);
+    let mut web = process(2);
+    migrates(&mut web);
+    rollout.deploy(manifest(&[("web", web)]));
+    // The node takes nothing away, however long it is not heard.
+    for minutes in [0, 2, 3] {
+        rollout.now.0 += minutes * 60_000;
+        let planned = super::plan(&rollout.cluster, rollout.now, &mut || 99);
+        for action in planned.actions {
+            apply(&mut rollout.cluster, &action.into()).unwrap();
+        }
+        assert_eq!(rollout.command(), first);
+        let waits: Vec<_> = planned.findings.iter().map(ToString::to_string).collect();
+        assert!(
+            waits[0].contains("is offline, and it may still run there"),
+            "{waits:?}"
+        );
+    }
+    let now = rollout.now;
+    let lost = Command::RemoveNode {
+        node,
+        lost: true,
+        now,
+    };
+    apply(&mut rollout.cluster, &lost).unwrap();
+    rollout.step();
+    assert_ne!(rollout.command(), first);
+}
+
+#[test]
 fn case_a_first_release_whose_command_fails_leaves_nothing() {
     let mut web = process(2);
     migrates(&mut web);

@@ -60,7 +60,8 @@ impl Played {
         for _ in 0..20 {
             let drawn = &mut self.drawn;
             let planned = plan(&self.cluster, self.now, &mut || {
-                *drawn += 1;
+                // More than one plan creates: the ids of instances that are gone are not given again.
+                *drawn += 0x10;
                 *drawn
             });
             if planned.actions.is_empty() {
@@ -182,12 +183,15 @@ fn case_an_instance_that_is_ready_now_and_then_fails_its_release_in_time() {
         rollout.after(5_000);
         assert_eq!(rollout.phase(), RolloutPhase::Rolling);
     }
-    rollout.after(10_000);
+    // The deadline, and the time for which it is to be ready.
+    rollout.after(19_999);
+    assert_eq!(rollout.phase(), RolloutPhase::Rolling);
+    rollout.after(1);
     assert_eq!(rollout.phase(), RolloutPhase::Reverted);
     assert!(
         rollout
             .reason()
-            .contains("not ready for 10 s on end after 2 min"),
+            .contains("not ready for 10 s on end after 130 s"),
         "{}",
         rollout.reason()
     );
@@ -333,4 +337,112 @@ fn case_what_is_not_alive_is_replaced_one_at_a_time() {
         "{}",
         rollout.reason()
     );
+}
+
+#[test]
+fn case_an_instance_moves_when_a_release_asks_for_labels_that_its_node_does_not_have() {
+    let labelled = |web: &mut Process| {
+        web.env.clear();
+        web.labels = [("disk".to_owned(), "nvme".to_owned())].into();
+    };
+    let mut rollout = Played::first(manifest(&[("web", process(1))]));
+    rollout.report_all(READY);
+    rollout.step();
+    let (before, instance) = rollout.cluster.instances.iter().next().unwrap();
+    let (before, was_on) = (*before, instance.node);
+    let other = model::NodeId(if was_on.0 == 1 { 2 } else { 1 });
+    let label = |cluster: &mut ClusterState, node, value: &str| {
+        let labels = &mut cluster.nodes.get_mut(&node).unwrap().labels;
+        labels.insert("disk".parse().unwrap(), value.parse().unwrap());
+    };
+    label(&mut rollout.cluster, other, "nvme");
+    let mut web = process(1);
+    labelled(&mut web);
+    rollout.deploy(manifest(&[("web", web.clone())]));
+    rollout.step();
+    while rollout.phase() == RolloutPhase::Rolling {
+        rollout.report_all(READY);
+        rollout.step();
+    }
+    let after: Vec<_> = rollout.cluster.instances.values().collect();
+    assert_eq!(after.len(), 1);
+    assert_ne!(after[0].spec.id, before);
+    assert_eq!(after[0].node, other);
+    // A node that loses the label keeps what it has, also when the next release asks for the same.
+    let stays = after[0].spec.id;
+    label(&mut rollout.cluster, other, "hdd");
+    rollout.step();
+    rollout.deploy(manifest(&[("web", web)]));
+    rollout.step();
+    let ids: Vec<_> = rollout.cluster.instances.keys().copied().collect();
+    assert_eq!(ids, [stays]);
+}
+
+#[test]
+fn case_a_release_that_was_never_rolled_out_wholly_is_watched_again_when_the_next_has_the_same() {
+    let bad = |web: &mut Process| web.deploy.deadline_ms = Some(40_000);
+    let mut rollout = Played::of(bad);
+    // What release 2 makes never becomes ready; it is deployed again before it fails.
+    let mut again = process(2);
+    again.env.insert("COLOUR".to_owned(), "green".to_owned());
+    bad(&mut again);
+    let new = rollout.of_release(2);
+    for id in &new {
+        rollout.report(*id, RUNNING, 0);
+    }
+    rollout.after(8_000);
+    assert_eq!(rollout.phase(), RolloutPhase::Rolling);
+    let release = rollout.cluster.envs.get(&key("shop/prod")).unwrap();
+    let mut release = release.releases.get(&ReleaseNumber(2)).unwrap().clone();
+    release.manifest = manifest(&[("web", again)]);
+    // Down to the variables of the manifest, which the fixture makes others each time.
+    let second = rollout.cluster.envs[&key("shop/prod")].releases[&ReleaseNumber(2)].clone();
+    release.manifest.env.clone_from(&second.manifest.env);
+    let command = crate::apply::Command::AddRelease {
+        env: key("shop/prod"),
+        number: ReleaseNumber(3),
+        release: Box::new(release),
+        rollout: crate::rollout::begin(
+            Some(&rollout.cluster.envs[&key("shop/prod")].rollout),
+            ReleaseNumber(3),
+            rollout.now,
+        ),
+    };
+    apply(&mut rollout.cluster, &command).unwrap();
+    rollout.step();
+    assert_eq!(rollout.of_release(2), new, "they are as release 3 has them");
+    assert_eq!(rollout.phase(), RolloutPhase::Rolling);
+    rollout.after(40_000);
+    assert_eq!(
+        rollout.phase(),
+        RolloutPhase::Reverted,
+        "{}",
+        rollout.reason()
+    );
+    assert_eq!(rollout.counts(), (2, 0));
+}
+
+#[test]
+fn case_the_time_to_be_ready_on_end_comes_on_top_of_the_deadline_and_the_pull_does_not_count() {
+    let mut rollout = Played::of(|web| {
+        web.deploy.deadline_ms = Some(30_000);
+        web.deploy.min_healthy_ms = 60_000;
+    });
+    // The image takes 54 s; then it is ready in 20 s.
+    let pulled = |said: &mut api::node::InstanceReport| said.preparing_ms = 54_000;
+    while rollout.phase() == RolloutPhase::Rolling {
+        let unready: Vec<_> = (rollout.cluster.instances.iter())
+            .filter(|(_, instance)| instance.report.is_none())
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &unready {
+            rollout.report(*id, InstanceState::Preparing, 0);
+        }
+        rollout.after(if unready.is_empty() { 10_000 } else { 74_000 });
+        for id in unready {
+            rollout.report_with(id, READY, pulled);
+        }
+        rollout.step();
+    }
+    assert_eq!(rollout.phase(), RolloutPhase::Done, "{}", rollout.reason());
 }

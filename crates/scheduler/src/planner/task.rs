@@ -9,16 +9,19 @@ use std::sync::Arc;
 use api::user::RolloutPhase;
 use manifest::Strategy;
 use model::instance::Runs;
-use model::{EnvKey, InstanceId, ProcessName};
+use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use overlay::address_plan::instance_address;
 
 use super::Pass;
 use super::view::{Goal, InstanceView, deploy_of, liveness_failure, terminate};
 use crate::action::{Action, PlacedInstance};
-use crate::cluster_state::{Env, Release, Rollout, VolumeKey};
+use crate::cluster_state::{Env, Release, Rollout, Volume, VolumeKey};
 use crate::placement::{Demand, PlacementError, Resources, Unplaced};
 use crate::release::{Identity, ReleaseError, instance_spec};
 use crate::rollout::READY_DEADLINE_MS;
+
+/// The volumes of one ordinal that there are, by name.
+pub(super) type KnownVolumes = BTreeMap<String, (VolumeId, Volume)>;
 
 /// Why a wanted instance cannot be created now.
 #[derive(Debug, thiserror::Error)]
@@ -201,35 +204,39 @@ impl Task<'_> {
         } else {
             missing
         };
-        let mut ordinals = (0..).take(self.wanted);
-        for _ in 0..missing.min(may_come) {
-            if !self.is_numbered() {
-                self.make_one(planner, Runs::App, None)?;
-                continue;
-            }
-            // An instance on an offline node holds its ordinal too.
-            let free = ordinals.find(|ordinal| self.holder_of(planner, *ordinal).is_none());
-            match free {
-                Some(ordinal) => self.make_one(planner, Runs::App, Some(ordinal))?,
-                None => return self.wait_for_a_holder(planner),
-            }
+        let missing = missing.min(may_come);
+        if !self.is_numbered() {
+            return (0..missing).try_for_each(|_| self.make_one(planner, Runs::App, None));
+        }
+        // An instance on an offline node holds its ordinal too.
+        let holders = self.holders(planner);
+        let mut volumes = self.volumes_by_ordinal(planner);
+        let ordinals = (0..).take(self.wanted);
+        let mut free = ordinals.filter(|ordinal| !holders.contains_key(ordinal));
+        for _ in 0..missing {
+            let Some(ordinal) = free.next() else {
+                return self.wait_for_a_holder(planner, &holders);
+            };
+            let known = volumes.remove(&ordinal).unwrap_or_default();
+            self.make_one(planner, Runs::App, Some((ordinal, known)))?;
         }
         Ok(())
     }
 
-    /// Creates one instance, on a node that has room for it.
+    /// Creates one instance, on a node that has room for it: that of the volumes which its ordinal has.
     pub(super) fn make_one(
         &self,
         planner: &mut Pass<'_, '_>,
         runs: Runs,
-        ordinal: Option<u32>,
+        numbered: Option<(u32, KnownVolumes)>,
     ) -> Result<(), Blocked> {
+        let (ordinal, known) = numbered.unzip();
+        let known = known.unwrap_or_default();
         let images = self.release.images_of(self.process);
         let archs: Vec<&str> = images.keys().map(String::as_str).collect();
         let Some(process) = self.release.manifest.processes.get(self.process) else {
             return Ok(());
         };
-        let known = ordinal.map_or_else(BTreeMap::new, |n| self.volumes_of(planner, n));
         if let Some((_, volume)) = known.values().find(|(_, volume)| volume.is_deleting()) {
             return Err(Blocked::Deleting(volume.key.clone()));
         }
@@ -258,12 +265,13 @@ impl Task<'_> {
         let node = planner.placement.choose(&demand).inspect_err(|_| {
             planner.unplaced.push(Unplaced::of(&demand));
         })?;
-        let arch = planner.arch_of(node);
         let volumes = ordinal.map_or_else(Vec::new, |ordinal| {
             self.attach_volumes(planner, ordinal, node, &known)
         });
         let id = planner.fresh_id();
-        let prefix = planner.given.settings.prefix;
+        let prefix = planner.working.settings.prefix;
+        let arch = planner.working.nodes.get(&node);
+        let arch = arch.map_or("", |node| node.hardware.arch.as_str());
         let who = Identity {
             id,
             env: self.key,
@@ -271,7 +279,7 @@ impl Task<'_> {
             release: self.goal.make,
             runs,
             address: instance_address(prefix, node, self.env.network, id),
-            arch: &arch,
+            arch,
             volumes: &volumes,
         };
         let spec = Arc::new(instance_spec(&who, self.release)?);
@@ -296,7 +304,7 @@ impl Task<'_> {
                 let deploy = deploy_of(self.env, self.goal.make, self.process);
                 let given = deploy.and_then(|deploy| deploy.deadline_ms);
                 let progressed_at = planner.progressed_at(self.key, self.rollout);
-                planner.given.led_for(progressed_at, planner.now)
+                planner.working.led_for(progressed_at, planner.now)
                     >= given.unwrap_or(READY_DEADLINE_MS)
             }
         }

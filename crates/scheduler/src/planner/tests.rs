@@ -592,13 +592,13 @@ fn volumes_are_made_with_their_first_instance() {
     check(
         &cluster,
         expect![[r#"
-        make volume 00000011, data 0 of shop/prod web, on n1
-        create 00000012 web v1 on n1, fd00:1111:2222:1:0:1:0:12, volume 00000011
-        make volume 00000013, data 1 of shop/prod web, on n2
-        create 00000014 web v1 on n2, fd00:1111:2222:2:0:1:0:14, volume 00000013
-        - shop/prod web: instance 00000012 of v1 on node-1: waiting for the node
-        - shop/prod web: instance 00000014 of v1 on node-2: waiting for the node
-    "#]],
+            make volume 00000011, data 0 of shop/prod web, on n1
+            create 00000012 web v1 on n1, fd00:1111:2222:1:0:1:0:12, volume 00000011
+            make volume 00000013, data 1 of shop/prod web, on n2
+            create 00000013 web v1 on n2, fd00:1111:2222:2:0:1:0:13, volume 00000013
+            - shop/prod web: instance 00000012 of v1 on node-1: waiting for the node
+            - shop/prod web: instance 00000013 of v1 on node-2: waiting for the node
+        "#]],
     );
     check(&databases(), expect![[""]]);
 }
@@ -758,4 +758,24 @@ fn the_instances_of_a_node_with_an_unreadable_record_stay() {
             - shop/prod web: instance 00000002 of v1 on a node whose record cannot be read: nothing is known of its node; it is kept
         "#]],
     );
+}
+
+#[test]
+fn the_ids_of_instances_that_are_created_together_follow_each_other() {
+    let mut cluster = cluster(2);
+    let web = manifest(&[("web", process(3))]);
+    deploy(&mut cluster, "shop/prod", web, Timestamp(0));
+    // An id that is taken is passed over.
+    put(&mut cluster, 0x41, "web", 1, 1).make_ready();
+    let mut draws = 0;
+    let planned = plan(&cluster, NOW, &mut || {
+        draws += 1;
+        0x40 * draws
+    });
+    let created = planned.actions.iter().filter_map(|action| match action {
+        Action::Create(placed) => Some(placed.spec.id.0),
+        _ => None,
+    });
+    assert_eq!(created.collect::<Vec<_>>(), [0x40, 0x42]);
+    assert_eq!(draws, 1);
 }

@@ -2,6 +2,7 @@
 
 // ring: it reads what a pass holds, and the planner makes the passes.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 
 use api::user::RolloutPhase;
@@ -13,7 +14,7 @@ use super::{LOST_AFTER_MS, Pass, REPLACE_AFTER_MS, lost_at};
 use crate::action::Action;
 use crate::cluster_state::{Env, Instance, Node, Presence, ReleaseCommand, Rollout, Scheduling};
 use crate::placement::MassLoss;
-use crate::release::is_as_in;
+use crate::release::may_stay;
 use crate::rollout::{self, Evaluator, InstanceHealth};
 
 /// One instance, as far as a decision needs it.
@@ -26,6 +27,9 @@ pub(super) struct InstanceView {
     pub(super) release: ReleaseNumber,
     /// The release that made it.
     pub(super) made_by: ReleaseNumber,
+    /// Whether the release that rolls out leaves it as the last one that was rolled out wholly had it. What was never rolled out wholly
+    /// is watched again, although the next release has the same.
+    pub(super) untouched: bool,
     /// What of its process type it runs.
     pub(super) runs: Runs,
     /// Which of its process type's volumes it holds.
@@ -92,46 +96,48 @@ pub(super) fn views(
     key: &EnvKey,
     env: &Env,
     rollout: &Rollout,
-    evaluator: Evaluator<'_>,
+    evaluator: Evaluator,
 ) -> Vec<InstanceView> {
     // What is wanted comes first: after a revert the release before, after a failure without one too.
-    let before = match rollout.phase {
-        RolloutPhase::Failed => rollout::serving_before(env, rollout),
-        _ => None,
-    };
-    let wanted = [before, Some(rollout.wanted), Some(rollout.release)];
+    let before = rollout::serving_before(env, rollout);
+    let halted_for = before.filter(|_| rollout.phase == RolloutPhase::Failed);
+    let before = before.and_then(|number| Some((number, env.releases.get(&number)?)));
+    let wanted = [halted_for, Some(rollout.wanted), Some(rollout.release)];
     let wanted = wanted.into_iter().flatten();
     let wanted = wanted.filter_map(|number| Some((number, env.releases.get(&number)?)));
     let wanted: Vec<_> = wanted.collect();
     let instances = planner.working.instances.of_env(key);
     instances
         .map(|(_, instance)| {
-            let node = planner.given.nodes.get(&instance.node);
+            let node = planner.working.nodes.get(&instance.node);
             let online = node.is_some_and(Node::is_online);
             let spec = &instance.spec;
             let health = InstanceHealth::of(instance, online);
-            let is_new = rollout.phase == RolloutPhase::Rolling && spec.release == rollout.release;
             let deploy = deploy_of(env, spec.release, &spec.process);
             let dead = online && liveness_failure(instance).is_some();
-            let arch = planner.arch_of(instance.node);
-            let same = wanted.iter().find(|(number, release)| {
-                let asked = release.manifest.processes.get(&spec.process);
-                let asked = asked.and_then(|process| process.region.as_ref());
-                let is_there = asked.is_none() || asked == node.map(|node| &node.region);
-                is_there && is_as_in(spec, *number, release, &arch)
-            });
+            let mut wanted = wanted.iter();
+            let same =
+                wanted.find(|(number, release)| may_stay(env, instance, node, *number, release));
+            let release = same.map_or(spec.release, |(number, _)| *number);
+            let untouched = spec.release != rollout.release
+                && before.is_some_and(|(number, release)| {
+                    may_stay(env, instance, node, number, release)
+                });
+            let is_watched =
+                rollout.phase == RolloutPhase::Rolling && release == rollout.release && !untouched;
             InstanceView {
                 id: instance.spec.id,
                 node: instance.node,
                 process: instance.spec.process.clone(),
-                release: same.map_or(spec.release, |(number, _)| *number),
+                release,
                 made_by: spec.release,
+                untouched,
                 runs: spec.runs,
                 ordinal: instance.spec.ordinal(),
                 health,
-                settled: match is_new {
+                settled: match is_watched {
                     _ if dead => false,
-                    true => evaluator.is_settled(instance, health, deploy),
+                    true => evaluator.is_settled(planner.working, instance, health, deploy),
                     false => health.is_healthy(),
                 },
                 dead,
@@ -179,13 +185,13 @@ pub(super) fn terminate(planner: &mut Pass<'_, '_>, view: &InstanceView, reason:
 
 impl Pass<'_, '_> {
     pub(super) fn has_lapsed(&self, node: NodeId) -> bool {
-        self.given.nodes.get(&node).is_some_and(Node::has_lapsed)
+        self.working.nodes.get(&node).is_some_and(Node::has_lapsed)
     }
 
     /// Whether others take the place of an instance, because its node is given up. One with volumes waits for its node: no other
     /// has what is in them.
     pub(super) fn is_lost(&self, instance: &Instance) -> bool {
-        lost_at(&self.given, instance).is_some_and(|at| at <= self.now)
+        lost_at(self.working, instance).is_some_and(|at| at <= self.now)
             && self.placement.too_many_lapsed().is_none()
     }
 
@@ -194,16 +200,11 @@ impl Pass<'_, '_> {
     }
 
     pub(super) fn node_name(&self, node: NodeId) -> &str {
-        match self.given.nodes.get(&node) {
+        match self.working.nodes.get(&node) {
             Some(node) => &node.name,
-            None if self.given.has_node(node) => "a node whose record cannot be read",
+            None if self.working.has_node(node) => "a node whose record cannot be read",
             None => "a node that was removed",
         }
-    }
-
-    pub(super) fn arch_of(&self, node: NodeId) -> String {
-        let node = self.given.nodes.get(&node);
-        node.map_or(String::new(), |node| node.hardware.arch.clone())
     }
 
     /// When the last instance of a release that rolls out was created, or its rollout began: as long as some are created, it proceeds.
@@ -232,7 +233,7 @@ impl Pass<'_, '_> {
         let state = report.and_then(|i| i.report.as_ref()).map(|r| r.state);
         view.health == InstanceHealth::Terminated
             && state == Some(InstanceState::Failed)
-            && self.given.heard_for(view.node, view.created_at, self.now) >= REPLACE_AFTER_MS
+            && self.working.heard_for(view.node, view.created_at, self.now) >= REPLACE_AFTER_MS
     }
 
     /// Why nothing is known of an instance, for people.
@@ -249,7 +250,7 @@ impl Pass<'_, '_> {
 
     /// What becomes of an instance whose node is not heard, for people.
     pub(super) fn away_because(&self, instance: Option<&Instance>) -> String {
-        let node = instance.and_then(|instance| self.given.nodes.get(&instance.node));
+        let node = instance.and_then(|instance| self.working.nodes.get(&instance.node));
         match node.map(|node| node.presence) {
             None => return "nothing is known of its node; it is kept".to_owned(),
             Some(Presence::Lapsed { .. }) => {}
@@ -277,10 +278,10 @@ impl Pass<'_, '_> {
     }
 
     /// The last report of an instance, for people.
-    pub(super) fn last_report(&self, id: InstanceId, phase: RolloutPhase) -> String {
+    pub(super) fn last_report(&self, id: InstanceId, phase: RolloutPhase) -> Cow<'static, str> {
         let instance = self.working.instances.get(&id);
         let Some(report) = instance.and_then(|i| i.report.as_ref()) else {
-            return "waiting for the node".to_owned();
+            return Cow::Borrowed("waiting for the node");
         };
         let mut text = report.state.to_string();
         if !report.detail.is_empty() {
@@ -293,6 +294,6 @@ impl Pass<'_, '_> {
             let minutes = REPLACE_AFTER_MS / 60_000;
             text = format!("{text}; replaced {minutes} min after it was made");
         }
-        text
+        Cow::Owned(text)
     }
 }

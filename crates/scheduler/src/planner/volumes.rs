@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use model::instance::AttachedVolume;
-use model::{InstanceId, NodeId, VolumeId};
+use model::{InstanceId, NodeId};
 
 use super::Pass;
-use super::task::{Blocked, Task};
+use super::task::{Blocked, KnownVolumes, Task};
 use crate::action::{Action, PlannedVolume};
-use crate::cluster_state::{Instance, Volume, VolumeKey};
+use crate::cluster_state::VolumeKey;
 
 impl Task<'_> {
     /// Whether its instances are numbered, because they have volumes.
@@ -17,24 +17,33 @@ impl Task<'_> {
         process.is_some_and(|process| !process.volumes.is_empty())
     }
 
-    /// The instance that has the volumes of this ordinal, a terminating one too.
-    pub(super) fn holder_of(&self, planner: &Pass<'_, '_>, ordinal: u32) -> Option<InstanceId> {
-        let mut instances = planner.working.instances.of_env(self.key);
-        let holds = |(_, instance): &(InstanceId, &Instance)| {
-            instance.spec.process == *self.process && instance.spec.ordinal() == Some(ordinal)
-        };
-        instances.find(holds).map(|(id, _)| id)
+    /// The instances that have the volumes of an ordinal, terminating ones too.
+    pub(super) fn holders(&self, planner: &Pass<'_, '_>) -> BTreeMap<u32, InstanceId> {
+        let instances = planner.working.instances.of_env(self.key);
+        let mine = instances.filter(|(_, instance)| instance.spec.process == *self.process);
+        let mut holders = BTreeMap::new();
+        for (id, instance) in mine {
+            if let Some(ordinal) = instance.spec.ordinal() {
+                holders.entry(ordinal).or_insert(id);
+            }
+        }
+        holders
     }
 
     /// No instance can be created before a terminating one is gone: says which.
-    pub(super) fn wait_for_a_holder(&self, planner: &Pass<'_, '_>) -> Result<(), Blocked> {
-        let terminating = (0..).take(self.wanted).find_map(|ordinal| {
-            let id = self.holder_of(planner, ordinal)?;
-            let holder = planner.working.instances.get(&id)?;
+    pub(super) fn wait_for_a_holder(
+        &self,
+        planner: &Pass<'_, '_>,
+        holders: &BTreeMap<u32, InstanceId>,
+    ) -> Result<(), Blocked> {
+        let wanted = |ordinal: u32| (ordinal as usize) < self.wanted;
+        let holders = holders.iter().filter(|(ordinal, _)| wanted(**ordinal));
+        let mut terminating = holders.filter_map(|(ordinal, id)| {
+            let holder = planner.working.instances.get(id)?;
             let volume = holder.spec.volumes.first()?;
             holder.is_terminating().then(|| Blocked::Held {
                 volume: format!("{} {ordinal}", volume.name),
-                instance: id,
+                instance: *id,
                 why: if planner.has_lapsed(holder.node) {
                     "its node is offline, and it may still write"
                 } else {
@@ -42,21 +51,19 @@ impl Task<'_> {
                 },
             })
         });
-        terminating.map_or(Ok(()), Err)
+        terminating.next().map_or(Ok(()), Err)
     }
 
-    /// The volumes of one ordinal, by name; they are all on one node.
-    pub(super) fn volumes_of(
-        &self,
-        planner: &Pass<'_, '_>,
-        ordinal: u32,
-    ) -> BTreeMap<String, (VolumeId, Volume)> {
+    /// The volumes of each ordinal, by name; those of one ordinal are all on one node.
+    pub(super) fn volumes_by_ordinal(&self, planner: &Pass<'_, '_>) -> BTreeMap<u32, KnownVolumes> {
         let of_env = planner.working.volumes.of_env(self.key);
-        let mine = of_env.filter(|(_, volume)| {
-            volume.key.ordinal == ordinal && volume.key.process == *self.process
-        });
-        mine.map(|(id, volume)| (volume.key.name.clone(), (id, volume.clone())))
-            .collect()
+        let mine = of_env.filter(|(_, volume)| volume.key.process == *self.process);
+        let mut volumes: BTreeMap<u32, KnownVolumes> = BTreeMap::new();
+        for (id, volume) in mine {
+            let of_ordinal = volumes.entry(volume.key.ordinal).or_default();
+            of_ordinal.insert(volume.key.name.clone(), (id, volume.clone()));
+        }
+        volumes
     }
 
     /// The volumes of an instance on `node`: the known ones, of whatever size, and new ones.
@@ -65,7 +72,7 @@ impl Task<'_> {
         planner: &mut Pass<'_, '_>,
         ordinal: u32,
         node: NodeId,
-        known: &BTreeMap<String, (VolumeId, Volume)>,
+        known: &KnownVolumes,
     ) -> Vec<AttachedVolume> {
         let process = self.release.manifest.processes.get(self.process);
         let mut attached = Vec::new();

@@ -208,29 +208,33 @@ fn first_of(left: &[InstanceRow]) -> String {
 pub(super) async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
     let node = find(&client, &arguments.node).await?;
+    let mut lost = Vec::new();
+    if arguments.lost {
+        let mut volumes = client.volumes(None).await?;
+        volumes.retain(|row| row.node == node.id);
+        lost.extend(volumes.iter().map(|row| {
+            let (env, process, name, number) = (&row.env, &row.process, &row.name, row.ordinal);
+            format!("{name} {number} of {env} {process}")
+        }));
+    }
+    for volume in &lost {
+        note(format!("lost for good: the volume {volume}"));
+    }
     if !arguments.yes {
-        confirm(&client, &node, arguments.lost).await?;
+        confirm(&node)?;
     }
     client.remove_node(node.id, arguments.lost).await?;
     note(format!("{} ({}) is removed", node.name, node.id));
     Ok(())
 }
 
-/// Says what is lost with the node, and asks.
-async fn confirm(client: &ApiClient, node: &NodeRow, lost: bool) -> Result<(), Failure> {
+/// Asks whether the node is to go.
+fn confirm(node: &NodeRow) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new("removing a node needs a yes")
             .hint("say it with --yes where nobody can be asked"));
     }
     let mut prompt = anstream::stderr();
-    if lost {
-        let mut volumes = client.volumes(None).await?;
-        volumes.retain(|row| row.node == node.id);
-        for row in &volumes {
-            let (env, process, name, number) = (&row.env, &row.process, &row.name, row.ordinal);
-            writeln!(prompt, "lost for good: {name} {number} of {env} {process}")?;
-        }
-    }
     write!(
         prompt,
         "remove {} ({}) from the cluster? Type yes: ",

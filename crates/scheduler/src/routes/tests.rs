@@ -1,0 +1,267 @@
+//! Route tables of cluster states made by hand.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use super::*;
+use crate::apply::{Command, apply};
+use crate::cluster_state::{Subject, UnreadableRecord};
+use crate::fixtures::{InstanceFixture, cluster, deploy, key, lapse, manifest, process};
+use expect_test::{Expect, expect};
+use model::{InstanceId, NodeId, Timestamp};
+
+fn check(cluster: &ClusterState, expected: Expect) {
+    let lines = routes(cluster).into_iter().map(|(host, route)| {
+        let backends = route.backends.iter();
+        let backends: Vec<_> = backends.map(|b| format!(" {}", b.address)).collect();
+        let proxy = route
+            .proxy_protocol
+            .map_or(String::new(), |p| format!(" {p:?}"));
+        let (env, process) = (route.env, route.process);
+        format!("{host} -> {env} {process}{proxy}:{}\n", backends.concat())
+    });
+    expected.assert_eq(&lines.collect::<String>());
+}
+
+/// v1 on port 8080 with two ready, v2 on port 9090 with one ready and one not.
+fn rolling() -> ClusterState {
+    let mut cluster = cluster(2);
+    deploy(
+        &mut cluster,
+        "shop/prod",
+        manifest(&[("web", process(2))]),
+        Timestamp(0),
+    );
+    let mut second = process(2);
+    second.ports[0].port = 9090;
+    deploy(
+        &mut cluster,
+        "shop/prod",
+        manifest(&[("web", second)]),
+        Timestamp(0),
+    );
+    for (id, release, node) in [(1, 1, 1), (2, 1, 2), (3, 2, 1), (4, 2, 2)] {
+        let (env, process) = ("shop/prod", "web");
+        let put = InstanceFixture {
+            id,
+            env,
+            process,
+            release,
+            node,
+        };
+        let instance = put.into_cluster(&mut cluster);
+        if id != 4 {
+            instance.make_ready();
+        }
+    }
+    cluster
+}
+
+#[test]
+fn each_release_serves_on_its_own_port() {
+    check(
+        &rolling(),
+        expect![[r#"
+        web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+    "#]],
+    );
+}
+
+#[test]
+fn a_terminating_instance_gets_no_traffic() {
+    let mut cluster = rolling();
+    for id in [1, 3] {
+        cluster
+            .instances
+            .get_mut(&InstanceId(id))
+            .unwrap()
+            .terminate();
+    }
+    check(
+        &cluster,
+        expect![[r#"
+        web.example.com -> shop/prod web: [fd00:1111:2222:2:0:1:0:2]:8080
+    "#]],
+    );
+}
+
+#[test]
+fn instances_last_reported_ready_are_backends_while_no_node_reports() {
+    let mut cluster = rolling();
+    lapse(&mut cluster, 2, Timestamp(0));
+    check(
+        &cluster,
+        expect![[r#"
+        web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+    "#]],
+    );
+    lapse(&mut cluster, 1, Timestamp(0));
+    check(
+        &cluster,
+        expect![[r#"
+        web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+    "#]],
+    );
+}
+
+#[test]
+fn backends_of_one_host_share_the_proxy_protocol() {
+    let mut cluster = rolling();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+    let second = env.releases.get_mut(&ReleaseNumber(2)).unwrap();
+    let web = second.manifest.processes.values_mut().next().unwrap();
+    web.ports[0].proxy_protocol = Some(ProxyProtocol::V2);
+    second.manifest.routes.values_mut().next().unwrap().port = 9090;
+    let ports = web.ports.clone();
+    let third = cluster.instances.get_mut(&InstanceId(3)).unwrap();
+    std::sync::Arc::make_mut(&mut third.spec).ports = ports;
+    check(
+        &cluster,
+        expect![[r#"
+        web.example.com -> shop/prod web V2: [fd00:1111:2222:1:0:1:0:3]:61001
+    "#]],
+    );
+    cluster.instances.get_mut(&InstanceId(3)).unwrap().report = None;
+    check(
+        &cluster,
+        expect![[r#"
+        web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080
+    "#]],
+    );
+}
+
+#[test]
+fn a_host_without_backends_stays_and_the_host_of_a_failed_release_goes() {
+    let mut cluster = rolling();
+    cluster.instances.clear();
+    check(
+        &cluster,
+        expect![[r#"
+        web.example.com -> shop/prod web:
+    "#]],
+    );
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+    env.rollout.phase = RolloutPhase::Failed;
+    env.rollout.previous = None;
+    check(&cluster, expect![""]);
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+    (env.rollout.phase, env.destroying) = (RolloutPhase::Done, true);
+    check(&cluster, expect![""]);
+}
+
+#[test]
+fn a_frozen_env_keeps_its_routes() {
+    let mut cluster = rolling();
+    let before = routes(&cluster);
+    let frozen = |cluster: &ClusterState| {
+        let stored = before.clone().into_iter().map(|(host, route)| {
+            let stored = StoredRoute { route, changed: 1 };
+            (host, stored)
+        });
+        let mut index = RouteIndex::new(stored, 1);
+        let had: Vec<_> = index.envs().cloned().collect();
+        // Twice: it stays as it is.
+        index.update(cluster, had.iter().chain(cluster.envs.keys()).chain(&had));
+        index.whole(Incarnation(1)).routes
+    };
+    let unreadable = |subject| UnreadableRecord {
+        subject,
+        env: Some(key("shop/prod")),
+        node: Some(NodeId(1)),
+        cause: "a test".to_owned(),
+    };
+    // One instance cannot be read: it stays a backend, and a readable one that is no longer ready does not.
+    cluster.instances.remove(&InstanceId(1));
+    cluster.instances.get_mut(&InstanceId(2)).unwrap().report = None;
+    cluster.unreadable = vec![unreadable(Subject::Instance(InstanceId(1)))];
+    let table = frozen(&cluster);
+    let backends = &table["web.example.com"].backends;
+    let ids: Vec<_> = backends.iter().map(|b| b.instance.0).collect();
+    assert_eq!(ids, [3, 1]);
+    // The env cannot be read: its hosts stay, also against another env that claims them.
+    let env = cluster.envs.remove(&key("shop/prod")).unwrap();
+    cluster.unreadable = vec![unreadable(Subject::Env(key("shop/prod")))];
+    assert_eq!(frozen(&cluster), before);
+    cluster.envs.insert(key("shop/other"), (*env).clone());
+    assert_eq!(frozen(&cluster), before);
+    cluster.unreadable.clear();
+    assert_ne!(frozen(&cluster), before);
+}
+
+#[test]
+fn case_a_host_that_a_release_adds_leads_to_instances_that_it_does_not_touch() {
+    let mut cluster = rolling();
+    let env = cluster.envs.get_mut(&key("shop/prod")).unwrap();
+    // As v2 but for a host.
+    let mut third = env.releases.get(&ReleaseNumber(2)).unwrap().clone();
+    let target = third.manifest.routes.values().next().unwrap().clone();
+    (third.manifest.routes).insert("zoo.example.com".to_owned(), target);
+    env.releases.insert(ReleaseNumber(3), third);
+    (env.rollout.release, env.rollout.wanted) = (ReleaseNumber(3), ReleaseNumber(3));
+    check(
+        &cluster,
+        expect![[r#"
+            web.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:1]:8080 [fd00:1111:2222:2:0:1:0:2]:8080 [fd00:1111:2222:1:0:1:0:3]:9090
+            zoo.example.com -> shop/prod web: [fd00:1111:2222:1:0:1:0:3]:9090
+        "#]],
+    );
+}
+
+#[test]
+fn an_edge_that_takes_the_differences_has_the_whole_table() {
+    let mut cluster = rolling();
+    let one = Incarnation(1);
+    let mut index = RouteIndex::default();
+    index.update(&cluster, cluster.envs.keys());
+    let first = index.whole(one);
+    assert_eq!((first.generation.counter, index.len()), (1, 1));
+    // Nothing new: the same table.
+    let env = key("shop/prod");
+    assert!(index.update(&cluster, [&env]).is_empty());
+    assert_eq!(index.since(one, 1).unwrap().routes.len(), 0);
+    deploy(
+        &mut cluster,
+        "blog/prod",
+        manifest(&[("web", process(1))]),
+        Timestamp(0),
+    );
+    let release = cluster.envs.get_mut(&key("blog/prod")).unwrap();
+    let release = release.releases.get_mut(&ReleaseNumber(1)).unwrap();
+    let target = release.manifest.routes.pop_first().unwrap().1;
+    release
+        .manifest
+        .routes
+        .insert("blog.example.com".to_owned(), target);
+    let changed = index.update(&cluster, [&key("blog/prod")]);
+    assert_eq!(changed.keys().collect::<Vec<_>>(), ["blog.example.com"]);
+    cluster.envs.remove(&env);
+    cluster.instances.clear();
+    index.update(&cluster, [&env]);
+    let both = index.since(one, 1).unwrap();
+    assert_eq!(both.removed, BTreeSet::from(["web.example.com".to_owned()]));
+    assert_eq!(both.routes, index.whole(one).routes);
+    let last = index.since(one, 2).unwrap();
+    assert_eq!((last.routes.len(), last.removed.len()), (0, 1));
+    // What this server never knew, and what it does not know yet.
+    assert!(RouteIndex::new([], 7).since(one, 6).is_none());
+    assert!(index.since(one, 4).is_none());
+}
+
+#[test]
+fn a_host_belongs_to_one_env() {
+    let mut cluster = rolling();
+    let manifest = manifest(&[("web", process(1))]);
+    let taken = taken_hosts(&cluster, &key("shop/test"), &manifest);
+    let expected = BTreeMap::from([("web.example.com".to_owned(), key("shop/prod"))]);
+    assert_eq!(taken, expected);
+    assert!(taken_hosts(&cluster, &key("shop/prod"), &manifest).is_empty());
+    let mut going = cluster.clone();
+    let destroy = Command::DestroyEnv {
+        env: key("shop/prod"),
+    };
+    apply(&mut going, &destroy).unwrap();
+    assert!(taken_hosts(&going, &key("shop/test"), &manifest).is_empty());
+    // Where it came to be claimed twice nevertheless, the older env keeps it.
+    deploy(&mut cluster, "shop/a", manifest, Timestamp(0));
+    let owner = &routes(&cluster)["web.example.com"].env;
+    assert_eq!(*owner, key("shop/prod"));
+}

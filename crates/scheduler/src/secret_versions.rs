@@ -1,0 +1,75 @@
+//! Which versions of secret bundles are kept: the newest of each, and those of the releases that are kept.
+
+use std::collections::BTreeSet;
+
+use model::EnvKey;
+
+use crate::cluster_state::{ClusterState, Release};
+
+/// Every version of a bundle that a release has.
+pub(crate) fn of_release(release: &Release) -> BTreeSet<(String, u32)> {
+    let kept = release.kept.values().flat_map(|kept| &kept.secrets);
+    let all = release.secrets.iter().chain(kept);
+    all.map(|(bundle, version)| (bundle.clone(), *version))
+        .collect()
+}
+
+/// Those of some versions of an env's bundles that nothing can ask for any more.
+pub(crate) fn kept_no_longer(
+    cluster: &ClusterState,
+    env: &EnvKey,
+    versions: BTreeSet<(String, u32)>,
+) -> BTreeSet<(EnvKey, String, u32)> {
+    let releases = cluster.envs.get(env).into_iter();
+    let releases = releases.flat_map(|env| env.releases.values());
+    let needed: BTreeSet<_> = releases.flat_map(of_release).collect();
+    let gone = versions.into_iter().filter(|version| {
+        !needed.contains(version) && cluster.secret_version(env, &version.0) != version.1
+    });
+    gone.map(|(bundle, version)| (env.clone(), bundle, version))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::apply::{Command, apply};
+    use crate::changes::SealedVersion;
+    use crate::fixtures::{cluster, deployment, key, manifest, process, release};
+    use model::Timestamp;
+
+    #[test]
+    fn the_newest_version_is_kept_and_those_of_releases_that_are() {
+        let mut cluster = cluster(1);
+        let env = key("shop/prod");
+        let mut deleted = BTreeSet::new();
+        for version in 1..=130 {
+            let set = Command::AddSecretVersion {
+                env: env.clone(),
+                bundle: "database".to_owned(),
+                version,
+                content: SealedVersion {
+                    sealed: Vec::new(),
+                    created_at: Timestamp(0),
+                },
+            };
+            let changes = apply(&mut cluster, &set).unwrap();
+            deleted.extend(changes.deleted_secret_versions);
+            // Every second one is of a release.
+            if version % 2 == 0 {
+                let mut made = release(manifest(&[("web", process(1))]));
+                made.secrets = [("database".to_owned(), version)].into();
+                let deployed = deployment(&cluster, "shop/prod", made, Timestamp(0));
+                let changes = apply(&mut cluster, &deployed).unwrap();
+                deleted.extend(changes.deleted_secret_versions);
+            }
+        }
+        let kept: Vec<u32> = (1..=130)
+            .filter(|version| !deleted.contains(&(env.clone(), "database".to_owned(), *version)))
+            .collect();
+        let expected: Vec<u32> = (32..=130).step_by(2).collect();
+        assert_eq!(kept, expected);
+    }
+}
