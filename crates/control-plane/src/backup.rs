@@ -75,8 +75,14 @@ pub async fn backup(data_dir: &Path, store: Option<&str>, to: &Path) -> Result<(
         let (part, to) = (part.clone(), to.to_owned());
         let named = blocking(move || {
             add_checksum(&part)?;
-            // A link takes the place of nothing.
-            std::fs::hard_link(&part, &to)?;
+            // A link takes the place of nothing. Some disks and shares have no links.
+            match std::fs::hard_link(&part, &to) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                    return Err(error);
+                }
+                Err(_) => std::fs::rename(&part, &to)?,
+                Ok(()) => {}
+            }
             let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
             std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
         });

@@ -55,6 +55,24 @@ impl Played {
         deploy(&mut self.cluster, "shop/prod", manifest, self.now);
     }
 
+    /// The next release of this manifest, down to the variables of the one before, which the fixture makes others each time.
+    fn deploy_with_its_variables(&mut self, mut manifest: manifest::Manifest) {
+        let env = self.cluster.envs.get(&key("shop/prod")).unwrap();
+        let (last, mut release) = (env.releases.iter().next_back())
+            .map(|(number, release)| (*number, release.clone()))
+            .unwrap();
+        manifest.env.clone_from(&release.manifest.env);
+        release.manifest = manifest;
+        let number = ReleaseNumber(last.0 + 1);
+        let command = crate::apply::Command::AddRelease {
+            env: key("shop/prod"),
+            number,
+            release: Box::new(release),
+            rollout: crate::rollout::begin(Some(&env.rollout), number, self.now),
+        };
+        apply(&mut self.cluster, &command).unwrap();
+    }
+
     /// Plans until nothing more is to do, and takes what is terminated away.
     pub(super) fn step(&mut self) {
         for _ in 0..20 {
@@ -358,7 +376,7 @@ fn case_an_instance_moves_when_a_release_asks_for_labels_that_its_node_does_not_
     label(&mut rollout.cluster, other, "nvme");
     let mut web = process(1);
     labelled(&mut web);
-    rollout.deploy(manifest(&[("web", web.clone())]));
+    rollout.deploy_with_its_variables(manifest(&[("web", web.clone())]));
     rollout.step();
     while rollout.phase() == RolloutPhase::Rolling {
         rollout.report_all(READY);
@@ -372,7 +390,7 @@ fn case_an_instance_moves_when_a_release_asks_for_labels_that_its_node_does_not_
     let stays = after[0].spec.id;
     label(&mut rollout.cluster, other, "hdd");
     rollout.step();
-    rollout.deploy(manifest(&[("web", web)]));
+    rollout.deploy_with_its_variables(manifest(&[("web", web)]));
     rollout.step();
     let ids: Vec<_> = rollout.cluster.instances.keys().copied().collect();
     assert_eq!(ids, [stays]);
@@ -392,23 +410,7 @@ fn case_a_release_that_was_never_rolled_out_wholly_is_watched_again_when_the_nex
     }
     rollout.after(8_000);
     assert_eq!(rollout.phase(), RolloutPhase::Rolling);
-    let release = rollout.cluster.envs.get(&key("shop/prod")).unwrap();
-    let mut release = release.releases.get(&ReleaseNumber(2)).unwrap().clone();
-    release.manifest = manifest(&[("web", again)]);
-    // Down to the variables of the manifest, which the fixture makes others each time.
-    let second = rollout.cluster.envs[&key("shop/prod")].releases[&ReleaseNumber(2)].clone();
-    release.manifest.env.clone_from(&second.manifest.env);
-    let command = crate::apply::Command::AddRelease {
-        env: key("shop/prod"),
-        number: ReleaseNumber(3),
-        release: Box::new(release),
-        rollout: crate::rollout::begin(
-            Some(&rollout.cluster.envs[&key("shop/prod")].rollout),
-            ReleaseNumber(3),
-            rollout.now,
-        ),
-    };
-    apply(&mut rollout.cluster, &command).unwrap();
+    rollout.deploy_with_its_variables(manifest(&[("web", again)]));
     rollout.step();
     assert_eq!(rollout.of_release(2), new, "they are as release 3 has them");
     assert_eq!(rollout.phase(), RolloutPhase::Rolling);
