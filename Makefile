@@ -27,6 +27,12 @@ dist: install ## What is shipped: target/dist/platform, linked statically, and t
 	cargo xtask guest --profile dist
 	ln -sfn ../tools/bin/vhost-device-vsock target/dist/vhost-device-vsock
 
+deb: dist ## The Debian package of what `make dist` builds: target/platform_VERSION_amd64.deb
+	cargo xtask deb
+
+machines: deb ## Install the package on Debians that boot here as VMs, make a cluster, reboot, upgrade, remove; root, no KVM, twenty minutes
+	examples/machines.sh "$$(ls -t target/platform_*_amd64.deb | head -n 1)"
+
 kernel: install ## The platform's own guest kernel: ten minutes once, then guests boot it in place of Debian's; root
 	cargo xtask kernel
 	cargo xtask guest
@@ -91,9 +97,10 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo test --profile dist -p scheduler -- --ignored --nocapture
 	cargo test --profile dist -p store --test kill -- --ignored --nocapture
 	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact thousands_of_agents
+	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact writes_against_a_plain_client
 	cargo test --profile dist -p platform --test manifest -- --ignored --nocapture
 	cargo test --profile dist -p platform --test cluster -- --ignored --nocapture
 	cargo test --profile dist -p platform --test many -- --ignored
 	demo/bench.sh
 
-.PHONY: help demo down install build dist kernel lint deny check test cases simulate mutations images bench
+.PHONY: help demo down install build dist deb machines kernel lint deny check test cases simulate mutations images bench

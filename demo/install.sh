@@ -17,6 +17,8 @@ packages+=(iptables)
 packages+=(isal strace)
 # For the tests of several servers on one store: each starts its own in a temporary folder.
 packages+=(postgresql)
+# What the overlay in user space is tested against.
+packages+=(wireguard-go wireguard-tools)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0

@@ -151,7 +151,7 @@ pub(crate) struct Options {
 
 /// A profile of Cargo.toml.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Profile {
+pub(crate) enum Profile {
     /// Checks for integer overflow.
     Release,
     /// Optimised throughout.
@@ -159,7 +159,7 @@ enum Profile {
 }
 
 impl Profile {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Release => "release",
             Self::Dist => "dist",
@@ -167,7 +167,7 @@ impl Profile {
     }
 
     /// Where what guests boot is put, from the workspace's root.
-    fn folder(self) -> &'static str {
+    pub(crate) fn folder(self) -> &'static str {
         match self {
             Self::Release => DEFAULT_FOLDER,
             Self::Dist => "target/dist/guest",
@@ -286,7 +286,7 @@ fn compile(root: &Path, profile: Profile, what: &[&str], program: &str) -> Resul
 }
 
 /// Whether an ELF file names a dynamic linker, that is, has a `PT_INTERP` program header.
-fn has_interpreter(elf: &[u8]) -> Result<bool> {
+pub(crate) fn has_interpreter(elf: &[u8]) -> Result<bool> {
     const PT_INTERP: u32 = 3;
     let number = |at: usize, bytes: usize| -> Result<u64> {
         let slice = elf

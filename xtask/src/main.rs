@@ -2,6 +2,7 @@
 //! names them.
 
 mod apt;
+mod deb;
 mod guest;
 mod kernel;
 mod mutations;
@@ -15,6 +16,8 @@ use clap::Parser;
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "The repository's own tasks")]
 enum Task {
+    /// Pack what is built as a Debian package, target/platform_VERSION_amd64.deb.
+    Deb(deb::Options),
     /// Build what every guest boots: platform-init, its initramfs, and the kernel, in target/guest.
     Guest(guest::Options),
     /// Build the platform's own guest kernel, in target/guest, where guests find it. Takes minutes.
@@ -29,6 +32,7 @@ enum Task {
 
 fn main() -> anyhow::Result<()> {
     match Task::parse() {
+        Task::Deb(options) => deb::run(&options),
         Task::Guest(options) => guest::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Mutations(options) => mutations::run(&tools::root(), &options),

@@ -4,8 +4,8 @@
 mod member;
 mod user;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use api::enrollment::{EnrollRequest, EnrollResponse};
@@ -35,8 +35,9 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 pub const DEPLOY_TIMEOUT: Duration = Duration::from_secs(120);
 /// How much longer than the wait of a long poll its answer may take.
 pub const ANSWER_GRACE: Duration = Duration::from_secs(10);
-/// Largest answer that is read, in bytes (streams excepted).
-pub const MAX_ANSWER_BYTES: usize = 64 * 1024 * 1024;
+/// Largest answer that is read, in bytes (streams excepted): the desired state of a node with thousands of instances that carry all the variables
+/// that a manifest may give them (64 KiB each).
+pub const MAX_ANSWER_BYTES: usize = 256 * 1024 * 1024;
 /// Idle time after which the kernel asks whether the other end still lives.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 /// How long a user's call waits for a server that leads: longer than a takeover takes.
@@ -55,11 +56,18 @@ const PING_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct ApiClient {
     server: String,
     servers: Arc<Servers>,
+    /// Shared by clones: a member's are others once it has another certificate.
+    clients: Arc<RwLock<Clients>>,
+    token: Option<String>,
+}
+
+/// What makes the connections.
+#[derive(Clone)]
+struct Clients {
     /// A member's polls and reports, on one HTTP/2 connection; every call of others, on HTTP/1.1.
     http: reqwest::Client,
     /// Streams of logs and commands, each on an HTTP/1.1 connection of its own: one that its reader holds up holds up no other.
     streams: reqwest::Client,
-    token: Option<String>,
 }
 
 /// The servers of a cluster, of which any may be asked.
@@ -127,19 +135,23 @@ impl ApiClient {
         certificate_pem: &str,
         key_pem: &str,
     ) -> Result<Self, ClientError> {
-        let setup = |cause: String| ClientError::Setup {
-            server: server_url.to_owned(),
-            cause,
-        };
-        let chain = CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|e| setup(format!("the client certificate: {e}")))?;
-        let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
-            .map_err(|e| setup(format!("the client key: {e}")))?;
-        let tls = with_root(server_url, ca_pem)?
-            .with_client_auth_cert(chain, key)
-            .map_err(|e| setup(format!("the client certificate and key: {e}")))?;
+        let tls = member_tls(server_url, ca_pem, certificate_pem, key_pem)?;
         Self::new(server_url, tls, None, true)
+    }
+
+    /// This member has another certificate, another key or other CAs from now on, also for the clones of this client: new connections are made
+    /// with them.
+    pub fn replace_credentials(
+        &self,
+        ca_pem: &str,
+        certificate_pem: &str,
+        key_pem: &str,
+    ) -> Result<(), ClientError> {
+        let tls = member_tls(&self.server, ca_pem, certificate_pem, key_pem)?;
+        let made = Clients::new(&self.server, tls, true)?;
+        // blocks: a pointer in memory
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = made;
+        Ok(())
     }
 
     /// Joins the cluster: the one call without token or certificate. The server is checked by
@@ -161,15 +173,40 @@ impl ApiClient {
 
     fn new(
         server_url: &str,
-        mut tls: rustls::ClientConfig,
+        tls: rustls::ClientConfig,
         token: Option<String>,
         h2: bool,
     ) -> Result<Self, ClientError> {
+        let servers = Servers::parse(server_url).map_err(|cause| ClientError::Setup {
+            server: server_url.to_owned(),
+            cause,
+        })?;
+        Ok(Self {
+            server: server_url.trim_end_matches('/').to_owned(),
+            servers: Arc::new(servers),
+            clients: Arc::new(RwLock::new(Clients::new(server_url, tls, h2)?)),
+            token,
+        })
+    }
+
+    fn clients(&self) -> Clients {
+        // blocks: a pointer in memory
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.clone()
+    }
+
+    /// The server's URL, or those of several.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+}
+
+impl Clients {
+    fn new(server_url: &str, mut tls: rustls::ClientConfig, h2: bool) -> Result<Self, ClientError> {
         let setup = |cause: String| ClientError::Setup {
             server: server_url.to_owned(),
             cause,
         };
-        let servers = Servers::parse(server_url).map_err(setup)?;
         let builder = |tls| {
             reqwest::Client::builder()
                 .tls_backend_preconfigured(tls)
@@ -195,18 +232,7 @@ impl ApiClient {
         } else {
             streams.clone()
         };
-        Ok(Self {
-            server: server_url.trim_end_matches('/').to_owned(),
-            servers: Arc::new(servers),
-            http,
-            streams,
-            token,
-        })
-    }
-
-    /// The server's URL, or those of several.
-    pub fn server(&self) -> &str {
-        &self.server
+        Ok(Self { http, streams })
     }
 }
 
@@ -221,12 +247,12 @@ impl ApiClient {
 
 impl ApiClient {
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.request_by(&self.http, method, path)
+        self.request_by(&self.clients().http, method, path)
     }
 
     /// A request that is a stream, or opens one.
     fn stream_request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.request_by(&self.streams, method, path)
+        self.request_by(&self.clients().streams, method, path)
     }
 
     fn request_by(&self, client: &reqwest::Client, method: Method, path: &str) -> RequestBuilder {
@@ -500,8 +526,33 @@ fn with_root(
         cause: format!("the cluster's CA: {cause}"),
     };
     let mut roots = RootCertStore::empty();
-    let certificate = CertificateDer::from_pem_slice(ca_pem.as_bytes())
-        .map_err(|_| setup("there is no certificate in it (PEM)".to_owned()))?;
-    roots.add(certificate).map_err(|e| setup(e.to_string()))?;
+    // While the CA is replaced there are two.
+    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
+        let certificate = certificate.map_err(|e| setup(e.to_string()))?;
+        roots.add(certificate).map_err(|e| setup(e.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(setup("there is no certificate in it (PEM)".to_owned()));
+    }
     Ok(tls_builder(server_url)?.with_root_certificates(roots))
+}
+
+fn member_tls(
+    server_url: &str,
+    ca_pem: &str,
+    certificate_pem: &str,
+    key_pem: &str,
+) -> Result<rustls::ClientConfig, ClientError> {
+    let setup = |cause: String| ClientError::Setup {
+        server: server_url.to_owned(),
+        cause,
+    };
+    let chain = CertificateDer::pem_slice_iter(certificate_pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| setup(format!("the client certificate: {e}")))?;
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
+        .map_err(|e| setup(format!("the client key: {e}")))?;
+    with_root(server_url, ca_pem)?
+        .with_client_auth_cert(chain, key)
+        .map_err(|e| setup(format!("the client certificate and key: {e}")))
 }

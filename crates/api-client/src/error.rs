@@ -141,7 +141,11 @@ impl ClientError {
                     || *status == 429
                     || matches!(
                         error.code.as_str(),
-                        api::error_code::PROTOCOL_VERSION | api::error_code::NOT_A_MEMBER
+                        api::error_code::PROTOCOL_VERSION
+                            | api::error_code::NOT_A_MEMBER
+                            | api::error_code::NOT_APPROVED
+                            | api::error_code::REVOKED
+                            | api::error_code::CERTIFICATE_EXPIRED
                     )
             }
             Self::Setup { .. } | Self::Tls { .. } | Self::Answer { .. } => false,
@@ -222,6 +226,28 @@ fn tls_cause(error: &rustls::Error) -> String {
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "its certificate is not of the cluster we know".to_owned()
         }
+        rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            time,
+            not_before,
+        }) => clock_cause(
+            time.as_secs(),
+            not_before.as_secs(),
+            "is not valid yet",
+            "behind",
+        ),
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { time, not_after }) => {
+            clock_cause(time.as_secs(), not_after.as_secs(), "has expired", "ahead")
+        }
         other => other.to_string(),
     }
+}
+
+/// A certificate is out of its dates by this machine's clock, in seconds since 1970.
+fn clock_cause(now: u64, limit: u64, what: &str, which: &str) -> String {
+    let apart = now.abs_diff(limit);
+    format!(
+        "its certificate {what} by this machine's clock, which is {} days and {} h {which}, or the server's is wrong",
+        apart / 86_400,
+        apart / 3600 % 24
+    )
 }

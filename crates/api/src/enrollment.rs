@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use model::{EdgeId, NodeId};
+use model::{EdgeId, NameError, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// What a token lets its one user become.
@@ -43,6 +43,9 @@ pub struct EnrollRequest {
     pub wireguard_public_key: Option<String>,
     /// What the machine has.
     pub hardware: Hardware,
+    /// The time by the machine's clock; absent from a machine of a version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_at: Option<Timestamp>,
 }
 
 /// What a machine has.
@@ -64,6 +67,46 @@ pub struct Hardware {
 }
 
 impl Hardware {
+    /// What counts of this, where that much was approved: the smaller of both, field by field. The disk counts from the first report that
+    /// has it.
+    #[must_use]
+    pub fn within(&self, approved: &Self) -> Self {
+        let disk = self.disk.map(|disk| NodeDisk {
+            total_bytes: approved.disk.map_or(disk.total_bytes, |approved| {
+                disk.total_bytes.min(approved.total_bytes)
+            }),
+            ..disk
+        });
+        let overhead = match (self.overhead, approved.overhead) {
+            (Some(said), Some(approved)) => Some(InstanceOverhead {
+                memory_bytes: said.memory_bytes.max(approved.memory_bytes),
+                disk_bytes: said.disk_bytes.max(approved.disk_bytes),
+            }),
+            (said, approved) => said.or(approved),
+        };
+        Self {
+            arch: approved.arch.clone(),
+            cpus: self.cpus.min(approved.cpus),
+            memory_bytes: self.memory_bytes.min(approved.memory_bytes),
+            disk,
+            overhead,
+        }
+    }
+
+    /// Whether this is more than was approved, in any field.
+    pub fn exceeds(&self, approved: &Self) -> bool {
+        let less_overhead = |said: InstanceOverhead, approved: InstanceOverhead| {
+            said.memory_bytes < approved.memory_bytes || said.disk_bytes < approved.disk_bytes
+        };
+        self.arch != approved.arch
+            || self.cpus > approved.cpus
+            || self.memory_bytes > approved.memory_bytes
+            || (self.disk.zip(approved.disk))
+                .is_some_and(|(said, approved)| said.total_bytes > approved.total_bytes)
+            || (self.overhead.zip(approved.overhead))
+                .is_some_and(|(said, approved)| less_overhead(said, approved))
+    }
+
     /// What one instance costs this machine beside what its spec asks for.
     pub fn instance_overhead(&self) -> InstanceOverhead {
         self.overhead.unwrap_or(InstanceOverhead::UNREPORTED)
@@ -117,6 +160,12 @@ pub struct EnrollResponse {
     pub member: Member,
     /// Its name in the cluster.
     pub name: String,
+    /// Its region: that of the token, where the token has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether a user has to approve it first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pending: bool,
     /// The cluster's random id; desired state of another cluster is refused.
     pub cluster: String,
     /// The cluster's /48, as its first address.
@@ -145,5 +194,14 @@ impl std::fmt::Display for Member {
             Self::Node(id) => id.fmt(f),
             Self::Edge(id) => id.fmt(f),
         }
+    }
+}
+
+impl std::str::FromStr for Member {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let node = text.parse().map(Self::Node);
+        node.or_else(|_| text.parse().map(Self::Edge))
     }
 }

@@ -3,6 +3,7 @@
 //! - [`user`]: people and their programs, with a bearer token.
 //! - [`node`] and [`edge`]: members, with the client certificate they got when they enrolled. They only dial out: they
 //!   fetch their whole desired state by long poll, and report.
+//! - [`member`]: what nodes and edges have in common: who they are, by which key, and who the others are.
 //! - [`enrollment`]: the holder of a one-time enrollment token, for one call.
 //! - [`exec`]: what travels on an exec stream, between a user and a guest.
 //!
@@ -12,6 +13,7 @@
 pub mod edge;
 pub mod enrollment;
 pub mod exec;
+pub mod member;
 pub mod node;
 pub mod protocol;
 mod unreadable;
@@ -25,6 +27,12 @@ pub mod paths {
     pub const HEALTH: &str = "/v1/health";
     /// POST [`crate::enrollment::EnrollRequest`] -> [`crate::enrollment::EnrollResponse`].
     pub const ENROLL: &str = "/v1/enroll";
+    /// GET, a node or an edge: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::member::MemberState`], or 204 when nothing
+    /// newer came within the wait. The generation that it names is the one that it has applied.
+    pub const MEMBER: &str = "/v1/member";
+    /// POST, a node or an edge, also by a certificate that is out of its dates: [`crate::member::CertificateRequest`] ->
+    /// [`crate::member::CertificateResponse`].
+    pub const MEMBER_CERTIFICATE: &str = "/v1/member/certificate";
     /// GET, a node: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
     /// newer came within the wait.
     pub const NODE_DESIRED: &str = "/v1/node/desired";
@@ -51,8 +59,24 @@ pub mod paths {
     pub const REGISTRIES: &str = "/v1/registries";
     /// GET, a user -> `Vec<ImageRow>`: the image caches of the nodes that are online.
     pub const IMAGES: &str = "/v1/images";
-    /// POST, a user: [`crate::user::CreateTokenRequest`] -> [`crate::user::CreateTokenResponse`].
+    /// POST, a user: [`crate::user::CreateTokenRequest`] -> [`crate::user::CreateTokenResponse`]. GET -> `Vec<TokenRow>`.
     pub const TOKENS: &str = "/v1/tokens";
+    /// DELETE, a user: the token, by its id, lets nobody in any more.
+    pub const TOKEN: &str = "/v1/tokens/{token}";
+    /// GET, a user -> [`crate::user::CaRow`]. POST [`crate::user::RotateCaRequest`] -> [`crate::user::CaRow`].
+    pub const CA: &str = "/v1/ca";
+    /// GET, a user -> `Vec<EdgeRow>`.
+    pub const EDGES: &str = "/v1/edges";
+    /// DELETE, a user: removes a revoked edge, which is a member no longer.
+    pub const EDGE: &str = "/v1/edges/{edge}";
+    /// GET, a user: `?counter=N` -> [`crate::user::Acknowledgements`]: which members have applied the membership of this generation.
+    pub const MEMBERS: &str = "/v1/members";
+    /// POST, a user: the node or edge `{member}` may do what members do; what hardware it claims counts from now on -> 204.
+    pub const APPROVE: &str = "/v1/members/{member}/approve";
+    /// POST, a user: the node or edge `{member}` may do nothing any more -> [`crate::user::RevokeResponse`].
+    pub const REVOKE: &str = "/v1/members/{member}/revoke";
+    /// POST, a user: the node or edge `{member}` is to have other keys -> 204.
+    pub const ROTATE_KEYS: &str = "/v1/members/{member}/rotate-keys";
     /// GET, a user -> `Vec<NodeRow>`.
     pub const NODES: &str = "/v1/nodes";
     /// DELETE, users: removes a node, which is a member no longer; query: [`RemoveNodeQuery`](super::user::RemoveNodeQuery).
@@ -107,8 +131,16 @@ pub const MAX_BODY_BYTES: usize = 9 * 1024 * 1024;
 pub mod error_code {
     /// The server does not serve the member's version of the protocol.
     pub const PROTOCOL_VERSION: &str = "protocol_version";
-    /// The certificate names a member that the cluster does not have.
+    /// The cluster has no member with the key of the certificate.
     pub const NOT_A_MEMBER: &str = "not_a_member";
+    /// A user has to approve the member first.
+    pub const NOT_APPROVED: &str = "not_approved";
+    /// A user revoked the member.
+    pub const REVOKED: &str = "revoked";
+    /// The certificate is out of its dates: it opens its renewal only.
+    pub const CERTIFICATE_EXPIRED: &str = "certificate_expired";
+    /// The enrollment token lets nobody in: it is not known, was used or has expired.
+    pub const TOKEN_REFUSED: &str = "token_refused";
     /// No server leads at the moment. Nothing was done: the request may be sent again.
     pub const NO_LEADER: &str = "no_leader";
     /// The leader changed while it was asked: what was asked may have been done or not.

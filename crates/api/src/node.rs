@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 
 use guest_protocol::GuestStats;
 use model::instance::{InstanceSpec, InstanceState, PinnedImage};
-use model::{Digest, Generation, InstanceId, NodeId, ProcessName, Term, Timestamp, VolumeId};
+use model::{
+    Digest, EnvNetwork, Generation, InstanceId, NodeId, ProcessName, Term, Timestamp, VolumeId,
+};
 use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -18,8 +20,8 @@ use crate::unreadable::Part;
 
 pub use instance_report::{InstanceReport, MAX_LOG_TAIL};
 pub use report_bounds::{
-    Exceeded, MAX_FAILURE_BYTES, MAX_REPORTED_IMAGES, MAX_REPORTED_INSTANCES, MAX_REPORTED_VOLUMES,
-    MAX_TEXT_BYTES,
+    Exceeded, MAX_FAILURE_BYTES, MAX_MACHINE_BYTES, MAX_MACHINE_CPUS, MAX_REPORTED_IMAGES,
+    MAX_REPORTED_INSTANCES, MAX_REPORTED_VOLUMES, MAX_TEXT_BYTES,
 };
 pub use report_delta::{AgentSession, ReportAnswer, ReportDelta, ReportMessage};
 
@@ -142,10 +144,22 @@ pub struct NodeReport {
     /// Every volume whose disk it has.
     #[serde(default)]
     pub volumes: Vec<VolumeId>,
+    /// The highest env network of any instance that it knows of: a server whose store was restored gives none of those to another env.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub highest_network: EnvNetwork,
     /// The root disks in its cache, those last used first; at most [`MAX_REPORTED_IMAGES`]. Nothing is decided by them:
     /// one that a newer node describes in another way is left out.
     #[serde(default, deserialize_with = "readable")]
     pub images: Vec<CachedImage>,
+}
+
+/// Network 0 is no env's.
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn is_none(network: &EnvNetwork) -> bool {
+    *network == EnvNetwork::default()
 }
 
 fn reported_instances<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<InstanceReport>, D::Error> {

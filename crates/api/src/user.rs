@@ -9,12 +9,13 @@ use std::net::Ipv6Addr;
 use guest_protocol::GuestStats;
 use model::instance::{ExitEvent, Runs};
 use model::{
-    Digest, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, ReleaseNumber,
+    Digest, EdgeId, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, ReleaseNumber,
     Timestamp, VolumeId,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::enrollment::{EnrollRole, Hardware};
+use crate::enrollment::{EnrollRole, Hardware, Member};
+use crate::member::Approval;
 use crate::node::{CachedImage, DriverChoice, EgressState, InstanceReport, PullSecret};
 
 /// A root disk in a node's cache, for people.
@@ -102,18 +103,148 @@ pub struct CreateTokenRequest {
     pub role: EnrollRole,
     /// Seconds until it expires, 1 to 86400.
     pub ttl_seconds: u64,
+    /// The region that the machine is in. Absent: the machine says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Whether a user has to approve the machine once it has joined.
+    #[serde(default)]
+    pub approve: bool,
+    /// The node or edge whose place the machine takes, with its name and number: its machine was wiped, or another stands there. Its keys
+    /// open nothing from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replaces: Option<Member>,
+    /// The server's URL that the token carries. Absent: the one that the server names itself by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<String>,
+}
+
+impl CreateTokenRequest {
+    /// A token for this role, for any region, without approval.
+    pub fn new(role: EnrollRole, ttl_seconds: u64) -> Self {
+        Self {
+            role,
+            ttl_seconds,
+            region: None,
+            approve: false,
+            replaces: None,
+            server: None,
+        }
+    }
 }
 
 /// A one-time enrollment token; this is the only time it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CreateTokenResponse {
-    /// The token, for `platform node --token`. It carries the CA's fingerprint, so that the new
-    /// machine knows the right server.
+    /// The token, for `platform node join --token-file`. It carries the server's URL and the CA's fingerprint, so that the new
+    /// machine finds and knows the right server.
     pub token: String,
+    /// By what it is listed and revoked.
+    #[serde(default)]
+    pub id: String,
     /// What its user becomes.
     pub role: EnrollRole,
     /// When it expires.
     pub expires_at: Timestamp,
+}
+
+/// An enrollment token, for people; its secret is never shown again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenRow {
+    /// By what it is revoked.
+    pub id: String,
+    /// What its user becomes.
+    pub role: EnrollRole,
+    /// The region that the machine is in; absent: the machine says.
+    #[serde(default)]
+    pub region: Option<String>,
+    /// Whether a user has to approve the machine.
+    #[serde(default)]
+    pub approve: bool,
+    /// Whose place the machine takes.
+    #[serde(default)]
+    pub replaces: Option<Member>,
+    /// Who made it; absent: a server of a version before did.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// When it expires.
+    pub expires_at: Timestamp,
+    /// When it was used, if it was.
+    pub used_at: Option<Timestamp>,
+    /// By whom.
+    pub used_by: Option<Member>,
+}
+
+/// An edge, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EdgeRow {
+    /// The edge.
+    pub id: EdgeId,
+    /// Its name.
+    pub name: String,
+    /// Its region.
+    pub region: String,
+    /// When it joined.
+    pub enrolled_at: Timestamp,
+    /// When it last asked for routes or for the membership, in this term of the server.
+    #[serde(default)]
+    pub seen_at: Option<Timestamp>,
+    /// Whether it may do anything.
+    #[serde(default)]
+    pub approval: Approval,
+    /// Its key's fingerprint, for people; absent: none is recorded.
+    #[serde(default)]
+    pub key: Option<String>,
+}
+
+/// The cluster's CA.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaRow {
+    /// The fingerprint of the one that signs, for people to compare.
+    pub fingerprint: String,
+    /// The certificates of those that are trusted, PEM, the one that signs first: for `client.json`.
+    pub pem: String,
+    /// Whether one before it is trusted too.
+    pub trusts_before: bool,
+    /// The counter of the membership with these.
+    pub counter: u64,
+}
+
+/// Replaces the cluster's CA.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RotateCaRequest {
+    /// Whether the one before is trusted no more; else another one begins to sign.
+    #[serde(default)]
+    pub finish: bool,
+}
+
+/// The answer to a revocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokeResponse {
+    /// The counter of the membership without it ([`crate::member::MemberState::generation`]).
+    pub counter: u64,
+    /// Instances that are planned elsewhere.
+    pub instances: u32,
+}
+
+/// Which members have applied a membership.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledgements {
+    /// Every approved member.
+    pub members: Vec<Acknowledgement>,
+}
+
+/// Whether one member has applied it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acknowledgement {
+    /// The member.
+    pub member: Member,
+    /// Its name.
+    pub name: String,
+    /// Whether it has.
+    pub acknowledged: bool,
+    /// Whether it has said in this term of the server what it has applied.
+    pub heard: bool,
 }
 
 /// Asks for a new release.
@@ -304,6 +435,33 @@ pub struct NodeRow {
     /// What runs on it and the store does not know: it was restored from an older backup. It is left running.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown_instances: Vec<InstanceId>,
+    /// Whether it may do anything.
+    #[serde(default)]
+    pub approval: Approval,
+    /// Its key's fingerprint, for people; absent: none is recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// What it says that it has, where that is more than was approved: `hardware` is what counts. Absent: no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claimed: Option<Hardware>,
+    /// What is on it and has a record that the server cannot read. It is left as it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable_records: Vec<UnreadableRow>,
+    /// The record of the node itself that the server cannot read, and why, for people; usually absent. Such a node takes nothing. Where
+    /// nothing of it can be read, all else of this row is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
+}
+
+/// An instance or a volume of a node with a record that the server cannot read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnreadableRow {
+    /// The record, and why it cannot be read, for people.
+    pub record: String,
+    /// What is counted for it in what is promised on the node, without what runs an instance.
+    pub promised: PromisedRow,
+    /// Whether any of that is assumed, because the record does not say it.
+    pub assumed: bool,
 }
 
 /// Whether a node takes instances. A user decides it.
@@ -454,6 +612,10 @@ pub struct EnvRow {
     /// What waits in it, and why, for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waits: Vec<String>,
+    /// A record of it that the server cannot read, and why, for people; usually absent. Nothing of such an env is changed. Where it is the
+    /// env's own record, `release` is 0 and `phase` is `failed`: neither is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreadable: Option<String>,
 }
 
 /// Longest command with its arguments, in bytes; it travels in the query of a URL.

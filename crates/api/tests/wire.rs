@@ -69,6 +69,9 @@ fn messages_of_protocol_version_2_are_read_with_and_without_added_fields() {
 fn messages_that_protocol_version_3_added_are_read_with_and_without_added_fields() {
     check::<ReportDelta>(include_str!("fixtures/protocol_3/report_delta.json"));
     check::<ReportAnswer>(include_str!("fixtures/protocol_3/report_answer.json"));
+    check::<ReportAnswer>(include_str!(
+        "fixtures/protocol_3/report_answer_with_interval.json"
+    ));
 }
 
 /// The recorded message with one value replaced.

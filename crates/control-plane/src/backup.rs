@@ -12,7 +12,7 @@ use model::Term;
 use scheduler::cluster_state::ClusterState;
 use store::{Store, StoreError};
 
-use crate::backup_file::{Checksum, add_checksum, take_out};
+use crate::backup_file::{add_checksum, take_out};
 use crate::bootstrap::new_incarnation;
 use crate::keys::{self, KEY_FILE};
 use crate::logins::Logins;
@@ -50,8 +50,6 @@ pub struct Restored {
     pub secrets: usize,
     /// What in it cannot be read, for people. It is kept as it is.
     pub unreadable: Vec<String>,
-    /// Whether the backup has a checksum, which was right then. Those of older versions have none.
-    pub has_checksum: bool,
     /// Where the store that was there is kept, if one was.
     pub replaced: Option<PathBuf>,
 }
@@ -172,15 +170,15 @@ async fn open_database(
     copy: &Path,
 ) -> Result<Restored, ServerError> {
     let file = options.file.clone();
-    let checksum = blocking({
+    let is_whole = blocking({
         let (file, to) = (file.clone(), database.to_owned());
         move || take_out(&file, &to)
     });
-    let checksum = checksum.await.map_err(|source| ServerError::Backup {
+    let is_whole = is_whole.await.map_err(|source| ServerError::Backup {
         path: file.clone(),
         source,
     })?;
-    if checksum == Checksum::Wrong {
+    if !is_whole {
         return Err(ServerError::BackupDamaged { path: file });
     }
     let of_backup = |source| ServerError::NoBackup {
@@ -200,10 +198,7 @@ async fn open_database(
     };
     store.close().await;
     begun?;
-    restored.map(|restored| Restored {
-        has_checksum: checksum == Checksum::Right,
-        ..restored
-    })
+    restored
 }
 
 async fn prove(options: &RestoreOptions, store: &Store) -> Result<Restored, ServerError> {
@@ -241,7 +236,6 @@ fn counted(cluster: &ClusterState, secrets: usize, unreadable: Vec<String>) -> R
         volumes: cluster.volumes.len(),
         secrets,
         unreadable,
-        has_checksum: false,
         replaced: None,
     }
 }

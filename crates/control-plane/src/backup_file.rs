@@ -12,17 +12,6 @@ const MARK: &[u8] = b"\nplatform-backup ";
 const DIGEST: usize = "sha256:".len() + 64;
 const LINE: usize = MARK.len() + DIGEST + 1;
 
-/// What the last line of a file says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Checksum {
-    /// The file is as it was written.
-    Right,
-    /// It is not.
-    Wrong,
-    /// There is none: an older platform wrote it, or its end is missing.
-    Missing,
-}
-
 /// Adds the last line to a database, and makes the file durable. Blocks.
 pub(crate) fn add_checksum(path: &Path) -> io::Result<()> {
     let mut file = File::options().read(true).append(true).open(path)?;
@@ -34,34 +23,25 @@ pub(crate) fn add_checksum(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Copies the database in a backup to a file that is not there yet, and says whether it is as it was written. Blocks.
-pub(crate) fn take_out(backup: &Path, to: &Path) -> io::Result<Checksum> {
+/// Copies the database in a backup to a file that is not there yet, and says whether it is as it was written. One without the last line is not: it is
+/// no backup, or its end is missing. Blocks.
+pub(crate) fn take_out(backup: &Path, to: &Path) -> io::Result<bool> {
     let mut file = File::open(backup)?;
-    let length = file.metadata()?.len();
-    let before = length.checked_sub(LINE as u64);
-    let mut said = None;
-    if let Some(before) = before {
-        let mut line = [0; LINE];
-        file.seek(SeekFrom::Start(before))?;
-        file.read_exact(&mut line)?;
-        let digits = line.strip_prefix(MARK);
-        said = digits
-            .and_then(|digits| digits.strip_suffix(b"\n"))
-            .map(<[u8]>::to_vec);
-        file.rewind()?;
-    }
+    let Some(database) = file.metadata()?.len().checked_sub(LINE as u64) else {
+        return Ok(false);
+    };
+    let mut line = [0; LINE];
+    file.seek(SeekFrom::Start(database))?;
+    file.read_exact(&mut line)?;
+    file.rewind()?;
     let mut copy = File::options()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(to)?;
-    let database = said.as_ref().and(before).unwrap_or(length);
     let digest = digest(&mut file, database, &mut copy)?;
-    Ok(match said {
-        None => Checksum::Missing,
-        Some(said) if said == digest.as_bytes() => Checksum::Right,
-        Some(_) => Checksum::Wrong,
-    })
+    let said = (line.strip_prefix(MARK)).and_then(|digits| digits.strip_suffix(b"\n"));
+    Ok(said == Some(digest.as_bytes()))
 }
 
 /// The digest of so many bytes, which are copied, too.
@@ -87,29 +67,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_flipped_byte_is_found_and_a_missing_end_is_told() {
+    fn every_flipped_byte_is_found_and_so_is_a_missing_or_a_longer_end() {
         let folder = tempfile::tempdir().unwrap();
-        let (backup, to) = (folder.path().join("backup"), folder.path().join("to"));
-        let take_out = || {
-            let checksum = super::take_out(&backup, &to).unwrap();
-            let content = std::fs::read(&to).unwrap();
-            std::fs::remove_file(&to).unwrap();
-            (checksum, content)
+        let backup = folder.path().join("backup");
+        let mut number = 0;
+        let mut take_out = || {
+            number += 1;
+            let to = folder.path().join(number.to_string());
+            super::take_out(&backup, &to)
+                .unwrap()
+                .then(|| std::fs::read(&to).unwrap())
         };
         for database in [&b""[..], b"SQLite format 3", &[7; 70_000]] {
             std::fs::write(&backup, database).unwrap();
-            assert_eq!(take_out(), (Checksum::Missing, database.to_vec()));
+            assert_eq!(take_out(), None);
             add_checksum(&backup).unwrap();
-            assert_eq!(take_out(), (Checksum::Right, database.to_vec()));
+            assert_eq!(take_out().as_deref(), Some(database));
             let whole = std::fs::read(&backup).unwrap();
             for at in (0..whole.len()).step_by(1 + database.len() / 100) {
                 let mut flipped = whole.clone();
                 flipped[at] ^= 1;
                 std::fs::write(&backup, &flipped).unwrap();
-                assert_ne!(take_out().0, Checksum::Right, "byte {at}");
+                assert_eq!(take_out(), None, "byte {at}");
             }
             std::fs::write(&backup, &whole[..whole.len() - 1]).unwrap();
-            assert_eq!(take_out().0, Checksum::Missing);
+            assert_eq!(take_out(), None);
+            std::fs::write(&backup, [&whole[..], b"\n"].concat()).unwrap();
+            assert_eq!(take_out(), None);
         }
     }
 }

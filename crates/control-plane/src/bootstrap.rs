@@ -53,19 +53,20 @@ pub(crate) async fn write_client_config(
 ) -> Result<(), ServerError> {
     let file = path.to_owned();
     let known = match blocking(move || ClientConfig::load(&file)).await {
-        Ok(config) if config.ca_pem == ca_pem => config
+        Ok(config) => config
             .token
             .parse::<UserToken>()
             .ok()
             .map(|token| (config, token)),
-        Ok(_) | Err(_) => None,
+        Err(_) => None,
     };
     if let Some((config, token)) = known
         && store.user_of_token(&token.secret_hash()).await?.is_some()
     {
-        if config.server != server {
+        if config.server != server || config.ca_pem != ca_pem {
             let config = ClientConfig {
                 server: server.to_owned(),
+                ca_pem: ca_pem.to_owned(),
                 ..config
             };
             save(config, path).await?;

@@ -114,6 +114,7 @@ fn guarded(leader: &mut Leader, decide: Request) -> Option<Reply> {
 /// Publishes a committed batch, and notifies the subscribers of what changed.
 fn publish(shared: &Shared, batch: Batch) {
     let routes = (!batch.changes.routes.is_empty()).then_some(Topic::Routes);
+    let membership = (batch.changes.counters.membership > 0).then_some(Topic::Membership);
     shared.published.send_replace(Arc::new(Published {
         cluster: batch.after,
         routes: batch.routes,
@@ -122,5 +123,7 @@ fn publish(shared: &Shared, batch: Batch) {
     }));
     let nodes = batch.changes.nodes.into_keys().map(Topic::Node);
     let envs = batch.touched.into_iter().map(Topic::Env);
-    shared.topics.notify(nodes.chain(envs).chain(routes));
+    shared
+        .topics
+        .notify(nodes.chain(envs).chain(routes).chain(membership));
 }

@@ -13,13 +13,15 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::RootCertStore;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::callers::ShownCertificate;
+use crate::clock::now;
 use crate::dispatch::{Dispatch, Shown};
 use crate::http2::{Requests, WithRequests};
 use crate::limits::{
@@ -27,6 +29,7 @@ use crate::limits::{
     MAX_STREAMS_OF_OTHERS, PING_INTERVAL, PING_TIMEOUT, STRANGER_TIMEOUT,
 };
 use crate::shares::{Peer, Place, Shares};
+use crate::tls::Tls;
 
 /// HTTP/2 and 1.1 in ALPN.
 pub(crate) const ALPN: [&[u8]; 2] = [H2, b"http/1.1"];
@@ -92,7 +95,7 @@ fn current(place: &Place) -> (CancellationToken, bool) {
 pub(crate) async fn serve(
     stream: TcpStream,
     from: SocketAddr,
-    acceptor: TlsAcceptor,
+    tls: Arc<Tls>,
     dispatch: Dispatch,
     shares: Shares,
     shutdown: CancellationToken,
@@ -104,7 +107,7 @@ pub(crate) async fn serve(
     };
     // Small answers must not wait for each other.
     let _ = stream.set_nodelay(true);
-    let handshake = timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+    let handshake = timeout(HANDSHAKE_TIMEOUT, tls.acceptor.accept(stream));
     let handshake = tokio::select! {
         handshake = handshake => handshake,
         () = stranger.closed().cancelled() => return,
@@ -121,7 +124,7 @@ pub(crate) async fn serve(
             return;
         }
     };
-    let shown = match shown(&stream) {
+    let shown = match shown(&stream, &tls.roots) {
         Ok(shown) => shown,
         Err(error) => {
             tracing::warn!(%from, %error, "refused a client certificate");
@@ -129,11 +132,13 @@ pub(crate) async fn serve(
         }
     };
     // Whoever has shown a certificate is a stranger no longer, and leaves that place to others.
-    let place = match shown {
+    let place = match &shown {
         Shown::Nobody => Some(stranger),
-        Shown::Member(member) => {
+        // Anybody can make one that no CA signed: it stays a stranger's connection, for as long as those may be.
+        Shown::Member(certificate) if !certificate.is_signed => Some(stranger),
+        Shown::Member(certificate) => {
             drop(stranger);
-            shares.admit(Peer::Member(member))
+            shares.admit(Peer::Member(certificate.key.clone()))
         }
         Shown::Server => {
             drop(stranger);
@@ -146,16 +151,18 @@ pub(crate) async fn serve(
     };
     let admission = Arc::new(Admission::new(place, deadline));
     let is_h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+    let shown = Arc::new(shown);
     let service = service_fn({
-        let admission = Arc::clone(&admission);
+        let (admission, shown) = (Arc::clone(&admission), Arc::clone(&shown));
         move |request: Request<Incoming>| {
             let (dispatch, admission) = (dispatch.clone(), Arc::clone(&admission));
-            async move { Ok::<_, Infallible>(dispatch.answer(shown, &admission, request).await) }
+            let shown = Arc::clone(&shown);
+            async move { Ok::<_, Infallible>(dispatch.answer(&shown, from, &admission, request).await) }
         }
     });
     let io = TokioIo::new(stream);
     if is_h2 {
-        let (streams, requests) = match shown {
+        let (streams, requests) = match *shown {
             Shown::Server => (MAX_STREAMS_OF_A_SERVER, Requests::Spawned),
             Shown::Nobody | Shown::Member(_) => (MAX_STREAMS_OF_OTHERS, Requests::in_place()),
         };
@@ -217,11 +224,24 @@ async fn until_its_end<C: Future<Output = hyper::Result<()>>>(
 }
 
 /// Whose certificate the client showed, if it showed one.
-fn shown(stream: &TlsStream<TcpStream>) -> Result<Shown, identity::MemberCertificateError> {
+fn shown(
+    stream: &TlsStream<TcpStream>,
+    roots: &RootCertStore,
+) -> Result<Shown, identity::MemberCertificateError> {
     let (_, tls) = stream.get_ref();
     match tls.peer_certificates().and_then(<[_]>::first) {
         None => Ok(Shown::Nobody),
-        Some(certificate) if identity::is_server_certificate(certificate) => Ok(Shown::Server),
-        Some(certificate) => identity::member_of_certificate(certificate).map(Shown::Member),
+        Some(certificate)
+            if identity::is_server_certificate(certificate)
+                && identity::is_signed_by(roots, certificate) =>
+        {
+            Ok(Shown::Server)
+        }
+        Some(der) => {
+            let certificate = identity::MemberCertificate::of_der(der)?;
+            let is_signed = identity::is_signed_by(roots, der);
+            let shown = ShownCertificate::of(&certificate, is_signed, now());
+            Ok(Shown::Member(shown))
+        }
     }
 }

@@ -5,9 +5,10 @@
 //! place where things are decided, read and waited for, and every server may be asked. A request that was forwarded is not
 //! forwarded again.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use ::api::enrollment::Member;
 use ::api::{error_code, paths};
 use axum::body::Body;
 use axum::extract::Request;
@@ -16,40 +17,44 @@ use http::header::{RETRY_AFTER, UPGRADE};
 use http::{HeaderName, HeaderValue, StatusCode, Uri};
 use hyper::body::{Body as _, Incoming};
 use hyper_util::rt::TokioIo;
-use identity::{ClusterCa, ServerCertificate};
+use identity::ServerCertificate;
 use model::Term;
-use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use scheduler::lease::Answerer;
 use tokio::io::copy_bidirectional;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
-use crate::callers::{Peer, user_token};
+use crate::authority::Authority;
+use crate::callers::{Peer, ShownCertificate, user_token};
 use crate::connection::{ALPN, Admission};
 use crate::election::{CurrentRole, Role};
-use crate::failure::ApiFailure;
+use crate::enrollment_rate::EnrollmentRate;
+use crate::failure::{ApiFailure, REVOKED};
 use crate::limits::{
     FORWARD_CONNECT_TIMEOUT, FORWARD_KEEPALIVE, LEADER_RETRY, MAX_CONNECTIONS_OF_A_USER,
-    MAX_USER_CONNECTIONS,
+    MAX_USER_CONNECTIONS, REVOKED_GRACE,
 };
 use crate::options::ServerError;
 use crate::shares::Shares;
+use crate::tls::Tls;
 use crate::users::Users;
 
-/// Whose certificate the caller of a forwarded request showed: `node-1`, `edge-1` or `nobody`.
+/// The certificate that the caller of a forwarded request showed: its key, whom it was issued to and whether it is within its dates (`3059.. n1
+/// current`), or `nobody`.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("platform-forwarded-for");
 /// A caller without a certificate.
 const NOBODY: &str = "nobody";
 
 /// Whose certificate a connection was made with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Shown {
     /// None: a user, or who enrolls.
     Nobody,
     /// A node's or an edge's.
-    Member(Member),
+    Member(ShownCertificate),
     /// Another server's: it forwards.
     Server,
 }
@@ -59,6 +64,28 @@ pub(crate) enum Shown {
 pub(crate) struct Door {
     pub(crate) users: Users,
     pub(crate) shares: Shares,
+    pub(crate) enrollments: EnrollmentRate,
+}
+
+/// What connects to the server that leads.
+#[derive(Clone)]
+pub(crate) struct Servers {
+    /// For polls and reports of members: one HTTP/2 connection.
+    polls: reqwest::Client,
+    /// For users and streams, each on an HTTP/1.1 connection of its own: a slow reader holds up no other.
+    streams: reqwest::Client,
+}
+
+impl Servers {
+    pub(crate) fn new(
+        authority: &Authority,
+        certificate: &ServerCertificate,
+    ) -> Result<Self, ServerError> {
+        Ok(Self {
+            polls: client(authority, certificate, true)?,
+            streams: client(authority, certificate, false)?,
+        })
+    }
 }
 
 /// Answers requests, or has the leader do it.
@@ -66,10 +93,7 @@ pub(crate) struct Door {
 pub(crate) struct Dispatch {
     role: CurrentRole,
     door: Door,
-    /// For polls and reports of members: one HTTP/2 connection.
-    polls: reqwest::Client,
-    /// For users and streams, each on an HTTP/1.1 connection of its own: a slow reader holds up no other.
-    streams: reqwest::Client,
+    tls: watch::Receiver<Arc<Tls>>,
     shutdown: CancellationToken,
 }
 
@@ -77,17 +101,15 @@ impl Dispatch {
     pub(crate) fn new(
         role: CurrentRole,
         door: Door,
-        ca: &ClusterCa,
-        certificate: &ServerCertificate,
+        tls: watch::Receiver<Arc<Tls>>,
         shutdown: CancellationToken,
-    ) -> Result<Self, ServerError> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             role,
             door,
-            polls: client(ca, certificate, true)?,
-            streams: client(ca, certificate, false)?,
+            tls,
             shutdown,
-        })
+        }
     }
 
     /// The connections that there may be.
@@ -95,9 +117,37 @@ impl Dispatch {
         &self.door.shares
     }
 
+    /// Answers a request that came from this address.
     pub(crate) async fn answer(
         &self,
-        shown: Shown,
+        shown: &Shown,
+        from: SocketAddr,
+        admission: &Admission,
+        request: Request<Incoming>,
+    ) -> Response {
+        let enrolls = request.uri().path() == paths::ENROLL && *shown != Shown::Server;
+        if enrolls && let Err(wait) = self.door.enrollments.check(from, Instant::now()) {
+            return too_many_enrollments(wait);
+        }
+        let response = self.dispatched(shown, admission, request).await;
+        if enrolls && response.status().is_client_error() {
+            self.door.enrollments.refused(from, Instant::now());
+        }
+        if let Shown::Member(certificate) = shown
+            && response.headers().contains_key(REVOKED)
+        {
+            let (shares, key) = (self.door.shares.clone(), certificate.key.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep(REVOKED_GRACE).await;
+                shares.close(&key);
+            });
+        }
+        response
+    }
+
+    async fn dispatched(
+        &self,
+        shown: &Shown,
         admission: &Admission,
         mut request: Request<Incoming>,
     ) -> Response {
@@ -111,7 +161,7 @@ impl Dispatch {
         let said = request.headers_mut().remove(FORWARDED_FOR);
         let (peer, is_forwarded) = match shown {
             Shown::Nobody => (None, false),
-            Shown::Member(member) => (Some(member), false),
+            Shown::Member(certificate) => (Some(certificate.clone()), false),
             Shown::Server => match forwarded_for(said.as_ref()) {
                 Ok(peer) => (peer, true),
                 Err(failure) => return failure.into_response(),
@@ -136,14 +186,19 @@ impl Dispatch {
     /// Has the leader answer. What it answers is this server's answer, errors included.
     async fn forward(
         &self,
-        peer: Option<Member>,
+        peer: Option<ShownCertificate>,
         mut request: Request<Incoming>,
         term: Term,
         leader: &str,
     ) -> Response {
         let upgrade = request.headers().contains_key(UPGRADE);
         let is_poll = peer.is_some() && !upgrade && !is_stream(request.uri().path());
-        let client = if is_poll { &self.polls } else { &self.streams };
+        let servers = self.tls.borrow().servers.clone();
+        let client = if is_poll {
+            &servers.polls
+        } else {
+            &servers.streams
+        };
         let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
         let forwarded = match forwarded(peer, request, leader) {
             Ok(forwarded) => forwarded,
@@ -202,7 +257,7 @@ async fn join(
 
 /// The same request, to the leader.
 fn forwarded(
-    peer: Option<Member>,
+    peer: Option<ShownCertificate>,
     request: Request<Incoming>,
     leader: &str,
 ) -> Result<reqwest::Request, ApiFailure> {
@@ -216,7 +271,7 @@ fn forwarded(
     // The connection to the leader has its own.
     parts.version = http::Version::HTTP_11;
     parts.headers.remove(http::header::HOST);
-    let shown = peer.map_or_else(|| NOBODY.to_owned(), |member| member.to_string());
+    let shown = peer.map_or_else(|| NOBODY.to_owned(), |peer| peer.to_string());
     let shown = HeaderValue::try_from(shown).map_err(|error| ApiFailure::internal(&error))?;
     parts.headers.insert(FORWARDED_FOR, shown);
     let body = if body.is_end_stream() {
@@ -228,15 +283,11 @@ fn forwarded(
     reqwest::Request::try_from(request).map_err(|error| ApiFailure::internal(&error))
 }
 
-fn forwarded_for(said: Option<&HeaderValue>) -> Result<Option<Member>, ApiFailure> {
+fn forwarded_for(said: Option<&HeaderValue>) -> Result<Option<ShownCertificate>, ApiFailure> {
     let text = said.and_then(|value| value.to_str().ok());
     match text {
         Some(NOBODY) => Ok(None),
-        Some(text) => {
-            let node = text.parse().map(Member::Node);
-            let member = node.or_else(|_| text.parse().map(Member::Edge));
-            member.map(Some).map_err(|_| unknown_caller())
-        }
+        Some(text) => text.parse().map(Some).map_err(|()| unknown_caller()),
         None => Err(unknown_caller()),
     }
 }
@@ -251,6 +302,16 @@ fn unknown_caller() -> ApiFailure {
 fn is_stream(path: &str) -> bool {
     path.strip_prefix(paths::NODE_STREAMS)
         .is_some_and(|stream| stream.starts_with('/'))
+}
+
+/// 429: many were refused from there, or of all.
+fn too_many_enrollments(wait: Duration) -> Response {
+    let failure = ApiFailure::new(
+        StatusCode::TOO_MANY_REQUESTS,
+        "too_many_enrollments",
+        "many machines were refused lately: nothing was looked at, and no token was spent",
+    );
+    failure.retry_after(wait).into_response()
 }
 
 /// 503: the user has as many connections as may be, or all users have.
@@ -291,21 +352,19 @@ fn unavailable(code: &'static str, message: &str) -> Response {
 }
 
 fn client(
-    ca: &ClusterCa,
+    authority: &Authority,
     certificate: &ServerCertificate,
     h2: bool,
 ) -> Result<reqwest::Client, ServerError> {
     fn failed(error: impl std::fmt::Display) -> ServerError {
         ServerError::Tls(error.to_string())
     }
-    let mut roots = RootCertStore::empty();
-    let root = CertificateDer::from_pem_slice(ca.certificate_pem().as_bytes()).map_err(failed)?;
-    roots.add(root).map_err(failed)?;
+    let roots = authority.roots()?;
     let chain = CertificateDer::pem_slice_iter(certificate.cert_pem.as_bytes())
         .collect::<Result<Vec<_>, _>>()
         .map_err(failed)?;
     let key = PrivateKeyDer::from_pem_slice(certificate.key_pem.as_bytes()).map_err(failed)?;
-    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?

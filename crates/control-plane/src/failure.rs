@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::{ApiError, error_code};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
+use http::{HeaderName, HeaderValue, StatusCode};
 use scheduler::apply::Refused;
 use store::StoreError;
 
@@ -105,9 +105,18 @@ impl ApiFailure {
     }
 }
 
+/// A header of the answer to a member that was revoked: whoever it is connected to closes the connection.
+pub(crate) const REVOKED: HeaderName = HeaderName::from_static("platform-revoked");
+
 impl IntoResponse for ApiFailure {
     fn into_response(self) -> Response {
-        (self.status, Json(self.error)).into_response()
+        let is_revoked = self.error.code == error_code::REVOKED;
+        let mut response = (self.status, Json(self.error)).into_response();
+        if is_revoked {
+            let yes = HeaderValue::from_static("yes");
+            response.headers_mut().insert(REVOKED, yes);
+        }
+        response
     }
 }
 
@@ -162,14 +171,15 @@ impl From<NotCommitted> for ApiFailure {
     }
 }
 
+/// What to do about a record that cannot be read.
+pub(crate) const UNREADABLE_HINT: &str = "start a server that is at least as new as the one that wrote the record, or \
+     restore the store from a backup";
+
 impl From<Refused> for ApiFailure {
     fn from(refused: Refused) -> Self {
         let failure = Self::conflict("refused", refused.to_string());
         match refused {
-            Refused::EnvFrozen { .. } => failure.hint(
-                "start a server that is at least as new as the one that wrote the record, or restore the store from a \
-                 backup",
-            ),
+            Refused::EnvFrozen { .. } => failure.hint(UNREADABLE_HINT),
             _ => failure,
         }
     }

@@ -14,13 +14,16 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use blocking_work::blocking;
 use identity::{ClusterCa, KeyEncryptionKey, OpenError, SealKey};
+use model::Term;
 use serde::{Deserialize, Serialize};
 use state_file::StateFormat;
-use store::{ClusterRecord, Store, StoredKeys};
+use store::{ClusterRecord, Store, StoreError, StoredKeys};
 
+use crate::authority::Authority;
 use crate::bootstrap::{new_incarnation, new_settings};
 use crate::clock::now;
 use crate::options::ServerError;
@@ -58,7 +61,7 @@ impl StateFormat for SealKeyFile {
 #[derive(Debug)]
 pub(crate) struct ClusterKeys {
     pub(crate) record: ClusterRecord,
-    pub(crate) ca: ClusterCa,
+    pub(crate) authority: Authority,
     /// What seals secrets.
     pub(crate) seal: SealKey,
     /// Whether the cluster was made just now.
@@ -112,7 +115,8 @@ pub(crate) fn unwrap(
         source,
     };
     let StoredKeys::Wrapped { ca_key, seal_key } = &record.keys else {
-        return Err(ServerError::KeysInClear);
+        // A backup is of a server that has started, and that wraps them.
+        return Err(ServerError::Store(StoreError::NoCluster));
     };
     let cluster = &record.settings.id;
     let ca_key = key.unwrap(ca_key, &ca_context(cluster)).map_err(wrong)?;
@@ -122,11 +126,62 @@ pub(crate) fn unwrap(
     let ca = ClusterCa::load(&record.ca_cert_pem, &String::from_utf8_lossy(&ca_key))?;
     let seal = SealKey::load(&String::from_utf8_lossy(&seal_key))?;
     Ok(ClusterKeys {
+        authority: Authority {
+            before_pem: record.ca_before_pem.clone(),
+            cross_pem: record.ca_cross_pem.clone(),
+            current: Arc::new(ca),
+        },
         record,
-        ca,
         seal,
         is_new: false,
     })
+}
+
+/// The CAs of a store, where they are others than those that are known.
+pub(crate) async fn stored_authority(
+    store: &Store,
+    data_dir: &Path,
+    known: &Authority,
+) -> Result<Option<Authority>, ServerError> {
+    let record = store.cluster().await?.ok_or(StoreError::NoCluster)?;
+    let is_known = record.ca_cert_pem == known.current.certificate_pem()
+        && record.ca_before_pem == known.before_pem
+        && record.ca_cross_pem == known.cross_pem;
+    if is_known {
+        return Ok(None);
+    }
+    let path = data_dir.join(KEY_FILE);
+    let key = read_key(&path).await?;
+    Ok(Some(unwrap(record, &key, path)?.authority))
+}
+
+/// Has a new CA sign from now on, in this term. The one before is trusted too.
+pub(crate) async fn replace_ca(
+    store: &Store,
+    term: Term,
+    data_dir: &Path,
+    before: &Authority,
+) -> Result<(), ServerError> {
+    let mut record = store.cluster().await?.ok_or(StoreError::NoCluster)?;
+    let key = read_key(&data_dir.join(KEY_FILE)).await?;
+    let (next, cross_pem) = before.current.successor(now())?;
+    let StoredKeys::Wrapped { ca_key, .. } = &mut record.keys else {
+        // Not of a server that runs: it has wrapped them.
+        return Err(ServerError::Store(StoreError::NoCluster));
+    };
+    let context = ca_context(&record.settings.id);
+    *ca_key = key.wrap(next.key_pem().as_bytes(), &context)?;
+    record.ca_cert_pem = next.certificate_pem().to_owned();
+    record.ca_before_pem = before.trusted_pem();
+    record.ca_cross_pem = format!("{cross_pem}{}", before.cross_pem);
+    Ok(store.set_ca(term, &record).await?)
+}
+
+/// Trusts no CA but the one that signs, in this term. Whoever knows only one before it follows to it still.
+pub(crate) async fn drop_ca_before(store: &Store, term: Term) -> Result<(), ServerError> {
+    let mut record = store.cluster().await?.ok_or(StoreError::NoCluster)?;
+    record.ca_before_pem = String::new();
+    Ok(store.set_ca(term, &record).await?)
 }
 
 /// The key-encryption key of this file.
@@ -149,6 +204,8 @@ async fn create(store: &Store, data_dir: &Path) -> Result<ClusterKeys, ServerErr
         keys: wrapped(&key, &settings.id, &ca, &seal)?,
         settings,
         ca_cert_pem: ca.certificate_pem().to_owned(),
+        ca_before_pem: String::new(),
+        ca_cross_pem: String::new(),
     };
     let new = data_dir.join(NEW_KEY_FILE);
     write_key(&new, &key).await?;
@@ -169,7 +226,7 @@ async fn create(store: &Store, data_dir: &Path) -> Result<ClusterKeys, ServerErr
     );
     Ok(ClusterKeys {
         record,
-        ca,
+        authority: Authority::first(ca),
         seal,
         is_new: true,
     })
@@ -215,7 +272,7 @@ async fn wrap_clear_keys(
     );
     Ok(ClusterKeys {
         record,
-        ca,
+        authority: Authority::first(ca),
         seal,
         is_new: false,
     })

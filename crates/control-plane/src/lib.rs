@@ -2,6 +2,7 @@
 //!
 //! - [`run`] starts a server: it creates the cluster at the first start ([`keys`], [`bootstrap`]), serves TLS with optional
 //!   client certificates ([`serve`]), the routes ([`api`]) and one planner task ([`planner_loop`]).
+//! - [`init`] creates the cluster and listens nowhere.
 //! - Every caller's kind is checked where the call is handled ([`callers`]): users by bearer token,
 //!   nodes and edges by the certificate they enrolled for, and enrolling by its one-time token.
 //! - The cluster state is in memory, loaded once. Every change is a command of [`scheduler::apply`], decided there
@@ -27,6 +28,7 @@
 //! Deliberately absent: decisions (they are in `scheduler`, as pure functions).
 
 mod api;
+mod authority;
 mod backup;
 mod backup_file;
 mod bootstrap;
@@ -36,12 +38,15 @@ mod commit_loop;
 mod connection;
 mod dispatch;
 mod election;
+mod enrollment_rate;
 mod failure;
 mod http2;
+mod init;
 mod keys;
 mod leader_handle;
 mod limits;
 mod logins;
+mod members;
 mod not_committed;
 mod open_files;
 mod options;
@@ -57,10 +62,12 @@ mod shares;
 mod state;
 mod streams;
 mod term;
+mod tls;
 mod topics;
 mod users;
 
 pub use backup::{RestoreOptions, Restored, backup, restore};
+pub use init::{Initialized, init};
 pub use keys::KEY_FILE;
 pub use limits::{MAX_EXECS, MAX_LOG_READERS, PLAN_INTERVAL, SHUTDOWN_GRACE};
 pub use options::{Ready, ServerError, ServerOptions};

@@ -122,6 +122,20 @@ pub(crate) const DEFAULT_MTU: u32 = 1420;
 pub(crate) const MAX_REGION_BYTES: usize = 63;
 /// Characters of the reason for which a member's message was refused that the log has.
 pub(crate) const MAX_LOGGED_REASON: usize = 300;
+/// Enrollments from one address that are refused on end before it has to wait: 64 machines that were given one token are told so at once.
+pub(crate) const ENROLLMENT_BURST: u32 = 100;
+/// Those of all addresses together.
+pub(crate) const MAX_ENROLLMENT_BURST: u32 = 2000;
+/// Refused enrollments of one address, and of all, that are looked at in a second, on average.
+pub(crate) const ENROLLMENTS_PER_SECOND: f64 = 1.0;
+/// Longest URL that a token carries, in bytes.
+pub(crate) const MAX_TOKEN_URL_BYTES: usize = 1024;
+/// Addresses of which refused enrollments are counted at a time.
+pub(crate) const MAX_ENROLLMENT_ADDRESSES: usize = 4096;
+/// How often a server looks whether the cluster has another CA.
+pub(crate) const CA_LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How long a member that was revoked may keep its connection, so that the answer which says so arrives.
+pub(crate) const REVOKED_GRACE: Duration = Duration::from_secs(1);
 /// Refused enrollments that the log has within [`REFUSED_ENROLLMENTS_PERIOD`].
 pub(crate) const MAX_REFUSED_ENROLLMENTS_LOGGED: usize = 10;
 /// See [`MAX_REFUSED_ENROLLMENTS_LOGGED`].

@@ -102,9 +102,6 @@ pub enum ServerError {
         #[source]
         source: identity::OpenError,
     },
-    /// A copy of a store to be restored is of a server that kept its keys in clear.
-    #[error("the copy is of a server of before backups, whose keys are in clear")]
-    KeysInClear,
     /// The file of a backup cannot be read or written.
     #[error("could not use the backup {}", path.display())]
     Backup {
@@ -115,7 +112,7 @@ pub enum ServerError {
         source: std::io::Error,
     },
     /// The file of a backup is not as it was written.
-    #[error("the backup {} is damaged: its content does not have the checksum that it was written with", path.display())]
+    #[error("{} is no whole backup: it does not end with the checksum of what is before it", path.display())]
     BackupDamaged {
         /// The file.
         path: PathBuf,
@@ -172,7 +169,7 @@ impl ServerError {
                     .to_owned(),
             ),
             Self::Store(StoreError::InUse { .. }) => Some(
-                "stop the other `platform server`, or give this one another `--data-dir`"
+                "stop the other `platform server`; a server of another cluster has a store and a `--data-dir` of its own"
                     .to_owned(),
             ),
             Self::Store(error) => error.hint().map(str::to_owned),
@@ -187,17 +184,15 @@ impl ServerError {
             )),
             Self::BackupDamaged { .. } | Self::NoBackup { .. } => Some(
                 "restore another copy of it, or the backup before; `platform server restore FILE --rehearse` says whether \
-                 one can be, and changes nothing"
+                 one can be, and changes nothing. A copy of a store is no backup: it belongs into the data folder of a server that is stopped"
                     .to_owned(),
             ),
             Self::Backup { source, .. } if source.kind() == std::io::ErrorKind::AlreadyExists => {
                 Some("choose another name: no backup is overwritten".to_owned())
             }
-            Self::KeysInClear => Some(
-                "put it into an empty data folder as platform.db, with the seal-key.json that was beside it, and start \
-                 the server: it wraps the keys"
-                    .to_owned(),
-            ),
+            Self::Backup { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                Some("make the folder first, or name a file that is there".to_owned())
+            }
             Self::StoreLost { key } => Some(format!(
                 "restore a backup with `platform server restore`; for a new cluster, remove {} and the rest of the data \
                  folder",

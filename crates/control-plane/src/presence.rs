@@ -33,9 +33,10 @@ impl Presence {
         self.lock().expect(node, self.began.elapsed());
     }
 
-    /// The node reported just now.
-    pub(crate) fn reported(&self, node: NodeId) {
-        self.lock().reported(node, self.began.elapsed());
+    /// The node reported just now, and is asked to do so that often.
+    pub(crate) fn reported(&self, node: NodeId, heartbeat_interval: Duration) {
+        let at = self.began.elapsed();
+        self.lock().reported(node, heartbeat_interval, at);
         self.seen().insert(node, now());
     }
 

@@ -18,7 +18,7 @@ use scheduler::reports::Unknown;
 use tokio::time::Instant;
 
 use crate::clock::now;
-use crate::failure::ApiFailure;
+use crate::failure::{ApiFailure, UNREADABLE_HINT};
 use crate::limits::{REPORT_BURST, REPORTS_PER_SECOND};
 use crate::state::Shared;
 
@@ -136,6 +136,7 @@ impl Shared {
     pub(crate) async fn receive(
         &self,
         node: NodeId,
+        heartbeat_interval: Duration,
         delta: impl FnOnce(&ReportReceiver) -> ReportDelta + Send,
     ) -> Result<ReportAnswer, ApiFailure> {
         let reporter = self.reporting.of(node);
@@ -168,7 +169,9 @@ impl Shared {
         } else {
             self.apply(&self.cluster(), node, None).await?;
         }
-        Ok(lock(&reporter.known).receiver.answer(verdict))
+        Ok(lock(&reporter.known)
+            .receiver
+            .answer(verdict, heartbeat_interval))
     }
 
     /// Carries out what a report means. One that says nothing new costs the leader and its store nothing.
@@ -179,10 +182,10 @@ impl Shared {
         command: Option<Command>,
     ) -> Result<(), ApiFailure> {
         let Some(known) = cluster.nodes.get(&node) else {
-            return Err(ApiFailure::not_found(
-                "node_unreadable",
-                format!("the record of {node} cannot be read: upgrade the server"),
-            ));
+            let record = cluster.unreadable_node(node);
+            let what =
+                record.map_or_else(|| format!("there is no node {node}"), ToString::to_string);
+            return Err(ApiFailure::not_found("node_unreadable", what).hint(UNREADABLE_HINT));
         };
         let is_online = Node::is_online(known);
         let command = command.filter(|command| changes_anything(cluster, command));

@@ -1,19 +1,26 @@
 //! The cluster state as rows for users.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use api::enrollment::Hardware;
 use api::user::{
-    EndedRow, EnvRow, InstanceRow, NodeRow, PromisedRow, RolloutPhase, RolloutStatus, VolumeRow,
+    EndedRow, EnvRow, InstanceRow, NodeRow, PromisedRow, RolloutPhase, RolloutStatus, Scheduling,
+    UnreadableRow, VolumeRow,
 };
-use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber};
+use identity::key_fingerprint;
+use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 use overlay::address_plan::node_prefix;
-use scheduler::cluster_state::{ClusterState, EndedInstance, Env, Instance, Node};
+use scheduler::cluster_state::{
+    ClusterState, EndedInstance, Env, Instance, MemberIdentity, Node, Presence, Subject,
+};
 use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
 use scheduler::release::may_stay;
 use scheduler::rollout::{InstanceHealth, serving_before, wanted_counts};
 use scheduler::table::Table;
+
+use crate::state::Published;
 
 /// A revision must survive readers that hold numbers as floats: 53 bits.
 const REVISION_MASK: u64 = (1 << 53) - 1;
@@ -135,9 +142,18 @@ fn has_lapsed(cluster: &ClusterState, node: NodeId) -> bool {
     cluster.nodes.get(&node).is_none_or(Node::has_lapsed)
 }
 
+/// Every node, those that cannot be read too.
 pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec<NodeRow> {
-    cluster
-        .nodes
+    let unreadable = cluster.unreadable.iter();
+    let unreadable = unreadable.filter_map(|record| match record.subject {
+        Subject::Node(id) if !cluster.nodes.contains_key(&id) => Some((id, unreadable_node(id))),
+        _ => None,
+    });
+    let unreadable: Vec<_> = unreadable.collect();
+    let mut nodes: Vec<(NodeId, &Node)> = cluster.nodes.iter().map(|(id, n)| (*id, n)).collect();
+    nodes.extend(unreadable.iter().map(|(id, node)| (*id, node)));
+    nodes.sort_by_key(|(id, _)| *id);
+    nodes
         .iter()
         .map(|(id, node)| {
             let instances = cluster.instances.count_on_node(*id);
@@ -163,9 +179,81 @@ pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec
                 prefix: node_prefix(cluster.settings.prefix, *id),
                 exceeded: Vec::new(),
                 unknown_instances: Vec::new(),
+                approval: node.identity.approval,
+                key: node.identity.key.as_ref().map(key_fingerprint),
+                claimed: node.claimed.clone(),
+                unreadable_records: unreadable_rows(cluster, *id),
+                unreadable: (cluster.unreadable_node(*id)).map(ToString::to_string),
             }
         })
         .collect()
+}
+
+/// What a row says of a node of which only the number is known.
+fn unreadable_node(id: NodeId) -> Node {
+    Node {
+        name: id.to_string(),
+        region: String::new(),
+        hardware: Hardware::default(),
+        wireguard_key: None,
+        driver: None,
+        egress: None,
+        seen_at: None,
+        enrolled_at: Timestamp(0),
+        presence: Presence::NotHeardYet,
+        scheduling: Scheduling::Cordoned,
+        labels: BTreeMap::new(),
+        generation: 0,
+        approved: Hardware::default(),
+        claimed: None,
+        identity: MemberIdentity::default(),
+    }
+}
+
+fn unreadable_rows(cluster: &ClusterState, node: NodeId) -> Vec<UnreadableRow> {
+    let here = (cluster.unreadable.iter()).filter(|record| record.node == Some(node));
+    let rows = here.filter_map(|record| {
+        let held = record.holds?;
+        Some(UnreadableRow {
+            record: record.to_string(),
+            promised: PromisedRow {
+                cpu_millis: held.cpu_millis,
+                memory_bytes: held.memory_bytes,
+                disk_bytes: held.disk_bytes,
+            },
+            assumed: held.is_assumed,
+        })
+    });
+    rows.collect()
+}
+
+/// Every env, those being destroyed too, and those that cannot be read.
+pub(crate) fn env_rows(published: &Published) -> Vec<EnvRow> {
+    let (cluster, findings) = (&published.cluster, &published.findings);
+    let rows = cluster.envs.iter();
+    let mut rows: Vec<_> = rows
+        .map(|(key, env)| env_row(cluster, findings, key, env))
+        .collect();
+    let unreadable = (cluster.unreadable.iter()).filter_map(|record| record.env.as_ref());
+    let unreadable: BTreeSet<_> = unreadable
+        .filter(|key| !cluster.envs.contains_key(key))
+        .collect();
+    rows.extend(unreadable.into_iter().map(|key| EnvRow {
+        env: key.clone(),
+        release: ReleaseNumber(0),
+        serving: None,
+        phase: RolloutPhase::Failed,
+        processes: BTreeMap::new(),
+        hosts: published.routes.hosts_of(key).cloned().collect(),
+        waits: Vec::new(),
+        unreadable: frozen_by(cluster, key),
+    }));
+    rows.sort_by(|a, b| a.env.cmp(&b.env));
+    rows
+}
+
+fn frozen_by(cluster: &ClusterState, key: &EnvKey) -> Option<String> {
+    cluster.frozen_by(key).map(ToString::to_string)
 }
 
 pub(crate) fn env_row(
@@ -214,6 +302,7 @@ pub(crate) fn env_row(
                 None => finding.message.clone(),
             })
             .collect(),
+        unreadable: frozen_by(cluster, key),
     }
 }
 

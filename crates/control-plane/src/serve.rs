@@ -5,27 +5,24 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
 use blocking_work::blocking;
-use identity::{ClusterCa, ServerCertificate};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use store::{Holder, Store, StoreError};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::clock::now;
 use crate::dispatch::{Dispatch, Door};
 use crate::election::Election;
+use crate::enrollment_rate::EnrollmentRate;
 use crate::keys::{self, ClusterKeys};
 use crate::limits::{ACCEPT_PAUSE, SHUTDOWN_GRACE, TURNED_AWAY_INTERVAL};
 use crate::options::{Ready, ServerError, ServerOptions, reachable, store_url};
 use crate::shares::{Shares, TurnedAway};
 use crate::term::Foundation;
+use crate::tls::{ReachedBy, Tls, Watcher};
 use crate::users::Users;
 use crate::{bootstrap, connection, open_files};
 
@@ -46,7 +43,7 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     }
     let ClusterKeys {
         record,
-        ca,
+        authority,
         seal,
         is_new: first_start,
     } = keys::load_or_create(&store, &options.data_dir).await?;
@@ -67,16 +64,22 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let mut names = options.names.clone();
     names.extend(advertised.map(|host| host.trim_matches(['[', ']']).to_owned()));
     let (names, ips) = reached_by(address.ip(), &names);
-    let certificate = ca.issue_server(&names, &ips, now())?;
-    let acceptor = acceptor(&ca, &certificate)?;
+    let reached_by = ReachedBy { names, ips };
+    let tls = watch::Sender::new(Arc::new(Tls::new(&authority, &reached_by)?));
     let client_config = options.data_dir.join("client.json");
-    bootstrap::write_client_config(&client_config, &store, ca.certificate_pem(), &server_url)
-        .await?;
+    let trusted_pem = authority.trusted_pem();
+    bootstrap::write_client_config(&client_config, &store, &trusted_pem, &server_url).await?;
+    let authority = watch::Sender::new(Arc::new(authority));
+    let ca_changed = Arc::new(Notify::new());
 
     let foundation = Arc::new(Foundation {
         users: Users::new(store.clone()),
+        shares: Shares::new(open_files::raise()),
+        url: server_url.clone(),
         store,
-        ca: Arc::new(ca),
+        authority: authority.subscribe(),
+        ca_changed: Arc::clone(&ca_changed),
+        data_dir: options.data_dir.clone(),
         seal: Arc::new(seal),
         settings: record.settings,
         insecure_registries: options.insecure_registries,
@@ -90,9 +93,20 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
     let (election, role) = Election::start(Arc::clone(&foundation), me).await?;
     let door = Door {
         users: foundation.users.clone(),
-        shares: Shares::new(open_files::raise()),
+        shares: foundation.shares.clone(),
+        enrollments: EnrollmentRate::new(Instant::now()),
     };
-    let dispatch = Dispatch::new(role, door, &foundation.ca, &certificate, shutdown.clone())?;
+    let dispatch = Dispatch::new(role, door, tls.subscribe(), shutdown.clone());
+    let accepting = tls.subscribe();
+    let watcher = Watcher {
+        store: foundation.store.clone(),
+        data_dir: options.data_dir.clone(),
+        reached_by,
+        authority,
+        tls,
+        changed: ca_changed,
+    };
+    let watcher = tokio::spawn(watcher.run(shutdown.clone()));
     let election = tokio::spawn(election.run());
 
     tracing::info!(%address, cluster = %foundation.settings.id, "the server answers");
@@ -105,7 +119,10 @@ pub async fn run(options: ServerOptions, shutdown: CancellationToken) -> Result<
             first_start,
         });
     }
-    accept(&listener, &acceptor, &dispatch, &shutdown).await;
+    accept(&listener, &accepting, &dispatch, &shutdown).await;
+    if let Err(error) = watcher.await {
+        tracing::error!(%error, "the task that looks after the CAs panicked");
+    }
     if let Err(error) = election.await {
         tracing::error!(%error, "the election's task panicked");
     }
@@ -133,7 +150,7 @@ pub(crate) fn make_data_folder(path: &Path) -> Result<(), ServerError> {
 }
 
 /// A server of before locked its data folder and not its store. One that runs still would write beside this one. Blocks.
-fn no_older_server(data_dir: &Path) -> Result<(), ServerError> {
+pub(crate) fn no_older_server(data_dir: &Path) -> Result<(), ServerError> {
     let Ok(lock) = File::open(data_dir.join("server.lock")) else {
         return Ok(());
     };
@@ -144,34 +161,6 @@ fn no_older_server(data_dir: &Path) -> Result<(), ServerError> {
         // Unlocked when it is closed.
         _ => Ok(()),
     }
-}
-
-/// TLS with this certificate. Clients may show a certificate of the cluster's CA.
-fn acceptor(ca: &ClusterCa, issued: &ServerCertificate) -> Result<TlsAcceptor, ServerError> {
-    fn failed(error: impl std::fmt::Display) -> ServerError {
-        ServerError::Tls(error.to_string())
-    }
-    let chain = CertificateDer::pem_slice_iter(issued.cert_pem.as_bytes())
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(failed)?;
-    let key = PrivateKeyDer::from_pem_slice(issued.key_pem.as_bytes()).map_err(failed)?;
-    let mut roots = RootCertStore::empty();
-    let root = CertificateDer::from_pem_slice(ca.certificate_pem().as_bytes()).map_err(failed)?;
-    roots.add(root).map_err(failed)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(failed)?;
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(failed)?
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(failed)?;
-    config.alpn_protocols = connection::ALPN.map(<[u8]>::to_vec).to_vec();
-    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 /// The names and addresses in the server's certificate.
@@ -203,7 +192,7 @@ fn reached_by(listen: IpAddr, more: &[String]) -> (Vec<String>, Vec<IpAddr>) {
 /// Serves connections until `shutdown`, then lets the requests under way end.
 async fn accept(
     listener: &TcpListener,
-    acceptor: &TlsAcceptor,
+    tls: &watch::Receiver<Arc<Tls>>,
     dispatch: &Dispatch,
     shutdown: &CancellationToken,
 ) {
@@ -226,7 +215,7 @@ async fn accept(
                 connections.spawn(connection::serve(
                     stream,
                     from,
-                    acceptor.clone(),
+                    Arc::clone(&tls.borrow()),
                     dispatch.clone(),
                     shares.clone(),
                     shutdown.clone(),

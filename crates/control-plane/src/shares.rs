@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use api::enrollment::Member;
+use model::PublicKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{
@@ -34,8 +34,8 @@ pub(crate) enum Peer {
     Stranger(IpAddr),
     /// A user, by name.
     User(String),
-    /// A node or an edge.
-    Member(Member),
+    /// Whoever has this key: a node or an edge, where it is recorded.
+    Member(PublicKey),
     /// Another server.
     Server,
 }
@@ -287,6 +287,16 @@ impl Shares {
         })
     }
 
+    /// Closes every connection of a member that was revoked.
+    pub(crate) fn close(&self, key: &PublicKey) {
+        let mut inner = self.lock();
+        let peer = Peer::Member(key.clone());
+        let connections = inner.of(&peer).peers.get(&peer);
+        for connection in connections.into_iter().flat_map(BTreeMap::values) {
+            connection.closed.cancel();
+        }
+    }
+
     /// How many were turned away or closed for others so far.
     pub(crate) fn turned_away(&self) -> TurnedAway {
         let inner = self.lock();
@@ -308,7 +318,6 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
-    use model::NodeId;
 
     fn from(host: u8) -> Peer {
         Peer::stranger(IpAddr::from([127, 0, 0, host]))
@@ -387,7 +396,7 @@ mod tests {
         let shares = Shares::new(Some(2048));
         let most = shares.lock().members.most;
         assert!(most > MAX_CONNECTIONS_OF_A_MEMBER && most < 2048);
-        let node = |id| Peer::Member(Member::Node(NodeId(id)));
+        let node = |id: u8| Peer::Member(PublicKey::of_der(&[id]).unwrap());
         let mut greedy = Vec::new();
         // Each as many as one may have, until there are no more places.
         for id in 1..=8 {

@@ -1,10 +1,10 @@
 //! What the parts of a running server share.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use api::enrollment::Member;
-use identity::ClusterCa;
 use model::{EnvKey, InstanceId, NodeId, Term};
 use registry::Registry;
 use scheduler::apply::{Command, Refused};
@@ -17,14 +17,17 @@ use store::Store;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::Authority;
 use crate::failure::ApiFailure;
 use crate::leader_handle::LeaderHandle;
 use crate::logins::Logins;
+use crate::members::Members;
 use crate::not_committed::NotCommitted;
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
 use crate::reporting::Reporting;
 use crate::secrets::Secrets;
+use crate::shares::Shares;
 use crate::streams::Streams;
 pub(crate) use crate::topics::Topic;
 use crate::topics::Topics;
@@ -47,13 +50,26 @@ pub(crate) struct Shared {
     pub(crate) term: Term,
     pub(crate) store: Store,
     pub(crate) users: Users,
-    pub(crate) ca: Arc<ClusterCa>,
+    /// The CAs; others where they were replaced.
+    pub(crate) authority: watch::Receiver<Arc<Authority>>,
+    /// Notified when this server has replaced the CA.
+    pub(crate) ca_changed: Arc<Notify>,
+    /// CountedAs while the CA is replaced.
+    pub(crate) rotating: tokio::sync::Mutex<()>,
+    /// Where the key-encryption key is.
+    pub(crate) data_dir: PathBuf,
     pub(crate) secrets: Secrets,
     pub(crate) logins: Logins,
     pub(crate) settings: ClusterSettings,
     pub(crate) registry: Registry,
     pub(crate) presence: Arc<Presence>,
     pub(crate) streams: Streams,
+    /// What is known of the members that call.
+    pub(crate) members: Members,
+    /// The connections of this server.
+    pub(crate) shares: Shares,
+    /// Where this server is reached, for the tokens that it makes.
+    pub(crate) url: String,
     /// Wakes the planner.
     pub(crate) wake: Notify,
     /// The cluster state in memory, and its one writer.
@@ -82,6 +98,11 @@ pub(crate) struct Shared {
 pub(crate) type App = Arc<Shared>;
 
 impl Shared {
+    /// The CAs as they are now.
+    pub(crate) fn authority(&self) -> Arc<Authority> {
+        Arc::clone(&self.authority.borrow())
+    }
+
     /// The cluster state as it is now: it has every write that was acknowledged before.
     pub(crate) fn cluster(&self) -> ClusterState {
         self.published.borrow().cluster.clone()

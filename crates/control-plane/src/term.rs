@@ -3,10 +3,11 @@
 //! anew, and hears of its nodes anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use identity::{ClusterCa, SealKey};
+use identity::SealKey;
 use model::Term;
 use registry::{Credentials, Registry, RegistryOptions};
 use scheduler::cluster_state::ClusterSettings;
@@ -18,15 +19,19 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::authority::Authority;
+use crate::bootstrap::new_incarnation;
 use crate::clock::{follow_the_wall_clock, now};
 use crate::leader_handle::LeaderHandle;
 use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
 use crate::logins::Logins;
+use crate::members::Members;
 use crate::options::ServerError;
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
 use crate::reporting::Reporting;
 use crate::secrets::Secrets;
+use crate::shares::Shares;
 use crate::state::{Published, Shared};
 use crate::streams::Streams;
 use crate::topics::Topics;
@@ -37,7 +42,15 @@ use crate::{api, commit_loop, planner_loop};
 pub(crate) struct Foundation {
     pub(crate) store: Store,
     pub(crate) users: Users,
-    pub(crate) ca: Arc<ClusterCa>,
+    pub(crate) shares: Shares,
+    /// Where this server is reached.
+    pub(crate) url: String,
+    /// The CAs; others where they were replaced.
+    pub(crate) authority: watch::Receiver<Arc<Authority>>,
+    /// Notified when this server has replaced the CA.
+    pub(crate) ca_changed: Arc<Notify>,
+    /// Where the key-encryption key is.
+    pub(crate) data_dir: PathBuf,
     /// What seals secrets.
     pub(crate) seal: Arc<SealKey>,
     pub(crate) settings: ClusterSettings,
@@ -77,6 +90,13 @@ impl LedTerm {
                 ..registry::Limits::default()
             },
         })?;
+        let mended = store.mend_route_counter(term, new_incarnation()?).await?;
+        if let Some(counter) = mended {
+            tracing::error!(
+                counter,
+                "the route table's counter in the store was out of range: another incarnation begins, in which it counts anew"
+            );
+        }
         let mut cluster = store.load().await?;
         let presence = Presence::starting(cluster.nodes.keys().copied());
         // A server that followed has not looked at its machine's clock since it started, which may be months ago.
@@ -95,12 +115,18 @@ impl LedTerm {
             secrets: Secrets::new(store.clone(), Arc::clone(&foundation.seal)),
             store,
             users: foundation.users.clone(),
-            ca: Arc::clone(&foundation.ca),
+            authority: foundation.authority.clone(),
+            ca_changed: Arc::clone(&foundation.ca_changed),
+            rotating: tokio::sync::Mutex::new(()),
+            data_dir: foundation.data_dir.clone(),
             logins,
             settings: foundation.settings.clone(),
             registry,
             presence: Arc::new(presence),
             streams: Streams::default(),
+            members: Members::default(),
+            shares: foundation.shares.clone(),
+            url: foundation.url.clone(),
             wake: Notify::new(),
             leader: leader_handle,
             published: watch::Sender::new(Arc::new(nothing_published)),

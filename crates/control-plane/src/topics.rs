@@ -15,6 +15,8 @@ pub(crate) enum Topic {
     Env(EnvKey),
     /// The route table.
     Routes,
+    /// What members are told about each other.
+    Membership,
 }
 
 /// The topics that have subscribers.

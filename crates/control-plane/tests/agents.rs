@@ -34,9 +34,11 @@ use support::*;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// As in the `platform` binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const AGENTS: usize = 5_000;
-/// As of a real agent.
-const HEARTBEAT: Duration = Duration::from_secs(3);
 const IDLE: Duration = Duration::from_secs(30);
 /// Changes whose way is measured.
 const CHANGES: u32 = 200;
@@ -59,40 +61,42 @@ async fn server_process() {
     };
     let folder = Path::new(&folder);
     let server = Server::start(folder).await;
-    let said = serde_json::json!({ "url": server.ready.url, "config": server.ready.client_config });
+    let said = serde_json::json!({
+        "url": server.ready.url, "config": server.ready.client_config, "pid": std::process::id(),
+    });
     std::fs::write(folder.join("said.new"), said.to_string()).unwrap();
     std::fs::rename(folder.join("said.new"), folder.join("said")).unwrap();
     std::future::pending::<()>().await;
 }
 
 struct Process {
+    /// The server, or what slows its disk down and ends with it.
     child: Child,
+    pid: rustix::process::Pid,
     url: String,
     config: ClientConfig,
 }
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        let _ = rustix::process::kill_process(self.pid, rustix::process::Signal::KILL);
         let _ = self.child.wait();
     }
 }
 
 impl Process {
-    async fn start(folder: &Path) -> Self {
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "server_process"])
-            .env(FOLDER, folder)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+    async fn start(folder: &Path, sync: Duration) -> Self {
+        let mut server = with_slow_syncs("server_process", sync);
+        let child = server.env(FOLDER, folder).spawn().unwrap();
         let said = eventually("the server is ready", async || {
             let text = std::fs::read(folder.join("said")).ok()?;
             serde_json::from_slice::<serde_json::Value>(&text).ok()
         })
         .await;
+        let pid = i32::try_from(said["pid"].as_i64().unwrap()).unwrap();
         Self {
             child,
+            pid: rustix::process::Pid::from_raw(pid).unwrap(),
             url: said["url"].as_str().unwrap().to_owned(),
             config: ClientConfig::load(Path::new(said["config"].as_str().unwrap())).unwrap(),
         }
@@ -172,8 +176,11 @@ impl Agent {
 
     async fn run(mut self, number: usize, ways: Arc<Ways>, stop: CancellationToken) {
         // Heartbeats of many agents are spread over the interval.
-        let first = HEARTBEAT.mul_f64(number as f64 / AGENTS as f64);
-        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + first, HEARTBEAT);
+        let spread = self
+            .sender
+            .heartbeat_interval()
+            .mul_f64(number as f64 / AGENTS as f64);
+        let mut next = tokio::time::Instant::now() + spread;
         let client = self.client.clone();
         let paused = ways.paused.subscribe();
         let mut hurry = ways.hurry.subscribe();
@@ -193,7 +200,10 @@ impl Agent {
                 tokio::select! {
                     () = stop.cancelled() => return,
                     newer = &mut poll => break newer,
-                    _ = beat.tick() => self.report(&ways).await,
+                    () = tokio::time::sleep_until(next) => {
+                        self.report(&ways).await;
+                        next += self.sender.heartbeat_interval();
+                    }
                     () = hurried(&mut hurry), if number < WRITERS => self.report(&ways).await,
                 }
             };
@@ -257,7 +267,7 @@ fn raise_open_files() {
 async fn thousands_of_agents() {
     raise_open_files();
     let folder = tempfile::tempdir().unwrap();
-    let server = Process::start(folder.path()).await;
+    let server = Process::start(folder.path(), Duration::ZERO).await;
     let registry = Registry::start().await;
     let digest = registry.push("hello", "amd64", "one").await;
     let image = format!("{}/hello@{digest}", registry.host);
@@ -371,7 +381,6 @@ async fn thousands_of_agents() {
     })
     .await;
     heartbeats(&server, &ways).await;
-    durable_writes(&server, &user, folder.path()).await;
     stop.cancel();
     tasks.wait().await;
 }
@@ -400,31 +409,37 @@ async fn heartbeats(server: &Process, ways: &Ways) {
     );
 }
 
-/// Acknowledged durable writes of many clients, and of one plain SQLite client in the same run.
-async fn durable_writes(server: &Process, user: &ApiClient, folder: &Path) {
-    let done = Arc::new(AtomicBool::new(false));
-    let writes = Arc::new(AtomicU64::new(0));
-    let mut tasks = tokio::task::JoinSet::new();
-    let started = Instant::now();
-    for _ in 0..WRITERS {
-        let user = user.clone();
-        let (done, writes) = (Arc::clone(&done), Arc::clone(&writes));
-        tasks.spawn(async move {
-            let request = CreateTokenRequest {
-                role: EnrollRole::Node,
-                ttl_seconds: 86_400,
-            };
-            while !done.load(Ordering::Relaxed) {
-                user.create_token(&request).await.unwrap();
-                writes.fetch_add(1, Ordering::Relaxed);
-            }
-        });
-    }
-    tokio::time::sleep(WRITING).await;
-    let ours = writes.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64();
-    done.store(true, Ordering::Relaxed);
-    while tasks.join_next().await.is_some() {}
+/// A sync of a disk that keeps its word: about what an SSD without a battery behind its cache takes.
+const SYNC: Duration = Duration::from_millis(1);
 
+/// A test of this program in a process of its own, whose disk takes so long for each sync beside what the real one takes.
+fn with_slow_syncs(test: &str, sync: Duration) -> Command {
+    let exe = std::env::current_exe().unwrap();
+    let mut command = if sync.is_zero() {
+        Command::new(exe)
+    } else {
+        let mut strace = Command::new("strace");
+        let inject = format!("inject=fsync,fdatasync:delay_exit={}", sync.as_micros());
+        strace
+            .args(["-f", "--seccomp-bpf", "-qqq"])
+            .args(["-o", "/dev/null", "-e", "trace=fsync,fdatasync", "-e"])
+            .arg(inject)
+            .arg(exe);
+        strace
+    };
+    command.args(["--ignored", "--exact", test]);
+    command.stdout(Stdio::null());
+    command
+}
+
+/// One plain SQLite client, in a process of its own: it says how many writes it made in a second.
+#[tokio::test]
+#[ignore = "a measurement: make bench"]
+async fn plain_client_process() {
+    let Ok(folder) = std::env::var(FOLDER) else {
+        return;
+    };
+    let folder = Path::new(&folder);
     let url = format!("sqlite:{}?mode=rwc", folder.join("plain.db").display());
     let mut db = SqliteConnection::connect(&url).await.unwrap();
     for sql in [
@@ -436,17 +451,64 @@ async fn durable_writes(server: &Process, user: &ApiClient, folder: &Path) {
     }
     let (started, mut plain) = (Instant::now(), 0_i64);
     while started.elapsed() < WRITING {
-        sqlx::query("INSERT INTO nodes (id, scheduling) VALUES ($1, 'cordoned') ON CONFLICT (id) DO UPDATE SET scheduling = excluded.scheduling")
+        // Another value each time: SQLite writes, and syncs, nothing where a row stays as it is.
+        sqlx::query("INSERT INTO nodes (id, scheduling) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET scheduling = excluded.scheduling")
             .bind(plain % 64)
+            .bind(format!("cordoned {plain}"))
             .execute(&mut db)
             .await
             .unwrap();
         plain += 1;
     }
     let plain = plain as f64 / started.elapsed().as_secs_f64();
+    std::fs::write(folder.join("plain"), plain.to_string()).unwrap();
+}
+
+/// Acknowledged durable writes of many clients of a server, and of one plain SQLite client, each alone on the machine.
+async fn durable_writes(sync: Duration) {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Process::start(folder.path(), sync).await;
+    let user = server.user();
+    let done = Arc::new(AtomicBool::new(false));
+    let writes = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    let started = Instant::now();
+    for _ in 0..WRITERS {
+        let user = user.clone();
+        let (done, writes) = (Arc::clone(&done), Arc::clone(&writes));
+        tasks.spawn(async move {
+            let request = CreateTokenRequest::new(EnrollRole::Node, 86_400);
+            while !done.load(Ordering::Relaxed) {
+                user.create_token(&request).await.unwrap();
+                writes.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    tokio::time::sleep(WRITING).await;
+    let ours = writes.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64();
+    done.store(true, Ordering::Relaxed);
+    while tasks.join_next().await.is_some() {}
+    drop(server);
+
+    let mut plain = with_slow_syncs("plain_client_process", sync);
+    let ended = plain.env(FOLDER, folder.path()).status().unwrap();
+    assert!(ended.success(), "{ended}");
+    let plain = std::fs::read_to_string(folder.path().join("plain")).unwrap();
+    let plain: f64 = plain.parse().unwrap();
     println!(
-        "acknowledged durable writes of {WRITERS} clients: {ours:.0} a second; one SQLite client with synchronous=FULL: {plain:.0}; {:.1} times; {:.0} MiB",
+        "acknowledged durable writes of {WRITERS} clients, where a sync takes {sync:?} more: {ours:.0} a second; one SQLite client with synchronous=FULL: {plain:.0}; {:.1} times",
         ours / plain,
-        server.memory()
     );
+}
+
+/// The server's writes against those of a plain client, on this machine's disk and on one whose syncs cost what they do on most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement: make bench"]
+async fn writes_against_a_plain_client() {
+    durable_writes(Duration::ZERO).await;
+    if Command::new("strace").arg("--version").output().is_ok() {
+        durable_writes(SYNC).await;
+    } else {
+        println!("skipped: durable writes where a sync costs something (strace is not installed)");
+    }
 }

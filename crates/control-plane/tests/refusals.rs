@@ -26,6 +26,14 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, ClientError>) -> (u16, String) 
 
 const USER_PATHS: &[(&str, &str)] = &[
     ("POST", paths::TOKENS),
+    ("GET", paths::TOKENS),
+    ("DELETE", "/v1/tokens/0123"),
+    ("GET", paths::EDGES),
+    ("DELETE", "/v1/edges/e1"),
+    ("GET", "/v1/members?counter=1"),
+    ("POST", "/v1/members/n1/approve"),
+    ("POST", "/v1/members/n1/revoke"),
+    ("POST", "/v1/members/n1/rotate-keys"),
     ("GET", paths::NODES),
     ("GET", paths::IMAGES),
     ("GET", paths::REGISTRIES),
@@ -47,6 +55,8 @@ const NODE_PATHS: &[(&str, &str)] = &[
     ("POST", "/v1/node/streams/0123456789abcdef"),
 ];
 const EDGE_PATHS: &[(&str, &str)] = &[("GET", paths::EDGE_ROUTES)];
+const MEMBER_PATHS: &[(&str, &str)] =
+    &[("GET", paths::MEMBER), ("POST", paths::MEMBER_CERTIFICATE)];
 
 async fn refused(
     client: &Client,
@@ -114,6 +124,15 @@ async fn every_path_serves_its_kind_of_caller_only() {
         );
         assert_eq!(refused(&edge, &server, *path, None).await, 403, "{path:?}");
     }
+    for path in MEMBER_PATHS {
+        for token in [None, token] {
+            assert_eq!(
+                refused(&nobody, &server, *path, token).await,
+                401,
+                "{path:?}"
+            );
+        }
+    }
     for path in EDGE_PATHS {
         assert_eq!(
             refused(&nobody, &server, *path, token).await,
@@ -166,10 +185,7 @@ async fn requests_are_parsed_at_the_border() {
     );
 
     for ttl_seconds in [0, 86_401] {
-        let request = CreateTokenRequest {
-            role: EnrollRole::Node,
-            ttl_seconds,
-        };
+        let request = CreateTokenRequest::new(EnrollRole::Node, ttl_seconds);
         let refused = refusal(server.user.create_token(&request).await);
         assert_eq!(refused, (422, "ttl_out_of_range".to_owned()));
     }
@@ -192,7 +208,7 @@ async fn a_token_lets_one_member_in() {
     let refused = async |change| refusal(enroll(change).await);
     assert_eq!(
         refused(|r| r.token = "x".to_owned()).await,
-        (401, "token_unknown".to_owned())
+        (401, "token_refused".to_owned())
     );
     assert_eq!(
         refused(|r| r.csr_pem.clear()).await,
@@ -215,7 +231,7 @@ async fn a_token_lets_one_member_in() {
         (422, "hardware_missing".to_owned())
     );
     enroll(|_| ()).await.unwrap();
-    assert_eq!(refused(|_| ()).await, (403, "token_used".to_owned()));
+    assert_eq!(refused(|_| ()).await, (401, "token_refused".to_owned()));
     assert_eq!(server.user.nodes().await.unwrap().len(), 1);
     server.stop().await;
 }

@@ -28,6 +28,7 @@ fn has(session: u64, sequence: u64) -> ReportAnswer {
         session: AgentSession(session),
         sequence,
         whole: false,
+        heartbeat_interval_ms: Some(3_000),
     }
 }
 

@@ -125,10 +125,7 @@ impl Drop for ServerProcess {
 }
 
 async fn join_node(server: &ServerProcess, config: &ClientConfig) -> Joined {
-    let request = api::user::CreateTokenRequest {
-        role: EnrollRole::Node,
-        ttl_seconds: 600,
-    };
+    let request = api::user::CreateTokenRequest::new(EnrollRole::Node, 600);
     let token = server.user(config).create_token(&request).await.unwrap();
     let token: identity::EnrollmentToken = token.token.parse().unwrap();
     let key = MemberKey::generate().unwrap();

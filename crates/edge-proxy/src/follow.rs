@@ -31,16 +31,8 @@ pub(crate) fn take_kept(edge: &Edge, data_dir: &Path) -> Result<KeptRoutes, Stat
 
 /// A client with which this edge is known to the server. Enrolls if it never did; while the server
 /// cannot be reached, it tries again.
-pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> {
-    let applicant = Applicant {
-        role: EnrollRole::Edge,
-        server: options.server.clone(),
-        token: options.token.clone(),
-        name: options.name.clone(),
-        region: options.region.clone(),
-        // Nothing is placed on an edge.
-        hardware: Hardware::default(),
-    };
+pub(crate) async fn join(options: &EdgeOptions) -> Result<(ApiClient, Membership), EdgeError> {
+    let applicant = applicant(options);
     let mut pause = FIRST_POLL_RETRY;
     let membership = loop {
         match Membership::load_or_join(&options.data_dir, &applicant).await {
@@ -56,7 +48,20 @@ pub(crate) async fn join(options: &EdgeOptions) -> Result<ApiClient, EdgeError> 
         edge = %membership.member, name = membership.name, server = membership.server,
         "member of the cluster"
     );
-    membership.client().map_err(EdgeError::Client)
+    let client = membership.client().map_err(EdgeError::Client)?;
+    Ok((client, membership))
+}
+
+pub(crate) fn applicant(options: &EdgeOptions) -> Applicant {
+    Applicant {
+        role: EnrollRole::Edge,
+        server: options.server.clone(),
+        token: options.token.clone(),
+        name: options.name.clone(),
+        region: options.region.clone(),
+        // Nothing is placed on an edge.
+        hardware: Hardware::default(),
+    }
 }
 
 /// Follows the server's table for ever. While the server is out of reach, the last one serves.

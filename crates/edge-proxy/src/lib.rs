@@ -29,9 +29,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use api_client::ClientError;
-use membership::JoinError;
+use membership::{JoinError, Membership};
 use state_file::StateFileError;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How an edge runs.
@@ -83,11 +84,21 @@ impl EdgeError {
             Self::Join(JoinError::Enroll(error)) | Self::Client(error) => error.hint(),
             Self::Join(JoinError::State(_)) | Self::Listen { .. } | Self::State(_) => None,
             Self::Join(_) => Some(
-                "give --server, and a --token made by `platform tokens create --role edge`"
+                "give --server, and by --token-file or PLATFORM_TOKEN a token that `platform tokens create --role edge` made"
                     .to_owned(),
             ),
         }
     }
+}
+
+/// Joins the cluster and keeps what proves it, for [`run`]. A machine that has joined before is left as it is, and no token is
+/// looked at.
+///
+/// # Errors
+/// Why the server refused, or cannot be reached. No token is spent unless the server accepted it.
+pub async fn join(options: &EdgeOptions) -> Result<Membership, EdgeError> {
+    let applicant = follow::applicant(options);
+    Ok(Membership::load_or_join(&options.data_dir, &applicant).await?)
 }
 
 /// Runs the edge until `shutdown`, then finishes the requests in flight, within bounds.
@@ -95,12 +106,31 @@ impl EdgeError {
 /// # Errors
 /// What kept it from starting. Once it is a member, it serves whatever happens to the server.
 pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<(), EdgeError> {
-    let listener = TcpListener::bind(options.listen)
-        .await
-        .map_err(|source| EdgeError::Listen {
-            listen: options.listen,
-            source,
-        })?;
+    let listener = listen(options.listen).await?;
+    serve(options, listener, shutdown).await
+}
+
+/// Listens for clients. Those that connect wait until [`serve`] accepts them.
+///
+/// # Errors
+/// The address is taken, or not this machine's.
+pub async fn listen(address: SocketAddr) -> Result<TcpListener, EdgeError> {
+    let listener = TcpListener::bind(address).await;
+    listener.map_err(|source| EdgeError::Listen {
+        listen: address,
+        source,
+    })
+}
+
+/// [`run`], on a listener that is there: `options.listen` is its address.
+///
+/// # Errors
+/// As of [`run`].
+pub async fn serve(
+    options: EdgeOptions,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), EdgeError> {
     let edge = Arc::new(forward::Edge::default());
     let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
     let kept = blocking_work::blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
@@ -109,8 +139,12 @@ pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<()
     let following = {
         let edge = Arc::clone(&edge);
         async move {
-            let client = follow::join(&options).await?;
-            follow::follow(edge, client, kept).await;
+            let (client, membership) = follow::join(&options).await?;
+            let peers = watch::Sender::new(Vec::new());
+            tokio::join!(
+                follow::follow(edge, client.clone(), kept),
+                membership::keep(membership, options.data_dir, client, peers),
+            );
             Ok(())
         }
     };

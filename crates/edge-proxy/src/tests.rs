@@ -591,7 +591,7 @@ async fn an_edge_serves_from_its_saved_table_while_the_server_is_offline() {
         server: Some(format!("https://{}", nobody().await)),
         // Enrolling is tried again and again, and serving goes on.
         token: Some(
-            identity::EnrollmentToken::generate([0; 32])
+            identity::EnrollmentToken::generate([0; 32], None)
                 .unwrap()
                 .to_string(),
         ),
@@ -645,7 +645,7 @@ async fn an_edge_that_can_never_join_says_what_it_needs() {
         name: "edge".to_owned(),
         region: "home".to_owned(),
     };
-    let error = soon(crate::run(options, CancellationToken::new()))
+    let error = soon(Box::pin(crate::run(options, CancellationToken::new())))
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "this edge cannot join the cluster");

@@ -4,8 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use api::enrollment::Member;
-use aws_lc_rs::digest::{SHA256, digest};
-use model::Timestamp;
+use model::{PublicKey, Timestamp};
 use rcgen::{
     BasicConstraints, Certificate, CertificateParams, CertificateSigningRequestParams,
     DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -15,13 +14,13 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
 use crate::member::{MAX_CSR_BYTES, SERVER_SUBJECT, common_name};
-use crate::{KeyError, generate_key, random};
+use crate::{KeyError, generate_key, random, sha256};
 
 /// Life of the CA, in days.
 pub const CA_DAYS: u64 = 3650;
-/// Life of a member's client certificate, in days. Renewal is ADR 0004's next issue.
-pub const MEMBER_DAYS: u64 = 365;
-/// Life of a server's certificate, in days; each start of a server issues a new one.
+/// Life of a member's client certificate, in days. It renews itself at two thirds ([`crate::MemberCertificate::renewal_due`]).
+pub const MEMBER_DAYS: u64 = 7;
+/// Life of a server's certificate, in days; each start of a server issues a new one, and a server that runs long issues one at half of it.
 pub const SERVER_DAYS: u64 = 825;
 
 /// How far the clocks of two machines may be apart, in seconds: certificates are valid from this
@@ -30,6 +29,8 @@ pub const CLOCK_SKEW_SECONDS: u64 = 3600;
 
 const DAY_SECONDS: u64 = 24 * 3600;
 const SERIAL_BYTES: usize = 16;
+/// What is between a cluster's name and the number of a CA that took another's place.
+const SUCCESSOR: &str = " CA ";
 
 /// Why the CA could not be made or read, or would not sign.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +94,34 @@ impl ClusterCa {
     pub fn generate(cluster_id: &str, now: Timestamp) -> Result<Self, CaError> {
         let subject = format!("platform cluster {cluster_id}");
         let key = generate_key("the CA's key")?;
-        let mut params = params(&subject, CA_DAYS, now)?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let certificate = params
+        let certificate = ca_params(&subject, now)?
             .self_signed(&key)
             .map_err(|source| CaError::Sign { subject, source })?;
         Self::load(&certificate.pem(), &key.serialize_pem())
+    }
+
+    /// A new CA that takes the place of this one, and its certificate by this one, PEM: whoever trusts this one follows that. Valid from `now`.
+    pub fn successor(&self, now: Timestamp) -> Result<(Self, String), CaError> {
+        let number = crate::hex(&random::<4>("a CA's number")?);
+        let (_, parsed) = x509_parser::parse_x509_certificate(&self.certificate_der)
+            .map_err(|e| CaError::Load(format!("its certificate: {e}")))?;
+        let mut names = parsed.subject().iter_common_name();
+        let name = names.next().and_then(|name| name.as_str().ok());
+        let name = name.unwrap_or("platform cluster");
+        // Another name than this one's: a certificate says by the name which of both signed it.
+        let name = name.split(SUCCESSOR).next().unwrap_or(name);
+        let subject = format!("{name}{SUCCESSOR}{number}");
+        let key = generate_key("the CA's key")?;
+        let signed = |source| CaError::Sign {
+            subject: subject.clone(),
+            source,
+        };
+        let mut params = ca_params(&subject, now)?;
+        let certificate = params.self_signed(&key).map_err(signed)?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let cross = params.signed_by(&key, &self.issuer).map_err(signed)?;
+        let successor = Self::load(&certificate.pem(), &key.serialize_pem())?;
+        Ok((successor, cross.pem()))
     }
 
     /// The CA as it was stored.
@@ -158,11 +180,12 @@ impl ClusterCa {
     }
 
     /// Issues the certificate of a server that is reached by these names and addresses, with a
-    /// new key, for [`SERVER_DAYS`].
+    /// new key, for [`SERVER_DAYS`]. `chain_pem`: what is sent to callers after it, the CA's certificate among it.
     pub fn issue_server(
         &self,
         names: &[String],
         ips: &[IpAddr],
+        chain_pem: &str,
         now: Timestamp,
     ) -> Result<ServerCertificate, CaError> {
         let subject = SERVER_SUBJECT.to_owned();
@@ -186,7 +209,7 @@ impl ClusterCa {
             .extend(ips.iter().copied().map(SanType::IpAddress));
         let certificate = self.sign(subject, &params, &key)?;
         Ok(ServerCertificate {
-            cert_pem: format!("{}{}", certificate.pem(), self.certificate_pem),
+            cert_pem: format!("{}{chain_pem}", certificate.pem()),
             key_pem: key.serialize_pem(),
         })
     }
@@ -203,10 +226,16 @@ impl ClusterCa {
     }
 }
 
-/// Whether [`ClusterCa::sign_member`] would take this request: to be asked before a one-time token
-/// is spent on it.
-pub fn check_request(csr_pem: &str) -> Result<(), CaError> {
-    requested_key(csr_pem).map(|_| ())
+/// The public key that [`ClusterCa::sign_member`] would certify by this request, whose signature is checked: to be asked before a one-time
+/// token is spent on it.
+pub fn public_key_of_request(csr_pem: &str) -> Result<PublicKey, CaError> {
+    let key = requested_key(csr_pem)?;
+    public_key(&key)
+}
+
+fn public_key(key: &impl rcgen::PublicKeyData) -> Result<PublicKey, CaError> {
+    PublicKey::of_der(&key.subject_public_key_info())
+        .map_err(|error| CaError::Request(error.to_string()))
 }
 
 /// The public key of a request, after its signature was checked.
@@ -233,10 +262,11 @@ pub fn certificate_fingerprint(pem: &str) -> Result<[u8; 32], CaError> {
         .map_err(|e| CaError::Load(format!("its certificate: {e}")))
 }
 
-pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
-    out
+fn ca_params(common_name: &str, now: Timestamp) -> Result<CertificateParams, CaError> {
+    let mut params = params(common_name, CA_DAYS, now)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
 }
 
 fn params(common_name: &str, days: u64, now: Timestamp) -> Result<CertificateParams, CaError> {

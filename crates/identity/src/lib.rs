@@ -12,12 +12,12 @@
 //! Pure: no files, no sockets, and time is an argument. The one exception is randomness, which
 //! comes from the system's generator: a key that a caller could choose would not be a key.
 //!
-//! Deliberately absent: rotation and revocation. Members' certificates live [`MEMBER_DAYS`] and
-//! are not renewed yet; renewal, revocation and a second CA beside the first are ADR 0004's next
-//! issue. There is one key type, ECDSA P-256, and others are refused.
+//! Deliberately absent: lists of revoked certificates. Who a member is its key says ([`MemberCertificate`]), and whether it may do anything the
+//! record of that key; certificates live [`MEMBER_DAYS`]. There is one key type, ECDSA P-256, and others are refused.
 
 mod ca;
 mod member;
+mod member_verifier;
 mod pinned;
 mod seal;
 mod token;
@@ -29,11 +29,13 @@ mod tests;
 
 pub use ca::{
     CA_DAYS, CLOCK_SKEW_SECONDS, CaError, ClusterCa, MEMBER_DAYS, SERVER_DAYS, ServerCertificate,
-    certificate_fingerprint, check_request,
+    certificate_fingerprint, public_key_of_request,
 };
 pub use member::{
-    MAX_CSR_BYTES, MemberCertificateError, MemberKey, is_server_certificate, member_of_certificate,
+    MAX_CSR_BYTES, MemberCertificate, MemberCertificateError, MemberKey, is_server_certificate,
+    key_fingerprint,
 };
+pub use member_verifier::{is_signed_by, member_verifier};
 pub use pinned::{PinnedRoot, pinned_root};
 pub use seal::{OpenError, SEAL_OVERHEAD_BYTES, SealKey};
 pub use token::{EnrollmentToken, Secret, TokenError, UserToken, secret_hash};
@@ -66,8 +68,24 @@ pub fn random<const N: usize>(what: &'static str) -> Result<[u8; N], KeyError> {
     Ok(bytes)
 }
 
+/// Bytes for people to compare, in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 /// A new ECDSA P-256 key; `what` it is for is for the error only.
 fn generate_key(what: &'static str) -> Result<rcgen::KeyPair, KeyError> {
     rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
         .map_err(|cause| KeyError::new(what, cause))
+}
+
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+    out
 }

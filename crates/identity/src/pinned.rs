@@ -11,7 +11,7 @@ use rustls::{
     CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
 };
 
-use crate::ca::sha256;
+use crate::sha256;
 
 /// A verifier for enrollment only: it accepts a chain whose root, sent by the server, has the
 /// fingerprint that the token carries. All else is checked as ever: the chain's signatures, its

@@ -20,7 +20,7 @@ use base64::engine::general_purpose::STANDARD;
 use chacha20poly1305::aead::{Aead as _, KeyInit as _, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 
-use crate::ca::sha256;
+use crate::sha256;
 use crate::{KeyError, random};
 
 const VERSION: u8 = 1;

@@ -9,11 +9,16 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use crate::ca::sha256;
+use crate::sha256;
 use crate::{KeyError, random};
 
 const SECRET_BYTES: usize = 32;
-const ENROLLMENT_PREFIX: &str = "pt1_";
+/// Of a token that carries the server's URL.
+const ENROLLMENT_PREFIX: &str = "pt2_";
+/// Of a token of a server of before, which does not.
+const FIRST_ENROLLMENT_PREFIX: &str = "pt1_";
+/// Longest URL in a token, in bytes.
+const MAX_URL_BYTES: usize = 1024;
 const USER_PREFIX: &str = "pu1_";
 
 /// Why a text is not a token.
@@ -57,22 +62,25 @@ pub fn secret_hash(secret_text: &str) -> [u8; 32] {
     sha256(secret_text.as_bytes())
 }
 
-/// A one-time enrollment token (ADR 0004), shown as `pt1_<base64url>`. It carries the fingerprint
-/// of the cluster's CA, so whoever holds it also knows the right server.
+/// A one-time enrollment token (ADR 0004), shown as `pt2_<base64url>`. It carries the fingerprint of the cluster's CA and the server's URL, so
+/// whoever holds it finds the right server and knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnrollmentToken {
     /// SHA-256 of the CA's certificate in DER.
     pub ca_fingerprint: [u8; 32],
     /// What the server knows it by.
     pub secret: Secret,
+    /// The server's URL, or those of several with commas between. Absent from a token of a server of before.
+    pub server: Option<String>,
 }
 
 impl EnrollmentToken {
-    /// A new token for the cluster whose CA has this fingerprint.
-    pub fn generate(ca_fingerprint: [u8; 32]) -> Result<Self, KeyError> {
+    /// A new token for the cluster whose CA has this fingerprint, and whose server is at this URL.
+    pub fn generate(ca_fingerprint: [u8; 32], server: Option<String>) -> Result<Self, KeyError> {
         Ok(Self {
             ca_fingerprint,
             secret: Secret(random("an enrollment token")?),
+            server: server.filter(|url| !url.is_empty() && url.len() <= MAX_URL_BYTES),
         })
     }
 
@@ -84,10 +92,16 @@ impl EnrollmentToken {
 
 impl fmt::Display for EnrollmentToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut bytes = [0; 32 + SECRET_BYTES];
-        bytes[..32].copy_from_slice(&self.ca_fingerprint);
-        bytes[32..].copy_from_slice(&self.secret.0);
-        write!(f, "{ENROLLMENT_PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes))
+        let mut bytes = self.ca_fingerprint.to_vec();
+        bytes.extend_from_slice(&self.secret.0);
+        let prefix = match &self.server {
+            None => FIRST_ENROLLMENT_PREFIX,
+            Some(url) => {
+                bytes.extend_from_slice(url.as_bytes());
+                ENROLLMENT_PREFIX
+            }
+        };
+        write!(f, "{prefix}{}", URL_SAFE_NO_PAD.encode(bytes))
     }
 }
 
@@ -95,14 +109,32 @@ impl FromStr for EnrollmentToken {
     type Err = TokenError;
     fn from_str(text: &str) -> Result<Self, TokenError> {
         let what = "an enrollment token";
-        let bytes: [u8; 32 + SECRET_BYTES] = decode(text, ENROLLMENT_PREFIX, what)?;
-        let mut ca_fingerprint = [0; 32];
-        ca_fingerprint.copy_from_slice(&bytes[..32]);
-        let mut secret = [0; SECRET_BYTES];
-        secret.copy_from_slice(&bytes[32..]);
+        let text = text.trim();
+        let (encoded, has_url) = match text.strip_prefix(FIRST_ENROLLMENT_PREFIX) {
+            Some(encoded) => (encoded, false),
+            None => {
+                let prefix = ENROLLMENT_PREFIX;
+                let encoded = text.strip_prefix(prefix);
+                (encoded.ok_or(TokenError::Prefix { what, prefix })?, true)
+            }
+        };
+        let malformed = || TokenError::Malformed { what };
+        let bytes = URL_SAFE_NO_PAD.decode(encoded).map_err(|_| malformed())?;
+        let (ca_fingerprint, rest) = bytes.split_first_chunk::<32>().ok_or_else(malformed)?;
+        let (secret, url) = rest
+            .split_first_chunk::<SECRET_BYTES>()
+            .ok_or_else(malformed)?;
+        if has_url == url.is_empty() || url.len() > MAX_URL_BYTES {
+            return Err(malformed());
+        }
+        let url = String::from_utf8(url.to_vec()).map_err(|_| malformed())?;
+        if url.bytes().any(|byte| !byte.is_ascii_graphic()) {
+            return Err(malformed());
+        }
         Ok(Self {
-            ca_fingerprint,
-            secret: Secret(secret),
+            ca_fingerprint: *ca_fingerprint,
+            secret: Secret(*secret),
+            server: has_url.then_some(url),
         })
     }
 }

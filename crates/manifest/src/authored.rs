@@ -20,13 +20,15 @@ use crate::formats;
 /// Most process types of an app.
 pub(crate) const MAX_PROCESSES: usize = 64;
 /// Most instances of a process type.
-pub(crate) const MAX_INSTANCES: u32 = 1000;
+pub const MAX_INSTANCES: u32 = 1000;
 /// Most variables in one `env` table.
 pub(crate) const MAX_VARIABLES: usize = 1024;
 /// Most arguments of a command.
 pub(crate) const MAX_ARGUMENTS: usize = 1024;
 /// Most characters of an argument or the value of a variable.
 pub(crate) const MAX_TEXT_CHARS: usize = 32_768;
+/// Most bytes of the variables of a process type, the `[env]` table among them, and of its command. (Heroku takes 64 KB of variables.)
+pub(crate) const MAX_PROCESS_BYTES: usize = 64 * 1024;
 /// Most ports of a process type.
 pub(crate) const MAX_PORTS: usize = 64;
 /// Most secret bundles of a process type.

@@ -30,6 +30,7 @@ mod suggest;
 mod syntax;
 mod units;
 
+pub use authored::MAX_INSTANCES;
 pub use diagnostic::{Code, Diagnostic, MAX_DIAGNOSTICS, Severity, to_json};
 pub use layout::{diff, fmt};
 pub use model::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};

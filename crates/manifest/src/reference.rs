@@ -241,6 +241,10 @@ impl<'s> Page<'s> {
                 "Arguments of a command",
                 authored::MAX_ARGUMENTS.to_string(),
             ),
+            (
+                "Variables and command of a process type, the `[env]` table among them",
+                format!("{} KiB", authored::MAX_PROCESS_BYTES / 1024),
+            ),
             ("Ports of a process type", authored::MAX_PORTS.to_string()),
             (
                 "Secret bundles of a process type",

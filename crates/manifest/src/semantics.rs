@@ -127,6 +127,7 @@ impl Rules<'_, '_> {
     fn process(&mut self, name: &str, process: &authored::Process) {
         let path = vec![key("processes"), key(name)];
         self.variables(&process.env, &join(&path, [key("env")]));
+        self.variables_and_commands(name, process, &path);
         self.port_variable(process, &path);
         if let Some(user) = &process.user {
             self.user(&user.0, join(&path, [key("user")]));
@@ -235,6 +236,42 @@ impl Rules<'_, '_> {
                 format!("choose a name that does not start with `{RESERVED_PREFIX}`"),
             );
         }
+    }
+
+    /// What every instance of a process type carries with it: its record, the desired state of its node and its memory have it once each.
+    fn variables_and_commands(&mut self, name: &str, process: &authored::Process, path: &[Step]) {
+        let variables = |env: &BTreeMap<authored::VariableName, authored::Text>| {
+            let each = env.iter().map(|(name, value)| name.0.len() + value.0.len());
+            each.sum::<usize>()
+        };
+        let command = |command: Option<&Vec<authored::Text>>| {
+            let arguments = command.into_iter().flatten();
+            arguments.map(|argument| argument.0.len()).sum::<usize>()
+        };
+        let shared = variables(&self.manifest.env);
+        let own = variables(&process.env) + command(process.command.as_ref());
+        let most = authored::MAX_PROCESS_BYTES;
+        if shared + own <= most {
+            return;
+        }
+        let at = if own > shared {
+            path.to_vec()
+        } else {
+            vec![key("env")]
+        };
+        if self.tainted(&at) {
+            return;
+        }
+        self.refuse(
+            Code::WrongLength,
+            at,
+            format!(
+                "the variables and the command of `{}` take {} bytes, those of `[env]` among them; {most} are the most",
+                shown(name),
+                shared + own,
+            ),
+            "put what is large into a secret bundle, a volume or the image: every instance carries its variables with it".to_owned(),
+        );
     }
 
     /// The platform sets `PORT`; a variable of that name in the manifest is a second opinion.

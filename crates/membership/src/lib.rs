@@ -4,16 +4,36 @@
 //! its fingerprint of the CA is the only trust the machine starts with. Afterwards the certificate
 //! on disk is enough, and a token is not looked at.
 //!
-//! Deliberately absent, until certificates are rotated: renewal.
+//! ```text
+//!   (nothing) --> keys.json --- EnrollNode ---> member.json --> (keys.json is removed)
+//! ```
+//!
+//! The keys are durable before the server hears of them: a machine that restarts at any moment, or whose answer was lost, asks again
+//! with the same keys and is the same member. [`keep()`] renews the certificate and follows the membership.
+
+mod keep;
+mod keys;
 
 use std::path::{Path, PathBuf};
 
-use api::enrollment::{EnrollRequest, EnrollRole, Hardware, Member};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use api::enrollment::{EnrollRequest, EnrollResponse, EnrollRole, Hardware, Member};
 use api_client::{ApiClient, ClientError};
 use blocking_work::blocking;
-use identity::{EnrollmentToken, KeyError, MemberKey, TokenError, WireguardKey};
+use identity::{EnrollmentToken, KeyError, MemberCertificate, TokenError};
+use model::Timestamp;
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
+
+use crate::keys::Keys;
+
+pub use crate::keep::keep;
+
+/// How often the server is asked again where its answer did not come. Asked again, it answers the same.
+const LOST_ANSWERS: u32 = 4;
+/// Pause before that.
+const LOST_ANSWER_PAUSE: Duration = Duration::from_secs(1);
 
 /// Who this machine is in the cluster, and what proves it.
 #[derive(Clone, Serialize, Deserialize)]
@@ -40,6 +60,34 @@ pub struct Membership {
     pub key_pem: String,
     /// Our WireGuard private key, base64; nodes only.
     pub wireguard_private_key: Option<String>,
+    /// Whether a user has to approve it first, as far as the answer to a join just now said.
+    #[serde(skip)]
+    pub pending: bool,
+}
+
+/// Forgets who this machine was: the cluster does not know it any more. What was known is kept beside, as `member.json.before`.
+///
+/// # Errors
+/// The files cannot be changed.
+pub async fn leave(data_dir: &Path) -> Result<(), StateFileError> {
+    let data_dir = data_dir.to_owned();
+    blocking(move || {
+        for name in [keys::JOINING, keys::NEXT] {
+            keys::remove(&data_dir, name)?;
+        }
+        let path = Membership::file(&data_dir);
+        match std::fs::rename(&path, path.with_extension("json.before")) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(StateFileError::Io {
+                    operation: "rename",
+                    path,
+                    source,
+                })
+            }
+            _ => Ok(()),
+        }
+    })
+    .await
 }
 
 /// Who wants to join.
@@ -47,7 +95,7 @@ pub struct Membership {
 pub struct Applicant {
     /// As what.
     pub role: EnrollRole,
-    /// The server's URL, `https://host:port`.
+    /// The server's URL, `https://host:port`. Absent: the token's.
     pub server: Option<String>,
     /// The one-time token.
     pub token: Option<String>,
@@ -131,33 +179,19 @@ impl Membership {
             }
             return Ok(known);
         }
-        let server = applicant
-            .server
-            .as_ref()
-            .ok_or(JoinError::NothingGiven { missing: "server" })?;
-        let token = applicant
-            .token
+        let token = applicant.token.as_ref();
+        let token: Option<EnrollmentToken> = token.map(|text| text.parse()).transpose()?;
+        let of_token = token.as_ref().and_then(|token| token.server.as_ref());
+        let server = applicant.server.as_ref().or(of_token);
+        let server = server.ok_or(JoinError::NothingGiven { missing: "server" })?;
+        let token = token
             .as_ref()
             .ok_or(JoinError::NothingGiven { missing: "token" })?;
-        let token: EnrollmentToken = token.parse()?;
-        let key = MemberKey::generate()?;
-        let wireguard = match applicant.role {
-            EnrollRole::Node => Some(WireguardKey::generate()?),
-            EnrollRole::Edge => None,
+        let keys = {
+            let (data_dir, role) = (data_dir.to_owned(), applicant.role);
+            blocking(move || Keys::load_or_make(&data_dir, keys::JOINING, role)).await?
         };
-        let request = EnrollRequest {
-            role: Some(applicant.role),
-            token: token.secret.text(),
-            name: applicant.name.clone(),
-            region: applicant.region.clone(),
-            csr_pem: key.csr_pem(&applicant.name)?,
-            wireguard_public_key: wireguard.as_ref().map(|key| key.public_base64().to_owned()),
-            hardware: applicant.hardware.clone(),
-        };
-        let verifier = identity::pinned_root(token.ca_fingerprint);
-        let answer = ApiClient::enroll(server, verifier, &request)
-            .await
-            .map_err(JoinError::Enroll)?;
+        let answer = enroll(server, token, applicant, &keys).await?;
         let right = match applicant.role {
             EnrollRole::Node => matches!(answer.member, Member::Node(_)),
             EnrollRole::Edge => matches!(answer.member, Member::Edge(_)),
@@ -172,19 +206,31 @@ impl Membership {
             server: server.clone(),
             member: answer.member,
             name: answer.name,
-            region: applicant.region.clone(),
+            region: answer.region.unwrap_or_else(|| applicant.region.clone()),
             cluster: answer.cluster,
             cluster_prefix: answer.cluster_prefix,
             mtu: answer.mtu,
             ca_pem: answer.ca_pem,
             certificate_pem: answer.certificate_pem,
-            key_pem: key.key_pem(),
-            wireguard_private_key: wireguard.map(|key| key.private_base64().to_owned()),
+            key_pem: keys.key_pem,
+            wireguard_private_key: keys.wireguard_private_key,
+            pending: answer.pending,
         };
-        let joined = membership.clone();
-        blocking(move || state_file::write(&file, &joined)).await?;
-        tracing::info!(member = %membership.member, name = %membership.name, "joined the cluster");
+        let (joined, data_dir) = (membership.clone(), data_dir.to_owned());
+        blocking(move || {
+            state_file::write(&file, &joined)?;
+            keys::remove(&data_dir, keys::JOINING)
+        })
+        .await?;
+        let pending = answer.pending;
+        tracing::info!(member = %membership.member, name = %membership.name, pending, "joined the cluster");
         Ok(membership)
+    }
+
+    /// The key by which it is known, for people to compare; absent: its certificate cannot be read.
+    pub fn key_fingerprint(&self) -> Option<String> {
+        let certificate = MemberCertificate::of_pem(&self.certificate_pem).ok()?;
+        Some(identity::key_fingerprint(&certificate.key))
     }
 
     /// A client of the API as this member.
@@ -198,6 +244,41 @@ impl Membership {
             &self.certificate_pem,
             &self.key_pem,
         )
+    }
+}
+
+/// `EnrollNode`. Where its answer does not come it is asked again, which is safe: the keys are the same.
+async fn enroll(
+    server: &str,
+    token: &EnrollmentToken,
+    applicant: &Applicant,
+    keys: &Keys,
+) -> Result<EnrollResponse, JoinError> {
+    let mut asked = 1;
+    loop {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let millis = since.unwrap_or_default().as_millis();
+        let request = EnrollRequest {
+            role: Some(applicant.role),
+            token: token.secret.text(),
+            name: applicant.name.clone(),
+            region: applicant.region.clone(),
+            csr_pem: keys.member_key()?.csr_pem(&applicant.name)?,
+            wireguard_public_key: keys.wireguard_public_key()?,
+            hardware: applicant.hardware.clone(),
+            sent_at: Some(Timestamp(u64::try_from(millis).unwrap_or(u64::MAX))),
+        };
+        let verifier = identity::pinned_root(token.ca_fingerprint);
+        match ApiClient::enroll(server, verifier, &request).await {
+            Err(error @ (ClientError::Interrupted { .. } | ClientError::TimedOut { .. }))
+                if asked < LOST_ANSWERS =>
+            {
+                asked += 1;
+                tracing::warn!(%error, "asking again, with the same keys");
+                tokio::time::sleep(LOST_ANSWER_PAUSE).await;
+            }
+            answered => return answered.map_err(JoinError::Enroll),
+        }
     }
 }
 
@@ -253,7 +334,11 @@ mod tests {
         let applicant = Applicant {
             role: EnrollRole::Node,
             server: Some("https://127.0.0.1:1".to_owned()),
-            token: Some(EnrollmentToken::generate([7; 32]).unwrap().to_string()),
+            token: Some(
+                EnrollmentToken::generate([7; 32], None)
+                    .unwrap()
+                    .to_string(),
+            ),
             name: "box".to_owned(),
             region: "home".to_owned(),
             hardware: Hardware::default(),
@@ -278,7 +363,9 @@ mod tests {
             refusal(Some(url), Some("nonsense")).await,
             "cannot read the enrollment token"
         );
-        let token = EnrollmentToken::generate([7; 32]).unwrap().to_string();
+        let token = EnrollmentToken::generate([7; 32], None)
+            .unwrap()
+            .to_string();
         assert_eq!(refusal(Some(url), Some(&token)).await, "cannot enroll");
     }
 }

@@ -10,6 +10,8 @@ use crate::denial::{self, Denial};
 pub(crate) const QEMU: &str = "qemu-system-x86_64";
 /// The vsock device, from crates.io.
 pub(crate) const VSOCK_DEVICE: &str = "vhost-device-vsock";
+/// Where the package has it.
+const PACKAGED_VSOCK_DEVICE: &str = "/usr/lib/platform/vhost-device-vsock";
 /// Names the vsock device outright, where it is in none of the usual places.
 const VSOCK_DEVICE_VARIABLE: &str = "PLATFORM_VHOST_DEVICE_VSOCK";
 /// Firecracker and its jailer, from its releases: Debian has neither.
@@ -62,7 +64,7 @@ pub enum ProgramsError {
 
 /// Whether everything that a driver starts is installed and can be executed. Looks in the PATH and in the system's
 /// directories; before that in the variables `PLATFORM_VHOST_DEVICE_VSOCK`, `PLATFORM_FIRECRACKER`
-/// and `PLATFORM_JAILER`; for the vsock device also beside this program and in `~/.cargo/bin`.
+/// and `PLATFORM_JAILER`; for the vsock device also beside this program, in `/usr/lib/platform` and in `~/.cargo/bin`.
 ///
 /// # Errors
 /// One of them is in none of these places, or cannot be executed from where it is.
@@ -81,7 +83,7 @@ impl QemuPrograms {
         })?;
         let vsock_device = find_vsock_device().ok_or(ProgramsError::Missing {
             program: VSOCK_DEVICE,
-            hint: "cargo install vhost-device-vsock --locked, or name it in \
+            hint: "the package has it; else cargo install vhost-device-vsock --locked, or name it in \
                    PLATFORM_VHOST_DEVICE_VSOCK",
         })?;
         Ok(Self {
@@ -129,6 +131,7 @@ fn find_vsock_device() -> Option<PathBuf> {
         .map(|home| home.join("bin").join(VSOCK_DEVICE));
     beside
         .and_then(|path| file_at(&path))
+        .or_else(|| file_at(Path::new(PACKAGED_VSOCK_DEVICE)))
         .or_else(|| find(VSOCK_DEVICE))
         .or_else(|| program_at(&cargo?))
 }

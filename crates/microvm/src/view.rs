@@ -87,7 +87,12 @@ impl View {
         let options = CString::new(format!("mode=0755,size={ROOM_BYTES}"))?;
         let flags = MountFlags::NOSUID;
         mount("view", &root, "tmpfs", flags, Some(options.as_c_str()))?;
-        self.furnish(&root)?;
+        // The VM's user has to pass the folders, `/dev` to open /dev/kvm, whatever the agent's umask. It is this thread's own: a
+        // mount namespace comes with it (unshare(2)).
+        let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        let furnished = self.furnish(&root);
+        rustix::process::umask(umask);
+        furnished?;
         // What was the root is mounted on top of the new one, and removed from there (pivot_root(2)).
         rustix::process::fchdir(rustix::fs::open(
             &root,
@@ -218,7 +223,36 @@ pub(crate) fn leave_mount_namespace() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
+
+    /// Under a umask of 077 `/dev` was root's alone: QEMU could not open /dev/kvm, and no VM started on a machine with KVM.
+    #[test]
+    fn case_a_vmms_user_passes_the_folders_of_its_view_under_any_umask() {
+        use std::os::unix::fs::PermissionsExt as _;
+        if std::env::var_os("PLATFORM_SKIP_PRIVILEGED_TESTS").is_some() {
+            eprintln!("SKIPPED: PLATFORM_SKIP_PRIVILEGED_TESTS is set");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let run_dir = dir.path().to_owned();
+        let closed = rustix::fs::Mode::from_raw_mode(0o077);
+        let seen = std::thread::spawn(move || {
+            // From here on the umask is this thread's own.
+            leave_mount_namespace()?;
+            rustix::process::umask(closed);
+            View::of_vmm(&run_dir, Path::new("/usr/bin/env"), false).enter()?;
+            let modes = ["/", "/dev", "/etc", "/proc"].map(|folder| {
+                let found = fs::metadata(folder);
+                found.map(|found| found.permissions().mode() & 0o005)
+            });
+            io::Result::Ok((modes.map(Result::ok), rustix::process::umask(closed)))
+        });
+        let (modes, umask) = seen.join().unwrap().unwrap();
+        assert_eq!(modes, [Some(0o005); 4]);
+        assert_eq!(umask, closed, "what the VMM makes is closed as before");
+    }
 
     #[test]
     fn a_program_is_bound_with_its_prefix_unless_that_holds_tenants() {

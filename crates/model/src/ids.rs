@@ -340,7 +340,9 @@ impl fmt::Display for ReleaseNumber {
 }
 
 /// An env's 32 bits in the addresses of its instances (ADR 0004). 0 is the platform's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct EnvNetwork(pub u32);
 

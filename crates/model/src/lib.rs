@@ -3,13 +3,16 @@
 //! - [`ids`]: the names and numbers that everything is called by.
 //! - [`instance`]: the complete description of one instance, as the planner chose it.
 //! - [`image`]: what of an image's config the platform honours.
+//! - [`public_key`]: by what a member is known.
 
 pub mod ids;
 pub mod image;
 pub mod instance;
+pub mod public_key;
 
 pub use ids::{
     AppName, BundleName, Digest, EdgeId, EnvKey, EnvName, EnvNetwork, Generation, Incarnation,
     InstanceId, LabelKey, LabelValue, NameError, NodeId, ProcessName, ReleaseNumber, Term,
     Timestamp, VolumeId,
 };
+pub use public_key::PublicKey;

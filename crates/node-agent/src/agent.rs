@@ -14,10 +14,11 @@ use api::enrollment::Hardware;
 use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
 use futures_util::FutureExt as _;
 use model::instance::{InstanceSpec, InstanceState};
-use model::{Generation, InstanceId, NodeId, Term, Timestamp, VolumeId};
+use model::{EnvNetwork, Generation, InstanceId, NodeId, Term, Timestamp, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
+use overlay::address_plan::env_network;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -569,8 +570,21 @@ impl Agent {
                 .chain(self.not_startable())
                 .collect(),
             volumes: self.volumes.clone(),
+            highest_network: self.highest_network(),
             images: self.machine.host.images.list(),
         }
+    }
+
+    /// The highest env network of any instance that this node knows of.
+    fn highest_network(&self) -> EnvNetwork {
+        let here = self
+            .instances
+            .values()
+            .filter_map(|instance| match instance {
+                Instance::Known(handle) => Some(handle.address()),
+                Instance::Unreadable(unreadable) => Some(unreadable.spec.as_ref()?.address),
+            });
+        here.map(env_network).max().unwrap_or_default()
     }
 }
 

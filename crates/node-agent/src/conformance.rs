@@ -17,7 +17,7 @@ use api::enrollment::Hardware;
 use api::node::{AgentSession, DriverChoice, NodeReport, ReportDelta};
 use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
 use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
-use model::{EnvKey, Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
 use node_core::report_sender::{Answered, ReportSender};
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
@@ -355,6 +355,7 @@ pub async fn server(server: &dyn Server, node: NodeId, hardware: Hardware) {
         hardware: hardware.clone(),
         instances: Vec::new(),
         volumes: Vec::new(),
+        highest_network: EnvNetwork::default(),
         images: Vec::new(),
     };
     // A node of another incarnation, far ahead: it gets ours at once.

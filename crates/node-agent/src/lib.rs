@@ -64,7 +64,7 @@ mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
@@ -189,6 +189,31 @@ pub enum NodeError {
 /// What kept it from starting. Once it runs, it goes on whatever happens to the server.
 pub async fn run(options: NodeOptions, shutdown: CancellationToken) -> Result<(), NodeError> {
     node::run(options, shutdown).await
+}
+
+/// Joins the cluster and keeps what proves it, for [`run`]. A machine that has joined before is left as it is, and no token is
+/// looked at.
+///
+/// # Errors
+/// What this machine lacks, or why the server refused. No token is spent unless the server accepted it.
+pub async fn join(options: &NodeOptions) -> Result<membership::Membership, NodeError> {
+    node::join(options).await
+}
+
+/// Deletes what says which node this machine was, so that it can join anew: the cluster does not know it any more.
+///
+/// # Errors
+/// Its agent or its microVMs run.
+pub async fn leave(data_dir: &Path, run_dir: &Path) -> Result<(), NodeError> {
+    node::leave(data_dir, run_dir).await
+}
+
+/// The driver that would run the VMs of a node on this machine, whose guest folder this is, and why. Changes nothing.
+///
+/// # Errors
+/// What keeps every driver from running here.
+pub async fn driver(guest_dir: PathBuf) -> Result<api::node::DriverChoice, NodeError> {
+    node::driver(guest_dir).await
 }
 
 /// Stops every microVM of this node and removes its network from the machine.

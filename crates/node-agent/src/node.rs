@@ -9,16 +9,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::enrollment::{EnrollRole, Member};
+use api::enrollment::{EnrollRole, Hardware, Member};
 use api::node::DriverChoice;
 use guest_protocol::RESOLVER;
 use membership::{Applicant, Membership};
-use microvm::{GuestKernel, Vm};
+use microvm::{Choice, GuestKernel, Vm};
 use model::NodeId;
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_network::{Network, NetworkSettings};
 use registry::{Credentials, Registry, RegistryOptions};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -51,29 +52,12 @@ pub(crate) async fn run(
     let _lock = lock(&options.data_dir).await?;
     open_files::raise();
     close_folders(&options).await?;
-    let guest_dir = options.guest_dir.clone();
-    let kernel = blocking(move || GuestKernel::in_directory(&guest_dir)).await;
-    let kernel = kernel.map_err(NodeError::Guest)?;
-    let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
-    let (driver, memory_bytes) = (choice.driver, options.memory_bytes);
-    blocking(move || microvm::check_programs(driver)).await?;
-    let hardware = blocking(move || hardware::find(memory_bytes, driver)).await;
-    let hardware = hardware.map_err(NodeError::Hardware)?;
-    tracing::info!(
-        driver = choice.driver.name(),
-        reason = choice.reason,
-        "chose the VMM driver"
-    );
-
-    let applicant = Applicant {
-        role: EnrollRole::Node,
-        server: options.server.clone(),
-        token: options.token.clone(),
-        name: options.name.clone(),
-        region: options.region.clone(),
-        hardware: hardware.clone(),
-    };
-    let membership = Membership::load_or_join(&options.data_dir, &applicant).await?;
+    let Found {
+        kernel,
+        choice,
+        hardware,
+    } = find(&options).await?;
+    let membership = load_or_join(&options, &hardware).await?;
     let node = node_id(&membership)?;
     let client = membership.client().map_err(NodeError::Client)?;
     let owner = Owner {
@@ -158,12 +142,108 @@ pub(crate) async fn run(
         data_dir: options.data_dir.clone(),
     };
     let logs = streams::StreamLogs::new(directory.clone(), ended);
+    let peers = watch::Sender::new(Vec::new());
+    let keeping = membership::keep(
+        membership.clone(),
+        options.data_dir.clone(),
+        client.clone(),
+        peers,
+    );
+    let _membership = AbortOnDropHandle::new(tokio::spawn(keeping));
     let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, logs)));
     let _network = AbortOnDropHandle::new(tokio::spawn(keep_network(network)));
     tracing::info!(%node, server = membership.server, "the node is up");
     agent::run(settings, host, Clock::start(), directory, shutdown)
         .await
         .map_err(NodeError::Resume)
+}
+
+/// What a node needs of its machine, found at each start.
+struct Found {
+    kernel: GuestKernel,
+    choice: Choice,
+    hardware: Hardware,
+}
+
+async fn find(options: &NodeOptions) -> Result<Found, NodeError> {
+    let guest_dir = options.guest_dir.clone();
+    let kernel = blocking(move || GuestKernel::in_directory(&guest_dir)).await;
+    let kernel = kernel.map_err(NodeError::Guest)?;
+    let choice = microvm::choose_driver(&microvm::probe().await, &kernel)?;
+    let (driver, memory_bytes) = (choice.driver, options.memory_bytes);
+    blocking(move || microvm::check_programs(driver)).await?;
+    let hardware = blocking(move || hardware::find(memory_bytes, driver)).await;
+    let hardware = hardware.map_err(NodeError::Hardware)?;
+    tracing::info!(
+        driver = choice.driver.name(),
+        reason = choice.reason,
+        "chose the VMM driver"
+    );
+    Ok(Found {
+        kernel,
+        choice,
+        hardware,
+    })
+}
+
+async fn load_or_join(options: &NodeOptions, hardware: &Hardware) -> Result<Membership, NodeError> {
+    let applicant = Applicant {
+        role: EnrollRole::Node,
+        server: options.server.clone(),
+        token: options.token.clone(),
+        name: options.name.clone(),
+        region: options.region.clone(),
+        hardware: hardware.clone(),
+    };
+    Ok(Membership::load_or_join(&options.data_dir, &applicant).await?)
+}
+
+/// Makes this machine a node, if it is not one yet.
+pub(crate) async fn join(options: &NodeOptions) -> Result<Membership, NodeError> {
+    private::enter();
+    let data_dir = options.data_dir.clone();
+    // An agent that runs is a node's.
+    if let Some(known) = blocking(move || Membership::load(&data_dir))
+        .await
+        .map_err(NodeError::State)?
+    {
+        node_id(&known)?;
+        return Ok(known);
+    }
+    let _lock = lock(&options.data_dir).await?;
+    close_folders(options).await?;
+    let Found { hardware, .. } = find(options).await?;
+    let joined = load_or_join(options, &hardware).await?;
+    node_id(&joined)?;
+    Ok(joined)
+}
+
+/// Deletes what says which node this machine was, where nothing of it runs.
+pub(crate) async fn leave(data_dir: &Path, run_dir: &Path) -> Result<(), NodeError> {
+    private::enter();
+    let _lock = lock(data_dir).await?;
+    let folder = run_dir.to_owned();
+    let has_vms = blocking(move || microvm::has_processes(&folder)).await;
+    let has_vms = has_vms.map_err(|source| NodeError::Folder {
+        path: run_dir.to_owned(),
+        source,
+    })?;
+    if has_vms {
+        return Err(NodeError::Left(
+            "what this node ran is not down: `platform node down` ends it".to_owned(),
+        ));
+    }
+    membership::leave(data_dir).await.map_err(NodeError::State)
+}
+
+/// Which driver would run VMs here, or what keeps every one from it.
+pub(crate) async fn driver(guest_dir: PathBuf) -> Result<DriverChoice, NodeError> {
+    let kernel = blocking(move || GuestKernel::in_directory(&guest_dir)).await;
+    let choice =
+        microvm::choose_driver(&microvm::probe().await, &kernel.map_err(NodeError::Guest)?)?;
+    let driver = choice.driver;
+    blocking(move || microvm::check_programs(driver)).await?;
+    Ok(choice.into())
 }
 
 /// Closes the node's folders to the machine's other users, and says what was open.

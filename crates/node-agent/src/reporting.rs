@@ -19,8 +19,6 @@ use crate::record;
 const SESSION_FILE: &str = "session.json";
 /// Pause after a report that failed.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Reports go out when something changed, and at least this often: the sign of life.
-const REPORT_INTERVAL: Duration = Duration::from_secs(3);
 
 /// `session.json`: the number of the agent's last start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -84,7 +82,8 @@ pub(crate) async fn send_reports(machine: Arc<Machine>, mut report: watch::Recei
                 sent_whole = false;
                 // What was sent again may be of before a change that came meanwhile.
                 if *report.borrow() == newest && sender.is_settled(&newest) {
-                    let changed = tokio::time::timeout(REPORT_INTERVAL, report.changed());
+                    let changed =
+                        tokio::time::timeout(sender.heartbeat_interval(), report.changed());
                     // An ended channel means that the agent ends.
                     if let Ok(Err(_)) = changed.await {
                         return;

@@ -11,7 +11,14 @@
 //! One report is in flight at a time. One without an answer may have been applied, so it is sent again as it was: what is sent under one
 //! session and number never differs, however the node has changed meanwhile.
 
+use std::time::Duration;
+
 use api::node::{AgentSession, NodeReport, ReportAnswer, ReportDelta};
+
+/// How often the node reports where nothing changes, as long as no server has said otherwise.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
+/// And at least, whatever a server says.
+const MOST_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What one start of the agent has reported.
 #[derive(Debug, Clone)]
@@ -22,6 +29,7 @@ pub struct ReportSender {
     /// What the server has.
     acknowledged: Option<NodeReport>,
     in_flight: Option<InFlight>,
+    heartbeat_interval: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -50,6 +58,7 @@ impl ReportSender {
             sequence: 0,
             acknowledged: None,
             in_flight: None,
+            heartbeat_interval: HEARTBEAT_INTERVAL,
         }
     }
 
@@ -73,6 +82,11 @@ impl ReportSender {
         delta
     }
 
+    /// How often to report where nothing changes: the sign of life.
+    pub fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat_interval
+    }
+
     /// Whether the server has all of a node as it is now.
     pub fn is_settled(&self, now: &NodeReport) -> bool {
         self.in_flight.is_none() && self.acknowledged.as_ref() == Some(now)
@@ -80,6 +94,11 @@ impl ReportSender {
 
     /// The server answered the last one. Without an answer nothing is to be done.
     pub fn answered(&mut self, answer: ReportAnswer) -> Answered {
+        let asked = answer.heartbeat_interval_ms;
+        self.heartbeat_interval = asked.map_or(HEARTBEAT_INTERVAL, |millis| {
+            Duration::from_millis(u64::from(millis))
+                .clamp(HEARTBEAT_INTERVAL, MOST_HEARTBEAT_INTERVAL)
+        });
         let Some(InFlight { delta, after }) = self.in_flight.take() else {
             return Answered::Applied;
         };

@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use api::enrollment::Hardware;
 use api::node::{
-    AgentSession, CachedImage, DriverChoice, EgressState, InstanceReport, NodeReport, ReportDelta,
+    AgentSession, CachedImage, DriverChoice, EgressState, InstanceReport, NodeReport, ReportAnswer,
+    ReportDelta,
 };
 use model::instance::{InstanceState, PinnedImage};
-use model::{Digest, Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{Digest, EnvNetwork, Generation, InstanceId, NodeId, Timestamp, VolumeId};
 use node_core::report_sender::{Answered, ReportSender};
 use proptest::prelude::*;
 use scheduler::apply::apply;
@@ -18,6 +19,8 @@ use scheduler::fixtures::{InstanceFixture, cluster, deploy, manifest, process};
 use scheduler::report_receiver::{ReportReceiver, Verdict};
 
 const NODE: NodeId = NodeId(1);
+/// How often the server asks for a report.
+const EVERY: Duration = Duration::from_secs(3);
 /// Instances that the server knows; the node may have as many more.
 const KNOWN: u32 = 4;
 
@@ -115,9 +118,10 @@ impl Cluster {
                     reason: "a test".to_owned(),
                 },
                 egress: None,
-                hardware: Hardware::default(),
+                hardware: server.nodes[&NODE].hardware.clone(),
                 instances: Vec::new(),
                 volumes: Vec::new(),
+                highest_network: EnvNetwork::default(),
                 images: Vec::new(),
             },
             sender: ReportSender::new(AgentSession(1000)),
@@ -192,7 +196,7 @@ impl Cluster {
             let exceeded = Vec::new();
             self.receiver.received(&self.server, NODE, &delta, exceeded);
         }
-        Some(self.receiver.answer(verdict))
+        Some(self.receiver.answer(verdict, EVERY))
     }
 
     fn report(&mut self) -> Option<Answered> {
@@ -222,11 +226,17 @@ impl Cluster {
                 if !self.delayed.is_empty() {
                     let index = which.index(self.delayed.len());
                     let late = self.delayed.remove(index);
-                    let before = (self.server.clone(), self.receiver.answer(Verdict::Known));
+                    let before = (
+                        self.server.clone(),
+                        self.receiver.answer(Verdict::Known, EVERY),
+                    );
                     let verdict = self.receiver.check(&late);
                     self.receive(&late);
                     if verdict != Verdict::Apply {
-                        let after = (self.server.clone(), self.receiver.answer(Verdict::Known));
+                        let after = (
+                            self.server.clone(),
+                            self.receiver.answer(Verdict::Known, EVERY),
+                        );
                         assert!(before == after, "a {verdict:?} report changed something");
                     }
                 }
@@ -265,7 +275,11 @@ impl Cluster {
     fn check(&self) {
         let node = &self.node;
         let known = &self.server.nodes[&NODE];
-        assert_eq!(known.hardware, node.hardware);
+        assert_eq!(known.hardware, node.hardware.within(&known.approved));
+        assert_eq!(
+            known.claimed.is_some(),
+            node.hardware.exceeds(&known.approved)
+        );
         assert_eq!(known.driver.as_ref(), Some(&node.driver));
         assert_eq!(known.egress, node.egress);
         assert_eq!(self.receiver.observed(), node.generation);
@@ -335,5 +349,30 @@ proptest! {
         // And a node at rest says next to nothing.
         let rest = cluster.sender.next(&cluster.node);
         prop_assert!(rest.is_empty());
+    }
+}
+
+#[test]
+fn a_node_reports_as_often_as_the_server_asks_within_bounds() {
+    let Cluster {
+        node, mut sender, ..
+    } = Cluster::new();
+    let seconds = |sender: &ReportSender| sender.heartbeat_interval().as_secs();
+    assert_eq!(seconds(&sender), 3);
+    for (asked, is) in [
+        (Some(5_000), 5),
+        (Some(0), 3),
+        (Some(u32::MAX), 60),
+        (None, 3),
+    ] {
+        let delta = sender.next(&node);
+        let answer = ReportAnswer {
+            session: delta.session,
+            sequence: delta.sequence,
+            whole: false,
+            heartbeat_interval_ms: asked,
+        };
+        assert_eq!(sender.answered(answer), Answered::Applied);
+        assert_eq!(seconds(&sender), is, "{asked:?}");
     }
 }

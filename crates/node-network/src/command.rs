@@ -11,8 +11,8 @@ use tokio::process::Command;
 
 use crate::NetworkError;
 
-/// Longest run of one command.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest run of one command. The first `nft` of a machine has the kernel load its modules: 11 s on two cores under TCG.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes of a command's standard error that an error carries.
 pub(crate) const MAX_STDERR_BYTES: usize = 2048;
 /// Where Debian keeps `ip` and `nft`, which the PATH of a service may lack.

@@ -57,7 +57,7 @@ pub struct Network {
     host_link: String,
     /// The namespace itself. It lives on when its name is removed.
     handle: Arc<File>,
-    /// Held while something is mended.
+    /// CountedAs while something is mended.
     mending: tokio::sync::Mutex<()>,
     /// Locked while rules are loaded, so that the last call's rules stay.
     loaded: tokio::sync::Mutex<Loaded>,

@@ -29,6 +29,8 @@ pub const NODE_PREFIX_BITS: u8 = 64;
 pub const PLATFORM_NETWORK: EnvNetwork = EnvNetwork(0);
 /// The number of a node's own address within the platform's network.
 pub const NODE_SELF: InstanceId = InstanceId(1);
+/// The number of the address at which a node is probed, within the platform's network.
+pub const NODE_PROBE: InstanceId = InstanceId(2);
 
 /// How many bits of an instance's id are in its IPv4 address.
 pub const EGRESS_BITS: u8 = 22;
@@ -79,6 +81,12 @@ pub fn node_address(cluster: Ipv6Addr, node: NodeId) -> Ipv6Addr {
     instance_address(cluster, node, PLATFORM_NETWORK, NODE_SELF)
 }
 
+/// The address at which a member's peers probe it: `<node /64>::2`. It always goes the direct way, also where what is sent to the rest of the
+/// /64 is relayed ([`crate::topology`]).
+pub fn probe_address(cluster: Ipv6Addr, node: NodeId) -> Ipv6Addr {
+    instance_address(cluster, node, PLATFORM_NETWORK, NODE_PROBE)
+}
+
 /// What an address says, if it belongs to this cluster.
 pub fn locate(cluster: Ipv6Addr, address: Ipv6Addr) -> Option<Location> {
     let bits = address.to_bits();
@@ -92,6 +100,12 @@ pub fn locate(cluster: Ipv6Addr, address: Ipv6Addr) -> Option<Location> {
         network: EnvNetwork((bits >> 32) as u32),
         instance: InstanceId(bits as u32),
     })
+}
+
+/// The env network of an instance's address, whichever cluster it is of.
+pub fn env_network(address: Ipv6Addr) -> EnvNetwork {
+    let [.., high, low, _, _] = address.segments();
+    EnvNetwork(u32::from(high) << 16 | u32::from(low))
 }
 
 /// Whether two addresses are of the same cluster and the same env network, by mask alone.
@@ -131,6 +145,7 @@ mod tests {
             InstanceId(0xabcd_ef01),
         );
         assert_eq!(address.to_string(), "fd12:3456:789a:2:1:2:abcd:ef01");
+        assert_eq!(env_network(address), EnvNetwork(0x0001_0002));
         assert_eq!(
             node_address(cluster(), NodeId(0x1f)).to_string(),
             "fd12:3456:789a:1f::1"

@@ -2,6 +2,8 @@
 //!
 //! - [`address_plan`]: where every address comes from.
 //! - [`ingress`]: the ports at which edges reach an instance's PROXY adapter.
+//! - [`topology`]: who is whose WireGuard peer.
 
 pub mod address_plan;
 pub mod ingress;
+pub mod topology;

@@ -4,11 +4,12 @@ use std::future::Future;
 
 use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Style};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
-    deploy, destroy, dev, edge, envs, exec, fmt, image, images, logs, node, nodes, normalize, ps,
-    registries, scale, schema, secrets, server, signal, tokens, top, validate, volumes,
+    completions, deploy, destroy, dev, doctor, edge, edges, envs, exec, fmt, image, images, logs,
+    manual, node, nodes, normalize, ps, registries, scale, schema, secrets, server, signal, tokens,
+    top, validate, volumes,
 };
 use crate::failure::Failure;
 
@@ -75,6 +76,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Image(image::Command),
     Nodes(nodes::Arguments),
+    Edges(edges::Arguments),
     Images(images::Arguments),
     Registries(registries::Arguments),
     #[command(subcommand)]
@@ -82,7 +84,10 @@ pub(crate) enum Command {
     Server(server::Arguments),
     Node(node::Arguments),
     Edge(edge::Arguments),
+    Doctor(doctor::Arguments),
     Dev(dev::Arguments),
+    Completions(completions::Arguments),
+    Manual(manual::Arguments),
     /// Print the version, as `platform --version` does
     Version,
 }
@@ -109,11 +114,15 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Images(arguments) => asynchronous(images::run(arguments)),
         Command::Registries(arguments) => asynchronous(registries::run(arguments)),
         Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
+        Command::Edges(arguments) => asynchronous(edges::run(arguments)),
         Command::Tokens(command) => asynchronous(tokens::run(command)),
         Command::Server(arguments) => asynchronous(server::run(arguments)),
         Command::Node(arguments) => asynchronous(node::run(arguments)),
         Command::Edge(arguments) => asynchronous(edge::run(arguments)),
         Command::Dev(arguments) => asynchronous(dev::run(arguments)),
+        Command::Doctor(arguments) => asynchronous(doctor::run(arguments)),
+        Command::Completions(arguments) => completions::run(&arguments, Cli::command()),
+        Command::Manual(arguments) => manual::run(&arguments, Cli::command()),
         Command::Version => Ok(crate::output::line(concat!(
             "platform ",
             env!("CARGO_PKG_VERSION")

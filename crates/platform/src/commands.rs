@@ -1,9 +1,12 @@
 //! The commands, a module each: its arguments with their help, and what it does.
 
+pub(crate) mod completions;
 pub(crate) mod deploy;
 pub(crate) mod destroy;
 pub(crate) mod dev;
+pub(crate) mod doctor;
 pub(crate) mod edge;
+pub(crate) mod edges;
 pub(crate) mod envs;
 pub(crate) mod exec;
 pub(crate) mod fmt;
@@ -11,6 +14,8 @@ pub(crate) mod image;
 pub(crate) mod images;
 pub(crate) mod logs;
 pub(crate) mod manifest_file;
+pub(crate) mod manual;
+pub(crate) mod members;
 pub(crate) mod node;
 pub(crate) mod nodes;
 pub(crate) mod normalize;

@@ -138,10 +138,11 @@ fn hint_of_node(error: &NodeError) -> Option<String> {
         NodeError::Join(JoinError::Enroll(error)) => error.hint(),
         NodeError::Join(JoinError::State(_)) => None,
         NodeError::Join(_) => Some(
-            "give --server, and a --token made by `platform tokens create --role node`".to_owned(),
+            "give --server, and by --token-file or PLATFORM_TOKEN a token that `platform tokens create --role node` made"
+                .to_owned(),
         ),
         NodeError::Guest(_) => {
-            Some("`cargo xtask guest` makes them; --guest says where they are".to_owned())
+            Some("the package has them in /usr/lib/platform/guest, `cargo xtask guest` makes them in a clone; --guest says where they are".to_owned())
         }
         _ => None,
     }

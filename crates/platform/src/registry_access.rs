@@ -8,6 +8,7 @@ use oci::parse_registry;
 use registry::{Credential, Credentials, DockerConfig, Limits, Registry, RegistryOptions};
 
 use crate::failure::Failure;
+use crate::role_options::KeptRegistries;
 
 /// Flags for access to registries.
 #[derive(Debug, Args)]
@@ -23,6 +24,14 @@ pub(crate) struct RegistryArguments {
 }
 
 impl RegistryArguments {
+    /// What a role keeps of them.
+    pub(crate) fn kept(&self) -> KeptRegistries {
+        KeptRegistries {
+            insecure: self.insecure(),
+            mirrors: self.mirrors(),
+        }
+    }
+
     pub(crate) fn insecure(&self) -> BTreeSet<String> {
         self.insecure.iter().cloned().collect()
     }

@@ -9,12 +9,13 @@
 use api::enrollment::Member;
 use api::node::{NodeReport, ReportDelta};
 use model::{
-    EdgeId, EnvKey, Generation, LabelKey, LabelValue, NodeId, ProcessName, ReleaseNumber,
-    Timestamp, VolumeId,
+    EdgeId, EnvKey, Generation, LabelKey, LabelValue, NodeId, ProcessName, PublicKey,
+    ReleaseNumber, Timestamp, VolumeId,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+mod members;
 mod refused;
 
 pub use refused::{MAX_NODE_LABELS, Refused};
@@ -51,6 +52,51 @@ pub enum Command {
         /// When.
         now: Timestamp,
     },
+    /// A user revokes an enrollment token: it lets nobody in any more.
+    DeleteToken {
+        /// The hash of its secret.
+        hash: TokenHash,
+    },
+    /// A user approves a member: one that waits for that may do what members do, and what hardware a node claims counts.
+    Approve {
+        /// The member.
+        member: Member,
+    },
+    /// A user revokes a member: it may do nothing any more, and a node's instances are planned elsewhere. Its volumes stay with it.
+    Revoke {
+        /// The member.
+        member: Member,
+        /// When.
+        now: Timestamp,
+    },
+    /// A user wants a member to have other keys.
+    AskForKeys {
+        /// The member.
+        member: Member,
+        /// When.
+        now: Timestamp,
+    },
+    /// A member changes the keys by which it is known.
+    SetKeys {
+        /// The member.
+        member: Member,
+        /// How.
+        change: KeyChange,
+    },
+    /// Members of a cluster state that is lost showed that these numbers were given out. They are not given again.
+    SkipNumbers {
+        /// The highest number of a node; 0: none.
+        node: u16,
+        /// The highest number of an edge; 0: none.
+        edge: u16,
+    },
+    /// A user removes an edge that was revoked.
+    RemoveEdge {
+        /// The edge.
+        edge: EdgeId,
+    },
+    /// What members are told about the cluster changed otherwise: its CAs did.
+    RaiseMembership,
     /// A user gave a secret bundle new content.
     AddSecretVersion {
         /// The env.
@@ -159,7 +205,23 @@ pub enum Command {
     },
 }
 
-/// A machine that joins, under its number.
+/// A change of the keys by which a member is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyChange {
+    /// It came by this key, and none was recorded.
+    Record(PublicKey),
+    /// It is about to have this key, and with it a node's WireGuard key, where that changes too.
+    Next {
+        /// The key.
+        key: PublicKey,
+        /// The WireGuard key, base64; absent: it stays.
+        wireguard_key: Option<String>,
+    },
+    /// It came by the key that it was about to have: the one before is its key no longer.
+    Complete(PublicKey),
+}
+
+/// A machine that joins, under its number: a new one, or that of the member whose place it takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NewMember {
     /// A node.
@@ -184,14 +246,25 @@ pub fn apply(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
     for key in changes.envs.keys().chain(&changes.deleted_envs) {
         cluster.host_claims.update(key, cluster.envs.get(key));
     }
+    cluster.index_keys(&changes);
     Ok(changes)
 }
 
 fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, Refused> {
     match command {
         Command::Plan(action) => apply_action(cluster, action),
-        Command::AddToken { hash, token, now } => Ok(add_token(cluster, *hash, token, *now)),
-        Command::Enroll { token, member, now } => enroll(cluster, *token, member, *now),
+        Command::AddToken { hash, token, now } => {
+            Ok(members::add_token(cluster, *hash, token, *now))
+        }
+        Command::Enroll { token, member, now } => members::enroll(cluster, *token, member, *now),
+        Command::DeleteToken { hash } => members::delete_token(cluster, *hash),
+        Command::Approve { member } => members::approve(cluster, *member),
+        Command::Revoke { member, now } => members::revoke(cluster, *member, *now),
+        Command::AskForKeys { member, now } => members::ask_for_keys(cluster, *member, *now),
+        Command::SetKeys { member, change } => members::set_keys(cluster, *member, change),
+        Command::SkipNumbers { node, edge } => Ok(members::skip_numbers(cluster, *node, *edge)),
+        Command::RemoveEdge { edge } => members::remove_edge(cluster, *edge),
+        Command::RaiseMembership => Ok(members::next_membership(cluster)),
         Command::AddSecretVersion {
             env,
             bundle,
@@ -261,7 +334,9 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             }
             change_node(cluster, *id, |node| node.labels = after)
         }
-        Command::RemoveNode { node, lost, now } => remove_node(cluster, *node, *lost, *now),
+        Command::RemoveNode { node, lost, now } => {
+            members::remove_node(cluster, *node, *lost, *now)
+        }
         Command::CreateEnv { key, env } => create_env(cluster, key, env),
         Command::AddRelease {
             env: key,
@@ -399,7 +474,7 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
             if !is_gone && cluster.has_node(node) {
                 return Err(Refused::InstanceNotGone(*id));
             }
-            let ended = ended(instance, *at);
+            let ended = ended(instance, "its node was removed", *at);
             cluster.instances.remove(id);
             cluster.ended.insert(*id, ended.clone());
             let mut changes = next_generation(cluster, node);
@@ -427,120 +502,14 @@ fn apply_action(cluster: &mut ClusterState, action: &Action) -> Result<Changes, 
     }
 }
 
-/// Tokens that are looked at, and deleted where their time is over, when one is made.
-const TOKENS_LOOKED_AT: usize = 16;
-
-fn add_token(
-    cluster: &mut ClusterState,
-    hash: TokenHash,
-    token: &TokenRecord,
-    now: Timestamp,
-) -> Changes {
-    // Hashes are random: as tokens are made all are looked at, and none costs what all there are cost.
-    let near = cluster.tokens.range(hash..);
-    let expired: Vec<_> = (near.chain(cluster.tokens.range(..hash)))
-        .take(TOKENS_LOOKED_AT)
-        .filter(|(_, token)| token.is_prunable(now))
-        .map(|(hash, _)| *hash)
-        .collect();
-    let mut changes = Changes::default();
-    for old in expired {
-        cluster.tokens.remove(&old);
-        changes.tokens.insert(old, None);
-    }
-    cluster.tokens.insert(hash, token.clone());
-    changes.tokens.insert(hash, Some(token.clone()));
-    changes
-}
-
-fn enroll(
-    cluster: &mut ClusterState,
-    hash: TokenHash,
-    member: &NewMember,
-    now: Timestamp,
-) -> Result<Changes, Refused> {
-    let unused = |token: &&TokenRecord| token.used.is_none();
-    let token = cluster.tokens.get(&hash).filter(unused);
-    let mut token = token.ok_or(Refused::TokenSpent)?.clone();
-    let mut changes = Changes::default();
-    match member {
-        NewMember::Node(id, node) => {
-            if cluster.has_node(*id) || id.0 <= cluster.last_node {
-                return Err(Refused::NodeExists(*id));
-            }
-            cluster.last_node = id.0;
-            let node = Arc::new(node.as_ref().clone());
-            cluster.nodes.insert(*id, Arc::clone(&node));
-            changes.nodes.insert(*id, Some(node));
-            token.used = Some((now, Member::Node(*id)));
-        }
-        NewMember::Edge(id, edge) => {
-            if cluster.edges.contains_key(id) || id.0 <= cluster.last_edge {
-                return Err(Refused::EdgeExists(*id));
-            }
-            cluster.last_edge = id.0;
-            cluster.edges.insert(*id, edge.clone());
-            changes.edges.insert(*id, edge.clone());
-            token.used = Some((now, Member::Edge(*id)));
-        }
-    }
-    cluster.tokens.insert(hash, token.clone());
-    changes.tokens.insert(hash, Some(token));
-    Ok(changes)
-}
-
-fn remove_node(
-    cluster: &mut ClusterState,
-    id: NodeId,
-    lost: bool,
-    now: Timestamp,
-) -> Result<Changes, Refused> {
-    let node = cluster.nodes.get(&id).ok_or(Refused::NoNode(id))?;
-    if lost && !node.has_lapsed() {
-        return Err(Refused::NodeNotLost(id));
-    }
-    let unreadable = cluster.unreadable.iter();
-    let records = unreadable.filter(|record| record.node == Some(id)).count();
-    if records > 0 {
-        return Err(Refused::NodeUnreadable { node: id, records });
-    }
-    let on_node = cluster.instances.on_node(id);
-    let instances: Vec<_> = on_node
-        .map(|(id, instance)| (id, ended(instance, now)))
-        .collect();
-    let volumes: Vec<_> = cluster.volumes.on_node(id).map(|(id, _)| id).collect();
-    let is_empty = instances.is_empty() && volumes.is_empty();
-    if !lost && !is_empty {
-        return Err(Refused::NodeNotEmpty {
-            node: id,
-            instances: instances.len(),
-            volumes: volumes.len(),
-        });
-    }
-    let mut changes = Changes::default();
-    for (id, ended) in instances {
-        cluster.instances.remove(&id);
-        cluster.ended.insert(id, ended.clone());
-        changes.instances.insert(id, None);
-        changes.ended.insert(id, Some(ended));
-    }
-    for volume in volumes {
-        cluster.volumes.remove(&volume);
-        changes.volumes.insert(volume, None);
-    }
-    cluster.nodes.remove(&id);
-    changes.nodes.insert(id, None);
-    Ok(changes)
-}
-
-/// The record that is kept of an instance that is gone.
-fn ended(instance: &Instance, at: Timestamp) -> EndedInstance {
+/// The record that is kept of an instance that is gone. `given_up`: why, where its node did not say so.
+fn ended(instance: &Instance, given_up: &str, at: Timestamp) -> EndedInstance {
     let reason = match &instance.phase {
         InstancePhase::Gone { reason } => reason.clone(),
         InstancePhase::Terminating { reason, .. } => {
-            format!("{reason}; its node was removed")
+            format!("{reason}; {given_up}")
         }
-        InstancePhase::New | InstancePhase::Established => "its node was removed".to_owned(),
+        InstancePhase::New | InstancePhase::Established => given_up.to_owned(),
     };
     let report = instance.report.as_ref();
     EndedInstance {
@@ -639,7 +608,11 @@ fn delete_secrets(
     Ok(changes)
 }
 
-fn not_frozen(cluster: &ClusterState, env: &EnvKey) -> Result<(), Refused> {
+/// Whether every record of an env can be read, also of one that is not there.
+///
+/// # Errors
+/// [`Refused::EnvFrozen`], which names the first record that cannot.
+pub fn not_frozen(cluster: &ClusterState, env: &EnvKey) -> Result<(), Refused> {
     match cluster.frozen_by(env) {
         None => Ok(()),
         Some(record) => Err(Refused::EnvFrozen {

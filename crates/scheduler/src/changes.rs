@@ -22,8 +22,10 @@ use crate::table::Table;
 pub struct Changes {
     /// Nodes written, or removed.
     pub nodes: BTreeMap<NodeId, Option<Arc<Node>>>,
-    /// Edges written.
-    pub edges: BTreeMap<EdgeId, Edge>,
+    /// Edges written, or removed.
+    pub edges: BTreeMap<EdgeId, Option<Edge>>,
+    /// Counters that grew other than by the records above.
+    pub counters: Counters,
     /// Enrollment tokens written or deleted.
     pub tokens: BTreeMap<TokenHash, Option<TokenRecord>>,
     /// Envs deleted, with their releases and secret bundles, before anything is written.
@@ -48,6 +50,31 @@ pub struct Changes {
     pub secrets: BTreeMap<(EnvKey, String, u32), SealedVersion>,
     /// Hosts that lead elsewhere, or nowhere.
     pub routes: BTreeMap<String, Option<StoredRoute>>,
+}
+
+/// Counters of the cluster that grew, as they are from now on; 0: not grown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// [`ClusterState::last_node`].
+    pub node: u16,
+    /// [`ClusterState::last_edge`].
+    pub edge: u16,
+    /// [`ClusterState::last_network`].
+    pub network: EnvNetwork,
+    /// [`ClusterState::last_membership`].
+    pub membership: u64,
+}
+
+impl Counters {
+    /// The larger of each.
+    fn then(self, later: Self) -> Self {
+        Self {
+            node: self.node.max(later.node),
+            edge: self.edge.max(later.edge),
+            network: self.network.max(later.network),
+            membership: self.membership.max(later.membership),
+        }
+    }
 }
 
 /// One version of a secret bundle, as it is stored. What is in it was sealed before it came here.
@@ -109,6 +136,7 @@ impl Changes {
         let Self {
             nodes,
             edges,
+            counters,
             tokens,
             deleted_envs,
             envs,
@@ -124,6 +152,7 @@ impl Changes {
         } = self;
         nodes.is_empty()
             && edges.is_empty()
+            && *counters == Counters::default()
             && tokens.is_empty()
             && secrets.is_empty()
             && routes.is_empty()
@@ -166,6 +195,7 @@ impl Changes {
         self.deleted_envs.extend(later.deleted_envs);
         self.nodes.extend(later.nodes);
         self.edges.extend(later.edges);
+        self.counters = self.counters.then(later.counters);
         self.tokens.extend(later.tokens);
         self.secrets.extend(later.secrets);
         self.envs.extend(later.envs);
@@ -207,7 +237,23 @@ impl Changes {
                 None => drop(cluster.nodes.remove(id)),
             }
         }
-        cluster.edges.extend(self.edges.clone());
+        for (id, edge) in &self.edges {
+            match edge {
+                Some(edge) => cluster.edges.insert(*id, edge.clone()),
+                None => drop(cluster.edges.remove(id)),
+            }
+        }
+        let Counters {
+            node,
+            edge,
+            network,
+            membership,
+        } = self.counters;
+        cluster.last_node = cluster.last_node.max(node);
+        cluster.last_edge = cluster.last_edge.max(edge);
+        cluster.last_network = cluster.last_network.max(network);
+        cluster.last_membership = cluster.last_membership.max(membership);
+        cluster.index_keys(self);
         for (hash, token) in &self.tokens {
             match token {
                 Some(token) => cluster.tokens.insert(*hash, token.clone()),

@@ -23,11 +23,13 @@
 //!
 //! The instances and volumes of a node that was removed are deleted from any state.
 
+// ring: what is derived of the state follows what changed of it, and a change has records of the state.
+
 use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
-use api::node::{DriverChoice, EgressState};
+use api::node::{DriverChoice, EgressState, MAX_MACHINE_BYTES, MAX_MACHINE_CPUS};
 use api::user::RolloutPhase;
 pub use api::user::Scheduling;
 use manifest::Manifest;
@@ -40,9 +42,12 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::instances::{Instance, InstancePhase, Volume, VolumeKey, VolumePhase};
 
+use crate::changes::Changes;
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
+pub use crate::membership::{MemberIdentity, MemberKeys};
 use crate::table::Table;
+pub use api::member::Approval;
 
 /// Everything the control plane knows of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +82,10 @@ pub struct ClusterState {
     pub ended: Table<InstanceId, EndedInstance>,
     /// The highest env network that was ever given out; 0 before the first.
     pub last_network: EnvNetwork,
+    /// Counts the changes of what members are told about each other ([`crate::membership`]).
+    pub last_membership: u64,
+    /// Which member has which key.
+    pub member_keys: MemberKeys,
     /// The records that this server cannot read. Usually none.
     pub unreadable: Vec<UnreadableRecord>,
 }
@@ -148,8 +157,19 @@ impl ClusterState {
 
     /// Whether the node is a member, also when its record cannot be read.
     pub fn has_node(&self, node: NodeId) -> bool {
-        self.nodes.contains_key(&node)
-            || (self.unreadable.iter()).any(|record| record.subject == Subject::Node(node))
+        self.nodes.contains_key(&node) || self.unreadable_node(node).is_some()
+    }
+
+    /// Brings the index of keys to what changed of the members.
+    pub(crate) fn index_keys(&mut self, changes: &Changes) {
+        for id in changes.nodes.keys() {
+            let identity = self.nodes.get(id).map(|node| &node.identity);
+            self.member_keys.update(Member::Node(*id), identity);
+        }
+        for id in changes.edges.keys() {
+            let identity = self.edges.get(id).map(|edge| &edge.identity);
+            self.member_keys.update(Member::Edge(*id), identity);
+        }
     }
 
     pub(crate) fn add_secret_version(&mut self, env: &EnvKey, bundle: &str, version: u32) {
@@ -174,6 +194,11 @@ impl ClusterState {
         (self.unreadable.iter()).find(|record| record.env.as_ref() == Some(env))
     }
 
+    /// The first unreadable record of this node itself, if there is one.
+    pub fn unreadable_node(&self, node: NodeId) -> Option<&UnreadableRecord> {
+        (self.unreadable.iter()).find(|record| record.subject == Subject::Node(node))
+    }
+
     /// The instances whose records cannot be read. Their ids, addresses, volumes and memory stay taken, and their
     /// nodes are never told to stop them.
     pub fn unreadable_instances(&self) -> impl Iterator<Item = (InstanceId, Option<NodeId>)> {
@@ -194,8 +219,68 @@ pub struct UnreadableRecord {
     pub env: Option<EnvKey>,
     /// The node it belongs to, where it belongs to one.
     pub node: Option<NodeId>,
+    /// What it is counted as on its node; absent where it is of neither an instance nor a volume.
+    pub holds: Option<CountedAs>,
     /// Why it cannot be read, for people.
     pub cause: String,
+}
+
+/// What the subject of an unreadable record is counted as on its node: what can still be read of the record, and what is
+/// assumed of an instance or a volume where that cannot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CountedAs {
+    /// CPU, in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Scratch disk, or the volume, in bytes.
+    pub disk_bytes: u64,
+    /// Whether it is an instance, which costs its node's overhead beside.
+    pub is_instance: bool,
+    /// Whether any of it is assumed.
+    pub is_assumed: bool,
+}
+
+impl CountedAs {
+    /// What an instance is assumed to ask for of the processors, in thousandths of a core, where its record does not say.
+    pub const ASSUMED_CPU_MILLIS: u64 = 1000;
+    /// The memory that an instance is assumed to have, in bytes, where its record does not say.
+    pub const ASSUMED_MEMORY_BYTES: u64 = 1 << 30;
+    /// The disk that an instance or a volume is assumed to have, in bytes, where its record does not say.
+    pub const ASSUMED_DISK_BYTES: u64 = 10 << 30;
+    /// Largest CPU request of an instance, in thousandths of a core: all of the largest machine.
+    pub const MAX_CPU_MILLIS: u64 = MAX_MACHINE_CPUS as u64 * 1000;
+
+    /// An instance of which so much can be read: CPU in thousandths of a core, memory and scratch disk in bytes. What no machine has is
+    /// not believed.
+    pub fn of_instance(
+        cpu_millis: Option<u64>,
+        memory_bytes: Option<u64>,
+        scratch_bytes: Option<u64>,
+    ) -> Self {
+        let cpu = cpu_millis.filter(|millis| *millis <= Self::MAX_CPU_MILLIS);
+        let memory = memory_bytes.filter(|bytes| *bytes <= MAX_MACHINE_BYTES);
+        let disk = scratch_bytes.filter(|bytes| *bytes <= MAX_MACHINE_BYTES);
+        Self {
+            cpu_millis: cpu.unwrap_or(Self::ASSUMED_CPU_MILLIS),
+            memory_bytes: memory.unwrap_or(Self::ASSUMED_MEMORY_BYTES),
+            disk_bytes: disk.unwrap_or(Self::ASSUMED_DISK_BYTES),
+            is_instance: true,
+            is_assumed: cpu.is_none() || memory.is_none() || disk.is_none(),
+        }
+    }
+
+    /// A volume of which the size can be read, in bytes, or not. One that no machine has is not believed.
+    pub fn of_volume(size_bytes: Option<u64>) -> Self {
+        let size = size_bytes.filter(|bytes| *bytes <= MAX_MACHINE_BYTES);
+        Self {
+            cpu_millis: 0,
+            memory_bytes: 0,
+            disk_bytes: size.unwrap_or(Self::ASSUMED_DISK_BYTES),
+            is_instance: false,
+            is_assumed: size.is_none(),
+        }
+    }
 }
 
 impl std::fmt::Display for UnreadableRecord {
@@ -253,8 +338,14 @@ pub struct Node {
     pub name: String,
     /// Its region.
     pub region: String,
-    /// What it has.
+    /// By what it is known.
+    pub identity: MemberIdentity,
+    /// What counts of what it has: what it last reported, and no more than was approved.
     pub hardware: Hardware,
+    /// What it said that it has when it joined, or when a user last approved what it says.
+    pub approved: Hardware,
+    /// What it last reported, where that is more than was approved. It is named, and not believed.
+    pub claimed: Option<Hardware>,
     /// Its WireGuard public key, base64.
     pub wireguard_key: Option<String>,
     /// The VMM driver it uses; absent until it reported.
@@ -277,7 +368,36 @@ pub struct Node {
     pub generation: u64,
 }
 
+/// Highest counter of a node's desired state that a record may have. Counting up from here no store runs out of numbers; a record that
+/// says more is damaged, and cannot be read.
+pub const MAX_GENERATION: u64 = 1 << 62;
+
 impl Node {
+    /// Whether it may do what nodes do.
+    pub fn is_approved(&self) -> bool {
+        self.identity.approval == Approval::Approved
+    }
+
+    /// Whether a user may give it up with all that it has.
+    pub fn may_be_given_up(&self) -> bool {
+        self.has_lapsed() || matches!(self.identity.approval, Approval::Revoked { .. })
+    }
+
+    /// Takes what it says that it has. More than was approved is named, and not believed: a node that could say what it likes would
+    /// attract everybody's instances, and their secrets with them.
+    pub fn set_hardware(&mut self, said: &Hardware) {
+        // What was approved cannot be read of its record any more: no more is known than it says.
+        if self.approved == Hardware::default() {
+            self.approved = said.clone();
+        }
+        // It is measured once the node runs, after it joined.
+        if let (None, Some(disk)) = (self.approved.disk, said.disk) {
+            self.approved.disk = Some(disk);
+        }
+        self.hardware = said.within(&self.approved);
+        self.claimed = said.exceeds(&self.approved).then(|| said.clone());
+    }
+
     /// Whether it reported lately.
     pub fn is_online(&self) -> bool {
         matches!(self.presence, Presence::Heard { .. })
@@ -325,12 +445,33 @@ pub struct TokenRecord {
     pub expires_at: Timestamp,
     /// When it was used, if it was, and by whom.
     pub used: Option<(Timestamp, Member)>,
+    /// The region that the machine is in. Absent: the machine says.
+    pub region: Option<String>,
+    /// Whether a user has to approve the machine.
+    pub approve: bool,
+    /// Whose place the machine takes.
+    pub replaces: Option<Member>,
+    /// Who made it, for people. Absent: it is not known.
+    pub by: Option<String>,
 }
 
 /// How long the record of a token that expired unused is kept, in milliseconds: it says so to a late caller.
 pub const KEPT_EXPIRED_MS: u64 = 24 * 60 * 60 * 1000;
 
 impl TokenRecord {
+    /// A token that lets a machine into this role, whichever region it is in.
+    pub fn new(role: EnrollRole, expires_at: Timestamp) -> Self {
+        Self {
+            role,
+            expires_at,
+            used: None,
+            region: None,
+            approve: false,
+            replaces: None,
+            by: None,
+        }
+    }
+
     /// Whether its record is kept no longer: it expired unused a day ago.
     pub fn is_prunable(&self, now: Timestamp) -> bool {
         self.used.is_none() && now.millis_since(self.expires_at) > KEPT_EXPIRED_MS
@@ -344,6 +485,8 @@ pub struct Edge {
     pub name: String,
     /// Its region.
     pub region: String,
+    /// By what it is known.
+    pub identity: MemberIdentity,
     /// When it joined.
     pub enrolled_at: Timestamp,
 }

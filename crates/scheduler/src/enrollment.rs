@@ -1,17 +1,19 @@
 //! Which machines may join, under which name and number (ADR 0004).
 //!
 //! A token is good for one member, of one role, until it expires. Of several callers at once one spends it: commands are
-//! carried out one after the other.
+//! carried out one after the other. The machine that spent it may ask again with the same key, and is the same member: its answer
+//! may have been lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::enrollment::{EnrollRequest, EnrollRole, Member};
+use api::member::Approval;
 use model::ids::MAX_NAME_BYTES;
-use model::{EdgeId, NodeId, Timestamp};
+use model::{EdgeId, NodeId, PublicKey, Timestamp};
 
 use crate::apply::{Command, NewMember};
 use crate::cluster_state::{
-    ClusterState, Edge, Node, Presence, Scheduling, TokenHash, TokenRecord,
+    ClusterState, Edge, MemberIdentity, Node, Presence, Scheduling, TokenHash, TokenRecord,
 };
 
 /// Longest life of a token, in seconds.
@@ -26,62 +28,105 @@ pub struct Enrolled {
     pub member: Member,
     /// Under which name.
     pub name: String,
+    /// In which region.
+    pub region: String,
+    /// Whether a user has to approve it first.
+    pub pending: bool,
 }
 
 /// The generation of a new node's desired state, in which it has no instances.
 const FIRST_GENERATION: u64 = 1;
 
-/// Lets the holder of a token in: the command that makes it a member and spends the token, and who it is.
+/// Lets the holder of a token in, whose key is this: the command that makes it a member and spends the token, and who it is. No command: it is
+/// the machine that joined with this token, and the answer was lost. It is the same member, also when the token has expired since.
 ///
 /// # Errors
 /// The token or the request is not good. Nothing is spent.
 pub fn enroll(
     cluster: &ClusterState,
     token: TokenHash,
+    key: &PublicKey,
     request: &EnrollRequest,
     now: Timestamp,
-) -> Result<(Command, Enrolled), EnrollmentRefused> {
-    let role = admit(cluster.tokens.get(&token), request, now)?;
-    let region = request.region.clone();
-    let (member, enrolled) = match role {
+) -> Result<(Option<Command>, Enrolled), EnrollmentRefused> {
+    let record = match admit(cluster, &token, key, request, now)? {
+        Admitted::Again(enrolled) => return Ok((None, enrolled)),
+        Admitted::New(record) => record,
+    };
+    let region = record.region.as_ref().unwrap_or(&request.region).clone();
+    let approval = if record.approve {
+        Approval::Pending
+    } else {
+        Approval::Approved
+    };
+    let identity = MemberIdentity::of(key.clone(), approval);
+    let (member, id, name) = match record.role {
         EnrollRole::Node => {
-            let id = next_node(Some(NodeId(cluster.last_node)).filter(|id| id.0 > 0))?;
-            let taken = cluster.nodes.values().map(|node| node.name.clone());
-            let name = unique_name(&request.name, &taken.collect());
+            let replaced = match record.replaces {
+                Some(Member::Node(id)) => cluster.nodes.get(&id).map(|node| (id, node)),
+                _ => None,
+            };
+            let (id, name) = match replaced {
+                Some((id, node)) => (id, node.name.clone()),
+                None => {
+                    let last = Some(NodeId(cluster.last_node)).filter(|id| id.0 > 0);
+                    let taken = cluster.nodes.values().map(|node| node.name.clone());
+                    let name = unique_name(&request.name, &taken.collect());
+                    (next_node(last)?, name)
+                }
+            };
+            let before = replaced.map(|(_, node)| node);
             let node = Node {
-                labels: std::collections::BTreeMap::new(),
+                labels: before.map_or_else(BTreeMap::new, |node| node.labels.clone()),
                 name: name.clone(),
-                region,
+                region: region.clone(),
+                identity,
                 hardware: request.hardware.clone(),
+                approved: request.hardware.clone(),
+                claimed: None,
                 wireguard_key: request.wireguard_public_key.clone(),
                 driver: None,
                 egress: None,
                 seen_at: None,
                 enrolled_at: now,
                 presence: Presence::NotHeardYet,
-                scheduling: Scheduling::Schedulable,
-                generation: FIRST_GENERATION,
+                scheduling: before.map_or_else(Scheduling::default, |node| node.scheduling),
+                generation: before.map_or(FIRST_GENERATION, |node| node.generation + 1),
             };
-            let member = Member::Node(id);
-            (
-                NewMember::Node(id, Box::new(node)),
-                Enrolled { member, name },
-            )
+            let new = NewMember::Node(id, Box::new(node));
+            (new, Member::Node(id), name)
         }
         EnrollRole::Edge => {
-            let id = next_edge(Some(EdgeId(cluster.last_edge)).filter(|id| id.0 > 0))?;
-            let taken = cluster.edges.values().map(|edge| edge.name.clone());
-            let name = unique_name(&request.name, &taken.collect());
+            let replaced = match record.replaces {
+                Some(Member::Edge(id)) => cluster.edges.get(&id).map(|edge| (id, edge)),
+                _ => None,
+            };
+            let (id, name) = match replaced {
+                Some((id, edge)) => (id, edge.name.clone()),
+                None => {
+                    let last = Some(EdgeId(cluster.last_edge)).filter(|id| id.0 > 0);
+                    let taken = cluster.edges.values().map(|edge| edge.name.clone());
+                    let name = unique_name(&request.name, &taken.collect());
+                    (next_edge(last)?, name)
+                }
+            };
             let edge = Edge {
                 name: name.clone(),
-                region,
+                region: region.clone(),
+                identity,
                 enrolled_at: now,
             };
-            let member = Member::Edge(id);
-            (NewMember::Edge(id, edge), Enrolled { member, name })
+            (NewMember::Edge(id, edge), Member::Edge(id), name)
         }
     };
-    Ok((Command::Enroll { token, member, now }, enrolled))
+    let enrolled = Enrolled {
+        member: id,
+        name,
+        region,
+        pending: record.approve,
+    };
+    let command = Command::Enroll { token, member, now };
+    Ok((Some(command), enrolled))
 }
 
 /// Why a machine may not join.
@@ -106,6 +151,22 @@ pub enum EnrollmentRefused {
         token: EnrollRole,
         /// What the machine means to become.
         wanted: EnrollRole,
+    },
+    /// The key of the request is that of a member that was revoked, or of another kind.
+    #[error("this machine's key is that of a member that was revoked, or is of another kind")]
+    KeyTaken,
+    /// The token is for a machine that takes the place of a member that is not there.
+    #[error("there is no member {0} whose place the machine could take")]
+    NoneToReplace(Member),
+    /// The token is for a machine that takes the place of a node, and that node's volumes would be lost.
+    #[error(
+        "{node} has {volumes} volumes, whose data is on its machine: `platform nodes remove {node} --lost` gives them up"
+    )]
+    ReplacedHasVolumes {
+        /// The node.
+        node: NodeId,
+        /// How many volumes it has.
+        volumes: usize,
     },
     /// A node needs a key for the overlay.
     #[error(
@@ -132,23 +193,55 @@ pub fn token_expiry(now: Timestamp, ttl_seconds: u64) -> Result<Timestamp, Enrol
     }
 }
 
-/// Whether the holder of this token may enroll with this request, and as what.
-/// `record` is absent when no token has the secret's hash.
-pub fn admit(
-    record: Option<&TokenRecord>,
+/// Whether and how the holder of a token may enroll.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Admitted<'c> {
+    /// By this token, which is spent with it.
+    New(&'c TokenRecord),
+    /// It did so before, with the same key.
+    Again(Enrolled),
+}
+
+/// Whether the holder of the token of this hash, whose key is `key`, may enroll with this request. It costs no more than a few look-ups: servers
+/// ask before anything is queued or written.
+///
+/// # Errors
+/// Why not.
+pub fn admit<'c>(
+    cluster: &'c ClusterState,
+    token: &TokenHash,
+    key: &PublicKey,
     request: &EnrollRequest,
     now: Timestamp,
-) -> Result<EnrollRole, EnrollmentRefused> {
-    let record = record.ok_or(EnrollmentRefused::UnknownToken)?;
+) -> Result<Admitted<'c>, EnrollmentRefused> {
+    let record = known_token(cluster, token, request, now)?;
+    // The machine has the key: it is that member, whichever of its tokens it shows.
+    if let Some(member) = cluster.member_keys.member_of(key)
+        && let Some(identity) = cluster.identity(member)
+    {
+        let is_role = match member {
+            Member::Node(_) => record.role == EnrollRole::Node,
+            Member::Edge(_) => record.role == EnrollRole::Edge,
+        };
+        if !is_role || matches!(identity.approval, Approval::Revoked { .. }) {
+            return Err(EnrollmentRefused::KeyTaken);
+        }
+        let region = match member {
+            Member::Node(id) => cluster.nodes.get(&id).map(|node| &node.region),
+            Member::Edge(id) => cluster.edges.get(&id).map(|edge| &edge.region),
+        };
+        return Ok(Admitted::Again(Enrolled {
+            member,
+            name: cluster.member_name(member),
+            region: region.unwrap_or(&request.region).clone(),
+            pending: identity.approval == Approval::Pending,
+        }));
+    }
     if record.used.is_some() {
         return Err(EnrollmentRefused::TokenUsed);
     }
-    if now >= record.expires_at {
-        return Err(EnrollmentRefused::TokenExpired);
-    }
-    if let Some(wanted) = request.role.filter(|wanted| *wanted != record.role) {
-        let token = record.role;
-        return Err(EnrollmentRefused::OtherRole { token, wanted });
+    if let Some(replaced) = record.replaces {
+        check_replaced(cluster, replaced)?;
     }
     match record.role {
         EnrollRole::Edge => {}
@@ -171,7 +264,48 @@ pub fn admit(
             }
         }
     }
-    Ok(record.role)
+    Ok(Admitted::New(record))
+}
+
+/// The token of this hash, where it may let this machine in: it is known, for its role, and has neither expired nor been used by another machine.
+/// Nothing of the request is needed but its role: what costs time is looked at afterwards.
+///
+/// # Errors
+/// Why it may not.
+pub fn known_token<'c>(
+    cluster: &'c ClusterState,
+    token: &TokenHash,
+    request: &EnrollRequest,
+    now: Timestamp,
+) -> Result<&'c TokenRecord, EnrollmentRefused> {
+    let record = cluster.tokens.get(token);
+    let record = record.ok_or(EnrollmentRefused::UnknownToken)?;
+    if record.used.is_none() && now >= record.expires_at {
+        return Err(EnrollmentRefused::TokenExpired);
+    }
+    if let Some(wanted) = request.role.filter(|wanted| *wanted != record.role) {
+        let token = record.role;
+        return Err(EnrollmentRefused::OtherRole { token, wanted });
+    }
+    Ok(record)
+}
+
+/// Whether another machine may take the place of this member.
+///
+/// # Errors
+/// There is no such member, or data of volumes would be lost without a word.
+pub fn check_replaced(cluster: &ClusterState, member: Member) -> Result<(), EnrollmentRefused> {
+    if cluster.identity(member).is_none() {
+        return Err(EnrollmentRefused::NoneToReplace(member));
+    }
+    let Member::Node(id) = member else {
+        return Ok(());
+    };
+    let on_node = cluster.volumes.on_node(id);
+    match on_node.filter(|(_, volume)| volume.is_made()).count() {
+        0 => Ok(()),
+        volumes => Err(EnrollmentRefused::ReplacedHasVolumes { node: id, volumes }),
+    }
 }
 
 /// A name of its own for a new member, as near to the wanted one as can be: a DNS label, with
@@ -244,31 +378,89 @@ mod tests {
                 memory_bytes: 1 << 30,
                 ..Hardware::default()
             },
+            sent_at: None,
         }
     }
 
     fn token(role: EnrollRole) -> TokenRecord {
-        TokenRecord {
-            role,
-            expires_at: Timestamp(1000),
-            used: None,
+        TokenRecord::new(role, Timestamp(1000))
+    }
+
+    /// A key of its own for each number.
+    fn public_key(number: u8) -> PublicKey {
+        PublicKey::of_der(&[number; 91]).unwrap()
+    }
+
+    const HASH: TokenHash = [1; 32];
+
+    fn with_token(token: &TokenRecord) -> ClusterState {
+        let mut cluster = crate::fixtures::cluster(0);
+        cluster.tokens.insert(HASH, token.clone());
+        cluster
+    }
+
+    /// Asks for a machine that is no member yet.
+    fn admitted(
+        token: &TokenRecord,
+        request: &EnrollRequest,
+        now: Timestamp,
+    ) -> Result<EnrollRole, EnrollmentRefused> {
+        let cluster = with_token(token);
+        match admit(&cluster, &HASH, &public_key(9), request, now)? {
+            Admitted::New(record) => Ok(record.role),
+            Admitted::Again(again) => panic!("{again:?}"),
         }
     }
 
     #[test]
     fn a_token_is_accepted_once_until_it_expires() {
         let node = token(EnrollRole::Node);
-        let at = |now| admit(Some(&node), &request(), Timestamp(now));
+        let at = |now| admitted(&node, &request(), Timestamp(now));
         assert_eq!(at(999), Ok(EnrollRole::Node));
         assert_eq!(at(1000), Err(EnrollmentRefused::TokenExpired));
-        let unknown = admit(None, &request(), Timestamp(0));
+        let cluster = with_token(&node);
+        let unknown = admit(&cluster, &[2; 32], &public_key(1), &request(), Timestamp(0));
         assert_eq!(unknown, Err(EnrollmentRefused::UnknownToken));
         let used = TokenRecord {
             used: Some((Timestamp(5), Member::Edge(EdgeId(1)))),
             ..node.clone()
         };
-        let used = admit(Some(&used), &request(), Timestamp(2000));
+        let used = admitted(&used, &request(), Timestamp(2000));
         assert_eq!(used, Err(EnrollmentRefused::TokenUsed));
+    }
+
+    #[test]
+    fn case_a_lost_answer_asked_again_is_the_same_member() {
+        use crate::apply::apply;
+        let mut cluster = with_token(&token(EnrollRole::Node));
+        let ask = |cluster: &ClusterState, key, now| {
+            enroll(cluster, HASH, &public_key(key), &request(), Timestamp(now))
+        };
+        let (command, first) = ask(&cluster, 1, 5).unwrap();
+        apply(&mut cluster, &command.unwrap()).unwrap();
+        // Long after the token expired, too: the machine was down.
+        let (command, again) = ask(&cluster, 1, 1_000_000).unwrap();
+        assert_eq!((command, again), (None, first.clone()));
+        assert_eq!(cluster.nodes.len(), 1);
+        let refused = ask(&cluster, 2, 6).unwrap_err();
+        assert_eq!(refused, EnrollmentRefused::TokenUsed);
+        // With a new token in its hand the machine is that member, too, and the token is not spent.
+        let other = [3; 32];
+        let add = Command::AddToken {
+            hash: other,
+            token: token(EnrollRole::Node),
+            now: Timestamp(6),
+        };
+        apply(&mut cluster, &add).unwrap();
+        let again = enroll(&cluster, other, &public_key(1), &request(), Timestamp(7));
+        assert_eq!(again, Ok((None, first.clone())));
+        let revoke = Command::Revoke {
+            member: first.member,
+            now: Timestamp(8),
+        };
+        apply(&mut cluster, &revoke).unwrap();
+        let refused = ask(&cluster, 1, 9).unwrap_err();
+        assert_eq!(refused, EnrollmentRefused::KeyTaken);
     }
 
     #[test]
@@ -288,11 +480,17 @@ mod tests {
             };
             assert_eq!(apply(&mut cluster, &add).unwrap().tokens.len(), 1);
         }
+        let mut machine = 0;
         let mut join = |number: u8| {
-            let (command, enrolled) = enroll(&cluster, hash(number), &request(), Timestamp(5))?;
+            machine += 1;
+            let key = public_key(machine);
+            let (command, enrolled) =
+                enroll(&cluster, hash(number), &key, &request(), Timestamp(5))?;
+            let command = command.unwrap();
             let changes = apply(&mut cluster, &command).unwrap();
             let used = changes.tokens[&hash(number)].as_ref().unwrap().used;
             assert_eq!(used, Some((Timestamp(5), enrolled.member)));
+            assert_eq!(cluster.member_keys.member_of(&key), Some(enrolled.member));
             // The same once more, decided before the first was carried out.
             let again = apply(&mut cluster, &command).unwrap_err();
             assert_eq!(again, Refused::TokenSpent);
@@ -323,14 +521,53 @@ mod tests {
     }
 
     #[test]
+    fn a_wiped_machine_comes_back_under_its_name_and_number_by_another_key() {
+        use crate::apply::apply;
+        let mut cluster = with_token(&token(EnrollRole::Node));
+        let old = public_key(1);
+        let (first, before) = enroll(&cluster, HASH, &old, &request(), Timestamp(5)).unwrap();
+        apply(&mut cluster, &first.unwrap()).unwrap();
+        let again = TokenRecord {
+            replaces: Some(before.member),
+            region: Some("north".to_owned()),
+            approve: true,
+            ..token(EnrollRole::Node)
+        };
+        cluster.tokens.insert([2; 32], again);
+        let new = public_key(2);
+        let request = EnrollRequest {
+            name: "other".to_owned(),
+            ..request()
+        };
+        let (command, after) = enroll(&cluster, [2; 32], &new, &request, Timestamp(6)).unwrap();
+        assert_eq!((after.member, after.name.as_str()), (before.member, "box"));
+        assert_eq!((after.region.as_str(), after.pending), ("north", true));
+        let mut patched = cluster.clone();
+        let changes = apply(&mut cluster, &command.unwrap()).unwrap();
+        changes.patch(&mut patched);
+        assert_eq!(patched, cluster);
+        assert_eq!(cluster.member_keys.member_of(&old), None);
+        assert_eq!(cluster.member_keys.member_of(&new), Some(before.member));
+        assert_eq!(cluster.nodes.len(), 1);
+        let gone = TokenRecord {
+            replaces: Some(Member::Node(NodeId(7))),
+            ..token(EnrollRole::Node)
+        };
+        let refused = admitted(&gone, &request, Timestamp(0)).unwrap_err();
+        assert_eq!(
+            refused,
+            EnrollmentRefused::NoneToReplace(Member::Node(NodeId(7)))
+        );
+    }
+
+    #[test]
     fn a_node_must_name_its_key_and_hardware_and_an_edge_need_not() {
         let bare = EnrollRequest {
             wireguard_public_key: None,
             hardware: Hardware::default(),
             ..request()
         };
-        let admit =
-            |role, request: &EnrollRequest| admit(Some(&token(role)), request, Timestamp(0));
+        let admit = |role, request: &EnrollRequest| admitted(&token(role), request, Timestamp(0));
         assert_eq!(admit(EnrollRole::Edge, &bare), Ok(EnrollRole::Edge));
         let refused = admit(EnrollRole::Node, &bare);
         assert_eq!(refused, Err(EnrollmentRefused::NoWireguardKey));

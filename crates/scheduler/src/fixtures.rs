@@ -25,8 +25,8 @@ use model::{
 
 use crate::apply::{Command, apply};
 use crate::cluster_state::{
-    ClusterSettings, ClusterState, Env, Instance, InstancePhase, Node, Presence, Release,
-    Scheduling, Volume, VolumeKey, VolumePhase,
+    ClusterSettings, ClusterState, Env, Instance, InstancePhase, MemberIdentity, MemberKeys, Node,
+    Presence, Release, Scheduling, Volume, VolumeKey, VolumePhase,
 };
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
@@ -57,8 +57,18 @@ pub fn digest(byte: u8) -> Digest {
 }
 
 pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
+    let hardware = Hardware {
+        arch: "amd64".to_owned(),
+        cpus: 4,
+        memory_bytes: memory_mib * MIB,
+        disk: None,
+        overhead: Some(InstanceOverhead::default()),
+    };
     let node = Node {
         labels: BTreeMap::new(),
+        identity: MemberIdentity::default(),
+        approved: hardware.clone(),
+        claimed: None,
         name: format!("node-{number}"),
         region: "local".to_owned(),
         wireguard_key: None,
@@ -66,13 +76,7 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
         egress: None,
         seen_at: None,
         enrolled_at: Timestamp(0),
-        hardware: Hardware {
-            arch: "amd64".to_owned(),
-            cpus: 4,
-            memory_bytes: memory_mib * MIB,
-            disk: None,
-            overhead: Some(InstanceOverhead::default()),
-        },
+        hardware,
         presence: Presence::Heard {
             since: Timestamp(0),
         },
@@ -104,6 +108,8 @@ pub fn cluster(nodes: u16) -> ClusterState {
         incarnation: Incarnation(1),
         counting_since: Timestamp(0),
         last_network: EnvNetwork(0),
+        last_membership: 0,
+        member_keys: MemberKeys::default(),
         unreadable: Vec::new(),
     }
 }

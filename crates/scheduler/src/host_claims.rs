@@ -11,7 +11,8 @@ use crate::cluster_state::Env;
 use crate::rollout::serving_before;
 use crate::table::Table;
 
-/// The hosts that envs claim. It follows from the envs, so two cluster states with the same envs have the same.
+/// The hosts that envs claim. It follows from the envs, so two cluster states with the same envs have the same; what a frozen env
+/// claims follows from the routes, once there is a leader.
 #[derive(Debug, Clone, Default)]
 pub struct HostClaims {
     of_env: Table<EnvKey, BTreeSet<String>>,
@@ -35,7 +36,17 @@ impl HostClaims {
 
     /// Takes notice of an env as it is now; `None`: it is gone.
     pub(crate) fn update(&mut self, key: &EnvKey, env: Option<&Env>) {
-        let after = env.map(hosts_of).unwrap_or_default();
+        self.set(key, env.map(hosts_of).unwrap_or_default());
+    }
+
+    /// A frozen env claims the hosts that lead to it, beside those of its readable releases: what it asks for is not known.
+    pub(crate) fn keep(&mut self, key: &EnvKey, hosts: impl Iterator<Item = String>) {
+        let mut kept = self.of_env.get(key).cloned().unwrap_or_default();
+        kept.extend(hosts);
+        self.set(key, kept);
+    }
+
+    fn set(&mut self, key: &EnvKey, after: BTreeSet<String>) {
         let before = self.of_env.get(key).cloned().unwrap_or_default();
         if before == after {
             return;

@@ -65,7 +65,14 @@ pub struct Batch {
 
 impl Leader {
     /// A leader of the cluster state and the routes that the store has. Every env is to be planned.
-    pub fn new(cluster: ClusterState, routes: RouteIndex) -> Self {
+    pub fn new(mut cluster: ClusterState, routes: RouteIndex) -> Self {
+        let frozen: BTreeSet<_> = (cluster.unreadable.iter())
+            .filter_map(|record| record.env.clone())
+            .collect();
+        for env in &frozen {
+            let hosts = routes.hosts_of(env).cloned();
+            cluster.host_claims.keep(env, hosts);
+        }
         let planner = Planner::new(&cluster);
         // A frozen env may have routes and no readable record.
         let routed = routes.envs().cloned();
@@ -127,11 +134,26 @@ impl Leader {
             (_, true) => Presence::Heard { since: now },
             (_, false) => Presence::Lapsed { since: now },
         };
+        let braked = self.planner.is_braked();
         self.planner.observe_node(&self.working, id);
         let here = self.working.instances.on_node(id);
         self.touched
             .extend(here.map(|(_, instance)| instance.spec.env_key()));
+        if braked && !self.planner.is_braked() {
+            self.begin_graces_anew(now);
+        }
         true
+    }
+
+    /// What came between many nodes and this server is over: those that are not heard yet have their grace again, because they are
+    /// about to be.
+    fn begin_graces_anew(&mut self, now: Timestamp) {
+        for id in self.planner.lapsed_together().to_vec() {
+            if let Some(node) = self.working.nodes.get_mut(&id) {
+                node.presence = Presence::Lapsed { since: now };
+            }
+            self.planner.observe_node(&self.working, id);
+        }
     }
 
     /// The clock that `now` is read from was set: deadlines and graces begin anew, and everything is looked at.
@@ -267,7 +289,10 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
+    use crate::cluster_state::{Subject, UnreadableRecord};
     use crate::fixtures::{cluster, deploy, key, manifest, name, process};
+    use crate::host_claims::HostClaims;
+    use crate::routes::taken_hosts;
     use std::collections::BTreeMap;
 
     fn leader() -> Leader {
@@ -318,6 +343,37 @@ mod tests {
     }
 
     #[test]
+    fn a_frozen_env_claims_the_hosts_that_lead_to_it() {
+        let mut cluster = cluster(1);
+        let release = manifest(&[("web", process(1))]);
+        deploy(&mut cluster, "shop/prod", release.clone(), Timestamp(0));
+        let mut routes = RouteIndex::default();
+        routes.update(&cluster, cluster.envs.keys());
+        cluster.envs.clear();
+        cluster.host_claims = HostClaims::default();
+        cluster.unreadable = vec![UnreadableRecord {
+            subject: Subject::Env(key("shop/prod")),
+            env: Some(key("shop/prod")),
+            node: None,
+            holds: None,
+            cause: "a test".to_owned(),
+        }];
+        let mut leader = Leader::new(cluster, routes);
+        let taken = |leader: &Leader| taken_hosts(leader.state(), &key("thief/prod"), &release);
+        let hosts: Vec<_> = release.routes.keys().cloned().collect();
+        assert!(!hosts.is_empty());
+        let claimed: Vec<_> = taken(&leader).into_keys().collect();
+        assert_eq!(claimed, hosts);
+        // Also after a batch, and one that was refused.
+        let batch = leader.take_batch();
+        leader.commit(&batch);
+        leader.roll_back();
+        assert_eq!(taken(&leader).len(), hosts.len());
+        // Its own env has them.
+        assert!(taken_hosts(leader.state(), &key("shop/prod"), &release).is_empty());
+    }
+
+    #[test]
     fn a_refused_batch_takes_all_that_was_decided_after_it_along() {
         let mut leader = leader();
         plan(&mut leader);
@@ -332,6 +388,41 @@ mod tests {
         // The envs are planned again, and with the same result.
         assert_eq!(plan(&mut leader).len(), 2);
         assert_eq!(refused.changes.instances.len(), 2);
+    }
+
+    #[test]
+    fn case_nodes_that_come_back_one_after_the_other_after_a_mass_loss_have_their_grace_again() {
+        const LOST_AFTER: u64 = crate::planner::LOST_AFTER_MS;
+        let mut cluster = cluster(6);
+        let release = manifest(&[("web", process(3))]);
+        deploy(&mut cluster, "shop/prod", release, Timestamp(0));
+        let mut leader = Leader::new(cluster, RouteIndex::default());
+        plan(&mut leader);
+        let mut id = 0x100;
+        let mut planned_at = |leader: &mut Leader, now| {
+            let mut draw = || {
+                id += 1;
+                id
+            };
+            let mut created = 0;
+            while let Some(actions) = leader.plan_next(Timestamp(now), &mut draw) {
+                let creates = |action: &&Action| matches!(action, Action::Create(_));
+                created += actions.iter().filter(creates).count();
+            }
+            created
+        };
+        for node in 1..=3 {
+            leader.set_heard(NodeId(node), false, Timestamp(10));
+        }
+        // Their graces are long over, but so many do not break at once.
+        let healed = 10 * LOST_AFTER;
+        assert_eq!(planned_at(&mut leader, healed), 0);
+        // The first one is back. The others are about to be.
+        leader.set_heard(NodeId(3), true, Timestamp(healed));
+        assert_eq!(planned_at(&mut leader, healed), 0);
+        assert_eq!(planned_at(&mut leader, healed + LOST_AFTER - 1), 0);
+        // They are not.
+        assert_eq!(planned_at(&mut leader, healed + LOST_AFTER), 2);
     }
 
     #[test]

@@ -23,7 +23,7 @@
 //! - [`report_receiver`]: which of a node's reports is applied.
 //! - [`ended`]: the records of instances that are gone.
 //! - [`routes`]: where hosts lead. [`host_claims`]: which envs claim them.
-//! - [`enrollment`]: which machines may join, under which name and number.
+//! - [`enrollment`]: which machines may join, under which name and number. [`membership`]: who is a member, by which key.
 
 #![cfg_attr(
     test,
@@ -50,6 +50,7 @@ pub mod host_claims;
 pub mod instances;
 pub mod leader;
 pub mod lease;
+pub mod membership;
 pub mod placement;
 pub mod planner;
 pub mod release;

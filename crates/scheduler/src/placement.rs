@@ -11,8 +11,8 @@
 //!
 //! A process type may ask for the nodes of one region, and for labels that a node must have.
 //!
-//! A terminating instance holds what it has until it is gone. A node with an instance whose record cannot be read takes
-//! none: how much that holds is not known.
+//! A terminating instance holds what it has until it is gone. An instance or a volume whose record cannot be read holds what can
+//! still be read of the record, and a fixed amount where that is nothing (`cluster_state::CountedAs`): it costs its node no more than that.
 //!
 //! Among the nodes that can, one that has no instance of the same process of the same env is chosen, in the region that has the
 //! fewest of them; where all have some, the one with the fewest. So
@@ -28,11 +28,11 @@ mod classes;
 mod demand;
 mod reasons;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use api::enrollment::{Hardware, InstanceOverhead};
-use model::{EnvKey, InstanceId, NodeId, ProcessName, VolumeId};
+use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp, VolumeId};
 
 use classes::{Class, FreeMemory, NodeClass, first_of};
 pub(crate) use demand::Unplaced;
@@ -44,10 +44,13 @@ use crate::cluster_state::{
 };
 use crate::table::Table;
 
-/// So many nodes lapsed that nothing is replaced ([`Placement::too_many_lapsed`]).
+/// How long a node is not heard before it is given up, and others take the place of its instances, in milliseconds.
+pub const LOST_AFTER_MS: u64 = 60_000;
+
+/// So many nodes lapsed at once that nothing is replaced ([`Placement::too_many_lapsed`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MassLoss {
-    /// Nodes that are not heard any more.
+    /// Nodes that are not heard any more, and were not given up before.
     pub lapsed: usize,
     /// All nodes.
     pub nodes: usize,
@@ -60,8 +63,6 @@ struct Promised {
     resources: Resources,
     /// The instances, each of which costs the node's overhead beside.
     instances: u64,
-    /// Instances whose records cannot be read.
-    unreadable: u32,
 }
 
 impl Promised {
@@ -171,8 +172,10 @@ pub struct Placement {
     classes: Vec<Class>,
     /// The places in `classes` of those that no node is of.
     free_places: Vec<usize>,
-    /// How many nodes are not heard any more.
-    lapsed: usize,
+    /// The nodes that are not heard any more, by when they lapsed.
+    lapsed: BTreeSet<(Timestamp, NodeId)>,
+    /// Those of them that were not given up before the last one lapsed.
+    lapsed_together: Vec<NodeId>,
     /// Where the instances of each process type stay.
     spread: BTreeMap<Arc<(EnvKey, ProcessName)>, Spread>,
 }
@@ -188,14 +191,14 @@ impl Placement {
             class_index: BTreeMap::new(),
             classes: Vec::new(),
             free_places: Vec::new(),
-            lapsed: 0,
+            lapsed: BTreeSet::new(),
+            lapsed_together: Vec::new(),
             spread: BTreeMap::new(),
         };
-        for (_, node) in cluster.unreadable_instances() {
-            if let Some(node) = node {
-                placement
-                    .promised
-                    .change(node, |promised| promised.unreadable += 1);
+        for record in &cluster.unreadable {
+            if let (Some(node), Some(held)) = (record.node, record.holds) {
+                let resources = Resources::of_held(held);
+                placement.promise(node, resources, u64::from(held.is_instance), true);
             }
         }
         for (id, node) in &cluster.nodes {
@@ -306,6 +309,8 @@ impl Placement {
     /// Takes notice of a node as it is now; `None` when it was removed. True when it is another than before to whoever
     /// places instances.
     pub fn set_node(&mut self, id: NodeId, node: Option<&Node>) -> bool {
+        // One that waits for approval, or was revoked, is none to whoever places instances.
+        let node = node.filter(|node| node.is_approved());
         let after = node.map(|node| Offer {
             name: node.name.clone(),
             class: self.class_of(node),
@@ -317,12 +322,11 @@ impl Placement {
         if self.offers.get(&id) == after.as_ref() {
             return false;
         }
-        let lapsed = |offer: Option<&Offer>| {
-            let lapsed = offer.map(|offer| matches!(offer.presence, Presence::Lapsed { .. }));
-            usize::from(lapsed.unwrap_or_default())
+        let lapsed = |offer: Option<&Offer>| match offer?.presence {
+            Presence::Lapsed { since } => Some((since, id)),
+            Presence::Heard { .. } | Presence::NotHeardYet => None,
         };
-        self.lapsed += lapsed(after.as_ref());
-        self.lapsed -= lapsed(self.offers.get(&id));
+        let (lapsed_before, lapsed_after) = (lapsed(self.offers.get(&id)), lapsed(after.as_ref()));
         let class_before = self.offers.get(&id).map(|offer| offer.class);
         let class_after = after.as_ref().map(|offer| offer.class);
         self.reordered(id, |placement| match after {
@@ -337,16 +341,46 @@ impl Placement {
                 self.leave_class(class);
             }
         }
+        if let Some(before) = lapsed_before {
+            self.lapsed.remove(&before);
+        }
+        self.lapsed.extend(lapsed_after);
+        self.lapsed_together = self.find_lapsed_together();
         true
+    }
+
+    /// Nodes that lapsed one after the other are given up one after the other: each that has had its grace before the next one lapsed counts no
+    /// more. Those that are too many at once wait, and all of them count.
+    fn find_lapsed_together(&self) -> Vec<NodeId> {
+        let most = self.most_lapsed();
+        let mut together: VecDeque<(Timestamp, NodeId)> = VecDeque::new();
+        for (since, id) in &self.lapsed {
+            let had_grace =
+                |first: &(Timestamp, NodeId)| since.millis_since(first.0) >= LOST_AFTER_MS;
+            while together.len() <= most && together.front().is_some_and(had_grace) {
+                together.pop_front();
+            }
+            together.push_back((*since, *id));
+        }
+        together.into_iter().map(|(_, id)| id).collect()
+    }
+
+    fn most_lapsed(&self) -> usize {
+        (self.offers.len() / 3).max(1)
+    }
+
+    /// The nodes that are not heard any more and were not given up before the last one lapsed.
+    pub(crate) fn lapsed_together(&self) -> &[NodeId] {
+        &self.lapsed_together
     }
 
     /// The mass-loss brake. So many lapsed nodes at once are no machines that broke, but something between them and this server: nothing
     /// is replaced until fewer are. One node, or up to a third of all, may be lost without it.
     pub fn too_many_lapsed(&self) -> Option<MassLoss> {
-        let nodes = self.offers.len();
-        (self.lapsed > (nodes / 3).max(1)).then_some(MassLoss {
-            lapsed: self.lapsed,
-            nodes,
+        let lapsed = self.lapsed_together.len();
+        (lapsed > self.most_lapsed()).then_some(MassLoss {
+            lapsed,
+            nodes: self.offers.len(),
         })
     }
 
@@ -538,12 +572,11 @@ impl Placement {
         if let Some(refusal) = self.classes[offer.class].of_nodes.refusal(demand) {
             return Some(refusal);
         }
-        let promised = self.promised.of(id);
-        if promised.unreadable > 0 {
-            return Some(IneligibleReason::Unreadable(promised.unreadable));
-        }
         let overhead = hardware.instance_overhead();
-        let (has, held) = (Resources::of_hardware(hardware), promised.with(overhead));
+        let (has, held) = (
+            Resources::of_hardware(hardware),
+            self.promised.on(id, overhead),
+        );
         let needs = demand.needs.with(overhead, 1);
         let memory = Shortage::of(needs.memory_bytes, held.memory_bytes, has.memory_bytes);
         let disk = Shortage::of(needs.disk_bytes, held.disk_bytes, has.disk_bytes);

@@ -68,6 +68,7 @@ use crate::cluster_state::{
     ClusterState, Instance, InstancePhase, Presence, Subject, Volume, VolumePhase,
 };
 use crate::ended;
+pub use crate::placement::LOST_AFTER_MS;
 use crate::placement::{Placement, PromisedIndex, Unplaced};
 use crate::table::Table;
 use overlay::address_plan::egress_address;
@@ -78,8 +79,6 @@ use crate::rollout::{self, InstanceHealth};
 /// How long after it was created a failed instance is replaced, in milliseconds. The wait keeps an instance that can
 /// never run from being created over and over.
 pub const REPLACE_AFTER_MS: u64 = 5 * 60 * 1000;
-/// How long after a node lapsed others take the place of its instances, in milliseconds.
-pub const LOST_AFTER_MS: u64 = 60_000;
 /// Passes over one env within one plan; each sees what the one before changed.
 const MAX_PASSES: u32 = 16;
 /// An env that rolls out is looked at this often, in milliseconds: its deadlines are no changes of the cluster state.
@@ -245,9 +244,19 @@ impl Planner {
             .extend(changes.deleted_secrets.iter().map(|(env, _)| env.clone()));
     }
 
+    /// Whether so many nodes lapsed that nothing is replaced.
+    pub(crate) fn is_braked(&self) -> bool {
+        self.placement.too_many_lapsed().is_some()
+    }
+
+    /// The nodes that lapsed and were not given up before.
+    pub(crate) fn lapsed_together(&self) -> &[NodeId] {
+        self.placement.lapsed_together()
+    }
+
     /// Takes notice of a node that changed in what decides over placement, or that came or went.
     pub fn observe_node(&mut self, cluster: &ClusterState, id: NodeId) {
-        let brake = self.placement.too_many_lapsed().is_some();
+        let braked = self.is_braked();
         if self.placement.set_node(id, cluster.nodes.get(&id)) {
             let here = cluster.instances.on_node(id);
             self.queue.extend(here.map(|(_, i)| i.spec.env_key()));
@@ -255,7 +264,7 @@ impl Planner {
             self.queue.extend(volumes.map(|(_, v)| v.key.env.clone()));
             self.queue_unplaced(id);
         }
-        if brake != self.placement.too_many_lapsed().is_some() {
+        if braked != self.is_braked() {
             self.queue.extend(self.findings.keys().cloned());
         }
     }

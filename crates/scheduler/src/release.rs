@@ -10,6 +10,8 @@ use std::net::Ipv6Addr;
 
 use manifest::{Manifest, Process};
 
+pub use manifest::MAX_INSTANCES;
+
 use crate::cluster_state::{ClusterState, Env, Instance, KeptProcess, Node, Release, VolumeKey};
 
 /// Why a release cannot become an instance.

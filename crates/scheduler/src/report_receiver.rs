@@ -14,6 +14,7 @@
 //! node had at the last number.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use api::node::{
     AgentSession, CachedImage, DriverChoice, Exceeded, MAX_REPORTED_IMAGES, MAX_REPORTED_INSTANCES,
@@ -84,13 +85,14 @@ impl ReportReceiver {
         }
     }
 
-    /// What the node is answered.
-    pub fn answer(&self, verdict: Verdict) -> ReportAnswer {
+    /// What the node is answered, which is to report that often where nothing changes.
+    pub fn answer(&self, verdict: Verdict, heartbeat_interval: Duration) -> ReportAnswer {
         let (session, sequence) = self.last.unwrap_or_default();
         ReportAnswer {
             session,
             sequence,
             whole: verdict == Verdict::WholeWanted,
+            heartbeat_interval_ms: u32::try_from(heartbeat_interval.as_millis()).ok(),
         }
     }
 
@@ -124,6 +126,7 @@ impl ReportReceiver {
                 hardware: hardware.unwrap_or_default(),
                 instances: report.instances.clone(),
                 volumes: report.volumes.clone(),
+                highest_network: report.highest_network.unwrap_or_default(),
                 images: Vec::new(),
             });
             return Some(Command::Report { node, report, now });
@@ -304,7 +307,11 @@ mod tests {
         // First contact: all that there is, and not a difference.
         let difference = numbered(5, 3, false);
         assert_eq!(take(&mut receiver, &difference), Verdict::WholeWanted);
-        assert!(receiver.answer(Verdict::WholeWanted).whole);
+        assert!(
+            receiver
+                .answer(Verdict::WholeWanted, Duration::from_secs(3))
+                .whole
+        );
         assert_eq!(take(&mut receiver, &numbered(5, 4, true)), Verdict::Apply);
         assert_eq!(take(&mut receiver, &numbered(5, 5, false)), Verdict::Apply);
         // Again, late, and of the agent before.
@@ -328,7 +335,7 @@ mod tests {
             Verdict::WholeWanted
         );
         assert_eq!(take(&mut receiver, &numbered(6, 2, true)), Verdict::Apply);
-        let answer = receiver.answer(Verdict::Apply);
+        let answer = receiver.answer(Verdict::Apply, Duration::from_secs(3));
         assert_eq!((answer.session, answer.sequence), (AgentSession(6), 2));
         // The last number there is stays the last.
         let last = numbered(6, u64::MAX, true);

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use api::node::{InstanceReport, NodeReport, ReportDelta};
 use model::instance::InstanceState;
-use model::{Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{EnvNetwork, Generation, InstanceId, NodeId, Timestamp, VolumeId};
 
 use crate::changes::Changes;
 use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase};
@@ -32,6 +32,10 @@ use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject,
 /// Highest counter of a desired state that a node may say it has applied: far more than any server gives, and few enough that
 /// every store takes the next ones. A node that says more is not believed, and its instances are not gone by what it says.
 pub const MAX_REPORTED_GENERATION: u64 = 1 << 53;
+
+/// How far above ours the highest env network that a node reports may be: far more than any cluster gives out between a backup and its loss, and
+/// few of those there are. A node that says more is not believed: it would leave no network to give.
+pub const MAX_NETWORKS_AHEAD: u32 = 1 << 24;
 
 /// What a node has and the cluster state does not know there: the store was restored from an older backup. An instance
 /// that has stopped is none of it: the cluster state has deleted it, and its node reaps it next.
@@ -77,7 +81,7 @@ pub(crate) fn apply_report(
     };
     let is_current = is_current(cluster, before, observed);
     let mut node = before.clone();
-    node.hardware.clone_from(&report.hardware);
+    node.set_hardware(&report.hardware);
     node.driver = Some(report.driver.clone());
     node.egress.clone_from(&report.egress);
     set_node(cluster, id, node, Some(observed), now, &mut changes);
@@ -86,6 +90,7 @@ pub(crate) fn apply_report(
     let on_node = cluster.instances.on_node(id).map(|(id, _)| id);
     let said: Vec<_> = on_node.map(|id| (id, reported.get(&id).copied())).collect();
     set_instances(cluster, &said, is_current, now, &mut changes);
+    set_networks(cluster, report.highest_network, &mut changes);
     let disks: BTreeSet<VolumeId> = report.volumes.iter().copied().collect();
     let on_node = cluster.volumes.on_node(id);
     let said: Vec<_> = on_node.map(|(id, _)| (id, disks.contains(&id))).collect();
@@ -113,7 +118,7 @@ pub(crate) fn apply_changes(
     let is_current = is_current(cluster, before, observed);
     let mut node = before.clone();
     if let Some(hardware) = &delta.hardware {
-        node.hardware.clone_from(hardware);
+        node.set_hardware(hardware);
     }
     if delta.driver.is_some() {
         node.driver.clone_from(&delta.driver);
@@ -123,6 +128,9 @@ pub(crate) fn apply_changes(
     }
     let moved = delta.generation.map(|_| observed);
     set_node(cluster, id, node, moved, now, &mut changes);
+    if let Some(highest) = delta.highest_network {
+        set_networks(cluster, highest, &mut changes);
+    }
     let is_here = |instance: &InstanceId| {
         let known = cluster.instances.get(instance);
         known.is_some_and(|known| known.node == id)
@@ -158,6 +166,16 @@ pub(crate) fn apply_changes(
     let said: Vec<_> = said.into_iter().collect();
     set_volumes(cluster, &said, is_current, &mut changes);
     changes
+}
+
+/// A node has instances of an env network that this store knows of no env to have: it was restored from before that env was made. The network
+/// is not given to another.
+fn set_networks(cluster: &mut ClusterState, highest: EnvNetwork, changes: &mut Changes) {
+    let ahead = highest.0.saturating_sub(cluster.last_network.0);
+    if (1..=MAX_NETWORKS_AHEAD).contains(&ahead) {
+        cluster.last_network = highest;
+        changes.counters.network = highest;
+    }
 }
 
 /// Whether the node has applied its current desired state.

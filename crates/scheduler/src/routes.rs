@@ -120,6 +120,11 @@ impl RouteIndex {
         self.of_env.keys()
     }
 
+    /// The hosts of an env.
+    pub fn hosts_of(&self, env: &EnvKey) -> impl Iterator<Item = &String> {
+        self.of_env.get(env).into_iter().flat_map(BTreeMap::keys)
+    }
+
     /// Every host, and where it leads.
     pub fn whole(&self, incarnation: Incarnation) -> RouteTable {
         let hosts = self.hosts.iter();

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use api::enrollment::Member;
 use api::user::RolloutPhase;
 use manifest::Strategy;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
@@ -9,6 +10,7 @@ use scheduler::action::{Action, PlacedInstance};
 use scheduler::cluster_state::{
     ClusterState, Instance, Node, Presence, ReleaseCommand, Rollout, Scheduling, VolumePhase,
 };
+use scheduler::membership::peers;
 use scheduler::placement::CPU_OVERCOMMIT;
 use scheduler::rollout::wanted_counts;
 use scheduler::routes::routes;
@@ -175,6 +177,7 @@ pub(crate) fn check_plan(
             }
         }
     }
+    check_revoked(simulator, cluster);
     for route in routes(cluster).values() {
         for backend in &route.backends {
             let instance = cluster.instances.get(&backend.instance);
@@ -189,6 +192,22 @@ pub(crate) fn check_plan(
                     "a route leads to {}, which is not ready",
                     backend.instance
                 ));
+            }
+        }
+    }
+}
+
+/// Checks that a node that was revoked has nothing, and that no member is told to exchange packets with it.
+fn check_revoked(simulator: &Simulator, cluster: &ClusterState) {
+    let revoked = cluster.nodes.iter().filter(|(_, node)| !node.is_approved());
+    for (id, _) in revoked {
+        let instances = cluster.instances.count_on_node(*id);
+        if instances > 0 {
+            simulator.violate(format!("{id} was revoked and has {instances} instances"));
+        }
+        for member in cluster.nodes.keys().map(|id| Member::Node(*id)) {
+            if peers(cluster, member).iter().any(|peer| peer.node == *id) {
+                simulator.violate(format!("{id} was revoked and is a peer of {member}"));
             }
         }
     }
@@ -236,6 +255,30 @@ fn check_caps(simulator: &Simulator, id: NodeId, cluster: &ClusterState) {
 /// How long a node is not heard before others take the place of its instances, in milliseconds.
 const GRACE_MS: u64 = 60_000;
 
+/// Whether more nodes are lapsed than a third, those not counted that had their grace before the next one lapsed, while there were fewer.
+fn is_mass_loss(cluster: &ClusterState) -> bool {
+    let most = (cluster.nodes.len() / 3).max(1);
+    let lapsed = cluster
+        .nodes
+        .values()
+        .filter_map(|node| match node.presence {
+            Presence::Lapsed { since } => Some(since),
+            Presence::Heard { .. } | Presence::NotHeardYet => None,
+        });
+    let mut lapsed: Vec<Timestamp> = lapsed.collect();
+    lapsed.sort_unstable();
+    let mut given_up = 0;
+    for (at, since) in lapsed.iter().enumerate() {
+        while at - given_up <= most
+            && given_up < at
+            && since.millis_since(lapsed[given_up]) >= GRACE_MS
+        {
+            given_up += 1;
+        }
+    }
+    lapsed.len() - given_up > most
+}
+
 /// Checks that an instance is made only for one that is missing: those of a node count that is not heard yet, that lapsed a moment ago, or
 /// that lapsed with many others.
 fn check_need(
@@ -264,8 +307,7 @@ fn check_need(
             ));
         }
     }
-    let lapsed = cluster.nodes.values().filter(|node| node.has_lapsed());
-    let mass_loss = lapsed.count() > (cluster.nodes.len() / 3).max(1);
+    let mass_loss = is_mass_loss(cluster);
     let holds = |instance: &Instance| {
         let Some(node) = cluster.nodes.get(&instance.node) else {
             return false;

@@ -3,12 +3,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::enrollment::EnrollRole;
+use api::enrollment::{EnrollRole, Member};
 use model::{NodeId, Timestamp};
 use scheduler::apply::{Command, NewMember};
 use scheduler::cluster_state::{ClusterState, Node, Presence, Scheduling, TokenRecord};
 use scheduler::fixtures;
-use scheduler::heartbeats::HEARD_WITHIN;
+use scheduler::heartbeats::{LEAST_HEARTBEAT_INTERVAL, heard_within};
 use tokio::time::sleep;
 
 use crate::computer::Cut;
@@ -81,6 +81,7 @@ impl Scenario {
             | Operation::StepServerClock
             | Operation::StepDatabaseClock => self.befall_server(operation, server).await,
             Operation::RemoveNode => self.remove_node(at).await,
+            Operation::RevokeNode => self.revoke_node(at).await,
             Operation::AddNode => self.add_node().await,
             Operation::DiskFull => machine.lock().disk_full = true,
             Operation::RegistryDown => machine.lock().registry_down = true,
@@ -244,7 +245,7 @@ impl Scenario {
         }
         self.nodes[at].kill().await;
         let node = self.nodes[at].machine.node;
-        sleep(HEARD_WITHIN + Duration::from_secs(5)).await;
+        sleep(heard_within(LEAST_HEARTBEAT_INTERVAL) + Duration::from_secs(5)).await;
         self.simulator
             .trace(format!("{node} is given up, if it lapsed"));
         let remove = move |cluster: &ClusterState, now| {
@@ -255,6 +256,42 @@ impl Scenario {
         };
         self.servers.change(remove).await;
         self.restart_agent(at).await;
+    }
+
+    /// A user revokes a node, whose machine goes on; later the node is removed.
+    async fn revoke_node(&mut self, at: usize) {
+        let approved =
+            |cluster: &ClusterState| cluster.nodes.values().filter(|n| n.is_approved()).count();
+        if self.servers.with(approved) < 2 {
+            return;
+        }
+        let node = self.nodes[at].machine.node;
+        self.simulator.trace(format!("{node} is revoked"));
+        let revoke = move |cluster: &ClusterState, now| {
+            let known = cluster.nodes.get(&node);
+            let member = Member::Node(node);
+            let revoke = Command::Revoke { member, now };
+            let is_approved = known.is_some_and(Node::is_approved);
+            is_approved.then_some(revoke).into_iter().collect()
+        };
+        self.servers.change(revoke).await;
+        let wait = self.draw(|rng| rng.millis(0, 90_000));
+        sleep(wait).await;
+        self.remove_revoked().await;
+    }
+
+    /// A user removes the nodes that were revoked.
+    pub(crate) async fn remove_revoked(&self) {
+        let remove = |cluster: &ClusterState, now| {
+            let revoked = cluster.nodes.iter().filter(|(_, node)| !node.is_approved());
+            let remove = |node| Command::RemoveNode {
+                node,
+                lost: true,
+                now,
+            };
+            revoked.map(|(id, _)| remove(*id)).collect()
+        };
+        self.servers.change(remove).await;
     }
 
     /// A machine joins.
@@ -268,15 +305,13 @@ impl Scenario {
             let number = cluster.last_node + 1;
             *id.lock().unwrap_or_else(PoisonError::into_inner) = Some(NodeId(number));
             let hash = [number.to_le_bytes()[0]; 32];
-            let token = TokenRecord {
-                role: EnrollRole::Node,
-                expires_at: Timestamp(u64::MAX),
-                used: None,
-            };
+            let token = TokenRecord::new(EnrollRole::Node, Timestamp(u64::MAX));
             let (node, mut joined) = fixtures::node(number, 4096);
             joined.hardware = hardware(scarce);
+            joined.approved = hardware(scarce);
             joined.presence = Presence::NotHeardYet;
             joined.enrolled_at = now;
+            joined.wireguard_key = Some(format!("key of {number}"));
             let member = NewMember::Node(node, Box::new(joined));
             vec![
                 Command::AddToken { hash, token, now },

@@ -32,12 +32,13 @@ pub(crate) enum Operation {
     StepServerClock,
     StepDatabaseClock,
     RemoveNode,
+    RevokeNode,
     AddNode,
     Heal,
 }
 
 /// What is drawn from, those that happen more often more than once.
-pub(crate) const OPERATIONS: [Operation; 34] = [
+pub(crate) const OPERATIONS: [Operation; 35] = [
     Operation::Deploy,
     Operation::Deploy,
     Operation::Deploy,
@@ -60,6 +61,7 @@ pub(crate) const OPERATIONS: [Operation; 34] = [
     Operation::StepServerClock,
     Operation::StepDatabaseClock,
     Operation::RemoveNode,
+    Operation::RevokeNode,
     Operation::AddNode,
     Operation::DiskFull,
     Operation::RegistryDown,

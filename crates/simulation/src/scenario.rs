@@ -157,6 +157,9 @@ impl Scenario {
             "{count} nodes, {servers} servers, {fault_level:?}, scarce: {scarce:?}"
         ));
         let mut cluster = cluster(count);
+        for (number, node) in cluster.nodes.values_mut().enumerate() {
+            node.wireguard_key = Some(format!("key of {}", number + 1));
+        }
         for node in cluster.nodes.values_mut() {
             node.hardware = hardware(scarce);
         }
@@ -274,6 +277,7 @@ impl Scenario {
 
     /// The machines of nodes that were removed are wiped.
     async fn wipe_strangers(&mut self) {
+        self.remove_revoked().await;
         for node in &mut self.nodes {
             let id = node.machine.node;
             if !self.servers.with(|cluster| cluster.has_node(id)) {

@@ -12,7 +12,7 @@ use scheduler::action::Action;
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::cluster_state::ClusterState;
 use scheduler::desired::newer_state;
-use scheduler::heartbeats::Heartbeats;
+use scheduler::heartbeats::{Heartbeats, heartbeat_interval};
 use scheduler::leader::Leader;
 use scheduler::planner::plan;
 use scheduler::report_receiver::{ReportReceiver, Verdict};
@@ -393,13 +393,15 @@ impl LedTerm {
         mut report: ReportDelta,
         late: bool,
     ) -> Result<ReportAnswer, CallFailure> {
-        locked(&self.heartbeats).reported(node, self.computer.uptime());
+        let heartbeat_interval = heartbeat_interval(self.published().cluster.nodes.len());
+        locked(&self.heartbeats).reported(node, heartbeat_interval, self.computer.uptime());
         // The reports of a node are taken one after the other.
         let receiver = Arc::clone(locked(&self.receivers).entry(node).or_default());
         let mut receiver = receiver.lock().await;
         self.computer.runs().await;
         let published = self.published();
         let known = published.cluster.nodes.get(&node);
+        let known = known.filter(|known| known.is_approved());
         let known = known.ok_or(CallFailure::NotAMember)?;
         let now = self.computer.now();
         let exceeded = report.bound();
@@ -437,7 +439,7 @@ impl LedTerm {
             receiver.received(&published.cluster, node, &report, exceeded);
             self.check_strangers(node, &receiver, late);
         }
-        Ok(receiver.answer(verdict))
+        Ok(receiver.answer(verdict, heartbeat_interval))
     }
 
     /// An instance that the store knows no more must not run.
@@ -489,7 +491,12 @@ impl LedTerm {
         wait: Duration,
     ) -> Result<Option<DesiredState>, CallFailure> {
         let newer = |published: &Published| {
-            if !published.cluster.has_node(node) {
+            let known = published.cluster.nodes.get(&node);
+            let may_call = known.map_or_else(
+                || published.cluster.has_node(node),
+                scheduler::cluster_state::Node::is_approved,
+            );
+            if !may_call {
                 return Err(CallFailure::NotAMember);
             }
             Ok(newer_state(&published.cluster, node, has, self.term))

@@ -9,6 +9,9 @@ use crate::database::is_postgres;
 use crate::file::{connect, copy, sqlite_path};
 use crate::{Store, StoreError, transfer};
 
+/// Env networks that are skipped after a restore: far more than any cluster gives out between two backups, and few of those there are.
+pub const SKIPPED_NETWORKS: u32 = 1 << 20;
+
 impl Store {
     /// Copies the store of this URL, as it is at one moment, to a file that is not there yet. A server may use the store
     /// meanwhile: it is not kept from writing. The copy has mode 0600, and is durable. It is a database of SQLite, also where the
@@ -42,12 +45,20 @@ impl Store {
         Ok(rows.first().is_some_and(|row| row.get::<i64>(0) > 0))
     }
 
-    /// Begins another incarnation: this is the store of a backup.
+    /// Begins another incarnation: this is the store of a backup. Env networks that may have been given out since it was made are not given
+    /// again: the next [`SKIPPED_NETWORKS`] are skipped.
     pub async fn begin_incarnation(&self, incarnation: Incarnation) -> Result<(), StoreError> {
         let failed = StoreError::query("begin another incarnation");
         let mut db = self.database.begin().await.map_err(failed)?;
-        let sql = "UPDATE cluster SET incarnation = $1";
-        let values = vec![incarnation.to_string().into()];
+        // One that is near the end is not skipped past it: networks are few then, and given with care.
+        let most = i64::from(u32::MAX - 2 * SKIPPED_NETWORKS);
+        let sql = "UPDATE cluster SET incarnation = $1, last_network = \
+                   CASE WHEN last_network > $2 THEN last_network ELSE last_network + $3 END";
+        let values = vec![
+            incarnation.to_string().into(),
+            most.into(),
+            SKIPPED_NETWORKS.into(),
+        ];
         db.execute(sql, values).await.map_err(failed)?;
         db.commit().await.map_err(failed)
     }

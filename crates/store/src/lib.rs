@@ -36,6 +36,7 @@ mod transfer;
 mod users;
 mod write;
 
+pub use backup::SKIPPED_NETWORKS;
 pub use database::READERS;
 pub use error::StoreError;
 pub use file::{BUSY_TIMEOUT, StoreLock};

@@ -11,16 +11,23 @@
 use std::collections::BTreeMap;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
+use api::member::Approval;
+use api::node::MAX_MACHINE_BYTES;
 use model::instance::InstanceSpec;
-use model::{EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
+use model::{
+    EdgeId, EnvKey, EnvNetwork, InstanceId, NodeId, ProcessName, PublicKey, ReleaseNumber,
+    Timestamp, VolumeId,
+};
 use scheduler::changes::EnvRecord;
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
-    ClusterState, Edge, EndedInstance, Env, Instance, InstancePhase, Node, Presence, Release,
-    Scheduling, Subject, TokenHash, UnreadableRecord, Volume, VolumeKey, VolumePhase,
+    ClusterState, CountedAs, Edge, EndedInstance, Env, Instance, InstancePhase, MAX_GENERATION,
+    MemberIdentity, MemberKeys, Node, Presence, Release, Scheduling, Subject, TokenHash,
+    UnreadableRecord, Volume, VolumeKey, VolumePhase,
 };
 use scheduler::host_claims::HostClaims;
 use scheduler::instances::{Instances, Volumes};
+use scheduler::release::MAX_INSTANCES;
 use scheduler::table::Table;
 
 use crate::database::{Row, Transaction};
@@ -45,24 +52,28 @@ impl Store {
 pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
     let mut unreadable = Vec::new();
     let mut cluster = empty(&mut *db).await?;
-    cluster.nodes = load_nodes(&mut *db, &mut unreadable).await?;
+    cluster.nodes = load_nodes(&mut *db, &mut unreadable, &mut cluster.member_keys).await?;
     let rows = db
         .fetch(
-            "SELECT id, name, region, enrolled_at FROM edges",
+            "SELECT id, name, region, enrolled_at, public_key, next_key, approval, revoked_at, rotate_since FROM edges",
             Vec::new(),
         )
         .await
         .map_err(StoreError::query("read the edges"))?;
     cluster.edges = readable(&rows, edge, &mut unreadable);
+    for (id, edge) in &cluster.edges {
+        let member = Member::Edge(*id);
+        cluster.member_keys.update(member, Some(&edge.identity));
+    }
     let rows = db
         .fetch(
-            "SELECT hash, role, expires_at, used_at, used_by FROM enrollment_tokens",
+            "SELECT hash, role, expires_at, used_at, used_by, region, approve, replaces, made_by FROM enrollment_tokens",
             Vec::new(),
         )
         .await
         .map_err(StoreError::query("read the enrollment tokens"))?;
     cluster.tokens = readable(&rows, token, &mut unreadable);
-    cluster.envs = load_envs(&mut *db, &mut unreadable).await?;
+    cluster.envs = load_envs(&mut *db, cluster.last_network, &mut unreadable).await?;
     cluster.host_claims = HostClaims::of(cluster.envs.iter());
     let rows = db.fetch(INSTANCES, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the instances"))?;
@@ -80,7 +91,7 @@ pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, Store
 
 /// The cluster before anything joined it.
 async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
-    let sql = "SELECT settings_json, last_network, json_version, last_node, last_edge, incarnation FROM cluster";
+    let sql = "SELECT settings_json, last_network, json_version, last_node, last_edge, incarnation, last_membership FROM cluster";
     let rows = db.fetch(sql, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the cluster's settings"))?;
     let row = rows.first().ok_or(StoreError::NoCluster)?;
@@ -106,6 +117,8 @@ async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
         secrets: Table::new(),
         ended: Table::new(),
         last_network: EnvNetwork(number("an env's network", row.get(1))?),
+        last_membership: number("a counter", row.get(6))?,
+        member_keys: MemberKeys::default(),
         unreadable: Vec::new(),
     })
 }
@@ -132,11 +145,13 @@ fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, St
 }
 
 const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
-     json_version, hardware_json, driver_json, egress_json, scheduling, labels_json FROM nodes";
+     json_version, hardware_json, driver_json, egress_json, scheduling, labels_json, \
+     public_key, next_key, approval, revoked_at, rotate_since, approved_json, claimed_json FROM nodes";
 
 async fn load_nodes(
     db: &mut dyn Transaction,
     unreadable: &mut Vec<UnreadableRecord>,
+    keys: &mut MemberKeys,
 ) -> Result<Table<NodeId, Node>, StoreError> {
     let rows = db.fetch(NODES, Vec::new()).await;
     let rows = rows.map_err(StoreError::query("read the nodes"))?;
@@ -152,6 +167,14 @@ async fn load_nodes(
             nodes.insert(id, node);
         }
     }
+    for row in &rows {
+        // Who a node is stays known, whatever else of its row cannot be read.
+        if let Ok(id) = in_range("a node's number", row.get(0))
+            && let Ok(identity) = identity(row, 13)
+        {
+            keys.update(Member::Node(NodeId(id)), Some(&identity));
+        }
+    }
     Ok(nodes)
 }
 
@@ -160,6 +183,7 @@ fn edge(row: &Row) -> Result<(EdgeId, Edge), UnreadableRecord> {
         let edge = Edge {
             name: row.get(1),
             region: row.get(2),
+            identity: identity(row, 4)?,
             enrolled_at: Timestamp(in_range("a time", row.get(3))?),
         };
         Ok((EdgeId(in_range("an edge's number", row.get(0))?), edge))
@@ -184,6 +208,13 @@ fn token(row: &Row) -> Result<(TokenHash, TokenRecord), UnreadableRecord> {
             role,
             expires_at,
             used,
+            region: row.get(5),
+            approve: row.get(6),
+            replaces: row
+                .get::<Option<&str>>(7)
+                .map(|of| member(Some(of)))
+                .transpose()?,
+            by: row.get(8),
         };
         Ok((hash, token))
     };
@@ -193,9 +224,36 @@ fn token(row: &Row) -> Result<(TokenHash, TokenRecord), UnreadableRecord> {
 
 fn member(text: Option<&str>) -> Result<Member, String> {
     let text = text.unwrap_or_default();
-    let node = text.parse().map(Member::Node);
-    node.or_else(|_| text.parse().map(Member::Edge))
+    text.parse()
         .map_err(|_| format!("`{text}` is not a member"))
+}
+
+/// By what a member is known, of the five columns from this one on.
+fn identity(row: &Row, first: usize) -> Result<MemberIdentity, String> {
+    let key = |column| {
+        let bytes: Option<&[u8]> = row.get(column);
+        let key = bytes.map(PublicKey::of_der).transpose();
+        key.map_err(|error| error.to_string())
+    };
+    let time = |column| {
+        let at: Option<i64> = row.get(column);
+        at.map(|at| in_range("a time", at).map(Timestamp))
+            .transpose()
+    };
+    let approval = match row.get(first + 2) {
+        "approved" => Approval::Approved,
+        "pending" => Approval::Pending,
+        "revoked" => Approval::Revoked {
+            at: time(first + 3)?.unwrap_or(Timestamp(0)),
+        },
+        other => return Err(format!("its approval is `{other}`")),
+    };
+    Ok(MemberIdentity {
+        key: key(first)?,
+        next_key: key(first + 1)?,
+        approval,
+        rotate_since: time(first + 4)?,
+    })
 }
 
 fn unreadable_row(subject: Subject, cause: String) -> UnreadableRecord {
@@ -203,6 +261,7 @@ fn unreadable_row(subject: Subject, cause: String) -> UnreadableRecord {
         subject,
         env: None,
         node: None,
+        holds: None,
         cause,
     }
 }
@@ -211,8 +270,11 @@ fn node(row: &Row) -> Result<(NodeId, Node), UnreadableRecord> {
     let id = in_range("a node's number", row.get(0)).map(NodeId);
     let read = || {
         let version = row.get(7);
+        let hardware: Hardware = from_json(version, row.get(8))?;
         let node = Node {
-            hardware: from_json(version, row.get(8))?,
+            approved: optional(version, row.get(18))?.unwrap_or_else(|| hardware.clone()),
+            claimed: optional(version, row.get(19))?,
+            hardware,
             driver: optional(version, row.get(9))?,
             egress: optional(version, row.get(10))?,
             ..node_columns(row)?
@@ -223,6 +285,7 @@ fn node(row: &Row) -> Result<(NodeId, Node), UnreadableRecord> {
         subject: (id.clone()).map_or_else(|_| other_row("nodes", row), Subject::Node),
         env: None,
         node: id.clone().ok(),
+        holds: None,
         cause,
     })
 }
@@ -231,14 +294,21 @@ fn node(row: &Row) -> Result<(NodeId, Node), UnreadableRecord> {
 fn node_columns(row: &Row) -> Result<Node, String> {
     let seen_at = row.get::<Option<i64>>(6);
     let seen_at = seen_at.map(|at| in_range("a time", at)).transpose()?;
+    let generation = in_range("a generation", row.get(3))?;
+    if generation > MAX_GENERATION {
+        return Err(format!("a generation is out of range: {generation}"));
+    }
     Ok(Node {
         name: row.get(1),
         region: row.get(2),
-        generation: in_range("a generation", row.get(3))?,
+        generation,
         wireguard_key: row.get(4),
         enrolled_at: Timestamp(in_range("a time", row.get(5))?),
         seen_at: seen_at.map(Timestamp),
+        identity: identity(row, 13)?,
         hardware: Hardware::default(),
+        approved: optional(row.get(7), row.get(18))?.unwrap_or_default(),
+        claimed: None,
         driver: None,
         egress: None,
         presence: Presence::NotHeardYet,
@@ -259,14 +329,17 @@ fn other_row(table: &str, row: &Row) -> Subject {
     Subject::Row(format!("row {} of {table}", row.get::<i64>(0)))
 }
 
+/// `last_network`: the highest that an env can have.
 async fn load_envs(
     db: &mut dyn Transaction,
+    last_network: EnvNetwork,
     unreadable: &mut Vec<UnreadableRecord>,
 ) -> Result<Table<EnvKey, Env>, StoreError> {
     let rows = db.fetch("SELECT app, env, network, rollout_json, scale_json, destroying, json_version FROM envs", Vec::new())
     .await
     .map_err(StoreError::query("read the envs"))?;
-    let records: BTreeMap<EnvKey, EnvRecord> = readable(&rows, env_record, unreadable);
+    let records: BTreeMap<EnvKey, EnvRecord> =
+        readable(&rows, |row| env_record(row, last_network), unreadable);
     let rows = db
         .fetch(
             "SELECT app, env, number, release_json, json_version FROM releases",
@@ -286,7 +359,10 @@ async fn load_envs(
     Ok(records.into_iter().map(with_releases).collect())
 }
 
-fn env_record(row: &Row) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
+fn env_record(
+    row: &Row,
+    last_network: EnvNetwork,
+) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
     let key = env_key(row.get(0), row.get(1));
     let read = || {
         let version = row.get(6);
@@ -296,6 +372,12 @@ fn env_record(row: &Row) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
             scale: from_json(version, row.get(4))?,
             destroying: row.get(5),
         };
+        // Else the next env would be refused for want of a network.
+        if !(EnvNetwork(1)..=last_network).contains(&record.network) {
+            let network = record.network.0;
+            return Err(format!("an env's network was never given: {network}"));
+        }
+        check_counts(record.scale.iter().map(|(name, count)| (name, *count)))?;
         Ok((key.clone()?, record))
     };
     read().map_err(|cause| UnreadableRecord {
@@ -305,8 +387,21 @@ fn env_record(row: &Row) -> Result<(EnvKey, EnvRecord), UnreadableRecord> {
         ),
         env: key.clone().ok(),
         node: None,
+        holds: None,
         cause,
     })
+}
+
+/// Refuses more instances of a process type than a manifest may ask for: they would fill every node.
+fn check_counts<'p>(
+    mut counts: impl Iterator<Item = (&'p ProcessName, u32)>,
+) -> Result<(), String> {
+    match counts.find(|(_, count)| *count > MAX_INSTANCES) {
+        Some((process, count)) => Err(format!(
+            "the instances of {process} are out of range: {count}"
+        )),
+        None => Ok(()),
+    }
 }
 
 fn text(row: &Row, column: usize) -> &str {
@@ -319,7 +414,9 @@ fn release(row: &Row) -> Result<(ReleaseKey, Release), UnreadableRecord> {
     let env = env_key(row.get(0), row.get(1));
     let number = in_range("a release's number", row.get(2)).map(ReleaseNumber);
     let read = || {
-        let release = from_json(row.get(4), row.get(3))?;
+        let release: Release = from_json(row.get(4), row.get(3))?;
+        let processes = release.manifest.processes.iter();
+        check_counts(processes.map(|(name, p)| (name, p.scaling.min.max(p.scaling.max))))?;
         Ok(((env.clone()?, number.clone()?), release))
     };
     read().map_err(|cause| UnreadableRecord {
@@ -334,6 +431,7 @@ fn release(row: &Row) -> Result<(ReleaseKey, Release), UnreadableRecord> {
         },
         env: env.clone().ok(),
         node: None,
+        holds: None,
         cause,
     })
 }
@@ -360,6 +458,12 @@ fn instance(row: &Row) -> Result<(InstanceId, Instance), UnreadableRecord> {
             other => return Err(format!("its phase is `{other}`")),
         };
         let spec: InstanceSpec = from_json(version, row.get(4))?;
+        let instance_of_row = (id.clone()?, env.clone()?);
+        if (spec.id, spec.env_key()) != instance_of_row {
+            let (id, env) = (spec.id, spec.env_key());
+            return Err(format!("its spec is that of instance {id} of {env}"));
+        }
+        check_resources(&spec)?;
         // The node says it again within seconds.
         let report = optional(version, row.get(9)).unwrap_or_else(|cause| {
             tracing::warn!(instance = %spec.id, %cause, "waiting for the node's next report");
@@ -373,15 +477,45 @@ fn instance(row: &Row) -> Result<(InstanceId, Instance), UnreadableRecord> {
             report,
             ready_since: None,
         };
-        env.clone()?;
         Ok((id.clone()?, instance))
     };
     read().map_err(|cause| UnreadableRecord {
         subject: (id.clone()).map_or_else(|_| other_row("instances", row), Subject::Instance),
         env: env.clone().ok(),
         node: node.clone().ok(),
+        holds: Some(held(text(row, 4))),
         cause,
     })
+}
+
+/// Refuses what no machine has: it would take its node from all others.
+fn check_resources(spec: &InstanceSpec) -> Result<(), String> {
+    let bounds = [
+        (
+            "cpu_millis",
+            spec.cpu_millis.into(),
+            CountedAs::MAX_CPU_MILLIS,
+        ),
+        ("memory_bytes", spec.memory_bytes, MAX_MACHINE_BYTES),
+        ("scratch_bytes", spec.scratch_bytes, MAX_MACHINE_BYTES),
+    ];
+    match bounds.iter().find(|(_, number, most)| number > most) {
+        Some((name, number, most)) => Err(format!(
+            "its {name} is {number}, and no machine has more than {most}"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What an instance is counted as whose record cannot be read: what can be read of its spec, of any version.
+fn held(spec_json: &str) -> CountedAs {
+    let spec: serde_json::Value = serde_json::from_str(spec_json).unwrap_or_default();
+    let number = |name: &str| spec.get(name).and_then(serde_json::Value::as_u64);
+    CountedAs::of_instance(
+        number("cpu_millis"),
+        number("memory_bytes"),
+        number("scratch_bytes"),
+    )
 }
 
 const ENDED: &str = "SELECT id, ended_json, json_version FROM ended_instances";
@@ -394,6 +528,7 @@ fn ended(row: &Row) -> Result<(InstanceId, EndedInstance), UnreadableRecord> {
         subject: other_row("ended_instances", row),
         env: None,
         node: None,
+        holds: None,
         cause,
     })
 }
@@ -426,12 +561,19 @@ fn volume(row: &Row) -> Result<(VolumeId, Volume), UnreadableRecord> {
             created_at: Timestamp(in_range("a time", row.get(8))?),
             phase,
         };
+        if volume.size_bytes > MAX_MACHINE_BYTES {
+            let size = volume.size_bytes;
+            return Err(format!(
+                "its size is {size}, and no machine has more than {MAX_MACHINE_BYTES}"
+            ));
+        }
         Ok((id.clone()?, volume))
     };
     read().map_err(|cause| UnreadableRecord {
         subject: (id.clone()).map_or_else(|_| other_row("volumes", row), Subject::Volume),
         env: env.clone().ok(),
         node: node.clone().ok(),
+        holds: Some(CountedAs::of_volume(u64::try_from(row.get::<i64>(7)).ok())),
         cause,
     })
 }

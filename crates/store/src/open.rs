@@ -29,6 +29,10 @@ pub struct ClusterRecord {
     pub settings: ClusterSettings,
     /// The CA's certificate, PEM.
     pub ca_cert_pem: String,
+    /// The CAs before it that are trusted still, PEM.
+    pub ca_before_pem: String,
+    /// The certificates of CAs by those before them, PEM.
+    pub ca_cross_pem: String,
     /// Its keys.
     pub keys: StoredKeys,
 }
@@ -107,7 +111,7 @@ impl Store {
         let mut db = self.database.read().await.map_err(failed)?;
         let rows = db
             .fetch(
-                "SELECT settings_json, ca_cert_pem, ca_key_pem, json_version, ca_key_wrapped, seal_key_wrapped FROM cluster",
+                "SELECT settings_json, ca_cert_pem, ca_key_pem, json_version, ca_key_wrapped, seal_key_wrapped, ca_before_pem, ca_cross_pem FROM cluster",
                 Vec::new(),
             )
             .await
@@ -127,6 +131,8 @@ impl Store {
             settings: from_json(row.get(3), row.get(0))
                 .map_err(|cause| StoreError::Unreadable { cause })?,
             ca_cert_pem: row.get(1),
+            ca_before_pem: row.get(6),
+            ca_cross_pem: row.get(7),
             keys,
         }))
     }
@@ -144,6 +150,25 @@ impl Store {
         .map_err(failed)?;
         db.commit().await.map_err(failed)?;
         self.database.erase().await.map_err(failed)
+    }
+
+    /// Another CA signs from now on, in this term; or other ones are trusted beside it.
+    pub async fn set_ca(&self, term: Term, record: &ClusterRecord) -> Result<(), StoreError> {
+        let failed = StoreError::query("write the cluster's CA");
+        let [_, (_, ca_key), _] = columns(&record.keys);
+        let mut db = self.begin(term).await?;
+        db.execute(
+            "UPDATE cluster SET ca_cert_pem = $1, ca_key_wrapped = $2, ca_before_pem = $3, ca_cross_pem = $4",
+            vec![
+                (&record.ca_cert_pem).into(),
+                ca_key,
+                (&record.ca_before_pem).into(),
+                (&record.ca_cross_pem).into(),
+            ],
+        )
+        .await
+        .map_err(failed)?;
+        db.commit().await.map_err(failed)
     }
 
     /// Creates the cluster, in its first incarnation. Does nothing when there is one already; ask [`Self::cluster`]

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, Term, VolumeId};
-use scheduler::changes::{Changes, EnvRecord};
+use api::member::Approval;
+use model::{
+    EdgeId, EnvKey, InstanceId, NodeId, PublicKey, ReleaseNumber, Term, Timestamp, VolumeId,
+};
+use scheduler::changes::{Changes, Counters, EnvRecord};
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
-    Edge, EndedInstance, Instance, InstancePhase, Node, Release, Scheduling, TokenHash, Volume,
-    VolumePhase,
+    Edge, EndedInstance, Instance, InstancePhase, MemberIdentity, Node, Release, Scheduling,
+    TokenHash, Volume, VolumePhase,
 };
 
 use crate::database::{Columns, ENV_KEY, Transaction, Value, delete, insert, key_values, put};
@@ -83,6 +86,7 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
     let Changes {
         nodes,
         edges,
+        counters,
         tokens,
         deleted_envs,
         envs,
@@ -118,7 +122,8 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
     delete(&mut *db, "delete an env", "envs", ENV_KEY, keys).await?;
     secrets::delete_all(&mut *db, deleted_envs).await?;
     put_nodes(&mut *db, nodes).await?;
-    add_edges(&mut *db, edges).await?;
+    put_edges(&mut *db, edges).await?;
+    raise_counters(&mut *db, counters).await?;
     put_tokens(&mut *db, tokens).await?;
     put_envs(&mut *db, envs).await?;
     write_releases(&mut *db, releases, deleted_releases).await?;
@@ -165,11 +170,12 @@ async fn put_nodes(
     db: &mut dyn Transaction,
     nodes: &BTreeMap<NodeId, Option<Arc<Node>>>,
 ) -> Result<(), StoreError> {
+    // First, because another may have its name.
+    let removed = gone(nodes, |id| id.0.into());
+    delete(&mut *db, "remove a node", "nodes", &["id"], removed).await?;
     let rows = kept(nodes).map(|(id, node)| node_row(*id, node));
     let rows = rows.collect::<Result<_, _>>()?;
     put(&mut *db, "write a node", "nodes", 1, rows).await?;
-    let removed = gone(nodes, |id| id.0.into());
-    delete(&mut *db, "remove a node", "nodes", &["id"], removed).await?;
     let last = kept(nodes).map(|(id, _)| id.0.into()).max();
     raise(db, "write a node", "last_node", last).await
 }
@@ -179,7 +185,7 @@ async fn raise(
     db: &mut dyn Transaction,
     operation: &'static str,
     counter: &str,
-    last: Option<u32>,
+    last: Option<i64>,
 ) -> Result<(), StoreError> {
     let Some(last) = last else { return Ok(()) };
     let sql = format!("UPDATE cluster SET {counter} = $1 WHERE {counter} < $1");
@@ -188,9 +194,52 @@ async fn raise(
     Ok(())
 }
 
+async fn raise_counters(db: &mut dyn Transaction, counters: &Counters) -> Result<(), StoreError> {
+    let Counters {
+        node,
+        edge,
+        network,
+        membership,
+    } = *counters;
+    let membership = to_i64("a counter", membership)?;
+    for (counter, last) in [
+        ("last_node", node.into()),
+        ("last_edge", edge.into()),
+        ("last_network", network.0.into()),
+        ("last_membership", membership),
+    ] {
+        let last = Some(last).filter(|last| *last > 0);
+        raise(db, "write a counter", counter, last).await?;
+    }
+    Ok(())
+}
+
+/// The columns of what a member is known by.
+fn identity_columns(identity: &MemberIdentity) -> Result<Columns<'static>, StoreError> {
+    let time = |at: Option<Timestamp>| at.map(|at| to_i64("a time", at.0)).transpose();
+    let (approval, revoked_at) = match identity.approval {
+        Approval::Approved => ("approved", None),
+        Approval::Pending => ("pending", None),
+        Approval::Revoked { at } => ("revoked", Some(at)),
+    };
+    Ok(vec![
+        (
+            "public_key",
+            identity.key.as_ref().map(PublicKey::der).into(),
+        ),
+        (
+            "next_key",
+            identity.next_key.as_ref().map(PublicKey::der).into(),
+        ),
+        ("approval", approval.into()),
+        ("revoked_at", time(revoked_at)?.into()),
+        ("rotate_since", time(identity.rotate_since)?.into()),
+    ])
+}
+
 fn node_row(id: NodeId, node: &Node) -> Result<Columns<'static>, StoreError> {
     let seen_at = node.seen_at.map(|at| to_i64("a time", at.0)).transpose()?;
-    Ok(vec![
+    let mut columns = vec![
         ("id", id.0.into()),
         ("name", (&node.name).into()),
         ("region", (&node.region).into()),
@@ -224,25 +273,36 @@ fn node_row(id: NodeId, node: &Node) -> Result<Columns<'static>, StoreError> {
             .into(),
         ),
         ("labels_json", to_json(&node.labels)?.into()),
-    ])
+        ("approved_json", to_json(&node.approved)?.into()),
+        (
+            "claimed_json",
+            node.claimed.as_ref().map(to_json).transpose()?.into(),
+        ),
+    ];
+    columns.extend(identity_columns(&node.identity)?);
+    Ok(columns)
 }
 
-async fn add_edges(
+async fn put_edges(
     db: &mut dyn Transaction,
-    edges: &BTreeMap<EdgeId, Edge>,
+    edges: &BTreeMap<EdgeId, Option<Edge>>,
 ) -> Result<(), StoreError> {
     let operation = "write an edge";
-    let rows = edges.iter().map(|(id, edge)| {
-        Ok(vec![
+    let removed = gone(edges, |id| id.0.into());
+    delete(&mut *db, "remove an edge", "edges", &["id"], removed).await?;
+    let rows = kept(edges).map(|(id, edge)| {
+        let mut columns = vec![
             ("id", id.0.into()),
             ("name", (&edge.name).into()),
             ("region", (&edge.region).into()),
             ("enrolled_at", to_i64("a time", edge.enrolled_at.0)?.into()),
-        ])
+        ];
+        columns.extend(identity_columns(&edge.identity)?);
+        Ok(columns)
     });
     let rows = rows.collect::<Result<_, StoreError>>()?;
-    insert(&mut *db, operation, "edges", rows).await?;
-    let last = edges.keys().map(|id| id.0.into()).max();
+    put(&mut *db, operation, "edges", 1, rows).await?;
+    let last = kept(edges).map(|(id, _)| id.0.into()).max();
     raise(db, operation, "last_edge", last).await
 }
 
@@ -262,6 +322,10 @@ async fn put_tokens(
             ("expires_at", to_i64("a time", token.expires_at.0)?.into()),
             ("used_at", used_at.into()),
             ("used_by", by.map(|by| by.to_string()).into()),
+            ("region", (&token.region).into()),
+            ("approve", token.approve.into()),
+            ("replaces", token.replaces.map(|of| of.to_string()).into()),
+            ("made_by", (&token.by).into()),
         ])
     });
     let rows = rows.collect::<Result<_, StoreError>>()?;
@@ -286,7 +350,7 @@ async fn put_envs(
     });
     let rows = rows.collect::<Result<_, StoreError>>()?;
     put(&mut *db, operation, "envs", 2, rows).await?;
-    let last = envs.values().map(|env| env.network.0).max();
+    let last = envs.values().map(|env| env.network.0.into()).max();
     raise(db, operation, "last_network", last).await
 }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use model::instance::InstanceState;
 use model::{EnvNetwork, InstanceId, NodeId, ReleaseNumber, VolumeId};
 use scheduler::apply::{Command, Refused};
-use scheduler::cluster_state::{ClusterState, InstancePhase, Subject, VolumePhase};
+use scheduler::changes::Changes;
+use scheduler::cluster_state::{ClusterState, CountedAs, InstancePhase, Subject, VolumePhase};
 use scheduler::desired::desired_state;
 use scheduler::planner::plan;
 use sqlx::{Connection as _, SqliteConnection};
@@ -201,4 +202,114 @@ async fn rows_that_cannot_be_read_are_kept_and_named() {
     let healed = store.load().await.unwrap();
     assert!(healed.instances.contains_key(&InstanceId(1)));
     store.close().await;
+}
+
+/// Numbers that cannot be: each row is kept and named, and nothing else is touched.
+#[tokio::test]
+async fn rows_with_numbers_out_of_range_are_kept_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    version_1(folder.path()).await.close().await;
+    execute(
+        folder.path(),
+        "UPDATE nodes SET generation = 9223372036854775807 WHERE id = 2;
+         UPDATE envs SET scale_json = '{\"web\": 4294967295}' WHERE app = 'shop';
+         UPDATE envs SET network = 4294967295 WHERE app = 'old';
+         UPDATE releases SET release_json = replace(release_json, '\"min\":1', '\"min\":4294967295')
+            WHERE app = 'old';
+         UPDATE instances SET spec_json = json_set(spec_json, '$.memory_bytes', 1152921504606846977) WHERE id = 1;
+         UPDATE instances SET spec_json = json_set(spec_json, '$.cpu_millis', 4294967295) WHERE id = 2;
+         UPDATE instances SET spec_json = json_set(spec_json, '$.scratch_bytes', 9223372036854775807) WHERE id = 3;
+         UPDATE instances SET spec_json = json_set(spec_json, '$.app', 'other') WHERE id = 4;
+         UPDATE instances SET spec_json = '{' WHERE id = 5;
+         UPDATE volumes SET size_bytes = 9223372036854775807 WHERE id = 208;
+         UPDATE volumes SET phase = 'lost' WHERE id = 209;",
+    )
+    .await;
+    let store = open(folder.path()).await;
+    let cluster = store.load().await.unwrap();
+    let expected = [
+        Subject::Node(NodeId(2)),
+        Subject::Env(env_key("old")),
+        Subject::Env(env_key("shop")),
+        Subject::Release(env_key("old"), ReleaseNumber(1)),
+        Subject::Instance(InstanceId(1)),
+        Subject::Instance(InstanceId(2)),
+        Subject::Instance(InstanceId(3)),
+        Subject::Instance(InstanceId(4)),
+        Subject::Instance(InstanceId(5)),
+        Subject::Volume(VolumeId(208)),
+        Subject::Volume(VolumeId(209)),
+    ];
+    assert_eq!(subjects(&cluster), expected);
+    assert!(cluster.nodes.contains_key(&NodeId(1)) && cluster.has_node(NodeId(2)));
+    assert_eq!(cluster.last_network, EnvNetwork(2));
+
+    // What can still be read is counted, and the rest is assumed.
+    let held: Vec<_> = (cluster.unreadable.iter())
+        .filter_map(|record| record.holds)
+        .map(|held| {
+            (
+                held.cpu_millis,
+                held.memory_bytes,
+                held.disk_bytes,
+                held.is_assumed,
+            )
+        })
+        .collect();
+    let (memory, disk) = (256 << 20, 1 << 30);
+    let assumed = (
+        CountedAs::ASSUMED_CPU_MILLIS,
+        CountedAs::ASSUMED_MEMORY_BYTES,
+        CountedAs::ASSUMED_DISK_BYTES,
+    );
+    let (cpu, assumed_memory, assumed_disk) = assumed;
+    let expected = [
+        (250, assumed_memory, disk, true),
+        (cpu, memory, disk, true),
+        (250, memory, assumed_disk, true),
+        (250, memory, disk, false),
+        (cpu, assumed_memory, assumed_disk, true),
+        (0, 0, assumed_disk, true),
+        (0, 0, 1 << 30, false),
+    ];
+    assert_eq!(held, expected);
+    store.close().await;
+}
+
+/// A counter that cannot grow is left behind with its incarnation.
+#[tokio::test]
+async fn a_route_counter_out_of_range_ends_the_incarnation() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = version_1(folder.path()).await;
+    let incarnation = store.load().await.unwrap().incarnation;
+    let next = model::Incarnation(incarnation.0.wrapping_add(7));
+    assert_eq!(
+        store.mend_route_counter(store.term, next).await.unwrap(),
+        None
+    );
+    assert_eq!(store.load().await.unwrap().incarnation, incarnation);
+    store.close().await;
+    for damaged in [
+        "UPDATE cluster SET last_route_table = 9223372036854775807; UPDATE routes SET changed = 9223372036854775807;",
+        "UPDATE cluster SET last_route_table = -1; UPDATE routes SET changed = -1;",
+    ] {
+        execute(folder.path(), damaged).await;
+        let store = open(folder.path()).await;
+        let mended = store.mend_route_counter(store.term, next).await.unwrap();
+        assert!(mended.is_some());
+        assert_eq!(store.load().await.unwrap().incarnation, next);
+        let routes = store.routes().await.unwrap();
+        assert_eq!((routes.counter(), routes.is_empty()), (0, false));
+        // The next table can be counted.
+        let hosts = routes.whole(next).routes.into_keys();
+        let changes = Changes {
+            routes: hosts.map(|host| (host, None)).collect(),
+            ..Changes::default()
+        };
+        store.write(store.term, &changes).await.unwrap();
+        assert_eq!(store.routes().await.unwrap().counter(), 1);
+        let again = "INSERT INTO routes VALUES ('shop.example.com', '{\"env\":{\"app\":\"shop\",\"env\":\"prod\"},\"process\":\"web\",\"proxy_protocol\":null,\"backends\":[]}', 1, 2);";
+        store.close().await;
+        execute(folder.path(), again).await;
+    }
 }

@@ -226,6 +226,8 @@ async fn several_servers_may_create_the_schema_and_the_cluster_at_once() {
             let record = store::ClusterRecord {
                 settings: other,
                 ca_cert_pem: "certificate".to_owned(),
+                ca_before_pem: String::new(),
+                ca_cross_pem: String::new(),
                 keys: store::StoredKeys::Wrapped {
                     ca_key: Vec::new(),
                     seal_key: Vec::new(),
@@ -301,7 +303,8 @@ async fn a_server_of_an_older_version_follows_and_never_leads() {
     let mut db = PgConnection::connect(&place.url()).await.unwrap();
     // As a server of a version before this one left it: without the last migration.
     for sql in [
-        "ALTER TABLE nodes DROP COLUMN labels_json",
+        "ALTER TABLE cluster DROP COLUMN ca_before_pem",
+        "ALTER TABLE cluster DROP COLUMN ca_cross_pem",
         "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)",
     ] {
         sqlx::query(sql).execute(&mut db).await.unwrap();

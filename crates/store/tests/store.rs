@@ -11,7 +11,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use api::edge::Route;
 use api::enrollment::{EnrollRole, Member};
 use api::node::NodeReport;
-use model::{EdgeId, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, VolumeId};
+use model::{
+    EdgeId, EnvNetwork, Generation, InstanceId, NodeId, PublicKey, ReleaseNumber, VolumeId,
+};
 use scheduler::action::{Action, PlannedVolume};
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::changes::{Changes, SealedVersion};
@@ -186,8 +188,14 @@ async fn members_and_spent_tokens_are_read_back(place: Place) {
     assert!(!cluster.has_member(Member::Edge(EdgeId(2))));
     assert_eq!((cluster.last_node, cluster.last_edge), (1, 1));
     assert_eq!(cluster.tokens[&[2; 32]].used, Some((NOW, edge)));
-    let spent = enroll(&cluster, [1; 32], &request("other"), NOW);
+    let other = PublicKey::of_der(b"another key").unwrap();
+    let spent = enroll(&cluster, [1; 32], &other, &request("other"), NOW);
     assert_eq!(spent.unwrap_err(), EnrollmentRefused::TokenUsed);
+    // The same key again is the same member.
+    let key = cluster.nodes[&NodeId(1)].identity.key.clone().unwrap();
+    let (again, enrolled) = enroll(&cluster, [1; 32], &key, &request("box"), NOW).unwrap();
+    assert!(again.is_none());
+    assert_eq!(enrolled.member, node);
 }
 
 async fn versions_of_a_secret_bundle_are_written_and_deleted(place: Place) {

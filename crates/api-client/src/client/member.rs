@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::edge::RouteTable;
+use api::member::{CertificateRequest, CertificateResponse, MemberState};
 use api::node::{
     DesiredState, PullSecret, ReportAnswer, ReportDelta, StreamRefused, StreamRequest,
 };
@@ -111,6 +112,33 @@ impl ApiClient {
         let path = paths::NODE_STREAM.replace("{stream}", stream);
         let request = self.stream_request(Method::GET, &path);
         self.upgrade("opening a command's stream", request).await
+    }
+}
+
+/// The calls of nodes and edges alike.
+impl ApiClient {
+    /// What the member is told about the cluster, once it is newer than `applied`, which it has applied; `None` when nothing newer came within
+    /// `wait`.
+    pub async fn member_state(
+        &self,
+        applied: Generation,
+        wait: Duration,
+    ) -> Result<Option<MemberState>, ClientError> {
+        let request = self
+            .get(paths::MEMBER)
+            .query(&[("after", applied.counter)])
+            .query(&[("incarnation", applied.incarnation)])
+            .query(&[("wait_ms", millis(wait))]);
+        self.poll("following the membership", request, wait).await
+    }
+
+    /// A certificate for the member's key, or for the one that is to replace it.
+    pub async fn certificate(
+        &self,
+        request: &CertificateRequest,
+    ) -> Result<CertificateResponse, ClientError> {
+        let call = self.post(paths::MEMBER_CERTIFICATE).json(request);
+        self.call("renewing the certificate", call).await
     }
 }
 

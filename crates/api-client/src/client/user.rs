@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use api::enrollment::Member;
 use api::paths;
 use api::user::{
-    CreateTokenRequest, CreateTokenResponse, DeployRequest, DeployResponse, EndedRow, EnvRow,
-    ImageRow, InstanceRow, LogsQuery, NodeRow, RegistryLoginRequest, RegistryRow, RemoveNodeQuery,
-    RolloutStatus, ScaleRequest, Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest,
-    VolumeRow,
+    Acknowledgements, CaRow, CreateTokenRequest, CreateTokenResponse, DeployRequest,
+    DeployResponse, EdgeRow, EndedRow, EnvRow, ImageRow, InstanceRow, LogsQuery, NodeRow,
+    RegistryLoginRequest, RegistryRow, RemoveNodeQuery, RevokeResponse, RolloutStatus,
+    RotateCaRequest, ScaleRequest, Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest,
+    TokenRow, VolumeRow,
 };
 use api::user::{ExecQuery, LabelsRequest, SignalRequest, StatsRow};
 use futures_util::StreamExt as _;
-use model::{EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ReleaseNumber, VolumeId};
+use model::{EdgeId, EnvKey, InstanceId, LabelKey, LabelValue, NodeId, ReleaseNumber, VolumeId};
 use reqwest::Method;
 
 use super::{ANSWER_GRACE, ApiClient, DEPLOY_TIMEOUT, millis};
@@ -27,6 +29,66 @@ impl ApiClient {
     ) -> Result<CreateTokenResponse, ClientError> {
         self.call("creating a token", self.post(paths::TOKENS).json(request))
             .await
+    }
+
+    /// Every enrollment token whose record is kept.
+    pub async fn tokens(&self) -> Result<Vec<TokenRow>, ClientError> {
+        self.call("listing tokens", self.get(paths::TOKENS)).await
+    }
+
+    /// Revokes an enrollment token.
+    pub async fn revoke_token(&self, id: &str) -> Result<(), ClientError> {
+        let path = paths::TOKEN.replace("{token}", id);
+        let request = self.request(Method::DELETE, &path);
+        self.call_empty("revoking a token", request).await
+    }
+
+    /// The cluster's CA.
+    pub async fn ca(&self) -> Result<CaRow, ClientError> {
+        self.call("asking for the CA", self.get(paths::CA)).await
+    }
+
+    /// Has another CA sign, or ends the trust in the one before.
+    pub async fn rotate_ca(&self, finish: bool) -> Result<CaRow, ClientError> {
+        let request = self.post(paths::CA).json(&RotateCaRequest { finish });
+        self.call("replacing the CA", request).await
+    }
+
+    /// Every edge.
+    pub async fn edges(&self) -> Result<Vec<EdgeRow>, ClientError> {
+        self.call("listing edges", self.get(paths::EDGES)).await
+    }
+
+    /// Removes an edge that was revoked.
+    pub async fn remove_edge(&self, edge: EdgeId) -> Result<(), ClientError> {
+        let path = paths::EDGE.replace("{edge}", &edge.to_string());
+        let request = self.request(Method::DELETE, &path);
+        self.call_empty("removing an edge", request).await
+    }
+
+    /// Lets a member in that waits for approval, and approves what hardware it claims.
+    pub async fn approve(&self, member: Member) -> Result<(), ClientError> {
+        let request = self.post(&member_path(paths::APPROVE, member));
+        self.call_empty("approving a member", request).await
+    }
+
+    /// Revokes a member: it may do nothing any more.
+    pub async fn revoke(&self, member: Member) -> Result<RevokeResponse, ClientError> {
+        let request = self.post(&member_path(paths::REVOKE, member));
+        self.call("revoking a member", request).await
+    }
+
+    /// Asks a member for other keys.
+    pub async fn rotate_keys(&self, member: Member) -> Result<(), ClientError> {
+        let request = self.post(&member_path(paths::ROTATE_KEYS, member));
+        self.call_empty("asking a member for other keys", request)
+            .await
+    }
+
+    /// Which members have applied the membership with this counter, or a later one.
+    pub async fn acknowledgements(&self, counter: u64) -> Result<Acknowledgements, ClientError> {
+        let request = self.get(paths::MEMBERS).query(&[("counter", counter)]);
+        self.call("asking who has acknowledged", request).await
     }
 
     /// Every node.
@@ -267,4 +329,8 @@ fn node_path(template: &str, node: NodeId) -> String {
 
 fn instance_path(template: &str, instance: InstanceId) -> String {
     template.replace("{instance}", &instance.to_string())
+}
+
+fn member_path(path: &str, member: Member) -> String {
+    path.replace("{member}", &member.to_string())
 }

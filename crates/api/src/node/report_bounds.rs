@@ -18,10 +18,10 @@ const MAX_NAME_BYTES: usize = 64;
 pub const MAX_TEXT_BYTES: usize = 2048;
 /// Longest description of a failure, in bytes: with a chain of causes.
 pub const MAX_FAILURE_BYTES: usize = 8192;
-/// Largest number of processors.
-const MAX_CPUS: u32 = 65_536;
-/// Largest amount of memory or disk, in bytes: 1 EiB.
-const MAX_BYTES: u64 = 1 << 60;
+/// Largest number of processors of a machine.
+pub const MAX_MACHINE_CPUS: u32 = 65_536;
+/// Largest amount of memory or disk of a machine, in bytes: 1 EiB.
+pub const MAX_MACHINE_BYTES: u64 = 1 << 60;
 /// Largest other number: what JSON readers that use floats keep whole.
 const MAX_NUMBER: u64 = 1 << 53;
 
@@ -109,14 +109,30 @@ impl Bounds {
         let disk = hardware.disk.unwrap_or_default();
         let overhead = hardware.overhead.unwrap_or_default();
         let numbers = [
-            ("cpus", u64::from(hardware.cpus), u64::from(MAX_CPUS)),
-            ("memory_bytes", hardware.memory_bytes, MAX_BYTES),
-            ("disk.total_bytes", disk.total_bytes, MAX_BYTES),
-            ("disk.reserved_bytes", disk.reserved_bytes, MAX_BYTES),
-            ("disk.images_bytes", disk.images_bytes, MAX_BYTES),
-            ("disk.others_bytes", disk.others_bytes, MAX_BYTES),
-            ("overhead.memory_bytes", overhead.memory_bytes, MAX_BYTES),
-            ("overhead.disk_bytes", overhead.disk_bytes, MAX_BYTES),
+            (
+                "cpus",
+                u64::from(hardware.cpus),
+                u64::from(MAX_MACHINE_CPUS),
+            ),
+            ("memory_bytes", hardware.memory_bytes, MAX_MACHINE_BYTES),
+            ("disk.total_bytes", disk.total_bytes, MAX_MACHINE_BYTES),
+            (
+                "disk.reserved_bytes",
+                disk.reserved_bytes,
+                MAX_MACHINE_BYTES,
+            ),
+            ("disk.images_bytes", disk.images_bytes, MAX_MACHINE_BYTES),
+            ("disk.others_bytes", disk.others_bytes, MAX_MACHINE_BYTES),
+            (
+                "overhead.memory_bytes",
+                overhead.memory_bytes,
+                MAX_MACHINE_BYTES,
+            ),
+            (
+                "overhead.disk_bytes",
+                overhead.disk_bytes,
+                MAX_MACHINE_BYTES,
+            ),
         ];
         let mut is_believed = true;
         for (field, number, most) in numbers {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use model::{Digest, Generation, InstanceId, VolumeId};
+use model::{Digest, EnvNetwork, Generation, InstanceId, VolumeId};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
@@ -49,6 +49,9 @@ pub struct ReportDelta {
     /// [`NodeReport::hardware`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
+    /// [`NodeReport::highest_network`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub highest_network: Option<EnvNetwork>,
     /// The instances that are new or in another state. One that cannot be read is as in [`NodeReport::instances`].
     #[serde(
         default,
@@ -88,6 +91,7 @@ impl ReportDelta {
             driver: Some(report.driver),
             egress: report.egress,
             hardware: Some(report.hardware),
+            highest_network: Some(report.highest_network).filter(|highest| highest.0 > 0),
             instances: report.instances,
             volumes: report.volumes,
             images: report.images,
@@ -122,6 +126,7 @@ impl ReportDelta {
             driver: other(&before.driver, &after.driver),
             egress: other(&before.egress, &after.egress).flatten(),
             hardware: other(&before.hardware, &after.hardware),
+            highest_network: other(&before.highest_network, &after.highest_network),
             instances,
             gone_instances,
             volumes,
@@ -141,6 +146,7 @@ impl ReportDelta {
             driver,
             egress,
             hardware,
+            highest_network,
             instances,
             gone_instances,
             volumes,
@@ -153,6 +159,7 @@ impl ReportDelta {
             && driver.is_none()
             && egress.is_none()
             && hardware.is_none()
+            && highest_network.is_none()
             && instances.is_empty()
             && gone_instances.is_empty()
             && volumes.is_empty()
@@ -185,6 +192,10 @@ pub struct ReportAnswer {
     pub sequence: u64,
     /// Whether the next report is to be whole: what was reported before is not known to it.
     pub whole: bool,
+    /// How long after this answer the next report may come at the latest, in milliseconds: a server of many nodes asks each
+    /// of them less often. Absent: 3 s, as servers before this field expect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_interval_ms: Option<u32>,
 }
 
 /// What a node posts: agents of protocol version 2 send whole reports without a sequence.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::enrollment::Member;
 use api::exec::EXEC_PROTOCOL;
 use api::node::StreamWanted;
 use api::node::{ExecWanted, InstanceStats, SignalAnswer};
@@ -121,6 +122,7 @@ async fn join(
     let Ok(user) = user.await else {
         return; // Gone already; the node ends the command.
     };
+    let tie = app.members.tie(Member::Node(node));
     let (mut user_says, mut user_hears) = split(TokioIo::new(user));
     let (mut node_says, mut node_hears) = split(TokioIo::new(from_node));
     tokio::select! {
@@ -136,6 +138,7 @@ async fn join(
         // The user has left: so does the node, and it ends the command.
         _ = copy(&mut user_says, &mut node_hears) => {}
         () = went_offline(&app, node) => {}
+        () = tie.cancelled() => {}
         () = app.shutdown.cancelled() => {}
     }
 }

@@ -20,7 +20,7 @@ use scheduler::rollout::begin;
 use scheduler::routes::taken_hosts;
 use scheduler::table::Table;
 
-use super::extract::{Body, InEnv, is_destroyed, no_such_env};
+use super::extract::{Body, InEnv, is_destroyed, no_such_env, readable};
 use crate::callers::User;
 use crate::clock::now;
 use crate::failure::ApiFailure;
@@ -45,6 +45,7 @@ pub(crate) async fn deploy(
 ) -> Result<(StatusCode, Json<DeployResponse>), ApiFailure> {
     let manifest = parse_manifest(&key, &request.manifest)?;
     let only = request.only;
+    readable(&app.cluster(), &key)?;
     check_only(&app.cluster(), &key, &manifest, &only)?;
     // A release that would be refused anyway is refused before the registry is asked.
     check_against(&app.cluster(), &key, &manifest)?;
@@ -167,9 +168,11 @@ fn check_only(
 
 /// The release of an env whose instances are wanted.
 fn wanted(cluster: &ClusterState, key: &EnvKey) -> Result<Release, ApiFailure> {
-    let env = cluster.envs.get(key).ok_or_else(|| no_such_env(key))?;
+    readable(cluster, key)?;
+    let env = cluster.envs.get(key);
+    let env = env.ok_or_else(|| no_such_env(cluster, key))?;
     let release = env.releases.get(&env.rollout.wanted).cloned();
-    release.ok_or_else(|| no_such_env(key))
+    release.ok_or_else(|| no_such_env(cluster, key))
 }
 
 fn parse_manifest(key: &EnvKey, text: &str) -> Result<Manifest, ApiFailure> {

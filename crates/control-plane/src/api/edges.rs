@@ -1,5 +1,6 @@
 //! The calls of edges.
 
+use api::enrollment::Member;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
@@ -8,6 +9,7 @@ use model::Generation;
 
 use super::extract::{Params, Poll, granted};
 use crate::callers::EdgeCaller;
+use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::state::{App, Topic};
 
@@ -19,6 +21,7 @@ pub(crate) async fn routes(
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
     let has = poll.has();
+    app.members.seen(Member::Edge(edge), now());
     let newer = app
         .wait_for(Topic::Routes, granted(poll.wait_ms), |published| {
             let incarnation = published.cluster.incarnation;

@@ -13,7 +13,7 @@ use scheduler::rollout::check_scale;
 use scheduler::table::Table;
 use serde::Deserialize;
 
-use super::extract::{Body, InEnv, Params, granted, is_destroyed, no_such_env};
+use super::extract::{Body, InEnv, Params, granted, is_destroyed, no_such_env, readable};
 use crate::callers::User;
 use crate::failure::ApiFailure;
 use crate::rows;
@@ -86,18 +86,13 @@ pub(crate) async fn ended_instances(
     Ok(Json(rows::ended_rows(&cluster, |key| filter.keeps(key))))
 }
 
-/// Every env, those being destroyed too.
+/// Every env, those being destroyed too, and those that cannot be read.
 pub(crate) async fn envs(
     State(app): State<App>,
     _user: User,
 ) -> Result<Json<Vec<EnvRow>>, ApiFailure> {
     let published = Arc::clone(&app.published.borrow());
-    let (cluster, findings) = (&published.cluster, &published.findings);
-    let rows = cluster.envs.iter();
-    Ok(Json(
-        rows.map(|(key, env)| rows::env_row(cluster, findings, key, env))
-            .collect(),
-    ))
+    Ok(Json(rows::env_rows(&published)))
 }
 
 /// Sets how many instances are wanted.
@@ -110,11 +105,9 @@ pub(crate) async fn scale(
     let (of, processes) = (key.clone(), request.processes.clone());
     let row = app
         .change(move |cluster| {
-            let mut env = cluster
-                .envs
-                .get(&of)
-                .ok_or_else(|| no_such_env(&of))?
-                .clone();
+            readable(cluster, &of)?;
+            let env = cluster.envs.get(&of);
+            let mut env = env.ok_or_else(|| no_such_env(cluster, &of))?.clone();
             if env.destroying {
                 return Err(is_destroyed(&of));
             }
@@ -143,7 +136,8 @@ pub(crate) async fn destroy(
 ) -> Result<StatusCode, ApiFailure> {
     let of = key.clone();
     app.change(move |cluster| {
-        let env = cluster.envs.get(&of).ok_or_else(|| no_such_env(&of))?;
+        let env = cluster.envs.get(&of);
+        let env = env.ok_or_else(|| no_such_env(cluster, &of))?;
         let command = (!env.destroying).then(|| Command::DestroyEnv { env: of.clone() });
         Ok::<_, ApiFailure>((command.into_iter().collect(), ()))
     })
@@ -201,11 +195,13 @@ fn status(
     let cluster = &published.cluster;
     rows::rollout_status(cluster, &published.findings, key, release).ok_or_else(|| {
         match (cluster.envs.contains_key(key), release) {
+            // Which releases there are is not known.
+            (true, Some(_)) if readable(cluster, key).is_err() => no_such_env(cluster, key),
             (true, Some(release)) => ApiFailure::not_found(
                 "release_not_found",
                 format!("{key} has no release {release}"),
             ),
-            _ => no_such_env(key),
+            _ => no_such_env(cluster, key),
         }
     })
 }

@@ -9,6 +9,8 @@ use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use model::{EnvKey, Generation, Incarnation};
+use scheduler::apply::not_frozen;
+use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -108,8 +110,16 @@ pub(crate) fn granted(wait_ms: u64) -> Duration {
     Duration::from_millis(wait_ms.min(MAX_WAIT_MS))
 }
 
-/// 404 for an env.
-pub(crate) fn no_such_env(key: &EnvKey) -> ApiFailure {
+/// 409 where a record of the env cannot be read: then it is not known what there is of it, and nothing of it is changed.
+pub(crate) fn readable(cluster: &ClusterState, key: &EnvKey) -> Result<(), ApiFailure> {
+    Ok(not_frozen(cluster, key)?)
+}
+
+/// 404 for an env; 409 for one whose record cannot be read.
+pub(crate) fn no_such_env(cluster: &ClusterState, key: &EnvKey) -> ApiFailure {
+    if let Err(refused) = readable(cluster, key) {
+        return refused;
+    }
     ApiFailure::not_found("env_not_found", format!("there is no env {key}"))
         .hint("`platform envs` lists those there are")
 }

@@ -123,7 +123,7 @@ fn check(
     let all_ended: Vec<_> = cluster.ended.values().filter(of_env).collect();
     let env = cluster.envs.get(key);
     if env.is_none() && all_ended.is_empty() {
-        return Err(no_such_env(key));
+        return Err(no_such_env(cluster, key));
     }
     if let Some(process) = &query.process {
         let releases = env.map(|env| &env.releases);

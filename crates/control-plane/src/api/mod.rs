@@ -1,5 +1,6 @@
 //! The routes of the API.
 
+mod ca;
 mod calls;
 mod deploy;
 mod edges;
@@ -8,6 +9,7 @@ mod envs;
 mod extract;
 mod images;
 mod logs;
+mod members;
 mod nodes;
 mod registries;
 mod secrets;
@@ -16,7 +18,7 @@ mod volumes;
 use api::paths;
 use axum::Router;
 use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{delete, get, patch, post, put};
 use http::StatusCode;
@@ -30,7 +32,20 @@ pub(crate) fn router(app: App) -> Router {
     let bounded = Router::new()
         .route(paths::HEALTH, get(|| async { StatusCode::OK }))
         .route(paths::ENROLL, post(enrolling::enroll))
-        .route(paths::TOKENS, post(enrolling::create_token))
+        .route(
+            paths::TOKENS,
+            get(enrolling::tokens).post(enrolling::create_token),
+        )
+        .route(paths::TOKEN, delete(enrolling::revoke_token))
+        .route(paths::MEMBER, get(members::state))
+        .route(paths::MEMBER_CERTIFICATE, post(members::certificate))
+        .route(paths::MEMBERS, get(members::acknowledgements))
+        .route(paths::APPROVE, post(members::approve))
+        .route(paths::REVOKE, post(members::revoke))
+        .route(paths::ROTATE_KEYS, post(members::rotate_keys))
+        .route(paths::CA, get(ca::show).post(ca::rotate))
+        .route(paths::EDGES, get(members::edges))
+        .route(paths::EDGE, delete(members::remove_edge))
         .route(paths::NODE_DESIRED, get(nodes::desired))
         .route(paths::NODE_REPORT, post(nodes::report))
         .route(paths::NODE_STREAMS, get(nodes::streams))
@@ -80,6 +95,7 @@ pub(crate) fn router(app: App) -> Router {
                 "the path has no such method",
             )
         })
+        .layer(from_fn_with_state(app.clone(), members::while_a_member))
         .with_state(app)
 }
 

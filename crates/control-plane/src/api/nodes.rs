@@ -2,6 +2,7 @@
 
 use std::sync::PoisonError;
 
+use api::enrollment::Member;
 use api::node::{InstanceReport, ReportMessage, StreamRefused, StreamRequest};
 use api::user::{LabelsRequest, RemoveNodeQuery, Scheduling, SchedulingRequest};
 use axum::Json;
@@ -14,13 +15,14 @@ use model::{InstanceId, NodeId};
 use scheduler::apply::{Command, MAX_NODE_LABELS};
 use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::desired::newer_state;
+use scheduler::heartbeats::heartbeat_interval;
 
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
 use super::logs;
 use crate::callers::{NodeCaller, User};
 use crate::clock::now;
-use crate::failure::ApiFailure;
+use crate::failure::{ApiFailure, UNREADABLE_HINT};
 use crate::limits::MAX_CALL_ANSWER_BYTES;
 use crate::reporting::listed;
 use crate::state::{App, Shared, Topic};
@@ -118,6 +120,10 @@ fn some_of(all: &[String]) -> String {
 
 fn no_such_node(cluster: &ClusterState, node: NodeId) -> Result<&Node, ApiFailure> {
     cluster.nodes.get(&node).ok_or_else(|| {
+        if let Some(record) = cluster.unreadable_node(node) {
+            return ApiFailure::conflict("node_unreadable", record.to_string())
+                .hint(UNREADABLE_HINT);
+        }
         ApiFailure::not_found("node_not_found", format!("there is no node {node}"))
             .hint("`platform nodes` lists those there are")
     })
@@ -131,9 +137,9 @@ pub(crate) async fn remove(
     Params(query): Params<RemoveNodeQuery>,
 ) -> Result<StatusCode, ApiFailure> {
     let lost = query.lost;
-    app.change(move |cluster| {
+    let before = app.change(move |cluster| {
         let node = no_such_node(cluster, id)?;
-        if lost && !node.has_lapsed() {
+        if lost && !node.may_be_given_up() {
             return Err(ApiFailure::conflict(
                 "node_not_lost",
                 format!("{id} is not lost: it reports, or may report yet"),
@@ -152,16 +158,18 @@ pub(crate) async fn remove(
                 "node_not_empty",
                 format!("{id} still has {instances} instances{volumes}"),
             )
-            .hint(if node.has_lapsed() {
+            .hint(if node.may_be_given_up() {
                 "`--lost` gives it up with all that it has, the data in its volumes too"
             } else {
                 "`platform nodes drain` takes its instances away, and `platform volumes delete` its volumes"
             }));
         }
         let now = now();
-        Ok((vec![Command::RemoveNode { node: id, lost, now }], ()))
+        let remove = Command::RemoveNode { node: id, lost, now };
+        Ok((vec![remove], cluster.clone()))
     })
     .await?;
+    app.cut(&before, Member::Node(id));
     app.reporting.remove(id);
     tracing::info!(user = %user.name, node = %id, lost, "removed a node");
     app.wake.notify_one();
@@ -192,17 +200,20 @@ pub(crate) async fn report(
     Body(message): Body<ReportMessage>,
 ) -> Result<Response, ApiFailure> {
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
-    app.presence.reported(node);
+    let heartbeat_interval = heartbeat_interval(app.cluster().nodes.len());
+    app.presence.reported(node, heartbeat_interval);
     match message {
         ReportMessage::Delta(delta) => {
             log_unknown_states(&app, node, protocol, &delta.instances);
-            let answer = app.receive(node, |_| *delta).await?;
+            let answer = app.receive(node, heartbeat_interval, |_| *delta).await?;
             Ok(Json(answer).into_response())
         }
         ReportMessage::Whole(report) => {
             log_unknown_states(&app, node, protocol, &report.instances);
-            app.receive(node, |receiver| receiver.uncounted(*report))
-                .await?;
+            app.receive(node, heartbeat_interval, |receiver| {
+                receiver.uncounted(*report)
+            })
+            .await?;
             Ok(StatusCode::NO_CONTENT.into_response())
         }
     }

@@ -1,6 +1,7 @@
 //! A server, a registry, and nodes and edges that speak the API and run nothing.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod members;
 pub(crate) mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ use api_client::{ApiClient, ClientConfig, ClientError};
 use control_plane::{Ready, ServerError, ServerOptions};
 use identity::{EnrollmentToken, MemberKey, WireguardKey};
 use model::instance::InstanceState;
-use model::{EnvKey, Generation, InstanceId, NodeId, Timestamp};
+use model::{EnvKey, EnvNetwork, Generation, InstanceId, NodeId, Timestamp};
 use reqwest::Client;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -132,10 +133,7 @@ impl Server {
 }
 
 async fn token(user: &ApiClient, role: EnrollRole) -> EnrollmentToken {
-    let request = CreateTokenRequest {
-        role,
-        ttl_seconds: 600,
-    };
+    let request = CreateTokenRequest::new(role, 600);
     let made = user.create_token(&request).await.unwrap();
     made.token.parse().unwrap()
 }
@@ -185,6 +183,7 @@ pub(crate) fn enroll_request(token: &EnrollmentToken, key: &MemberKey) -> Enroll
         csr_pem: key.csr_pem("box").unwrap(),
         wireguard_public_key: Some(WireguardKey::generate().unwrap().public_base64().to_owned()),
         hardware: hardware(),
+        sent_at: None,
     }
 }
 
@@ -223,6 +222,7 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
         hardware: hardware(),
         instances,
         volumes: Vec::new(),
+        highest_network: EnvNetwork::default(),
         images: Vec::new(),
     }
 }

@@ -166,10 +166,7 @@ async fn the_server_conforms() {
     let server = tokio::spawn(control_plane::run(options, shutdown.clone()));
     let ready = answers.await.unwrap();
     let admin = ApiClient::user(&ClientConfig::load(&ready.client_config).unwrap()).unwrap();
-    let request = CreateTokenRequest {
-        role: EnrollRole::Node,
-        ttl_seconds: 60,
-    };
+    let request = CreateTokenRequest::new(EnrollRole::Node, 60);
     let hardware = Hardware {
         arch: "amd64".to_owned(),
         cpus: 1,

@@ -12,7 +12,7 @@ use api_client::{ApiClient, ClientConfig};
 use control_plane::ServerOptions;
 use membership::{Applicant, Membership};
 use model::instance::InstanceState;
-use model::{EnvKey, Generation};
+use model::{EnvKey, EnvNetwork, Generation};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -47,10 +47,7 @@ async fn cluster(
     tokio::spawn(control_plane::run(options, shutdown));
     let ready = answers.await.unwrap();
     let user = ApiClient::user(&ClientConfig::load(&ready.client_config).unwrap()).unwrap();
-    let request = CreateTokenRequest {
-        role: EnrollRole::Node,
-        ttl_seconds: 60,
-    };
+    let request = CreateTokenRequest::new(EnrollRole::Node, 60);
     let hardware = Hardware {
         arch: "amd64".to_owned(),
         cpus: 1,
@@ -78,6 +75,7 @@ async fn cluster(
             hardware: hardware.clone(),
             instances,
             volumes: Vec::new(),
+            highest_network: EnvNetwork::default(),
             images: Vec::new(),
         };
         ReportDelta::whole(AgentSession(1), sequence, report)

@@ -238,10 +238,7 @@ async fn token(
     if data_dir.join("member.json").exists() {
         return Ok(None);
     }
-    let request = CreateTokenRequest {
-        role,
-        ttl_seconds: TOKEN_SECONDS,
-    };
+    let request = CreateTokenRequest::new(role, TOKEN_SECONDS);
     Ok(Some(client.create_token(&request).await?.token))
 }
 

@@ -38,7 +38,9 @@ fn table(envs: &[EnvRow]) -> Table {
         table.row([
             row.env.to_string(),
             serving.map_or_else(|| "-".to_owned(), |release| release.to_string()),
-            if serving == Some(row.release) {
+            if row.release.0 == 0 {
+                "unreadable".to_owned()
+            } else if serving == Some(row.release) {
                 phase(row.phase).to_owned()
             } else {
                 format!("{} {}", row.release, phase(row.phase))
@@ -48,6 +50,11 @@ fn table(envs: &[EnvRow]) -> Table {
         ]);
         for waits in &row.waits {
             table.note(waits);
+        }
+        // What waits says it too, where the env itself can be read.
+        let unsaid = |record: &&String| !row.waits.iter().any(|waits| waits.contains(*record));
+        if let Some(record) = row.unreadable.as_ref().filter(unsaid) {
+            table.note(&format!("nothing of it is changed: {record}"));
         }
     }
     table
@@ -112,6 +119,27 @@ mod tests {
             done/prod      v2       done         web 2/2, worker 0/0  shop.example.com
             reverted/prod  v1       v2 reverted  web 2/2, worker 0/0
             failed/prod    -        v2 failed    web 2/2, worker 0/0
+        "]]
+        .assert_eq(&anstream::adapter::strip_str(&plain).to_string());
+    }
+
+    #[test]
+    fn case_an_env_that_cannot_be_read_is_named_once() {
+        let record = "the record of env bad/prod cannot be read: a scale is damaged";
+        let mut unknown = row("bad", "failed", Value::Null, &["bad.example.com"]);
+        unknown.release = ReleaseNumber(0);
+        unknown.processes.clear();
+        unknown.unreadable = Some(record.to_owned());
+        let mut frozen = row("half", "done", json!(2), &[]);
+        frozen.unreadable = Some(record.to_owned());
+        frozen.waits = vec![format!("nothing of it is changed: {record}")];
+        let plain = table(&[unknown, frozen]).render(None);
+        expect![[r"
+            ENV        RELEASE  ROLLOUT     READY                HOSTS
+            bad/prod   -        unreadable                       bad.example.com
+                nothing of it is changed: the record of env bad/prod cannot be read: a scale is damaged
+            half/prod  v2       done        web 2/2, worker 0/0
+                nothing of it is changed: the record of env bad/prod cannot be read: a scale is damaged
         "]]
         .assert_eq(&anstream::adapter::strip_str(&plain).to_string());
     }

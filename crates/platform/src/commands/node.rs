@@ -1,15 +1,27 @@
 //! `platform node`: the agent of a machine that runs instances.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use api::enrollment::Member;
+use blocking_work::blocking;
 use clap::{Args, Subcommand};
-use node_agent::{DownOptions, NodeOptions};
+use membership::{JoinError, Membership};
+use node_agent::{DownOptions, NodeError, NodeOptions};
 
 use crate::failure::Failure;
+use crate::join_token::TokenArguments;
 use crate::logging::LogArguments;
-use crate::output::note;
+use crate::output::{self, note};
 use crate::registry_access::RegistryArguments;
+use crate::role_options::{self, KeptNodeOptions, KeptOptions as _};
+use crate::service::{self, Start};
 use crate::units::parse_size;
+
+/// How long a join waits for a server that cannot be reached.
+pub(super) const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+/// Pause before it asks again.
+pub(super) const JOIN_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) const DATA_DIR: &str = "/var/lib/platform/node";
 pub(crate) const RUN_DIR: &str = "/run/platform";
@@ -18,13 +30,20 @@ const PACKAGED_GUEST: &str = "/usr/lib/platform/guest";
 
 const EXAMPLES: &str = "\
 Examples:
-  platform node --server https://cp.example.com:7400 --token \"$TOKEN\"     the first time
-  platform node                                                           from then on
-  platform node down                                                      before it leaves
+  platform node join --token-file token     once: joins, and starts platform-node.service
+  platform node                             the agent in this terminal
+  platform node down                        ends the microVMs, before the machine leaves
 `platform tokens create --role node` makes the token; it works once. The microVMs go on
 when the agent ends; `node down` ends them.";
 
-/// Run the agent of this machine, or take the machine's node down
+const JOIN_EXAMPLES: &str = "\
+Examples:
+  platform node join --token-file token
+  platform node join --token-file -         and paste the token
+`platform tokens create --role node` makes the token, on the server's machine or wherever an admin is. What else is
+given is kept: the service starts without flags. A join that was interrupted is repeated with the same token and is the same node. Run again with options, it keeps them for the next start.";
+
+/// Run the agent of this machine, join a cluster, or take the machine's node down
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -36,23 +55,55 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Join(Box<JoinArguments>),
     Down(DownArguments),
 }
 
 #[derive(Debug, Args)]
 struct RunArguments {
-    /// The server's URL, or those of several with commas between; remembered once the node joined
+    #[command(flatten)]
+    applicant: ApplicantArguments,
+    #[command(flatten)]
+    options: OptionArguments,
+    #[command(flatten)]
+    folders: Folders,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
+/// Join a cluster with this machine, and start its agent with the machine
+#[derive(Debug, Args)]
+#[command(after_help = JOIN_EXAMPLES)]
+struct JoinArguments {
+    #[command(flatten)]
+    run: RunArguments,
+    /// Join anew: the cluster does not know this machine any more. What it ran has to be down (`platform node down`)
+    #[arg(long)]
+    again: bool,
+    /// Do not start the agent
+    #[arg(long)]
+    no_start: bool,
+}
+
+/// Who joins.
+#[derive(Debug, Args)]
+struct ApplicantArguments {
+    /// The server's URL, or those of several with commas between; remembered once the node joined [default: the token's]
     #[arg(long, value_name = "URL")]
     server: Option<String>,
-    /// The one-time token of `platform tokens create --role node`; needed once
-    #[arg(long, env = "PLATFORM_TOKEN", hide_env_values = true)]
-    token: Option<String>,
+    #[command(flatten)]
+    token: TokenArguments,
     /// Name of the node in the cluster [default: the host name]
     #[arg(long)]
     name: Option<String>,
     /// The region this machine is in
     #[arg(long, default_value = "local")]
     region: String,
+}
+
+/// What `node join` keeps for later starts.
+#[derive(Debug, Args)]
+struct OptionArguments {
     /// Memory that instances may use, such as 6GiB [default: most of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
@@ -66,10 +117,17 @@ struct RunArguments {
     /// program, else /usr/lib/platform/guest]
     #[arg(long, value_name = "FOLDER")]
     guest: Option<PathBuf>,
-    #[command(flatten)]
-    folders: Folders,
-    #[command(flatten)]
-    log: LogArguments,
+}
+
+impl OptionArguments {
+    fn kept(&self) -> KeptNodeOptions {
+        KeptNodeOptions {
+            memory_bytes: self.memory,
+            image_cache_bytes: self.image_cache,
+            guest: self.guest.clone(),
+            registries: self.registries.kept(),
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +151,7 @@ struct DownArguments {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        Some(Command::Join(arguments)) => join(*arguments).await,
         Some(Command::Down(arguments)) => down(arguments).await,
         None => serve(arguments.run).await,
     }
@@ -100,22 +159,110 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
 
 async fn serve(arguments: RunArguments) -> Result<(), Failure> {
     arguments.log.start()?;
-    let options = NodeOptions {
-        data_dir: arguments.folders.data_dir,
-        run_dir: arguments.folders.run_dir,
-        server: arguments.server,
-        // A variable that is set to nothing counts as absent.
-        token: arguments.token.filter(|token| !token.is_empty()),
-        name: arguments.name.unwrap_or_else(host_name),
-        region: arguments.region,
-        guest_dir: arguments.guest.unwrap_or_else(default_guest),
-        memory_bytes: arguments.memory,
-        image_cache_bytes: arguments.image_cache,
-        insecure_registries: arguments.registries.insecure(),
-        registry_mirrors: arguments.registries.mirrors(),
-    };
+    let kept = role_options::or_kept(arguments.options.kept(), &arguments.folders.data_dir).await?;
+    let options = options(arguments.applicant, kept, arguments.folders).await?;
     let shutdown = crate::shutdown::until_asked_to_stop()?;
     Ok(node_agent::run(options, shutdown).await?)
+}
+
+async fn join(arguments: JoinArguments) -> Result<(), Failure> {
+    let JoinArguments {
+        run,
+        again,
+        no_start,
+    } = arguments;
+    run.log.start()?;
+    service::close_to_others();
+    let data_dir = run.folders.data_dir.clone();
+    let given = run.options.kept();
+    if again {
+        node_agent::leave(&data_dir, &run.folders.run_dir).await?;
+    }
+    if let Some(member) = membership(&data_dir).await? {
+        note(format!(
+            "this machine is {} ({}) already",
+            member.member, member.name
+        ));
+        let kept: KeptNodeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
+        let changed = given.or(kept.clone());
+        if changed != kept {
+            role_options::keep(&data_dir, &changed).await?;
+            service::note_changed("node");
+        }
+    } else {
+        // Before the token is spent: a full disk is found now, and the service never starts without them.
+        role_options::keep(&data_dir, &given).await?;
+        let options = options(run.applicant, given, run.folders).await?;
+        let began = Instant::now();
+        let joined = loop {
+            match node_agent::join(&options).await {
+                Err(NodeError::Join(JoinError::Enroll(error)))
+                    if error.is_transient() && began.elapsed() < JOIN_PATIENCE =>
+                {
+                    note(format!("{error}; trying again"));
+                    tokio::time::sleep(error.retry_after().unwrap_or(JOIN_PAUSE)).await;
+                }
+                joined => break joined?,
+            }
+        };
+        say_joined(&joined)?;
+    }
+    service::start(Start {
+        role: "node",
+        data_dir: &data_dir,
+        unit_data_dir: Path::new(DATA_DIR),
+        by_hand: no_start,
+    })
+    .await
+}
+
+/// Says who this machine is, and what it waits for.
+pub(super) fn say_joined(joined: &Membership) -> Result<(), Failure> {
+    let (member, name) = (joined.member, &joined.name);
+    output::line(format!("joined as {member} ({name})"))?;
+    if joined.pending {
+        if let Some(key) = joined.key_fingerprint() {
+            note(format!("key: {key}"));
+        }
+        let list = match member {
+            Member::Node(_) => "nodes",
+            Member::Edge(_) => "edges",
+        };
+        note(format!(
+            "waits for approval: compare the key, then `platform {list} approve {member}`"
+        ));
+    }
+    Ok(())
+}
+
+/// The membership of this machine in a role, if it has joined.
+pub(super) async fn membership(data_dir: &Path) -> Result<Option<Membership>, Failure> {
+    let data_dir = data_dir.to_owned();
+    Ok(blocking(move || Membership::load(&data_dir)).await?)
+}
+
+async fn options(
+    applicant: ApplicantArguments,
+    kept: KeptNodeOptions,
+    folders: Folders,
+) -> Result<NodeOptions, Failure> {
+    let guest_dir = match kept.guest {
+        Some(folder) => folder,
+        None => blocking(default_guest).await,
+    };
+    Ok(NodeOptions {
+        data_dir: folders.data_dir,
+        run_dir: folders.run_dir,
+        server: applicant.server,
+        token: applicant.token.read().await?,
+        name: applicant.name.unwrap_or_else(host_name),
+        region: applicant.region,
+        guest_dir,
+        memory_bytes: kept.memory_bytes,
+        image_cache_bytes: kept.image_cache_bytes,
+        insecure_registries: kept.registries.insecure,
+        registry_mirrors: kept.registries.mirrors,
+    })
 }
 
 async fn down(arguments: DownArguments) -> Result<(), Failure> {
@@ -139,7 +286,7 @@ pub(crate) fn host_name() -> String {
 
 /// The folder `guest` beside this program (`target/dist`) or beside this program's folder (`target/release` and
 /// `target/guest`), else where a package has it.
-fn default_guest() -> PathBuf {
+pub(super) fn default_guest() -> PathBuf {
     let program = std::env::current_exe().unwrap_or_default();
     program
         .ancestors()

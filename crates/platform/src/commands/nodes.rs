@@ -2,9 +2,11 @@
 
 mod change;
 
-use api::user::{NodeRow, Scheduling};
+use api::enrollment::EnrollRole;
+use api::user::{NodeRow, Scheduling, UnreadableRow};
 use clap::{Args, Subcommand};
 
+use super::members::{self, ApproveArguments, RevokeArguments, RotateKeysArguments};
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::{self, Format, FormatArguments, Table, note};
@@ -16,10 +18,13 @@ Examples:
   platform nodes drain n2         before its machine is taken down; ends when it has no instance
   platform nodes label n2 disk=nvme gpu-    for `labels` of a manifest; `gpu-` removes that one
   platform nodes uncordon n2      it takes instances again
+  platform nodes approve n2       lets it in, where its token asks for that; takes what hardware it claims
+  platform nodes revoke n2        at once: a machine that is not yours any more
+  platform nodes rotate-keys n2   it makes other keys
   platform nodes remove n2        for good, once it is empty
   platform nodes remove n2 --lost for good, with all that it had";
 
-/// List the nodes, or label, cordon, drain, remove them
+/// List the nodes, or label, cordon, drain, approve, revoke, remove them
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
@@ -37,16 +42,23 @@ enum Command {
     Uncordon(change::UncordonArguments),
     Drain(change::DrainArguments),
     Label(change::LabelArguments),
+    Approve(ApproveArguments),
+    Revoke(RevokeArguments),
+    RotateKeys(RotateKeysArguments),
     Remove(change::RemoveArguments),
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
+    let role = EnrollRole::Node;
     match arguments.command {
         None => {}
         Some(Command::Cordon(arguments)) => return change::cordon(arguments).await,
         Some(Command::Uncordon(arguments)) => return change::uncordon(arguments).await,
         Some(Command::Drain(arguments)) => return change::drain(arguments).await,
         Some(Command::Label(arguments)) => return change::label(arguments).await,
+        Some(Command::Approve(arguments)) => return members::approve(role, arguments).await,
+        Some(Command::Revoke(arguments)) => return members::revoke(role, arguments).await,
+        Some(Command::RotateKeys(arguments)) => return members::rotate_keys(role, arguments).await,
         Some(Command::Remove(arguments)) => return change::remove(arguments).await,
     }
     let nodes = arguments.cluster.connect()?.nodes().await?;
@@ -116,6 +128,18 @@ fn table(nodes: &[NodeRow]) -> Table {
         if let Some(egress) = egress {
             table.note(&format!("egress: {}", egress.reason));
         }
+        if let Some(key) = &node.key {
+            table.note(&format!("key: {key}"));
+        }
+        if let Some(claimed) = claimed_note(node) {
+            table.note(&claimed);
+        }
+        if let Some(record) = &node.unreadable {
+            table.note(&format!("takes nothing: {record}"));
+        }
+        for unreadable in &node.unreadable_records {
+            table.note(&unreadable_note(unreadable));
+        }
         for exceeded in &node.exceeded {
             table.note(&format!("left out of its report: {exceeded}"));
         }
@@ -134,7 +158,39 @@ fn table(nodes: &[NodeRow]) -> Table {
     table
 }
 
+/// What a node says that it has beyond what was approved; absent where it does not.
+fn claimed_note(node: &NodeRow) -> Option<String> {
+    let claimed = node.claimed.as_ref()?;
+    let mut more = Vec::new();
+    let counts = &node.hardware;
+    if claimed.memory_bytes > counts.memory_bytes {
+        more.push(format!("{} memory", size(claimed.memory_bytes)));
+    }
+    if claimed.cpus > counts.cpus {
+        more.push(format!("{} CPUs", claimed.cpus));
+    }
+    if claimed.arch != counts.arch {
+        more.push(format!("architecture {}", claimed.arch));
+    }
+    let disks = claimed.disk.zip(counts.disk);
+    if let Some((said, _)) = disks.filter(|(said, counts)| said.total_bytes > counts.total_bytes) {
+        more.push(format!("{} disk", size(said.total_bytes)));
+    }
+    if more.is_empty() {
+        more.push("less overhead of each instance".to_owned());
+    }
+    Some(format!(
+        "claims more than was approved, which does not count: {}; `platform nodes approve {}` takes it",
+        more.join(", "),
+        node.id
+    ))
+}
+
 fn status(node: &NodeRow) -> String {
+    let approval = members::approval(node.approval);
+    if !approval.is_empty() {
+        return approval.to_owned();
+    }
     let heard = match (node.online, node.not_heard_yet) {
         (true, _) => "online",
         (false, true) => "not heard yet",
@@ -147,6 +203,26 @@ fn status(node: &NodeRow) -> String {
         Scheduling::Draining { .. } => ", draining",
     };
     format!("{heard}{scheduling}")
+}
+
+/// A record that cannot be read, and what is counted for it.
+fn unreadable_note(row: &UnreadableRow) -> String {
+    let UnreadableRow {
+        record,
+        promised,
+        assumed,
+    } = row;
+    let (whole, millis) = (promised.cpu_millis / 1000, promised.cpu_millis % 1000);
+    let cores = format!("{whole}.{millis:03}");
+    let cores = cores.trim_end_matches('0').trim_end_matches('.');
+    let counted = [
+        (promised.memory_bytes > 0).then(|| format!("{} of memory", size(promised.memory_bytes))),
+        (promised.cpu_millis > 0).then(|| format!("{cores} CPU")),
+        (promised.disk_bytes > 0).then(|| format!("{} of disk", size(promised.disk_bytes))),
+    ];
+    let counted: Vec<_> = counted.into_iter().flatten().collect();
+    let why = if *assumed { ", part of it assumed" } else { "" };
+    format!("{record}; counted as {}{why}", counted.join(", "))
 }
 
 fn size(bytes: u64) -> String {
@@ -196,13 +272,31 @@ mod tests {
                 "total_bytes": 1_099_511_627_776_u64, "reserved_bytes": 10_737_418_240_u64,
                 "images_bytes": 21_474_836_480_u64, "others_bytes": 123_456_789_u64 } },
             "promised": { "cpu_millis": 1, "memory_bytes": 1_099_511_627_775_u64, "disk_bytes": 1 },
-            "labels": { "disk": "nvme", "example.com/gpu": "a100" },
+            "labels": { "disk": "nvme", "example.com/gpu": "a100" }, "key": "SHA256:0123456789012345678901234567890123456789012",
+            "claimed": { "arch": "arm64", "cpus": 512, "memory_bytes": 2_199_023_255_552_u64 },
             "driver": { "name": "firecracker", "reason": why }, "egress": { "on": false, "reason": why },
             "seen_at": 0, "online": true, "instances": 1000, "prefix": "fd12:3456:789a:1::",
+            "unknown_instances": ["0000000a", "0000000b"],
+            "unreadable_records": [{ "record": "the record of instance 0000000c cannot be read: its phase is `lost`",
+                "promised": { "cpu_millis": 250, "memory_bytes": 1_073_741_824_u64, "disk_bytes": 10_737_418_240_u64 },
+                "assumed": true }],
+            "unreadable": "the record of node n65535 cannot be read: a node's hardware is damaged",
         }))
         .unwrap();
         for width in [80, 100] {
             output::fits(&table(std::slice::from_ref(&row)), width);
         }
+        let wide = table(std::slice::from_ref(&row)).render(None);
+        assert!(
+            wide.contains(
+                "runs what the store does not know, as after a restore: 0000000a 0000000b"
+            ),
+            "{wide}"
+        );
+        let unreadable = "instance 0000000c cannot be read: its phase is `lost`; counted as 1GiB of memory, 0.25 CPU, 10GiB of \
+             disk, part of it assumed";
+        assert!(wide.contains(unreadable), "{wide}");
+        let node = "takes nothing: the record of node n65535 cannot be read";
+        assert!(wide.contains(node), "{wide}");
     }
 }

@@ -241,6 +241,16 @@ mod tests {
                 ),
             ),
             row("shop", "web", "box", Value::Null),
+            // What was said of it last is not known to be so any more.
+            InstanceRow {
+                node_offline: true,
+                ..row(
+                    "shop",
+                    "web",
+                    "box",
+                    report("running", Value::Null, "", Value::Null),
+                )
+            },
         ];
         let plain = table(&rows).render(Some(80));
         expect![[r"
@@ -254,6 +264,8 @@ mod tests {
             0000000a  shop/prod  worker   v1234    failed        -   12        box
                 given up after 10 restarts
             0000000a  shop/prod  web      v1234    created       -   0         box
+            0000000a  shop/prod  web      v1234    unknown       -   12        box
+                box is offline; before: healthy
         "]]
         .assert_eq(&anstream::adapter::strip_str(&plain).to_string());
     }

@@ -1,26 +1,36 @@
 //! `platform server`: the control plane.
 
+mod init;
+mod options;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use control_plane::{KEY_FILE, RestoreOptions, ServerOptions};
 
+use super::members;
+use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::logging::LogArguments;
 use crate::output::{self, note};
-use crate::registry_access::RegistryArguments;
-use crate::units;
+use crate::role_options;
+use crate::{notify, units};
+
+use self::options::{OptionArguments, Place, server_options};
+
+pub(crate) use self::options::DATA_DIR;
 
 const EXAMPLES: &str = "\
 Examples:
-  platform server                                          for this machine alone
+  platform server init                                     makes a cluster, starts platform-server.service
+  platform server                                          in this terminal, for this machine alone
   platform server --listen '[::]:7400' --name cp.example.com
                                                            for other machines, too
   platform server --store postgres://platform@db.example.com/platform \\
       --listen '[::]:7400' --advertise https://cp1.example.com:7400
                                                            one of several on one PostgreSQL
-The first start makes the cluster: its CA, its address range and the first admin's
+`server init`, or the first start, makes the cluster: its CA, its address range and the first admin's
 `client.json` in the data folder. `platform tokens create` then lets nodes and edges in.
 Of several servers on one PostgreSQL one leads, and another takes over within 10 s; every one
 answers. Copy key-encryption-key.json from the first one's data folder to the others'. The
@@ -48,43 +58,63 @@ server is started; instances that the backup does not know are left running.";
 pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
-    /// Where to listen, HTTPS
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7400")]
-    listen: SocketAddr,
     #[command(flatten)]
     place: Place,
-    /// Another name or address by which this server is reached, for its certificate; repeatable
-    #[arg(long = "name", value_name = "NAME")]
-    names: Vec<String>,
-    /// The URL that `client.json` names, and at which other servers on the same store reach this one [default: made of the listen
-    /// address]
-    #[arg(long, value_name = "URL")]
-    advertise: Option<String>,
     #[command(flatten)]
-    registries: RegistryArguments,
+    options: OptionArguments,
     #[command(flatten)]
     log: LogArguments,
 }
 
+/// Where a server that `init` sets up listens, unless it is told otherwise.
+pub(crate) fn init_listen() -> SocketAddr {
+    init::every_address()
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    Init(init::Arguments),
+    RotateCa(RotateCaArguments),
     Backup(BackupArguments),
     Restore(RestoreArguments),
 }
 
-/// Where a server keeps its state.
+/// Replace the cluster's CA while everything runs
+///
+/// First another CA begins to sign, and members renew their certificates; `--finish` ends the trust in the one before. Whoever was away for it
+/// comes back: the new one is signed by the old one. Make a backup afterwards.
 #[derive(Debug, Args)]
-struct Place {
-    /// Where the server's state is kept
-    #[arg(
-        long,
-        value_name = "FOLDER",
-        default_value = "/var/lib/platform/server"
-    )]
-    data_dir: PathBuf,
-    /// The store, `sqlite:PATH` or `postgres://USER@HOST/DATABASE` [default: sqlite:<data folder>/platform.db]
-    #[arg(long, value_name = "URL")]
-    store: Option<String>,
+struct RotateCaArguments {
+    /// Trust the CA before it no more
+    #[arg(long)]
+    finish: bool,
+    /// Say who has learnt of the CA, and change nothing
+    #[arg(long, conflicts_with = "finish")]
+    status: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+async fn rotate_ca(arguments: RotateCaArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let ca = if arguments.status {
+        client.ca().await?
+    } else {
+        client.rotate_ca(arguments.finish).await?
+    };
+    output::line(&ca.fingerprint)?;
+    let left = members::acknowledged(&client, ca.counter).await?;
+    if left > 0 {
+        note(format!(
+            "{left} members have not learnt of it; they do when they are back"
+        ));
+    }
+    if ca.trusts_before {
+        note(
+            "the CA before it is trusted too; `platform server rotate-ca --finish` ends that, best once every member has learnt of the new one",
+        );
+    }
+    Ok(())
 }
 
 /// Copy the whole store to a file, beside a running server
@@ -112,7 +142,8 @@ struct RestoreArguments {
 
 async fn backup(arguments: BackupArguments) -> Result<(), Failure> {
     let BackupArguments { file, place } = arguments;
-    control_plane::backup(&place.data_dir, place.store.as_deref(), &file).await?;
+    let store = place.store().await?;
+    control_plane::backup(&place.data_dir, store.as_deref(), &file).await?;
     let size = std::fs::metadata(&file).map_or(0, |file| file.len());
     output::line(format!("{}: {}", file.display(), units::size(size)))?;
     note(format!(
@@ -125,8 +156,8 @@ async fn backup(arguments: BackupArguments) -> Result<(), Failure> {
 async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
     let options = RestoreOptions {
         file: arguments.file,
+        store: arguments.place.store().await?,
         data_dir: arguments.place.data_dir,
-        store: arguments.place.store,
         rehearse: arguments.rehearse,
     };
     let restored = control_plane::restore(&options).await?;
@@ -139,9 +170,6 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
         restored.volumes,
         restored.secrets
     ))?;
-    if !restored.has_checksum {
-        note("the backup has no checksum (an older version wrote it), so that a flipped bit in a text is not found".to_owned());
-    }
     for cause in &restored.unreadable {
         note(format!("cannot be read, and is kept: {cause}"));
     }
@@ -161,21 +189,25 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
+        Some(Command::Init(arguments)) => return init::run(arguments).await,
+        Some(Command::RotateCa(arguments)) => return rotate_ca(arguments).await,
         Some(Command::Backup(arguments)) => return backup(arguments).await,
         Some(Command::Restore(arguments)) => return Box::pin(restore(arguments)).await,
         None => {}
     }
     arguments.log.start()?;
     let shutdown = crate::shutdown::until_asked_to_stop()?;
+    let given = arguments.options.with_store(arguments.place.store);
+    let used = role_options::or_kept(given, &arguments.place.data_dir).await?;
+    let (ready, answers) = tokio::sync::oneshot::channel();
     let options = ServerOptions {
-        listen: arguments.listen,
-        store: arguments.place.store,
-        data_dir: arguments.place.data_dir,
-        names: arguments.names,
-        advertise: arguments.advertise,
-        insecure_registries: arguments.registries.insecure(),
-        registry_mirrors: arguments.registries.mirrors(),
-        ready: None,
+        ready: Some(ready),
+        ..server_options(used, &arguments.place.data_dir)
     };
+    tokio::spawn(async move {
+        if answers.await.is_ok() {
+            notify::ready();
+        }
+    });
     Ok(control_plane::run(options, shutdown).await?)
 }

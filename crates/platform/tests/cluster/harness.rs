@@ -272,15 +272,40 @@ impl Cluster {
         let said = self.cli(&["tokens", "create", "--role", role]);
         assert_eq!(said.status, 0, "{}", said.stderr);
         let mut command = self.role(role);
-        command.env("PLATFORM_TOKEN", said.stdout.trim());
+        if role == "node" {
+            // As a machine with the package does: `node join` once, then a start without flags.
+            self.join_node(said.stdout.trim());
+            command = self.platform();
+            command.arg("node").arg("--data-dir").arg(self.path("node"));
+            command.arg("--run-dir").arg(self.path("run"));
+        } else {
+            command.env("PLATFORM_TOKEN", said.stdout.trim());
+        }
         self.spawn(role, command);
     }
 
+    fn join_node(&self, token: &str) {
+        let file = self.path("token");
+        std::fs::write(&file, token).unwrap();
+        let mut command = self.role_by(&["node", "join", "--token-file"], &[file.as_path()]);
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "node join: {stderr}");
+        assert_eq!(output.stdout, b"joined as n1 (test)\n");
+        std::fs::remove_file(file).unwrap();
+    }
+
     fn role(&self, role: &str) -> Command {
+        self.role_by(&[role], &[])
+    }
+
+    /// A command of a role, with its options behind it.
+    fn role_by(&self, words: &[&str], paths: &[&Path]) -> Command {
         let server = format!("https://{}", self.server);
         let mut command = self.platform();
-        command.arg(role).arg("--data-dir").arg(self.path(role));
-        match role {
+        command.args(words).args(paths);
+        command.arg("--data-dir").arg(self.path(words[0]));
+        match words[0] {
             "server" => command.args(["--listen", &self.server.to_string()]),
             "node" => command
                 .args(["--server", &server, "--name", "test", "--run-dir"])

@@ -1,5 +1,6 @@
 //! Why commands are not carried out.
 
+use api::enrollment::Member;
 use model::{EdgeId, EnvKey, InstanceId, NodeId, ReleaseNumber, VolumeId};
 
 /// Most labels of a node.
@@ -41,6 +42,24 @@ pub enum Refused {
     /// The number was given already.
     #[error("edge {0} is there already")]
     EdgeExists(EdgeId),
+    /// There is no such edge.
+    #[error("there is no edge {0}")]
+    NoEdge(EdgeId),
+    /// There is no such member.
+    #[error("there is no member {0}")]
+    NoMember(Member),
+    /// The member was revoked.
+    #[error("{0} was revoked")]
+    MemberRevoked(Member),
+    /// The edge was not revoked, and was to be removed.
+    #[error("edge {0} is not revoked")]
+    EdgeNotRevoked(EdgeId),
+    /// Another member has the key, or the member's keys are others than those that the change is of.
+    #[error("{0} cannot have this key")]
+    KeyTaken(Member),
+    /// There is no such token.
+    #[error("there is no such enrollment token")]
+    NoToken,
     /// The enrollment token is not known, or another machine joined with it.
     #[error("the enrollment token is spent")]
     TokenSpent,

@@ -70,6 +70,7 @@ fn an_instance_is_deleted_only_when_it_is_gone_or_its_node_was_removed() {
         subject: Subject::Node(NodeId(1)),
         env: None,
         node: Some(NodeId(1)),
+        holds: None,
         cause: "a test".to_owned(),
     }];
     assert_eq!(
@@ -186,6 +187,7 @@ fn nothing_of_a_frozen_env_is_changed() {
         subject: Subject::Release(env.clone(), ReleaseNumber(7)),
         env: Some(env.clone()),
         node: None,
+        holds: None,
         cause: "a test".to_owned(),
     }];
     let commands = [

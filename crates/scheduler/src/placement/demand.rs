@@ -6,6 +6,8 @@ use api::enrollment::{Hardware, InstanceOverhead};
 use model::instance::InstanceSpec;
 use model::{EnvKey, NodeId, ProcessName};
 
+use crate::cluster_state::CountedAs;
+
 /// How many times the processors of a node instances may ask for in all.
 pub const CPU_OVERCOMMIT: u64 = 8;
 
@@ -27,6 +29,15 @@ impl Resources {
             cpu_millis: u64::from(spec.cpu_millis),
             memory_bytes: spec.memory_bytes,
             disk_bytes: spec.scratch_bytes,
+        }
+    }
+
+    /// What is counted for an unreadable record.
+    pub(super) fn of_held(held: CountedAs) -> Self {
+        Self {
+            cpu_millis: held.cpu_millis,
+            memory_bytes: held.memory_bytes,
+            disk_bytes: held.disk_bytes,
         }
     }
 

@@ -57,9 +57,6 @@ pub enum IneligibleReason {
         /// What this one asks for.
         wanted: Cpu,
     },
-    /// How much memory and disk is free is not known.
-    #[error("{0} of its instances have records that this server cannot read; upgrade the server")]
-    Unreadable(u32),
     /// Not enough memory is free.
     #[error("{short} MiB of memory are needed{}", of_its_vmm(*overhead_mib))]
     Memory {
@@ -83,7 +80,6 @@ impl IneligibleReason {
             Self::Region { .. } => "are in another region",
             Self::Label { .. } => "do not have the labels",
             Self::Architecture { .. } => "have another architecture",
-            Self::Unreadable(_) => "have instances with records that cannot be read",
             Self::Draining => "are being drained",
             Self::Cordoned => "are cordoned",
             Self::NotHeardYet => "have not reported yet since the server started",
@@ -204,8 +200,7 @@ impl PlacementError {
             IneligibleReason::Offline
             | IneligibleReason::NotHeardYet
             | IneligibleReason::Cordoned
-            | IneligibleReason::Draining
-            | IneligibleReason::Unreadable(_) => false,
+            | IneligibleReason::Draining => false,
             IneligibleReason::Architecture { .. }
             | IneligibleReason::Region { .. }
             | IneligibleReason::Label { .. }
@@ -229,8 +224,7 @@ impl std::fmt::Display for PlacementError {
             }
             Some((_, volume)) => write!(f, "the node of its volume {volume} cannot take it")?,
             None if self.reasons.is_empty() => {
-                return f
-                    .write_str("there is no node yet; add one with `platform node --token ..`");
+                return f.write_str("there is no node yet; add one with `platform node join`");
             }
             None => f.write_str("no node can take it")?,
         }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::*;
-use crate::cluster_state::VolumeKey;
+use crate::cluster_state::{CountedAs, Subject, UnreadableRecord, VolumeKey};
 use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, lapse, manifest, name, process};
 use api::enrollment::NodeDisk;
 use expect_test::{Expect, expect};
@@ -88,6 +88,44 @@ fn a_terminating_instance_holds_its_memory_and_is_not_spread_from() {
 }
 
 #[test]
+fn an_unreadable_record_holds_what_it_is_counted_as_and_no_more() {
+    let mut cluster = with(&[]);
+    cluster.nodes.remove(&NodeId(2));
+    cluster.nodes.remove(&NodeId(3));
+    let record = |subject, holds| UnreadableRecord {
+        subject,
+        env: Some(key("bad/prod")),
+        node: Some(NodeId(1)),
+        holds: Some(holds),
+        cause: "a test".to_owned(),
+    };
+    let instance = Subject::Instance(InstanceId(1));
+    // Numbers that no machine has are not believed.
+    let absurd = CountedAs::of_instance(Some(u64::MAX), Some(u64::MAX), None);
+    cluster.unreadable = vec![
+        record(instance, absurd),
+        record(Subject::Volume(VolumeId(1)), CountedAs::of_volume(Some(5))),
+    ];
+    let overhead = cluster.nodes[&NodeId(1)].hardware.instance_overhead();
+    let promised = Placement::new(&cluster).promised(NodeId(1));
+    let expected = Resources {
+        cpu_millis: CountedAs::ASSUMED_CPU_MILLIS,
+        memory_bytes: CountedAs::ASSUMED_MEMORY_BYTES,
+        disk_bytes: CountedAs::ASSUMED_DISK_BYTES + 5,
+    };
+    assert_eq!(promised, expected.with(overhead, 1));
+    // The node takes others beside it, as long as they fit.
+    check(&cluster, 2048, expect!["n1"]);
+    check(
+        &cluster,
+        3500,
+        expect![
+            "no node can take it: node-1 (n1): 3072 of its 4096 MiB are free, 3500 MiB of memory are needed"
+        ],
+    );
+}
+
+#[test]
 fn a_placement_error_names_the_reason_of_every_node() {
     let mut cluster = with(&[]);
     lapse(&mut cluster, 1, Timestamp(0));
@@ -103,7 +141,7 @@ fn a_placement_error_names_the_reason_of_every_node() {
     check(
         &cluster,
         1,
-        expect!["there is no node yet; add one with `platform node --token ..`"],
+        expect!["there is no node yet; add one with `platform node join`"],
     );
 }
 

@@ -23,6 +23,10 @@ use crate::fixtures::{MIB, cluster, database, deployment, manifest, name, node, 
 use crate::leader::Leader;
 use crate::routes::RouteIndex;
 
+/// As in the `platform` binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn created(actions: &[Action]) -> usize {
     let creates = actions.iter();
     creates

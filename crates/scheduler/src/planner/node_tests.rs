@@ -108,6 +108,28 @@ fn case_many_nodes_that_lapse_at_once_lose_nothing() {
 }
 
 #[test]
+fn case_nodes_that_break_one_after_the_other_are_each_given_up() {
+    let mut cluster = serving();
+    for number in 3..=4 {
+        let (id, node) = node(number, 4096);
+        cluster.nodes.insert(id, node);
+    }
+    let replaced = |cluster: &ClusterState, now| {
+        let planned = plan(cluster, now, &mut || 9);
+        let mut actions = planned.actions.iter();
+        actions.any(|action| matches!(action, Action::Create(_)))
+    };
+    // Two of four, but the first had its grace before the second lapsed.
+    lapse(&mut cluster, 4, Timestamp(0));
+    lapse(&mut cluster, 1, Timestamp(LOST_AFTER_MS));
+    assert!(!replaced(&cluster, Timestamp(2 * LOST_AFTER_MS - 1)));
+    assert!(replaced(&cluster, Timestamp(2 * LOST_AFTER_MS)));
+    // Before the first was given up: they are too many at once.
+    lapse(&mut cluster, 1, Timestamp(LOST_AFTER_MS - 1));
+    assert!(!replaced(&cluster, Timestamp(100 * LOST_AFTER_MS)));
+}
+
+#[test]
 fn case_an_instance_with_volumes_waits_for_its_node_or_for_a_user_who_gives_it_up() {
     let mut cluster = database_on_node_1();
     lapse(&mut cluster, 1, Timestamp(0));

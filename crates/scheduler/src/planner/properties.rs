@@ -9,7 +9,7 @@ use api::enrollment::{InstanceOverhead, NodeDisk};
 use api::node::{DriverChoice, InstanceReport, NodeReport};
 use api::user::RolloutPhase;
 use model::instance::{InstanceState, Runs};
-use model::{Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
+use model::{EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use overlay::address_plan::{EGRESS_BITS, egress_address};
 use proptest::prelude::*;
 
@@ -328,6 +328,7 @@ fn happen(leader: &mut Leader, event: &Event, now: &mut Timestamp) {
                     .on_node(node)
                     .map(|(id, _)| id)
                     .collect(),
+                highest_network: EnvNetwork::default(),
                 images: Vec::new(),
             });
             let now = *now;

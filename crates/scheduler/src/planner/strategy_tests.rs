@@ -5,7 +5,7 @@
 use api::user::RolloutPhase;
 use manifest::{Process, Strategy};
 use model::instance::InstanceState;
-use model::{InstanceId, ReleaseNumber, Timestamp};
+use model::{EnvNetwork, InstanceId, ReleaseNumber, Timestamp};
 
 use super::plan;
 use crate::action::Action;
@@ -145,6 +145,7 @@ impl Played {
                 hardware: known.hardware.clone(),
                 instances: all,
                 volumes: Vec::new(),
+                highest_network: EnvNetwork::default(),
                 images: Vec::new(),
             }),
             now: self.now,

@@ -32,7 +32,7 @@ pub(super) enum Blocked {
     Release(#[from] ReleaseError),
     /// Each of its volumes has another instance until that is gone.
     #[error("volume {volume} is held by instance {instance} until that is gone: {why}")]
-    Held {
+    CountedAs {
         volume: String,
         instance: InstanceId,
         why: &'static str,
@@ -298,7 +298,7 @@ impl Task<'_> {
             // Only another release helps.
             Blocked::Release(_) => true,
             // A volume comes free when its node says so: not the fault of the release.
-            Blocked::Held { .. } | Blocked::Deleting(_) => false,
+            Blocked::CountedAs { .. } | Blocked::Deleting(_) => false,
             Blocked::PlacementError(error) if !error.is_the_fault_of_the_release() => false,
             Blocked::PlacementError(_) => {
                 let deploy = deploy_of(self.env, self.goal.make, self.process);

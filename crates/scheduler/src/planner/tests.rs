@@ -11,7 +11,7 @@ use model::{InstanceId, NodeId, ReleaseNumber, Timestamp, VolumeId};
 use super::{Action, plan};
 use crate::apply::{Command, apply};
 use crate::cluster_state::{
-    ClusterState, InstancePhase, Presence, Subject, UnreadableRecord, VolumePhase,
+    ClusterState, CountedAs, InstancePhase, Presence, Subject, UnreadableRecord, VolumePhase,
 };
 use crate::fixtures::{
     InstanceFixture, MIB, attach, cluster, database, deploy, exit, key, lapse, manifest, name,
@@ -720,14 +720,15 @@ fn an_env_with_an_unreadable_record_is_frozen() {
         subject: Subject::Instance(InstanceId(1)),
         env: Some(key("shop/prod")),
         node: Some(NodeId(1)),
+        holds: Some(CountedAs::of_instance(None, None, None)),
         cause: "it has version 9".to_owned(),
     }];
-    // Nothing is created for `shop/prod`, and nothing at all on the node of the unreadable instance.
+    // Nothing is created for `shop/prod`; its node takes others.
     check(
         &cluster,
         expect![[r#"
-        create 00000011 web v1 on n2, fd00:1111:2222:2:0:2:0:11
-        - shop/other web: instance 00000011 of v1 on node-2: waiting for the node
+        create 00000011 web v1 on n1, fd00:1111:2222:1:0:2:0:11
+        - shop/other web: instance 00000011 of v1 on node-1: waiting for the node
         - shop/prod: nothing of it is changed: the record of instance 00000001 cannot be read: it has version 9
     "#]],
     );
@@ -750,6 +751,7 @@ fn the_instances_of_a_node_with_an_unreadable_record_stay() {
         subject: Subject::Node(NodeId(2)),
         env: None,
         node: Some(NodeId(2)),
+        holds: None,
         cause: "a test".to_owned(),
     }];
     check(

@@ -41,7 +41,7 @@ impl Task<'_> {
         let mut terminating = holders.filter_map(|(ordinal, id)| {
             let holder = planner.working.instances.get(id)?;
             let volume = holder.spec.volumes.first()?;
-            holder.is_terminating().then(|| Blocked::Held {
+            holder.is_terminating().then(|| Blocked::CountedAs {
                 volume: format!("{} {ordinal}", volume.name),
                 instance: *id,
                 why: if planner.has_lapsed(holder.node) {

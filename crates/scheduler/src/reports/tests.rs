@@ -59,6 +59,7 @@ fn node_report(generation: u64, instances: &[(u32, InstanceState)]) -> NodeRepor
         hardware: api::enrollment::Hardware::default(),
         instances: instances.iter().map(said).collect(),
         volumes: Vec::new(),
+        highest_network: model::EnvNetwork::default(),
         images: Vec::new(),
     }
 }
@@ -355,6 +356,7 @@ fn an_instance_with_an_unreadable_record_is_not_unknown() {
         subject: Subject::Instance(InstanceId(1)),
         env: None,
         node: Some(NodeId(1)),
+        holds: None,
         cause: "a test".to_owned(),
     }];
     assert_eq!(unknown(&cluster, NodeId(1), &said), Unknown::default());

@@ -167,6 +167,7 @@ fn a_frozen_env_keeps_its_routes() {
         subject,
         env: Some(key("shop/prod")),
         node: Some(NodeId(1)),
+        holds: None,
         cause: "a test".to_owned(),
     };
     // One instance cannot be read: it stays a backend, and a readable one that is no longer ready does not.

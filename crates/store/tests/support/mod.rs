@@ -14,7 +14,8 @@ use api::node::{DriverChoice, EgressState, InstanceReport, NodeReport};
 use manifest::Manifest;
 use model::instance::{InstanceState, PinnedImage};
 use model::{
-    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Term, Timestamp,
+    Digest, EnvKey, EnvNetwork, Generation, InstanceId, NodeId, PublicKey, ReleaseNumber, Term,
+    Timestamp,
 };
 use overlay::address_plan::instance_address;
 use scheduler::action::{Action, PlacedInstance};
@@ -119,6 +120,8 @@ pub(crate) async fn open_at(url: &str) -> LedStore {
     let record = ClusterRecord {
         settings: settings(),
         ca_cert_pem: "certificate".to_owned(),
+        ca_before_pem: String::new(),
+        ca_cross_pem: String::new(),
         keys: store::StoredKeys::Wrapped {
             ca_key: b"key".to_vec(),
             seal_key: b"seal".to_vec(),
@@ -164,6 +167,7 @@ pub(crate) fn request(name: &str) -> EnrollRequest {
         csr_pem: String::new(),
         wireguard_public_key: Some("key".to_owned()),
         hardware: hardware(),
+        sent_at: None,
     }
 }
 
@@ -183,11 +187,7 @@ pub(crate) async fn add_member(
     role: EnrollRole,
     name: &str,
 ) -> Member {
-    let token = TokenRecord {
-        role,
-        expires_at: Timestamp(NOW.0 + 1000),
-        used: None,
-    };
+    let token = TokenRecord::new(role, Timestamp(NOW.0 + 1000));
     let add = Command::AddToken {
         hash,
         token,
@@ -195,8 +195,9 @@ pub(crate) async fn add_member(
     };
     write(store, vec![add]).await;
     let cluster = store.load().await.unwrap();
-    let (join, enrolled) = enroll(&cluster, hash, &request(name), NOW).unwrap();
-    write(store, vec![join]).await;
+    let key = PublicKey::of_der(&hash).unwrap();
+    let (join, enrolled) = enroll(&cluster, hash, &key, &request(name), NOW).unwrap();
+    write(store, vec![join.unwrap()]).await;
     enrolled.member
 }
 
@@ -314,6 +315,7 @@ pub(crate) fn report(generation: Generation, instances: Vec<InstanceReport>) -> 
         hardware: hardware(),
         instances,
         volumes: Vec::new(),
+        highest_network: EnvNetwork::default(),
         images: Vec::new(),
     }
 }

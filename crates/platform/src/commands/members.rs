@@ -1,0 +1,162 @@
+//! What `platform nodes` and `platform edges` do alike: approve, revoke, other keys (ADR 0004).
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use api::enrollment::{EnrollRole, Member};
+use api::member::Approval;
+use api_client::ApiClient;
+use clap::Args;
+
+use crate::connection::ClusterArguments;
+use crate::failure::Failure;
+use crate::output::{self, note};
+
+/// How long a command waits for those who have not acknowledged what it did.
+const ACKNOWLEDGE_WAIT: Duration = Duration::from_secs(10);
+/// Time between two looks.
+const POLL: Duration = Duration::from_millis(200);
+
+/// Let a member in that waits for approval, and take what hardware it claims
+#[derive(Debug, Args)]
+pub(crate) struct ApproveArguments {
+    /// Id or name, as the list shows them
+    #[arg(value_name = "MEMBER")]
+    member: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Revoke a member: it may do nothing any more
+///
+/// Its connections and streams are closed, its certificate is refused, and no peer speaks to it. The instances of a node are started elsewhere at
+/// once; its volumes stay with it. Prints who has acknowledged that, and who has not.
+#[derive(Debug, Args)]
+pub(crate) struct RevokeArguments {
+    /// Id or name, as the list shows them
+    #[arg(value_name = "MEMBER")]
+    member: String,
+    /// Do not wait for acknowledgements
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// Have a member make other keys, while it runs
+#[derive(Debug, Args)]
+pub(crate) struct RotateKeysArguments {
+    /// Id or name, as the list shows them
+    #[arg(value_name = "MEMBER")]
+    member: String,
+    #[command(flatten)]
+    cluster: ClusterArguments,
+}
+
+/// The member of this id or name, and its name.
+pub(crate) async fn find(
+    client: &ApiClient,
+    role: EnrollRole,
+    wanted: &str,
+) -> Result<(Member, String), Failure> {
+    let members: Vec<(Member, String)> = match role {
+        EnrollRole::Node => (client.nodes().await?.into_iter())
+            .map(|row| (Member::Node(row.id), row.name))
+            .collect(),
+        EnrollRole::Edge => (client.edges().await?.into_iter())
+            .map(|row| (Member::Edge(row.id), row.name))
+            .collect(),
+    };
+    let id = wanted.parse::<Member>().ok();
+    let mut found = members.into_iter();
+    found
+        .find(|(member, name)| Some(*member) == id || name == wanted)
+        .ok_or_else(|| {
+            Failure::new(format!("there is no {role} {wanted}"))
+                .hint(format!("`platform {role}s` lists those there are"))
+        })
+}
+
+pub(crate) async fn approve(role: EnrollRole, arguments: ApproveArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let (member, name) = find(&client, role, &arguments.member).await?;
+    client.approve(member).await?;
+    note(format!("{name} ({member}) is approved"));
+    Ok(())
+}
+
+pub(crate) async fn rotate_keys(
+    role: EnrollRole,
+    arguments: RotateKeysArguments,
+) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let (member, name) = find(&client, role, &arguments.member).await?;
+    client.rotate_keys(member).await?;
+    note(format!(
+        "{name} ({member}) is asked for other keys; `platform {role}s` shows the fingerprint of those it has"
+    ));
+    Ok(())
+}
+
+pub(crate) async fn revoke(role: EnrollRole, arguments: RevokeArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let (member, name) = find(&client, role, &arguments.member).await?;
+    let revoked = client.revoke(member).await?;
+    note(format!(
+        "{name} ({member}) is revoked: its connections are closed"
+    ));
+    if revoked.instances > 0 {
+        note(format!(
+            "{} of its instances are started elsewhere",
+            revoked.instances
+        ));
+    }
+    if arguments.no_wait {
+        return Ok(());
+    }
+    let left = acknowledged(&client, revoked.counter).await?;
+    if left == 0 {
+        note("every member has acknowledged");
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{left} members have not acknowledged: they may exchange packets with {name} still"
+    ))
+    .hint("it is revoked all the same; a member that is offline acknowledges when it is back: ask again with the same command"))
+}
+
+/// Prints which members have applied a membership as they say so, and after a while who has not. Gives how many have not.
+pub(crate) async fn acknowledged(client: &ApiClient, counter: u64) -> Result<usize, Failure> {
+    let began = Instant::now();
+    let mut said = BTreeSet::new();
+    loop {
+        let members = client.acknowledgements(counter).await?.members;
+        for row in members.iter().filter(|row| row.acknowledged) {
+            if said.insert(row.member) {
+                output::line(format!("{} ({}): acknowledged", row.name, row.member))?;
+            }
+        }
+        let left: Vec<_> = members.iter().filter(|row| !row.acknowledged).collect();
+        if left.is_empty() || began.elapsed() >= ACKNOWLEDGE_WAIT {
+            for row in &left {
+                let why = if row.heard {
+                    "has not answered"
+                } else {
+                    "has not answered since the server began to lead: it is offline, or of a version before"
+                };
+                output::line(format!("{} ({}): {why}", row.name, row.member))?;
+            }
+            return Ok(left.len());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// A member's approval for a table; empty where there is nothing to say.
+pub(crate) fn approval(approval: Approval) -> &'static str {
+    match approval {
+        Approval::Approved => "",
+        Approval::Pending => "waits for approval",
+        Approval::Revoked { .. } => "revoked",
+    }
+}

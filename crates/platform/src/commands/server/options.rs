@@ -1,0 +1,81 @@
+//! What a server is started with, as `server` and `server init` take it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use control_plane::ServerOptions;
+
+use crate::failure::Failure;
+use crate::registry_access::RegistryArguments;
+use crate::role_options::{self, KeptServerOptions};
+
+pub(crate) const DATA_DIR: &str = "/var/lib/platform/server";
+/// Where a server listens that was given nothing else.
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 7400);
+
+/// What `server init` keeps for later starts.
+#[derive(Debug, Args)]
+pub(super) struct OptionArguments {
+    /// Where to listen, HTTPS [default: 127.0.0.1:7400; of `init`: every address, port 7400]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Another name or address by which this server is reached, for its certificate; repeatable
+    #[arg(long = "name", value_name = "NAME")]
+    names: Vec<String>,
+    /// The URL that `client.json` names, and at which other servers on the same store reach this one [default: made of the listen
+    /// address; of `init`: this machine's address]
+    #[arg(long, value_name = "URL")]
+    advertise: Option<String>,
+    #[command(flatten)]
+    registries: RegistryArguments,
+}
+
+impl OptionArguments {
+    pub(super) fn with_store(&self, store: Option<String>) -> KeptServerOptions {
+        KeptServerOptions {
+            listen: self.listen,
+            store,
+            names: self.names.clone(),
+            advertise: self.advertise.clone(),
+            registries: self.registries.kept(),
+        }
+    }
+}
+
+/// Where a server keeps its state.
+#[derive(Debug, Args)]
+pub(super) struct Place {
+    /// Where the server's state is kept
+    #[arg(long, value_name = "FOLDER", default_value = DATA_DIR)]
+    pub(super) data_dir: PathBuf,
+    /// The store, `sqlite:PATH` or `postgres://USER@HOST/DATABASE` [default: what `init` was given, else
+    /// sqlite:<data folder>/platform.db]
+    #[arg(long, value_name = "URL")]
+    pub(super) store: Option<String>,
+}
+
+impl Place {
+    /// The store's URL: the one that was named, else the one that `init` was given.
+    pub(super) async fn store(&self) -> Result<Option<String>, Failure> {
+        let given = KeptServerOptions {
+            store: self.store.clone(),
+            ..KeptServerOptions::default()
+        };
+        Ok(role_options::or_kept(given, &self.data_dir).await?.store)
+    }
+}
+
+/// The options of a server that keeps its state in this folder.
+pub(super) fn server_options(kept: KeptServerOptions, data_dir: &Path) -> ServerOptions {
+    ServerOptions {
+        listen: kept.listen.unwrap_or(LISTEN),
+        store: kept.store,
+        data_dir: data_dir.to_owned(),
+        names: kept.names,
+        advertise: kept.advertise,
+        insecure_registries: kept.registries.insecure,
+        registry_mirrors: kept.registries.mirrors,
+        ready: None,
+    }
+}

@@ -1,0 +1,478 @@
+//! The interface: one thread between a TUN device and a UDP socket.
+//!
+//! ```text
+//!   TUN -- one packet of many segments --> cut --> seal --> one buffer --> one send        (Device::send_packets)
+//!   TUN <-- joined packets <-- open in place <-- joined datagrams <-- one receive of many   (Device::receive)
+//! ```
+//!
+//! What cannot be sent or read is dropped and counted, as a network would; nothing of one peer ends or delays another.
+
+use std::io::{self, IoSliceMut};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use gotatun::noise::TunnResult;
+use gotatun::packet::{Packet, WgKind};
+use gotatun::tun::MtuWatcher;
+use quinn_udp::{BATCH_SIZE, RecvMeta};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tun_rs::{DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_HDR_LEN};
+
+use crate::control::{Control, Interface};
+use crate::peers::{PeerId, Peers};
+use crate::run::{Run, Socket, plain};
+use crate::settings::{Dropped, Offloads, Settings, Status};
+
+/// How often the timers of the protocol are looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// The largest packet that the TUN device gives, and the largest run of datagrams that the socket gives.
+const MAX_BYTES: usize = 65_535;
+/// Packets that are given to the TUN device at once.
+const MAX_JOINED: usize = 64;
+/// Reads from one side before the other is looked at again.
+const READS_IN_A_ROW: usize = 8;
+/// Messages are filled up to a multiple of this (WireGuard, 5.4.6).
+const PADDING: usize = 16;
+const IPV6_HEADER: usize = 40;
+
+/// How an interface is made.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The name of the TUN device, which is made in the network namespace of the thread.
+    pub name: String,
+    /// The largest packet within the tunnels, in bytes. The device itself is set to it by whoever gives it its addresses.
+    pub mtu: u16,
+    /// Whether the kernel cuts and joins packets of the TUN device. Where it cannot, it is done without.
+    pub offload: bool,
+}
+
+/// Why there is no interface.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}")]
+pub struct DeviceError {
+    what: String,
+    source: io::Error,
+}
+
+fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> DeviceError {
+    let what = what.into();
+    |source| DeviceError { what, source }
+}
+
+/// The socket of an interface. It is made before the TUN device, because it may be in another network namespace.
+#[derive(Debug)]
+pub struct Underlay(Socket);
+
+impl Underlay {
+    /// A socket at this port, in the network namespace of the thread.
+    ///
+    /// # Errors
+    /// The port is taken, as a rule.
+    pub fn bind(port: u16) -> Result<Self, DeviceError> {
+        let socket = Socket::bind(port).map_err(failed(format!("listen at UDP port {port}")))?;
+        Ok(Self(socket))
+    }
+}
+
+/// The interface.
+pub struct Device {
+    tun: SyncDevice,
+    socket: Socket,
+    mtu: MtuWatcher,
+    max_packet: usize,
+    offload: bool,
+    /// Absent until an agent has said what it is.
+    peers: Option<Peers>,
+    run: Run,
+    join: Join,
+    dropped: Dropped,
+}
+
+/// Packets that wait to be given to the TUN device.
+struct Join {
+    packets: Vec<Vec<u8>>,
+    used: usize,
+    table: GROTable,
+}
+
+impl Device {
+    /// Makes the TUN device, in the network namespace of the thread.
+    ///
+    /// # Errors
+    /// It cannot be made: there is no `/dev/net/tun`, or the name is taken.
+    pub fn new(underlay: Underlay, options: &Options) -> Result<Self, DeviceError> {
+        let build = |offload| {
+            let device = DeviceBuilder::new().name(options.name.clone());
+            device.offload(offload).build_sync()
+        };
+        let made = if options.offload {
+            build(true).map(|tun| (tun, true)).or_else(|error| {
+                tracing::warn!(%error, "the TUN device neither cuts nor joins packets");
+                build(false).map(|tun| (tun, false))
+            })
+        } else {
+            build(false).map(|tun| (tun, false))
+        };
+        let (tun, offload) =
+            made.map_err(failed(format!("make the TUN device {}", options.name)))?;
+        tun.set_nonblocking(true)
+            .map_err(failed("use the TUN device without waiting"))?;
+        Ok(Self {
+            tun,
+            socket: underlay.0,
+            mtu: MtuWatcher::new(options.mtu),
+            max_packet: usize::from(options.mtu),
+            offload,
+            peers: None,
+            run: Run::default(),
+            join: Join {
+                packets: Vec::new(),
+                used: 0,
+                table: GROTable::default(),
+            },
+            dropped: Dropped::default(),
+        })
+    }
+
+    /// Carries packets, and does what is asked over `control`, until that says to end.
+    ///
+    /// # Errors
+    /// The TUN device or the socket is gone.
+    pub fn serve(mut self, mut control: Control) -> Result<(), DeviceError> {
+        let mut tun = FromTun::new(self.max_packet);
+        let mut udp = FromSocket::new();
+        let mut tick_at = Instant::now();
+        while !control.is_ended() {
+            let now = Instant::now();
+            if now >= tick_at {
+                self.tick();
+                tick_at = now + TICK;
+            }
+            let (from_tun, from_socket) = {
+                let mut ready = vec![
+                    PollFd::new(&self.tun, PollFlags::IN),
+                    PollFd::new(&self.socket.udp, PollFlags::IN),
+                ];
+                ready.extend(
+                    control
+                        .waiting()
+                        .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+                );
+                let wait = tick_at.saturating_duration_since(now);
+                let wait = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: i64::from(wait.subsec_nanos()),
+                };
+                match poll(&mut ready, Some(&wait)) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(error) => return Err(failed("wait for packets")(error.into())),
+                }
+                let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+                (is_ready(&ready[0]), is_ready(&ready[1]))
+            };
+            control.answer(&mut self);
+            if from_tun {
+                self.send_packets(&mut tun)?;
+            }
+            if from_socket {
+                self.receive(&mut udp)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What is due by the clock: handshakes again, keepalives, sessions that end.
+    fn tick(&mut self) {
+        let Some(peers) = &mut self.peers else { return };
+        peers.reap_ended_sessions();
+        for id in peers.ids() {
+            let Some(peer) = peers.get_mut(id) else {
+                continue;
+            };
+            let Some(to) = peer.endpoint else { continue };
+            if let Ok(Some(message)) = peer.tunnel.update_timers() {
+                peers.sending(id, &message);
+                let message = Packet::from(message);
+                count(
+                    &mut self.dropped.not_sent,
+                    self.run.push(&self.socket, to, &message),
+                );
+            }
+        }
+        count(&mut self.dropped.not_sent, self.run.send(&self.socket));
+    }
+
+    /// Takes what waits in the TUN device, and sends it.
+    fn send_packets(&mut self, from: &mut FromTun) -> Result<(), DeviceError> {
+        for _ in 0..READS_IN_A_ROW {
+            let read =
+                (self.tun).recv_multiple(&mut from.whole, &mut from.packets, &mut from.lengths, 0);
+            let packets = match read {
+                Ok(packets) => packets,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_gone(&error) => {
+                    return Err(failed("read from the TUN device")(error));
+                }
+                // A packet that cannot be cut is dropped.
+                Err(_) => {
+                    self.dropped.invalid += 1;
+                    continue;
+                }
+            };
+            for at in 0..packets {
+                let packet = &from.packets[at][..from.lengths[at]];
+                self.send_packet(packet);
+            }
+        }
+        count(&mut self.dropped.not_sent, self.run.send(&self.socket));
+        Ok(())
+    }
+
+    fn send_packet(&mut self, packet: &[u8]) {
+        let to = destination(packet);
+        let peers = self.peers.as_mut();
+        let Some((peers, id)) = peers.zip(to).and_then(|(peers, to)| {
+            let id = peers.to(to)?;
+            Some((peers, id))
+        }) else {
+            self.dropped.no_route += 1;
+            return;
+        };
+        let Some(peer) = peers.get_mut(id) else {
+            return;
+        };
+        let Some(endpoint) = peer.endpoint else {
+            self.dropped.no_route += 1;
+            return;
+        };
+        let padded = packet.len().next_multiple_of(PADDING).min(self.max_packet);
+        let mut bytes = BytesMut::with_capacity(padded.max(packet.len()));
+        bytes.extend_from_slice(packet);
+        bytes.resize(padded.max(packet.len()), 0);
+        let message = (peer.tunnel).handle_outgoing_packet(Packet::from_bytes(bytes), None);
+        if let Some(message) = message {
+            peers.sending(id, &message);
+            let message = Packet::from(message);
+            count(
+                &mut self.dropped.not_sent,
+                self.run.push(&self.socket, endpoint, &message),
+            );
+        }
+    }
+
+    /// Takes what waits in the socket.
+    fn receive(&mut self, from: &mut FromSocket) -> Result<(), DeviceError> {
+        for _ in 0..READS_IN_A_ROW {
+            let mut metas = [RecvMeta::default(); BATCH_SIZE];
+            let received = {
+                let mut buffers: Vec<_> = from
+                    .buffers
+                    .iter_mut()
+                    .map(|b| IoSliceMut::new(b))
+                    .collect();
+                (self.socket.state).recv((&self.socket.udp).into(), &mut buffers, &mut metas)
+            };
+            let received = match received {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_gone(&error) => {
+                    return Err(failed("read from the UDP socket")(error));
+                }
+                // An ICMP error of what was sent before.
+                Err(_) => continue,
+            };
+            for (buffer, meta) in from.buffers.iter().zip(&metas).take(received) {
+                let whole = &buffer[..meta.len];
+                for datagram in whole.chunks(meta.stride.max(1)) {
+                    self.open(datagram, plain(meta.addr));
+                }
+                self.give();
+            }
+        }
+        count(&mut self.dropped.not_sent, self.run.send(&self.socket));
+        Ok(())
+    }
+
+    /// Opens a datagram: a packet for the TUN device, or a message of the protocol.
+    fn open(&mut self, datagram: &[u8], from: SocketAddr) {
+        let Some(peers) = &mut self.peers else { return };
+        let packet = Packet::copy_from(datagram);
+        let message = match peers.limiter.verify_packet(from, packet) {
+            Ok(message) => message,
+            Err(TunnResult::WriteToNetwork(cookie)) => {
+                let cookie = Packet::from(cookie);
+                count(
+                    &mut self.dropped.not_sent,
+                    self.run.push(&self.socket, from, &cookie),
+                );
+                return;
+            }
+            Err(_) => {
+                self.dropped.invalid += 1;
+                return;
+            }
+        };
+        let Some(id) = peers.sender(&message) else {
+            self.dropped.invalid += 1;
+            return;
+        };
+        let Some(peer) = peers.get_mut(id) else {
+            return;
+        };
+        let result = peer.tunnel.handle_incoming_packet(message);
+        if !matches!(result, TunnResult::Err(_)) {
+            // It is the peer's own: that is where it is now.
+            peer.endpoint = Some(from);
+        }
+        match result {
+            TunnResult::Done => {}
+            TunnResult::Err(_) => self.dropped.invalid += 1,
+            TunnResult::WriteToNetwork(message) => self.send_with_queued(id, message, from),
+            TunnResult::WriteToTunnel(packet) => self.take_packet(id, &packet),
+        }
+    }
+
+    /// Sends an answer of the protocol, and what has waited for a session.
+    fn send_with_queued(&mut self, id: PeerId, message: WgKind, to: SocketAddr) {
+        let Some(peers) = &mut self.peers else { return };
+        peers.sending(id, &message);
+        let Some(peer) = peers.get_mut(id) else {
+            return;
+        };
+        let queued = peer.tunnel.get_queued_packets(&mut self.mtu);
+        let messages: Vec<WgKind> = std::iter::once(message).chain(queued).collect();
+        for message in messages {
+            peers.sending(id, &message);
+            let message = Packet::from(message);
+            count(
+                &mut self.dropped.not_sent,
+                self.run.push(&self.socket, to, &message),
+            );
+        }
+    }
+
+    /// A packet came out of a tunnel: it is for the TUN device, if it may come from that peer.
+    fn take_packet(&mut self, id: PeerId, packet: &[u8]) {
+        // A keepalive.
+        if packet.is_empty() {
+            return;
+        }
+        let Some((source, len)) = source(packet) else {
+            self.dropped.invalid += 1;
+            return;
+        };
+        if self.peers.as_ref().and_then(|peers| peers.to(source)) != Some(id) {
+            self.dropped.wrong_source += 1;
+            return;
+        }
+        let join = &mut self.join;
+        if join.used == join.packets.len() {
+            join.packets
+                .push(Vec::with_capacity(MAX_BYTES + 2 * VIRTIO_NET_HDR_LEN));
+        }
+        let buffer = &mut join.packets[join.used];
+        buffer.clear();
+        buffer.resize(VIRTIO_NET_HDR_LEN, 0);
+        buffer.extend_from_slice(&packet[..len]);
+        join.used += 1;
+        if join.used == MAX_JOINED {
+            self.give();
+        }
+    }
+
+    /// Gives the TUN device what waits for it.
+    fn give(&mut self) {
+        let join = &mut self.join;
+        let packets = &mut join.packets[..std::mem::take(&mut join.used)];
+        if !packets.is_empty() {
+            let given = self
+                .tun
+                .send_multiple(&mut join.table, packets, VIRTIO_NET_HDR_LEN);
+            count(&mut self.dropped.not_sent, given.map(|_| ()));
+        }
+    }
+}
+
+impl Interface for Device {
+    /// Follows settings. Sessions of peers that stay go on.
+    fn set(&mut self, settings: &Settings) {
+        match &mut self.peers {
+            Some(peers) if peers.is_of(settings) => peers.set(settings),
+            peers => *peers = Some(Peers::new(settings)),
+        }
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            peers: self.peers.as_ref().map(Peers::status).unwrap_or_default(),
+            dropped: self.dropped,
+            offloads: Offloads {
+                tun: self.offload,
+                sent_at_once: self.socket.state.max_gso_segments(),
+            },
+        }
+    }
+}
+
+/// What is read from the TUN device.
+struct FromTun {
+    whole: Vec<u8>,
+    packets: Vec<Vec<u8>>,
+    lengths: Vec<usize>,
+}
+
+impl FromTun {
+    fn new(max_packet: usize) -> Self {
+        Self {
+            whole: vec![0; VIRTIO_NET_HDR_LEN + MAX_BYTES],
+            packets: vec![vec![0; max_packet.max(1500)]; IDEAL_BATCH_SIZE],
+            lengths: vec![0; IDEAL_BATCH_SIZE],
+        }
+    }
+}
+
+/// What is read from the socket.
+struct FromSocket {
+    buffers: Vec<Vec<u8>>,
+}
+
+impl FromSocket {
+    fn new() -> Self {
+        Self {
+            buffers: vec![vec![0; MAX_BYTES]; BATCH_SIZE],
+        }
+    }
+}
+
+/// Counts what the kernel did not take.
+fn count(not_sent: &mut u64, result: io::Result<()>) {
+    *not_sent += u64::from(result.is_err());
+}
+
+/// Whether nothing will ever be read again.
+fn is_gone(error: &io::Error) -> bool {
+    const EBADF: i32 = 9;
+    const EBADFD: i32 = 77;
+    matches!(error.raw_os_error(), Some(EBADF | EBADFD))
+}
+
+/// Where an IPv6 packet goes.
+fn destination(packet: &[u8]) -> Option<Ipv6Addr> {
+    address_at(packet, 24)
+}
+
+/// Where an IPv6 packet comes from, and its length without what it was filled up with.
+fn source(packet: &[u8]) -> Option<(Ipv6Addr, usize)> {
+    let source = address_at(packet, 8)?;
+    let len = IPV6_HEADER + usize::from(u16::from_be_bytes([packet[4], packet[5]]));
+    (len <= packet.len()).then_some((source, len))
+}
+
+fn address_at(packet: &[u8], at: usize) -> Option<Ipv6Addr> {
+    if packet.len() < IPV6_HEADER || packet[0] >> 4 != 6 {
+        return None;
+    }
+    let bytes: [u8; 16] = packet[at..at + 16].try_into().ok()?;
+    Some(Ipv6Addr::from(bytes))
+}

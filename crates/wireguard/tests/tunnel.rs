@@ -1,0 +1,471 @@
+//! Interfaces in network namespaces, on a link between them, that carry real connections: to each other, and to wireguard-go of Debian.
+//!
+//! Each test runs again in a network and mount namespace of its own, so that the machine is never touched.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use wireguard::control::{Client, Control, Request};
+use wireguard::device::{Device, Options, Underlay};
+use wireguard::settings::{Key, PeerSettings, Prefix, PrivateKey, Settings, Status};
+
+const INSIDE: &str = "WIREGUARD_TEST_INSIDE";
+/// The one switch that leaves privileged tests out, on a machine where they cannot run.
+const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+const PATIENCE: Duration = Duration::from_secs(20);
+const PORT: u16 = 51820;
+const MTU: u16 = 1420;
+
+/// Runs the test `name` again, in namespaces of its own. True in those.
+fn isolated(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if std::env::var_os(SKIP).is_some() {
+        eprintln!("SKIPPED: {SKIP} is set");
+        return false;
+    }
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test needs root; {SKIP}=1 leaves it out"
+    );
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private"])
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        .args(["sh", "-ec"])
+        .arg("mount -t tmpfs tmpfs /run; exec \"$@\"")
+        .arg("sh")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--include-ignored"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+    false
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip")
+        .args(arguments.split(' '))
+        .status()
+        .unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// Does something in a namespace.
+fn within<T: Send + 'static>(namespace: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
+    spawn_within(namespace, body).join().unwrap()
+}
+
+fn spawn_within<T: Send + 'static>(
+    namespace: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
+    std::thread::spawn(move || {
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+        body()
+    })
+}
+
+/// Namespaces `a` and `b`, which are 10.0.0.1 and 10.0.0.2, and fd99::1 and fd99::2, to each other.
+fn two_machines() {
+    ip("netns add a");
+    ip("netns add b");
+    ip("link add va netns a mtu 1500 type veth peer name vb netns b");
+    for (namespace, link, number) in [("a", "va", 1), ("b", "vb", 2)] {
+        ip(&format!("-n {namespace} link set lo up"));
+        ip(&format!("-n {namespace} link set {link} up"));
+        ip(&format!(
+            "-n {namespace} addr add 10.0.0.{number}/24 dev {link}"
+        ));
+        ip(&format!(
+            "-n {namespace} addr add fd99::{number}/64 dev {link} nodad"
+        ));
+    }
+}
+
+fn key_pair(number: u8) -> (PrivateKey, Key) {
+    let private = [number; 32];
+    let secret = gotatun::x25519::StaticSecret::from(private);
+    let public = gotatun::x25519::PublicKey::from(&secret);
+    (PrivateKey(Key(private)), Key(public.to_bytes()))
+}
+
+/// The /64 of a machine within the tunnels, and its address there.
+fn inside(number: u8) -> (Prefix, Ipv6Addr) {
+    let address = |last| Ipv6Addr::new(0xfd12, 0, 0, u16::from(number), 0, 0, 0, last);
+    let prefix = Prefix {
+        address: address(0),
+        bits: 64,
+    };
+    (prefix, address(1))
+}
+
+fn settings(number: u8, peers: &[(u8, Option<&str>)]) -> Settings {
+    let peer = |(number, endpoint): &(u8, Option<&str>)| {
+        let settings = PeerSettings {
+            endpoint: endpoint.map(|endpoint| endpoint.parse().unwrap()),
+            allowed: vec![inside(*number).0],
+            keepalive: None,
+        };
+        (key_pair(*number).1, settings)
+    };
+    Settings {
+        private_key: key_pair(number).0,
+        inside: Prefix {
+            address: "fd12::".parse().unwrap(),
+            bits: 48,
+        },
+        peers: peers.iter().map(peer).collect(),
+    }
+}
+
+/// An interface in a namespace.
+struct Interface {
+    control: PathBuf,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Interface {
+    fn start(namespace: &str, number: u8, settings: Settings, offload: bool) -> Self {
+        let control = PathBuf::from(format!("/run/{namespace}.sock"));
+        let path = control.clone();
+        let thread = spawn_within(namespace, move || {
+            let options = Options {
+                name: "wg0".to_owned(),
+                mtu: MTU,
+                offload,
+            };
+            let device = Device::new(Underlay::bind(PORT).unwrap(), &options).unwrap();
+            device.serve(Control::listen(&path).unwrap()).unwrap();
+        });
+        let interface = Self {
+            control,
+            thread: Some(thread),
+        };
+        eventually("the interface answers", || {
+            Client::connect(&interface.control)
+                .ok()?
+                .ask(&Request::Status)
+                .ok()
+        });
+        let status = interface.set(settings);
+        assert_eq!(status.offloads.tun, offload);
+        give_addresses(namespace, number);
+        interface
+    }
+
+    fn set(&self, settings: Settings) -> Status {
+        self.ask(&Request::Set(Box::new(settings)))
+    }
+
+    fn status(&self) -> Status {
+        self.ask(&Request::Status)
+    }
+
+    fn ask(&self, request: &Request) -> Status {
+        Client::connect(&self.control)
+            .unwrap()
+            .ask(request)
+            .unwrap()
+    }
+}
+
+impl Drop for Interface {
+    fn drop(&mut self) {
+        if let Ok(mut client) = Client::connect(&self.control) {
+            let _ = client.ask(&Request::End);
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn give_addresses(namespace: &str, number: u8) {
+    let (_, address) = inside(number);
+    ip(&format!("-n {namespace} link set wg0 mtu {MTU} up"));
+    ip(&format!(
+        "-n {namespace} addr add {address}/48 dev wg0 nodad"
+    ));
+}
+
+fn eventually<T>(what: &str, mut is: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = is() {
+            return found;
+        }
+        assert!(begun.elapsed() < PATIENCE, "it is never so that {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Sends so much from one machine to another over TCP, and back: what arrives is what was sent.
+fn carries(from: &str, to: (&str, u8), bytes: usize) {
+    let address = SocketAddr::from((inside(to.1).1, 7000));
+    let listener = within(to.0, move || TcpListener::bind(address).unwrap());
+    let echo = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        stream.write_all(&received).unwrap();
+    });
+    let back = within(from, move || {
+        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let sent: Vec<u8> = (0..bytes).map(|n| u8::try_from(n % 251).unwrap()).collect();
+        stream.write_all(&sent).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).unwrap();
+        received == sent
+    });
+    echo.join().unwrap();
+    assert!(back, "other bytes came back");
+}
+
+#[test]
+fn two_interfaces_carry_connections_with_and_without_offloads() {
+    if !isolated("two_interfaces_carry_connections_with_and_without_offloads") {
+        return;
+    }
+    two_machines();
+    for (offload_a, offload_b) in [(true, true), (true, false), (false, true)] {
+        let a = Interface::start(
+            "a",
+            1,
+            settings(1, &[(2, Some("10.0.0.2:51820"))]),
+            offload_a,
+        );
+        // Where `a` is, is seen when it sends.
+        let b = Interface::start("b", 2, settings(2, &[(1, None)]), offload_b);
+        carries("a", ("b", 2), 8 << 20);
+        carries("b", ("a", 1), 1 << 20);
+        let seen = b.status().peers[&key_pair(1).1].endpoint;
+        assert_eq!(seen, Some("10.0.0.1:51820".parse().unwrap()));
+        assert_eq!(a.status().dropped.wrong_source, 0);
+    }
+}
+
+#[test]
+fn wireguard_go_understands_and_is_understood() {
+    if !isolated("wireguard_go_understands_and_is_understood") {
+        return;
+    }
+    two_machines();
+    let go = WireguardGo::start("b", 2, 1);
+    for endpoint in ["10.0.0.2:51820", "[fd99::2]:51820"] {
+        let a = Interface::start("a", 1, settings(1, &[(2, Some(endpoint))]), true);
+        carries("a", ("b", 2), 8 << 20);
+        carries("b", ("a", 1), 8 << 20);
+        let peer = &a.status().peers[&key_pair(2).1];
+        assert!(
+            peer.handshake_age_ms.is_some() && peer.received > 8 << 20,
+            "{peer:?}"
+        );
+    }
+    drop(go);
+}
+
+/// Debian's wireguard-go.
+struct WireguardGo(Child);
+
+impl WireguardGo {
+    fn start(namespace: &str, number: u8, peer: u8) -> Self {
+        let child = Command::new("ip")
+            .args(["netns", "exec", namespace, "wireguard-go", "-f", "wg0"])
+            .env("WG_PROCESS_FOREGROUND", "1")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let go = Self(child);
+        std::fs::write("/run/key", key_pair(number).0.0.to_string()).unwrap();
+        eventually("wireguard-go is set", || {
+            let set = Command::new("ip")
+                .args([
+                    "netns",
+                    "exec",
+                    namespace,
+                    "wg",
+                    "set",
+                    "wg0",
+                    "private-key",
+                    "/run/key",
+                ])
+                .args([
+                    "listen-port",
+                    &PORT.to_string(),
+                    "peer",
+                    &key_pair(peer).1.to_string(),
+                ])
+                .args(["allowed-ips", &format!("{}/64", inside(peer).0.address)])
+                .stderr(Stdio::null())
+                .status();
+            set.unwrap().success().then_some(())
+        });
+        give_addresses(namespace, number);
+        go
+    }
+}
+
+impl Drop for WireguardGo {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_peer_sends_only_from_what_goes_to_it() {
+    if !isolated("a_peer_sends_only_from_what_goes_to_it") {
+        return;
+    }
+    two_machines();
+    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    let _b = Interface::start("b", 2, settings(2, &[(1, Some("10.0.0.1:51820"))]), true);
+    let receiver = within("a", || UdpSocket::bind((inside(1).1, 9)).unwrap());
+    receiver.set_read_timeout(Some(PATIENCE)).unwrap();
+    // Another machine's address, which `b` gives itself.
+    ip(&format!("-n b addr add {}/128 dev wg0 nodad", inside(3).1));
+    let send = |from: u8, what: &'static [u8]| {
+        within("b", move || {
+            let socket = UdpSocket::bind((inside(from).1, 0)).unwrap();
+            socket.send_to(what, (inside(1).1, 9)).unwrap();
+        });
+    };
+    send(3, b"forged");
+    eventually("the forged packet is dropped", || {
+        (a.status().dropped.wrong_source == 1).then_some(())
+    });
+    send(2, b"own");
+    let mut buffer = [0; 100];
+    let (len, from) = receiver.recv_from(&mut buffer).unwrap();
+    assert_eq!(
+        (&buffer[..len], from.ip()),
+        (&b"own"[..], inside(2).1.into())
+    );
+}
+
+#[test]
+fn settings_are_followed_without_a_break_for_peers_that_stay() {
+    if !isolated("settings_are_followed_without_a_break_for_peers_that_stay") {
+        return;
+    }
+    two_machines();
+    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    let b = Interface::start("b", 2, settings(2, &[(1, None)]), true);
+    carries("a", ("b", 2), 1000);
+    let to_b = key_pair(2).1;
+    let before = a.status().peers[&to_b].clone();
+    // A connection that is open while peers come and go.
+    let address = SocketAddr::from((inside(2).1, 7001));
+    let listener = within("b", move || TcpListener::bind(address).unwrap());
+    let mut stream = within("a", move || TcpStream::connect(address).unwrap());
+    let (mut other, _) = listener.accept().unwrap();
+    for peers in 3..103 {
+        let mut more = vec![(2, Some("10.0.0.2:51820"))];
+        more.extend((3..=peers).map(|number| (number, Some("10.0.0.3:51820"))));
+        a.set(settings(1, &more));
+        stream.write_all(b"x").unwrap();
+        let mut one = [0];
+        other.read_exact(&mut one).unwrap();
+    }
+    let after = a.status();
+    assert_eq!(after.peers.len(), 101);
+    let after = &after.peers[&to_b];
+    assert!(
+        after.handshake_age_ms >= before.handshake_age_ms,
+        "a new handshake was needed"
+    );
+    assert!(after.sent > before.sent);
+    // A peer that is recorded no more gets nothing and is not listened to.
+    a.set(settings(1, &[]));
+    let dropped = a.status().dropped;
+    let silent = within("b", || {
+        let socket = UdpSocket::bind((inside(2).1, 0)).unwrap();
+        socket.send_to(b"x", (inside(1).1, 9))
+    });
+    silent.unwrap();
+    eventually("what it sends is dropped", || {
+        (a.status().dropped.invalid > dropped.invalid).then_some(())
+    });
+    drop(b);
+}
+
+#[test]
+fn a_peer_is_followed_to_where_it_sends_from() {
+    if !isolated("a_peer_is_followed_to_where_it_sends_from") {
+        return;
+    }
+    two_machines();
+    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    let b = Interface::start("b", 2, settings(2, &[(1, Some("10.0.0.1:51820"))]), true);
+    carries("b", ("a", 1), 1000);
+    ip("-n b addr del 10.0.0.2/24 dev vb");
+    ip("-n b addr add 10.0.0.7/24 dev vb");
+    carries("b", ("a", 1), 1000);
+    let seen = |a: &Interface| a.status().peers[&key_pair(2).1].endpoint;
+    eventually("it is seen at its new address", || {
+        (seen(&a) == Some("10.0.0.7:51820".parse().unwrap())).then_some(())
+    });
+    // The same settings again do not move it back; another address in them does.
+    a.set(settings(1, &[(2, Some("10.0.0.2:51820"))]));
+    assert_eq!(seen(&a), Some("10.0.0.7:51820".parse().unwrap()));
+    a.set(settings(1, &[(2, Some("10.0.0.8:51820"))]));
+    assert_eq!(seen(&a), Some("10.0.0.8:51820".parse().unwrap()));
+    drop(b);
+}
+
+#[test]
+fn nonsense_is_refused_and_hurts_nobody() {
+    if !isolated("nonsense_is_refused_and_hurts_nobody") {
+        return;
+    }
+    two_machines();
+    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    let b = Interface::start("b", 2, settings(2, &[(1, None)]), true);
+    let mut contradictory = settings(1, &[(2, Some("[fd12::2]:51820"))]);
+    let refused = |settings: &Settings| {
+        let request = Request::Set(Box::new(settings.clone()));
+        let answer = Client::connect(&a.control).unwrap().ask(&request);
+        answer.unwrap_err().to_string()
+    };
+    assert!(refused(&contradictory).contains("inside of the tunnels"));
+    contradictory = settings(1, &[(2, None), (3, None)]);
+    for peer in contradictory.peers.values_mut() {
+        peer.allowed = vec![inside(2).0];
+    }
+    assert!(refused(&contradictory).contains("it may go to one peer"));
+    // Datagrams of any kind and length, among them those that begin as messages do.
+    within("b", || {
+        let socket = UdpSocket::bind("10.0.0.2:0").unwrap();
+        for kind in 0..=5_u8 {
+            for len in [0, 1, 4, 31, 32, 92, 148, 1400] {
+                let mut datagram = vec![0_u8; len];
+                if let Some(first) = datagram.first_mut() {
+                    *first = kind;
+                }
+                socket.send_to(&datagram, "10.0.0.1:51820").unwrap();
+            }
+        }
+    });
+    carries("a", ("b", 2), 1000);
+    drop(b);
+}

@@ -1,0 +1,408 @@
+#!/usr/bin/env bash
+# Installs the package on real machines, and says what it saw. `make machines` runs it; it is no part of `make test`.
+#
+#   examples/machines.sh PACKAGE.deb [NEWER.deb]
+#
+# Two Debians boot under QEMU: m1 is Debian 12, m2 is Debian 13 (MACHINES="bookworm bookworm" chooses others). They
+# are on a bridge in a network namespace of its own, without an uplink. The package is installed as a user would,
+# `platform server init`, `platform tokens create` and `platform node join` make the cluster, the example app is
+# deployed and served; then a machine reboots, the package is upgraded, a node leaves, and the package is purged.
+#
+# A step that fails ends the run with status 1; what it says is above it, and the machines' consoles are in
+# target/machines. KEEP=1 leaves the machines running and says how to log in.
+# Needs root, /dev/net/tun, 6 GiB of memory, and Debian's packages. Without KVM it takes ten minutes or so.
+# shellcheck disable=SC2317
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+top=$(dirname "$here")
+# shellcheck source=demo/cluster.sh
+. "$top/demo/cluster.sh"
+work=$top/target/machines
+
+# What is needed here; and what a machine has before the package comes, beside what the package depends on: there is
+# no uplink by which apt could fetch it.
+tools=(mmdebstrap qemu-system-x86 e2fsprogs iproute2 openssh-client docker-registry curl)
+inside=(systemd-sysv linux-image-cloud-amd64 udev dbus iproute2 openssh-server procps curl less man-db bash-completion)
+read -r -a suites <<<"${MACHINES:-bookworm trixie}"
+
+# Raised when images made before are of no use any more.
+recipe=1
+memory=3072
+disk=6G
+# TEST-NET-1 (RFC 5737), within the namespace only.
+net=192.0.2
+namespace=platform-machines-$$
+gateway=$net.1
+app=hello.localhost
+
+main() {
+    [ "$(id -u)" -eq 0 ] || die "only root can boot machines" "try: sudo make machines"
+    [ $# -eq 1 ] || [ $# -eq 2 ] || die "usage: examples/machines.sh PACKAGE.deb [NEWER.deb]"
+    package=$(readlink -f "$1") newer=${2:+$(readlink -f "$2")}
+    mkdir -p "$work" && chmod 700 "$work"
+    begun=$(now)
+    trap 'finish_run $?' EXIT
+    install_tools
+    [ -f "$work/key" ] || ssh-keygen -q -t ed25519 -N '' -f "$work/key"
+    local suite index=0
+    for suite in $(printf '%s\n' "${suites[@]}" | sort -u); do step "an image of Debian $suite" make_image "$suite"; done
+    step "an image of the example app" make_app
+    [ -n "$newer" ] || step "the same package with a newer version" make_newer
+    step "a network and a registry" make_network
+    for suite in "${suites[@]}"; do
+        index=$((index + 1))
+        boot "m$index" "$suite" "$index"
+    done
+    for ((index = 1; index <= ${#suites[@]}; index++)); do step "m$index boots" wait_for_boot "m$index"; done
+    steps
+    say "done in $(since "$begun") s"
+}
+
+# --- What is tried ---------------------------------------------------------------------------------
+
+steps() {
+    step "m1: apt install ./platform.deb" install_package m1 "$package"
+    step "m1: what is installed" look_at_package m1
+    step "m1: platform doctor" run_doctor m1
+    step "m1: platform server init" server_init
+    step "m1: platform node join" join node m1
+    step "m1: platform edge join" join edge m1
+    step "m1: deploy, and the first answer" deploy
+    step "m1: what is around a VM" look_at_vms m1
+    if [ ${#suites[@]} -gt 1 ]; then
+        step "m2: apt install ./platform.deb" install_package m2 "$package"
+        step "m2: platform doctor" run_doctor m2
+        step "m2: platform node join" join node m2
+        step "m1: nodes" on m1 platform nodes
+    fi
+    step "m1: the node restarts, its VMs go on" restart_node
+    step "m1: reboot; everything comes back" reboot m1
+    step "m1: a newer package, while it serves" upgrade m1
+    if [ ${#suites[@]} -gt 1 ]; then
+        step "m2: drained and removed" remove_node
+        step "m2: the package is purged" purge m2
+    fi
+    step "m1: removal is refused while VMs run" refuse_removal
+    step "m1: node down, then purge" purge_m1
+}
+
+install_package() {
+    local machine=$1 file=$2
+    copy "$machine" "$file" /root/platform.deb
+    on "$machine" "apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends /root/platform.deb 2>&1 | tail -n 3; dpkg -s platform | grep -E '^(Status|Version)'"
+}
+
+look_at_package() {
+    on "$1" "platform --version; dpkg -L platform | grep -c .; systemctl list-unit-files 'platform-*' --no-legend; man -w platform platform-node-join; bash -c 'source /usr/share/bash-completion/completions/platform && complete -p platform'; systemctl is-active platform-server platform-node platform-edge || true"
+}
+
+run_doctor() { on "$1" "platform doctor || echo \"(status \$?)\""; }
+
+server_init() {
+    on m1 platform server init --insecure-registry "$gateway:5000"
+    on m1 "systemctl is-active platform-server && systemctl is-enabled platform-server"
+    until_true 30 on m1 platform nodes || die "the server does not answer"
+    ! on m1 platform server init || die "a second init is not refused"
+}
+
+# join ROLE MACHINE
+join() {
+    local role=$1 machine=$2 extra=() token begun
+    [ "$role" != node ] || extra=(--insecure-registry "$gateway:5000")
+    [ "$role" != edge ] || extra=(--listen '[::]:80')
+    token=$(on m1 platform tokens create --role "$role" 2>/dev/null)
+    begun=$(now)
+    # From standard input: the token is on no command line, here or there.
+    on "$machine" platform "$role" join --server "https://$(address 1):7400" --token-file - "${extra[@]}" <<<"$token"
+    on "$machine" "systemctl is-active platform-$role; systemctl is-enabled platform-$role"
+    case $role in
+        node) until_true 60 is_online "$machine" || die "the node does not come online" ;;
+        edge) until_true 60 answers || die "the edge does not answer" ;;
+    esac
+    say "from the call to online: $(since "$begun") s (of which ssh takes some)"
+    ! on "$machine" "ps -ef; systemctl cat platform-$role; systemctl show platform-$role" | grep -F "$token" ||
+        die "the token can be seen"
+}
+is_online() { on m1 platform nodes | grep -E "^n[0-9]+ +$1 " | grep -qw online; }
+answers() { from_outside "http://$(address 1)/" -o /dev/null; }
+page() { from_outside -f -H "Host: $app" "http://$(address 1)/"; }
+from_outside() { ip netns exec "$namespace" curl -s --max-time 5 "$@"; }
+
+deploy() {
+    copy m1 "$top/examples/hello/platform.toml" /root/hello.toml
+    local begun
+    begun=$(now)
+    on m1 platform deploy /root/hello.toml --image "$image"
+    until_true 60 page || die "the page is not served"
+    say "from the deploy to the first answer: $(since "$begun") s"
+    page
+    on m1 platform ps
+}
+
+look_at_vms() {
+    on "$1" "platform nodes | sed -n 1,3p; journalctl -u platform-node --no-pager -o cat | grep -iE 'driver|cgroup|warn|error' | head -n 12 || true; for g in /sys/fs/cgroup/platform/vm-*; do echo \"\$g procs=\$(wc -l <\$g/cgroup.procs) memory.max=\$(cat \$g/memory.max) cpu.weight=\$(cat \$g/cpu.weight)\"; done; systemd-cgls --no-pager /platform | cut -c1-90; systemctl show platform-node -p MemoryCurrent,LimitNOFILE,KillMode; systemd-analyze security --no-pager | grep platform || true; lsmod | grep -E 'kvm|tun|vsock|nf_tables' | awk '{print \$1}' | xargs"
+}
+
+has_no_vms() { [ -z "$(vms "$1")" ]; }
+vms() { on "$1" "pgrep 'qemu-system|firecracker' | sort -n | xargs"; }
+
+# same_vms BEFORE AFTER
+same_vms() {
+    [ -n "$1" ] || die "there was no VM"
+    [ "$1" = "$2" ] || die "VMs before: $1; after: $2"
+    say "the same VMs: $2"
+}
+
+restart_node() {
+    local before after
+    before=$(vms m1)
+    on m1 systemctl restart platform-node
+    until_true 30 is_online m1 || die "the node does not come back"
+    after=$(vms m1)
+    same_vms "$before" "$after"
+    page >/dev/null || die "the page is gone"
+}
+
+reboot() {
+    local machine=$1 old
+    old=$(on "$machine" cat /proc/sys/kernel/random/boot_id)
+    on "$machine" systemctl reboot || true
+    until_true 180 rebooted "$machine" "$old" || die "it does not come back" "console: $work/$machine.console"
+    say "it is there again; waiting for the page"
+    until_true 180 page || { on m1 "systemctl --failed; platform ps; journalctl -b -u 'platform-*' --no-pager | tail -n 40"; die "the app does not come back"; }
+    on m1 "systemctl is-active platform-server platform-node platform-edge; platform ps"
+}
+rebooted() {
+    local new
+    end_master "$1"
+    new=$(on "$1" cat /proc/sys/kernel/random/boot_id) && [ "$new" != "$2" ]
+}
+
+upgrade() {
+    local before after
+    copy m1 "$newer" /root/newer.deb
+    before=$(vms m1)
+    # One request after the other meanwhile, and one connection that is held.
+    : >"$work/requests"
+    (while [ -f "$work/requests" ]; do
+        if page >/dev/null; then echo ok; else echo "failed at $(date +%T)"; fi >>"$work/answers"
+        sleep 0.2
+    done) &
+    on m1 "apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends /root/newer.deb 2>&1 | tail -n 4; dpkg -s platform | grep ^Version; systemctl is-active platform-server platform-node platform-edge"
+    until_true 60 is_online m1 || die "the node does not come back"
+    sleep 2
+    rm "$work/requests"
+    wait $!
+    after=$(vms m1)
+    say "requests: $(grep -c ok "$work/answers" || true) answered, $(grep -c failed "$work/answers" || true) not"
+    rm -f "$work/answers"
+    same_vms "$before" "$after"
+}
+
+remove_node() {
+    local node
+    node=$(on m1 platform nodes | awk '$2 == "m2" { print $1 }')
+    on m1 platform nodes drain "$node"
+    until_true 120 has_no_vms m2 || die "VMs are left on m2"
+    on m2 systemctl disable --now platform-node
+    on m2 platform node down
+    on m1 "platform nodes remove $node --yes; platform nodes"
+    ! is_online m2 || die "m2 is a node still"
+}
+
+purge() {
+    on "$1" "apt-get purge -y -q -o Dpkg::Use-Pty=0 platform 2>&1 | tail -n 5; dpkg -l platform 2>/dev/null | tail -n 1; ls -d /usr/lib/platform /usr/bin/platform /etc/platform 2>/dev/null || true; ls /var/lib/platform; ip netns; ip -br link; systemctl list-units 'platform*' --all --no-legend; systemctl --failed --no-legend"
+}
+
+refuse_removal() {
+    ! on m1 "apt-get remove -y -q -o Dpkg::Use-Pty=0 platform" || die "the package was removed under running VMs"
+    page >/dev/null || die "the page is gone"
+}
+
+purge_m1() {
+    on m1 "systemctl stop platform-node && platform node down"
+    purge m1
+}
+
+# --- Steps -----------------------------------------------------------------------------------------
+
+# step TITLE COMMAND...: a command of it that fails ends the run.
+step() {
+    local from
+    title=$1
+    shift
+    from=$(now)
+    say
+    say "${bold}== [$(since "$begun") s] $title${plain}"
+    "$@"
+    say "${faint}   $(since "$from") s${plain}"
+}
+
+finish_run() {
+    local status=$1 file
+    rm -f "$work/requests"
+    [ "$status" -eq 0 ] || say "${red}failed${plain}: ${title:-before the first step}"
+    if [ -n "${KEEP:-}" ]; then
+        say "kept: ip netns exec $namespace ssh -i $work/key $(address 1) (m1), $(address 2) (m2)"
+        return
+    fi
+    for file in "$work"/*.pid; do
+        [ ! -f "$file" ] || kill "$(<"$file")" 2>/dev/null || true
+        rm -f "$file"
+    done
+    for ((end = 0; end < 50; end++)); do
+        [ -n "$(ip netns pids "$namespace" 2>/dev/null)" ] || break
+        sleep 0.1
+    done
+    ip netns delete "$namespace" 2>/dev/null || true
+    rm -f "$work"/m[0-9].{disk,ssh}
+    [ "$status" -eq 0 ] || say "the machines' consoles: $work/m*.console"
+}
+
+# --- Machines --------------------------------------------------------------------------------------
+
+install_tools() {
+    local missing=() tool
+    for tool in "${tools[@]}"; do
+        dpkg-query -W -f '${Status}' "$tool" 2>/dev/null | grep -q 'ok installed' || missing+=("$tool")
+    done
+    [ ${#missing[@]} -eq 0 ] || apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+
+# Where this machine's apt has Debian from.
+mirror() {
+    # These are apt's own, not the shell's.
+    # shellcheck disable=SC2016
+    apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE)' 'Created-By: Packages' |
+        awk '$1 == "Debian" && $3 !~ /security/ { print $2; exit }'
+}
+
+make_image() {
+    local suite=$1 packages key tree
+    packages=$(IFS=,; echo "${inside[*]}"),$(dpkg-deb -f "$package" Depends | sed 's/([^)]*)//g; s/|[^,]*//g; s/ //g')
+    key=$(printf '%s\n' "$recipe" "$packages" "$disk" "$(<"$work/key.pub")" | sha256sum | cut -c1-16)
+    if [ "$(cat "$work/$suite.key" 2>/dev/null)" = "$key" ]; then
+        say "made before: $work/$suite.disk"
+        return
+    fi
+    tree=$work/$suite.tree
+    rm -rf "$tree"
+    apt-config dump | grep -E '^Acquire::(http|https|Retries|Check-Valid-Until)' >"$work/apt.conf" || true
+    mmdebstrap --quiet --mode=root --variant=minbase --aptopt="$work/apt.conf" --include="$packages" \
+        --dpkgopt='path-exclude=/usr/share/locale/*' "$suite" "$tree" "deb $(mirror) $suite main"
+    install -d -m 700 "$tree/root/.ssh"
+    install -m 600 "$work/key.pub" "$tree/root/.ssh/authorized_keys"
+    echo 'UseDNS no' >"$tree/etc/ssh/sshd_config.d/machines.conf"
+    printf '/dev/vda / ext4 defaults 0 1\n' >"$tree/etc/fstab"
+    # No uplink: no source of packages that could be asked.
+    rm -f "$tree"/etc/apt/sources.list "$tree"/etc/apt/sources.list.d/* "$tree"/var/log/apt/*
+    rm -f "$tree/etc/machine-id" && : >"$tree/etc/machine-id"
+    chroot "$tree" systemctl --quiet enable systemd-networkd ssh
+    install -d "$tree/var/log/journal"
+    cp "$tree"/boot/vmlinuz-* "$work/$suite.vmlinuz"
+    cp "$tree"/boot/initrd.img-* "$work/$suite.initrd"
+    rm -f "$work/$suite.disk"
+    mke2fs -q -t ext4 -L root -d "$tree" "$work/$suite.disk" "$disk"
+    rm -rf "$tree"
+    echo "$key" >"$work/$suite.key"
+    say "$(du -h "$work/$suite.disk" | cut -f1) $work/$suite.disk"
+}
+
+make_newer() {
+    rm -rf "$work/newer"
+    dpkg-deb -R "$package" "$work/newer"
+    sed -i 's/^Version: .*/&+newer/' "$work/newer/DEBIAN/control"
+    newer=$work/newer.deb
+    dpkg-deb --root-owner-group -Zgzip -z1 --build "$work/newer" "$newer"
+    rm -rf "$work/newer"
+}
+
+make_app() {
+    app_layout=$("$here/images.sh" hello)
+    say "$app_layout"
+}
+
+make_network() {
+    ip netns add "$namespace"
+    ip -n "$namespace" link set lo up
+    ip -n "$namespace" link add machines type bridge
+    ip -n "$namespace" addr add "$gateway/24" dev machines
+    ip -n "$namespace" link set machines up
+    cat >"$work/registry.yml" <<YML
+version: 0.1
+log: { level: warn, accesslog: { disabled: true } }
+storage: { filesystem: { rootdirectory: $work/registry } }
+http: { addr: $gateway:5000 }
+YML
+    ip netns exec "$namespace" docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
+    echo $! >"$work/registry.pid"
+    until_true 20 ip netns exec "$namespace" curl -fs "http://$gateway:5000/v2/" || die "no registry"
+    ip netns exec "$namespace" skopeo copy --quiet --dest-tls-verify=false --digestfile "$work/digest" \
+        "oci:$app_layout" "docker://$gateway:5000/hello:1"
+    image=$gateway:5000/hello@$(<"$work/digest")
+    say "$image"
+}
+
+address() { echo "$net.$((10 + $1))"; }
+
+# boot MACHINE SUITE INDEX
+boot() {
+    local machine=$1 suite=$2 index=$3 mount=$work/$1.mount
+    cp --sparse=always --reflink=auto "$work/$suite.disk" "$work/$machine.disk"
+    mkdir -p "$mount"
+    mount -o loop "$work/$machine.disk" "$mount"
+    echo "$machine" >"$mount/etc/hostname"
+    { echo "127.0.0.1 localhost"; for i in 1 2 3; do echo "$(address $i) m$i"; done; } >"$mount/etc/hosts"
+    printf '[Match]\nName=en* eth*\n[Network]\nAddress=%s/24\nGateway=%s\n' "$(address "$index")" $gateway >"$mount/etc/systemd/network/10-machine.network"
+    umount "$mount"
+    rmdir "$mount"
+    ip -n "$namespace" tuntap add dev "$machine" mode tap
+    ip -n "$namespace" link set "$machine" master machines up
+    : >"$work/$machine.console"
+    # TCG emulates AMD's SVM, so that there is a /dev/kvm within.
+    local accelerator=tcg,thread=multi
+    if [ -w /dev/kvm ] && grep -qwE 'vmx|svm' /proc/cpuinfo; then accelerator=kvm; fi
+    # A little before others: guests within are given up when they make no progress, and beside a build they make none.
+    nice -n -10 ip netns exec "$namespace" qemu-system-x86_64 -M q35 -accel $accelerator -cpu max -smp 2 -m $memory \
+        -nodefaults -no-user-config -display none -serial "file:$work/$machine.console" \
+        -drive "file=$work/$machine.disk,if=virtio,format=raw,cache=unsafe" \
+        -netdev "tap,id=n,ifname=$machine,script=no,downscript=no" \
+        -device "virtio-net-pci,netdev=n,mac=52:54:00:00:00:0$index,romfile=" -device virtio-rng-pci \
+        -kernel "$work/$suite.vmlinuz" -initrd "$work/$suite.initrd" -append "root=/dev/vda rw console=ttyS0 quiet" \
+        >"$work/$machine.log" 2>&1 &
+    echo $! >"$work/$machine.pid"
+}
+
+wait_for_boot() {
+    until_true 180 answers_or_ended "$1" || die "it does not boot" "console: $work/$1.console"
+    on "$1" true || die "its QEMU ended: $(tail -n 1 "$work/$1.log")"
+    on "$1" "systemctl is-system-running --wait; udevadm settle; uname -r; systemd-analyze | head -n 1; systemctl --failed --no-legend; ls -l /dev/kvm; grep -o -m1 -wE 'svm|vmx' /proc/cpuinfo; cat /sys/fs/cgroup/cgroup.controllers" || true
+}
+
+answers_or_ended() { on "$1" true || ! kill -0 "$(<"$work/$1.pid")"; }
+
+ssh_options() {
+    printf '%s\n' -i "$work/key" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR \
+        -o ConnectTimeout=5 -o BatchMode=yes -o ControlMaster=auto -o ControlPersist=yes -o "ControlPath=$work/$1.ssh"
+}
+
+# on MACHINE COMMAND...: runs it there, in a shell, as root.
+on() {
+    local machine=$1 options
+    shift
+    mapfile -t options < <(ssh_options "$machine")
+    ip netns exec "$namespace" ssh "${options[@]}" "$(address "${machine#m}")" "$@"
+}
+
+copy() {
+    local options
+    mapfile -t options < <(ssh_options "$1")
+    ip netns exec "$namespace" scp -q "${options[@]}" "$2" "$(address "${1#m}"):$3"
+}
+
+end_master() {
+    ip netns exec "$namespace" ssh -o "ControlPath=$work/$1.ssh" -O exit x 2>/dev/null || rm -f "$work/$1.ssh"
+}
+
+main "$@"
