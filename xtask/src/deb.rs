@@ -421,7 +421,15 @@ mod tests {
 
         let first = folder.join("target/first.deb");
         build(&folder, Profile::Release, "1.2.3", &first).unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(1100));
+        // In another second, which a time in the package would show.
+        let second = || {
+            let now = std::time::SystemTime::now();
+            now.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+        };
+        let built_in = second();
+        while second() == built_in {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let again = folder.join("target/again.deb");
         build(&folder, Profile::Release, "1.2.3", &again).unwrap();
         assert_eq!(fs::read(&first).unwrap(), fs::read(&again).unwrap());

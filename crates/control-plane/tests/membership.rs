@@ -5,7 +5,7 @@ mod support;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::enrollment::{EnrollRole, Hardware, Member};
 use api::error_code;
@@ -112,9 +112,14 @@ async fn unknown_used_revoked_and_expired_tokens_are_refused_alike_and_waiting_f
     server.user.revoke_token(&of(&revoked)).await.unwrap();
     let again = server.user.revoke_token(&of(&revoked)).await;
     assert_eq!(refusal(again), (404, "token_not_found".to_owned()));
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let ends = listed.iter().find(|row| row.id == of(&expired)).unwrap();
+    eventually("the token has expired", async || {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        (now.as_millis() > u128::from(ends.expires_at.0)).then_some(())
+    })
+    .await;
 
-    // Somebody else holds the lock of the store: whoever is refused waits for no write.
+    // Somebody else holds the lock of the store: whoever waited for a write would get another answer.
     let url = format!("sqlite:{}", folder.path().join("platform.db").display());
     let mut holder = SqliteConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("BEGIN IMMEDIATE")
@@ -124,9 +129,7 @@ async fn unknown_used_revoked_and_expired_tokens_are_refused_alike_and_waiting_f
     let mut said = Vec::new();
     for token in [&unknown, &used, &revoked, &expired] {
         let request = enroll_request(token, &MemberKey::generate().unwrap());
-        let asked = Instant::now();
         let error = enroll(&server, token, &request).await.unwrap_err();
-        assert!(asked.elapsed() < Duration::from_secs(2));
         let ClientError::Api { status, error, .. } = error else {
             panic!("{error:?}");
         };
@@ -459,14 +462,9 @@ async fn case_a_member_that_is_revoked_with_streams_open_is_cut_off_and_each_pee
         }
     });
     tokio::time::sleep(Duration::from_millis(300)).await;
-    let asked = Instant::now();
     let revoked = server.user.revoke(Member::Node(id)).await.unwrap();
     let (desired_ended, streams_ended) = polls.await.unwrap();
-    assert!(
-        asked.elapsed() < Duration::from_secs(2),
-        "{:?}",
-        asked.elapsed()
-    );
+    // Polls that nobody ends are answered, at the end of their time.
     assert!(desired_ended.is_err() && streams_ended.is_err());
     for _ in 0..3 {
         let refused = refusal(desired(&joined.client).await);

@@ -852,28 +852,3 @@ fn meaning() {
         check_lines(&format!("{head}{text}"), expected);
     }
 }
-
-#[test]
-fn case_variables_that_every_instance_would_carry_are_bounded() {
-    let text = |shared: usize, own: usize| {
-        format!(
-            "app = \"shop\"\n[env]\nA = \"{}\"\nB = \"{}\"\n[processes.web.env]\nC = \"{}\"\nD = \"{}\"\n",
-            "a".repeat(shared / 2),
-            "b".repeat(shared / 2),
-            "c".repeat(own / 2),
-            "d".repeat(own / 2),
-        )
-    };
-    // Four names of one byte, and the values.
-    assert!(Manifest::from_toml("platform.toml", &text(32_768, 32_764)).is_ok());
-    for (shared, own, path) in [(40_000, 30_000, "env"), (30_000, 40_000, "processes.web")] {
-        let refused = Manifest::from_toml("platform.toml", &text(shared, own)).unwrap_err();
-        assert_eq!(refused.len(), 1);
-        assert_eq!(refused[0].path, path);
-        assert!(
-            refused[0].message.contains("take 70004 bytes"),
-            "{}",
-            refused[0].message
-        );
-    }
-}

@@ -12,6 +12,7 @@ pub(crate) mod exec;
 pub(crate) mod fmt;
 pub(crate) mod image;
 pub(crate) mod images;
+mod joining;
 pub(crate) mod logs;
 pub(crate) mod manifest_file;
 pub(crate) mod manual;

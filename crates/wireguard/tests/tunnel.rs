@@ -338,7 +338,9 @@ fn a_peer_sends_only_from_what_goes_to_it() {
         return;
     }
     two_machines();
-    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    // The address that is forged is a third peer's.
+    let peers = [(2, Some("10.0.0.2:51820")), (3, None)];
+    let a = Interface::start("a", 1, settings(1, &peers), true);
     let _b = Interface::start("b", 2, settings(2, &[(1, Some("10.0.0.1:51820"))]), true);
     let receiver = within("a", || UdpSocket::bind((inside(1).1, 9)).unwrap());
     receiver.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -2,13 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use clap::{Args, Subcommand};
 use edge_proxy::{EdgeError, EdgeOptions};
 use membership::JoinError;
 
-use super::node::{JOIN_PATIENCE, JOIN_PAUSE, say_joined};
+use super::joining;
 use crate::failure::Failure;
 use crate::join_token::TokenArguments;
 use crate::logging::LogArguments;
@@ -159,19 +158,12 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         // Before the token is spent, as of a node.
         role_options::keep(&data_dir, &given).await?;
         let options = run.options(given).await?;
-        let began = Instant::now();
-        let joined = loop {
-            match edge_proxy::join(&options).await {
-                Err(EdgeError::Join(JoinError::Enroll(error)))
-                    if error.is_transient() && began.elapsed() < JOIN_PATIENCE =>
-                {
-                    note(format!("{error}; trying again"));
-                    tokio::time::sleep(error.retry_after().unwrap_or(JOIN_PAUSE)).await;
-                }
-                joined => break joined?,
-            }
+        let unreached = |error: &EdgeError| match error {
+            EdgeError::Join(JoinError::Enroll(error)) => joining::pause_after(error),
+            _ => None,
         };
-        say_joined(&joined)?;
+        let joined = joining::patiently(|| edge_proxy::join(&options), unreached).await?;
+        joining::print(&joined)?;
     }
     service::start(Start {
         role: "edge",

@@ -1,27 +1,21 @@
 //! `platform node`: the agent of a machine that runs instances.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use api::enrollment::Member;
 use blocking_work::blocking;
 use clap::{Args, Subcommand};
 use membership::{JoinError, Membership};
 use node_agent::{DownOptions, NodeError, NodeOptions};
 
+use super::joining;
 use crate::failure::Failure;
 use crate::join_token::TokenArguments;
 use crate::logging::LogArguments;
-use crate::output::{self, note};
+use crate::output::note;
 use crate::registry_access::RegistryArguments;
 use crate::role_options::{self, KeptNodeOptions, KeptOptions as _};
 use crate::service::{self, Start};
 use crate::units::parse_size;
-
-/// How long a join waits for a server that cannot be reached.
-pub(super) const JOIN_PATIENCE: Duration = Duration::from_secs(60);
-/// Pause before it asks again.
-pub(super) const JOIN_PAUSE: Duration = Duration::from_secs(1);
 
 pub(crate) const DATA_DIR: &str = "/var/lib/platform/node";
 pub(crate) const RUN_DIR: &str = "/run/platform";
@@ -193,19 +187,12 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         // Before the token is spent: a full disk is found now, and the service never starts without them.
         role_options::keep(&data_dir, &given).await?;
         let options = options(run.applicant, given, run.folders).await?;
-        let began = Instant::now();
-        let joined = loop {
-            match node_agent::join(&options).await {
-                Err(NodeError::Join(JoinError::Enroll(error)))
-                    if error.is_transient() && began.elapsed() < JOIN_PATIENCE =>
-                {
-                    note(format!("{error}; trying again"));
-                    tokio::time::sleep(error.retry_after().unwrap_or(JOIN_PAUSE)).await;
-                }
-                joined => break joined?,
-            }
+        let unreached = |error: &NodeError| match error {
+            NodeError::Join(JoinError::Enroll(error)) => joining::pause_after(error),
+            _ => None,
         };
-        say_joined(&joined)?;
+        let joined = joining::patiently(|| node_agent::join(&options), unreached).await?;
+        joining::print(&joined)?;
     }
     service::start(Start {
         role: "node",
@@ -214,25 +201,6 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         by_hand: no_start,
     })
     .await
-}
-
-/// Says who this machine is, and what it waits for.
-pub(super) fn say_joined(joined: &Membership) -> Result<(), Failure> {
-    let (member, name) = (joined.member, &joined.name);
-    output::line(format!("joined as {member} ({name})"))?;
-    if joined.pending {
-        if let Some(key) = joined.key_fingerprint() {
-            note(format!("key: {key}"));
-        }
-        let list = match member {
-            Member::Node(_) => "nodes",
-            Member::Edge(_) => "edges",
-        };
-        note(format!(
-            "waits for approval: compare the key, then `platform {list} approve {member}`"
-        ));
-    }
-    Ok(())
 }
 
 /// The membership of this machine in a role, if it has joined.
