@@ -9,11 +9,12 @@ export BASH_ENV := $(CURDIR)/demo/rust.sh
 help: ## This list; `make demo DEMO_EDGE_PORT=8081` chooses another port
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: ## A whole cluster on this machine, with an app on it: installs, builds, starts, deploys
-	@demo/up.sh
+demo: ## A whole cluster on this machine, with an app on it: installs, builds, starts, deploys; NODES=3: several machines, as network namespaces
+	@if [ -n "$(NODES)" ]; then NODES="$(NODES)" demo/nodes.sh up; else demo/up.sh; fi
 
 down: ## End the demo, without a trace
-	@demo/down.sh
+	@demo/nodes.sh down
+	demo/down.sh
 
 install: ## The Debian packages and tools that building and running need; root
 	@demo/install.sh
@@ -32,6 +33,9 @@ deb: dist ## The Debian package of what `make dist` builds: target/platform_VERS
 
 machines: deb ## Install the package on Debians that boot here as VMs, make a cluster, reboot, upgrade, remove; root, no KVM, twenty minutes
 	examples/machines.sh "$$(ls -t target/platform_*_amd64.deb | head -n 1)"
+
+wireguard-kernel: ## The tests of WireGuard interfaces on a Debian kernel, which has WireGuard, in a VM; root, no KVM, minutes
+	examples/wireguard-kernel.sh
 
 kernel: install ## The platform's own guest kernel: ten minutes once, then guests boot it in place of Debian's; root
 	cargo xtask kernel
@@ -90,10 +94,12 @@ bench: export PLATFORM_GUEST_DIR := $(CURDIR)/target/dist/guest
 bench: dist ## Measure what we promise of boots, logs, root disks and deploys, with the binaries of `make dist`; root
 	cargo xtask guest --profile dist --natively
 	cargo test --profile dist -p microvm --test bench -- --ignored --nocapture --test-threads 1
+	WIREGUARD_PROGRAM=$(CURDIR)/target/dist/platform cargo test --profile dist -p wireguard --test bench -- --ignored --nocapture --test-threads 1
 	cargo test --profile dist -p guest-init --test vm -- --ignored --nocapture --test-threads 1
 	for image in tools modules; do examples/images.sh $$image; done | tee target/bench-images.txt
 	mapfile -t images <target/bench-images.txt
 	cargo run --profile dist -p root-disk --example bench -- "$${images[@]}"
+	cargo test --profile dist -p resolver --test bench -- --ignored --nocapture
 	cargo test --profile dist -p scheduler -- --ignored --nocapture
 	cargo test --profile dist -p store --test kill -- --ignored --nocapture
 	cargo test --profile dist -p control-plane --test agents -- --ignored --nocapture --exact thousands_of_agents
@@ -103,4 +109,4 @@ bench: dist ## Measure what we promise of boots, logs, root disks and deploys, w
 	cargo test --profile dist -p platform --test many -- --ignored
 	demo/bench.sh
 
-.PHONY: help demo down install build dist deb machines kernel lint deny check test cases simulate mutations images bench
+.PHONY: help demo down install build dist deb machines wireguard-kernel kernel lint deny check test cases simulate mutations images bench

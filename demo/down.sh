@@ -12,6 +12,7 @@ main() {
         exit 0
     fi
     finish edge 10
+    if [ -d "$demo/edge" ] && [ -x "$platform" ]; then show "$platform" edge down --data-dir "$demo/edge" --log warn; fi
     # The agent first, so that it does not start its microVMs again.
     finish node 10
     take_node_down

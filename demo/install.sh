@@ -19,6 +19,8 @@ packages+=(isal strace)
 packages+=(postgresql)
 # What the overlay in user space is tested against.
 packages+=(wireguard-go wireguard-tools)
+# What asks the resolver in its tests.
+packages+=(bind9-dnsutils)
 
 # The host side of a guest's vsock, where the VMM is QEMU: a Rust program of the rust-vmm project.
 vsock_device_version=0.3.0

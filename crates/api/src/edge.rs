@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use model::instance::ProxyProtocol;
-use model::{EnvKey, Generation, InstanceId, ProcessName, Term};
+use model::{EnvKey, Generation, InstanceId, LeaderSession, ProcessName, Term};
 use serde::{Deserialize, Serialize};
 
 use crate::Unreadable;
@@ -19,8 +19,10 @@ pub struct RouteTable {
     /// The term of the leader that says it. One of an older term of the same incarnation is refused: its leader was taken for
     /// dead, and does not know what was decided since.
     pub term: Term,
-    /// The counter, within the same incarnation, of the table of which this is the difference; absent: this is the whole
-    /// table. Only an edge that asked for differences gets one.
+    /// In which session of a leader it was counted. An edge takes the whole table of another session than its own, whatever its counter.
+    pub session: LeaderSession,
+    /// The counter, within the same session, of the table of which this is the difference; absent: this is the whole
+    /// table.
     pub since: Option<u64>,
     /// Host name, lowercase, without a port, to where it leads.
     pub routes: BTreeMap<String, Route>,
@@ -30,6 +32,16 @@ pub struct RouteTable {
     pub unreadable: BTreeMap<String, Unreadable>,
 }
 
+impl RouteTable {
+    /// How an edge that has it names it.
+    pub fn as_had(&self) -> HasRoutes {
+        HasRoutes {
+            generation: self.generation,
+            session: self.session,
+        }
+    }
+}
+
 /// A route table as it travels and as edges keep it.
 #[derive(Serialize, Deserialize)]
 struct RouteTableJson {
@@ -37,6 +49,8 @@ struct RouteTableJson {
     generation: Generation,
     #[serde(default, skip_serializing_if = "Term::is_sole")]
     term: Term,
+    #[serde(default, skip_serializing_if = "LeaderSession::is_none")]
+    session: LeaderSession,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     since: Option<u64>,
     routes: BTreeMap<String, Part<Route>>,
@@ -49,6 +63,7 @@ impl From<RouteTableJson> for RouteTable {
         let mut table = Self {
             generation: json.generation,
             term: json.term,
+            session: json.session,
             since: json.since,
             removed: json.removed,
             ..Self::default()
@@ -72,11 +87,21 @@ impl From<RouteTable> for RouteTableJson {
         Self {
             generation: table.generation,
             term: table.term,
+            session: table.session,
             since: table.since,
             routes: read.chain(unreadable).collect(),
             removed: table.removed,
         }
     }
+}
+
+/// Which table an edge has. The default: none.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct HasRoutes {
+    /// Its generation.
+    pub generation: Generation,
+    /// The session in which it was counted.
+    pub session: LeaderSession,
 }
 
 /// Where one host leads.

@@ -5,6 +5,8 @@ use std::net::Ipv6Addr;
 use model::{EdgeId, NameError, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::member::Underlay;
+
 /// What a token lets its one user become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -39,8 +41,11 @@ pub struct EnrollRequest {
     pub region: String,
     /// PKCS#10 certificate request in PEM, for the key that never leaves the machine.
     pub csr_pem: String,
-    /// WireGuard public key in base64; nodes only.
+    /// WireGuard public key in base64. An edge of a version before has none.
     pub wireguard_public_key: Option<String>,
+    /// How its peers reach it over the underlay; absent from a machine of a version before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub underlay: Option<Underlay>,
     /// What the machine has.
     pub hardware: Hardware,
     /// The time by the machine's clock; absent from a machine of a version before.
@@ -172,6 +177,9 @@ pub struct EnrollResponse {
     pub cluster_prefix: Ipv6Addr,
     /// MTU of the overlay, in bytes.
     pub mtu: u32,
+    /// Its number in the overlay: that of a node is its id's. Absent from a server of a version before, and for an edge without a WireGuard key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub number: Option<NodeId>,
     /// The signed client certificate, PEM.
     pub certificate_pem: String,
     /// The cluster's CA, PEM.
@@ -193,6 +201,17 @@ impl std::fmt::Display for Member {
         match self {
             Self::Node(id) => id.fmt(f),
             Self::Edge(id) => id.fmt(f),
+        }
+    }
+}
+
+impl Member {
+    /// Its kind.
+    #[must_use]
+    pub fn role(self) -> EnrollRole {
+        match self {
+            Self::Node(_) => EnrollRole::Node,
+            Self::Edge(_) => EnrollRole::Edge,
         }
     }
 }

@@ -27,12 +27,19 @@ pub mod paths {
     pub const HEALTH: &str = "/v1/health";
     /// POST [`crate::enrollment::EnrollRequest`] -> [`crate::enrollment::EnrollResponse`].
     pub const ENROLL: &str = "/v1/enroll";
-    /// GET, a node or an edge: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::member::MemberState`], or 204 when nothing
-    /// newer came within the wait. The generation that it names is the one that it has applied.
+    /// GET, a node or an edge: `?after=COUNTER&incarnation=INCARNATION&session=SESSION&seen=COUNTER&wait_ms=N` ->
+    /// [`crate::member::MemberState`], or 204 when nothing newer came within the wait. The generation that it names is the one that it has
+    /// applied; session and counter are those of the overlay's changes that it has applied, 0 where it has none. A member of before the overlay
+    /// names no session.
     pub const MEMBER: &str = "/v1/member";
     /// POST, a node or an edge, also by a certificate that is out of its dates: [`crate::member::CertificateRequest`] ->
     /// [`crate::member::CertificateResponse`].
     pub const MEMBER_CERTIFICATE: &str = "/v1/member/certificate";
+    /// POST, a node or an edge: [`crate::member::OverlayReport`] -> 204: how it is reached, and what it knows of its links.
+    pub const MEMBER_OVERLAY: &str = "/v1/member/overlay";
+    /// GET, a node: `?session=SESSION&after=COUNTER&wait_ms=N` -> [`crate::node::DirectoryChanges`], or 204 when nothing newer came within the
+    /// wait.
+    pub const NODE_DIRECTORY: &str = "/v1/node/directory";
     /// GET, a node: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::node::DesiredState`], or 204 when nothing
     /// newer came within the wait.
     pub const NODE_DESIRED: &str = "/v1/node/desired";
@@ -48,8 +55,8 @@ pub mod paths {
     pub const NODE_STREAM_REFUSED: &str = "/v1/node/streams/{stream}/refused";
     /// GET, a node: `?instance=ID` -> `Vec<SecretBundle>`: what an instance placed on it boots with.
     pub const NODE_SECRETS: &str = "/v1/node/secrets";
-    /// GET, an edge: `?after=COUNTER&incarnation=INCARNATION&wait_ms=N` -> [`crate::edge::RouteTable`], or 204. An edge that
-    /// names its incarnation takes differences.
+    /// GET, an edge: `?after=COUNTER&incarnation=INCARNATION&session=SESSION&wait_ms=N` -> [`crate::edge::RouteTable`], or 204. An edge that
+    /// names its incarnation takes differences; one of another session than the leader's gets the whole table.
     pub const EDGE_ROUTES: &str = "/v1/edge/routes";
     /// GET, a node: `?registry=HOST` -> [`crate::node::PullSecret`], or 204 when the cluster is not logged in there. For
     /// registries that the node's instances come from only.
@@ -77,6 +84,8 @@ pub mod paths {
     pub const REVOKE: &str = "/v1/members/{member}/revoke";
     /// POST, a user: the node or edge `{member}` is to have other keys -> 204.
     pub const ROTATE_KEYS: &str = "/v1/members/{member}/rotate-keys";
+    /// GET, a user -> [`crate::user::NetworkStatus`]. PATCH [`crate::user::NetworkSettingsRequest`] -> [`crate::user::NetworkStatus`].
+    pub const NETWORK: &str = "/v1/network";
     /// GET, a user -> `Vec<NodeRow>`.
     pub const NODES: &str = "/v1/nodes";
     /// DELETE, users: removes a node, which is a member no longer; query: [`RemoveNodeQuery`](super::user::RemoveNodeQuery).
@@ -86,6 +95,9 @@ pub mod paths {
     pub const NODE_SCHEDULING: &str = "/v1/nodes/{node}/scheduling";
     /// PATCH, users: sets and removes labels of the node: [`LabelsRequest`](super::user::LabelsRequest) -> 204.
     pub const NODE_LABELS: &str = "/v1/nodes/{node}/labels";
+    /// POST, users: the node is to stop instances that it runs and the store does not know:
+    /// [`StopUnknownRequest`](super::user::StopUnknownRequest) -> [`StopUnknownResponse`](super::user::StopUnknownResponse).
+    pub const NODE_STOP_UNKNOWN: &str = "/v1/nodes/{node}/stop-unknown";
     /// GET, a user: `?app=&env=` -> `Vec<InstanceRow>`.
     pub const INSTANCES: &str = "/v1/instances";
     /// GET, a user: `?app=&env=` -> `Vec<EndedRow>`: the instances that are gone and whose records are kept.
@@ -141,6 +153,8 @@ pub mod error_code {
     pub const CERTIFICATE_EXPIRED: &str = "certificate_expired";
     /// The enrollment token lets nobody in: it is not known, was used or has expired.
     pub const TOKEN_REFUSED: &str = "token_refused";
+    /// The key that a machine enrolls with is that of a member that was revoked, or of another kind.
+    pub const KEY_TAKEN: &str = "key_taken";
     /// No server leads at the moment. Nothing was done: the request may be sent again.
     pub const NO_LEADER: &str = "no_leader";
     /// The leader changed while it was asked: what was asked may have been done or not.

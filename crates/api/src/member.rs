@@ -1,9 +1,16 @@
 //! What the server and every member say to each other, a node as well as an edge: who it is, by which key, and who the others are (ADR 0004).
 
+mod overlay;
+
 use std::net::Ipv6Addr;
 
 use model::{Generation, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
+
+pub use overlay::{
+    DEFAULT_OVERLAY_PORT, KEEPALIVE_SECONDS, LinkReport, MAX_OVERLAY_MTU, MAX_REPORTED_LINKS,
+    MIN_OVERLAY_MTU, OverlayChanges, OverlayReport, Peer, PeerKind, Underlay, WIREGUARD_OVERHEAD,
+};
 
 /// Whether a member may do anything. Users decide it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +28,7 @@ pub enum Approval {
     },
 }
 
-/// What a member is told about the cluster it is in. Whole, never a difference.
+/// What a member is told about the cluster it is in: whole, but for the overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberState {
     /// The cluster's random id: state of another cluster is refused.
@@ -32,19 +39,22 @@ pub struct MemberState {
     /// Whether it may do anything.
     #[serde(default)]
     pub approval: Approval,
-    /// The nodes that it may exchange packets with over the overlay.
-    pub peers: Vec<Peer>,
+    /// For members of before [`Self::overlay`]: the approved nodes with their keys. They exchange no packets with them. Empty for others.
+    pub peers: Vec<NodeKey>,
     /// The certificates of the CAs that it trusts from now on, PEM, one after the other. The first one signs: a member whose certificate is another's
     /// renews it.
     pub ca_pem: String,
     /// Whether it is to have other keys ([`CertificateRequest::replaces_key`]).
     #[serde(default)]
     pub rotate_keys: bool,
+    /// Its place in the overlay, and its peers. Only a member that asked for it (`session`) is told. Absent: nothing of it changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay: Option<OverlayChanges>,
 }
 
-/// A node, to those that exchange packets with it.
+/// A node and its key, to members of before [`MemberState::overlay`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
+pub struct NodeKey {
     /// The node.
     pub node: NodeId,
     /// Its WireGuard public key, base64.
@@ -61,7 +71,7 @@ pub struct CertificateRequest {
     /// Whether the request is for another key than that of the connection. The member is known by both until it comes by the new one.
     #[serde(default)]
     pub replaces_key: bool,
-    /// With another key, a node's WireGuard public key from now on, base64. Absent: it stays.
+    /// With another key, the member's WireGuard public key from now on, base64. Absent: it stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wireguard_public_key: Option<String>,
 }

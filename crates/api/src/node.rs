@@ -1,5 +1,6 @@
 //! What a node and the server say to each other.
 
+mod directory;
 mod instance_report;
 mod report_bounds;
 mod report_delta;
@@ -18,7 +19,8 @@ use crate::Unreadable;
 use crate::enrollment::Hardware;
 use crate::unreadable::Part;
 
-pub use instance_report::{InstanceReport, MAX_LOG_TAIL};
+pub use directory::{DirectoryChanges, DirectoryEntry, EnvDirectory};
+pub use instance_report::{InstanceHolds, InstanceReport, MAX_LOG_TAIL};
 pub use report_bounds::{
     Exceeded, MAX_FAILURE_BYTES, MAX_MACHINE_BYTES, MAX_MACHINE_CPUS, MAX_REPORTED_IMAGES,
     MAX_REPORTED_INSTANCES, MAX_REPORTED_VOLUMES, MAX_TEXT_BYTES,

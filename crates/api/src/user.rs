@@ -3,6 +3,8 @@
 //! The server refuses fields of a request that it does not know: a misspelt one would be ignored otherwise. A client
 //! ignores fields of an answer that it does not know: the server may be newer.
 
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
 
@@ -17,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::enrollment::{EnrollRole, Hardware, Member};
 use crate::member::Approval;
 use crate::node::{CachedImage, DriverChoice, EgressState, InstanceReport, PullSecret};
+
+pub use network::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
 
 /// A root disk in a node's cache, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -495,6 +499,22 @@ pub struct SchedulingRequest {
 pub struct LabelsRequest {
     /// Key to value; `null`: the label is removed. Labels that are not named stay.
     pub labels: BTreeMap<LabelKey, Option<LabelValue>>,
+}
+
+/// Asks a node to stop instances that it runs and the store does not know.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopUnknownRequest {
+    /// These; empty: every one that it has reported by now.
+    #[serde(default)]
+    pub instances: Vec<InstanceId>,
+}
+
+/// The answer to [`StopUnknownRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopUnknownResponse {
+    /// The instances that the node is told to stop. They are named until it has said that they are gone.
+    pub instances: Vec<InstanceId>,
 }
 
 /// The query of [`paths::NODE`](crate::paths::NODE): how a node is removed.

@@ -31,6 +31,7 @@ pub(crate) fn new_settings() -> Result<ClusterSettings, ServerError> {
     let mut prefix = [0; 16];
     prefix[..6].copy_from_slice(&[0xfd, a, b, c, d, e]);
     Ok(ClusterSettings {
+        mode: overlay::topology::Mode::default(),
         id: format!("{id:016x}"),
         prefix: Ipv6Addr::from(prefix),
         mtu: DEFAULT_MTU,

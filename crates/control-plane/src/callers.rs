@@ -3,6 +3,7 @@
 //! server serves ([`api::protocol`]).
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError};
 
@@ -25,6 +26,18 @@ use crate::state::App;
 /// The certificate that a connection was made with, if it was made with a member's. Put into each request by [`crate::dispatch`].
 #[derive(Debug, Clone)]
 pub(crate) struct Peer(pub(crate) Option<ShownCertificate>);
+
+/// The address that a request came from, of the connection that it first came by. Put into each request by [`crate::dispatch`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SeenFrom(pub(crate) Option<IpAddr>);
+
+impl FromRequestParts<App> for SeenFrom {
+    type Rejection = ApiFailure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiFailure> {
+        Ok(parts.extensions.get().copied().unwrap_or(Self(None)))
+    }
+}
 
 /// What is known of a member by the certificate that it showed, and whose key it proved to have. Who it is the cluster state says, by that key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -205,7 +218,10 @@ async fn approved(parts: &Parts, app: &App, wanted: &str) -> Result<Member, ApiF
             error_code::NOT_APPROVED,
             format!("{member} waits for approval"),
         )
-        .hint(format!("`platform nodes approve {member}` lets it in")));
+        .hint(format!(
+            "`platform {}s approve {member}` lets it in",
+            member.role()
+        )));
     }
     if !caller.is_current {
         return Err(ApiFailure::new(

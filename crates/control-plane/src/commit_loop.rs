@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use api::enrollment::Member;
 use scheduler::leader::{Batch, Leader};
 use store::StoreError;
 
@@ -115,7 +116,20 @@ fn guarded(leader: &mut Leader, decide: Request) -> Option<Reply> {
 fn publish(shared: &Shared, batch: Batch) {
     let routes = (!batch.changes.routes.is_empty()).then_some(Topic::Routes);
     let membership = (batch.changes.counters.membership > 0).then_some(Topic::Membership);
+    let (mut peers, mut directory) = {
+        let before = shared.published.borrow();
+        (before.peers.clone(), before.directory.clone())
+    };
+    let members = batch.changes.nodes.keys().map(|id| Member::Node(*id));
+    let members = members.chain(batch.changes.edges.keys().map(|id| Member::Edge(*id)));
+    let members: Vec<_> = members.collect();
+    let dead = shared.overlay.dead();
+    let everybody = batch.changes.counters.everybody > 0;
+    let concerned = peers.update(&batch.after, &members, &dead, everybody);
+    let nodes_of_envs = directory.update(&batch.after, &batch.touched);
     shared.published.send_replace(Arc::new(Published {
+        peers,
+        directory,
         cluster: batch.after,
         routes: batch.routes,
         findings: batch.findings,
@@ -123,7 +137,14 @@ fn publish(shared: &Shared, batch: Batch) {
     }));
     let nodes = batch.changes.nodes.into_keys().map(Topic::Node);
     let envs = batch.touched.into_iter().map(Topic::Env);
-    shared
-        .topics
-        .notify(nodes.chain(envs).chain(routes).chain(membership));
+    let concerned = concerned.into_iter().map(Topic::Member);
+    let directories = nodes_of_envs.into_iter().map(Topic::Directory);
+    shared.topics.notify(
+        nodes
+            .chain(envs)
+            .chain(routes)
+            .chain(membership)
+            .chain(concerned)
+            .chain(directories),
+    );
 }

@@ -5,7 +5,7 @@
 //! place where things are decided, read and waited for, and every server may be asked. A request that was forwarded is not
 //! forwarded again.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::authority::Authority;
-use crate::callers::{Peer, ShownCertificate, user_token};
+use crate::callers::{Peer, SeenFrom, ShownCertificate, user_token};
 use crate::connection::{ALPN, Admission};
 use crate::election::{CurrentRole, Role};
 use crate::enrollment_rate::EnrollmentRate;
@@ -45,6 +45,8 @@ use crate::users::Users;
 /// The certificate that the caller of a forwarded request showed: its key, whom it was issued to and whether it is within its dates (`3059.. n1
 /// current`), or `nobody`.
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("platform-forwarded-for");
+/// The address that a forwarded request came from.
+const FORWARDED_FROM: HeaderName = HeaderName::from_static("platform-forwarded-from");
 /// A caller without a certificate.
 const NOBODY: &str = "nobody";
 
@@ -129,7 +131,7 @@ impl Dispatch {
         if enrolls && let Err(wait) = self.door.enrollments.check(from, Instant::now()) {
             return too_many_enrollments(wait);
         }
-        let response = self.dispatched(shown, admission, request).await;
+        let response = self.dispatched(shown, from, admission, request).await;
         if enrolls && response.status().is_client_error() {
             self.door.enrollments.refused(from, Instant::now());
         }
@@ -148,6 +150,7 @@ impl Dispatch {
     async fn dispatched(
         &self,
         shown: &Shown,
+        from: SocketAddr,
         admission: &Admission,
         mut request: Request<Incoming>,
     ) -> Response {
@@ -159,6 +162,14 @@ impl Dispatch {
             return too_many_connections();
         }
         let said = request.headers_mut().remove(FORWARDED_FOR);
+        let first_from = request.headers_mut().remove(FORWARDED_FROM);
+        // Only another server of the cluster is believed where a request first came from.
+        let from = match shown {
+            Shown::Nobody | Shown::Member(_) => Some(from.ip()),
+            Shown::Server => {
+                first_from.and_then(|value| value.to_str().ok().and_then(|text| text.parse().ok()))
+            }
+        };
         let (peer, is_forwarded) = match shown {
             Shown::Nobody => (None, false),
             Shown::Member(certificate) => (Some(certificate.clone()), false),
@@ -171,11 +182,12 @@ impl Dispatch {
         match (role.answerer(is_forwarded), role) {
             (Answerer::Me, Role::Leading { router, .. }) => {
                 request.extensions_mut().insert(Peer(peer));
+                request.extensions_mut().insert(SeenFrom(from));
                 let request = request.map(Body::new);
                 router.oneshot(request).await.unwrap_or_else(|e| match e {})
             }
             (Answerer::Leader, Role::Following { term, leader }) => {
-                self.forward(peer, request, term, &leader).await
+                self.forward(peer, from, request, term, &leader).await
             }
             (Answerer::Me | Answerer::Leader | Answerer::Nobody, _) => {
                 no_leader("no server leads at the moment")
@@ -187,6 +199,7 @@ impl Dispatch {
     async fn forward(
         &self,
         peer: Option<ShownCertificate>,
+        from: Option<IpAddr>,
         mut request: Request<Incoming>,
         term: Term,
         leader: &str,
@@ -200,7 +213,7 @@ impl Dispatch {
             &servers.streams
         };
         let upgrade = upgrade.then(|| hyper::upgrade::on(&mut request));
-        let forwarded = match forwarded(peer, request, leader) {
+        let forwarded = match forwarded(peer, from, request, leader) {
             Ok(forwarded) => forwarded,
             Err(failure) => return failure.into_response(),
         };
@@ -258,6 +271,7 @@ async fn join(
 /// The same request, to the leader.
 fn forwarded(
     peer: Option<ShownCertificate>,
+    from: Option<IpAddr>,
     request: Request<Incoming>,
     leader: &str,
 ) -> Result<reqwest::Request, ApiFailure> {
@@ -274,6 +288,11 @@ fn forwarded(
     let shown = peer.map_or_else(|| NOBODY.to_owned(), |peer| peer.to_string());
     let shown = HeaderValue::try_from(shown).map_err(|error| ApiFailure::internal(&error))?;
     parts.headers.insert(FORWARDED_FOR, shown);
+    if let Some(from) = from {
+        let from = HeaderValue::try_from(from.to_string());
+        let from = from.map_err(|error| ApiFailure::internal(&error))?;
+        parts.headers.insert(FORWARDED_FROM, from);
+    }
     let body = if body.is_end_stream() {
         reqwest::Body::default()
     } else {

@@ -13,6 +13,7 @@
 //!   empty      there       refused: the store was lost, restore a backup
 //! ```
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -186,6 +187,15 @@ pub(crate) async fn drop_ca_before(store: &Store, term: Term) -> Result<(), Serv
 
 /// The key-encryption key of this file.
 pub(crate) async fn read_key(path: &Path) -> Result<SealKey, ServerError> {
+    if let Ok(file) = tokio::fs::metadata(path).await {
+        let mode = file.permissions().mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(ServerError::KeyOpen {
+                path: path.to_owned(),
+                mode,
+            });
+        }
+    }
     match read::<KeyFile>(path).await? {
         Some(file) => Ok(SealKey::load(&file.key)?),
         None => Err(ServerError::KeyMissing {
@@ -379,6 +389,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(KEY_FILE);
         std::fs::write(&path, KEYS[0]).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         read_key(&path).await.unwrap();
         let newer = KEYS[0].replace("\"version\": 1", "\"version\": 99");
         std::fs::write(&path, &newer).unwrap();

@@ -50,6 +50,7 @@ mod members;
 mod not_committed;
 mod open_files;
 mod options;
+mod overlay;
 mod planner_loop;
 mod presence;
 mod refused_enrollments;

@@ -116,6 +116,13 @@ pub(crate) const MAX_SECRET_ATTEMPTS: u32 = 16;
 /// Largest secret of a registry login, in bytes of its JSON; identity tokens of the large clouds have up to 5 KiB.
 pub(crate) const MAX_LOGIN_BYTES: usize = 32 << 10;
 
+/// How long a member's endpoint stays as recorded before another is: each change is a write, and wakes its peers.
+pub(crate) const UNDERLAY_CHANGE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often a leader looks at its hubs where nobody says anything of them.
+pub(crate) const HUB_LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Shortest time between two looks because members said something.
+pub(crate) const HUB_EVALUATION_PAUSE: Duration = Duration::from_millis(200);
+
 /// MTU of a new cluster's overlay, in bytes (ADR 0004).
 pub(crate) const DEFAULT_MTU: u32 = 1420;
 /// Longest name of a region, in bytes.

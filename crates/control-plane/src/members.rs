@@ -27,6 +27,8 @@ pub(crate) struct Members(Mutex<BTreeMap<Member, Known>>);
 struct Known {
     /// The generation of the membership that it has applied.
     applied: Option<Generation>,
+    /// Up to which change of this term's overlay it has applied what it was told; absent: it has not said, or is of before the overlay.
+    seen: Option<u64>,
     /// When it last called, by the wall clock.
     seen_at: Option<Timestamp>,
     /// Cancelled when it is revoked or removed: ends what it has under way.
@@ -35,16 +37,25 @@ struct Known {
 
 impl Members {
     /// A member that follows the membership has applied this of it.
-    pub(crate) fn applied(&self, member: Member, generation: Generation, now: Timestamp) {
+    pub(crate) fn applied(
+        &self,
+        member: Member,
+        generation: Generation,
+        seen: Option<u64>,
+        now: Timestamp,
+    ) {
         let mut known = self.lock();
         let known = known.entry(member).or_default();
         known.applied = Some(generation);
+        known.seen = seen;
         known.seen_at = Some(now);
     }
 
-    /// The generation that a member has applied; absent: it has not said in this term.
-    pub(crate) fn generation_of(&self, member: Member) -> Option<Generation> {
-        self.lock().get(&member)?.applied
+    /// The generation that a member has applied, and up to which change of the overlay; absent: it has not said in this term.
+    fn applied_by(&self, member: Member) -> Option<(Generation, Option<u64>)> {
+        let known = self.lock();
+        let known = known.get(&member)?;
+        Some((known.applied?, known.seen))
     }
 
     /// The member called just now.
@@ -127,7 +138,7 @@ impl Shared {
             error_code::NOT_A_MEMBER,
             format!("this machine, which was {member} once, is not a member of this cluster: none has its key"),
         )
-        .hint("was it removed, or the store restored from before it joined? `platform node join` with a new token lets it in again"))
+        .hint("was it removed, or the store restored from before it joined? `platform node join --again`, of an edge `platform edge join --again`, with a new token lets it in again"))
     }
 
     /// A member came by the key that it was about to have.
@@ -182,11 +193,14 @@ impl Shared {
 
     /// Which members have applied the membership of this generation or of a later one.
     pub(crate) fn acknowledged(&self, member: Member, counter: u64) -> (bool, bool) {
-        let incarnation = self.published.borrow().cluster.incarnation;
-        match self.members.generation_of(member) {
-            Some(applied) => {
+        let published = Arc::clone(&self.published.borrow());
+        let incarnation = published.cluster.incarnation;
+        match self.members.applied_by(member) {
+            Some((applied, seen)) => {
                 let has = applied.incarnation == incarnation && applied.counter >= counter;
-                (has, true)
+                // What does not concern it, it is not told.
+                let is_told = seen.is_some_and(|seen| seen >= published.peers.concerned_at(member));
+                (has || is_told, true)
             }
             None => (false, false),
         }

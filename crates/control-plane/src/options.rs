@@ -93,6 +93,14 @@ pub enum ServerError {
         /// The file.
         path: PathBuf,
     },
+    /// Others of the machine can read the key.
+    #[error("{} is open to others: its mode is {mode:04o}", path.display())]
+    KeyOpen {
+        /// The file.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+    },
     /// The key does not open the store.
     #[error("the key in {} does not open the keys of this store", path.display())]
     WrongKey {
@@ -176,6 +184,10 @@ impl ServerError {
             Self::KeyMissing { path } => Some(format!(
                 "put {} back from where its copy is kept, or copy it from the data folder of another server of this cluster; without it the keys and secrets in the store cannot be opened, \
                  and no key is made in its place",
+                path.display()
+            )),
+            Self::KeyOpen { path, .. } => Some(format!(
+                "it opens every secret of the cluster: `chmod 600 {}`, and find out who read it",
                 path.display()
             )),
             Self::WrongKey { path, .. } => Some(format!(

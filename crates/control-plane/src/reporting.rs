@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::node::{CachedImage, ReportAnswer, ReportDelta};
-use model::{InstanceId, NodeId};
+use model::NodeId;
 use scheduler::apply::Command;
 use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::report_receiver::{ReportReceiver, Verdict, is_plausible};
@@ -108,14 +108,6 @@ impl Reporting {
         lock(&self.exceeded).get(&node).cloned().unwrap_or_default()
     }
 
-    /// The instances that a node runs and the store does not know.
-    pub(crate) fn unknown_instances(&self, node: NodeId) -> Vec<InstanceId> {
-        let reporter = lock(&self.nodes).get(&node).map(Arc::clone);
-        reporter.map_or_else(Vec::new, |reporter| {
-            lock(&reporter.known).unknown.instances.clone()
-        })
-    }
-
     fn note_exceeded(&self, node: NodeId, exceeded: Vec<String>) {
         let mut known = lock(&self.exceeded);
         let before = known.get(&node).map_or(&[][..], Vec::as_slice);
@@ -161,6 +153,7 @@ impl Shared {
                 .receiver
                 .command(&cluster, node, &delta, now());
             self.apply(&cluster, node, command).await?;
+            let cluster = self.cluster();
             let mut known = lock(&reporter.known);
             known.receiver.received(&cluster, node, &delta, exceeded);
             self.reporting

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use api::enrollment::Member;
-use model::{EnvKey, InstanceId, NodeId, Term};
+use model::{EnvKey, InstanceId, LeaderSession, NodeId, Term};
 use registry::Registry;
 use scheduler::apply::{Command, Refused};
 use scheduler::cluster_state::{ClusterSettings, ClusterState, Node};
+use scheduler::directory::DirectoryIndex;
+use scheduler::peers::PeerIndex;
 use scheduler::placement::PromisedIndex;
 use scheduler::planner::Finding;
 use scheduler::routes::RouteIndex;
@@ -23,6 +25,7 @@ use crate::leader_handle::LeaderHandle;
 use crate::logins::Logins;
 use crate::members::Members;
 use crate::not_committed::NotCommitted;
+use crate::overlay::Overlay;
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
 use crate::reporting::Reporting;
@@ -42,12 +45,18 @@ pub(crate) struct Published {
     pub(crate) findings: Table<EnvKey, Vec<Finding>>,
     /// What is promised on each node.
     pub(crate) promised: PromisedIndex,
+    /// What each member is told of its peers.
+    pub(crate) peers: PeerIndex,
+    /// What each node knows of the envs that it runs.
+    pub(crate) directory: DirectoryIndex,
 }
 
 /// What the parts of a server that leads share.
 pub(crate) struct Shared {
     /// The term in which it leads.
     pub(crate) term: Term,
+    /// Drawn when this server began to lead.
+    pub(crate) session: LeaderSession,
     pub(crate) store: Store,
     pub(crate) users: Users,
     /// The CAs; others where they were replaced.
@@ -66,6 +75,8 @@ pub(crate) struct Shared {
     pub(crate) streams: Streams,
     /// What is known of the members that call.
     pub(crate) members: Members,
+    /// What is known of their links.
+    pub(crate) overlay: Overlay,
     /// The connections of this server.
     pub(crate) shares: Shares,
     /// Where this server is reached, for the tokens that it makes.

@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 
 use axum::Router;
 use identity::SealKey;
-use model::Term;
+use model::{LeaderSession, Term};
 use registry::{Credentials, Registry, RegistryOptions};
 use scheduler::cluster_state::ClusterSettings;
+use scheduler::directory::DirectoryIndex;
 use scheduler::leader::Leader;
+use scheduler::peers::PeerIndex;
 use scheduler::placement::PromisedIndex;
 use scheduler::table::Table;
 use store::Store;
@@ -27,6 +29,7 @@ use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
 use crate::logins::Logins;
 use crate::members::Members;
 use crate::options::ServerError;
+use crate::overlay::{Overlay, watch_hubs};
 use crate::presence::Presence;
 use crate::refused_enrollments::RefusedEnrollments;
 use crate::reporting::Reporting;
@@ -69,7 +72,7 @@ pub(crate) struct LedTerm {
     pub(crate) lost: CancellationToken,
     /// Ends what was begun in it.
     end: CancellationToken,
-    tasks: [(JoinHandle<()>, &'static str); 2],
+    tasks: [(JoinHandle<()>, &'static str); 3],
 }
 
 impl LedTerm {
@@ -108,10 +111,13 @@ impl LedTerm {
             routes: routes.clone(),
             findings: Table::new(),
             promised: PromisedIndex::default(),
+            peers: PeerIndex::new(&cluster),
+            directory: DirectoryIndex::default(),
         };
         let (leader_handle, requests) = LeaderHandle::new();
         let shared = Arc::new(Shared {
             term,
+            session: LeaderSession(new_incarnation()?.0),
             secrets: Secrets::new(store.clone(), Arc::clone(&foundation.seal)),
             store,
             users: foundation.users.clone(),
@@ -125,6 +131,7 @@ impl LedTerm {
             presence: Arc::new(presence),
             streams: Streams::default(),
             members: Members::default(),
+            overlay: Overlay::new()?,
             shares: foundation.shares.clone(),
             url: foundation.url.clone(),
             wake: Notify::new(),
@@ -148,12 +155,17 @@ impl LedTerm {
             return Err(ServerError::Settle(display::chain(&error)));
         }
         let planner = tokio::spawn(planner_loop::run(Arc::clone(&shared)));
+        let hubs = tokio::spawn(watch_hubs(Arc::clone(&shared)));
         Ok(Self {
             term,
             router: api::router(shared),
             lost,
             end,
-            tasks: [(planner, "planner"), (committer, "committer")],
+            tasks: [
+                (planner, "planner"),
+                (hubs, "hubs"),
+                (committer, "committer"),
+            ],
         })
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use api::enrollment::Member;
 use model::{EnvKey, NodeId};
 use tokio::sync::Notify;
 
@@ -15,8 +16,12 @@ pub(crate) enum Topic {
     Env(EnvKey),
     /// The route table.
     Routes,
-    /// What members are told about each other.
+    /// What members of before the overlay are told about each other.
     Membership,
+    /// What one member is told of itself and of its peers.
+    Member(Member),
+    /// The directory of a node.
+    Directory(NodeId),
 }
 
 /// The topics that have subscribers.

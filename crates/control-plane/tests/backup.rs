@@ -6,6 +6,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
+use api::edge::HasRoutes;
 use api::enrollment::EnrollRole;
 use api::user::{ScaleRequest, SetSecretsRequest};
 use api_client::ApiClient;
@@ -84,8 +85,18 @@ async fn case_no_key_is_in_clear_and_none_is_made_anew() {
     let error = refused(other.path()).await;
     assert!(matches!(error, ServerError::StoreLost { .. }), "{error}");
 
+    // One that others can read is no secret any more.
+    let mode = std::os::unix::fs::PermissionsExt::from_mode;
+    std::fs::write(&key_file, &key).unwrap();
+    std::fs::set_permissions(&key_file, mode(0o644)).unwrap();
+    let error = refused(dir).await;
+    assert!(matches!(error, ServerError::KeyOpen { .. }), "{error}");
+    assert!(error.hint().unwrap().contains("chmod 600"));
+
     // A first start that was interrupted on either side of the store's own commit.
-    std::fs::write(dir.join("key-encryption-key.json.new"), &key).unwrap();
+    let new = dir.join("key-encryption-key.json.new");
+    std::fs::write(&new, &key).unwrap();
+    std::fs::set_permissions(&new, mode(0o600)).unwrap();
     std::fs::remove_file(&key_file).unwrap();
     let server = Server::start(dir).await;
     assert!(!server.ready.first_start);
@@ -230,7 +241,7 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let said = report(four.generation, all);
     node.client.report_all(&said).await.unwrap();
     let routes = eventually("four backends", async || {
-        let table = edge.client.routes(Generation::default(), wait).await;
+        let table = edge.client.routes(HasRoutes::default(), wait).await;
         let table = table.unwrap()?;
         (table.routes["hello.localhost"].backends.len() == 4).then_some(table)
     });
@@ -266,7 +277,34 @@ async fn case_a_restored_store_is_applied_at_once_and_stops_no_vm() {
     let state = state.unwrap();
     assert_ne!(state.generation.incarnation, four.generation.incarnation);
     assert_eq!((state.instances.len(), state.stop.len()), (2, 0));
-    let table = at(&server, &edge).routes(routes.generation, PATIENCE).await;
+    // What it does not know is named, and ends when a user says so.
+    let known: Vec<_> = state.instances.iter().map(|spec| spec.id).collect();
+    let mut unknown: Vec<_> = four.instances.iter().map(|spec| spec.id).collect();
+    unknown.retain(|id| !known.contains(id));
+    let row = server.user.nodes().await.unwrap().remove(0);
+    assert_eq!(row.unknown_instances, unknown);
+    let refused = server.user.stop_unknown(row.id, vec![known[0]]).await;
+    assert_eq!(
+        refused.unwrap_err().code(),
+        Some("unknown_instance_not_found")
+    );
+    let told = server.user.stop_unknown(row.id, vec![]).await.unwrap();
+    assert_eq!(told.instances, unknown);
+    let stops = client.desired(state.generation, PATIENCE).await.unwrap();
+    let stops = stops.unwrap();
+    assert_eq!((stops.instances.len(), &stops.stop), (2, &unknown));
+    let left = known.iter().map(|id| running(*id)).collect();
+    client
+        .report_all(&report(stops.generation, left))
+        .await
+        .unwrap();
+    let row = server.user.nodes().await.unwrap().remove(0);
+    assert!(row.unknown_instances.is_empty());
+    let state = client.desired(stops.generation, PATIENCE).await.unwrap();
+    let state = state.unwrap();
+    assert_eq!((state.instances.len(), state.stop.len()), (2, 0));
+
+    let table = at(&server, &edge).routes(routes.as_had(), PATIENCE).await;
     let table = table.unwrap().unwrap();
     assert_eq!(table.generation.incarnation, state.generation.incarnation);
     assert!(table.since.is_none());

@@ -27,13 +27,23 @@ async fn case_the_ca_is_replaced_with_a_node_away_and_nobody_is_locked_out() {
         name: "box".to_owned(),
         region: "home".to_owned(),
         hardware: hardware(),
+        underlay: membership::UnderlayOptions::default(),
     };
     let joined = Membership::load_or_join(&node_dir, &applicant)
         .await
         .unwrap();
     let client = joined.client().unwrap();
-    let peers = tokio::sync::watch::Sender::new(Vec::new());
-    let keeping = membership::keep(joined.clone(), node_dir.clone(), client.clone(), peers);
+    let overlay = membership::OverlayState::load(&joined, &node_dir).await;
+    let overlay = tokio::sync::watch::Sender::new(overlay);
+    let report = tokio::sync::watch::Sender::new(api::member::OverlayReport::default());
+    let said = report.subscribe();
+    let keeping = membership::keep(
+        joined.clone(),
+        node_dir.clone(),
+        client.clone(),
+        overlay,
+        said,
+    );
     let keeping = tokio::spawn(keeping);
     let backup = dir.join("backup.db");
     control_plane::backup(&dir, None, &backup).await.unwrap();

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
+use api::edge::HasRoutes;
 use api::enrollment::EnrollRole;
 use api::user::{DeployRequest, EnvRow, RolloutPhase, RolloutStatus, ScaleRequest};
 use model::instance::InstanceState;
@@ -81,7 +82,7 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
     let table = eventually("both backends", async || {
         let table = edge
             .client
-            .routes(Generation::default(), Duration::ZERO)
+            .routes(HasRoutes::default(), Duration::ZERO)
             .await;
         table.unwrap().filter(|t| {
             t.routes
@@ -92,7 +93,7 @@ async fn a_release_is_deployed_served_scaled_replaced_and_destroyed() {
     .await;
     let nothing = edge
         .client
-        .routes(table.generation, Duration::from_millis(50))
+        .routes(table.as_had(), Duration::from_millis(50))
         .await;
     assert_eq!(nothing.unwrap(), None);
 
@@ -233,7 +234,7 @@ async fn a_server_that_comes_back_is_the_same_server() {
     let table = eventually("both backends", async || {
         let table = edge
             .client
-            .routes(Generation::default(), Duration::ZERO)
+            .routes(HasRoutes::default(), Duration::ZERO)
             .await
             .unwrap();
         table.filter(|t| t.routes["hello.localhost"].backends.len() == 2)
@@ -257,12 +258,13 @@ async fn a_server_that_comes_back_is_the_same_server() {
     assert_eq!(same, config);
     let user = api_client::ApiClient::user(&same).unwrap();
     assert_eq!(user.instances(None).await.unwrap(), before);
-    // The edge is told nothing new, and so goes on as it was: no table went empty meanwhile.
-    let routes = edge
-        .client
-        .routes(table.generation, Duration::from_millis(500))
-        .await;
-    assert_eq!(routes.unwrap(), None);
+    // The edge is told the table once, because its counters are of another session, and it is the same: none went empty meanwhile.
+    let wait = Duration::from_millis(500);
+    let told = edge.client.routes(table.as_had(), wait).await.unwrap();
+    let told = told.unwrap();
+    assert_eq!((&told.routes, told.since), (&table.routes, None));
+    let again = edge.client.routes(told.as_had(), wait).await;
+    assert_eq!(again.unwrap(), None);
     shutdown.cancel();
     task.await.unwrap().unwrap();
 }

@@ -61,6 +61,7 @@ pub(crate) fn applicant(options: &EdgeOptions) -> Applicant {
         region: options.region.clone(),
         // Nothing is placed on an edge.
         hardware: Hardware::default(),
+        underlay: options.underlay,
     }
 }
 
@@ -71,11 +72,8 @@ pub(crate) async fn follow(edge: Arc<Edge>, client: ApiClient, kept: KeptRoutes)
     // The last error, which is logged once.
     let mut last: Option<String> = None;
     loop {
-        let after = edge.routes.generation();
-        match client
-            .routes(after, Duration::from_millis(MAX_WAIT_MS))
-            .await
-        {
+        let has = edge.routes.has();
+        match client.routes(has, Duration::from_millis(MAX_WAIT_MS)).await {
             Ok(news) => {
                 if last.take().is_some() {
                     tracing::info!(server = client.server(), "the server is back");

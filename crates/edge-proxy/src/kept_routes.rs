@@ -172,7 +172,7 @@ fn append(path: &Path, after: u64, bytes: &[u8]) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeSet;
 
     use api::edge::Route;
     use model::{Generation, Incarnation, Term};
@@ -219,7 +219,7 @@ mod tests {
                 Some(_) => BTreeSet::new(),
                 None => BTreeSet::from([host.to_owned()]),
             },
-            unreadable: BTreeMap::new(),
+            ..RouteTable::default()
         }
     }
 

@@ -15,6 +15,7 @@ mod headers;
 mod kept_routes;
 mod limits;
 mod listener;
+mod overlay_link;
 mod proxy_header;
 mod request_body;
 mod response_body;
@@ -25,15 +26,19 @@ mod tests;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::member::OverlayReport;
 use api_client::ClientError;
-use membership::{JoinError, Membership};
+use membership::{JoinError, Membership, OverlayState};
+use overlay_member::OverlayMember;
 use state_file::StateFileError;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::overlay_link::EdgeAttachment;
 
 /// How an edge runs.
 #[derive(Debug, Clone)]
@@ -50,6 +55,8 @@ pub struct EdgeOptions {
     pub name: String,
     /// Region the machine is in.
     pub region: String,
+    /// How its peers reach it, as far as its operator says.
+    pub underlay: membership::UnderlayOptions,
 }
 
 /// Why an edge could not start.
@@ -69,6 +76,12 @@ pub enum EdgeError {
     /// It is no member of a cluster, and could not become one.
     #[error("this edge cannot join the cluster")]
     Join(#[from] JoinError),
+    /// The link to the instances of other machines cannot be removed.
+    #[error("cannot remove the interface of the overlay")]
+    Overlay(#[source] wireguard::interface::InterfaceError),
+    /// The rules of that link cannot be removed.
+    #[error("cannot remove the rules of the overlay's interface")]
+    Network(#[source] node_network::NetworkError),
     /// What it knows of the server makes no client.
     #[error("cannot use the stored membership")]
     Client(#[source] ClientError),
@@ -82,7 +95,11 @@ impl EdgeError {
                 Some("choose another address with --listen".to_owned())
             }
             Self::Join(JoinError::Enroll(error)) | Self::Client(error) => error.hint(),
-            Self::Join(JoinError::State(_)) | Self::Listen { .. } | Self::State(_) => None,
+            Self::Join(JoinError::State(_))
+            | Self::Listen { .. }
+            | Self::State(_)
+            | Self::Overlay(_)
+            | Self::Network(_) => None,
             Self::Join(_) => Some(
                 "give --server, and by --token-file or PLATFORM_TOKEN a token that `platform tokens create --role edge` made"
                     .to_owned(),
@@ -101,13 +118,21 @@ pub async fn join(options: &EdgeOptions) -> Result<Membership, EdgeError> {
     Ok(Membership::load_or_join(&options.data_dir, &applicant).await?)
 }
 
+/// Removes what an edge that was stopped left on its machine for the next: its link to the instances of other machines.
+///
+/// # Errors
+/// What could not be removed.
+pub async fn down(data_dir: &Path) -> Result<(), EdgeError> {
+    overlay_link::down(data_dir).await
+}
+
 /// Runs the edge until `shutdown`, then finishes the requests in flight, within bounds.
 ///
 /// # Errors
 /// What kept it from starting. Once it is a member, it serves whatever happens to the server.
 pub async fn run(options: EdgeOptions, shutdown: CancellationToken) -> Result<(), EdgeError> {
     let listener = listen(options.listen).await?;
-    serve(options, listener, shutdown).await
+    Box::pin(serve(options, listener, shutdown)).await
 }
 
 /// Listens for clients. Those that connect wait until [`serve`] accepts them.
@@ -140,10 +165,27 @@ pub async fn serve(
         let edge = Arc::clone(&edge);
         async move {
             let (client, membership) = follow::join(&options).await?;
-            let peers = watch::Sender::new(Vec::new());
+            let overlay = OverlayState::load(&membership, &options.data_dir).await;
+            let underlay = membership::underlay(&membership.server, options.underlay).await;
+            let report = watch::Sender::new(OverlayReport {
+                underlay,
+                ..OverlayReport::default()
+            });
+            let place = overlay_link::place(&membership, &options.data_dir);
+            let member = OverlayMember {
+                attachment: EdgeAttachment {
+                    link: place.link.clone(),
+                },
+                place,
+                server: membership.server.clone(),
+                underlay: options.underlay,
+            };
+            let (overlay, state) = watch::channel(overlay);
+            let reported = report.subscribe();
             tokio::join!(
                 follow::follow(edge, client.clone(), kept),
-                membership::keep(membership, options.data_dir, client, peers),
+                membership::keep(membership, options.data_dir, client, overlay, reported),
+                overlay_member::keep(member, state, report),
             );
             Ok(())
         }

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use api::Unreadable;
-use api::edge::{Route, RouteTable};
-use model::{Generation, Term};
+use api::edge::{HasRoutes, Route, RouteTable};
+use model::{Generation, LeaderSession, Term};
 
 /// The table in use. It is changed in place: a change costs what it changes.
 #[derive(Debug, Default)]
@@ -22,6 +22,8 @@ struct Table {
     generation: Generation,
     /// The term of the leader that said it.
     term: Term,
+    /// The session in which it was counted.
+    session: LeaderSession,
     hosts: BTreeMap<String, Arc<HostRoute>>,
     /// The newest routes of hosts that cannot be read: a newer edge will.
     unreadable: BTreeMap<String, Unreadable>,
@@ -79,12 +81,19 @@ impl HostRoute {
 }
 
 impl Routes {
-    /// Takes a newer table, or what changed since the one in use; false: it is neither, or of a leader that was taken for dead.
+    /// Takes a newer table, or what changed since the one in use, or the whole one of another session; false: it is none of these, or of a leader
+    /// that was taken for dead.
     pub(crate) fn take(&self, new: &RouteTable) -> bool {
         let mut table = self.write();
         let is_same_store = new.generation.incarnation == table.generation.incarnation;
         let is_of_the_past = is_same_store && new.term < table.term;
-        if is_of_the_past || !new.generation.supersedes(table.generation) {
+        let is_of_another_session = !new.session.is_none() && new.session != table.session;
+        let is_news = if is_of_another_session {
+            new.since.is_none()
+        } else {
+            new.generation.supersedes(table.generation)
+        };
+        if is_of_the_past || !is_news {
             return false;
         }
         match new.since {
@@ -119,6 +128,7 @@ impl Routes {
         }
         table.unreadable.extend(new.unreadable.clone());
         (table.generation, table.term) = (new.generation, new.term);
+        table.session = new.session;
         true
     }
 
@@ -130,6 +140,7 @@ impl Routes {
         RouteTable {
             generation: table.generation,
             term: table.term,
+            session: table.session,
             unreadable: table.unreadable.clone(),
             routes: hosts
                 .map(|(host, leads)| (host.clone(), leads.route.clone()))
@@ -141,6 +152,15 @@ impl Routes {
     /// The term of the leader that said the table in use.
     pub(crate) fn term(&self) -> Term {
         self.read().term
+    }
+
+    /// Which table is in use.
+    pub(crate) fn has(&self) -> HasRoutes {
+        let table = self.read();
+        HasRoutes {
+            generation: table.generation,
+            session: table.session,
+        }
     }
 
     /// The generation in use; 0 before there was any.
@@ -241,6 +261,28 @@ mod tests {
         assert!(routes.take(&of(2, table(3, &[2]))));
         assert_eq!(ports(&routes), [2]);
         assert!(!routes.take(&of(2, table(2, &[1]))));
+    }
+
+    /// A store whose files were put back counts the same numbers for other tables.
+    #[test]
+    fn the_whole_table_of_another_session_is_taken_whatever_its_counter_and_no_difference_is() {
+        let routes = Routes::default();
+        let said = |session, generation, since, port| RouteTable {
+            session: LeaderSession(session),
+            since,
+            ..of(1, table(generation, &[port]))
+        };
+        assert!(routes.take(&said(7, 900, None, 1)));
+        assert!(!routes.take(&said(8, 901, Some(900), 2)));
+        assert!(!routes.take(&said(7, 900, None, 3)));
+        assert!(routes.take(&said(8, 4, None, 4)));
+        assert_eq!(ports(&routes), [4]);
+        assert!(routes.take(&said(8, 5, Some(4), 5)));
+        assert!(!routes.take(&said(8, 5, None, 6)));
+        // A server of before sessions says none.
+        assert!(!routes.take(&said(0, 5, None, 7)));
+        assert!(routes.take(&said(0, 6, Some(5), 8)));
+        assert_eq!(routes.has().session, LeaderSession::NONE);
     }
 
     #[test]

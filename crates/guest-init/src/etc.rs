@@ -39,12 +39,16 @@ fn words(line: &[u8]) -> Vec<&[u8]> {
         .collect()
 }
 
-/// `/etc/resolv.conf` with these name servers.
-pub(crate) fn resolv_conf(resolvers: &[IpAddr]) -> String {
-    resolvers.iter().fold(String::new(), |mut text, resolver| {
+/// `/etc/resolv.conf` with these name servers and search domains.
+pub(crate) fn resolv_conf(resolvers: &[IpAddr], search: &[String]) -> String {
+    let mut text = String::new();
+    for resolver in resolvers {
         let _ = writeln!(text, "nameserver {resolver}");
-        text
-    })
+    }
+    if !search.is_empty() {
+        let _ = writeln!(text, "search {}", search.join(" "));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -117,9 +121,17 @@ mod tests {
             nameserver fd00::7
             nameserver 192.0.0.3
         "#]]
-        .assert_eq(&resolv_conf(&[
-            ADDRESS.into(),
-            Ipv4Addr::new(192, 0, 0, 3).into(),
-        ]));
+        .assert_eq(&resolv_conf(
+            &[ADDRESS.into(), Ipv4Addr::new(192, 0, 0, 3).into()],
+            &[],
+        ));
+        expect![[r#"
+            nameserver 192.0.0.3
+            search prod.shop.internal internal
+        "#]]
+        .assert_eq(&resolv_conf(
+            &[Ipv4Addr::new(192, 0, 0, 3).into()],
+            &["prod.shop.internal".to_owned(), "internal".to_owned()],
+        ));
     }
 }

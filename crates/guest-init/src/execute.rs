@@ -184,7 +184,7 @@ pub(crate) fn perform(
         }
         Step::Resolvers(network) => write_etc(
             "/etc/resolv.conf",
-            etc::resolv_conf(&network.resolvers).as_bytes(),
+            etc::resolv_conf(&network.resolvers, &network.search).as_bytes(),
         ),
         Step::Network(network) => Ok(netlink::configure(network)?),
         Step::ResolveUser(text) => {

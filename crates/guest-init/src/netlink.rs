@@ -42,6 +42,9 @@ const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
 const RTNH_F_ONLINK: u32 = 4;
 
+/// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
+const MIN_MTU: u32 = 1280;
+
 /// Why the network could not be configured.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetworkError {
@@ -53,6 +56,9 @@ pub(crate) enum NetworkError {
         /// Why.
         source: io::Error,
     },
+    /// Too small an MTU.
+    #[error("{0} bytes are less than the {MIN_MTU} that IPv6 needs")]
+    Mtu(u32),
     /// The kernel refused.
     #[error("{what}: {source}")]
     Refused {
@@ -85,6 +91,18 @@ pub(crate) fn configure(network: &GuestNetwork) -> Result<(), NetworkError> {
         socket.request("default route", route)?;
     }
     Ok(())
+}
+
+/// Gives the guest's interface another MTU; connections go on.
+///
+/// # Errors
+/// It is too small for IPv6, whose addresses the kernel would take from the interface; the kernel refused, or there is no interface.
+pub(crate) fn set_mtu(mtu: u32) -> Result<(), NetworkError> {
+    if mtu < MIN_MTU {
+        return Err(NetworkError::Mtu(mtu));
+    }
+    let interface = index(INTERFACE)?;
+    Socket::open()?.request("MTU of the interface", link_up(interface, Some(mtu)))
 }
 
 fn index(interface: &str) -> Result<u32, NetworkError> {

@@ -353,6 +353,7 @@ mod tests {
                 gateway: GATEWAY,
                 mtu: 1420,
                 resolvers: Vec::new(),
+                search: Vec::new(),
             },
             root_device: "/dev/vda".to_owned(),
             scratch_device: "/dev/vdb".to_owned(),

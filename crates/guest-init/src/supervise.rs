@@ -19,7 +19,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    BootConfig, Channel, ExecRequest, Forwarded, GuestFrame, HostFrame, Phase, Stream,
+    BootConfig, Channel, ExecRequest, Forwarded, GuestFrame, GuestMtu, HostFrame, Phase, Stream,
 };
 use model::instance::ExitEvent;
 use rustix::event::{PollFd, PollFlags};
@@ -38,7 +38,7 @@ use crate::output::{Output, OutputToken};
 use crate::progress::{Progress, pause};
 use crate::unmount::unmount_volumes;
 use crate::user::User;
-use crate::{clock, early, namespace, signals, stats, sys};
+use crate::{clock, early, namespace, netlink, signals, stats, sys};
 
 /// How long the processes that the main process leaves may take to stop when it ended by itself.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -444,6 +444,12 @@ impl Guest {
             HostFrame::Time(time) => {
                 if let Some(said) = self.clock.answered(time, now) {
                     self.output.log(&said);
+                }
+            }
+            HostFrame::Mtu(GuestMtu { mtu }) => {
+                if let Err(error) = netlink::set_mtu(mtu) {
+                    self.output
+                        .log(&format!("the MTU stays as it was: {error}"));
                 }
             }
             // A boot config for a guest that has one, and frames of other channels.

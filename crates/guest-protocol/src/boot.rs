@@ -16,6 +16,9 @@ pub const GATEWAY: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 /// 192.0.0.0/29 for the inside of such translations).
 pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 3);
 
+/// The domain of the names of instances, reserved for private use (ICANN, 2024): `<process>.<env>.<app>.internal`.
+pub const INTERNAL_DOMAIN: &str = "internal";
+
 /// Everything a guest needs to run its instance, resolved by the node from the image's config and the
 /// instance's spec. At most [`MAX_BOOT_FRAME_BYTES`](crate::MAX_BOOT_FRAME_BYTES) as a frame.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +92,10 @@ pub struct GuestNetwork {
     pub mtu: u32,
     /// Name servers for resolv.conf. Empty: the image's own file stays.
     pub resolvers: Vec<IpAddr>,
+    /// Domains in which names without a dot are looked up first (resolv.conf(5), `search`), the first one first. They count where there are
+    /// [`Self::resolvers`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
 }
 
 /// A port whose clients come through edges that send a PROXY v2 header. The guest's adapter listens on

@@ -23,6 +23,8 @@ const TIME_ASKED_FRAME: u8 = IGNORABLE + 12;
 const PROGRESSED_FRAME: u8 = IGNORABLE + 13;
 /// The type of [`HostFrame::Time`].
 const TIME_FRAME: u8 = IGNORABLE + 75;
+/// The type of [`HostFrame::Mtu`].
+const MTU_FRAME: u8 = IGNORABLE + 76;
 
 /// The purpose of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +149,9 @@ pub enum HostFrame {
     },
     /// The answer to [`GuestFrame::TimeAsked`]. A receiver that does not know it skips it.
     Time(NodeTime),
+    /// The MTU of the cluster is another now: that of the guest's interface is to be the same. A receiver that does not know it
+    /// skips it, but for one of version 2 ([`HostFrame::may_be_sent_to`]).
+    Mtu(GuestMtu),
 }
 
 /// The first frame on every connection. Its type and its field `contract` are the same in every version.
@@ -256,6 +261,13 @@ pub struct NodeTime {
     pub unix_nanos: u64,
 }
 
+/// The MTU of a guest's interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestMtu {
+    /// In bytes; at least 1280 (RFC 8200, 5).
+    pub mtu: u32,
+}
+
 /// A command to run beside the app.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecRequest {
@@ -271,6 +283,11 @@ pub struct ExecRequest {
 }
 
 impl HostFrame {
+    /// Whether a guest of this version reads the frame or skips it. One of version 2 ends the connection by a frame that came later.
+    pub fn may_be_sent_to(&self, version: u32) -> bool {
+        !matches!(self, Self::Mtu(_)) || ignores_unknown_fields(version)
+    }
+
     /// The frame as a guest of this version reads it: without the fields of later versions, where it would refuse those.
     #[must_use]
     pub fn for_version(mut self, version: u32) -> Self {
@@ -280,6 +297,7 @@ impl HostFrame {
                     config.init = Init::default();
                     config.ports.clear();
                     config.secret_modes.clear();
+                    config.network.search.clear();
                     for volume in &mut config.volumes {
                         (volume.path, volume.owner) = (None, None);
                     }
@@ -370,6 +388,7 @@ impl Frame for HostFrame {
             Self::ExecResize { rows, columns } => (73, json(&(rows, columns))),
             Self::Refused { reason } => (74, json(reason)),
             Self::Time(time) => (TIME_FRAME, json(time)),
+            Self::Mtu(mtu) => (MTU_FRAME, json(mtu)),
         }
     }
 
@@ -405,6 +424,7 @@ impl Frame for HostFrame {
                 reason: from_json(frame_type, body)?,
             },
             TIME_FRAME => Self::Time(from_json(frame_type, body)?),
+            MTU_FRAME => Self::Mtu(from_json(frame_type, body)?),
             other => return Err(FrameError::Type(other)),
         })
     }

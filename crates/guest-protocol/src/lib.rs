@@ -16,6 +16,7 @@
 //!           Stats | ExecRefused{session} ->                 the answers; a session has its channel
 //!           TimeAsked{number}     ------>                   every some seconds
 //!                                 <------ Time{number}      the node's clock, which the guest's follows
+//!                                 <------ Mtu{mtu}          when the cluster's MTU changes, and on each new connection
 //!           Exited{event}         ------>                   sent again after a reconnect
 //!                                 <------ ExitAck           then the guest powers off
 //! log:      Hello{log, phase}     ------>
@@ -56,12 +57,13 @@ mod log;
 mod version;
 
 pub use boot::{
-    BootConfig, GATEWAY, GuestNetwork, ProxyPort, RESOLVER, SECRETS_DIR, VOLUMES_DIR, VolumeMount,
+    BootConfig, GATEWAY, GuestNetwork, INTERNAL_DOMAIN, ProxyPort, RESOLVER, SECRETS_DIR,
+    VOLUMES_DIR, VolumeMount,
 };
 pub use codec::{Frame, FrameBuffer, FrameError, IGNORABLE, MAX_BOOT_FRAME_BYTES, MAX_FRAME_BYTES};
 pub use frames::{
-    BootFailure, BootProgress, Channel, ExecRequest, Forwarded, GuestFrame, GuestStats, HOST_CID,
-    HOST_PORT, Hello, HostFrame, MAX_TOKEN_BYTES, NodeTime, Phase, TimeAsked,
+    BootFailure, BootProgress, Channel, ExecRequest, Forwarded, GuestFrame, GuestMtu, GuestStats,
+    HOST_CID, HOST_PORT, Hello, HostFrame, MAX_TOKEN_BYTES, NodeTime, Phase, TimeAsked,
 };
 pub use log::{LOG_FRAME_START_BYTES, LogRecord, MAX_LOG_PIECE_BYTES, Stream};
 pub use version::{CONTRACT_VERSION, OLDEST_SERVED_VERSION, is_served, refusal};

@@ -4,7 +4,7 @@
 
 use guest_protocol::{
     BootFailure, BootProgress, CONTRACT_VERSION, Channel, ExecRequest, Forwarded, Frame,
-    FrameBuffer, FrameError, GuestFrame, GuestStats, Hello, HostFrame, LogRecord,
+    FrameBuffer, FrameError, GuestFrame, GuestMtu, GuestStats, Hello, HostFrame, LogRecord,
     MAX_LOG_PIECE_BYTES, Phase, Stream,
 };
 use model::Timestamp;
@@ -121,6 +121,7 @@ fn host_frame() -> impl Strategy<Value = HostFrame> {
             .prop_map(|bytes| HostFrame::ExecInput { bytes }),
         any::<(u16, u16)>().prop_map(|(rows, columns)| HostFrame::ExecResize { rows, columns }),
         ".*".prop_map(|reason| HostFrame::Refused { reason }),
+        any::<u32>().prop_map(|mtu| HostFrame::Mtu(GuestMtu { mtu })),
     ]
 }
 

@@ -144,6 +144,7 @@ fn boot_config() -> BootConfig {
             gateway: guest_protocol::GATEWAY,
             mtu: 1420,
             resolvers: vec![guest_protocol::RESOLVER.into()],
+            search: Vec::new(),
         },
         root_device: "/dev/vda".to_owned(),
         scratch_device: "/dev/vdb".to_owned(),
@@ -316,6 +317,7 @@ fn node_frames_are_those_of_version_2_as_long_as_its_strict_guests_are_served() 
             HostFrame::Boot(config) => {
                 config.init = Init::Image;
                 config.ports = vec![8080];
+                config.network.search = vec!["prod.shop.internal".to_owned()];
                 config.secret_modes = BTreeMap::from([("database".to_owned(), 0o400)]);
                 config.volumes[0].path = Some("/data".to_owned());
                 config.volumes[0].owner = Some("shop".to_owned());

@@ -33,7 +33,7 @@ pub enum TokenError {
         prefix: &'static str,
     },
     /// It begins well, and then was cut or mistyped.
-    #[error("this is not a whole {what}: it was cut or mistyped; copy it again")]
+    #[error("this is {what} that was cut or mistyped; copy it again")]
     Malformed {
         /// Which token was expected.
         what: &'static str,

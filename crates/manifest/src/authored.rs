@@ -166,6 +166,10 @@ pub(crate) struct Manifest {
     /// The image, pinned by digest. Absent: it is given to `platform deploy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) image: Option<Image>,
+    /// What instances may reach outside of the cluster, for every process; a process's own `egress` wins over it. Absent:
+    /// `"all"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) egress: Option<Egress>,
     /// Variables for every process; a process's own `env` wins over these. A name is any text without `=` and NUL; one
     /// with dots is in quotes: `"discovery.type" = "single-node"`. Names that start with `PLATFORM_` are the platform's
     /// own.
@@ -215,6 +219,10 @@ pub(crate) struct Process {
     #[serde(default)]
     #[schemars(length(max = MAX_SECRETS), extend("examples" = [["database"]]))]
     pub(crate) secrets: Vec<Secret>,
+    /// What an instance may reach outside of the cluster. Absent: what the manifest's own `egress` says, else `"all"`. Its neighbours
+    /// in the env and `.internal` names are no egress.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) egress: Option<Egress>,
     /// How an instance is asked to stop.
     #[serde(default)]
     pub(crate) stop: Stop,
@@ -271,6 +279,17 @@ pub(crate) struct Process {
 pub(crate) enum Init {
     Platform,
     Image,
+}
+
+/// What an instance may reach outside of the cluster: `all` the internet and the private networks that the machine reaches;
+/// `internet` the internet, and no private network; `none` nothing, and names outside of the cluster are not resolved. What is not allowed is refused with an error at once, so an app fails and does not hang.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the type's documentation says what each means")]
+pub(crate) enum Egress {
+    All,
+    Internet,
+    None,
 }
 
 /// How an instance is asked to stop.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use model::instance::{HealthCheck, Init, Port, RestartPolicy, StopPolicy, Volume};
+use model::instance::{EgressPolicy, HealthCheck, Init, Port, RestartPolicy, StopPolicy, Volume};
 use model::{AppName, ProcessName};
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +39,10 @@ pub struct Process {
     /// Modes of the files of secret bundles, by name; 0444 for others.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secret_modes: BTreeMap<String, u32>,
+    /// What its instances may reach outside of the cluster, the manifest's own `egress` merged in. Releases from before this
+    /// key: everything.
+    #[serde(default, skip_serializing_if = "EgressPolicy::is_all")]
+    pub egress: EgressPolicy,
     /// How to stop it.
     pub stop: StopPolicy,
     /// When to start it again.

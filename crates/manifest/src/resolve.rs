@@ -1,6 +1,8 @@
 //! From what is written to what it means, and back: the back way gives the canonical form.
 
-use model::instance::{self, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy};
+use model::instance::{
+    self, EgressPolicy, HealthCheck, Probe, RestartPolicy, RestartWhen, StopPolicy,
+};
 use model::{AppName, NameError, ProcessName};
 
 use crate::authored::{self, Duration, Label, NodeLabel, Size, Text};
@@ -17,10 +19,11 @@ pub(crate) fn resolve(written: &authored::Manifest) -> Option<Manifest> {
         processes: std::collections::BTreeMap::new(),
         routes: std::collections::BTreeMap::new(),
     };
+    let default_egress = written.egress;
     for (label, written) in &written.processes {
         manifest
             .processes
-            .insert(name(label).ok()?, process(written)?);
+            .insert(name(label).ok()?, process(written, default_egress)?);
     }
     for (host, route) in &written.routes {
         let target = RouteTarget {
@@ -52,7 +55,10 @@ fn bytes(size: &Size) -> Option<u64> {
     units::parse_size(&size.0)
 }
 
-fn process(written: &authored::Process) -> Option<Process> {
+fn process(
+    written: &authored::Process,
+    default_egress: Option<authored::Egress>,
+) -> Option<Process> {
     let ports = written.ports.iter().map(|port| instance::Port {
         port: port.port,
         protocol: match port.protocol {
@@ -102,6 +108,7 @@ fn process(written: &authored::Process) -> Option<Process> {
                 Some((secret.name().0.clone(), mode))
             })
             .collect(),
+        egress: egress(written.egress.or(default_egress)),
         stop: StopPolicy {
             signal: written.stop.signal.map(signal_name),
             timeout_ms: millis(&written.stop.timeout)?,
@@ -149,6 +156,14 @@ fn process(written: &authored::Process) -> Option<Process> {
             release_command: written.deploy.release_command.as_deref().map(texts),
         },
     })
+}
+
+fn egress(written: Option<authored::Egress>) -> EgressPolicy {
+    match written {
+        None | Some(authored::Egress::All) => EgressPolicy::All,
+        Some(authored::Egress::Internet) => EgressPolicy::Internet,
+        Some(authored::Egress::None) => EgressPolicy::None,
+    }
 }
 
 fn healthcheck_of(written: &authored::HealthCheck) -> Option<HealthCheck> {
@@ -207,6 +222,8 @@ pub(crate) fn write(manifest: &Manifest) -> authored::Manifest {
     authored::Manifest {
         app: label(manifest.app.as_str()),
         image: manifest.image.clone().map(authored::Image),
+        // Each process has its own.
+        egress: None,
         env: write_variables(&manifest.env),
         processes: manifest
             .processes
@@ -267,6 +284,11 @@ fn write_process(process: &Process) -> authored::Process {
                 }),
             })
             .collect(),
+        egress: Some(match process.egress {
+            EgressPolicy::All => authored::Egress::All,
+            EgressPolicy::Internet => authored::Egress::Internet,
+            EgressPolicy::None => authored::Egress::None,
+        }),
         stop: authored::Stop {
             signal: process.stop.signal.as_deref().and_then(read_signal),
             timeout: write_duration(process.stop.timeout_ms),

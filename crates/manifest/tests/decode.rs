@@ -49,6 +49,7 @@ fn the_whole_manifest() {
                         "database",
                     ],
                     secret_modes: {},
+                    egress: All,
                     stop: StopPolicy {
                         signal: Some(
                             "SIGTERM",
@@ -139,7 +140,36 @@ fn the_smallest_manifest() {
     "#]],
     );
     let decoded = Manifest::from_toml("platform.toml", text).unwrap();
-    expect![[r#"{"app":"shop","env":{},"processes":{"web":{"deploy":{"auto_revert":true,"max_surge":1,"max_unavailable":0,"min_healthy":"10s","strategy":"rolling"},"env":{},"ports":[],"resources":{"cpu":0.25,"memory":"256MiB","scratch":"1GiB"},"restart":{"max_retries":10,"policy":"always"},"scaling":{"max":1,"min":1},"secrets":[],"stop":{"timeout":"10s"},"volumes":[]}},"routes":{}}"#]].assert_eq(&normalize(&decoded.manifest));
+    expect![[r#"{"app":"shop","env":{},"processes":{"web":{"deploy":{"auto_revert":true,"max_surge":1,"max_unavailable":0,"min_healthy":"10s","strategy":"rolling"},"egress":"all","env":{},"ports":[],"resources":{"cpu":0.25,"memory":"256MiB","scratch":"1GiB"},"restart":{"max_retries":10,"policy":"always"},"scaling":{"max":1,"min":1},"secrets":[],"stop":{"timeout":"10s"},"volumes":[]}},"routes":{}}"#]].assert_eq(&normalize(&decoded.manifest));
+}
+
+#[test]
+fn a_process_has_its_own_egress_or_the_manifests() {
+    let text = "app = 'shop'\negress = 'internet'\n[processes.web]\n[processes.job]\negress = 'none'\n[processes.sync]\negress = 'all'";
+    let decoded = Manifest::from_toml("platform.toml", text).unwrap();
+    let egress: Vec<_> = (decoded.manifest.processes.iter())
+        .map(|(name, process)| format!("{name} {}", process.egress.as_str()))
+        .collect();
+    assert_eq!(egress, ["job none", "sync all", "web internet"]);
+    // What is normalized means the same.
+    let again = Manifest::from_toml(
+        "platform.toml",
+        &manifest::fmt("platform.toml", text).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(again.manifest, decoded.manifest);
+    // A release from before the key has everything, as it had then.
+    let mut stored = serde_json::to_value(&decoded.manifest).unwrap();
+    for process in stored["processes"].as_object_mut().unwrap().values_mut() {
+        process.as_object_mut().unwrap().remove("egress");
+    }
+    let before: Manifest = serde_json::from_value(stored).unwrap();
+    assert!(
+        before
+            .processes
+            .values()
+            .all(|process| process.egress.is_all())
+    );
 }
 
 #[test]
@@ -235,7 +265,7 @@ port = 9000
             4 | colour = "red"
               | ^^^^^^ colour
               |
-              = help: keys here: `app`, `image`, `env`, `processes`, `routes`
+              = help: keys here: `app`, `image`, `egress`, `env`, `processes`, `routes`
 
             error[reserved_name]: `PLATFORM_APP` is a name that the platform keeps for itself
              --> platform.toml:7:16
@@ -606,9 +636,9 @@ fn text_of_toml_1_1_is_refused_with_advice() {
         (
             "app = 'shop'\nat = 07:32",
             expect![[r#"
-            unknown_key 2:1 at: unknown key `at` [keys here: `app`, `image`, `env`, `processes`, `routes`]
-            toml_1_1 2:6 at: a time without seconds [that is TOML 1.1, manifests are TOML 1.0: write the seconds as well, such as `07:32:00`]
-        "#]],
+                unknown_key 2:1 at: unknown key `at` [keys here: `app`, `image`, `egress`, `env`, `processes`, `routes`]
+                toml_1_1 2:6 at: a time without seconds [that is TOML 1.1, manifests are TOML 1.0: write the seconds as well, such as `07:32:00`]
+            "#]],
         ),
     ] {
         check_lines(text, expected);
@@ -714,6 +744,24 @@ fn meaning() {
             "[processes.web]\ninit = 'tini'",
             expect![[r#"
                 not_allowed 3:8 processes.web.init: `tini` is not allowed here [allowed: "platform", "image"]
+            "#]],
+        ),
+        (
+            "egress = 'private'",
+            expect![[r#"
+                not_allowed 2:10 egress: `private` is not allowed here [allowed: "all", "internet", "none"]
+            "#]],
+        ),
+        (
+            "[processes.web]\negress = 'nothing'",
+            expect![[r#"
+                not_allowed 3:10 processes.web.egress: `nothing` is not allowed here [allowed: "all", "internet", "none"]
+            "#]],
+        ),
+        (
+            "[processes.web]\negres = 'none'",
+            expect![[r#"
+                unknown_key 3:1 processes.web.egres: unknown key `egres` [did you mean `egress`?]
             "#]],
         ),
         (

@@ -72,7 +72,7 @@ fn pieces_of_a_manifest() {
 }
 
 /// Whole lines, parts of lines, and what has no place in either.
-const PIECES: [&str; 109] = [
+const PIECES: [&str; 110] = [
     "app = \"shop\"\n",
     "image = \"a@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\"\n",
     "[env]\n",
@@ -97,6 +97,7 @@ const PIECES: [&str; 109] = [
     "user = \"shop:4294967295\"\n",
     "region = \"eu-central\"\n",
     "init = \"image\"\n",
+    "egress = \"internet\"\n",
     "secrets = [\"database\", \"database\"]\n",
     "secrets = [{ name = \"database\", mode = \"0400\" }]\n",
     "path = \"/var/lib/shop\"\n",

@@ -12,6 +12,7 @@ fn statements() -> impl Strategy<Value = String> {
         "command = [ # why\n  \"/srv/shop\" # program\n  , # comma\n  # last\n]",
         "user = \"shop\" # drops privileges",
         "init = 'image'",
+        "egress = 'none'",
         "env = { B = \"2\", A = \"1\" }",
         "env.C = '''\nlines\n'''",
         "secrets = [\n\n\"database\"]",

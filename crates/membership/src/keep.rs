@@ -1,4 +1,5 @@
-//! Keeps a member one: follows the membership, renews the certificate, and replaces the keys when a user wants that.
+//! Keeps a member one: follows the membership and the overlay, says how it is reached, renews the certificate, and replaces the keys when a user
+//! wants that.
 //!
 //! ```text
 //!   follow ---- newer: trust these CAs, know these peers -------> follow, naming what was applied
@@ -11,16 +12,16 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use api::enrollment::{EnrollRole, Member};
 use api::error_code;
-use api::member::{Approval, CertificateRequest, MemberState, Peer};
+use api::member::{Approval, CertificateRequest, MemberState, OverlayReport};
 use api_client::{ApiClient, ClientError};
 use blocking_work::blocking;
-use identity::{MemberCertificate, MemberKey};
+use identity::{MemberCertificate, MemberKey, WireguardKey};
 use model::{Generation, Timestamp};
 use tokio::sync::watch;
 
 use crate::keys::{self, Keys};
+use crate::overlay::OverlayState;
 use crate::{JoinError, Membership};
 
 /// How long one poll waits.
@@ -29,6 +30,11 @@ const POLL_WAIT: Duration = Duration::from_secs(25);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause after a call that failed.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long a member says nothing of its links when none of them began to answer or ceased to.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// Shortest time between two reports.
+const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a step failed. It is tried again.
 #[derive(Debug, thiserror::Error)]
@@ -39,20 +45,31 @@ enum StepError {
     Keep(#[from] JoinError),
 }
 
-/// Keeps a member one for ever. `client` has its credentials replaced, for its clones too; `peers` are told to whoever exchanges packets.
+/// Keeps a member one for ever. `client` has its credentials replaced, for its clones too. `overlay` is told who the peers are, whenever that
+/// changes; it begins as [`OverlayState::load`] gives it. What `report` holds is reported to the server: at once where the underlay or what
+/// answers changed, else now and then.
 pub async fn keep(
     membership: Membership,
     data_dir: PathBuf,
     client: ApiClient,
-    peers: watch::Sender<Vec<Peer>>,
+    overlay: watch::Sender<OverlayState>,
+    report: watch::Receiver<OverlayReport>,
 ) {
-    let mut keeper = Keeper {
+    let key = overlay.subscribe();
+    let keeper = Keeper {
         membership,
         data_dir,
-        client,
-        peers,
+        client: client.clone(),
+        overlay,
         applied: Generation::default(),
+        position: (0, 0),
+        is_kept: true,
     };
+    tokio::join!(follow(keeper), report_links(client, key, report));
+}
+
+/// Steps for ever.
+async fn follow(mut keeper: Keeper) {
     let mut pause = FIRST_PAUSE;
     // The last failure, which is logged once.
     let mut last: Option<String> = None;
@@ -85,13 +102,106 @@ pub async fn keep(
     }
 }
 
+/// Says to the server how this member is reached, and what it knows of its links.
+async fn report_links(
+    client: ApiClient,
+    mut key: watch::Receiver<OverlayState>,
+    mut report: watch::Receiver<OverlayReport>,
+) {
+    let mut pause = FIRST_PAUSE;
+    let mut last: Option<String> = None;
+    loop {
+        let public_key = public_key(&key.borrow_and_update());
+        let Some(public_key) = public_key else {
+            // It is made just now.
+            if key.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        let mut said = report.borrow_and_update().clone();
+        said.wireguard_public_key = Some(public_key);
+        match client.report_overlay(&said).await {
+            Ok(()) => {
+                last = None;
+                pause = FIRST_PAUSE;
+                tokio::time::sleep(REPORT_PAUSE).await;
+                until_worth_saying(&said, &mut key, &mut report).await;
+            }
+            Err(error) => {
+                let reason = Some(display::chain(&error));
+                if last != reason {
+                    tracing::warn!(
+                        reason,
+                        hint = error.hint(),
+                        "cannot say how this machine is reached; trying again"
+                    );
+                }
+                last = reason;
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+        }
+    }
+}
+
+/// Waits until something is to be said that the server does not know, or until it is time to say how the links are.
+async fn until_worth_saying(
+    said: &OverlayReport,
+    key: &mut watch::Receiver<OverlayState>,
+    report: &mut watch::Receiver<OverlayReport>,
+) {
+    let news = async {
+        let gone = report.wait_for(|now| is_news(said, now)).await.is_err();
+        if gone {
+            // Whoever knew of the links is gone.
+            std::future::pending::<()>().await;
+        }
+    };
+    let rekeyed = async {
+        let other = |state: &OverlayState| public_key(state) != said.wireguard_public_key;
+        let gone = key.wait_for(other).await.is_err();
+        if gone {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = news => {}
+        () = rekeyed => {}
+        // A server that began to lead since knows nothing.
+        () = tokio::time::sleep(REPORT_EVERY) => {}
+    }
+}
+
+/// Whether the server is to hear of it at once: the member is reached otherwise, or one of its links began to answer or ceased to.
+fn is_news(said: &OverlayReport, now: &OverlayReport) -> bool {
+    let answers = |report: &OverlayReport| {
+        let links = report.links.iter();
+        let answers: Vec<_> = links
+            .filter_map(|(id, link)| Some((*id, link.answers?)))
+            .collect();
+        answers
+    };
+    said.underlay != now.underlay || answers(said) != answers(now)
+}
+
+/// The WireGuard public key by which this member is known; absent: it has none that can be read.
+fn public_key(state: &OverlayState) -> Option<String> {
+    let key = WireguardKey::load(state.private_key.base64()?).ok()?;
+    Some(key.public_base64().to_owned())
+}
+
 struct Keeper {
     membership: Membership,
     data_dir: PathBuf,
     client: ApiClient,
-    peers: watch::Sender<Vec<Peer>>,
+    overlay: watch::Sender<OverlayState>,
     /// What of the membership was applied.
     applied: Generation,
+    /// What of the overlay was applied: up to this counter of this session.
+    position: (u64, u64),
+    /// Whether the overlay on disk is the one that was applied. It is not after a disk was full.
+    is_kept: bool,
 }
 
 fn now() -> Timestamp {
@@ -103,10 +213,18 @@ fn now() -> Timestamp {
 impl Keeper {
     /// Renews where that is due, and follows the membership for a while.
     async fn step(&mut self) -> Result<(), StepError> {
+        if self.membership.wireguard_private_key.is_none() {
+            self.make_wireguard_key().await?;
+        }
         if self.is_due() {
             self.renew().await?;
         }
-        match self.client.member_state(self.applied, POLL_WAIT).await {
+        self.keep_overlay().await;
+        let polled = self
+            .client
+            .member_state(self.applied, self.position, POLL_WAIT)
+            .await;
+        match polled {
             Ok(None) => Ok(()),
             Ok(Some(state)) => self.apply(state).await,
             Err(error) if error.code() == Some(error_code::CERTIFICATE_EXPIRED) => {
@@ -145,15 +263,54 @@ impl Keeper {
         if state.approval == Approval::Pending {
             tracing::info!(
                 member = %self.membership.member,
-                "waiting for approval: `platform nodes approve {}`", self.membership.member
+                "waiting for approval: `platform {}s approve {}`",
+                self.membership.member.role(),
+                self.membership.member
             );
         }
-        self.peers.send_if_modified(|known| {
-            let changed = *known != state.peers;
-            *known = state.peers;
-            changed
-        });
+        if let Some(changes) = state.overlay {
+            let (session, counter) = (changes.session, changes.counter);
+            if (changes.since).is_some_and(|since| (session, since) != self.position) {
+                // It is a difference to something else: the next poll asks for all.
+                self.position = (0, 0);
+                return Ok(());
+            }
+            self.position = (session, counter);
+            // Who is a peer no longer is dropped before anything else, a full disk included.
+            let changed = self.overlay.send_if_modified(|known| {
+                let before = known.clone();
+                known.apply(changes);
+                *known != before
+            });
+            self.is_kept &= !changed;
+            self.keep_overlay().await;
+        }
         self.applied = state.generation;
+        Ok(())
+    }
+
+    /// Writes the overlay to disk where it is not there yet. A full disk keeps nobody from hearing who is a peer no longer.
+    async fn keep_overlay(&mut self) {
+        if self.is_kept {
+            return;
+        }
+        let overlay = self.overlay.borrow().clone();
+        match overlay.keep(&self.data_dir).await {
+            Ok(()) => self.is_kept = true,
+            Err(error) => tracing::warn!(
+                reason = display::chain(&error),
+                "cannot keep who the peers are: a start without a server would go by those of before; trying again"
+            ),
+        }
+    }
+
+    /// An edge that joined before edges were members of the overlay has no WireGuard key.
+    async fn make_wireguard_key(&mut self) -> Result<(), StepError> {
+        let key = WireguardKey::generate().map_err(JoinError::Key)?;
+        let mut changed = self.membership.clone();
+        changed.wireguard_private_key = Some(key.private_base64().to_owned());
+        self.set(changed).await?;
+        tracing::info!(member = %self.membership.member, "this machine has a WireGuard key");
         Ok(())
     }
 
@@ -177,12 +334,8 @@ impl Keeper {
     /// Has other keys certified. They are on disk before the server hears of them, and the member is known by both until it comes by the new
     /// ones.
     async fn rotate(&mut self) -> Result<(), StepError> {
-        let role = match self.membership.member {
-            Member::Node(_) => EnrollRole::Node,
-            Member::Edge(_) => EnrollRole::Edge,
-        };
         let data_dir = self.data_dir.clone();
-        let keys = blocking(move || Keys::load_or_make(&data_dir, keys::NEXT, role)).await?;
+        let keys = blocking(move || Keys::load_or_make(&data_dir, keys::NEXT)).await?;
         let csr = keys
             .member_key()
             .and_then(|key| key.csr_pem(&self.membership.name));
@@ -215,6 +368,11 @@ impl Keeper {
             &changed.certificate_pem,
             &changed.key_pem,
         )?;
+        self.overlay.send_if_modified(|known| {
+            let before = known.private_key.clone();
+            known.set_key(&changed);
+            known.private_key != before
+        });
         self.membership = changed;
         Ok(())
     }

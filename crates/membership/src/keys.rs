@@ -5,7 +5,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use api::enrollment::EnrollRole;
 use identity::{KeyError, MemberKey, WireguardKey};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
@@ -22,7 +21,7 @@ pub(crate) const NEXT: &str = "next-keys.json";
 pub(crate) struct Keys {
     /// PKCS#8 PEM.
     pub(crate) key_pem: String,
-    /// Base64; nodes only.
+    /// Base64. Absent: an edge of a version before made the file.
     #[serde(default)]
     pub(crate) wireguard_private_key: Option<String>,
 }
@@ -32,31 +31,25 @@ impl StateFormat for Keys {
 }
 
 impl Keys {
-    fn generate(role: EnrollRole) -> Result<Self, KeyError> {
-        let wireguard = match role {
-            EnrollRole::Node => Some(WireguardKey::generate()?),
-            EnrollRole::Edge => None,
-        };
+    fn generate() -> Result<Self, KeyError> {
         Ok(Self {
             key_pem: MemberKey::generate()?.key_pem(),
-            wireguard_private_key: wireguard.map(|key| key.private_base64().to_owned()),
+            wireguard_private_key: Some(WireguardKey::generate()?.private_base64().to_owned()),
         })
     }
 
     /// The keys in this file of a data folder; made, and durable, where there are none. Blocks.
-    pub(crate) fn load_or_make(
-        data_dir: &Path,
-        name: &str,
-        role: EnrollRole,
-    ) -> Result<Self, JoinError> {
+    pub(crate) fn load_or_make(data_dir: &Path, name: &str) -> Result<Self, JoinError> {
         let file = file(data_dir, name);
-        if let Some(keys) = state_file::read::<Self>(&file)? {
-            let has_wireguard = keys.wireguard_private_key.is_some();
-            if has_wireguard == (role == EnrollRole::Node) {
-                return Ok(keys);
-            }
-        }
-        let keys = Self::generate(role)?;
+        let keys = match state_file::read::<Self>(&file)? {
+            Some(keys) if keys.wireguard_private_key.is_some() => return Ok(keys),
+            // The server may know the other key already: it stays.
+            Some(keys) => Self {
+                wireguard_private_key: Some(WireguardKey::generate()?.private_base64().to_owned()),
+                ..keys
+            },
+            None => Self::generate()?,
+        };
         state_file::write(&file, &keys)?;
         Ok(keys)
     }
@@ -66,7 +59,7 @@ impl Keys {
         MemberKey::load(&self.key_pem)
     }
 
-    /// The WireGuard public key, base64; nodes only.
+    /// The WireGuard public key, base64.
     pub(crate) fn wireguard_public_key(&self) -> Result<Option<String>, KeyError> {
         let private = self.wireguard_private_key.as_deref();
         let key = private.map(WireguardKey::load).transpose()?;

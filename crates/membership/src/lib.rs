@@ -13,22 +13,25 @@
 
 mod keep;
 mod keys;
+mod overlay;
 
 use std::path::{Path, PathBuf};
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::enrollment::{EnrollRequest, EnrollResponse, EnrollRole, Hardware, Member};
+use api::error_code;
 use api_client::{ApiClient, ClientError};
 use blocking_work::blocking;
 use identity::{EnrollmentToken, KeyError, MemberCertificate, TokenError};
-use model::Timestamp;
+use model::{NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
 
 use crate::keys::Keys;
 
 pub use crate::keep::keep;
+pub use crate::overlay::{OverlayState, UnderlayOptions, WireguardPrivateKey, underlay};
 
 /// How often the server is asked again where its answer did not come. Asked again, it answers the same.
 const LOST_ANSWERS: u32 = 4;
@@ -58,36 +61,63 @@ pub struct Membership {
     pub certificate_pem: String,
     /// Our private key, PEM.
     pub key_pem: String,
-    /// Our WireGuard private key, base64; nodes only.
+    /// Our WireGuard private key, base64. Absent: an edge joined before edges had one; [`keep()`] makes it.
     pub wireguard_private_key: Option<String>,
+    /// Our number in the overlay, as the answer to the join said it. That of a node is its id's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_number: Option<NodeId>,
     /// Whether a user has to approve it first, as far as the answer to a join just now said.
     #[serde(skip)]
     pub pending: bool,
 }
 
-/// Forgets who this machine was: the cluster does not know it any more. What was known is kept beside, as `member.json.before`.
+/// Sets aside who this machine was, so that it can join anew: as `member.json.before`. [`take_back`] undoes it.
+///
+/// The keys of a join that was interrupted stay: asked again, it shows the same ones, and is the same member.
 ///
 /// # Errors
 /// The files cannot be changed.
 pub async fn leave(data_dir: &Path) -> Result<(), StateFileError> {
     let data_dir = data_dir.to_owned();
     blocking(move || {
-        for name in [keys::JOINING, keys::NEXT] {
-            keys::remove(&data_dir, name)?;
-        }
-        let path = Membership::file(&data_dir);
-        match std::fs::rename(&path, path.with_extension("json.before")) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(StateFileError::Io {
-                    operation: "rename",
-                    path,
-                    source,
-                })
-            }
-            _ => Ok(()),
-        }
+        keys::remove(&data_dir, keys::NEXT)?;
+        OverlayState::remove(&data_dir)?;
+        let file = Membership::file(&data_dir);
+        rename(&file, &before(&file))
     })
     .await
+}
+
+/// Undoes [`leave`] where the machine has not joined since: it is who it was.
+///
+/// # Errors
+/// The files cannot be changed.
+pub async fn take_back(data_dir: &Path) -> Result<(), StateFileError> {
+    let file = Membership::file(data_dir);
+    blocking(move || {
+        if file.exists() {
+            return Ok(());
+        }
+        rename(&before(&file), &file)
+    })
+    .await
+}
+
+/// Where a membership is set aside.
+fn before(file: &Path) -> PathBuf {
+    file.with_extension("json.before")
+}
+
+/// No error where there is no such file. Blocks.
+fn rename(from: &Path, to: &Path) -> Result<(), StateFileError> {
+    match std::fs::rename(from, to) {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(StateFileError::Io {
+            operation: "rename",
+            path: from.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Who wants to join.
@@ -105,6 +135,8 @@ pub struct Applicant {
     pub region: String,
     /// What the machine has.
     pub hardware: Hardware,
+    /// How its peers reach it, as far as its operator says.
+    pub underlay: UnderlayOptions,
 }
 
 /// Why the machine is not a member.
@@ -187,11 +219,18 @@ impl Membership {
         let token = token
             .as_ref()
             .ok_or(JoinError::NothingGiven { missing: "token" })?;
-        let keys = {
-            let (data_dir, role) = (data_dir.to_owned(), applicant.role);
-            blocking(move || Keys::load_or_make(&data_dir, keys::JOINING, role)).await?
-        };
-        let answer = enroll(server, token, applicant, &keys).await?;
+        let mut keys = joining_keys(data_dir).await?;
+        let mut answer = enroll(server, token, applicant, &keys).await;
+        if let Err(JoinError::Enroll(error)) = &answer
+            && error.code() == Some(error_code::KEY_TAKEN)
+        {
+            // Of a join whose answer was lost, and whose member was revoked since. Nothing was spent: the token is for a machine, whatever its keys.
+            let folder = data_dir.to_owned();
+            blocking(move || keys::remove(&folder, keys::JOINING)).await?;
+            keys = joining_keys(data_dir).await?;
+            answer = enroll(server, token, applicant, &keys).await;
+        }
+        let answer = answer?;
         let right = match applicant.role {
             EnrollRole::Node => matches!(answer.member, Member::Node(_)),
             EnrollRole::Edge => matches!(answer.member, Member::Edge(_)),
@@ -214,6 +253,7 @@ impl Membership {
             certificate_pem: answer.certificate_pem,
             key_pem: keys.key_pem,
             wireguard_private_key: keys.wireguard_private_key,
+            overlay_number: answer.number,
             pending: answer.pending,
         };
         let (joined, data_dir) = (membership.clone(), data_dir.to_owned());
@@ -247,6 +287,12 @@ impl Membership {
     }
 }
 
+/// The keys that a machine joins with: durable before anybody hears of them.
+async fn joining_keys(data_dir: &Path) -> Result<Keys, JoinError> {
+    let data_dir = data_dir.to_owned();
+    blocking(move || Keys::load_or_make(&data_dir, keys::JOINING)).await
+}
+
 /// `EnrollNode`. Where its answer does not come it is asked again, which is safe: the keys are the same.
 async fn enroll(
     server: &str,
@@ -255,6 +301,7 @@ async fn enroll(
     keys: &Keys,
 ) -> Result<EnrollResponse, JoinError> {
     let mut asked = 1;
+    let underlay = overlay::underlay(server, applicant.underlay).await;
     loop {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         let millis = since.unwrap_or_default().as_millis();
@@ -265,6 +312,7 @@ async fn enroll(
             region: applicant.region.clone(),
             csr_pem: keys.member_key()?.csr_pem(&applicant.name)?,
             wireguard_public_key: keys.wireguard_public_key()?,
+            underlay: Some(underlay),
             hardware: applicant.hardware.clone(),
             sent_at: Some(Timestamp(u64::try_from(millis).unwrap_or(u64::MAX))),
         };
@@ -307,6 +355,7 @@ mod tests {
             name: "box".to_owned(),
             region: "home".to_owned(),
             hardware: Hardware::default(),
+            underlay: UnderlayOptions::default(),
         };
         let error = Membership::load_or_join(dir.path(), &applicant)
             .await
@@ -342,12 +391,39 @@ mod tests {
             name: "box".to_owned(),
             region: "home".to_owned(),
             hardware: Hardware::default(),
+            underlay: UnderlayOptions::default(),
         };
         let joined = Membership::load_or_join(dir.path(), &applicant).await;
         let error = joined.unwrap_err();
         assert!(matches!(error, JoinError::State(_)), "{error}");
         let kept = std::fs::read_to_string(Membership::file(dir.path())).unwrap();
         assert_eq!(kept, newer);
+    }
+
+    #[tokio::test]
+    async fn a_machine_that_joins_anew_shows_the_same_keys_until_it_has_joined_or_is_who_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = Membership::file(dir.path());
+        std::fs::write(&file, FIXTURES[0]).unwrap();
+        leave(dir.path()).await.unwrap();
+        assert!(Membership::load(dir.path()).unwrap().is_none());
+        let keys = joining_keys(dir.path()).await.unwrap();
+        // The answer is lost, and the same is asked again.
+        leave(dir.path()).await.unwrap();
+        let again = joining_keys(dir.path()).await.unwrap();
+        assert_eq!(again.key_pem, keys.key_pem);
+        // It is refused for good: the machine is who it was.
+        take_back(dir.path()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), FIXTURES[0]);
+        // And asked once more, with the keys that the server may know.
+        leave(dir.path()).await.unwrap();
+        let again = joining_keys(dir.path()).await.unwrap();
+        assert_eq!(again.key_pem, keys.key_pem);
+        // One that has joined is not taken back.
+        let joined = FIXTURES[0].replace("\"name\": \"", "\"name\": \"other-");
+        std::fs::write(&file, &joined).unwrap();
+        take_back(dir.path()).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), joined);
     }
 
     #[tokio::test]

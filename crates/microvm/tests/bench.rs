@@ -120,6 +120,7 @@ impl Bench {
             instance,
             address,
             ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+            egress: model::instance::EgressPolicy::All,
         };
         let tap = self.network.create_tap(&member).await.unwrap();
         let mut spec = spec(instance, &run_dir, kernel.clone());

@@ -105,6 +105,7 @@ async fn reach_an_external_service(guest: &Path) {
         instance,
         address: config.network.address,
         ipv4: config.network.ipv4,
+        egress: model::instance::EgressPolicy::All,
     };
     let network = Network::ensure(&NetworkSettings {
         suffix: "out".to_owned(),

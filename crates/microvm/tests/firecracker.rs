@@ -199,6 +199,7 @@ async fn with_tap(dir: &Path, kernel: GuestKernel) {
         instance,
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+        egress: model::instance::EgressPolicy::All,
     };
     let network = Network::ensure(&NetworkSettings {
         suffix: "fc".to_owned(),

@@ -76,6 +76,7 @@ async fn reach_by_tap(guest: &Path) {
         instance,
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+        egress: model::instance::EgressPolicy::All,
     };
     let network = Network::ensure(&NetworkSettings {
         suffix: "tap".to_owned(),

@@ -146,6 +146,7 @@ async fn boot_with_most_disks(guest: &Path) {
         instance,
         address,
         ipv4: std::net::Ipv4Addr::new(100, 64, 0, 2),
+        egress: model::instance::EgressPolicy::All,
     };
     let tap = network.create_tap(&member).await.unwrap();
     spec.nic = Some(Nic {

@@ -466,6 +466,28 @@ impl fmt::Display for Term {
     }
 }
 
+/// A number that a server draws each time it begins to lead. Counters say which of two states is the newer one only while nobody puts the store back:
+/// what was counted in another session may never have been, whatever its number. 0: not said, by a server or an edge of before sessions.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeaderSession(pub u64);
+
+impl LeaderSession {
+    /// In the place of one where there is none.
+    pub const NONE: Self = Self(0);
+
+    /// Whether there is none.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+impl fmt::Display for LeaderSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// A moment: milliseconds since 1970-01-01T00:00:00Z, by the clock of whoever states it.
 /// For people and for order within one machine; leases use monotonic time instead.
 #[derive(

@@ -57,6 +57,9 @@ pub struct InstanceSpec {
     pub scratch_bytes: u64,
     /// The instance's one overlay address (ADR 0004).
     pub address: Ipv6Addr,
+    /// What it may reach outside of the cluster. Specs from before this field: everything, as it was then.
+    #[serde(default, skip_serializing_if = "EgressPolicy::is_all")]
+    pub egress: EgressPolicy,
     /// Secret bundles, files under `/run/secrets/<bundle>/`. Their content is fetched by the node
     /// when the instance is to boot, and kept in memory only.
     pub secrets: Vec<SecretVersion>,
@@ -113,6 +116,38 @@ impl Init {
     /// Whether it is the platform, the default.
     pub fn is_platform(&self) -> bool {
         *self == Self::Platform
+    }
+}
+
+/// What an instance may reach outside of the cluster (ADR 0004). Neighbours of its env and names are no egress. What is
+/// not allowed is refused with an error at once.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressPolicy {
+    /// The internet, and the private networks that the machine reaches.
+    #[default]
+    All,
+    /// The internet, and no private network (RFC 1918, RFC 6598, RFC 4193 and the like).
+    Internet,
+    /// Nothing.
+    None,
+}
+
+impl EgressPolicy {
+    /// Whether it is everything, the default.
+    pub fn is_all(&self) -> bool {
+        *self == Self::All
+    }
+
+    /// Its word in the manifest.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Internet => "internet",
+            Self::None => "none",
+        }
     }
 }
 

@@ -3,12 +3,12 @@
 //! Calls that wait for the rules at the same time share one change of them.
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use model::InstanceId;
+use node_network::Endpoint;
 
-use crate::host::{HostResult, Network, endpoint};
+use crate::host::{HostResult, Network};
 
 /// The instances that may use the network.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub(crate) struct Admission {
 
 #[derive(Debug, Default)]
 struct Wanted {
-    instances: BTreeMap<InstanceId, Ipv6Addr>,
+    instances: BTreeMap<InstanceId, Endpoint>,
     /// Counts the changes of `instances`.
     change: u64,
 }
@@ -33,13 +33,14 @@ impl Admission {
     pub(crate) async fn admit(
         &self,
         network: &dyn Network,
-        instances: impl IntoIterator<Item = (InstanceId, Ipv6Addr)>,
+        instances: impl IntoIterator<Item = Endpoint>,
     ) -> HostResult<()> {
         let mut new = Vec::new();
         {
             let mut wanted = self.wanted();
-            for (id, address) in instances {
-                if wanted.instances.insert(id, address) != Some(address) {
+            for endpoint in instances {
+                let id = endpoint.instance;
+                if wanted.instances.insert(id, endpoint) != Some(endpoint) {
                     new.push(id);
                 }
             }
@@ -80,9 +81,7 @@ impl Admission {
         }
         let (change, endpoints) = {
             let wanted = self.wanted();
-            let endpoints = wanted.instances.iter();
-            let endpoints = endpoints.map(|(id, address)| endpoint(*id, *address));
-            (wanted.change, endpoints.collect())
+            (wanted.change, wanted.instances.values().copied().collect())
         };
         network.apply_rules(endpoints).await?;
         *loaded = Some(change);

@@ -5,19 +5,21 @@
 //! reconciliation. When the desired state stops the instance, the agent ends the VM by the VM's own record.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::Hardware;
-use api::node::{DesiredState, DriverChoice, EgressState, InstanceReport, NodeReport};
+use api::node::{
+    DesiredState, DriverChoice, EgressState, InstanceHolds, InstanceReport, NodeReport,
+};
 use futures_util::FutureExt as _;
 use model::instance::{InstanceSpec, InstanceState};
 use model::{EnvNetwork, Generation, InstanceId, NodeId, Term, Timestamp, VolumeId};
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
 use node_core::reconcile::{NodeAction, Seen, SeenInstance, reconcile};
+use node_network::Endpoint;
 use overlay::address_plan::env_network;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -27,8 +29,8 @@ use crate::admission::Admission;
 use crate::boots::BootSlots;
 use crate::clock::Clock;
 use crate::directory::Directory;
-use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult};
-use crate::instance_handle::{InstanceHandle, Resumed};
+use crate::host::{Egress, EndedLogOwner, Host, HostError, HostResult, endpoint};
+use crate::instance_handle::{InstanceHandle, Resumed, holds_of};
 use crate::machine::{Machine, instances_dir};
 use crate::record::{self, DESIRED_FILE, DesiredFile};
 use crate::reporting::send_reports;
@@ -63,6 +65,8 @@ pub struct AgentSettings {
     pub hardware: Hardware,
     /// What guests learn about the node.
     pub facts: NodeFacts,
+    /// The MTU of the cluster, in bytes, which may change; that of the facts is the one of now.
+    pub mtu: watch::Receiver<u32>,
     /// Times of the instances' life cycles.
     pub timing: Timing,
     /// The folder of the agent's files.
@@ -86,6 +90,7 @@ pub async fn run(
         holders: crate::holders::VolumeHolders::default(),
         directory,
         facts: settings.facts,
+        mtu: settings.mtu,
         timing: settings.timing,
         clock,
         changed: Notify::new(),
@@ -116,7 +121,9 @@ pub async fn run(
 
     let (generation_sender, generation) = watch::channel(agent.generation());
     let (desired_sender, mut desired) = mpsc::channel(1);
-    let (report_sender, report) = watch::channel(agent.report());
+    let first = agent.report();
+    agent.machine.host.network.set_reports(&first.instances);
+    let (report_sender, report) = watch::channel(first);
     let machine = &agent.machine;
     let _tasks = [
         spawn(tidy(machine.clone())),
@@ -140,7 +147,9 @@ pub async fn run(
                 agent.reconcile().await;
             }
         }
-        report_sender.send_replace(agent.report());
+        let report = agent.report();
+        agent.machine.host.network.set_reports(&report.instances);
+        report_sender.send_replace(report);
     }
 }
 
@@ -211,6 +220,14 @@ impl Instance {
         })
     }
 
+    /// What it holds of the node; absent where its spec is not known.
+    fn holds(&self) -> Option<InstanceHolds> {
+        match self {
+            Self::Known(handle) => Some(handle.holds()),
+            Self::Unreadable(unreadable) => unreadable.spec.as_ref().map(holds_of),
+        }
+    }
+
     fn report(&self, id: InstanceId) -> InstanceReport {
         match self {
             Self::Known(handle) => handle.status().report,
@@ -257,14 +274,17 @@ impl Agent {
                 .insert(id, Instance::Unreadable(Box::new(instance)));
         }
         // A stopped instance has left the network, and may be deleted before its task runs.
-        let admitted = self.instances.iter().filter_map(|(id, instance)| {
-            let address = match instance {
-                Instance::Known(handle) if handle.is_stopped() => return None,
-                Instance::Known(handle) => handle.address(),
-                Instance::Unreadable(unreadable) => unreadable.spec.as_ref()?.address,
-            };
-            Some((*id, address))
-        });
+        let admitted = self
+            .instances
+            .values()
+            .filter_map(|instance| match instance {
+                Instance::Known(handle) if handle.is_stopped() => None,
+                Instance::Known(handle) => Some(handle.endpoint()),
+                Instance::Unreadable(unreadable) => {
+                    let spec = unreadable.spec.as_ref()?;
+                    Some(endpoint(spec.id, spec.address, spec.egress))
+                }
+            });
         admit_all(&machine, admitted.collect()).await?;
         machine.resumed.cancel();
         if let Some(desired) = desired {
@@ -481,9 +501,9 @@ impl Agent {
             }
             match InstanceHandle::resume(*id, &machine).await {
                 Ok(Resumed::Instance(handle)) => {
-                    let address = handle.address();
+                    let endpoint = handle.endpoint();
                     *instance = Instance::Known(handle);
-                    if let Err(error) = machine.admit([(*id, address)]).await {
+                    if let Err(error) = machine.admit([endpoint]).await {
                         tracing::warn!(%error, instance = %id, "cannot admit a resumed instance");
                     }
                 }
@@ -555,6 +575,14 @@ impl Agent {
     }
 
     fn report(&self) -> NodeReport {
+        // What the desired state names, its sender placed.
+        let desired = self.desired.iter();
+        let placed: BTreeSet<InstanceId> = desired
+            .flat_map(|desired| {
+                let specs = desired.instances.iter().map(|spec| spec.id);
+                specs.chain(desired.unreadable.keys().copied())
+            })
+            .collect();
         NodeReport {
             generation: self.written,
             driver: self.driver.clone(),
@@ -566,7 +594,10 @@ impl Agent {
             instances: self
                 .instances
                 .iter()
-                .map(|(id, instance)| instance.report(*id))
+                .map(|(id, instance)| InstanceReport {
+                    holds: instance.holds().filter(|_| !placed.contains(id)),
+                    ..instance.report(*id)
+                })
                 .chain(self.not_startable())
                 .collect(),
             volumes: self.volumes.clone(),
@@ -581,7 +612,7 @@ impl Agent {
             .instances
             .values()
             .filter_map(|instance| match instance {
-                Instance::Known(handle) => Some(handle.address()),
+                Instance::Known(handle) => Some(handle.endpoint().address),
                 Instance::Unreadable(unreadable) => Some(unreadable.spec.as_ref()?.address),
             });
         here.map(env_network).max().unwrap_or_default()
@@ -589,7 +620,7 @@ impl Agent {
 }
 
 /// Admits the instances of the agent before. The network may be without its name for a moment, and is mended meanwhile.
-async fn admit_all(machine: &Machine, all: Vec<(InstanceId, Ipv6Addr)>) -> HostResult<()> {
+async fn admit_all(machine: &Machine, all: Vec<Endpoint>) -> HostResult<()> {
     let mut tries = 1;
     loop {
         match machine.admit(all.clone()).await {

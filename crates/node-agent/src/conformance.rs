@@ -16,7 +16,7 @@ use std::time::Duration;
 use api::enrollment::Hardware;
 use api::node::{AgentSession, DriverChoice, NodeReport, ReportDelta};
 use guest_protocol::{FrameBuffer, GuestFrame, LogRecord, Phase, Stream};
-use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
+use model::instance::{AttachedVolume, EgressPolicy, PinnedImage, SecretBundle};
 use model::{EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, NodeId, Timestamp, VolumeId};
 use node_core::report_sender::{Answered, ReportSender};
 use tokio::io::AsyncReadExt as _;
@@ -252,7 +252,7 @@ pub async fn logs(logs: &dyn Logs) {
 
 /// The network: taps come and go, rules are replaced as a whole.
 pub async fn network(network: &dyn Network, id: InstanceId, address: std::net::Ipv6Addr) {
-    let member = endpoint(id, address);
+    let member = endpoint(id, address, EgressPolicy::All);
     network.apply_rules(Vec::new()).await.unwrap();
     let nic = network.create_tap(member).await.unwrap();
     network.apply_rules(vec![member]).await.unwrap();
@@ -414,7 +414,7 @@ pub struct VmParts {
 /// VMs: booted once, found again by whoever comes next, ended, and then gone.
 pub async fn vmm(vmm: &dyn Vmm, network: &dyn Network, parts: &VmParts) {
     let id = parts.id;
-    let member = endpoint(id, parts.address);
+    let member = endpoint(id, parts.address, EgressPolicy::All);
     assert!(vmm.adopt(id).await.unwrap().is_none());
     assert_eq!(vmm.list().await.unwrap(), []);
     network.apply_rules(vec![member]).await.unwrap();

@@ -18,8 +18,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use guest_protocol::{
-    BootConfig, BootFailure, Channel, Forwarded, FrameError, GuestFrame, Hello, HostFrame,
-    MAX_TOKEN_BYTES, NodeTime, Phase, refusal,
+    BootConfig, BootFailure, Channel, Forwarded, FrameError, GuestFrame, GuestMtu, Hello,
+    HostFrame, MAX_TOKEN_BYTES, NodeTime, Phase, refusal,
 };
 use model::instance::ExitEvent;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
@@ -96,6 +96,7 @@ impl GuestLink {
         log: Arc<dyn Log>,
         clock: Clock,
         token: Option<String>,
+        mtu: watch::Receiver<u32>,
     ) -> Self {
         let commands = watch::Sender::new(GuestCommands::default());
         let (sender, events) = mpsc::channel(EVENT_QUEUE);
@@ -113,6 +114,7 @@ impl GuestLink {
             end: Arc::default(),
             token: Arc::new(std::sync::Mutex::new(token)),
             started: Arc::default(),
+            mtu,
         };
         let serving = AbortOnDropHandle::new(tokio::spawn(line.serve(listener)));
         Self {
@@ -181,6 +183,8 @@ struct GuestServer {
     token: Arc<std::sync::Mutex<Option<String>>>,
     /// Whether the guest has said that its app was started.
     started: Arc<AtomicBool>,
+    /// The MTU that the guest's interface is to have, in bytes: it is told on each new connection, and when it changes.
+    mtu: watch::Receiver<u32>,
 }
 
 /// Why a connection ended.
@@ -361,12 +365,22 @@ impl GuestServer {
         let mut boot_due = hello.phase == Phase::Waiting;
         let mut stop_due = true;
         let mut end_due = true;
+        let mut mtu = self.mtu.clone();
+        let mut mtu_sent = None;
         self.calls.set_running(hello.phase == Phase::Running);
         self.emit(GuestEvent::Hello(hello.phase)).await?;
         let mut queue = self.queue.lock().await;
         loop {
+            // A guest without its config has no network yet.
+            let wanted = *mtu.borrow_and_update();
+            let frame = HostFrame::Mtu(GuestMtu { mtu: wanted });
+            if !boot_due && mtu_sent != Some(wanted) && frame.may_be_sent_to(hello.contract) {
+                frames.write(&frame).await?;
+                mtu_sent = Some(wanted);
+            }
             tokio::select! {
                 biased;
+                Ok(()) = mtu.changed() => {}
                 Some(call) = queue.recv() => {
                     // A call that its caller gave up is not sent late.
                     if !call.delivered.is_closed() {
@@ -381,6 +395,7 @@ impl GuestServer {
                         let boot = HostFrame::Boot(Box::new((*config).clone()));
                         frames.write(&boot.for_version(hello.contract)).await?;
                         boot_due = false;
+                        mtu_sent = Some(config.network.mtu);
                     }
                     // A guest without its config has no app to stop yet.
                     if let (true, false, Some(timeout_ms)) = (stop_due, boot_due, now.stop_timeout_ms) {

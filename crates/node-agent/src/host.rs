@@ -18,12 +18,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::node::{CachedImage, DesiredState, ReportAnswer, ReportDelta};
+use api::node::{CachedImage, DesiredState, InstanceReport, ReportAnswer, ReportDelta};
 use futures_util::future::BoxFuture;
 use guest_protocol::LogRecord;
 use microvm::{Nic, VmHealth};
 use model::image::ImageConfig;
-use model::instance::{AttachedVolume, PinnedImage, SecretBundle};
+use model::instance::{AttachedVolume, EgressPolicy, PinnedImage, SecretBundle};
 use model::{Digest, Generation, InstanceId, ProcessName, Timestamp, VolumeId};
 use node_network::Endpoint;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -160,6 +160,9 @@ pub trait Network: Debug + Send + Sync {
 
     /// Makes sure that instances reach the internet.
     fn ensure_egress(&self) -> BoxFuture<'_, HostResult<Egress>>;
+
+    /// What the agent reports of its instances has changed, or may have: names lead to those that are ready.
+    fn set_reports(&self, _reports: &[InstanceReport]) {}
 
     /// Makes one health probe over the network.
     ///
@@ -330,10 +333,11 @@ pub trait Log: Debug + Send + Sync {
 }
 
 /// An instance as the network knows it.
-pub(crate) fn endpoint(id: InstanceId, address: Ipv6Addr) -> Endpoint {
+pub(crate) fn endpoint(id: InstanceId, address: Ipv6Addr, egress: EgressPolicy) -> Endpoint {
     Endpoint {
         instance: id,
         address,
         ipv4: overlay::address_plan::egress_address(id),
+        egress,
     }
 }

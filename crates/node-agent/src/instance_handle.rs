@@ -1,16 +1,17 @@
 //! An instance as the agent has it: starts its task or resumes it, asks it to stop, and reads its status.
 
-use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use api::node::InstanceHolds;
 use display::chain;
 use model::instance::{InstanceSpec, InstanceState};
 use model::{EnvKey, InstanceId, ProcessName, VolumeId};
 use node_core::instance::{Event, Lifecycle};
+use node_network::Endpoint;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::host::ImagePin;
+use crate::host::{ImagePin, endpoint};
 use crate::instance_task::{InstanceStatus, InstanceTask};
 use crate::machine::Machine;
 use crate::record::{self, INSTANCE_FILE, InstanceFile};
@@ -20,13 +21,24 @@ use crate::record::{self, INSTANCE_FILE, InstanceFile};
 pub(crate) struct InstanceHandle {
     stop: watch::Sender<bool>,
     status: watch::Receiver<InstanceStatus>,
-    address: Ipv6Addr,
+    endpoint: Endpoint,
     env: EnvKey,
     process: ProcessName,
     volumes: Vec<VolumeId>,
+    holds: InstanceHolds,
     _task: AbortOnDropHandle<()>,
     /// Its root disk stays in the cache for as long as there is a handle.
     _image: ImagePin,
+}
+
+/// What an instance holds of its node, its volumes with it.
+pub(crate) fn holds_of(spec: &InstanceSpec) -> InstanceHolds {
+    let volumes = spec.volumes.iter().map(|volume| volume.size_bytes);
+    InstanceHolds {
+        cpu_millis: u64::from(spec.cpu_millis),
+        memory_bytes: spec.memory_bytes,
+        disk_bytes: volumes.fold(spec.scratch_bytes, u64::saturating_add),
+    }
 }
 
 /// Whether an instance whose record says this may have a VM: the record is written before a boot.
@@ -107,9 +119,10 @@ impl InstanceHandle {
         first: Event,
         guest_token: Option<String>,
     ) -> Result<Self, String> {
-        let address = spec.address;
+        let endpoint = endpoint(spec.id, spec.address, spec.egress);
         let (env, process) = (spec.env_key(), spec.process.clone());
         let volumes = spec.volumes.iter().map(|v| v.id).collect();
+        let holds = holds_of(&spec);
         let image = machine.host.images.pin(&spec.image.digest);
         let stop = watch::Sender::new(false);
         let asked = stop.subscribe();
@@ -118,10 +131,11 @@ impl InstanceHandle {
         Ok(Self {
             stop,
             status,
-            address,
+            endpoint,
             env,
             process,
             volumes,
+            holds,
             _task: task,
             _image: image,
         })
@@ -132,9 +146,9 @@ impl InstanceHandle {
         self.stop.send_replace(true);
     }
 
-    /// The instance's address.
-    pub(crate) fn address(&self) -> Ipv6Addr {
-        self.address
+    /// The instance as the network knows it.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        self.endpoint
     }
 
     /// The instance's env.
@@ -150,6 +164,11 @@ impl InstanceHandle {
     /// The instance's volumes.
     pub(crate) fn volumes(&self) -> &[VolumeId] {
         &self.volumes
+    }
+
+    /// What it holds of the node.
+    pub(crate) fn holds(&self) -> InstanceHolds {
+        self.holds
     }
 
     /// Whether nothing of it runs and nothing will.

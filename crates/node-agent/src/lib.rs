@@ -14,14 +14,13 @@
 //!   ═══ host: traits for VMM, network, images, disks, server, files, logs ═══
 //! adapters            the real ones: microvm, node-network, images, volumes, api-client, files
 //! streams             what the server asks to be opened: logs, exec, calls
+//! overlay_link, names   beside the agent: the other members, and what the resolver of the instances knows
 //! ```
 //!
 //! Nothing above the line touches the machine: crate `simulation` runs it on a simulated one.
 //!
 //! The agent may be killed at any moment: everything it needs is on disk or can be observed on the
 //! machine, and its VMs and their connections go on without it.
-//!
-//! Deliberately absent, until its issue: the overlay to other nodes.
 
 mod adapters;
 mod admission;
@@ -47,9 +46,11 @@ mod lane;
 mod logins;
 mod logs;
 mod machine;
+mod names;
 mod node;
 mod node_disk;
 mod open_files;
+mod overlay_link;
 mod owner;
 mod private;
 mod probes;
@@ -97,6 +98,8 @@ pub struct NodeOptions {
     pub insecure_registries: BTreeSet<String>,
     /// Mirrors by the registry they stand in for ([`registry::RegistryOptions::mirrors`]).
     pub registry_mirrors: BTreeMap<String, Vec<String>>,
+    /// How its peers reach it, as far as its operator says.
+    pub underlay: membership::UnderlayOptions,
 }
 
 /// Where a node that is to be taken down keeps its things.
@@ -178,6 +181,12 @@ pub enum NodeError {
     /// What an agent before this one left cannot be taken over.
     #[error("cannot resume the instances of this node")]
     Resume(#[source] host::HostError),
+    /// The interface to the other members cannot be removed.
+    #[error("cannot remove the interface of the overlay")]
+    Overlay(#[from] wireguard::interface::InterfaceError),
+    /// The resolver cannot be ended.
+    #[error("cannot end the resolver of the instances")]
+    Resolver(#[from] resolver::agent::ResolverError),
     /// Some microVMs could not be ended.
     #[error("cannot end every microVM: {0}")]
     Left(String),

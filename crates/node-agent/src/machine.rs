@@ -1,6 +1,5 @@
 //! What all instances of this node share: the host, the network's members, the clock.
 
-use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
 use api::enrollment::NodeDisk;
@@ -10,6 +9,7 @@ use model::InstanceId;
 use model::instance::InstanceSpec;
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
+use node_network::Endpoint;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,8 @@ pub(crate) struct Machine {
     pub(crate) holders: VolumeHolders,
     pub(crate) directory: Directory,
     pub(crate) facts: NodeFacts,
+    /// The MTU of the cluster as it is now, in bytes; that of `facts` is the one of the agent's start.
+    pub(crate) mtu: watch::Receiver<u32>,
     pub(crate) timing: Timing,
     pub(crate) clock: Clock,
     /// Notified when something that is reported has changed.
@@ -52,18 +54,26 @@ impl Machine {
         instances_dir(&self.data_dir).join(id.to_string())
     }
 
+    /// What a guest that boots now learns about this node.
+    pub(crate) fn facts_now(&self) -> NodeFacts {
+        NodeFacts {
+            mtu: *self.mtu.borrow(),
+            ..self.facts.clone()
+        }
+    }
+
     /// Makes the tap of an instance and admits the instance to the network.
     pub(crate) async fn enter_network(&self, spec: &InstanceSpec) -> HostResult<Nic> {
-        let endpoint = endpoint(spec.id, spec.address);
+        let endpoint = endpoint(spec.id, spec.address, spec.egress);
         let nic = self.host.network.create_tap(endpoint).await?;
-        self.admit([(spec.id, spec.address)]).await?;
+        self.admit([endpoint]).await?;
         Ok(nic)
     }
 
     /// Admits instances to the network, without touching their taps.
     pub(crate) async fn admit(
         &self,
-        instances: impl IntoIterator<Item = (InstanceId, Ipv6Addr)>,
+        instances: impl IntoIterator<Item = Endpoint>,
     ) -> HostResult<()> {
         self.admission.admit(&*self.host.network, instances).await
     }

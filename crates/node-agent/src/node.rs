@@ -10,15 +10,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
+use api::member::OverlayReport;
 use api::node::DriverChoice;
 use guest_protocol::RESOLVER;
-use membership::{Applicant, Membership};
+use membership::{Applicant, Membership, OverlayState};
 use microvm::{Choice, GuestKernel, Vm};
 use model::NodeId;
 use node_core::boot::NodeFacts;
 use node_core::instance::Timing;
-use node_network::{Network, NetworkSettings};
+use node_network::{Network, NetworkSettings, Suffix};
+use overlay_member::{OverlayMember, suffix};
 use registry::{Credentials, Registry, RegistryOptions};
+use resolver::agent::{Resolver, ResolverOptions};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -32,8 +35,11 @@ use crate::host::{Files as _, Host};
 use crate::images::ImageCache;
 use crate::logins::ServerLogins;
 use crate::machine::instances_dir;
+use crate::names::{NodeNames, follow_directory, keep_resolver};
 use crate::node_disk::DiskMeter;
+use crate::overlay_link::NodeAttachment;
 use crate::owner::Owner;
+use crate::record::DESIRED_FILE;
 use crate::repeated::Repeated;
 use crate::volumes::Volumes;
 use crate::{DownOptions, NodeError, NodeOptions, hardware, open_files, private, streams};
@@ -73,14 +79,21 @@ pub(crate) async fn run(
         })
     });
     claimed.await?;
+    let overlay = OverlayState::load(&membership, &options.data_dir).await;
+    let names = NodeNames::load(membership.cluster_prefix, &options.data_dir).await;
     let network = Network::ensure(&NetworkSettings {
-        suffix: network_suffix(&membership, node),
+        suffix: suffix(membership.cluster_prefix, node),
         cluster_prefix: membership.cluster_prefix,
         node,
-        mtu: membership.mtu,
+        mtu: overlay.mtu,
     })
     .await?;
     let network = Arc::new(network);
+    // Before the agent loads rules: they then have both, and what passed goes on.
+    network
+        .apply_overlay(&crate::overlay_link::access(&names, node, &overlay))
+        .await?;
+    let (mtu_sender, mtu) = watch::channel(overlay.mtu);
     let registry = Registry::new(RegistryOptions {
         insecure: options.insecure_registries.clone(),
         mirrors: options.registry_mirrors.clone(),
@@ -113,7 +126,10 @@ pub(crate) async fn run(
             kernel,
             run_dir: options.run_dir.clone(),
         }),
-        network: Arc::new(NodeNetwork(Arc::clone(&network))),
+        network: Arc::new(NodeNetwork {
+            network: Arc::clone(&network),
+            names: Arc::clone(&names),
+        }),
         images: Arc::new(images),
         disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes, meter)),
         server: Arc::new(client.clone()),
@@ -135,21 +151,58 @@ pub(crate) async fn run(
         facts: NodeFacts {
             region: membership.region.clone(),
             node_name: membership.name.clone(),
-            mtu: membership.mtu,
+            mtu: overlay.mtu,
             resolvers: vec![RESOLVER.into()],
         },
+        mtu,
         timing: Timing::default(),
         data_dir: options.data_dir.clone(),
     };
     let logs = streams::StreamLogs::new(directory.clone(), ended);
-    let peers = watch::Sender::new(Vec::new());
+    let underlay = membership::underlay(&membership.server, options.underlay).await;
+    let report = watch::Sender::new(OverlayReport {
+        underlay,
+        ..OverlayReport::default()
+    });
+    let (overlay, state) = watch::channel(overlay);
     let keeping = membership::keep(
         membership.clone(),
         options.data_dir.clone(),
         client.clone(),
-        peers,
+        overlay,
+        report.subscribe(),
+    );
+    let member = OverlayMember {
+        place: crate::overlay_link::place(network.namespace(), &options.run_dir),
+        server: membership.server.clone(),
+        underlay: options.underlay,
+        attachment: NodeAttachment {
+            network: Arc::clone(&network),
+            names: Arc::clone(&names),
+            node,
+            directory: tokio::sync::Mutex::new(names.directory_changes()),
+            mtu: mtu_sender,
+        },
+    };
+    let resolver = ResolverOptions {
+        namespace: Path::new("/run/netns").join(network.namespace()),
+        program: overlay_member::own_program(),
+        run_dir: crate::overlay_link::run_dir(&options.run_dir),
+    };
+    let directory_of_envs = follow_directory(
+        Arc::clone(&names),
+        membership.cluster.clone(),
+        client.clone(),
     );
     let _membership = AbortOnDropHandle::new(tokio::spawn(keeping));
+    let _overlay =
+        AbortOnDropHandle::new(tokio::spawn(overlay_member::keep(member, state, report)));
+    let _directory = AbortOnDropHandle::new(tokio::spawn(directory_of_envs));
+    let _resolver = AbortOnDropHandle::new(tokio::spawn(keep_resolver(
+        names,
+        Arc::clone(&network),
+        resolver,
+    )));
     let _streams = AbortOnDropHandle::new(tokio::spawn(streams::serve(client, logs)));
     let _network = AbortOnDropHandle::new(tokio::spawn(keep_network(network)));
     tracing::info!(%node, server = membership.server, "the node is up");
@@ -173,7 +226,17 @@ async fn find(options: &NodeOptions) -> Result<Found, NodeError> {
     let (driver, memory_bytes) = (choice.driver, options.memory_bytes);
     blocking(move || microvm::check_programs(driver)).await?;
     let hardware = blocking(move || hardware::find(memory_bytes, driver)).await;
-    let hardware = hardware.map_err(NodeError::Hardware)?;
+    let (data_dir, budget_bytes) = (options.data_dir.clone(), options.image_cache_bytes);
+    let measured = blocking(move || DiskMeter::new(&data_dir, budget_bytes)?.measure()).await;
+    let measured = measured.map_err(|source| NodeError::Disk {
+        path: options.data_dir.clone(),
+        source,
+    })?;
+    // Who approves this machine is shown its disk too.
+    let hardware = Hardware {
+        disk: Some(measured.disk),
+        ..hardware.map_err(NodeError::Hardware)?
+    };
     tracing::info!(
         driver = choice.driver.name(),
         reason = choice.reason,
@@ -194,6 +257,7 @@ async fn load_or_join(options: &NodeOptions, hardware: &Hardware) -> Result<Memb
         name: options.name.clone(),
         region: options.region.clone(),
         hardware: hardware.clone(),
+        underlay: options.underlay,
     };
     Ok(Membership::load_or_join(&options.data_dir, &applicant).await?)
 }
@@ -233,7 +297,22 @@ pub(crate) async fn leave(data_dir: &Path, run_dir: &Path) -> Result<(), NodeErr
             "what this node ran is not down: `platform node down` ends it".to_owned(),
         ));
     }
-    membership::leave(data_dir).await.map_err(NodeError::State)
+    membership::leave(data_dir)
+        .await
+        .map_err(NodeError::State)?;
+    // What it ran was started elsewhere, or is given up: the next agent is to start none of it before it has heard what it should run.
+    let desired = data_dir.join(DESIRED_FILE);
+    let removed = blocking({
+        let path = desired.clone();
+        move || std::fs::remove_file(path)
+    });
+    match removed.await {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
+            path: desired,
+            source,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Which driver would run VMs here, or what keeps every one from it.
@@ -315,13 +394,6 @@ async fn keep_network(network: Arc<Network>) {
     }
 }
 
-/// The cluster's last 24 random bits and the node's number: several nodes of several clusters can
-/// live on one machine.
-fn network_suffix(membership: &Membership, node: NodeId) -> String {
-    let [_, _, _, a, b, c, ..] = membership.cluster_prefix.octets();
-    format!("{a:02x}{b:02x}{c:02x}{:x}", node.0)
-}
-
 /// Stops every microVM of the node with these folders, and removes its network.
 pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
     private::enter();
@@ -339,16 +411,25 @@ pub(crate) async fn down(options: &DownOptions) -> Result<(), NodeError> {
     // Another node's VMs are not ours to end.
     let run_dir = options.run_dir.clone();
     blocking(move || Owner::check(&run_dir, member.as_ref())).await?;
-    end_vms(&options.run_dir).await?;
-    if let Some(membership) = membership {
-        Network::remove(&network_suffix(&membership, node_id(&membership)?)).await?;
+    if let Some(membership) = &membership {
+        remove_network(membership, &options.run_dir).await?;
     }
+    end_vms(&options.run_dir).await?;
     let instances = instances_dir(&options.data_dir);
     let removed = HostFiles.remove_folder(&instances).await;
     removed.map_err(|source| NodeError::Folder {
         path: instances,
         source,
     })
+}
+
+/// Removes the node's network from the machine, and what serves it. Its VMs lose it at once, and end afterwards.
+async fn remove_network(membership: &Membership, run_dir: &Path) -> Result<(), NodeError> {
+    let suffix = suffix(membership.cluster_prefix, node_id(membership)?);
+    Resolver::remove(&crate::overlay_link::run_dir(run_dir)).await?;
+    let namespace = Suffix::new(&suffix)?.namespace();
+    overlay_member::remove(&crate::overlay_link::place(&namespace, run_dir)).await?;
+    Ok(Network::remove(&suffix).await?)
 }
 
 /// Ends every VM of a run folder, those without a record too, and empties the folder.

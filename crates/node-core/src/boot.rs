@@ -6,7 +6,7 @@
 //! the default `PATH`, the image's Env, the manifest's, the platform's. What depends on files of
 //! the image (user names, `PATH` lookup) is the guest's.
 
-use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, ProxyPort, VolumeMount};
+use guest_protocol::{BootConfig, GATEWAY, GuestNetwork, INTERNAL_DOMAIN, ProxyPort, VolumeMount};
 use model::image::ImageConfig;
 use model::instance::{Init, InstanceSpec, Probe, SecretBundle};
 use std::collections::BTreeSet;
@@ -111,6 +111,11 @@ pub fn boot_config(
             gateway: GATEWAY,
             mtu: facts.mtu,
             resolvers: facts.resolvers.clone(),
+            search: if facts.resolvers.is_empty() {
+                Vec::new()
+            } else {
+                vec![format!("{}.{}.{INTERNAL_DOMAIN}", spec.env, spec.app)]
+            },
         },
         root_device: ROOT_DEVICE.to_owned(),
         scratch_device: SCRATCH_DEVICE.to_owned(),
@@ -319,6 +324,26 @@ mod tests {
             mtu: 1420,
             resolvers: Vec::new(),
         }
+    }
+
+    #[test]
+    fn a_guest_that_has_name_servers_looks_for_short_names_in_its_env() {
+        let (image, spec) = (image(), spec(process(1)));
+        let search = |resolvers| {
+            let facts = NodeFacts {
+                resolvers,
+                ..facts()
+            };
+            boot_config(&image, &spec, &[], &facts)
+                .unwrap()
+                .network
+                .search
+        };
+        assert_eq!(
+            search(vec![guest_protocol::RESOLVER.into()]),
+            ["prod.shop.internal"]
+        );
+        assert!(search(Vec::new()).is_empty());
     }
 
     fn words(text: &[&str]) -> Vec<String> {

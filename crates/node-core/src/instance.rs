@@ -547,6 +547,7 @@ impl Lifecycle {
             log_tail,
             preparing_ms: self.progress.preparing_ms,
             liveness_failure: None,
+            holds: None,
         }
     }
 

@@ -5,6 +5,7 @@
 //! - [`liveness`]: what its liveness probes say.
 //! - [`boot`]: what its guest is told to run.
 //! - [`cache`]: which cached images are evicted.
+//! - [`directory`]: the instances of its envs, wherever they are.
 //! - [`ended_logs`]: which logs of ended instances are kept.
 //! - [`report_sender`]: what is reported next.
 
@@ -21,6 +22,7 @@
 
 pub mod boot;
 pub mod cache;
+pub mod directory;
 pub mod ended_logs;
 pub mod instance;
 pub mod liveness;

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 /// Addresses `address/bits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Block(Ipv4Addr, u8);
+pub(crate) struct Block(pub(crate) Ipv4Addr, pub(crate) u8);
 
 impl fmt::Display for Block {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -20,6 +20,8 @@ impl fmt::Display for Block {
 /// The machine's own IPv4 network, as far as the rules depend on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetwork {
+    /// The private networks that instances of egress `all` reach.
+    pub(crate) private: BTreeSet<Block>,
     /// The machine's own addresses, broadcast addresses of its networks among them. Instances are kept from
     /// them: a connection of `slirp4netns` comes from the machine itself, so its firewall does not apply.
     pub(crate) own: BTreeSet<Block>,

@@ -13,12 +13,16 @@
 //!                                              and its IPv4 address, via inet6 <instance>
 //!  slirp4netns ================ uplink         192.0.0.100/25, default route; IPv4 is masqueraded
 //!    sockets of the machine's    lo             last default route: packets are refused without an uplink
+//!  WireGuard's socket ========= overlay        route <cluster>/48: the other members
 //! ```
 //!
 //! Every address is `<48 cluster> <16 node> <32 env network> <32 instance>`, so a comparison of bits 64 to 96
 //! decides whether a packet passes: inside one env it does, network 0 (the platform's) reaches instances, and
 //! everything else is dropped. The first rule pins a source address to its tap. Rates to and from a tap are
-//! bounded. Packet Too Big (`ICMPv6`) from a pinned source is never filtered.
+//! bounded. Packet Too Big (`ICMPv6`) of a connection that exists is never filtered.
+//!
+//! From other members packets come in by `overlay` (`wireguard::interface`, [`Network::attach_overlay`]). A source passes where its node is known to have instances of its env ([`OverlayAccess`]), and only to
+//! instances of that env; edges reach every port; a hub passes on what is between others. [`EdgeLink`] is an edge's end of the same.
 //!
 //! IPv4 is for egress only, from each instance's own address and by `slirp4netns` ([`Network::ensure_egress`]).
 //! The machine forwards nothing for it, has no rule for it, and keeps nothing of it afterwards. Instances do not
@@ -38,11 +42,12 @@
 //! A guest cannot fill the machine's neighbour tables, which all namespaces share: the kernel learns a neighbour from
 //! solicitations, and those pass from a tap's own addresses only; ARP is not answered on taps.
 //!
-//! Deliberately absent: choosing addresses (`overlay::address_plan` does), the overlay between
-//! nodes, IPv4 between instances, IPv6 egress. This crate drives Debian's `ip`, `nft` and `slirp4netns` and opens
+//! Deliberately absent: choosing addresses (`overlay::address_plan` does), the tunnels themselves (`wireguard`),
+//! IPv4 between instances, IPv6 egress. This crate drives Debian's `ip`, `nft` and `slirp4netns` and opens
 //! taps by ioctl; it keeps no state of its own.
 
 mod command;
+mod edge_link;
 mod egress;
 mod error;
 mod host_network;
@@ -51,12 +56,14 @@ mod names;
 mod namespace;
 mod neighbour;
 mod network;
+mod overlay_link;
 mod rules;
 mod tap;
 
+pub use edge_link::EdgeLink;
 pub use egress::Egress;
 pub use error::NetworkError;
-pub use names::{MAX_SUFFIX_BYTES, Suffix, mac_of, tap_name};
+pub use names::{MAX_SUFFIX_BYTES, OVERLAY_LINK, Suffix, mac_of, tap_name};
 pub use network::{Network, NetworkSettings};
-pub use rules::Endpoint;
+pub use rules::{Endpoint, OverlayAccess};
 pub use tap::Tap;

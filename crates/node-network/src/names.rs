@@ -37,6 +37,9 @@ impl Suffix {
 /// The namespace's end of the veth pair whose other end is in the machine's own network.
 pub(crate) const INSIDE_LINK: &str = "host";
 
+/// The namespace's link to the other members of the overlay, by WireGuard.
+pub const OVERLAY_LINK: &str = "overlay";
+
 /// The namespace's link for egress; it exists while `slirp4netns` runs.
 pub(crate) const UPLINK: &str = "uplink";
 /// The name that earlier agents gave to [`UPLINK`]. Their namespaces and `slirp4netns` processes are

@@ -1,6 +1,6 @@
 //! Creates the workload network and keeps it in its wanted state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
@@ -11,13 +11,14 @@ use model::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
 use crate::egress::{Egress, Slirp};
-use crate::host_network::{self, HostNetwork};
+use crate::host_network::{self, Block, HostNetwork};
 use crate::names::{
-    INSIDE_LINK, Suffix, UPLINK, mac_of, mac_text, node_prefix, platform_address, tap_mac_of,
-    tap_name,
+    INSIDE_LINK, OVERLAY_LINK, Suffix, UPLINK, mac_of, mac_text, node_prefix, platform_address,
+    tap_mac_of, tap_name,
 };
 use crate::namespace::{self, Named};
-use crate::{Endpoint, NetworkError, Tap, lost, neighbour, rules, tap};
+use crate::rules::Wanted;
+use crate::{Endpoint, NetworkError, OverlayAccess, Tap, lost, neighbour, rules, tap};
 
 /// Smallest MTU of IPv6, in bytes (RFC 8200, 5).
 const MIN_MTU: u32 = 1280;
@@ -50,25 +51,28 @@ pub struct NetworkSettings {
 /// The workload network of this node. Dropping it changes nothing; [`Network::remove`] does.
 #[derive(Debug)]
 pub struct Network {
-    settings: NetworkSettings,
-    cluster_prefix: Ipv6Addr,
-    mtu: u32,
-    namespace: String,
-    host_link: String,
+    pub(crate) settings: NetworkSettings,
+    pub(crate) cluster_prefix: Ipv6Addr,
+    /// In bytes. Locked for writing while links are given another.
+    pub(crate) mtu: tokio::sync::RwLock<u32>,
+    pub(crate) namespace: String,
+    pub(crate) host_link: String,
     /// The namespace itself. It lives on when its name is removed.
     handle: Arc<File>,
     /// CountedAs while something is mended.
     mending: tokio::sync::Mutex<()>,
     /// Locked while rules are loaded, so that the last call's rules stay.
-    loaded: tokio::sync::Mutex<Loaded>,
+    pub(crate) loaded: tokio::sync::Mutex<Loaded>,
 }
 
 /// What the rules in the kernel were made from.
 #[derive(Debug)]
-struct Loaded {
+pub(crate) struct Loaded {
     /// Absent: not known, because an agent before this one loaded them or the last change failed.
-    endpoints: Option<BTreeMap<InstanceId, Endpoint>>,
-    host: HostNetwork,
+    pub(crate) endpoints: Option<BTreeMap<InstanceId, Endpoint>>,
+    /// Who sends to them from other machines; before [`Network::apply_overlay`], nobody.
+    pub(crate) access: OverlayAccess,
+    pub(crate) host: HostNetwork,
 }
 
 impl Network {
@@ -82,22 +86,26 @@ impl Network {
         if settings.cluster_prefix.to_bits() << 48 != 0 {
             return Err(NetworkError::Prefix(settings.cluster_prefix));
         }
-        if !(MIN_MTU..=MAX_MTU).contains(&settings.mtu) {
-            return Err(NetworkError::Mtu(settings.mtu));
-        }
+        check_mtu(settings.mtu)?;
         let namespace = suffix.namespace();
         ensure_namespace(&namespace, settings).await?;
         let network = Self {
             settings: settings.clone(),
             cluster_prefix: settings.cluster_prefix,
-            mtu: settings.mtu,
+            mtu: tokio::sync::RwLock::new(settings.mtu),
             handle: Arc::new(namespace::open(&namespace).await?),
             namespace,
             host_link: suffix.host_link(),
             mending: tokio::sync::Mutex::new(()),
             loaded: tokio::sync::Mutex::new(Loaded {
                 endpoints: None,
-                host: read_host_network().await?,
+                access: OverlayAccess::default(),
+                host: HostNetwork {
+                    private: rules::PRIVATE
+                        .map(|(address, bits)| Block(address, bits))
+                        .into(),
+                    ..read_host_network().await?
+                },
             }),
         };
         network.apply_settings().await?;
@@ -149,7 +157,10 @@ impl Network {
             instance,
             address,
             ipv4,
+            ..
         } = *endpoint;
+        // Nobody gives the taps another MTU before this one has its own.
+        let mtu = self.mtu.read().await;
         let name = tap_name(instance);
         let mac = mac_of(instance);
         let fd = {
@@ -166,9 +177,8 @@ impl Network {
             Some(&self.namespace),
             &[
                 format!(
-                    "link set dev {name} address {} mtu {} up",
+                    "link set dev {name} address {} mtu {mtu} up",
                     mac_text(tap_mac_of(instance)),
-                    self.mtu
                 ),
                 format!(
                     "addr replace {}/64 dev {name} nodad",
@@ -198,14 +208,35 @@ impl Network {
     pub async fn apply_rules(&self, endpoints: &[Endpoint]) -> Result<(), NetworkError> {
         let endpoints = endpoints.iter().map(|e| (e.instance, *e)).collect();
         let mut loaded = self.loaded.lock().await;
+        let access = loaded.access.clone();
+        self.load(&mut loaded, endpoints, access).await
+    }
+
+    /// Loads what differs, or all where what is loaded is not known.
+    pub(crate) async fn load(
+        &self,
+        loaded: &mut Loaded,
+        endpoints: BTreeMap<InstanceId, Endpoint>,
+        access: OverlayAccess,
+    ) -> Result<(), NetworkError> {
+        let wanted = Wanted {
+            endpoints: &endpoints,
+            access: &access,
+        };
         if let Some(before) = &loaded.endpoints {
-            let change = rules::change(self.cluster_prefix, before, &endpoints);
-            if change.is_empty() {
-                return Ok(());
-            }
-            match nft(&self.namespace, &change).await {
+            let before = Wanted {
+                endpoints: before,
+                access: &loaded.access,
+            };
+            let change = rules::change(self.cluster_prefix, before, wanted);
+            let changed = match change.as_str() {
+                "" => Ok(()),
+                change => nft(&self.namespace, change).await,
+            };
+            match changed {
                 Ok(()) => {
                     loaded.endpoints = Some(endpoints);
+                    loaded.access = access;
                     return Ok(());
                 }
                 // Somebody else changed the rules, or what was loaded is not what is there.
@@ -218,26 +249,23 @@ impl Network {
             }
         }
         loaded.endpoints = None;
-        let all = rules::ruleset(self.cluster_prefix, &endpoints, &loaded.host);
+        let node = self.settings.node;
+        let all = rules::ruleset(self.cluster_prefix, node, wanted, &loaded.host);
         nft(&self.namespace, &all).await?;
         loaded.endpoints = Some(endpoints);
+        loaded.access = access;
         Ok(())
     }
 
     /// Loads all rules again where somebody removed a table: without them envs reach each other, or nothing does.
     async fn mend_rules(&self) -> Result<(), NetworkError> {
         let mut loaded = self.loaded.lock().await;
-        let Some(endpoints) = &loaded.endpoints else {
-            return Ok(());
-        };
-        if self.has_tables().await? {
+        if loaded.endpoints.is_none() || self.has_tables().await? {
             return Ok(());
         }
-        let all = rules::ruleset(self.cluster_prefix, endpoints, &loaded.host);
-        if let Err(error) = nft(&self.namespace, &all).await {
-            loaded.endpoints = None;
-            return Err(error);
-        }
+        let endpoints = loaded.endpoints.take().unwrap_or_default();
+        let access = loaded.access.clone();
+        self.load(&mut loaded, endpoints, access).await?;
         tracing::warn!(
             what = "the rules",
             "somebody had removed a part of the workload network; it was made again"
@@ -258,6 +286,10 @@ impl Network {
         let resolver = host.resolver;
         self.mend_rules().await?;
         let mut loaded = self.loaded.lock().await;
+        let host = HostNetwork {
+            private: loaded.host.private.clone(),
+            ..host
+        };
         if host != loaded.host {
             // Rules that this agent did not load are loaded with the instances.
             if loaded.endpoints.is_some() {
@@ -285,7 +317,7 @@ impl Network {
         {
             return Err(NetworkError::NoUplink);
         }
-        Slirp::start(&namespace, &self.namespace, self.mtu).await?;
+        Slirp::start(&namespace, &self.namespace, *self.mtu.read().await).await?;
         match Slirp::find_all(&namespace).await?.pop() {
             Some(slirp) => Ok(Egress::new(slirp, resolver)),
             None => Err(NetworkError::Process {
@@ -319,7 +351,8 @@ impl Network {
             Named::Present => {
                 // A VMM that still runs keeps the namespace alive without a name, so its tap is removed.
                 for link in links(Some(&name)).await? {
-                    if link.starts_with('t') {
+                    // As does the process of a TUN device, which ends by that.
+                    if link.starts_with('t') || link == OVERLAY_LINK {
                         delete_link(Some(&name), &link).await?;
                     }
                 }
@@ -387,7 +420,7 @@ impl Network {
         let own = platform_address(settings.cluster_prefix, settings.node, 2);
         let node = node_prefix(settings.cluster_prefix, settings.node);
         let cluster = settings.cluster_prefix;
-        let mtu = settings.mtu;
+        let mtu = *self.mtu.read().await;
         let metric = CLUSTER_ROUTE_METRIC + u32::from(settings.node.0);
         // Of this one link only: the machine's other settings stay as they are.
         let link_settings = [
@@ -452,6 +485,14 @@ impl Network {
     }
 }
 
+/// Whether IPv6 and taps have such an MTU.
+pub(crate) fn check_mtu(mtu: u32) -> Result<(), NetworkError> {
+    if (MIN_MTU..=MAX_MTU).contains(&mtu) {
+        return Ok(());
+    }
+    Err(NetworkError::Mtu(mtu))
+}
+
 /// Makes the namespace, unless its name leads to one. One whose name is gone, and whose VMs run, is given its name again.
 async fn ensure_namespace(name: &str, settings: &NetworkSettings) -> Result<(), NetworkError> {
     match namespace::look_up(name).await? {
@@ -488,6 +529,7 @@ async fn read_host_network() -> Result<HostNetwork, NetworkError> {
         .await
         .unwrap_or_default();
     Ok(HostNetwork {
+        private: BTreeSet::new(),
         own,
         resolver: host_network::first_resolver(&resolv_conf),
     })
@@ -502,7 +544,7 @@ fn not_understood(command: &[&str], error: &serde_json::Error) -> NetworkError {
 }
 
 /// Names of all links of a namespace.
-async fn links(namespace: Option<&str>) -> Result<Vec<String>, NetworkError> {
+pub(crate) async fn links(namespace: Option<&str>) -> Result<Vec<String>, NetworkError> {
     #[derive(serde::Deserialize)]
     struct Link {
         // Links that were just removed come as `{}`.

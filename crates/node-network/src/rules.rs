@@ -5,7 +5,9 @@
 //! is spelled out: each tap leads to its env's chain, which compares the destination under a mask that leaves the node's
 //! bits out.
 
+mod env;
 mod instances;
+mod overlay;
 #[cfg(test)]
 mod tests;
 
@@ -14,13 +16,14 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use guest_protocol::RESOLVER;
-use model::InstanceId;
+use model::{InstanceId, NodeId};
 
 use crate::host_network::HostNetwork;
-use crate::names::{INSIDE_LINK, UPLINK};
+use crate::names::{INSIDE_LINK, OVERLAY_LINK, UPLINK};
 
 pub use instances::Endpoint;
 pub(crate) use instances::change;
+pub use overlay::OverlayAccess;
 
 /// The table of what may pass. Loading it again replaces it, all at once.
 pub(crate) const TABLE: &str = "inet platform";
@@ -28,8 +31,10 @@ pub(crate) const TABLE: &str = "inet platform";
 pub(crate) const LIMITS: &str = "inet platform_counts";
 /// Cluster and env network, whatever the node and the instance.
 const ENV_MASK: &str = "ffff:ffff:ffff:0:ffff:ffff::";
+/// Ports at which edges alone reach instances (`overlay::ingress`).
+const INGRESS_PORTS: &str = "61001-65535";
 /// Errors that must reach whoever sent the packet they are about (RFC 4890, 4.3.1); without Packet
-/// Too Big, large packets vanish and connections hang (ADR 0004).
+/// Too Big, large packets vanish and connections hang (ADR 0004). They pass where the connection that they are about exists.
 const ICMPV6_ERRORS: &str =
     "{ destination-unreachable, packet-too-big, time-exceeded, parameter-problem }";
 
@@ -52,6 +57,13 @@ const UPLINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 100);
 /// reserved and broadcast.
 const DENIED: &str = "{ 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, \
      192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }";
+/// Networks that are not the internet's: of organisations (RFC 1918) and of measurements (RFC 2544).
+pub(crate) const PRIVATE: [(Ipv4Addr, u8); 4] = [
+    (Ipv4Addr::new(10, 0, 0, 0), 8),
+    (Ipv4Addr::new(172, 16, 0, 0), 12),
+    (Ipv4Addr::new(192, 168, 0, 0), 16),
+    (Ipv4Addr::new(198, 18, 0, 0), 15),
+];
 /// TCP ports of the machine's own addresses that instances reach: what an edge serves, so that an app may
 /// call its own public URL.
 const PUBLIC_PORTS: &str = "{ 80, 443 }";
@@ -65,6 +77,8 @@ const MAX_EGRESS_CONNECTIONS_OF_NODE: u32 = 4096;
 /// UDP exchanges that one instance may begin by egress: rate a second, and burst. Questions to the resolver do
 /// not count. `slirp4netns` holds a socket for each exchange until it was silent for four minutes.
 const UDP_PER_SECOND: (u32, u32) = (20, 200);
+/// Questions that one instance may send to the node's resolver: rate a second, and burst.
+const NAMES_PER_SECOND: (u32, u32) = (1000, 2000);
 /// Refusals that one instance is sent, in messages a second; further packets are dropped without an answer. The
 /// kernel's own limit is one for the whole machine.
 const REFUSALS_PER_SECOND: u32 = 100;
@@ -72,10 +86,20 @@ const REFUSALS_PER_SECOND: u32 = 100;
 /// as with names.
 pub(crate) const UDP_MEMORY_SECONDS: u32 = 10;
 
-/// All rules, for exactly these instances; `cluster_prefix` is the cluster's /48. Limits that count go on.
+/// What the rules are to admit.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted<'a> {
+    /// The instances of the node.
+    pub(crate) endpoints: &'a BTreeMap<InstanceId, Endpoint>,
+    /// Who sends to them from other machines.
+    pub(crate) access: &'a OverlayAccess,
+}
+
+/// All rules, for exactly this. Limits that count go on.
 pub(crate) fn ruleset(
     cluster_prefix: Ipv6Addr,
-    endpoints: &BTreeMap<InstanceId, Endpoint>,
+    node: NodeId,
+    wanted: Wanted<'_>,
     host: &HostNetwork,
 ) -> String {
     let mut text = limits();
@@ -85,12 +109,14 @@ pub(crate) fn ruleset(
         "table {TABLE}\ndelete table {TABLE}\ntable {TABLE} {{"
     );
     text.push_str(instances::SETS);
-    let platform = instances::env_of(cluster_prefix);
+    text.push_str(overlay::SETS);
+    let platform = env::env_of(cluster_prefix);
     let _ = write!(
         text,
         "\tchain pin {{\n\
          \t\ttype filter hook prerouting priority raw; policy drop;\n\
          \t\tiifname \"lo\" accept\n\
+         \t\tiifname \"{OVERLAY_LINK}\" goto from_overlay\n\
          \t\tip6 saddr :: ip6 hoplimit 255 icmpv6 type nd-neighbor-solicit accept\n\
          \t\tiifname . ip6 saddr @link_local ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
          \t\tiifname \"{INSIDE_LINK}\" ip6 saddr fe80::/10 ip6 hoplimit 255 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept\n\
@@ -101,13 +127,16 @@ pub(crate) fn ruleset(
          \t}}\n"
     );
     text.push_str(&egress());
+    text.push_str(&overlay::chains(cluster_prefix, node));
     let _ = write!(
         text,
         "\tchain forward {{\n\
          \t\ttype filter hook forward priority filter; policy drop;\n\
-         \t\ticmpv6 type {ICMPV6_ERRORS} accept\n\
+         {relayed}\
          \t\tct state established,related accept\n\
+         \t\ticmpv6 type {ICMPV6_ERRORS} drop\n\
          \t\tiifname \"{INSIDE_LINK}\" oifname \"t*\" accept\n\
+         {forwarded}\
          \t\tiifname \"t*\" meta nfproto ipv4 goto egress\n\
          \t\tiifname vmap @env_of_tap\n\
          \t}}\n\
@@ -115,25 +144,33 @@ pub(crate) fn ruleset(
          \t\ttype filter hook input priority filter; policy drop;\n\
          \t\tiifname \"lo\" accept\n\
          \t\ticmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept\n\
-         \t\ticmpv6 type {ICMPV6_ERRORS} accept\n\
          \t\tct state established,related accept\n\
+         \t\tiifname \"t*\" ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
          \t\tiifname \"t*\" meta nfproto ipv4 goto refuse\n\
          \t}}\n\
-         }}\n"
+         }}\n",
+        relayed = overlay::relayed(),
+        forwarded = overlay::forwarded(cluster_prefix),
     );
     text.push_str(&host_change(host));
-    text.push_str(&change(cluster_prefix, &BTreeMap::new(), endpoints));
+    let nothing = Wanted {
+        endpoints: &BTreeMap::new(),
+        access: &OverlayAccess::default(),
+    };
+    text.push_str(&change(cluster_prefix, nothing, wanted));
     text
 }
 
-/// What changes when the machine's own addresses or resolver do.
+/// What changes when the machine's own addresses or resolver do, or the private networks that are reached.
 pub(crate) fn host_change(host: &HostNetwork) -> String {
     let own: Vec<String> = host.own.iter().map(ToString::to_string).collect();
     let resolver = host.resolver.map(|_| RESOLVER.to_string());
+    let private: Vec<String> = host.private.iter().map(ToString::to_string).collect();
     let mut text = String::new();
     for (set, elements) in [
         ("machine", own.join(", ")),
         ("resolver", resolver.unwrap_or_default()),
+        ("private_reached", private.join(", ")),
     ] {
         let _ = writeln!(text, "flush set {TABLE} {set}");
         if !elements.is_empty() {
@@ -152,6 +189,7 @@ fn limits() -> String {
         ("egress_by_tap", "flags dynamic;"),
         ("egress_of_node", "flags dynamic;"),
         ("egress_udp", &forgets),
+        ("names", &forgets),
         ("sent", &forgets),
         ("received", &forgets),
     ] {
@@ -171,6 +209,14 @@ fn limits() -> String {
          add chain {LIMITS} forward {{ type filter hook forward priority filter - 1; policy accept; }}\n\
          flush chain {LIMITS} forward\n\
          add rule {LIMITS} forward oifname \"t*\" update @received {{ oifname {rate} }} drop\n"
+    );
+    let (rate, burst) = NAMES_PER_SECOND;
+    let _ = write!(
+        text,
+        "add chain {LIMITS} input {{ type filter hook input priority filter - 1; policy accept; }}\n\
+         flush chain {LIMITS} input\n\
+         add rule {LIMITS} input iifname \"t*\" udp dport 53 update @names {{ iifname limit rate over {rate}/second burst {burst} packets }} drop\n\
+         add rule {LIMITS} input iifname \"t*\" meta l4proto {{ tcp, udp }} ct state new add @connections {{ iifname ct count over {MAX_CONNECTIONS} }} reject with icmpx admin-prohibited\n"
     );
     let by_egress = format!("oifname \"{UPLINK}\"");
     let (rate, burst) = UDP_PER_SECOND;
@@ -206,10 +252,20 @@ fn limits() -> String {
 
 /// Which destinations egress reaches, and how it is translated. Other packets are refused at once.
 fn egress() -> String {
+    let private = PRIVATE
+        .map(|(address, bits)| format!("{address}/{bits}"))
+        .join(", ");
     format!(
         "\tset denied {{\n\
          \t\ttype ipv4_addr; flags interval; auto-merge;\n\
          \t\telements = {DENIED}\n\
+         \t}}\n\
+         \tset private {{\n\
+         \t\ttype ipv4_addr; flags interval;\n\
+         \t\telements = {{ {private} }}\n\
+         \t}}\n\
+         \tset private_reached {{\n\
+         \t\ttype ipv4_addr; flags interval; auto-merge;\n\
          \t}}\n\
          \tset machine {{\n\
          \t\ttype ipv4_addr; flags interval; auto-merge;\n\
@@ -229,13 +285,22 @@ fn egress() -> String {
          \t\tmeta l4proto tcp tcp flags & (fin | syn | rst | ack) != syn reject with tcp reset\n\
          \t\treject with icmpx admin-prohibited\n\
          \t}}\n\
-         \tchain egress {{\n\
-         \t\ttcp flags & (fin | syn | rst | ack) != syn goto refuse\n\
-         \t\tip daddr @resolver meta l4proto {{ tcp, udp }} th dport 53 oifname \"{UPLINK}\" accept\n\
+         \tchain egress_all {{\n\
          \t\toifname \"{UPLINK}\" ip daddr @machine tcp dport {PUBLIC_PORTS} accept\n\
          \t\tip daddr @machine goto refuse\n\
          \t\tip daddr @denied goto refuse\n\
+         \t\tip daddr @private ip daddr != @private_reached goto refuse\n\
          \t\toifname \"{UPLINK}\" meta l4proto {{ tcp, udp, icmp }} accept\n\
+         \t\tgoto refuse\n\
+         \t}}\n\
+         \tchain egress_internet {{\n\
+         \t\tip daddr @private goto refuse\n\
+         \t\tgoto egress_all\n\
+         \t}}\n\
+         \tchain egress {{\n\
+         \t\ttcp flags & (fin | syn | rst | ack) != syn goto refuse\n\
+         \t\tip daddr @resolver meta l4proto {{ tcp, udp }} th dport 53 oifname \"{UPLINK}\" accept\n\
+         \t\tiifname vmap @egress_of_tap\n\
          \t\tgoto refuse\n\
          \t}}\n"
     )

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use guest_protocol::RESOLVER;
+use model::instance::EgressPolicy;
 use node_network::{Network, NetworkError};
 use support::{Guest, enter, ipv4, isolated, machine_state, settings, shell, whole_guest};
 
@@ -593,6 +594,70 @@ fn the_egress_connections_of_one_instance_are_bounded() {
                 assert!(Instant::now() < give_up, "{error}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+            Network::remove("test").await.unwrap();
+        },
+    );
+}
+
+const DATABASE: Ipv4Addr = Ipv4Addr::new(10, 5, 5, 5);
+const MEASURED: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+
+#[test]
+fn an_instance_reaches_what_its_egress_policy_names() {
+    isolated(
+        "an_instance_reaches_what_its_egress_policy_names",
+        || async {
+            make_external_network();
+            shell(
+                "ip -n external addr add 10.5.5.5/32 dev lo; ip -n external addr add 198.18.0.1/32 dev lo",
+            );
+            for address in [FAR, DATABASE, MEASURED] {
+                serve("external", address, 8080);
+            }
+            serve("", OWN, 80);
+            answer_names("external", NEIGHBOUR);
+            let network = Network::ensure(&settings()).await.unwrap();
+            let one = Guest::new(&network, 7, 0xa1).await;
+            let mut endpoint = one.endpoint();
+            network.apply_rules(&[endpoint]).await.unwrap();
+            let guest = whole_guest(one).await;
+            network.ensure_egress().await.unwrap();
+            let reaches = |address, port| match seen_as(&guest, address, port) {
+                Ok(_) => true,
+                Err(ErrorKind::HostUnreachable) => false,
+                Err(other) => panic!("{other}"),
+            };
+            // The policy of a running instance may change: what is established goes on.
+            let mut open = connect(&guest, FAR, 8080).unwrap();
+            for (egress, [far, private, own]) in [
+                (EgressPolicy::All, [true, true, true]),
+                (EgressPolicy::Internet, [true, false, true]),
+                (EgressPolicy::None, [false, false, false]),
+                (EgressPolicy::All, [true, true, true]),
+            ] {
+                endpoint.egress = egress;
+                network.apply_rules(&[endpoint]).await.unwrap();
+                assert_eq!(reaches(FAR, 8080), far, "{egress:?}");
+                assert_eq!(reaches(DATABASE, 8080), private, "{egress:?}");
+                assert_eq!(reaches(MEASURED, 8080), private, "{egress:?}");
+                assert_eq!(reaches(OWN, 80), own, "{egress:?}");
+                // Names are asked for whatever the policy.
+                assert!(ask(&guest).unwrap().starts_with("shop.example.com"));
+                open.write_all(b"x").unwrap();
+            }
+            // The node's setting: which private networks `all` means.
+            let some = |networks: &[(Ipv4Addr, u8)]| networks.iter().copied().collect();
+            let networks = some(&[(Ipv4Addr::new(10, 5, 0, 0), 16)]);
+            network.set_private_networks(&networks).await.unwrap();
+            assert!(reaches(FAR, 8080) && reaches(DATABASE, 8080) && !reaches(MEASURED, 8080));
+            network.set_private_networks(&some(&[])).await.unwrap();
+            assert!(reaches(FAR, 8080) && !reaches(DATABASE, 8080) && !reaches(MEASURED, 8080));
+            // It stays when the machine's addresses change.
+            shell("ip addr add 203.0.113.77/24 dev wan");
+            network.ensure_egress().await.unwrap();
+            assert!(!reaches(DATABASE, 8080));
+            let wrong = some(&[(Ipv4Addr::new(10, 0, 0, 0), 33)]);
+            assert!(network.set_private_networks(&wrong).await.is_err());
             Network::remove("test").await.unwrap();
         },
     );

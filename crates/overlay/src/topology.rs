@@ -193,6 +193,21 @@ impl Topology {
         regions.collect()
     }
 
+    /// The members, in the order of their numbers.
+    pub fn members(&self) -> impl Iterator<Item = NodeId> {
+        self.members.keys().copied()
+    }
+
+    /// Whether this is a member.
+    pub fn has(&self, member: NodeId) -> bool {
+        self.members.contains_key(&member)
+    }
+
+    /// The hubs, each with the members whose home it is.
+    pub fn hubs(&self) -> impl Iterator<Item = (NodeId, &BTreeSet<NodeId>)> {
+        self.hubs.iter().map(|(hub, homed)| (*hub, homed))
+    }
+
     /// Whether this member relays for others.
     pub fn is_hub(&self, member: NodeId) -> bool {
         self.hubs.contains_key(&member)

@@ -8,8 +8,8 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::commands::{
     completions, deploy, destroy, dev, doctor, edge, edges, envs, exec, fmt, image, images, logs,
-    manual, node, nodes, normalize, ps, registries, scale, schema, secrets, server, signal, tokens,
-    top, validate, volumes,
+    manual, network, node, nodes, normalize, ps, registries, resolver, scale, schema, secrets,
+    server, signal, tokens, top, validate, volumes, wireguard,
 };
 use crate::failure::Failure;
 
@@ -77,6 +77,7 @@ pub(crate) enum Command {
     Image(image::Command),
     Nodes(nodes::Arguments),
     Edges(edges::Arguments),
+    Network(network::Arguments),
     Images(images::Arguments),
     Registries(registries::Arguments),
     #[command(subcommand)]
@@ -88,6 +89,10 @@ pub(crate) enum Command {
     Dev(dev::Arguments),
     Completions(completions::Arguments),
     Manual(manual::Arguments),
+    #[command(hide = true)]
+    Wireguard(wireguard::Arguments),
+    #[command(hide = true)]
+    Resolver(resolver::Arguments),
     /// Print the version, as `platform --version` does
     Version,
 }
@@ -111,6 +116,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Normalize(arguments) => normalize::run(&arguments),
         Command::Schema(_) => schema::run(),
         Command::Image(command) => asynchronous(image::run(command)),
+        Command::Network(arguments) => asynchronous(network::run(arguments)),
         Command::Images(arguments) => asynchronous(images::run(arguments)),
         Command::Registries(arguments) => asynchronous(registries::run(arguments)),
         Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
@@ -123,6 +129,8 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Doctor(arguments) => asynchronous(doctor::run(arguments)),
         Command::Completions(arguments) => completions::run(&arguments, Cli::command()),
         Command::Manual(arguments) => manual::run(&arguments, Cli::command()),
+        Command::Wireguard(arguments) => wireguard::run(arguments),
+        Command::Resolver(arguments) => resolver::run(arguments),
         Command::Version => Ok(crate::output::line(concat!(
             "platform ",
             env!("CARGO_PKG_VERSION")

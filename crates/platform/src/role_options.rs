@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use blocking_work::blocking;
+use membership::UnderlayOptions;
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
 
@@ -83,6 +84,45 @@ impl KeptOptions for KeptServerOptions {
     }
 }
 
+/// How a member's peers reach it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeptUnderlay {
+    /// The UDP port of its WireGuard.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<u16>,
+    /// Where its peers reach it. Port 0: the one above.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) advertise: Option<SocketAddr>,
+}
+
+impl KeptUnderlay {
+    fn or(self, kept: Self) -> Self {
+        Self {
+            port: self.port.or(kept.port),
+            advertise: self.advertise.or(kept.advertise),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// With what a member has where nobody said anything.
+    pub(crate) fn options(self) -> UnderlayOptions {
+        let port = self.port.unwrap_or(UnderlayOptions::default().port);
+        let with_port = |mut address: SocketAddr| {
+            if address.port() == 0 {
+                address.set_port(port);
+            }
+            address
+        };
+        UnderlayOptions {
+            port,
+            advertise: self.advertise.map(with_port),
+        }
+    }
+}
+
 /// Of a node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct KeptNodeOptions {
@@ -97,6 +137,8 @@ pub(crate) struct KeptNodeOptions {
     pub(crate) guest: Option<PathBuf>,
     #[serde(default)]
     pub(crate) registries: KeptRegistries,
+    #[serde(default, skip_serializing_if = "KeptUnderlay::is_empty")]
+    pub(crate) underlay: KeptUnderlay,
 }
 
 impl StateFormat for KeptNodeOptions {
@@ -110,6 +152,7 @@ impl KeptOptions for KeptNodeOptions {
             image_cache_bytes: self.image_cache_bytes.or(kept.image_cache_bytes),
             guest: self.guest.or(kept.guest),
             registries: self.registries.or(kept.registries),
+            underlay: self.underlay.or(kept.underlay),
         }
     }
 }
@@ -119,6 +162,8 @@ impl KeptOptions for KeptNodeOptions {
 pub(crate) struct KeptEdgeOptions {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) listen: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "KeptUnderlay::is_empty")]
+    pub(crate) underlay: KeptUnderlay,
 }
 
 impl StateFormat for KeptEdgeOptions {
@@ -129,6 +174,7 @@ impl KeptOptions for KeptEdgeOptions {
     fn or(self, kept: Self) -> Self {
         Self {
             listen: self.listen.or(kept.listen),
+            underlay: self.underlay.or(kept.underlay),
         }
     }
 }

@@ -50,6 +50,8 @@ pub(crate) struct Start<'a> {
     pub(crate) unit_data_dir: &'a Path,
     /// The user wants to start it.
     pub(crate) by_hand: bool,
+    /// One that runs goes by what is not so any more.
+    pub(crate) restart: bool,
 }
 
 /// Enables and starts the unit of the role, so that it comes back with the machine. Where it cannot, says what starts the role.
@@ -71,15 +73,19 @@ pub(crate) async fn start(start: Start<'_>) -> Result<(), Failure> {
         note(format!("start it: systemctl enable --now {unit}"));
         return Ok(());
     }
-    let output = Command::new("systemctl")
-        .args(["enable", "--now", "--quiet", &unit])
-        .output()
-        .await;
+    systemctl(&["enable", "--quiet", &unit], &unit).await?;
+    let verb = if start.restart { "restart" } else { "start" };
+    systemctl(&[verb, &unit], &unit).await?;
+    note(format!("{unit} runs, and starts with the machine"));
+    Ok(())
+}
+
+async fn systemctl(words: &[&str], unit: &str) -> Result<(), Failure> {
+    let output = Command::new("systemctl").args(words).output().await;
     let output = output.map_err(|error| {
         Failure::from(anyhow::Error::new(error).context("cannot run systemctl"))
     })?;
     if output.status.success() {
-        note(format!("{unit} runs, and starts with the machine"));
         return Ok(());
     }
     let stderr = String::from_utf8_lossy(&output.stderr);

@@ -30,6 +30,9 @@ impl Drop for Machine {
             let _ = role.kill();
             let _ = role.wait();
         }
+        // Its link to the instances of other machines.
+        let mut down = self.command(&["edge", "down", "--data-dir"]);
+        let _ = down.arg(self.folder("edge")).status();
     }
 }
 
@@ -155,6 +158,16 @@ fn a_machine_becomes_a_server_and_an_edge_by_one_command_each() {
         serde_json::json!(["cp2.example.com"])
     );
     assert_eq!(machine.options("server")["listen"], server);
+    for wrong in [
+        ["--advertise", "http://cp.example.com:7400"],
+        ["--advertise", "https://"],
+        ["--name", "https://cp.example.com"],
+        ["--name", ""],
+    ] {
+        let (status, _, stderr) = run(init(&wrong));
+        assert_eq!(status, 2, "{wrong:?}: {stderr}");
+    }
+    assert!(machine.options("server").get("advertise").is_none());
 
     machine.start("server");
     wait_for("the server", || run(machine.command(&["nodes"])).0 == 0);
@@ -197,6 +210,62 @@ fn a_machine_becomes_a_server_and_an_edge_by_one_command_each() {
     let (_, stderr) = done(again);
     assert!(stderr.contains("is e1 ("), "{stderr}");
     assert_eq!(machine.options("edge")["listen"], other);
+}
+
+#[test]
+fn an_edge_that_joins_anew_keeps_its_options_and_is_who_it_was_where_it_is_refused() {
+    let mut machine = Machine::new();
+    let (server, edge) = (free_address(), free_address());
+    done(with(
+        machine.role(&["server", "init"]),
+        &["--listen", &server],
+    ));
+    machine.start("server");
+    wait_for("the server", || run(machine.command(&["nodes"])).0 == 0);
+    let token = |more: &[&str]| {
+        let create = machine.command(&["tokens", "create"]);
+        done(with(create, more)).0.trim().to_owned()
+    };
+    let join = |words: &[&str], token: &str| {
+        let mut join = with(machine.role(&["edge", "join"]), words);
+        join.env("PLATFORM_TOKEN", token);
+        join
+    };
+    // Named like an edge that comes later.
+    let (stdout, _) = done(join(
+        &["--listen", &edge, "--name", "e2"],
+        &token(&["--role", "edge"]),
+    ));
+    assert_eq!(stdout, "joined as e1 (e2-2)\n");
+    let member = || std::fs::read_to_string(machine.folder("edge/member.json")).unwrap();
+    let before = member();
+
+    // A file that is not there, a token that is none, and one that lets nobody in.
+    let missing = with(
+        machine.role(&["edge", "join", "--again"]),
+        &["--token-file", "/nonexistent"],
+    );
+    let (status, _, stderr) = run(missing);
+    assert_eq!(status, 1, "{stderr}");
+    assert_eq!(member(), before);
+    for token in ["nonsense", &token(&["--role", "node"])] {
+        let (status, _, stderr) = run(join(&["--again"], token));
+        assert_eq!(status, 1, "{stderr}");
+        assert_eq!(member(), before, "{stderr}");
+    }
+
+    let (stdout, _) = done(join(
+        &["--again"],
+        &token(&["--role", "edge", "--replaces", "e1"]),
+    ));
+    assert_eq!(stdout, "joined as e1 (e2-2)\n");
+    assert_ne!(member(), before);
+    assert_eq!(machine.options("edge")["listen"], edge);
+
+    // Revoked and removed by name.
+    done(machine.command(&["edges", "revoke", "e2-2", "--no-wait"]));
+    let (_, stderr) = done(machine.command(&["edges", "remove", "e2-2"]));
+    assert!(stderr.contains("e2-2 (e1) is removed"), "{stderr}");
 }
 
 /// As systemd does with the store of descriptors of a unit.

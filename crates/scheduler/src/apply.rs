@@ -9,9 +9,10 @@
 use api::enrollment::Member;
 use api::node::{NodeReport, ReportDelta};
 use model::{
-    EdgeId, EnvKey, Generation, LabelKey, LabelValue, NodeId, ProcessName, PublicKey,
+    EdgeId, EnvKey, Generation, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, PublicKey,
     ReleaseNumber, Timestamp, VolumeId,
 };
+use overlay::topology::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ use crate::cluster_state::{
 };
 use crate::reports::{apply_changes, apply_report};
 use crate::secret_versions;
+use crate::underlay::RecordedUnderlay;
 
 /// One change of the cluster state. Everything in it is chosen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,6 +99,24 @@ pub enum Command {
     },
     /// What members are told about the cluster changed otherwise: its CAs did.
     RaiseMembership,
+    /// A member is reached otherwise than before, or says its WireGuard key, of which none was recorded.
+    SetUnderlay {
+        /// The member.
+        member: Member,
+        /// An edge's number in the overlay, where it has none yet: one that was never given.
+        number: Option<NodeId>,
+        /// Its WireGuard public key, base64; absent: it stays.
+        wireguard_key: Option<String>,
+        /// How it is reached.
+        underlay: RecordedUnderlay,
+    },
+    /// A user changes settings of the overlay.
+    SetNetwork {
+        /// How members reach one another; absent: it stays.
+        mode: Option<Mode>,
+        /// Its MTU, in bytes; absent: it stays.
+        mtu: Option<u32>,
+    },
     /// A user gave a secret bundle new content.
     AddSecretVersion {
         /// The env.
@@ -150,6 +170,13 @@ pub enum Command {
         node: NodeId,
         /// Key to value; absent: the label is removed. Labels that are not named stay.
         labels: BTreeMap<LabelKey, Option<LabelValue>>,
+    },
+    /// A user has a node stop instances that it runs and the cluster state does not know.
+    StopUnknown {
+        /// The node.
+        node: NodeId,
+        /// The instances. One that the node has not reported, or has no more, is passed over.
+        instances: BTreeSet<InstanceId>,
     },
     /// A user removes a node, which is a member no longer.
     RemoveNode {
@@ -264,7 +291,14 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
         Command::SetKeys { member, change } => members::set_keys(cluster, *member, change),
         Command::SkipNumbers { node, edge } => Ok(members::skip_numbers(cluster, *node, *edge)),
         Command::RemoveEdge { edge } => members::remove_edge(cluster, *edge),
-        Command::RaiseMembership => Ok(members::next_membership(cluster)),
+        Command::RaiseMembership => Ok(members::tell_everybody(cluster)),
+        Command::SetUnderlay {
+            member,
+            number,
+            wireguard_key,
+            underlay,
+        } => members::set_underlay(cluster, *member, *number, wireguard_key.as_ref(), *underlay),
+        Command::SetNetwork { mode, mtu } => Ok(members::set_network(cluster, *mode, *mtu)),
         Command::AddSecretVersion {
             env,
             bundle,
@@ -334,6 +368,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             }
             change_node(cluster, *id, |node| node.labels = after)
         }
+        Command::StopUnknown { node, instances } => stop_unknown(cluster, *node, instances),
         Command::RemoveNode { node, lost, now } => {
             members::remove_node(cluster, *node, *lost, *now)
         }
@@ -683,6 +718,24 @@ fn next_generation(cluster: &mut ClusterState, id: NodeId) -> Changes {
 }
 
 /// Changes the record of a node.
+fn stop_unknown(
+    cluster: &mut ClusterState,
+    id: NodeId,
+    instances: &BTreeSet<InstanceId>,
+) -> Result<Changes, Refused> {
+    change_node(cluster, id, |node| {
+        let running = node.unknown.iter_mut();
+        let mut told = false;
+        for (_, unknown) in running.filter(|(id, _)| instances.contains(id)) {
+            told |= !unknown.stop;
+            unknown.stop = true;
+        }
+        if told {
+            node.generation = node.generation.saturating_add(1);
+        }
+    })
+}
+
 fn change_node(
     cluster: &mut ClusterState,
     id: NodeId,

@@ -11,8 +11,8 @@ use model::{
 };
 
 use crate::cluster_state::{
-    ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout, TokenHash,
-    TokenRecord, Volume,
+    ClusterSettings, ClusterState, Edge, EndedInstance, Env, Instance, Node, Release, Rollout,
+    TokenHash, TokenRecord, Volume,
 };
 use crate::routes::StoredRoute;
 use crate::table::Table;
@@ -20,6 +20,8 @@ use crate::table::Table;
 /// The difference between a cluster state and an earlier one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Changes {
+    /// The cluster's settings, where they changed.
+    pub settings: Option<ClusterSettings>,
     /// Nodes written, or removed.
     pub nodes: BTreeMap<NodeId, Option<Arc<Node>>>,
     /// Edges written, or removed.
@@ -63,6 +65,8 @@ pub struct Counters {
     pub network: EnvNetwork,
     /// [`ClusterState::last_membership`].
     pub membership: u64,
+    /// The same, where every member is concerned whoever it is. Not stored.
+    pub everybody: u64,
 }
 
 impl Counters {
@@ -73,6 +77,7 @@ impl Counters {
             edge: self.edge.max(later.edge),
             network: self.network.max(later.network),
             membership: self.membership.max(later.membership),
+            everybody: self.everybody.max(later.everybody),
         }
     }
 }
@@ -134,6 +139,7 @@ impl Changes {
     /// Whether nothing changed.
     pub fn is_empty(&self) -> bool {
         let Self {
+            settings,
             nodes,
             edges,
             counters,
@@ -150,7 +156,8 @@ impl Changes {
             secrets,
             routes,
         } = self;
-        nodes.is_empty()
+        settings.is_none()
+            && nodes.is_empty()
             && edges.is_empty()
             && *counters == Counters::default()
             && tokens.is_empty()
@@ -193,6 +200,7 @@ impl Changes {
         }
         self.deleted_releases.extend(later.deleted_releases);
         self.deleted_envs.extend(later.deleted_envs);
+        self.settings = later.settings.or(self.settings.take());
         self.nodes.extend(later.nodes);
         self.edges.extend(later.edges);
         self.counters = self.counters.then(later.counters);
@@ -228,8 +236,11 @@ impl Changes {
         for id in self.nodes.keys() {
             cluster.last_node = cluster.last_node.max(id.0);
         }
-        for id in self.edges.keys() {
+        for (id, edge) in &self.edges {
             cluster.last_edge = cluster.last_edge.max(id.0);
+            if let Some(number) = edge.as_ref().and_then(|edge| edge.number) {
+                cluster.last_node = cluster.last_node.max(number.0);
+            }
         }
         for (id, node) in &self.nodes {
             match node {
@@ -248,11 +259,15 @@ impl Changes {
             edge,
             network,
             membership,
+            everybody: _,
         } = self.counters;
         cluster.last_node = cluster.last_node.max(node);
         cluster.last_edge = cluster.last_edge.max(edge);
         cluster.last_network = cluster.last_network.max(network);
         cluster.last_membership = cluster.last_membership.max(membership);
+        if let Some(settings) = &self.settings {
+            cluster.settings = settings.clone();
+        }
         cluster.index_keys(self);
         for (hash, token) in &self.tokens {
             match token {

@@ -29,7 +29,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use api::enrollment::{EnrollRole, Hardware, Member};
-use api::node::{DriverChoice, EgressState, MAX_MACHINE_BYTES, MAX_MACHINE_CPUS};
+use api::node::{DriverChoice, EgressState, InstanceHolds, MAX_MACHINE_BYTES, MAX_MACHINE_CPUS};
 use api::user::RolloutPhase;
 pub use api::user::Scheduling;
 use manifest::Manifest;
@@ -38,6 +38,7 @@ use model::{
     Digest, EdgeId, EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, LabelKey, LabelValue,
     NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };
+use overlay::topology::Mode;
 use serde::{Deserialize, Serialize};
 
 pub use crate::instances::{Instance, InstancePhase, Volume, VolumeKey, VolumePhase};
@@ -47,6 +48,7 @@ use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
 pub use crate::membership::{MemberIdentity, MemberKeys};
 use crate::table::Table;
+use crate::underlay::RecordedUnderlay;
 pub use api::member::Approval;
 
 /// Everything the control plane knows of the cluster.
@@ -64,9 +66,9 @@ pub struct ClusterState {
     pub edges: Table<EdgeId, Edge>,
     /// The enrollment tokens that were made, those that were used too.
     pub tokens: Table<TokenHash, TokenRecord>,
-    /// The highest number that a node ever had; numbers are not given twice. 0 before the first.
+    /// The highest number in the overlay that a node or an edge ever had; numbers are not given twice. 0 before the first.
     pub last_node: u16,
-    /// The same of edges.
+    /// The same of edges, by which people call them.
     pub last_edge: u16,
     /// Every env, those that are being destroyed too.
     pub envs: Table<EnvKey, Env>,
@@ -320,7 +322,7 @@ impl std::fmt::Display for Subject {
     }
 }
 
-/// Settings of the whole cluster, chosen when it is created.
+/// Settings of the whole cluster: chosen when it is created, the last two changed live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSettings {
     /// Random id; state of another cluster is refused.
@@ -329,6 +331,9 @@ pub struct ClusterSettings {
     pub prefix: Ipv6Addr,
     /// MTU of the overlay, the taps and the guests, in bytes.
     pub mtu: u32,
+    /// How members reach one another over the overlay.
+    #[serde(default)]
+    pub mode: Mode,
 }
 
 /// One node.
@@ -348,6 +353,8 @@ pub struct Node {
     pub claimed: Option<Hardware>,
     /// Its WireGuard public key, base64.
     pub wireguard_key: Option<String>,
+    /// How it is reached over the underlay. Absent: it did not say, because its agent is of before the overlay.
+    pub underlay: Option<RecordedUnderlay>,
     /// The VMM driver it uses; absent until it reported.
     pub driver: Option<DriverChoice>,
     /// Whether its instances reach networks outside of the cluster; absent until it reported.
@@ -361,11 +368,37 @@ pub struct Node {
     pub presence: Presence,
     /// Whether it takes instances.
     pub scheduling: Scheduling,
+    /// What it runs that the cluster state does not know there, as after a restore. It is counted as promised, and left running until a user has it
+    /// stopped. At most [`MAX_REPORTED_INSTANCES`](api::node::MAX_REPORTED_INSTANCES).
+    pub unknown: BTreeMap<InstanceId, UnknownInstance>,
     /// What processes may ask for (`labels`). Users set them: what a node says of itself attracts nothing to it.
     pub labels: BTreeMap<LabelKey, LabelValue>,
     /// The counter of its desired state's generation ([`ClusterState::generation`]). It grows whenever an instance of this node is created, begins to
     /// terminate or is deleted, and past any larger one that the node reports (the store was restored from a backup).
     pub generation: u64,
+}
+
+/// An instance that a node runs and the cluster state does not know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnknownInstance {
+    /// What it holds of its node, as the node says; absent: an agent that does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holds: Option<InstanceHolds>,
+    /// Whether a user wants it to end.
+    #[serde(default)]
+    pub stop: bool,
+}
+
+impl UnknownInstance {
+    /// What it is counted as.
+    pub fn counted(self) -> CountedAs {
+        let holds = self.holds;
+        CountedAs::of_instance(
+            holds.map(|holds| holds.cpu_millis),
+            holds.map(|holds| holds.memory_bytes),
+            holds.map(|holds| holds.disk_bytes),
+        )
+    }
 }
 
 /// Highest counter of a node's desired state that a record may have. Counting up from here no store runs out of numbers; a record that
@@ -487,6 +520,12 @@ pub struct Edge {
     pub region: String,
     /// By what it is known.
     pub identity: MemberIdentity,
+    /// Its number in the overlay, of those that nodes have. Absent until it has a WireGuard key: it is of before the overlay.
+    pub number: Option<NodeId>,
+    /// Its WireGuard public key, base64.
+    pub wireguard_key: Option<String>,
+    /// How it is reached over the underlay.
+    pub underlay: Option<RecordedUnderlay>,
     /// When it joined.
     pub enrolled_at: Timestamp,
 }

@@ -2,7 +2,7 @@
 //!
 //! Terminating instances are named as stops until the node has said that they are gone ([`crate::reports`]). So a stop
 //! always names its instance: one that is in neither list (an empty or restored store, a record that cannot be read)
-//! is left running.
+//! is left running. What a restored store does not know is stopped when a user says so ([`crate::cluster_state::UnknownInstance`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,6 +22,10 @@ pub fn desired(cluster: &ClusterState, node: NodeId) -> (Vec<InstanceSpec>, Vec<
             run.push(instance.spec.as_ref().clone());
         }
     }
+    let unknown = cluster.nodes.get(&node).map(|node| &node.unknown);
+    let unknown = unknown.into_iter().flatten();
+    stop.extend(unknown.filter(|(_, known)| known.stop).map(|(id, _)| *id));
+    stop.sort_unstable();
     (run, stop)
 }
 

@@ -15,6 +15,7 @@ use crate::apply::{Command, NewMember};
 use crate::cluster_state::{
     ClusterState, Edge, MemberIdentity, Node, Presence, Scheduling, TokenHash, TokenRecord,
 };
+use crate::underlay::RecordedUnderlay;
 
 /// Longest life of a token, in seconds.
 pub const MAX_TOKEN_SECONDS: u64 = 86_400;
@@ -32,12 +33,14 @@ pub struct Enrolled {
     pub region: String,
     /// Whether a user has to approve it first.
     pub pending: bool,
+    /// Its number in the overlay; absent: an edge of before the overlay.
+    pub number: Option<NodeId>,
 }
 
 /// The generation of a new node's desired state, in which it has no instances.
 const FIRST_GENERATION: u64 = 1;
 
-/// Lets the holder of a token in, whose key is this: the command that makes it a member and spends the token, and who it is. No command: it is
+/// Lets the holder of a token in, whose key is this, and who is reached as `underlay` says: the command that makes it a member and spends the token, and who it is. No command: it is
 /// the machine that joined with this token, and the answer was lost. It is the same member, also when the token has expired since.
 ///
 /// # Errors
@@ -47,6 +50,7 @@ pub fn enroll(
     token: TokenHash,
     key: &PublicKey,
     request: &EnrollRequest,
+    underlay: Option<RecordedUnderlay>,
     now: Timestamp,
 ) -> Result<(Option<Command>, Enrolled), EnrollmentRefused> {
     let record = match admit(cluster, &token, key, request, now)? {
@@ -60,7 +64,7 @@ pub fn enroll(
         Approval::Approved
     };
     let identity = MemberIdentity::of(key.clone(), approval);
-    let (member, id, name) = match record.role {
+    let (member, id, name, number) = match record.role {
         EnrollRole::Node => {
             let replaced = match record.replaces {
                 Some(Member::Node(id)) => cluster.nodes.get(&id).map(|node| (id, node)),
@@ -69,10 +73,10 @@ pub fn enroll(
             let (id, name) = match replaced {
                 Some((id, node)) => (id, node.name.clone()),
                 None => {
-                    let last = Some(NodeId(cluster.last_node)).filter(|id| id.0 > 0);
                     let taken = cluster.nodes.values().map(|node| node.name.clone());
-                    let name = unique_name(&request.name, &taken.collect());
-                    (next_node(last)?, name)
+                    let id = next_overlay_number(cluster)?;
+                    let name = unique_name(&request.name, Member::Node(id), &taken.collect());
+                    (id, name)
                 }
             };
             let before = replaced.map(|(_, node)| node);
@@ -83,8 +87,10 @@ pub fn enroll(
                 identity,
                 hardware: request.hardware.clone(),
                 approved: request.hardware.clone(),
+                unknown: BTreeMap::new(),
                 claimed: None,
                 wireguard_key: request.wireguard_public_key.clone(),
+                underlay,
                 driver: None,
                 egress: None,
                 seen_at: None,
@@ -94,7 +100,7 @@ pub fn enroll(
                 generation: before.map_or(FIRST_GENERATION, |node| node.generation + 1),
             };
             let new = NewMember::Node(id, Box::new(node));
-            (new, Member::Node(id), name)
+            (new, Member::Node(id), name, Some(id))
         }
         EnrollRole::Edge => {
             let replaced = match record.replaces {
@@ -106,17 +112,27 @@ pub fn enroll(
                 None => {
                     let last = Some(EdgeId(cluster.last_edge)).filter(|id| id.0 > 0);
                     let taken = cluster.edges.values().map(|edge| edge.name.clone());
-                    let name = unique_name(&request.name, &taken.collect());
-                    (next_edge(last)?, name)
+                    let id = next_edge(last)?;
+                    let name = unique_name(&request.name, Member::Edge(id), &taken.collect());
+                    (id, name)
                 }
+            };
+            let number = match replaced.and_then(|(_, edge)| edge.number) {
+                None if request.wireguard_public_key.is_some() => {
+                    Some(next_overlay_number(cluster)?)
+                }
+                had => had,
             };
             let edge = Edge {
                 name: name.clone(),
                 region: region.clone(),
                 identity,
+                number,
+                wireguard_key: request.wireguard_public_key.clone(),
+                underlay,
                 enrolled_at: now,
             };
-            (NewMember::Edge(id, edge), Member::Edge(id), name)
+            (NewMember::Edge(id, edge), Member::Edge(id), name, number)
         }
     };
     let enrolled = Enrolled {
@@ -124,6 +140,7 @@ pub fn enroll(
         name,
         region,
         pending: record.approve,
+        number,
     };
     let command = Command::Enroll { token, member, now };
     Ok((Some(command), enrolled))
@@ -143,7 +160,7 @@ pub enum EnrollmentRefused {
     TokenExpired,
     /// It is for another kind of member.
     #[error(
-        "the enrollment token is for a {token}, and this is the start of a {wanted}; make one with `platform tokens \
+        "the enrollment token is for the role {token}, and this machine is to be {wanted}; make one with `platform tokens \
          create --role {wanted}`"
     )]
     OtherRole {
@@ -235,6 +252,10 @@ pub fn admit<'c>(
             name: cluster.member_name(member),
             region: region.unwrap_or(&request.region).clone(),
             pending: identity.approval == Approval::Pending,
+            number: match member {
+                Member::Node(id) => Some(id),
+                Member::Edge(id) => cluster.edges.get(&id).and_then(|edge| edge.number),
+            },
         }));
     }
     if record.used.is_some() {
@@ -309,8 +330,9 @@ pub fn check_replaced(cluster: &ClusterState, member: Member) -> Result<(), Enro
 }
 
 /// A name of its own for a new member, as near to the wanted one as can be: a DNS label, with
-/// `-2`, `-3` .. appended where it is taken.
-pub fn unique_name(wanted: &str, taken: &BTreeSet<String>) -> String {
+/// `-2`, `-3` .. appended where it is taken. An id names a member, too: no other one, `id`, has it for its name, or
+/// `platform nodes revoke n7` would turn out another machine than n7.
+pub fn unique_name(wanted: &str, id: Member, taken: &BTreeSet<String>) -> String {
     let first_label = wanted.split('.').next().unwrap_or_default();
     let mut name: String = first_label
         .chars()
@@ -322,7 +344,8 @@ pub fn unique_name(wanted: &str, taken: &BTreeSet<String>) -> String {
     name.truncate(MAX_NAME_BYTES);
     let name = name.trim_matches('-');
     let name = if name.is_empty() { DEFAULT_NAME } else { name };
-    if !taken.contains(name) {
+    let is_other_id = (name.parse::<Member>()).is_ok_and(|named| named != id);
+    if !is_other_id && !taken.contains(name) {
         return name.to_owned();
     }
     let mut number = 2_u32;
@@ -341,6 +364,14 @@ pub fn unique_name(wanted: &str, taken: &BTreeSet<String>) -> String {
 /// used twice, because addresses and keys of a revoked node may still be about.
 pub fn next_node(highest_ever: Option<NodeId>) -> Result<NodeId, EnrollmentRefused> {
     next_number(highest_ever.map(|id| id.0)).map(NodeId)
+}
+
+/// The number in the overlay of a new member of a cluster: nodes and edges have theirs of the same.
+///
+/// # Errors
+/// All were given out.
+pub fn next_overlay_number(cluster: &ClusterState) -> Result<NodeId, EnrollmentRefused> {
+    next_node(Some(NodeId(cluster.last_node)).filter(|id| id.0 > 0))
 }
 
 /// The number of a new edge, by the rule of [`next_node`].
@@ -379,6 +410,7 @@ mod tests {
                 ..Hardware::default()
             },
             sent_at: None,
+            underlay: None,
         }
     }
 
@@ -434,7 +466,14 @@ mod tests {
         use crate::apply::apply;
         let mut cluster = with_token(&token(EnrollRole::Node));
         let ask = |cluster: &ClusterState, key, now| {
-            enroll(cluster, HASH, &public_key(key), &request(), Timestamp(now))
+            enroll(
+                cluster,
+                HASH,
+                &public_key(key),
+                &request(),
+                None,
+                Timestamp(now),
+            )
         };
         let (command, first) = ask(&cluster, 1, 5).unwrap();
         apply(&mut cluster, &command.unwrap()).unwrap();
@@ -452,7 +491,14 @@ mod tests {
             now: Timestamp(6),
         };
         apply(&mut cluster, &add).unwrap();
-        let again = enroll(&cluster, other, &public_key(1), &request(), Timestamp(7));
+        let again = enroll(
+            &cluster,
+            other,
+            &public_key(1),
+            &request(),
+            None,
+            Timestamp(7),
+        );
         assert_eq!(again, Ok((None, first.clone())));
         let revoke = Command::Revoke {
             member: first.member,
@@ -485,7 +531,7 @@ mod tests {
             machine += 1;
             let key = public_key(machine);
             let (command, enrolled) =
-                enroll(&cluster, hash(number), &key, &request(), Timestamp(5))?;
+                enroll(&cluster, hash(number), &key, &request(), None, Timestamp(5))?;
             let command = command.unwrap();
             let changes = apply(&mut cluster, &command).unwrap();
             let used = changes.tokens[&hash(number)].as_ref().unwrap().used;
@@ -525,7 +571,7 @@ mod tests {
         use crate::apply::apply;
         let mut cluster = with_token(&token(EnrollRole::Node));
         let old = public_key(1);
-        let (first, before) = enroll(&cluster, HASH, &old, &request(), Timestamp(5)).unwrap();
+        let (first, before) = enroll(&cluster, HASH, &old, &request(), None, Timestamp(5)).unwrap();
         apply(&mut cluster, &first.unwrap()).unwrap();
         let again = TokenRecord {
             replaces: Some(before.member),
@@ -539,7 +585,8 @@ mod tests {
             name: "other".to_owned(),
             ..request()
         };
-        let (command, after) = enroll(&cluster, [2; 32], &new, &request, Timestamp(6)).unwrap();
+        let (command, after) =
+            enroll(&cluster, [2; 32], &new, &request, None, Timestamp(6)).unwrap();
         assert_eq!((after.member, after.name.as_str()), (before.member, "box"));
         assert_eq!((after.region.as_str(), after.pending), ("north", true));
         let mut patched = cluster.clone();
@@ -613,8 +660,13 @@ mod tests {
             ("--", "machine"),
             ("", "machine"),
             ("ü", "machine"),
+            // Its own id, and those of others, whether they are there or not.
+            ("n4", "n4"),
+            ("N7", "n7-2"),
+            ("e4", "e4-2"),
         ] {
-            assert_eq!(unique_name(wanted, &taken), name, "{wanted}");
+            let id = Member::Node(NodeId(4));
+            assert_eq!(unique_name(wanted, id, &taken), name, "{wanted}");
         }
     }
 
@@ -632,7 +684,7 @@ mod tests {
         fn any_wanted_name_becomes_a_unique_dns_label(wanted in ".{0,80}", again in 0_usize..12) {
             let mut taken = BTreeSet::new();
             for _ in 0..=again {
-                let name = unique_name(&wanted, &taken);
+                let name = unique_name(&wanted, Member::Node(NodeId(1)), &taken);
                 prop_assert!(!name.is_empty() && name.len() <= MAX_NAME_BYTES);
                 prop_assert!(!name.starts_with('-') && !name.ends_with('-'));
                 prop_assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-'));

@@ -8,7 +8,7 @@
 )]
 
 use std::collections::BTreeMap;
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 
 use api::enrollment::{Hardware, InstanceOverhead};
 use api::node::InstanceReport;
@@ -33,6 +33,7 @@ use crate::instances::{Instances, Volumes};
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
 use crate::table::Table;
+use crate::underlay::RecordedUnderlay;
 
 pub const MIB: u64 = 1 << 20;
 
@@ -68,10 +69,15 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
         labels: BTreeMap::new(),
         identity: MemberIdentity::default(),
         approved: hardware.clone(),
+        unknown: BTreeMap::new(),
         claimed: None,
         name: format!("node-{number}"),
         region: "local".to_owned(),
-        wireguard_key: None,
+        wireguard_key: Some(format!("wg{number}")),
+        underlay: Some(RecordedUnderlay {
+            endpoint: Some(SocketAddr::from(([10, 0, 0, 1], 40_000 + number))),
+            ..RecordedUnderlay::default()
+        }),
         driver: None,
         egress: None,
         seen_at: None,
@@ -93,6 +99,7 @@ pub fn cluster(nodes: u16) -> ClusterState {
             id: "cluster-1".to_owned(),
             prefix: prefix(),
             mtu: 1420,
+            mode: overlay::topology::Mode::default(),
         },
         nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
         edges: Table::new(),
@@ -129,6 +136,7 @@ pub fn process(min: u32) -> Process {
         env: BTreeMap::new(),
         secrets: Vec::new(),
         secret_modes: BTreeMap::new(),
+        egress: model::instance::EgressPolicy::All,
         stop: StopPolicy {
             signal: None,
             timeout_ms: 10_000,

@@ -22,8 +22,11 @@
 //! - [`desired`]: what one node is to run. [`reports`]: what a node's report means for the state.
 //! - [`report_receiver`]: which of a node's reports is applied.
 //! - [`ended`]: the records of instances that are gone.
+//! - [`directory`]: which instances a node knows of.
 //! - [`routes`]: where hosts lead. [`host_claims`]: which envs claim them.
-//! - [`enrollment`]: which machines may join, under which name and number. [`membership`]: who is a member, by which key.
+//! - [`enrollment`]: which machines may join, under which name and number. [`membership`]: who is a member, by which key. [`underlay`]: how it is
+//!   reached. [`peers`]: what each member is told of the others. [`hubs`]: which hubs
+//!   are dead.
 
 #![cfg_attr(
     test,
@@ -41,16 +44,19 @@ pub mod apply;
 pub mod changes;
 pub mod cluster_state;
 pub mod desired;
+pub mod directory;
 pub mod ended;
 pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 pub mod heartbeats;
 pub mod host_claims;
+pub mod hubs;
 pub mod instances;
 pub mod leader;
 pub mod lease;
 pub mod membership;
+pub mod peers;
 pub mod placement;
 pub mod planner;
 pub mod release;
@@ -60,3 +66,4 @@ pub mod rollout;
 pub mod routes;
 mod secret_versions;
 pub mod table;
+pub mod underlay;

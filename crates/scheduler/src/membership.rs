@@ -19,7 +19,7 @@
 // ring: the cluster state keeps the index of its members' keys.
 
 use api::enrollment::Member;
-use api::member::{Approval, Peer};
+use api::member::{Approval, NodeKey};
 use model::{Generation, NodeId, PublicKey, Timestamp};
 use overlay::address_plan::node_prefix;
 
@@ -47,6 +47,11 @@ impl MemberIdentity {
             approval,
             ..Self::default()
         }
+    }
+
+    /// Whether it may do what members do.
+    pub fn is_approved(&self) -> bool {
+        self.approval == Approval::Approved
     }
 
     /// Whether it is known by this key, or is about to be.
@@ -115,7 +120,7 @@ impl ClusterState {
         name.map_or_else(|| member.to_string(), Clone::clone)
     }
 
-    /// The generation of what every member is told about the others ([`peers`]).
+    /// The generation of what every member is told about the others.
     pub fn membership_generation(&self) -> Generation {
         Generation {
             incarnation: self.incarnation,
@@ -136,19 +141,19 @@ impl ClusterState {
     }
 }
 
-/// The nodes that a member may exchange packets with over the overlay: every one that is approved and has a WireGuard key, but itself. In the order of their numbers.
-pub fn peers(cluster: &ClusterState, of: Member) -> Vec<Peer> {
+/// What members of a version before the overlay are told: every approved node with its key, but themselves. In the order of their numbers.
+pub fn node_keys(cluster: &ClusterState, of: Member) -> Vec<NodeKey> {
     let other = |id: &NodeId| Member::Node(*id) != of;
-    let is_peer = |(id, node): &(&NodeId, &Node)| other(id) && node.is_approved();
-    let nodes = cluster.nodes.iter().filter(is_peer);
-    let peers = nodes.filter_map(|(id, node)| {
-        Some(Peer {
+    let is_told = |(id, node): &(&NodeId, &Node)| other(id) && node.is_approved();
+    let nodes = cluster.nodes.iter().filter(is_told);
+    let keys = nodes.filter_map(|(id, node)| {
+        Some(NodeKey {
             node: *id,
             wireguard_public_key: node.wireguard_key.clone()?,
             prefix: node_prefix(cluster.settings.prefix, *id),
         })
     });
-    peers.collect()
+    keys.collect()
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ fn members(count: u8) -> ClusterState {
 }
 
 fn peers_of(cluster: &ClusterState, number: u16) -> Vec<u16> {
-    let peers = peers(cluster, node(number));
+    let peers = node_keys(cluster, node(number));
     peers.iter().map(|peer| peer.node.0).collect()
 }
 
@@ -146,7 +146,7 @@ fn a_key_is_replaced_in_two_steps_and_both_are_known_between() {
         let holder = cluster.member_keys.member_of(&public_key(key));
         assert_eq!(holder, Some(member));
     }
-    assert_eq!(peers(&cluster, node(2))[0].wireguard_public_key, "wg9");
+    assert_eq!(node_keys(&cluster, node(2))[0].wireguard_public_key, "wg9");
     let complete = || KeyChange::Complete(public_key(9));
     set(&mut cluster, complete()).unwrap();
     assert_eq!(cluster.member_keys.member_of(&public_key(1)), None);
@@ -174,9 +174,16 @@ fn an_edge_is_removed_when_it_was_revoked() {
         wireguard_public_key: None,
         hardware: Hardware::default(),
         sent_at: None,
+        underlay: None,
     };
-    let enrolled =
-        crate::enrollment::enroll(&cluster, [1; 32], &public_key(1), &request, Timestamp(0));
+    let enrolled = crate::enrollment::enroll(
+        &cluster,
+        [1; 32],
+        &public_key(1),
+        &request,
+        None,
+        Timestamp(0),
+    );
     carry_out(&mut cluster, &enrolled.unwrap().0.unwrap()).unwrap();
     let edge = EdgeId(1);
     let remove = Command::RemoveEdge { edge };

@@ -135,6 +135,8 @@ struct Offer {
     region: Arc<str>,
     presence: Presence,
     scheduling: Scheduling,
+    /// What it runs that the cluster state does not know.
+    unknown: (Resources, u64),
 }
 
 impl Offer {
@@ -150,6 +152,15 @@ impl Offer {
             (Presence::Heard { .. }, Scheduling::Schedulable) => None,
         }
     }
+}
+
+/// What is promised to the instances that a node runs and the cluster state does not know, and how many they are.
+fn unknown_of(node: &Node) -> (Resources, u64) {
+    let mut all = Resources::default();
+    for unknown in node.unknown.values() {
+        all.add(Resources::of_held(unknown.counted()));
+    }
+    (all, node.unknown.len() as u64)
 }
 
 /// Where the instances of a process type stay.
@@ -318,6 +329,7 @@ impl Placement {
             region: Arc::from(node.region.as_str()),
             presence: node.presence,
             scheduling: node.scheduling,
+            unknown: unknown_of(node),
         });
         if self.offers.get(&id) == after.as_ref() {
             return false;
@@ -327,6 +339,13 @@ impl Placement {
             Presence::Heard { .. } | Presence::NotHeardYet => None,
         };
         let (lapsed_before, lapsed_after) = (lapsed(self.offers.get(&id)), lapsed(after.as_ref()));
+        let unknown = |offer: Option<&Offer>| offer.map_or_else(Default::default, |o| o.unknown);
+        let (unknown_before, unknown_after) =
+            (unknown(self.offers.get(&id)), unknown(after.as_ref()));
+        if unknown_before != unknown_after {
+            self.promise(id, unknown_before.0, unknown_before.1, false);
+            self.promise(id, unknown_after.0, unknown_after.1, true);
+        }
         let class_before = self.offers.get(&id).map(|offer| offer.class);
         let class_after = after.as_ref().map(|offer| offer.class);
         self.reordered(id, |placement| match after {

@@ -196,6 +196,7 @@ pub fn instance_spec(who: &Identity<'_>, release: &Release) -> Result<InstanceSp
         memory_bytes: process.resources.memory_bytes,
         scratch_bytes: process.resources.scratch_bytes,
         address: who.address,
+        egress: process.egress,
         secrets,
         volumes: who.volumes.to_vec(),
     };

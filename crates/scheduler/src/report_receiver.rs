@@ -17,10 +17,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use api::node::{
-    AgentSession, CachedImage, DriverChoice, Exceeded, MAX_REPORTED_IMAGES, MAX_REPORTED_INSTANCES,
-    MAX_REPORTED_VOLUMES, NodeReport, ReportAnswer, ReportDelta,
+    AgentSession, CachedImage, DriverChoice, Exceeded, InstanceReport, MAX_REPORTED_IMAGES,
+    MAX_REPORTED_INSTANCES, MAX_REPORTED_VOLUMES, NodeReport, ReportAnswer, ReportDelta,
 };
-use model::{Digest, Generation, InstanceId, NodeId, Timestamp, VolumeId};
+use model::{Digest, Generation, NodeId, Timestamp, VolumeId};
 
 use crate::apply::Command;
 use crate::cluster_state::ClusterState;
@@ -56,7 +56,6 @@ pub struct ReportReceiver {
     last: Option<(AgentSession, u64)>,
     /// The generation that the node has applied.
     observed: Generation,
-    unknown_instances: BTreeSet<InstanceId>,
     /// Every volume that the node has.
     volumes: BTreeSet<VolumeId>,
     images: BTreeMap<Digest, CachedImage>,
@@ -173,20 +172,17 @@ impl ReportReceiver {
         self.last = Some((report.session, report.sequence));
         self.observed = report.generation.unwrap_or(self.observed);
         self.note_bounds(report, exceeded);
-        for said in &report.instances {
-            let is_unknown = is_unknown_instance(cluster, node, said);
-            if !is_unknown {
-                self.unknown_instances.remove(&said.id);
-            } else if self.unknown_instances.len() < MAX_REPORTED_INSTANCES {
-                self.unknown_instances.insert(said.id);
-            } else {
-                let what =
-                    format!("are more than {MAX_REPORTED_INSTANCES} that the server does not know");
-                self.exceed("instances", what);
-            }
-        }
-        for id in &report.gone_instances {
-            self.unknown_instances.remove(id);
+        let unknown = cluster.nodes.get(&node).map(|node| &node.unknown);
+        let is_left_out = |said: &InstanceReport| {
+            is_unknown_instance(cluster, node, said)
+                && unknown.is_some_and(|unknown| {
+                    unknown.len() >= MAX_REPORTED_INSTANCES && !unknown.contains_key(&said.id)
+                })
+        };
+        if report.instances.iter().any(is_left_out) {
+            let what =
+                format!("are more than {MAX_REPORTED_INSTANCES} that the server does not know");
+            self.exceed("instances", what);
         }
         for id in &report.volumes {
             if self.volumes.len() < MAX_REPORTED_VOLUMES || !is_unknown_volume(cluster, node, *id) {
@@ -221,7 +217,9 @@ impl ReportReceiver {
     pub fn unknown(&self, cluster: &ClusterState, node: NodeId) -> Unknown {
         let volumes = self.volumes.iter().copied();
         Unknown {
-            instances: self.unknown_instances.iter().copied().collect(),
+            instances: (cluster.nodes.get(&node).into_iter())
+                .flat_map(|node| node.unknown.keys().copied())
+                .collect(),
             volumes: volumes
                 .filter(|id| is_unknown_volume(cluster, node, *id))
                 .collect(),
@@ -281,6 +279,7 @@ mod tests {
     use super::*;
     use crate::apply::apply;
     use crate::fixtures::{READY, cluster, report};
+    use model::InstanceId;
 
     const NODE: NodeId = NodeId(1);
 
@@ -364,7 +363,7 @@ mod tests {
     #[test]
     fn a_node_that_says_too_much_is_remembered_up_to_a_bound_and_said() {
         let mut receiver = ReportReceiver::default();
-        let cluster = cluster(1);
+        let mut cluster = cluster(1);
         for sequence in 1..=3 {
             let ids = sequence * 10_000..sequence * 10_000 + 4000;
             let mut said = ReportDelta {
@@ -376,6 +375,8 @@ mod tests {
                 ..numbered(1, u64::from(sequence), sequence == 1)
             };
             let exceeded = said.bound();
+            let command = receiver.command(&cluster, NODE, &said, Timestamp(1));
+            apply(&mut cluster, &command.unwrap()).unwrap();
             receiver.received(&cluster, NODE, &said, exceeded);
         }
         let unknown = receiver.unknown(&cluster, NODE);
@@ -384,7 +385,10 @@ mod tests {
         let exceeded = receiver.exceeded();
         assert!(exceeded[0].starts_with("instances are more than"));
         // It says so until it says all again, within its bounds.
-        receiver.received(&cluster, NODE, &numbered(1, 4, true), Vec::new());
+        let whole = numbered(1, 4, true);
+        let command = receiver.command(&cluster, NODE, &whole, Timestamp(2));
+        apply(&mut cluster, &command.unwrap()).unwrap();
+        receiver.received(&cluster, NODE, &whole, Vec::new());
         assert!(receiver.exceeded().is_empty());
         // Of one instance until that is reported again.
         let mut long = report(InstanceId(1), READY);
@@ -394,6 +398,8 @@ mod tests {
             ..numbered(1, 5, false)
         };
         let exceeded = said.bound();
+        let command = receiver.command(&cluster, NODE, &said, Timestamp(3));
+        apply(&mut cluster, &command.unwrap()).unwrap();
         receiver.received(&cluster, NODE, &said, exceeded);
         assert_eq!(receiver.exceeded().len(), 1);
         said.sequence += 1;

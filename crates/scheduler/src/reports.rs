@@ -22,12 +22,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use api::node::{InstanceReport, NodeReport, ReportDelta};
+use api::node::{InstanceReport, MAX_REPORTED_INSTANCES, NodeReport, ReportDelta};
 use model::instance::InstanceState;
 use model::{EnvNetwork, Generation, InstanceId, NodeId, Timestamp, VolumeId};
 
 use crate::changes::Changes;
-use crate::cluster_state::{ClusterState, Instance, InstancePhase, Node, Subject, VolumePhase};
+use crate::cluster_state::{
+    ClusterState, Instance, InstancePhase, Node, Subject, UnknownInstance, VolumePhase,
+};
 
 /// Highest counter of a desired state that a node may say it has applied: far more than any server gives, and few enough that
 /// every store takes the next ones. A node that says more is not believed, and its instances are not gone by what it says.
@@ -84,6 +86,11 @@ pub(crate) fn apply_report(
     node.set_hardware(&report.hardware);
     node.driver = Some(report.driver.clone());
     node.egress.clone_from(&report.egress);
+    node.unknown = BTreeMap::new();
+    for said in &report.instances {
+        note_unknown(cluster, id, &mut node, before, said);
+    }
+    let node = with_stops_counted(before, node);
     set_node(cluster, id, node, Some(observed), now, &mut changes);
     let reported: BTreeMap<InstanceId, &InstanceReport> =
         (report.instances.iter()).map(|r| (r.id, r)).collect();
@@ -126,6 +133,14 @@ pub(crate) fn apply_changes(
     if delta.egress.is_some() {
         node.egress.clone_from(&delta.egress);
     }
+    for gone in &delta.gone_instances {
+        node.unknown.remove(gone);
+    }
+    for said in &delta.instances {
+        node.unknown.remove(&said.id);
+        note_unknown(cluster, id, &mut node, before, said);
+    }
+    let node = with_stops_counted(before, node);
     let moved = delta.generation.map(|_| observed);
     set_node(cluster, id, node, moved, now, &mut changes);
     if let Some(highest) = delta.highest_network {
@@ -176,6 +191,36 @@ fn set_networks(cluster: &mut ClusterState, highest: EnvNetwork, changes: &mut C
         cluster.last_network = highest;
         changes.counters.network = highest;
     }
+}
+
+/// Counts an instance among those that the node runs and the cluster state does not know, where it is one. Whether it is to stop was said `before`.
+fn note_unknown(
+    cluster: &ClusterState,
+    id: NodeId,
+    node: &mut Node,
+    before: &Node,
+    said: &InstanceReport,
+) {
+    let is_full = node.unknown.len() >= MAX_REPORTED_INSTANCES;
+    // What a node that is revoked runs, it can be told to stop no longer.
+    if is_full || !node.is_approved() || !is_unknown_instance(cluster, id, said) {
+        return;
+    }
+    let before = before.unknown.get(&said.id);
+    let unknown = UnknownInstance {
+        holds: said.holds.or(before.and_then(|before| before.holds)),
+        stop: before.is_some_and(|before| before.stop),
+    };
+    node.unknown.insert(said.id, unknown);
+}
+
+/// A stop that the node need not be told any more makes another desired state.
+fn with_stops_counted(before: &Node, mut node: Node) -> Node {
+    let mut stops = before.unknown.iter().filter(|(_, unknown)| unknown.stop);
+    if stops.any(|(id, _)| !node.unknown.contains_key(id)) {
+        node.generation = node.generation.saturating_add(1);
+    }
+    node
 }
 
 /// Whether the node has applied its current desired state.

@@ -14,11 +14,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use api::edge::{Backend, Route, RouteTable};
+use api::edge::{Backend, HasRoutes, Route, RouteTable};
 use api::user::RolloutPhase;
 use manifest::{Manifest, RouteTarget, Strategy};
 use model::instance::ProxyProtocol;
-use model::{EnvKey, EnvNetwork, Generation, Incarnation, ProcessName, ReleaseNumber};
+use model::{
+    EnvKey, EnvNetwork, Generation, Incarnation, LeaderSession, ProcessName, ReleaseNumber,
+};
 
 use crate::cluster_state::{ClusterState, Env, Instance, Node, Release};
 use crate::release::may_stay;
@@ -156,6 +158,29 @@ impl RouteIndex {
         Some(table)
     }
 
+    /// What an edge is to be told: what changed, where it has a table of this session and that is known; else all. `None`: it has this table. An edge of before
+    /// sessions is told by its counter alone.
+    pub fn news(
+        &self,
+        incarnation: Incarnation,
+        session: LeaderSession,
+        has: HasRoutes,
+    ) -> Option<RouteTable> {
+        let newest = self.generation(incarnation);
+        let its = has.generation.within(incarnation);
+        let is_comparable = has.session == session || has.session.is_none();
+        if is_comparable && !newest.supersedes(its) {
+            return None;
+        }
+        let difference = (is_comparable && has.generation.incarnation == incarnation)
+            .then(|| self.since(incarnation, has.generation.counter));
+        let mut table = difference
+            .flatten()
+            .unwrap_or_else(|| self.whole(incarnation));
+        table.session = session;
+        Some(table)
+    }
+
     fn generation(&self, incarnation: Incarnation) -> Generation {
         Generation {
             incarnation,
@@ -285,7 +310,7 @@ pub fn taken_hosts(
     taken
 }
 
-fn serves(instance: &Instance) -> bool {
+pub(crate) fn serves(instance: &Instance) -> bool {
     let report = instance.report.as_ref();
     !instance.is_terminating()
         && instance.spec.runs.is_app()
@@ -312,7 +337,7 @@ fn announced(env: &Env) -> Option<ReleaseNumber> {
 }
 
 /// The process types whose new instances get no traffic yet, because the old serve until all the new count.
-fn blue_green<'i>(
+pub(crate) fn blue_green<'i>(
     cluster: &ClusterState,
     env: &Env,
     serving: &[&'i Instance],

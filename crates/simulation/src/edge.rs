@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use api::edge::RouteTable;
+use api::edge::{HasRoutes, RouteTable};
 use model::Generation;
 use scheduler::cluster_state::ClusterState;
 use scheduler::routes::routes;
@@ -33,9 +33,12 @@ impl Edge {
         }
     }
 
-    fn has(&self) -> Generation {
+    fn has(&self) -> HasRoutes {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        table.generation
+        HasRoutes {
+            generation: table.generation,
+            session: table.session,
+        }
     }
 
     /// Polls for ever.
@@ -57,7 +60,9 @@ impl Edge {
             counter,
             ..new.generation
         });
-        if !new.generation.supersedes(table.generation)
+        let is_of_another_session = new.session != table.session;
+        if (is_of_another_session && new.since.is_some())
+            || (!is_of_another_session && !new.generation.supersedes(table.generation))
             || base.is_some_and(|base| base != table.generation)
         {
             let what = format!(
@@ -72,7 +77,7 @@ impl Edge {
         }
         table.routes.retain(|host, _| !new.removed.contains(host));
         table.routes.extend(new.routes);
-        table.generation = new.generation;
+        (table.generation, table.session) = (new.generation, new.session);
     }
 
     /// Whether it has the routes of this cluster state.

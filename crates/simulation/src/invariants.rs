@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::enrollment::Member;
 use api::user::RolloutPhase;
 use manifest::Strategy;
 use model::{EnvKey, InstanceId, NodeId, ProcessName, Timestamp};
@@ -10,7 +9,6 @@ use scheduler::action::{Action, PlacedInstance};
 use scheduler::cluster_state::{
     ClusterState, Instance, Node, Presence, ReleaseCommand, Rollout, Scheduling, VolumePhase,
 };
-use scheduler::membership::peers;
 use scheduler::placement::CPU_OVERCOMMIT;
 use scheduler::rollout::wanted_counts;
 use scheduler::routes::routes;
@@ -197,18 +195,13 @@ pub(crate) fn check_plan(
     }
 }
 
-/// Checks that a node that was revoked has nothing, and that no member is told to exchange packets with it.
+/// Checks that a node that was revoked has nothing. That it is nobody's peer [`crate::overlay`] checks.
 fn check_revoked(simulator: &Simulator, cluster: &ClusterState) {
     let revoked = cluster.nodes.iter().filter(|(_, node)| !node.is_approved());
     for (id, _) in revoked {
         let instances = cluster.instances.count_on_node(*id);
         if instances > 0 {
             simulator.violate(format!("{id} was revoked and has {instances} instances"));
-        }
-        for member in cluster.nodes.keys().map(|id| Member::Node(*id)) {
-            if peers(cluster, member).iter().any(|peer| peer.node == *id) {
-                simulator.violate(format!("{id} was revoked and is a peer of {member}"));
-            }
         }
     }
 }

@@ -26,6 +26,7 @@ mod machine;
 mod node;
 mod operate;
 mod operation;
+mod overlay;
 mod rng;
 mod scenario;
 mod server;

@@ -117,6 +117,7 @@ fn settings(machine: &Machine) -> AgentSettings {
             mtu: 1420,
             resolvers: Vec::new(),
         },
+        mtu: tokio::sync::watch::channel(1420).1,
         timing: Timing::default(),
         data_dir: Path::new(DATA_DIR).to_owned(),
     }

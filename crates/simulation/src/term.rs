@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::edge::RouteTable;
+use api::edge::{HasRoutes, RouteTable};
 use api::node::{DesiredState, ReportAnswer, ReportDelta};
 use api::user::RolloutPhase;
-use model::{Generation, InstanceId, NodeId, Term, Timestamp};
+use model::{Generation, InstanceId, LeaderSession, NodeId, Term, Timestamp};
 use scheduler::action::Action;
 use scheduler::apply::{Command, Refused, apply};
 use scheduler::cluster_state::ClusterState;
@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::computer::Computer;
 use crate::invariants;
+use crate::overlay::Told;
 use crate::simulator::Simulator;
 use crate::store::{Loaded, Process, Store, StoreFailure};
 use crate::tasks::Tasks;
@@ -52,11 +53,14 @@ pub(crate) enum CallFailure {
 pub(crate) struct Published {
     pub(crate) cluster: ClusterState,
     pub(crate) routes: RouteIndex,
+    pub(crate) told: Told,
 }
 
 /// A term that is led.
 pub(crate) struct LedTerm {
     pub(crate) term: Term,
+    /// Drawn when it began.
+    session: LeaderSession,
     pub(crate) process: Process,
     computer: Computer,
     store: Store,
@@ -99,9 +103,11 @@ impl LedTerm {
         let published = Published {
             cluster: cluster.clone(),
             routes: routes.clone(),
+            told: Told::new(&cluster),
         };
         let led = Arc::new(Self {
             term,
+            session: LeaderSession(computer.simulator.steps() + 1),
             process,
             computer: computer.clone(),
             store: store.clone(),
@@ -199,9 +205,12 @@ impl LedTerm {
         match written {
             Ok(()) => {
                 leader.commit(&batch);
+                let mut told = self.published().told.clone();
+                told.update(self.simulator(), &batch);
                 let published = Published {
                     cluster: batch.after,
                     routes: batch.routes,
+                    told,
                 };
                 *locked(&self.published) = Arc::new(published);
                 if changes {
@@ -436,6 +445,7 @@ impl LedTerm {
             self.wake.notify_one();
         }
         if verdict == Verdict::Apply {
+            let published = self.published();
             receiver.received(&published.cluster, node, &report, exceeded);
             self.check_strangers(node, &receiver, late);
         }
@@ -507,22 +517,12 @@ impl LedTerm {
     /// An edge's routes, once they are others than those it has: what changed, or all.
     pub(crate) async fn routes(
         &self,
-        has: Generation,
+        has: HasRoutes,
         wait: Duration,
     ) -> Result<Option<RouteTable>, CallFailure> {
         let newer = |published: &Published| {
             let incarnation = published.cluster.incarnation;
-            let newest = Generation {
-                incarnation,
-                counter: published.routes.counter(),
-            };
-            Ok(newest.supersedes(has).then(|| {
-                let is_known = has.incarnation == incarnation;
-                let difference = is_known.then(|| published.routes.since(incarnation, has.counter));
-                difference
-                    .flatten()
-                    .unwrap_or_else(|| published.routes.whole(incarnation))
-            }))
+            Ok(published.routes.news(incarnation, self.session, has))
         };
         self.wait_for(wait, newer).await
     }

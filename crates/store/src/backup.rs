@@ -46,7 +46,7 @@ impl Store {
     }
 
     /// Begins another incarnation: this is the store of a backup. Env networks that may have been given out since it was made are not given
-    /// again: the next [`SKIPPED_NETWORKS`] are skipped.
+    /// again: the next [`SKIPPED_NETWORKS`] are skipped. Enrollment tokens that may have been used or revoked since let nobody in any more.
     pub async fn begin_incarnation(&self, incarnation: Incarnation) -> Result<(), StoreError> {
         let failed = StoreError::query("begin another incarnation");
         let mut db = self.database.begin().await.map_err(failed)?;
@@ -60,6 +60,8 @@ impl Store {
             SKIPPED_NETWORKS.into(),
         ];
         db.execute(sql, values).await.map_err(failed)?;
+        let sql = "DELETE FROM enrollment_tokens WHERE used_at IS NULL";
+        db.execute(sql, Vec::new()).await.map_err(failed)?;
         db.commit().await.map_err(failed)
     }
 }

@@ -191,9 +191,15 @@ impl StoreError {
 /// SQLite's result codes for a disk that fails it: SQLITE_IOERR, SQLITE_FULL.
 const SQLITE_DISK: [i32; 2] = [10, 13];
 
-/// What to do where SQLite cannot write: a full disk is SQLITE_IOERR as often as SQLITE_FULL.
+/// What to do where the database cannot write. SQLite says of a full disk SQLITE_IOERR as often as SQLITE_FULL.
 fn disk_hint(source: &sqlx::Error) -> Option<&'static str> {
     let code = source.as_database_error()?.code()?;
+    // lock_not_available
+    if code == "55P03" {
+        return Some(
+            "another session of the database has locked a table: pg_stat_activity and pg_locks say which; when it lets go, it goes on",
+        );
+    }
     // PostgreSQL's have five characters: disk_full.
     let is_full = match code.as_ref() {
         "53100" => true,

@@ -29,6 +29,7 @@ use scheduler::host_claims::HostClaims;
 use scheduler::instances::{Instances, Volumes};
 use scheduler::release::MAX_INSTANCES;
 use scheduler::table::Table;
+use scheduler::underlay::RecordedUnderlay;
 
 use crate::database::{Row, Transaction};
 use crate::record::{JSON_VERSION, Record, from_json};
@@ -55,7 +56,8 @@ pub(crate) async fn load(db: &mut dyn Transaction) -> Result<ClusterState, Store
     cluster.nodes = load_nodes(&mut *db, &mut unreadable, &mut cluster.member_keys).await?;
     let rows = db
         .fetch(
-            "SELECT id, name, region, enrolled_at, public_key, next_key, approval, revoked_at, rotate_since FROM edges",
+            "SELECT id, name, region, enrolled_at, public_key, next_key, approval, revoked_at, rotate_since, \
+             number, wireguard_key, endpoint, advertised, behind_nat, underlay_mtu FROM edges",
             Vec::new(),
         )
         .await
@@ -146,7 +148,8 @@ fn optional<T: Record>(version: i64, text: Option<&str>) -> Result<Option<T>, St
 
 const NODES: &str = "SELECT id, name, region, generation, wireguard_key, enrolled_at, seen_at, \
      json_version, hardware_json, driver_json, egress_json, scheduling, labels_json, \
-     public_key, next_key, approval, revoked_at, rotate_since, approved_json, claimed_json FROM nodes";
+     public_key, next_key, approval, revoked_at, rotate_since, approved_json, claimed_json, unknown_json, \
+     endpoint, advertised, behind_nat, underlay_mtu FROM nodes";
 
 async fn load_nodes(
     db: &mut dyn Transaction,
@@ -184,6 +187,12 @@ fn edge(row: &Row) -> Result<(EdgeId, Edge), UnreadableRecord> {
             name: row.get(1),
             region: row.get(2),
             identity: identity(row, 4)?,
+            number: row
+                .get::<Option<i64>>(9)
+                .map(|number| in_range("a number", number).map(NodeId))
+                .transpose()?,
+            wireguard_key: row.get(10),
+            underlay: underlay(row, 11),
             enrolled_at: Timestamp(in_range("a time", row.get(3))?),
         };
         Ok((EdgeId(in_range("an edge's number", row.get(0))?), edge))
@@ -256,6 +265,19 @@ fn identity(row: &Row, first: usize) -> Result<MemberIdentity, String> {
     })
 }
 
+/// How a member is reached, of the four columns from this one on. What cannot be read of it the member says again.
+fn underlay(row: &Row, first: usize) -> Option<RecordedUnderlay> {
+    let behind_nat: Option<i64> = row.get(first + 2);
+    let endpoint: Option<&str> = row.get(first);
+    let mtu: Option<i64> = row.get(first + 3);
+    Some(RecordedUnderlay {
+        is_behind_nat: behind_nat? != 0,
+        endpoint: endpoint.and_then(|text| text.parse().ok()),
+        is_advertised: row.get(first + 1),
+        mtu: mtu.and_then(|mtu| u32::try_from(mtu).ok()),
+    })
+}
+
 fn unreadable_row(subject: Subject, cause: String) -> UnreadableRecord {
     UnreadableRecord {
         subject,
@@ -274,6 +296,11 @@ fn node(row: &Row) -> Result<(NodeId, Node), UnreadableRecord> {
         let node = Node {
             approved: optional(version, row.get(18))?.unwrap_or_else(|| hardware.clone()),
             claimed: optional(version, row.get(19))?,
+            // What cannot be read of it is reported again.
+            unknown: optional(version, row.get(20))
+                .ok()
+                .flatten()
+                .unwrap_or_default(),
             hardware,
             driver: optional(version, row.get(9))?,
             egress: optional(version, row.get(10))?,
@@ -303,12 +330,14 @@ fn node_columns(row: &Row) -> Result<Node, String> {
         region: row.get(2),
         generation,
         wireguard_key: row.get(4),
+        underlay: underlay(row, 21),
         enrolled_at: Timestamp(in_range("a time", row.get(5))?),
         seen_at: seen_at.map(Timestamp),
         identity: identity(row, 13)?,
         hardware: Hardware::default(),
         approved: optional(row.get(7), row.get(18))?.unwrap_or_default(),
         claimed: None,
+        unknown: BTreeMap::new(),
         driver: None,
         egress: None,
         presence: Presence::NotHeardYet,

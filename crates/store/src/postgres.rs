@@ -21,6 +21,8 @@ use crate::migrations::{self, migrator, newest, not_migrated};
 pub const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(4);
 /// How long a statement about the lease may take, locks included.
 pub const LEASE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a write waits for a lock that another session of the database has. The lease's row is locked for less.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may take to be made at the start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -65,9 +67,11 @@ impl PostgresDatabase {
                 .max_lifetime(None)
         };
         let idle = IDLE_IN_TRANSACTION.as_millis().to_string();
-        let writing = options
-            .clone()
-            .options([("idle_in_transaction_session_timeout", idle)]);
+        let lock = LOCK_TIMEOUT.as_millis().to_string();
+        let writing = options.clone().options([
+            ("idle_in_transaction_session_timeout", idle),
+            ("lock_timeout", lock),
+        ]);
         // The first error of the database, and not that time was over.
         let connecting = sqlx::ConnectOptions::connect(&writing);
         match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {

@@ -19,8 +19,8 @@ use api::edge::Route;
 use api::enrollment::Hardware;
 use api::node::{DriverChoice, EgressState, InstanceReport};
 use model::instance::InstanceSpec;
-use model::{LabelKey, LabelValue, ProcessName};
-use scheduler::cluster_state::{ClusterSettings, EndedInstance, Release, Rollout};
+use model::{InstanceId, LabelKey, LabelValue, ProcessName};
+use scheduler::cluster_state::{ClusterSettings, EndedInstance, Release, Rollout, UnknownInstance};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -49,6 +49,10 @@ impl Record for Hardware {
 
 impl Record for BTreeMap<LabelKey, LabelValue> {
     const WHAT: &'static str = "a node's labels";
+}
+
+impl Record for BTreeMap<InstanceId, UnknownInstance> {
+    const WHAT: &'static str = "what a node runs that is not known";
 }
 
 impl Record for DriverChoice {

@@ -10,9 +10,11 @@ use model::{
 use scheduler::changes::{Changes, Counters, EnvRecord};
 use scheduler::cluster_state::TokenRecord;
 use scheduler::cluster_state::{
-    Edge, EndedInstance, Instance, InstancePhase, MemberIdentity, Node, Release, Scheduling,
-    TokenHash, Volume, VolumePhase,
+    ClusterSettings, Edge, EndedInstance, Instance, InstancePhase, MemberIdentity, Node, Release,
+    Scheduling, TokenHash, Volume, VolumePhase,
 };
+
+use scheduler::underlay::RecordedUnderlay;
 
 use crate::database::{Columns, ENV_KEY, Transaction, Value, delete, insert, key_values, put};
 use crate::record::{JSON_VERSION, to_json};
@@ -84,6 +86,7 @@ impl Writing {
 /// share statements.
 pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result<(), StoreError> {
     let Changes {
+        settings,
         nodes,
         edges,
         counters,
@@ -121,6 +124,7 @@ pub(crate) async fn write(db: &mut dyn Transaction, changes: &Changes) -> Result
     let keys = deleted_envs.iter().map(key_values).collect();
     delete(&mut *db, "delete an env", "envs", ENV_KEY, keys).await?;
     secrets::delete_all(&mut *db, deleted_envs).await?;
+    put_settings(&mut *db, settings.as_ref()).await?;
     put_nodes(&mut *db, nodes).await?;
     put_edges(&mut *db, edges).await?;
     raise_counters(&mut *db, counters).await?;
@@ -166,6 +170,41 @@ fn kept<K, V>(records: &BTreeMap<K, Option<V>>) -> impl Iterator<Item = (&K, &V)
         .filter_map(|(key, record)| Some((key, record.as_ref()?)))
 }
 
+async fn put_settings(
+    db: &mut dyn Transaction,
+    settings: Option<&ClusterSettings>,
+) -> Result<(), StoreError> {
+    let Some(settings) = settings else {
+        return Ok(());
+    };
+    let sql = "UPDATE cluster SET settings_json = $1, json_version = $2";
+    let values = vec![to_json(settings)?.into(), JSON_VERSION.into()];
+    let written = db.execute(sql, values).await;
+    written.map_err(StoreError::query("write the cluster's settings"))?;
+    Ok(())
+}
+
+/// The columns of how a member is reached.
+fn underlay_columns(underlay: Option<&RecordedUnderlay>) -> Columns<'static> {
+    let endpoint = underlay.and_then(|underlay| underlay.endpoint);
+    let nat = underlay.map(|underlay| i64::from(underlay.is_behind_nat));
+    let mtu = underlay.and_then(|underlay| underlay.mtu).map(i64::from);
+    vec![
+        (
+            "endpoint",
+            endpoint.map(|endpoint| endpoint.to_string()).into(),
+        ),
+        (
+            "advertised",
+            underlay
+                .is_some_and(|underlay| underlay.is_advertised)
+                .into(),
+        ),
+        ("behind_nat", nat.into()),
+        ("underlay_mtu", mtu.into()),
+    ]
+}
+
 async fn put_nodes(
     db: &mut dyn Transaction,
     nodes: &BTreeMap<NodeId, Option<Arc<Node>>>,
@@ -200,6 +239,7 @@ async fn raise_counters(db: &mut dyn Transaction, counters: &Counters) -> Result
         edge,
         network,
         membership,
+        everybody: _,
     } = *counters;
     let membership = to_i64("a counter", membership)?;
     for (counter, last) in [
@@ -279,6 +319,9 @@ fn node_row(id: NodeId, node: &Node) -> Result<Columns<'static>, StoreError> {
             node.claimed.as_ref().map(to_json).transpose()?.into(),
         ),
     ];
+    let unknown = (!node.unknown.is_empty()).then(|| to_json(&node.unknown));
+    columns.push(("unknown_json", unknown.transpose()?.into()));
+    columns.extend(underlay_columns(node.underlay.as_ref()));
     columns.extend(identity_columns(&node.identity)?);
     Ok(columns)
 }
@@ -296,14 +339,23 @@ async fn put_edges(
             ("name", (&edge.name).into()),
             ("region", (&edge.region).into()),
             ("enrolled_at", to_i64("a time", edge.enrolled_at.0)?.into()),
+            (
+                "number",
+                edge.number.map(|number| i64::from(number.0)).into(),
+            ),
+            ("wireguard_key", (&edge.wireguard_key).into()),
         ];
+        columns.extend(underlay_columns(edge.underlay.as_ref()));
         columns.extend(identity_columns(&edge.identity)?);
         Ok(columns)
     });
     let rows = rows.collect::<Result<_, StoreError>>()?;
     put(&mut *db, operation, "edges", 1, rows).await?;
     let last = kept(edges).map(|(id, _)| id.0.into()).max();
-    raise(db, operation, "last_edge", last).await
+    raise(&mut *db, operation, "last_edge", last).await?;
+    let numbers = kept(edges).filter_map(|(_, edge)| edge.number);
+    let last = numbers.map(|number| number.0.into()).max();
+    raise(db, operation, "last_node", last).await
 }
 
 async fn put_tokens(

@@ -244,6 +244,25 @@ async fn several_servers_may_create_the_schema_and_the_cluster_at_once() {
 }
 
 #[tokio::test]
+async fn a_table_that_another_session_locks_is_named_and_written_once_it_lets_go() {
+    let place = Place::postgres().await;
+    let store = place.open().await;
+    let changes = change(&store, created("shop", 1)).await;
+    let mut other = PgConnection::connect(&place.url()).await.unwrap();
+    for sql in ["BEGIN", "LOCK TABLE envs IN ACCESS EXCLUSIVE MODE"] {
+        sqlx::query(sql).execute(&mut other).await.unwrap();
+    }
+    let refused = store.write(store.term, &changes).await.unwrap_err();
+    assert!(
+        refused.hint().is_some_and(|hint| hint.contains("pg_locks")),
+        "{refused:?}"
+    );
+    assert!(!refused.ends_the_term() && !refused.is_about_a_record());
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    store.write(store.term, &changes).await.unwrap();
+}
+
+#[tokio::test]
 async fn texts_of_others_with_a_nul_character_are_stored_without_it() {
     let place = Place::postgres().await;
     let store = place.open().await;
@@ -303,8 +322,7 @@ async fn a_server_of_an_older_version_follows_and_never_leads() {
     let mut db = PgConnection::connect(&place.url()).await.unwrap();
     // As a server of a version before this one left it: without the last migration.
     for sql in [
-        "ALTER TABLE cluster DROP COLUMN ca_before_pem",
-        "ALTER TABLE cluster DROP COLUMN ca_cross_pem",
+        "ALTER TABLE nodes DROP COLUMN unknown_json",
         "DELETE FROM _sqlx_migrations WHERE version = (SELECT MAX(version) FROM _sqlx_migrations)",
     ] {
         sqlx::query(sql).execute(&mut db).await.unwrap();

@@ -186,14 +186,15 @@ async fn members_and_spent_tokens_are_read_back(place: Place) {
     let cluster = store.load().await.unwrap();
     assert!(cluster.has_member(node) && cluster.has_member(edge));
     assert!(!cluster.has_member(Member::Edge(EdgeId(2))));
-    assert_eq!((cluster.last_node, cluster.last_edge), (1, 1));
+    // The edge has a number of the overlay, beside its own.
+    assert_eq!((cluster.last_node, cluster.last_edge), (2, 1));
     assert_eq!(cluster.tokens[&[2; 32]].used, Some((NOW, edge)));
     let other = PublicKey::of_der(b"another key").unwrap();
-    let spent = enroll(&cluster, [1; 32], &other, &request("other"), NOW);
+    let spent = enroll(&cluster, [1; 32], &other, &request("other"), None, NOW);
     assert_eq!(spent.unwrap_err(), EnrollmentRefused::TokenUsed);
     // The same key again is the same member.
     let key = cluster.nodes[&NodeId(1)].identity.key.clone().unwrap();
-    let (again, enrolled) = enroll(&cluster, [1; 32], &key, &request("box"), NOW).unwrap();
+    let (again, enrolled) = enroll(&cluster, [1; 32], &key, &request("box"), None, NOW).unwrap();
     assert!(again.is_none());
     assert_eq!(enrolled.member, node);
 }

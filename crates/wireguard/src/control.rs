@@ -23,6 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Request {
     /// Follow these settings.
     Set(Box<Settings>),
+    /// Packets within the tunnels are up to so many bytes.
+    SetMtu(u16),
     /// Say how it is.
     Status,
     /// End.
@@ -43,6 +45,8 @@ pub enum Answer {
 pub(crate) trait Interface {
     /// Follows settings that were checked.
     fn set(&mut self, settings: &Settings);
+    /// Follows another MTU, in bytes.
+    fn set_mtu(&mut self, mtu: u16);
     /// How it is.
     fn status(&self) -> Status;
 }
@@ -137,6 +141,10 @@ impl Connection {
                 }
                 Err(contradiction) => Answer::Refused(contradiction.to_string()),
             },
+            Ok(Request::SetMtu(mtu)) => {
+                device.set_mtu(mtu);
+                Answer::Status(Box::new(device.status()))
+            }
             Ok(Request::Status) => Answer::Status(Box::new(device.status())),
             Ok(Request::End) => {
                 *ended = true;

@@ -17,17 +17,16 @@ use gotatun::packet::{Packet, WgKind};
 use gotatun::tun::MtuWatcher;
 use quinn_udp::{BATCH_SIZE, RecvMeta};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tun_rs::{DeviceBuilder, GROTable, IDEAL_BATCH_SIZE, SyncDevice, VIRTIO_NET_HDR_LEN};
+use tun_rs::{DeviceBuilder, GROTable, SyncDevice, VIRTIO_NET_HDR_LEN};
 
 use crate::control::{Control, Interface};
+use crate::cut::{FromTun, MAX_BYTES};
 use crate::peers::{PeerId, Peers};
 use crate::run::{Run, Socket, plain};
 use crate::settings::{Dropped, Offloads, Settings, Status};
 
 /// How often the timers of the protocol are looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// The largest packet that the TUN device gives, and the largest run of datagrams that the socket gives.
-const MAX_BYTES: usize = 65_535;
 /// Packets that are given to the TUN device at once.
 const MAX_JOINED: usize = 64;
 /// Reads from one side before the other is looked at again.
@@ -43,7 +42,7 @@ pub struct Options {
     pub name: String,
     /// The largest packet within the tunnels, in bytes. The device itself is set to it by whoever gives it its addresses.
     pub mtu: u16,
-    /// Whether the kernel cuts and joins packets of the TUN device. Where it cannot, it is done without.
+    /// Whether the kernel cuts and joins packets of the TUN device, and datagrams of the socket. Where it cannot, it is done without.
     pub offload: bool,
 }
 
@@ -53,6 +52,13 @@ pub struct Options {
 pub struct DeviceError {
     what: String,
     source: io::Error,
+}
+
+impl DeviceError {
+    /// Whether somebody else has the port, or the name.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AddrInUse
+    }
 }
 
 fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> DeviceError {
@@ -114,6 +120,10 @@ impl Device {
         } else {
             build(false).map(|tun| (tun, false))
         };
+        let mut underlay = underlay;
+        if !options.offload {
+            underlay.0.without_offload();
+        }
         let (tun, offload) =
             made.map_err(failed(format!("make the TUN device {}", options.name)))?;
         tun.set_nonblocking(true)
@@ -140,7 +150,7 @@ impl Device {
     /// # Errors
     /// The TUN device or the socket is gone.
     pub fn serve(mut self, mut control: Control) -> Result<(), DeviceError> {
-        let mut tun = FromTun::new(self.max_packet);
+        let mut tun = FromTun::new();
         let mut udp = FromSocket::new();
         let mut tick_at = Instant::now();
         while !control.is_ended() {
@@ -184,9 +194,10 @@ impl Device {
 
     /// What is due by the clock: handshakes again, keepalives, sessions that end.
     fn tick(&mut self) {
+        self.socket.tick(Instant::now());
         let Some(peers) = &mut self.peers else { return };
         peers.reap_ended_sessions();
-        for id in peers.ids() {
+        for id in peers.with_tunnel() {
             let Some(peer) = peers.get_mut(id) else {
                 continue;
             };
@@ -194,39 +205,45 @@ impl Device {
             if let Ok(Some(message)) = peer.tunnel.update_timers() {
                 peers.sending(id, &message);
                 let message = Packet::from(message);
-                count(
-                    &mut self.dropped.not_sent,
-                    self.run.push(&self.socket, to, &message),
-                );
+                self.dropped.not_sent += self.run.push(&mut self.socket, to, &message);
             }
         }
-        count(&mut self.dropped.not_sent, self.run.send(&self.socket));
+        self.dropped.not_sent += self.run.send(&mut self.socket);
     }
 
     /// Takes what waits in the TUN device, and sends it.
     fn send_packets(&mut self, from: &mut FromTun) -> Result<(), DeviceError> {
         for _ in 0..READS_IN_A_ROW {
-            let read =
-                (self.tun).recv_multiple(&mut from.whole, &mut from.packets, &mut from.lengths, 0);
-            let packets = match read {
-                Ok(packets) => packets,
+            match from.read(&self.tun, self.offload) {
+                Ok(()) => self.send_read(from),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if is_gone(&error) => {
                     return Err(failed("read from the TUN device")(error));
                 }
-                // A packet that cannot be cut is dropped.
-                Err(_) => {
-                    self.dropped.invalid += 1;
-                    continue;
-                }
-            };
-            for at in 0..packets {
-                let packet = &from.packets[at][..from.lengths[at]];
-                self.send_packet(packet);
+                Err(_) => self.dropped.invalid += 1,
             }
         }
-        count(&mut self.dropped.not_sent, self.run.send(&self.socket));
+        self.dropped.not_sent += self.run.send(&mut self.socket);
         Ok(())
+    }
+
+    fn send_read(&mut self, from: &mut FromTun) {
+        loop {
+            let mut given = false;
+            match from.packets() {
+                Ok(packets) => {
+                    for packet in packets {
+                        given = true;
+                        self.send_packet(packet);
+                    }
+                }
+                // A packet that cannot be cut is dropped.
+                Err(_) => self.dropped.invalid += 1,
+            }
+            if !given {
+                return;
+            }
+        }
     }
 
     fn send_packet(&mut self, packet: &[u8]) {
@@ -254,10 +271,7 @@ impl Device {
         if let Some(message) = message {
             peers.sending(id, &message);
             let message = Packet::from(message);
-            count(
-                &mut self.dropped.not_sent,
-                self.run.push(&self.socket, endpoint, &message),
-            );
+            self.dropped.not_sent += self.run.push(&mut self.socket, endpoint, &message);
         }
     }
 
@@ -290,7 +304,7 @@ impl Device {
                 self.give();
             }
         }
-        count(&mut self.dropped.not_sent, self.run.send(&self.socket));
+        self.dropped.not_sent += self.run.send(&mut self.socket);
         Ok(())
     }
 
@@ -302,10 +316,7 @@ impl Device {
             Ok(message) => message,
             Err(TunnResult::WriteToNetwork(cookie)) => {
                 let cookie = Packet::from(cookie);
-                count(
-                    &mut self.dropped.not_sent,
-                    self.run.push(&self.socket, from, &cookie),
-                );
+                self.dropped.not_sent += self.run.push(&mut self.socket, from, &cookie);
                 return;
             }
             Err(_) => {
@@ -345,10 +356,7 @@ impl Device {
         for message in messages {
             peers.sending(id, &message);
             let message = Packet::from(message);
-            count(
-                &mut self.dropped.not_sent,
-                self.run.push(&self.socket, to, &message),
-            );
+            self.dropped.not_sent += self.run.push(&mut self.socket, to, &message);
         }
     }
 
@@ -403,31 +411,20 @@ impl Interface for Device {
         }
     }
 
+    fn set_mtu(&mut self, mtu: u16) {
+        self.mtu = MtuWatcher::new(mtu);
+        self.max_packet = usize::from(mtu);
+    }
+
     fn status(&self) -> Status {
         Status {
+            port: self.socket.port,
             peers: self.peers.as_ref().map(Peers::status).unwrap_or_default(),
             dropped: self.dropped,
             offloads: Offloads {
                 tun: self.offload,
-                sent_at_once: self.socket.state.max_gso_segments(),
+                sent_at_once: self.socket.most,
             },
-        }
-    }
-}
-
-/// What is read from the TUN device.
-struct FromTun {
-    whole: Vec<u8>,
-    packets: Vec<Vec<u8>>,
-    lengths: Vec<usize>,
-}
-
-impl FromTun {
-    fn new(max_packet: usize) -> Self {
-        Self {
-            whole: vec![0; VIRTIO_NET_HDR_LEN + MAX_BYTES],
-            packets: vec![vec![0; max_packet.max(1500)]; IDEAL_BATCH_SIZE],
-            lengths: vec![0; IDEAL_BATCH_SIZE],
         }
     }
 }

@@ -17,12 +17,19 @@ use crate::settings::{Key, PeerSettings, PeerStatus, Settings};
 /// So many handshakes of one address are answered in a second; beyond, it has to show first that it is there.
 const HANDSHAKES_PER_SECOND: u64 = 100;
 
-/// One peer.
+/// One peer with which something was exchanged, or is to be.
 pub(crate) struct Peer {
-    pub(crate) tunnel: Tunn,
+    /// It takes 17 KiB.
+    pub(crate) tunnel: Box<Tunn>,
     /// Where it is: as recorded, or where it was seen since.
     pub(crate) endpoint: Option<SocketAddr>,
+}
+
+/// A peer as it is recorded. Most of a large cluster are silent: they have no tunnel yet.
+struct Recorded {
+    key: Key,
     settings: PeerSettings,
+    peer: Option<Peer>,
 }
 
 /// The place of a peer in [`Peers`]. It is not given twice.
@@ -34,7 +41,7 @@ pub(crate) struct Peers {
     public: PublicKey,
     pub(crate) limiter: Arc<RateLimiter>,
     indexes: IndexTable,
-    peers: HashMap<PeerId, Peer>,
+    peers: HashMap<PeerId, Recorded>,
     last: PeerId,
     by_key: HashMap<Key, PeerId>,
     /// By the numbers of sessions and handshakes, which a peer puts into its messages.
@@ -77,34 +84,34 @@ impl Peers {
             self.peers.remove(&id);
             self.by_index.retain(|_, of| *of != id);
         }
-        for (key, peer) in &settings.peers {
+        for (key, wanted) in &settings.peers {
             let known = self.by_key.get(key).and_then(|id| self.peers.get_mut(id));
             if let Some(known) = known {
-                if known.settings.endpoint != peer.endpoint && peer.endpoint.is_some() {
-                    known.endpoint = peer.endpoint;
+                if let Some(peer) = &mut known.peer {
+                    if known.settings.endpoint != wanted.endpoint && wanted.endpoint.is_some() {
+                        peer.endpoint = wanted.endpoint;
+                    }
+                    if known.settings.keepalive != wanted.keepalive {
+                        peer.tunnel.set_persistent_keepalive(wanted.keepalive);
+                    }
                 }
-                if known.settings.keepalive != peer.keepalive {
-                    known.tunnel.set_persistent_keepalive(peer.keepalive);
-                }
-                known.settings = peer.clone();
-                continue;
+                known.settings = wanted.clone();
+            } else {
+                self.last += 1;
+                let recorded = Recorded {
+                    key: *key,
+                    settings: wanted.clone(),
+                    peer: None,
+                };
+                self.peers.insert(self.last, recorded);
+                self.by_key.insert(*key, self.last);
             }
-            self.last += 1;
-            let tunnel = Tunn::new(
-                self.private.clone(),
-                PublicKey::from(key.0),
-                None,
-                peer.keepalive,
-                self.indexes.clone(),
-                Arc::clone(&self.limiter),
-            );
-            let added = Peer {
-                tunnel,
-                endpoint: peer.endpoint,
-                settings: peer.clone(),
-            };
-            self.peers.insert(self.last, added);
-            self.by_key.insert(*key, self.last);
+            if wanted.keepalive.is_some()
+                && let Some(id) = self.by_key.get(key).copied()
+            {
+                // It is sent to from now on.
+                self.get_mut(id);
+            }
         }
         let routes = self.by_key.values().flat_map(|id| {
             let peer = self.peers.get(id);
@@ -119,12 +126,30 @@ impl Peers {
         self.routes.find(address)
     }
 
+    /// The peer, with a tunnel from now on.
     pub(crate) fn get_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
-        self.peers.get_mut(&id)
+        let Recorded {
+            key,
+            settings,
+            peer,
+        } = self.peers.get_mut(&id)?;
+        Some(peer.get_or_insert_with(|| Peer {
+            tunnel: Box::new(Tunn::new(
+                self.private.clone(),
+                PublicKey::from(key.0),
+                None,
+                settings.keepalive,
+                self.indexes.clone(),
+                Arc::clone(&self.limiter),
+            )),
+            endpoint: settings.endpoint,
+        }))
     }
 
-    pub(crate) fn ids(&self) -> Vec<PeerId> {
-        self.peers.keys().copied().collect()
+    /// Those that have a tunnel: the others have no timers.
+    pub(crate) fn with_tunnel(&self) -> Vec<PeerId> {
+        let with = self.peers.iter().filter(|(_, of)| of.peer.is_some());
+        with.map(|(id, _)| *id).collect()
     }
 
     /// Whose message this is.
@@ -160,11 +185,15 @@ impl Peers {
 
     pub(crate) fn status(&self) -> std::collections::BTreeMap<Key, PeerStatus> {
         let status = self.by_key.iter().filter_map(|(key, id)| {
-            let peer = self.peers.get(id)?;
-            let (age, sent, received, ..) = peer.tunnel.stats();
+            let recorded = self.peers.get(id)?;
+            let peer = recorded.peer.as_ref();
+            let (age, sent, received) = peer.map_or((None, 0, 0), |peer| {
+                let (age, sent, received, ..) = peer.tunnel.stats();
+                (age, sent, received)
+            });
             let millis = |age: std::time::Duration| u64::try_from(age.as_millis()).ok();
             let status = PeerStatus {
-                endpoint: peer.endpoint,
+                endpoint: peer.map_or(recorded.settings.endpoint, |peer| peer.endpoint),
                 handshake_age_ms: age.and_then(millis),
                 received: received as u64,
                 sent: sent as u64,

@@ -188,6 +188,9 @@ pub struct Status {
     pub dropped: Dropped,
     /// Whether the kernel cuts and joins packets of the TUN device and of the socket.
     pub offloads: Offloads,
+    /// The UDP port at which it listens.
+    #[serde(default)]
+    pub port: u16,
 }
 
 /// Packets that were dropped.

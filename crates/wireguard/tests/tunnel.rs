@@ -3,136 +3,24 @@
 //! Each test runs again in a network and mount namespace of its own, so that the machine is never touched.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd as _;
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use wireguard::control::{Client, Control, Request};
 use wireguard::device::{Device, Options, Underlay};
-use wireguard::settings::{Key, PeerSettings, Prefix, PrivateKey, Settings, Status};
+use wireguard::interface::MAX_MTU;
+use wireguard::settings::{Settings, Status};
 
-const INSIDE: &str = "WIREGUARD_TEST_INSIDE";
-/// The one switch that leaves privileged tests out, on a machine where they cannot run.
-const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
-const PATIENCE: Duration = Duration::from_secs(20);
-const PORT: u16 = 51820;
-const MTU: u16 = 1420;
+#[allow(dead_code, reason = "each file uses what it needs")]
+mod support;
 
-/// Runs the test `name` again, in namespaces of its own. True in those.
-fn isolated(name: &str) -> bool {
-    if std::env::var_os(INSIDE).is_some() {
-        return true;
-    }
-    if std::env::var_os(SKIP).is_some() {
-        eprintln!("SKIPPED: {SKIP} is set");
-        return false;
-    }
-    assert!(
-        rustix::process::geteuid().is_root(),
-        "this test needs root; {SKIP}=1 leaves it out"
-    );
-    let output = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private"])
-        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
-        .args(["sh", "-ec"])
-        .arg("mount -t tmpfs tmpfs /run; exec \"$@\"")
-        .arg("sh")
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--include-ignored"])
-        .env(INSIDE, "1")
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
-    assert!(
-        output.status.success() && text.contains("1 passed"),
-        "{text}"
-    );
-    false
-}
-
-fn ip(arguments: &str) {
-    let status = Command::new("ip")
-        .args(arguments.split(' '))
-        .status()
-        .unwrap();
-    assert!(status.success(), "ip {arguments}");
-}
-
-/// Does something in a namespace.
-fn within<T: Send + 'static>(namespace: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
-    spawn_within(namespace, body).join().unwrap()
-}
-
-fn spawn_within<T: Send + 'static>(
-    namespace: &str,
-    body: impl FnOnce() -> T + Send + 'static,
-) -> JoinHandle<T> {
-    let namespace = File::open(format!("/run/netns/{namespace}")).unwrap();
-    std::thread::spawn(move || {
-        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-        body()
-    })
-}
-
-/// Namespaces `a` and `b`, which are 10.0.0.1 and 10.0.0.2, and fd99::1 and fd99::2, to each other.
-fn two_machines() {
-    ip("netns add a");
-    ip("netns add b");
-    ip("link add va netns a mtu 1500 type veth peer name vb netns b");
-    for (namespace, link, number) in [("a", "va", 1), ("b", "vb", 2)] {
-        ip(&format!("-n {namespace} link set lo up"));
-        ip(&format!("-n {namespace} link set {link} up"));
-        ip(&format!(
-            "-n {namespace} addr add 10.0.0.{number}/24 dev {link}"
-        ));
-        ip(&format!(
-            "-n {namespace} addr add fd99::{number}/64 dev {link} nodad"
-        ));
-    }
-}
-
-fn key_pair(number: u8) -> (PrivateKey, Key) {
-    let private = [number; 32];
-    let secret = gotatun::x25519::StaticSecret::from(private);
-    let public = gotatun::x25519::PublicKey::from(&secret);
-    (PrivateKey(Key(private)), Key(public.to_bytes()))
-}
-
-/// The /64 of a machine within the tunnels, and its address there.
-fn inside(number: u8) -> (Prefix, Ipv6Addr) {
-    let address = |last| Ipv6Addr::new(0xfd12, 0, 0, u16::from(number), 0, 0, 0, last);
-    let prefix = Prefix {
-        address: address(0),
-        bits: 64,
-    };
-    (prefix, address(1))
-}
-
-fn settings(number: u8, peers: &[(u8, Option<&str>)]) -> Settings {
-    let peer = |(number, endpoint): &(u8, Option<&str>)| {
-        let settings = PeerSettings {
-            endpoint: endpoint.map(|endpoint| endpoint.parse().unwrap()),
-            allowed: vec![inside(*number).0],
-            keepalive: None,
-        };
-        (key_pair(*number).1, settings)
-    };
-    Settings {
-        private_key: key_pair(number).0,
-        inside: Prefix {
-            address: "fd12::".parse().unwrap(),
-            bits: 48,
-        },
-        peers: peers.iter().map(peer).collect(),
-    }
-}
+use support::{
+    MTU, PATIENCE, PORT, carries, eventually, give_addresses, inside, ip, isolated, key_pair,
+    settings, spawn_within, two_machines, within,
+};
 
 /// An interface in a namespace.
 struct Interface {
@@ -196,57 +84,13 @@ impl Drop for Interface {
     }
 }
 
-fn give_addresses(namespace: &str, number: u8) {
-    let (_, address) = inside(number);
-    ip(&format!("-n {namespace} link set wg0 mtu {MTU} up"));
-    ip(&format!(
-        "-n {namespace} addr add {address}/48 dev wg0 nodad"
-    ));
-}
-
-fn eventually<T>(what: &str, mut is: impl FnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(found) = is() {
-            return found;
-        }
-        assert!(begun.elapsed() < PATIENCE, "it is never so that {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Sends so much from one machine to another over TCP, and back: what arrives is what was sent.
-fn carries(from: &str, to: (&str, u8), bytes: usize) {
-    let address = SocketAddr::from((inside(to.1).1, 7000));
-    let listener = within(to.0, move || TcpListener::bind(address).unwrap());
-    let echo = std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut received = Vec::new();
-        stream.read_to_end(&mut received).unwrap();
-        stream.write_all(&received).unwrap();
-    });
-    let back = within(from, move || {
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let sent: Vec<u8> = (0..bytes).map(|n| u8::try_from(n % 251).unwrap()).collect();
-        stream.write_all(&sent).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut received = Vec::new();
-        stream.read_to_end(&mut received).unwrap();
-        received == sent
-    });
-    echo.join().unwrap();
-    assert!(back, "other bytes came back");
-}
-
 #[test]
 fn two_interfaces_carry_connections_with_and_without_offloads() {
     if !isolated("two_interfaces_carry_connections_with_and_without_offloads") {
         return;
     }
     two_machines();
-    for (offload_a, offload_b) in [(true, true), (true, false), (false, true)] {
+    for (offload_a, offload_b) in [(true, true), (true, false), (false, true), (false, false)] {
         let a = Interface::start(
             "a",
             1,
@@ -260,6 +104,50 @@ fn two_interfaces_carry_connections_with_and_without_offloads() {
         let seen = b.status().peers[&key_pair(1).1].endpoint;
         assert_eq!(seen, Some("10.0.0.1:51820".parse().unwrap()));
         assert_eq!(a.status().dropped.wrong_source, 0);
+        // The switch is of the socket too.
+        assert_eq!(a.status().offloads.sent_at_once > 1, offload_a);
+        assert_eq!(b.status().offloads.sent_at_once > 1, offload_b);
+    }
+}
+
+#[test]
+fn connections_of_small_segments_are_carried() {
+    if !isolated("connections_of_small_segments_are_carried") {
+        return;
+    }
+    two_machines();
+    let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    let _b = Interface::start("b", 2, settings(2, &[(1, None)]), true);
+    carries("a", ("b", 2), 1000);
+    // One packet of the TUN device is up to 700 of those.
+    for largest in [300, 130] {
+        ip(&format!(
+            "-n b route replace {}/64 dev wg0 advmss {largest}",
+            inside(1).0.address
+        ));
+        carries("a", ("b", 2), 8 << 20);
+    }
+    assert_eq!(a.status().dropped.invalid, 0);
+}
+
+#[test]
+fn packets_may_become_larger_while_it_runs() {
+    if !isolated("packets_may_become_larger_while_it_runs") {
+        return;
+    }
+    two_machines();
+    for (offload, mtu) in [(true, 8920), (false, MAX_MTU)] {
+        let a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), offload);
+        let b = Interface::start("b", 2, settings(2, &[(1, None)]), offload);
+        carries("a", ("b", 2), 1000);
+        for (machine, interface) in [("a", &a), ("b", &b)] {
+            ip(&format!("-n {machine} link set v{machine} mtu 9100"));
+            ip(&format!("-n {machine} link set wg0 mtu {mtu}"));
+            interface.ask(&Request::SetMtu(mtu));
+        }
+        carries("a", ("b", 2), 8 << 20);
+        carries("b", ("a", 1), 8 << 20);
+        assert_eq!(a.status().dropped.invalid, 0);
     }
 }
 

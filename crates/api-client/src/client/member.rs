@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use api::edge::RouteTable;
-use api::member::{CertificateRequest, CertificateResponse, MemberState};
+use api::edge::{HasRoutes, RouteTable};
+use api::member::{CertificateRequest, CertificateResponse, MemberState, OverlayReport};
 use api::node::{
-    DesiredState, PullSecret, ReportAnswer, ReportDelta, StreamRefused, StreamRequest,
+    DesiredState, DirectoryChanges, PullSecret, ReportAnswer, ReportDelta, StreamRefused,
+    StreamRequest,
 };
 use api::paths;
 use bytes::Bytes;
@@ -33,6 +34,21 @@ impl ApiClient {
             .query(&[("incarnation", after.incarnation)])
             .query(&[("wait_ms", millis(wait))]);
         self.poll("fetching the desired state", request, wait).await
+    }
+
+    /// What changed in the node's directory since counter `after` of `session`, where the server knows that, else all; `None` when nothing
+    /// newer came within `wait`. 0 and 0: the node has none.
+    pub async fn directory(
+        &self,
+        session: u64,
+        after: u64,
+        wait: Duration,
+    ) -> Result<Option<DirectoryChanges>, ClientError> {
+        let request = self
+            .get(paths::NODE_DIRECTORY)
+            .query(&[("session", session), ("after", after)])
+            .query(&[("wait_ms", millis(wait))]);
+        self.poll("fetching the directory", request, wait).await
     }
 
     /// What to show to a registry that an instance of this node comes from; `None` when the cluster is not logged
@@ -117,19 +133,27 @@ impl ApiClient {
 
 /// The calls of nodes and edges alike.
 impl ApiClient {
-    /// What the member is told about the cluster, once it is newer than `applied`, which it has applied; `None` when nothing newer came within
-    /// `wait`.
+    /// What the member is told about the cluster, once it is newer than what it has applied: the membership of this generation, and of the
+    /// overlay what came up to counter `seen` of `session` (0 and 0: nothing). `None` when nothing newer came within `wait`.
     pub async fn member_state(
         &self,
         applied: Generation,
+        (session, seen): (u64, u64),
         wait: Duration,
     ) -> Result<Option<MemberState>, ClientError> {
         let request = self
             .get(paths::MEMBER)
             .query(&[("after", applied.counter)])
             .query(&[("incarnation", applied.incarnation)])
+            .query(&[("session", session), ("seen", seen)])
             .query(&[("wait_ms", millis(wait))]);
         self.poll("following the membership", request, wait).await
+    }
+
+    /// Says how the member is reached, and what it knows of its links.
+    pub async fn report_overlay(&self, report: &OverlayReport) -> Result<(), ClientError> {
+        let call = self.post(paths::MEMBER_OVERLAY).json(report);
+        self.call_empty("reporting of the overlay", call).await
     }
 
     /// A certificate for the member's key, or for the one that is to replace it.
@@ -144,17 +168,18 @@ impl ApiClient {
 
 /// An edge's calls.
 impl ApiClient {
-    /// The routes, once they are others than those of `after`: what changed since, where the server knows that, else all.
+    /// The routes, once they are others than those that the edge has: what changed since, where the server knows that, else all.
     /// `None` when nothing newer came within `wait`.
     pub async fn routes(
         &self,
-        after: Generation,
+        has: HasRoutes,
         wait: Duration,
     ) -> Result<Option<RouteTable>, ClientError> {
         let request = self
             .get(paths::EDGE_ROUTES)
-            .query(&[("after", after.counter)])
-            .query(&[("incarnation", after.incarnation)])
+            .query(&[("after", has.generation.counter)])
+            .query(&[("incarnation", has.generation.incarnation)])
+            .query(&[("session", has.session)])
             .query(&[("wait_ms", millis(wait))]);
         self.poll("fetching the routes", request, wait).await
     }

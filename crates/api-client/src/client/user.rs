@@ -7,9 +7,10 @@ use api::enrollment::Member;
 use api::paths;
 use api::user::{
     Acknowledgements, CaRow, CreateTokenRequest, CreateTokenResponse, DeployRequest,
-    DeployResponse, EdgeRow, EndedRow, EnvRow, ImageRow, InstanceRow, LogsQuery, NodeRow,
-    RegistryLoginRequest, RegistryRow, RemoveNodeQuery, RevokeResponse, RolloutStatus,
-    RotateCaRequest, ScaleRequest, Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest,
+    DeployResponse, EdgeRow, EndedRow, EnvRow, ImageRow, InstanceRow, LogsQuery,
+    NetworkSettingsRequest, NetworkStatus, NodeRow, RegistryLoginRequest, RegistryRow,
+    RemoveNodeQuery, RevokeResponse, RolloutStatus, RotateCaRequest, ScaleRequest, Scheduling,
+    SchedulingRequest, SecretRow, SetSecretsRequest, StopUnknownRequest, StopUnknownResponse,
     TokenRow, VolumeRow,
 };
 use api::user::{ExecQuery, LabelsRequest, SignalRequest, StatsRow};
@@ -52,6 +53,21 @@ impl ApiClient {
     pub async fn rotate_ca(&self, finish: bool) -> Result<CaRow, ClientError> {
         let request = self.post(paths::CA).json(&RotateCaRequest { finish });
         self.call("replacing the CA", request).await
+    }
+
+    /// The overlay: its settings, its members and their links.
+    pub async fn network(&self) -> Result<NetworkStatus, ClientError> {
+        self.call("asking for the network", self.get(paths::NETWORK))
+            .await
+    }
+
+    /// Changes settings of the overlay, which every member follows.
+    pub async fn set_network(
+        &self,
+        settings: &NetworkSettingsRequest,
+    ) -> Result<NetworkStatus, ClientError> {
+        let request = self.request(Method::PATCH, paths::NETWORK).json(settings);
+        self.call("changing the network", request).await
     }
 
     /// Every edge.
@@ -194,6 +210,17 @@ impl ApiClient {
         let request = self.request(Method::PATCH, &node_path(paths::NODE_LABELS, node));
         let request = request.json(&LabelsRequest { labels });
         self.call_empty("labelling a node", request).await
+    }
+
+    /// Has a node stop instances that it runs and the store does not know; empty: all of them.
+    pub async fn stop_unknown(
+        &self,
+        node: NodeId,
+        instances: Vec<InstanceId>,
+    ) -> Result<StopUnknownResponse, ClientError> {
+        let request = self.post(&node_path(paths::NODE_STOP_UNKNOWN, node));
+        let request = request.json(&StopUnknownRequest { instances });
+        self.call("stopping unknown instances", request).await
     }
 
     /// Removes a node. `lost`: with what it has.

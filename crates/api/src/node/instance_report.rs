@@ -34,6 +34,19 @@ pub struct InstanceReport {
     pub preparing_ms: u64,
     /// Why it is dead although its app runs, by its liveness check; absent: it is not.
     pub liveness_failure: Option<String>,
+    /// What it holds of its node. Only for an instance that the node's desired state names nowhere: whoever placed the others knows.
+    pub holds: Option<InstanceHolds>,
+}
+
+/// What an instance holds of its node, by its spec.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceHolds {
+    /// CPU, in thousandths of a core.
+    pub cpu_millis: u64,
+    /// Memory, in bytes.
+    pub memory_bytes: u64,
+    /// Scratch disk and volumes, in bytes.
+    pub disk_bytes: u64,
 }
 
 impl InstanceReport {
@@ -49,6 +62,7 @@ impl InstanceReport {
             log_tail: Vec::new(),
             preparing_ms: 0,
             liveness_failure: None,
+            holds: None,
         }
     }
 }
@@ -69,6 +83,8 @@ struct InstanceReportJson {
     preparing_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     liveness_failure: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    holds: Option<InstanceHolds>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
@@ -119,6 +135,7 @@ impl From<InstanceReportJson> for InstanceReport {
             log_tail: json.log_tail,
             preparing_ms: json.preparing_ms,
             liveness_failure: json.liveness_failure,
+            holds: json.holds,
         }
     }
 }
@@ -148,6 +165,7 @@ impl From<InstanceReport> for InstanceReportJson {
             started_at,
             preparing_ms: report.preparing_ms,
             liveness_failure: report.liveness_failure,
+            holds: report.holds,
         }
     }
 }

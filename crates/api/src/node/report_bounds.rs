@@ -156,6 +156,20 @@ impl Bounds {
         for line in &mut report.log_tail {
             self.text(field("log_tail"), line, MAX_TEXT_BYTES);
         }
+        if let Some(holds) = &report.holds {
+            let (cpu, memory, disk) = (
+                field("holds.cpu_millis")(),
+                field("holds.memory_bytes")(),
+                field("holds.disk_bytes")(),
+            );
+            let is_believed =
+                self.number(&cpu, holds.cpu_millis, u64::from(MAX_MACHINE_CPUS) * 1000)
+                    & self.number(&memory, holds.memory_bytes, MAX_MACHINE_BYTES)
+                    & self.number(&disk, holds.disk_bytes, MAX_MACHINE_BYTES);
+            if !is_believed {
+                report.holds = None;
+            }
+        }
         let preparing = field("preparing_ms")();
         if !self.number(&preparing, report.preparing_ms, MAX_NUMBER) {
             report.preparing_ms = MAX_NUMBER;

@@ -1,11 +1,11 @@
 //! The calls of edges.
 
+use api::edge::HasRoutes;
 use api::enrollment::Member;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
-use model::Generation;
 
 use super::extract::{Params, Poll, granted};
 use crate::callers::EdgeCaller;
@@ -20,21 +20,15 @@ pub(crate) async fn routes(
     EdgeCaller { edge, protocol }: EdgeCaller,
     Params(poll): Params<Poll>,
 ) -> Result<Response, ApiFailure> {
-    let has = poll.has();
+    let has = HasRoutes {
+        generation: poll.has(),
+        session: poll.session,
+    };
     app.members.seen(Member::Edge(edge), now());
     let newer = app
         .wait_for(Topic::Routes, granted(poll.wait_ms), |published| {
             let incarnation = published.cluster.incarnation;
-            let newest = Generation {
-                incarnation,
-                counter: published.routes.counter(),
-            };
-            (newest.supersedes(has.within(incarnation))).then(|| {
-                let is_known = has.incarnation == incarnation;
-                let difference = is_known.then(|| published.routes.since(incarnation, has.counter));
-                let whole = || published.routes.whole(incarnation);
-                difference.flatten().unwrap_or_else(whole)
-            })
+            published.routes.news(incarnation, app.session, has)
         })
         .await?;
     Ok(match newer {

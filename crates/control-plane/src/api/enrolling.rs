@@ -1,5 +1,6 @@
 //! How members join: a one-time token, and the call that spends it (ADR 0004).
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use api::enrollment::{EnrollRequest, EnrollResponse, Member};
@@ -19,9 +20,12 @@ use scheduler::enrollment::{
     Admitted, Enrolled, EnrollmentRefused, admit, check_replaced, known_token, token_expiry,
 };
 
+use scheduler::underlay::record;
+
 use super::extract::Body;
 use super::members::{csr_refused, wireguard_key_invalid};
-use crate::callers::{Protocol, User};
+use super::network::underlay_refused;
+use crate::callers::{Protocol, SeenFrom, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::limits::{MAX_LOGGED_NAME, MAX_REGION_BYTES, MAX_TOKEN_URL_BYTES};
@@ -153,9 +157,10 @@ pub(crate) async fn revoke_token(
 pub(crate) async fn enroll(
     State(app): State<App>,
     _: Protocol,
+    SeenFrom(from): SeenFrom,
     Body(request): Body<EnrollRequest>,
 ) -> Result<(StatusCode, Json<EnrollResponse>), ApiFailure> {
-    let enrolled = enroll_checked(&app, &request).await;
+    let enrolled = enroll_checked(&app, &request, from).await;
     if let Err(refusal) = &enrolled
         && app.refused_enrollments.may_log(Instant::now())
     {
@@ -191,6 +196,7 @@ impl From<EnrollmentRefused> for Refusal {
 async fn enroll_checked(
     app: &App,
     request: &EnrollRequest,
+    from: Option<IpAddr>,
 ) -> Result<(StatusCode, Json<EnrollResponse>), Refusal> {
     let now = now();
     let hash = secret_hash(&request.token);
@@ -203,6 +209,11 @@ async fn enroll_checked(
     {
         return Err(wireguard_key_invalid().into());
     }
+    let underlay = request
+        .underlay
+        .map(|said| record(&said, from, cluster.settings.prefix))
+        .transpose()
+        .map_err(|refusal| underlay_refused(&refusal))?;
     let key = public_key_of_request(&request.csr_pem).map_err(|error| csr_refused(&error))?;
     let enrolled = match admit(&cluster, &hash, &key, request, now)? {
         // Its answer was lost: it is written already.
@@ -210,7 +221,8 @@ async fn enroll_checked(
         Admitted::New(_) => {
             let wanted = request.clone();
             let enrolled = app.change(move |cluster| {
-                let admitted = scheduler::enrollment::enroll(cluster, hash, &key, &wanted, now);
+                let admitted =
+                    scheduler::enrollment::enroll(cluster, hash, &key, &wanted, underlay, now);
                 let (command, enrolled) = admitted.map_err(|refusal| refused(&refusal))?;
                 Ok::<_, ApiFailure>((command.into_iter().collect(), enrolled))
             });
@@ -232,6 +244,7 @@ fn answer(
         name,
         region,
         pending,
+        number,
     } = enrolled;
     let certificate_pem = app
         .authority()
@@ -246,7 +259,8 @@ fn answer(
         pending,
         cluster: app.settings.id.clone(),
         cluster_prefix: app.settings.prefix,
-        mtu: app.settings.mtu,
+        mtu: app.published.borrow().cluster.settings.mtu,
+        number,
         certificate_pem,
         ca_pem: app.authority().trusted_pem(),
     };
@@ -302,7 +316,7 @@ fn refused(refusal: &EnrollmentRefused) -> ApiFailure {
             .hint("make another one with `platform tokens create`; the server's log says which it was");
         }
         EnrollmentRefused::OtherRole { .. } => (StatusCode::FORBIDDEN, "token_other_role"),
-        EnrollmentRefused::KeyTaken => (StatusCode::FORBIDDEN, "key_taken"),
+        EnrollmentRefused::KeyTaken => (StatusCode::FORBIDDEN, error_code::KEY_TAKEN),
         EnrollmentRefused::NoneToReplace(_) => (StatusCode::CONFLICT, "none_to_replace"),
         EnrollmentRefused::ReplacedHasVolumes { .. } => (StatusCode::CONFLICT, "node_has_volumes"),
         EnrollmentRefused::NoWireguardKey => {

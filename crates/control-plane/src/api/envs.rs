@@ -29,7 +29,6 @@ pub(crate) async fn nodes(
     for row in &mut rows {
         row.seen_at = row.seen_at.max(app.presence.seen_at(row.id));
         row.exceeded = app.reporting.exceeded(row.id);
-        row.unknown_instances = app.reporting.unknown_instances(row.id);
     }
     Ok(Json(rows))
 }

@@ -8,7 +8,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use http::StatusCode;
 use http::request::Parts;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
-use model::{EnvKey, Generation, Incarnation};
+use model::{EnvKey, Generation, Incarnation, LeaderSession};
 use scheduler::apply::not_frozen;
 use scheduler::cluster_state::ClusterState;
 use serde::Deserialize;
@@ -91,6 +91,9 @@ pub(crate) struct Poll {
     /// And the incarnation; a member of before incarnations leaves it out.
     #[serde(default)]
     pub(crate) incarnation: Incarnation,
+    /// And the session of the leader that counted it, where what it has is of one; a member of before sessions leaves it out.
+    #[serde(default)]
+    pub(crate) session: LeaderSession,
     #[serde(default)]
     pub(crate) wait_ms: u64,
 }

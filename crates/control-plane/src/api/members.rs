@@ -2,7 +2,9 @@
 
 use api::enrollment::Member;
 use api::error_code;
-use api::member::{Approval, CertificateRequest, CertificateResponse, MemberState};
+use api::member::{
+    Approval, CertificateRequest, CertificateResponse, MemberState, NodeKey, OverlayChanges,
+};
 use api::user::{Acknowledgement, Acknowledgements, EdgeRow, RevokeResponse};
 use axum::Json;
 use axum::extract::{Path, Request, State};
@@ -10,18 +12,18 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use identity::{CaError, is_wireguard_public_key, key_fingerprint, public_key_of_request};
-use model::EdgeId;
+use model::{EdgeId, Generation, Incarnation};
 use scheduler::apply::{Command, KeyChange};
 use scheduler::cluster_state::{ClusterState, MemberIdentity};
-use scheduler::membership::peers;
+use scheduler::membership::node_keys;
 use serde::Deserialize;
 
-use super::extract::{Body, Params, Poll, granted};
+use super::extract::{Body, Params, granted};
 use crate::callers::{KnownCaller, Peer, User};
 use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::members::until_cut;
-use crate::state::{App, Topic};
+use crate::state::{App, Published, Topic};
 
 /// Ends what a member has under way when it is revoked.
 pub(crate) async fn while_a_member(
@@ -43,47 +45,93 @@ pub(crate) async fn while_a_member(
     })
 }
 
+/// The query of a member's poll; fields of a newer member are ignored.
+#[derive(Debug, Deserialize)]
+pub(crate) struct MemberPoll {
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    incarnation: Incarnation,
+    /// Absent: a member of before the overlay.
+    session: Option<u64>,
+    #[serde(default)]
+    seen: u64,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
 /// What a member is told about the cluster, once it is newer than what it has applied.
 pub(crate) async fn state(
     State(app): State<App>,
     caller: KnownCaller,
-    Params(poll): Params<Poll>,
+    Params(poll): Params<MemberPoll>,
 ) -> Result<Response, ApiFailure> {
+    let member = caller.member;
     if !caller.is_current {
-        return Err(ApiFailure::new(
-            StatusCode::FORBIDDEN,
-            error_code::CERTIFICATE_EXPIRED,
-            format!(
-                "the certificate of {} is out of its dates: it opens its renewal and nothing else",
-                caller.member
-            ),
-        ));
+        return Err(certificate_expired(member));
     }
-    let (member, has) = (caller.member, poll.has());
-    app.members.applied(member, has, now());
-    let newer = app
-        .wait_for(Topic::Membership, granted(poll.wait_ms), |published| {
+    let has = Generation {
+        incarnation: poll.incarnation,
+        counter: poll.after,
+    };
+    let session = app.overlay.session;
+    let seen = (poll.session == Some(session)).then_some(poll.seen);
+    app.members.applied(member, has, seen, now());
+    let wait = granted(poll.wait_ms);
+    let newer = if poll.session.is_some() {
+        let told = |published: &Published| {
+            let index = &published.peers;
+            let is_news = seen.is_none_or(|seen| index.concerned_at(member) > seen);
+            is_news.then(|| {
+                let cluster = &published.cluster;
+                let changes = index.changes(cluster, member, session, seen);
+                member_state(&app, cluster, member, Vec::new(), Some(changes))
+            })
+        };
+        app.wait_for(Topic::Member(member), wait, told).await?
+    } else {
+        let told = |published: &Published| {
             let cluster = &published.cluster;
             let newest = cluster.membership_generation();
             let has = has.within(newest.incarnation);
-            (newest != has).then(|| member_state(&app, cluster, member))
-        })
-        .await?;
+            (newest != has).then(|| {
+                let is_approved = cluster
+                    .identity(member)
+                    .is_some_and(MemberIdentity::is_approved);
+                let keys = is_approved.then(|| node_keys(cluster, member));
+                member_state(&app, cluster, member, keys.unwrap_or_default(), None)
+            })
+        };
+        app.wait_for(Topic::Membership, wait, told).await?
+    };
     Ok(match newer {
         Some(state) => Json(state).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     })
 }
 
-fn member_state(app: &App, cluster: &ClusterState, member: Member) -> MemberState {
+/// 403: a certificate that is out of its dates.
+pub(crate) fn certificate_expired(member: Member) -> ApiFailure {
+    ApiFailure::new(
+        StatusCode::FORBIDDEN,
+        error_code::CERTIFICATE_EXPIRED,
+        format!(
+            "the certificate of {member} is out of its dates: it opens its renewal and nothing else"
+        ),
+    )
+}
+
+fn member_state(
+    app: &App,
+    cluster: &ClusterState,
+    member: Member,
+    peers: Vec<NodeKey>,
+    overlay: Option<OverlayChanges>,
+) -> MemberState {
     let identity = cluster.identity(member);
     let approval = identity
         .map(|identity| identity.approval)
         .unwrap_or_default();
-    let peers = match approval {
-        Approval::Approved => peers(cluster, member),
-        Approval::Pending | Approval::Revoked { .. } => Vec::new(),
-    };
     MemberState {
         cluster: cluster.settings.id.clone(),
         generation: cluster.membership_generation(),
@@ -91,6 +139,7 @@ fn member_state(app: &App, cluster: &ClusterState, member: Member) -> MemberStat
         peers,
         ca_pem: app.authority().trusted_pem(),
         rotate_keys: identity.is_some_and(|identity| identity.rotate_since.is_some()),
+        overlay,
     }
 }
 

@@ -10,6 +10,7 @@ mod extract;
 mod images;
 mod logs;
 mod members;
+mod network;
 mod nodes;
 mod registries;
 mod secrets;
@@ -39,6 +40,9 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::TOKEN, delete(enrolling::revoke_token))
         .route(paths::MEMBER, get(members::state))
         .route(paths::MEMBER_CERTIFICATE, post(members::certificate))
+        .route(paths::MEMBER_OVERLAY, post(network::report))
+        .route(paths::NETWORK, get(network::show).patch(network::set))
+        .route(paths::NODE_DIRECTORY, get(network::directory))
         .route(paths::MEMBERS, get(members::acknowledgements))
         .route(paths::APPROVE, post(members::approve))
         .route(paths::REVOKE, post(members::revoke))
@@ -63,6 +67,7 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::NODES, get(envs::nodes))
         .route(paths::NODE, delete(nodes::remove))
         .route(paths::NODE_SCHEDULING, put(nodes::set_scheduling))
+        .route(paths::NODE_STOP_UNKNOWN, post(nodes::stop_unknown))
         .route(paths::NODE_LABELS, patch(nodes::set_labels))
         .route(paths::INSTANCES, get(envs::instances))
         .route(paths::ENDED_INSTANCES, get(envs::ended_instances))

@@ -2,9 +2,14 @@
 
 use std::sync::PoisonError;
 
+use std::collections::BTreeSet;
+
 use api::enrollment::Member;
 use api::node::{InstanceReport, ReportMessage, StreamRefused, StreamRequest};
-use api::user::{LabelsRequest, RemoveNodeQuery, Scheduling, SchedulingRequest};
+use api::user::{
+    LabelsRequest, RemoveNodeQuery, Scheduling, SchedulingRequest, StopUnknownRequest,
+    StopUnknownResponse,
+};
 use axum::Json;
 use axum::body::{Body as HttpBody, to_bytes};
 use axum::extract::{Path, State};
@@ -16,6 +21,7 @@ use scheduler::apply::{Command, MAX_NODE_LABELS};
 use scheduler::cluster_state::{ClusterState, Node};
 use scheduler::desired::newer_state;
 use scheduler::heartbeats::heartbeat_interval;
+use scheduler::peers::{HUB_LABEL, HUB_LABEL_VALUES};
 
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
@@ -69,6 +75,16 @@ pub(crate) async fn set_labels(
                 labels.len()
             ),
         ));
+    }
+    let of_hub = (labels.iter()).find(|(key, _)| key.as_str() == HUB_LABEL);
+    if let Some((_, Some(value))) = of_hub
+        && !HUB_LABEL_VALUES.contains(&value.as_str())
+    {
+        return Err(ApiFailure::refused(
+            "hub_label_invalid",
+            format!("the label `{HUB_LABEL}` says whether a node relays the overlay, and cannot be `{value}`"),
+        )
+        .hint(format!("it is `{}`, or removed", HUB_LABEL_VALUES.join("` or `"))));
     }
     let said: Vec<_> = (labels.iter())
         .map(|(key, value)| match value {
@@ -127,6 +143,44 @@ fn no_such_node(cluster: &ClusterState, node: NodeId) -> Result<&Node, ApiFailur
         ApiFailure::not_found("node_not_found", format!("there is no node {node}"))
             .hint("`platform nodes` lists those there are")
     })
+}
+
+/// A node is told to stop what it runs and the store does not know. Nothing else ends such an instance: a restored store is no reason to stop a VM.
+pub(crate) async fn stop_unknown(
+    State(app): State<App>,
+    user: User,
+    Path(node): Path<NodeId>,
+    Body(request): Body<StopUnknownRequest>,
+) -> Result<Json<StopUnknownResponse>, ApiFailure> {
+    let instances = app
+        .change(move |cluster| {
+            let unknown = &no_such_node(cluster, node)?.unknown;
+            let named: BTreeSet<InstanceId> = request.instances.into_iter().collect();
+            if let Some(other) = named.iter().find(|id| !unknown.contains_key(id)) {
+                let is_placed = cluster.instances.get(other).is_some();
+                let refused = ApiFailure::not_found(
+                    "unknown_instance_not_found",
+                    format!("{node} has not reported {other} as an instance that the store does not know"),
+                );
+                return Err(refused.hint(if is_placed {
+                    "the store knows it: `platform scale` or `platform deploy` replaces or ends it"
+                } else {
+                    "`platform nodes` lists those that there are"
+                }));
+            }
+            let told = if named.is_empty() {
+                unknown.keys().copied().collect()
+            } else {
+                named
+            };
+            let instances = told.clone();
+            let stop = Command::StopUnknown { node, instances };
+            Ok((vec![stop], told))
+        })
+        .await?;
+    tracing::info!(user = %user.name, %node, instances = instances.len(), "unknown instances are to stop");
+    let instances = instances.into_iter().collect();
+    Ok(Json(StopUnknownResponse { instances }))
 }
 
 /// A user removes a node. Its certificate opens nothing from then on.

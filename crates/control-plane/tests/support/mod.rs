@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::enrollment::{EnrollRequest, EnrollResponse, EnrollRole, Hardware, Member};
+use api::member::Underlay;
 use api::node::{
     AgentSession, DesiredState, DriverChoice, InstanceReport, NodeReport, ReportAnswer, ReportDelta,
 };
@@ -184,6 +185,10 @@ pub(crate) fn enroll_request(token: &EnrollmentToken, key: &MemberKey) -> Enroll
         wireguard_public_key: Some(WireguardKey::generate().unwrap().public_base64().to_owned()),
         hardware: hardware(),
         sent_at: None,
+        underlay: Some(Underlay {
+            port: 51_820,
+            ..Underlay::default()
+        }),
     }
 }
 

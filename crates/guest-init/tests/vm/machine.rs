@@ -137,6 +137,7 @@ pub(crate) fn config(script: &str) -> BootConfig {
             gateway: "fe80::2".parse().unwrap(),
             mtu: 1420,
             resolvers: Vec::new(),
+            search: Vec::new(),
         },
         root_device: "/dev/vda".to_owned(),
         scratch_device: "/dev/vdb".to_owned(),

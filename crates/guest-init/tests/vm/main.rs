@@ -11,6 +11,7 @@ mod endings;
 mod environment;
 mod forward;
 mod machine;
+mod mtu;
 mod namespace;
 mod output;
 mod proxy;

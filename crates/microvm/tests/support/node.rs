@@ -179,6 +179,7 @@ pub(crate) fn config(argv: &[&str]) -> BootConfig {
             gateway: GATEWAY,
             mtu: 1420,
             resolvers: Vec::new(),
+            search: Vec::new(),
         },
         root_device: "/dev/vda".to_owned(),
         scratch_device: "/dev/vdb".to_owned(),

@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 use std::sync::Arc;
 
+use api::node::InstanceReport;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use microvm::Nic;
@@ -10,17 +11,21 @@ use model::InstanceId;
 use node_network::{Endpoint, NetworkError};
 
 use crate::host::{Egress, HostError, HostResult, Network, NetworkProbe};
+use crate::names::NodeNames;
 use crate::probes;
 use display::chain;
 
 /// The network of this node.
 #[derive(Debug)]
-pub(crate) struct NodeNetwork(pub(crate) Arc<node_network::Network>);
+pub(crate) struct NodeNetwork {
+    pub(crate) network: Arc<node_network::Network>,
+    pub(crate) names: Arc<NodeNames>,
+}
 
 impl Network for NodeNetwork {
     fn create_tap(&self, endpoint: Endpoint) -> BoxFuture<'_, HostResult<Nic>> {
         async move {
-            let tap = self.0.create_tap(&endpoint).await;
+            let tap = self.network.create_tap(&endpoint).await;
             let tap = tap.map_err(|error| {
                 failed(&format!("make the tap of {}", endpoint.instance), &error)
             })?;
@@ -34,7 +39,9 @@ impl Network for NodeNetwork {
 
     fn apply_rules(&self, endpoints: Vec<Endpoint>) -> BoxFuture<'_, HostResult<()>> {
         async move {
-            let applied = self.0.apply_rules(&endpoints).await;
+            // Before their VMs run, so that no question comes before its asker is known.
+            self.names.set_clients(&endpoints);
+            let applied = self.network.apply_rules(&endpoints).await;
             applied.map_err(|error| failed("apply the network rules", &error))
         }
         .boxed()
@@ -42,7 +49,7 @@ impl Network for NodeNetwork {
 
     fn release(&self, id: InstanceId) -> BoxFuture<'_, HostResult<()>> {
         async move {
-            let released = self.0.release(id).await;
+            let released = self.network.release(id).await;
             released.map_err(|error| failed(&format!("remove the tap of {id}"), &error))
         }
         .boxed()
@@ -50,7 +57,7 @@ impl Network for NodeNetwork {
 
     fn ensure_egress(&self) -> BoxFuture<'_, HostResult<Egress>> {
         async move {
-            let egress = self.0.ensure_egress().await;
+            let egress = self.network.ensure_egress().await;
             let egress = egress.map_err(|error| HostError::transient(chain(&error)))?;
             Ok(Egress {
                 reason: egress.resolves.err().unwrap_or("by slirp4netns").to_owned(),
@@ -58,6 +65,10 @@ impl Network for NodeNetwork {
             })
         }
         .boxed()
+    }
+
+    fn set_reports(&self, reports: &[InstanceReport]) {
+        self.names.set_reports(reports);
     }
 
     fn probe(&self, address: Ipv6Addr, probe: NetworkProbe) -> BoxFuture<'_, Result<(), String>> {

@@ -14,7 +14,7 @@ use api::enrollment::{EnrollRole, Hardware, Member};
 use api::user::{CreateTokenRequest, DeployRequest, SetSecretsRequest};
 use api_client::{ApiClient, ClientConfig};
 use control_plane::ServerOptions;
-use membership::{Applicant, Membership};
+use membership::{Applicant, Membership, UnderlayOptions};
 use microvm::GuestKernel;
 use model::instance::SecretBundle;
 use model::{Digest, EnvKey, Generation, InstanceId, NodeId};
@@ -28,6 +28,7 @@ use crate::conformance::{self, VmParts};
 use crate::directory::Directory;
 use crate::host::{HttpProbe, NetworkProbe};
 use crate::images::tests::Served;
+use crate::names::NodeNames;
 use crate::node_disk::DiskMeter;
 use crate::volumes::Volumes;
 
@@ -180,6 +181,7 @@ async fn the_server_conforms() {
         name: "node-1".to_owned(),
         region: "local".to_owned(),
         hardware: hardware.clone(),
+        underlay: UnderlayOptions::default(),
     };
     let joined = Membership::load_or_join(&dir.path().join("node"), &applicant).await;
     let membership = joined.unwrap();
@@ -268,7 +270,10 @@ async fn network() -> NodeNetwork {
         node: NodeId(1),
         mtu: 1420,
     };
-    NodeNetwork(Arc::new(Network::ensure(&settings).await.unwrap()))
+    let network = Arc::new(Network::ensure(&settings).await.unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let names = NodeNames::load(settings.cluster_prefix, dir.path()).await;
+    NodeNetwork { network, names }
 }
 
 #[test]

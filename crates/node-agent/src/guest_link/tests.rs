@@ -58,8 +58,17 @@ impl Guest {
         self.stream.write_all(&frame.encode()).await.unwrap();
     }
 
-    /// The next frame; none when the host closed the connection.
+    /// The next frame but for the MTU, which each new connection is told; none when the host closed the connection.
     async fn receive(&mut self) -> Option<HostFrame> {
+        loop {
+            match self.receive_any().await {
+                Some(HostFrame::Mtu(_)) => {}
+                other => return other,
+            }
+        }
+    }
+
+    async fn receive_any(&mut self) -> Option<HostFrame> {
         loop {
             if let Some(frame) = self.buffer.next().unwrap() {
                 return Some(frame);
@@ -88,6 +97,7 @@ fn config() -> BootConfig {
             gateway: guest_protocol::GATEWAY,
             mtu: 1420,
             resolvers: vec![],
+            search: Vec::new(),
         },
         root_device: "/dev/vda".to_owned(),
         scratch_device: "/dev/vdb".to_owned(),
@@ -116,6 +126,16 @@ fn link(dir: &Path) -> (GuestLink, std::path::PathBuf) {
 }
 
 fn link_of(dir: &Path, token: Option<String>, clock: Clock) -> (GuestLink, std::path::PathBuf) {
+    let (_, mtu) = watch::channel(1420);
+    link_with_mtu(dir, token, clock, mtu)
+}
+
+fn link_with_mtu(
+    dir: &Path,
+    token: Option<String>,
+    clock: Clock,
+    mtu: watch::Receiver<u32>,
+) -> (GuestLink, std::path::PathBuf) {
     let log = Arc::new(InstanceLog::open(&dir.join("log")).unwrap());
     let socket = dir.join("guest.sock");
     (
@@ -124,6 +144,7 @@ fn link_of(dir: &Path, token: Option<String>, clock: Clock) -> (GuestLink, std::
             Arc::new(FileLog(log)),
             clock,
             token,
+            mtu,
         ),
         socket,
     )
@@ -568,6 +589,22 @@ async fn case_a_guest_is_told_the_machines_time_as_it_is_after_a_step() {
         };
         assert_eq!(guest.receive().await, Some(HostFrame::Time(time)));
     }
+}
+
+#[tokio::test]
+async fn case_a_guest_is_told_another_mtu_at_once_and_again_when_it_dials_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, mtu) = watch::channel(1420);
+    let (_link, socket) = link_with_mtu(dir.path(), None, Clock::start(), mtu);
+    let told = |mtu| Some(HostFrame::Mtu(guest_protocol::GuestMtu { mtu }));
+    let mut guest = Guest::dial(&socket, Channel::Control, Phase::Running).await;
+    assert_eq!(guest.receive_any().await, told(1420));
+    cluster.send(1380).unwrap();
+    assert_eq!(guest.receive_any().await, told(1380));
+    cluster.send(1400).unwrap();
+    assert_eq!(guest.receive_any().await, told(1400));
+    let mut again = Guest::dial(&socket, Channel::Control, Phase::Running).await;
+    assert_eq!(again.receive_any().await, told(1400));
 }
 
 /// This process's resident memory, in bytes.

@@ -108,6 +108,7 @@ impl InstanceTask {
             self.log.clone(),
             self.machine.clock,
             self.guest_token.clone(),
+            self.machine.mtu.clone(),
         );
         let calls = Some(link.calls().clone());
         self.machine.directory.set_calls(self.id(), calls);
@@ -123,7 +124,7 @@ impl InstanceTask {
     pub(super) fn send_config(&mut self, image: &ImageConfig) -> HostResult<()> {
         let spec = &self.spec;
         let secrets = self.secrets.known().unwrap_or_default();
-        let config = node_core::boot::boot_config(image, spec, &secrets, &self.machine.facts)
+        let config = node_core::boot::boot_config(image, spec, &secrets, &self.machine.facts_now())
             .map_err(|error| HostError::permanent(error.to_string()))?;
         self.config = Some(config);
         self.release_config();

@@ -44,7 +44,7 @@ pub(super) async fn prepare(
     let host = &machine.host;
     let image = host.images.prepare(&spec.image, progress).await?;
     // What no boot can change is refused here, and not as the failure of a VM that was never started.
-    let runnable = node_core::boot::boot_config(&image.config, spec, &[], &machine.facts);
+    let runnable = node_core::boot::boot_config(&image.config, spec, &[], &machine.facts_now());
     runnable.map_err(|error| HostError::permanent(error.to_string()))?;
     secrets.get(&*host.server, spec, progress).await?;
     let mut disks = vec![host.disks.make_scratch(spec.id, spec.scratch_bytes).await?];

@@ -40,6 +40,7 @@ pub(super) fn spec() -> InstanceSpec {
         memory_bytes: 64 << 20,
         scratch_bytes: 16 << 20,
         address: "fd12::1".parse().unwrap(),
+        egress: model::instance::EgressPolicy::All,
         secrets: Vec::new(),
         volumes: Vec::new(),
     }

@@ -10,7 +10,7 @@ use api::node::{AgentSession, DriverChoice, InstanceReport, NodeReport, ReportDe
 use api::user::{CreateTokenRequest, DeployRequest, ExecQuery, LogsQuery};
 use api_client::{ApiClient, ClientConfig};
 use control_plane::ServerOptions;
-use membership::{Applicant, Membership};
+use membership::{Applicant, Membership, UnderlayOptions};
 use model::instance::InstanceState;
 use model::{EnvKey, EnvNetwork, Generation};
 use tokio::sync::oneshot;
@@ -61,6 +61,7 @@ async fn cluster(
         name: "node-1".to_owned(),
         region: "local".to_owned(),
         hardware: hardware.clone(),
+        underlay: UnderlayOptions::default(),
     };
     let joined = Membership::load_or_join(&dir.join("node"), &applicant).await;
     let node = joined.unwrap().client().unwrap();

@@ -7,8 +7,11 @@ use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use model::InstanceId;
+use model::instance::EgressPolicy;
 
-use super::{ENV_MASK, TABLE};
+use super::env::{chain_of, env_of};
+use super::overlay::{self, Neighbours};
+use super::{ENV_MASK, TABLE, Wanted};
 use crate::names::{link_local_of, tap_name};
 
 /// The sets and the map that the rules look instances up in.
@@ -24,6 +27,9 @@ pub(super) const SETS: &str = "\tset ipv6_sources {
 \tmap env_of_tap {
 \t\ttype ifname : verdict;
 \t}
+	map egress_of_tap {
+		type ifname : verdict;
+	}
 ";
 
 /// An instance as the rules know it.
@@ -35,44 +41,35 @@ pub struct Endpoint {
     pub address: Ipv6Addr,
     /// Its address for egress, which no other instance of the node has.
     pub ipv4: Ipv4Addr,
+    /// What it reaches outside of the cluster.
+    pub egress: EgressPolicy,
 }
 
-/// An address's cluster and env network, with node and instance zero: what [`ENV_MASK`] leaves.
-pub(super) fn env_of(address: Ipv6Addr) -> Ipv6Addr {
-    let mut segments = address.segments();
-    for segment in [3, 6, 7] {
-        segments[segment] = 0;
-    }
-    Ipv6Addr::from(segments)
+/// The envs of these instances. One in network 0 would have the platform's rights: it gets no chain, so no rights.
+fn envs(cluster_prefix: Ipv6Addr, of: &BTreeMap<InstanceId, Endpoint>) -> BTreeSet<Ipv6Addr> {
+    let envs = of.values().map(|endpoint| env_of(endpoint.address));
+    envs.filter(|env| *env != env_of(cluster_prefix)).collect()
 }
 
-fn chain_of(env: Ipv6Addr) -> String {
-    let [_, _, _, _, high, low, _, _] = env.segments();
-    format!("from_env_{high:04x}{low:04x}")
-}
-
-/// What changes from the instances `before` to those `after`. Empty: nothing does.
-pub(crate) fn change(
-    cluster_prefix: Ipv6Addr,
-    before: &BTreeMap<InstanceId, Endpoint>,
-    after: &BTreeMap<InstanceId, Endpoint>,
-) -> String {
-    let differs = |of: &BTreeMap<InstanceId, Endpoint>, endpoint: &Endpoint| {
-        of.get(&endpoint.instance) != Some(endpoint)
+/// What changes from one state to another. Empty: nothing does.
+pub(crate) fn change(cluster_prefix: Ipv6Addr, before: Wanted<'_>, after: Wanted<'_>) -> String {
+    let differs = |of: Wanted<'_>, endpoint: &Endpoint| {
+        of.endpoints.get(&endpoint.instance) != Some(endpoint)
     };
-    let gone: Vec<_> = before.values().filter(|e| differs(after, e)).collect();
-    let new: Vec<_> = after.values().filter(|e| differs(before, e)).collect();
-    if gone.is_empty() && new.is_empty() {
+    let gone = (before.endpoints.values()).filter(|e| differs(after, e));
+    let new = (after.endpoints.values()).filter(|e| differs(before, e));
+    let (gone, new): (Vec<_>, Vec<_>) = (gone.collect(), new.collect());
+    let is_same_access = before.access == after.access;
+    if gone.is_empty() && new.is_empty() && is_same_access {
         return String::new();
     }
-    // An instance in network 0 would have the platform's rights: it gets no chain, so no rights.
     let platform = env_of(cluster_prefix);
-    let envs = |of: &BTreeMap<InstanceId, Endpoint>| -> BTreeSet<Ipv6Addr> {
-        let envs = of.values().map(|endpoint| env_of(endpoint.address));
-        envs.filter(|env| *env != platform).collect()
-    };
-    let (envs_before, envs_after) = (envs(before), envs(after));
+    let envs_before = envs(cluster_prefix, before.endpoints);
+    let envs_after = envs(cluster_prefix, after.endpoints);
+    let neighbours_before = Neighbours::new(cluster_prefix, &envs_before, before.access);
+    let neighbours_after = Neighbours::new(cluster_prefix, &envs_after, after.access);
     let mut text = elements("delete", platform, &gone);
+    text.push_str(&neighbours_before.without("delete", &neighbours_after));
     for env in envs_after.difference(&envs_before) {
         // Writing to a String cannot fail.
         let _ = write!(
@@ -83,6 +80,12 @@ pub(crate) fn change(
         );
     }
     text.push_str(&elements("add", platform, &new));
+    text.push_str(&neighbours_after.without("add", &neighbours_before));
+    text.push_str(&overlay::change(
+        cluster_prefix,
+        before.access,
+        after.access,
+    ));
     for env in envs_before.difference(&envs_after) {
         let chain = chain_of(*env);
         let _ = write!(
@@ -116,6 +119,14 @@ fn elements(verb: &str, platform: Ipv6Addr, endpoints: &[&Endpoint]) -> String {
         let env = env_of(e.address);
         let tap = tap_name(e.instance);
         (env != platform).then(|| format!("\"{tap}\" : goto {}", chain_of(env)))
+    });
+    each("egress_of_tap", &|e| {
+        let chain = match e.egress {
+            EgressPolicy::All => "egress_all",
+            EgressPolicy::Internet => "egress_internet",
+            EgressPolicy::None => "refuse",
+        };
+        Some(format!("\"{}\" : goto {chain}", tap_name(e.instance)))
     });
     text
 }

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use model::instance::EgressPolicy;
 use model::{InstanceId, NodeId};
 use node_network::{Endpoint, Network, NetworkSettings, Tap};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -121,6 +122,7 @@ pub(crate) async fn whole_guest(guest: Guest) -> String {
         instance,
         address,
         ipv4,
+        ..
     } = guest.endpoint();
     let tap = format!("t{}", nic.id);
     shell(&format!("ip netns exec {namespace} nft flush ruleset"));
@@ -154,6 +156,90 @@ pub(crate) async fn whole_guest(guest: Guest) -> String {
         });
     }
     namespace
+}
+
+/// A UDP packet.
+pub(crate) fn udp(
+    source: Ipv6Addr,
+    to: Ipv6Addr,
+    from_port: u16,
+    port: u16,
+    text: &str,
+) -> Vec<u8> {
+    let length = u16::try_from(8 + text.len()).unwrap();
+    let mut body = Vec::new();
+    for field in [from_port, port, length, 0] {
+        body.extend_from_slice(&field.to_be_bytes());
+    }
+    body.extend_from_slice(text.as_bytes());
+    packet(source, to, 17, body, 6)
+}
+
+/// The first packet of a TCP connection, with a segment size.
+pub(crate) fn syn(source: Ipv6Addr, to: Ipv6Addr, port: u16, segment: u16) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend_from_slice(&4000_u16.to_be_bytes());
+    body.extend_from_slice(&port.to_be_bytes());
+    body.extend_from_slice(&[
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        0,
+        6 << 4,
+        2,
+        0xff,
+        0xff,
+        0,
+        0,
+        0,
+        0,
+        2,
+        4,
+    ]);
+    body.extend_from_slice(&segment.to_be_bytes());
+    packet(source, to, 6, body, 16)
+}
+
+/// An ICMPv6 message about a packet, or an echo.
+pub(crate) fn icmp(source: Ipv6Addr, to: Ipv6Addr, kind: u8, about: &[u8]) -> Vec<u8> {
+    let mut body = vec![kind, 0, 0, 0, 0, 0, 0x05, 0];
+    body.extend_from_slice(&about[..about.len().min(1000)]);
+    packet(source, to, 58, body, 2)
+}
+
+/// A packet, with its checksum at `checksum` of the body.
+pub(crate) fn packet(
+    source: Ipv6Addr,
+    to: Ipv6Addr,
+    protocol: u8,
+    mut body: Vec<u8>,
+    checksum: usize,
+) -> Vec<u8> {
+    let mut sum: u32 = u32::from(protocol) + u32::try_from(body.len()).unwrap();
+    for part in [&source.octets()[..], &to.octets()[..], &body[..]] {
+        for pair in part.chunks(2) {
+            let low = pair.get(1).copied().unwrap_or(0);
+            sum += u32::from(u16::from_be_bytes([pair[0], low]));
+        }
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let value = !u16::try_from(sum).unwrap();
+    body[checksum..checksum + 2].copy_from_slice(&value.to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend_from_slice(&u16::try_from(body.len()).unwrap().to_be_bytes());
+    // Neighbour discovery must not have been routed.
+    let is_discovery = protocol == 58 && body[0] >= 133;
+    packet.extend_from_slice(&[protocol, if is_discovery { 255 } else { 64 }]);
+    packet.extend_from_slice(&source.octets());
+    packet.extend_from_slice(&to.octets());
+    packet.extend_from_slice(&body);
+    packet
 }
 
 /// An instance whose kernel is the test.
@@ -196,6 +282,7 @@ impl Guest {
             instance: InstanceId(id),
             address,
             ipv4: ipv4(id),
+            egress: EgressPolicy::All,
         };
         let Tap { fd, mac, name } = network.create_tap(&endpoint).await.unwrap();
         assert_eq!(name, format!("t{id:08x}"));
@@ -212,19 +299,13 @@ impl Guest {
             instance: self.id,
             address: self.address,
             ipv4: ipv4(self.id.0),
+            egress: EgressPolicy::All,
         }
     }
 
     /// Sends a UDP packet with this source address.
     pub(crate) fn send_udp_from(&self, source: Ipv6Addr, to: Ipv6Addr, port: u16, text: &str) {
-        let length = u16::try_from(8 + text.len()).unwrap();
-        let mut body = Vec::new();
-        body.extend_from_slice(&4000_u16.to_be_bytes());
-        body.extend_from_slice(&port.to_be_bytes());
-        body.extend_from_slice(&length.to_be_bytes());
-        body.extend_from_slice(&[0, 0]);
-        body.extend_from_slice(text.as_bytes());
-        self.send(source, to, 17, body, 6);
+        self.send_packet(&udp(source, to, 4000, port, text));
     }
 
     pub(crate) fn send_udp(&self, to: Ipv6Addr, port: u16, text: &str) {
@@ -233,46 +314,13 @@ impl Guest {
 
     /// Sends an ICMPv6 message of this type, with something of a packet in it.
     pub(crate) fn send_icmp_from(&self, source: Ipv6Addr, to: Ipv6Addr, kind: u8) {
-        let mut body = vec![kind, 0, 0, 0, 0, 0, 0x05, 0];
-        body.extend_from_slice(&[0; 48]);
-        self.send(source, to, 58, body, 2);
+        self.send_packet(&icmp(source, to, kind, &[0; 48]));
     }
 
-    /// Fills in the checksum at `checksum` and sends.
-    fn send(
-        &self,
-        source: Ipv6Addr,
-        to: Ipv6Addr,
-        protocol: u8,
-        mut body: Vec<u8>,
-        checksum: usize,
-    ) {
-        let mut sum: u32 = u32::from(protocol) + u32::try_from(body.len()).unwrap();
-        for part in [&source.octets()[..], &to.octets()[..], &body[..]] {
-            for pair in part.chunks(2) {
-                let low = pair.get(1).copied().unwrap_or(0);
-                sum += u32::from(u16::from_be_bytes([pair[0], low]));
-            }
-        }
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        let value = !u16::try_from(sum).unwrap();
-        body[checksum..checksum + 2].copy_from_slice(&value.to_be_bytes());
-
+    /// Sends a packet as it is.
+    pub(crate) fn send_packet(&self, packet: &[u8]) {
         let mut frame = self.frame([0x86, 0xdd]);
-        frame.extend_from_slice(&[0x60, 0, 0, 0]);
-        frame.extend_from_slice(&u16::try_from(body.len()).unwrap().to_be_bytes());
-        // Neighbour discovery must not have been routed.
-        let hop_limit = if protocol == 58 && body[0] >= 133 {
-            255
-        } else {
-            64
-        };
-        frame.extend_from_slice(&[protocol, hop_limit]);
-        frame.extend_from_slice(&source.octets());
-        frame.extend_from_slice(&to.octets());
-        frame.extend_from_slice(&body);
+        frame.extend_from_slice(packet);
         (&self.tap).write_all(&frame).unwrap();
     }
 
@@ -282,7 +330,7 @@ impl Guest {
         body.extend_from_slice(&target.octets());
         body.extend_from_slice(&[1, 1]);
         body.extend_from_slice(&mac);
-        self.send(source, target, 58, body, 2);
+        self.send_packet(&packet(source, target, 58, body, 2));
     }
 
     /// Asks by ARP who has an address, as some neighbour (RFC 826).
@@ -348,7 +396,7 @@ impl Guest {
             let packet = &frame[HEADER + 14..length];
             let octets = |at: usize| -> [u8; 16] { packet[at..at + 16].try_into().unwrap() };
             let wanted = match packet[6] {
-                17 => true,
+                6 | 17 => true,
                 58 => packet[40] < 130,
                 _ => false,
             };

@@ -12,13 +12,15 @@ use crate::failure::Failure;
 use crate::join_token::TokenArguments;
 use crate::logging::LogArguments;
 use crate::notify;
-use crate::output::note;
 use crate::role_options::{self, KeptEdgeOptions, KeptOptions as _};
 use crate::service::{self, Start};
 
 pub(super) const DATA_DIR: &str = "/var/lib/platform/edge";
 /// Where an edge listens that was given nothing else.
 pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
+
+/// The UDP port of an edge's WireGuard where nothing else was given: a node of the same machine has the one before.
+const OVERLAY_PORT: u16 = 51821;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +50,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Join(JoinArguments),
+    Down(DownArguments),
 }
 
 #[derive(Debug, Args)]
@@ -60,6 +63,8 @@ struct RunArguments {
     server: Option<String>,
     #[command(flatten)]
     token: TokenArguments,
+    #[command(flatten)]
+    underlay: joining::UnderlayArguments,
     /// Name of the edge in the cluster [default: the host name]
     #[arg(long)]
     name: Option<String>,
@@ -79,7 +84,8 @@ struct RunArguments {
 struct JoinArguments {
     #[command(flatten)]
     run: RunArguments,
-    /// Join anew: the cluster does not know this machine any more
+    /// Join anew, with a new token: the cluster does not know this machine any more, or revoked it. Where it is refused, the machine
+    /// is who it was
     #[arg(long)]
     again: bool,
     /// Do not start the edge
@@ -87,14 +93,28 @@ struct JoinArguments {
     no_start: bool,
 }
 
+/// Remove what an edge that was stopped left on this machine: its link to the instances of other machines
+///
+/// The link outlives the edge, so that an edge that is started again reaches them at once.
+#[derive(Debug, Args)]
+struct DownArguments {
+    /// The folder of the edge
+    #[arg(long, value_name = "FOLDER", default_value = DATA_DIR)]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    log: LogArguments,
+}
+
 impl RunArguments {
     fn kept(&self) -> KeptEdgeOptions {
         KeptEdgeOptions {
             listen: self.listen,
+            underlay: self.underlay.kept(),
         }
     }
 
-    async fn options(self, kept: KeptEdgeOptions) -> Result<EdgeOptions, Failure> {
+    async fn options(self, mut kept: KeptEdgeOptions) -> Result<EdgeOptions, Failure> {
+        kept.underlay.port.get_or_insert(OVERLAY_PORT);
         Ok(EdgeOptions {
             data_dir: self.data_dir,
             listen: kept.listen.unwrap_or(LISTEN),
@@ -102,6 +122,7 @@ impl RunArguments {
             token: self.token.read().await?,
             name: self.name.unwrap_or_else(super::node::host_name),
             region: self.region,
+            underlay: kept.underlay.options(),
         })
     }
 }
@@ -109,6 +130,10 @@ impl RunArguments {
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     match arguments.command {
         Some(Command::Join(arguments)) => join(arguments).await,
+        Some(Command::Down(arguments)) => {
+            arguments.log.start()?;
+            Ok(edge_proxy::down(&arguments.data_dir).await?)
+        }
         None => serve(arguments.run).await,
     }
 }
@@ -127,7 +152,7 @@ async fn serve(arguments: RunArguments) -> Result<(), Failure> {
         }
     };
     notify::ready();
-    Ok(edge_proxy::serve(options, listener, shutdown).await?)
+    Ok(Box::pin(edge_proxy::serve(options, listener, shutdown)).await?)
 }
 
 async fn join(arguments: JoinArguments) -> Result<(), Failure> {
@@ -139,37 +164,40 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
     run.log.start()?;
     service::close_to_others();
     let data_dir = run.data_dir.clone();
-    if again {
-        membership::leave(&data_dir).await?;
-    }
-    let given = run.kept();
-    if let Some(member) = super::node::membership(&data_dir).await? {
-        note(format!(
-            "this machine is {} ({}) already",
-            member.member, member.name
-        ));
-        let kept: KeptEdgeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
-        let changed = given.or(kept.clone());
-        if changed != kept {
-            role_options::keep(&data_dir, &changed).await?;
+    let kept: KeptEdgeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
+    let wanted = run.kept().or(kept.clone());
+    let known = if again {
+        None
+    } else {
+        super::node::membership(&data_dir).await?
+    };
+    if let Some(member) = known {
+        joining::note_known(&member);
+        if wanted != kept {
+            role_options::keep(&data_dir, &wanted).await?;
             service::note_changed("edge");
         }
     } else {
-        // Before the token is spent, as of a node.
-        role_options::keep(&data_dir, &given).await?;
-        let options = run.options(given).await?;
+        // In the order of a node.
+        let options = run.options(wanted.clone()).await?;
+        role_options::keep(&data_dir, &wanted).await?;
+        if again {
+            membership::leave(&data_dir).await?;
+        }
         let unreached = |error: &EdgeError| match error {
             EdgeError::Join(JoinError::Enroll(error)) => joining::pause_after(error),
             _ => None,
         };
-        let joined = joining::patiently(|| edge_proxy::join(&options), unreached).await?;
-        joining::print(&joined)?;
+        let joined = joining::patiently(|| edge_proxy::join(&options), unreached).await;
+        let joined = joining::or_who_it_was(joined, &data_dir).await?;
+        joining::print(&joined).await?;
     }
     service::start(Start {
         role: "edge",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
         by_hand: no_start,
+        restart: again,
     })
     .await
 }

@@ -1,9 +1,8 @@
 //! `platform edges`: the ingress proxies.
 
-use api::enrollment::EnrollRole;
+use api::enrollment::{EnrollRole, Member};
 use api::user::EdgeRow;
 use clap::{Args, Subcommand};
-use model::EdgeId;
 
 use super::members::{self, ApproveArguments, RevokeArguments, RotateKeysArguments};
 use crate::connection::ClusterArguments;
@@ -40,9 +39,9 @@ enum Command {
 /// Remove an edge that was revoked from the list for good
 #[derive(Debug, Args)]
 struct RemoveArguments {
-    /// Id of the edge, as `platform edges` shows it
+    /// Id or name of the edge, as `platform edges` shows them
     #[arg(value_name = "EDGE")]
-    edge: EdgeId,
+    edge: String,
     #[command(flatten)]
     cluster: ClusterArguments,
 }
@@ -93,7 +92,11 @@ fn table(edges: &[EdgeRow]) -> Table {
 
 async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
     let client = arguments.cluster.connect()?;
-    client.remove_edge(arguments.edge).await?;
-    note(format!("{} is removed", arguments.edge));
+    let edges = client.edges().await?;
+    let edge = members::pick(EnrollRole::Edge, edges, &arguments.edge, |edge| {
+        (Member::Edge(edge.id), &edge.name)
+    })?;
+    client.remove_edge(edge.id).await?;
+    note(format!("{} ({}) is removed", edge.name, edge.id));
     Ok(())
 }

@@ -1,18 +1,63 @@
 //! What `platform node join` and `platform edge join` have in common.
 
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use api::enrollment::Member;
+use api::member::{DEFAULT_OVERLAY_PORT, MIN_OVERLAY_MTU, WIREGUARD_OVERHEAD};
 use api_client::ClientError;
-use membership::Membership;
+use clap::Args;
+use membership::{Membership, UnderlayOptions};
 
 use crate::failure::Failure;
 use crate::output::{self, note};
+use crate::role_options::KeptUnderlay;
 
 /// How long a join waits for a server that cannot be reached.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before it asks again, unless the server names another.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How the peers of this machine reach it over the underlay.
+#[derive(Debug, Args)]
+pub(super) struct UnderlayArguments {
+    /// UDP port of WireGuard; several members on one machine need one each [default: what `join` was given, else 51820, of an edge 51821]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    overlay_port: Option<u16>,
+    /// Where other members reach this machine, such as 203.0.113.7 or [2001:db8::7]:51820. Needed behind a NAT that forwards
+    /// the port [default: the address that the server sees]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_advertise)]
+    advertise: Option<SocketAddr>,
+}
+
+impl UnderlayArguments {
+    pub(super) fn kept(&self) -> KeptUnderlay {
+        KeptUnderlay {
+            port: self.overlay_port,
+            advertise: self.advertise,
+        }
+    }
+}
+
+/// An address with or without a port; without, the port is 0: that of WireGuard.
+fn parse_advertise(text: &str) -> Result<SocketAddr, String> {
+    let plain = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    let parsed = match plain.unwrap_or(text).parse::<IpAddr>() {
+        Ok(address) => Ok(SocketAddr::new(address, 0)),
+        Err(_) => text.parse::<SocketAddr>(),
+    };
+    let address = parsed.map_err(|_| {
+        format!("`{text}` is no IP address, with or without a port: 203.0.113.7, 203.0.113.7:{DEFAULT_OVERLAY_PORT} or [2001:db8::7]:{DEFAULT_OVERLAY_PORT}")
+    })?;
+    let ip = address.ip();
+    if ip.is_unspecified() || ip.is_multicast() || ip.is_loopback() {
+        return Err(format!("nobody reaches this machine at {ip}"));
+    }
+    Ok(address)
+}
 
 /// After which pause the server is asked again; absent where it would answer the same.
 pub(super) fn pause_after(error: &ClientError) -> Option<Duration> {
@@ -20,16 +65,22 @@ pub(super) fn pause_after(error: &ClientError) -> Option<Duration> {
 }
 
 /// Joins, and tries again for a minute while the server cannot be reached. `unreached`: the pause before that, where the error is of this kind.
-pub(super) async fn patiently<E: std::fmt::Display>(
+/// Says why, once for each reason.
+pub(super) async fn patiently<E: std::error::Error + 'static>(
     join: impl AsyncFn() -> Result<Membership, E>,
     unreached: impl Fn(&E) -> Option<Duration>,
 ) -> Result<Membership, E> {
     let began = Instant::now();
+    let mut said = String::new();
     loop {
         match join().await {
             Err(error) if began.elapsed() < PATIENCE => match unreached(&error) {
                 Some(pause) => {
-                    note(format!("{error}; trying again"));
+                    let why = display::chain(&error);
+                    if why != said {
+                        note(format!("{why}; trying again, for a minute"));
+                        said = why;
+                    }
                     tokio::time::sleep(pause).await;
                 }
                 None => return Err(error),
@@ -39,10 +90,45 @@ pub(super) async fn patiently<E: std::fmt::Display>(
     }
 }
 
+/// What a join came to. Where it failed, a machine that was to join anew is who it was.
+pub(super) async fn or_who_it_was<E>(
+    joined: Result<Membership, E>,
+    data_dir: &Path,
+) -> Result<Membership, Failure>
+where
+    Failure: From<E>,
+{
+    if joined.is_err() {
+        membership::take_back(data_dir).await?;
+    }
+    Ok(joined?)
+}
+
+/// Says that this machine joined before.
+pub(super) fn note_known(known: &Membership) {
+    note(format!(
+        "this machine is {} ({}) of the cluster {} already; `--again` joins anew, with a new token",
+        known.member, known.name, known.cluster
+    ));
+}
+
 /// Prints who this machine is, and what it waits for.
-pub(super) fn print(joined: &Membership) -> Result<(), Failure> {
+pub(super) async fn print(joined: &Membership) -> Result<(), Failure> {
     let (member, name) = (joined.member, &joined.name);
     output::line(format!("joined as {member} ({name})"))?;
+    let underlay = membership::underlay(&joined.server, UnderlayOptions::default()).await;
+    if let Some(least) = underlay.mtu.filter(|_| !underlay.fits(joined.mtu)) {
+        note(format!(
+            "warning: this machine's network has an MTU of {least}, into which the overlay's {} and WireGuard's {WIREGUARD_OVERHEAD} bytes do not fit",
+            joined.mtu
+        ));
+        let fits = least
+            .saturating_sub(WIREGUARD_OVERHEAD)
+            .max(MIN_OVERLAY_MTU);
+        note(format!(
+            "  hint: `platform network set --mtu {fits}`; `platform network` says what fits all members"
+        ));
+    }
     if joined.pending {
         if let Some(key) = joined.key_fingerprint() {
             note(format!("key: {key}"));

@@ -67,14 +67,25 @@ pub(crate) async fn find(
             .map(|row| (Member::Edge(row.id), row.name))
             .collect(),
     };
+    pick(role, members, wanted, |(member, name)| (*member, name))
+}
+
+/// The row of the member of this id; without one, of this name: a member that was named like another's id is not taken for it.
+pub(super) fn pick<T>(
+    role: EnrollRole,
+    mut rows: Vec<T>,
+    wanted: &str,
+    who: impl Fn(&T) -> (Member, &str),
+) -> Result<T, Failure> {
     let id = wanted.parse::<Member>().ok();
-    let mut found = members.into_iter();
-    found
-        .find(|(member, name)| Some(*member) == id || name == wanted)
-        .ok_or_else(|| {
-            Failure::new(format!("there is no {role} {wanted}"))
-                .hint(format!("`platform {role}s` lists those there are"))
-        })
+    let is_id = |row: &T| Some(who(row).0) == id;
+    let has_name = |row: &T| who(row).1 == wanted;
+    let place = rows.iter().position(is_id);
+    match place.or_else(|| rows.iter().position(has_name)) {
+        Some(place) => Ok(rows.swap_remove(place)),
+        None => Err(Failure::new(format!("there is no {role} {wanted}"))
+            .hint(format!("`platform {role}s` lists those there are"))),
+    }
 }
 
 pub(crate) async fn approve(role: EnrollRole, arguments: ApproveArguments) -> Result<(), Failure> {
@@ -107,7 +118,7 @@ pub(crate) async fn revoke(role: EnrollRole, arguments: RevokeArguments) -> Resu
     ));
     if revoked.instances > 0 {
         note(format!(
-            "{} of its instances are started elsewhere",
+            "{} of its instances are planned anew: elsewhere, but for those whose volumes are on it",
             revoked.instances
         ));
     }
@@ -158,5 +169,29 @@ pub(crate) fn approval(approval: Approval) -> &'static str {
         Approval::Approved => "",
         Approval::Pending => "waits for approval",
         Approval::Revoked { .. } => "revoked",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::NodeId;
+
+    use super::*;
+
+    #[test]
+    fn an_id_is_looked_for_before_a_name() {
+        // Of a store from before names like ids were refused.
+        let rows = || vec![(1, "n2"), (2, "victim"), (3, "web")];
+        let picked = |wanted: &str| {
+            pick(EnrollRole::Node, rows(), wanted, |row| {
+                (Member::Node(NodeId(row.0)), row.1)
+            })
+            .ok()
+            .map(|(id, _)| id)
+        };
+        assert_eq!(picked("n2"), Some(2));
+        assert_eq!(picked("n1"), Some(1));
+        assert_eq!(picked("web"), Some(3));
+        assert_eq!(picked("n4"), None);
     }
 }

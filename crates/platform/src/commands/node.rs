@@ -71,7 +71,8 @@ struct RunArguments {
 struct JoinArguments {
     #[command(flatten)]
     run: RunArguments,
-    /// Join anew: the cluster does not know this machine any more. What it ran has to be down (`platform node down`)
+    /// Join anew, with a new token: the cluster does not know this machine any more, or revoked it. What it ran has to be down
+    /// (`platform node down`). Where it is refused, the machine is who it was
     #[arg(long)]
     again: bool,
     /// Do not start the agent
@@ -111,6 +112,8 @@ struct OptionArguments {
     /// program, else /usr/lib/platform/guest]
     #[arg(long, value_name = "FOLDER")]
     guest: Option<PathBuf>,
+    #[command(flatten)]
+    underlay: joining::UnderlayArguments,
 }
 
 impl OptionArguments {
@@ -120,6 +123,7 @@ impl OptionArguments {
             image_cache_bytes: self.image_cache,
             guest: self.guest.clone(),
             registries: self.registries.kept(),
+            underlay: self.underlay.kept(),
         }
     }
 }
@@ -168,37 +172,41 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
     run.log.start()?;
     service::close_to_others();
     let data_dir = run.folders.data_dir.clone();
-    let given = run.options.kept();
-    if again {
-        node_agent::leave(&data_dir, &run.folders.run_dir).await?;
-    }
-    if let Some(member) = membership(&data_dir).await? {
-        note(format!(
-            "this machine is {} ({}) already",
-            member.member, member.name
-        ));
-        let kept: KeptNodeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
-        let changed = given.or(kept.clone());
-        if changed != kept {
-            role_options::keep(&data_dir, &changed).await?;
+    let kept: KeptNodeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
+    let wanted = run.options.kept().or(kept.clone());
+    let known = if again {
+        None
+    } else {
+        membership(&data_dir).await?
+    };
+    if let Some(member) = known {
+        joining::note_known(&member);
+        if wanted != kept {
+            role_options::keep(&data_dir, &wanted).await?;
             service::note_changed("node");
         }
     } else {
+        // With the token: nothing is changed where there is none.
+        let options = options(run.applicant, wanted.clone(), run.folders).await?;
         // Before the token is spent: a full disk is found now, and the service never starts without them.
-        role_options::keep(&data_dir, &given).await?;
-        let options = options(run.applicant, given, run.folders).await?;
+        role_options::keep(&data_dir, &wanted).await?;
+        if again {
+            node_agent::leave(&data_dir, &options.run_dir).await?;
+        }
         let unreached = |error: &NodeError| match error {
             NodeError::Join(JoinError::Enroll(error)) => joining::pause_after(error),
             _ => None,
         };
-        let joined = joining::patiently(|| node_agent::join(&options), unreached).await?;
-        joining::print(&joined)?;
+        let joined = joining::patiently(|| node_agent::join(&options), unreached).await;
+        let joined = joining::or_who_it_was(joined, &data_dir).await?;
+        joining::print(&joined).await?;
     }
     service::start(Start {
         role: "node",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
         by_hand: no_start,
+        restart: again,
     })
     .await
 }
@@ -230,6 +238,7 @@ async fn options(
         image_cache_bytes: kept.image_cache_bytes,
         insecure_registries: kept.registries.insecure,
         registry_mirrors: kept.registries.mirrors,
+        underlay: kept.underlay.options(),
     })
 }
 

@@ -42,6 +42,7 @@ enum Command {
     Uncordon(change::UncordonArguments),
     Drain(change::DrainArguments),
     Label(change::LabelArguments),
+    StopUnknown(change::StopUnknownArguments),
     Approve(ApproveArguments),
     Revoke(RevokeArguments),
     RotateKeys(RotateKeysArguments),
@@ -56,6 +57,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         Some(Command::Uncordon(arguments)) => return change::uncordon(arguments).await,
         Some(Command::Drain(arguments)) => return change::drain(arguments).await,
         Some(Command::Label(arguments)) => return change::label(arguments).await,
+        Some(Command::StopUnknown(arguments)) => return change::stop_unknown(arguments).await,
         Some(Command::Approve(arguments)) => return members::approve(role, arguments).await,
         Some(Command::Revoke(arguments)) => return members::revoke(role, arguments).await,
         Some(Command::RotateKeys(arguments)) => return members::rotate_keys(role, arguments).await,
@@ -150,8 +152,9 @@ fn table(nodes: &[NodeRow]) -> Table {
                 .map(ToString::to_string)
                 .collect();
             table.note(&format!(
-                "runs what the store does not know, as after a restore: {}; `platform node down` on the machine ends all that it runs",
-                ids.join(" ")
+                "runs what the store does not know, as after a restore: {}; `platform nodes stop-unknown {}` ends them",
+                ids.join(" "),
+                node.id
             ));
         }
     }

@@ -223,7 +223,9 @@ fn namespace(cluster: &Cluster) -> String {
 /// The namespace's name is removed, then the link, while the agent runs and while it does not.
 fn the_network_is_mended(cluster: &mut Cluster, before: &BTreeMap<String, i32>) {
     let name = namespace(cluster);
-    let lose_name = format!("umount /run/netns/{name}; rm /run/netns/{name}");
+    // The agent may give it again between the two.
+    let lose_name =
+        format!("until umount /run/netns/{name} && rm /run/netns/{name}; do sleep 0.1; done");
     let lose_link = format!("ip link delete {}", name.replace("platform-", "plat-"));
     for (what, line) in [("name", &lose_name), ("link", &lose_link)] {
         shell(line);

@@ -313,6 +313,12 @@ impl Cluster {
                 .args(&self.node_arguments),
             _ => command.args(["--server", &server, "--listen", &self.edge.to_string()]),
         };
+        // Other clusters run on this machine at the same time.
+        match words[0] {
+            "node" => command.args(["--overlay-port", &self.server.port().to_string()]),
+            "edge" => command.args(["--overlay-port", &self.edge.port().to_string()]),
+            _ => &mut command,
+        };
         command
     }
 
@@ -558,6 +564,15 @@ impl Cluster {
         for (_, mut child) in self.children.drain(..) {
             let _ = child.kill();
             let _ = child.wait();
+        }
+        let down = self
+            .platform()
+            .args(["edge", "down", "--data-dir"])
+            .arg(self.path("edge"))
+            .output()
+            .unwrap();
+        if !down.status.success() {
+            eprintln!("edge down: {}", String::from_utf8_lossy(&down.stderr));
         }
         let down = self
             .platform()

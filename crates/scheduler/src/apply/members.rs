@@ -7,10 +7,14 @@ use std::sync::Arc;
 use api::enrollment::Member;
 use api::member::Approval;
 use model::{EdgeId, NodeId, Timestamp};
+use overlay::topology::Mode;
 
 use super::{KeyChange, NewMember, Refused, change_node, ended};
 use crate::changes::{Changes, Counters};
-use crate::cluster_state::{ClusterState, MemberIdentity, TokenHash, TokenRecord, VolumePhase};
+use crate::cluster_state::{
+    ClusterSettings, ClusterState, MemberIdentity, TokenHash, TokenRecord, VolumePhase,
+};
+use crate::underlay::RecordedUnderlay;
 
 /// Tokens that are looked at, and deleted where their time is over, when one is made.
 const TOKENS_LOOKED_AT: usize = 16;
@@ -71,6 +75,13 @@ pub(super) fn enroll(
             };
             if !may_join {
                 return Err(Refused::EdgeExists(*id));
+            }
+            if let Some(number) = edge.number {
+                let was = cluster.edges.get(id).and_then(|edge| edge.number);
+                if was != Some(number) && number.0 <= cluster.last_node {
+                    return Err(Refused::NumberTaken(number));
+                }
+                cluster.last_node = cluster.last_node.max(number.0);
             }
             cluster.last_edge = cluster.last_edge.max(id.0);
             cluster.edges.insert(*id, edge.clone());
@@ -166,6 +177,74 @@ pub(super) fn next_membership(cluster: &mut ClusterState) -> Changes {
     }
 }
 
+/// Every member is told something else from now on, whoever it is.
+pub(super) fn tell_everybody(cluster: &mut ClusterState) -> Changes {
+    let mut changes = next_membership(cluster);
+    changes.counters.everybody = changes.counters.membership;
+    changes
+}
+
+pub(super) fn set_underlay(
+    cluster: &mut ClusterState,
+    member: Member,
+    number: Option<NodeId>,
+    wireguard_key: Option<&String>,
+    underlay: RecordedUnderlay,
+) -> Result<Changes, Refused> {
+    let identity = cluster.identity(member).ok_or(Refused::NoMember(member))?;
+    if matches!(identity.approval, Approval::Revoked { .. }) {
+        return Err(Refused::MemberRevoked(member));
+    }
+    match member {
+        Member::Node(id) => change_node(cluster, id, |node| {
+            node.underlay = Some(underlay);
+            // Another key than the recorded one comes with a certificate.
+            if node.wireguard_key.is_none() {
+                node.wireguard_key = wireguard_key.cloned();
+            }
+        }),
+        Member::Edge(id) => {
+            let edge = cluster.edges.get(&id).ok_or(Refused::NoEdge(id))?;
+            if let (None, Some(number)) = (edge.number, number) {
+                if number.0 <= cluster.last_node {
+                    return Err(Refused::NumberTaken(number));
+                }
+                cluster.last_node = number.0;
+            }
+            let edge = cluster.edges.change(&id, |edge| {
+                edge.underlay = Some(underlay);
+                if edge.wireguard_key.is_none() {
+                    edge.wireguard_key = wireguard_key.cloned();
+                }
+                edge.number = edge.number.or(number);
+            });
+            let edge = edge.ok_or(Refused::NoEdge(id))?;
+            let mut changes = Changes::default();
+            changes.edges.insert(id, Some(edge.as_ref().clone()));
+            Ok(changes)
+        }
+    }
+}
+
+pub(super) fn set_network(
+    cluster: &mut ClusterState,
+    mode: Option<Mode>,
+    mtu: Option<u32>,
+) -> Changes {
+    let settings = ClusterSettings {
+        mode: mode.unwrap_or(cluster.settings.mode),
+        mtu: mtu.unwrap_or(cluster.settings.mtu),
+        ..cluster.settings.clone()
+    };
+    if settings == cluster.settings {
+        return Changes::default();
+    }
+    cluster.settings = settings.clone();
+    let mut changes = next_membership(cluster);
+    changes.settings = Some(settings);
+    changes
+}
+
 pub(super) fn delete_token(
     cluster: &mut ClusterState,
     hash: TokenHash,
@@ -229,6 +308,8 @@ pub(super) fn revoke(
     if let Member::Node(id) = member {
         // Its generation stays: it is told nothing any more, and a poll that waits is ended, not answered.
         changes = give_up_instances(cluster, id, "its node was revoked", now);
+        // It can be told to stop nothing any more.
+        cluster.nodes.change(&id, |node| node.unknown.clear());
     }
     changes.then(change_identity(cluster, member, |identity| {
         identity.approval = Approval::Revoked { at: now };
@@ -280,11 +361,8 @@ pub(super) fn set_keys(
             let mut changes = change_identity(cluster, member, |identity| {
                 identity.next_key = Some(key.clone());
             })?;
-            if let (Member::Node(id), Some(wireguard_key)) = (member, wireguard_key) {
-                let changed = change_node(cluster, id, |node| {
-                    node.wireguard_key = Some(wireguard_key.clone());
-                });
-                changes.then(changed?);
+            if let Some(wireguard_key) = wireguard_key {
+                changes.then(set_wireguard_key(cluster, member, wireguard_key)?);
                 changes.then(next_membership(cluster));
             }
             Ok(changes)
@@ -294,6 +372,27 @@ pub(super) fn set_keys(
             identity.next_key = None;
             identity.rotate_since = None;
         }),
+    }
+}
+
+fn set_wireguard_key(
+    cluster: &mut ClusterState,
+    member: Member,
+    key: &str,
+) -> Result<Changes, Refused> {
+    match member {
+        Member::Node(id) => change_node(cluster, id, |node| {
+            node.wireguard_key = Some(key.to_owned());
+        }),
+        Member::Edge(id) => {
+            let edge = cluster
+                .edges
+                .change(&id, |edge| edge.wireguard_key = Some(key.to_owned()));
+            let edge = edge.ok_or(Refused::NoEdge(id))?;
+            let mut changes = Changes::default();
+            changes.edges.insert(id, Some(edge.as_ref().clone()));
+            Ok(changes)
+        }
     }
 }
 

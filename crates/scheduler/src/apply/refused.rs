@@ -42,6 +42,9 @@ pub enum Refused {
     /// The number was given already.
     #[error("edge {0} is there already")]
     EdgeExists(EdgeId),
+    /// The number was given already.
+    #[error("the number {0} was given to another member of the overlay")]
+    NumberTaken(NodeId),
     /// There is no such edge.
     #[error("there is no edge {0}")]
     NoEdge(EdgeId),

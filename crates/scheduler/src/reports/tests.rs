@@ -4,17 +4,21 @@
 
 use super::*;
 use crate::apply::{Command, Refused, apply};
-use crate::cluster_state::UnreadableRecord;
+use crate::cluster_state::{CountedAs, UnreadableRecord};
+use crate::desired::desired;
 use crate::fixtures::{InstanceFixture, READY, attach, cluster, deploy, manifest, process, report};
+use crate::placement::Placement;
 use crate::report_receiver::ReportReceiver;
-use api::node::DriverChoice;
+use api::node::{DriverChoice, InstanceHolds};
 use model::Incarnation;
 
 fn unknown(cluster: &ClusterState, node: NodeId, report: &NodeReport) -> Unknown {
     let mut receiver = ReportReceiver::default();
     let whole = receiver.uncounted(report.clone());
     receiver.received(cluster, node, &whole, Vec::new());
-    receiver.unknown(cluster, node)
+    let mut cluster = cluster.clone();
+    apply_to(&mut cluster, node, report);
+    receiver.unknown(&cluster, node)
 }
 
 fn is_gone(cluster: &ClusterState, id: u32) -> bool {
@@ -200,7 +204,13 @@ fn what_changed_on_a_node_is_applied_and_nothing_else_is_looked_at() {
     }
     .into_cluster(&mut cluster);
     let said = changes(None, &[(1, READY)]);
-    assert!(apply_delta(&mut cluster, 7, &said, &[]).is_empty());
+    let changed = apply_delta(&mut cluster, 7, &said, &[]);
+    assert!(changed.instances.is_empty());
+    assert!(
+        cluster.nodes[&NodeId(1)]
+            .unknown
+            .contains_key(&InstanceId(1))
+    );
 }
 
 #[test]
@@ -360,4 +370,84 @@ fn an_instance_with_an_unreadable_record_is_not_unknown() {
         cause: "a test".to_owned(),
     }];
     assert_eq!(unknown(&cluster, NodeId(1), &said), Unknown::default());
+}
+
+/// As after a restore: what runs is promised, whoever knows it, and ends when a user says so.
+#[test]
+fn what_a_restored_store_does_not_know_is_promised_left_running_and_stopped_when_a_user_says_so() {
+    let mut cluster = two();
+    let node = NodeId(1);
+    let promised = |cluster: &ClusterState| Placement::new(cluster).promised(node);
+    let before = promised(&cluster);
+    let mut said = node_report(7, &[(1, READY), (2, READY), (8, READY), (9, READY)]);
+    said.instances[2].holds = Some(InstanceHolds {
+        cpu_millis: 500,
+        memory_bytes: 3 << 30,
+        disk_bytes: 5 << 30,
+    });
+    apply_to(&mut cluster, node, &said);
+    let after = promised(&cluster);
+    // 9 is of an agent that does not say.
+    assert_eq!(
+        (
+            after.cpu_millis - before.cpu_millis,
+            after.memory_bytes - before.memory_bytes,
+            after.disk_bytes - before.disk_bytes
+        ),
+        (
+            500 + CountedAs::ASSUMED_CPU_MILLIS,
+            (3 << 30) + CountedAs::ASSUMED_MEMORY_BYTES,
+            (5 << 30) + CountedAs::ASSUMED_DISK_BYTES
+        )
+    );
+    // A placement that follows the changes counts the same.
+    let mut followed = Placement::new(&two());
+    followed.set_node(node, cluster.nodes.get(&node));
+    assert_eq!(followed.promised(node), after);
+    assert!(desired(&cluster, node).1.is_empty());
+    // It says nothing new.
+    assert!(apply_to(&mut cluster, node, &said).is_empty());
+
+    let stop = Command::StopUnknown {
+        node,
+        instances: BTreeSet::from([InstanceId(8), InstanceId(1), InstanceId(77)]),
+    };
+    apply(&mut cluster, &stop).unwrap();
+    assert_eq!(cluster.nodes[&node].generation, 8);
+    assert_eq!(desired(&cluster, node).1, [InstanceId(8)]);
+    apply(&mut cluster, &stop).unwrap();
+    assert_eq!(cluster.nodes[&node].generation, 8);
+    // While it stops it is told so, and counts. A node that is told to stop it does not say any more what it holds.
+    said.instances[2].holds = None;
+    said.instances[2].state = InstanceState::Stopping;
+    said.generation.counter = 8;
+    apply_to(&mut cluster, node, &said);
+    assert_eq!(desired(&cluster, node).1, [InstanceId(8)]);
+    assert_eq!(promised(&cluster), after);
+    // Gone, by a difference.
+    let gone = ReportDelta {
+        gone_instances: vec![InstanceId(8)],
+        ..ReportDelta::default()
+    };
+    let command = Command::ReportChanges {
+        node,
+        changes: Box::new(gone),
+        observed: said.generation,
+        volumes: None,
+        now: Timestamp(2),
+    };
+    apply(&mut cluster, &command).unwrap();
+    assert!(desired(&cluster, node).1.is_empty());
+    assert_eq!(cluster.nodes[&node].generation, 9);
+    assert_eq!(
+        cluster.nodes[&node].unknown.keys().collect::<Vec<_>>(),
+        [&InstanceId(9)]
+    );
+    // And all of it, by a whole report.
+    apply_to(
+        &mut cluster,
+        node,
+        &node_report(9, &[(1, READY), (2, READY)]),
+    );
+    assert_eq!(promised(&cluster), before);
 }

@@ -248,6 +248,33 @@ fn an_edge_that_takes_the_differences_has_the_whole_table() {
 }
 
 #[test]
+fn an_edge_of_another_session_gets_the_whole_table_even_where_its_counter_is_the_same() {
+    let cluster = rolling();
+    let mut index = RouteIndex::new([], 7);
+    index.update(&cluster, cluster.envs.keys());
+    let one = Incarnation(1);
+    let (now, before) = (LeaderSession(2), LeaderSession(1));
+    let has = |counter, session| HasRoutes {
+        generation: Generation {
+            incarnation: one,
+            counter,
+        },
+        session,
+    };
+    let news = |counter, session| index.news(one, now, has(counter, session));
+    assert_eq!(news(8, now), None);
+    assert_eq!(news(7, now).unwrap().since, Some(7));
+    for counter in [7, 8, 9, u64::MAX] {
+        let table = news(counter, before).unwrap();
+        assert_eq!((table.since, table.session), (None, now), "{counter}");
+        assert_eq!(table.routes, index.whole(one).routes);
+    }
+    // Of before sessions: by its counter.
+    assert_eq!(news(8, LeaderSession::NONE), None);
+    assert_eq!(news(7, LeaderSession::NONE).unwrap().since, Some(7));
+}
+
+#[test]
 fn a_host_belongs_to_one_env() {
     let mut cluster = rolling();
     let manifest = manifest(&[("web", process(1))]);

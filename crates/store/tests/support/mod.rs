@@ -37,6 +37,7 @@ pub(crate) fn settings() -> ClusterSettings {
         id: "c1".to_owned(),
         prefix: "fd12:3456:789a::".parse().unwrap(),
         mtu: 1420,
+        mode: overlay::topology::Mode::default(),
     }
 }
 
@@ -168,6 +169,7 @@ pub(crate) fn request(name: &str) -> EnrollRequest {
         wireguard_public_key: Some("key".to_owned()),
         hardware: hardware(),
         sent_at: None,
+        underlay: None,
     }
 }
 
@@ -196,7 +198,7 @@ pub(crate) async fn add_member(
     write(store, vec![add]).await;
     let cluster = store.load().await.unwrap();
     let key = PublicKey::of_der(&hash).unwrap();
-    let (join, enrolled) = enroll(&cluster, hash, &key, &request(name), NOW).unwrap();
+    let (join, enrolled) = enroll(&cluster, hash, &key, &request(name), None, NOW).unwrap();
     write(store, vec![join.unwrap()]).await;
     enrolled.member
 }

@@ -1,14 +1,16 @@
-//! `platform nodes cordon`, `uncordon`, `drain` and `remove`.
+//! `platform nodes cordon`, `uncordon`, `drain`, `stop-unknown` and `remove`.
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
+use api::enrollment::{EnrollRole, Member};
 use api::user::{InstanceRow, NodeRow, Scheduling};
 use api_client::ApiClient;
 use clap::Args;
-use model::{LabelKey, LabelValue, NodeId};
+use model::{InstanceId, LabelKey, LabelValue};
 
+use crate::commands::members;
 use crate::connection::ClusterArguments;
 use crate::failure::Failure;
 use crate::output::note;
@@ -59,6 +61,7 @@ pub(super) struct DrainArguments {
 /// Set or remove labels of a node
 ///
 /// The manifest's `labels` of a process type name those that its nodes must have. An instance that runs already stays where it is.
+/// `hub=preferred` has a node relay the overlay for others, `hub=never` keeps it from that (`platform network`).
 #[derive(Debug, Args)]
 pub(super) struct LabelArguments {
     /// Id or name of the node, as `platform nodes` shows them
@@ -95,6 +98,27 @@ impl FromStr for LabelChange {
             value: value.transpose()?,
         })
     }
+}
+
+/// Stop what a node runs and the store does not know, as after a restore from an older backup
+///
+/// Nothing else stops it: it is left running, and its memory, CPU and disk are promised. `platform nodes` names it.
+#[derive(Debug, Args)]
+pub(super) struct StopUnknownArguments {
+    /// Id or name of the node, as `platform nodes` shows them
+    #[arg(value_name = "NODE")]
+    node: String,
+    /// Ids of the instances [default: all that the node has reported]
+    #[arg(value_name = "INSTANCE")]
+    instances: Vec<InstanceId>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Do not wait until they are gone
+    #[arg(long)]
+    no_wait: bool,
+    #[command(flatten)]
+    cluster: ClusterArguments,
 }
 
 /// Remove a node from the cluster for good
@@ -138,6 +162,54 @@ pub(super) async fn label(arguments: LabelArguments) -> Result<(), Failure> {
     let changes = changes.map(|change| (change.key, change.value)).collect();
     client.set_labels(node.id, changes).await?;
     note(format!("{} ({}) is labelled", node.name, node.id));
+    Ok(())
+}
+
+pub(super) async fn stop_unknown(arguments: StopUnknownArguments) -> Result<(), Failure> {
+    let client = arguments.cluster.connect()?;
+    let node = find(&client, &arguments.node).await?;
+    let NodeRow { id, name, .. } = node;
+    let wanted = if arguments.instances.is_empty() {
+        node.unknown_instances
+    } else {
+        arguments.instances
+    };
+    if wanted.is_empty() {
+        note(format!(
+            "{name} ({id}) runs nothing that the store does not know"
+        ));
+        return Ok(());
+    }
+    let listed: Vec<_> = wanted.iter().map(ToString::to_string).collect();
+    if !arguments.yes {
+        confirm(&format!("stop {} on {name} ({id})", listed.join(" ")))?;
+    }
+    let told = client.stop_unknown(id, wanted).await?.instances;
+    if arguments.no_wait {
+        note(format!(
+            "{name} ({id}) is told to stop {} instances",
+            told.len()
+        ));
+        return Ok(());
+    }
+    let mut said = None;
+    loop {
+        let node = find(&client, &id.to_string()).await?;
+        let mut left = node.unknown_instances;
+        left.retain(|instance| told.contains(instance));
+        if left.is_empty() {
+            break;
+        }
+        if said != Some(left.len()) {
+            note(format!("{} left on {name} ({id})", left.len()));
+            said = Some(left.len());
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    note(format!(
+        "{} instances are gone from {name} ({id})",
+        told.len()
+    ));
     Ok(())
 }
 
@@ -221,43 +293,35 @@ pub(super) async fn remove(arguments: RemoveArguments) -> Result<(), Failure> {
         note(format!("lost for good: the volume {volume}"));
     }
     if !arguments.yes {
-        confirm(&node)?;
+        let what = format!("remove {} ({}) from the cluster", node.name, node.id);
+        confirm(&what)?;
     }
     client.remove_node(node.id, arguments.lost).await?;
     note(format!("{} ({}) is removed", node.name, node.id));
     Ok(())
 }
 
-/// Asks whether the node is to go.
-fn confirm(node: &NodeRow) -> Result<(), Failure> {
+/// Asks whether that is to be done.
+fn confirm(what: &str) -> Result<(), Failure> {
     if !std::io::stdin().is_terminal() {
-        return Err(Failure::new("removing a node needs a yes")
+        return Err(Failure::new(format!("to {what} needs a yes"))
             .hint("say it with --yes where nobody can be asked"));
     }
     let mut prompt = anstream::stderr();
-    write!(
-        prompt,
-        "remove {} ({}) from the cluster? Type yes: ",
-        node.name, node.id
-    )?;
+    write!(prompt, "{what}? Type yes: ")?;
     prompt.flush()?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer)?;
     if answer.trim() == "yes" {
         return Ok(());
     }
-    Err(Failure::new("nothing was removed"))
+    Err(Failure::new("nothing was done"))
 }
 
 /// The node of this id or name.
 async fn find(client: &ApiClient, wanted: &str) -> Result<NodeRow, Failure> {
     let nodes = client.nodes().await?;
-    let id = wanted.parse::<NodeId>().ok();
-    let mut found = nodes.into_iter();
-    found
-        .find(|node| Some(node.id) == id || node.name == wanted)
-        .ok_or_else(|| {
-            Failure::new(format!("there is no node {wanted}"))
-                .hint("`platform nodes` lists those there are")
-        })
+    members::pick(EnrollRole::Node, nodes, wanted, |node| {
+        (Member::Node(node.id), &node.name)
+    })
 }

@@ -74,6 +74,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
         by_hand: arguments.no_start,
+        restart: false,
     })
     .await?;
     note("next: `platform tokens create --role node` prints a token, with which a machine joins");

@@ -21,14 +21,34 @@ pub(super) struct OptionArguments {
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Another name or address by which this server is reached, for its certificate; repeatable
-    #[arg(long = "name", value_name = "NAME")]
+    #[arg(long = "name", value_name = "NAME", value_parser = parse_name)]
     names: Vec<String>,
     /// The URL that `client.json` names, and at which other servers on the same store reach this one [default: made of the listen
     /// address; of `init`: this machine's address]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", value_parser = parse_url)]
     advertise: Option<String>,
     #[command(flatten)]
     registries: RegistryArguments,
+}
+
+/// A server's URL. What it is kept for, every client and token, would not work with another.
+fn parse_url(text: &str) -> Result<String, &'static str> {
+    let place = text.strip_prefix("https://").unwrap_or_default();
+    let place = place.trim_end_matches('/');
+    let is_place = |byte: u8| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte);
+    if place.is_empty() || !place.bytes().all(is_place) {
+        return Err("write https://HOST:PORT");
+    }
+    Ok(text.to_owned())
+}
+
+/// A name or address for a certificate.
+fn parse_name(text: &str) -> Result<String, &'static str> {
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || b".-*".contains(&byte);
+    if text.parse::<IpAddr>().is_ok() || !text.is_empty() && text.bytes().all(is_name) {
+        return Ok(text.to_owned());
+    }
+    Err("write a DNS name or an IP address")
 }
 
 impl OptionArguments {

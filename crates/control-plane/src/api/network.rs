@@ -1,0 +1,365 @@
+//! The overlay: what users see and set of it, what members say of it, and the directories of nodes (ADR 0004).
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use api::enrollment::Member;
+use api::member::{
+    DEFAULT_OVERLAY_PORT, MAX_OVERLAY_MTU, MAX_REPORTED_LINKS, MIN_OVERLAY_MTU, OverlayReport,
+    WIREGUARD_OVERHEAD,
+};
+use api::node::DirectoryChanges;
+use api::user::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use http::StatusCode;
+use identity::is_wireguard_public_key;
+use overlay::topology::{HUBS, MESH_UP_TO, Mode};
+use scheduler::apply::Command;
+use scheduler::cluster_state::ClusterState;
+use scheduler::enrollment::next_overlay_number;
+use scheduler::peers::{hub_role, number_of};
+use scheduler::underlay::{RecordedUnderlay, UnderlayRefused, record};
+use serde::Deserialize;
+
+use super::extract::{Body, Params, granted};
+use super::members::wireguard_key_invalid;
+use crate::callers::{KnownCaller, NodeCaller, SeenFrom, User};
+use crate::failure::ApiFailure;
+use crate::state::{App, Published, Topic};
+
+/// How many of a kind a warning names.
+const NAMED: usize = 5;
+
+/// 422: why what a member says of its underlay is not recorded.
+pub(crate) fn underlay_refused(refusal: &UnderlayRefused) -> ApiFailure {
+    let failure = ApiFailure::refused("underlay_refused", refusal.to_string());
+    match refusal {
+        UnderlayRefused::InsideOfTheCluster(_) | UnderlayRefused::NoEndpoint(_) => failure.hint(
+            "`--advertise` takes an address of the machine's own network, such as 203.0.113.7",
+        ),
+        UnderlayRefused::NoPort => failure.hint("`--overlay-port` takes 1 to 65535"),
+    }
+}
+
+/// A member says how it is reached, and what it knows of its links.
+pub(crate) async fn report(
+    State(app): State<App>,
+    caller: KnownCaller,
+    SeenFrom(from): SeenFrom,
+    Body(report): Body<OverlayReport>,
+) -> Result<StatusCode, ApiFailure> {
+    let member = caller.member;
+    if !caller.is_current {
+        return Err(super::members::certificate_expired(member));
+    }
+    if report.links.len() > MAX_REPORTED_LINKS {
+        return Err(ApiFailure::refused(
+            "too_many_links",
+            format!("a member says of at most {MAX_REPORTED_LINKS} links"),
+        ));
+    }
+    if let Some(key) = &report.wireguard_public_key
+        && !is_wireguard_public_key(key)
+    {
+        return Err(wireguard_key_invalid());
+    }
+    let cluster = app.cluster();
+    let underlay = record(&report.underlay, from, cluster.settings.prefix)
+        .map_err(|refusal| underlay_refused(&refusal))?;
+    if is_news(&cluster, member, &report, underlay) {
+        if let Err(wait) = app.overlay.may_move(member, Instant::now()) {
+            let failure = ApiFailure::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "moves_too_often",
+                format!("{member} was recorded at another endpoint a moment ago"),
+            );
+            return Err(failure.retry_after(wait));
+        }
+        let wireguard_key = report.wireguard_public_key.clone();
+        app.change(move |cluster| {
+            let number =
+                match member {
+                    Member::Edge(_)
+                        if number_of(cluster, member).is_none() && wireguard_key.is_some() =>
+                    {
+                        let number = next_overlay_number(cluster);
+                        Some(number.map_err(|error| {
+                            ApiFailure::conflict("cluster_full", error.to_string())
+                        })?)
+                    }
+                    _ => None,
+                };
+            let command = Command::SetUnderlay {
+                member,
+                number,
+                wireguard_key,
+                underlay,
+            };
+            Ok::<_, ApiFailure>((vec![command], ()))
+        })
+        .await?;
+        tracing::info!(%member, endpoint = ?underlay.endpoint, behind_nat = underlay.is_behind_nat, "recorded how a member is reached");
+    }
+    if caller.is_approved {
+        let number = number_of(&app.cluster(), member);
+        app.report_links(member, number, report.links).await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Whether what a member says is other than what is recorded of it.
+fn is_news(
+    cluster: &ClusterState,
+    member: Member,
+    report: &OverlayReport,
+    underlay: RecordedUnderlay,
+) -> bool {
+    let says_key = report.wireguard_public_key.is_some();
+    match member {
+        Member::Node(id) => cluster.nodes.get(&id).is_some_and(|node| {
+            node.underlay != Some(underlay) || (node.wireguard_key.is_none() && says_key)
+        }),
+        Member::Edge(id) => cluster.edges.get(&id).is_some_and(|edge| {
+            let has_place = edge.wireguard_key.is_some() && edge.number.is_some();
+            edge.underlay != Some(underlay) || (!has_place && says_key)
+        }),
+    }
+}
+
+/// The query of a node's poll for its directory; fields of a newer node are ignored.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DirectoryPoll {
+    #[serde(default)]
+    session: u64,
+    #[serde(default)]
+    after: u64,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+/// What changed in a node's directory, where that is known, else all of it.
+pub(crate) async fn directory(
+    State(app): State<App>,
+    NodeCaller { node, .. }: NodeCaller,
+    Params(poll): Params<DirectoryPoll>,
+) -> Result<Response, ApiFailure> {
+    let session = app.overlay.session;
+    let seen = (poll.session == session).then_some(poll.after);
+    let newer = app
+        .wait_for(Topic::Directory(node), granted(poll.wait_ms), |published| {
+            let index = &published.directory;
+            let is_news = seen.is_none_or(|seen| index.has_news(node, seen));
+            is_news.then(|| DirectoryChanges {
+                cluster: published.cluster.settings.id.clone(),
+                incarnation: published.cluster.incarnation,
+                term: app.term,
+                session,
+                ..index.changes(node, seen)
+            })
+        })
+        .await?;
+    Ok(match newer {
+        Some(changes) => {
+            let (envs, removed) = (changes.envs.len(), changes.removed.len());
+            tracing::debug!(%node, envs, removed, counter = changes.counter, "a node gets its directory");
+            Json(changes).into_response()
+        }
+        None => StatusCode::NO_CONTENT.into_response(),
+    })
+}
+
+/// The overlay, for people.
+pub(crate) async fn show(
+    State(app): State<App>,
+    _user: User,
+) -> Result<Json<NetworkStatus>, ApiFailure> {
+    Ok(Json(status(&app)))
+}
+
+/// A user changes settings of the overlay. Members follow live.
+pub(crate) async fn set(
+    State(app): State<App>,
+    user: User,
+    Body(request): Body<NetworkSettingsRequest>,
+) -> Result<Json<NetworkStatus>, ApiFailure> {
+    let NetworkSettingsRequest { mode, mtu } = request;
+    if let Some(mtu) = mtu.filter(|mtu| !(MIN_OVERLAY_MTU..=MAX_OVERLAY_MTU).contains(mtu)) {
+        return Err(ApiFailure::refused(
+            "mtu_out_of_range",
+            format!("the overlay's MTU is {MIN_OVERLAY_MTU} to {MAX_OVERLAY_MTU} bytes, not {mtu}"),
+        )
+        .hint(format!(
+            "it is the MTU of the machines' network without {WIREGUARD_OVERHEAD} bytes: 1420 of 1500, 1380 of 1460"
+        )));
+    }
+    app.change(move |_| Ok::<_, ApiFailure>((vec![Command::SetNetwork { mode, mtu }], ())))
+        .await?;
+    tracing::warn!(user = %user.name, ?mode, ?mtu, "the overlay's settings were changed");
+    Ok(Json(status(&app)))
+}
+
+fn status(app: &App) -> NetworkStatus {
+    let published = std::sync::Arc::clone(&app.published.borrow());
+    let cluster = &published.cluster;
+    let settings = &cluster.settings;
+    let members: Vec<_> = cluster
+        .approved_members()
+        .filter_map(|member| network_member(app, &published, member))
+        .collect();
+    NetworkStatus {
+        prefix: settings.prefix,
+        mode: settings.mode,
+        mtu: settings.mtu,
+        warnings: warnings(&members, settings.mode, settings.mtu),
+        members,
+    }
+}
+
+fn network_member(app: &App, published: &Published, member: Member) -> Option<NetworkMember> {
+    let cluster = &published.cluster;
+    let (region, underlay) = match member {
+        Member::Node(id) => {
+            let node = cluster.nodes.get(&id)?;
+            (node.region.clone(), node.underlay)
+        }
+        Member::Edge(id) => {
+            let edge = cluster.edges.get(&id)?;
+            (edge.region.clone(), edge.underlay)
+        }
+    };
+    let topology = published.peers.topology();
+    // One that never said how it is reached has no place in the overlay.
+    let number = number_of(cluster, member).filter(|number| topology.has(*number));
+    let peers = number.map_or(0, |number| topology.peers(number).len());
+    Some(NetworkMember {
+        member,
+        name: cluster.member_name(member),
+        region,
+        number,
+        role: hub_role(cluster, member),
+        is_hub: number.is_some_and(|number| topology.is_hub(number)),
+        is_dead: number.is_some_and(|number| published.peers.dead().contains(&number)),
+        home: number.and_then(|number| topology.home(number)),
+        endpoint: underlay.and_then(|underlay| underlay.endpoint),
+        is_behind_nat: underlay.is_some_and(|underlay| underlay.is_behind_nat),
+        underlay_mtu: underlay.and_then(|underlay| underlay.mtu),
+        peers: u32::try_from(peers).unwrap_or(u32::MAX),
+        links: app.overlay.links_of(member),
+    })
+}
+
+/// The names of members; absent: there is none.
+fn named<'m>(members: impl Iterator<Item = &'m NetworkMember>) -> Option<String> {
+    let names: Vec<_> = members.map(|member| member.name.clone()).collect();
+    (!names.is_empty()).then(|| some_of(names))
+}
+
+/// The first few, and how many more there are.
+fn some_of(mut all: Vec<String>) -> String {
+    let more = all.len().saturating_sub(NAMED);
+    all.truncate(NAMED);
+    let some = all.join(", ");
+    if more > 0 {
+        format!("{some} and {more} more")
+    } else {
+        some
+    }
+}
+
+/// What is not as it should be, and what to do.
+fn warnings(members: &[NetworkMember], mode: Mode, mtu: u32) -> Vec<NetworkWarning> {
+    let mut warnings = Vec::new();
+    let mut warn = |message: String, hint: String| warnings.push(NetworkWarning { message, hint });
+    let placed = || members.iter().filter(|member| member.number.is_some());
+    let count = placed().count();
+    if mode == Mode::Mesh && count > MESH_UP_TO {
+        warn(
+            format!(
+                "{count} members are a mesh, in which each has {} peers: a mesh is well up to {MESH_UP_TO}",
+                count - 1
+            ),
+            "`platform network set --mode hubs` gives each two or three; connections go on"
+                .to_owned(),
+        );
+    }
+    let narrow = placed().filter_map(|member| member.underlay_mtu);
+    if let Some(least) = narrow
+        .min()
+        .filter(|least| mtu + WIREGUARD_OVERHEAD > *least)
+    {
+        let of = named(placed().filter(|member| {
+            member
+                .underlay_mtu
+                .is_some_and(|least| mtu + WIREGUARD_OVERHEAD > least)
+        }));
+        let fits = least.saturating_sub(WIREGUARD_OVERHEAD);
+        let hint = if fits < MIN_OVERLAY_MTU {
+            format!(
+                "the overlay needs {MIN_OVERLAY_MTU}: `platform network set --mtu {MIN_OVERLAY_MTU}`; packets of WireGuard are fragmented where less than {} fit",
+                MIN_OVERLAY_MTU + WIREGUARD_OVERHEAD
+            )
+        } else {
+            format!("`platform network set --mtu {fits}`")
+        };
+        warn(
+            format!(
+                "the overlay's MTU {mtu} and WireGuard's {WIREGUARD_OVERHEAD} bytes do not fit into the network of {}, whose MTU is {least}",
+                of.unwrap_or_default()
+            ),
+            hint,
+        );
+    }
+    if let Some(old) = named(members.iter().filter(|member| member.number.is_none())) {
+        warn(
+            format!("{old}: not in the overlay, because it did not say how it is reached"),
+            "upgrade `platform` on the machine, and see that its agent runs".to_owned(),
+        );
+    }
+    if let Some(dead) = named(placed().filter(|member| member.is_dead)) {
+        warn(
+            format!("{dead}: does not answer as a hub, and others have its place"),
+            "look at its machine; `platform nodes label NODE hub=never` keeps it from being one"
+                .to_owned(),
+        );
+    }
+    if matches!(mode, Mode::Hubs { .. }) {
+        let mut hubs: BTreeMap<&str, usize> = BTreeMap::new();
+        for member in placed() {
+            *hubs.entry(&member.region).or_default() += usize::from(member.is_hub);
+        }
+        for (region, _) in hubs.into_iter().filter(|(_, hubs)| *hubs < HUBS) {
+            warn(
+                format!("region {region} has fewer than {HUBS} hubs: it is cut off, or goes by another region's, when they fail"),
+                "a node is a hub when others reach it without a NAT, or with `--advertise`; `platform nodes label NODE hub=preferred` makes it one".to_owned(),
+            );
+        }
+    }
+    let names: BTreeMap<_, _> = placed()
+        .filter_map(|member| Some((member.number?, member.name.as_str())))
+        .collect();
+    let silent: Vec<String> = placed()
+        .flat_map(|member| {
+            let silent = member
+                .links
+                .iter()
+                .filter(|(_, link)| link.answers == Some(false));
+            silent.map(|(other, _)| {
+                let other = names
+                    .get(other)
+                    .map_or_else(|| other.to_string(), |name| (*name).to_owned());
+                format!("{} from {other}", member.name)
+            })
+        })
+        .collect();
+    if !silent.is_empty() {
+        warn(
+            format!("no answer in the tunnel: {}", some_of(silent)),
+            format!(
+                "a firewall has to let UDP in at their overlay port, {DEFAULT_OVERLAY_PORT} where `--overlay-port` named no other"
+            ),
+        );
+    }
+    warnings
+}

@@ -1,0 +1,172 @@
+//! What a leader knows of the overlay in memory only: what members say of their links, and which hubs are dead (ADR 0004).
+
+// ring: the shared state holds what is known of the overlay, and is asked here what is published.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use api::enrollment::Member;
+use api::member::LinkReport;
+use model::NodeId;
+use scheduler::hubs::HubWatch;
+
+use crate::clock::now;
+use crate::failure::ApiFailure;
+use crate::limits::{HUB_EVALUATION_PAUSE, HUB_LOOK_INTERVAL, UNDERLAY_CHANGE_INTERVAL};
+use crate::options::ServerError;
+use crate::state::Shared;
+
+/// What is known of the overlay in this term.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    /// Names the counting of this term: what another term counted says nothing here. Never 0.
+    pub(crate) session: u64,
+    began: Instant,
+    known: Mutex<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    hubs: HubWatch,
+    dead: Arc<BTreeSet<NodeId>>,
+    links: BTreeMap<Member, BTreeMap<NodeId, LinkReport>>,
+    /// When the hubs were last evaluated, since the term began.
+    evaluated_at: Option<Duration>,
+    /// When a member's endpoint was last recorded anew.
+    moved_at: BTreeMap<Member, Instant>,
+}
+
+impl Overlay {
+    pub(crate) fn new() -> Result<Self, ServerError> {
+        let random: [u8; 8] = identity::random("the overlay's session")?;
+        Ok(Self {
+            session: u64::from_le_bytes(random).max(1),
+            began: Instant::now(),
+            known: Mutex::default(),
+        })
+    }
+
+    /// The hubs that are dead.
+    pub(crate) fn dead(&self) -> Arc<BTreeSet<NodeId>> {
+        Arc::clone(&self.lock().dead)
+    }
+
+    /// What a member last said of its links.
+    pub(crate) fn links_of(&self, member: Member) -> BTreeMap<NodeId, LinkReport> {
+        self.lock().links.get(&member).cloned().unwrap_or_default()
+    }
+
+    /// Whether the member's endpoint may be recorded anew now; else how long it has to wait.
+    pub(crate) fn may_move(&self, member: Member, now: Instant) -> Result<(), Duration> {
+        let mut known = self.lock();
+        let last = known.moved_at.get(&member);
+        let since = last.map(|last| now.saturating_duration_since(*last));
+        match since.and_then(|since| UNDERLAY_CHANGE_INTERVAL.checked_sub(since)) {
+            Some(wait) if !wait.is_zero() => Err(wait),
+            _ => {
+                known.moved_at.insert(member, now);
+                Ok(())
+            }
+        }
+    }
+
+    /// A member says what it knows of its links.
+    fn record_links(
+        &self,
+        member: Member,
+        number: Option<NodeId>,
+        links: BTreeMap<NodeId, LinkReport>,
+    ) {
+        let answers = links.iter();
+        let answers = answers.filter_map(|(id, link)| Some((*id, link.answers?)));
+        let answers = answers.collect();
+        let at = self.began.elapsed();
+        let mut known = self.lock();
+        if let Some(number) = number {
+            known.hubs.report(number, answers, at);
+        }
+        known.links.insert(member, links);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    /// A member says what it knows of its links. Where a hub is dead by that, the others are told before this returns, or within
+    /// [`HUB_LOOK_INTERVAL`] where many say something.
+    pub(crate) async fn report_links(
+        &self,
+        member: Member,
+        number: Option<NodeId>,
+        links: BTreeMap<NodeId, LinkReport>,
+    ) -> Result<(), ApiFailure> {
+        self.overlay.record_links(member, number, links);
+        let evaluated = self.overlay.lock().evaluated_at;
+        let is_due =
+            evaluated.is_none_or(|at| self.overlay.began.elapsed() >= at + HUB_EVALUATION_PAUSE);
+        if is_due && self.watches_hubs() {
+            self.evaluate_hubs().await?;
+        }
+        Ok(())
+    }
+
+    /// Finds the hubs that are dead now, and tells who is concerned where those are others than before.
+    pub(crate) async fn evaluate_hubs(&self) -> Result<(), ApiFailure> {
+        let changed = {
+            let published = Arc::clone(&self.published.borrow());
+            let topology = published.peers.topology();
+            let at = self.overlay.began.elapsed();
+            // One that this leader has not heard yet is silent since the term began, and no longer.
+            let silent_for = |hub| {
+                let seen = self.presence.seen_at(hub);
+                let silent =
+                    seen.map_or(at, |seen| Duration::from_millis(now().millis_since(seen)));
+                Some(silent)
+            };
+            let mut known = self.overlay.lock();
+            known.evaluated_at = Some(at);
+            let dead = known.hubs.evaluate(topology, silent_for, at);
+            let changed = dead != *known.dead;
+            if changed {
+                for hub in dead.difference(&known.dead) {
+                    tracing::warn!(%hub, "a hub does not answer its members: its place is another's until it is well");
+                }
+                for hub in known.dead.difference(&dead) {
+                    tracing::info!(%hub, "a hub is on trial again");
+                }
+                known.dead = Arc::new(dead);
+            }
+            changed
+        };
+        if changed {
+            // What is published next is with them.
+            self.change(|_| Ok::<_, ApiFailure>((Vec::new(), ())))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Whether there are hubs.
+    fn watches_hubs(&self) -> bool {
+        let mode = self.published.borrow().cluster.settings.mode;
+        matches!(mode, overlay::topology::Mode::Hubs { .. })
+    }
+}
+
+/// Looks at the hubs now and then: one may be silent from now on, or its hold-down over.
+pub(crate) async fn watch_hubs(shared: Arc<Shared>) {
+    loop {
+        tokio::select! {
+            () = shared.shutdown.cancelled() => return,
+            () = tokio::time::sleep(HUB_LOOK_INTERVAL) => {}
+        }
+        if shared.watches_hubs()
+            && let Err(failure) = shared.evaluate_hubs().await
+        {
+            tracing::debug!(reason = failure.reason(), "the hubs were not looked at");
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! A member's end of the overlay, a node's as an edge's (ADR 0004): its WireGuard interface follows what the server says, and what is known of its links is
+//! reported.
+//!
+//! ```text
+//!   membership::keep --- OverlayState ---> [`keep`] ---> wireguard::interface, and the Attachment's addresses, routes and rules
+//!                    <-- OverlayReport ---     \- every second: do the hubs answer in the tunnel ([`probe`])
+//! ```
+//!
+//! It goes by level: whatever changed, everything is made as it is to be, and what is so already is left alone. Where that fails it is tried again, and what
+//! was made before goes on. The interface outlives the agent; [`remove`] ends it.
+//!
+//! Deliberately absent: who is whose peer (the server says it), and what may pass (the attachment decides).
+
+mod links;
+pub mod probe;
+mod repeated;
+mod settings;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::member::OverlayReport;
+use futures_util::future::BoxFuture;
+use membership::{OverlayState, UnderlayOptions};
+use model::NodeId;
+use node_network::NetworkError;
+use tokio::sync::{RwLock, watch};
+use wireguard::interface::{Interface, InterfaceError, InterfaceOptions, Kind, MIN_MTU};
+
+use crate::repeated::Repeated;
+
+/// Everything is compared at least this often, and the ages of handshakes are looked at.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause after a failure.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked at which address and MTU lead to the server: machines move.
+const UNDERLAY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// What the interface leads to: addresses and routes of its link, and the rules of what passes.
+pub trait Attachment: Send + Sync + 'static {
+    /// Gives the link, which is there and new or has another MTU, what it needs.
+    fn attach<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Lets pass what may pass among these members, and nothing else.
+    fn admit<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>>;
+
+    /// Waits until [`Self::admit`] would admit others than before. Cancel-safe.
+    fn changed(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Where a member's interface is, and how it is made.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The link's name.
+    pub link: String,
+    /// The file of the link's network namespace; absent: the caller's.
+    pub namespace: Option<PathBuf>,
+    /// The program `platform`.
+    pub program: PathBuf,
+    /// A folder of the role for control sockets.
+    pub run_dir: PathBuf,
+    /// Whether the kernel's WireGuard is not to be used.
+    pub force_userspace: bool,
+}
+
+impl Place {
+    fn options(&self, port: u16, mtu: u32) -> InterfaceOptions {
+        InterfaceOptions {
+            name: self.link.clone(),
+            namespace: self.namespace.clone(),
+            port,
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            program: self.program.clone(),
+            run_dir: self.run_dir.clone(),
+            force_userspace: self.force_userspace,
+        }
+    }
+}
+
+/// A member's end of the overlay.
+pub struct OverlayMember<A> {
+    /// Where it is.
+    pub place: Place,
+    /// The server's URLs, to which the underlay leads.
+    pub server: String,
+    /// What its operator says of the underlay.
+    pub underlay: UnderlayOptions,
+    /// What it leads to.
+    pub attachment: A,
+}
+
+/// The interface that there is, for whoever asks how it is.
+type Current = Arc<RwLock<Option<Arc<Interface>>>>;
+
+/// What was made.
+struct Made {
+    interface: Arc<Interface>,
+    mtu: u32,
+    /// The state whose peers it has. Absent: not known, because setting them failed.
+    set: Option<OverlayState>,
+}
+
+/// Keeps the interface as the state says, and the report as the interface is, for ever.
+pub async fn keep<A: Attachment>(
+    member: OverlayMember<A>,
+    state: watch::Receiver<OverlayState>,
+    report: watch::Sender<OverlayReport>,
+) {
+    let current = Current::default();
+    let OverlayMember {
+        place,
+        server,
+        underlay,
+        attachment,
+    } = member;
+    tokio::join!(
+        follow(&place, underlay.port, &attachment, state.clone(), &current),
+        links::watch_handshakes(&current, state.clone(), &report),
+        links::watch_hubs(&place, state, &report),
+        watch_underlay(&server, underlay, &report),
+    );
+}
+
+async fn follow<A: Attachment>(
+    place: &Place,
+    port: u16,
+    attachment: &A,
+    mut state: watch::Receiver<OverlayState>,
+    current: &Current,
+) {
+    let mut made: Option<Made> = None;
+    let mut refused = Repeated::default();
+    let mut failed = false;
+    loop {
+        let wanted = state.borrow_and_update().clone();
+        let pause = match reconcile(place, port, attachment, &wanted, &mut made, current).await {
+            Ok(()) => {
+                if std::mem::take(&mut failed) {
+                    tracing::info!(link = place.link, "the overlay is as it is to be again");
+                }
+                COMPARE_INTERVAL
+            }
+            Err(error) => {
+                failed = true;
+                let error = error.to_string();
+                if refused.is_due(&error) {
+                    tracing::warn!(
+                        error,
+                        link = place.link,
+                        "cannot make the overlay as it is to be; trying again"
+                    );
+                }
+                RETRY_PAUSE
+            }
+        };
+        let ended = async {
+            match &made {
+                Some(made) => made.interface.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let is_gone = tokio::select! {
+            biased;
+            changed = state.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                false
+            }
+            () = attachment.changed() => false,
+            () = ended => true,
+            () = tokio::time::sleep(pause) => false,
+        };
+        if is_gone {
+            tracing::warn!(
+                link = place.link,
+                "the interface of the overlay is gone; it is made again"
+            );
+            made = None;
+            *current.write().await = None;
+            // One that ends as soon as it was made is made again at this pace at most.
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
+    }
+}
+
+/// Why the overlay is not as it is to be.
+#[derive(Debug)]
+enum ReconcileError {
+    Interface(InterfaceError),
+    Network(NetworkError),
+    Mtu(u32),
+}
+
+impl std::fmt::Display for ReconcileError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Interface(error) => f.write_str(&display::chain(error)),
+            Self::Network(error) => f.write_str(&display::chain(error)),
+            Self::Mtu(mtu) => write!(
+                f,
+                "the cluster's MTU is {mtu} bytes, which no interface has"
+            ),
+        }
+    }
+}
+
+impl From<InterfaceError> for ReconcileError {
+    fn from(error: InterfaceError) -> Self {
+        Self::Interface(error)
+    }
+}
+
+impl From<NetworkError> for ReconcileError {
+    fn from(error: NetworkError) -> Self {
+        Self::Network(error)
+    }
+}
+
+async fn reconcile<A: Attachment>(
+    place: &Place,
+    port: u16,
+    attachment: &A,
+    wanted: &OverlayState,
+    made: &mut Option<Made>,
+    current: &Current,
+) -> Result<(), ReconcileError> {
+    // What passes does not wait for an interface, which may not be possible here; nor do the peers wait for the rules: one that is revoked is to be gone.
+    let admitted = attachment.admit(wanted).await;
+    make(place, port, attachment, wanted, made, current).await?;
+    Ok(admitted?)
+}
+
+async fn make<A: Attachment>(
+    place: &Place,
+    port: u16,
+    attachment: &A,
+    wanted: &OverlayState,
+    made: &mut Option<Made>,
+    current: &Current,
+) -> Result<(), ReconcileError> {
+    let Some(settings) = settings::of(wanted) else {
+        // It has no number or no key yet, and so no peers.
+        return Ok(());
+    };
+    if !(u32::from(MIN_MTU)..=u32::from(u16::MAX)).contains(&wanted.mtu) {
+        return Err(ReconcileError::Mtu(wanted.mtu));
+    }
+    let number = |state: &OverlayState| state.number;
+    let is_as_made = made.as_ref().is_some_and(|made| {
+        made.mtu == wanted.mtu
+            && made
+                .set
+                .as_ref()
+                .is_none_or(|set| number(set) == number(wanted))
+    });
+    if !is_as_made {
+        let interface = Interface::ensure(&place.options(port, wanted.mtu)).await?;
+        let first = made.is_none();
+        attachment.attach(wanted).await?;
+        if first {
+            let by = match interface.kind() {
+                Kind::Kernel => "the kernel",
+                Kind::Userspace => "a process of its own",
+            };
+            tracing::info!(
+                link = place.link,
+                port,
+                by,
+                mtu = wanted.mtu,
+                "the overlay's interface is up"
+            );
+        }
+        let interface = Arc::new(interface);
+        *current.write().await = Some(interface.clone());
+        *made = Some(Made {
+            interface,
+            mtu: wanted.mtu,
+            set: None,
+        });
+    }
+    let Some(made) = made else { return Ok(()) };
+    if made.set.as_ref() != Some(wanted) {
+        made.set = None;
+        made.interface.set(&settings).await?;
+        made.set = Some(wanted.clone());
+    }
+    Ok(())
+}
+
+/// Says which address and MTU lead to the server, when they change.
+async fn watch_underlay(
+    server: &str,
+    options: UnderlayOptions,
+    report: &watch::Sender<OverlayReport>,
+) {
+    loop {
+        tokio::time::sleep(UNDERLAY_INTERVAL).await;
+        let underlay = membership::underlay(server, options).await;
+        report.send_if_modified(|said| {
+            let other = said.underlay != underlay;
+            said.underlay = underlay;
+            other
+        });
+    }
+}
+
+/// Removes the interface, its process and its link. No error when there is none.
+///
+/// # Errors
+/// A refusal of the kernel.
+pub async fn remove(place: &Place) -> Result<(), InterfaceError> {
+    // Which port and MTU it has says nothing of which it is.
+    Interface::remove(&place.options(1, u32::from(MIN_MTU))).await
+}
+
+/// The last 24 bits of a cluster's prefix, which are random, and a member's number, for names of links and namespaces: several members of several clusters can
+/// live on one machine.
+pub fn suffix(cluster_prefix: std::net::Ipv6Addr, number: NodeId) -> String {
+    let [_, _, _, a, b, c, ..] = cluster_prefix.octets();
+    format!("{a:02x}{b:02x}{c:02x}{:x}", number.0)
+}
+
+/// The program that this process is, as it can be started again: after an upgrade the new one.
+pub fn own_program() -> PathBuf {
+    let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("/usr/bin/platform"));
+    // The file may have been replaced since.
+    match program
+        .to_str()
+        .and_then(|path| path.strip_suffix(" (deleted)"))
+    {
+        Some(path) => Path::new(path).to_owned(),
+        None => program,
+    }
+}

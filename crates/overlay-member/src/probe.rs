@@ -1,0 +1,118 @@
+//! Echoes in the tunnel: whether a member answers at its probe address (RFC 4443, 4).
+
+use std::fs::File;
+use std::io;
+use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Types of ICMPv6.
+const ECHO_REQUEST: u8 = 128;
+const ECHO_REPLY: u8 = 129;
+/// Longest message that is received, in bytes; ours are shorter.
+const MESSAGE_BYTES: usize = 1500;
+
+/// Asks for echoes from one address.
+#[derive(Debug)]
+pub struct Prober {
+    socket: tokio::net::UdpSocket,
+    identifier: [u8; 2],
+    sequence: AtomicU16,
+}
+
+impl Prober {
+    /// Sends from this address, which is an own one in this network namespace (absent: the caller's). Needs CAP_NET_RAW.
+    ///
+    /// # Errors
+    /// There is no such namespace or address, or no right to such a socket.
+    pub async fn open(namespace: Option<&Path>, own: Ipv6Addr) -> io::Result<Self> {
+        let namespace = namespace.map(Path::to_owned);
+        let socket = match namespace {
+            None => open_here(own)?,
+            Some(namespace) => within(namespace, move || open_here(own)).await?,
+        };
+        let mut identifier = [0; 2];
+        rustix::rand::getrandom(&mut identifier[..], rustix::rand::GetRandomFlags::empty())?;
+        Ok(Self {
+            socket: tokio::net::UdpSocket::from_std(socket)?,
+            identifier,
+            sequence: AtomicU16::new(0),
+        })
+    }
+
+    /// Asks a member. Where the packet cannot be sent now, there is no answer.
+    pub fn send(&self, to: Ipv6Addr) {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let identifier = self.identifier;
+        // The kernel fills in the checksum (RFC 3542, 3.1).
+        let message = [
+            ECHO_REQUEST,
+            0,
+            0,
+            0,
+            identifier[0],
+            identifier[1],
+            sequence[0],
+            sequence[1],
+        ];
+        let to = SocketAddr::V6(SocketAddrV6::new(to, 0, 0, 0));
+        let _ = self.socket.try_send_to(&message, to);
+    }
+
+    /// Who answered next. Cancel-safe.
+    pub async fn answer(&self) -> Ipv6Addr {
+        let mut message = [0; MESSAGE_BYTES];
+        loop {
+            match self.socket.recv_from(&mut message).await {
+                Ok((length, SocketAddr::V6(from)))
+                    if length >= 8
+                        && message[0] == ECHO_REPLY
+                        && message[4..6] == self.identifier =>
+                {
+                    return *from.ip();
+                }
+                Ok(_) => {}
+                // What became of an earlier one: the next may do better.
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+}
+
+fn open_here(own: Ipv6Addr) -> io::Result<UdpSocket> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(
+        AddressFamily::INET6,
+        SocketType::RAW,
+        flags,
+        Some(ipproto::ICMPV6),
+    )?;
+    bind(&socket, &SocketAddrV6::new(own, 0, 0, 0))?;
+    // It is none of UDP, and is sent to and received from all the same.
+    Ok(UdpSocket::from(socket))
+}
+
+/// Does something in a network namespace, on a thread that ends with it.
+async fn within<T: Send + 'static>(
+    namespace: PathBuf,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("probe".to_owned())
+        .spawn(move || {
+            let done = File::open(namespace).and_then(|namespace| {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                work()
+            });
+            // Whoever asked may be gone.
+            let _ = answer.send(done);
+        })?;
+    answered
+        .await
+        .unwrap_or_else(|_| Err(io::Error::other("the thread ended early")))
+}

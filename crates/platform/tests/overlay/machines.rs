@@ -1,0 +1,373 @@
+//! Machines for one test: network namespaces on a switch, with the real server, nodes and edge on them. Everything is in namespaces of the test's own, and ends
+//! with it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const INSIDE: &str = "PLATFORM_OVERLAY_TEST_INSIDE";
+/// The one switch that leaves these tests out, on a machine where they cannot run.
+const SKIP: &str = "PLATFORM_SKIP_PRIVILEGED_TESTS";
+/// Longest wait for a condition: microVMs boot under TCG on two busy cores.
+const PATIENCE: Duration = Duration::from_secs(240);
+/// Pause between two looks.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+const SERVER: &str = "198.18.7.1:7400";
+const REGISTRY: &str = "198.18.7.1:5000";
+const PATH: &str = "/usr/sbin:/sbin:/usr/bin:/bin";
+
+/// Runs the test `name` again, in namespaces of its own. True in those.
+pub(crate) fn isolated(name: &str) -> bool {
+    if std::env::var_os(INSIDE).is_some() {
+        return true;
+    }
+    if std::env::var_os(SKIP).is_some() {
+        eprintln!("SKIPPED: {SKIP} is set");
+        return false;
+    }
+    assert!(
+        rustix::process::geteuid().is_root(),
+        "this test needs root; {SKIP}=1 leaves it out"
+    );
+    // Where there is still a network for its packages.
+    let made = Command::new(top().join("examples/images.sh"))
+        .arg("hello")
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&made.stderr);
+    assert!(made.status.success(), "examples/images.sh: {errors}");
+    let output = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private"])
+        .args(["--pid", "--fork", "--mount-proc", "--kill-child", "--"])
+        .args(["sh", "-ec"])
+        .arg("mount -t tmpfs tmpfs /run; exec \"$@\"")
+        .arg("sh")
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned()
+        + &String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}"
+    );
+    eprintln!("{text}");
+    false
+}
+
+pub(crate) struct Machines {
+    dir: tempfile::TempDir,
+    children: BTreeMap<String, Child>,
+    pub(crate) image: String,
+}
+
+impl Drop for Machines {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for name in self.children.keys() {
+                eprintln!("--- {name}\n{}", self.log(name));
+            }
+        }
+    }
+}
+
+fn top() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .env("PATH", PATH)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn ip(line: &str) {
+    run("ip", &line.split(' ').collect::<Vec<_>>());
+}
+
+/// Waits for a condition, and says what of.
+pub(crate) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
+    let until = Instant::now() + PATIENCE;
+    while !is() {
+        assert!(Instant::now() < until, "waited in vain for {what}");
+        std::thread::sleep(POLL_INTERVAL);
+    }
+}
+
+impl Machines {
+    /// A server with a registry, so many nodes, and an edge.
+    pub(crate) fn start(nodes: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["target/release", "guest"] {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        let mut machines = Self {
+            dir,
+            children: BTreeMap::new(),
+            image: String::new(),
+        };
+        run("ip", &["netns", "add", "switch"]);
+        ip("-n switch link add switch type bridge");
+        ip("-n switch link set switch up");
+        Self::make_machine("server", 1);
+        Self::make_machine("edge", 2);
+        for node in 1..=nodes {
+            Self::make_machine(&format!("n{node}"), 10 + node);
+        }
+        machines.start_server();
+        for node in 1..=nodes {
+            machines.join("node", &format!("n{node}"));
+        }
+        machines.join("edge", "edge");
+        wait_for("every node", || {
+            let all = machines.json(&["nodes"]);
+            let all = all.as_array().unwrap();
+            all.iter().filter(|node| node["online"] == true).count() == nodes as usize
+        });
+        machines
+    }
+
+    fn make_machine(name: &str, number: u32) {
+        run("ip", &["netns", "add", name]);
+        ip(&format!(
+            "link add p{number} netns switch type veth peer name eth0 netns {name}"
+        ));
+        ip(&format!("-n switch link set p{number} master switch up"));
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("-n {name} link set eth0 up"));
+        ip(&format!("-n {name} addr add 198.18.7.{number}/24 dev eth0"));
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A command on a machine. The mounts are the test's own: names of a node's namespace are found by its next agent.
+    pub(crate) fn on(machine: &str, program: &str) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net=/run/netns/{machine}"))
+            .arg("--")
+            .arg(program);
+        command.env(
+            "PATH",
+            format!("{}:{PATH}", top().join("target/tools/bin").display()),
+        );
+        command.env_remove("PLATFORM_TOKEN");
+        command
+    }
+
+    fn spawn(&mut self, name: &str, mut command: Command) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("{name}.log")))
+            .unwrap();
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        self.children.insert(name.to_owned(), child);
+    }
+
+    pub(crate) fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.path(&format!("{name}.log"))).unwrap_or_default()
+    }
+
+    fn start_server(&mut self) {
+        let registry = format!(
+            "version: 0.1\nlog: {{ level: error, accesslog: {{ disabled: true }} }}\n\
+             storage: {{ filesystem: {{ rootdirectory: {} }} }}\nhttp: {{ addr: {REGISTRY} }}\n",
+            self.path("registry").display(),
+        );
+        let file = self.path("registry.yml");
+        fs::write(&file, registry).unwrap();
+        let mut command = Self::on("server", "docker-registry");
+        command.arg("serve").arg(file);
+        self.spawn("registry", command);
+        let mut command = Self::on("server", env!("CARGO_BIN_EXE_platform"));
+        command.args([
+            "server",
+            "--listen",
+            SERVER,
+            "--insecure-registry",
+            REGISTRY,
+        ]);
+        command.arg("--data-dir").arg(self.path("server"));
+        self.spawn("server", command);
+        wait_for("the server", || self.cli(&["nodes"]).0);
+        let script = top().join("examples/images.sh");
+        let output = Self::on("server", script.to_str().unwrap())
+            .args(["hello", REGISTRY])
+            .env(
+                "PATH",
+                std::env::var("PATH").unwrap_or_default() + ":" + PATH,
+            )
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "examples/images.sh: {errors}");
+        String::from_utf8(output.stdout)
+            .unwrap()
+            .trim()
+            .clone_into(&mut self.image);
+    }
+
+    fn join(&mut self, role: &str, name: &str) {
+        let token = self.ok(&["tokens", "create", "--role", role]);
+        let mut command = self.role(role, name);
+        command.env("PLATFORM_TOKEN", token.trim());
+        self.spawn(name, command);
+    }
+
+    fn role(&self, role: &str, name: &str) -> Command {
+        let mut command = Self::on(name, env!("CARGO_BIN_EXE_platform"));
+        command.args([
+            role,
+            "--server",
+            &format!("https://{SERVER}"),
+            "--name",
+            name,
+        ]);
+        command.arg("--data-dir").arg(self.path(name));
+        if role == "node" {
+            command
+                .arg("--run-dir")
+                .arg(self.path(&format!("{name}.run")));
+            command.args(["--insecure-registry", REGISTRY, "--guest"]);
+            command.arg(top().join("target/guest"));
+        } else {
+            command.args(["--listen", "198.18.7.2:80"]);
+        }
+        command
+    }
+
+    /// kill -9 of a role's own process. What it started goes on.
+    pub(crate) fn kill(&mut self, name: &str) {
+        let mut child = self.children.remove(name).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub(crate) fn start_again(&mut self, role: &str, name: &str) {
+        let command = self.role(role, name);
+        self.spawn(name, command);
+    }
+
+    /// The command line, to be run on the server's machine.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Self::on("server", env!("CARGO_BIN_EXE_platform"));
+        command
+            .args(arguments)
+            .env("PLATFORM_CONFIG", self.path("server/client.json"))
+            .stdin(Stdio::null())
+            .current_dir(self.dir.path());
+        command
+    }
+
+    /// Whether it succeeded, and all that it wrote.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> (bool, String) {
+        let output = self.command(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        (output.status.success(), text)
+    }
+
+    /// The standard output of a command that succeeds.
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "platform {arguments:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let mut arguments = arguments.to_vec();
+        arguments.extend(["--format", "json"]);
+        serde_json::from_str(&self.ok(&arguments)).unwrap()
+    }
+
+    pub(crate) fn deploy(&self, env: &str, manifest: &str) {
+        let file = self.path(&format!("{env}.toml"));
+        fs::write(&file, manifest).unwrap();
+        let image = self.image.clone();
+        self.ok(&[
+            "deploy",
+            file.to_str().unwrap(),
+            "--env",
+            env,
+            "--image",
+            &image,
+        ]);
+    }
+
+    /// The command that runs a script in the instance of a process type.
+    pub(crate) fn exec(&self, env: &str, process: &str, script: &str) -> Command {
+        self.command(&[
+            "exec",
+            "--app",
+            "hello",
+            "--env",
+            env,
+            "--process",
+            process,
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+    }
+
+    /// What a script in the worker writes, whether or not it succeeds.
+    pub(crate) fn in_worker(&self, env: &str, script: &str) -> String {
+        let output = self.exec(env, "worker", script).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr)
+    }
+
+    /// The addresses that a name has in the worker of an env.
+    pub(crate) fn addresses(&self, env: &str, name: &str) -> Vec<String> {
+        let text = self.in_worker(env, &format!("nslookup {name}"));
+        let addresses = text
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Address: "));
+        let addresses = addresses.filter(|address| address.starts_with("fd"));
+        let mut addresses: Vec<_> = addresses.map(str::to_owned).collect();
+        addresses.sort();
+        addresses
+    }
+
+    /// The instances of an env: process type, the name of the node, address.
+    pub(crate) fn instances(&self, env: &str) -> Vec<(String, String, String)> {
+        let all = self.json(&["ps", "--app", "hello", "--env", env]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let all = all.as_array().cloned().unwrap_or_default();
+        let row = |one: &Value| {
+            (
+                text(&one["process"]),
+                text(&one["node_name"]),
+                text(&one["address"]),
+            )
+        };
+        all.iter().map(row).collect()
+    }
+
+    /// The name of the node on which the instance of this address is.
+    pub(crate) fn node_of(&self, env: &str, address: &str) -> String {
+        let mut instances = self.instances(env).into_iter();
+        instances.find(|(.., at)| at == address).unwrap().1
+    }
+}

@@ -1,0 +1,116 @@
+//! An interface of this machine, by the kernel's WireGuard where the kernel has it, else by a process of its own.
+//!
+//! ```text
+//!   kernel:     link ----------------------- socket of the namespace in which the link was made
+//!   userspace:  link (TUN) -- `platform wireguard`, unprivileged -- socket of the agent's namespace
+//! ```
+//!
+//! Both outlive the agent. No record is kept of either: a link is found by its name and namespace, a process by its control socket, and an agent that
+//! starts goes on with what is there ([`Interface::ensure`]). Only differences are set, so the session of a peer that stays goes on.
+//!
+//! Deliberately absent: addresses, routes and rules of the link (`node-network`), and who is whose peer.
+
+use crate::kernel::Kernel;
+use crate::link;
+pub use crate::options::{InterfaceError, InterfaceOptions, MAX_MTU, MIN_MTU};
+use crate::settings::{Settings, Status};
+use crate::userspace::{self, Userspace};
+
+/// Who carries the packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The kernel.
+    Kernel,
+    /// A process of its own.
+    Userspace,
+}
+
+/// An interface. Dropping it leaves it alone; [`Interface::remove`] does not.
+#[derive(Debug)]
+pub struct Interface(Which);
+
+#[derive(Debug)]
+enum Which {
+    Kernel(Kernel),
+    Userspace(Userspace),
+}
+
+impl Interface {
+    /// Finds the interface that is there, whoever made it, and makes it where there is none, or one of another port. The MTU is set where it differs, without a break.
+    /// May be called at any time; its calls for one interface wait for each other. The link is up afterwards.
+    ///
+    /// # Errors
+    /// Options that are impossible, a refusal of the kernel (the port or the name is taken, this process is not root), or that the process does not start.
+    pub async fn ensure(options: &InterfaceOptions) -> Result<Self, InterfaceError> {
+        options.check()?;
+        let _one_at_a_time = userspace::lock(options).await?;
+        if let Some(found) = Userspace::find(options).await? {
+            found.set_mtu(options).await?;
+            return Ok(Self(Which::Userspace(found)));
+        }
+        let by_kernel = if options.force_userspace {
+            None
+        } else {
+            Kernel::ensure(options).await?
+        };
+        if let Some(kernel) = by_kernel {
+            return Ok(Self(Which::Kernel(kernel)));
+        }
+        // A link without a process that answers, or one of the kernel where it is not to be.
+        link::remove(options).await?;
+        let made = Userspace::start(options).await?;
+        made.set_mtu(options).await?;
+        Ok(Self(Which::Userspace(made)))
+    }
+
+    /// Who carries its packets.
+    pub fn kind(&self) -> Kind {
+        match self.0 {
+            Which::Kernel(_) => Kind::Kernel,
+            Which::Userspace(_) => Kind::Userspace,
+        }
+    }
+
+    /// Makes key and peers those of the settings. Only what differs is set: the session of a peer that stays goes on, and where a peer was seen
+    /// since stays, unless another endpoint is recorded for it than at the last call.
+    ///
+    /// # Errors
+    /// Settings that contradict themselves ([`Settings::check`]), a refusal of the kernel, or a process that is gone: see [`Self::ended`].
+    pub async fn set(&self, settings: &Settings) -> Result<Status, InterfaceError> {
+        settings.check()?;
+        match &self.0 {
+            Which::Kernel(kernel) => kernel.set(settings).await,
+            Which::Userspace(process) => process.set(settings).await,
+        }
+    }
+
+    /// How it is.
+    ///
+    /// # Errors
+    /// A refusal of the kernel, or a process that is gone.
+    pub async fn status(&self) -> Result<Status, InterfaceError> {
+        match &self.0 {
+            Which::Kernel(kernel) => kernel.status().await,
+            Which::Userspace(process) => process.status().await,
+        }
+    }
+
+    /// Waits until the interface is gone: its process ended, or somebody removed the link. [`Self::ensure`] makes it again.
+    pub async fn ended(&self) {
+        match &self.0 {
+            Which::Kernel(kernel) => kernel.ended().await,
+            Which::Userspace(process) => process.ended().await,
+        }
+    }
+
+    /// Removes the interface of this name: the link, the process and its control socket. It is no error when nothing was there.
+    ///
+    /// # Errors
+    /// A refusal of the kernel.
+    pub async fn remove(options: &InterfaceOptions) -> Result<(), InterfaceError> {
+        options.check()?;
+        let _one_at_a_time = userspace::lock(options).await?;
+        userspace::end(options).await?;
+        link::remove(options).await
+    }
+}
