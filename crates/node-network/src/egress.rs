@@ -142,6 +142,8 @@ impl Slirp {
         let mut child = Command::new("sh")
             .args(["-c", &prepare, "sh"])
             .args(line)
+            // What the agent was started with is no business of it: an enrollment token, for one.
+            .env_clear()
             .env("PATH", path())
             .env("LC_ALL", "C")
             .stdin(Stdio::null())

@@ -324,6 +324,13 @@ fn egress_outlives_the_agent_is_restarted_and_leaves_nothing_behind() {
             network.ensure_egress().await.unwrap();
             let first = egress_processes();
             assert_eq!(first.len(), 1);
+            // Nothing of the agent's environment is in it, a token for one.
+            let environ = std::fs::read(first[0].join("environ")).unwrap();
+            let environ = String::from_utf8_lossy(&environ);
+            assert!(
+                environ.contains("PATH=") && !environ.contains("CARGO"),
+                "{environ:?}"
+            );
             let mut stream = connect(&guest, FAR, 8080).unwrap();
             stream.read_exact(&mut [0; 12]).unwrap();
             let mut echo = |text: &[u8]| {

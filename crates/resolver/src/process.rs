@@ -58,6 +58,9 @@ pub fn run(options: &ProcessOptions) -> Result<(), ProcessError> {
     let wrong = |what| move |source: io::Error| ProcessError { what, source };
     // It outlives the agent and its terminal. One that leads a session already is on its own.
     let _ = rustix::process::setsid();
+    // Until it can be found by its control socket it ends with its agent.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| wrong("end with its agent")(error.into()))?;
     // Only root may tell it anything, from the first moment on.
     rustix::process::umask(Mode::from_raw_mode(0o177));
     let (udp, tcp) = sockets_in(&options.namespace).map_err(wrong("listen for questions"))?;
@@ -75,6 +78,8 @@ pub fn run(options: &ProcessOptions) -> Result<(), ProcessError> {
         let tcp = TcpListener::from_std(tcp.into()).map_err(wrong("listen for questions"))?;
         let control =
             tokio::net::UnixListener::from_std(control).map_err(wrong("listen for the agent"))?;
+        rustix::process::set_parent_process_death_signal(None)
+            .map_err(|error| wrong("outlive its agent")(error.into()))?;
         sandbox::enter().map_err(wrong("give up rights"))?;
         let mut output = io::stdout();
         (writeln!(output, "{READY}").and_then(|()| output.flush()))

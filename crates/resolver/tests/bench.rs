@@ -31,7 +31,7 @@ fn ticks(pid: &str) -> u64 {
 }
 
 #[test]
-#[ignore = "a measurement"]
+#[ignore = "a measurement: make bench"]
 fn bench_answers_a_second() {
     if !isolated("bench_answers_a_second") {
         return;

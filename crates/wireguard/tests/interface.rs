@@ -154,6 +154,44 @@ fn the_process_has_no_rights_left() {
 }
 
 #[test]
+fn a_process_that_waits_for_its_port_ends_with_its_agent() {
+    if !isolated("a_process_that_waits_for_its_port_ends_with_its_agent") {
+        return;
+    }
+    shell("ip link set lo up");
+    let taken = std::net::UdpSocket::bind(("::", PORT)).unwrap();
+    let line = format!(
+        "{} wireguard --name wg0 --port {PORT} --mtu 1420 --control /run/wg0.wireguard & echo $!; wait",
+        env!("CARGO_BIN_EXE_wireguard-interface")
+    );
+    let mut agent = std::process::Command::new("sh")
+        .args(["-c", &line])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut pid = String::new();
+    let output = agent.stdout.take().unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut pid).unwrap();
+    let stat = format!("/proc/{}/stat", pid.trim());
+    // It sleeps between two looks at the port, in a session of its own.
+    let waits = || {
+        let stat = std::fs::read_to_string(&stat).unwrap();
+        let fields: Vec<_> = stat.split_ascii_whitespace().collect();
+        (fields[2] == "S" && fields[5] == pid.trim()).then_some(())
+    };
+    eventually("the process to wait for its port", waits);
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+    // It would come up now.
+    drop(taken);
+    eventually("the process to end", || {
+        let stat = std::fs::read_to_string(&stat);
+        stat.map_or(true, |stat| stat.contains(") Z "))
+            .then_some(())
+    });
+}
+
+#[test]
 fn an_interface_that_is_lost_is_noticed_and_made_again() {
     if !isolated("an_interface_that_is_lost_is_noticed_and_made_again") {
         return;
