@@ -170,8 +170,9 @@ fn a_process_that_waits_for_its_port_ends_with_its_agent() {
         .spawn()
         .unwrap();
     let mut pid = String::new();
-    let output = agent.stdout.take().unwrap();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut pid).unwrap();
+    // It stays open: a process whose agent does not read ends when it says that it is up.
+    let mut output = std::io::BufReader::new(agent.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut output, &mut pid).unwrap();
     let stat = format!("/proc/{}/stat", pid.trim());
     // It sleeps between two looks at the port, in a session of its own.
     let waits = || {
@@ -189,6 +190,7 @@ fn a_process_that_waits_for_its_port_ends_with_its_agent() {
         stat.map_or(true, |stat| stat.contains(") Z "))
             .then_some(())
     });
+    drop(output);
 }
 
 #[test]
