@@ -352,8 +352,14 @@ mod tests {
         unsafe {
             rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET).ok()?;
         }
+        // The kernel answers before the route to a new address of IPv6 is there.
         let script = format!(
-            "ip link set lo up; ip addr add {ADDRESS}/128 dev lo nodad; ip addr add {IPV4}/32 dev lo"
+            "ip link set lo up; ip addr add {ADDRESS}/128 dev lo nodad; ip addr add {IPV4}/32 dev lo
+             for try in $(seq 1000); do
+                 if ip -6 route show table local | grep -q {ADDRESS}; then exit; fi
+                 sleep 0.01
+             done
+             exit 1"
         );
         let status = Command::new("sh").args(["-ec", &script]).status().unwrap();
         assert!(status.success());
