@@ -31,7 +31,7 @@ dist: install ## What is shipped: target/dist/platform, linked statically, and t
 deb: dist ## The Debian package of what `make dist` builds: target/platform_VERSION_amd64.deb
 	cargo xtask deb
 
-machines: deb ## Install the package on Debians that boot here as VMs, make a cluster, reboot, upgrade, remove; root, no KVM, twenty minutes
+machines: deb ## Install the package on Debians that boot here as VMs, make a cluster, reboot, upgrade, revoke, remove; root, no KVM, half an hour
 	examples/machines.sh "$$(ls -t target/platform_*_amd64.deb | head -n 1)"
 
 wireguard-kernel: ## The tests of WireGuard interfaces on a Debian kernel, which has WireGuard, in a VM; root, no KVM, minutes

@@ -6,11 +6,16 @@
 # Two Debians boot under QEMU: m1 is Debian 12, m2 is Debian 13 (MACHINES="bookworm bookworm" chooses others). They
 # are on a bridge in a network namespace of its own, without an uplink. The package is installed as a user would,
 # `platform server init`, `platform tokens create` and `platform node join` make the cluster, the example app is
-# deployed and served; then a machine reboots, the package is upgraded, a node leaves, and the package is purged.
+# deployed and served, on both machines: the edge on m1 reaches what runs on m2 over the overlay, whose WireGuard is
+# the kernel's, then that of user space on m2, then with delay and loss. A machine reboots, the package is upgraded in
+# either order, a node is revoked under traffic and joins again, a node leaves, and the package is purged.
+#
+# NEWER is by default the same package with a newer version: it shows what an upgrade does to what runs, and not that
+# two versions understand each other. `examples/machines.sh OLD.deb NEW.deb` shows that.
 #
 # A step that fails ends the run with status 1; what it says is above it, and the machines' consoles are in
 # target/machines. KEEP=1 leaves the machines running and says how to log in.
-# Needs root, /dev/net/tun, 6 GiB of memory, and Debian's packages. Without KVM it takes ten minutes or so.
+# Needs root, /dev/net/tun, 6 GiB of memory, and Debian's packages. Without KVM it takes twenty minutes or so.
 # shellcheck disable=SC2317
 set -euo pipefail
 
@@ -74,14 +79,27 @@ steps() {
         step "m2: apt install ./platform.deb" install_package m2 "$package"
         step "m2: platform doctor" run_doctor m2
         step "m2: platform node join" join node m2
-        step "m1: nodes" on m1 platform nodes
+        step "m2: an instance, reached through the edge on m1 over the overlay" place_on_m2
+        step "m1, m2: the overlay" look_at_overlay kernel kernel
+        step "m2: WireGuard in user space, m1's is the kernel's" use_userspace
+        step "m1, m2: 25 ms and 1 % loss each way" try_netem
     fi
-    step "m1: the node restarts, its VMs go on" restart_node
-    step "m1: reboot; everything comes back" reboot m1
-    step "m1: a newer package, while it serves" upgrade m1
+    step "m1: the node restarts, its VMs go on" restart_node m1
     if [ ${#suites[@]} -gt 1 ]; then
+        step "m2: the node restarts, its VMs and its WireGuard go on" restart_node m2
+    fi
+    step "m1: reboot; everything comes back" reboot m1
+    if [ ${#suites[@]} -gt 1 ]; then
+        step "node first: m2 gets a newer package, while it serves" upgrade m2 "$newer"
+        step "m1: a newer package, while it serves" upgrade m1 "$newer"
+        step "server first: m2 has the older package again, while it serves" upgrade m2 "$package"
+        step "m2: the newer package again" upgrade m2 "$newer"
+        step "m2: revoked under traffic" revoke_node
+        step "m2: joins again, by new keys" rejoin_node
         step "m2: drained and removed" remove_node
         step "m2: the package is purged" purge m2
+    else
+        step "m1: a newer package, while it serves" upgrade m1 "$newer"
     fi
     step "m1: removal is refused while VMs run" refuse_removal
     step "m1: node down, then purge" purge_m1
@@ -154,15 +172,94 @@ same_vms() {
     say "the same VMs: $2"
 }
 
+# An instance on m2 answers through the edge on m1: packets of m1's edge and of m2 pass between the machines.
+place_on_m2() {
+    local begun
+    begun=$(now)
+    on m1 platform scale web=4
+    until_true 240 served_by m2 || { on m1 "platform ps; platform network"; on m2 "journalctl -u platform-node --no-pager | tail -n 30"; die "nothing on m2 answers"; }
+    say "from the scale to the first answer of m2: $(since "$begun") s"
+    on m1 platform ps
+}
+
+# served_by MACHINE: whether this answer is of an instance there; the edge takes one after the other.
+served_by() { page | grep -qE "^node +$1\$"; }
+# Of as many answers as there are instances, some are of each machine.
+all_serve() {
+    local seen='' answer
+    for answer in 1 2 3 4 5 6; do seen+=" $(page | awk '$1 == "node" { print $2 }')"; done
+    [[ $seen == *m1* && $seen == *m2* ]]
+}
+
+# look_at_overlay KIND-OF-m1 KIND-OF-m2
+look_at_overlay() {
+    # After a reboot the worker comes last.
+    until_true 120 talk_by_name || die "an instance on m1 does not reach one on m2 by its name"
+    talk_by_name
+    until_true 90 has_handshakes || { on m1 platform network; die "m2 has no handshake with every other member"; }
+    on m1 platform network
+    local machine
+    for machine in m1 m2; do
+        on "$machine" "echo \"$machine: \$(ip netns list | xargs)\"; for space in \$(ip netns list | awk '{ print \$1 }'); do ip -n \$space -br addr show dev overlay; done; ip -br link | grep -E '^edge-' || true; pgrep -af '^/usr/bin/platform (wireguard|resolver)' | cut -c1-100 || true"
+    done
+    [ "$(wireguard_of m1)" = "$1" ] || die "m1's WireGuard is $(wireguard_of m1), not $1"
+    [ "$(wireguard_of m2)" = "$2" ] || die "m2's WireGuard is $(wireguard_of m2), not $2"
+}
+# m2 with m1's node and its edge. Those two are one machine, and need no link.
+has_handshakes() { on m1 platform network | grep -E '^n[0-9]+ +m2 ' | grep -q ' 2 of 2'; }
+# From a microVM on m1, which asks m1's resolver.
+talk_by_name() {
+    local instance script
+    instance=$(on m1 platform ps | awk '$3 == "web" && $5 == "healthy" && $NF == "m2" { print $1; exit }')
+    say "the worker on m1 asks $instance.web.prod.hello.internal:"
+    # Its busybox is static, and finds names by nslookup only.
+    script="printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 10 \$(nslookup $instance.web.prod.hello.internal | sed -n 's/^Address: \(fd.*\)/\1/p') 8080"
+    on m1 "platform exec --process worker -- sh -c $(printf %q "$script")" | grep -E '^(node +m2|address)'
+}
+# `kernel`, or `userspace`.
+wireguard_of() {
+    on "$1" "for space in \$(ip netns list | awk '{ print \$1 }'); do ip -n \$space -d link show dev overlay; done" |
+        awk '/ wireguard /{ kind = "kernel" } / tun type tun/{ kind = "userspace" } END { print kind }'
+}
+
+use_userspace() {
+    on m2 "mkdir -p /etc/platform; echo PLATFORM_USERSPACE_WIREGUARD=1 >>/etc/platform/node.env; systemctl restart platform-node; for space in \$(ip netns list | awk '{ print \$1 }'); do ip -n \$space link delete dev overlay; done"
+    until_true 60 is_userspace m2 || { on m2 "journalctl -u platform-node --no-pager | tail -n 30"; die "m2 does not make its interface anew"; }
+    until_true 60 all_serve || die "m2 is not reached"
+    look_at_overlay kernel userspace
+}
+is_userspace() { [ "$(wireguard_of "$1")" = userspace ]; }
+
+# By each machine's own queue towards the others.
+try_netem() {
+    local machine interface
+    # shellcheck disable=SC2016
+    interface='$(ip -o route get '$gateway' | sed "s/.* dev \([^ ]*\).*/\1/")'
+    for machine in m1 m2; do on "$machine" "modprobe sch_netem; tc qdisc add dev $interface root netem delay 25ms loss 1%"; done
+    from_outside -o /dev/null -w 'a page, at the edge: %{time_total} s\n' -H "Host: $app" "http://$(address 1)/"
+    local answered=0 of_m2=0 request
+    for ((request = 0; request < 100; request++)); do
+        answer=$(page) || continue
+        answered=$((answered + 1))
+        ! grep -qE '^node +m2$' <<<"$answer" || of_m2=$((of_m2 + 1))
+    done
+    say "$answered of 100 requests answered, $of_m2 of them by m2"
+    for machine in m1 m2; do on "$machine" "tc qdisc del dev $interface root"; done
+    if [ "$answered" -lt 100 ] || [ "$of_m2" -lt 10 ]; then die "requests were lost"; fi
+}
+
 restart_node() {
-    local before after
-    before=$(vms m1)
-    on m1 systemctl restart platform-node
-    until_true 30 is_online m1 || die "the node does not come back"
-    after=$(vms m1)
+    local machine=$1 before after helpers
+    before=$(vms "$machine") helpers=$(helpers "$machine")
+    on "$machine" systemctl restart platform-node
+    until_true 30 is_online "$machine" || die "the node does not come back"
+    after=$(vms "$machine")
     same_vms "$before" "$after"
+    [ "$(helpers "$machine")" = "$helpers" ] || die "its processes before: $helpers; after: $(helpers "$machine")"
+    say "and the same processes of the resolver and of WireGuard: $helpers"
     page >/dev/null || die "the page is gone"
 }
+helpers() { on "$1" "pgrep -f '^/usr/bin/platform (wireguard|resolver)' | sort -n | xargs"; }
 
 reboot() {
     local machine=$1 old
@@ -171,6 +268,10 @@ reboot() {
     until_true 180 rebooted "$machine" "$old" || die "it does not come back" "console: $work/$machine.console"
     say "it is there again; waiting for the page"
     until_true 180 page || { on m1 "systemctl --failed; platform ps; journalctl -b -u 'platform-*' --no-pager | tail -n 40"; die "the app does not come back"; }
+    if [ ${#suites[@]} -gt 1 ]; then
+        until_true 120 all_serve || { on m1 "platform ps; platform network"; die "m2 is not reached any more"; }
+        look_at_overlay kernel userspace
+    fi
     on m1 "systemctl is-active platform-server platform-node platform-edge; platform ps"
 }
 rebooted() {
@@ -179,30 +280,74 @@ rebooted() {
     new=$(on "$1" cat /proc/sys/kernel/random/boot_id) && [ "$new" != "$2" ]
 }
 
+# upgrade MACHINE FILE: while one request after the other is answered.
 upgrade() {
-    local before after
-    copy m1 "$newer" /root/newer.deb
-    before=$(vms m1)
-    # One request after the other meanwhile, and one connection that is held.
+    local machine=$1 file=$2 before after active failed
+    copy "$machine" "$file" /root/other.deb
+    before=$(vms "$machine") active="platform-node"
+    [ "$machine" != m1 ] || active="platform-server platform-node platform-edge"
+    rm -f "$work/answers"
     : >"$work/requests"
     (while [ -f "$work/requests" ]; do
-        if page >/dev/null; then echo ok; else echo "failed at $(date +%T)"; fi >>"$work/answers"
+        if answer=$(page); then echo "ok $(awk '$1 == "node" { print $2 }' <<<"$answer")"; else echo "failed at $(date +%T)"; fi >>"$work/answers"
         sleep 0.2
     done) &
-    on m1 "apt-get install -y -q -o Dpkg::Use-Pty=0 --no-install-recommends /root/newer.deb 2>&1 | tail -n 4; dpkg -s platform | grep ^Version; systemctl is-active platform-server platform-node platform-edge"
-    until_true 60 is_online m1 || die "the node does not come back"
+    on "$machine" "apt-get install -y -q -o Dpkg::Use-Pty=0 --allow-downgrades --no-install-recommends /root/other.deb 2>&1 | tail -n 4; dpkg -s platform | grep ^Version; systemctl is-active $active"
+    until_true 60 is_online "$machine" || die "the node does not come back"
+    [ ${#suites[@]} -eq 1 ] || until_true 60 all_serve || die "not every machine serves"
     sleep 2
     rm "$work/requests"
     wait $!
-    after=$(vms m1)
-    say "requests: $(grep -c ok "$work/answers" || true) answered, $(grep -c failed "$work/answers" || true) not"
-    rm -f "$work/answers"
+    after=$(vms "$machine") failed=$(grep -c failed "$work/answers" || true)
+    say "requests: $(grep -c 'ok m1' "$work/answers" || true) answered by m1, $(grep -c 'ok m2' "$work/answers" || true) by m2, $failed not"
     same_vms "$before" "$after"
+    [ "$failed" -eq 0 ] || { cat "$work/answers"; die "requests failed"; }
+}
+
+# Packets to and from a node that is revoked stop within 2 s of the command.
+revoke_node() {
+    local node address
+    node=$(on m1 platform nodes | awk '$2 == "m2" { print $1 }')
+    until_true 60 served_by_m2_into "$work/page" || die "nothing on m2 answers"
+    address=$(awk '$1 == "address" { print $2 }' "$work/page")
+    say "asking $address on m2 without end"
+    on m1 "rm -f /run/ok /run/stop; (while ! [ -f /run/stop ]; do curl -s -o /dev/null -m 0.5 'http://[$address]:8080/healthz' && date +%s%3N >>/run/ok; done) >/dev/null 2>&1 &
+        until [ -s /run/ok ]; do sleep 0.1; done
+        date +%s%3N >/run/begun; platform nodes revoke $node; date +%s%3N >/run/acknowledged
+        sleep 5; touch /run/stop"
+    # From when the server took the command: starting it takes seconds where a processor is emulated.
+    on m1 "revoked=\$(journalctl -u platform-server -o short-unix --no-pager | awk '/revoked a member/ { at = \$1 } END { printf \"%.0f\", at * 1000 }') last=\$(tail -n 1 /run/ok)
+        echo \"revoked \$((revoked - \$(cat /run/begun))) ms after the command began, acknowledged by all \$((\$(cat /run/acknowledged) - revoked)) ms after that; m2's last answer: \$((last - revoked)) ms after it was revoked\"
+        [ \$((last - revoked)) -lt 2000 ]" || die "packets passed for longer than 2 s"
+    on m1 "platform nodes; platform network"
+    page >/dev/null || die "the page is gone"
+}
+served_by_m2_into() { page >"$1" && grep -qE '^node +m2$' "$1"; }
+
+# As a machine whose keys were turned out comes back: it keeps its options, and is restarted.
+rejoin_node() {
+    local node token begun
+    node=$(on m1 platform nodes | awk '$2 == "m2" { print $1 }')
+    token=$(on m1 platform tokens create --role node --replaces "$node" 2>/dev/null)
+    ! on m2 platform node join --again --token-file - <<<"$token" || die "it joins anew under its running agent"
+    on m2 "systemctl stop platform-node; platform node down"
+    has_no_vms m2 || die "VMs are left on m2"
+    begun=$(now)
+    on m2 platform node join --again --token-file - <<<"$token"
+    on m2 systemctl is-active platform-node
+    until_true 60 is_online m2 || die "the node does not come online"
+    say "from the call to online: $(since "$begun") s"
+    # What m1 has no place for waited for it.
+    until_true 240 served_by m2 || { on m1 platform ps; die "nothing on m2 answers"; }
+    look_at_overlay kernel userspace
+    on m1 "platform nodes; platform ps"
 }
 
 remove_node() {
     local node
     node=$(on m1 platform nodes | awk '$2 == "m2" { print $1 }')
+    # As many as m1's disk has place for.
+    on m1 platform scale web=2
     on m1 platform nodes drain "$node"
     until_true 120 has_no_vms m2 || die "VMs are left on m2"
     on m2 systemctl disable --now platform-node

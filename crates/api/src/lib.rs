@@ -30,13 +30,16 @@ pub mod paths {
     /// GET, a node or an edge: `?after=COUNTER&incarnation=INCARNATION&session=SESSION&seen=COUNTER&wait_ms=N` ->
     /// [`crate::member::MemberState`], or 204 when nothing newer came within the wait. The generation that it names is the one that it has
     /// applied; session and counter are those of the overlay's changes that it has applied, 0 where it has none. A member of before the overlay
-    /// names no session.
+    /// names no session. `&measured=RUN` names the run of [`crate::member::MeasurementRequest`] that it took last, 0 for none; a member that
+    /// measures nothing names none.
     pub const MEMBER: &str = "/v1/member";
     /// POST, a node or an edge, also by a certificate that is out of its dates: [`crate::member::CertificateRequest`] ->
     /// [`crate::member::CertificateResponse`].
     pub const MEMBER_CERTIFICATE: &str = "/v1/member/certificate";
     /// POST, a node or an edge: [`crate::member::OverlayReport`] -> 204: how it is reached, and what it knows of its links.
     pub const MEMBER_OVERLAY: &str = "/v1/member/overlay";
+    /// POST, a node or an edge: [`crate::member::Measurement`] -> 204: what it was asked to measure.
+    pub const MEMBER_MEASUREMENT: &str = "/v1/member/measurement";
     /// GET, a node: `?session=SESSION&after=COUNTER&wait_ms=N` -> [`crate::node::DirectoryChanges`], or 204 when nothing newer came within the
     /// wait.
     pub const NODE_DIRECTORY: &str = "/v1/node/directory";
@@ -86,6 +89,8 @@ pub mod paths {
     pub const ROTATE_KEYS: &str = "/v1/members/{member}/rotate-keys";
     /// GET, a user -> [`crate::user::NetworkStatus`]. PATCH [`crate::user::NetworkSettingsRequest`] -> [`crate::user::NetworkStatus`].
     pub const NETWORK: &str = "/v1/network";
+    /// POST, a user: [`crate::user::DoctorRequest`] -> [`crate::user::NetworkDiagnosis`], once the members have measured. One at a time: 409.
+    pub const NETWORK_DOCTOR: &str = "/v1/network/doctor";
     /// GET, a user -> `Vec<NodeRow>`.
     pub const NODES: &str = "/v1/nodes";
     /// DELETE, users: removes a node, which is a member no longer; query: [`RemoveNodeQuery`](super::user::RemoveNodeQuery).

@@ -1,5 +1,6 @@
 //! What the server and every member say to each other, a node as well as an edge: who it is, by which key, and who the others are (ADR 0004).
 
+mod measurement;
 mod overlay;
 
 use std::net::Ipv6Addr;
@@ -7,9 +8,14 @@ use std::net::Ipv6Addr;
 use model::{Generation, NodeId, Timestamp};
 use serde::{Deserialize, Serialize};
 
+pub use measurement::{
+    Carrier, Echoes, LinkMeasurement, MAX_MEASUREMENT_MS, MAX_MEASUREMENT_TEXT, MAX_RELAYED,
+    Measurement, MeasurementRequest, Segments, UnderlayPath,
+};
 pub use overlay::{
-    DEFAULT_OVERLAY_PORT, KEEPALIVE_SECONDS, LinkReport, MAX_OVERLAY_MTU, MAX_REPORTED_LINKS,
-    MIN_OVERLAY_MTU, OverlayChanges, OverlayReport, Peer, PeerKind, Underlay, WIREGUARD_OVERHEAD,
+    DEFAULT_OVERLAY_PORT, KEEPALIVE_SECONDS, LinkReport, MAX_OVERLAY_ERROR_BYTES, MAX_OVERLAY_MTU,
+    MAX_REPORTED_LINKS, MIN_OVERLAY_MTU, OverlayChanges, OverlayReport, Peer, PeerKind, Underlay,
+    WIREGUARD_OVERHEAD,
 };
 
 /// Whether a member may do anything. Users decide it.
@@ -50,6 +56,9 @@ pub struct MemberState {
     /// Its place in the overlay, and its peers. Only a member that asked for it (`session`) is told. Absent: nothing of it changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overlay: Option<OverlayChanges>,
+    /// What it is to measure now. Only a member that says what it measured last (`measured`) is asked. Absent: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measure: Option<MeasurementRequest>,
 }
 
 /// A node and its key, to members of before [`MemberState::overlay`].

@@ -14,15 +14,16 @@
 //! | 1 | members that send no version: up to commit f29f308. Not served: they refuse fields that they do not know |
 //! | 2 | the header; `last_words` (old word: the name in version 1) of an instance's report is `log_tail`; a node may refuse a stream |
 //! | 3 | reports are differences with a sequence ([`crate::node::ReportDelta`]), and are answered |
+//! | 4 | nodes obey `egress` of an instance; members of before do not know it, and are not given what needs it |
 
 use std::ops::RangeInclusive;
 
 /// The header with the version, a decimal number.
 pub const PROTOCOL_HEADER: &str = "platform-protocol";
 /// The version that members built from this code speak.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 /// The oldest version that a server built from this code serves.
-pub const OLDEST_PROTOCOL_VERSION: u32 = 2;
+pub const OLDEST_PROTOCOL_VERSION: u32 = 3;
 /// The versions that a server built from this code serves.
 pub const SERVED_PROTOCOL_VERSIONS: RangeInclusive<u32> =
     OLDEST_PROTOCOL_VERSION..=PROTOCOL_VERSION;

@@ -4,6 +4,7 @@
 //! ignores fields of an answer that it does not know: the server may be newer.
 
 mod network;
+mod network_doctor;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv6Addr;
@@ -21,6 +22,10 @@ use crate::member::Approval;
 use crate::node::{CachedImage, DriverChoice, EgressState, InstanceReport, PullSecret};
 
 pub use network::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
+pub use network_doctor::{
+    DiagnosedMember, DoctorRequest, FindingSeverity, MAX_DOCTOR_MEMBERS, MeasurementState,
+    NetworkDiagnosis, NetworkFinding,
+};
 
 /// A root disk in a node's cache, for people.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -436,6 +441,9 @@ pub struct NodeRow {
     /// What of its reports is over the bounds and was left out, field by field, for people.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exceeded: Vec<String>,
+    /// What is wrong with who reports as this node, and what to do, for people. Usually none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     /// What runs on it and the store does not know: it was restored from an older backup. It is left running.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown_instances: Vec<InstanceId>,

@@ -6,6 +6,7 @@
 
 use api::edge::RouteTable;
 use api::enrollment::{EnrollRequest, EnrollResponse};
+use api::member::{Measurement, MeasurementRequest};
 use api::node::{
     DesiredState, InstanceReport, LogLine, NodeReport, PullSecret, ReportAnswer, ReportDelta,
     SignalAnswer, StreamRefused, StreamRequest, StreamWanted,
@@ -17,8 +18,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-/// Objects whose keys are data: names of hosts, of variables.
-const MAPS: &[&str] = &["routes", "variables"];
+/// Objects whose keys are data: names of hosts, of variables, numbers of members.
+const MAPS: &[&str] = &["routes", "variables", "links", "relayed"];
 /// Objects whose one key is the name of a variant.
 const VARIANTS: &[&str] = &["wanted", "member"];
 
@@ -72,6 +73,8 @@ fn messages_that_protocol_version_3_added_are_read_with_and_without_added_fields
     check::<ReportAnswer>(include_str!(
         "fixtures/protocol_3/report_answer_with_interval.json"
     ));
+    check::<MeasurementRequest>(include_str!("fixtures/protocol_3/measurement_request.json"));
+    check::<Measurement>(include_str!("fixtures/protocol_3/measurement.json"));
 }
 
 /// The recorded message with one value replaced.

@@ -32,6 +32,7 @@ pub(crate) fn new_settings() -> Result<ClusterSettings, ServerError> {
     prefix[..6].copy_from_slice(&[0xfd, a, b, c, d, e]);
     Ok(ClusterSettings {
         mode: overlay::topology::Mode::default(),
+        private_networks: overlay::private_networks::PrivateNetworks::default(),
         id: format!("{id:016x}"),
         prefix: Ipv6Addr::from(prefix),
         mtu: DEFAULT_MTU,

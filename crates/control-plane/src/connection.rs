@@ -8,9 +8,11 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
+use axum::body::Body;
 use axum::extract::Request;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::RootCertStore;
@@ -28,7 +30,7 @@ use crate::limits::{
     HANDSHAKE_TIMEOUT, HEAD_TIMEOUT, MAX_HEADER_BYTES, MAX_STREAMS_OF_A_SERVER,
     MAX_STREAMS_OF_OTHERS, PING_INTERVAL, PING_TIMEOUT, STRANGER_TIMEOUT,
 };
-use crate::shares::{Peer, Place, Shares};
+use crate::shares::{Activity, Busy, Peer, Place, Shares};
 use crate::tls::Tls;
 
 /// HTTP/2 and 1.1 in ALPN.
@@ -39,6 +41,7 @@ const H2: &[u8] = b"h2";
 #[derive(Debug)]
 pub(crate) struct Admission {
     place: Mutex<Place>,
+    activity: Activity,
     /// When another gets its place, and whether it is a stranger's.
     current: watch::Sender<(CancellationToken, bool)>,
     /// Until when a stranger may stay one.
@@ -50,6 +53,7 @@ impl Admission {
         let current = watch::Sender::new(current(&place));
         Self {
             place: Mutex::new(place),
+            activity: Activity::idle(std::time::Instant::now()),
             current,
             deadline,
         }
@@ -62,7 +66,9 @@ impl Admission {
 
     /// It is this user's. False: the user has as many as may be.
     pub(crate) fn admit_user(&self, shares: &Shares, name: String) -> bool {
-        let Some(admitted) = shares.admit(Peer::User(name)) else {
+        let activity = self.activity.clone();
+        let now = std::time::Instant::now();
+        let Some(admitted) = shares.admit_active(Peer::User(name), activity, now) else {
             return false;
         };
         let now = current(&admitted);
@@ -89,6 +95,32 @@ impl Admission {
 fn current(place: &Place) -> (CancellationToken, bool) {
     let is_stranger = matches!(place.peer(), Peer::Stranger(_));
     (place.closed().clone(), is_stranger)
+}
+
+/// The body of an answer. Its request is under way until all of it has been sent.
+struct Answer {
+    body: Body,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 /// Serves a connection until it ends, or `shutdown`.
@@ -157,7 +189,15 @@ pub(crate) async fn serve(
         move |request: Request<Incoming>| {
             let (dispatch, admission) = (dispatch.clone(), Arc::clone(&admission));
             let shown = Arc::clone(&shown);
-            async move { Ok::<_, Infallible>(dispatch.answer(&shown, from, &admission, request).await) }
+            async move {
+                if *shown != Shown::Nobody {
+                    let answered = dispatch.answer(&shown, from, &admission, request).await;
+                    return Ok::<_, Infallible>(answered);
+                }
+                let busy = admission.activity.begin();
+                let response = dispatch.answer(&shown, from, &admission, request).await;
+                Ok(response.map(|body| Body::new(Answer { body, _busy: busy })))
+            }
         }
     });
     let io = TokioIo::new(stream);

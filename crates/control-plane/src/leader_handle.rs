@@ -83,11 +83,11 @@ impl LeaderHandle {
         reply.await
     }
 
-    /// A node reported. `command`: what, where that is anything. `is_heard`: whether it counts as heard when the leader gets to it; a
+    /// A node reported, by this version of the protocol. `command`: what, where that is anything. `is_heard`: whether it counts as heard when the leader gets to it; a
     /// report that has waited long is no sign of life.
     pub(crate) async fn report<E>(
         &self,
-        node: NodeId,
+        (node, protocol): (NodeId, u32),
         command: Option<Command>,
         is_heard: impl FnOnce() -> bool + Send + 'static,
         now: Timestamp,
@@ -97,7 +97,7 @@ impl LeaderHandle {
     {
         let reply = self.submit(move |leader| {
             if is_heard() {
-                leader.set_heard(node, true, now);
+                leader.set_heard(node, Some(protocol), now);
             }
             leader.execute(command.as_slice())?;
             Ok::<(), E>(())

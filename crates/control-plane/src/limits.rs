@@ -41,6 +41,8 @@ pub(crate) const STRANGER_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const MAX_USER_CONNECTIONS: usize = 1024;
 /// Those of one user: readers of logs and commands have one each.
 pub(crate) const MAX_CONNECTIONS_OF_A_USER: usize = 512;
+/// How long a connection of a user has been idle at least before another of the same user gets its place: whoever has just had an answer may ask again.
+pub(crate) const IDLE_GRACE: Duration = Duration::from_secs(1);
 /// How long a user is known by a token without a look at the store.
 pub(crate) const USER_KNOWN_FOR: Duration = Duration::from_secs(5);
 /// How long the store may take to say whose a token is. A database that is away is no reason to wait: others may lead.
@@ -122,6 +124,15 @@ pub(crate) const UNDERLAY_CHANGE_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) const HUB_LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Shortest time between two looks because members said something.
 pub(crate) const HUB_EVALUATION_PAUSE: Duration = Duration::from_millis(200);
+
+/// How long members are given to measure their links: two handshakes that are tried again, what follows them, and the answer.
+pub(crate) const MEASUREMENT_TIMEOUT: Duration = Duration::from_secs(25);
+/// How long their answers are waited for after that.
+pub(crate) const MEASUREMENT_GRACE: Duration = Duration::from_secs(2);
+/// A member that has not called for so long is not asked: a poll waits for half a minute at most.
+pub(crate) const MEASURING_MEMBER_SILENCE_MS: u64 = 60_000;
+/// Links of which an answer has all that was measured; beyond, those that are well are left out.
+pub(crate) const MAX_DIAGNOSED_LINKS: usize = 20_000;
 
 /// MTU of a new cluster's overlay, in bytes (ADR 0004).
 pub(crate) const DEFAULT_MTU: u32 = 1420;

@@ -29,6 +29,8 @@ struct Known {
     applied: Option<Generation>,
     /// Up to which change of this term's overlay it has applied what it was told; absent: it has not said, or is of before the overlay.
     seen: Option<u64>,
+    /// Whether it measures its links when it is asked to.
+    measures: bool,
     /// When it last called, by the wall clock.
     seen_at: Option<Timestamp>,
     /// Cancelled when it is revoked or removed: ends what it has under way.
@@ -49,6 +51,18 @@ impl Members {
         known.applied = Some(generation);
         known.seen = seen;
         known.seen_at = Some(now);
+    }
+
+    /// Whether a member says that it measures its links when it is asked to.
+    pub(crate) fn measures(&self, member: Member, measures: bool) {
+        self.lock().entry(member).or_default().measures = measures;
+    }
+
+    /// When a member that measures its links last called; absent: it never did in this term, or does not measure.
+    pub(crate) fn measuring_since(&self, member: Member) -> Option<Timestamp> {
+        let known = self.lock();
+        let known = known.get(&member)?;
+        known.seen_at.filter(|_| known.measures)
     }
 
     /// The generation that a member has applied, and up to which change of the overlay; absent: it has not said in this term.
@@ -189,6 +203,13 @@ impl Shared {
             self.presence.expect(node);
         }
         self.wake.notify_one();
+    }
+
+    /// Whether a member is not known to have applied the last change of the overlay that concerns it.
+    pub(crate) fn is_behind(&self, member: Member) -> bool {
+        let concerned_at = self.published.borrow().peers.concerned_at(member);
+        let seen = self.members.applied_by(member).and_then(|(_, seen)| seen);
+        concerned_at > 0 && seen.is_none_or(|seen| seen < concerned_at)
     }
 
     /// Which members have applied the membership of this generation or of a later one.

@@ -31,6 +31,8 @@ struct Known {
     hubs: HubWatch,
     dead: Arc<BTreeSet<NodeId>>,
     links: BTreeMap<Member, BTreeMap<NodeId, LinkReport>>,
+    /// Why a member's end is not as it is to be, where it says so.
+    errors: BTreeMap<Member, String>,
     /// When the hubs were last evaluated, since the term began.
     evaluated_at: Option<Duration>,
     /// When a member's endpoint was last recorded anew.
@@ -55,6 +57,26 @@ impl Overlay {
     /// What a member last said of its links.
     pub(crate) fn links_of(&self, member: Member) -> BTreeMap<NodeId, LinkReport> {
         self.lock().links.get(&member).cloned().unwrap_or_default()
+    }
+
+    /// Why a member's end is not as it is to be, as it last said.
+    pub(crate) fn error_of(&self, member: Member) -> Option<String> {
+        self.lock().errors.get(&member).cloned()
+    }
+
+    /// A member says whether its end is as it is to be.
+    pub(crate) fn record_error(&self, member: Member, error: Option<String>) {
+        let mut known = self.lock();
+        if known.errors.get(&member) == error.as_ref() {
+            return;
+        }
+        match error {
+            Some(error) => {
+                tracing::warn!(%member, error, "a member cannot make its end of the overlay");
+                known.errors.insert(member, error);
+            }
+            None => drop(known.errors.remove(&member)),
+        }
     }
 
     /// Whether the member's endpoint may be recorded anew now; else how long it has to wait.

@@ -74,7 +74,7 @@ async fn tick(shared: &Shared, set: Option<Timestamp>) -> Result<(), PlanError> 
         }
         let overdue = presence.overdue();
         for node in &overdue {
-            leader.set_heard(*node, false, now());
+            leader.set_heard(*node, None, now());
         }
         Ok::<_, PlanError>(overdue)
     });

@@ -6,18 +6,20 @@
 // ring: the shared state holds what is known of reports, and a report changes the shared state.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use api::node::{CachedImage, ReportAnswer, ReportDelta};
 use model::NodeId;
 use scheduler::apply::Command;
-use scheduler::cluster_state::{ClusterState, Node};
+use scheduler::cluster_state::{ClusterState, Presence};
 use scheduler::report_receiver::{ReportReceiver, Verdict, is_plausible};
 use scheduler::reports::Unknown;
 use tokio::time::Instant;
 
 use crate::clock::now;
+use crate::copies::Copies;
 use crate::failure::{ApiFailure, UNREADABLE_HINT};
 use crate::limits::{REPORT_BURST, REPORTS_PER_SECOND};
 use crate::state::Shared;
@@ -36,6 +38,7 @@ struct Reporter {
     /// Whose turn it is: the node's reports are taken one after the other, at its pace.
     turn: tokio::sync::Mutex<Pace>,
     known: Mutex<Known>,
+    copies: Mutex<Copies>,
 }
 
 /// What a node reported, for whoever asks.
@@ -82,6 +85,7 @@ impl Reporting {
             Arc::new(Reporter {
                 turn: tokio::sync::Mutex::new(Pace::new(Instant::now())),
                 known: Mutex::default(),
+                copies: Mutex::default(),
             })
         });
         Arc::clone(reporter)
@@ -108,6 +112,13 @@ impl Reporting {
         lock(&self.exceeded).get(&node).cloned().unwrap_or_default()
     }
 
+    /// What is wrong with who reports as this node, for people.
+    pub(crate) fn warnings(&self, node: NodeId) -> Vec<String> {
+        let reporter = lock(&self.nodes).get(&node).cloned();
+        let warning = reporter.and_then(|reporter| lock(&reporter.copies).warning(Instant::now()));
+        warning.into_iter().collect()
+    }
+
     fn note_exceeded(&self, node: NodeId, exceeded: Vec<String>) {
         let mut known = lock(&self.exceeded);
         let before = known.get(&node).map_or(&[][..], Vec::as_slice);
@@ -124,10 +135,12 @@ impl Reporting {
 }
 
 impl Shared {
-    /// Takes a report. Returns once the store has what it changed. `delta`: the report, given what is known of those before.
+    /// Takes a report of a node that speaks this version of the protocol. Returns once the store has what it changed. `from`: where it came from.
+    /// `delta`: the report, given what is known of those before.
     pub(crate) async fn receive(
         &self,
-        node: NodeId,
+        (node, protocol): (NodeId, u32),
+        from: Option<IpAddr>,
         heartbeat_interval: Duration,
         delta: impl FnOnce(&ReportReceiver) -> ReportDelta + Send,
     ) -> Result<ReportAnswer, ApiFailure> {
@@ -141,6 +154,14 @@ impl Shared {
             return Err(ApiFailure::bad_request(what)
                 .hint("a start is numbered by the clock of its machine: set that"));
         }
+        let is_older = lock(&reporter.known).receiver.is_of_older_start(&delta);
+        {
+            let (mut copies, now) = (lock(&reporter.copies), Instant::now());
+            copies.note(is_older, from, now);
+            if let Some(warning) = copies.news(now) {
+                tracing::warn!(%node, "{warning}");
+            }
+        }
         let exceeded = delta.bound();
         let verdict = lock(&reporter.known).receiver.check(&delta);
         if verdict == Verdict::Apply {
@@ -152,7 +173,7 @@ impl Shared {
             let command = lock(&reporter.known)
                 .receiver
                 .command(&cluster, node, &delta, now());
-            self.apply(&cluster, node, command).await?;
+            self.apply(&cluster, (node, protocol), command).await?;
             let cluster = self.cluster();
             let mut known = lock(&reporter.known);
             known.receiver.received(&cluster, node, &delta, exceeded);
@@ -160,7 +181,7 @@ impl Shared {
                 .note_exceeded(node, known.receiver.exceeded());
             known.log_unknown(&cluster, node);
         } else {
-            self.apply(&self.cluster(), node, None).await?;
+            self.apply(&self.cluster(), (node, protocol), None).await?;
         }
         Ok(lock(&reporter.known)
             .receiver
@@ -171,7 +192,7 @@ impl Shared {
     async fn apply(
         &self,
         cluster: &ClusterState,
-        node: NodeId,
+        (node, protocol): (NodeId, u32),
         command: Option<Command>,
     ) -> Result<(), ApiFailure> {
         let Some(known) = cluster.nodes.get(&node) else {
@@ -180,15 +201,18 @@ impl Shared {
                 record.map_or_else(|| format!("there is no node {node}"), ToString::to_string);
             return Err(ApiFailure::not_found("node_unreadable", what).hint(UNREADABLE_HINT));
         };
-        let is_online = Node::is_online(known);
+        let is_heard_so = matches!(
+            known.presence,
+            Presence::Heard { protocol: known, .. } if known == protocol
+        );
         let command = command.filter(|command| changes_anything(cluster, command));
-        if is_online && command.is_none() {
+        if is_heard_so && command.is_none() {
             return Ok(());
         }
         let presence = Arc::clone(&self.presence);
         let is_heard = move || presence.is_heard(node);
         self.leader
-            .report::<ApiFailure>(node, command, is_heard, now())
+            .report::<ApiFailure>((node, protocol), command, is_heard, now())
             .await?;
         self.wake.notify_one();
         Ok(())

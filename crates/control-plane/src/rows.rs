@@ -178,6 +178,7 @@ pub(crate) fn node_rows(cluster: &ClusterState, promised: &PromisedIndex) -> Vec
                 }),
                 prefix: node_prefix(cluster.settings.prefix, *id),
                 exceeded: Vec::new(),
+                warnings: Vec::new(),
                 unknown_instances: node.unknown.keys().copied().collect(),
                 approval: node.identity.approval,
                 key: node.identity.key.as_ref().map(key_fingerprint),

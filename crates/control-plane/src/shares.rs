@@ -10,21 +10,23 @@
 //! Where there is no place for a stranger, it gets that of the stranger that has waited longest, of those from the address
 //! that has the most: who shows a certificate or a token at once passes through any number of others who wait. Where no address has more than
 //! its own, those who came within the last [`STRANGER_GRACE`] keep their places, and the newcomer is closed: thousands of nodes that come at once
-//! after a restart get in one after the other, and do not push each other out. A user, member or server that has its number is refused. Where its share is full, it gets a place of the one with the most, if it has fewer.
+//! after a restart get in one after the other, and do not push each other out. A member or server that has its number is refused. A user who has gets the place of
+//! their own connection that has been idle longest, for [`IDLE_GRACE`] at least: one that forgot its connections keeps nobody with the same token out. Where its share is full,
+//! a peer gets a place of the one with the most, if it has fewer: an idle one, or the oldest.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model::PublicKey;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{
-    MAX_CONNECTIONS_OF_A_MEMBER, MAX_CONNECTIONS_OF_A_SERVER, MAX_CONNECTIONS_OF_A_USER,
-    MAX_MEMBER_CONNECTIONS, MAX_SERVER_CONNECTIONS, MAX_STRANGERS, MAX_STRANGERS_OF_AN_ADDRESS,
-    MAX_USER_CONNECTIONS, OTHER_FILES, STRANGER_GRACE,
+    IDLE_GRACE, MAX_CONNECTIONS_OF_A_MEMBER, MAX_CONNECTIONS_OF_A_SERVER,
+    MAX_CONNECTIONS_OF_A_USER, MAX_MEMBER_CONNECTIONS, MAX_SERVER_CONNECTIONS, MAX_STRANGERS,
+    MAX_STRANGERS_OF_AN_ADDRESS, MAX_USER_CONNECTIONS, OTHER_FILES, STRANGER_GRACE,
 };
 
 /// Whose connection it is.
@@ -53,10 +55,53 @@ impl Peer {
     }
 }
 
+/// Whether a connection has requests under way, and since when it has none. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Activity(Arc<Mutex<(usize, Instant)>>);
+
+/// One request that is under way, until this is dropped: its answer was read to the end.
+#[derive(Debug)]
+pub(crate) struct Busy(Activity);
+
+impl Activity {
+    /// Of a connection that has none yet.
+    pub(crate) fn idle(since: Instant) -> Self {
+        Self(Arc::new(Mutex::new((0, since))))
+    }
+
+    /// Of a connection that is never idle, as far as anybody counts.
+    fn unknown(since: Instant) -> Self {
+        Self(Arc::new(Mutex::new((1, since))))
+    }
+
+    /// One more is under way.
+    pub(crate) fn begin(&self) -> Busy {
+        self.lock().0 += 1;
+        Busy(self.clone())
+    }
+
+    fn idle_for(&self, now: Instant) -> Option<Duration> {
+        let (under_way, since) = *self.lock();
+        (under_way == 0).then(|| now.saturating_duration_since(since))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (usize, Instant)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let mut activity = self.0.lock();
+        *activity = (activity.0.saturating_sub(1), Instant::now());
+    }
+}
+
 /// One connection that has a place.
 #[derive(Debug)]
 struct Connection {
     since: Instant,
+    activity: Activity,
     /// Cancelled when another gets its place.
     closed: CancellationToken,
 }
@@ -120,10 +165,24 @@ impl Share {
         changed
     }
 
-    /// Closes the oldest connection of a peer.
-    fn close_oldest(&mut self, peer: &Peer) {
-        let oldest = self.change(peer, BTreeMap::pop_first);
-        if let Some((_, connection)) = oldest {
+    /// The connection of a peer that has been idle longest, and long enough.
+    fn longest_idle(&self, peer: &Peer, now: Instant) -> Option<u64> {
+        let connections = self.peers.get(peer)?.iter();
+        let idle = connections.filter_map(|(id, connection)| {
+            let idle_for = connection.activity.idle_for(now)?;
+            (idle_for >= IDLE_GRACE).then_some((idle_for, Reverse(*id)))
+        });
+        idle.max().map(|(_, Reverse(id))| id)
+    }
+
+    /// Closes the connection of a peer that has been idle longest, or its oldest.
+    fn close_one(&mut self, peer: &Peer, now: Instant) {
+        let idle = self.longest_idle(peer, now);
+        let closed = self.change(peer, |all| match idle {
+            Some(id) => all.remove(&id),
+            None => all.pop_first().map(|(_, connection)| connection),
+        });
+        if let Some(connection) = closed {
             connection.closed.cancel();
             self.turned_away += 1;
         }
@@ -141,7 +200,7 @@ impl Share {
         let own = self.count_of(peer);
         let gives_way = if own >= self.most_of_one {
             let renews = self.renews && self.is_slow(peer, now);
-            renews.then(|| peer.clone())
+            (renews || self.longest_idle(peer, now).is_some()).then(|| peer.clone())
         } else if self.count < self.most {
             return true;
         } else {
@@ -157,7 +216,7 @@ impl Share {
         };
         match gives_way {
             Some(other) => {
-                self.close_oldest(&other);
+                self.close_one(&other, now);
                 true
             }
             None => {
@@ -264,6 +323,16 @@ impl Shares {
     }
 
     fn admit_at(&self, peer: Peer, now: Instant) -> Option<Place> {
+        self.admit_active(peer, Activity::unknown(now), now)
+    }
+
+    /// The same, for a connection that counts its requests.
+    pub(crate) fn admit_active(
+        &self,
+        peer: Peer,
+        activity: Activity,
+        now: Instant,
+    ) -> Option<Place> {
         let mut inner = self.lock();
         if !inner.of(&peer).make_place(&peer, now) {
             return None;
@@ -273,6 +342,7 @@ impl Shares {
         let closed = CancellationToken::new();
         let connection = Connection {
             since: now,
+            activity,
             closed: closed.clone(),
         };
         inner
@@ -389,6 +459,46 @@ mod tests {
         assert!(a == b && a != c);
         let mapped = Peer::stranger("::ffff:127.0.0.1".parse().unwrap());
         assert_eq!(mapped, from(1));
+    }
+
+    #[test]
+    fn a_user_that_has_its_number_gets_the_place_of_what_it_left_idle_longest() {
+        let shares = Shares::new(None);
+        let began = Instant::now();
+        let user = || Peer::User("ci".to_owned());
+        let mut busy = Vec::new();
+        let mut places = Vec::new();
+        for n in 0..MAX_CONNECTIONS_OF_A_USER {
+            // The first ones read logs.
+            let activity = Activity::idle(began);
+            if n < 10 {
+                busy.push(activity.begin());
+            }
+            places.push(shares.admit_active(user(), activity, began).unwrap());
+        }
+        let admit = |at| {
+            let activity = Activity::idle(at);
+            shares.admit_active(user(), activity, at)
+        };
+        // Just now they were used.
+        assert!(admit(began).is_none());
+        let later = began + IDLE_GRACE;
+        let newcomer = admit(later).unwrap();
+        assert!(places[10].closed().is_cancelled());
+        assert_eq!(open(&places), places.len() - 1);
+        assert!(!newcomer.closed().is_cancelled());
+        let newcomers: Vec<_> = (0..10_000).filter_map(|_| admit(later)).collect();
+        // What is under way goes on, and those that came just now stay.
+        assert_eq!(open(&places), 10);
+        assert_eq!(
+            open(&newcomers) + open(std::slice::from_ref(&newcomer)),
+            places.len() - 10
+        );
+        // One that has been read to its end is idle from then on.
+        assert!(admit(later).is_none());
+        busy.pop();
+        assert!(admit(Instant::now() + 2 * IDLE_GRACE).is_some());
+        assert_eq!(open(&places), 9);
     }
 
     #[test]

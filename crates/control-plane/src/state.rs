@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::authority::Authority;
+use crate::doctor::Doctor;
 use crate::failure::ApiFailure;
 use crate::leader_handle::LeaderHandle;
 use crate::logins::Logins;
@@ -77,6 +78,8 @@ pub(crate) struct Shared {
     pub(crate) members: Members,
     /// What is known of their links.
     pub(crate) overlay: Overlay,
+    /// What members are to measure just now.
+    pub(crate) doctor: Doctor,
     /// The connections of this server.
     pub(crate) shares: Shares,
     /// Where this server is reached, for the tokens that it makes.

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::authority::Authority;
 use crate::bootstrap::new_incarnation;
 use crate::clock::{follow_the_wall_clock, now};
+use crate::doctor::Doctor;
 use crate::leader_handle::LeaderHandle;
 use crate::limits::{MAX_EXECS, MAX_LOG_READERS, REGISTRY_PAUSE};
 use crate::logins::Logins;
@@ -132,6 +133,7 @@ impl LedTerm {
             streams: Streams::default(),
             members: Members::default(),
             overlay: Overlay::new()?,
+            doctor: Doctor::default(),
             shares: foundation.shares.clone(),
             url: foundation.url.clone(),
             wake: Notify::new(),

@@ -43,6 +43,7 @@ async fn case_the_ca_is_replaced_with_a_node_away_and_nobody_is_locked_out() {
         client.clone(),
         overlay,
         said,
+        tokio::sync::watch::Sender::new(None),
     );
     let keeping = tokio::spawn(keeping);
     let backup = dir.join("backup.db");

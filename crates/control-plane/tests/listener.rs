@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use api_client::ApiClient;
 use model::Generation;
-use support::{PATIENCE, ReportsAll as _, Server, report};
+use support::{PATIENCE, ReportsAll as _, Server, eventually, report};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
@@ -248,5 +248,28 @@ async fn a_user_whose_connection_is_turned_away_asks_again() {
     assert!(user.nodes().await.unwrap().is_empty());
     assert_eq!(turned_away.load(Ordering::Relaxed), 3);
     serving.abort();
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_connections_that_a_user_left_idle_keep_no_other_with_the_token_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    // More than one user may have.
+    let mut idle = Vec::new();
+    for n in 0..600 {
+        let user = ApiClient::user(&server.config).unwrap();
+        // The others have to be idle for a second before one of them gives way.
+        eventually(&format!("an answer on connection {n}"), async || {
+            user.nodes().await.ok()
+        })
+        .await;
+        idle.push(user);
+    }
+    // Each of them asks again, on a connection that is there or on another.
+    for user in idle.iter().take(100) {
+        let nodes = eventually("an answer", async || user.nodes().await.ok()).await;
+        assert!(nodes.is_empty());
+    }
     server.stop().await;
 }

@@ -21,7 +21,7 @@ use identity::{
 use membership::{Applicant, Membership, OverlayState, UnderlayOptions};
 use model::{Generation, NodeId, Timestamp};
 use sqlx::{Connection as _, SqliteConnection};
-use store::{Store, StoredKeys};
+use store::{SKIPPED_NUMBERS, Store, StoredKeys};
 use support::members::*;
 use support::*;
 
@@ -230,7 +230,24 @@ async fn case_a_store_restored_from_before_a_node_joined_lets_neither_act_as_the
         (401, error_code::TOKEN_REFUSED.to_owned())
     );
 
-    // Another machine gets the number of the one that was forgotten.
+    // No machine that joins gets the number of one that was forgotten, whether that one has called or not.
+    let (new_id, _) = server.join_node().await;
+    assert_eq!(new_id.0, stays_id.0 + SKIPPED_NUMBERS + 1);
+    server.stop().await;
+
+    // It does where a database of before was put back by other means.
+    let url = format!("sqlite:{}", dir.join("platform.db").display());
+    let mut db = SqliteConnection::connect(&url).await.unwrap();
+    let sql = format!(
+        "UPDATE cluster SET last_node = {}; DELETE FROM nodes WHERE id = {}",
+        stays_id.0, new_id.0
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
+        .execute(&mut db)
+        .await
+        .unwrap();
+    db.close().await.unwrap();
+    let server = Server::start(dir).await;
     let (again_id, again) = server.join_node().await;
     assert_eq!(again_id, lost_id);
     let refused = desired(&at(&server, &lost)).await;
@@ -379,7 +396,15 @@ async fn a_member_keeps_itself_one_by_itself() {
     };
     let report = tokio::sync::watch::Sender::new(report);
     let said = report.subscribe();
-    let keeping = membership::keep(away, node_dir.clone(), client.clone(), overlay, said);
+    let nothing = tokio::sync::watch::Sender::new(None);
+    let keeping = membership::keep(
+        away,
+        node_dir.clone(),
+        client.clone(),
+        overlay,
+        said,
+        nothing,
+    );
     let keeping = tokio::spawn(keeping);
     eventually("the certificate is renewed", async || {
         desired(&client).await.ok()

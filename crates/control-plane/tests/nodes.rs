@@ -6,6 +6,8 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use api::enrollment::Member;
+use api::error_code;
 use api::user::{RolloutPhase, Scheduling};
 use model::{Generation, NodeId};
 use support::registry::Registry;
@@ -90,6 +92,30 @@ async fn case_a_node_is_drained_and_removed() {
     for node in obedient {
         node.abort();
     }
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_set_of_a_node_that_was_revoked_and_the_reason_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (node, _one) = server.join_node().await;
+    let user = &server.user;
+    user.revoke(Member::Node(node)).await.unwrap();
+    let drain = Scheduling::Draining { with_volumes: true };
+    let label = [("disk".parse().unwrap(), Some("nvme".parse().unwrap()))];
+    let mut refusals = vec![user.set_labels(node, label.into()).await];
+    for scheduling in [Scheduling::Schedulable, Scheduling::Cordoned, drain] {
+        refusals.push(user.set_scheduling(node, scheduling).await);
+    }
+    for refused in refusals {
+        let error = refused.unwrap_err();
+        assert_eq!(error.code(), Some(error_code::REVOKED));
+        assert!(error.to_string().contains("was revoked"), "{error}");
+        assert!(error.hint().unwrap().contains("--replaces"), "{error}");
+    }
+    let row = user.nodes().await.unwrap().remove(0);
+    assert!(row.labels.is_empty() && row.scheduling == Scheduling::Schedulable);
     server.stop().await;
 }
 

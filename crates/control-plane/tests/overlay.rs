@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HUBS: NetworkSettingsRequest = NetworkSettingsRequest {
     mode: Some(Mode::Hubs { local_mesh: 0 }),
     mtu: None,
+    private_networks: None,
 };
 
 fn underlay(port: u16) -> Underlay {
@@ -229,12 +230,24 @@ async fn settings_are_followed_and_a_dead_hub_is_replaced_in_one_step() {
     };
     let refused = server.user.set_network(&refused).await;
     assert_eq!(refusal(refused), (422, "mtu_out_of_range".to_owned()));
+    let private = |networks: &str| Some(networks.parse().unwrap());
+    for wrong in ["169.254.169.254/32", "10.0.0.0/7"] {
+        let refused = NetworkSettingsRequest {
+            private_networks: private(wrong),
+            ..NetworkSettingsRequest::default()
+        };
+        let refused = server.user.set_network(&refused).await;
+        let code = "private_networks_refused".to_owned();
+        assert_eq!(refusal(refused), (422, code), "{wrong}");
+    }
     let narrower = NetworkSettingsRequest {
         mtu: Some(1380),
+        private_networks: private("10.1.0.0/16"),
         ..HUBS
     };
     let status = server.user.set_network(&narrower).await.unwrap();
     assert_eq!((status.mtu, status.mode), (1380, HUBS.mode.unwrap()));
+    assert_eq!(status.private_networks.to_string(), "10.1.0.0/16");
     let hubs: Vec<_> = (status.members.iter())
         .filter(|member| member.is_hub)
         .filter_map(|member| member.number)
@@ -251,6 +264,7 @@ async fn settings_are_followed_and_a_dead_hub_is_replaced_in_one_step() {
             .await
             .unwrap();
         assert_eq!((told.mtu, told.is_hub), (1380, hubs.contains(id)));
+        assert_eq!(told.private_networks, status.private_networks);
         if let Some(home) = homes.get(id) {
             let is_home = told.peers.iter().filter(|(_, peer)| peer.is_home());
             assert_eq!(is_home.map(|(id, _)| id).collect::<Vec<_>>(), [home]);
@@ -298,6 +312,40 @@ async fn settings_are_followed_and_a_dead_hub_is_replaced_in_one_step() {
     let says_so =
         |warning: &api::user::NetworkWarning| warning.message.contains("does not answer as a hub");
     assert!(status.warnings.iter().any(says_so), "{:?}", status.warnings);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_behind_is_shown_and_who_cannot_follow_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (_, node) = server.join_node().await;
+    node.client.report_overlay(&reported(51_820)).await.unwrap();
+    let is_behind = async || server.user.network().await.unwrap().members[0].is_behind;
+    assert!(is_behind().await, "it has not asked yet");
+    let mut follower = Follower::default();
+    follower.next(&node.client, NOW).await.unwrap();
+    assert!(
+        is_behind().await,
+        "it was told, and has not said that it applied it"
+    );
+    assert!(follower.next(&node.client, NOW).await.is_none());
+    assert!(!is_behind().await);
+
+    let mut report = reported(51_820);
+    report.error = Some("UDP port 51820 is taken\n\x1b[31m".to_owned() + &"x".repeat(5000));
+    node.client.report_overlay(&report).await.unwrap();
+    let warnings = server.user.network().await.unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    let message = &warnings[0].message;
+    assert!(message.contains("UDP port 51820 is taken"), "{message}");
+    assert!(
+        !message.contains(char::is_control) && message.len() < 2000,
+        "{message}"
+    );
+    report.error = None;
+    node.client.report_overlay(&report).await.unwrap();
+    assert_eq!(server.user.network().await.unwrap().warnings, []);
     server.stop().await;
 }
 

@@ -177,3 +177,49 @@ async fn case_a_start_with_an_impossible_number_is_refused_and_named_and_keeps_n
     assert_eq!(answer, has(1_800_000_000_001, 1));
     server.stop().await;
 }
+
+/// An agent that goes on: told of a later start, it takes a number after that.
+async fn report_as(session: &mut u64, node: &support::Joined) {
+    let whole = ReportDelta::whole(
+        AgentSession(*session),
+        1,
+        report(Generation::default(), Vec::new()),
+    );
+    let answer = node.client.report(&whole).await.unwrap();
+    if answer.session.0 > *session {
+        *session = answer.session.0 + 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_two_machines_with_one_data_folder_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path()).await;
+    let (copied, node) = server.join_node().await;
+    let (other, honest) = server.join_node().await;
+    let (mut one, mut two) = (10, 20);
+    for _ in 0..2 {
+        // As often as an agent that crashes again and again.
+        report_as(&mut one, &node).await;
+        one += 1;
+    }
+    assert_eq!(row(&server, copied).await.warnings, [""; 0]);
+    let named = eventually("the two are named", async || {
+        report_as(&mut one, &node).await;
+        report_as(&mut two, &node).await;
+        honest
+            .client
+            .report_all(&report(Generation::default(), Vec::new()))
+            .await
+            .unwrap();
+        row(&server, copied).await.warnings.pop()
+    });
+    let named = named.await;
+    assert!(
+        named.contains("two agents report as this node, from 127.0.0.1"),
+        "{named}"
+    );
+    assert!(named.contains("node join --again"), "{named}");
+    assert_eq!(row(&server, other).await.warnings, [""; 0]);
+    server.stop().await;
+}

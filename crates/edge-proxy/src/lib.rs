@@ -24,6 +24,7 @@ mod socket;
 #[cfg(test)]
 mod tests;
 
+use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,7 @@ use std::sync::Arc;
 
 use api::member::OverlayReport;
 use api_client::ClientError;
+use blocking_work::blocking;
 use membership::{JoinError, Membership, OverlayState};
 use overlay_member::OverlayMember;
 use state_file::StateFileError;
@@ -70,6 +72,17 @@ pub enum EdgeError {
         /// Why not.
         source: io::Error,
     },
+    /// Another edge runs on the same data folder, or is about to join there.
+    #[error("another edge runs on {}", .0.display())]
+    Busy(PathBuf),
+    /// Its data folder cannot be made, or locked.
+    #[error("cannot use the folder {}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Its files cannot be used.
     #[error(transparent)]
     State(#[from] StateFileError),
@@ -83,7 +96,7 @@ pub enum EdgeError {
     #[error("cannot remove the rules of the overlay's interface")]
     Network(#[source] node_network::NetworkError),
     /// What it knows of the server makes no client.
-    #[error("cannot use the stored membership")]
+    #[error("cannot use the credentials in member.json of the data folder")]
     Client(#[source] ClientError),
 }
 
@@ -94,9 +107,15 @@ impl EdgeError {
             Self::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 Some("choose another address with --listen".to_owned())
             }
-            Self::Join(JoinError::Enroll(error)) | Self::Client(error) => error.hint(),
-            Self::Join(JoinError::State(_))
+            Self::Busy(_) => Some("stop it first: systemctl stop platform-edge".to_owned()),
+            Self::Join(JoinError::Enroll(error)) => error.hint(),
+            Self::Join(JoinError::PortTaken { .. }) => Some(membership::PORT_HINT.to_owned()),
+            Self::Client(error) => Some(error.hint().unwrap_or_else(|| {
+                "`platform edge join --again`, with a new token, makes others".to_owned()
+            })),
+            Self::Join(JoinError::State(_) | JoinError::KeysDamaged { .. })
             | Self::Listen { .. }
+            | Self::Folder { .. }
             | Self::State(_)
             | Self::Overlay(_)
             | Self::Network(_) => None,
@@ -114,15 +133,58 @@ impl EdgeError {
 /// # Errors
 /// Why the server refused, or cannot be reached. No token is spent unless the server accepted it.
 pub async fn join(options: &EdgeOptions) -> Result<Membership, EdgeError> {
+    let data_dir = options.data_dir.clone();
+    // An edge that runs is a member.
+    if let Some(known) = blocking(move || Membership::load(&data_dir)).await? {
+        return Ok(known);
+    }
+    let _lock = lock(&options.data_dir).await?;
     let applicant = follow::applicant(options);
     Ok(Membership::load_or_join(&options.data_dir, &applicant).await?)
+}
+
+/// Sets aside who this machine was, so that it can join anew ([`membership::leave`]).
+///
+/// # Errors
+/// An edge runs here still, or the files cannot be changed.
+pub async fn leave(data_dir: &Path) -> Result<(), EdgeError> {
+    let _lock = lock(data_dir).await?;
+    Ok(membership::leave(data_dir).await?)
+}
+
+/// One edge per data folder. The lock is the file's that is returned.
+async fn lock(data_dir: &Path) -> Result<File, EdgeError> {
+    let folder = data_dir.to_owned();
+    blocking(move || {
+        let failed = |source| EdgeError::Folder {
+            path: folder.clone(),
+            source,
+        };
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        let file = File::create(folder.join("edge.lock")).map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(std::fs::TryLockError::WouldBlock) => Err(EdgeError::Busy(folder.clone())),
+            Err(std::fs::TryLockError::Error(source)) => Err(failed(source)),
+        }
+    })
+    .await
 }
 
 /// Removes what an edge that was stopped left on its machine for the next: its link to the instances of other machines.
 ///
 /// # Errors
-/// What could not be removed.
+/// An edge runs here still, or what could not be removed.
 pub async fn down(data_dir: &Path) -> Result<(), EdgeError> {
+    if !blocking({
+        let file = Membership::file(data_dir);
+        move || file.exists()
+    })
+    .await
+    {
+        return Ok(());
+    }
+    let _lock = lock(data_dir).await?;
     overlay_link::down(data_dir).await
 }
 
@@ -156,9 +218,10 @@ pub async fn serve(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), EdgeError> {
+    let _lock = lock(&options.data_dir).await?;
     let edge = Arc::new(forward::Edge::default());
     let (serving_soon, data_dir) = (Arc::clone(&edge), options.data_dir.clone());
-    let kept = blocking_work::blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
+    let kept = blocking(move || follow::take_kept(&serving_soon, &data_dir)).await?;
     tracing::info!(listen = %options.listen, "serving");
 
     let following = {
@@ -171,6 +234,7 @@ pub async fn serve(
                 underlay,
                 ..OverlayReport::default()
             });
+            let (asked, requests) = watch::channel(None);
             let place = overlay_link::place(&membership, &options.data_dir);
             let member = OverlayMember {
                 attachment: EdgeAttachment {
@@ -179,12 +243,21 @@ pub async fn serve(
                 place,
                 server: membership.server.clone(),
                 underlay: options.underlay,
+                client: client.clone(),
+                requests,
             };
             let (overlay, state) = watch::channel(overlay);
             let reported = report.subscribe();
             tokio::join!(
                 follow::follow(edge, client.clone(), kept),
-                membership::keep(membership, options.data_dir, client, overlay, reported),
+                membership::keep(
+                    membership,
+                    options.data_dir,
+                    client,
+                    overlay,
+                    reported,
+                    asked
+                ),
                 overlay_member::keep(member, state, report),
             );
             Ok(())

@@ -281,7 +281,8 @@ pub(crate) enum Init {
     Image,
 }
 
-/// What an instance may reach outside of the cluster: `all` the internet and the private networks that the machine reaches;
+/// What an instance may reach outside of the cluster: `all` the internet and the private networks that the machine reaches (all of them,
+/// or those of `platform network set --private-networks`);
 /// `internet` the internet, and no private network; `none` nothing, and names outside of the cluster are not resolved. What is not allowed is refused with an error at once, so an app fails and does not hang.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::error_code;
-use api::member::{Approval, CertificateRequest, MemberState, OverlayReport};
+use api::member::{Approval, CertificateRequest, MeasurementRequest, MemberState, OverlayReport};
 use api_client::{ApiClient, ClientError};
 use blocking_work::blocking;
 use identity::{MemberCertificate, MemberKey, WireguardKey};
@@ -33,6 +33,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long a member says nothing of its links when none of them began to answer or ceased to.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// How long it is waited for the interface and the rules to follow, before the server is asked again.
+const APPLY_WAIT: Duration = Duration::from_secs(2);
 /// Shortest time between two reports.
 const REPORT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -47,13 +49,14 @@ enum StepError {
 
 /// Keeps a member one for ever. `client` has its credentials replaced, for its clones too. `overlay` is told who the peers are, whenever that
 /// changes; it begins as [`OverlayState::load`] gives it. What `report` holds is reported to the server: at once where the underlay or what
-/// answers changed, else now and then.
+/// answers changed, else now and then. `measure` is told what the server asks this member to measure; whoever has the other end answers it.
 pub async fn keep(
     membership: Membership,
     data_dir: PathBuf,
     client: ApiClient,
     overlay: watch::Sender<OverlayState>,
     report: watch::Receiver<OverlayReport>,
+    measure: watch::Sender<Option<MeasurementRequest>>,
 ) {
     let key = overlay.subscribe();
     let keeper = Keeper {
@@ -61,9 +64,11 @@ pub async fn keep(
         data_dir,
         client: client.clone(),
         overlay,
+        report: report.clone(),
         applied: Generation::default(),
         position: (0, 0),
         is_kept: true,
+        measure,
     };
     tokio::join!(follow(keeper), report_links(client, key, report));
 }
@@ -173,16 +178,18 @@ async fn until_worth_saying(
     }
 }
 
-/// Whether the server is to hear of it at once: the member is reached otherwise, or one of its links began to answer or ceased to.
+/// Whether the server is to hear of it at once: the member is reached otherwise, its end of the overlay fails or is mended, a link had its first handshake, or one
+/// began to answer or ceased to.
 fn is_news(said: &OverlayReport, now: &OverlayReport) -> bool {
-    let answers = |report: &OverlayReport| {
+    let links = |report: &OverlayReport| {
         let links = report.links.iter();
-        let answers: Vec<_> = links
-            .filter_map(|(id, link)| Some((*id, link.answers?)))
+        let known: Vec<_> = links
+            .map(|(id, link)| (*id, link.handshake_age_seconds.is_some(), link.answers))
+            .filter(|(_, is_up, answers)| *is_up || answers.is_some())
             .collect();
-        answers
+        known
     };
-    said.underlay != now.underlay || answers(said) != answers(now)
+    said.underlay != now.underlay || said.error != now.error || links(said) != links(now)
 }
 
 /// The WireGuard public key by which this member is known; absent: it has none that can be read.
@@ -196,12 +203,16 @@ struct Keeper {
     data_dir: PathBuf,
     client: ApiClient,
     overlay: watch::Sender<OverlayState>,
+    /// Who follows it says there what is applied.
+    report: watch::Receiver<OverlayReport>,
     /// What of the membership was applied.
     applied: Generation,
     /// What of the overlay was applied: up to this counter of this session.
     position: (u64, u64),
     /// Whether the overlay on disk is the one that was applied. It is not after a disk was full.
     is_kept: bool,
+    /// What was asked for last.
+    measure: watch::Sender<Option<MeasurementRequest>>,
 }
 
 fn now() -> Timestamp {
@@ -220,9 +231,10 @@ impl Keeper {
             self.renew().await?;
         }
         self.keep_overlay().await;
+        let measured = self.measure.borrow().as_ref().map_or(0, |asked| asked.run);
         let polled = self
             .client
-            .member_state(self.applied, self.position, POLL_WAIT)
+            .member_state_to_measure(self.applied, self.position, measured, POLL_WAIT)
             .await;
         match polled {
             Ok(None) => Ok(()),
@@ -251,6 +263,9 @@ impl Keeper {
             tokio::time::sleep(FIRST_PAUSE).await;
             return Ok(());
         }
+        if state.measure.is_some() {
+            self.measure.send_replace(state.measure);
+        }
         if state.ca_pem != self.membership.ca_pem {
             let mut changed = self.membership.clone();
             changed.ca_pem = state.ca_pem;
@@ -275,18 +290,27 @@ impl Keeper {
                 self.position = (0, 0);
                 return Ok(());
             }
-            self.position = (session, counter);
             // Who is a peer no longer is dropped before anything else, a full disk included.
-            let changed = self.overlay.send_if_modified(|known| {
-                let before = known.clone();
-                known.apply(changes);
-                *known != before
-            });
+            let changed = self.overlay.send_if_modified(|known| known.apply(changes));
             self.is_kept &= !changed;
             self.keep_overlay().await;
+            // What is named to the server as applied is: until then it says the same again, and what has changed since with it.
+            if !self.is_applied().await {
+                return Ok(());
+            }
+            self.position = (session, counter);
         }
         self.applied = state.generation;
         Ok(())
+    }
+
+    /// Waits a moment until interface and rules are as the overlay says. False: they are not yet.
+    async fn is_applied(&mut self) -> bool {
+        let revision = self.overlay.borrow().revision;
+        let applied = self
+            .report
+            .wait_for(|report| report.applied >= Some(revision));
+        matches!(tokio::time::timeout(APPLY_WAIT, applied).await, Ok(Ok(_)))
     }
 
     /// Writes the overlay to disk where it is not there yet. A full disk keeps nobody from hearing who is a peer no longer.
@@ -369,9 +393,9 @@ impl Keeper {
             &changed.key_pem,
         )?;
         self.overlay.send_if_modified(|known| {
-            let before = known.private_key.clone();
+            let before = known.revision;
             known.set_key(&changed);
-            known.private_key != before
+            known.revision != before
         });
         self.membership = changed;
         Ok(())

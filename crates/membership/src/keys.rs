@@ -42,7 +42,7 @@ impl Keys {
     pub(crate) fn load_or_make(data_dir: &Path, name: &str) -> Result<Self, JoinError> {
         let file = file(data_dir, name);
         let keys = match state_file::read::<Self>(&file)? {
-            Some(keys) if keys.wireguard_private_key.is_some() => return Ok(keys),
+            Some(keys) if keys.wireguard_private_key.is_some() => return keys.checked(file),
             // The server may know the other key already: it stays.
             Some(keys) => Self {
                 wireguard_private_key: Some(WireguardKey::generate()?.private_base64().to_owned()),
@@ -50,8 +50,18 @@ impl Keys {
             },
             None => Self::generate()?,
         };
+        let keys = keys.checked(file.clone())?;
         state_file::write(&file, &keys)?;
         Ok(keys)
+    }
+
+    /// These, where they are keys.
+    fn checked(self, path: PathBuf) -> Result<Self, JoinError> {
+        let checked = self.member_key().and_then(|_| self.wireguard_public_key());
+        match checked {
+            Ok(_) => Ok(self),
+            Err(source) => Err(JoinError::KeysDamaged { path, source }),
+        }
     }
 
     /// The key pair.
@@ -86,10 +96,48 @@ pub(crate) fn file(data_dir: &Path, name: &str) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
+
+    impl JoinError {
+        /// Whether the error says which file it is about.
+        fn names(&self, path: &Path) -> bool {
+            display::chain(self).contains(&path.display().to_string())
+        }
+    }
 
     #[test]
     fn keys_of_each_version_are_read_with_and_without_added_fields() {
         state_file::fixtures::check::<Keys>(&[include_str!("fixtures/keys/version-1.json")]);
+    }
+
+    #[test]
+    fn keys_that_are_none_are_kept_and_their_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = file(dir.path(), JOINING);
+        let good = Keys::load_or_make(dir.path(), JOINING).unwrap();
+        let with = |key_pem: &str, wireguard: &str| {
+            let keys = serde_json::json!({
+                "version": 1, "key_pem": key_pem, "wireguard_private_key": wireguard
+            });
+            keys.to_string()
+        };
+        let wireguard = good.wireguard_private_key.as_deref().unwrap();
+        for garbage in [
+            "\0\0\0\0".to_owned(),
+            String::new(),
+            with("garbage", wireguard),
+            with(&good.key_pem, "garbage"),
+        ] {
+            std::fs::write(&path, &garbage).unwrap();
+            let error = Keys::load_or_make(dir.path(), JOINING).err().unwrap();
+            assert!(error.names(&path), "{garbage}: {error:?}");
+            assert_eq!(
+                std::fs::read_to_string(&path).unwrap(),
+                garbage,
+                "it is kept"
+            );
+        }
     }
 }

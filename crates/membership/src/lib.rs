@@ -25,14 +25,20 @@ use api_client::{ApiClient, ClientError};
 use blocking_work::blocking;
 use identity::{EnrollmentToken, KeyError, MemberCertificate, TokenError};
 use model::{NodeId, Timestamp};
+use process_handle::{PortHolder, udp_port_holder};
 use serde::{Deserialize, Serialize};
 use state_file::{StateFileError, StateFormat};
 
 use crate::keys::Keys;
 
 pub use crate::keep::keep;
-pub use crate::overlay::{OverlayState, UnderlayOptions, WireguardPrivateKey, underlay};
+pub use crate::overlay::{
+    OverlayState, UnderlayOptions, WireguardPrivateKey, server_addresses, underlay,
+};
 
+/// What to do about [`JoinError::PortTaken`].
+pub const PORT_HINT: &str = "name another one by --overlay-port: each member on a machine needs its own; or end that program (`platform node down` and \
+    `platform edge down` end what a former member left)";
 /// How often the server is asked again where its answer did not come. Asked again, it answers the same.
 const LOST_ANSWERS: u32 = 4;
 /// Pause before that.
@@ -154,6 +160,22 @@ pub enum JoinError {
     /// Keys cannot be made.
     #[error("cannot make keys")]
     Key(#[from] KeyError),
+    /// The keys that it made and joins with are none.
+    #[error("cannot use the keys in `{}`", path.display())]
+    KeysDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: KeyError,
+    },
+    /// The UDP port of its WireGuard is somebody else's. No token is spent.
+    #[error("UDP port {port}, at which others are to reach this machine, is taken by {holder}")]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Who has it.
+        holder: PortHolder,
+    },
     /// The server refused, or cannot be reached.
     #[error("cannot enroll")]
     Enroll(#[source] ClientError),
@@ -219,6 +241,10 @@ impl Membership {
         let token = token
             .as_ref()
             .ok_or(JoinError::NothingGiven { missing: "token" })?;
+        let port = applicant.underlay.port;
+        if let Some(holder) = blocking(move || udp_port_holder(port)).await {
+            return Err(JoinError::PortTaken { port, holder });
+        }
         let mut keys = joining_keys(data_dir).await?;
         let mut answer = enroll(server, token, applicant, &keys).await;
         if let Err(JoinError::Enroll(error)) = &answer

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use ::overlay::private_networks::PrivateNetworks;
 use api::enrollment::Member;
 use api::member::{DEFAULT_OVERLAY_PORT, OverlayChanges, Peer, PeerKind, Underlay};
 use blocking_work::blocking;
@@ -53,6 +54,9 @@ pub struct OverlayState {
     pub cluster_prefix: Ipv6Addr,
     /// MTU of the overlay, the taps and the guests, in bytes.
     pub mtu: u32,
+    /// Which private networks instances of egress `all` reach.
+    #[serde(default, skip_serializing_if = "PrivateNetworks::is_all")]
+    pub private_networks: PrivateNetworks,
     /// Whether it relays for others.
     #[serde(default)]
     pub is_hub: bool,
@@ -65,6 +69,9 @@ pub struct OverlayState {
     /// The private key by which its peers know it. It changes with [`Membership`], where it is kept.
     #[serde(skip)]
     pub private_key: WireguardPrivateKey,
+    /// Counts the changes that this agent was told, so that whoever follows can say which it has applied ([`api::member::OverlayReport::applied`]).
+    #[serde(skip)]
+    pub revision: u64,
 }
 
 impl StateFormat for OverlayState {
@@ -85,10 +92,12 @@ impl OverlayState {
             },
             cluster_prefix: membership.cluster_prefix,
             mtu: membership.mtu,
+            private_networks: PrivateNetworks::default(),
             is_hub: false,
             peers: BTreeMap::new(),
             edges: BTreeSet::new(),
             private_key: WireguardPrivateKey(membership.wireguard_private_key.clone()),
+            revision: 0,
         }
     }
 
@@ -136,10 +145,12 @@ impl OverlayState {
         }
     }
 
-    /// Takes what a server says that changed.
-    pub(crate) fn apply(&mut self, changes: OverlayChanges) {
+    /// Takes what a server says that changed. Gives whether it is another now.
+    pub(crate) fn apply(&mut self, changes: OverlayChanges) -> bool {
+        let before = self.clone();
         self.number = changes.number.or(self.number);
         self.mtu = changes.mtu;
+        self.private_networks = changes.private_networks;
         self.is_hub = changes.is_hub;
         if changes.since.is_none() {
             self.peers = changes.peers;
@@ -152,10 +163,17 @@ impl OverlayState {
         if let Some(edges) = changes.edges {
             self.edges = edges;
         }
+        let is_other = *self != before;
+        self.revision += u64::from(is_other);
+        is_other
     }
 
     pub(crate) fn set_key(&mut self, membership: &Membership) {
-        self.private_key = WireguardPrivateKey(membership.wireguard_private_key.clone());
+        let key = WireguardPrivateKey(membership.wireguard_private_key.clone());
+        if key != self.private_key {
+            self.private_key = key;
+            self.revision += 1;
+        }
     }
 
     /// The hubs that are peers: whether they answer in the tunnel is to be reported ([`api::member::LinkReport::answers`]). The first is the home.
@@ -190,11 +208,9 @@ impl Default for UnderlayOptions {
     }
 }
 
-/// How this machine is reached by its peers: what its operator says, and the address and MTU of its way to the server at `url` (or at several,
-/// with commas between). The kernel is asked, and nothing is sent but questions for names.
-pub async fn underlay(url: &str, options: UnderlayOptions) -> Underlay {
-    let UnderlayOptions { port, advertise } = options;
-    let mut way = None;
+/// Where the server at `url` answers (or those at several, with commas between), as its name resolves now. One whose name does not resolve has none.
+pub async fn server_addresses(url: &str) -> Vec<SocketAddr> {
+    let mut found = Vec::new();
     for url in url.split(',') {
         let host = url.trim().trim_start_matches("https://");
         let host = host.split('/').next().unwrap_or_default();
@@ -206,14 +222,18 @@ pub async fn underlay(url: &str, options: UnderlayOptions) -> Underlay {
         } else {
             format!("{host}:443")
         };
-        let Ok(addresses) = tokio::net::lookup_host(host).await else {
-            continue;
-        };
-        way = addresses.into_iter().find_map(way_to);
-        if way.is_some() {
-            break;
+        if let Ok(addresses) = tokio::net::lookup_host(host).await {
+            found.extend(addresses);
         }
     }
+    found
+}
+
+/// How this machine is reached by its peers: what its operator says, and the address and MTU of its way to the server at `url` (or at several,
+/// with commas between). The kernel is asked, and nothing is sent but questions for names.
+pub async fn underlay(url: &str, options: UnderlayOptions) -> Underlay {
+    let UnderlayOptions { port, advertise } = options;
+    let way = server_addresses(url).await.into_iter().find_map(way_to);
     let is_outward = |(address, _): &(IpAddr, Option<u32>)| !address.is_loopback();
     // The server is on this machine: what others reach is the address by which the machine goes out.
     let way = way

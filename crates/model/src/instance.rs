@@ -126,10 +126,10 @@ impl Init {
 )]
 #[serde(rename_all = "lowercase")]
 pub enum EgressPolicy {
-    /// The internet, and the private networks that the machine reaches.
+    /// The internet, and the private networks that the machine reaches: all, or those that a setting of the cluster names.
     #[default]
     All,
-    /// The internet, and no private network (RFC 1918, RFC 6598, RFC 4193 and the like).
+    /// The internet, and no private network (RFC 1918, RFC 2544). Link-local addresses, RFC 6598 and clouds' metadata are reached by nobody.
     Internet,
     /// Nothing.
     None,

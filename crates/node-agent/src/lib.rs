@@ -167,7 +167,7 @@ pub enum NodeError {
     #[error("the data folder belongs to {0}, which is no node")]
     NotANode(api::enrollment::Member),
     /// Its credentials are damaged.
-    #[error("cannot use the credentials")]
+    #[error("cannot use the credentials in member.json of the data folder")]
     Client(#[source] api_client::ClientError),
     /// A state file cannot be read.
     #[error(transparent)]

@@ -174,6 +174,11 @@ impl NodeNames {
         self.notify(known);
     }
 
+    /// Whether the machine names a name server that can be asked.
+    pub(crate) fn has_servers(&self) -> bool {
+        !self.known().servers.is_empty()
+    }
+
     fn set_servers(&self, servers: Vec<SocketAddr>) {
         let mut known = self.known();
         if known.servers != servers {

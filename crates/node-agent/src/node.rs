@@ -93,6 +93,9 @@ pub(crate) async fn run(
     network
         .apply_overlay(&crate::overlay_link::access(&names, node, &overlay))
         .await?;
+    network
+        .set_private_networks(&overlay.private_networks)
+        .await?;
     let (mtu_sender, mtu) = watch::channel(overlay.mtu);
     let registry = Registry::new(RegistryOptions {
         insecure: options.insecure_registries.clone(),
@@ -129,6 +132,7 @@ pub(crate) async fn run(
         network: Arc::new(NodeNetwork {
             network: Arc::clone(&network),
             names: Arc::clone(&names),
+            server: membership.server.clone(),
         }),
         images: Arc::new(images),
         disks: Arc::new(HostDisks::new(instances_dir.clone(), volumes, meter)),
@@ -165,12 +169,14 @@ pub(crate) async fn run(
         ..OverlayReport::default()
     });
     let (overlay, state) = watch::channel(overlay);
+    let (asked, requests) = watch::channel(None);
     let keeping = membership::keep(
         membership.clone(),
         options.data_dir.clone(),
         client.clone(),
         overlay,
         report.subscribe(),
+        asked,
     );
     let member = OverlayMember {
         place: crate::overlay_link::place(network.namespace(), &options.run_dir),
@@ -183,6 +189,8 @@ pub(crate) async fn run(
             directory: tokio::sync::Mutex::new(names.directory_changes()),
             mtu: mtu_sender,
         },
+        client: client.clone(),
+        requests,
     };
     let resolver = ResolverOptions {
         namespace: Path::new("/run/netns").join(network.namespace()),

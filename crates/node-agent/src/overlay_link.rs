@@ -66,7 +66,9 @@ impl Attachment for NodeAttachment {
     fn admit<'a>(&'a self, state: &'a OverlayState) -> BoxFuture<'a, Result<(), NetworkError>> {
         async move {
             let access = access(&self.names, self.node, state);
-            self.network.apply_overlay(&access).await
+            self.network.apply_overlay(&access).await?;
+            let private = &state.private_networks;
+            self.network.set_private_networks(private).await
         }
         .boxed()
     }

@@ -14,7 +14,6 @@
 
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -42,19 +41,12 @@ const OPEN_FILES: u32 = 1 << 18;
 /// A node's running egress.
 #[derive(Debug)]
 pub struct Egress {
-    /// Whether public names can be resolved; if not, why, and what to do.
-    pub resolves: Result<(), &'static str>,
     process: Slirp,
 }
 
 impl Egress {
-    pub(crate) fn new(process: Slirp, resolver: Option<Ipv4Addr>) -> Self {
-        Self {
-            resolves: resolver.map(|_| ()).ok_or(
-                "names are not resolved, because /etc/resolv.conf names no server with an IPv4 address; name one",
-            ),
-            process,
-        }
+    pub(crate) fn new(process: Slirp) -> Self {
+        Self { process }
     }
 
     /// Waits until `slirp4netns` has ended.

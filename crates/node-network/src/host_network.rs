@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use overlay::private_networks::PrivateNetworks;
 
 /// Addresses `address/bits`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,7 +23,9 @@ impl fmt::Display for Block {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostNetwork {
     /// The private networks that instances of egress `all` reach.
-    pub(crate) private: BTreeSet<Block>,
+    pub(crate) private: PrivateNetworks,
+    /// Where the servers answer. Instances do not reach the control plane.
+    pub(crate) servers: BTreeSet<SocketAddrV4>,
     /// The machine's own addresses, broadcast addresses of its networks among them. Instances are kept from
     /// them: a connection of `slirp4netns` comes from the machine itself, so its firewall does not apply.
     pub(crate) own: BTreeSet<Block>,

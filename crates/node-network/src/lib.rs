@@ -9,6 +9,7 @@
 //!  plat-<suffix> ------------- host            forwarding on, nft `inet platform`, policy drop
 //!    <node>::1/128, fe80::2      fe80::1
 //!    route <cluster>/48 ------>  lo <node>::2  source of this namespace's own ICMPv6 errors
+//!                                               route <node>::3/128 of a small MTU, for measurements
 //!                                t<instance>   fe80::1, route <instance>/128  ---- the VMM's NIC
 //!                                              and its IPv4 address, via inet6 <instance>
 //!  slirp4netns ================ uplink         192.0.0.100/25, default route; IPv4 is masqueraded
@@ -50,6 +51,7 @@ mod command;
 mod edge_link;
 mod egress;
 mod error;
+mod host_links;
 mod host_network;
 mod lost;
 mod names;
@@ -63,7 +65,8 @@ mod tap;
 pub use edge_link::EdgeLink;
 pub use egress::Egress;
 pub use error::NetworkError;
-pub use names::{MAX_SUFFIX_BYTES, OVERLAY_LINK, Suffix, mac_of, tap_name};
+pub use host_links::{HostLink, host_links};
+pub use names::{ECHO_PORT, MAX_SUFFIX_BYTES, OVERLAY_LINK, Suffix, mac_of, tap_name};
 pub use network::{Network, NetworkSettings};
 pub use rules::{Endpoint, OverlayAccess};
 pub use tap::Tap;

@@ -42,6 +42,8 @@ pub const OVERLAY_LINK: &str = "overlay";
 
 /// The namespace's link for egress; it exists while `slirp4netns` runs.
 pub(crate) const UPLINK: &str = "uplink";
+/// The TCP port at which members send back what other members send them while their links are measured (RFC 862).
+pub const ECHO_PORT: u16 = 7;
 /// The name that earlier agents gave to [`UPLINK`]. Their namespaces and `slirp4netns` processes are
 /// still there when such an agent is upgraded.
 pub(crate) const OLD_UPLINK: &str = "world";
@@ -89,7 +91,7 @@ pub(crate) fn node_prefix(cluster_prefix: Ipv6Addr, node: NodeId) -> Ipv6Addr {
     Ipv6Addr::from_bits(cluster_prefix.to_bits() | (u128::from(node.0) << 64))
 }
 
-/// An address of network 0 on this node: 1 is the machine's, 2 the namespace's own.
+/// An address of network 0 on this node: 1 is the machine's, 2 the namespace's own, 3 is behind a link that takes no large packets.
 pub(crate) fn platform_address(cluster_prefix: Ipv6Addr, node: NodeId, number: u32) -> Ipv6Addr {
     Ipv6Addr::from_bits(node_prefix(cluster_prefix, node).to_bits() | u128::from(number))
 }

@@ -1,6 +1,6 @@
 //! Creates the workload network and keeps it in its wanted state.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::net::Ipv6Addr;
@@ -11,7 +11,7 @@ use model::{InstanceId, NodeId};
 
 use crate::command::{ip_batch, nft, run};
 use crate::egress::{Egress, Slirp};
-use crate::host_network::{self, Block, HostNetwork};
+use crate::host_network::{self, HostNetwork};
 use crate::names::{
     INSIDE_LINK, OVERLAY_LINK, Suffix, UPLINK, mac_of, mac_text, node_prefix, platform_address,
     tap_mac_of, tap_name,
@@ -100,12 +100,7 @@ impl Network {
             loaded: tokio::sync::Mutex::new(Loaded {
                 endpoints: None,
                 access: OverlayAccess::default(),
-                host: HostNetwork {
-                    private: rules::PRIVATE
-                        .map(|(address, bits)| Block(address, bits))
-                        .into(),
-                    ..read_host_network().await?
-                },
+                host: read_host_network().await?,
             }),
         };
         network.apply_settings().await?;
@@ -283,11 +278,11 @@ impl Network {
     pub async fn ensure_egress(&self) -> Result<Egress, NetworkError> {
         self.mend().await?;
         let host = read_host_network().await?;
-        let resolver = host.resolver;
         self.mend_rules().await?;
         let mut loaded = self.loaded.lock().await;
         let host = HostNetwork {
             private: loaded.host.private.clone(),
+            servers: loaded.host.servers.clone(),
             ..host
         };
         if host != loaded.host {
@@ -305,7 +300,7 @@ impl Network {
             .any(|link| link == UPLINK);
         let mut found = Slirp::find_all(&namespace).await?;
         if found.len() == 1 && linked && found[0].is_usable() {
-            return Ok(Egress::new(found.remove(0), resolver));
+            return Ok(Egress::new(found.remove(0)));
         }
         for slirp in found {
             slirp.end().await?;
@@ -319,7 +314,7 @@ impl Network {
         }
         Slirp::start(&namespace, &self.namespace, *self.mtu.read().await).await?;
         match Slirp::find_all(&namespace).await?.pop() {
-            Some(slirp) => Ok(Egress::new(slirp, resolver)),
+            Some(slirp) => Ok(Egress::new(slirp)),
             None => Err(NetworkError::Process {
                 source: io::Error::other("slirp4netns ended at once"),
             }),
@@ -418,6 +413,7 @@ impl Network {
         let (settings, host_link) = (&self.settings, &self.host_link);
         let machine = platform_address(settings.cluster_prefix, settings.node, 1);
         let own = platform_address(settings.cluster_prefix, settings.node, 2);
+        let too_big = platform_address(settings.cluster_prefix, settings.node, 3);
         let node = node_prefix(settings.cluster_prefix, settings.node);
         let cluster = settings.cluster_prefix;
         let mtu = *self.mtu.read().await;
@@ -438,6 +434,8 @@ impl Network {
                 format!("addr replace {own}/128 dev lo nodad"),
                 format!("addr replace fe80::1/64 dev {INSIDE_LINK} nodad"),
                 format!("route replace {machine}/128 dev {INSIDE_LINK}"),
+                // Only what is too large for it gets there (the rules), so that it is answered by Packet Too Big: members see by that whether it comes back.
+                format!("route replace {too_big}/128 dev {INSIDE_LINK} mtu {MIN_MTU}"),
                 // Without an uplink, packets by this route meet the rules, which refuse them.
                 format!("route replace default dev lo metric {NO_UPLINK_METRIC}"),
             ],
@@ -529,9 +527,9 @@ async fn read_host_network() -> Result<HostNetwork, NetworkError> {
         .await
         .unwrap_or_default();
     Ok(HostNetwork {
-        private: BTreeSet::new(),
         own,
         resolver: host_network::first_resolver(&resolv_conf),
+        ..HostNetwork::default()
     })
 }
 

@@ -1,12 +1,13 @@
 //! The node's end of the overlay: addresses and routes of the link by which other members are reached, and what follows them.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
 
 use guest_protocol::RESOLVER;
+use overlay::private_networks::PrivateNetworks;
 
 use crate::command::{ip_batch, nft};
-use crate::host_network::Block;
+use crate::host_network::HostNetwork;
 use crate::names::{INSIDE_LINK, OVERLAY_LINK, UPLINK, node_prefix, platform_address};
 use crate::network::{Network, check_mtu, links};
 use crate::{NetworkError, OverlayAccess, namespace, rules};
@@ -91,21 +92,34 @@ impl Network {
         ip_batch(Some(&self.namespace), &[line]).await
     }
 
-    /// Which private networks instances of egress `all` reach, each as its first address and how many bits of that count; without a call all of them. It
-    /// does not open what is denied to everybody, as the machine's own addresses.
+    /// Which private networks instances of egress `all` reach; without a call all of them. It does not open what is denied to everybody, as the machine's own
+    /// addresses. What is established goes on.
     ///
     /// # Errors
-    /// A refusal of `nft`, as of more than 32 bits.
+    /// A refusal of `nft`; the rules are then as before.
     pub async fn set_private_networks(
         &self,
-        networks: &BTreeSet<(Ipv4Addr, u8)>,
+        networks: &PrivateNetworks,
     ) -> Result<(), NetworkError> {
+        self.change_host(|host| host.private.clone_from(networks))
+            .await
+    }
+
+    /// Where the servers of the cluster answer: no instance reaches the control plane, whatever its egress. Where one shares an address with an edge, TCP 80 and
+    /// 443 stay open.
+    ///
+    /// # Errors
+    /// A refusal of `nft`; the rules are then as before.
+    pub async fn set_servers(&self, servers: &BTreeSet<SocketAddrV4>) -> Result<(), NetworkError> {
+        self.change_host(|host| host.servers.clone_from(servers))
+            .await
+    }
+
+    /// Changes what the rules have of the machine's surroundings. Rules that this agent did not load yet are loaded with the instances.
+    async fn change_host(&self, change: impl FnOnce(&mut HostNetwork)) -> Result<(), NetworkError> {
         let mut loaded = self.loaded.lock().await;
         let mut host = loaded.host.clone();
-        host.private = networks
-            .iter()
-            .map(|(address, bits)| Block(*address, *bits))
-            .collect();
+        change(&mut host);
         if host != loaded.host && loaded.endpoints.is_some() {
             nft(&self.namespace, &rules::host_change(&host)).await?;
         }

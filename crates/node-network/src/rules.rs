@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use ::overlay::private_networks::{DENIED, PRIVATE};
 use guest_protocol::RESOLVER;
 use model::{InstanceId, NodeId};
 
@@ -51,22 +52,9 @@ const LIMIT_MEMORY: &str = "1m";
 pub(crate) const UPLINK_NETWORK: &str = "192.0.0.0/25";
 /// The namespace's own address at the uplink.
 const UPLINK_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 100);
-/// Destinations that no instance reaches, whatever the machine can reach: "this network"; other instances; loopback;
-/// metadata of clouds (169.254.0.0/16; 192.0.0.192 and 100.100.100.200 are in the other blocks;
-/// 168.63.129.16), which hand the machine's credentials to whoever asks; our own link; multicast;
-/// reserved and broadcast.
-const DENIED: &str = "{ 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, \
-     192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }";
-/// Networks that are not the internet's: of organisations (RFC 1918) and of measurements (RFC 2544).
-pub(crate) const PRIVATE: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-    (Ipv4Addr::new(198, 18, 0, 0), 15),
-];
 /// TCP ports of the machine's own addresses that instances reach: what an edge serves, so that an app may
 /// call its own public URL.
-const PUBLIC_PORTS: &str = "{ 80, 443 }";
+const PUBLIC_PORTS: [u16; 2] = [80, 443];
 /// Most open connections that one instance has begun, UDP exchanges among them. The kernel holds 262144 for a
 /// namespace.
 const MAX_CONNECTIONS: u32 = 2048;
@@ -145,10 +133,12 @@ pub(crate) fn ruleset(
          \t\tiifname \"lo\" accept\n\
          \t\ticmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, echo-request }} accept\n\
          \t\tct state established,related accept\n\
+{received}\
          \t\tiifname \"t*\" ip daddr {RESOLVER} meta l4proto {{ tcp, udp }} th dport 53 accept\n\
          \t\tiifname \"t*\" meta nfproto ipv4 goto refuse\n\
          \t}}\n\
          }}\n",
+        received = overlay::received(cluster_prefix, node),
         relayed = overlay::relayed(),
         forwarded = overlay::forwarded(cluster_prefix),
     );
@@ -161,16 +151,22 @@ pub(crate) fn ruleset(
     text
 }
 
-/// What changes when the machine's own addresses or resolver do, or the private networks that are reached.
+/// What changes when the machine's own addresses or resolver do, the private networks that are reached, or where the servers are.
 pub(crate) fn host_change(host: &HostNetwork) -> String {
     let own: Vec<String> = host.own.iter().map(ToString::to_string).collect();
     let resolver = host.resolver.map(|_| RESOLVER.to_string());
-    let private: Vec<String> = host.private.iter().map(ToString::to_string).collect();
+    let private: Vec<String> = host.private.0.iter().map(ToString::to_string).collect();
+    // Where a server shares its address with an edge, the edge's ports stay open.
+    let servers = (host.servers.iter()).filter(|server| !PUBLIC_PORTS.contains(&server.port()));
+    let servers: Vec<String> = servers
+        .map(|server| format!("{} . {}", server.ip(), server.port()))
+        .collect();
     let mut text = String::new();
     for (set, elements) in [
         ("machine", own.join(", ")),
         ("resolver", resolver.unwrap_or_default()),
         ("private_reached", private.join(", ")),
+        ("servers", servers.join(", ")),
     ] {
         let _ = writeln!(text, "flush set {TABLE} {set}");
         if !elements.is_empty() {
@@ -252,13 +248,13 @@ fn limits() -> String {
 
 /// Which destinations egress reaches, and how it is translated. Other packets are refused at once.
 fn egress() -> String {
-    let private = PRIVATE
-        .map(|(address, bits)| format!("{address}/{bits}"))
-        .join(", ");
+    let private = PRIVATE.map(|network| network.to_string()).join(", ");
+    let denied = DENIED.map(|(network, _)| network.to_string()).join(", ");
+    let public = PUBLIC_PORTS.map(|port| port.to_string()).join(", ");
     format!(
         "\tset denied {{\n\
          \t\ttype ipv4_addr; flags interval; auto-merge;\n\
-         \t\telements = {DENIED}\n\
+         \t\telements = {{ {denied} }}\n\
          \t}}\n\
          \tset private {{\n\
          \t\ttype ipv4_addr; flags interval;\n\
@@ -266,6 +262,9 @@ fn egress() -> String {
          \t}}\n\
          \tset private_reached {{\n\
          \t\ttype ipv4_addr; flags interval; auto-merge;\n\
+         \t}}\n\
+         \tset servers {{\n\
+         \t\ttype ipv4_addr . inet_service;\n\
          \t}}\n\
          \tset machine {{\n\
          \t\ttype ipv4_addr; flags interval; auto-merge;\n\
@@ -286,9 +285,10 @@ fn egress() -> String {
          \t\treject with icmpx admin-prohibited\n\
          \t}}\n\
          \tchain egress_all {{\n\
-         \t\toifname \"{UPLINK}\" ip daddr @machine tcp dport {PUBLIC_PORTS} accept\n\
+         \t\toifname \"{UPLINK}\" ip daddr @machine tcp dport {{ {public} }} accept\n\
          \t\tip daddr @machine goto refuse\n\
          \t\tip daddr @denied goto refuse\n\
+         \t\tip daddr . tcp dport @servers goto refuse\n\
          \t\tip daddr @private ip daddr != @private_reached goto refuse\n\
          \t\toifname \"{UPLINK}\" meta l4proto {{ tcp, udp, icmp }} accept\n\
          \t\tgoto refuse\n\

@@ -7,13 +7,14 @@
 mod support;
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use guest_protocol::RESOLVER;
 use model::instance::EgressPolicy;
 use node_network::{Network, NetworkError};
+use overlay::private_networks::PrivateNetworks;
 use support::{Guest, enter, ipv4, isolated, machine_state, settings, shell, whole_guest};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -173,8 +174,7 @@ fn egress_uses_the_machines_address_and_reaches_nothing_of_the_machine() {
             let (endpoint, other) = (one.endpoint(), two.endpoint());
             network.apply_rules(&[endpoint, other]).await.unwrap();
             let guest = whole_guest(one).await;
-            let egress = network.ensure_egress().await.unwrap();
-            assert_eq!(egress.resolves, Ok(()));
+            network.ensure_egress().await.unwrap();
 
             let own = Ok(OWN.to_string());
             assert_eq!(seen_as(&guest, FAR, 8080), own);
@@ -486,8 +486,7 @@ fn names_are_resolved_by_the_machines_resolver_wherever_it_is() {
             assert_eq!(egress_processes(), first, "its connections live on");
 
             name_server(None);
-            let egress = network.ensure_egress().await.unwrap();
-            assert!(egress.resolves.is_err());
+            network.ensure_egress().await.unwrap();
             assert_eq!(ask(&guest).unwrap_err().kind(), ErrorKind::HostUnreachable);
             Network::remove("test").await.unwrap();
         },
@@ -653,18 +652,29 @@ fn an_instance_reaches_what_its_egress_policy_names() {
                 open.write_all(b"x").unwrap();
             }
             // The node's setting: which private networks `all` means.
-            let some = |networks: &[(Ipv4Addr, u8)]| networks.iter().copied().collect();
-            let networks = some(&[(Ipv4Addr::new(10, 5, 0, 0), 16)]);
+            let some = |networks: &str| networks.parse::<PrivateNetworks>().unwrap();
+            let networks = some("10.5.0.0/16");
             network.set_private_networks(&networks).await.unwrap();
             assert!(reaches(FAR, 8080) && reaches(DATABASE, 8080) && !reaches(MEASURED, 8080));
-            network.set_private_networks(&some(&[])).await.unwrap();
+            network.set_private_networks(&some("none")).await.unwrap();
             assert!(reaches(FAR, 8080) && !reaches(DATABASE, 8080) && !reaches(MEASURED, 8080));
             // It stays when the machine's addresses change.
             shell("ip addr add 203.0.113.77/24 dev wan");
             network.ensure_egress().await.unwrap();
             assert!(!reaches(DATABASE, 8080));
-            let wrong = some(&[(Ipv4Addr::new(10, 0, 0, 0), 33)]);
-            assert!(network.set_private_networks(&wrong).await.is_err());
+            // An agent that starts goes by it from its first rules on.
+            let restarted = Network::ensure(&settings()).await.unwrap();
+            restarted.set_private_networks(&networks).await.unwrap();
+            restarted.apply_rules(&[endpoint]).await.unwrap();
+            assert!(reaches(DATABASE, 8080) && !reaches(MEASURED, 8080));
+            // The control plane is reached by nobody, wherever it is; other ports of its machine are.
+            let server = |port| [SocketAddrV4::new(DATABASE, port)].into();
+            restarted.set_servers(&server(8080)).await.unwrap();
+            assert!(!reaches(DATABASE, 8080) && reaches(FAR, 8080));
+            restarted.ensure_egress().await.unwrap();
+            assert!(!reaches(DATABASE, 8080));
+            restarted.set_servers(&server(7400)).await.unwrap();
+            assert!(reaches(DATABASE, 8080));
             Network::remove("test").await.unwrap();
         },
     );

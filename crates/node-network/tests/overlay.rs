@@ -15,7 +15,7 @@ use model::{EnvNetwork, NodeId};
 use node_network::{EdgeLink, Network, OVERLAY_LINK, OverlayAccess};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use support::{
-    Guest, PREFIX, address, enter, icmp, isolated, machine_state, settings, shell, syn, udp,
+    Guest, PREFIX, address, enter, icmp, isolated, machine_state, packet, settings, shell, syn, udp,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -591,6 +591,69 @@ fn the_resolver_is_reached_at_its_port_and_nothing_else_of_the_namespace() {
             );
             other.set_nonblocking(true).unwrap();
             assert!(other.recv(&mut buffer).is_err());
+        },
+    );
+}
+
+#[test]
+fn what_members_measure_with_passes_and_nothing_else_of_it() {
+    isolated(
+        "what_members_measure_with_passes_and_nothing_else_of_it",
+        || async {
+            let (network, wire, guest) = node().await;
+            network.apply_rules(&[guest.endpoint()]).await.unwrap();
+            network
+                .apply_overlay(&access(&[(4, 7)], &[6], false))
+                .await
+                .unwrap();
+            let (own, narrow) = (address(0, 2), address(0, 3));
+            let echo = |from, to, payload| {
+                let mut body = vec![ECHO, 0, 0, 0, 0, 7, 0, 1];
+                body.resize(payload, 0);
+                packet(from, to, 58, body, 2)
+            };
+            // Too large for the link behind the address: the kernel says so, of nodes and of edges alike.
+            for member in [4, 6] {
+                wire.send(&echo(elsewhere(member, 0, 2), narrow, 1248));
+                let answer = wire.receive(own);
+                assert_eq!((answer[6], answer[40]), (58, TOO_BIG));
+                assert_eq!(answer[44..48], 1280_u32.to_be_bytes());
+                assert_eq!(answer[24..40], elsewhere(member, 0, 2).octets());
+            }
+            let asker = elsewhere(4, 0, 2);
+            // Small ones lead nowhere; instances elsewhere are no members; of TCP one port of one address is open.
+            let is_next = |name: &str| {
+                wire.send(&echo(asker, own, 64));
+                let answer = wire.receive(own);
+                assert_eq!((answer[6], answer[40]), (58, ECHO_REPLY), "{name}");
+            };
+            wire.send(&echo(asker, narrow, 1240));
+            is_next("what fits is not answered");
+            wire.send(&echo(elsewhere(4, 7, 0xb1), narrow, 1248));
+            wire.send(&echo(elsewhere(4, 0, 9), narrow, 1248));
+            is_next("who is no member gets no answer");
+            for (from, to, port) in [
+                (elsewhere(4, 7, 0xb1), own, 7),
+                (elsewhere(4, 0, 9), own, 7),
+                (elsewhere(4, 0, 1), own, 7),
+                (asker, own, 22),
+                (asker, address(0, 1), 7),
+                (asker, narrow, 7),
+            ] {
+                wire.send(&syn(from, to, port, 1360));
+            }
+            is_next("nothing else of TCP is answered");
+            // Nobody listens just now: it is refused, and not dropped.
+            for member in [4, 6] {
+                wire.send(&syn(elsewhere(member, 0, 2), own, 7, 1360));
+                let answer = wire.receive(own);
+                assert_eq!(answer[6], 6);
+                assert!(answer[53] & 4 != 0, "no reset: {answer:02x?}");
+            }
+            // An instance of this node reaches neither.
+            guest.send_packet(&syn(guest.address, own, 7, 1360));
+            guest.send_packet(&udp(guest.address, guest.address, 4000, 9000, "marker"));
+            assert_eq!(guest.receive().text(), "marker");
         },
     );
 }

@@ -4,6 +4,7 @@
 //! ```text
 //!   membership::keep --- OverlayState ---> [`keep`] ---> wireguard::interface, and the Attachment's addresses, routes and rules
 //!                    <-- OverlayReport ---     \- every second: do the hubs answer in the tunnel ([`probe`])
+//!                    --- MeasurementRequest ->  [`measure`] ---> the server
 //! ```
 //!
 //! It goes by level: whatever changed, everything is made as it is to be, and what is so already is left alone. Where that fails it is tried again, and what
@@ -12,6 +13,8 @@
 //! Deliberately absent: who is whose peer (the server says it), and what may pass (the attachment decides).
 
 mod links;
+pub mod measure;
+mod place;
 pub mod probe;
 mod repeated;
 mod settings;
@@ -20,22 +23,25 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::member::OverlayReport;
+use api::member::{MAX_OVERLAY_ERROR_BYTES, MeasurementRequest, OverlayReport};
+use api_client::ApiClient;
 use futures_util::future::BoxFuture;
 use membership::{OverlayState, UnderlayOptions};
 use model::NodeId;
 use node_network::NetworkError;
-use tokio::sync::{RwLock, watch};
-use wireguard::interface::{Interface, InterfaceError, InterfaceOptions, Kind, MIN_MTU};
+use tokio::sync::watch;
+use wireguard::interface::{Interface, InterfaceError, Kind, MIN_MTU};
 
+use crate::place::Current;
+pub use crate::place::Place;
 use crate::repeated::Repeated;
 
-/// Everything is compared at least this often, and the ages of handshakes are looked at.
+/// Everything is compared at least this often.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
 /// Pause after a failure.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked at which address and MTU lead to the server: machines move.
-const UNDERLAY_INTERVAL: Duration = Duration::from_secs(60);
+const UNDERLAY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the interface leads to: addresses and routes of its link, and the rules of what passes.
 pub trait Attachment: Send + Sync + 'static {
@@ -49,35 +55,6 @@ pub trait Attachment: Send + Sync + 'static {
     fn changed(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Where a member's interface is, and how it is made.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// The link's name.
-    pub link: String,
-    /// The file of the link's network namespace; absent: the caller's.
-    pub namespace: Option<PathBuf>,
-    /// The program `platform`.
-    pub program: PathBuf,
-    /// A folder of the role for control sockets.
-    pub run_dir: PathBuf,
-    /// Whether the kernel's WireGuard is not to be used.
-    pub force_userspace: bool,
-}
-
-impl Place {
-    fn options(&self, port: u16, mtu: u32) -> InterfaceOptions {
-        InterfaceOptions {
-            name: self.link.clone(),
-            namespace: self.namespace.clone(),
-            port,
-            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
-            program: self.program.clone(),
-            run_dir: self.run_dir.clone(),
-            force_userspace: self.force_userspace,
-        }
-    }
-}
-
 /// A member's end of the overlay.
 pub struct OverlayMember<A> {
     /// Where it is.
@@ -88,10 +65,11 @@ pub struct OverlayMember<A> {
     pub underlay: UnderlayOptions,
     /// What it leads to.
     pub attachment: A,
+    /// By which the server is told what was measured.
+    pub client: ApiClient,
+    /// What the server asks to be measured.
+    pub requests: watch::Receiver<Option<MeasurementRequest>>,
 }
-
-/// The interface that there is, for whoever asks how it is.
-type Current = Arc<RwLock<Option<Arc<Interface>>>>;
 
 /// What was made.
 struct Made {
@@ -113,12 +91,21 @@ pub async fn keep<A: Attachment>(
         server,
         underlay,
         attachment,
+        client,
+        requests,
     } = member;
     tokio::join!(
-        follow(&place, underlay.port, &attachment, state.clone(), &current),
+        follow(
+            &place,
+            underlay.port,
+            &attachment,
+            state.clone(),
+            (&current, &report)
+        ),
         links::watch_handshakes(&current, state.clone(), &report),
-        links::watch_hubs(&place, state, &report),
+        links::watch_hubs(&place, state.clone(), &report),
         watch_underlay(&server, underlay, &report),
+        measure::answer_requests(&place, &current, state, client, requests),
     );
 }
 
@@ -127,7 +114,7 @@ async fn follow<A: Attachment>(
     port: u16,
     attachment: &A,
     mut state: watch::Receiver<OverlayState>,
-    current: &Current,
+    (current, report): (&Current, &watch::Sender<OverlayReport>),
 ) {
     let mut made: Option<Made> = None;
     let mut refused = Repeated::default();
@@ -136,6 +123,7 @@ async fn follow<A: Attachment>(
         let wanted = state.borrow_and_update().clone();
         let pause = match reconcile(place, port, attachment, &wanted, &mut made, current).await {
             Ok(()) => {
+                set_outcome(report, Some(wanted.revision), None);
                 if std::mem::take(&mut failed) {
                     tracing::info!(link = place.link, "the overlay is as it is to be again");
                 }
@@ -144,6 +132,7 @@ async fn follow<A: Attachment>(
             Err(error) => {
                 failed = true;
                 let error = error.to_string();
+                set_outcome(report, None, Some(&error));
                 if refused.is_due(&error) {
                     tracing::warn!(
                         error,
@@ -183,6 +172,17 @@ async fn follow<A: Attachment>(
             tokio::time::sleep(RETRY_PAUSE).await;
         }
     }
+}
+
+/// Says up to which change all is as it is to be, or why it is not.
+fn set_outcome(report: &watch::Sender<OverlayReport>, applied: Option<u64>, error: Option<&str>) {
+    let error = error.map(|error| display::one_line(error, MAX_OVERLAY_ERROR_BYTES));
+    report.send_if_modified(|report| {
+        let is_other = report.error != error || (applied.is_some() && report.applied != applied);
+        report.applied = applied.or(report.applied);
+        report.error = error;
+        is_other
+    });
 }
 
 /// Why the overlay is not as it is to be.

@@ -13,10 +13,13 @@ use tokio::sync::watch;
 use tokio::time::Duration;
 use wireguard::settings::Key;
 
+use crate::RETRY_PAUSE;
+use crate::place::{Current, Place};
 use crate::probe::Prober;
 use crate::repeated::Repeated;
-use crate::{COMPARE_INTERVAL, Current, Place, RETRY_PAUSE};
 
+/// How often the ages of handshakes are looked at. A link's first one is reported at once.
+const HANDSHAKE_INTERVAL: Duration = Duration::from_secs(3);
 /// How often a hub is probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// A hub that did not answer so many probes on end does not answer.
@@ -29,7 +32,7 @@ pub(crate) async fn watch_handshakes(
     report: &watch::Sender<OverlayReport>,
 ) {
     loop {
-        tokio::time::sleep(COMPARE_INTERVAL).await;
+        tokio::time::sleep(HANDSHAKE_INTERVAL).await;
         let interface = current.read().await.clone();
         let Some(interface) = interface else { continue };
         // That it is gone is noticed elsewhere.

@@ -97,7 +97,7 @@ fn open_here(own: Ipv6Addr) -> io::Result<UdpSocket> {
 }
 
 /// Does something in a network namespace, on a thread that ends with it.
-async fn within<T: Send + 'static>(
+pub(crate) async fn within<T: Send + 'static>(
     namespace: PathBuf,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {

@@ -32,6 +32,9 @@ pub const NODE_SELF: InstanceId = InstanceId(1);
 /// The number of the address at which a node is probed, within the platform's network.
 pub const NODE_PROBE: InstanceId = InstanceId(2);
 
+/// The number of the address behind a node that takes only packets of the least MTU: what is larger is answered by Packet Too Big.
+pub const NODE_TOO_BIG: InstanceId = InstanceId(3);
+
 /// How many bits of an instance's id are in its IPv4 address.
 pub const EGRESS_BITS: u8 = 22;
 /// 100.64.0.0/10, the addresses that providers translate (RFC 6598): no public address, and not
@@ -85,6 +88,12 @@ pub fn node_address(cluster: Ipv6Addr, node: NodeId) -> Ipv6Addr {
 /// /64 is relayed ([`crate::topology`]).
 pub fn probe_address(cluster: Ipv6Addr, node: NodeId) -> Ipv6Addr {
     instance_address(cluster, node, PLATFORM_NETWORK, NODE_PROBE)
+}
+
+/// An address that is reached by no packet: the node answers those that are larger than the least MTU by Packet Too Big, and drops others. So it can be seen
+/// whether these messages are made and come back.
+pub fn too_big_address(cluster: Ipv6Addr, node: NodeId) -> Ipv6Addr {
+    instance_address(cluster, node, PLATFORM_NETWORK, NODE_TOO_BIG)
 }
 
 /// What an address says, if it belongs to this cluster.

@@ -122,9 +122,11 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::Nodes(arguments) => asynchronous(nodes::run(arguments)),
         Command::Edges(arguments) => asynchronous(edges::run(arguments)),
         Command::Tokens(command) => asynchronous(tokens::run(command)),
-        Command::Server(arguments) => asynchronous(server::run(arguments)),
-        Command::Node(arguments) => asynchronous(node::run(arguments)),
-        Command::Edge(arguments) => asynchronous(edge::run(arguments)),
+        Command::Server(arguments) => {
+            asynchronous(server::run(arguments)).map_err(Failure::for_root)
+        }
+        Command::Node(arguments) => asynchronous(node::run(arguments)).map_err(Failure::for_root),
+        Command::Edge(arguments) => asynchronous(edge::run(arguments)).map_err(Failure::for_root),
         Command::Dev(arguments) => asynchronous(dev::run(arguments)),
         Command::Doctor(arguments) => asynchronous(doctor::run(arguments)),
         Command::Completions(arguments) => completions::run(&arguments, Cli::command()),

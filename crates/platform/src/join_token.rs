@@ -23,6 +23,11 @@ pub(crate) struct TokenArguments {
 }
 
 impl TokenArguments {
+    /// Whether a file is named.
+    pub(crate) fn is_given(&self) -> bool {
+        self.token_file.is_some()
+    }
+
     /// The token, if there is one.
     pub(crate) async fn read(&self) -> Result<Option<String>, Failure> {
         let Some(path) = self.token_file.clone() else {

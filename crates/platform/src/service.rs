@@ -48,20 +48,33 @@ pub(crate) struct Start<'a> {
     pub(crate) data_dir: &'a Path,
     /// Where its unit looks for it.
     pub(crate) unit_data_dir: &'a Path,
+    /// Folders that were given otherwise than its unit has them: the flag, and the folder.
+    pub(crate) folders: &'a [(&'static str, &'a Path)],
     /// The user wants to start it.
     pub(crate) by_hand: bool,
     /// One that runs goes by what is not so any more.
     pub(crate) restart: bool,
 }
 
+impl Start<'_> {
+    /// The command that starts the role where its unit does not: it has other folders. Absent: its unit has the same.
+    fn by_command(&self) -> Option<String> {
+        let mut command = format!("platform {}", self.role);
+        let data_dir =
+            (self.data_dir != self.unit_data_dir).then_some(("--data-dir", self.data_dir));
+        let others = data_dir.iter().chain(self.folders);
+        for (flag, folder) in others.clone() {
+            command.push_str(&format!(" {flag} {}", folder.display()));
+        }
+        others.count().gt(&0).then_some(command)
+    }
+}
+
 /// Enables and starts the unit of the role, so that it comes back with the machine. Where it cannot, says what starts the role.
 pub(crate) async fn start(start: Start<'_>) -> Result<(), Failure> {
     let Start { role, .. } = start;
-    if start.data_dir != start.unit_data_dir {
-        note(format!(
-            "start it: platform {role} --data-dir {}",
-            start.data_dir.display()
-        ));
+    if let Some(command) = start.by_command() {
+        note(format!("start it: {command}"));
         return Ok(());
     }
     if !has_unit(role).await {
@@ -102,4 +115,36 @@ pub(crate) fn note_changed(role: &str) {
         "the options are kept; {role} uses them when it is started again: systemctl restart {}",
         unit(role)
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_with_other_folders_is_started_by_a_command_that_has_them() {
+        let start = |data_dir: &'static str, folders: &'static [(&'static str, &'static Path)]| {
+            let start = Start {
+                role: "node",
+                data_dir: Path::new(data_dir),
+                unit_data_dir: Path::new("/var/lib/platform/node"),
+                folders,
+                by_hand: false,
+                restart: false,
+            };
+            start.by_command()
+        };
+        assert_eq!(start("/var/lib/platform/node", &[]), None);
+        let command = start("/srv/node", &[]).unwrap_or_default();
+        assert_eq!(command, "platform node --data-dir /srv/node");
+        let run: &'static [(&'static str, &'static Path)] =
+            Box::leak(Box::new([("--run-dir", Path::new("/run/other"))]));
+        let command = start("/srv/node", run).unwrap_or_default();
+        assert_eq!(
+            command,
+            "platform node --data-dir /srv/node --run-dir /run/other"
+        );
+        let command = start("/var/lib/platform/node", run).unwrap_or_default();
+        assert_eq!(command, "platform node --run-dir /run/other");
+    }
 }

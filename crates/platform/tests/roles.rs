@@ -4,7 +4,7 @@
 
 use std::io::{IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -22,6 +22,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 struct Machine {
     dir: tempfile::TempDir,
     roles: Vec<Child>,
+    /// The UDP port of its WireGuard: tests run side by side.
+    overlay_port: String,
 }
 
 impl Drop for Machine {
@@ -41,6 +43,10 @@ impl Machine {
         Self {
             dir: tempfile::tempdir().unwrap(),
             roles: Vec::new(),
+            overlay_port: {
+                let free = UdpSocket::bind("[::]:0").unwrap();
+                free.local_addr().unwrap().port().to_string()
+            },
         }
     }
 
@@ -62,6 +68,9 @@ impl Machine {
     fn role(&self, words: &[&str]) -> Command {
         let mut command = self.command(words);
         command.arg("--data-dir").arg(self.folder(words[0]));
+        if words.get(1) == Some(&"join") {
+            command.args(["--overlay-port", &self.overlay_port]);
+        }
         command
     }
 
@@ -205,11 +214,46 @@ fn a_machine_becomes_a_server_and_an_edge_by_one_command_each() {
 
     // Asked again, it is the same edge, whatever the token, and other options are kept.
     let other = free_address();
-    let mut again = machine.role(&["edge", "join", "--listen", &other]);
+    let mut again = machine.role(&["edge", "join", "--listen", &other, "--region", "elsewhere"]);
     again.env("PLATFORM_TOKEN", "nonsense");
     let (_, stderr) = done(again);
     assert!(stderr.contains("is e1 ("), "{stderr}");
+    assert!(
+        stderr.contains("warning: --region elsewhere is not used"),
+        "{stderr}"
+    );
     assert_eq!(machine.options("edge")["listen"], other);
+
+    // Another on the same folder is refused; nor is it taken down, or joins anew, while it runs.
+    let (new, _) = done(machine.command(&["tokens", "create", "--role", "edge"]));
+    for words in [
+        &["edge"][..],
+        &["edge", "down"],
+        &["edge", "join", "--again"],
+    ] {
+        let mut command = machine.role(words);
+        command.env("PLATFORM_TOKEN", new.trim());
+        let (status, _, stderr) = run(command);
+        assert_eq!(status, 1, "{words:?}: {stderr}");
+        assert!(stderr.contains("another edge runs on "), "{stderr}");
+        assert!(stderr.contains("systemctl stop platform-edge"), "{stderr}");
+    }
+    assert!(TcpStream::connect(listener).is_ok());
+
+    // Garbage in its files: which one, and what to do.
+    let mut running = machine.roles.pop().unwrap();
+    running.kill().unwrap();
+    running.wait().unwrap();
+    let file = machine.folder("edge").join("member.json");
+    let member = std::fs::read(&file).unwrap();
+    std::fs::write(&file, "\0garbage").unwrap();
+    for words in [&["edge"][..], &["edge", "join"]] {
+        let (status, _, stderr) = run(machine.role(words));
+        assert_eq!(status, 1, "{words:?}: {stderr}");
+        assert!(stderr.contains(file.to_str().unwrap()), "{stderr}");
+        assert!(stderr.contains("edge join --again"), "{stderr}");
+    }
+    std::fs::write(&file, member).unwrap();
 }
 
 #[test]

@@ -6,6 +6,8 @@
 //!
 //! Deliberately absent: starting processes. Each user of this crate starts its own kind.
 
+mod udp_port;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -21,6 +23,8 @@ use rustix::process::{
 use serde::{Deserialize, Serialize};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+pub use udp_port::{PortHolder, udp_port_holder};
 
 /// How long a process that is found between fork and exec may take to its exec.
 const EXEC_TIMEOUT: Duration = Duration::from_secs(1);

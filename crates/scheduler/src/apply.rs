@@ -12,6 +12,7 @@ use model::{
     EdgeId, EnvKey, Generation, InstanceId, LabelKey, LabelValue, NodeId, ProcessName, PublicKey,
     ReleaseNumber, Timestamp, VolumeId,
 };
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::Mode;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -116,6 +117,8 @@ pub enum Command {
         mode: Option<Mode>,
         /// Its MTU, in bytes; absent: it stays.
         mtu: Option<u32>,
+        /// Which private networks egress reaches; absent: they stay.
+        private_networks: Option<PrivateNetworks>,
     },
     /// A user gave a secret bundle new content.
     AddSecretVersion {
@@ -298,7 +301,16 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<Changes, R
             wireguard_key,
             underlay,
         } => members::set_underlay(cluster, *member, *number, wireguard_key.as_ref(), *underlay),
-        Command::SetNetwork { mode, mtu } => Ok(members::set_network(cluster, *mode, *mtu)),
+        Command::SetNetwork {
+            mode,
+            mtu,
+            private_networks,
+        } => Ok(members::set_network(
+            cluster,
+            *mode,
+            *mtu,
+            private_networks.as_ref(),
+        )),
         Command::AddSecretVersion {
             env,
             bundle,

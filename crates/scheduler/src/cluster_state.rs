@@ -38,6 +38,7 @@ use model::{
     Digest, EdgeId, EnvKey, EnvNetwork, Generation, Incarnation, InstanceId, LabelKey, LabelValue,
     NodeId, ProcessName, ReleaseNumber, Timestamp, VolumeId,
 };
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::Mode;
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +48,7 @@ use crate::changes::Changes;
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
 pub use crate::membership::{MemberIdentity, MemberKeys};
+use crate::numbers::FreedNumbers;
 use crate::table::Table;
 use crate::underlay::RecordedUnderlay;
 pub use api::member::Approval;
@@ -66,10 +68,12 @@ pub struct ClusterState {
     pub edges: Table<EdgeId, Edge>,
     /// The enrollment tokens that were made, those that were used too.
     pub tokens: Table<TokenHash, TokenRecord>,
-    /// The highest number in the overlay that a node or an edge ever had; numbers are not given twice. 0 before the first.
+    /// The highest number in the overlay that a node or an edge ever had ([`crate::numbers`]). 0 before the first.
     pub last_node: u16,
     /// The same of edges, by which people call them.
     pub last_edge: u16,
+    /// When numbers became free. Not stored.
+    pub freed: FreedNumbers,
     /// Every env, those that are being destroyed too.
     pub envs: Table<EnvKey, Env>,
     /// The hosts that the envs claim.
@@ -102,8 +106,9 @@ impl ClusterState {
         })
     }
 
-    /// Takes over what is not stored: which nodes are heard, and since when deadlines count.
+    /// Takes over what is not stored: which nodes are heard, since when deadlines count, and when numbers became free.
     pub fn hear_as(&mut self, other: &Self) {
+        self.freed.clone_from(&other.freed);
         self.counting_since = other.counting_since;
         let presence_in = |id: &NodeId| other.nodes.get(id).map(|node| node.presence);
         let changed = (self.nodes.iter()).filter_map(|(id, node)| {
@@ -121,6 +126,7 @@ impl ClusterState {
     /// As it is loaded from a store: nobody was heard yet.
     pub fn clear_presence(&mut self) {
         self.counting_since = Timestamp(0);
+        self.freed = FreedNumbers::default();
         for node in self.nodes.values_mut() {
             node.presence = Presence::NotHeardYet;
         }
@@ -139,7 +145,7 @@ impl ClusterState {
     /// From when [`Self::heard_for`] counts; absent while the node is not heard.
     pub fn heard_from(&self, node: NodeId, at: Timestamp, now: Timestamp) -> Option<Timestamp> {
         match self.nodes.get(&node)?.presence {
-            Presence::Heard { since } => Some(counted_from(at, since, now)),
+            Presence::Heard { since, .. } => Some(counted_from(at, since, now)),
             Presence::NotHeardYet | Presence::Lapsed { .. } => None,
         }
     }
@@ -322,7 +328,7 @@ impl std::fmt::Display for Subject {
     }
 }
 
-/// Settings of the whole cluster: chosen when it is created, the last two changed live.
+/// Settings of the whole cluster: chosen when it is created, all but the first two changed live.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSettings {
     /// Random id; state of another cluster is refused.
@@ -334,6 +340,9 @@ pub struct ClusterSettings {
     /// How members reach one another over the overlay.
     #[serde(default)]
     pub mode: Mode,
+    /// Which private networks instances of egress `all` reach.
+    #[serde(default)]
+    pub private_networks: PrivateNetworks,
 }
 
 /// One node.
@@ -453,6 +462,8 @@ pub enum Presence {
     Heard {
         /// Since when, without a gap.
         since: Timestamp,
+        /// The version of the protocol that its agent speaks ([`api::protocol`]).
+        protocol: u32,
     },
     /// It does not report any more, or did not in time after this server began to lead.
     Lapsed {

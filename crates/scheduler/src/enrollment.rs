@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use api::enrollment::{EnrollRequest, EnrollRole, Member};
 use api::member::Approval;
 use model::ids::MAX_NAME_BYTES;
-use model::{EdgeId, NodeId, PublicKey, Timestamp};
+use model::{NodeId, PublicKey, Timestamp};
 
 use crate::apply::{Command, NewMember};
 use crate::cluster_state::{
     ClusterState, Edge, MemberIdentity, Node, Presence, Scheduling, TokenHash, TokenRecord,
 };
+use crate::numbers::{NoNumberLeft, next_edge, next_overlay_number};
 use crate::underlay::RecordedUnderlay;
 
 /// Longest life of a token, in seconds.
@@ -74,7 +75,7 @@ pub fn enroll(
                 Some((id, node)) => (id, node.name.clone()),
                 None => {
                     let taken = cluster.nodes.values().map(|node| node.name.clone());
-                    let id = next_overlay_number(cluster)?;
+                    let id = next_overlay_number(cluster, now)?;
                     let name = unique_name(&request.name, Member::Node(id), &taken.collect());
                     (id, name)
                 }
@@ -110,16 +111,15 @@ pub fn enroll(
             let (id, name) = match replaced {
                 Some((id, edge)) => (id, edge.name.clone()),
                 None => {
-                    let last = Some(EdgeId(cluster.last_edge)).filter(|id| id.0 > 0);
                     let taken = cluster.edges.values().map(|edge| edge.name.clone());
-                    let id = next_edge(last)?;
+                    let id = next_edge(cluster, now)?;
                     let name = unique_name(&request.name, Member::Edge(id), &taken.collect());
                     (id, name)
                 }
             };
             let number = match replaced.and_then(|(_, edge)| edge.number) {
                 None if request.wireguard_public_key.is_some() => {
-                    Some(next_overlay_number(cluster)?)
+                    Some(next_overlay_number(cluster, now)?)
                 }
                 had => had,
             };
@@ -194,8 +194,8 @@ pub enum EnrollmentRefused {
     #[error("a node enrolls with its hardware, and the request names no {0}")]
     NoHardware(&'static str),
     /// All numbers were given out.
-    #[error("all {0} node or edge numbers of this cluster were given out")]
-    NoNumberLeft(u16),
+    #[error(transparent)]
+    NoNumberLeft(#[from] NoNumberLeft),
     /// A token lives 1 to [`MAX_TOKEN_SECONDS`] seconds.
     #[error("a token lives 1 to {MAX_TOKEN_SECONDS} seconds, not {0}")]
     TokenLife(u64),
@@ -360,32 +360,6 @@ pub fn unique_name(wanted: &str, id: Member, taken: &BTreeSet<String>) -> String
     }
 }
 
-/// The number of a new node: one more than the highest that was ever given out. Numbers are never
-/// used twice, because addresses and keys of a revoked node may still be about.
-pub fn next_node(highest_ever: Option<NodeId>) -> Result<NodeId, EnrollmentRefused> {
-    next_number(highest_ever.map(|id| id.0)).map(NodeId)
-}
-
-/// The number in the overlay of a new member of a cluster: nodes and edges have theirs of the same.
-///
-/// # Errors
-/// All were given out.
-pub fn next_overlay_number(cluster: &ClusterState) -> Result<NodeId, EnrollmentRefused> {
-    next_node(Some(NodeId(cluster.last_node)).filter(|id| id.0 > 0))
-}
-
-/// The number of a new edge, by the rule of [`next_node`].
-pub fn next_edge(highest_ever: Option<EdgeId>) -> Result<EdgeId, EnrollmentRefused> {
-    next_number(highest_ever.map(|id| id.0)).map(EdgeId)
-}
-
-fn next_number(highest_ever: Option<u16>) -> Result<u16, EnrollmentRefused> {
-    highest_ever
-        .unwrap_or(0)
-        .checked_add(1)
-        .ok_or(EnrollmentRefused::NoNumberLeft(u16::MAX))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
@@ -393,6 +367,7 @@ mod tests {
     use super::*;
     use crate::cluster_state::KEPT_EXPIRED_MS;
     use api::enrollment::Hardware;
+    use model::EdgeId;
     use proptest::prelude::*;
 
     fn request() -> EnrollRequest {
@@ -668,15 +643,6 @@ mod tests {
             let id = Member::Node(NodeId(4));
             assert_eq!(unique_name(wanted, id, &taken), name, "{wanted}");
         }
-    }
-
-    #[test]
-    fn numbers_are_never_given_twice() {
-        assert_eq!(next_node(None), Ok(NodeId(1)));
-        assert_eq!(next_node(Some(NodeId(7))), Ok(NodeId(8)));
-        let none_left = Err(EnrollmentRefused::NoNumberLeft(u16::MAX));
-        assert_eq!(next_node(Some(NodeId(u16::MAX))), none_left);
-        assert_eq!(next_edge(None), Ok(EdgeId(1)));
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 
 use api::enrollment::{Hardware, InstanceOverhead};
 use api::node::InstanceReport;
+use api::protocol::PROTOCOL_VERSION;
 use api::user::RolloutPhase;
 use manifest::{Deploy, Manifest, Process, Resources, RouteTarget, Scaling, Strategy};
 use model::instance::{
@@ -30,6 +31,7 @@ use crate::cluster_state::{
 };
 use crate::host_claims::HostClaims;
 use crate::instances::{Instances, Volumes};
+use crate::numbers::FreedNumbers;
 use crate::release::{Identity, instance_spec};
 use crate::rollout;
 use crate::table::Table;
@@ -85,6 +87,7 @@ pub fn node(number: u16, memory_mib: u64) -> (NodeId, Node) {
         hardware,
         presence: Presence::Heard {
             since: Timestamp(0),
+            protocol: PROTOCOL_VERSION,
         },
         scheduling: Scheduling::Schedulable,
         generation: 0,
@@ -100,12 +103,14 @@ pub fn cluster(nodes: u16) -> ClusterState {
             prefix: prefix(),
             mtu: 1420,
             mode: overlay::topology::Mode::default(),
+            private_networks: overlay::private_networks::PrivateNetworks::default(),
         },
         nodes: (1..=nodes).map(|number| node(number, 4096)).collect(),
         edges: Table::new(),
         tokens: Table::new(),
         last_node: nodes,
         last_edge: 0,
+        freed: FreedNumbers::default(),
         envs: Table::new(),
         host_claims: HostClaims::default(),
         instances: Instances::default(),

@@ -124,15 +124,21 @@ impl Leader {
         Ok(true)
     }
 
-    /// Says whether a node is heard. True when that changes anything; it is not stored.
-    pub fn set_heard(&mut self, id: NodeId, heard: bool, now: Timestamp) -> bool {
+    /// Says that a node is heard, and by which version of the protocol, or that it is not. True when that changes anything; it is not stored.
+    pub fn set_heard(&mut self, id: NodeId, heard: Option<u32>, now: Timestamp) -> bool {
         let Some(node) = self.working.nodes.get_mut(&id) else {
             return false;
         };
         node.presence = match (node.presence, heard) {
-            (Presence::Heard { .. }, true) | (Presence::Lapsed { .. }, false) => return false,
-            (_, true) => Presence::Heard { since: now },
-            (_, false) => Presence::Lapsed { since: now },
+            (Presence::Lapsed { .. }, None) => return false,
+            (Presence::Heard { protocol, .. }, Some(now)) if protocol == now => return false,
+            // Another agent, and no gap.
+            (Presence::Heard { since, .. }, Some(protocol)) => Presence::Heard { since, protocol },
+            (_, Some(protocol)) => Presence::Heard {
+                since: now,
+                protocol,
+            },
+            (_, None) => Presence::Lapsed { since: now },
         };
         let braked = self.planner.is_braked();
         self.planner.observe_node(&self.working, id);
@@ -162,7 +168,7 @@ impl Leader {
         for node in self.working.nodes.values_mut() {
             match &mut node.presence {
                 Presence::NotHeardYet => {}
-                Presence::Heard { since } | Presence::Lapsed { since } => *since = now,
+                Presence::Heard { since, .. } | Presence::Lapsed { since } => *since = now,
             }
         }
         self.planner.start_over(&self.working);
@@ -288,6 +294,8 @@ impl Leader {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+    use api::protocol::PROTOCOL_VERSION;
+
     use super::*;
     use crate::cluster_state::{Subject, UnreadableRecord};
     use crate::fixtures::{cluster, deploy, key, manifest, name, process};
@@ -379,7 +387,7 @@ mod tests {
         plan(&mut leader);
         let refused = leader.take_batch();
         leader.execute(&[scale(3)]).unwrap();
-        assert!(leader.set_heard(NodeId(2), false, Timestamp(1)));
+        assert!(leader.set_heard(NodeId(2), None, Timestamp(1)));
         leader.roll_back();
         assert!(!leader.has_pending());
         assert!(leader.state().instances.is_empty());
@@ -412,13 +420,13 @@ mod tests {
             created
         };
         for node in 1..=3 {
-            leader.set_heard(NodeId(node), false, Timestamp(10));
+            leader.set_heard(NodeId(node), None, Timestamp(10));
         }
         // Their graces are long over, but so many do not break at once.
         let healed = 10 * LOST_AFTER;
         assert_eq!(planned_at(&mut leader, healed), 0);
         // The first one is back. The others are about to be.
-        leader.set_heard(NodeId(3), true, Timestamp(healed));
+        leader.set_heard(NodeId(3), Some(PROTOCOL_VERSION), Timestamp(healed));
         assert_eq!(planned_at(&mut leader, healed), 0);
         assert_eq!(planned_at(&mut leader, healed + LOST_AFTER - 1), 0);
         // They are not.

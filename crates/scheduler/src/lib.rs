@@ -26,7 +26,7 @@
 //! - [`routes`]: where hosts lead. [`host_claims`]: which envs claim them.
 //! - [`enrollment`]: which machines may join, under which name and number. [`membership`]: who is a member, by which key. [`underlay`]: how it is
 //!   reached. [`peers`]: what each member is told of the others. [`hubs`]: which hubs
-//!   are dead.
+//!   are dead. [`doctor`]: what members measure of their links, and what that means.
 
 #![cfg_attr(
     test,
@@ -45,6 +45,7 @@ pub mod changes;
 pub mod cluster_state;
 pub mod desired;
 pub mod directory;
+pub mod doctor;
 pub mod ended;
 pub mod enrollment;
 #[cfg(any(test, feature = "fixtures"))]
@@ -56,6 +57,8 @@ pub mod instances;
 pub mod leader;
 pub mod lease;
 pub mod membership;
+pub mod node_protocol;
+pub mod numbers;
 pub mod peers;
 pub mod placement;
 pub mod planner;

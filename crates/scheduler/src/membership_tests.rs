@@ -27,6 +27,7 @@ fn carry_out(cluster: &mut ClusterState, command: &Command) -> Result<(), Refuse
     let mut patched = cluster.clone();
     let changes = apply(cluster, command)?;
     changes.patch(&mut patched);
+    patched.hear_as(cluster);
     assert_eq!(patched, *cluster, "{command:?}");
     Ok(())
 }

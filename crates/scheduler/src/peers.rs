@@ -18,6 +18,7 @@ use std::sync::Arc;
 use api::enrollment::Member;
 use api::member::{Approval, KEEPALIVE_SECONDS, OverlayChanges, Peer, PeerKind};
 use model::NodeId;
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::{self, HubRole, Mode, Topology};
 
 use crate::cluster_state::ClusterState;
@@ -74,6 +75,7 @@ pub struct PeerIndex {
     counter: u64,
     mode: Mode,
     mtu: u32,
+    private_networks: PrivateNetworks,
     dead: Arc<BTreeSet<NodeId>>,
     topology: Arc<Topology>,
     /// Each member with when what its peers are told of it last changed.
@@ -140,7 +142,8 @@ impl PeerIndex {
         let next = self.counter + 1;
         let settings = &cluster.settings;
         let mode_changed = self.mode != settings.mode;
-        let mtu_changed = self.mtu != settings.mtu;
+        let told_to_all_changed =
+            self.mtu != settings.mtu || self.private_networks != settings.private_networks;
         let mut moved = mode_changed || *self.dead != *dead;
         let mut concerned = BTreeSet::new();
         let mut seen_otherwise = Vec::new();
@@ -148,6 +151,9 @@ impl PeerIndex {
             moved |= self.take(cluster, *member, next, &mut seen_otherwise, &mut concerned);
         }
         (self.mode, self.mtu) = (settings.mode, settings.mtu);
+        if told_to_all_changed {
+            self.private_networks.clone_from(&settings.private_networks);
+        }
         if moved {
             self.dead = Arc::new(dead.clone());
             let places = self.attached.iter();
@@ -168,7 +174,7 @@ impl PeerIndex {
                 concerned.extend(self.member_of(*peer));
             }
         }
-        if mtu_changed || everybody {
+        if told_to_all_changed || everybody {
             concerned.extend(self.of_itself.iter().map(|(member, _)| *member));
         }
         if !concerned.is_empty() {
@@ -347,6 +353,7 @@ impl PeerIndex {
             since: None,
             number,
             mtu: cluster.settings.mtu,
+            private_networks: cluster.settings.private_networks.clone(),
             is_hub: number.is_some_and(|number| self.topology.is_hub(number)),
             peers: BTreeMap::new(),
             removed: BTreeSet::new(),

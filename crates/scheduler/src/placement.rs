@@ -9,7 +9,8 @@
 //!
 //! - CPU requests, up to [`CPU_OVERCOMMIT`] times the node's processors: a request is a weight and no cap, and most apps idle.
 //!
-//! A process type may ask for the nodes of one region, and for labels that a node must have.
+//! A process type may ask for the nodes of one region, and for labels that a node must have. What an older agent would ignore goes to no node that has
+//! one ([`crate::node_protocol`]).
 //!
 //! A terminating instance holds what it has until it is gone. An instance or a volume whose record cannot be read holds what can
 //! still be read of the record, and a fixed amount where that is nothing (`cluster_state::CountedAs`): it costs its node no more than that.
@@ -293,6 +294,7 @@ impl Placement {
             archs: &archs,
             region: unplaced.region.as_deref(),
             labels: &unplaced.labels,
+            protocol: unplaced.protocol,
             pinned: pinned.map(|(node, name)| (*node, name.as_str())),
         };
         pinned.is_none_or(|(pinned, _)| *pinned == node) && self.fits(node, &demand)
@@ -590,6 +592,11 @@ impl Placement {
         }
         if let Some(refusal) = self.classes[offer.class].of_nodes.refusal(demand) {
             return Some(refusal);
+        }
+        if let (Some(needed), Presence::Heard { protocol, .. }) = (demand.protocol, offer.presence)
+            && !needed.is_met_by(protocol)
+        {
+            return Some(IneligibleReason::Protocol { protocol, needed });
         }
         let overhead = hardware.instance_overhead();
         let (has, held) = (

@@ -84,6 +84,11 @@ impl ReportReceiver {
         }
     }
 
+    /// Whether it is a report of a start of the agent before another that has reported.
+    pub fn is_of_older_start(&self, report: &ReportDelta) -> bool {
+        (self.last).is_some_and(|(session, _)| report.session < session)
+    }
+
     /// What the node is answered, which is to report that often where nothing changes.
     pub fn answer(&self, verdict: Verdict, heartbeat_interval: Duration) -> ReportAnswer {
         let (session, sequence) = self.last.unwrap_or_default();

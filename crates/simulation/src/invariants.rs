@@ -377,7 +377,7 @@ fn check_done(
         if spec.env_key() != *key || spec.release != rollout.release || !is_ready {
             continue;
         }
-        let Presence::Heard { since } = node.presence else {
+        let Presence::Heard { since, .. } = node.presence else {
             continue;
         };
         let ready = instance.ready_since.filter(|at| *at <= now);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::edge::{HasRoutes, RouteTable};
 use api::node::{DesiredState, ReportAnswer, ReportDelta};
+use api::protocol::PROTOCOL_VERSION;
 use api::user::RolloutPhase;
 use model::{Generation, InstanceId, LeaderSession, NodeId, Term, Timestamp};
 use scheduler::action::Action;
@@ -314,7 +315,7 @@ impl LedTerm {
                 Vec::new()
             };
             for node in &overdue {
-                leader.set_heard(*node, false, now);
+                leader.set_heard(*node, None, now);
             }
             led.plan_now(leader, now);
             Ok(overdue)
@@ -428,7 +429,7 @@ impl LedTerm {
             let (heartbeats, uptime) = (Arc::clone(&self.heartbeats), self.computer.uptime());
             let taken = self.submit(move |leader| {
                 if locked(&heartbeats).is_heard(node, uptime) {
-                    leader.set_heard(node, true, now);
+                    leader.set_heard(node, Some(PROTOCOL_VERSION), now);
                 }
                 leader.execute(command.as_slice())
             });

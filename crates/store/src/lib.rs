@@ -36,7 +36,7 @@ mod transfer;
 mod users;
 mod write;
 
-pub use backup::SKIPPED_NETWORKS;
+pub use backup::{SKIPPED_NETWORKS, SKIPPED_NUMBERS};
 pub use database::READERS;
 pub use error::StoreError;
 pub use file::{BUSY_TIMEOUT, StoreLock};

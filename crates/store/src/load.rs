@@ -27,6 +27,7 @@ use scheduler::cluster_state::{
 };
 use scheduler::host_claims::HostClaims;
 use scheduler::instances::{Instances, Volumes};
+use scheduler::numbers::FreedNumbers;
 use scheduler::release::MAX_INSTANCES;
 use scheduler::table::Table;
 use scheduler::underlay::RecordedUnderlay;
@@ -112,6 +113,7 @@ async fn empty(db: &mut dyn Transaction) -> Result<ClusterState, StoreError> {
         tokens: Table::new(),
         last_node: number("a node's number", row.get(3))?,
         last_edge: number("an edge's number", row.get(4))?,
+        freed: FreedNumbers::default(),
         envs: Table::new(),
         host_claims: HostClaims::default(),
         instances: Instances::default(),

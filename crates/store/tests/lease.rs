@@ -353,3 +353,44 @@ async fn a_server_of_an_older_version_follows_and_never_leads() {
     let (kept, _) = old.lease().await.unwrap();
     assert_eq!((kept.term, kept.renewals), (seen.term, seen.renewals));
 }
+
+#[tokio::test]
+async fn a_write_that_waits_too_long_for_a_lock_costs_no_term_where_the_lease_is_renewed_meanwhile()
+{
+    // Shorter than a write waits for a lock.
+    const SHORT: Duration = Duration::from_secs(3);
+    let place = Place::postgres().await;
+    let store = place.open().await;
+    let changes = change(&store, created("shop", 1)).await;
+    let mut other = PgConnection::connect(&place.url()).await.unwrap();
+    for sql in ["BEGIN", "LOCK TABLE envs IN ACCESS EXCLUSIVE MODE"] {
+        sqlx::query(sql).execute(&mut other).await.unwrap();
+    }
+    assert!(store.renew_lease(store.term, SHORT).await.unwrap());
+    let mut renewals = 0;
+    let refused = {
+        let mut writing = std::pin::pin!(store.write(store.term, &changes));
+        loop {
+            tokio::select! {
+                ended = &mut writing => break ended.unwrap_err(),
+                () = tokio::time::sleep(SHORT / 6) => {
+                    // It waits for no lock of the transaction that waits.
+                    let renewed = tokio::time::timeout(SHORT / 2, store.renew_lease(store.term, SHORT));
+                    assert!(renewed.await.unwrap().unwrap());
+                    renewals += 1;
+                }
+            }
+        }
+    };
+    assert!(
+        refused.hint().is_some_and(|hint| hint.contains("pg_locks")),
+        "{refused:?}"
+    );
+    assert!(!refused.ends_the_term());
+    assert!(renewals > 6, "{renewals}: the lease would not have expired");
+    let (lease, _) = store.lease().await.unwrap();
+    assert_eq!(lease.term, store.term);
+    assert!(lease.expires_in_ms > 0, "{lease:?}");
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    store.write(store.term, &changes).await.unwrap();
+}

@@ -340,7 +340,16 @@ impl Device {
             TunnResult::Done => {}
             TunnResult::Err(_) => self.dropped.invalid += 1,
             TunnResult::WriteToNetwork(message) => self.send_with_queued(id, message, from),
-            TunnResult::WriteToTunnel(packet) => self.take_packet(id, &packet),
+            TunnResult::WriteToTunnel(packet) => {
+                // The first packet of a session says to whoever answered its handshake that there is one: what has waited for it goes now.
+                let queued: Vec<_> = peer.tunnel.get_queued_packets(&mut self.mtu).collect();
+                for message in queued {
+                    peers.sending(id, &message);
+                    let message = Packet::from(message);
+                    self.dropped.not_sent += self.run.push(&mut self.socket, from, &message);
+                }
+                self.take_packet(id, &packet);
+            }
         }
     }
 

@@ -10,6 +10,9 @@
 //!
 //! Deliberately absent: addresses, routes and rules of the link (`node-network`), and who is whose peer.
 
+use blocking_work::blocking;
+use process_handle::udp_port_holder;
+
 use crate::kernel::Kernel;
 use crate::link;
 pub use crate::options::{InterfaceError, InterfaceOptions, MAX_MTU, MIN_MTU};
@@ -44,6 +47,25 @@ impl Interface {
     pub async fn ensure(options: &InterfaceOptions) -> Result<Self, InterfaceError> {
         options.check()?;
         let _one_at_a_time = userspace::lock(options).await?;
+        let found = Self::find_or_make(options).await;
+        // Where it could not be made because its port is another's, that is the reason.
+        match found {
+            Err(InterfaceError::Start { .. } | InterfaceError::Kernel { .. }) => {
+                let port = options.port;
+                match blocking(move || udp_port_holder(port)).await {
+                    Some(holder) => Err(InterfaceError::Port {
+                        name: options.name.clone(),
+                        port,
+                        holder,
+                    }),
+                    None => found,
+                }
+            }
+            found => found,
+        }
+    }
+
+    async fn find_or_make(options: &InterfaceOptions) -> Result<Self, InterfaceError> {
         if let Some(found) = Userspace::find(options).await? {
             found.set_mtu(options).await?;
             return Ok(Self(Which::Userspace(found)));

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use process_handle::PortHolder;
+
 use crate::control::ControlError;
 use crate::settings::Contradiction;
 
@@ -64,6 +66,19 @@ pub enum InterfaceError {
         command: String,
         /// What it wrote.
         why: String,
+    },
+    /// Its UDP port is somebody else's.
+    #[error(
+        "UDP port {port} of the WireGuard interface {name} is taken by {holder}; hint: give this member another one (`--overlay-port PORT` of `platform node join` or \
+         `platform edge join`, then restart its service), or end that program"
+    )]
+    Port {
+        /// The interface.
+        name: String,
+        /// The port.
+        port: u16,
+        /// Who has it.
+        holder: PortHolder,
     },
     /// The process does not do what it is asked.
     #[error("cannot ask the process of the WireGuard interface {name}")]

@@ -359,3 +359,30 @@ fn nonsense_is_refused_and_hurts_nobody() {
     carries("a", ("b", 2), 1000);
     drop(b);
 }
+
+#[test]
+fn what_waited_for_a_session_is_sent_as_soon_as_the_other_side_has_made_one() {
+    if !isolated("what_waited_for_a_session_is_sent_as_soon_as_the_other_side_has_made_one") {
+        return;
+    }
+    two_machines();
+    let _a = Interface::start("a", 1, settings(1, &[(2, Some("10.0.0.2:51820"))]), true);
+    let to_b = SocketAddr::from((inside(2).1, 9));
+    // Nobody is there yet: the packet waits, and its handshake is lost.
+    within("a", move || {
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        socket.send_to(b"waited", to_b).unwrap();
+    });
+    let _b = Interface::start("b", 2, settings(2, &[(1, Some("10.0.0.1:51820"))]), true);
+    let to_a = SocketAddr::from((inside(1).1, 9));
+    within("b", move || {
+        let socket = UdpSocket::bind("[::]:9").unwrap();
+        socket.send_to(b"hello", to_a).unwrap();
+        // Well before `a` tries its own handshake again, 5 s after the first.
+        let soon = std::time::Duration::from_secs(2);
+        socket.set_read_timeout(Some(soon)).unwrap();
+        let mut buffer = [0; 16];
+        let len = socket.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"waited");
+    });
+}

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use api::edge::{HasRoutes, RouteTable};
-use api::member::{CertificateRequest, CertificateResponse, MemberState, OverlayReport};
+use api::member::{
+    CertificateRequest, CertificateResponse, Measurement, MemberState, OverlayReport,
+};
 use api::node::{
     DesiredState, DirectoryChanges, PullSecret, ReportAnswer, ReportDelta, StreamRefused,
     StreamRequest,
@@ -13,7 +15,7 @@ use bytes::Bytes;
 use futures_util::Stream;
 use model::instance::SecretBundle;
 use model::{Generation, InstanceId};
-use reqwest::Method;
+use reqwest::{Method, RequestBuilder};
 use serde::Serialize;
 
 use super::{ApiClient, millis};
@@ -138,22 +140,49 @@ impl ApiClient {
     pub async fn member_state(
         &self,
         applied: Generation,
-        (session, seen): (u64, u64),
+        position: (u64, u64),
         wait: Duration,
     ) -> Result<Option<MemberState>, ClientError> {
-        let request = self
-            .get(paths::MEMBER)
+        let request = self.member_request(applied, position, wait);
+        self.poll("following the membership", request, wait).await
+    }
+
+    /// [`Self::member_state`] of a member that measures when it is asked to: `measured` is the run that it took last, 0 for none.
+    pub async fn member_state_to_measure(
+        &self,
+        applied: Generation,
+        position: (u64, u64),
+        measured: u64,
+        wait: Duration,
+    ) -> Result<Option<MemberState>, ClientError> {
+        let request = self.member_request(applied, position, wait);
+        let request = request.query(&[("measured", measured)]);
+        self.poll("following the membership", request, wait).await
+    }
+
+    fn member_request(
+        &self,
+        applied: Generation,
+        (session, seen): (u64, u64),
+        wait: Duration,
+    ) -> RequestBuilder {
+        self.get(paths::MEMBER)
             .query(&[("after", applied.counter)])
             .query(&[("incarnation", applied.incarnation)])
             .query(&[("session", session), ("seen", seen)])
-            .query(&[("wait_ms", millis(wait))]);
-        self.poll("following the membership", request, wait).await
+            .query(&[("wait_ms", millis(wait))])
     }
 
     /// Says how the member is reached, and what it knows of its links.
     pub async fn report_overlay(&self, report: &OverlayReport) -> Result<(), ClientError> {
         let call = self.post(paths::MEMBER_OVERLAY).json(report);
         self.call_empty("reporting of the overlay", call).await
+    }
+
+    /// Says what the member was asked to measure.
+    pub async fn report_measurement(&self, measurement: &Measurement) -> Result<(), ClientError> {
+        let call = self.post(paths::MEMBER_MEASUREMENT).json(measurement);
+        self.call_empty("saying what was measured", call).await
     }
 
     /// A certificate for the member's key, or for the one that is to replace it.

@@ -7,11 +7,11 @@ use api::enrollment::Member;
 use api::paths;
 use api::user::{
     Acknowledgements, CaRow, CreateTokenRequest, CreateTokenResponse, DeployRequest,
-    DeployResponse, EdgeRow, EndedRow, EnvRow, ImageRow, InstanceRow, LogsQuery,
-    NetworkSettingsRequest, NetworkStatus, NodeRow, RegistryLoginRequest, RegistryRow,
-    RemoveNodeQuery, RevokeResponse, RolloutStatus, RotateCaRequest, ScaleRequest, Scheduling,
-    SchedulingRequest, SecretRow, SetSecretsRequest, StopUnknownRequest, StopUnknownResponse,
-    TokenRow, VolumeRow,
+    DeployResponse, DoctorRequest, EdgeRow, EndedRow, EnvRow, ImageRow, InstanceRow, LogsQuery,
+    NetworkDiagnosis, NetworkSettingsRequest, NetworkStatus, NodeRow, RegistryLoginRequest,
+    RegistryRow, RemoveNodeQuery, RevokeResponse, RolloutStatus, RotateCaRequest, ScaleRequest,
+    Scheduling, SchedulingRequest, SecretRow, SetSecretsRequest, StopUnknownRequest,
+    StopUnknownResponse, TokenRow, VolumeRow,
 };
 use api::user::{ExecQuery, LabelsRequest, SignalRequest, StatsRow};
 use futures_util::StreamExt as _;
@@ -68,6 +68,17 @@ impl ApiClient {
     ) -> Result<NetworkStatus, ClientError> {
         let request = self.request(Method::PATCH, paths::NETWORK).json(settings);
         self.call("changing the network", request).await
+    }
+
+    /// Has the members measure the network between them, and gives what they found.
+    pub async fn diagnose_network(
+        &self,
+        request: &DoctorRequest,
+    ) -> Result<NetworkDiagnosis, ClientError> {
+        let request = self.post(paths::NETWORK_DOCTOR).json(request);
+        let request = request.timeout(DEPLOY_TIMEOUT);
+        self.answer("measuring the network", request, DEPLOY_TIMEOUT)
+            .await
     }
 
     /// Every edge.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use model::NodeId;
 use overlay::address_plan::CLUSTER_PREFIX_BITS;
+use overlay::private_networks::PrivateNetworks;
 use serde::{Deserialize, Serialize};
 
 /// The UDP port of a member's WireGuard where nobody chose another.
@@ -15,6 +16,8 @@ pub const WIREGUARD_OVERHEAD: u32 = 80;
 pub const MIN_OVERLAY_MTU: u32 = 1280;
 /// The largest MTU that the overlay may have, in bytes: that of an underlay with jumbo frames, without what WireGuard adds.
 pub const MAX_OVERLAY_MTU: u32 = 9000 - WIREGUARD_OVERHEAD;
+/// How long a member's error may be, in bytes.
+pub const MAX_OVERLAY_ERROR_BYTES: usize = 1000;
 /// How many links a member may report of.
 pub const MAX_REPORTED_LINKS: usize = 4096;
 /// Seconds between the keepalives of a member behind a NAT: below the half minute after which NATs begin to forget (RFC 4787, 4.3).
@@ -35,6 +38,9 @@ pub struct OverlayChanges {
     pub number: Option<NodeId>,
     /// MTU of the overlay, the taps and the guests, in bytes.
     pub mtu: u32,
+    /// Which private networks instances of egress `all` reach. Absent: all, as a server of before the setting means.
+    #[serde(default, skip_serializing_if = "PrivateNetworks::is_all")]
+    pub private_networks: PrivateNetworks,
     /// Whether it relays for others.
     #[serde(default)]
     pub is_hub: bool,
@@ -129,6 +135,12 @@ pub struct OverlayReport {
     /// What it knows of its links to its peers. At most [`MAX_REPORTED_LINKS`].
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub links: BTreeMap<NodeId, LinkReport>,
+    /// Why its end of the overlay is not as it is to be, for people; absent: it is. At most [`MAX_OVERLAY_ERROR_BYTES`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Not sent: up to which change, counted by this agent alone, interface and rules are as they are to be. Absent: they were not made yet.
+    #[serde(skip)]
+    pub applied: Option<u64>,
 }
 
 /// What a member knows of the link to one of its peers.

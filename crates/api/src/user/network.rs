@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
 
 use model::NodeId;
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::{HubRole, Mode};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,9 @@ pub struct NetworkStatus {
     pub mode: Mode,
     /// MTU of the overlay, the taps and the guests, in bytes.
     pub mtu: u32,
+    /// Which private networks instances of egress `all` reach. Absent: all, as a server of before the setting means.
+    #[serde(default)]
+    pub private_networks: PrivateNetworks,
     /// Every member that is approved.
     pub members: Vec<NetworkMember>,
     /// What is not as it should be.
@@ -55,6 +59,12 @@ pub struct NetworkMember {
     pub peers: u32,
     /// What it last said of its links. Empty: it has not said in this term of the leader.
     pub links: BTreeMap<NodeId, LinkReport>,
+    /// Why its end of the overlay is not as it is to be; absent: it is, as far as it said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Whether it is not known to have applied the last change that concerns it.
+    #[serde(default)]
+    pub is_behind: bool,
 }
 
 /// What is not as it should be, and what to do.
@@ -76,4 +86,7 @@ pub struct NetworkSettingsRequest {
     /// MTU of the overlay, the taps and the guests, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// Which private networks instances of egress `all` reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_networks: Option<PrivateNetworks>,
 }

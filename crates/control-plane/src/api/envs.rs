@@ -29,6 +29,7 @@ pub(crate) async fn nodes(
     for row in &mut rows {
         row.seen_at = row.seen_at.max(app.presence.seen_at(row.id));
         row.exceeded = app.reporting.exceeded(row.id);
+        row.warnings = app.reporting.warnings(row.id);
     }
     Ok(Json(rows))
 }

@@ -56,6 +56,8 @@ pub(crate) struct MemberPoll {
     session: Option<u64>,
     #[serde(default)]
     seen: u64,
+    /// Absent: a member that measures nothing.
+    measured: Option<u64>,
     #[serde(default)]
     wait_ms: u64,
 }
@@ -77,15 +79,21 @@ pub(crate) async fn state(
     let session = app.overlay.session;
     let seen = (poll.session == Some(session)).then_some(poll.seen);
     app.members.applied(member, has, seen, now());
+    app.members.measures(member, poll.measured.is_some());
     let wait = granted(poll.wait_ms);
     let newer = if poll.session.is_some() {
         let told = |published: &Published| {
             let index = &published.peers;
             let is_news = seen.is_none_or(|seen| index.concerned_at(member) > seen);
-            is_news.then(|| {
+            let measured = poll.measured;
+            let measure = measured.and_then(|run| app.doctor.request_for(member, run, now()));
+            (is_news || measure.is_some()).then(|| {
                 let cluster = &published.cluster;
-                let changes = index.changes(cluster, member, session, seen);
-                member_state(&app, cluster, member, Vec::new(), Some(changes))
+                let changes = is_news.then(|| index.changes(cluster, member, session, seen));
+                MemberState {
+                    measure,
+                    ..member_state(&app, cluster, member, Vec::new(), changes)
+                }
             })
         };
         app.wait_for(Topic::Member(member), wait, told).await?
@@ -140,6 +148,7 @@ fn member_state(
         ca_pem: app.authority().trusted_pem(),
         rotate_keys: identity.is_some_and(|identity| identity.rotate_since.is_some()),
         overlay,
+        measure: None,
     }
 }
 

@@ -3,6 +3,7 @@
 mod ca;
 mod calls;
 mod deploy;
+mod doctor;
 mod edges;
 mod enrolling;
 mod envs;
@@ -42,6 +43,8 @@ pub(crate) fn router(app: App) -> Router {
         .route(paths::MEMBER_CERTIFICATE, post(members::certificate))
         .route(paths::MEMBER_OVERLAY, post(network::report))
         .route(paths::NETWORK, get(network::show).patch(network::set))
+        .route(paths::MEMBER_MEASUREMENT, post(doctor::answer))
+        .route(paths::NETWORK_DOCTOR, post(doctor::run))
         .route(paths::NODE_DIRECTORY, get(network::directory))
         .route(paths::MEMBERS, get(members::acknowledgements))
         .route(paths::APPROVE, post(members::approve))

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use api::enrollment::Member;
 use api::member::{
-    DEFAULT_OVERLAY_PORT, MAX_OVERLAY_MTU, MAX_REPORTED_LINKS, MIN_OVERLAY_MTU, OverlayReport,
-    WIREGUARD_OVERHEAD,
+    DEFAULT_OVERLAY_PORT, MAX_OVERLAY_ERROR_BYTES, MAX_OVERLAY_MTU, MAX_REPORTED_LINKS,
+    MIN_OVERLAY_MTU, OverlayReport, WIREGUARD_OVERHEAD,
 };
 use api::node::DirectoryChanges;
 use api::user::{NetworkMember, NetworkSettingsRequest, NetworkStatus, NetworkWarning};
@@ -15,10 +15,11 @@ use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
 use http::StatusCode;
 use identity::is_wireguard_public_key;
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::{HUBS, MESH_UP_TO, Mode};
 use scheduler::apply::Command;
 use scheduler::cluster_state::ClusterState;
-use scheduler::enrollment::next_overlay_number;
+use scheduler::numbers::next_overlay_number;
 use scheduler::peers::{hub_role, number_of};
 use scheduler::underlay::{RecordedUnderlay, UnderlayRefused, record};
 use serde::Deserialize;
@@ -26,6 +27,7 @@ use serde::Deserialize;
 use super::extract::{Body, Params, granted};
 use super::members::wireguard_key_invalid;
 use crate::callers::{KnownCaller, NodeCaller, SeenFrom, User};
+use crate::clock::now;
 use crate::failure::ApiFailure;
 use crate::state::{App, Published, Topic};
 
@@ -84,7 +86,7 @@ pub(crate) async fn report(
                     Member::Edge(_)
                         if number_of(cluster, member).is_none() && wireguard_key.is_some() =>
                     {
-                        let number = next_overlay_number(cluster);
+                        let number = next_overlay_number(cluster, now());
                         Some(number.map_err(|error| {
                             ApiFailure::conflict("cluster_full", error.to_string())
                         })?)
@@ -103,6 +105,9 @@ pub(crate) async fn report(
         tracing::info!(%member, endpoint = ?underlay.endpoint, behind_nat = underlay.is_behind_nat, "recorded how a member is reached");
     }
     if caller.is_approved {
+        let error = report.error;
+        let error = error.map(|error| display::one_line(&error, MAX_OVERLAY_ERROR_BYTES));
+        app.overlay.record_error(member, error);
         let number = number_of(&app.cluster(), member);
         app.report_links(member, number, report.links).await?;
     }
@@ -184,7 +189,16 @@ pub(crate) async fn set(
     user: User,
     Body(request): Body<NetworkSettingsRequest>,
 ) -> Result<Json<NetworkStatus>, ApiFailure> {
-    let NetworkSettingsRequest { mode, mtu } = request;
+    let NetworkSettingsRequest {
+        mode,
+        mtu,
+        private_networks,
+    } = request;
+    if let Some(Err(refusal)) = private_networks.as_ref().map(PrivateNetworks::check) {
+        return Err(ApiFailure::refused("private_networks_refused", refusal.to_string()).hint(
+            "`--private-networks` takes networks with commas between, such as 10.1.0.0/16,192.168.7.0/24, or `none`, or `all`",
+        ));
+    }
     if let Some(mtu) = mtu.filter(|mtu| !(MIN_OVERLAY_MTU..=MAX_OVERLAY_MTU).contains(mtu)) {
         return Err(ApiFailure::refused(
             "mtu_out_of_range",
@@ -194,9 +208,15 @@ pub(crate) async fn set(
             "it is the MTU of the machines' network without {WIREGUARD_OVERHEAD} bytes: 1420 of 1500, 1380 of 1460"
         )));
     }
-    app.change(move |_| Ok::<_, ApiFailure>((vec![Command::SetNetwork { mode, mtu }], ())))
+    let private = private_networks.as_ref().map(ToString::to_string);
+    let command = Command::SetNetwork {
+        mode,
+        mtu,
+        private_networks,
+    };
+    app.change(move |_| Ok::<_, ApiFailure>((vec![command], ())))
         .await?;
-    tracing::warn!(user = %user.name, ?mode, ?mtu, "the overlay's settings were changed");
+    tracing::warn!(user = %user.name, ?mode, ?mtu, private_networks = private, "the overlay's settings were changed");
     Ok(Json(status(&app)))
 }
 
@@ -212,6 +232,7 @@ fn status(app: &App) -> NetworkStatus {
         prefix: settings.prefix,
         mode: settings.mode,
         mtu: settings.mtu,
+        private_networks: settings.private_networks.clone(),
         warnings: warnings(&members, settings.mode, settings.mtu),
         members,
     }
@@ -247,6 +268,8 @@ fn network_member(app: &App, published: &Published, member: Member) -> Option<Ne
         underlay_mtu: underlay.and_then(|underlay| underlay.mtu),
         peers: u32::try_from(peers).unwrap_or(u32::MAX),
         links: app.overlay.links_of(member),
+        error: app.overlay.error_of(member),
+        is_behind: app.is_behind(member),
     })
 }
 
@@ -316,6 +339,17 @@ fn warnings(members: &[NetworkMember], mode: Mode, mtu: u32) -> Vec<NetworkWarni
             format!("{old}: not in the overlay, because it did not say how it is reached"),
             "upgrade `platform` on the machine, and see that its agent runs".to_owned(),
         );
+    }
+    for member in members {
+        if let Some(error) = &member.error {
+            let (name, role) = (&member.name, member.member.role());
+            warn(
+                format!("{name} cannot make its end of the overlay: {error}"),
+                format!(
+                    "`journalctl -u platform-{role}` on it says more; it tries again by itself"
+                ),
+            );
+        }
     }
     if let Some(dead) = named(placed().filter(|member| member.is_dead)) {
         warn(

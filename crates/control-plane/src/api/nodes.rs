@@ -5,6 +5,8 @@ use std::sync::PoisonError;
 use std::collections::BTreeSet;
 
 use api::enrollment::Member;
+use api::error_code;
+use api::member::Approval;
 use api::node::{InstanceReport, ReportMessage, StreamRefused, StreamRequest};
 use api::user::{
     LabelsRequest, RemoveNodeQuery, Scheduling, SchedulingRequest, StopUnknownRequest,
@@ -26,7 +28,7 @@ use scheduler::peers::{HUB_LABEL, HUB_LABEL_VALUES};
 use super::calls::{Upgrade, switching};
 use super::extract::{Body, Params, Poll, granted};
 use super::logs;
-use crate::callers::{NodeCaller, User};
+use crate::callers::{NodeCaller, SeenFrom, User};
 use crate::clock::now;
 use crate::failure::{ApiFailure, UNREADABLE_HINT};
 use crate::limits::MAX_CALL_ANSWER_BYTES;
@@ -43,7 +45,7 @@ pub(crate) async fn set_scheduling(
 ) -> Result<StatusCode, ApiFailure> {
     let SchedulingRequest { scheduling } = request;
     app.change(move |cluster| {
-        no_such_node(cluster, node)?;
+        not_revoked(cluster, node)?;
         if scheduling
             == (Scheduling::Draining {
                 with_volumes: false,
@@ -93,7 +95,7 @@ pub(crate) async fn set_labels(
         })
         .collect();
     app.change(move |cluster| {
-        no_such_node(cluster, node)?;
+        not_revoked(cluster, node)?;
         Ok::<_, ApiFailure>((vec![Command::SetLabels { node, labels }], ()))
     })
     .await?;
@@ -143,6 +145,19 @@ fn no_such_node(cluster: &ClusterState, node: NodeId) -> Result<&Node, ApiFailur
         ApiFailure::not_found("node_not_found", format!("there is no node {node}"))
             .hint("`platform nodes` lists those there are")
     })
+}
+
+/// The node, unless it was revoked: nothing that is set of such a node has a consequence.
+fn not_revoked(cluster: &ClusterState, node: NodeId) -> Result<&Node, ApiFailure> {
+    let known = no_such_node(cluster, node)?;
+    if !matches!(known.identity.approval, Approval::Revoked { .. }) {
+        return Ok(known);
+    }
+    let message =
+        format!("{node} was revoked: it takes no instances and relays nothing, whatever is set");
+    Err(ApiFailure::conflict(error_code::REVOKED, message).hint(format!(
+        "`platform tokens create --replaces {node}` lets its machine in again, with new keys; `platform nodes remove {node} --lost` ends its record"
+    )))
 }
 
 /// A node is told to stop what it runs and the store does not know. Nothing else ends such an instance: a restored store is no reason to stop a VM.
@@ -251,6 +266,7 @@ pub(crate) async fn desired(
 pub(crate) async fn report(
     State(app): State<App>,
     NodeCaller { node, protocol }: NodeCaller,
+    SeenFrom(from): SeenFrom,
     Body(message): Body<ReportMessage>,
 ) -> Result<Response, ApiFailure> {
     // Before anything that the store may refuse: a full disk of the server's is no node that is offline.
@@ -259,12 +275,14 @@ pub(crate) async fn report(
     match message {
         ReportMessage::Delta(delta) => {
             log_unknown_states(&app, node, protocol, &delta.instances);
-            let answer = app.receive(node, heartbeat_interval, |_| *delta).await?;
+            let answer = app
+                .receive((node, protocol), from, heartbeat_interval, |_| *delta)
+                .await?;
             Ok(Json(answer).into_response())
         }
         ReportMessage::Whole(report) => {
             log_unknown_states(&app, node, protocol, &report.instances);
-            app.receive(node, heartbeat_interval, |receiver| {
+            app.receive((node, protocol), from, heartbeat_interval, |receiver| {
                 receiver.uncounted(*report)
             })
             .await?;

@@ -1,11 +1,14 @@
 //! The node's network namespace, its taps, rules and egress.
 
-use std::net::Ipv6Addr;
+use std::collections::BTreeSet;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::node::InstanceReport;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use membership::server_addresses;
 use microvm::Nic;
 use model::InstanceId;
 use node_network::{Endpoint, NetworkError};
@@ -15,11 +18,16 @@ use crate::names::NodeNames;
 use crate::probes;
 use display::chain;
 
+/// Longest wait for the address of the server's name.
+const NAME_WAIT: Duration = Duration::from_secs(2);
+
 /// The network of this node.
 #[derive(Debug)]
 pub(crate) struct NodeNetwork {
     pub(crate) network: Arc<node_network::Network>,
     pub(crate) names: Arc<NodeNames>,
+    /// The servers' URLs.
+    pub(crate) server: String,
 }
 
 impl Network for NodeNetwork {
@@ -57,10 +65,27 @@ impl Network for NodeNetwork {
 
     fn ensure_egress(&self) -> BoxFuture<'_, HostResult<Egress>> {
         async move {
+            // One whose name does not resolve now is where it was.
+            let servers = tokio::time::timeout(NAME_WAIT, server_addresses(&self.server)).await;
+            let servers: BTreeSet<_> = (servers.into_iter().flatten())
+                .filter_map(|server| match server {
+                    SocketAddr::V4(server) => Some(server),
+                    SocketAddr::V6(_) => None,
+                })
+                .collect();
+            if !servers.is_empty() {
+                let set = self.network.set_servers(&servers).await;
+                set.map_err(|error| failed("keep instances from the server", &error))?;
+            }
             let egress = self.network.ensure_egress().await;
             let egress = egress.map_err(|error| HostError::transient(chain(&error)))?;
             Ok(Egress {
-                reason: egress.resolves.err().unwrap_or("by slirp4netns").to_owned(),
+                reason: if self.names.has_servers() {
+                    "by slirp4netns"
+                } else {
+                    "by slirp4netns; names outside of the cluster are not resolved, because /etc/resolv.conf names no name server: name one"
+                }
+                .to_owned(),
                 ended: async move { egress.ended().await }.boxed(),
             })
         }

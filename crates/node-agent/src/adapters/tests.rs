@@ -273,7 +273,11 @@ async fn network() -> NodeNetwork {
     let network = Arc::new(Network::ensure(&settings).await.unwrap());
     let dir = tempfile::tempdir().unwrap();
     let names = NodeNames::load(settings.cluster_prefix, dir.path()).await;
-    NodeNetwork { network, names }
+    NodeNetwork {
+        network,
+        names,
+        server: "https://203.0.113.9:7400".to_owned(),
+    }
 }
 
 #[test]

@@ -14,10 +14,12 @@ use model::{EnvNetwork, NodeId};
 
 use super::env::{chain_of, env_of};
 use super::{ENV_MASK, ICMPV6_ERRORS, INGRESS_PORTS, TABLE};
-use crate::names::{INSIDE_LINK, OVERLAY_LINK, node_prefix, platform_address};
+use crate::names::{ECHO_PORT, INSIDE_LINK, OVERLAY_LINK, node_prefix, platform_address};
 
 /// What of an address is cluster, node and env.
 const SENDER_MASK: &str = "ffff:ffff:ffff:ffff:ffff:ffff::";
+/// The payload of the largest packet that every link of IPv6 takes, in bytes.
+const SMALL_PAYLOAD: u32 = 1280 - 40;
 /// All of an address but its node.
 const ALL_BUT_NODE: &str = "ffff:ffff:ffff:0:ffff:ffff:ffff:ffff";
 
@@ -126,6 +128,9 @@ pub(super) fn chains(cluster_prefix: Ipv6Addr, node: NodeId) -> String {
          \t\tip6 daddr != {own}/64 drop\n\
          \t\tip6 saddr @edges accept\n\
          \t\tip6 saddr & {ALL_BUT_NODE} {{ {one}, {two} }} ip6 daddr {{ {own_one}, {own_two} }} icmpv6 type {{ echo-request, echo-reply }} accept\n\
+         \t\tip6 saddr & {ALL_BUT_NODE} {{ {one}, {two} }} ip6 daddr {own_three} ip6 length > {SMALL_PAYLOAD} icmpv6 type echo-request accept\n\
+         \t\tip6 saddr & {ALL_BUT_NODE} == {two} ip6 daddr {own_two} tcp dport {ECHO_PORT} accept\n\
+         \t\tip6 saddr & {ALL_BUT_NODE} == {two} ip6 daddr {own_two} tcp sport {ECHO_PORT} accept\n\
          \t\tip6 saddr & {ENV_MASK} == {platform} icmpv6 type {ICMPV6_ERRORS} accept\n\
          \t\tip6 saddr & {SENDER_MASK} vmap @env_of_sender\n\
          \t}}\n\
@@ -138,8 +143,15 @@ pub(super) fn chains(cluster_prefix: Ipv6Addr, node: NodeId) -> String {
         two = address(any, 2),
         own_one = address(node, 1),
         own_two = address(node, 2),
+        own_three = address(node, 3),
     );
     text
+}
+
+/// What comes in for the namespace itself: what members send to be sent back, while links are measured. `from_overlay` has compared who they are.
+pub(super) fn received(cluster_prefix: Ipv6Addr, node: NodeId) -> String {
+    let own = platform_address(cluster_prefix, node, 2);
+    format!("\t\tiifname \"{OVERLAY_LINK}\" ip6 daddr {own} tcp dport {ECHO_PORT} accept\n")
 }
 
 /// What is passed on between members. It stands before all others of the chain `forward`: no connection is kept of it.

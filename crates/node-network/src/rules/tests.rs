@@ -1,6 +1,7 @@
 //! The rules as text.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use ::overlay::private_networks::PrivateNetworks;
 use expect_test::expect;
 use model::EnvNetwork;
 use model::instance::EgressPolicy;
@@ -30,7 +31,10 @@ fn host(own: &str, resolver: Option<&str>) -> HostNetwork {
     HostNetwork {
         own: own_addresses(own).unwrap(),
         resolver: resolver.map(|address| address.parse().unwrap()),
-        private: std::collections::BTreeSet::new(),
+        private: PrivateNetworks(std::collections::BTreeSet::new()),
+        servers: ["192.0.2.9:7400", "192.0.2.9:443"]
+            .map(|at| at.parse().unwrap())
+            .into(),
     }
 }
 
@@ -116,7 +120,7 @@ fn rules_without_instances_admit_nothing() {
         	}
         	set denied {
         		type ipv4_addr; flags interval; auto-merge;
-        		elements = { 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }
+        		elements = { 0.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16/32, 169.254.0.0/16, 192.0.0.0/24, 224.0.0.0/4, 240.0.0.0/4 }
         	}
         	set private {
         		type ipv4_addr; flags interval;
@@ -124,6 +128,9 @@ fn rules_without_instances_admit_nothing() {
         	}
         	set private_reached {
         		type ipv4_addr; flags interval; auto-merge;
+        	}
+        	set servers {
+        		type ipv4_addr . inet_service;
         	}
         	set machine {
         		type ipv4_addr; flags interval; auto-merge;
@@ -147,6 +154,7 @@ fn rules_without_instances_admit_nothing() {
         		oifname "uplink" ip daddr @machine tcp dport { 80, 443 } accept
         		ip daddr @machine goto refuse
         		ip daddr @denied goto refuse
+        		ip daddr . tcp dport @servers goto refuse
         		ip daddr @private ip daddr != @private_reached goto refuse
         		oifname "uplink" meta l4proto { tcp, udp, icmp } accept
         		goto refuse
@@ -169,6 +177,9 @@ fn rules_without_instances_admit_nothing() {
         		ip6 daddr != fd12:3456:789a:3::/64 drop
         		ip6 saddr @edges accept
         		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff { fd12:3456:789a::1, fd12:3456:789a::2 } ip6 daddr { fd12:3456:789a:3::1, fd12:3456:789a:3::2 } icmpv6 type { echo-request, echo-reply } accept
+        		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff { fd12:3456:789a::1, fd12:3456:789a::2 } ip6 daddr fd12:3456:789a:3::3 ip6 length > 1240 icmpv6 type echo-request accept
+        		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff == fd12:3456:789a::2 ip6 daddr fd12:3456:789a:3::2 tcp dport 7 accept
+        		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:ffff:ffff == fd12:3456:789a::2 ip6 daddr fd12:3456:789a:3::2 tcp sport 7 accept
         		ip6 saddr & ffff:ffff:ffff:0:ffff:ffff:: == fd12:3456:789a:: icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem } accept
         		ip6 saddr & ffff:ffff:ffff:ffff:ffff:ffff:: vmap @env_of_sender
         	}
@@ -195,6 +206,7 @@ fn rules_without_instances_admit_nothing() {
         		iifname "lo" accept
         		icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, echo-request } accept
         		ct state established,related accept
+        		iifname "overlay" ip6 daddr fd12:3456:789a:3::2 tcp dport 7 accept
         		iifname "t*" ip daddr 192.0.0.3 meta l4proto { tcp, udp } th dport 53 accept
         		iifname "t*" meta nfproto ipv4 goto refuse
         	}
@@ -202,6 +214,8 @@ fn rules_without_instances_admit_nothing() {
         flush set inet platform machine
         flush set inet platform resolver
         flush set inet platform private_reached
+        add element inet platform private_reached { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16, 198.18.0.0/15 }
+        flush set inet platform servers
     "#]].assert_eq(&ruleset(
         cluster(),
         NodeId(3),
@@ -222,12 +236,16 @@ fn the_machines_addresses_and_resolver_are_elements() {
         flush set inet platform resolver
         add element inet platform resolver { 192.0.0.3 }
         flush set inet platform private_reached
+        flush set inet platform servers
+        add element inet platform servers { 192.0.2.9 . 7400 }
     "#]]
     .assert_eq(&host_change(&host(own, Some("203.0.113.53"))));
     expect![[r#"
         flush set inet platform machine
         flush set inet platform resolver
         flush set inet platform private_reached
+        flush set inet platform servers
+        add element inet platform servers { 192.0.2.9 . 7400 }
     "#]]
     .assert_eq(&host_change(&host("[]", None)));
 }

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use blocking_work::blocking;
 use clap::{Args, ValueEnum};
+use membership::Membership;
 
 use self::finding::{Finding, Severity};
 use super::{edge, node, server};
@@ -115,6 +116,16 @@ fn roles_here() -> Vec<Role> {
     roles
 }
 
+/// Whether the role's port of WireGuard is its own, or free.
+async fn overlay_port(check: &'static str, role: Role, port: u16) -> Finding {
+    let data_dir = role.data_dir();
+    blocking(move || {
+        let is_member = Membership::file(data_dir).exists();
+        checks::overlay_port(check, port, is_member)
+    })
+    .await
+}
+
 async fn look(roles: &[Role]) -> Vec<Finding> {
     let has = |role| roles.contains(&role);
     let mut findings =
@@ -128,8 +139,10 @@ async fn look(roles: &[Role]) -> Vec<Finding> {
     findings.dedup();
     if has(Role::Node) {
         let kept = role_options::load::<KeptNodeOptions>(Role::Node.data_dir()).await;
-        let guest = kept.ok().flatten().and_then(|kept| kept.guest);
-        let guest = match guest {
+        let kept = kept.ok().flatten().unwrap_or_default();
+        let port = kept.underlay.options().port;
+        findings.push(overlay_port("node's WireGuard", Role::Node, port).await);
+        let guest = match kept.guest {
             Some(folder) => folder,
             None => blocking(node::default_guest).await,
         };
@@ -146,9 +159,11 @@ async fn look(roles: &[Role]) -> Vec<Finding> {
     }
     if has(Role::Edge) {
         let kept = role_options::load::<KeptEdgeOptions>(Role::Edge.data_dir()).await;
-        let address = kept.ok().flatten().and_then(|kept| kept.listen);
-        let address = address.unwrap_or(edge::LISTEN);
+        let kept = kept.ok().flatten().unwrap_or_default();
+        let address = kept.listen.unwrap_or(edge::LISTEN);
         findings.push(blocking(move || checks::port("edge's port", address)).await);
+        let port = kept.underlay.port.unwrap_or(edge::OVERLAY_PORT);
+        findings.push(overlay_port("edge's WireGuard", Role::Edge, port).await);
     }
     for (check, role) in [("node's server", Role::Node), ("edge's server", Role::Edge)] {
         if has(role)

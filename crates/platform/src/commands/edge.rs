@@ -20,7 +20,7 @@ pub(super) const DATA_DIR: &str = "/var/lib/platform/edge";
 pub(super) const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080);
 
 /// The UDP port of an edge's WireGuard where nothing else was given: a node of the same machine has the one before.
-const OVERLAY_PORT: u16 = 51821;
+pub(super) const OVERLAY_PORT: u16 = 51821;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -68,9 +68,9 @@ struct RunArguments {
     /// Name of the edge in the cluster [default: the host name]
     #[arg(long)]
     name: Option<String>,
-    /// The region this machine is in
-    #[arg(long, default_value = "local")]
-    region: String,
+    /// The region this machine is in [default: local]
+    #[arg(long)]
+    region: Option<String>,
     /// Where its identity and the last routes are kept
     #[arg(long, value_name = "FOLDER", default_value = DATA_DIR)]
     data_dir: PathBuf,
@@ -106,6 +106,15 @@ struct DownArguments {
 }
 
 impl RunArguments {
+    fn given(&self) -> joining::Given {
+        joining::Given {
+            server: self.server.clone(),
+            name: self.name.clone(),
+            region: self.region.clone(),
+            token: self.token.is_given(),
+        }
+    }
+
     fn kept(&self) -> KeptEdgeOptions {
         KeptEdgeOptions {
             listen: self.listen,
@@ -121,7 +130,7 @@ impl RunArguments {
             server: self.server,
             token: self.token.read().await?,
             name: self.name.unwrap_or_else(super::node::host_name),
-            region: self.region,
+            region: self.region.unwrap_or_else(joining::default_region),
             underlay: kept.underlay.options(),
         })
     }
@@ -172,7 +181,7 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         super::node::membership(&data_dir).await?
     };
     if let Some(member) = known {
-        joining::note_known(&member);
+        joining::note_known(&member, &run.given());
         if wanted != kept {
             role_options::keep(&data_dir, &wanted).await?;
             service::note_changed("edge");
@@ -182,7 +191,7 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         let options = run.options(wanted.clone()).await?;
         role_options::keep(&data_dir, &wanted).await?;
         if again {
-            membership::leave(&data_dir).await?;
+            edge_proxy::leave(&data_dir).await?;
         }
         let unreached = |error: &EdgeError| match error {
             EdgeError::Join(JoinError::Enroll(error)) => joining::pause_after(error),
@@ -196,6 +205,7 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         role: "edge",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
+        folders: &[],
         by_hand: no_start,
         restart: again,
     })

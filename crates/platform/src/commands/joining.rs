@@ -14,6 +14,11 @@ use crate::failure::Failure;
 use crate::output::{self, note};
 use crate::role_options::KeptUnderlay;
 
+/// The region of a machine whose operator says none.
+pub(super) fn default_region() -> String {
+    "local".to_owned()
+}
+
 /// How long a join waits for a server that cannot be reached.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause before it asks again, unless the server names another.
@@ -104,12 +109,53 @@ where
     Ok(joined?)
 }
 
-/// Says that this machine joined before.
-pub(super) fn note_known(known: &Membership) {
+/// What a join was given that only a machine which joins anew goes by.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Given {
+    pub(super) server: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) region: Option<String>,
+    /// Whether a token was.
+    pub(super) token: bool,
+}
+
+/// Says that this machine joined before, and what it was given that is not as it is.
+pub(super) fn note_known(known: &Membership, given: &Given) {
     note(format!(
         "this machine is {} ({}) of the cluster {} already; `--again` joins anew, with a new token",
         known.member, known.name, known.cluster
     ));
+    for line in differences(known, given) {
+        note(line);
+    }
+}
+
+/// Each option that is not as the member is, and what to do; whether its token was used.
+fn differences(known: &Membership, given: &Given) -> Vec<String> {
+    let role = known.member.role();
+    let mut lines = Vec::new();
+    let differs =
+        |given: &Option<String>, known: &str| given.clone().filter(|given| given != known);
+    if let Some(server) = differs(&given.server, &known.server) {
+        lines.push(format!(
+            "warning: --server {server} is not used: the server stays {}\n  hint: stop the {role}, then `platform {role} --server {server}` once: it is remembered",
+            known.server
+        ));
+    }
+    for (flag, given, known) in [
+        ("--name", &given.name, &known.name),
+        ("--region", &given.region, &known.region),
+    ] {
+        if let Some(given) = differs(given, known) {
+            lines.push(format!(
+                "warning: {flag} {given} is not used: it stays {known}\n  hint: `platform {role} join --again {flag} {given}` joins anew, with a new token"
+            ));
+        }
+    }
+    if given.token {
+        lines.push("the token is not looked at, and not spent".to_owned());
+    }
+    lines
 }
 
 /// Prints who this machine is, and what it waits for.
@@ -142,4 +188,43 @@ pub(super) async fn print(joined: &Membership) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+
+    #[test]
+    fn options_that_a_member_does_not_go_by_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let member = include_str!("../../../membership/src/fixtures/member/version-1.json");
+        std::fs::write(Membership::file(dir.path()), member).unwrap();
+        let known = Membership::load(dir.path()).unwrap().unwrap();
+        let same = Given {
+            server: Some(known.server.clone()),
+            name: Some(known.name.clone()),
+            region: Some(known.region.clone()),
+            token: false,
+        };
+        assert_eq!(differences(&known, &same), [""; 0]);
+        assert_eq!(differences(&known, &Given::default()), [""; 0]);
+        let others = Given {
+            server: Some("https://other.example.com:7400".to_owned()),
+            name: Some("other".to_owned()),
+            region: Some("elsewhere".to_owned()),
+            token: true,
+        };
+        let said = differences(&known, &others);
+        assert_eq!(said.len(), 4, "{said:?}");
+        for (line, option) in said.iter().zip([
+            "--server https://other",
+            "--name other",
+            "--region elsewhere",
+        ]) {
+            assert!(line.starts_with(&format!("warning: {option}")), "{line}");
+            assert!(line.contains("\n  hint: "), "{line}");
+        }
+    }
 }

@@ -1,5 +1,7 @@
 //! `platform network`: the overlay that joins the cluster's members (ADR 0004).
 
+mod doctor;
+
 use std::collections::BTreeMap;
 
 use api::enrollment::Member;
@@ -7,6 +9,7 @@ use api::member::{DEFAULT_OVERLAY_PORT, LinkReport};
 use api::user::{NetworkMember, NetworkSettingsRequest, NetworkStatus};
 use clap::{Args, Subcommand, ValueEnum};
 use model::NodeId;
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::{HubRole, Mode};
 
 use crate::connection::ClusterArguments;
@@ -16,8 +19,10 @@ use crate::output::{self, Format, FormatArguments, Table, note};
 const EXAMPLES: &str = "\
 Examples:
   platform network                          mode, MTU, members, and what is not as it should be
+  platform network doctor                   measure every link, and say what is wrong with it
   platform network set --mode hubs          beyond 50 members: each has two or three peers
   platform network set --mtu 1380           where the machines' network has an MTU of 1460
+  platform network set --private-networks 10.1.0.0/16    what egress `all` reaches beside the internet
   platform nodes label n1 hub=preferred     n1 relays; hub=never keeps it from that
 Settings are followed live: connections go on.";
 
@@ -36,6 +41,7 @@ pub(crate) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     Set(SetArguments),
+    Doctor(doctor::Arguments),
 }
 
 /// How members reach one another.
@@ -47,12 +53,12 @@ enum ModeName {
     Hubs,
 }
 
-/// Change how members reach one another, and the MTU; followed live
+/// Change how members reach one another, the MTU, and the private networks of egress; followed live
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 struct SetArguments {
     /// How members reach one another
-    #[arg(long, value_enum, required_unless_present_any = ["local_mesh", "mtu"])]
+    #[arg(long, value_enum, required_unless_present_any = ["local_mesh", "mtu", "private_networks"])]
     mode: Option<ModeName>,
     /// With hubs: in a region of up to so many members, those that are no hubs are peers of each other too
     #[arg(long, value_name = "MEMBERS")]
@@ -60,13 +66,19 @@ struct SetArguments {
     /// MTU of the overlay, the taps and the guests, in bytes: that of the machines' network without 80
     #[arg(long, value_name = "BYTES")]
     mtu: Option<u32>,
+    /// Private networks that instances with egress `all` reach: `all` (10.0.0.0/8, 172.16.0.0/12, 192.168.0.0/16 and 198.18.0.0/15), `none`, or some of these
+    /// with commas between
+    #[arg(long, value_name = "CIDR[,CIDR..]")]
+    private_networks: Option<PrivateNetworks>,
     #[command(flatten)]
     cluster: ClusterArguments,
 }
 
 pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
-    if let Some(Command::Set(arguments)) = arguments.command {
-        return set(arguments).await;
+    match arguments.command {
+        Some(Command::Set(arguments)) => return set(arguments).await,
+        Some(Command::Doctor(arguments)) => return doctor::run(arguments).await,
+        None => {}
     }
     let status = arguments.cluster.connect()?.network().await?;
     if arguments.format.format == Format::Json {
@@ -101,6 +113,7 @@ async fn set(arguments: SetArguments) -> Result<(), Failure> {
     let request = NetworkSettingsRequest {
         mode,
         mtu: arguments.mtu,
+        private_networks: arguments.private_networks,
     };
     let status = client.set_network(&request).await?;
     output::line(heading(&status))?;
@@ -115,7 +128,10 @@ fn heading(status: &NetworkStatus) -> String {
         Mode::Hubs { local_mesh } => format!("hubs, mesh in regions of up to {local_mesh}"),
     };
     let (members, mtu, prefix) = (status.members.len(), status.mtu, status.prefix);
-    format!("{mode}; MTU {mtu}; {prefix}/48; {members} members")
+    let private = &status.private_networks;
+    format!(
+        "{mode}; MTU {mtu}; {prefix}/48; {members} members; private networks of egress: {private}"
+    )
 }
 
 fn table(status: &NetworkStatus) -> Table {
@@ -136,12 +152,14 @@ fn table(status: &NetworkStatus) -> Table {
         let endpoint = member
             .endpoint
             .map_or_else(|| "-".to_owned(), |endpoint| endpoint.to_string());
+        // It has not applied the last change that concerns it, as far as is known.
+        let behind = if member.is_behind { ", behind" } else { "" };
         let nat = if member.is_behind_nat { " (NAT)" } else { "" };
         table.row([
             id(member),
             member.name.clone(),
             member.region.clone(),
-            role(member, &names),
+            format!("{}{behind}", role(member, &names)),
             format!("{endpoint}{nat}"),
             member.peers.to_string(),
             handshakes(&member.links),
@@ -198,6 +216,9 @@ fn warn(status: &NetworkStatus) {
     for warning in &status.warnings {
         note(format!("warning: {}", warning.message));
         note(format!("  hint: {}", warning.hint));
+    }
+    if !status.warnings.is_empty() {
+        note("`platform network doctor` measures every link, and says more");
     }
     let is_small = status.members.len() < 2;
     if is_small && status.warnings.is_empty() {

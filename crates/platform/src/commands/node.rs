@@ -91,9 +91,20 @@ struct ApplicantArguments {
     /// Name of the node in the cluster [default: the host name]
     #[arg(long)]
     name: Option<String>,
-    /// The region this machine is in
-    #[arg(long, default_value = "local")]
-    region: String,
+    /// The region this machine is in [default: local]
+    #[arg(long)]
+    region: Option<String>,
+}
+
+impl ApplicantArguments {
+    fn given(&self) -> joining::Given {
+        joining::Given {
+            server: self.server.clone(),
+            name: self.name.clone(),
+            region: self.region.clone(),
+            token: self.token.is_given(),
+        }
+    }
 }
 
 /// What `node join` keeps for later starts.
@@ -171,7 +182,7 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
     } = arguments;
     run.log.start()?;
     service::close_to_others();
-    let data_dir = run.folders.data_dir.clone();
+    let (data_dir, run_dir) = (run.folders.data_dir.clone(), run.folders.run_dir.clone());
     let kept: KeptNodeOptions = role_options::load(&data_dir).await?.unwrap_or_default();
     let wanted = run.options.kept().or(kept.clone());
     let known = if again {
@@ -180,7 +191,7 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         membership(&data_dir).await?
     };
     if let Some(member) = known {
-        joining::note_known(&member);
+        joining::note_known(&member, &run.applicant.given());
         if wanted != kept {
             role_options::keep(&data_dir, &wanted).await?;
             service::note_changed("node");
@@ -201,10 +212,13 @@ async fn join(arguments: JoinArguments) -> Result<(), Failure> {
         let joined = joining::or_who_it_was(joined, &data_dir).await?;
         joining::print(&joined).await?;
     }
+    let given = [("--run-dir", run_dir.as_path())];
+    let has_own = run_dir != Path::new(RUN_DIR);
     service::start(Start {
         role: "node",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
+        folders: if has_own { &given } else { &[] },
         by_hand: no_start,
         restart: again,
     })
@@ -232,7 +246,7 @@ async fn options(
         server: applicant.server,
         token: applicant.token.read().await?,
         name: applicant.name.unwrap_or_else(host_name),
-        region: applicant.region,
+        region: applicant.region.unwrap_or_else(joining::default_region),
         guest_dir,
         memory_bytes: kept.memory_bytes,
         image_cache_bytes: kept.image_cache_bytes,

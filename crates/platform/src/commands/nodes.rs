@@ -142,6 +142,9 @@ fn table(nodes: &[NodeRow]) -> Table {
         for unreadable in &node.unreadable_records {
             table.note(&unreadable_note(unreadable));
         }
+        for warning in &node.warnings {
+            table.note(&format!("warning: {warning}"));
+        }
         for exceeded in &node.exceeded {
             table.note(&format!("left out of its report: {exceeded}"));
         }

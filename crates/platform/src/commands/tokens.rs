@@ -73,10 +73,18 @@ pub(crate) struct ListArguments {
 #[derive(Debug, Args)]
 pub(crate) struct RevokeArguments {
     /// Id of the token, as `platform tokens list` shows it
-    #[arg(value_name = "TOKEN")]
+    #[arg(value_name = "TOKEN", value_parser = parse_id)]
     token: String,
     #[command(flatten)]
     cluster: ClusterArguments,
+}
+
+/// The id of a token: hexadecimal digits.
+fn parse_id(text: &str) -> Result<String, String> {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text.to_ascii_lowercase());
+    }
+    Err("the id of a token is hexadecimal digits, such as 4f1c0a9b27de; `platform tokens list` shows them".to_owned())
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -208,6 +216,14 @@ mod tests {
     use model::Timestamp;
 
     use super::*;
+
+    #[test]
+    fn an_id_that_is_none_is_refused_before_anybody_is_asked() {
+        assert_eq!(parse_id("4F1C0a9b27de"), Ok("4f1c0a9b27de".to_owned()));
+        for wrong in ["", " ", "pt2_secret", "../nodes", "4f1c 0a9b"] {
+            assert!(parse_id(wrong).is_err(), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_cloud_init_file_has_the_token_on_no_command_line() {

@@ -95,7 +95,8 @@ fn case_an_app_that_fills_the_disk_is_told_so_and_its_neighbour_serves_every_req
         rows.into_iter().find(|row| row["id"] == id).unwrap()
     };
     let detail = |id: &str| row(id)["report"]["detail"].as_str().unwrap().to_owned();
-    let neighbour = Neighbour::start(cluster.edge());
+    // Its page writes a file, in blocks of its disk that the node may have no room for: nobody can promise those.
+    let neighbour = Neighbour::asking(cluster.edge(), "/healthz");
 
     // Somebody else on the machine takes what was promised to guests.
     let folder = cluster.path("node");

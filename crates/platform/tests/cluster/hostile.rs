@@ -86,13 +86,18 @@ pub(crate) struct Neighbour {
 
 impl Neighbour {
     pub(crate) fn start(edge: SocketAddr) -> Self {
+        Self::asking(edge, "/")
+    }
+
+    /// Requests this path of it.
+    pub(crate) fn asking(edge: SocketAddr, path: &'static str) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
         let asking = std::thread::spawn(move || {
             let (mut count, mut slowest) = (0, Duration::ZERO);
             while !stopped.load(Ordering::Relaxed) {
                 let begun = Instant::now();
-                let (status, body) = get(edge, HOST, "/");
+                let (status, body) = get(edge, HOST, path);
                 assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
                 count += 1;
                 slowest = slowest.max(begun.elapsed());

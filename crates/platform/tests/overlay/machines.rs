@@ -108,6 +108,11 @@ pub(crate) fn wait_for(what: &str, mut is: impl FnMut() -> bool) {
 impl Machines {
     /// A server with a registry, so many nodes, and an edge.
     pub(crate) fn start(nodes: u32) -> Self {
+        Self::start_with(nodes, None)
+    }
+
+    /// The same, with one node behind a NAT that forwards nothing to it.
+    pub(crate) fn start_with(nodes: u32, behind_nat: Option<u32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for folder in ["target/release", "guest"] {
             fs::create_dir_all(dir.path().join(folder)).unwrap();
@@ -123,11 +128,20 @@ impl Machines {
         Self::make_machine("server", 1);
         Self::make_machine("edge", 2);
         for node in 1..=nodes {
-            Self::make_machine(&format!("n{node}"), 10 + node);
+            let (name, number) = (format!("n{node}"), 10 + node);
+            if behind_nat == Some(node) {
+                Self::make_machine_behind_nat(&name, number);
+            } else {
+                Self::make_machine(&name, number);
+            }
         }
         machines.start_server();
         for node in 1..=nodes {
             machines.join("node", &format!("n{node}"));
+            // One after the other: names are then as numbers are.
+            wait_for("a node that joined", || {
+                machines.json(&["nodes"]).as_array().unwrap().len() == node as usize
+            });
         }
         machines.join("edge", "edge");
         wait_for("every node", || {
@@ -147,6 +161,57 @@ impl Machines {
         ip(&format!("-n {name} link set lo up"));
         ip(&format!("-n {name} link set eth0 up"));
         ip(&format!("-n {name} addr add 198.18.7.{number}/24 dev eth0"));
+    }
+
+    /// A machine whose address nobody sees: a NAT has the one on the switch.
+    fn make_machine_behind_nat(name: &str, number: u32) {
+        Self::make_machine("nat", number);
+        run("ip", &["netns", "add", name]);
+        ip(&format!(
+            "link add inner netns nat type veth peer name eth0 netns {name}"
+        ));
+        ip("-n nat addr add 192.168.77.1/24 dev inner");
+        ip("-n nat link set inner up");
+        ip(&format!("-n {name} link set lo up"));
+        ip(&format!("-n {name} link set eth0 up"));
+        ip(&format!("-n {name} addr add 192.168.77.2/24 dev eth0"));
+        ip(&format!("-n {name} route add default via 192.168.77.1"));
+        let rules = "table ip nat { chain post { type nat hook postrouting priority srcnat; oifname eth0 masquerade random; }; }";
+        run(
+            "nsenter",
+            &[
+                "--net=/run/netns/nat",
+                "sysctl",
+                "-qw",
+                "net.ipv4.ip_forward=1",
+            ],
+        );
+        run("nsenter", &["--net=/run/netns/nat", "nft", rules]);
+    }
+
+    /// Cuts a machine off from all others, or ends that.
+    pub(crate) fn cut(name: &str, off: bool) {
+        let number = match name {
+            "server" => 1,
+            "edge" => 2,
+            node => 10 + node.trim_start_matches('n').parse::<u32>().unwrap(),
+        };
+        let state = if off { "down" } else { "up" };
+        ip(&format!("-n switch link set p{number} {state}"));
+    }
+
+    /// The name of the network namespace in which a node has its instances.
+    pub(crate) fn namespace_of(node: &str) -> String {
+        let links = run("ip", &["-n", node, "-brief", "link"]);
+        let mut words = links.split_whitespace();
+        let link = words.find(|word| word.starts_with("plat-")).unwrap();
+        let suffix = link.split('@').next().unwrap().trim_start_matches("plat-");
+        format!("platform-{suffix}")
+    }
+
+    /// Pings an address from the worker of an env until it is stopped.
+    pub(crate) fn ping(&self, env: &str, address: &str) -> Pings {
+        Pings::start(self.exec(env, "worker", &format!("ping -i 0.1 {address}")))
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -369,5 +434,64 @@ impl Machines {
     pub(crate) fn node_of(&self, env: &str, address: &str) -> String {
         let mut instances = self.instances(env).into_iter();
         instances.find(|(.., at)| at == address).unwrap().1
+    }
+}
+
+/// Answers to pings, and when each came.
+pub(crate) struct Pings {
+    child: Child,
+    came: std::sync::Arc<std::sync::Mutex<Vec<Instant>>>,
+}
+
+impl Pings {
+    fn start(mut command: Command) -> Self {
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let output = std::io::BufReader::new(child.stdout.take().unwrap());
+        let came = std::sync::Arc::<std::sync::Mutex<Vec<Instant>>>::default();
+        let seen = std::sync::Arc::clone(&came);
+        std::thread::spawn(move || {
+            for line in std::io::BufRead::lines(output).map_while(Result::ok) {
+                if line.contains("seq=") {
+                    seen.lock().unwrap().push(Instant::now());
+                }
+            }
+        });
+        let pings = Self { child, came };
+        wait_for("answers to pings", || pings.count() > 5);
+        pings
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.came.lock().unwrap().len()
+    }
+
+    /// Waits until more answers have come than now.
+    pub(crate) fn wait_for_more(&self, what: &str) {
+        let before = self.count();
+        wait_for(what, || self.count() > before + 5);
+    }
+
+    /// Waits until no answer has come for so long.
+    pub(crate) fn wait_for_silence(&self, how_long: Duration) {
+        wait_for("silence", || {
+            self.came.lock().unwrap().last().unwrap().elapsed() > how_long
+        });
+    }
+
+    /// The longest time without an answer, from an instant on.
+    pub(crate) fn longest_gap(&self, from: Instant) -> Duration {
+        let came = self.came.lock().unwrap();
+        let at = came.partition_point(|at| *at < from).saturating_sub(1);
+        let gaps = came[at..].windows(2).map(|two| two[1] - two[0]);
+        gaps.max().unwrap_or_default()
+    }
+
+    pub(crate) fn stop(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }

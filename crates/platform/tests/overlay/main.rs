@@ -1,7 +1,12 @@
 //! Several machines: instances that find and reach each other by name over the overlay, and nothing that they may not.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod doctor;
+mod hub_death;
 mod machines;
+mod partition;
+mod roaming;
+mod underlay;
 
 use std::fs;
 use std::process::Stdio;
@@ -300,18 +305,13 @@ fn reboot(machines: &Machines, node: &str) {
                 .status();
         }
     }
-    let links = run("ip", &["-n", node, "-brief", "link"]);
-    let link = links
-        .split_whitespace()
-        .find(|word| word.starts_with("plat-"))
-        .unwrap();
-    let suffix = link.split('@').next().unwrap().trim_start_matches("plat-");
-    for pid in run("ip", &["netns", "pids", &format!("platform-{suffix}")]).split_whitespace() {
+    let namespace = Machines::namespace_of(node);
+    for pid in run("ip", &["netns", "pids", &namespace]).split_whitespace() {
         let _ = std::process::Command::new("kill")
             .args(["-9", pid])
             .status();
     }
-    let slirp = format!("/run/netns/platform-{suffix}");
+    let slirp = format!("/run/netns/{namespace}");
     for line in run("ps", &["-eo", "pid,args"]).lines() {
         let (pid, arguments) = line.trim().split_once(' ').unwrap_or_default();
         if arguments.contains(&slirp) {
@@ -320,6 +320,6 @@ fn reboot(machines: &Machines, node: &str) {
                 .status();
         }
     }
-    run("ip", &["netns", "delete", &format!("platform-{suffix}")]);
+    run("ip", &["netns", "delete", &namespace]);
     fs::remove_dir_all(&folder).unwrap();
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use api::enrollment::Member;
 use api::member::Approval;
 use model::{EdgeId, NodeId, Timestamp};
+use overlay::private_networks::PrivateNetworks;
 use overlay::topology::Mode;
 
 use super::{KeyChange, NewMember, Refused, change_node, ended};
@@ -14,6 +15,7 @@ use crate::changes::{Changes, Counters};
 use crate::cluster_state::{
     ClusterSettings, ClusterState, MemberIdentity, TokenHash, TokenRecord, VolumePhase,
 };
+use crate::numbers::{is_edge_free, is_overlay_number_free};
 use crate::underlay::RecordedUnderlay;
 
 /// Tokens that are looked at, and deleted where their time is over, when one is made.
@@ -58,7 +60,7 @@ pub(super) fn enroll(
             let is_known = cluster.has_node(*id);
             if is_known && is_replaced(Member::Node(*id)) {
                 changes = give_up_instances(cluster, *id, "its node was replaced", now);
-            } else if is_known || id.0 <= cluster.last_node {
+            } else if is_known || !is_overlay_number_free(cluster, *id) {
                 return Err(Refused::NodeExists(*id));
             }
             cluster.last_node = cluster.last_node.max(id.0);
@@ -71,14 +73,14 @@ pub(super) fn enroll(
             let may_join = if cluster.edges.contains_key(id) {
                 is_replaced(Member::Edge(*id))
             } else {
-                id.0 > cluster.last_edge
+                is_edge_free(cluster, *id)
             };
             if !may_join {
                 return Err(Refused::EdgeExists(*id));
             }
             if let Some(number) = edge.number {
                 let was = cluster.edges.get(id).and_then(|edge| edge.number);
-                if was != Some(number) && number.0 <= cluster.last_node {
+                if was != Some(number) && !is_overlay_number_free(cluster, number) {
                     return Err(Refused::NumberTaken(number));
                 }
                 cluster.last_node = cluster.last_node.max(number.0);
@@ -131,6 +133,7 @@ pub(super) fn remove_node(
         changes.volumes.insert(volume, None);
     }
     cluster.nodes.remove(&id);
+    cluster.freed.note_overlay(id, now);
     changes.nodes.insert(id, None);
     changes.then(next_membership(cluster));
     Ok(changes)
@@ -206,10 +209,10 @@ pub(super) fn set_underlay(
         Member::Edge(id) => {
             let edge = cluster.edges.get(&id).ok_or(Refused::NoEdge(id))?;
             if let (None, Some(number)) = (edge.number, number) {
-                if number.0 <= cluster.last_node {
+                if !is_overlay_number_free(cluster, number) {
                     return Err(Refused::NumberTaken(number));
                 }
-                cluster.last_node = number.0;
+                cluster.last_node = cluster.last_node.max(number.0);
             }
             let edge = cluster.edges.change(&id, |edge| {
                 edge.underlay = Some(underlay);
@@ -230,10 +233,13 @@ pub(super) fn set_network(
     cluster: &mut ClusterState,
     mode: Option<Mode>,
     mtu: Option<u32>,
+    private_networks: Option<&PrivateNetworks>,
 ) -> Changes {
+    let private_networks = private_networks.unwrap_or(&cluster.settings.private_networks);
     let settings = ClusterSettings {
         mode: mode.unwrap_or(cluster.settings.mode),
         mtu: mtu.unwrap_or(cluster.settings.mtu),
+        private_networks: private_networks.clone(),
         ..cluster.settings.clone()
     };
     if settings == cluster.settings {
@@ -414,10 +420,16 @@ pub(super) fn skip_numbers(cluster: &mut ClusterState, node: u16, edge: u16) -> 
 
 pub(super) fn remove_edge(cluster: &mut ClusterState, id: EdgeId) -> Result<Changes, Refused> {
     let edge = cluster.edges.get(&id).ok_or(Refused::NoEdge(id))?;
-    if !matches!(edge.identity.approval, Approval::Revoked { .. }) {
+    let Approval::Revoked { at } = edge.identity.approval else {
         return Err(Refused::EdgeNotRevoked(id));
-    }
+    };
+    // It has had none of its numbers since it was revoked.
+    let number = edge.number;
     cluster.edges.remove(&id);
+    cluster.freed.note_edge(id, at);
+    if let Some(number) = number {
+        cluster.freed.note_overlay(number, at);
+    }
     let mut changes = Changes::default();
     changes.edges.insert(id, None);
     changes.then(next_membership(cluster));

@@ -7,6 +7,7 @@ use model::instance::InstanceSpec;
 use model::{EnvKey, NodeId, ProcessName};
 
 use crate::cluster_state::CountedAs;
+use crate::node_protocol::NeededProtocol;
 
 /// How many times the processors of a node instances may ask for in all.
 pub const CPU_OVERCOMMIT: u64 = 8;
@@ -91,6 +92,8 @@ pub struct Demand<'a> {
     pub region: Option<&'a str>,
     /// The labels that its node must have.
     pub labels: &'a BTreeMap<String, String>,
+    /// What its node's agent must be able to do; absent: what all are.
+    pub protocol: Option<NeededProtocol>,
     /// The node that its volumes are on, and the name of one of them.
     pub pinned: Option<(NodeId, &'a str)>,
 }
@@ -104,6 +107,7 @@ pub(crate) struct Unplaced {
     pub(super) archs: Vec<String>,
     pub(super) region: Option<String>,
     pub(super) labels: BTreeMap<String, String>,
+    pub(super) protocol: Option<NeededProtocol>,
     pub(super) pinned: Option<(NodeId, String)>,
 }
 
@@ -123,6 +127,7 @@ impl Unplaced {
             archs: demand.archs.iter().map(|arch| (*arch).to_owned()).collect(),
             region: demand.region.map(str::to_owned),
             labels: demand.labels.clone(),
+            protocol: demand.protocol,
             pinned: demand.pinned.map(|(node, name)| (node, name.to_owned())),
         }
     }

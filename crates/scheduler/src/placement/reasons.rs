@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use model::NodeId;
 
 use super::demand::CPU_OVERCOMMIT;
+use crate::node_protocol::NeededProtocol;
 
 /// Why one node cannot take an instance.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +46,17 @@ pub enum IneligibleReason {
         /// The value that the node has for the key.
         has: Option<String>,
     },
+    /// Its agent is of a version that would ignore something of the instance.
+    #[error(
+        "its agent is too old for {} (protocol version {protocol}, and {} is needed): upgrade `platform` on it",
+        needed.what, needed.version
+    )]
+    Protocol {
+        /// The node's.
+        protocol: u32,
+        /// What the instance needs.
+        needed: NeededProtocol,
+    },
     /// Instances ask for as much CPU as it gives.
     #[error(
         "{promised} of {most} CPU are asked for already ({CPU_OVERCOMMIT} times its processors), {wanted} more are needed"
@@ -80,6 +92,7 @@ impl IneligibleReason {
             Self::Region { .. } => "are in another region",
             Self::Label { .. } => "do not have the labels",
             Self::Architecture { .. } => "have another architecture",
+            Self::Protocol { .. } => "have an agent that is too old",
             Self::Draining => "are being drained",
             Self::Cordoned => "are cordoned",
             Self::NotHeardYet => "have not reported yet since the server started",
@@ -200,7 +213,8 @@ impl PlacementError {
             IneligibleReason::Offline
             | IneligibleReason::NotHeardYet
             | IneligibleReason::Cordoned
-            | IneligibleReason::Draining => false,
+            | IneligibleReason::Draining
+            | IneligibleReason::Protocol { .. } => false,
             IneligibleReason::Architecture { .. }
             | IneligibleReason::Region { .. }
             | IneligibleReason::Label { .. }

@@ -5,8 +5,10 @@
 use super::*;
 use crate::cluster_state::{CountedAs, Subject, UnreadableRecord, VolumeKey};
 use crate::fixtures::{InstanceFixture, MIB, cluster, deploy, key, lapse, manifest, name, process};
+use crate::node_protocol::NeededProtocol;
 use api::enrollment::NodeDisk;
 use expect_test::{Expect, expect};
+use model::instance::EgressPolicy;
 use model::{Timestamp, VolumeId};
 
 fn check(cluster: &ClusterState, memory_mib: u64, expected: Expect) {
@@ -30,9 +32,49 @@ fn check_pinned(
         },
         archs: &["amd64"],
         region: None,
+        protocol: None,
         pinned,
     });
     expected.assert_eq(&chosen.map_or_else(|why| why.to_string(), |node| node.to_string()));
+}
+
+/// An agent that does not know what an instance asks for would ignore it.
+#[test]
+fn what_an_older_agent_would_ignore_goes_to_nodes_that_do_it() {
+    let mut cluster = with(&[]);
+    let set = |cluster: &mut ClusterState, number, protocol| {
+        cluster.nodes.get_mut(&NodeId(number)).unwrap().presence = Presence::Heard {
+            since: Timestamp(0),
+            protocol,
+        };
+    };
+    set(&mut cluster, 1, 3);
+    set(&mut cluster, 2, 3);
+    let choose = |cluster: &ClusterState, egress, pinned| {
+        let chosen = Placement::new(cluster).choose(&Demand {
+            labels: &BTreeMap::new(),
+            env: &key("shop/prod"),
+            process: &name("web"),
+            needs: Resources::default(),
+            archs: &["amd64"],
+            region: None,
+            protocol: NeededProtocol::of(egress),
+            pinned,
+        });
+        if let Err(error) = &chosen {
+            assert!(!error.is_the_fault_of_the_release(), "an upgrade helps");
+        }
+        chosen.map_or_else(|why| why.to_string(), |node| node.to_string())
+    };
+    assert_eq!(choose(&cluster, EgressPolicy::All, None), "n1");
+    assert_eq!(choose(&cluster, EgressPolicy::Internet, None), "n3");
+    assert_eq!(choose(&cluster, EgressPolicy::None, None), "n3");
+    let pinned = choose(&cluster, EgressPolicy::None, Some((NodeId(1), "data")));
+    expect![[r#"the node of its volume data cannot take it: node-1 (n1): its agent is too old for egress = "none" (protocol version 3, and 4 is needed): upgrade `platform` on it"#]].assert_eq(&pinned);
+    set(&mut cluster, 3, 3);
+    expect![[r#"no node can take it: node-1 (n1): its agent is too old for egress = "none" (protocol version 3, and 4 is needed): upgrade `platform` on it; node-2 (n2): its agent is too old for egress = "none" (protocol version 3, and 4 is needed): upgrade `platform` on it; node-3 (n3): its agent is too old for egress = "none" (protocol version 3, and 4 is needed): upgrade `platform` on it"#]].assert_eq(&choose(&cluster, EgressPolicy::None, None));
+    set(&mut cluster, 2, 4);
+    assert_eq!(choose(&cluster, EgressPolicy::None, None), "n2");
 }
 
 fn with(instances: &[(&'static str, u16)]) -> ClusterState {
@@ -217,6 +259,7 @@ fn case_disk_is_promised_like_memory() {
         needs,
         archs: &["amd64"],
         region: None,
+        protocol: None,
         pinned: None,
     });
     assert!(refused.unwrap_err().is_the_fault_of_the_release());
@@ -314,6 +357,7 @@ fn spread(regions: &[&str], asked: Option<&str>) -> Vec<u16> {
             needs: Resources::default(),
             archs: &["amd64"],
             region: asked,
+            protocol: None,
             pinned: None,
         });
         let node = node.unwrap().0;
@@ -354,6 +398,7 @@ fn case_a_region_without_room_and_too_many_cpu_requests_are_reasons() {
             },
             archs: &["amd64"],
             region,
+            protocol: None,
             pinned: None,
         });
         chosen.map_or_else(|why| why.to_string(), |node| node.to_string())
@@ -397,6 +442,7 @@ fn case_an_instance_goes_to_a_node_with_all_of_its_labels() {
             archs: &["amd64"],
             region: None,
             labels: &labels(wanted),
+            protocol: None,
             pinned: None,
         });
         chosen.map_err(|e| e.to_string())

@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::enrollment::{InstanceOverhead, NodeDisk};
 use api::node::{DriverChoice, InstanceReport, NodeReport};
+use api::protocol::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 use api::user::RolloutPhase;
-use model::instance::{InstanceState, Runs};
+use model::instance::{EgressPolicy, InstanceState, Runs};
 use model::{EnvNetwork, Generation, InstanceId, NodeId, ReleaseNumber, Timestamp};
 use overlay::address_plan::{EGRESS_BITS, egress_address};
 use proptest::prelude::*;
@@ -25,6 +26,7 @@ use crate::fixtures::{
     node, process, release, report, show, worker,
 };
 use crate::leader::Leader;
+use crate::node_protocol::NeededProtocol;
 use crate::placement::{Demand, Placement, Resources};
 use crate::routes::RouteIndex;
 
@@ -123,6 +125,12 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
                 node.presence = match (online, memory % 5) {
                     (true, _) => Presence::Heard {
                         since: Timestamp(memory),
+                        // Some agents are not upgraded yet.
+                        protocol: if memory % 11 < 4 {
+                            OLDEST_PROTOCOL_VERSION
+                        } else {
+                            PROTOCOL_VERSION
+                        },
                     },
                     (false, 0) => Presence::NotHeardYet,
                     (false, _) => Presence::Lapsed {
@@ -159,6 +167,11 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
                 web.deploy.max_surge = surge;
                 web.deploy.max_unavailable = unavailable;
                 web.deploy.auto_revert = auto_revert;
+                web.egress = [
+                    EgressPolicy::All,
+                    EgressPolicy::Internet,
+                    EgressPolicy::None,
+                ][count as usize % 3];
                 if surge == 2 {
                     web.deploy.release_command = Some(vec!["migrate".to_owned()]);
                 }
@@ -223,7 +236,8 @@ fn any_cluster_state() -> impl Strategy<Value = AnyState> {
 /// Something that happens to a cluster.
 #[derive(Debug, Clone)]
 enum Event {
-    Online(u16, bool),
+    /// By which version of the protocol, where it is heard.
+    Online(u16, Option<u32>),
     Scale(u32),
     Report(u16, bool, Vec<InstanceState>),
     Deploy(u32),
@@ -244,7 +258,8 @@ fn any_scheduling() -> impl Strategy<Value = Scheduling> {
 fn any_event() -> impl Strategy<Value = Event> {
     let said = prop::collection::vec(any_state(), 0..6);
     prop_oneof![
-        2 => (1_u16..5, any::<bool>()).prop_map(|(node, online)| Event::Online(node, online)),
+        2 => (1_u16..5, proptest::option::of(OLDEST_PROTOCOL_VERSION..=PROTOCOL_VERSION))
+            .prop_map(|(node, heard)| Event::Online(node, heard)),
         1 => (0_u32..5).prop_map(Event::Scale),
         4 => (1_u16..5, any::<bool>(), said).prop_map(|(n, current, said)| Event::Report(n, current, said)),
         1 => (0_u32..4).prop_map(Event::Deploy),
@@ -400,6 +415,7 @@ proptest! {
             archs: &["amd64"],
             region: None,
             labels: &BTreeMap::new(),
+            protocol: None,
             pinned: None,
         });
         // An error has the reason of each node.
@@ -436,7 +452,11 @@ proptest! {
                     }
                     prop_assert!(placed.spec.id.0 != 0);
                     prop_assert!(!cluster.ended.contains_key(&placed.spec.id));
-                    prop_assert!(cluster.nodes[&placed.node].is_online());
+                    let Presence::Heard { protocol, .. } = cluster.nodes[&placed.node].presence else {
+                        return Err(TestCaseError::fail("on a node that is not heard"));
+                    };
+                    let needed = NeededProtocol::of_spec(&placed.spec);
+                    prop_assert!(needed.is_none_or(|needed| needed.is_met_by(protocol)), "{needed:?} of {protocol}");
                 }
                 Action::Terminate { id, .. } => {
                     prop_assert!(!cluster.instances[id].is_terminating());

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use api::protocol::PROTOCOL_VERSION;
 use api::user::RolloutPhase;
 use manifest::{Process, Strategy};
 use model::instance::InstanceState;
@@ -231,7 +232,13 @@ fn case_a_deadline_counts_only_while_the_node_is_heard() {
     rollout.after(10 * 60_000);
     assert_eq!(rollout.phase(), RolloutPhase::Rolling);
     let since = rollout.now;
-    set(&mut rollout, Presence::Heard { since });
+    set(
+        &mut rollout,
+        Presence::Heard {
+            since,
+            protocol: PROTOCOL_VERSION,
+        },
+    );
     rollout.after(59_000);
     assert_eq!(rollout.phase(), RolloutPhase::Rolling);
     rollout.after(1_000);

@@ -16,6 +16,7 @@ use super::Pass;
 use super::view::{Goal, InstanceView, deploy_of, liveness_failure, terminate};
 use crate::action::{Action, PlacedInstance};
 use crate::cluster_state::{Env, Release, Rollout, Volume, VolumeKey};
+use crate::node_protocol::NeededProtocol;
 use crate::placement::{Demand, PlacementError, Resources, Unplaced};
 use crate::release::{Identity, ReleaseError, instance_spec};
 use crate::rollout::READY_DEADLINE_MS;
@@ -70,7 +71,7 @@ impl Task<'_> {
                 lost.push(view);
             } else if view.evicted && (view.ordinal.is_some() || view.is_expendable()) {
                 // One with volumes cannot be replaced before it is gone, nor elsewhere.
-                let reason = planner.drained_because(view.node);
+                let reason = planner.evicted_because(view);
                 terminate(planner, view, reason);
                 going.push(view);
             } else if view.evicted {
@@ -167,7 +168,7 @@ impl Task<'_> {
             may_go -= 1;
             healthy_may_go -= usize::from(is_healthy);
             let reason = if view.evicted {
-                planner.drained_because(view.node)
+                planner.evicted_because(view)
             } else {
                 format!("{} replaces it", self.goal.make)
             };
@@ -260,6 +261,7 @@ impl Task<'_> {
             archs: &archs,
             region: process.region.as_deref(),
             labels: &process.labels,
+            protocol: NeededProtocol::of(process.egress),
             pinned,
         };
         let node = planner.placement.choose(&demand).inspect_err(|_| {

@@ -7,12 +7,13 @@ use std::cmp::Reverse;
 
 use api::user::RolloutPhase;
 use manifest::Deploy;
-use model::instance::{InstanceState, RestartWhen, Runs};
+use model::instance::{InstanceSpec, InstanceState, RestartWhen, Runs};
 use model::{EnvKey, InstanceId, NodeId, ProcessName, ReleaseNumber, Timestamp};
 
 use super::{LOST_AFTER_MS, Pass, REPLACE_AFTER_MS, lost_at};
 use crate::action::Action;
 use crate::cluster_state::{Env, Instance, Node, Presence, ReleaseCommand, Rollout, Scheduling};
+use crate::node_protocol::NeededProtocol;
 use crate::placement::MassLoss;
 use crate::release::may_stay;
 use crate::rollout::{self, Evaluator, InstanceHealth};
@@ -41,7 +42,7 @@ pub(super) struct InstanceView {
     pub(super) lapsed: bool,
     /// Whether its node is given up, so that others take its place.
     pub(super) lost: bool,
-    /// Whether it is to be replaced on another node, because its own is drained.
+    /// Whether it is to be replaced on another node, because its own is drained, or has an agent that is too old for it.
     pub(super) evicted: bool,
     /// Whether its liveness check fails, so that it is to be replaced.
     pub(super) dead: bool,
@@ -144,10 +145,12 @@ pub(super) fn views(
                 lapsed: node.is_some_and(Node::has_lapsed),
                 lost: planner.is_lost(instance),
                 evicted: match node.map(|node| node.scheduling) {
-                    Some(Scheduling::Draining { with_volumes }) => {
-                        with_volumes || spec.volumes.is_empty()
+                    Some(Scheduling::Draining { with_volumes: true }) => true,
+                    Some(Scheduling::Draining { .. }) => spec.volumes.is_empty(),
+                    Some(Scheduling::Schedulable | Scheduling::Cordoned) => {
+                        spec.volumes.is_empty() && too_old_for(node, spec).is_some()
                     }
-                    Some(Scheduling::Schedulable | Scheduling::Cordoned) | None => false,
+                    None => false,
                 },
                 terminating: instance.is_terminating(),
                 was_ready: instance.was_ready(),
@@ -155,6 +158,14 @@ pub(super) fn views(
             }
         })
         .collect()
+}
+
+/// What an instance needs that the agent of its node, which is heard, does not do.
+fn too_old_for(node: Option<&Node>, spec: &InstanceSpec) -> Option<NeededProtocol> {
+    let Presence::Heard { protocol, .. } = node?.presence else {
+        return None;
+    };
+    NeededProtocol::of_spec(spec).filter(|needed| !needed.is_met_by(protocol))
 }
 
 /// Why an instance is dead although its app runs. One that is never to be started again is not replaced.
@@ -195,8 +206,20 @@ impl Pass<'_, '_> {
             && self.placement.too_many_lapsed().is_none()
     }
 
-    pub(super) fn drained_because(&self, node: NodeId) -> String {
-        format!("{} is being drained", self.node_name(node))
+    pub(super) fn evicted_because(&self, view: &InstanceView) -> String {
+        let (node, name) = (
+            self.working.nodes.get(&view.node),
+            self.node_name(view.node),
+        );
+        let instance = self.working.instances.get(&view.id);
+        let is_drained =
+            node.is_some_and(|node| matches!(node.scheduling, Scheduling::Draining { .. }));
+        match instance.and_then(|instance| too_old_for(node, &instance.spec)) {
+            Some(needed) if !is_drained => {
+                format!("the agent of {name} is too old for {}", needed.what)
+            }
+            _ => format!("{name} is being drained"),
+        }
     }
 
     pub(super) fn node_name(&self, node: NodeId) -> &str {

@@ -38,6 +38,7 @@ pub(crate) fn settings() -> ClusterSettings {
         prefix: "fd12:3456:789a::".parse().unwrap(),
         mtu: 1420,
         mode: overlay::topology::Mode::default(),
+        private_networks: overlay::private_networks::PrivateNetworks::default(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Each check: a fact of the machine, and what it means.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rustix::process::Resource;
 use tokio::process::Command;
 
 use super::finding::Finding;
-use super::listeners;
+use super::listeners::{self, Protocol};
 use crate::units;
 
 /// Disk and memory below which a role does not do its work, and below which it is short of them, in bytes.
@@ -291,7 +291,7 @@ pub(super) fn port(check: &'static str, address: SocketAddr) -> Finding {
     match TcpListener::bind(address) {
         Ok(_) => Finding::ok(check, format!("{address} is free")),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let programs = listeners::programs(address.port());
+            let programs = listeners::programs(Protocol::Tcp, address.port());
             if programs.iter().any(|program| program == "platform") {
                 return Finding::ok(check, format!("platform listens on {address}"));
             }
@@ -307,6 +307,40 @@ pub(super) fn port(check: &'static str, address: SocketAddr) -> Finding {
             check,
             format!("{address} cannot be listened on: {error}"),
             "choose an address of this machine with --listen of `server init` or `edge join`",
+        ),
+    }
+}
+
+/// The UDP port of a member's WireGuard. `is_member`: the role runs here, so that the kernel's own socket may be its interface's. Blocks.
+pub(super) fn overlay_port(check: &'static str, port: u16, is_member: bool) -> Finding {
+    let mend = "end it, or choose another port with --overlay-port of `node join` or `edge join`";
+    match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)) {
+        Ok(_) => Finding::ok(check, format!("UDP {port} is free")),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let programs = listeners::programs(Protocol::Udp, port);
+            if programs.iter().any(|program| program == "platform") {
+                return Finding::ok(check, format!("platform listens on UDP {port}"));
+            }
+            if !programs.is_empty() {
+                let who = programs.into_iter().collect::<Vec<_>>().join(", ");
+                return Finding::missing(check, format!("{who} listens on UDP {port}"), mend);
+            }
+            let found = format!("WireGuard of the kernel listens on UDP {port}");
+            if is_member {
+                Finding::ok(check, found)
+            } else {
+                // As of wg-quick.
+                Finding::missing(
+                    check,
+                    format!("{found}: an interface of another program"),
+                    mend,
+                )
+            }
+        }
+        Err(error) => Finding::missing(
+            check,
+            format!("UDP {port} cannot be listened on: {error}"),
+            "the kernel needs IPv6 for the overlay: boot without ipv6.disable=1",
         ),
     }
 }
@@ -382,6 +416,23 @@ mod tests {
         }
         let anothers = port("port", "192.0.2.1:1".parse().unwrap());
         assert_eq!(anothers.severity, Severity::Missing);
+    }
+
+    #[test]
+    fn a_taken_port_of_wireguard_is_missing_and_its_program_is_named() {
+        let socket = UdpSocket::bind("[::]:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let taken = overlay_port("port", port, true);
+        assert_eq!(taken.severity, Severity::Missing);
+        let own = std::fs::read_to_string("/proc/self/comm").unwrap();
+        assert!(taken.found.contains(own.trim()), "{taken:?}");
+        assert!(taken.mend.unwrap().contains("--overlay-port"));
+        drop(socket);
+        // Another test's child may have it until it executes its program.
+        let end = std::time::Instant::now() + PATIENCE;
+        while overlay_port("port", port, false).severity != Severity::Ok {
+            assert!(std::time::Instant::now() < end, "{port} is not free");
+        }
     }
 
     #[test]

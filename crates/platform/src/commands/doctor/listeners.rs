@@ -4,15 +4,35 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// The state of a listening socket in `/proc/net/tcp` (tcp_states.h).
-const LISTENING: &str = "0A";
+/// A protocol whose sockets the kernel lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Tcp,
+    Udp,
+}
 
-/// The names of the programs that listen on this TCP port, as far as they can be seen. Blocks.
-pub(super) fn programs(port: u16) -> BTreeSet<String> {
-    let sockets: BTreeSet<String> = ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
+impl Protocol {
+    fn tables(self) -> [&'static str; 2] {
+        match self {
+            Self::Tcp => ["/proc/net/tcp", "/proc/net/tcp6"],
+            Self::Udp => ["/proc/net/udp", "/proc/net/udp6"],
+        }
+    }
+
+    /// The state of a socket that waits for whoever comes (tcp_states.h): of TCP it listens, of UDP it is not connected.
+    fn listening(self) -> &'static str {
+        match self {
+            Self::Tcp => "0A",
+            Self::Udp => "07",
+        }
+    }
+}
+
+/// The names of the programs that listen on this port, as far as they can be seen; none where the kernel itself does. Blocks.
+pub(super) fn programs(protocol: Protocol, port: u16) -> BTreeSet<String> {
+    let sockets: BTreeSet<String> = (protocol.tables().iter())
         .filter_map(|file| fs::read_to_string(file).ok())
-        .flat_map(|table| inodes(&table, port))
+        .flat_map(|table| inodes(&table, protocol, port))
         .map(|inode| format!("socket:[{inode}]"))
         .collect();
     let mut programs = BTreeSet::new();
@@ -39,7 +59,7 @@ fn holds(process: &Path, sockets: &BTreeSet<String>) -> bool {
 }
 
 /// The inodes of the sockets that listen on this port, of a table as in `/proc/net/tcp`.
-fn inodes(table: &str, port: u16) -> Vec<String> {
+fn inodes(table: &str, protocol: Protocol, port: u16) -> Vec<String> {
     table
         .lines()
         .skip(1)
@@ -47,7 +67,7 @@ fn inodes(table: &str, port: u16) -> Vec<String> {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let (_, local_port) = fields.get(1)?.rsplit_once(':')?;
             let is_ours = u16::from_str_radix(local_port, 16).ok()? == port;
-            (is_ours && fields.get(3) == Some(&LISTENING))
+            (is_ours && fields.get(3) == Some(&protocol.listening()))
                 .then(|| fields.get(9).map(|&i| i.to_owned()))?
         })
         .collect()
@@ -65,8 +85,9 @@ mod tests {
             0: 0100007F:1CE8 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4242 1 0\n\
             1: 0100007F:1CE8 0100007F:C001 01 00000000:00000000 00:00000000 00000000     0        0 4243 1 0\n\
             2: 0100007F:0050 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4244 1 0\n";
-        assert_eq!(inodes(table, 7400), ["4242"]);
-        assert_eq!(inodes(table, 81), [""; 0]);
+        assert_eq!(inodes(table, Protocol::Tcp, 7400), ["4242"]);
+        assert_eq!(inodes(table, Protocol::Tcp, 81), [""; 0]);
+        assert_eq!(inodes(table, Protocol::Udp, 7400), [""; 0]);
     }
 
     #[test]
@@ -75,8 +96,12 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         let own = fs::read_to_string("/proc/self/comm").unwrap();
         // Another test's child may have it too, until it executes its program.
-        let found = programs(port);
+        let found = programs(Protocol::Tcp, port);
         assert!(found.contains(own.trim()), "{found:?} {own}");
         drop(listener);
+        let socket = std::net::UdpSocket::bind("[::]:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        let found = programs(Protocol::Udp, port);
+        assert!(found.contains(own.trim()), "{found:?} {own}");
     }
 }

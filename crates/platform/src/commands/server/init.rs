@@ -73,6 +73,7 @@ pub(super) async fn run(arguments: Arguments) -> Result<(), Failure> {
         role: "server",
         data_dir: &data_dir,
         unit_data_dir: Path::new(DATA_DIR),
+        folders: &[],
         by_hand: arguments.no_start,
         restart: false,
     })

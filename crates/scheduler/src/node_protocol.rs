@@ -1,0 +1,47 @@
+//! What an instance may ask of its node that nodes of an older protocol version do not do.
+//!
+//! An agent ignores what it does not know of an instance's spec: one that knew no `egress` would run an env of `egress = "none"` with all of it. So such an
+//! instance goes only to a node whose agent speaks a version that does it. What an instance is to be kept from, or must have, is named here when it is
+//! added to the spec, with the version of [`api::protocol`] that it came with; placement and the planner ask here and nowhere else.
+//!
+//! An instance on a node that is too old for it, because its agent was put back to an older version, goes to another node, as from one that is drained.
+//! One with volumes stays with them.
+
+use model::instance::{EgressPolicy, InstanceSpec};
+
+/// The version of the protocol from which on agents obey `egress`.
+const EGRESS_SINCE: u32 = 4;
+
+/// What is asked of a node's agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NeededProtocol {
+    /// The version of the protocol from which on agents do it.
+    pub version: u32,
+    /// What it is, as the manifest has it.
+    pub what: &'static str,
+}
+
+impl NeededProtocol {
+    /// What an instance of this egress needs; absent: what every node that is served does.
+    pub fn of(egress: EgressPolicy) -> Option<Self> {
+        let what = match egress {
+            EgressPolicy::All => return None,
+            EgressPolicy::Internet => "egress = \"internet\"",
+            EgressPolicy::None => "egress = \"none\"",
+        };
+        Some(Self {
+            version: EGRESS_SINCE,
+            what,
+        })
+    }
+
+    /// What a placed instance needs.
+    pub fn of_spec(spec: &InstanceSpec) -> Option<Self> {
+        Self::of(spec.egress)
+    }
+
+    /// Whether a node of this version does it.
+    pub fn is_met_by(self, protocol: u32) -> bool {
+        protocol >= self.version
+    }
+}
