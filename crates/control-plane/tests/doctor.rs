@@ -179,9 +179,10 @@ async fn members_that_call_measure_and_what_they_say_is_theirs_alone() {
     let links: Vec<u16> = first.links.keys().map(|number| number.0).collect();
     assert_eq!(links, [2, 3, 4], "of its peers only");
     assert!(first.relayed.is_empty() && first.kernel.len() <= 128);
-    assert_eq!(first.clock_ahead_ms, Some(0));
+    // Two times in milliseconds are compared: one more is none.
+    assert!(first.clock_ahead_ms.unwrap().abs() <= 10);
     let ahead = diagnosis.members[1].clock_ahead_ms.unwrap();
-    assert!((100_000..=120_000).contains(&ahead), "{ahead}");
+    assert!((100_000..=120_010).contains(&ahead), "{ahead}");
     assert_eq!(
         codes(&diagnosis),
         [

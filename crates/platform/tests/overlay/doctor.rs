@@ -43,7 +43,7 @@ fn the_doctor_names_what_is_broken_and_what_to_do() {
     assert_eq!(members.len(), 3, "{diagnosis:#}");
     for member in members {
         assert_eq!(member["state"], "measured");
-        assert_eq!(member["clock_ahead_ms"], 0);
+        assert!(member["clock_ahead_ms"].as_i64().unwrap().abs() <= 10);
         let links = member["links"].as_object().unwrap();
         assert_eq!(links.len(), 2);
         assert!(links.values().all(|link| link["mtu"] == 1420), "{links:#?}");
