@@ -8,7 +8,7 @@ set -euo pipefail
 # To build: a C compiler and what our dependencies' C code is configured with.
 packages=(gcc g++ libc6-dev make cmake pkg-config)
 # To run: the VMM, the network, a registry.
-packages+=(qemu-system-x86 nftables iproute2 slirp4netns docker-registry curl ca-certificates)
+packages+=(qemu-system-x86 nftables iproute2 procps slirp4netns docker-registry curl ca-certificates)
 # To make images of Debian packages, and to check the root disks made of them.
 packages+=(mmdebstrap umoci skopeo e2fsprogs busybox-static shellcheck)
 # For the test that a guest runs iptables.

@@ -18,6 +18,7 @@ use model::NodeId;
 use node_network::{Network, NetworkSettings, OVERLAY_LINK, OverlayAccess};
 use overlay_member::{Place, measure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::sync::Barrier;
 use wireguard::interface::{Interface, InterfaceOptions};
 use wireguard::process::ProcessOptions;
 use wireguard::settings::{PeerSettings, Prefix, PrivateKey, Settings};
@@ -267,8 +268,8 @@ impl Node {
         serde_json::from_value(state).unwrap()
     }
 
-    /// Measures, while it answers others.
-    async fn measure(&self, other: &Self) -> Measurement {
+    /// Measures, and answers others until all have measured.
+    async fn measure(&self, other: &Self, all: &Barrier) -> Measurement {
         let state = self.state(other);
         let interface = Interface::ensure(&self.options()).await.unwrap();
         let place = self.place();
@@ -286,8 +287,7 @@ impl Node {
             within_ms: 30_000,
         };
         let measured = measure::measure(&place, Some(&interface), &state, &request).await;
-        // The other one may not be done yet.
-        tokio::time::sleep(Duration::from_secs(3)).await;
+        all.wait().await;
         serving.abort();
         measured
     }
@@ -319,10 +319,11 @@ fn two_nodes(mtu: u32) -> [Node; 2] {
 
 /// What both measure at the same time: of the other, the whole.
 fn both([a, b]: &[Node; 2]) -> [(LinkMeasurement, Measurement); 2] {
+    let all = Barrier::new(2);
     let measured = std::thread::scope(|scope| {
         let (of_a, of_b) = (
-            scope.spawn(|| on("a", || a.measure(b))),
-            scope.spawn(|| on("b", || b.measure(a))),
+            scope.spawn(|| on("a", || a.measure(b, &all))),
+            scope.spawn(|| on("b", || b.measure(a, &all))),
         );
         [of_a.join().unwrap(), of_b.join().unwrap()]
     });
